@@ -1,0 +1,46 @@
+"""When a job is tried again, and the ladder of waits that carries it there.
+
+`delay = min(base * 2^n + jitter, cap)` with `jitter` in `[0, 0.3 * base * 2^n]`, n being the retries already made.
+Every wait queue has one time to live, so that no message waits behind a longer one. The rungs are the ends of the
+slices into which each retry's jitter range is cut: the smallest rung that is not shorter than the delay is late by
+one slice at most, which is 7.5 % of the delay.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cached_property
+
+JITTER = 0.3
+SLICES = 4
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """The retry formula with its settings; delays are milliseconds."""
+
+    base_ms: int
+    cap_ms: int
+    max_retries: int
+
+    def delay_ms(self, retries_made: int, fraction: float) -> int:
+        """Return the wait before the next try; `fraction` in [0, 1) is the jitter's share of its range."""
+        step = self.base_ms * 2 ** min(retries_made, 63)
+        return min(round(step + fraction * JITTER * step), self.cap_ms)
+
+    @cached_property
+    def rungs_ms(self) -> tuple[int, ...]:
+        """Every wait queue's time to live, ascending; the longest is the cap or the last retry's longest delay."""
+        rungs: set[int] = set()
+        for retries_made in range(max(self.max_retries, 1)):
+            step = self.base_ms * 2 ** min(retries_made, 63)
+            rungs |= {
+                min(-int(-(step + JITTER * step * cut / SLICES) // 1), self.cap_ms) for cut in range(1, SLICES + 1)
+            }
+            if step >= self.cap_ms:
+                break
+        return tuple(sorted(rungs))
+
+    def rung_ms(self, delay_ms: int) -> int:
+        """Return the shortest wait queue that is not shorter than `delay_ms` (the longest, if none is)."""
+        place = bisect_left(self.rungs_ms, delay_ms)
+        return self.rungs_ms[min(place, len(self.rungs_ms) - 1)]

@@ -1,0 +1,104 @@
+"""The two verdicts on a job: `admit` before an attempt, `decide` after it. Nowhere else is a job's fate chosen."""
+
+from dataclasses import dataclass
+from typing import Literal, assert_never, get_args
+
+from .backoff import Backoff
+from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
+
+Ending = Literal["sent", "duplicate", "superseded"]
+"""How a job ends well: it is acknowledged and leaves no letter behind."""
+
+Reason = Literal["malformed", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
+"""Why a job lies in the dead letter queue (`x-otp-reason`). Dashboards depend on these words."""
+
+ENDINGS: tuple[str, ...] = (*get_args(Ending), *get_args(Reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done: acknowledge."""
+
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `delay_ms`; `attempt` is the number of attempts made so far, this one included."""
+
+    delay_ms: int
+    attempt: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Wait in the broker instead of in this worker, with no attempt counted: the gate has been closed too long."""
+
+    delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Lay it in the dead letter queue; `error` holds no secret, `attempt` is the number of attempts made."""
+
+    reason: Reason
+    error: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep it unsettled behind the closed gate; no attempt is counted."""
+
+
+Final = Ack | Retry | Park | Dead
+Settlement = Final | Hold
+
+
+def admit(*, now_ms: int, expires_ms: int, attempts_made: int) -> Dead | None:
+    """Judge a job before any work is spent on it; `None` lets it pass."""
+    return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else None
+
+
+def decide(
+    outcome: Outcome, *, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff, fraction: float
+) -> Settlement:
+    """Turn what an attempt met into the job's settlement.
+
+    `attempts_made` counts the attempts before this one, times are milliseconds since 1970,
+    `fraction` in [0, 1) is the randomness of the back-off's jitter.
+    """
+    match outcome:
+        case Accepted():
+            return Ack("sent")
+        case Rejected(reply):
+            return Dead("rejected", str(reply), attempts_made + 1)
+        case Broken(error):
+            return Dead("crashed", error, attempts_made)
+        case Deferred(reply):
+            return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction)
+        case Uncertain(error):
+            return _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
+        case Unavailable():
+            return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
+        case Lapsed():
+            return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Park(backoff.cap_ms)
+        case _:
+            assert_never(outcome)
+
+
+def _again(
+    error: str, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff, fraction: float
+) -> Retry | Dead:
+    if attempts_made >= backoff.max_retries:
+        return Dead("retries_exhausted", error, attempts_made + 1)
+    delay_ms = backoff.delay_ms(attempts_made, fraction)
+    if now_ms + backoff.rung_ms(delay_ms) >= expires_ms:
+        return Dead("expired", f"the code expires before the next try; last: {error}", attempts_made + 1)
+    return Retry(delay_ms, attempts_made + 1, error)
+
+
+def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:
+    """Judge a code that has outlived its time."""
+    return Dead("expired", f"the code expired {now_ms - expires_ms} ms ago", attempts_made)

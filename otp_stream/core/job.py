@@ -1,0 +1,226 @@
+"""The job as producers publish it, typed, and as the worker carries it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+from pydantic.alias_generators import to_camel
+
+Priority = Literal["low", "normal", "high"]
+Lane = Literal["jobs", "high", "due"]
+"""Where a job came in: the producers' queue, their high lane, or the end of a wait."""
+
+MAX_BODY_BYTES = 64 * 1024
+CLOCK_TOLERANCE_MS = 5_000
+
+# Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
+# What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line.
+_ADDRESS = re.compile(r"[^@\s<>\"(),:;\\\x00-\x20\x7f-\x9f]{1,64}@[^@\s<>\"(),:;\\\x00-\x20\x7f-\x9f]{1,255}")
+_CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f]{4,64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _address(value: str) -> str:
+    value = value.strip()
+    if len(value) > 254 or not _ADDRESS.fullmatch(value):
+        raise ValueError("must be one e-mail address such as user@example.com, without spaces or control characters")
+    return value
+
+
+def _code(value: str) -> str:
+    value = value.strip()
+    if not _CODE.fullmatch(value):
+        raise ValueError("must have 4 to 64 characters, without spaces or control characters inside")
+    return value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must consist of 1 to 64 letters, digits, '-' and '_'")
+    return value
+
+
+def _job_id(value: str) -> str:
+    if len(value) > 200 or not value.isprintable():
+        raise ValueError("must have at most 200 printable characters")
+    return value
+
+
+def _null_is(default: object) -> BeforeValidator:
+    # JSON.stringify writes null for a field that a producer holds empty: that means absent.
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+class Metadata(BaseModel):
+    """What the template is given. Any further key is kept and handed on."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
+    )
+
+    user_name: Any = Field(default=None, description="How the e-mail addresses the person.", examples=["John Doe"])
+    expiry_minutes: Annotated[float, Field(strict=True, gt=0, le=525_600)] | None = Field(
+        default=None, description="How long the code lives, in minutes after `timestamp`.", examples=[15]
+    )
+    locale: Annotated[str, AfterValidator(_name)] | None = Field(
+        default=None, description="Language of the template, such as `de` or `de-AT`.", examples=["en"]
+    )
+    template: Annotated[str, AfterValidator(_name), _null_is("otp")] = Field(
+        default="otp", description="Which template to render.", examples=["otp", "welcome", "password_reset"]
+    )
+    purpose: str | None = Field(default=None, description="What the code is for, such as `login`.", examples=["login"])
+
+
+class OtpJob(BaseModel):
+    """Send this one-time code to this address."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "email": "user@example.com",
+                    "otp": "123456",
+                    "retryCount": 0,
+                    "jobId": "optional-unique-id",
+                    "timestamp": 1672531200000,
+                    "priority": "normal",
+                    "metadata": {"userName": "John Doe", "expiryMinutes": 15},
+                }
+            ]
+        },
+    )
+
+    email: Annotated[str, AfterValidator(_address)] = Field(repr=False, description="The recipient's address.")
+    otp: Annotated[str, AfterValidator(_code)] = Field(
+        repr=False, description="The code: a string of 4 to 64 characters without spaces, never a number."
+    )
+    retry_count: Annotated[StrictInt, _null_is(0), Field(ge=0, le=1_000)] = Field(
+        default=0, description="Retries already made."
+    )
+    job_id: Annotated[str, AfterValidator(_job_id)] | None = Field(
+        default=None, description="Unique id: a job that was sent is not sent again. Made when absent."
+    )
+    timestamp: Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None = Field(
+        default=None, description="When the code was made, in milliseconds since 1970 (UTC). Arrival when absent."
+    )
+    priority: Annotated[Priority, _null_is("normal")] = Field(
+        default="normal", description="`high` is served before `normal`, `normal` before `low`."
+    )
+    metadata: Annotated[Metadata, _null_is({})] = Field(
+        default_factory=Metadata, repr=False, description="Handed to the template."
+    )
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> "OtpJob":
+        """Read a job from a message body (UTF-8 JSON).
+
+        Raises `Malformed`, whose text names each bad field and its cure and quotes no value.
+        """
+        if len(body) > MAX_BODY_BYTES:
+            raise Malformed(f"body: {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            # from None: the chained error would carry the input, and with it the code
+            raise Malformed(_explain(error)) from None
+
+
+class Malformed(ValueError):
+    """A message that is no job; the text names each bad field and the cure."""
+
+
+_CURES = {
+    "missing": "is required",
+    "string_type": "must be a string, in quotes",
+    "int_type": "must be a whole number, without quotes",
+    "float_type": "must be a number, without quotes",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+}
+
+
+def _explain(error: ValidationError) -> str:
+    found = error.errors(include_input=False, include_url=False, include_context=False)[:8]
+    return "; ".join(
+        f"{_place(item['loc'])}: {_CURES.get(item['type']) or item['msg'].removeprefix('Value error, ')}"
+        for item in found
+    )
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    # keys inside metadata are the producer's own words and could be anything
+    return ".".join(str(part)[:40] for part in loc) or "body"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job in the worker's hands: what was asked, and what it knows of its way so far.
+
+    Times are milliseconds since 1970. `attempts_made` counts real attempts; a closed gate costs none.
+    """
+
+    id: str
+    ask: OtpJob
+    lane: Lane
+    first_seen_ms: int
+    attempts_made: int
+    made_ms: int
+    expires_ms: int
+    clock_ahead_ms: int
+
+    @property
+    def rank(self) -> int:
+        """Its place in the window, most urgent first: 0 high lane, 1 high, 2 normal, 3 low."""
+        return rank(self.lane, self.ask.priority)
+
+    def template_data(self) -> Mapping[str, Any]:
+        """Return what a template may use: every metadata key, `email`, `otp`, `expiryMinutes`, `userName`."""
+        minutes = (self.expires_ms - self.made_ms) / 60_000
+        data = dict(self.ask.metadata.__pydantic_extra__ or {})
+        data.update(
+            userName=self.ask.metadata.user_name,
+            purpose=self.ask.metadata.purpose,
+            locale=self.ask.metadata.locale,
+            expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
+            email=self.ask.email,
+            otp=self.ask.otp,
+        )
+        return data
+
+
+_RANKS = {"high": 1, "normal": 2, "low": 3}
+
+
+def rank(lane: Lane, priority: Priority) -> int:
+    """Return the place in the window, most urgent first; the high lane stands before every priority."""
+    return 0 if lane == "high" else _RANKS[priority]
+
+
+def carry(
+    ask: OtpJob, *, job_id: str, lane: Lane, first_seen_ms: int, attempts_made: int, default_expiry_minutes: float
+) -> Job:
+    """Take a job into the worker's hands.
+
+    A producer's clock that runs ahead would keep a code alive too long, so `timestamp` counts only up to the moment
+    at which we first saw the job; how far it was ahead is kept for the report. A clock that runs behind can't be told
+    from a job that waited: the code's life counts from `timestamp`, and the lag is a metric.
+    """
+    made_ms = first_seen_ms if ask.timestamp is None else min(ask.timestamp, first_seen_ms)
+    minutes = ask.metadata.expiry_minutes or default_expiry_minutes
+    return Job(
+        id=job_id,
+        ask=ask,
+        lane=lane,
+        first_seen_ms=first_seen_ms,
+        attempts_made=attempts_made,
+        made_ms=made_ms,
+        expires_ms=made_ms + round(minutes * 60_000),
+        clock_ahead_ms=max((ask.timestamp or 0) - first_seen_ms, 0),
+    )

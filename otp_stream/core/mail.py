@@ -1,0 +1,15 @@
+"""The finished message that goes from the mailroom to the relay."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A finished message: envelope recipient and bytes (CRLF lines, not yet dot-stuffed)."""
+
+    recipient: str = field(repr=False)
+    content: bytes = field(repr=False)
+
+
+class ComposeError(Exception):
+    """A template or its data failed; the text is for an operator and holds no secret."""

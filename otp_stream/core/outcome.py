@@ -1,0 +1,91 @@
+"""What one attempt met at the relay: facts that an adapter reports, never a verdict."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
+
+from .masking import scrub
+
+Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
+"""The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""
+
+Trouble = Literal["unreachable", "tls_failed", "login_refused", "throttled"]
+"""Why a relay cannot take any job at present."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One SMTP reply (RFC 5321 §4.2), with the enhanced code of RFC 3463 where the relay gave one."""
+
+    code: int
+    enhanced: str | None
+    text: str
+    stage: Stage
+
+    def __str__(self) -> str:
+        return " ".join(
+            part for part in (str(self.code), self.enhanced, self.text, f"(to {self.stage.upper()})") if part
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The relay said 250 to the final dot: the message is its responsibility now."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The relay said 4xx to this recipient or message."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The relay said 5xx to this recipient or message."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """The connection was lost after the final dot: the relay may have the message (RFC 5321 §4.5.3.2.6)."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The relay is down, refuses our login or throttles us: no word about this job at all."""
+
+    trouble: Trouble
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lapsed:
+    """The job's turn did not come before the moment up to which it could wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Our own fault: a template or its data failed, or the code did."""
+
+    error: str
+
+
+Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | Lapsed | Broken
+
+
+def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
+    """Return the outcome with every secret blotted out of its texts: a relay may quote what it was sent."""
+    match outcome:
+        case Accepted(reply) | Deferred(reply) | Rejected(reply):
+            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets)))
+        case Uncertain(error) | Unavailable(_, error) | Broken(error):
+            return replace(outcome, error=scrub(error, *secrets))
+        case Lapsed():
+            return outcome
+        case _:
+            assert_never(outcome)

@@ -1,0 +1,92 @@
+"""What the parts report of themselves: facts for health, metrics, the monitor and the page. Never a secret."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .job import Lane
+from .outcome import Trouble
+
+Gate = Literal["open", "half_open", "closed"]
+"""Whether jobs may go to the relay: all of them, one as a probe, or none."""
+
+Phase = Literal["http_only", "starting", "consuming", "stopping"]
+"""What the worker is doing. `http_only` is WORKER=false; `starting` waits for the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """The mail relay as this worker sees it; times are milliseconds since 1970."""
+
+    name: str
+    """`host:port`."""
+    gate: Gate = "open"
+    since_ms: int = 0
+    """When the gate took this state."""
+    trouble: Trouble | None = None
+    """Why the gate is not open."""
+    error: str | None = None
+    """The last trouble's text, kept while the gate is not open."""
+    probe_ms: int | None = None
+    """When the next probe goes out."""
+    size: int = 0
+    """Connections allowed."""
+    connections: int = 0
+    """Connections open now."""
+    sending: int = 0
+    """Mails on the wire now."""
+    waiting: int = 0
+    """Jobs that wait for a turn."""
+    connects: int = 0
+    """Connections opened since start."""
+    replies: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Final replies by code, such as `{"250": 1032, "451": 3}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """One lane as seen from both sides."""
+
+    lane: Lane
+    queue: str
+    window: int
+    """Jobs that this worker may hold unsettled."""
+    held: int = 0
+    """Jobs that it holds unsettled now."""
+    depth: int | None = None
+    """Jobs ready in the queue, by the broker's word; `None` when it was not asked yet."""
+    consumers: int | None = None
+    """Consumers on the queue, by the broker's word."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerState:
+    """RabbitMQ as this worker sees it; times are milliseconds since 1970."""
+
+    url: str
+    """Masked."""
+    connected: bool = False
+    since_ms: int = 0
+    """When `connected` took its value."""
+    error: str | None = None
+    """What it waits for, or the last trouble."""
+    blocked: bool = False
+    """Whether the broker refuses publishes for want of memory or disk."""
+    looked_ms: int | None = None
+    """When the broker was last asked for depths and consumers, with an answer."""
+    lanes: tuple[LaneState, ...] = ()
+    dead: int | None = None
+    """Dead letters, by the broker's word."""
+    waiting: int | None = None
+    """Jobs in the wait queues, by the broker's word."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """The whole worker at one moment."""
+
+    phase: Phase
+    broker: BrokerState | None
+    """`None` when nothing is consumed."""
+    relay: RelayState | None
+    """`None` when nothing is sent."""

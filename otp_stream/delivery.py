@@ -1,0 +1,174 @@
+"""One job from arrival to settlement, downwards, once.
+
+The rooms below are seen only through the Protocols here; `app` alone knows who stands behind them.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .core.backoff import Backoff
+from .core.decision import Ack, Final, Hold, admit, decide
+from .core.job import Job
+from .core.mail import ComposeError, Mail
+from .core.outcome import Broken, Outcome, without_secrets
+
+Step = Literal["render", "send", "settle"]
+
+HOLD_LIMIT_MS = 20 * 60_000
+"""Longest hold of one job behind a closed gate: RabbitMQ closes a channel whose job is unsettled for 30 minutes."""
+
+
+class Mailroom(Protocol):
+    """Makes the e-mail of a job."""
+
+    def compose(self, job: Job) -> Mail:
+        """Return the message, the same bytes each time. Raises `ComposeError` when template or data fail."""
+        ...
+
+
+class Relay(Protocol):
+    """Hands messages to the mail relay."""
+
+    async def send(self, mail: Mail, *, rank: int, lane: str, expires_ms: int, deadline_ms: int) -> Outcome:
+        """Wait for a turn (most urgent rank first, none while the gate is closed), then send, once.
+
+        Returns `Lapsed` when no turn came before `deadline_ms` (since 1970). Never raises for what a relay can do.
+        """
+        ...
+
+
+class Sent(Protocol):
+    """Remembers what was sent, and who is at it."""
+
+    async def claim(self, job_id: str) -> bool:
+        """Take the job for this worker; `False` if it was sent before. Waits while another attempt of ours is at it."""
+        ...
+
+    async def mark(self, job_id: str) -> None:
+        """Remember that it was sent, and end the claim."""
+        ...
+
+    async def release(self, job_id: str) -> None:
+        """End the claim unsent."""
+        ...
+
+
+class Settle(Protocol):
+    """Carries a settlement out at the broker."""
+
+    async def __call__(self, settlement: Final) -> bool:
+        """Publish with a confirm where the settlement asks for it, then acknowledge.
+
+        Returns `False` when the settlement could not be made to stand: the job comes again.
+        """
+        ...
+
+
+class Watch(Protocol):
+    """Spans, metrics and log lines of a job's way."""
+
+    def job(self, job: Job, carrier: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Span the whole of a job's stay here; `carrier` holds the producer's trace context."""
+        ...
+
+    def step(self, name: Step) -> AbstractContextManager[object]:
+        """Span one step of it."""
+        ...
+
+    def met(self, job: Job, outcome: Outcome) -> None:
+        """Tell what an attempt met."""
+        ...
+
+    def settled(self, job: Job, settlement: Final) -> None:
+        """Tell how it ended, once that stands at the broker."""
+        ...
+
+    def unsettled(self, job: Job, settlement: Final) -> None:
+        """Tell that it could not be settled and comes again."""
+        ...
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The way of a job. Times are milliseconds since 1970."""
+
+    mailroom: Mailroom
+    relay: Relay
+    sent: Sent
+    watch: Watch
+    backoff: Backoff
+    now_ms: Callable[[], int] = _now_ms
+    fraction: Callable[[], float] = random.random
+
+    async def __call__(self, job: Job, settle: Settle, carrier: Mapping[str, str]) -> None:
+        """Bring one job to its end, or leave it to come again. Raises only for what nobody foresaw."""
+        with self.watch.job(job, carrier):
+            if dead := admit(now_ms=self.now_ms(), expires_ms=job.expires_ms, attempts_made=job.attempts_made):
+                await self._settle(job, dead, settle)
+            elif not await self.sent.claim(job.id):
+                await self._settle(job, Ack("duplicate"), settle)
+            else:
+                await self._claimed(job, settle)
+
+    async def _claimed(self, job: Job, settle: Settle) -> None:
+        marked = False
+        try:
+            settlement = await self._attempt(job)
+            if settlement == Ack("sent"):
+                await self.sent.mark(job.id)
+                marked = True
+            await self._settle(job, settlement, settle)
+        finally:
+            if not marked:
+                await self.sent.release(job.id)
+
+    async def _attempt(self, job: Job) -> Final:
+        mail = self._compose(job)
+        held_until_ms = self.now_ms() + HOLD_LIMIT_MS
+        while True:
+            met = mail if isinstance(mail, Broken) else await self._send(job, mail, held_until_ms)
+            outcome = without_secrets(met, job.ask.otp, job.ask.email)
+            settlement = decide(
+                outcome,
+                attempts_made=job.attempts_made,
+                now_ms=self.now_ms(),
+                expires_ms=job.expires_ms,
+                backoff=self.backoff,
+                fraction=self.fraction(),
+            )
+            self.watch.met(job, outcome)
+            if not isinstance(settlement, Hold):
+                return settlement
+
+    def _compose(self, job: Job) -> Mail | Broken:
+        with self.watch.step("render"):
+            try:
+                return self.mailroom.compose(job)
+            except ComposeError as error:
+                return Broken(str(error))
+
+    async def _send(self, job: Job, mail: Mail, held_until_ms: int) -> Outcome:
+        deadline_ms = min(job.expires_ms, held_until_ms)
+        with self.watch.step("send"):
+            try:
+                return await self.relay.send(
+                    mail, rank=job.rank, lane=job.lane, expires_ms=job.expires_ms, deadline_ms=deadline_ms
+                )
+            except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
+                return Broken(f"internal error: {type(error).__name__}")
+
+    async def _settle(self, job: Job, settlement: Final, settle: Settle) -> None:
+        with self.watch.step("settle"):
+            stands = await settle(settlement)
+        if stands:
+            self.watch.settled(job, settlement)
+        else:
+            self.watch.unsettled(job, settlement)

@@ -1,0 +1,247 @@
+"""Every environment variable that the worker knows: one typed, frozen object, read once."""
+
+import ipaddress
+from email.utils import parseaddr
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EMBEDDED_BROKER_PORT = 5673
+REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
+REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
+_LEVELS = {
+    "warn": "warning", "http": "info", "verbose": "debug", "silly": "debug", "trace": "debug", "fatal": "critical",
+}  # fmt: skip
+
+
+class Settings(BaseSettings):
+    """What an operator may turn. Field names in capitals are the environment variables."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    worker: bool = Field(default=False, description="`true` consumes; `false` serves HTTP only (health, docs, page).")
+    app_env: Literal["development", "staging", "production"] = Field(
+        default="development",
+        validation_alias=AliasChoices("APP_ENV", "NODE_ENV"),
+        description="`development`, `staging` or `production`. `APP_ENV` is the same setting and wins.",
+    )
+    rabbitmq_url: SecretStr = Field(
+        default=SecretStr("amqp://localhost:5672"),
+        description="The broker. `amqps://` for TLS, `memory://` for the embedded broker.",
+    )
+    rabbitmq_queue_name: str = Field(
+        default="service_send_otp", min_length=1, max_length=200, description="The jobs queue, used as it stands."
+    )
+    max_retries: int = Field(default=3, ge=0, le=100, description="Retries after the first attempt.")
+    base_delay_ms: int = Field(default=1000, ge=1, le=86_400_000, description="First retry's delay, milliseconds.")
+    max_delay_ms: int = Field(default=30000, ge=1, le=86_400_000, description="Longest delay, milliseconds.")
+    prefetch_count: int = Field(
+        default=1,
+        ge=1,
+        le=65535,
+        description="The window: jobs of one lane held unsettled by one worker. 200 is a good value.",
+    )
+    heartbeat_interval_ms: int = Field(
+        default=30000, ge=100, description="How often the health monitor looks and logs, milliseconds."
+    )
+    sender_email: str | None = Field(default=None, description="`a@b.c` or `Name <a@b.c>`. Required to consume.")
+    smtp_host: str | None = Field(default=None, description="The mail relay. Required to consume.")
+    smtp_port: int = Field(default=587, ge=1, le=65535, description="The relay's port.")
+    smtp_user: str | None = Field(default=None, description="Login. Required to consume unless `SMTP_AUTH=none`.")
+    smtp_pass: SecretStr | None = Field(
+        default=None, description="Password. Required to consume unless `SMTP_AUTH=none`."
+    )
+    log_level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
+        default=None, description="`debug`, `info`, `warning` or `error`; `info` (`debug` in development) when unset."
+    )
+
+    smtp_tls: Literal["starttls", "implicit", "none"] = Field(
+        default="starttls",
+        description="`starttls` (required, never opportunistic), `implicit` (the default on port 465) or `none`.",
+    )
+    smtp_auth: Literal["login", "none"] = Field(default="login", description="`none` needs no user and password.")
+    smtp_ca_file: Path | None = Field(default=None, description="PEM file of the authority that signed the relay.")
+    smtp_pool_size: int = Field(default=20, ge=1, le=1000, description="Connections to the relay: concurrent sends.")
+    otp_expiry_minutes: float = Field(
+        default=15, gt=0, le=525_600, description="A code's life when the job has no `expiryMinutes`."
+    )
+    templates_dir: Path | None = Field(default=None, description="Folder whose templates override ours, one by one.")
+    default_locale: str = Field(
+        default="en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="Language when a job names none."
+    )
+    shutdown_grace_ms: int = Field(
+        default=25000, ge=0, description="How long running sends may take after SIGTERM, milliseconds."
+    )
+    rabbitmq_prefix: str = Field(
+        default="otp",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="Prefix of our own queues and exchanges, so that two deployments can share a virtual host.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _port_465_means_implicit_tls(cls, data: Any) -> Any:
+        # RFC 8314 §7.3 gives 465 to implicit TLS, and so did the worker that this one replaces.
+        keys = {key.lower(): key for key in data}
+        if "smtp_tls" not in keys and "smtp_port" in keys and str(data[keys["smtp_port"]]) == "465":
+            return {**data, "smtp_tls": "implicit"}
+        return data
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _accept_node_levels(cls, value: object) -> object:
+        return _LEVELS.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+    @field_validator("sender_email")
+    @classmethod
+    def _one_sender(cls, value: str | None) -> str | None:
+        if value is not None and ("\n" in value or "\r" in value or not _is_address(parseaddr(value)[1])):
+            raise ValueError("must be an address such as no-reply@example.com or Name <no-reply@example.com>")
+        return value
+
+    @field_validator("rabbitmq_url")
+    @classmethod
+    def _known_scheme(cls, value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in {"amqp", "amqps", "memory"}:
+            raise ValueError("must start with amqp://, amqps:// or memory://")
+        if parts.scheme != "memory" and not parts.hostname:
+            raise ValueError("must name a host, as in amqp://user:password@rabbitmq.example.com:5672/vhost")
+        parts.port  # noqa: B018 - raises ValueError for a port that is no number
+        return value
+
+    @model_validator(mode="after")
+    def _base_below_cap(self) -> Self:
+        if self.base_delay_ms > self.max_delay_ms:
+            raise ValueError("BASE_DELAY_MS must not exceed MAX_DELAY_MS")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the broker is the one inside this process."""
+        return urlsplit(self.rabbitmq_url.get_secret_value()).scheme == "memory"
+
+    @property
+    def amqp_url(self) -> str:
+        """The URL to connect to, password included; the embedded broker listens on loopback."""
+        url = self.rabbitmq_url.get_secret_value()
+        if not self.embedded:
+            return url
+        parts = urlsplit(url)
+        return f"amqp://guest:guest@{parts.hostname or '127.0.0.1'}:{parts.port or EMBEDDED_BROKER_PORT}/"
+
+    @property
+    def masked_rabbitmq_url(self) -> str:
+        """The broker's URL as it may be shown."""
+        return _without_secrets(self.rabbitmq_url.get_secret_value())
+
+    @property
+    def sender(self) -> tuple[str, str]:
+        """The sender as (display name, address)."""
+        return parseaddr(self.sender_email or "")
+
+    @cached_property
+    def hash_key(self) -> bytes:
+        """Key for hashes of what must not be shown: the same for all workers of a deployment, known to nobody else."""
+        secrets = [self.rabbitmq_url.get_secret_value(), self.smtp_pass.get_secret_value() if self.smtp_pass else ""]
+        return blake2b("\0".join(secrets).encode(), digest_size=32, person=b"otp-stream").digest()
+
+    @property
+    def effective_log_level(self) -> str:
+        """The level after the default for the environment."""
+        return self.log_level or ("debug" if self.app_env == "development" else "info")
+
+    def problems(self) -> list[str]:
+        """Return what keeps this configuration from consuming, each with its cure; empty when nothing does."""
+        found: list[str] = []
+        if self.worker:
+            required = REQUIRED + (REQUIRED_FOR_LOGIN if self.smtp_auth == "login" else ())
+            for name in required:
+                if getattr(self, name.lower()) is None:
+                    cure = " (or set SMTP_AUTH=none)" if name in REQUIRED_FOR_LOGIN else ""
+                    found.append(f"{name}: is required when WORKER=true{cure}")
+        for name in ("smtp_ca_file", "templates_dir"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.exists():
+                found.append(f"{name.upper()}: {path} does not exist")
+        if self.app_env == "production":
+            found += self._unsafe_in_production()
+        return found
+
+    def _unsafe_in_production(self) -> list[str]:
+        found: list[str] = []
+        parts = urlsplit(self.rabbitmq_url.get_secret_value())
+        if self.embedded:
+            found.append("RABBITMQ_URL: memory:// keeps nothing and is refused in production; name a real broker")
+        elif (parts.username or "guest") == "guest":
+            found.append("RABBITMQ_URL: the user guest is refused in production; make a user of its own")
+        if self.smtp_host and self.smtp_tls == "none" and not is_loopback(self.smtp_host):
+            found.append(
+                "SMTP_TLS: none is refused in production to a host that is not loopback; use starttls or implicit"
+            )
+        return found
+
+    def shown(self) -> dict[str, object]:
+        """Return the configuration as it may be logged: secrets masked."""
+        shown: dict[str, object] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            shown[name] = "***" if isinstance(value, SecretStr) else str(value) if isinstance(value, Path) else value
+        shown["rabbitmq_url"] = self.masked_rabbitmq_url
+        shown["smtp_user"] = "***" if self.smtp_user else None
+        return shown
+
+
+def load(**values: Any) -> tuple[Settings, list[str]]:
+    """Read the settings from the environment and `.env`, or from `values` by field name, which win.
+
+    Returns them with every problem found. Where a variable cannot be read at all, the settings returned are the
+    defaults: documents can still be made from them, and whoever wants to run must look at the problems first.
+    """
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        return Settings.model_construct(), [
+            _explain(item["loc"], item["msg"]) for item in error.errors(include_input=False)
+        ]
+    return settings, settings.problems()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can only be this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
+
+
+def _is_address(address: str) -> bool:
+    local, at, domain = address.rpartition("@")
+    return bool(local and at and domain) and not any(char.isspace() or char in "<>" for char in address)
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return urlunsplit(parts._replace(query=""))
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}", query=""))
+
+
+def _explain(loc: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(map(str, loc)).upper()
+    text = message.removeprefix("Value error, ")
+    return f"{name}: {text}" if name else text
