@@ -121,18 +121,18 @@ class OtpJob(BaseModel):
     def from_bytes(cls, body: bytes) -> "OtpJob":
         """Read a job from a message body (UTF-8 JSON).
 
-        Raises `Malformed`, whose text names each bad field and its cure and quotes no value.
+        Raises `MalformedError`, whose text names each bad field and its cure and quotes no value.
         """
         if len(body) > MAX_BODY_BYTES:
-            raise Malformed(f"body: {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
+            raise MalformedError(f"body: {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
             # from None: the chained error would carry the input, and with it the code
-            raise Malformed(_explain(error)) from None
+            raise MalformedError(_explain(error)) from None
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """A message that is no job; the text names each bad field and the cure."""
 
 
