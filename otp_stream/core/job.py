@@ -97,11 +97,15 @@ class OtpJob(BaseModel):
         },
     )
 
-    email: Annotated[str, AfterValidator(_address)] = Field(repr=False, description="The recipient's address.")
-    otp: Annotated[str, AfterValidator(_code)] = Field(
-        repr=False, description="The code: a string of 4 to 64 characters without spaces, never a number."
+    email: Annotated[str, AfterValidator(_address)] = Field(
+        repr=False, description="The recipient's address.", json_schema_extra={"format": "email", "maxLength": 254}
     )
-    retry_count: Annotated[StrictInt, _null_is(0), Field(ge=0, le=1_000)] = Field(
+    otp: Annotated[str, AfterValidator(_code)] = Field(
+        repr=False,
+        description="The code: a string of 4 to 64 characters without spaces, never a number.",
+        json_schema_extra={"minLength": 4, "maxLength": 64, "pattern": r"^\s*\S+\s*$"},
+    )
+    retry_count: Annotated[StrictInt, Field(ge=0, le=1_000), _null_is(0)] = Field(
         default=0, description="Retries already made."
     )
     job_id: Annotated[str, AfterValidator(_job_id)] | None = Field(

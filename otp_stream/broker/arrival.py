@@ -1,0 +1,102 @@
+"""A message as it came, read into a typed job."""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+from uuid import uuid4
+
+from aio_pika import IncomingMessage
+
+from otp_stream.core.job import Job, Lane, MalformedError, OtpJob, carry
+
+ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
+TRACE = ("traceparent", "tracestate", "baggage")
+_RECENT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One delivery: the message as it came, where, and when (milliseconds since 1970)."""
+
+    message: IncomingMessage = field(repr=False)
+    lane: Lane
+    seen_ms: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be acknowledged: a closed channel has given it back."""
+        return not self.message.channel.is_closed
+
+    def header(self, name: str, kind: type) -> Any:
+        """Return a header that only we write; anybody could write it on the producers' queues, so not from there."""
+        value = self.message.headers.get(name) if self.lane == "due" else None
+        return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+    @property
+    def first_seen_ms(self) -> int:
+        """When this worker or another first saw the job."""
+        return self.header(FIRST_SEEN, int) or self.seen_ms
+
+    def attempts_made(self, ask: OtpJob | None) -> int:
+        """Return the attempts before this delivery; a producer's `retryCount` seeds the count."""
+        counted: int | None = self.header(ATTEMPT, int)
+        return counted if counted is not None else ask.retry_count if ask else 0
+
+    def carrier(self) -> dict[str, str]:
+        """Return the producer's trace context (W3C)."""
+        headers = self.message.headers
+        return {name: str(headers[name]) for name in TRACE if name in headers}
+
+    def check_headers(self) -> None:
+        """Refuse what no tracer can have written. Raises `MalformedError`."""
+        for name in TRACE:
+            value = self.message.headers.get(name)
+            if value is not None and not isinstance(value, str):
+                raise MalformedError(f"header {name}: must be a string, not {type(value).__name__}")
+
+
+@dataclass(slots=True)
+class Reader:
+    """Makes jobs of arrivals."""
+
+    default_expiry_minutes: float
+    hash_key: bytes = field(repr=False)
+    _recent: OrderedDict[str, str] = field(default_factory=OrderedDict[str, str], repr=False)
+
+    def job(self, arrival: Arrival, ask: OtpJob) -> Job:
+        """Take a job into the worker's hands."""
+        return carry(
+            ask,
+            job_id=self.job_id(arrival, ask),
+            lane=arrival.lane,
+            first_seen_ms=arrival.first_seen_ms,
+            attempts_made=arrival.attempts_made(ask),
+            default_expiry_minutes=self.default_expiry_minutes,
+        )
+
+    def job_id(self, arrival: Arrival, ask: OtpJob) -> str:
+        """Return the job's id, or one made from its content where the producer gave none."""
+        known: str | None = arrival.header(JOB_ID, str) or ask.job_id
+        return known or self._made_id(arrival.message, ask)
+
+    def _made_id(self, message: IncomingMessage, ask: OtpJob) -> str:
+        moment = ask.timestamp if ask.timestamp is not None else message.message_id or message.timestamp
+        content = "\0".join((ask.email, ask.otp, ask.metadata.template, str(moment or "")))
+        digest = blake2b(content.encode(), key=self.hash_key, digest_size=16).hexdigest()
+        if moment:
+            return digest
+        # Nothing tells a copy from a person who asked again and got the same code: only a message that the broker
+        # marks as redelivered can be a copy, so only that one takes the id of the one before.
+        made = (self._recent.get(digest) if message.redelivered else None) or uuid4().hex
+        self._recent[digest] = made
+        self._recent.move_to_end(digest)
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        return made
+
+
+def now_ms() -> int:
+    """Return the wall clock, milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,93 @@
+"""The messages that we publish in a job's place: its retry, its dead letter, its unchanged copy."""
+
+import json
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from aio_pika import DeliveryMode, Message
+from pamqp import encode
+
+from otp_stream.core.decision import Dead
+from otp_stream.core.job import MAX_BODY_BYTES
+
+from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, Arrival
+
+REASON, ERROR, DIED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at"
+_OURS = {REASON, ERROR, DIED_AT, ATTEMPT, JOB_ID, FIRST_SEEN}
+# What the broker writes is not carried on: copied `x-death` headers have lost messages on their second pass,
+# and CC and BCC would route a copy to places that the producer has served already.
+_BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+
+Headers = dict[str, Any]
+Inject = Callable[[MutableMapping[str, Any]], None]
+"""Puts the current trace context into headers."""
+
+
+def retry(arrival: Arrival, *, job_id: str, attempts_made: int, inject: Inject) -> Message:
+    """Return the job for its next attempt; the body's `retryCount` is kept in step with our count."""
+    headers = _carried(arrival) | _ours(arrival, job_id, attempts_made)
+    inject(headers)
+    return _copy(arrival, _counted(arrival.message.body, attempts_made), headers)
+
+
+def dead_letter(arrival: Arrival, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
+    """Return the dead letter: the body as it came, with why and when it died in the headers."""
+    headers = _carried(arrival) | _ours(arrival, job_id, dead.attempt)
+    headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
+    inject(headers)
+    return _copy(arrival, arrival.message.body, headers)
+
+
+def unchanged(arrival: Arrival) -> Message:
+    """Return the same message once more, to go back whence it came without a mark on it."""
+    kept = {name: value for name, value in arrival.message.headers.items() if not _is_brokers(name)}
+    return _copy(arrival, arrival.message.body, _encodable(kept))
+
+
+def _counted(body: bytes, attempts_made: int) -> bytes:
+    content = json.loads(body)
+    content["retryCount"] = attempts_made
+    counted = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    # our own count is in a header; a body at the limit must not become too large by it
+    return counted if len(counted) <= MAX_BODY_BYTES else body
+
+
+def _ours(arrival: Arrival, job_id: str, attempts_made: int) -> Headers:
+    return {ATTEMPT: attempts_made, JOB_ID: job_id, FIRST_SEEN: arrival.first_seen_ms}
+
+
+def _carried(arrival: Arrival) -> Headers:
+    headers = arrival.message.headers
+    return _encodable({n: v for n, v in headers.items() if n not in _OURS and not _is_brokers(n)})
+
+
+def _is_brokers(name: str) -> bool:
+    return name.startswith(_BROKERS)
+
+
+def _encodable(headers: Headers) -> Headers:
+    try:
+        encode.field_table(headers)
+    except Exception:  # noqa: BLE001 - whatever a foreign client put there must not keep a job from moving on
+        return {name: value for name, value in headers.items() if isinstance(value, str | int)}
+    return headers
+
+
+def _copy(arrival: Arrival, body: bytes, headers: Headers) -> Message:
+    # user_id is left out: the broker refuses a message that claims another user than ours. So is expiration:
+    # a wait must not end early.
+    came = arrival.message
+    return Message(
+        body,
+        headers=headers,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        content_type=came.content_type,
+        content_encoding=came.content_encoding,
+        correlation_id=came.correlation_id,
+        reply_to=came.reply_to,
+        message_id=came.message_id,
+        timestamp=came.timestamp,
+        type=came.type,
+        app_id=came.app_id,
+        priority=came.priority,
+    )

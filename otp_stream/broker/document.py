@@ -1,0 +1,152 @@
+"""What the AsyncAPI document says beyond what FastStream finds in the code: headers, arguments, examples, login."""
+
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from otp_stream.core.decision import Ending, Reason
+from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
+
+from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID
+from .copies import DIED_AT, ERROR, REASON
+from .events import JobEvent
+from .topology import Topology
+
+Node = dict[str, Any]
+
+_ABOUT = f"""\
+The worker takes "send this one-time code" jobs from RabbitMQ and hands e-mails to a mail relay.
+
+**To send a code**, publish an `OtpJob` as JSON to the queue `{{jobs}}` through the default exchange, persistent.
+No property or header is required. A body may have up to {MAX_BODY_BYTES // 1024} KiB. Declare the queue as plain and
+durable, or not at all; both orders work. `{{high}}` takes the same job and is served ahead of all.
+
+**To learn what became of it**, bind a queue to the topic exchange `{{events}}`.
+
+Delivery is at least once. A job with a `jobId` that was sent in the last 24 hours is not sent again.
+"""
+
+_TRACE: Node = {
+    "traceparent": {
+        "type": "string",
+        "description": "W3C trace context: the worker's spans join the producer's trace.",
+        "examples": ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+    },
+    "tracestate": {"type": "string", "description": "W3C trace context, vendors' part."},
+}
+_COUNTED: Node = {
+    ATTEMPT: {"type": "integer", "minimum": 0, "description": "Attempts made so far.", "examples": [1]},
+    JOB_ID: {"type": "string", "description": "The job's id, made when the producer gave none."},
+    FIRST_SEEN: {"type": "integer", "description": "When a worker first saw the job, milliseconds since 1970 (UTC)."},
+}
+_DIED: Node = {
+    REASON: {"type": "string", "enum": list(get_args(Reason)), "description": "Why it died."},
+    ERROR: {"type": "string", "description": "What the relay said or what was wrong. No secrets."},
+    DIED_AT: {"type": "integer", "description": "When it died, milliseconds since 1970 (UTC)."},
+}
+_EVENTS: list[tuple[str, Node]] = [
+    ("sent", {"outcome": "sent", "attempt": 1}),
+    ("retrying", {"outcome": "retrying", "attempt": 1, "delayMs": 1130, "error": "451 4.3.0 try later (to RCPT)"}),
+    ("rejected", {"outcome": "rejected", "attempt": 1, "error": "550 5.1.1 no such user (to RCPT)"}),
+]
+
+
+def document(found: Node, topology: Topology, version: str) -> Node:
+    """Return the AsyncAPI 3 document: `found` is what FastStream makes of the code."""
+    channels, components = found["channels"], found["components"]
+    found["info"] = _info(topology, version)
+    _describe_server(found, components)
+    _describe_channels(channels, topology)
+    for name in ("sendOtp", "sendOtpHigh"):
+        _describe(components, f"{name}:SubscribeMessage", "OTP job", _TRACE, _job_examples())
+    _describe(components, "sendOtpDue:SubscribeMessage", "OTP job, due again", _TRACE | _COUNTED, _job_examples())
+    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _COUNTED, _job_examples())
+    _describe(components, "dead:Message", "Dead letter", _TRACE | _COUNTED | _DIED, _job_examples())
+    _describe(components, "events:Message", "Job event", {}, _event_examples())
+    for operation in found["operations"].values():
+        if operation["action"] == "send":
+            operation["bindings"]["amqp"]["deliveryMode"] = 2
+            operation["bindings"]["amqp"].pop("cc", None)
+    return found
+
+
+def _info(topology: Topology, version: str) -> Node:
+    return {
+        "title": "otp-stream",
+        "version": version,
+        "description": _ABOUT.format(jobs=topology.jobs, high=topology.high, events=topology.events.name),
+        "license": {"name": "ISC"},
+        "tags": [{"name": "rabbitmq"}, {"name": "e-mail"}, {"name": "one-time code"}],
+    }
+
+
+def _describe_server(found: Node, components: Node) -> None:
+    (server,) = found["servers"].values()
+    found["servers"] = {"rabbitmq": server | {"security": [{"$ref": "#/components/securitySchemes/login"}]}}
+    components["securitySchemes"] = {
+        "login": {"type": "userPassword", "description": "A RabbitMQ user with write access to the jobs queue."}
+    }
+
+
+def _describe_channels(channels: Node, topology: Topology) -> None:
+    for channel in channels.values():
+        channel["servers"] = [{"$ref": "#/servers/rabbitmq"}]
+        amqp = channel["bindings"]["amqp"]
+        for part in ("queue", "exchange"):
+            if part in amqp:
+                amqp[part]["vhost"] = "/"
+    for name in ("sendOtpDue", "dead"):
+        channels[name]["x-queue-arguments"] = topology.arguments[channels[name]["address"]]
+    channels["dead"]["bindings"]["amqp"] = {
+        "is": "queue",
+        "queue": {"name": topology.dead, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"},
+        "bindingVersion": "0.3.0",
+    }
+    channels["retry"]["parameters"] = {
+        "rung": {
+            "description": "The wait in milliseconds: one queue each, so that no wait is held up by another.",
+            "enum": [str(rung_ms) for rung_ms in topology.backoff.rungs_ms],
+        }
+    }
+    channels["retry"]["x-wait-queues"] = {
+        topology.rung(rung_ms): topology.arguments[topology.rung(rung_ms)] for rung_ms in topology.backoff.rungs_ms
+    }
+    channels["events"]["parameters"] = {
+        "outcome": {
+            "description": "How the job ended, or `retrying`.",
+            "enum": [*get_args(Ending), *get_args(Reason), "retrying"],
+        }
+    }
+
+
+def _describe(components: Node, name: str, title: str, headers: Node, examples: list[Node]) -> None:
+    message: Node = components["messages"][name]
+    message.pop("correlationId", None)  # FastStream's default: producers need not send one
+    message |= {"title": title, "contentType": "application/json", "examples": examples}
+    if headers:
+        message["headers"] = {"type": "object", "properties": headers}
+
+
+def _job_examples() -> list[Node]:
+    full: Node = _examples(OtpJob)[0]
+    return [
+        {"name": "smallest", "payload": {"email": full["email"], "otp": full["otp"]}},
+        {"name": "complete", "payload": full},
+    ]
+
+
+def _event_examples() -> list[Node]:
+    told = {
+        "jobId": "5f0c2a3e",
+        "recipient": "b7d1c0de5a6f4e0f9a8b7c6d5e4f3a2b",
+        "template": "otp",
+        "at": 1672531200250,
+    }
+    return [
+        {"name": name, "payload": JobEvent.model_validate(told | part).model_dump(by_alias=True, exclude_none=True)}
+        for name, part in _EVENTS
+    ]
+
+
+def _examples(model: type[BaseModel]) -> list[Node]:
+    return model.model_json_schema()["examples"]

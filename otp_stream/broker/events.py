@@ -1,0 +1,94 @@
+"""One event for each job outcome, for whoever binds a queue to the events exchange."""
+
+import asyncio
+import contextlib
+from hashlib import blake2b
+from typing import Literal
+
+import structlog
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractExchange
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
+from otp_stream.core.job import Job
+
+_BACKLOG = 10_000
+
+
+class JobEvent(BaseModel):
+    """What became of a job. Never the code, never the address in the clear."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    outcome: Ending | Reason | Literal["retrying"] = Field(description="How the job ended, or that it is tried again.")
+    job_id: str = Field(description="The producer's `jobId`, or the id made for the job.")
+    recipient: str | None = Field(
+        description="Keyed hash of the address: equal for equal addresses, tells nothing else."
+    )
+    template: str | None = Field(description="The template that was asked for.", examples=["otp"])
+    attempt: int = Field(ge=0, description="Attempts made.")
+    at: int = Field(description="When, in milliseconds since 1970 (UTC).")
+    delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
+    error: str | None = Field(default=None, description="What the relay said, or what was wrong. No secrets.")
+
+
+def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_key: bytes) -> JobEvent:
+    """Return the event of a settlement; `job` is `None` for a message that was no job."""
+    attempts_made = job.attempts_made if job else 0
+    told: dict[str, object] = {
+        "job_id": job_id,
+        "recipient": blake2b(job.ask.email.lower().encode(), key=hash_key, digest_size=16).hexdigest() if job else None,
+        "template": job.ask.metadata.template if job else None,
+        "at": at_ms,
+    }
+    match settlement:
+        case Ack(ending):
+            told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
+        case Dead(reason, error, attempt):
+            told |= {"outcome": reason, "attempt": attempt, "error": error}
+        case Retry(delay_ms, attempt, error):
+            told |= {"outcome": "retrying", "attempt": attempt, "error": error, "delay_ms": delay_ms}
+        case Park(delay_ms):
+            told |= {"outcome": "retrying", "attempt": attempts_made, "delay_ms": delay_ms}
+    return JobEvent.model_validate(told)
+
+
+class Events:
+    """Publishes events beside the way of the jobs: never waited for, dropped and counted where the broker is slow."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._queue: asyncio.Queue[JobEvent] = asyncio.Queue(_BACKLOG)
+
+    def tell(self, event: JobEvent) -> None:
+        """Hand an event over."""
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            self.dropped += 1
+
+    async def publish_to(self, exchange: AbstractExchange) -> None:
+        """Publish for as long as the exchange's channel takes it; ends by cancellation."""
+        while True:
+            event = await self._queue.get()
+            message = Message(
+                event.model_dump_json(by_alias=True, exclude_none=True).encode(),
+                content_type="application/json",
+                delivery_mode=DeliveryMode.PERSISTENT,
+            )
+            try:
+                async with asyncio.timeout(5):
+                    await exchange.publish(message, routing_key=f"otp.{event.outcome}", mandatory=False)
+            except Exception as error:  # noqa: BLE001 - an event may be lost, the worker must go on
+                self.dropped += 1
+                structlog.get_logger(__name__).warning("event dropped", error=type(error).__name__)
+            finally:
+                self._queue.task_done()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until all are published, at most that long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._queue.join()

@@ -1,0 +1,148 @@
+"""One consumed queue: its window, the jobs held in it, and what becomes of them when the worker stops."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+from faststream.rabbit import RabbitMessage
+
+from otp_stream.core.decision import Dead, Final
+from otp_stream.core.job import Job, Lane, MalformedError, OtpJob
+from otp_stream.core.state import LaneState
+
+from .arrival import Arrival, Reader, now_ms
+from .events import Events, event
+from .settle import Settler
+from .topology import Depth
+
+
+class Settle(Protocol):
+    """Carries a settlement of one job out."""
+
+    async def __call__(self, settlement: Final) -> bool:
+        """Return whether it stands."""
+        ...
+
+
+class Deliver(Protocol):
+    """The way of a job, from arrival to settlement."""
+
+    async def __call__(self, job: Job, settle: Settle, carrier: Mapping[str, str]) -> None:
+        """Bring one job to its end."""
+        ...
+
+
+class Refused(Protocol):
+    """Whoever counts messages that were no jobs."""
+
+    def __call__(self, lane: Lane, job_id: str, settlement: Dead) -> None:
+        """Take note, once its dead letter stands."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What all lanes share."""
+
+    reader: Reader
+    settler: Settler
+    events: Events
+    deliver: Deliver
+    refused: Refused
+    hash_key: bytes = field(repr=False)
+
+
+@dataclass(slots=True)
+class _Settlement:
+    """The one settlement of one arrival."""
+
+    desk: Desk
+    arrival: Arrival
+    job_id: str
+    job: Job | None
+    stands: bool = False
+
+    async def __call__(self, settlement: Final) -> bool:
+        desk = self.desk
+        self.stands = await desk.settler.settle(self.arrival, settlement, job_id=self.job_id, job=self.job)
+        if self.stands:
+            desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
+        return self.stands
+
+
+class LaneConsumer:
+    """Takes what a queue delivers. Each job runs in a task of its own: a lost connection cancels no send."""
+
+    def __init__(self, lane: Lane, queue: str, window: int, desk: Desk) -> None:
+        self.lane: Lane = lane
+        self.queue = queue
+        self.window = window
+        self.counts_returns = lane == "due"
+        """Whether it is a quorum queue: those count every return of a message."""
+        self.depth: Depth | None = None
+        self._desk = desk
+        self._held: dict[asyncio.Task[None], Arrival] = {}
+
+    @property
+    def state(self) -> LaneState:
+        """The lane as seen from both sides."""
+        depth = self.depth
+        return LaneState(
+            lane=self.lane,
+            queue=self.queue,
+            window=self.window,
+            held=len(self._held),
+            depth=depth.messages if depth else None,
+            consumers=depth.consumers if depth else None,
+        )
+
+    async def take(self, ask: OtpJob | MalformedError, message: RabbitMessage) -> None:
+        """Bring a message to its end, whatever it is."""
+        arrival = Arrival(message.raw_message, self.lane, now_ms())
+        task = asyncio.create_task(self._bring(arrival, ask))
+        self._held[task] = arrival
+        task.add_done_callback(self._held.pop)
+        # A lost connection cancels this handler, and only this: the send in its own task goes on to its end.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+
+    async def _bring(self, arrival: Arrival, ask: OtpJob | MalformedError) -> None:
+        try:
+            if isinstance(ask, MalformedError):
+                raise ask
+            arrival.check_headers()
+        except MalformedError as error:
+            await self._refuse(arrival, str(error))
+            return
+        job = self._desk.reader.job(arrival, ask)
+        settlement = _Settlement(self._desk, arrival, job.id, job)
+        try:
+            await self._desk.deliver(job, settlement, arrival.carrier())
+        except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
+            kind = type(error).__name__
+            # no traceback: its texts may hold the code
+            structlog.get_logger(__name__).error("job crashed", job_id=job.id, error=kind)
+            if not settlement.stands:
+                await settlement(Dead("crashed", f"internal error: {kind}", job.attempts_made))
+
+    async def _refuse(self, arrival: Arrival, error: str) -> None:
+        job_id = arrival.message.message_id or f"malformed-{arrival.seen_ms}-{arrival.message.delivery_tag}"
+        dead = Dead("malformed", error, arrival.attempts_made(None))
+        if await _Settlement(self._desk, arrival, job_id, None)(dead):
+            self._desk.refused(self.lane, job_id, dead)
+
+    async def drain(self, give_up: Callable[[], bool]) -> int:
+        """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""
+        while self._held and not give_up():
+            await asyncio.wait(list(self._held), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+        rest = dict(self._held)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        cut = [arrival for task, arrival in rest.items() if task.cancelled()]
+        if self.counts_returns:
+            await asyncio.gather(*(self._desk.settler.give_back(arrival, self.queue) for arrival in cut))
+        return len(cut)

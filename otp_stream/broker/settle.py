@@ -1,0 +1,109 @@
+"""Settlements carried out: confirmed publish first, acknowledgement second, always."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+import structlog
+from aio_pika import Message
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from aiormq.exceptions import AMQPError as WireError
+
+from otp_stream.core.backoff import Backoff
+from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
+from otp_stream.core.job import Job
+
+from . import copies
+from .arrival import Arrival, now_ms
+from .copies import Inject
+from .topology import Topology
+
+CONFIRM_TIMEOUT_S = 10.0
+_PAUSES_S = (0.2, 1.0, 2.0, 5.0)
+
+
+class Publish(Protocol):
+    """A mandatory, confirmed publish."""
+
+    async def __call__(self, message: Message, *, exchange: str, routing_key: str) -> None:
+        """Return once the broker has confirmed; raise when it returns, refuses or does not answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settler:
+    """Brings settlements to the broker until they stand or the message has gone back to its queue."""
+
+    topology: Topology
+    backoff: Backoff
+    publish: Publish
+    inject: Inject
+    repair: Callable[[str], None]
+    """Told when something at the broker seems to be missing."""
+
+    async def settle(self, arrival: Arrival, settlement: Final, *, job_id: str, job: Job | None) -> bool:
+        """Carry a settlement out. Returns whether it stands; if not, the message comes again."""
+        attempts_made = job.attempts_made if job else 0
+        match settlement:
+            case Ack():
+                stands = True
+            case Retry(delay_ms, attempt):
+                stands = await self._retry(arrival, delay_ms, job_id, attempt)
+            case Park(delay_ms):
+                stands = await self._retry(arrival, delay_ms, job_id, attempts_made)
+            case Dead():
+                letter = copies.dead_letter(arrival, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
+                stands = await self._confirmed(arrival, letter, exchange="", routing_key=self.topology.dead)
+            case _:
+                assert_never(settlement)
+        if stands:
+            await acknowledge(arrival)
+        return stands
+
+    async def give_back(self, arrival: Arrival, queue: str) -> None:
+        """Return a message to its queue unmarked: closing, nack and reject all count against a quorum queue's limit."""
+        if await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue):
+            await acknowledge(arrival)
+
+    async def _retry(self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int) -> bool:
+        message = copies.retry(arrival, job_id=job_id, attempts_made=attempts_made, inject=self.inject)
+        rung = str(self.backoff.rung_ms(delay_ms))
+        return await self._confirmed(arrival, message, exchange=self.topology.retry.name, routing_key=rung)
+
+    async def _confirmed(self, arrival: Arrival, message: Message, *, exchange: str, routing_key: str) -> bool:
+        """Publish until the broker confirms; `False` once the message has left our hands, and comes again."""
+        tries = 0
+        while arrival.alive:
+            try:
+                async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                    await self.publish(message, exchange=exchange, routing_key=routing_key)
+            except (AMQPError, WireError, OSError, TimeoutError, RuntimeError) as error:
+                pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
+                tries += 1
+                structlog.get_logger(__name__).warning(
+                    "publish not confirmed",
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    error=_told(error),
+                    again_in_s=pause_s,
+                )
+                self.repair(f"publish to {exchange or routing_key} not confirmed: {_told(error)}")
+                await asyncio.sleep(pause_s)
+            else:
+                return True
+        return False
+
+
+async def acknowledge(arrival: Arrival) -> None:
+    """Acknowledge; where the channel is gone the message comes again, and the sent table knows it."""
+    try:
+        await arrival.message.ack()
+    except (AMQPError, WireError, ChannelInvalidStateError, OSError, RuntimeError) as error:
+        structlog.get_logger(__name__).warning("acknowledgement lost, the job comes again", error=_told(error))
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, DeliveryError):
+        return "returned or refused by the broker"
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:200]

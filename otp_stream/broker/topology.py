@@ -1,0 +1,169 @@
+"""Queues and exchanges as data, and how they come to stand at the broker."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
+
+from otp_stream.core.backoff import Backoff
+from otp_stream.core.job import Lane
+
+DELIVERY_LIMIT = 20
+"""Deliveries of one retry before the broker itself lays it aside; RabbitMQ 4 has the same default."""
+
+_SAFE_HOP = {
+    "x-queue-type": "quorum",
+    "x-dead-letter-exchange": "",
+    # with the default strategy, a letter whose target is full or missing is lost
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+
+
+class TopologyError(Exception):
+    """The broker refuses what we need; the text names the queue and the cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What the broker says of one queue."""
+
+    messages: int
+    consumers: int
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Everything that must stand at the broker. `jobs` belongs to the producers; the rest carries our prefix."""
+
+    jobs: str
+    prefix: str
+    backoff: Backoff
+
+    @property
+    def high(self) -> str:
+        """The producers' urgent lane."""
+        return f"{self.jobs}.high"
+
+    @property
+    def due(self) -> str:
+        """Where waits end."""
+        return f"{self.prefix}.retry.due"
+
+    @property
+    def dead(self) -> str:
+        """The final queue."""
+        return f"{self.prefix}.dead"
+
+    @property
+    def lanes(self) -> dict[Lane, str]:
+        """The queues that are consumed, the most urgent first."""
+        return {"high": self.high, "jobs": self.jobs, "due": self.due}
+
+    @cached_property
+    def retry(self) -> RabbitExchange:
+        """The exchange that takes a failed job to its wait; routing key: the rung in milliseconds."""
+        return RabbitExchange(f"{self.prefix}.retry", type=ExchangeType.DIRECT, durable=True)
+
+    @cached_property
+    def events(self) -> RabbitExchange:
+        """The exchange that tells how jobs end; routing key: `otp.<outcome>`."""
+        return RabbitExchange(f"{self.prefix}.events", type=ExchangeType.TOPIC, durable=True)
+
+    def rung(self, rung_ms: int) -> str:
+        """Return the name of a wait queue."""
+        return f"{self.prefix}.retry.{rung_ms}"
+
+    @cached_property
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """Our own queues with their arguments; the producers' queues are taken as they stand."""
+        queues: dict[str, dict[str, Any]] = {
+            self.dead: {"x-queue-type": "quorum"},
+            self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
+        }
+        for rung_ms in self.backoff.rungs_ms:
+            queues[self.rung(rung_ms)] = {
+                **_SAFE_HOP,
+                "x-dead-letter-routing-key": self.due,
+                "x-message-ttl": rung_ms,
+            }
+        return queues
+
+    def consumed(self, lane: Lane) -> RabbitQueue:
+        """Return the queue of a lane as a subscriber takes it: as it stands, never declared by the subscriber."""
+        name = self.lanes[lane]
+        return RabbitQueue(name, durable=True, declare=False, arguments=cast("Any", self.arguments.get(name)))
+
+    async def apply(self, connection: AbstractConnection) -> None:
+        """Make everything stand that is missing. Raises `TopologyError` where the broker has something else."""
+        for name in (self.jobs, self.high):
+            if await self.depth(connection, name) is None:
+                await _on_channel(
+                    connection, name, lambda channel, name=name: channel.declare_queue(name, durable=True)
+                )
+        for exchange in (self.retry, self.events):
+            await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
+        for name, arguments in self.arguments.items():
+            await _on_channel(
+                connection,
+                name,
+                lambda channel, name=name, arguments=arguments: channel.declare_queue(
+                    name, durable=True, arguments=arguments
+                ),
+            )
+        for rung_ms in self.backoff.rungs_ms:
+            await _on_channel(connection, self.rung(rung_ms), lambda channel, ms=rung_ms: self._bind(channel, ms))
+
+    async def _bind(self, channel: AbstractChannel, rung_ms: int) -> None:
+        queue = await channel.get_queue(self.rung(rung_ms), ensure=False)
+        await queue.bind(self.retry.name, routing_key=str(rung_ms))
+
+    async def depth(self, connection: AbstractConnection, name: str) -> Depth | None:
+        """Ask the broker for one queue; `None` when it does not exist."""
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            queue = await channel.declare_queue(name, passive=True)
+            found = queue.declaration_result
+            return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
+        except ChannelNotFoundEntity:
+            return None
+        finally:
+            await channel.close()
+
+    async def is_quorum(self, connection: AbstractConnection, name: str) -> bool:
+        """Tell whether a producers' queue is a quorum queue: those count every return of a message."""
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            await channel.declare_queue(name, durable=True)
+        except ChannelPreconditionFailed as error:
+            # AMQP has no question for it, but the refusal of a plain declare quotes the type
+            return "x-queue-type" in str(error) and "quorum" in str(error)
+        else:
+            return False
+        finally:
+            await channel.close()
+
+
+async def _declare_exchange(channel: AbstractChannel, exchange: RabbitExchange) -> None:
+    await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+
+
+async def _on_channel(
+    connection: AbstractConnection, name: str, work: Callable[[AbstractChannel], Awaitable[object]]
+) -> None:
+    # a channel of its own for each step: a refusal closes the channel, and only that
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await work(channel)
+    except ChannelPreconditionFailed as error:
+        raise TopologyError(
+            f"{name} exists with other properties: {error}; drain and delete it, or set another RABBITMQ_PREFIX"
+        ) from error
+    except AMQPError as error:
+        raise TopologyError(f"{name} cannot be declared: {error}") from error
+    finally:
+        await channel.close()

@@ -1,0 +1,59 @@
+"""Tables in this process's memory: right for one worker, forgotten at its end."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+
+SENT_TTL_S = 24 * 3600.0
+SENT_LIMIT = 500_000
+"""Sent marks kept at most; about 150 bytes each."""
+
+
+class SentInMemory:
+    """Which jobs were sent in the last 24 hours, and which are being sent now.
+
+    A claim is never given to two tasks: the second waits until the first has marked or released it. So the copy of a
+    job that comes again after a lost connection cannot pass the send that is still under way.
+    """
+
+    def __init__(
+        self, *, ttl_s: float = SENT_TTL_S, limit: int = SENT_LIMIT, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ttl_s, self._limit, self._clock = ttl_s, limit, clock
+        self._sent: dict[bytes, float] = {}  # in the order of marking, so the oldest stand first
+        self._claims: dict[bytes, asyncio.Future[None]] = {}
+
+    async def claim(self, job_id: str) -> bool:
+        """Take the job; `False` if it was sent before. Waits while another attempt is at it."""
+        key = _key(job_id)
+        while (busy := self._claims.get(key)) is not None:
+            await asyncio.shield(busy)
+        self._forget_old()
+        if key in self._sent:
+            return False
+        self._claims[key] = asyncio.get_running_loop().create_future()
+        return True
+
+    async def mark(self, job_id: str) -> None:
+        """Remember that it was sent, and end the claim."""
+        self._sent[_key(job_id)] = self._clock() + self._ttl_s
+        await self.release(job_id)
+
+    async def release(self, job_id: str) -> None:
+        """End the claim."""
+        busy = self._claims.pop(_key(job_id), None)
+        if busy is not None:
+            busy.set_result(None)
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        while self._sent:
+            oldest = next(iter(self._sent))
+            if self._sent[oldest] > now and len(self._sent) <= self._limit:
+                return
+            del self._sent[oldest]
+
+
+def _key(job_id: str) -> bytes:
+    return blake2b(job_id.encode(errors="surrogatepass"), digest_size=16).digest()
