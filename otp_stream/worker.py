@@ -1,0 +1,191 @@
+"""The process: how it starts, what it says of itself, and how it stops step by step."""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import structlog
+import uvicorn
+from faststream.asgi import AsgiFastStream
+from faststream.asgi.app import cast_uvicorn_params
+
+from .broker import OtpBroker
+from .core.state import Phase, RelayState, WorkerState
+from .settings import Settings
+
+_UVICORN_OPTIONS = (
+    "host",
+    "port",
+    "uds",
+    "fd",
+    "root_path",
+    "proxy_headers",
+    "forwarded_allow_ips",
+    "ssl_keyfile",
+    "ssl_certfile",
+)
+_HTTP_GRACE_S = 2
+"""How long open HTTP requests may hold the shutdown up; the jobs have a grace time of their own."""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Relay(Protocol):
+    """What the process wants of the relay room."""
+
+    def look(self) -> RelayState:
+        """Return the relay as this worker sees it."""
+        ...
+
+
+@dataclass(slots=True)
+class Stopping:
+    """When the worker has been asked to stop, and how much patience is left."""
+
+    grace_s: float
+    deadline: float | None = None
+    hurried: bool = False
+
+    def ask(self) -> bool:
+        """Take a signal; the first starts the grace time, any further one ends it. Returns whether it is the first."""
+        first = self.deadline is None
+        if first:
+            self.deadline = time.monotonic() + self.grace_s
+        else:
+            self.hurried = True
+        return first
+
+    @property
+    def over(self) -> bool:
+        """Whether the grace time has passed."""
+        return self.hurried or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What starts before the broker, runs beside it and closes after it, in this order."""
+
+    start: Sequence[Callable[[], Awaitable[object]]] = ()
+    beside: Sequence[Callable[[], Awaitable[object]]] = ()
+    close: Sequence[Callable[[], Awaitable[object]]] = ()
+
+
+class OtpStream(AsgiFastStream):
+    """FastStream's ASGI application as this worker: consumer and HTTP in one process."""
+
+    def __init__(
+        self, settings: Settings, problems: Sequence[str], *, rabbit: OtpBroker, relay: Relay, hooks: Hooks
+    ) -> None:
+        self.settings = settings
+        self.problems = list(problems)
+        self.rabbit = rabbit
+        self._relay = relay
+        self._hooks = hooks
+        self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
+        self._beside: list[asyncio.Future[object]] = []
+        self._early: asyncio.Task[None] | None = None
+        super().__init__(
+            rabbit,
+            logger=None,
+            on_startup=[self._start],
+            on_shutdown=[self._drain],
+            after_shutdown=[self._close],
+        )
+
+    def look(self) -> WorkerState:
+        """Return the whole worker at this moment."""
+        return WorkerState(
+            phase=self._phase(),
+            broker=self.rabbit.look() if self.settings.worker else None,
+            relay=self._relay.look() if self.settings.worker else None,
+        )
+
+    def _phase(self) -> Phase:
+        if self._stopping.deadline is not None:
+            return "stopping"
+        if not self.settings.worker:
+            return "http_only"
+        return "consuming" if self.rabbit.running else "starting"
+
+    async def run(self, log_level: int = logging.INFO, run_extra_options: dict[str, Any] | None = None) -> None:
+        """Serve until a signal comes. Settings that cannot work end the process with 2, all named in one message."""
+        if self.problems:
+            self._say_problems()
+            sys.exit(2)
+        options = cast_uvicorn_params(run_extra_options or {})
+        config = uvicorn.Config(
+            self,
+            log_config=None,
+            log_level=max(log_level, logging.WARNING),
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_HTTP_GRACE_S,
+            **{name: options[name] for name in _UVICORN_OPTIONS if options.get(name) is not None},
+        )
+        _log.info("serving HTTP", host=config.host, port=config.port)
+        await _Server(config, self.asked_to_stop).serve()
+
+    def asked_to_stop(self, signal_number: int) -> None:
+        """Take a signal: stop intake at once, whatever the HTTP side still has to do; a second one hurries."""
+        name = signal.Signals(signal_number).name
+        if self._stopping.ask():
+            _log.info("stopping: intake first", signal=name, grace_ms=self.settings.shutdown_grace_ms)
+            self._early = asyncio.get_running_loop().create_task(self.rabbit.stop_intake())
+        else:
+            _log.warning("stopping at once", signal=name)
+
+    def _say_problems(self) -> None:
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        sys.stderr.write(f"otp-stream cannot start, {len(self.problems)} setting(s) to mend:\n{lines}\n")
+
+    async def _start(self) -> None:
+        if self.problems:  # started by something else than `faststream run`
+            self._say_problems()
+            raise RuntimeError("settings: " + "; ".join(self.problems))
+        for start in self._hooks.start:
+            await start()
+        self._beside = [asyncio.ensure_future(run()) for run in self._hooks.beside]
+
+    async def _drain(self) -> None:
+        if self._stopping.deadline is None:
+            self._stopping.ask()
+        await self.rabbit.stop_intake()
+        state = self.look()
+        held = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
+        _log.info("stopping: intake has ended", held=held)
+        returned = await self.rabbit.drain(self._give_up)
+        _log.info("stopping: jobs are settled", finished=held - returned, returned=returned)
+
+    def _give_up(self) -> bool:
+        if self._stopping.over:
+            return True
+        relay = self._relay.look()
+        # behind a closed gate nothing will be sent: another worker, or the next one, should have the jobs
+        return relay.gate != "open" and relay.sending == 0
+
+    async def _close(self) -> None:
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
+        for close in self._hooks.close:
+            await close()
+        _log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._loop = asyncio.get_running_loop()
+        self._on_signal = on_signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's face
+        # Never uvicorn's forced exit: it would skip the shutdown, and with it the return of jobs.
+        self._captured_signals.append(sig)
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(self._on_signal, sig)
