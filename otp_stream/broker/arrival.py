@@ -4,16 +4,18 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from aio_pika import IncomingMessage
+from pydantic_core import from_json
 
-from otp_stream.core.job import Job, Lane, MalformedError, OtpJob, carry
+from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, carry
 
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
 TRACE = ("traceparent", "tracestate", "baggage")
 _RECENT = 10_000
+_ID_LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,16 @@ class Reader:
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
         return made
+
+
+def said_job_id(body: bytes) -> str | None:
+    """Return the `jobId` of a body that is no job, where one can be read in it: whoever looks for the job knows it."""
+    try:
+        said = from_json(body) if len(body) <= MAX_BODY_BYTES else None
+    except ValueError:
+        return None
+    job_id: Any = cast("dict[str, Any]", said).get("jobId") if isinstance(said, dict) else None
+    return job_id if isinstance(job_id, str) and 0 < len(job_id) <= _ID_LIMIT and job_id.isprintable() else None
 
 
 def now_ms() -> int:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from uuid import uuid4
 
 import structlog
 from faststream.rabbit import RabbitMessage
@@ -13,7 +14,7 @@ from otp_stream.core.decision import Dead, Final
 from otp_stream.core.job import Job, Lane, MalformedError, OtpJob
 from otp_stream.core.state import LaneState
 
-from .arrival import Arrival, Reader, now_ms
+from .arrival import Arrival, Reader, now_ms, said_job_id
 from .events import Events, event
 from .settle import Settler
 from .topology import Depth
@@ -129,7 +130,8 @@ class LaneConsumer:
                 await settlement(Dead("crashed", f"internal error: {kind}", job.attempts_made))
 
     async def _refuse(self, arrival: Arrival, error: str) -> None:
-        job_id = arrival.message.message_id or f"malformed-{arrival.seen_ms}-{arrival.message.delivery_tag}"
+        message = arrival.message
+        job_id = said_job_id(message.body) or message.message_id or uuid4().hex
         dead = Dead("malformed", error, arrival.attempts_made(None))
         if await _Settlement(self._desk, arrival, job_id, None)(dead):
             self._desk.refused(self.lane, job_id, dead)
