@@ -1,0 +1,52 @@
+"""What the relay room is told: where the relay is, and how long anything may take."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Tls = Literal["starttls", "implicit", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLimits:
+    """How long a connection may live and how long the relay may take to answer, in seconds.
+
+    The answers to MAIL, RCPT, DATA and the final dot get the times of RFC 5321 §4.5.3.2, because giving up early makes
+    copies. Before the first MAIL there is nothing to copy, so a relay that is down is noticed sooner.
+    """
+
+    idle_s: float = 60
+    age_s: float = 300
+    messages: int = 1000
+    handshakes: int = 5
+    """Connections that may be set up at the same time, so that the relay does not see a herd."""
+    connect_s: float = 10
+    handshake_s: float = 30
+    """For each step from the greeting to the login."""
+    mail_s: float = 300
+    rcpt_s: float = 300
+    data_s: float = 120
+    body_s: float = 600
+    quit_s: float = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """One relay: `sender` is the envelope's MAIL FROM address, no `user` means no login."""
+
+    host: str
+    port: int
+    sender: str
+    tls: Tls = "starttls"
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    pool_size: int = 20
+    helo: str | None = None
+    """Our name in EHLO; this machine's full name when absent."""
+    limits: RelayLimits = RelayLimits()
+
+    @property
+    def name(self) -> str:
+        """`host:port`, as reports show it."""
+        return f"{self.host}:{self.port}"

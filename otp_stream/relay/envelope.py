@@ -1,0 +1,88 @@
+"""The bytes of one mail on the wire: its envelope for what the relay can do, and its content."""
+
+import re
+from dataclasses import dataclass, field
+
+from otp_stream.core.mail import Mail
+from otp_stream.core.outcome import Reply
+
+from .parser import Answer
+
+_LONE_CR_OR_LF = re.compile(rb"\r\n|\r|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What the relay offered in its answer to EHLO (RFC 5321 §4.1.1.1)."""
+
+    pipelining: bool = False
+    starttls: bool = False
+    size: bool = False
+    eight_bit: bool = False
+    utf8: bool = False
+    logins: frozenset[str] = field(default_factory=frozenset[str])
+
+    @classmethod
+    def read(cls, answer: Answer) -> "Extensions":
+        """Read them from the lines after the first one, which holds the relay's name."""
+        lines = [line.upper().replace("=", " ").split() for line in answer[1].split("\n")[1:]]
+        offered = {words[0] for words in lines if words}
+        return cls(
+            pipelining="PIPELINING" in offered,
+            starttls="STARTTLS" in offered,
+            size="SIZE" in offered,
+            eight_bit="8BITMIME" in offered,
+            utf8="SMTPUTF8" in offered,
+            logins=frozenset(word for words in lines if words and words[0] == "AUTH" for word in words[1:]),
+        )
+
+
+class Envelopes:
+    """Writes envelopes for one connection; `sender` is the MAIL FROM address."""
+
+    def __init__(self, sender: str, extensions: Extensions) -> None:
+        self._offers = extensions
+        self._sender = self._path(sender)
+        # fixed for the connection, so made once
+        self._from = b"" if self._sender is None else b"MAIL FROM:<" + self._sender + b">"
+
+    def write(self, mail: Mail) -> tuple[bytes, bytes] | Reply:
+        """Return the MAIL and the RCPT command, or the reply that we give in the relay's place."""
+        recipient = mail.recipient
+        if not recipient.isprintable() or ">" in recipient or " " in recipient:
+            return Reply(553, "5.1.3", "the address cannot be written in SMTP", "rcpt")
+        path = self._path(recipient)
+        if path is None or self._sender is None:
+            whose = "sender's" if self._sender is None else "recipient's"
+            return Reply(553, "5.6.7", f"the {whose} address needs SMTPUTF8, which the relay does not offer", "rcpt")
+        command = self._from
+        if self._offers.size:
+            command += b" SIZE=%d" % len(mail.content)
+        if self._offers.eight_bit and not mail.content.isascii():
+            command += b" BODY=8BITMIME"
+        if self._offers.utf8 and not (path.isascii() and self._sender.isascii()):
+            command += b" SMTPUTF8"
+        return command + b"\r\n", b"RCPT TO:<" + path + b">\r\n"
+
+    def _path(self, address: str) -> bytes | None:
+        if address.isascii() or self._offers.utf8:
+            return address.encode()
+        local, _, domain = address.rpartition("@")
+        if not local.isascii():
+            return None
+        try:
+            return local.encode("ascii") + b"@" + domain.encode("idna")
+        except UnicodeError:
+            return None
+
+
+def wire_form(content: bytes) -> bytes:
+    """Return the content as DATA takes it: dots doubled at line starts (RFC 5321 §4.5.2), the final dot at its end."""
+    if content.count(b"\n") != content.count(b"\r\n") or content.count(b"\r") != content.count(b"\r\n"):
+        # a lone CR or LF could end the message early at a relay that takes it for a line end
+        content = _LONE_CR_OR_LF.sub(b"\r\n", content)
+    if b"\r\n." in content:
+        content = content.replace(b"\r\n.", b"\r\n..")
+    if content.startswith(b"."):
+        content = b"." + content
+    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")

@@ -1,0 +1,88 @@
+"""The gate before the relay: open, closed, or half open for one job as a probe. Pure: the clock is an argument."""
+
+from collections.abc import Callable
+
+from otp_stream.core.outcome import Trouble
+from otp_stream.core.state import Gate as GateState
+
+# first and longest pause, milliseconds; a login is mended by people, and repeated failures lock accounts
+_PAUSES: dict[Trouble, tuple[int, int]] = {
+    "unreachable": (1_000, 30_000),
+    "tls_failed": (1_000, 30_000),
+    "throttled": (2_000, 30_000),
+    "login_refused": (5_000, 60_000),
+}
+_JITTER = 0.25
+
+
+class Pauses:
+    """Growing pauses between tries: each doubles the one before, up to a cap, and up to a quarter longer."""
+
+    def __init__(self, fraction: Callable[[], float]) -> None:
+        self._fraction = fraction
+        self._tries = 0
+
+    def next_ms(self, trouble: Trouble) -> int:
+        """Return the pause after one more failure, milliseconds."""
+        first, cap = _PAUSES[trouble]
+        pause = min(first << min(self._tries, 16), cap)
+        self._tries += 1
+        return round(pause * (1 + _JITTER * self._fraction()))
+
+    def reset(self) -> None:
+        """Start again with the shortest."""
+        self._tries = 0
+
+
+class Gate:
+    """Circuit breaker over the whole relay; times are milliseconds since 1970.
+
+    `fraction` gives the jitter's share in [0, 1). Each method returns whether the state changed.
+    """
+
+    def __init__(self, now_ms: int, fraction: Callable[[], float]) -> None:
+        self.state: GateState = "open"
+        self.since_ms = now_ms
+        self.trouble: Trouble | None = None
+        self.error: str | None = None
+        self.probe_ms: int | None = None
+        self.probing = False
+        self._pauses = Pauses(fraction)
+
+    @property
+    def passable(self) -> bool:
+        """Whether one more job may pass."""
+        return self.state == "open" or (self.state == "half_open" and not self.probing)
+
+    def close(self, trouble: Trouble, error: str, now_ms: int, *, probe: bool = False) -> bool:
+        """Close after a trouble.
+
+        What jobs that were already on the wire meet while the gate is not open says nothing new: only the probe counts.
+        """
+        if self.state == "closed" or (self.state == "half_open" and self.probing and not probe):
+            return False
+        self.trouble, self.error, self.probing = trouble, error, False
+        self.probe_ms = now_ms + self._pauses.next_ms(trouble)
+        self._turn_to("closed", now_ms)
+        return True
+
+    def half_open(self, now_ms: int) -> bool:
+        """Let the next job pass as the probe, if the pause is over."""
+        if self.state != "closed" or self.probe_ms is None or now_ms < self.probe_ms:
+            return False
+        self._turn_to("half_open", now_ms)
+        return True
+
+    def open(self, now_ms: int) -> bool:
+        """Open after the probe came through."""
+        if self.state == "open":
+            return False
+        self.trouble = self.error = self.probe_ms = None
+        self.probing = False
+        self._pauses.reset()
+        self._turn_to("open", now_ms)
+        return True
+
+    def _turn_to(self, state: GateState, now_ms: int) -> None:
+        self.state = state
+        self.since_ms = now_ms

@@ -1,0 +1,171 @@
+"""From a host name to a connection that takes mail: TCP, TLS, EHLO, login."""
+
+import asyncio
+import base64
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from otp_stream.core.outcome import Stage
+from otp_stream.settings import is_loopback
+
+from .config import RelayConfig
+from .envelope import Extensions
+from .parser import Answer
+from .reply import refusal, to_reply
+from .wire import TroubleError, Wire
+
+W = TypeVar("W", bound=Wire)
+
+
+class Handshake:
+    """Sets connections up; what is costly to find out (authorities, our own name) is found out once, off the loop."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self._config = config
+        self._helo = config.helo
+        self._context: ssl.SSLContext | None = None
+
+    async def open(self, make: Callable[[], W]) -> tuple[W, Extensions]:
+        """Return a connection that is ready for MAIL, and what the relay offers. Raises `TroubleError`."""
+        await self._prepare()
+        wire = await self._connect(make)
+        try:
+            return wire, await self._greet(wire)
+        except BaseException:
+            wire.transport.abort()
+            await asyncio.sleep(0)  # the socket is closed in the next round of the loop
+            raise
+
+    async def _prepare(self) -> None:
+        config = self._config
+        if config.user is not None and config.tls == "none" and not is_loopback(config.host):
+            raise TroubleError(
+                "tls_failed", "SMTP_TLS=none: a login goes out without TLS to loopback only; use starttls or implicit"
+            )
+        if self._helo is None:
+            self._helo = await asyncio.to_thread(socket.getfqdn)
+        if self._context is None and config.tls != "none":
+            self._context = await asyncio.to_thread(_tls_context, config)
+
+    async def _connect(self, make: Callable[[], W]) -> W:
+        config = self._config
+        context = self._context if config.tls == "implicit" else None
+        loop = asyncio.get_running_loop()
+        with _named("connect", config):
+            async with asyncio.timeout(config.limits.connect_s):
+                _, wire = await loop.create_connection(
+                    make, config.host, config.port, ssl=context, server_hostname=config.host if context else None
+                )
+        return wire
+
+    async def _greet(self, wire: Wire) -> Extensions:
+        await self._ask(wire, b"", "greeting", 220)
+        offers = await self._ehlo(wire)
+        if self._config.tls == "starttls":
+            await self._start_tls(wire, offers)
+            offers = await self._ehlo(wire)
+        if self._config.user is not None:
+            await self._login(wire, offers, self._config.user, self._config.password or "")
+        return offers
+
+    async def _ask(self, wire: Wire, command: bytes, stage: Stage, *wanted: int) -> Answer:
+        try:
+            answer = await wire.ask(command, self._config.limits.handshake_s)
+        except TroubleError as error:
+            hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
+            raise TroubleError(error.trouble, f"{error} (at {stage.upper()}){hint}") from None
+        if answer[0] not in wanted:
+            reply = to_reply(answer, stage)
+            raise TroubleError(refusal(reply), str(reply))
+        return answer
+
+    async def _ehlo(self, wire: Wire) -> Extensions:
+        name = self._helo or ""
+        if "." not in name:
+            # no full name: an address literal is what RFC 5321 §4.1.3 has for that
+            address: str = wire.transport.get_extra_info("sockname")[0]
+            name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+        return Extensions.read(await self._ask(wire, f"EHLO {name}\r\n".encode(), "ehlo", 250))
+
+    async def _start_tls(self, wire: Wire, offers: Extensions) -> None:
+        if not offers.starttls or self._context is None:
+            raise TroubleError(
+                "tls_failed", "the relay does not offer STARTTLS; use the port that does, or SMTP_TLS=implicit"
+            )
+        await self._ask(wire, b"STARTTLS\r\n", "tls", 220)
+        if not wire.quiet():
+            # sent in the clear, to be taken for the relay's word under TLS (CVE-2011-0411)
+            raise TroubleError("tls_failed", "the relay's side sent more than its answer to STARTTLS")
+        loop = asyncio.get_running_loop()
+        with _named("tls", self._config):
+            async with asyncio.timeout(self._config.limits.handshake_s):
+                transport = await loop.start_tls(wire.transport, wire, self._context, server_hostname=self._config.host)
+        if transport is None:
+            raise TroubleError("tls_failed", "the connection was lost (at TLS)")
+        wire.transport = transport
+
+    async def _login(self, wire: Wire, offers: Extensions, user: str, password: str) -> None:
+        if "PLAIN" in offers.logins:
+            token = _b64(f"\0{user}\0{password}")
+            answer = await self._ask(wire, b"AUTH PLAIN " + token + b"\r\n", "auth", 235, 334)
+            steps = [token]
+        elif "LOGIN" in offers.logins:
+            answer = await self._ask(wire, b"AUTH LOGIN\r\n", "auth", 235, 334)
+            steps = [_b64(user), _b64(password)]
+        else:
+            offered = ", ".join(sorted(offers.logins)) or "none"
+            raise TroubleError(
+                "login_refused", f"the relay offers no login by PLAIN or LOGIN (it offers {offered}); see SMTP_AUTH"
+            )
+        for step in steps:
+            if answer[0] == 334:
+                answer = await self._ask(wire, step + b"\r\n", "auth", 235, 334)
+        if answer[0] != 235:
+            raise TroubleError("login_refused", "the relay asked for more than user and password (at AUTH)")
+
+
+def _b64(text: str) -> bytes:
+    return base64.b64encode(text.encode())
+
+
+def _tls_context(config: RelayConfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise TroubleError("tls_failed", f"SMTP_CA_FILE cannot be read: {type(error).__name__}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+@contextmanager
+def _named(stage: Stage, config: RelayConfig) -> Generator[None]:
+    """Turn what the network and TLS raise into a trouble that says what to mend."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise TroubleError("tls_failed", _certificate_text(error, config)) from None
+    except ssl.SSLError as error:
+        hint = "; does this port want SMTP_TLS=starttls?" if config.tls == "implicit" else ""
+        raise TroubleError("tls_failed", f"TLS failed: {error.reason or type(error).__name__}{hint}") from None
+    except TimeoutError:
+        raise TroubleError("unreachable", f"{config.name}: no connection in time (at {stage.upper()})") from None
+    except socket.gaierror:
+        raise TroubleError("unreachable", f"the name {config.host} is not known to DNS; check SMTP_HOST") from None
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        trouble = "tls_failed" if stage == "tls" else "unreachable"
+        raise TroubleError(trouble, f"{config.name}: {why} (at {stage.upper()})") from None
+
+
+def _certificate_text(error: ssl.SSLCertVerificationError, config: RelayConfig) -> str:
+    why = error.verify_message
+    if "expired" in why or "not yet valid" in why:
+        cure = "the relay needs a new one, or this machine's clock is wrong"
+    elif "ostname" in why or "IP address" in why:
+        cure = "SMTP_HOST must be a name in it"
+    else:
+        cure = "name the authority that signed it in SMTP_CA_FILE"
+    return f"the certificate of {config.host} is not accepted: {why}; {cure}"

@@ -1,0 +1,61 @@
+"""Reads SMTP replies (RFC 5321 §4.2) from bytes that come in any pieces."""
+
+Answer = tuple[int, str]
+"""A reply as it came: its code, and its lines without the code, parted by newlines."""
+
+# RFC 5321 §4.5.3.1.5 allows 512 octets a line. Relays go beyond it, but not without end.
+MAX_LINE = 4096
+MAX_REPLY = 65_536
+
+
+class GarbageError(Exception):
+    """What came is no SMTP reply; the text says why and quotes nothing."""
+
+
+class ReplyParser:
+    """Feed it bytes, get whole replies."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._lines: list[str] = []
+        self._code = b""
+        self._size = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether part of a reply is held."""
+        return bool(self._rest or self._lines)
+
+    def feed(self, data: bytes) -> list[Answer]:
+        """Return the replies that `data` completes. Raises `GarbageError`; nothing can be read after it."""
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > MAX_LINE:
+            raise GarbageError(f"a reply line is longer than {MAX_LINE} bytes")
+        answers: list[Answer] = []
+        for line in lines:
+            code = line[:3]
+            if not 3 <= len(line) <= MAX_LINE or not code.isdigit() or not b"200" <= code < b"600":
+                raise GarbageError("the answer is no SMTP reply")
+            text = line[4:].rstrip(b"\r").decode("utf-8", "replace")
+            mark = line[3:4]
+            if mark in b" \r" and not self._lines:
+                answers.append((int(code), text))
+            elif mark in b"- \r":
+                self._gather(code, text, len(line))
+                if mark != b"-":
+                    answers.append((int(code), "\n".join(self._lines)))
+                    self._lines.clear()
+                    self._size = 0
+            else:
+                raise GarbageError("the answer is no SMTP reply")
+        return answers
+
+    def _gather(self, code: bytes, text: str, size: int) -> None:
+        if self._lines and code != self._code:
+            raise GarbageError("the lines of one reply have different codes")
+        self._code = code
+        self._size += size
+        if self._size > MAX_REPLY:
+            raise GarbageError(f"a reply is longer than {MAX_REPLY} bytes")
+        self._lines.append(text)

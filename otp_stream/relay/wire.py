@@ -1,0 +1,97 @@
+"""One TCP connection to the relay: bytes out, whole replies in."""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from typing import cast
+
+from otp_stream.core.outcome import Trouble
+
+from .parser import Answer, GarbageError, ReplyParser
+
+# Unacknowledged bytes for so long mean that nobody is there any more. A relay that is slow but alive still
+# acknowledges, so this does not cut the long answer times of RFC 5321 short.
+_DEAD_PEER_MS = 20_000
+
+
+class TroubleError(Exception):
+    """The relay cannot take any job at present; the text is for an operator and holds no secret."""
+
+    def __init__(self, trouble: Trouble, text: str) -> None:
+        super().__init__(text)
+        self.trouble: Trouble = trouble
+
+
+class Wire(asyncio.Protocol):
+    """During the handshake replies are asked for one by one; afterwards `hear` takes them as they come."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.parser = ReplyParser()
+        self.lost: TroubleError | None = None
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers: deque[Answer] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, and let the kernel notice a peer that is gone."""
+        self.transport = cast("asyncio.Transport", transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MS)
+
+    def data_received(self, data: bytes) -> None:
+        """Hear each reply that is complete."""
+        try:
+            answers = self.parser.feed(data)
+        except GarbageError as error:
+            self.break_off(TroubleError("unreachable", str(error)))
+            return
+        for code, text in answers:
+            if self.lost is None:
+                self.hear(code, text)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits for a reply."""
+        why = f": {type(exc).__name__}" if exc else ""
+        self.break_off(TroubleError("unreachable", f"the connection was lost{why}"))
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def hear(self, code: int, text: str) -> None:
+        """Keep a reply for `ask`."""
+        self._answers.append((code, text))
+        self._wake()
+
+    def break_off(self, error: TroubleError) -> None:
+        """End the connection at once, for the first reason given."""
+        if self.lost is None:
+            self.lost = error
+            self._wake()
+            self.transport.abort()
+
+    async def ask(self, command: bytes, timeout_s: float) -> Answer:
+        """Send a command (nothing, to await the greeting) and return the reply. Raises `TroubleError`."""
+        if command:
+            self.transport.write(command)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._answers and self.lost is None:
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+        except TimeoutError:
+            raise TroubleError("unreachable", f"no answer within {timeout_s:g} s") from None
+        if self._answers:
+            return self._answers.popleft()
+        raise self.lost or TroubleError("unreachable", "the connection was lost")
+
+    def quiet(self) -> bool:
+        """Whether nothing has come that was not asked for."""
+        return not self._answers and not self.parser.pending
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,250 @@
+"""TLS and login, on the wire."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
+from certificates import Authority
+from smtp_relay import CONTENT, SILENCE, Act, ScriptedRelay, config, send
+
+from otp_stream.core.outcome import Accepted, Unavailable
+from otp_stream.relay import RelayConfig, RelayLimits, SmtpRelay
+
+LOGIN = ("user@example.com", "pässword")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@asynccontextmanager
+async def secured(relay: ScriptedRelay, authority: Authority, **changes: object) -> AsyncIterator[SmtpRelay]:
+    settings = {"tls": relay.mode, "ca_file": authority.ca_file, "host": "localhost"} | changes
+    smtp = SmtpRelay(config(relay, **settings))
+    try:
+        yield smtp
+    finally:
+        await smtp.close(grace_s=0.2)
+
+
+async def trouble(smtp: SmtpRelay) -> Unavailable:
+    outcome = await send(smtp)
+    assert isinstance(outcome, Unavailable)
+    assert smtp.look().gate == "closed"
+    assert smtp.look().trouble == outcome.trouble
+    return outcome
+
+
+def starttls(authority: Authority, *hosts: str, **settings: object) -> ScriptedRelay:
+    relay = ScriptedRelay(tls=authority.server(*hosts or ("localhost", "127.0.0.1")), mode="starttls")
+    return replace(relay, **settings)
+
+
+async def test_starttls_then_login_then_mail(authority: Authority):
+    async with (
+        starttls(authority, login=LOGIN) as relay,
+        secured(relay, authority, user=LOGIN[0], password=LOGIN[1]) as smtp,
+    ):
+        assert isinstance(await send(smtp), Accepted)
+        assert relay.commands() == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL", "RCPT", "DATA"]
+        assert relay.accepted[0].content == CONTENT
+
+
+async def test_implicit_tls_then_login_then_mail(authority: Authority):
+    relay = ScriptedRelay(tls=authority.server("localhost"), mode="implicit", login=LOGIN)
+    async with relay, secured(relay, authority, user=LOGIN[0], password=LOGIN[1]) as smtp:
+        assert isinstance(await send(smtp), Accepted)
+        assert relay.commands()[:2] == ["EHLO", "AUTH"]
+
+
+async def test_an_address_in_the_certificate_is_checked_too(authority: Authority):
+    async with starttls(authority) as relay, secured(relay, authority, host="127.0.0.1") as smtp:
+        assert isinstance(await send(smtp), Accepted)
+
+
+@pytest.mark.parametrize("mode", ["starttls", "implicit"])
+@pytest.mark.parametrize(
+    ("hosts", "expired", "trusted", "cure"),
+    [
+        (("localhost",), True, True, "needs a new one"),
+        (("other.example",), False, True, "SMTP_HOST must be a name in it"),
+        (("localhost",), False, False, "SMTP_CA_FILE"),
+    ],
+)
+async def test_a_wrong_certificate_is_refused_with_the_cure(
+    authority: Authority, mode: str, hosts: tuple[str], *, expired: bool, trusted: bool, cure: str
+):
+    relay = ScriptedRelay(tls=authority.server(*hosts, expired=expired), mode=mode)
+    changes = {} if trusted else {"ca_file": None}
+    async with relay, secured(relay, authority, **changes) as smtp:
+        outcome = await trouble(smtp)
+        assert outcome.trouble == "tls_failed"
+        assert outcome.error.startswith("the certificate of localhost is not accepted: ")
+        assert cure in outcome.error
+    assert "MAIL" not in relay.commands()
+
+
+async def test_tls_is_required_where_it_is_not_offered(authority: Authority):
+    async with ScriptedRelay() as relay, secured(relay, authority, tls="starttls") as smtp:
+        outcome = await trouble(smtp)
+        assert (outcome.trouble, "does not offer STARTTLS" in outcome.error) == ("tls_failed", True)
+    assert relay.commands() == ["EHLO"]
+
+
+async def test_a_refused_starttls_ends_it(authority: Authority):
+    async with starttls(authority) as relay, secured(relay, authority) as smtp:
+        relay.then("starttls", "454 4.7.0 TLS not available due to temporary reason")
+        assert (await trouble(smtp)).trouble == "tls_failed"
+
+
+@pytest.mark.parametrize("injected", ["250 injected", "250-inj"])
+async def test_words_smuggled_in_before_tls_are_refused(authority: Authority, injected: str):
+    async with starttls(authority) as relay, secured(relay, authority) as smtp:
+        relay.then("starttls", f"220 go ahead\r\n{injected}")
+        outcome = await trouble(smtp)
+        assert outcome.trouble == "tls_failed"
+        assert "more than its answer to STARTTLS" in outcome.error
+
+
+async def test_implicit_tls_at_a_port_that_speaks_plainly_says_so(authority: Authority):
+    async with ScriptedRelay() as relay, secured(relay, authority, tls="implicit") as smtp:
+        outcome = await trouble(smtp)
+        assert outcome.trouble == "tls_failed"
+        assert "SMTP_TLS=starttls" in outcome.error
+
+
+async def test_starttls_at_a_port_that_wants_tls_at_once_says_so(authority: Authority):
+    relay = ScriptedRelay(tls=authority.server("localhost"), mode="implicit")
+    async with relay, secured(relay, authority, tls="starttls", limits=RelayLimits(handshake_s=0.2)) as smtp:
+        outcome = await trouble(smtp)
+        assert outcome.trouble == "unreachable"
+        assert "SMTP_TLS=implicit" in outcome.error
+
+
+async def test_an_authority_file_that_cannot_be_read_is_named(authority: Authority, tmp_path: Path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    async with starttls(authority) as relay, secured(relay, authority, ca_file=tmp_path / "ca.pem") as smtp:
+        assert "SMTP_CA_FILE" in (await trouble(smtp)).error
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "initial_response"), [("PLAIN", True), ("PLAIN", False), ("LOGIN", True), ("XOAUTH2 LOGIN", True)]
+)
+async def test_login_by_what_is_offered(mechanisms: str, *, initial_response: bool):
+    relay = ScriptedRelay(login=LOGIN, mechanisms=mechanisms, initial_response=initial_response)
+    async with relay:
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]))
+        assert isinstance(await send(smtp), Accepted)
+        await smtp.close()
+
+
+@pytest.mark.parametrize("mechanisms", ["PLAIN", "LOGIN"])
+async def test_a_refused_login_closes_the_gate_and_shows_no_secret(mechanisms: str):
+    async with ScriptedRelay(login=LOGIN, mechanisms=mechanisms) as relay:
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password="wrong-pässword"))
+        outcome = await trouble(smtp)
+        assert outcome.trouble == "login_refused"
+        assert outcome.error == "535 5.7.8 authentication credentials invalid (to AUTH)"
+        assert "wrong" not in repr(smtp._config)
+        await smtp.close()
+    assert "MAIL" not in relay.commands()
+
+
+async def test_a_relay_without_a_login_that_we_know_says_what_it_offers():
+    async with ScriptedRelay(login=LOGIN, mechanisms="CRAM-MD5 XOAUTH2") as relay:
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]))
+        outcome = await trouble(smtp)
+        assert (outcome.trouble, "CRAM-MD5, XOAUTH2" in outcome.error) == ("login_refused", True)
+        await smtp.close()
+
+
+async def test_a_login_never_leaves_the_machine_without_tls():
+    smtp = SmtpRelay(RelayConfig("relay.example", 25, "s@example.com", tls="none", user="u", password="p"))
+    outcome = await trouble(smtp)
+    assert outcome.trouble == "tls_failed"
+    assert "loopback" in outcome.error
+    await smtp.close()
+
+
+@pytest.mark.parametrize("step", ["ehlo", "auth"])
+async def test_a_handshake_that_stalls_ends_in_time(step: str):
+    async with ScriptedRelay(login=LOGIN) as relay:
+        relay.always(step, SILENCE)
+        limits = RelayLimits(handshake_s=0.2)
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=limits))
+        outcome = await trouble(smtp)
+        assert outcome.error == f"no answer within 0.2 s (at {step.upper()})"
+        await smtp.close()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "expected"),
+    [
+        (Act("554 no service here", then="close"), "unreachable"),
+        (Act("421 4.7.0 too many connections", then="close"), "throttled"),
+        (Act("", then="close"), "unreachable"),
+        (Act("SSH-2.0-OpenSSH_9.2", then="close"), "unreachable"),
+    ],
+)
+async def test_a_refused_greeting_names_its_trouble(greeting: Act, expected: str):
+    async with ScriptedRelay() as relay:
+        relay.then("greeting", greeting)
+        smtp = SmtpRelay(config(relay))
+        assert (await trouble(smtp)).trouble == expected
+        await smtp.close()
+
+
+class _Mailbox:
+    def __init__(self) -> None:
+        self.mails: list[Envelope] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd
+        self.mails.append(envelope)
+        return "250 2.0.0 taken"
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_another_server_takes_our_tls_login_and_mail(authority: Authority, tls: str):
+    mailbox = _Mailbox()
+    logins: list[tuple[str, str]] = []
+    context = authority.server("localhost")
+
+    def check(server: object, session: object, envelope: object, mechanism: str, data: object) -> AuthResult:
+        assert isinstance(data, LoginPassword)
+        logins.append((data.login.decode(), data.password.decode()))
+        return AuthResult(success=logins[-1] == LOGIN)
+
+    def protocol() -> SMTP:
+        return SMTP(
+            mailbox,
+            hostname="relay.example",
+            enable_SMTPUTF8=True,
+            # wrapped in TLS, it does not know that it is
+            auth_required=tls == "starttls",
+            auth_require_tls=tls == "starttls",
+            authenticator=check,
+            tls_context=context if tls == "starttls" else None,
+            require_starttls=tls == "starttls",
+        )
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(protocol, "127.0.0.1", 0, ssl=context if tls == "implicit" else None)
+    port = server.sockets[0].getsockname()[1]
+    smtp = SmtpRelay(
+        RelayConfig("localhost", port, "s@example.com", tls, LOGIN[0], LOGIN[1], authority.ca_file, pool_size=2)
+    )
+    content = b".\r\n" + CONTENT + b"..\r\n"
+    try:
+        outcomes = await asyncio.gather(*(send(smtp, content=content) for _ in range(6)))
+        assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+        assert [mail.content for mail in mailbox.mails] == [content] * 6
+        assert logins == [LOGIN] * smtp.look().connects
+        assert smtp.look().connects <= 2
+    finally:
+        await smtp.close()
+        server.close()

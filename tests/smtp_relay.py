@@ -1,0 +1,370 @@
+"""A mail relay on the wire that does as it is told: any answer, delay or fault at any step.
+
+    async with ScriptedRelay() as relay:
+        relay.then("rcpt", "451 4.3.0 later", "451 4.3.0 later", to="user@example.com")  # then 250 again
+        relay.always("body", Act(delay_s=0.15))                                         # every mail takes 150 ms
+        ...
+        await relay.wait_accepted(1)
+
+Steps: greeting ehlo starttls auth mail rcpt data body rset quit (`body` is the final dot).
+"""
+
+import asyncio
+import base64
+import contextlib
+import socket
+import ssl
+import struct
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+from otp_stream.core.mail import Mail
+from otp_stream.core.outcome import Outcome
+from otp_stream.relay import RelayConfig, SmtpRelay
+
+CONTENT = b"Subject: hello\r\n\r\nyour code\r\n"
+KEYWORDS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 10485760", "ENHANCEDSTATUSCODES")
+
+_USUAL = {
+    "greeting": "220 relay.example ESMTP",
+    "starttls": "220 2.0.0 go ahead",
+    "auth": "235 2.7.0 welcome",
+    "mail": "250 2.1.0 ok",
+    "rcpt": "250 2.1.5 ok",
+    "data": "354 end with a dot",
+    "body": "250 2.0.0 queued",
+    "rset": "250 2.0.0 ok",
+    "quit": "221 2.0.0 bye",
+}
+
+
+@dataclass(frozen=True)
+class Act:
+    """What to do at a step: wait, answer, then perhaps hang up or say no more.
+
+    `reply` is the usual one when `None`, none at all when empty.
+    """
+
+    reply: str | None = None
+    delay_s: float = 0
+    then: Literal["go on", "close", "reset", "hang"] = "go on"
+    keep: bool = False
+    """Take the mail at the final dot, whatever is answered."""
+
+
+SILENCE = Act("", then="hang")
+CLOSE = Act("", then="close")
+RESET = Act("", then="reset")
+
+
+@dataclass(frozen=True)
+class Received:
+    """One accepted mail; `at` is monotonic seconds, `connection` counts from 1."""
+
+    sender: str
+    recipient: str
+    content: bytes
+    at: float
+    connection: int
+    parameters: str = ""
+
+
+class _HangUpError(Exception):
+    pass
+
+
+@dataclass
+class ScriptedRelay:
+    """An SMTP server in this process, on a port of its own."""
+
+    keywords: tuple[str, ...] = KEYWORDS
+    tls: ssl.SSLContext | None = None
+    mode: Literal["none", "starttls", "implicit"] = "none"
+    login: tuple[str, str] | None = None
+    mechanisms: str = "PLAIN LOGIN"
+    initial_response: bool = True
+    """Whether AUTH PLAIN takes its response on the same line."""
+    byte_by_byte: bool = False
+    port: int = 0
+    accepted: list[Received] = field(default_factory=list)
+    log: list[tuple[int, str]] = field(default_factory=list)
+    """Each command with the number of its connection."""
+    connections: int = 0
+
+    def __post_init__(self) -> None:
+        self._once: dict[tuple[str, str | None], deque[Act]] = {}
+        self._always: dict[tuple[str, str | None], Act] = {}
+        self._server: asyncio.Server | None = None
+        self._talks: dict[asyncio.Task[None], _Talk] = {}
+
+    def then(self, step: str, *acts: str | Act, to: str | None = None) -> None:
+        """Queue answers, each used once; `to` limits them to mails for one recipient."""
+        self._once.setdefault((step, to), deque()).extend(_act(act) for act in acts)
+
+    def always(self, step: str, act: str | Act | None, to: str | None = None) -> None:
+        """Answer a step like this from now on; `None` brings the usual answer back."""
+        if act is None:
+            self._always.pop((step, to), None)
+        else:
+            self._always[(step, to)] = _act(act)
+
+    def act(self, step: str, recipient: str | None) -> Act:
+        """Return what to do at this step."""
+        for key in ((step, recipient), (step, None)):
+            if self._once.get(key):
+                return self._once[key].popleft()
+        for key in ((step, recipient), (step, None)):
+            if key in self._always:
+                return self._always[key]
+        return Act()
+
+    def commands(self, connection: int | None = None) -> list[str]:
+        """Return the verbs as they came, of all connections or of one."""
+        return [line.split(maxsplit=1)[0].upper() for at, line in self.log if connection in {None, at}]
+
+    @property
+    def open_connections(self) -> int:
+        """Connections open now."""
+        return len(self._talks)
+
+    async def start(self) -> None:
+        """Listen; after `stop`, on the same port again."""
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self.tls if self.mode == "implicit" else None
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening and cut every connection."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.cut()
+        tasks = list(self._talks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    def cut(self) -> None:
+        """Cut every connection, without a word."""
+        for talk in self._talks.values():
+            talk.writer.transport.abort()
+
+    async def wait_accepted(self, count: int, timeout: float = 5) -> None:  # noqa: ASYNC109 - a test's own deadline
+        """Wait until so many mails are accepted."""
+        await self.wait(lambda: len(self.accepted) >= count, f"{count} accepted mails", timeout)
+
+    async def wait(self, condition: Callable[[], bool], what: str, timeout: float = 5) -> None:  # noqa: ASYNC109
+        """Wait for a condition, with a deadline."""
+        ends = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > ends:
+                raise AssertionError(f"no {what} within {timeout} s; {len(self.accepted)} accepted, {self.log[-20:]}")
+            await asyncio.sleep(0.005)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        talk = _Talk(self, reader, writer, self.connections)
+        task = asyncio.current_task()
+        assert task is not None
+        self._talks[task] = talk
+        try:
+            await talk.run()
+        except (_HangUpError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            del self._talks[task]
+            writer.transport.abort()
+
+
+class _Talk:
+    """One connection's dialogue."""
+
+    def __init__(
+        self, relay: ScriptedRelay, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
+        self.relay = relay
+        self.reader = reader
+        self.writer = writer
+        self.number = number
+        self.secured = relay.mode == "implicit"
+        self.sender: str | None = None
+        self.parameters = ""
+        self.recipient: str | None = None
+
+    async def run(self) -> None:
+        await self.do("greeting")
+        while line := await self.reader.readline():
+            command = line.decode().rstrip("\r\n")
+            self.relay.log.append((self.number, command))
+            await self.obey(command)
+
+    async def obey(self, command: str) -> None:
+        verb = command.split(maxsplit=1)[0].upper() if command else ""
+        match verb:
+            case "EHLO":
+                await self.do("ehlo", self.offers())
+            case "STARTTLS":
+                if (await self.do("starttls")).startswith("220"):
+                    await self.writer.start_tls(self.relay.tls)
+                    self.secured = True
+            case "AUTH":
+                await self.authenticate(command.split())
+            case "MAIL":
+                await self.mail(command)
+            case "RCPT":
+                await self.rcpt(command)
+            case "DATA":
+                await self.data()
+            case "RSET":
+                self.forget()
+                await self.do("rset")
+            case "QUIT":
+                await self.do("quit")
+                raise _HangUpError
+            case _:
+                await self.say("500 5.5.2 what?")
+
+    def offers(self) -> str:
+        lines = ["relay.example", *self.relay.keywords]
+        if self.relay.mode == "starttls" and not self.secured:
+            lines.append("STARTTLS")
+        elif self.relay.login:
+            lines.append(f"AUTH {self.relay.mechanisms}")
+        return "\r\n".join(f"250{'-' if line is not lines[-1] else ' '}{line}" for line in lines)
+
+    async def authenticate(self, words: list[str]) -> None:
+        async def ask(prompt: bytes) -> bytes:
+            await self.say(f"334 {base64.b64encode(prompt).decode()}".rstrip())
+            line = (await self.reader.readline()).strip()
+            self.relay.log.append((self.number, "(response)"))
+            return base64.b64decode(line)
+
+        if words[1].upper() == "PLAIN":
+            inline = self.relay.initial_response and len(words) == 3
+            given = base64.b64decode(words[2]) if inline else await ask(b"")
+            _, user, password = given.decode().split("\0")
+        else:
+            user, password = (await ask(b"Username:")).decode(), (await ask(b"Password:")).decode()
+        good = (user, password) == self.relay.login
+        await self.do("auth", None if good else "535 5.7.8 authentication credentials invalid")
+
+    async def mail(self, command: str) -> None:
+        if self.sender is not None:
+            await self.say("503 5.5.1 nested MAIL command")
+            return
+        path, _, self.parameters = command.partition(">")
+        if (await self.do("mail")).startswith("2"):
+            self.sender = path.partition("<")[2]
+
+    async def rcpt(self, command: str) -> None:
+        if self.sender is None:
+            await self.say("503 5.5.1 MAIL first")
+            return
+        recipient = command.partition("<")[2].partition(">")[0]
+        if (await self.do("rcpt", recipient=recipient)).startswith("2"):
+            self.recipient = recipient
+
+    async def data(self) -> None:
+        if self.recipient is None and self.sender is None:
+            await self.say("503 5.5.1 MAIL first")
+            return
+        # like many relays, 354 even where no recipient was taken
+        if not (await self.do("data")).startswith("354"):
+            return
+        lines: list[bytes] = []
+        while (line := await self.reader.readline()) != b".\r\n":
+            if not line:
+                raise _HangUpError
+            lines.append(line[1:] if line.startswith(b".") else line)
+        if self.recipient is None:
+            self.forget()
+            await self.say("554 5.5.1 no valid recipients")
+            return
+        mail = Received(
+            self.sender or "", self.recipient, b"".join(lines), time.monotonic(), self.number, self.parameters.strip()
+        )
+        act = self.relay.act("body", self.recipient)
+        self.forget()
+        await self.perform("body", act, mail=mail)
+
+    def forget(self) -> None:
+        self.sender = self.recipient = None
+
+    async def do(self, step: str, usual: str | None = None, recipient: str | None = None) -> str:
+        return await self.perform(step, self.relay.act(step, recipient or self.recipient), usual)
+
+    async def perform(self, step: str, act: Act, usual: str | None = None, mail: Received | None = None) -> str:
+        if act.delay_s:
+            await asyncio.sleep(act.delay_s)
+        reply = (usual or _USUAL[step]) if act.reply is None else act.reply
+        if mail is not None and (act.keep or reply.startswith("2")):
+            self.relay.accepted.append(mail)
+        if reply:
+            await self.say(reply)
+        if act.then == "reset":
+            linger = struct.pack("ii", 1, 0)  # the kernel then sends RST, not FIN
+            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.writer.transport.abort()
+        if act.then != "go on":
+            if act.then == "hang":
+                while await self.reader.read(65_536):
+                    pass
+            elif act.then == "close":
+                self.writer.close()
+                with contextlib.suppress(OSError, ssl.SSLError):
+                    await self.writer.wait_closed()
+            raise _HangUpError
+        return reply
+
+    async def say(self, reply: str) -> None:
+        data = reply.encode() + b"\r\n"
+        for piece in (data[at : at + 1] for at in range(len(data))) if self.relay.byte_by_byte else (data,):
+            self.writer.write(piece)
+            await self.writer.drain()
+            if self.relay.byte_by_byte:
+                await asyncio.sleep(0)
+
+
+def _act(act: str | Act) -> Act:
+    return act if isinstance(act, Act) else Act(act)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def config(relay: ScriptedRelay, **changes: object) -> RelayConfig:
+    """Return how our side reaches the relay."""
+    plain = RelayConfig("127.0.0.1", relay.port, "sender@example.com", tls="none", helo="worker.example")
+    return replace(plain, **changes)
+
+
+@asynccontextmanager
+async def client(relay: ScriptedRelay, **changes: object) -> AsyncIterator[SmtpRelay]:
+    """Open our side, and close it at the end."""
+    smtp = SmtpRelay(config(relay, **changes))
+    try:
+        yield smtp
+    finally:
+        await smtp.close(grace_s=0.2)
+
+
+async def send(
+    smtp: SmtpRelay, to: str = "user@example.com", content: bytes = CONTENT, *, rank: int = 2, life_ms: int = 60_000
+) -> Outcome:
+    ends = now_ms() + life_ms
+    async with asyncio.timeout(10):
+        return await smtp.send(Mail(to, content), rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends)
