@@ -1,0 +1,153 @@
+"""The templates: found, compiled once, and chosen by name and language.
+
+    <folder>/<name>/subject.txt, body.txt, body.html          the text for every language that has none of its own
+    <folder>/<name>/<locale>/...                              any of the three, in that language
+
+The folder of the operator goes before ours, file by file.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    Template,
+    TemplateSyntaxError,
+    UndefinedError,
+    select_autoescape,
+)
+from jinja2 import TemplateError as JinjaError
+
+from otp_stream.core.mail import ComposeError
+
+OURS = Path(__file__).parent.parent / "templates"
+FILES = ("subject.txt", "body.txt", "body.html")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_MISSING_KEY = re.compile(r"'\w+' is undefined")
+_LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
+
+
+class TemplateError(Exception):
+    """A template cannot be used; the text names the file, the line and the cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One e-mail's three templates, compiled."""
+
+    subject: Template
+    text: Template
+    html: Template
+
+    def render(self, data: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Return subject, plain text and HTML. Raises `ComposeError`, whose text quotes no data."""
+        return _render(self.subject, data), _render(self.text, data), _render(self.html, data)
+
+
+class TemplateBook:
+    """Every template in every language. Raises `TemplateError` when one of them cannot be compiled."""
+
+    def __init__(self, override: Path | None, default_locale: str) -> None:
+        self._roots = [root for root in (override, OURS) if root is not None]
+        self._default = _tongues(default_locale)
+        self._jinja = Environment(
+            loader=FileSystemLoader(self._roots),
+            # a subject and a plain text must not be escaped
+            autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+            undefined=StrictUndefined,
+            auto_reload=False,
+            cache_size=-1,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._layouts = {name: self._languages(name) for name in self._names()}
+
+    @property
+    def names(self) -> list[str]:
+        """Every template's name."""
+        return sorted(self._layouts)
+
+    def languages(self, name: str) -> list[str]:
+        """Every language in which any file of this template is written; `""` is the one without a folder."""
+        return sorted(self._layouts[name])
+
+    def find(self, name: str, locale: str | None) -> Layout:
+        """Return the template in the closest language: `de-AT`, then `de`, then the default, then the plain one."""
+        layouts = self._layouts.get(name)
+        if layouts is None:
+            raise ComposeError(f"metadata.template: there is none named {name}; known: {', '.join(self.names)}")
+        for tongue in (*_tongues(locale or ""), *self._default):
+            if tongue in layouts:
+                return layouts[tongue]
+        return layouts[""]
+
+    def _names(self) -> set[str]:
+        folders = (folder for root in self._roots for folder in root.iterdir() if folder.is_dir())
+        return {folder.name for folder in folders if _NAME.fullmatch(folder.name)}
+
+    def _languages(self, name: str) -> dict[str, Layout]:
+        folders = [
+            folder
+            for root in self._roots
+            for folder in sorted((root / name).glob("*"))
+            if folder.is_dir() and _LOCALE.fullmatch(folder.name)
+        ]
+        written = {_normal(folder.name): f"{name}/{folder.name}" for folder in reversed(folders)}
+        return {tongue: self._layout(name, tongue, written) for tongue in ("", *written)}
+
+    def _layout(self, name: str, tongue: str, written: Mapping[str, str]) -> Layout:
+        places = [written[near] for near in (*_tongues(tongue), *self._default) if near in written] + [name]
+        return Layout(*(self._compile(file, places) for file in FILES))
+
+    def _compile(self, file: str, places: list[str]) -> Template:
+        for place in places:
+            path = f"{place}/{file}"
+            if any((root / path).is_file() for root in self._roots):
+                try:
+                    return self._jinja.get_template(path)
+                except TemplateSyntaxError as error:
+                    raise TemplateError(
+                        f"template {error.name or path}, line {error.lineno}: {error.message}"
+                    ) from error
+                except (JinjaError, UnicodeDecodeError) as error:
+                    raise TemplateError(f"template {path}: {error}") from error
+        raise TemplateError(f"template {places[-1]}/{file}: is missing; every template needs {', '.join(FILES)}")
+
+
+def _normal(locale: str) -> str:
+    return locale.replace("_", "-").lower()
+
+
+def _tongues(locale: str) -> tuple[str, ...]:
+    """Return `("de-at", "de")` for `de-AT`; nothing for nothing."""
+    parts = _normal(locale).split("-") if locale else []
+    return tuple("-".join(parts[:count]) for count in range(len(parts), 0, -1))
+
+
+def _render(template: Template, data: Mapping[str, Any]) -> str:
+    try:
+        return template.render(data)
+    except Exception as error:  # noqa: BLE001 - a template is code: it can fail in any way
+        # from None, and only the kind: the message may quote what the template was given
+        raise ComposeError(f"{_place(template, error)}: {_kind(error)}") from None
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, UndefinedError) and error.message and _MISSING_KEY.fullmatch(error.message):
+        return f"{error.message}; give it in metadata"
+    return type(error).__name__
+
+
+def _place(template: Template, error: BaseException) -> str:
+    place, trace = f"template {template.name}", error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.suffix in {".html", ".txt"}:
+            place = f"template {path.name if path.name not in FILES else template.name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,53 @@
+"""Makes the e-mail of a job."""
+
+from hashlib import blake2b
+from pathlib import Path
+
+from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job
+from otp_stream.core.mail import Mail
+
+from .book import TemplateBook
+from .message import Skeleton, one_line
+
+_NAME_LIMIT = 200
+"""Longer names are somebody's attempt to have us send their text."""
+
+
+class Mailroom:
+    """Renders a job's template and builds its message.
+
+    `sender` is (display name, address); the files in `templates_dir` go before ours, one by one; `hash_key` makes the
+    Message-ID. Raises `TemplateError` when a template cannot be compiled.
+    """
+
+    def __init__(
+        self, *, sender: tuple[str, str], templates_dir: Path | None, default_locale: str, hash_key: bytes
+    ) -> None:
+        self.book = TemplateBook(templates_dir, default_locale)
+        self._skeleton = Skeleton(sender)
+        self._hash_key = hash_key
+
+    def compose(self, job: Job) -> Mail:
+        """Return the message: for one job always the same bytes. Raises `ComposeError` when template or data fail."""
+        ask = job.ask
+        layout = self.book.find(ask.metadata.template, ask.metadata.locale)
+        data = dict(job.template_data())
+        if isinstance(name := data["userName"], str):
+            data["userName"] = one_line(name)[:_NAME_LIMIT]
+        subject, text, html = layout.render(data)
+        return Mail(
+            ask.email,
+            self._skeleton.build(
+                recipient=ask.email, subject=subject, text=text, html=html, at_s=_date_s(job), token=self._token(job)
+            ),
+        )
+
+    def _token(self, job: Job) -> str:
+        # from the id alone, which holds no code: a copy made after a crash is the same message
+        return blake2b(job.id.encode(errors="replace"), key=self._hash_key, digest_size=16).hexdigest()
+
+
+def _date_s(job: Job) -> int:
+    # The producer's own moment where it is believable: it survives a crash, our first sight of the job does not.
+    said = job.ask.timestamp if job.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
+    return (job.made_ms if said is None else said) // 1000
