@@ -1,0 +1,66 @@
+"""Log lines: JSON in production and staging, readable in development; never a code, never an address in the clear."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+# These write what they send and receive at their lower levels, and with it addresses and codes.
+_TALKATIVE = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
+
+# These tell once more, every second, what the broker room tells when it is news.
+_ECHOES = ("aiormq", "aio_pika")
+
+
+def configure_logs(*, level: str, readable: bool) -> None:
+    """Send our lines and those of every library to standard output, one line each."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    renderer = _console() if readable else structlog.processors.JSONRenderer(_dumps)
+    shared: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if readable else "iso", utc=not readable),
+    ]
+    structlog.configure(
+        processors=[*shared, _add_trace, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=number, force=True)
+    for name in _ECHOES:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=28
+    )
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
+
+
+def _add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    # only where tracing is on has anybody imported it
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is not None and (context := trace.get_current_span().get_span_context()).is_valid:
+        event["trace_id"] = f"{context.trace_id:032x}"
+        event["span_id"] = f"{context.span_id:016x}"
+    return event

@@ -1,0 +1,138 @@
+"""What Prometheus may ask: counts at the moment they become true, gauges at the moment of the question."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from otp_stream.core.decision import ENDINGS
+from otp_stream.core.state import BrokerState, RelayState, WorkerState
+
+disable_created_metrics()
+
+# a code is wanted within the second and useless after the quarter of an hour
+_LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_MET = ("accepted", "deferred", "rejected", "uncertain", "unavailable", "lapsed", "broken")
+
+
+class Metrics:
+    """All metrics of one worker, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        received = self._counter("received", "Jobs that arrived and were read, by lane.", "lane")
+        ended = self._counter("jobs", "Jobs that ended, by how: each job is counted once.", "outcome")
+        met = self._counter("attempts", "What attempts met at the relay.", "met")
+        # children are looked up once: the lookup costs more than the count
+        self.received = {lane: received.labels(lane) for lane in ("jobs", "high", "due")}
+        self.ended = {ending: ended.labels(ending) for ending in ENDINGS}
+        self.met = {kind: met.labels(kind) for kind in _MET}
+        self.retries = self._counter("retries", "Retries scheduled, by the attempt that failed.", "attempt")
+        self.parked = self._counter("parked", "Jobs moved to the broker after waiting long behind a closed gate.")
+        self.unsettled = self._counter(
+            "unsettled", "Settlements that did not stand at the broker: the job comes again."
+        )
+        self.clock_ahead = self._counter("clock_ahead", "Jobs whose timestamp lay in the future, beyond tolerance.")
+        self.accept_s = self._histogram("time_to_accept", "From the job's timestamp to the relay's 250.", _LIFE_S)
+        self.arrive_s = self._histogram("time_to_arrive", "From the job's timestamp to its first sight here.", _LIFE_S)
+        self.send_s = self._histogram("send", "From asking for a turn at the relay to its reply.", _SEND_S)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"otp_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"otp_{name}_seconds", text, buckets=buckets, registry=self.registry)
+
+    def expose(self, look: Callable[[], WorkerState]) -> None:
+        """Add the gauges, which are read when they are asked for."""
+        self.registry.register(_States(look))
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the exposition and its content type, as the scraper's `Accept` header asks."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class _States(Collector):
+    def __init__(self, look: Callable[[], WorkerState]) -> None:
+        self._look = look
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._look()
+        yield _one_of(
+            "phase", "What the worker is doing.", state.phase, "http_only", "starting", "consuming", "stopping"
+        )
+        if state.broker is not None:
+            yield from _broker(state.broker)
+        if state.relay is not None:
+            yield from _relay(state.relay)
+
+
+def _broker(broker: BrokerState) -> Iterator[Metric]:
+    yield _gauge("broker_connected", "Whether RabbitMQ is connected.", broker.connected)
+    yield _gauge("broker_blocked", "Whether RabbitMQ refuses publishes.", broker.blocked)
+    lanes = broker.lanes
+    yield _by("window_size", "Jobs that this worker may hold.", "lane", {it.lane: it.window for it in lanes})
+    yield _by("window_held", "Jobs that this worker holds unsettled.", "lane", {it.lane: it.held for it in lanes})
+    yield _by("queue_ready", "Jobs ready, by the broker's word.", "queue", {it.queue: it.depth for it in lanes})
+    yield _by("queue_consumers", "Consumers, by the broker's word.", "queue", {it.queue: it.consumers for it in lanes})
+    dropped = CounterMetricFamily("otp_events_dropped", "Events that could not be published.")
+    dropped.add_metric([], broker.events_dropped)
+    yield dropped
+    if broker.dead is not None:
+        yield _gauge("dead_letters", "Dead letters, by the broker's word.", broker.dead)
+    if broker.waiting is not None:
+        yield _gauge("retries_waiting", "Jobs in the wait queues, by the broker's word.", broker.waiting)
+
+
+def _relay(relay: RelayState) -> Iterator[Metric]:
+    yield _one_of("relay_gate", "The gate before the relay.", relay.gate, "open", "half_open", "closed")
+    yield _gauge("relay_connections", "Open connections to the relay.", relay.connections)
+    yield _gauge("relay_connections_limit", "Connections allowed.", relay.size)
+    yield _gauge("relay_sends_in_flight", "Mails on the wire.", relay.sending)
+    yield _gauge("relay_turns_waiting", "Jobs that wait for a turn at the relay.", relay.waiting)
+    connects = CounterMetricFamily("otp_relay_connects", "Connections opened.")
+    connects.add_metric([], relay.connects)
+    yield connects
+    replies = CounterMetricFamily("otp_relay_replies", "Final replies, by code.", labels=["code"])
+    for code, count in relay.replies.items():
+        replies.add_metric([code], count)
+    yield replies
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(f"otp_{name}", text)
+    family.add_metric([], value)
+    return family
+
+
+def _by(name: str, text: str, label: str, values: dict[str, int | None] | dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"otp_{name}", text, labels=[label])
+    for key, value in values.items():
+        if value is not None:
+            family.add_metric([key], value)
+    return family
+
+
+def _one_of(name: str, text: str, current: str, *states: str) -> Metric:
+    family = GaugeMetricFamily(f"otp_{name}", f"{text} 1 for the current state.", labels=["state"])
+    for state in states:
+        family.add_metric([state], state == current)
+    return family

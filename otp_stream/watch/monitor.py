@@ -1,0 +1,56 @@
+"""The health monitor: looks at the whole from time to time, and says what it sees."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from otp_stream.core.health import checks, worst
+from otp_stream.core.state import Stats, WorkerState
+
+_LAG_MS = 250
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def monitor(
+    *,
+    look: Callable[[], WorkerState],
+    stats: Callable[[], Stats],
+    refresh: Callable[[], Awaitable[None]],
+    interval_s: float,
+) -> None:
+    """Ask the broker and log a line every `interval_s` seconds, until cancelled."""
+    while True:
+        due = time.monotonic() + interval_s
+        await asyncio.sleep(interval_s)
+        lag_ms = round((time.monotonic() - due) * 1000)
+        await refresh()
+        _tell(look(), stats(), lag_ms)
+
+
+def _tell(state: WorkerState, stats: Stats, lag_ms: int) -> None:
+    found = checks(state, time.time_ns() // 1_000_000)
+    status = worst(found)
+    figures: dict[str, object] = {
+        "status": status,
+        "sent": stats.endings.get("sent", 0),
+        "sent_last_minute": stats.sent_last_minute,
+        "retried": stats.retried,
+    }
+    if state.broker is not None:
+        figures["held"] = sum(lane.held for lane in state.broker.lanes)
+        figures["queued"] = sum(lane.depth or 0 for lane in state.broker.lanes)
+        figures["retries_waiting"] = state.broker.waiting
+        figures["dead_letters"] = state.broker.dead
+    if state.relay is not None:
+        figures["gate"] = state.relay.gate
+        figures["connections"] = state.relay.connections
+    if lag_ms > _LAG_MS:
+        figures["loop_lag_ms"] = lag_ms
+    troubles = [check.text for check in found if check.status != "healthy"]
+    if status == "healthy":
+        _log.info("health", **figures)
+    else:
+        _log.warning("health", **figures, troubles=troubles)

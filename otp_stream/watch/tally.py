@@ -1,0 +1,66 @@
+"""The few figures that health and the page show."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from otp_stream.core.state import Stats
+
+_MINUTE_MS = 60_000
+_RECENT = 1000
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of this process; times are milliseconds since 1970."""
+
+    started_ms: int
+    received: int = 0
+    endings: Counter[str] = field(default_factory=Counter[str])
+    retried: int = 0
+    last_processed_ms: int | None = None
+    last_error: str | None = None
+    last_error_ms: int | None = None
+    _took_ms: deque[int] = field(default_factory=lambda: deque[int](maxlen=_RECENT))
+    _seconds: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
+    """(second, mails accepted in it), of the last minute."""
+
+    def end(self, how: str, at_ms: int) -> None:
+        """Count a job that ended."""
+        self.endings[how] += 1
+        self.last_processed_ms = at_ms
+
+    def accept(self, took_ms: int, at_ms: int) -> None:
+        """Count a mail that the relay took."""
+        self._took_ms.append(took_ms)
+        second = at_ms // 1000
+        if self._seconds and self._seconds[-1][0] == second:
+            second, count = self._seconds.pop()
+            self._seconds.append((second, count + 1))
+        else:
+            self._seconds.append((second, 1))
+            self._forget(at_ms)
+
+    def fail(self, error: str, at_ms: int) -> None:
+        """Keep the last error."""
+        self.last_error, self.last_error_ms = error, at_ms
+
+    def look(self, now_ms: int) -> Stats:
+        """Return the figures at this moment."""
+        self._forget(now_ms)
+        took = sorted(self._took_ms)
+        return Stats(
+            started_ms=self.started_ms,
+            received=self.received,
+            endings=dict(self.endings),
+            retried=self.retried,
+            last_processed_ms=self.last_processed_ms,
+            last_error=self.last_error,
+            last_error_ms=self.last_error_ms,
+            sent_last_minute=sum(count for _, count in self._seconds),
+            p50_ms=took[len(took) // 2] if took else None,
+            p99_ms=took[min(len(took) * 99 // 100, len(took) - 1)] if took else None,
+        )
+
+    def _forget(self, now_ms: int) -> None:
+        while self._seconds and self._seconds[0][0] * 1000 <= now_ms - _MINUTE_MS:
+            self._seconds.popleft()

@@ -1,0 +1,195 @@
+"""What happens to a job, told once to everyone who listens: the log, the metrics, the trace and the figures."""
+
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, assert_never
+
+import structlog
+
+from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
+from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job, Lane
+from otp_stream.core.masking import mask_address
+from otp_stream.core.outcome import Accepted, Outcome
+from otp_stream.core.state import RelayState, Stats
+
+from .metrics import Metrics
+from .tally import Tally
+from .tracing import NoTracer, Tracer, open_tracer
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+_LATE_MS = 60_000
+_SELDOM_MS = 60_000
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Watch:
+    """Spans, metrics and log lines of a job's way; `now_ms` is the clock (milliseconds since 1970)."""
+
+    def __init__(self, *, now_ms: Callable[[], int] = _now_ms) -> None:
+        self.metrics = Metrics()
+        self._tracer: Tracer = NoTracer()
+        self._now_ms = now_ms
+        self._tally = Tally(now_ms())
+        self._told_ms: dict[str, int] = {}
+
+    async def open(self, environ: Mapping[str, str]) -> None:
+        """Start tracing, if `OTEL_*` variables ask for it: it connects, so nobody does it at import."""
+        self._tracer = open_tracer(environ)
+
+    def job(self, job: Job, carrier: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Span the whole of a job's stay here."""
+        self._tally.received += 1
+        self.metrics.received[job.lane].inc()
+        if job.lane != "due" and job.ask.timestamp is not None:
+            self._check_clock(job)
+        _log.info(
+            "job started",
+            job_id=job.id,
+            lane=job.lane,
+            priority=job.ask.priority,
+            attempt=job.attempts_made + 1,
+            template=job.ask.metadata.template,
+            recipient=mask_address(job.ask.email),
+        )
+        return self._tracer.job(job, carrier)
+
+    def step(self, name: str) -> AbstractContextManager[object]:
+        """Span one step of it."""
+        span = self._tracer.step(name)
+        return _Timed(self.metrics, span) if name == "send" else span
+
+    def met(self, job: Job, outcome: Outcome) -> None:
+        """Tell what an attempt met."""
+        kind = type(outcome).__name__.lower()
+        self.metrics.met[kind].inc()
+        self._tracer.note(met=kind)
+        match outcome:
+            case Accepted():
+                now_ms = self._now_ms()
+                took_ms = max(now_ms - job.made_ms, 0)
+                self.metrics.accept_s.observe(took_ms / 1000)
+                self._tally.accept(took_ms, now_ms)
+            case _:
+                _log.debug("attempt met", job_id=job.id, met=kind, what=_what(outcome))
+
+    def settled(self, job: Job, settlement: Final) -> None:
+        """Tell how it ended, once that stands at the broker."""
+        match settlement:
+            case Ack(ending):
+                self._end(ending)
+                took_ms = self._now_ms() - job.made_ms
+                _log.info(f"job {ending}", job_id=job.id, attempt=job.attempts_made + 1, since_timestamp_ms=took_ms)
+            case Retry(delay_ms, attempt, error):
+                self._tally.retried += 1
+                self._tally.fail(error, self._now_ms())
+                self.metrics.retries.labels(str(attempt)).inc()
+                self._tracer.note(settlement="retry", delay_ms=delay_ms)
+                _log.warning("job is tried again", job_id=job.id, attempt=attempt, delay_ms=delay_ms, error=error)
+            case Park(delay_ms):
+                self.metrics.parked.inc()
+                self._tracer.note(settlement="park", delay_ms=delay_ms)
+                _log.info("job waits in the broker", job_id=job.id, delay_ms=delay_ms)
+            case Dead():
+                self._die(job.id, settlement)
+            case _:
+                assert_never(settlement)
+
+    def unsettled(self, job: Job, settlement: Final) -> None:
+        """Tell that it could not be settled and comes again."""
+        self.metrics.unsettled.inc()
+        wanted = type(settlement).__name__.lower()
+        self._tracer.note(failed=True, settlement="none")
+        _log.warning("job could not be settled and comes again", job_id=job.id, wanted=wanted)
+
+    def refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
+        """Tell of a message that was no job."""
+        self._tally.received += 1
+        self.metrics.received[lane].inc()
+        self._die(job_id, settlement)
+
+    def gate(self, relay: RelayState) -> None:
+        """Tell of a gate that changed."""
+        told = {"relay": relay.name, "trouble": relay.trouble, "error": relay.error, "waiting": relay.waiting}
+        match relay.gate:
+            case "open":
+                _log.info("relay takes mail again: gate open", relay=relay.name, waiting=relay.waiting)
+            case "half_open":
+                _log.info("relay is probed: gate half open", **told)
+            case "closed":
+                self._tally.fail(f"{relay.trouble}: {relay.error}", self._now_ms())
+                pause_ms = max((relay.probe_ms or 0) - self._now_ms(), 0)
+                _log.warning("relay takes no mail: gate closed, jobs wait", **told, probe_in_ms=pause_ms)
+
+    def inject(self, headers: MutableMapping[str, Any]) -> None:
+        """Put the current trace context into headers."""
+        self._tracer.inject(headers)
+
+    def stats(self) -> Stats:
+        """Return the figures at this moment."""
+        return self._tally.look(self._now_ms())
+
+    def close(self) -> None:
+        """Hand the last spans over; takes seconds at most."""
+        self._tracer.close()
+
+    def _end(self, ending: str) -> None:
+        self.metrics.ended[ending].inc()
+        self._tally.end(ending, self._now_ms())
+        self._tracer.note(settlement=ending)
+
+    def _die(self, job_id: str, dead: Dead) -> None:
+        self._end(dead.reason)
+        self._tally.fail(f"{dead.reason}: {dead.error}", self._now_ms())
+        self._tracer.note(failed=True, error=dead.error)
+        _log.error("job is dead", job_id=job_id, reason=dead.reason, error=dead.error, attempt=dead.attempt)
+
+    def _check_clock(self, job: Job) -> None:
+        late_ms = job.first_seen_ms - job.made_ms
+        self.metrics.arrive_s.observe(late_ms / 1000)
+        if job.clock_ahead_ms > CLOCK_TOLERANCE_MS:
+            self.metrics.clock_ahead.inc()
+            self._tell_seldom(
+                "a producer's clock is ahead of ours: timestamps count only up to arrival",
+                job_id=job.id,
+                ahead_ms=job.clock_ahead_ms,
+            )
+        elif late_ms > _LATE_MS:
+            self._tell_seldom(
+                "jobs arrive late: a backlog, or a producer's clock is behind ours", job_id=job.id, late_ms=late_ms
+            )
+
+    def _tell_seldom(self, event: str, **fields: str | int) -> None:
+        # every job of that producer has it: once a minute is enough
+        now_ms = self._now_ms()
+        if now_ms - self._told_ms.get(event, 0) >= _SELDOM_MS:
+            self._told_ms[event] = now_ms
+            _log.warning(event, **fields)
+
+
+class _Timed:
+    """A span whose time is also a metric."""
+
+    __slots__ = ("_metrics", "_since", "_span")
+
+    def __init__(self, metrics: Metrics, span: AbstractContextManager[object]) -> None:
+        self._metrics = metrics
+        self._span = span
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+        self._span.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._metrics.send_s.observe(time.perf_counter() - self._since)
+        return self._span.__exit__(kind, error, trace)
+
+
+def _what(outcome: Outcome) -> str | None:
+    return str(getattr(outcome, "reply", None) or getattr(outcome, "error", None) or "") or None
