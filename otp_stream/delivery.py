@@ -33,10 +33,13 @@ class Mailroom(Protocol):
 class Relay(Protocol):
     """Hands messages to the mail relay."""
 
-    async def send(self, mail: Mail, *, rank: int, lane: str, expires_ms: int, deadline_ms: int) -> Outcome:
+    async def send(
+        self, mail: Mail, *, rank: int, lane: str, expires_ms: int, deadline_ms: int, wanted: Callable[[], bool]
+    ) -> Outcome:
         """Wait for a turn (most urgent rank first, none while the gate is closed), then send, once.
 
-        Returns `Lapsed` when no turn came before `deadline_ms` (since 1970). Never raises for what a relay can do.
+        Returns `Lapsed` when no turn came before `deadline_ms` (since 1970), or when it came and the mail was no longer
+        `wanted`. Never raises for what a relay can do.
         """
         ...
 
@@ -59,6 +62,10 @@ class Sent(Protocol):
 
 class Settle(Protocol):
     """Carries a settlement out at the broker."""
+
+    def possible(self) -> bool:
+        """Whether the job is still ours: where its channel is gone, the broker gives it to somebody else."""
+        ...
 
     async def __call__(self, settlement: Final) -> bool:
         """Publish with a confirm where the settlement asks for it, then acknowledge.
@@ -121,7 +128,7 @@ class Delivery:
     async def _claimed(self, job: Job, settle: Settle) -> None:
         marked = False
         try:
-            settlement = await self._attempt(job)
+            settlement = await self._attempt(job, settle)
             if settlement == Ack("sent"):
                 await self.sent.mark(job.id)
                 marked = True
@@ -130,11 +137,11 @@ class Delivery:
             if not marked:
                 await self.sent.release(job.id)
 
-    async def _attempt(self, job: Job) -> Final:
+    async def _attempt(self, job: Job, settle: Settle) -> Final:
         mail = self._compose(job)
         held_until_ms = self.now_ms() + HOLD_LIMIT_MS
         while True:
-            met = mail if isinstance(mail, Broken) else await self._send(job, mail, held_until_ms)
+            met = mail if isinstance(mail, Broken) else await self._send(job, mail, held_until_ms, settle)
             outcome = without_secrets(met, job.ask.otp, job.ask.email)
             settlement = decide(
                 outcome,
@@ -155,12 +162,17 @@ class Delivery:
             except ComposeError as error:
                 return Broken(str(error))
 
-    async def _send(self, job: Job, mail: Mail, held_until_ms: int) -> Outcome:
+    async def _send(self, job: Job, mail: Mail, held_until_ms: int, settle: Settle) -> Outcome:
         deadline_ms = min(job.expires_ms, held_until_ms)
         with self.watch.step("send"):
             try:
                 return await self.relay.send(
-                    mail, rank=job.rank, lane=job.lane, expires_ms=job.expires_ms, deadline_ms=deadline_ms
+                    mail,
+                    rank=job.rank,
+                    lane=job.lane,
+                    expires_ms=job.expires_ms,
+                    deadline_ms=deadline_ms,
+                    wanted=settle.possible,
                 )
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
                 return Broken(f"internal error: {type(error).__name__}")

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EMBEDDED_BROKER_PORT = 5673
@@ -156,7 +157,9 @@ class Settings(BaseSettings):
     @cached_property
     def hash_key(self) -> bytes:
         """Key for hashes of what must not be shown: the same for all workers of a deployment, known to nobody else."""
-        secrets = [self.rabbitmq_url.get_secret_value(), self.smtp_pass.get_secret_value() if self.smtp_pass else ""]
+        # the passwords alone: two workers may reach one RabbitMQ by different hosts
+        smtp_pass = self.smtp_pass.get_secret_value() if self.smtp_pass else ""
+        secrets = (urlsplit(self.rabbitmq_url.get_secret_value()).password or "", smtp_pass)
         return blake2b("\0".join(secrets).encode(), digest_size=32, person=b"otp-stream").digest()
 
     @property
@@ -208,15 +211,27 @@ class Settings(BaseSettings):
 def load(**values: Any) -> tuple[Settings, list[str]]:
     """Read the settings from the environment and `.env`, or from `values` by field name, which win.
 
-    Returns them with every problem found. Where a variable cannot be read at all, the settings returned are the
-    defaults: documents can still be made from them, and whoever wants to run must look at the problems first.
+    Returns them with every problem found. In place of what cannot be read stand the defaults: documents can still be
+    made from them, and whoever wants to run must look at the problems first.
     """
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        return Settings.model_construct(), [
-            _explain(item["loc"], item["msg"]) for item in error.errors(include_input=False)
-        ]
+        found = error.errors(include_input=False)
+        told = [_explain(item["loc"], item["msg"]) for item in found]
+        settings, more = _without(found, values)
+        return settings, told + more
+    return settings, settings.problems()
+
+
+def _without(found: list[ErrorDetails], values: dict[str, Any]) -> tuple[Settings, list[str]]:
+    """Return the settings with defaults in place of what cannot be read, and what else is wrong with them."""
+    bad = {str(item["loc"][0]).lower() for item in found if item["loc"]}
+    defaults = {name: field.default for name, field in Settings.model_fields.items() if name in bad}
+    try:
+        settings = Settings(**{**values, **defaults})
+    except ValidationError:  # what is wrong lies between fields
+        return Settings.model_construct(), []
     return settings, settings.problems()
 
 
@@ -242,6 +257,6 @@ def _without_secrets(url: str) -> str:
 
 
 def _explain(loc: tuple[int | str, ...], message: str) -> str:
-    name = ".".join(map(str, loc)).upper()
-    text = message.removeprefix("Value error, ")
+    name = ".".join(map(str, loc)).upper().replace("APP_ENV", "NODE_ENV (or APP_ENV)")
+    text = message.removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{name}: {text}" if name else text

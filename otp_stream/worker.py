@@ -15,9 +15,11 @@ import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.app import cast_uvicorn_params
 
+from . import __version__
 from .broker import OtpBroker
 from .core.state import Phase, RelayState, WorkerState
 from .settings import Settings
+from .tasks import forever
 
 _UVICORN_OPTIONS = (
     "host",
@@ -41,6 +43,10 @@ class Relay(Protocol):
 
     def look(self) -> RelayState:
         """Return the relay as this worker sees it."""
+        ...
+
+    def finish(self) -> None:
+        """Give no more turns; mails on the wire go on to their end."""
         ...
 
 
@@ -69,8 +75,9 @@ class Stopping:
 
 @dataclass(slots=True)
 class Hooks:
-    """What starts before the broker, runs beside it and closes after it, in this order."""
+    """What is done first of all, starts before the broker, runs beside it and closes after it."""
 
+    first: Callable[[], object] = lambda: None
     start: Sequence[Callable[[], Awaitable[object]]] = ()
     beside: Sequence[Callable[[], Awaitable[object]]] = ()
     close: Sequence[Callable[[], Awaitable[object]]] = ()
@@ -86,9 +93,9 @@ class OtpStream(AsgiFastStream):
         self.problems = list(problems)
         self.rabbit = rabbit
         self._relay = relay
-        self._hooks = hooks
+        self.hooks = hooks
         self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
-        self._beside: list[asyncio.Future[object]] = []
+        self._beside: list[asyncio.Task[None]] = []
         self._early: asyncio.Task[None] | None = None
         super().__init__(
             rabbit,
@@ -118,6 +125,7 @@ class OtpStream(AsgiFastStream):
         if self.problems:
             self._say_problems()
             sys.exit(2)
+        self.hooks.first()
         options = cast_uvicorn_params(run_extra_options or {})
         config = uvicorn.Config(
             self,
@@ -148,9 +156,18 @@ class OtpStream(AsgiFastStream):
         if self.problems:  # started by something else than `faststream run`
             self._say_problems()
             raise RuntimeError("settings: " + "; ".join(self.problems))
-        for start in self._hooks.start:
+        self.hooks.first()  # once more: with --workers, uvicorn runs the application without `run`
+        self._announce()
+        for start in self.hooks.start:
             await start()
-        self._beside = [asyncio.ensure_future(run()) for run in self._hooks.beside]
+        self._beside = [asyncio.create_task(forever(run, "beside")) for run in self.hooks.beside]
+
+    def _announce(self) -> None:
+        _log.info("otp-stream starts", version=__version__, **self.settings.shown())
+        if not self.settings.worker:
+            _log.warning("WORKER=false: serving HTTP only (health, documents, page); set WORKER=true to consume")
+        elif self.settings.prefetch_count == 1:
+            _log.warning("PREFETCH_COUNT=1: one job at a time, each waits for the one before; 200 is a good value")
 
     async def _drain(self) -> None:
         if self._stopping.deadline is None:
@@ -159,21 +176,16 @@ class OtpStream(AsgiFastStream):
         state = self.look()
         held = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
         _log.info("stopping: intake has ended", held=held)
-        returned = await self.rabbit.drain(self._give_up)
+        # what is not on the wire goes back at once: another worker, or the next one, should have it
+        self._relay.finish()
+        returned = await self.rabbit.drain(lambda: self._stopping.over)
         _log.info("stopping: jobs are settled", finished=held - returned, returned=returned)
-
-    def _give_up(self) -> bool:
-        if self._stopping.over:
-            return True
-        relay = self._relay.look()
-        # behind a closed gate nothing will be sent: another worker, or the next one, should have the jobs
-        return relay.gate != "open" and relay.sending == 0
 
     async def _close(self) -> None:
         for task in self._beside:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)
-        for close in self._hooks.close:
+        for close in self.hooks.close:
             await close()
         _log.info("stopped")
 

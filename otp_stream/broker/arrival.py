@@ -8,9 +8,11 @@ from typing import Any, cast
 from uuid import uuid4
 
 from aio_pika import IncomingMessage
+from aio_pika.exceptions import ChannelInvalidStateError
 from pydantic_core import from_json
 
 from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, carry
+from otp_stream.core.masking import tells
 
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
 TRACE = ("traceparent", "tracestate", "baggage")
@@ -29,7 +31,10 @@ class Arrival:
     @property
     def alive(self) -> bool:
         """Whether it can still be acknowledged: a closed channel has given it back."""
-        return not self.message.channel.is_closed
+        try:
+            return not self.message.channel.is_closed
+        except ChannelInvalidStateError:  # aio-pika's word for a channel that is gone
+            return False
 
     def header(self, name: str, kind: type) -> Any:
         """Return a header that only we write; anybody could write it on the producers' queues, so not from there."""
@@ -79,9 +84,13 @@ class Reader:
         )
 
     def job_id(self, arrival: Arrival, ask: OtpJob) -> str:
-        """Return the job's id, or one made from its content where the producer gave none."""
-        known: str | None = arrival.header(JOB_ID, str) or ask.job_id
-        return known or self._made_id(arrival.message, ask)
+        """Return the job's id: the producer's, unless it tells a secret, or one made from its content."""
+        if known := arrival.header(JOB_ID, str):
+            return known
+        if ask.job_id and tells(ask.job_id, ask.email, ask.otp):
+            # ids stand in logs, headers and events
+            return blake2b(ask.job_id.encode(errors="replace"), key=self.hash_key, digest_size=16).hexdigest()
+        return ask.job_id or self._made_id(arrival.message, ask)
 
     def _made_id(self, message: IncomingMessage, ask: OtpJob) -> str:
         moment = ask.timestamp if ask.timestamp is not None else message.message_id or message.timestamp
@@ -105,8 +114,13 @@ def said_job_id(body: bytes) -> str | None:
         said = from_json(body) if len(body) <= MAX_BODY_BYTES else None
     except ValueError:
         return None
-    job_id: Any = cast("dict[str, Any]", said).get("jobId") if isinstance(said, dict) else None
-    return job_id if isinstance(job_id, str) and 0 < len(job_id) <= _ID_LIMIT and job_id.isprintable() else None
+    if not isinstance(said, dict):
+        return None
+    fields = cast("dict[str, Any]", said)
+    job_id: Any = fields.get("jobId")
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= _ID_LIMIT or not job_id.isprintable():
+        return None
+    return None if tells(job_id, str(fields.get("email", "")), str(fields.get("otp", ""))) else job_id
 
 
 def now_ms() -> int:

@@ -15,6 +15,7 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.core.state import BrokerState
+from otp_stream.tasks import forever
 
 from .arrival import now_ms
 from .control import TROUBLES, Control
@@ -26,6 +27,7 @@ HEARTBEAT_S = 10
 """A half-open connection is noticed after three heartbeats."""
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 _CANCEL_TIMEOUT_S = 3.0
+_READY_S = 0.05
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -61,7 +63,8 @@ class OtpBroker(RabbitBroker):
 
     def look(self) -> BrokerState:
         """Return the broker as this worker sees it."""
-        return replace(self._state, lanes=tuple(lane.state for lane in self.lanes))
+        lanes = tuple(lane.state for lane in self.lanes)
+        return replace(self._state, lanes=lanes, events_dropped=self.events.dropped)
 
     async def start(self) -> None:
         """Wait until RabbitMQ answers and all queues stand, then consume. With `WORKER=false`, do nothing."""
@@ -73,7 +76,10 @@ class OtpBroker(RabbitBroker):
             tries += 1
         self._note(connected=True)
         _log.info("consuming", broker=self._state.url, queues=[lane.queue for lane in self.lanes])
-        self._tasks = [asyncio.create_task(self._keep_topology()), asyncio.create_task(self._publish_events())]
+        self._tasks = [
+            asyncio.create_task(forever(self._keep_topology, "topology")),
+            asyncio.create_task(forever(self._publish_events, "events")),
+        ]
 
     async def _try_to_start(self) -> bool:
         try:
@@ -96,9 +102,21 @@ class OtpBroker(RabbitBroker):
         except TROUBLES as error:
             self._note(error=_told(error))
             return
-        self._note(dead=dead, waiting=waiting, looked_ms=now_ms())
+        self._note(dead=dead, waiting=waiting, looked_ms=now_ms(), blocked=await self._is_blocked())
         if missing:
             self.repair(f"missing at the broker: {', '.join(missing)}")
+
+    async def _is_blocked(self) -> bool:
+        # the broker said `connection.blocked`: it is short of memory or disk, and reads no more publishes
+        transport = self._connection.transport if self._connection else None
+        if transport is None:
+            return False
+        try:
+            async with asyncio.timeout(_READY_S):
+                await transport.connection.ready()
+        except TimeoutError:
+            return True
+        return False
 
     def repair(self, why: str) -> None:
         """Have the topology applied again soon."""
@@ -131,8 +149,7 @@ class OtpBroker(RabbitBroker):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        with contextlib.suppress(*TROUBLES):
-            await self._control.close()
+        await self._control.close()
         with contextlib.suppress(*TROUBLES):
             await super().stop(*args, **kwargs)
 
@@ -152,10 +169,13 @@ class OtpBroker(RabbitBroker):
         await self.events.publish_to(await channel.get_exchange(self.topology.events.name, ensure=False))
 
     def _lost(self, _: AbstractConnection | None, error: BaseException | None) -> None:
-        if not self._stopping:
-            self._note(connected=False, error=_told(error) if error else "connection closed")
-            _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=self._state.error)
-            self._repair.set()
+        if self._stopping:
+            return
+        told = _told(error) if error else "connection closed"
+        if self._state.connected or told != self._state.error:  # it is tried every second, and told when it is news
+            _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=told)
+        self._note(connected=False, error=told)
+        self._repair.set()
 
     def _back(self, _: AbstractConnection | None) -> None:
         self._note(connected=True, error=None)

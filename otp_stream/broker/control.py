@@ -1,16 +1,22 @@
 """A second, plain connection for questions and declarations, so that a refusal never touches the consumers."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
+from otp_stream.tasks import is_cancelled
+
 from .lane import LaneConsumer
 from .topology import Topology, TopologyError
 
 TIMEOUT_S = 10.0
+_HANG_UP_S = 1.0
 TROUBLES = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
 """What talking to a broker that is away, full or configured otherwise can raise."""
 
@@ -23,23 +29,32 @@ class Control:
     topology: Topology
     _connection: AbstractConnection | None = None
 
-    async def _open(self) -> AbstractConnection:
-        if self._connection is None or self._connection.is_closed:
-            self._connection = await aio_pika.connect(self.url, timeout=TIMEOUT_S)
-        return self._connection
+    @asynccontextmanager
+    async def _talking(self, timeout_s: float) -> AsyncGenerator[AbstractConnection]:
+        async with asyncio.timeout(timeout_s):
+            if self._connection is None:
+                self._connection = await aio_pika.connect(self.url, timeout=TIMEOUT_S)
+            try:
+                yield self._connection
+            except TopologyError:
+                raise
+            except BaseException as error:
+                # A plain connection does not say that it was lost: after any trouble the next question opens another.
+                await self.close()
+                if isinstance(error, asyncio.CancelledError) and not is_cancelled():
+                    raise ConnectionError("the connection was lost") from error
+                raise
 
     async def apply(self, lanes: list[LaneConsumer]) -> None:
         """Make everything stand, and learn which of the producers' queues count returns."""
-        async with asyncio.timeout(TIMEOUT_S * 2):
-            connection = await self._open()
+        async with self._talking(TIMEOUT_S * 2) as connection:
             await self.topology.apply(connection)
             for lane in lanes:
                 lane.counts_returns = lane.lane == "due" or await self.topology.is_quorum(connection, lane.queue)
 
     async def ask(self, lanes: list[LaneConsumer]) -> tuple[int, int, list[str]]:
         """Refresh the lanes' depths. Returns dead letters, waiting jobs and the names of queues that are missing."""
-        async with asyncio.timeout(TIMEOUT_S):
-            connection = await self._open()
+        async with self._talking(TIMEOUT_S) as connection:
             missing: list[str] = []
             for lane in lanes:
                 lane.depth = await self.topology.depth(connection, lane.queue)
@@ -54,6 +69,7 @@ class Control:
 
     async def close(self) -> None:
         """Hang up."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*TROUBLES):
+                await asyncio.wait_for(connection.close(), _HANG_UP_S)

@@ -23,7 +23,7 @@ durable, or not at all; both orders work. `{{high}}` takes the same job and is s
 
 **To learn what became of it**, bind a queue to the topic exchange `{{events}}`.
 
-Delivery is at least once. A job with a `jobId` that was sent in the last 24 hours is not sent again.
+Delivery is at least once. A `jobId` that a worker sent in the last 24 hours is not sent again by that worker.
 """
 
 _TRACE: Node = {
@@ -67,6 +67,14 @@ def document(found: Node, topology: Topology, version: str) -> Node:
         if operation["action"] == "send":
             operation["bindings"]["amqp"]["deliveryMode"] = 2
             operation["bindings"]["amqp"].pop("cc", None)
+    return _in_order(found)
+
+
+def _in_order(found: Node) -> Node:
+    # FastStream keeps its subscribers in a set: without this, the document would differ from run to run
+    for part in ("channels", "operations"):
+        found[part] = dict(sorted(found[part].items()))
+    found["components"] = {name: dict(sorted(part.items())) for name, part in sorted(found["components"].items())}
     return found
 
 

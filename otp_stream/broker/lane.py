@@ -23,6 +23,10 @@ from .topology import Depth
 class Settle(Protocol):
     """Carries a settlement of one job out."""
 
+    def possible(self) -> bool:
+        """Whether the message is still ours."""
+        ...
+
     async def __call__(self, settlement: Final) -> bool:
         """Return whether it stands."""
         ...
@@ -66,6 +70,9 @@ class _Settlement:
     job: Job | None
     stands: bool = False
 
+    def possible(self) -> bool:
+        return self.arrival.alive
+
     async def __call__(self, settlement: Final) -> bool:
         desk = self.desk
         self.stands = await desk.settler.settle(self.arrival, settlement, job_id=self.job_id, job=self.job)
@@ -86,6 +93,8 @@ class LaneConsumer:
         self.depth: Depth | None = None
         self._desk = desk
         self._held: dict[asyncio.Task[None], Arrival] = {}
+        self._cut: list[Arrival] = []
+        """What did not come to its end here."""
 
     @property
     def state(self) -> LaneState:
@@ -105,10 +114,15 @@ class LaneConsumer:
         arrival = Arrival(message.raw_message, self.lane, now_ms())
         task = asyncio.create_task(self._bring(arrival, ask))
         self._held[task] = arrival
-        task.add_done_callback(self._held.pop)
+        task.add_done_callback(self._ended)
         # A lost connection cancels this handler, and only this: the send in its own task goes on to its end.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        arrival = self._held.pop(task)
+        if task.cancelled() and arrival.alive:
+            self._cut.append(arrival)
 
     async def _bring(self, arrival: Arrival, ask: OtpJob | MalformedError) -> None:
         try:
@@ -140,11 +154,10 @@ class LaneConsumer:
         """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""
         while self._held and not give_up():
             await asyncio.wait(list(self._held), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
-        rest = dict(self._held)
+        rest = list(self._held)
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        cut = [arrival for task, arrival in rest.items() if task.cancelled()]
         if self.counts_returns:
-            await asyncio.gather(*(self._desk.settler.give_back(arrival, self.queue) for arrival in cut))
-        return len(cut)
+            await asyncio.gather(*(self._desk.settler.give_back(arrival, self.queue) for arrival in self._cut))
+        return len(self._cut)

@@ -20,6 +20,9 @@ CLOCK_TOLERANCE_MS = 5_000
 _ADDRESS = re.compile(r"[^@\s<>\"(),:;\\\x00-\x20\x7f-\x9f]{1,64}@[^@\s<>\"(),:;\\\x00-\x20\x7f-\x9f]{1,255}")
 _CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f]{4,64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
+_NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_BOM = b"\xef\xbb\xbf"
 
 
 def _address(value: str) -> str:
@@ -48,9 +51,25 @@ def _job_id(value: str) -> str:
     return value
 
 
+def _usable_locale(value: object) -> object:
+    # a language that we cannot read is no reason to leave somebody without a code
+    if isinstance(value, str) and (found := _LOCALE.match(value.strip())):
+        return found.group()
+    return None
+
+
+def _plain_number(value: object) -> object:
+    # `"15"` in JSON is what a form handed to the producer
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) else value
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _null_is(default: object) -> BeforeValidator:
-    # JSON.stringify writes null for a field that a producer holds empty: that means absent.
-    return BeforeValidator(lambda value: default if value is None else value)
+    # null and "" are what a producer writes for a field that it holds empty: that means absent
+    return BeforeValidator(lambda value: default if value is None or value == "" else value)
 
 
 class Metadata(BaseModel):
@@ -61,16 +80,18 @@ class Metadata(BaseModel):
     )
 
     user_name: Any = Field(default=None, description="How the e-mail addresses the person.", examples=["John Doe"])
-    expiry_minutes: Annotated[float, Field(strict=True, gt=0, le=525_600)] | None = Field(
-        default=None, description="How long the code lives, in minutes after `timestamp`.", examples=[15]
-    )
-    locale: Annotated[str, AfterValidator(_name)] | None = Field(
+    expiry_minutes: Annotated[
+        Annotated[float, Field(strict=True, gt=0, le=525_600)] | None, BeforeValidator(_plain_number)
+    ] = Field(default=None, description="How long the code lives, in minutes after `timestamp`.", examples=[15])
+    locale: Annotated[str | None, BeforeValidator(_usable_locale)] = Field(
         default=None, description="Language of the template, such as `de` or `de-AT`.", examples=["en"]
     )
     template: Annotated[str, AfterValidator(_name), _null_is("otp")] = Field(
         default="otp", description="Which template to render.", examples=["otp", "welcome", "password_reset"]
     )
-    purpose: str | None = Field(default=None, description="What the code is for, such as `login`.", examples=["login"])
+    purpose: Annotated[str | None, BeforeValidator(_as_text)] = Field(
+        default=None, description="What the code is for, such as `login`.", examples=["login"]
+    )
 
 
 class OtpJob(BaseModel):
@@ -130,7 +151,7 @@ class OtpJob(BaseModel):
         if len(body) > MAX_BODY_BYTES:
             raise MalformedError(f"body: {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
         try:
-            return cls.model_validate_json(body)
+            return cls.model_validate_json(body.removeprefix(_BOM))
         except ValidationError as error:
             # from None: the chained error would carry the input, and with it the code
             raise MalformedError(_explain(error)) from None

@@ -1,10 +1,19 @@
 """How an address may be shown: enough to recognise one's own, too little to learn another's."""
 
+import re
+
 
 def mask_address(address: str) -> str:
     """Return `u***@example.com` for `user@example.com`."""
     local, at, domain = address.rpartition("@")
     return f"{local[:1]}***@{domain}" if at else "***"
+
+
+def tells(text: str, address: str, code: str) -> bool:
+    """Whether `text` holds the address, or the code as a word of its own."""
+    if address and address.casefold() in text.casefold():
+        return True
+    return bool(code) and re.search(rf"(?<![0-9A-Za-z]){re.escape(code)}(?![0-9A-Za-z])", text) is not None
 
 
 def scrub(text: str, *secrets: str, limit: int = 300) -> str:

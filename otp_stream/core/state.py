@@ -79,6 +79,8 @@ class BrokerState:
     """Dead letters, by the broker's word."""
     waiting: int | None = None
     """Jobs in the wait queues, by the broker's word."""
+    events_dropped: int = 0
+    """Events that could not be published; no job depends on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +92,21 @@ class WorkerState:
     """`None` when nothing is consumed."""
     relay: RelayState | None
     """`None` when nothing is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What this worker has done since it started; times are milliseconds since 1970."""
+
+    started_ms: int
+    received: int = 0
+    endings: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Jobs by how they ended."""
+    retried: int = 0
+    last_processed_ms: int | None = None
+    last_error: str | None = None
+    last_error_ms: int | None = None
+    sent_last_minute: int = 0
+    p50_ms: int | None = None
+    """Median time from `timestamp` to acceptance, over the last mails."""
+    p99_ms: int | None = None

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from otp_stream.core.outcome import Trouble
 from otp_stream.core.state import Gate as GateState
 
-# first and longest pause, milliseconds; a login is mended by people, and repeated failures lock accounts
+# First and longest pause, milliseconds. Somebody waits at a login page for a relay that comes back; a login is mended
+# by people, and repeated failures lock accounts.
 _PAUSES: dict[Trouble, tuple[int, int]] = {
-    "unreachable": (1_000, 30_000),
+    "unreachable": (1_000, 5_000),
     "tls_failed": (1_000, 30_000),
     "throttled": (2_000, 30_000),
     "login_refused": (5_000, 60_000),

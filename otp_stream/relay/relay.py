@@ -20,6 +20,10 @@ from .wire import TroubleError
 
 _PULSE_S = 0.1
 """How often time limits are looked at: one timer for all connections, jobs and the gate."""
+_FROZEN_S = 2.0
+"""A pulse as late as this means that the process stood still: the broker may have given its jobs to others."""
+_THAW_S = 0.25
+"""After that, how long no turn is given, so that a lost connection to the broker is noticed first."""
 
 
 def _now_ms() -> int:
@@ -58,16 +62,27 @@ class SmtpRelay:
         self._suspect: Mail | None = None
         """The mail that closed the gate: the probe is another one's, lest one mail keep it shut."""
         self._pulse_timer: asyncio.TimerHandle | None = None
+        self._pulsed = self._thawed = 0.0
         self._closed = False
 
-    async def send(self, mail: Mail, *, rank: int, lane: str, expires_ms: int, deadline_ms: int) -> Outcome:
+    async def send(
+        self,
+        mail: Mail,
+        *,
+        rank: int,
+        lane: str,
+        expires_ms: int,
+        deadline_ms: int,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Outcome:
         """Wait for a turn (none while the gate is closed), then send, once.
 
         `rank` is 0 to 3, most urgent first; within a rank the lane `due` and the rest alternate, each by `expires_ms`.
-        Returns `Lapsed` when no turn came before `deadline_ms`; both are milliseconds since 1970. A call that is
-        cancelled gives its place up; a mail that is on the wire stays there. After `close` the call is cancelled.
+        Returns `Lapsed` when no turn came before `deadline_ms`, or when it came and `wanted` said no: a job that
+        another worker has by now must not be sent twice. Times are milliseconds since 1970. A call that is cancelled
+        gives its place up; a mail that is on the wire stays there. After `finish` the call is cancelled.
         """
-        turn = Turn(mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future())
+        turn = Turn(mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future(), wanted)
         if self._closed:
             turn.result.cancel()
         else:
@@ -96,11 +111,15 @@ class SmtpRelay:
             replies={str(code): count for code, count in self._replies.items()},
         )
 
-    async def close(self, *, grace_s: float = 1.0) -> None:
-        """Let mails on the wire finish within `grace_s` seconds and QUIT; jobs that still wait are cancelled."""
+    def finish(self) -> None:
+        """Give no more turns: calls that wait for one are cancelled, mails on the wire go on to their end."""
         self._closed = True
         while turn := self._turns.take():
             turn.result.cancel()
+
+    async def close(self, *, grace_s: float = 1.0) -> None:
+        """Let mails on the wire finish within `grace_s` seconds and QUIT; calls that still wait are cancelled."""
+        self.finish()
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
         await self._pool.close(grace_s)
@@ -162,6 +181,7 @@ class SmtpRelay:
                 break
         self._grow()
         if self._pulse_timer is None and not self._closed:
+            self._pulsed = time.monotonic()
             self._pulse_timer = asyncio.get_running_loop().call_later(_PULSE_S, self._pulse)
 
     def _occupy(self, connection: Connection) -> bool:
@@ -175,17 +195,21 @@ class SmtpRelay:
         return False
 
     def _take(self) -> Turn | None:
-        if not self._gate.passable:
+        if not self._gate.passable or self._is_frozen():
             return None
         urgent_only = self._ordinary >= self._ordinary_limit
         while turn := self._turns.take(urgent_only=urgent_only):
             if turn.mail == self._suspect and (other := self._turns.take(urgent_only=urgent_only)):
                 self._turns.push(turn)
                 self._suspect, turn = None, other
-            if self._now_ms() < turn.deadline_ms:
+            if self._now_ms() < turn.deadline_ms and turn.wanted():
                 return turn
             turn.end(Lapsed())
         return None
+
+    def _is_frozen(self) -> bool:
+        now = time.monotonic()
+        return now < self._thawed or (self._pulse_timer is not None and now - self._pulsed > _FROZEN_S)
 
     def _grow(self) -> None:
         if self._pool.room <= 0 or not self._turns or not self._gate.passable:
@@ -223,6 +247,8 @@ class SmtpRelay:
         asyncio.get_running_loop().call_soon(self._serve)
 
     def _pulse(self) -> None:
+        if time.monotonic() - self._pulsed > _FROZEN_S:
+            self._thawed = time.monotonic() + _THAW_S
         self._pulse_timer = None
         now_ms = self._now_ms()
         self._pool.pulse()

@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+from collections.abc import Callable
 from itertools import chain
 
 from otp_stream.core.mail import Mail
@@ -17,11 +18,18 @@ class Turn:
 
     __slots__ = (
         "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "probe", "rank", "refusal",
-        "result", "waiting", "written",
+        "result", "waiting", "wanted", "written",
     )  # fmt: skip
 
     def __init__(
-        self, mail: Mail, rank: int, lane: str, expires_ms: int, deadline_ms: int, result: asyncio.Future[Outcome]
+        self,
+        mail: Mail,
+        rank: int,
+        lane: str,
+        expires_ms: int,
+        deadline_ms: int,
+        result: asyncio.Future[Outcome],
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.mail = mail
         self.rank = rank
@@ -29,6 +37,7 @@ class Turn:
         self.expires_ms = expires_ms
         self.deadline_ms = deadline_ms
         self.result = result
+        self.wanted = wanted
         self.arrival = 0
         self.waiting = False
         self.probe = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
 
@@ -21,7 +22,9 @@ class SentInMemory:
         self, *, ttl_s: float = SENT_TTL_S, limit: int = SENT_LIMIT, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ttl_s, self._limit, self._clock = ttl_s, limit, clock
-        self._sent: dict[bytes, float] = {}  # in the order of marking, so the oldest stand first
+        self._sent: dict[bytes, float] = {}
+        # in the order of marking; asking a dict for its oldest key costs as much as was deleted before it
+        self._order: deque[bytes] = deque()
         self._claims: dict[bytes, asyncio.Future[None]] = {}
 
     async def claim(self, job_id: str) -> bool:
@@ -37,7 +40,10 @@ class SentInMemory:
 
     async def mark(self, job_id: str) -> None:
         """Remember that it was sent, and end the claim."""
-        self._sent[_key(job_id)] = self._clock() + self._ttl_s
+        key = _key(job_id)
+        if key not in self._sent:
+            self._order.append(key)
+        self._sent[key] = self._clock() + self._ttl_s
         await self.release(job_id)
 
     async def release(self, job_id: str) -> None:
@@ -48,11 +54,8 @@ class SentInMemory:
 
     def _forget_old(self) -> None:
         now = self._clock()
-        while self._sent:
-            oldest = next(iter(self._sent))
-            if self._sent[oldest] > now and len(self._sent) <= self._limit:
-                return
-            del self._sent[oldest]
+        while self._order and (self._sent[self._order[0]] <= now or len(self._order) > self._limit):
+            del self._sent[self._order.popleft()]
 
 
 def _key(job_id: str) -> bytes:

@@ -4,8 +4,9 @@ import asyncio
 import time
 
 import pytest
-from smtp_relay import CLOSE, CONTENT, KEYWORDS, RESET, SILENCE, Act, ScriptedRelay, client, send
+from smtp_relay import CLOSE, CONTENT, KEYWORDS, RESET, SILENCE, Act, ScriptedRelay, client, now_ms, send
 
+from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
 from otp_stream.relay import RelayLimits
 
@@ -313,3 +314,18 @@ async def test_no_address_shows_in_an_outcome(relay: ScriptedRelay):
     relay.then("rcpt", "550 5.1.1 <user@example.com>: user unknown")
     async with client(relay) as smtp:
         assert "user@" not in str(await send(smtp))
+
+
+async def test_a_mail_that_is_no_longer_wanted_when_its_turn_comes_is_not_sent():
+    async with ScriptedRelay() as relay, client(relay) as smtp:
+        ends = now_ms() + 5_000
+        outcome = await smtp.send(
+            Mail("user@example.com", b"x\r\n"),
+            rank=2,
+            lane="jobs",
+            expires_ms=ends,
+            deadline_ms=ends,
+            wanted=lambda: False,
+        )
+        assert outcome == Lapsed()
+        assert "MAIL" not in relay.commands()

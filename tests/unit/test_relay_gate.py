@@ -40,7 +40,7 @@ def test_a_trouble_closes_it_and_keeps_the_reason():
 @pytest.mark.parametrize(
     ("trouble", "expected"),
     [
-        ("unreachable", [1000, 2000, 4000, 8000, 16000, 30000, 30000]),
+        ("unreachable", [1000, 2000, 4000, 5000, 5000]),
         ("tls_failed", [1000, 2000, 4000, 8000, 16000, 30000, 30000]),
         ("throttled", [2000, 4000, 8000, 16000, 30000, 30000]),
         ("login_refused", [5000, 10000, 20000, 40000, 60000, 60000]),

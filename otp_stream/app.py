@@ -1,0 +1,117 @@
+"""The whole machine, wired in one place: settings, parts, FastStream application and HTTP.
+
+`faststream run otp_stream.app:app` starts it. Importing this connects to nothing and needs no setting.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from . import __version__
+from .broker import OtpBroker, RabbitConfig, open_broker
+from .broker.document import document
+from .core.backoff import Backoff
+from .delivery import Delivery
+from .embedded import EmbeddedBroker
+from .mail import Mailroom, TemplateError
+from .relay import RelayConfig, SmtpRelay
+from .settings import Settings, load
+from .tables import SentInMemory
+from .watch import Watch, configure_logs, monitor
+from .web import Sources, routes
+from .worker import Hooks, OtpStream
+
+
+def build(
+    settings: Settings, problems: Sequence[str], *, beside: Sequence[Callable[[], Awaitable[object]]] = ()
+) -> OtpStream:
+    """Wire the worker; `beside` runs next to it. Where there are problems, it can make documents but will not run."""
+    problems = list(problems)
+    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
+    watch = Watch()
+    relay = SmtpRelay(_relay_config(settings), on_gate=watch.gate)
+    delivery = Delivery(_mailroom(settings, problems), relay, SentInMemory(), watch, backoff)
+    broker = open_broker(
+        _rabbit_config(settings, backoff), deliver=delivery, refused=watch.refused, inject=watch.inject
+    )
+    hooks = Hooks(
+        first=partial(_configure_logs, settings), close=[relay.close, partial(asyncio.to_thread, watch.close)]
+    )
+    app = OtpStream(settings, problems, rabbit=broker, relay=relay, hooks=hooks)
+    hooks.start = [partial(watch.open, os.environ)]
+    hooks.beside = list(beside)
+    if settings.worker:
+        interval_s = settings.heartbeat_interval_ms / 1000
+        watchman = partial(monitor, look=app.look, stats=watch.stats, refresh=broker.refresh, interval_s=interval_s)
+        hooks.beside = [watchman, *beside]
+        if settings.embedded:
+            embedded = EmbeddedBroker.at(settings.amqp_url)
+            hooks.start = [*hooks.start, embedded.start]
+            hooks.close = [*hooks.close, embedded.stop]
+    watch.metrics.expose(app.look)
+    for path, route in routes(_sources(app, watch, broker, settings)).items():
+        app.mount(path, route)
+    return app
+
+
+def asyncapi(app: OtpStream) -> dict[str, Any]:
+    """Return the AsyncAPI 3 document, made from the code."""
+    return document(app.schema.to_specification().to_jsonable(), app.rabbit.topology, __version__)
+
+
+def _configure_logs(settings: Settings) -> None:
+    configure_logs(level=settings.effective_log_level, readable=settings.app_env == "development")
+
+
+def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, settings: Settings) -> Sources:
+    return Sources(
+        look=app.look,
+        stats=watch.stats,
+        refresh=broker.refresh,
+        metrics=watch.metrics.render,
+        document=partial(asyncapi, app),
+        version=__version__,
+        environment=settings.app_env,
+    )
+
+
+def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
+    make = partial(Mailroom, sender=settings.sender, default_locale=settings.default_locale, hash_key=settings.hash_key)
+    try:
+        return make(templates_dir=settings.templates_dir)
+    except (TemplateError, OSError) as error:
+        problems.append(f"TEMPLATES_DIR: {error}")
+        return make(templates_dir=None)
+
+
+def _relay_config(settings: Settings) -> RelayConfig:
+    login = settings.smtp_auth == "login"
+    return RelayConfig(
+        host=settings.smtp_host or "localhost",
+        port=settings.smtp_port,
+        sender=settings.sender[1],
+        tls=settings.smtp_tls,
+        user=settings.smtp_user if login else None,
+        password=settings.smtp_pass.get_secret_value() if login and settings.smtp_pass else None,
+        ca_file=settings.smtp_ca_file,
+        pool_size=settings.smtp_pool_size,
+    )
+
+
+def _rabbit_config(settings: Settings, backoff: Backoff) -> RabbitConfig:
+    return RabbitConfig(
+        url=settings.amqp_url,
+        shown_url=settings.masked_rabbitmq_url,
+        queue=settings.rabbitmq_queue_name,
+        prefix=settings.rabbitmq_prefix,
+        window=settings.prefetch_count,
+        backoff=backoff,
+        default_expiry_minutes=settings.otp_expiry_minutes,
+        hash_key=settings.hash_key,
+        enabled=settings.worker,
+    )
+
+
+app = build(*load())

@@ -1,0 +1,73 @@
+"""Whether codes are going out: judged once, here, for health, readiness, the monitor and the page."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from .state import BrokerState, RelayState, WorkerState
+
+STALE_MS = 15_000
+"""Older than this, the broker's word about our consumers is no news."""
+
+Status = Literal["healthy", "degraded", "unhealthy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that must be right; `degraded` still sends codes."""
+
+    name: Literal["phase", "broker", "relay"]
+    status: Status
+    text: str
+
+
+def checks(state: WorkerState, now_ms: int) -> tuple[Check, ...]:
+    """Return every check with what there is to say."""
+    return tuple(_checks(state, now_ms))
+
+
+def worst(found: tuple[Check, ...]) -> Status:
+    """Return the worst status of all."""
+    statuses = {check.status for check in found}
+    return "unhealthy" if "unhealthy" in statuses else "degraded" if "degraded" in statuses else "healthy"
+
+
+def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
+    match state.phase:
+        case "http_only":
+            yield Check("phase", "healthy", "WORKER=false: serving HTTP only, consuming nothing")
+        case "starting":
+            yield Check("phase", "unhealthy", "starting: waiting for RabbitMQ")
+        case "stopping":
+            yield Check("phase", "unhealthy", "stopping")
+        case "consuming":
+            yield Check("phase", "healthy", "consuming")
+    if state.broker is not None:
+        yield _broker(state.broker, now_ms)
+    if state.relay is not None:
+        yield _relay(state.relay)
+
+
+def _broker(broker: BrokerState, now_ms: int) -> Check:
+    if not broker.connected:
+        return Check("broker", "unhealthy", f"{broker.url} is away: {broker.error or 'connecting'}")
+    if broker.looked_ms is None or now_ms - broker.looked_ms > STALE_MS:
+        return Check("broker", "unhealthy", f"{broker.url} does not answer: {broker.error or 'not asked yet'}")
+    without = [lane.queue for lane in broker.lanes if not lane.consumers]
+    if without:
+        return Check("broker", "unhealthy", f"the broker sees no consumer on {', '.join(without)}")
+    if broker.blocked:
+        return Check("broker", "degraded", f"{broker.url} refuses publishes for want of memory or disk")
+    if broker.error:
+        return Check("broker", "degraded", f"{broker.url}: {broker.error}")
+    return Check("broker", "healthy", f"{broker.url} delivers to us")
+
+
+def _relay(relay: RelayState) -> Check:
+    match relay.gate:
+        case "open":
+            return Check("relay", "healthy", f"{relay.name}: the gate is open")
+        case "half_open":
+            return Check("relay", "degraded", f"probing the relay after {relay.trouble}: {relay.error}")
+        case "closed":
+            return Check("relay", "unhealthy", f"the gate is closed, {relay.trouble}: {relay.error}")

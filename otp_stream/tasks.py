@@ -1,0 +1,33 @@
+"""Tasks that go on for as long as the process does."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+_PAUSE_S = 1.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
+    """Run `work` again whenever it ends, until this task itself is cancelled.
+
+    A lost AMQP connection ends what waits for it in a `CancelledError` that nobody asked for: without this a
+    background task would be gone without a word.
+    """
+    while True:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the task; its text may hold secrets
+            _log.error("background task failed and starts again", task=name, error=type(error).__name__)
+        await asyncio.sleep(_PAUSE_S)
+
+
+def is_cancelled() -> bool:
+    """Whether the current task has been asked to end; if not, a `CancelledError` came from what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

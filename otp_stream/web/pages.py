@@ -1,0 +1,169 @@
+"""The pages, made on the server: small, without a script that is needed, without another host."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from otp_stream.core.decision import Ending, Reason
+from otp_stream.core.health import Check, worst
+from otp_stream.core.state import Stats, WorkerState
+
+_HERE = Path(__file__).parent / "pages"
+_KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+ASSETS: Mapping[str, tuple[str, bytes]] = {
+    path.name: (_KINDS[path.suffix], path.read_bytes()) for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS
+}
+"""File name to content type and bytes."""
+
+_TITLES = {
+    "healthy": "Codes are going out",
+    "degraded": "Codes are going out, with trouble",
+    "unhealthy": "No codes are going out",
+}
+_GOOD: tuple[str, ...] = get_args(Ending)
+_BAD: tuple[str, ...] = get_args(Reason)
+
+Node = dict[str, Any]
+
+
+def front_page(
+    *, state: WorkerState, stats: Stats, found: tuple[Check, ...], now_ms: int, version: str, environment: str
+) -> str:
+    """Return the operations page."""
+    status = worst(found)
+    title = "Serving HTTP only" if state.phase == "http_only" else _TITLES[status]
+    return _PAGES.get_template("front.html").render(
+        state=state,
+        stats=stats,
+        found=found,
+        status=status,
+        title=title,
+        now_ms=now_ms,
+        version=version,
+        environment=environment,
+        good=_GOOD,
+        bad=_BAD,
+    )
+
+
+def asyncapi_page(document: Node) -> str:
+    """Return the AsyncAPI document as a page for people."""
+    reader = _Reader(document)
+    operations: dict[str, Node] = document["operations"]
+    used = {op["channel"]["$ref"].rpartition("/")[2]: op["action"] for op in operations.values()}
+    channels = [
+        {
+            "name": name,
+            "does": "The worker consumes" if used.get(name) == "receive" else "The worker publishes",
+            "channel": channel,
+            "message": reader.follow(next(iter(channel["messages"].values()))),
+            "is_job": name in _JOBS,
+        }
+        for name, channel in sorted(document["channels"].items(), key=lambda it: _ORDER.index(it[0]))
+    ]
+    return _PAGES.get_template("asyncapi.html").render(
+        document=document, channels=channels, rows=reader.rows, server=next(iter(document["servers"].values()))
+    )
+
+
+_JOBS = ("sendOtp", "sendOtpHigh", "sendOtpDue", "retry", "dead")
+_ORDER = [*_JOBS, "events"]
+
+
+class _Reader:
+    """Finds what the document refers to, and lays schemas out as rows."""
+
+    def __init__(self, document: Node) -> None:
+        self._document = document
+
+    def follow(self, node: Node) -> Node:
+        """Return what a reference stands for."""
+        while "$ref" in node:
+            found: Any = self._document
+            for part in node["$ref"].removeprefix("#/").split("/"):
+                found = found[part.replace("~1", "/")]
+            node = {**cast("Node", found), **{key: value for key, value in node.items() if key != "$ref"}}
+        return node
+
+    def rows(self, schema: Node, prefix: str = "") -> list[Node]:
+        """Return one row for each field: name, type, whether it is required, limits, description."""
+        schema = self.follow(schema)
+        required: list[str] = schema.get("required", [])
+        found: list[Node] = []
+        for name, field in schema.get("properties", {}).items():
+            plain = self._plain(field)
+            found.append(
+                {
+                    "name": f"{prefix}{name}",
+                    "type": plain.get("type", "any"),
+                    "required": name in required,
+                    "limits": _limits(plain),
+                    "description": plain.get("description", ""),
+                }
+            )
+            if "properties" in plain:
+                found += self.rows(plain, f"{prefix}{name}.")
+        return found
+
+    def _plain(self, field: Node) -> Node:
+        field = self.follow(field)
+        choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
+        return {**self.follow(choices[0]), **field} if choices else field
+
+
+_LIMITS = {
+    "minimum": "≥ {}",
+    "maximum": "≤ {}",
+    "exclusiveMinimum": "> {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "format": "{}",
+}
+
+
+def _limits(field: Node) -> str:
+    told = [" | ".join(map(str, field["enum"]))] if "enum" in field else []
+    if isinstance(field.get("default"), str | int):
+        told.append(f"default {field['default']}")
+    return ", ".join(told + [text.format(field[key]) for key, text in _LIMITS.items() if key in field])
+
+
+def _prose(text: str) -> Markup:
+    # the little Markdown that our own descriptions use: paragraphs, **strong** and `code`
+    paragraphs = str(escape(text)).strip().split("\n\n")
+    html = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
+    html = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html)
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", html))  # noqa: S704 - escaped three lines above
+
+
+_UNKNOWN = "\N{EN DASH}"
+
+
+def _count(value: int | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def _span(value_ms: int | None) -> str:
+    """Return a length of time as people read it."""
+    if value_ms is None:
+        return _UNKNOWN
+    for unit, size, below in (
+        ("ms", 1, 1000),
+        ("s", 1000, 120_000),
+        ("min", 60_000, 7_200_000),
+        ("h", 3_600_000, 172_800_000),
+    ):
+        if value_ms < below:
+            number = value_ms / size
+            return f"{number:.1f} {unit}" if size > 1 and number < 10 else f"{number:.0f} {unit}"
+    return f"{value_ms / 86_400_000:.0f} days"
+
+
+_PAGES = Environment(
+    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_PAGES.filters |= {"prose": _prose, "count": _count, "span": _span}

@@ -1,0 +1,166 @@
+"""Every address of the HTTP side, and who answers there."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header
+from otp_stream.core.decision import Reason
+from otp_stream.core.health import Status, checks, worst
+from otp_stream.core.state import Stats, WorkerState
+
+from .pages import ASSETS, asyncapi_page, front_page
+
+_FRESH_MS = 5_000
+"""How old the broker's word may be before readiness asks again."""
+_ASK_S = 3.0
+_DEAD: frozenset[str] = frozenset(get_args(Reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Whom the HTTP side asks."""
+
+    look: Callable[[], WorkerState]
+    stats: Callable[[], Stats]
+    refresh: Callable[[], Awaitable[None]]
+    metrics: Callable[[str], tuple[bytes, str]]
+    document: Callable[[], dict[str, Any]]
+    version: str
+    environment: str
+
+
+def routes(sources: Sources) -> dict[str, Route]:
+    """Return every path with its ASGI route."""
+    desk = _Desk(sources)
+    document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
+    answers: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
+        "/": desk.page,
+        "/health": desk.health,
+        "/livez": _alive,
+        "/readyz": desk.ready,
+        "/metrics": desk.metrics,
+        "/asyncapi": partial(_asyncapi_page, document),
+        "/asyncapi.json": partial(_asyncapi_json, document),
+        "/asyncapi.yaml": partial(_asyncapi_yaml, document),
+        **{f"/{name}": partial(_asset, name) for name in ASSETS},
+    }
+    return {path: answering(answer) for path, answer in answers.items()}
+
+
+class _Desk:
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._asking = asyncio.Lock()
+
+    async def page(self, _: Scope) -> Answer:
+        state = await self._fresh()
+        now_ms = _now_ms()
+        html = front_page(
+            state=state,
+            stats=self._sources.stats(),
+            found=checks(state, now_ms),
+            now_ms=now_ms,
+            version=self._sources.version,
+            environment=self._sources.environment,
+        )
+        return Answer(html.encode(), "text/html; charset=utf-8")
+
+    async def ready(self, _: Scope) -> Answer:
+        found = checks(await self._fresh(), _now_ms())
+        status = worst(found)
+        told = {"status": status, "checks": [{"name": c.name, "status": c.status, "text": c.text} for c in found]}
+        return as_json(told, _http(status))
+
+    async def health(self, _: Scope) -> Answer:
+        state, stats, now_ms = await self._fresh(), self._sources.stats(), _now_ms()
+        found = checks(state, now_ms)
+        status = worst(found)
+        dead = sum(count for ending, count in stats.endings.items() if ending in _DEAD)
+        told = {
+            "status": status,
+            "stats": {
+                "processedJobs": sum(stats.endings.values()) - dead,
+                "failedJobs": dead,
+                "retriedJobs": stats.retried,
+                "startTime": _iso(stats.started_ms),
+                "lastProcessedAt": _iso(stats.last_processed_ms),
+            },
+            "uptime": (now_ms - stats.started_ms) / 1000,
+            "memoryUsage": _memory(),
+            "lastError": stats.last_error,
+            "lastErrorAt": _iso(stats.last_error_ms),
+            "phase": state.phase,
+            "outcomes": stats.endings,
+            "sentLastMinute": stats.sent_last_minute,
+            "timeToAcceptMs": {"p50": stats.p50_ms, "p99": stats.p99_ms},
+            "checks": [{"name": c.name, "status": c.status, "text": c.text} for c in found],
+            "version": self._sources.version,
+        }
+        return as_json(told, _http(status))
+
+    async def metrics(self, scope: Scope) -> Answer:
+        body, content_type = self._sources.metrics(header(scope, b"accept"))
+        return Answer(body, content_type)
+
+    async def _fresh(self) -> WorkerState:
+        async with self._asking:
+            broker = self._sources.look().broker
+            if broker is not None and broker.connected and _now_ms() - (broker.looked_ms or 0) > _FRESH_MS:
+                with contextlib.suppress(TimeoutError):  # its word grows old, and the check says so
+                    await asyncio.wait_for(self._sources.refresh(), _ASK_S)
+        return self._sources.look()
+
+
+async def _alive(_: Scope) -> Answer:
+    return as_json({"status": "alive"})
+
+
+async def _asset(name: str, _: Scope) -> Answer:
+    content_type, content = ASSETS[name]
+    return Answer(content, content_type)
+
+
+async def _asyncapi_page(document: Callable[[], dict[str, Any]], _: Scope) -> Answer:
+    return Answer(asyncapi_page(document()).encode(), "text/html; charset=utf-8")
+
+
+async def _asyncapi_json(document: Callable[[], dict[str, Any]], _: Scope) -> Answer:
+    return as_json(document())
+
+
+async def _asyncapi_yaml(document: Callable[[], dict[str, Any]], _: Scope) -> Answer:
+    text = yaml.safe_dump(document(), sort_keys=False, allow_unicode=True)
+    return Answer(text.encode(), "application/yaml")
+
+
+def _http(status: Status) -> int:
+    return 503 if status == "unhealthy" else 200
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _iso(at_ms: int | None) -> str | None:
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _memory() -> dict[str, int]:
+    """Return bytes in memory now, from Linux; nothing elsewhere."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return {}
+    return {"rss": pages * os.sysconf("SC_PAGE_SIZE")}

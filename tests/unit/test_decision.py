@@ -1,0 +1,102 @@
+"""The one decision: what an attempt met becomes the job's settlement."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otp_stream.core.backoff import Backoff
+from otp_stream.core.decision import Ack, Dead, Hold, Park, Retry, admit, decide
+from otp_stream.core.outcome import (
+    Accepted,
+    Broken,
+    Deferred,
+    Lapsed,
+    Outcome,
+    Rejected,
+    Reply,
+    Unavailable,
+    Uncertain,
+    without_secrets,
+)
+
+BACKOFF = Backoff(1000, 30000, 3)
+NOW, EXPIRES = 1_000_000, 1_900_000
+LATER = Reply(451, "4.3.0", "later", "rcpt")
+
+
+def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expires_ms: int = EXPIRES) -> object:
+    return decide(
+        outcome, attempts_made=attempts_made, now_ms=now_ms, expires_ms=expires_ms, backoff=BACKOFF, fraction=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "settlement"),
+    [
+        (Accepted(Reply(250, None, "ok", "body")), Ack("sent")),
+        (Rejected(Reply(550, "5.1.1", "no", "rcpt")), Dead("rejected", "550 5.1.1 no (to RCPT)", 1)),
+        (Broken("template otp/body.txt: x"), Dead("crashed", "template otp/body.txt: x", 0)),
+        (Deferred(LATER), Retry(1150, 1, "451 4.3.0 later (to RCPT)")),
+        (Uncertain("lost"), Retry(1150, 1, "lost")),
+        (Unavailable("unreachable", "refused"), Hold()),
+        (Lapsed(), Park(30000)),
+    ],
+)
+def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
+    assert judge(outcome) == settlement
+
+
+@pytest.mark.parametrize("outcome", [Deferred(LATER), Uncertain("lost")])
+def test_the_last_attempt_exhausts(outcome: Outcome) -> None:
+    assert judge(outcome, attempts_made=2) == Retry(4600, 3, judge(outcome).error)  # type: ignore[attr-defined]
+    settlement = judge(outcome, attempts_made=3)
+    assert isinstance(settlement, Dead)
+    assert (settlement.reason, settlement.attempt) == ("retries_exhausted", 4)
+
+
+def test_a_wait_that_would_outlive_the_code_is_not_begun() -> None:
+    assert isinstance(judge(Deferred(LATER), expires_ms=NOW + 1151), Retry)
+    dead = judge(Deferred(LATER), expires_ms=NOW + 1150)
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.attempt) == ("expired", 1)
+    assert "451 4.3.0 later" in dead.error
+
+
+@pytest.mark.parametrize("outcome", [Unavailable("unreachable", "refused"), Lapsed()])
+def test_a_job_behind_the_gate_dies_with_its_code_and_no_attempt_counted(outcome: Outcome) -> None:
+    dead = judge(outcome, attempts_made=1, now_ms=EXPIRES)
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.attempt) == ("expired", 1)
+
+
+def test_an_expired_job_is_not_admitted() -> None:
+    assert admit(now_ms=EXPIRES - 1, expires_ms=EXPIRES, attempts_made=0) is None
+    assert admit(now_ms=EXPIRES, expires_ms=EXPIRES, attempts_made=2) == Dead("expired", "the code expired 0 ms ago", 2)
+
+
+def test_what_a_relay_quotes_is_blotted_out() -> None:
+    told = without_secrets(Rejected(Reply(550, None, "<u@x.y> 123456\r\nno", "rcpt")), "123456", "u@x.y")
+    assert told == Rejected(Reply(550, None, "<***> *** no", "rcpt"))
+    assert without_secrets(Uncertain("lost 123456"), "123456") == Uncertain("lost ***")
+    assert without_secrets(Lapsed(), "123456") == Lapsed()
+
+
+@given(
+    base=st.integers(1, 100_000),
+    factor=st.integers(1, 100),
+    retries=st.integers(0, 20),
+    made=st.integers(0, 20),
+    fraction=st.floats(0, 1, exclude_max=True),
+)
+def test_a_wait_is_never_short_and_late_by_less_than_a_tenth(
+    base: int, factor: int, retries: int, made: int, fraction: float
+) -> None:
+    backoff = Backoff(base, base * factor, retries)
+    delay = backoff.delay_ms(made, fraction)
+    step = base * 2**made
+    assert min(step, backoff.cap_ms) - 1 <= delay <= min(step * 1.3 + 1, backoff.cap_ms)
+    if made < retries:
+        rung = backoff.rung_ms(delay)
+        assert rung in backoff.rungs_ms
+        assert delay <= rung <= delay * 1.1 + 250
+    assert len(backoff.rungs_ms) <= 4 * max(retries, 1)

@@ -1,0 +1,47 @@
+"""Whether codes are going out, judged in one place."""
+
+from dataclasses import replace
+
+import pytest
+
+from otp_stream.core.health import STALE_MS, checks, worst
+from otp_stream.core.state import BrokerState, LaneState, RelayState, WorkerState
+
+NOW = 1_700_000_000_000
+LANES = tuple(LaneState(lane, f"q.{lane}", 10, consumers=1) for lane in ("jobs", "high", "due"))
+BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
+RELAY = RelayState("relay:25")
+GOOD = WorkerState("consuming", BROKER, RELAY)
+
+
+def test_all_is_well() -> None:
+    assert worst(checks(GOOD, NOW)) == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "text"),
+    [
+        (replace(GOOD, phase="starting"), "unhealthy", "waiting for RabbitMQ"),
+        (replace(GOOD, phase="stopping"), "unhealthy", "stopping"),
+        (replace(GOOD, broker=replace(BROKER, connected=False, error="refused")), "unhealthy", "is away: refused"),
+        (replace(GOOD, broker=replace(BROKER, looked_ms=None)), "unhealthy", "does not answer"),
+        (replace(GOOD, broker=replace(BROKER, looked_ms=NOW - STALE_MS - 1)), "unhealthy", "does not answer"),
+        (
+            replace(GOOD, broker=replace(BROKER, lanes=(replace(LANES[0], consumers=0),))),
+            "unhealthy",
+            "the broker sees no consumer on q.jobs",
+        ),
+        (replace(GOOD, broker=replace(BROKER, blocked=True)), "degraded", "memory or disk"),
+        (replace(GOOD, broker=replace(BROKER, error="odd")), "degraded", "odd"),
+        (replace(GOOD, relay=replace(RELAY, gate="closed", trouble="tls_failed")), "unhealthy", "tls_failed"),
+        (replace(GOOD, relay=replace(RELAY, gate="half_open", trouble="throttled")), "degraded", "throttled"),
+    ],
+)
+def test_each_trouble_is_seen_and_told(state: WorkerState, status: str, text: str) -> None:
+    found = checks(state, NOW)
+    assert worst(found) == status
+    assert any(text in check.text for check in found if check.status == status)
+
+
+def test_without_worker_nothing_can_be_wrong() -> None:
+    assert worst(checks(WorkerState("http_only", None, None), NOW)) == "healthy"
