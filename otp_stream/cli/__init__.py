@@ -1,0 +1,5 @@
+"""The command line, `otp-stream`."""
+
+from .main import main
+
+__all__ = ["main"]

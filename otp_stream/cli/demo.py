@@ -1,0 +1,134 @@
+"""The worker on an embedded broker with an embedded inbox: everything in one process, nothing to install."""
+
+import asyncio
+import json
+import socket
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import aio_pika
+import uvloop
+from rich.console import Console
+from rich.panel import Panel
+
+from otp_stream.app import build
+from otp_stream.embedded import Inbox
+from otp_stream.settings import EMBEDDED_BROKER_PORT, load
+from otp_stream.worker import OtpStream
+
+HOST = "127.0.0.1"
+_SMTP_PORT = 2525
+_SAMPLES_S = 20.0
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The wired demo and where its parts listen."""
+
+    app: OtpStream
+    http_port: int
+    broker_port: int
+    inbox: Inbox
+
+
+def run(*, port: int, samples: bool, log_level: str) -> None:
+    """Run until a signal comes."""
+    demo = make(port=port, samples=samples, log_level=log_level)
+    uvloop.run(demo.app.run(run_extra_options={"host": HOST, "port": str(demo.http_port)}))
+
+
+def app() -> OtpStream:
+    """Return the application for `faststream run otp_stream.cli.demo:app --factory --reload`."""
+    return make(port=8000, samples=True, log_level="debug").app
+
+
+def make(*, port: int, samples: bool, log_level: str) -> Demo:
+    """Wire the demo. Ports that are taken are replaced by free ones."""
+    broker_port, smtp_port, http_port = (_free(it) for it in (EMBEDDED_BROKER_PORT, _SMTP_PORT, port))
+    inbox = Inbox(HOST, smtp_port)
+    settings, problems = load(
+        worker=True,
+        rabbitmq_url=f"memory://{HOST}:{broker_port}",
+        sender_email="otp-stream <no-reply@example.com>",
+        smtp_host=HOST,
+        smtp_port=smtp_port,
+        smtp_tls="none",
+        smtp_auth="none",
+        prefetch_count=200,
+        log_level=log_level,
+        app_env="development",
+    )
+    app = build(settings, problems)
+    demo = Demo(app, http_port, broker_port, inbox)
+    app.hooks.start = [*app.hooks.start, inbox.start]
+    app.hooks.beside = [*app.hooks.beside, partial(_show, demo, samples)]
+    app.hooks.close = [*app.hooks.close, inbox.stop]
+    for path, route in inbox.routes().items():
+        app.mount(path, route)
+    return demo
+
+
+def _free(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+async def _show(demo: Demo, samples: bool) -> None:  # noqa: FBT001
+    while demo.app.look().phase != "consuming":  # noqa: ASYNC110 - a demonstration may ask
+        await asyncio.sleep(_PAUSE_S)
+    if samples:
+        await _publish(demo, _sample_jobs())
+        await _received(demo, 2)
+    page = f"http://{HOST}:{demo.http_port}"
+    where = "" if demo.broker_port == EMBEDDED_BROKER_PORT else f"RABBITMQ_URL=memory://{HOST}:{demo.broker_port} "
+    Console().print(
+        Panel.fit(
+            f"[bold]Inbox[/]      {page}/inbox   what people received\n"
+            f"[bold]Operations[/] {page}/        are codes going out?\n"
+            f"[bold]AsyncAPI[/]   {page}/asyncapi\n\n"
+            f"Send one more:   {where}.venv/bin/otp-stream send you@example.com\n"
+            "With trouble:    later@example.com (retried), nobody@example.com\n"
+            "Stop:            Ctrl-C",
+            title="otp-stream is running",
+            border_style="green",
+        )
+    )
+    await asyncio.Event().wait()  # what runs beside the worker runs as long as it does
+
+
+def _sample_jobs() -> list[bytes]:
+    def job(email: str, otp: object, **metadata: object) -> bytes:
+        made_ms = time.time_ns() // 1_000_000
+        job_id = f"sample-{email.partition('@')[0]}"
+        return json.dumps(
+            {"email": email, "otp": otp, "jobId": job_id, "timestamp": made_ms, "metadata": metadata}
+        ).encode()
+
+    return [
+        job("ada@example.com", "480213", userName="Ada", expiryMinutes=10),
+        job("later@example.com", "730955", userName="Zoë", locale="de", template="welcome"),
+        job("nobody@example.com", "118204", template="password_reset"),
+        job("malformed@example.com", 123456),
+    ]
+
+
+async def _publish(demo: Demo, bodies: list[bytes]) -> None:
+    settings = demo.app.settings
+    async with await aio_pika.connect(settings.amqp_url) as connection:
+        channel = await connection.channel()
+        for body in bodies:
+            message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+            await channel.default_exchange.publish(message, settings.rabbitmq_queue_name)
+
+
+async def _received(demo: Demo, count: int) -> None:
+    deadline = time.monotonic() + _SAMPLES_S
+    while len(demo.inbox.mails) < count and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(_PAUSE_S)
