@@ -1,0 +1,141 @@
+"""A proxy between a worker and RabbitMQ that reads frames, and can hold, cut, swallow or slow them down.
+
+Faults are made here and at the relay, never by hooks in the product.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+Way = Literal["to broker", "to worker"]
+Method = tuple[int, int]
+PUBLISH: Method = (60, 40)
+DELIVER: Method = (60, 60)
+ACK: Method = (60, 80)
+"""From the worker an acknowledgement, from the broker a publisher confirm."""
+
+_METHOD_FRAME = 1
+_HEADER = 7
+
+
+@dataclass
+class Hold:
+    """Frames of one method are kept back, and everything behind them on that connection."""
+
+    way: Way
+    method: Method
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class AmqpProxy:
+    """Forwards to the broker at `host:upstream`; its own `port` is fresh."""
+
+    host: str
+    upstream: int
+    port: int = 0
+    holds: list[Hold] = field(default_factory=list)
+    swallow: bool = False
+    """Black hole: connections stay open, nothing passes."""
+    drip_s: float = 0
+    """Pause after each byte to the worker."""
+    tear: bool = False
+    """The next frame to a worker is torn in the middle by a reset."""
+    refuse: bool = False
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    def hold(self, way: Way, method: Method) -> Hold:
+        """Keep back the next frame of this method, and all after it."""
+        hold = Hold(way, method)
+        self.holds.append(hold)
+        return hold
+
+    def release(self) -> None:
+        """Let everything pass again."""
+        for hold in self.holds:
+            hold.let_go.set()
+        self.holds.clear()
+        self.swallow, self.drip_s, self.tear, self.refuse = False, 0, False, False
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuse:
+            writer.transport.abort()
+            return
+        up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
+        self._writers |= {writer, up_writer}
+        up_writer.write(await reader.readexactly(8))
+        pumps = [
+            asyncio.create_task(self._pump("to broker", reader, up_writer)),
+            asyncio.create_task(self._pump("to worker", up_reader, writer)),
+        ]
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for it in (writer, up_writer):
+            self._writers.discard(it)
+            it.transport.abort()
+
+    async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readexactly(_HEADER)
+                frame = head + await reader.readexactly(int.from_bytes(head[3:], "big") + 1)
+                await self._maybe_hold(way, frame)
+                if self.swallow:
+                    continue
+                if self.tear and way == "to worker" and len(frame) > _HEADER + 1:
+                    self.tear = False
+                    writer.write(frame[: len(frame) // 2])
+                    await writer.drain()
+                    return
+                await self._write(way, writer, frame)
+
+    async def _maybe_hold(self, way: Way, frame: bytes) -> None:
+        method = (int.from_bytes(frame[7:9], "big"), int.from_bytes(frame[9:11], "big"))
+        for hold in self.holds:
+            if frame[0] == _METHOD_FRAME and hold.way == way and hold.method == method:
+                hold.reached.set()
+                await hold.let_go.wait()
+
+    async def _write(self, way: Way, writer: asyncio.StreamWriter, frame: bytes) -> None:
+        if not self.drip_s or way == "to broker":
+            writer.write(frame)
+            await writer.drain()
+            return
+        for byte in frame:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(self.drip_s)
+
+
+@asynccontextmanager
+async def amqp_proxy(url: str) -> AsyncIterator[tuple[AmqpProxy, str]]:
+    """Open a proxy to the broker of `url`; gives it and the URL through it."""
+    parts = urlsplit(url)
+    proxy = AmqpProxy(parts.hostname or "127.0.0.1", parts.port or 5672)
+    await proxy.start()
+    try:
+        yield proxy, f"amqp://{parts.username}:{parts.password}@127.0.0.1:{proxy.port}{parts.path}"
+    finally:
+        await proxy.stop()

@@ -1,0 +1,117 @@
+"""The pages in real Chromium: narrow and wide, light and dark, without an error and without another host."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import Stage
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from worker import CODE, Worker, job
+
+LOOKS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
+
+
+@pytest.fixture
+def chromium(tmp_path: Any) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'chromium'}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield browser
+    browser.quit()
+
+
+def look(browser: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
+    """Open a page as somebody with this screen and this taste."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(url)
+
+
+def hosts(browser: webdriver.Chrome) -> set[str]:
+    """Return every host that was asked for something since the last question."""
+    found: set[str] = set()
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            url = urlsplit(message["params"]["request"]["url"])
+            found |= {url.hostname or ""} if url.scheme.startswith("http") else set()
+    return found
+
+
+def lightness(browser: webdriver.Chrome) -> float:
+    """Return how light the page is, 0 to 255."""
+    colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    return sum(int(part) for part in colour[4:-1].split(",")) / 3
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+async def test_both_pages_fit_and_load_nothing_from_elsewhere(
+    stage: Stage, chromium: webdriver.Chrome, width: int, scheme: str
+) -> None:
+    worker = await stage.run()
+    await stage.rabbit.publish(job(), b"nonsense")
+    await stage.rabbit.dead()
+    await stage.relay.wait_accepted(1)
+    for path, heading in (("/", "Codes are going out"), ("/asyncapi", "Messages")):
+        look(chromium, f"http://127.0.0.1:{worker.port}{path}", width, scheme)
+        assert chromium.find_element(By.TAG_NAME, "h1").text == heading
+        assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+        assert (lightness(chromium) > 200) == (scheme == "light")
+        assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
+        assert hosts(chromium) == {"127.0.0.1"}
+        assert CODE not in chromium.page_source
+
+
+async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
+    stage: Stage, chromium: webdriver.Chrome
+) -> None:
+    worker = await stage.run()
+    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+    wait(lambda: "sent 1" in text(chromium, ".endings"), "the count")
+    await stage.relay.stop()
+    await stage.rabbit.publish(job())
+    await worker.wait_log("gate closed")
+    wait(lambda: text(chromium, "h1") == "No codes are going out", "the bad news")
+    assert "unreachable" in text(chromium, ".checks")
+    await worker.kill()
+    wait(lambda: chromium.title.startswith("No answer"), "the silence")
+    assert text(chromium, "h1")  # the last picture stays
+
+
+def text(browser: webdriver.Chrome, selector: str) -> str:
+    return browser.find_element(By.CSS_SELECTOR, selector).text
+
+
+def wait(condition: Any, what: str, timeout: float = 20) -> None:
+    ends = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < ends, f"no {what} within {timeout} s"
+        time.sleep(0.05)
+
+
+async def test_the_inbox_shows_a_mail_as_a_person_sees_it(chromium: webdriver.Chrome, demo: Worker) -> None:
+    for width, scheme in LOOKS:
+        look(chromium, f"http://127.0.0.1:{demo.port}/inbox?id=1", width, scheme)
+        assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+        chromium.switch_to.frame(chromium.find_element(By.TAG_NAME, "iframe"))
+        assert text(chromium, "h1") == "Your one-time code"
+        assert text(chromium, ".code") == "480213"
+        assert (lightness(chromium) > 200) == (scheme == "light")
+        assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+        chromium.switch_to.default_content()
+    assert hosts(chromium) == {"127.0.0.1"}

@@ -1,0 +1,73 @@
+"""The stage of the live tests: a broker, a relay, and workers as processes; every name and port is fresh."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from rabbitmq import Rabbit, rabbit
+from smtp_relay import ScriptedRelay
+from worker import SCRIPT, Worker, settings
+
+
+@dataclass
+class Stage:
+    """Everything that a live test plays with."""
+
+    url: str
+    rabbit: Rabbit
+    relay: ScriptedRelay
+    folder: Path
+    workers: list[Worker] = field(default_factory=list)
+
+    def worker(self, *, url: str | None = None, **changes: str) -> Worker:
+        """Make a worker, not started; `changes` are environment variables."""
+        folder = self.folder / f"worker{len(self.workers)}"
+        queue, prefix = self.rabbit.queue, self.rabbit.prefix
+        worker = Worker(folder, settings(self.relay, url or self.url, queue, prefix, **changes))
+        self.workers.append(worker)
+        return worker
+
+    async def run(self, **changes: str) -> Worker:
+        """Start a worker and wait until it is ready."""
+        worker = self.worker(**changes)
+        await worker.start()
+        return worker
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    """Return the RabbitMQ of the live tests; `make test` finds or starts one."""
+    return os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")
+
+
+@pytest.fixture
+async def stage(rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
+    """Set the stage; every worker is gone at the end."""
+    name = f"t{uuid4().hex[:10]}"
+    async with rabbit(rabbitmq_url, name, name) as client, ScriptedRelay() as relay:
+        stage = Stage(rabbitmq_url, client, relay, tmp_path)
+        try:
+            yield stage
+        finally:
+            for worker in stage.workers:
+                await worker.kill()
+
+
+@pytest.fixture
+async def demo(tmp_path: Path) -> AsyncIterator[Worker]:
+    """Run what `make run` runs, until its samples are in the inbox."""
+    demo = Worker(tmp_path / "demo", {})
+    demo.folder.mkdir()
+    with demo.log_path.open("ab") as log:
+        demo.process = await asyncio.create_subprocess_exec(
+            SCRIPT, "demo", "--port", str(demo.port), cwd=demo.folder, stdout=log, stderr=log
+        )
+    try:
+        await demo.wait_log("otp-stream is running", timeout=40)
+        yield demo
+    finally:
+        await demo.kill()

@@ -1,0 +1,121 @@
+"""The checker: what was published, what the relay accepted, what died. It knows nothing of the worker's insides."""
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from aio_pika import Message
+from rabbitmq import Rabbit
+from smtp_relay import ScriptedRelay
+from worker import CODE
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    case: str
+    jobs: int
+    lost: int
+    duplicated: int
+    expired: int
+    late_p99_ms: int
+    """From publish to acceptance, or to the dead letter."""
+    recovered_s: float
+    """From the end of the fault to the last end of a job."""
+
+
+@dataclass
+class Ledger:
+    """Counts jobs by their ids; each goes to a recipient of its own."""
+
+    rabbit: Rabbit
+    relay: ScriptedRelay
+    published: dict[str, float] = field(default_factory=dict)
+    died: dict[str, tuple[str, float]] = field(default_factory=dict)
+    mended_at: float = 0.0
+
+    async def publish(self, count: int, *, to: str | None = None, **fields: object) -> None:
+        """Publish so many jobs, each with a confirm."""
+        for start in range(0, count, _BATCH):
+            await asyncio.gather(*(self._publish(to, fields) for _ in range(min(_BATCH, count - start))))
+
+    async def _publish(self, to: str | None, fields: dict[str, object]) -> None:
+        job_id = f"job{len(self.published)}"
+        self.published[job_id] = time.monotonic()
+        now_ms = time.time_ns() // 1_000_000
+        job = {"email": f"{job_id}@example.com", "otp": CODE, "jobId": job_id, "timestamp": now_ms, **fields}
+        message = Message(json.dumps(job).encode(), delivery_mode=2)
+        await self.rabbit.channel.default_exchange.publish(message, to or self.rabbit.queue)
+
+    def mended(self) -> None:
+        """Take note that the fault is over."""
+        self.mended_at = time.monotonic()
+
+    async def balance(self, timeout: float = 40) -> None:  # noqa: ASYNC109
+        """Wait until every job has ended, or the time is over; then a moment longer for what comes twice."""
+        ends = time.monotonic() + timeout
+        while time.monotonic() < ends and self.lost:
+            await self._bury()
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.5)
+        await self._bury()
+
+    async def _bury(self) -> None:
+        queue = await self.rabbit.channel.get_queue(f"{self.rabbit.prefix}.dead", ensure=False)
+        while (letter := await queue.get(no_ack=True, fail=False)) is not None:
+            reason = str(letter.headers["x-otp-reason"])
+            self.died[str(letter.headers["x-otp-job-id"])] = (reason, time.monotonic())
+
+    @property
+    def lost(self) -> set[str]:
+        """Jobs that were published and neither accepted nor laid aside."""
+        return self.published.keys() - self._accepted.keys() - self.died.keys()
+
+    @property
+    def duplicated(self) -> set[str]:
+        """Jobs whose mail was accepted more than once."""
+        return {job_id for job_id, count in self._accepted.items() if count > 1}
+
+    @property
+    def copies_are_identical(self) -> bool:
+        """Whether every duplicate is the same to the byte."""
+        contents: dict[str, set[bytes]] = {}
+        for mail in self.relay.accepted:
+            contents.setdefault(mail.recipient, set()).add(mail.content)
+        return all(len(kinds) == 1 for kinds in contents.values())
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Dead letters by reason."""
+        return Counter(reason for reason, _ in self.died.values())
+
+    @property
+    def _accepted(self) -> Counter[str]:
+        return Counter(mail.recipient.partition("@")[0] for mail in self.relay.accepted)
+
+    def row(self, case: str) -> Row:
+        """Close the books; the row is also written where `OTP_FAULTS_REPORT` says."""
+        ended = {job_id: at for job_id, (_, at) in self.died.items()}
+        for mail in self.relay.accepted:
+            ended.setdefault(mail.recipient.partition("@")[0], mail.at)
+        late = sorted(at - self.published[job_id] for job_id, at in ended.items() if job_id in self.published)
+        row = Row(
+            case=case,
+            jobs=len(self.published),
+            lost=len(self.lost),
+            duplicated=len(self.duplicated),
+            expired=self.reasons["expired"],
+            late_p99_ms=round(1000 * late[min(len(late) * 99 // 100, len(late) - 1)]) if late else 0,
+            recovered_s=round(max(max(ended.values(), default=0.0) - self.mended_at, 0), 1) if self.mended_at else 0.0,
+        )
+        if report := os.environ.get("OTP_FAULTS_REPORT"):
+            with Path(report).open("a") as out:
+                out.write(json.dumps(asdict(row)) + "\n")
+        return row

@@ -1,0 +1,113 @@
+"""The command line, as a person uses it."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import Stage
+from rabbitmq import free_port, until
+from worker import CODE, SCRIPT
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+
+
+async def otp_stream(folder: Path, *arguments: str, **env: str) -> Ran:
+    """Run `otp-stream` in an empty folder; returns exit code and everything that it wrote."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "SMTP_"))}
+    process = await asyncio.create_subprocess_exec(
+        SCRIPT, *arguments, cwd=folder, env=kept | {"COLUMNS": "200", "NO_COLOR": "1"} | env,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return Ran(process.returncode, out.decode())
+
+
+def names(stage: Stage) -> dict[str, str]:
+    return {
+        "RABBITMQ_URL": stage.url,
+        "RABBITMQ_QUEUE_NAME": stage.rabbit.queue,
+        "RABBITMQ_PREFIX": stage.rabbit.prefix,
+    }
+
+
+async def test_help_and_version(tmp_path: Path) -> None:
+    assert (await otp_stream(tmp_path, "--version")).out.startswith("otp-stream 0.")
+    helped = await otp_stream(tmp_path, "--help")
+    assert helped.code == 0
+    assert "send" in helped.out
+    assert "demo" in helped.out
+    assert (await otp_stream(tmp_path)).code == 2
+
+
+async def test_a_job_is_sent_and_its_end_is_told(stage: Stage) -> None:
+    await stage.run()
+    ran = await otp_stream(stage.folder, "send", "you@example.com", "--otp", CODE, "--job-id", "j-1", **names(stage))
+    assert ran.code == 0, ran.out
+    assert ran.out.startswith("j-1: sent, after ")
+    assert CODE not in ran.out
+    assert stage.relay.accepted[0].recipient == "you@example.com"
+    again = await otp_stream(stage.folder, "send", "you@example.com", "--job-id", "j-1", **names(stage))
+    assert (again.code, again.out.split(",")[0]) == (1, "j-1: duplicate")
+
+
+async def test_fields_of_a_job_can_be_given(stage: Stage) -> None:
+    await stage.run()
+    options = ("--template", "welcome", "--locale", "de", "--name", "Zoë", "--priority", "high", "--high-lane")
+    ran = await otp_stream(stage.folder, "send", "you@example.com", *options, "--expiry-minutes", "7", **names(stage))
+    assert ran.code == 0, ran.out
+    content = stage.relay.accepted[0].content.decode()
+    assert "Zo=C3=AB" in content
+    assert "7 Minuten" in content
+
+
+async def test_a_rejected_job_is_told_and_fails(stage: Stage) -> None:
+    stage.relay.always("rcpt", "550 5.1.1 no such user")
+    await stage.run()
+    ran = await otp_stream(stage.folder, "send", "nobody@example.com", **names(stage))
+    assert ran.code == 1
+    assert "rejected 550 5.1.1 no such user" in ran.out
+
+
+async def test_before_any_worker_the_job_waits_in_a_plain_queue(stage: Stage) -> None:
+    ran = await otp_stream(stage.folder, "send", "you@example.com", **names(stage))
+    assert ran.code == 0, ran.out
+    assert ran.out.startswith("published ")
+    await stage.rabbit.declare()  # plain, as producers do
+
+    async def there() -> bool:
+        return await stage.rabbit.depth() == 1
+
+    await until(there, "the job in the queue")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("send", "nobody"), "email: must be one e-mail address"),
+        (("send", "a@b.c", "--otp", "1"), "otp: must have 4 to 64 characters"),
+        (("send", "a@b.c", "--priority", "urgent"), "--priority: must be one of low, normal, high"),
+        (("send", "a@b.c", "--template", "../x"), "metadata.template: must consist of"),
+    ],
+)
+async def test_what_no_worker_would_take_is_refused_with_its_cure(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    ran = await otp_stream(tmp_path, *arguments)
+    assert ran.code == 2
+    assert told in ran.out
+
+
+async def test_a_broker_that_is_away_is_named(tmp_path: Path) -> None:
+    url = f"amqp://u:hunter2@127.0.0.1:{free_port()}/"
+    ran = await otp_stream(tmp_path, "send", "a@b.c", RABBITMQ_URL=url)
+    assert ran.code == 2
+    assert "does not answer" in ran.out
+    assert "hunter2" not in ran.out
+    assert (await otp_stream(tmp_path, "send", "a@b.c", RABBITMQ_URL="ftp://x")).code == 2

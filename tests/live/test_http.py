@@ -1,0 +1,109 @@
+"""The HTTP side of a running worker, as monitors and browsers ask it."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import yaml
+from conftest import Stage
+from rabbitmq import until
+from worker import Worker, job
+
+ROOT = Path(__file__).parents[2]
+
+
+async def test_health_has_the_shape_that_monitors_know(stage: Stage) -> None:
+    worker = await stage.run()
+    await stage.rabbit.publish(job(), b"nonsense")
+    await stage.rabbit.dead()
+
+    async def counted() -> bool:
+        return (await worker.health())["stats"]["processedJobs"] == 1
+
+    await until(counted, "a processed job")
+    status, body = await worker.get("/health")
+    told = json.loads(body)
+    assert status == 200
+    assert told["status"] == "healthy"
+    assert {"processedJobs", "failedJobs", "retriedJobs", "startTime", "lastProcessedAt"} == told["stats"].keys()
+    assert (told["stats"]["failedJobs"], told["stats"]["retriedJobs"]) == (1, 0)
+    assert told["stats"]["startTime"] <= told["stats"]["lastProcessedAt"]
+    assert told["uptime"] > 0
+    assert told["memoryUsage"]["rss"] > 10_000_000
+    assert told["lastError"].startswith("malformed: body: ")
+
+
+async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    worker = await stage.run(BASE_DELAY_MS="100")
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+    await until(lambda: _is(worker, 'otp_jobs_total{outcome="sent"}', 1), "sent")
+    for line, value in {
+        'otp_retries_total{attempt="1"}': 1,
+        'otp_attempts_total{met="deferred"}': 1,
+        'otp_attempts_total{met="accepted"}': 1,
+        'otp_received_total{lane="jobs"}': 1,
+        'otp_received_total{lane="due"}': 1,
+        "otp_time_to_accept_seconds_count": 1,
+        'otp_relay_gate{state="open"}': 1,
+        'otp_relay_replies_total{code="250"}': 1,
+        'otp_relay_replies_total{code="451"}': 1,
+        "otp_relay_connections_limit": 20,
+        "otp_relay_sends_in_flight": 0,
+        'otp_window_size{lane="high"}': 200,
+        "otp_broker_connected": 1,
+        'otp_phase{state="consuming"}': 1,
+    }.items():
+        assert await worker.metric(line) == value, line
+
+
+async def _is(worker: Worker, line: str, value: float) -> bool:
+    return await worker.metric(line) == value
+
+
+async def test_every_metric_of_the_alerts_exists(stage: Stage) -> None:
+    worker = await stage.run()
+    _, exposition = await worker.get("/metrics")
+    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())
+    words = " ".join(rule["expr"] for group in alerts["groups"] for rule in group["rules"])
+    asked = set(re.findall(r"\botp_\w+", words))
+    assert asked
+    for name in asked:
+        assert f"\n{name}" in exposition, name
+
+
+async def test_the_document_names_this_deployments_queues_and_hides_its_password(stage: Stage) -> None:
+    worker = await stage.run()
+    document = json.loads((await worker.get("/asyncapi.json"))[1])
+    assert document["asyncapi"] == "3.0.0"
+    assert document["channels"]["sendOtp"]["address"] == stage.rabbit.queue
+    assert document == yaml.safe_load((await worker.get("/asyncapi.yaml"))[1])
+    assert "guest:guest" not in json.dumps(document)
+
+
+async def test_pages_run_and_load_nothing_from_elsewhere_and_only_get_is_answered(stage: Stage) -> None:
+    worker = await stage.run()
+
+    def ask(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        request = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, dict(answer.headers.items()), answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, dict(error.headers.items()), error.read()
+
+    for path in ("/", "/asyncapi", "/health", "/page.js"):
+        status, headers, body = ask("HEAD", path)
+        assert (status, body) == (200, b"")
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert ask("POST", path)[0] == 405
+    assert ask("GET", "/nowhere")[0] == 404
+    for path in ("/", "/asyncapi"):
+        page = ask("GET", path)[2].decode()
+        assert "https://" not in page
+        assert len(page) < 100_000

@@ -1,0 +1,319 @@
+"""From a queue at a real RabbitMQ to a relay's 250, and every other end a job can take."""
+
+import asyncio
+import json
+import time
+from email import message_from_bytes, policy
+
+import pytest
+from conftest import Stage
+from rabbitmq import until
+from smtp_relay import CLOSE, Act, Received
+from worker import CODE, Worker, job
+
+BAD: dict[str, tuple[bytes, dict[str, object], str]] = {
+    "no JSON": (b"\xff\xfe otp 739154", {}, "body: "),
+    "no object": (b'["739154"]', {}, "body: "),
+    "code as a number": (b'{"email": "user@example.com", "otp": 739154}', {}, "otp: must be a string"),
+    "no address": (b'{"otp": "739154"}', {}, "email: is required"),
+    "two addresses": (job("a@example.com, b@example.com"), {}, "email: must be one e-mail address"),
+    "line break in the address": (job("a@example.com\r\nRCPT TO:<b@example.com>"), {}, "email: must be one"),
+    "metadata as a list": (job(metadata=[]), {}, "metadata: must be a JSON object"),
+    "too large": (job(metadata={"x": "y" * 70_000}), {}, "body: "),
+    "too deep": (b'{"metadata": ' + b"[" * 30_000, {}, "body: "),
+    "bytes traceparent": (job(), {"traceparent": bytearray(b"00-1")}, "header traceparent: must be a string, not byte"),
+}
+
+
+def code_in(mail: Received) -> bool:
+    message = message_from_bytes(mail.content, policy=policy.default)
+    return all(CODE in message.get_body((kind,)).get_content() for kind in ("plain", "html"))
+
+
+async def test_a_job_that_was_waiting_before_the_first_start_is_sent(stage: Stage) -> None:
+    await stage.rabbit.declare()
+    await stage.rabbit.publish(job(metadata={"userName": "John Doe"}))
+    await stage.run()
+    await stage.relay.wait_accepted(1)
+    (mail,) = stage.relay.accepted
+    assert (mail.sender, mail.recipient) == ("no-reply@example.com", "user@example.com")
+    assert code_in(mail)
+    await until(lambda: _settled(stage.workers[0], "sent", 1), "settlement")
+    assert await stage.rabbit.depth() == 0
+
+
+async def test_a_producer_may_declare_its_plain_queue_after_the_worker_made_it(stage: Stage) -> None:
+    await stage.run()
+    await stage.rabbit.declare()
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+
+
+@pytest.mark.parametrize("arguments", [{"x-queue-type": "quorum"}, {"x-max-priority": 5}, {"x-message-ttl": 60000}])
+async def test_a_queue_that_exists_with_arguments_is_used_as_it_stands(
+    stage: Stage, arguments: dict[str, object]
+) -> None:
+    await stage.rabbit.declare(**arguments)
+    await stage.run()
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+
+
+async def test_any_content_type_is_read_as_json(stage: Stage) -> None:
+    await stage.run()
+    kinds = (None, "text/plain", "application/json; charset=utf-8", "Application/JSON", "application/x-nonsense")
+    for number, kind in enumerate(kinds):
+        await stage.rabbit.publish(job(f"u{number}@example.com"), content_type=kind, reply_to=stage.rabbit.queue)
+    await stage.relay.wait_accepted(len(kinds))
+    await until(lambda: _settled(stage.workers[0], "sent", len(kinds)), "settlements")
+    assert await stage.rabbit.depth() == 0  # a foreign reply_to got no reply
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_what_is_no_job_lies_in_the_dead_queue_as_it_came(stage: Stage, name: str) -> None:
+    body, headers, error = BAD[name]
+    worker = await stage.run(LOG_LEVEL="debug")
+    await stage.rabbit.publish(body, headers=headers)
+    (letter,) = await stage.rabbit.dead()
+    assert letter.body == body
+    assert letter.headers["x-otp-reason"] == "malformed"
+    assert str(letter.headers["x-otp-error"]).startswith(error)
+    assert letter.headers["x-otp-attempt"] == 0
+    assert CODE not in str(dict(letter.headers))
+    for name_, value in headers.items():
+        assert letter.headers[name_] == value
+    await stage.rabbit.publish(job())  # the worker goes on
+    await stage.relay.wait_accepted(1)
+    assert CODE not in worker.log
+
+
+async def test_a_deferred_job_is_delivered_once_and_no_sooner_than_the_formula_says(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later", "451 4.3.0 later")
+    worker = await stage.run(BASE_DELAY_MS="1000")
+    began = time.monotonic()
+    await stage.rabbit.publish(job(jobId="j-1"))
+    await stage.relay.wait_accepted(1, timeout=15)
+    took_s = stage.relay.accepted[0].at - began
+    assert took_s >= 1 + 2
+    retries = [line for line in worker.lines if line["event"] == "job is tried again"]
+    assert [line["attempt"] for line in retries] == [1, 2]
+    assert 1000 <= retries[0]["delay_ms"] <= 1300
+    assert 2000 <= retries[1]["delay_ms"] <= 2600
+    asked_s = sum(line["delay_ms"] for line in retries) / 1000
+    assert asked_s <= took_s
+    await until(lambda: _settled(worker, "sent", 1), "settlement")
+    assert len(stage.relay.accepted) == 1
+
+
+async def test_a_rejected_recipient_is_dead_after_one_attempt(stage: Stage) -> None:
+    stage.relay.always("rcpt", "550 5.1.1 no such user", to="nobody@example.com")
+    await stage.run()
+    body = job("nobody@example.com", jobId="j-1", timestamp=time.time_ns() // 1_000_000)
+    await stage.rabbit.publish(body, headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"})
+    (letter,) = await stage.rabbit.dead()
+    headers = letter.headers
+    assert letter.body == body
+    assert headers["x-otp-reason"] == "rejected"
+    assert headers["x-otp-error"] == "550 5.1.1 no such user (to RCPT)"
+    assert headers["x-otp-attempt"] == 1
+    assert headers["x-otp-job-id"] == "j-1"
+    assert headers["x-otp-first-seen"] <= headers["x-otp-died-at"]
+    assert str(headers["traceparent"]).startswith("00-" + "1" * 32)
+    assert stage.relay.commands().count("RCPT") == 1
+
+
+async def test_retries_end_in_the_dead_queue_with_the_body_in_step(stage: Stage) -> None:
+    stage.relay.always("rcpt", "451 4.3.0 never")
+    await stage.run(MAX_RETRIES="2", BASE_DELAY_MS="100")
+    await stage.rabbit.publish(job(colour="blue"))
+    (letter,) = await stage.rabbit.dead()
+    assert letter.headers["x-otp-reason"] == "retries_exhausted"
+    assert letter.headers["x-otp-attempt"] == 3
+    assert json.loads(letter.body) == json.loads(job(colour="blue")) | {"retryCount": 2}
+    assert stage.relay.commands().count("RCPT") == 3
+
+
+async def test_a_producers_retry_count_seeds_the_attempts(stage: Stage) -> None:
+    stage.relay.always("rcpt", "451 4.3.0 never")
+    await stage.run(MAX_RETRIES="2")
+    await stage.rabbit.publish(job(retryCount=2))
+    (letter,) = await stage.rabbit.dead()
+    assert letter.headers["x-otp-attempt"] == 3
+    assert stage.relay.commands().count("RCPT") == 1
+
+
+async def test_an_expired_code_is_never_sent(stage: Stage) -> None:
+    await stage.run()
+    now_ms = time.time_ns() // 1_000_000
+    await stage.rabbit.publish(job(timestamp=now_ms - 61_000, metadata={"expiryMinutes": 1}))
+    (letter,) = await stage.rabbit.dead()
+    assert letter.headers["x-otp-reason"] == "expired"
+    assert letter.headers["x-otp-attempt"] == 0
+    assert "RCPT" not in stage.relay.commands()
+
+
+async def test_no_retry_is_scheduled_past_the_codes_expiry(stage: Stage) -> None:
+    stage.relay.always("rcpt", "451 4.3.0 later")
+    await stage.run(BASE_DELAY_MS="30000", MAX_DELAY_MS="30000")
+    await stage.rabbit.publish(job(timestamp=time.time_ns() // 1_000_000, metadata={"expiryMinutes": 0.2}))
+    (letter,) = await stage.rabbit.dead()
+    assert letter.headers["x-otp-reason"] == "expired"
+    assert letter.headers["x-otp-attempt"] == 1
+
+
+async def test_a_code_that_expires_behind_the_closed_gate_is_dead_in_time(stage: Stage) -> None:
+    stage.relay.always("greeting", CLOSE)
+    worker = stage.worker()
+    await worker.start()
+    await stage.rabbit.publish(job(timestamp=time.time_ns() // 1_000_000, metadata={"expiryMinutes": 0.05}))
+    (letter,) = await stage.rabbit.dead(timeout=10)
+    assert letter.headers["x-otp-reason"] == "expired"
+    assert letter.headers["x-otp-attempt"] == 0
+
+
+async def test_a_clock_that_runs_ahead_does_not_prolong_a_code_and_is_reported(stage: Stage) -> None:
+    worker = await stage.run()
+    await stage.rabbit.publish(job(timestamp=time.time_ns() // 1_000_000 + 3_600_000))
+    await stage.relay.wait_accepted(1)
+    assert await worker.metric("otp_clock_ahead_total") == 1
+    (line,) = [line for line in worker.lines if "clock is ahead" in line["event"]]
+    assert 3_590_000 < line["ahead_ms"] <= 3_600_000
+
+
+async def test_a_job_id_that_was_sent_is_not_sent_again(stage: Stage) -> None:
+    worker = await stage.run()
+    await stage.rabbit.publish(job(jobId="j-1"), job(jobId="j-1"), job(jobId="j-2"))
+    await until(lambda: _settled(worker, "duplicate", 1), "duplicate")
+    await until(lambda: _settled(worker, "sent", 2), "two sent")
+    assert len(stage.relay.accepted) == 2
+
+
+async def test_a_template_that_fails_is_crashed_once(stage: Stage) -> None:
+    folder = stage.folder / "templates" / "otp"
+    folder.mkdir(parents=True)
+    (folder / "body.txt").write_text("{{ otp }} for {{ orderNumber }}")
+    await stage.run(TEMPLATES_DIR=str(folder.parent))
+    await stage.rabbit.publish(job(), job(metadata={"orderNumber": "A-1"}))
+    (letter,) = await stage.rabbit.dead()
+    assert letter.headers["x-otp-reason"] == "crashed"
+    assert "'orderNumber' is undefined" in str(letter.headers["x-otp-error"])
+    await stage.relay.wait_accepted(1)
+    assert b"739154 for A-1" in stage.relay.accepted[0].content
+
+
+async def test_a_relay_that_is_closed_for_a_while_costs_no_job_and_no_attempt(stage: Stage) -> None:
+    worker = await stage.run()
+    await stage.relay.stop()
+    await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(50)))
+    await worker.wait_log("gate closed")
+    status, body = await worker.get("/readyz")
+    assert (status, "gate is closed" in body) == (503, True)
+    assert await stage.rabbit.depth() == 0  # they wait inside the window
+    await stage.relay.start()
+    await stage.relay.wait_accepted(50, timeout=30)
+    await until(lambda: _settled(worker, "sent", 50), "settlements")
+    assert all(line["attempt"] == 1 for line in worker.lines if line["event"] == "job sent")
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 0
+    assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 50
+
+
+async def test_a_thousand_jobs_with_mixed_outcomes_each_end_in_exactly_one_way(stage: Stage) -> None:
+    def answer(number: int) -> tuple[str, str]:
+        return {0: ("nobody", "rejected"), 1: ("never", "retries_exhausted"), 2: ("bad", "malformed")}.get(
+            number % 10, ("user", "sent")
+        )
+
+    now_ms = time.time_ns() // 1_000_000
+    bodies: list[bytes] = []
+    for number in range(1000):
+        kind, _ = answer(number)
+        address = f"{kind}{number}@example.com"
+        match kind:
+            case "nobody":
+                stage.relay.always("rcpt", "550 5.1.1 no", to=address)
+            case "never":
+                stage.relay.always("rcpt", "451 4.3.0 later", to=address)
+            case "user" if number % 10 == 3:
+                stage.relay.then("rcpt", "451 4.3.0 later", to=address)  # once
+            case _:
+                pass
+        expired = number % 10 == 4
+        made_ms = now_ms - 3_600_000 if expired else now_ms
+        bodies.append(b"{}" if kind == "bad" else job(address, jobId=f"j{number}", timestamp=made_ms))
+    worker = await stage.run(BASE_DELAY_MS="100", MAX_RETRIES="2")
+    await stage.rabbit.publish(*bodies)
+    wanted = {"sent": 600, "expired": 100, "rejected": 100, "retries_exhausted": 100, "malformed": 100}
+
+    async def counted() -> bool:
+        return (await worker.health())["outcomes"] == wanted
+
+    await until(counted, f"{wanted}, got {(await worker.health())['outcomes']}", 60)
+    letters = await stage.rabbit.dead(400)
+    reasons = [str(letter.headers["x-otp-reason"]) for letter in letters]
+    assert {reason: reasons.count(reason) for reason in set(reasons)} == {
+        k: v for k, v in wanted.items() if k != "sent"
+    }
+    ids = [letter.headers["x-otp-job-id"] for letter in letters if letter.headers["x-otp-reason"] != "malformed"]
+    sent = [mail.recipient for mail in stage.relay.accepted]
+    assert len(set(sent)) == len(sent) == 600
+    assert len(set(ids)) == len(ids) == 300
+    health = await worker.health()
+    assert health["stats"] | {"startTime": 0, "lastProcessedAt": 0} == {
+        "processedJobs": 600, "failedJobs": 400, "retriedJobs": 300, "startTime": 0, "lastProcessedAt": 0
+    }  # fmt: skip
+
+
+async def test_the_high_lane_overtakes_a_backlog(stage: Stage) -> None:
+    stage.relay.always("body", Act(delay_s=0.15))
+    await stage.rabbit.declare()
+    await stage.rabbit.publish(*(job(f"low{n}@example.com", priority="low") for n in range(2000)))
+    await stage.run(SMTP_POOL_SIZE="20")
+    await stage.relay.wait_accepted(40, timeout=20)
+    before = len(stage.relay.accepted)
+    await stage.rabbit.publish(job("urgent@example.com"), to=f"{stage.rabbit.queue}.high")
+    await stage.relay.wait(lambda: any(m.recipient == "urgent@example.com" for m in stage.relay.accepted), "urgent", 20)
+    after = next(n for n, mail in enumerate(stage.relay.accepted) if mail.recipient == "urgent@example.com")
+    assert after - before <= 3 * 20  # a few turns of each connection, of the 2000 that were there first
+
+
+async def test_within_the_window_high_goes_before_normal_before_low(stage: Stage) -> None:
+    await stage.relay.stop()
+    worker = await stage.run(SMTP_POOL_SIZE="1")
+    order = ["low", "normal", "high"] * 10
+    await stage.rabbit.publish(*(job(f"{p}{n}@example.com", priority=p) for n, p in enumerate(order)))
+
+    async def held() -> bool:
+        return await worker.metric('otp_window_held{lane="jobs"}') == len(order)
+
+    await until(held, "all in the window")
+    await stage.relay.start()
+    await stage.relay.wait_accepted(len(order), timeout=30)
+    got = [mail.recipient[0] for mail in stage.relay.accepted]
+    assert sorted(got[1:], key="hnl".index) == got[1:]  # the first may be the probe that met the closed relay
+
+
+async def test_events_tell_every_outcome_without_code_and_address(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    await stage.run(BASE_DELAY_MS="100")
+    queue = await stage.rabbit.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{stage.rabbit.prefix}.events", "otp.#")
+    await stage.rabbit.publish(job(jobId="j-1"), b"nonsense")
+    events = await stage.rabbit.take(queue.name, 3)
+    told = {(event.routing_key, json.loads(event.body)["outcome"]) for event in events}
+    assert told == {("otp.retrying", "retrying"), ("otp.sent", "sent"), ("otp.malformed", "malformed")}
+    assert not any(CODE in str(event.body) or "user@" in str(event.body) for event in events)
+
+
+async def _settled(worker: Worker, ending: str, count: int) -> bool:
+    return await worker.metric(f'otp_jobs_total{{outcome="{ending}"}}') == count
+
+
+async def test_two_workers_share_a_queue(stage: Stage) -> None:
+    first, second = stage.worker(PREFETCH_COUNT="5"), stage.worker(PREFETCH_COUNT="5")
+    await asyncio.gather(first.start(), second.start())
+    stage.relay.always("body", Act(delay_s=0.02))
+    await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(60)))
+    await stage.relay.wait_accepted(60, timeout=20)
+    shares = [len([line for line in worker.lines if line["event"] == "job started"]) for worker in (first, second)]
+    assert sum(shares) == 60
+    assert min(shares) > 10

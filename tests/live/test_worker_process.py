@@ -1,0 +1,372 @@
+"""The worker's life: how it starts, what it says, how it stops."""
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+
+import aio_pika
+import pytest
+from certificates import Authority
+from conftest import Stage
+from rabbitmq import Node, Rabbit, free_port, rabbit, until
+from smtp_relay import Act
+from worker import CODE, Worker, job
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path / "node")
+
+
+async def test_every_missing_or_bad_setting_is_named_at_once_and_ends_with_2(stage: Stage) -> None:
+    env = {"WORKER": "true", "RABBITMQ_URL": "http://x", "PREFETCH_COUNT": "many"}
+    worker = Worker(stage.folder, env)
+    await worker.start(ready=False)
+    assert await worker.stopped() == 2
+    assert "PREFETCH_COUNT: " in worker.log
+    assert "RABBITMQ_URL: must start with amqp://" in worker.log
+    worker = Worker(stage.folder / "b", {"WORKER": "true", "SMTP_CA_FILE": "/nowhere.pem"})
+    await worker.start(ready=False)
+    assert await worker.stopped() == 2
+    for name in ("SENDER_EMAIL", "SMTP_HOST", "SMTP_USER", "SMTP_PASS", "SMTP_CA_FILE"):
+        assert f"{name}: " in worker.log
+
+
+async def test_a_template_that_cannot_be_compiled_ends_the_start_with_2(stage: Stage) -> None:
+    (stage.folder / "templates" / "otp").mkdir(parents=True)
+    (stage.folder / "templates" / "otp" / "body.html").write_text("{% if %}")
+    worker = stage.worker(TEMPLATES_DIR=str(stage.folder / "templates"))
+    await worker.start(ready=False)
+    assert await worker.stopped() == 2
+    assert "TEMPLATES_DIR: template otp/body.html, line 1" in worker.log
+
+
+async def test_without_worker_it_serves_http_only_and_says_so(stage: Stage) -> None:
+    worker = Worker(stage.folder, {"RABBITMQ_URL": "amqp://nobody:hunter2@127.0.0.1:1/"})
+    await worker.start()
+    assert worker.log.count("WORKER=false: serving HTTP only") == 1
+    for path in ("/", "/health", "/livez", "/readyz", "/metrics", "/asyncapi", "/asyncapi.json", "/asyncapi.yaml"):
+        assert (await worker.get(path))[0] == 200, path
+    assert "hunter2" not in worker.log + (await worker.get("/asyncapi"))[1] + (await worker.get("/"))[1]
+    assert await worker.stop() in {0, -signal.SIGTERM}
+
+
+async def test_a_broker_that_is_down_at_start_is_waited_for_visibly(stage: Stage, node: Node) -> None:
+    worker = stage.worker(url=node.url)
+    await worker.start(ready=False)
+    await worker.wait_log("waiting for RabbitMQ")
+
+    async def told() -> bool:
+        status, body = await worker.get("/readyz")
+        return status == 503 and "is away" in body
+
+    await until(told, "word about the broker")
+    assert (await worker.get("/livez"))[0] == 200
+    assert (await worker.get("/health"))[0] == 503
+    assert "No codes are going out" in (await worker.get("/"))[1]
+    try:
+        await asyncio.to_thread(node.start)
+        await worker.wait_ready()
+        assert (await worker.get("/health"))[0] == 200
+        await worker.stop()
+    finally:
+        node.remove()
+
+
+async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_lost(stage: Stage, node: Node) -> None:
+    await asyncio.to_thread(node.start)
+    try:
+        worker = stage.worker(url=node.url)
+        await worker.start()
+        await stage.relay.stop()
+        connection = await aio_pika.connect(node.url)
+        client = Rabbit(connection, stage.rabbit.queue, stage.rabbit.prefix, await connection.channel())
+        await client.publish(*(job(f"u{n}@example.com", jobId=f"j{n}") for n in range(20)))
+        await worker.wait_log("gate closed")
+        await asyncio.to_thread(node.stop)
+        await worker.wait_log("RabbitMQ is away")
+        await asyncio.to_thread(node.start)
+        await stage.relay.start()
+        await worker.wait_ready(60)
+        await stage.relay.wait_accepted(20, timeout=30)
+        assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 20
+        await worker.stop()
+        await connection.close()
+    finally:
+        node.remove()
+
+
+async def test_a_broker_is_reached_over_tls_with_an_encoded_password_and_virtual_host(stage: Stage, node: Node) -> None:
+    authority = Authority(stage.folder)
+    node.tls = (authority.ca_file, *authority.issue("127.0.0.1"))
+    await asyncio.to_thread(node.start)
+    try:
+        for command in (
+            ("add_vhost", "a/b"),
+            ("add_user", "otp", "p@ss/w#rd"),
+            ("set_permissions", "-p", "a/b", "otp", ".*", ".*", ".*"),
+        ):
+            await asyncio.to_thread(node.control, *command)
+        host = f"otp:p%40ss%2Fw%23rd@127.0.0.1:{node.tls_port}/a%2Fb"
+        untrusting = stage.worker(url=f"amqps://{host}")
+        await untrusting.start(ready=False)
+        await untrusting.wait_log("waiting for RabbitMQ")
+        await untrusting.wait_log("certificate")
+        await untrusting.stop()
+        worker = stage.worker(url=f"amqps://{host}?cafile={authority.ca_file}", NODE_ENV="production")
+        await worker.start()
+        url = f"amqp://otp:p%40ss%2Fw%23rd@127.0.0.1:{node.port}/a%2Fb"
+        async with rabbit(url, stage.rabbit.queue, stage.rabbit.prefix) as client:
+            await client.publish(job())
+            await stage.relay.wait_accepted(1)
+        await worker.stop()
+        for log in (worker.log, untrusting.log):
+            assert "p%40ss" not in log
+            assert "p@ss" not in log
+    finally:
+        node.remove()
+
+
+async def test_a_broker_that_is_short_of_memory_is_told_and_its_jobs_end_afterwards(stage: Stage, node: Node) -> None:
+    await asyncio.to_thread(node.start)
+    try:
+        await stage.relay.stop()
+        stage.relay.always("rcpt", "550 5.1.1 no such user")
+        worker = stage.worker(url=node.url, HEARTBEAT_INTERVAL_MS="500")
+        await worker.start()
+        async with rabbit(node.url, stage.rabbit.queue, stage.rabbit.prefix) as client:
+            await client.publish(job())
+            await worker.wait_log("gate closed")
+            await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "0.00001")
+            await stage.relay.start()
+
+            async def told() -> bool:
+                return "refuses publishes for want of memory" in (await worker.get("/health"))[1]
+
+            await until(told, "word about the memory")
+            await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "0.8")
+            (letter,) = await client.dead(timeout=40)
+            assert letter.headers["x-otp-reason"] == "rejected"
+            await worker.wait_ready()
+        await worker.stop()
+    finally:
+        node.remove()
+
+
+async def test_queues_that_are_gone_after_a_restart_are_made_again(stage: Stage, node: Node) -> None:
+    await asyncio.to_thread(node.start)
+    try:
+        worker = stage.worker(url=node.url)
+        await worker.start()
+        await asyncio.to_thread(node.remove)  # with everything that it knew
+        await worker.wait_log("RabbitMQ is away")
+        await asyncio.to_thread(node.start)
+        await worker.wait_ready(60)
+        async with rabbit(node.url, stage.rabbit.queue, stage.rabbit.prefix) as client:
+            events = await client.channel.declare_queue(exclusive=True)
+            await events.bind(f"{stage.rabbit.prefix}.events", "otp.#")
+            await client.publish(job())
+            await stage.relay.wait_accepted(1, timeout=30)
+            await client.take(events.name)
+        await worker.stop()
+    finally:
+        node.remove()
+
+
+async def test_queues_that_are_deleted_under_the_worker_are_made_again(stage: Stage) -> None:
+    worker = await stage.run(HEARTBEAT_INTERVAL_MS="500")
+    await stage.rabbit.remove()
+    stage.rabbit.channel = await stage.rabbit.connection.channel()
+    await worker.wait_log("topology is checked again")
+    await worker.wait_ready()
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1, timeout=30)
+
+
+async def test_a_dead_letter_that_finds_no_queue_is_not_lost(stage: Stage) -> None:
+    worker = await stage.run()
+    await stage.rabbit.channel.queue_delete(f"{stage.rabbit.prefix}.dead")
+    await stage.rabbit.publish(b"nonsense")
+    await worker.wait_log("publish not confirmed")
+
+    async def back() -> bool:
+        return await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 1
+
+    await until(back, "the queue, with the letter in it")
+    (letter,) = await stage.rabbit.dead()
+    assert letter.body == b"nonsense"
+
+
+async def test_a_retry_that_finds_no_wait_is_not_lost(stage: Stage) -> None:
+    worker = await stage.run()
+    await stage.rabbit.channel.exchange_delete(f"{stage.rabbit.prefix}.retry")
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1, timeout=30)
+    await worker.wait_log('"event":"job sent"')
+
+
+async def test_at_a_stop_the_mail_on_the_wire_is_finished_and_the_rest_goes_back_unmarked(stage: Stage) -> None:
+    stage.relay.always("body", Act(delay_s=1.0))
+    await stage.rabbit.declare()
+    worker = await stage.run(SMTP_POOL_SIZE="2", SHUTDOWN_GRACE_MS="1500")
+    await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(20)))
+
+    async def sending() -> bool:
+        return await worker.metric("otp_relay_sends_in_flight") >= 1
+
+    await until(sending, "a mail on the wire")
+    assert await worker.stop() in {0, -signal.SIGTERM}
+    steps = [line["event"] for line in worker.lines if line["event"].startswith("stop")]
+    assert steps == ["stopping: intake first", "stopping: intake has ended", "stopping: jobs are settled", "stopped"]
+    accepted = len(stage.relay.accepted)
+    assert accepted == 1  # of two connections one is kept for urgent jobs
+    assert await stage.rabbit.depth() == 19
+    stage.relay.always("body", None)
+    await stage.run()
+    await stage.relay.wait_accepted(20)
+    assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 20
+
+
+async def test_a_quorum_queues_delivery_count_is_not_burned_by_a_clean_stop(stage: Stage) -> None:
+    await stage.rabbit.declare(**{"x-queue-type": "quorum"})
+    await stage.rabbit.publish(job(jobId="j-1"))
+    await stage.relay.stop()  # nothing can be sent: the job is returned each time
+    for _ in range(3):
+        worker = stage.worker()
+        await worker.start(ready=False)
+        await worker.wait_log("gate closed")
+        await worker.stop()
+    (message,) = await stage.rabbit.take(stage.rabbit.queue)
+    assert not message.headers.get("x-delivery-count")
+    assert message.body == job(jobId="j-1")
+
+
+async def test_a_second_signal_hurries(stage: Stage) -> None:
+    stage.relay.always("body", Act(delay_s=60))
+    worker = await stage.run()
+    await stage.rabbit.publish(job())
+    await worker.wait_log("job started")
+    worker.signal()
+    await worker.wait_log("stopping: intake has ended")
+    began = time.monotonic()
+    worker.signal()
+    assert await worker.stopped() in {0, -signal.SIGTERM}
+    assert time.monotonic() - began < 10  # not the 25 s of the grace time
+    await until(lambda: _depth(stage, 1), "the job back in the queue")
+
+
+async def _depth(stage: Stage, count: int) -> bool:
+    return await stage.rabbit.depth() == count
+
+
+async def test_a_killed_worker_loses_nothing(stage: Stage) -> None:
+    stage.relay.always("mail", Act(delay_s=60))
+    await stage.rabbit.declare()
+    worker = await stage.run()
+    await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(10)))
+
+    async def held() -> bool:
+        return await worker.metric('otp_window_held{lane="jobs"}') == 10
+
+    await until(held, "jobs in hand")
+    await worker.kill()
+    stage.relay.always("mail", None)
+    await stage.run()
+    await stage.relay.wait_accepted(10, timeout=20)
+
+
+async def test_logs_are_one_json_object_a_line_and_tell_start_job_and_stop(stage: Stage) -> None:
+    worker = await stage.run(SMTP_AUTH="none", HEARTBEAT_INTERVAL_MS="300")
+    await stage.rabbit.publish(job(jobId="j-1"))
+    await worker.wait_log("job sent")
+    await worker.wait_log('"event":"health"')
+    await worker.stop()
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    events = [line["event"] for line in lines]
+    for event in ("serving HTTP", "otp-stream starts", "consuming", "job started", "job sent", "health", "stopped"):
+        assert event in events, event
+    assert all({"level", "timestamp"} <= line.keys() for line in lines)
+    start = lines[events.index("otp-stream starts")]
+    assert start["prefetch_count"] == 200
+    assert "guest:guest" not in worker.log
+
+
+async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_whatever_happens(stage: Stage) -> None:
+    code, user = "Zq7-SECRET", "very.private.person"
+    relay = stage.relay
+    relay.always("rcpt", f"550 5.1.1 <{user}.no@example.com> {code} no", to=f"{user}.no@example.com")
+    relay.then("rcpt", f"451 4.3.0 <{user}.late@example.com> {code}", to=f"{user}.late@example.com")
+    worker = await stage.run(LOG_LEVEL="debug", BASE_DELAY_MS="100", HEARTBEAT_INTERVAL_MS="200")
+    queue = await stage.rabbit.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{stage.rabbit.prefix}.events", "#")
+    await stage.rabbit.publish(
+        job(f"{user}@example.com", code),
+        job(f"{user}.no@example.com", code),
+        job(f"{user}.late@example.com", code),
+        job(f"{user}@example.com", code, metadata={"template": "nope"}),
+        job(f"{user}@example.com", code, priority=code),
+        job(f"{user}@example.com", code, timestamp=1),
+        json.dumps({"email": code, "otp": f"{user}@example.com x"}).encode(),
+        job(f"{user}@example.com", code, jobId=f"{user}@example.com:{code}"),
+        json.dumps({"email": f"{user}@example.com", "otp": 5, "jobId": f"x-{user}@example.com"}).encode(),
+    )
+    await relay.wait_accepted(3)
+    letters = await stage.rabbit.dead(6)
+    events = await stage.rabbit.take(queue.name, 10)
+    await worker.wait_log('"event":"health"')
+    pages = [(await worker.get(path))[1] for path in ("/", "/health", "/metrics", "/readyz")]
+    await worker.stop()
+    seen = {
+        "log": worker.log,
+        "pages": "".join(pages),
+        "headers": "".join(str(dict(letter.headers)) for letter in letters),
+        "events": "".join(str(event.body) for event in events),
+        "mail headers": "".join(
+            str(mail.content.partition(b"\r\n\r\n")[0]).replace(mail.recipient, "") for mail in relay.accepted
+        ),
+    }
+    for where, text in seen.items():
+        assert code not in text, where
+        assert user not in text, where
+    assert CODE not in worker.log
+
+
+async def test_two_processes_of_one_command_share_the_queue_and_stop_together(stage: Stage) -> None:
+    worker = stage.worker(PREFETCH_COUNT="5")
+    worker.options = ("--workers", "2")
+    await worker.start()
+
+    async def both() -> bool:
+        return worker.log.count('"event":"consuming"') == 2
+
+    await until(both, "two consumers")
+    stage.relay.always("body", Act(delay_s=0.02))
+    await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(40)))
+    await stage.relay.wait_accepted(40)
+    assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 40
+    await worker.stop()
+    assert worker.log.count('"event":"stopped"') == 2
+    assert await stage.rabbit.depth() == 0
+
+
+async def test_development_logs_are_for_people(stage: Stage) -> None:
+    worker = await stage.run(NODE_ENV="development", PREFETCH_COUNT="1")
+    assert "{" not in worker.log.splitlines()[0]
+    assert "PREFETCH_COUNT=1: one job at a time" in worker.log
+
+
+async def test_the_embedded_broker_runs_the_whole_worker(tmp_path: Path, stage: Stage) -> None:
+    port = free_port()
+    worker = stage.worker(url=f"memory://127.0.0.1:{port}", BASE_DELAY_MS="100")
+    await worker.start()
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    stage.relay.always("rcpt", "550 5.1.1 no", to="nobody@example.com")
+    async with rabbit(f"amqp://guest:guest@127.0.0.1:{port}/", stage.rabbit.queue, stage.rabbit.prefix) as client:
+        await client.publish(job(), job("nobody@example.com"), b"nonsense")
+        await stage.relay.wait_accepted(1)
+        letters = await client.dead(2)
+        assert {letter.headers["x-otp-reason"] for letter in letters} == {"rejected", "malformed"}
+    assert await worker.stop() in {0, -signal.SIGTERM}

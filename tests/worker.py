@@ -1,0 +1,146 @@
+"""The worker as a process, seen from outside only."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rabbitmq import free_port, until
+from smtp_relay import ScriptedRelay
+
+PYTHON = Path(sys.executable)
+SCRIPT = PYTHON.parent / "otp-stream"
+CODE = "739154"
+
+
+def job(email: str = "user@example.com", otp: str = CODE, **more: Any) -> bytes:
+    """Return a job as producers make them."""
+    return json.dumps({"email": email, "otp": otp, **more}).encode()
+
+
+@dataclass
+class Worker:
+    """One `faststream run otp_stream.app:app`; `folder` is its empty working folder."""
+
+    folder: Path
+    env: dict[str, str]
+    port: int = field(default_factory=free_port)
+    process: asyncio.subprocess.Process | None = None
+    options: tuple[str, ...] = ()
+
+    async def start(self, *, ready: bool = True) -> None:
+        """Start it, and wait until it says that it is ready."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+        usual = {name: os.environ[name] for name in kept if name in os.environ}
+        with self.log_path.open("ab") as log:
+            where = ("--host", "127.0.0.1", "--port", str(self.port), *self.options)
+            self.process = await asyncio.create_subprocess_exec(
+                PYTHON.parent / "faststream", "run", "otp_stream.app:app", *where,
+                cwd=self.folder, env=usual | self.env, stdout=log, stderr=log,
+            )  # fmt: skip
+        if ready:
+            await self.wait_ready()
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "worker.log"
+
+    @property
+    def log(self) -> str:
+        """Everything that it wrote."""
+        return self.log_path.read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log lines, where it writes JSON."""
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+
+    async def wait_ready(self, timeout: float = 30) -> None:  # noqa: ASYNC109
+        async def is_ready() -> bool:
+            assert self.process is not None
+            assert self.process.returncode is None, self.log
+            return (await self.get("/readyz"))[0] == 200
+
+        try:
+            await until(is_ready, "readiness", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log}") from None
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Return status and body; status 0 where nobody answers."""
+        return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.port}{path}")
+
+    async def health(self) -> dict[str, Any]:
+        return json.loads((await self.get("/health"))[1])
+
+    async def metric(self, line: str) -> float:
+        """Return the value of one metric by its name and labels as Prometheus writes them."""
+        _, body = await self.get("/metrics")
+        return next((float(row.rpartition(" ")[2]) for row in body.splitlines() if row.startswith(line + " ")), 0.0)
+
+    async def wait_log(self, text: str, timeout: float = 20) -> None:  # noqa: ASYNC109
+        async def told() -> bool:
+            return text in self.log
+
+        try:
+            await until(told, f"line {text!r}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log}") from None
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def stopped(self, timeout: float = 20) -> int:  # noqa: ASYNC109
+        """Wait for its end; returns its exit code (negative: the signal)."""
+        assert self.process is not None
+        return await asyncio.wait_for(self.process.wait(), timeout)
+
+    async def stop(self) -> int:
+        """End it as an operator would."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.signal()
+        return await self.stopped(40)
+
+    async def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def settings(relay: ScriptedRelay, rabbitmq_url: str, queue: str, prefix: str, **changes: str) -> dict[str, str]:
+    """Return the environment of a worker on this broker and relay."""
+    return {
+        "WORKER": "true",
+        "NODE_ENV": "staging",
+        "RABBITMQ_URL": rabbitmq_url,
+        "RABBITMQ_QUEUE_NAME": queue,
+        "RABBITMQ_PREFIX": prefix,
+        "PREFETCH_COUNT": "200",
+        "SENDER_EMAIL": "Example <no-reply@example.com>",
+        "SMTP_HOST": "127.0.0.1",
+        "SMTP_PORT": str(relay.port),
+        "SMTP_TLS": "none",
+        "SMTP_AUTH": "none",
+        **changes,
+    }
