@@ -1,0 +1,24 @@
+# syntax=docker/dockerfile:1
+FROM python:3.13-slim AS build
+RUN python -m venv /opt/otp-stream
+ENV PATH=/opt/otp-stream/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+# the dependencies change seldom: a layer of their own
+COPY requirements.txt ./
+RUN pip install --require-hashes -r requirements.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY otp_stream otp_stream
+RUN pip install --no-deps . && python -m compileall -q /opt/otp-stream
+
+FROM python:3.13-slim
+RUN groupadd --gid 10001 otp && useradd --uid 10001 --gid otp --no-create-home --shell /usr/sbin/nologin otp
+COPY --from=build /opt/otp-stream /opt/otp-stream
+ENV PATH=/opt/otp-stream/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NODE_ENV=production WORKER=true
+WORKDIR /app
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# alive, not ready: a relay that is down is no reason to replace the container
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
+CMD ["faststream", "run", "otp_stream.app:app", "--host", "0.0.0.0", "--port", "8000"]
