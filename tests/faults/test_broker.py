@@ -1,0 +1,189 @@
+"""RabbitMQ and the way to it fail in every manner: the worker finds back within seconds, and nothing is lost."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+
+import aio_pika
+import pytest
+from amqp_proxy import ACK, DELIVER, AmqpProxy, amqp_proxy
+from conftest import Stage
+from ledger import Ledger
+from rabbitmq import Node, Rabbit, until
+from smtp_relay import Act
+from worker import Worker
+
+JOBS = 100
+
+
+@pytest.fixture
+def ledger(stage: Stage) -> Ledger:
+    return Ledger(stage.rabbit, stage.relay)
+
+
+@pytest.fixture
+async def proxied(stage: Stage) -> AsyncIterator[tuple[AmqpProxy, str]]:
+    async with amqp_proxy(stage.url) as proxy:
+        yield proxy
+
+
+async def begin(stage: Stage, url: str, **changes: str) -> Worker:
+    worker = stage.worker(url=url, **{"SMTP_POOL_SIZE": "5", "HEARTBEAT_INTERVAL_MS": "1000"} | changes)
+    await worker.start()
+    return worker
+
+
+async def test_the_connection_is_reset_again_and_again(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
+) -> None:
+    proxy, url = proxied
+    stage.relay.always("body", Act(delay_s=0.05))
+    worker = await begin(stage, url)
+    await ledger.publish(JOBS)
+    for _ in range(3):
+        await asyncio.sleep(0.3)
+        proxy.cut()
+        await worker.wait_log("RabbitMQ is back")
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("broker connection reset three times")
+    # the same worker goes on: it knows what it sent
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_a_frame_is_torn_in_the_middle(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
+    proxy, url = proxied
+    worker = await begin(stage, url)
+    proxy.tear = True
+    await ledger.publish(JOBS)
+    await worker.wait_log("RabbitMQ is back")
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("broker connection torn in the middle of a frame")
+    assert (row.lost, row.duplicated) == (0, 0)
+
+
+async def test_the_broker_drips_byte_by_byte(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
+    proxy, url = proxied
+    await begin(stage, url)
+    proxy.drip_s = 0.0005
+    await ledger.publish(30)
+    await asyncio.sleep(1)
+    proxy.release()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("broker drips byte by byte")
+    assert (row.lost, row.duplicated) == (0, 0)
+
+
+async def test_the_broker_goes_silent_without_a_word(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
+) -> None:
+    proxy, url = proxied
+    stage.relay.always("body", Act(delay_s=0.05))
+    worker = await begin(stage, url)
+    await ledger.publish(JOBS)
+    await stage.relay.wait_accepted(10)
+    proxy.swallow = True
+
+    async def seen() -> bool:
+        return (await worker.get("/readyz"))[0] == 503
+
+    await until(seen, "word about the silence", 45)
+    proxy.release()
+    proxy.cut()
+    ledger.mended()
+    await worker.wait_ready(60)
+    await ledger.balance()
+    row = ledger.row("broker half open: a black hole until it is noticed")
+    assert (row.lost, row.duplicated) == (0, 0)
+
+
+async def test_acknowledgements_are_lost_with_the_connection(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
+) -> None:
+    proxy, url = proxied
+    worker = await begin(stage, url)
+    hold = proxy.hold("to broker", ACK)
+    await ledger.publish(JOBS)
+    await asyncio.wait_for(hold.reached.wait(), 10)
+    await stage.relay.wait_accepted(JOBS)
+    proxy.cut()
+    proxy.release()
+    ledger.mended()
+    await worker.wait_log("RabbitMQ is back")
+    await ledger.balance()
+    row = ledger.row("acknowledgements lost with the connection")
+    assert (row.lost, row.duplicated) == (0, 0)
+    assert await _all_settled(stage)
+
+
+async def _all_settled(stage: Stage) -> bool:
+    async def empty() -> bool:
+        return await stage.rabbit.depth() == 0
+
+    return await until(empty, "empty queue")
+
+
+async def test_a_delivery_is_lost_on_the_way(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
+    proxy, url = proxied
+    await begin(stage, url)
+    hold = proxy.hold("to worker", DELIVER)
+    await ledger.publish(JOBS)
+    await asyncio.wait_for(hold.reached.wait(), 10)
+    proxy.cut()
+    proxy.release()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("deliveries lost with the connection")
+    assert (row.lost, row.duplicated) == (0, 0)
+
+
+async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> None:
+    node = Node(stage.folder / "node")
+    await asyncio.to_thread(node.start)
+    try:
+        stage.relay.always("body", Act(delay_s=0.05))
+        worker = stage.worker(url=node.url, SMTP_POOL_SIZE="5")
+        await worker.start()
+        ledger = Ledger(await _client(stage, node), stage.relay)
+        for number in range(0, JOBS, 4):
+            stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+        await ledger.publish(JOBS)
+        await stage.relay.wait_accepted(20)
+        await asyncio.to_thread(node.stop)
+        await asyncio.to_thread(node.start)
+        ledger.mended()
+        ledger.rabbit = await _client(stage, node)
+        await worker.wait_ready(60)
+        await ledger.balance(60)
+        await ledger.rabbit.connection.close()
+        row = ledger.row("broker killed and restarted under load")
+        assert (row.lost, row.duplicated) == (0, 0)
+    finally:
+        for it in stage.workers:
+            await it.kill()
+        node.remove()
+
+
+async def _client(stage: Stage, node: Node) -> Rabbit:
+    connection = await aio_pika.connect(node.url)
+    return Rabbit(connection, stage.rabbit.queue, stage.rabbit.prefix, await connection.channel())
+
+
+async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(stage: Stage, ledger: Ledger) -> None:
+    stage.relay.always("body", Act(delay_s=0.05))
+    worker = await begin(stage, f"{stage.url}?heartbeat=1")
+    await ledger.publish(JOBS)
+    await stage.relay.wait_accepted(10)
+    worker.signal(signal.SIGSTOP)
+    second = stage.worker(SMTP_POOL_SIZE="5")
+    await second.start()
+    await stage.relay.wait_accepted(JOBS - 5, timeout=30)
+    worker.signal(signal.SIGCONT)
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("worker frozen past its heartbeat, another takes over, thawed")
+    assert row.lost == 0
+    assert row.duplicated <= 5  # mails on the wire when it froze
+    assert ledger.copies_are_identical

@@ -1,0 +1,107 @@
+"""The relay fails at every step and in every manner: nothing is lost, and a copy is only where nobody can know."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from conftest import Stage
+from ledger import Ledger
+from smtp_relay import CLOSE, RESET, Act, ScriptedRelay
+
+JOBS = 60
+TIMES = 5
+TAKEN_THEN_CLOSED = Act("", then="close", keep=True)
+TAKEN_THEN_RESET = Act("", then="reset", keep=True)
+
+Fault = Callable[[ScriptedRelay], None]
+
+
+def at(step: str, act: str | Act, times: int = TIMES) -> Fault:
+    """Return a fault that happens so many times, and then no more."""
+    return lambda relay: relay.then(step, *[act] * times)
+
+
+# name, fault, most duplicates
+FAULTS: dict[str, tuple[Fault, int]] = {
+    "closes after the banner": (at("greeting", Act(then="close")), 0),
+    "says 421 instead of a banner": (at("greeting", Act("421 4.3.2 not now", then="close")), 0),
+    "says 421 in mid-session": (at("mail", Act("421 4.3.2 closing", then="close")), 0),
+    "resets at MAIL": (at("mail", RESET), 0),
+    "closes at RCPT": (at("rcpt", CLOSE), 0),
+    "closes before the content": (at("data", CLOSE), 0),
+    "closes after the final dot without taking": (at("body", CLOSE), 0),
+    "closes after the final dot, having taken": (at("body", TAKEN_THEN_CLOSED), TIMES),
+    "resets after the final dot, having taken": (at("body", TAKEN_THEN_RESET), TIMES),
+    "says 451 at MAIL": (at("mail", "451 4.3.0 later"), 0),
+    "says 451 at RCPT": (at("rcpt", "451 4.3.0 later", 20), 0),
+    "says 451 at DATA": (at("data", "451 4.3.0 later"), 0),
+    "says 451 at the final dot": (at("body", "451 4.3.0 later"), 0),
+    "says 452 too many recipients": (at("rcpt", "452 4.5.3 too many recipients", 2), 0),
+    "refuses the connection limit": (at("greeting", Act("421 4.7.0 too many connections", then="close")), 0),
+    "throttles": (at("rcpt", "450 4.7.0 rate limit exceeded", 2), 0),
+    "takes two seconds for some": (at("body", Act(delay_s=2.0), 10), 0),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_the_relay(stage: Stage, name: str) -> None:
+    fault, most = FAULTS[name]
+    ledger = Ledger(stage.rabbit, stage.relay)
+    fault(stage.relay)
+    worker = stage.worker(SMTP_POOL_SIZE="5", BASE_DELAY_MS="100", MAX_RETRIES="5")
+    await worker.start()
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance(30)
+    row = ledger.row(f"relay {name}")
+    assert row.lost == 0
+    assert row.duplicated <= most
+    assert ledger.copies_are_identical
+    assert ledger.reasons.total() == 0
+
+
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])
+async def test_a_5xx_for_some_ends_just_them(stage: Stage, step: str) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    if step == "rcpt":
+        for number in range(TIMES):
+            stage.relay.always("rcpt", "550 5.1.1 no such user", to=f"job{number}@example.com")
+    else:
+        stage.relay.then(step, *["554 5.6.0 no"] * TIMES)
+    worker = stage.worker(SMTP_POOL_SIZE="5", BASE_DELAY_MS="100")
+    await worker.start()
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance(30)
+    row = ledger.row(f"relay says 5xx to some at {step.upper() if step != 'body' else 'the final dot'}")
+    assert (row.lost, row.duplicated) == (0, 0)
+    assert ledger.reasons == {"rejected": TIMES}
+    assert "gate closed" not in worker.log
+
+
+async def test_the_relay_refuses_connections_for_a_while(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    worker = stage.worker(SMTP_POOL_SIZE="5")
+    await worker.start()
+    await stage.relay.stop()
+    await ledger.publish(JOBS)
+    await worker.wait_log("gate closed")
+    await asyncio.sleep(3)
+    await stage.relay.start()
+    ledger.mended()
+    await ledger.balance(30)
+    row = ledger.row("relay refuses connections for 3 s")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert '"event":"job is tried again"' not in worker.log
+
+
+async def test_the_relay_answers_byte_by_byte(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.byte_by_byte = True
+    worker = stage.worker(SMTP_POOL_SIZE="5")
+    await worker.start()
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance(30)
+    row = ledger.row("relay answers byte by byte")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
