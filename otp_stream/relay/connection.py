@@ -18,6 +18,10 @@ _Step = Stage | Literal["rset", "quit"]
 class Owner(Protocol):
     """Who holds the connection."""
 
+    def wants(self, turn: Turn) -> bool:
+        """Whether the mail is still to be sent. Asked once more before its content leaves."""
+        ...
+
     def ended(self, turn: Turn, outcome: Outcome) -> None:
         """The relay has spoken about this mail."""
         ...
@@ -147,6 +151,10 @@ class Connection(Wire):
         elif turn.refusal is not None:
             # DATA was pipelined behind a refused RCPT, and the relay waits for content: a lone dot (RFC 2920 §3.1)
             self._say(b".\r\n", "body")
+        elif not self._owner.wants(turn):
+            # after DATA only the end of the connection takes a mail back
+            turn.withdrawn = True
+            self.break_off(TroubleError("unreachable", "the job was taken back"))
         else:
             turn.written = True
             self._say(wire_form(turn.mail.content), "body")

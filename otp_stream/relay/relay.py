@@ -20,7 +20,7 @@ from .wire import TroubleError
 
 _PULSE_S = 0.1
 """How often time limits are looked at: one timer for all connections, jobs and the gate."""
-_FROZEN_S = 2.0
+_FROZEN_S = 1.0
 """A pulse as late as this means that the process stood still: the broker may have given its jobs to others."""
 _THAW_S = 0.25
 """After that, how long no turn is given, so that a lost connection to the broker is noticed first."""
@@ -134,6 +134,10 @@ class SmtpRelay:
             self._pool.rest(connection)
         self._grow()
 
+    def wants(self, turn: Turn) -> bool:
+        """Tell whether the job is still ours, as far as can be known at this moment."""
+        return turn.wanted() and not self._is_frozen()
+
     def ended(self, turn: Turn, outcome: Outcome) -> None:
         """Hand out what the relay said of a mail."""
         if isinstance(outcome, Accepted | Rejected | Deferred):
@@ -152,9 +156,9 @@ class SmtpRelay:
         elif self._closed:
             self._count(turn, -1)
             turn.result.cancel()
-        elif not connection.fresh and not (turn.answered and turn.losses):
+        elif turn.withdrawn or (not connection.fresh and not (turn.answered and turn.losses)):
             # a connection that went stale is no news of the relay, and nothing of the mail has left
-            turn.losses += 1
+            turn.losses += not turn.withdrawn
             self._count(turn, -1)
             self._gate.probing = self._gate.probing and not turn.probe
             turn.probe = False

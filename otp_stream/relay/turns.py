@@ -18,7 +18,7 @@ class Turn:
 
     __slots__ = (
         "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "probe", "rank", "refusal",
-        "result", "waiting", "wanted", "written",
+        "result", "waiting", "wanted", "withdrawn", "written",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,8 @@ class Turn:
         self.refusal: Reply | None = None
         self.written = False
         """Whether the final dot is written: from then on the relay may have the mail."""
+        self.withdrawn = False
+        """Whether we kept the content back."""
 
     def end(self, outcome: Outcome) -> None:
         """Hand the outcome to whoever still waits for it."""

@@ -94,7 +94,8 @@ async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:
-    return browser.find_element(By.CSS_SELECTOR, selector).text
+    # asked in one step: the page may replace its parts between two
+    return browser.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
 
 def wait(condition: Any, what: str, timeout: float = 20) -> None:
