@@ -1,4 +1,4 @@
-"""Turn the fault suite's report into a table, printed and put into docs/reliability.md: `python tools/faults.py REPORT`."""
+"""Turn the report of the fault suite into a table, printed and put into docs/reliability.md."""
 
 import json
 import platform
