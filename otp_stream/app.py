@@ -32,12 +32,14 @@ def build(
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
     watch = Watch()
     relay = SmtpRelay(_relay_config(settings), on_gate=watch.gate)
-    delivery = Delivery(_mailroom(settings, problems), relay, SentInMemory(), watch, backoff)
+    mailroom = _mailroom(settings, problems)
+    delivery = Delivery(mailroom, relay, SentInMemory(), watch, backoff)
     broker = open_broker(
         _rabbit_config(settings, backoff), deliver=delivery, refused=watch.refused, inject=watch.inject
     )
     hooks = Hooks(
-        first=partial(_configure_logs, settings), close=[relay.close, partial(asyncio.to_thread, watch.close)]
+        first=partial(_configure_logs, settings),
+        close=[relay.close, mailroom.close, partial(asyncio.to_thread, watch.close)],
     )
     app = OtpStream(settings, problems, rabbit=broker, relay=relay, hooks=hooks)
     hooks.start = [partial(watch.open, os.environ)]

@@ -29,6 +29,10 @@ class Mailroom(Protocol):
         """Return the message, the same bytes each time. Raises `ComposeError` when template or data fail."""
         ...
 
+    async def compose_apart(self, job: Job) -> Mail:
+        """Return the same, made where it cannot kill this worker."""
+        ...
+
 
 class Relay(Protocol):
     """Hands messages to the mail relay."""
@@ -138,7 +142,7 @@ class Delivery:
                 await self.sent.release(job.id)
 
     async def _attempt(self, job: Job, settle: Settle) -> Final:
-        mail = self._compose(job)
+        mail = await self._compose(job)
         held_until_ms = self.now_ms() + HOLD_LIMIT_MS
         while True:
             met = mail if isinstance(mail, Broken) else await self._send(job, mail, held_until_ms, settle)
@@ -155,10 +159,10 @@ class Delivery:
             if not isinstance(settlement, Hold):
                 return settlement
 
-    def _compose(self, job: Job) -> Mail | Broken:
+    async def _compose(self, job: Job) -> Mail | Broken:
         with self.watch.step("render"):
             try:
-                return self.mailroom.compose(job)
+                return await self.mailroom.compose_apart(job) if job.suspect else self.mailroom.compose(job)
             except ComposeError as error:
                 return Broken(str(error))
 

@@ -62,12 +62,13 @@ class Ledger:
         """Wait until every job has ended, or the time is over; then a moment longer for what comes twice."""
         ends = time.monotonic() + timeout
         while time.monotonic() < ends and self.lost:
-            await self._bury()
+            await self.bury()
             await asyncio.sleep(0.05)
         await asyncio.sleep(1.5)
-        await self._bury()
+        await self.bury()
 
-    async def _bury(self) -> None:
+    async def bury(self) -> None:
+        """Take note of the dead letters."""
         queue = await self.rabbit.channel.get_queue(f"{self.rabbit.prefix}.dead", ensure=False)
         while (letter := await queue.get(no_ack=True, fail=False)) is not None:
             reason = str(letter.headers["x-otp-reason"])

@@ -81,6 +81,7 @@ class Reader:
             first_seen_ms=arrival.first_seen_ms,
             attempts_made=arrival.attempts_made(ask),
             default_expiry_minutes=self.default_expiry_minutes,
+            suspect=bool(arrival.message.redelivered),
         )
 
     def job_id(self, arrival: Arrival, ask: OtpJob) -> str:

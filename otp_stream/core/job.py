@@ -199,6 +199,8 @@ class Job:
     made_ms: int
     expires_ms: int
     clock_ahead_ms: int
+    suspect: bool = False
+    """Whether somebody had it before and did not settle it: it may be what killed a worker."""
 
     @property
     def rank(self) -> int:
@@ -229,7 +231,14 @@ def rank(lane: Lane, priority: Priority) -> int:
 
 
 def carry(
-    ask: OtpJob, *, job_id: str, lane: Lane, first_seen_ms: int, attempts_made: int, default_expiry_minutes: float
+    ask: OtpJob,
+    *,
+    job_id: str,
+    lane: Lane,
+    first_seen_ms: int,
+    attempts_made: int,
+    default_expiry_minutes: float,
+    suspect: bool = False,
 ) -> Job:
     """Take a job into the worker's hands.
 
@@ -248,4 +257,5 @@ def carry(
         made_ms=made_ms,
         expires_ms=made_ms + round(minutes * 60_000),
         clock_ahead_ms=max((ask.timestamp or 0) - first_seen_ms, 0),
+        suspect=suspect,
     )

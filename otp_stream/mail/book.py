@@ -25,7 +25,11 @@ from jinja2 import TemplateError as JinjaError
 
 from otp_stream.core.mail import ComposeError
 
+from .limit import TooLongError, within
+
 OURS = Path(__file__).parent.parent / "templates"
+RENDER_CPU_S = 2.0
+"""Processor time for one e-mail's three templates; a usual one takes 30 µs."""
 FILES = ("subject.txt", "body.txt", "body.html")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MISSING_KEY = re.compile(r"'\w+' is undefined")
@@ -46,7 +50,9 @@ class Layout:
 
     def render(self, data: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return subject, plain text and HTML. Raises `ComposeError`, whose text quotes no data."""
-        return _render(self.subject, data), _render(self.text, data), _render(self.html, data)
+        return within(
+            RENDER_CPU_S, lambda: (_render(self.subject, data), _render(self.text, data), _render(self.html, data))
+        )
 
 
 class TemplateBook:
@@ -138,6 +144,8 @@ def _render(template: Template, data: Mapping[str, Any]) -> str:
 
 
 def _kind(error: Exception) -> str:
+    if isinstance(error, TooLongError):
+        return f"takes more than {RENDER_CPU_S:g} s; an endless loop?"
     if isinstance(error, UndefinedError) and error.message and _MISSING_KEY.fullmatch(error.message):
         return f"{error.message}; give it in metadata"
     return type(error).__name__

@@ -1,11 +1,15 @@
 """Makes the e-mail of a job."""
 
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+
+import structlog
 
 from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job
 from otp_stream.core.mail import Mail
 
+from .apart import Apart
 from .book import TemplateBook
 from .message import Skeleton, one_line
 
@@ -23,6 +27,10 @@ class Mailroom:
     def __init__(
         self, *, sender: tuple[str, str], templates_dir: Path | None, default_locale: str, hash_key: bytes
     ) -> None:
+        again = partial(
+            Mailroom, sender=sender, templates_dir=templates_dir, default_locale=default_locale, hash_key=hash_key
+        )
+        self._apart = Apart(again)
         self.book = TemplateBook(templates_dir, default_locale)
         self._skeleton = Skeleton(sender)
         self._hash_key = hash_key
@@ -41,6 +49,21 @@ class Mailroom:
                 recipient=ask.email, subject=subject, text=text, html=html, at_s=_date_s(job), token=self._token(job)
             ),
         )
+
+    async def compose_apart(self, job: Job) -> Mail:
+        """Return the same, made in another process: what kills that one is a `ComposeError` here.
+
+        Where there can be no other process it is made in this one: somebody waits for the code.
+        """
+        try:
+            return await self._apart.compose(job)
+        except OSError as error:
+            structlog.get_logger(__name__).warning("no process for suspects", error=type(error).__name__)
+            return self.compose(job)
+
+    async def close(self) -> None:
+        """End the other process."""
+        await self._apart.close()
 
     def _token(self, job: Job) -> str:
         # from the id alone, which holds no code: a copy made after a crash is the same message

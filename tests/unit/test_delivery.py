@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -40,6 +40,10 @@ class Rooms:
         if self.compose_error:
             raise self.compose_error
         return Mail(job.ask.email, b"mail")
+
+    async def compose_apart(self, job: Job) -> Mail:
+        self.steps.append("apart")
+        return self.compose(job)
 
     async def send(self, mail: Mail, **asked: Any) -> Outcome:
         self.wanted = asked.pop("wanted")
@@ -98,6 +102,12 @@ async def test_a_job_is_rendered_sent_and_settled_in_this_order() -> None:
     assert rooms.steps == ["render", "send", "settle"]
     assert rooms.told == [("met", OK), ("settled", Ack("sent"))]
     assert rooms.asked == [{"rank": 2, "lane": "jobs", "expires_ms": NOW + 900_000, "deadline_ms": NOW + 900_000}]
+
+
+async def test_a_job_that_comes_again_is_composed_apart() -> None:
+    rooms = Rooms([OK])
+    assert await rooms.deliver(replace(job(), suspect=True)) == Ack("sent")
+    assert rooms.steps == ["render", "apart", "send", "settle"]
 
 
 async def test_an_expired_job_meets_no_relay() -> None:

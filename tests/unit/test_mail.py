@@ -231,3 +231,14 @@ def test_ours_are_all_there() -> None:
     assert mailroom().book.names == ["otp", "password_reset", "welcome"]
     assert mailroom().book.languages("otp") == ["", "de"]
     assert (OURS / "layout.html").is_file()
+
+
+async def test_a_mail_made_apart_is_the_same(tmp_path: Path) -> None:
+    room = mailroom()
+    try:
+        assert await room.compose_apart(job()) == room.compose(job())
+        with pytest.raises(ComposeError, match="none named nope"):
+            await room.compose_apart(job(template="nope"))
+        assert await room.compose_apart(job()) == room.compose(job())
+    finally:
+        await room.close()
