@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -69,6 +70,7 @@ class _Settlement:
     job_id: str
     job: Job | None
     stands: bool = False
+    how: str | None = None
 
     def possible(self) -> bool:
         return self.arrival.alive
@@ -77,6 +79,7 @@ class _Settlement:
         desk = self.desk
         self.stands = await desk.settler.settle(self.arrival, settlement, job_id=self.job_id, job=self.job)
         if self.stands:
+            self.how = type(settlement).__name__.lower()
             desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
         return self.stands
 
@@ -92,7 +95,9 @@ class LaneConsumer:
         """Whether it is a quorum queue: those count every return of a message."""
         self.depth: Depth | None = None
         self._desk = desk
-        self._held: dict[asyncio.Task[None], Arrival] = {}
+        self._held: dict[asyncio.Task[str | None], Arrival] = {}
+        self._received = 0
+        self._let_go: Counter[str] = Counter()
         self._cut: list[Arrival] = []
         """What did not come to its end here."""
 
@@ -105,6 +110,8 @@ class LaneConsumer:
             queue=self.queue,
             window=self.window,
             held=len(self._held),
+            received=self._received,
+            let_go=dict(self._let_go),
             depth=depth.messages if depth else None,
             consumers=depth.consumers if depth else None,
         )
@@ -113,25 +120,33 @@ class LaneConsumer:
         """Bring a message to its end, whatever it is."""
         arrival = Arrival(message.raw_message, self.lane, now_ms())
         task = asyncio.create_task(self._bring(arrival, ask))
+        self._received += 1
         self._held[task] = arrival
         task.add_done_callback(self._ended)
         # A lost connection cancels this handler, and only this: the send in its own task goes on to its end.
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[str | None]) -> None:
         arrival = self._held.pop(task)
-        if task.cancelled() and arrival.alive:
+        how = None if task.cancelled() else task.result()
+        if how is not None:
+            self._let_go[how] += 1
+        elif not arrival.alive:
+            self._let_go["taken_back"] += 1
+        elif task.cancelled():
+            self._let_go["returned"] += 1
             self._cut.append(arrival)
+        # else it is stranded: unsettled at the broker, and nobody's here; the books show it
 
-    async def _bring(self, arrival: Arrival, ask: OtpJob | MalformedError) -> None:
+    async def _bring(self, arrival: Arrival, ask: OtpJob | MalformedError) -> str | None:
+        """Return how it was settled; `None` when it was not."""
         try:
             if isinstance(ask, MalformedError):
                 raise ask
             arrival.check_headers()
         except MalformedError as error:
-            await self._refuse(arrival, str(error))
-            return
+            return await self._refuse(arrival, str(error))
         job = self._desk.reader.job(arrival, ask)
         settlement = _Settlement(self._desk, arrival, job.id, job)
         try:
@@ -142,13 +157,16 @@ class LaneConsumer:
             structlog.get_logger(__name__).error("job crashed", job_id=job.id, error=kind)
             if not settlement.stands:
                 await settlement(Dead("crashed", f"internal error: {kind}", job.attempts_made))
+        return settlement.how
 
-    async def _refuse(self, arrival: Arrival, error: str) -> None:
+    async def _refuse(self, arrival: Arrival, error: str) -> str | None:
         message = arrival.message
         job_id = said_job_id(message.body) or message.message_id or uuid4().hex
         dead = Dead("malformed", error, arrival.attempts_made(None))
-        if await _Settlement(self._desk, arrival, job_id, None)(dead):
+        settlement = _Settlement(self._desk, arrival, job_id, None)
+        if await settlement(dead):
             self._desk.refused(self.lane, job_id, dead)
+        return settlement.how
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""

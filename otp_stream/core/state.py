@@ -53,6 +53,10 @@ class LaneState:
     """Jobs that this worker may hold unsettled."""
     held: int = 0
     """Jobs that it holds unsettled now."""
+    received: int = 0
+    """Deliveries since start."""
+    let_go: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Deliveries that are no longer held, by how they were settled: `received` is their sum and what is held."""
     depth: int | None = None
     """Jobs ready in the queue, by the broker's word; `None` when it was not asked yet."""
     consumers: int | None = None

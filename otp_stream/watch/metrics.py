@@ -23,6 +23,7 @@ disable_created_metrics()
 # a code is wanted within the second and useless after the quarter of an hour
 _LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LET_GO = ("ack", "retry", "park", "dead", "returned", "taken_back")
 _MET = ("accepted", "deferred", "rejected", "uncertain", "unavailable", "lapsed", "broken")
 
 
@@ -91,6 +92,7 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
     lanes = broker.lanes
     yield _by("window_size", "Jobs that this worker may hold.", "lane", {it.lane: it.window for it in lanes})
     yield _by("window_held", "Jobs that this worker holds unsettled.", "lane", {it.lane: it.held for it in lanes})
+    yield from _ledger(broker)
     yield _by("queue_ready", "Jobs ready, by the broker's word.", "queue", {it.queue: it.depth for it in lanes})
     yield _by("queue_consumers", "Consumers, by the broker's word.", "queue", {it.queue: it.consumers for it in lanes})
     dropped = CounterMetricFamily("otp_events_dropped", "Events that could not be published.")
@@ -100,6 +102,21 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
         yield _gauge("dead_letters", "Dead letters, by the broker's word.", broker.dead)
     if broker.waiting is not None:
         yield _gauge("retries_waiting", "Jobs in the wait queues, by the broker's word.", broker.waiting)
+
+
+def _ledger(broker: BrokerState) -> Iterator[Metric]:
+    """Books that must balance: received = settled, by how, + held."""
+    received = CounterMetricFamily("otp_ledger_received", "Deliveries, by lane.", labels=["lane"])
+    settled = CounterMetricFamily(
+        "otp_ledger_settled", "Deliveries that are no longer held, by what became of them.", labels=["lane", "how"]
+    )
+    for lane in broker.lanes:
+        received.add_metric([lane.lane], lane.received)
+        for how in _LET_GO:
+            settled.add_metric([lane.lane, how], lane.let_go.get(how, 0))
+    yield received
+    yield settled
+    yield _by("ledger_held", "Deliveries in hand, by lane.", "lane", {it.lane: it.held for it in broker.lanes})
 
 
 def _relay(relay: RelayState) -> Iterator[Metric]:

@@ -60,6 +60,21 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
         assert await worker.metric(line) == value, line
 
 
+async def test_the_books_balance_whatever_becomes_of_jobs(stage: Stage) -> None:
+    worker = await stage.run(BASE_DELAY_MS="100")
+    stage.relay.then("rcpt", "451 4.3.0 later", to="late@example.com")
+    stage.relay.then("rcpt", "550 5.1.1 nobody", to="nobody@example.com")
+    addresses = ("a@example.com", "late@example.com", "nobody@example.com")
+    await stage.rabbit.publish(*(job(address) for address in addresses), b"nonsense")
+    await stage.rabbit.dead(2)
+    await stage.relay.wait_accepted(2)
+    await until(lambda: _is(worker, 'otp_ledger_settled_total{how="ack",lane="due"}', 1), "the retry's end")
+    for how, count in {"ack": 1, "retry": 1, "dead": 2, "returned": 0, "taken_back": 0}.items():
+        assert await worker.metric(f'otp_ledger_settled_total{{how="{how}",lane="jobs"}}') == count, how
+    assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == 4
+    assert await worker.metric('otp_ledger_held{lane="jobs"}') == 0
+
+
 async def _is(worker: Worker, line: str, value: float) -> bool:
     return await worker.metric(line) == value
 

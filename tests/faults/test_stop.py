@@ -1,0 +1,84 @@
+"""A worker that is told to stop: nothing is lost, nothing goes out twice, no delivery is counted."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+from conftest import Stage
+from ledger import Ledger
+from rabbitmq import until
+from smtp_relay import Act
+from worker import Worker
+
+JOBS = 60
+CONNECTIONS = 5
+
+
+@pytest.fixture
+async def ledger(stage: Stage) -> Ledger:
+    await stage.rabbit.declare(**{"x-queue-type": "quorum"})
+    return Ledger(stage.rabbit, stage.relay)
+
+
+async def begin(stage: Stage, **changes: str) -> Worker:
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS), **changes)
+    await worker.start()
+    return worker
+
+
+async def sending(stage: Stage, worker: Worker) -> None:
+    async def on_the_wire() -> bool:
+        return await worker.metric("otp_relay_sends_in_flight") >= CONNECTIONS - 1
+
+    await until(on_the_wire, "mails on the wire")
+
+
+async def go_on(stage: Stage, ledger: Ledger) -> None:
+    """Look at what lies in the queue, then let another worker end it."""
+    ledger.mended()
+    if await stage.rabbit.depth():
+        queue = await stage.rabbit.channel.get_queue(stage.rabbit.queue, ensure=False)
+        message = await queue.get()
+        assert not message.headers.get("x-delivery-count")
+        await message.channel.basic_nack(message.delivery_tag, requeue=True)
+    stage.relay.always("body", None)
+    second = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
+    await second.start()
+    await ledger.balance()
+
+
+async def test_stopped_while_idle(stage: Stage, ledger: Ledger) -> None:
+    worker = await begin(stage)
+    assert await worker.stop() in {0, -signal.SIGTERM}
+    await ledger.publish(JOBS)
+    await go_on(stage, ledger)
+    row = ledger.row("SIGTERM while idle")
+    assert (row.lost, row.duplicated) == (0, 0)
+
+
+# what the relay does with the final dot, the grace time, whether the signal comes twice, most duplicates
+CASES: dict[str, tuple[Callable[[], Act], str, bool, int]] = {
+    "in the middle of DATA": (lambda: Act(delay_s=0.5), "25000", False, 0),
+    "past the grace time": (lambda: Act(delay_s=60), "500", False, 0),
+    "past the grace time, mails taken": (lambda: Act("", then="hang", keep=True), "500", False, CONNECTIONS),
+    "twice": (lambda: Act(delay_s=60), "25000", True, 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_stopped(stage: Stage, ledger: Ledger, name: str) -> None:
+    act, grace_ms, twice, most = CASES[name]
+    stage.relay.always("body", act())
+    worker = await begin(stage, SHUTDOWN_GRACE_MS=grace_ms)
+    await ledger.publish(JOBS)
+    await sending(stage, worker)
+    worker.signal()
+    if twice:
+        await worker.wait_log("stopping: intake has ended")
+        worker.signal()
+    assert await worker.stopped() in {0, -signal.SIGTERM}
+    await go_on(stage, ledger)
+    row = ledger.row(f"SIGTERM {name}")
+    assert row.lost == 0
+    assert row.duplicated <= most
+    assert ledger.copies_are_identical
