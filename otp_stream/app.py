@@ -33,7 +33,7 @@ def build(
     watch = Watch()
     relay = SmtpRelay(_relay_config(settings), on_gate=watch.gate)
     mailroom = _mailroom(settings, problems)
-    delivery = Delivery(mailroom, relay, SentInMemory(), watch, backoff)
+    delivery = Delivery(mailroom, relay, SentInMemory(), watch, backoff, settings.smtp_uncertain == "resend")
     broker = open_broker(
         _rabbit_config(settings, backoff), deliver=delivery, refused=watch.refused, inject=watch.inject
     )

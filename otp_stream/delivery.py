@@ -116,6 +116,8 @@ class Delivery:
     sent: Sent
     watch: Watch
     backoff: Backoff
+    resend_uncertain: bool = True
+    """Whether a mail that the relay may have taken is sent once more."""
     now_ms: Callable[[], int] = _now_ms
     fraction: Callable[[], float] = random.random
 
@@ -154,6 +156,7 @@ class Delivery:
                 expires_ms=job.expires_ms,
                 backoff=self.backoff,
                 fraction=self.fraction(),
+                may_resend=self.resend_uncertain and not job.uncertain,
             )
             self.watch.met(job, outcome)
             if not isinstance(settlement, Hold):

@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     smtp_auth: Literal["login", "none"] = Field(default="login", description="`none` needs no user and password.")
     smtp_ca_file: Path | None = Field(default=None, description="PEM file of the authority that signed the relay.")
     smtp_pool_size: int = Field(default=20, ge=1, le=1000, description="Connections to the relay: concurrent sends.")
+    smtp_uncertain: Literal["resend", "dead"] = Field(
+        default="resend",
+        description="When the connection is lost after the final dot: `resend` once, or lay the job aside as `dead`.",
+    )
     otp_expiry_minutes: float = Field(
         default=15, gt=0, le=525_600, description="A code's life when the job has no `expiryMinutes`."
     )

@@ -15,6 +15,7 @@ from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJo
 from otp_stream.core.masking import tells
 
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
+UNCERTAIN = "x-otp-uncertain"
 TRACE = ("traceparent", "tracestate", "baggage")
 _RECENT = 10_000
 _ID_LIMIT = 200
@@ -45,6 +46,11 @@ class Arrival:
     def first_seen_ms(self) -> int:
         """When this worker or another first saw the job."""
         return self.header(FIRST_SEEN, int) or self.seen_ms
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the relay may have taken it before."""
+        return bool(self.header(UNCERTAIN, int))
 
     def attempts_made(self, ask: OtpJob | None) -> int:
         """Return the attempts before this delivery; a producer's `retryCount` seeds the count."""
@@ -82,6 +88,7 @@ class Reader:
             attempts_made=arrival.attempts_made(ask),
             default_expiry_minutes=self.default_expiry_minutes,
             suspect=bool(arrival.message.redelivered),
+            uncertain=arrival.uncertain,
         )
 
     def job_id(self, arrival: Arrival, ask: OtpJob) -> str:

@@ -10,10 +10,10 @@ from pamqp import encode
 from otp_stream.core.decision import Dead
 from otp_stream.core.job import MAX_BODY_BYTES
 
-from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, Arrival
+from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, UNCERTAIN, Arrival
 
 REASON, ERROR, DIED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at"
-_OURS = {REASON, ERROR, DIED_AT, ATTEMPT, JOB_ID, FIRST_SEEN}
+_OURS = {REASON, ERROR, DIED_AT, ATTEMPT, JOB_ID, FIRST_SEEN, UNCERTAIN}
 # What the broker writes is not carried on: copied `x-death` headers have lost messages on their second pass,
 # and CC and BCC would route a copy to places that the producer has served already.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
@@ -23,9 +23,11 @@ Inject = Callable[[MutableMapping[str, Any]], None]
 """Puts the current trace context into headers."""
 
 
-def retry(arrival: Arrival, *, job_id: str, attempts_made: int, inject: Inject) -> Message:
+def retry(arrival: Arrival, *, job_id: str, attempts_made: int, inject: Inject, uncertain: bool = False) -> Message:
     """Return the job for its next attempt; the body's `retryCount` is kept in step with our count."""
     headers = _carried(arrival) | _ours(arrival, job_id, attempts_made)
+    if uncertain or arrival.uncertain:
+        headers[UNCERTAIN] = 1
     inject(headers)
     return _copy(arrival, _counted(arrival.message.body, attempts_made), headers)
 

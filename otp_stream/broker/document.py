@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from otp_stream.core.decision import Ending, Reason
 from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 
-from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID
+from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, UNCERTAIN
 from .copies import DIED_AT, ERROR, REASON
 from .events import JobEvent
 from .topology import Topology
@@ -39,6 +39,9 @@ _COUNTED: Node = {
     JOB_ID: {"type": "string", "description": "The job's id, made when the producer gave none."},
     FIRST_SEEN: {"type": "integer", "description": "When a worker first saw the job, milliseconds since 1970 (UTC)."},
 }
+_WAITING: Node = {
+    UNCERTAIN: {"type": "integer", "description": "1 when the relay may have taken the mail before.", "examples": [1]},
+}
 _DIED: Node = {
     REASON: {"type": "string", "enum": list(get_args(Reason)), "description": "Why it died."},
     ERROR: {"type": "string", "description": "What the relay said or what was wrong. No secrets."},
@@ -59,8 +62,10 @@ def document(found: Node, topology: Topology, version: str) -> Node:
     _describe_channels(channels, topology)
     for name in ("sendOtp", "sendOtpHigh"):
         _describe(components, f"{name}:SubscribeMessage", "OTP job", _TRACE, _job_examples())
-    _describe(components, "sendOtpDue:SubscribeMessage", "OTP job, due again", _TRACE | _COUNTED, _job_examples())
-    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _COUNTED, _job_examples())
+    _describe(
+        components, "sendOtpDue:SubscribeMessage", "OTP job, due again", _TRACE | _COUNTED | _WAITING, _job_examples()
+    )
+    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _COUNTED | _WAITING, _job_examples())
     _describe(components, "dead:Message", "Dead letter", _TRACE | _COUNTED | _DIED, _job_examples())
     _describe(components, "events:Message", "Job event", {}, _event_examples())
     for operation in found["operations"].values():

@@ -48,8 +48,8 @@ class Settler:
         match settlement:
             case Ack():
                 stands = True
-            case Retry(delay_ms, attempt):
-                stands = await self._retry(arrival, delay_ms, job_id, attempt)
+            case Retry(delay_ms, attempt, _, uncertain):
+                stands = await self._retry(arrival, delay_ms, job_id, attempt, uncertain=uncertain)
             case Park(delay_ms):
                 stands = await self._retry(arrival, delay_ms, job_id, attempts_made)
             case Dead():
@@ -66,8 +66,12 @@ class Settler:
         if await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue):
             await acknowledge(arrival)
 
-    async def _retry(self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int) -> bool:
-        message = copies.retry(arrival, job_id=job_id, attempts_made=attempts_made, inject=self.inject)
+    async def _retry(
+        self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: bool = False
+    ) -> bool:
+        message = copies.retry(
+            arrival, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain
+        )
         rung = str(self.backoff.rung_ms(delay_ms))
         return await self._confirmed(arrival, message, exchange=self.topology.retry.name, routing_key=rung)
 

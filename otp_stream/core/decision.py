@@ -1,6 +1,6 @@
 """The two verdicts on a job: `admit` before an attempt, `decide` after it. Nowhere else is a job's fate chosen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never, get_args
 
 from .backoff import Backoff
@@ -29,6 +29,8 @@ class Retry:
     delay_ms: int
     attempt: int
     error: str
+    uncertain: bool = False
+    """Whether the relay may have taken the mail: it is sent again once, not more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,20 @@ def admit(*, now_ms: int, expires_ms: int, attempts_made: int) -> Dead | None:
 
 
 def decide(
-    outcome: Outcome, *, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff, fraction: float
+    outcome: Outcome,
+    *,
+    attempts_made: int,
+    now_ms: int,
+    expires_ms: int,
+    backoff: Backoff,
+    fraction: float,
+    may_resend: bool = True,
 ) -> Settlement:
     """Turn what an attempt met into the job's settlement.
 
     `attempts_made` counts the attempts before this one, times are milliseconds since 1970,
-    `fraction` in [0, 1) is the randomness of the back-off's jitter.
+    `fraction` in [0, 1) is the randomness of the back-off's jitter. `may_resend` says whether a mail that the relay may
+    have taken is sent once more.
     """
     match outcome:
         case Accepted():
@@ -78,8 +88,12 @@ def decide(
             return Dead("crashed", error, attempts_made)
         case Deferred(reply):
             return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction)
+        case Uncertain(error) if may_resend:
+            again = _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
+            return replace(again, uncertain=True) if isinstance(again, Retry) else again
         case Uncertain(error):
-            return _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
+            told = f"the relay may have taken it, and it is not sent again: {error}"
+            return Dead("retries_exhausted", told, attempts_made + 1)
         case Unavailable():
             return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
         case Lapsed():

@@ -201,6 +201,8 @@ class Job:
     clock_ahead_ms: int
     suspect: bool = False
     """Whether somebody had it before and did not settle it: it may be what killed a worker."""
+    uncertain: bool = False
+    """Whether the relay may have taken it before."""
 
     @property
     def rank(self) -> int:
@@ -239,6 +241,7 @@ def carry(
     attempts_made: int,
     default_expiry_minutes: float,
     suspect: bool = False,
+    uncertain: bool = False,
 ) -> Job:
     """Take a job into the worker's hands.
 
@@ -258,4 +261,5 @@ def carry(
         expires_ms=made_ms + round(minutes * 60_000),
         clock_ahead_ms=max((ask.timestamp or 0) - first_seen_ms, 0),
         suspect=suspect,
+        uncertain=uncertain,
     )

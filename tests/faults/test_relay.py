@@ -60,6 +60,32 @@ async def test_the_relay(stage: Stage, name: str) -> None:
     assert ledger.reasons.total() == 0
 
 
+async def test_it_takes_the_mail_and_says_nothing_twice(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.always("body", TAKEN_THEN_CLOSED, to="job0@example.com")
+    worker = stage.worker(SMTP_POOL_SIZE="5", BASE_DELAY_MS="100", MAX_RETRIES="5")
+    await worker.start()
+    await ledger.publish(JOBS)
+    await ledger.balance(30)
+    row = ledger.row("relay closes after the final dot, having taken, each time")
+    assert (row.lost, ledger.duplicated) == (0, {"job0"})
+    assert sum(mail.recipient == "job0@example.com" for mail in stage.relay.accepted) == 2  # sent again once
+    assert ledger.reasons == {"retries_exhausted": 1}
+    assert ledger.copies_are_identical
+
+
+async def test_it_may_have_the_mail_and_nothing_is_to_be_sent_twice(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.then("body", *[TAKEN_THEN_CLOSED] * TIMES)
+    worker = stage.worker(SMTP_POOL_SIZE="5", SMTP_UNCERTAIN="dead")
+    await worker.start()
+    await ledger.publish(JOBS)
+    await ledger.balance(30)
+    row = ledger.row("relay closes after the final dot, having taken; SMTP_UNCERTAIN=dead")
+    assert (row.lost, row.duplicated) == (0, 0)
+    assert ledger.reasons == {"retries_exhausted": TIMES}
+
+
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])
 async def test_a_5xx_for_some_ends_just_them(stage: Stage, step: str) -> None:
     ledger = Ledger(stage.rabbit, stage.relay)

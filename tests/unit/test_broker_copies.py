@@ -34,6 +34,15 @@ def test_a_retry_carries_count_id_and_first_sight_and_every_key_of_the_producer(
     assert message.delivery_mode == 2
 
 
+def test_that_the_relay_may_have_it_is_kept_until_the_end_and_believed_only_from_us() -> None:
+    first = copies.retry(arrival(), job_id="j", attempts_made=1, inject=nothing, uncertain=True)
+    assert first.headers["x-otp-uncertain"] == 1
+    due = arrival(lane="due", headers=first.headers)
+    assert copies.retry(due, job_id="j", attempts_made=2, inject=nothing).headers["x-otp-uncertain"] == 1
+    theirs = arrival(headers={"x-otp-uncertain": 1})
+    assert "x-otp-uncertain" not in copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers
+
+
 def test_a_body_at_the_limit_does_not_outgrow_it_by_being_counted() -> None:
     frame = b'{"email":"user@example.com","otp":"123456","x":"%s"}'
     body = frame % (b"a" * (MAX_BODY_BYTES - len(frame) + 2))

@@ -37,7 +37,7 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
         (Rejected(Reply(550, "5.1.1", "no", "rcpt")), Dead("rejected", "550 5.1.1 no (to RCPT)", 1)),
         (Broken("template otp/body.txt: x"), Dead("crashed", "template otp/body.txt: x", 0)),
         (Deferred(LATER), Retry(1150, 1, "451 4.3.0 later (to RCPT)")),
-        (Uncertain("lost"), Retry(1150, 1, "lost")),
+        (Uncertain("lost"), Retry(1150, 1, "lost", uncertain=True)),
         (Unavailable("unreachable", "refused"), Hold()),
         (Lapsed(), Park(30000)),
     ],
@@ -48,10 +48,27 @@ def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
 
 @pytest.mark.parametrize("outcome", [Deferred(LATER), Uncertain("lost")])
 def test_the_last_attempt_exhausts(outcome: Outcome) -> None:
-    assert judge(outcome, attempts_made=2) == Retry(4600, 3, judge(outcome).error)  # type: ignore[attr-defined]
+    retry = judge(outcome, attempts_made=2)
+    assert isinstance(retry, Retry)
+    assert (retry.delay_ms, retry.attempt) == (4600, 3)
     settlement = judge(outcome, attempts_made=3)
     assert isinstance(settlement, Dead)
     assert (settlement.reason, settlement.attempt) == ("retries_exhausted", 4)
+
+
+def test_a_mail_that_the_relay_may_have_is_not_sent_again_where_that_is_not_wanted() -> None:
+    settlement = decide(
+        Uncertain("lost"),
+        attempts_made=0,
+        now_ms=NOW,
+        expires_ms=EXPIRES,
+        backoff=BACKOFF,
+        fraction=0.0,
+        may_resend=False,
+    )
+    assert isinstance(settlement, Dead)
+    assert (settlement.reason, settlement.attempt) == ("retries_exhausted", 1)
+    assert "may have taken it" in settlement.error
 
 
 def test_a_wait_that_would_outlive_the_code_is_not_begun() -> None:
