@@ -6,6 +6,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,8 @@ def build(
     problems = list(problems)
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
     watch = Watch()
-    relay = SmtpRelay(_relay_config(settings), on_gate=watch.gate)
+    first, *fallbacks = _relays(settings)
+    relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate)
     mailroom = _mailroom(settings, problems)
     delivery = Delivery(mailroom, relay, SentInMemory(), watch, backoff, settings.smtp_uncertain == "resend")
     broker = open_broker(
@@ -88,9 +90,9 @@ def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
         return make(templates_dir=None)
 
 
-def _relay_config(settings: Settings) -> RelayConfig:
+def _relays(settings: Settings) -> list[RelayConfig]:
     login = settings.smtp_auth == "login"
-    return RelayConfig(
+    first = RelayConfig(
         host=settings.smtp_host or "localhost",
         port=settings.smtp_port,
         sender=settings.sender[1],
@@ -100,6 +102,11 @@ def _relay_config(settings: Settings) -> RelayConfig:
         ca_file=settings.smtp_ca_file,
         pool_size=settings.smtp_pool_size,
     )
+    others = [
+        replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password)
+        for it in settings.fallbacks
+    ]
+    return [first, *others]
 
 
 def _rabbit_config(settings: Settings, backoff: Backoff) -> RabbitConfig:

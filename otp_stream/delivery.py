@@ -18,8 +18,9 @@ from .core.outcome import Broken, Outcome, without_secrets
 
 Step = Literal["render", "send", "settle"]
 
-HOLD_LIMIT_MS = 20 * 60_000
-"""Longest hold of one job behind a closed gate: RabbitMQ closes a channel whose job is unsettled for 30 minutes."""
+HOLD_LIMIT_MS = 12 * 60_000
+"""Longest wait of one job for its turn. RabbitMQ closes a channel whose job is unsettled for 30 minutes, and a relay
+may take ten for its last answer, after a minute for each one before, on two connections at most."""
 
 
 class Mailroom(Protocol):
@@ -38,12 +39,20 @@ class Relay(Protocol):
     """Hands messages to the mail relay."""
 
     async def send(
-        self, mail: Mail, *, rank: int, lane: str, expires_ms: int, deadline_ms: int, wanted: Callable[[], bool]
+        self,
+        mail: Mail,
+        *,
+        rank: int,
+        lane: str,
+        expires_ms: int,
+        deadline_ms: int,
+        wanted: Callable[[], bool],
+        prefer: str | None,
     ) -> Outcome:
         """Wait for a turn (most urgent rank first, none while the gate is closed), then send, once.
 
         Returns `Lapsed` when no turn came before `deadline_ms` (since 1970), or when it came and the mail was no longer
-        `wanted`. Never raises for what a relay can do.
+        `wanted`. `prefer` names the relay that may have this mail already. Never raises for what a relay can do.
         """
         ...
 
@@ -156,7 +165,7 @@ class Delivery:
                 expires_ms=job.expires_ms,
                 backoff=self.backoff,
                 fraction=self.fraction(),
-                may_resend=self.resend_uncertain and not job.uncertain,
+                may_resend=self.resend_uncertain and job.uncertain is None,
             )
             self.watch.met(job, outcome)
             if not isinstance(settlement, Hold):
@@ -180,6 +189,7 @@ class Delivery:
                     expires_ms=job.expires_ms,
                     deadline_ms=deadline_ms,
                     wanted=settle.possible,
+                    prefer=job.uncertain,
                 )
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
                 return Broken(f"internal error: {type(error).__name__}")

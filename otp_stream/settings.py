@@ -1,12 +1,13 @@
 """Every environment variable that the worker knows: one typed, frozen object, read once."""
 
 import ipaddress
+from dataclasses import dataclass, field
 from email.utils import parseaddr
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -76,6 +77,11 @@ class Settings(BaseSettings):
     smtp_auth: Literal["login", "none"] = Field(default="login", description="`none` needs no user and password.")
     smtp_ca_file: Path | None = Field(default=None, description="PEM file of the authority that signed the relay.")
     smtp_pool_size: int = Field(default=20, ge=1, le=1000, description="Connections to the relay: concurrent sends.")
+    smtp_fallback_urls: SecretStr | None = Field(
+        default=None,
+        description="Relays to use while the gate before the first is closed, in order: a comma list of "
+        "`smtp://user:pass@host:port` (STARTTLS; `?tls=none` on loopback) and `smtps://…` (implicit TLS).",
+    )
     smtp_uncertain: Literal["resend", "dead"] = Field(
         default="resend",
         description="When the connection is lost after the final dot: `resend` once, or lay the job aside as `dead`.",
@@ -128,6 +134,16 @@ class Settings(BaseSettings):
         parts.port  # noqa: B018 - raises ValueError for a port that is no number
         return value
 
+    @field_validator("smtp_fallback_urls")
+    @classmethod
+    def _relays(cls, value: SecretStr | None) -> SecretStr | None:
+        for number, url in enumerate(_listed(value), 1):
+            try:
+                FallbackRelay.read(url)
+            except ValueError as error:
+                raise ValueError(f"entry {number} {error}") from None
+        return value
+
     @model_validator(mode="after")
     def _base_below_cap(self) -> Self:
         if self.base_delay_ms > self.max_delay_ms:
@@ -152,6 +168,11 @@ class Settings(BaseSettings):
     def masked_rabbitmq_url(self) -> str:
         """The broker's URL as it may be shown."""
         return _without_secrets(self.rabbitmq_url.get_secret_value())
+
+    @property
+    def fallbacks(self) -> list["FallbackRelay"]:
+        """The relays after the first, in order."""
+        return [FallbackRelay.read(url) for url in _listed(self.smtp_fallback_urls)]
 
     @property
     def sender(self) -> tuple[str, str]:
@@ -199,6 +220,11 @@ class Settings(BaseSettings):
             found.append(
                 "SMTP_TLS: none is refused in production to a host that is not loopback; use starttls or implicit"
             )
+        found += [
+            f"SMTP_FALLBACK_URLS: tls=none is refused in production to {relay.host}, not loopback; leave it out"
+            for relay in self.fallbacks
+            if relay.tls == "none" and not is_loopback(relay.host)
+        ]
         return found
 
     def shown(self) -> dict[str, object]:
@@ -208,8 +234,45 @@ class Settings(BaseSettings):
             value = getattr(self, name)
             shown[name] = "***" if isinstance(value, SecretStr) else str(value) if isinstance(value, Path) else value
         shown["rabbitmq_url"] = self.masked_rabbitmq_url
+        shown["smtp_fallback_urls"] = [f"{relay.host}:{relay.port}" for relay in self.fallbacks] or None
         shown["smtp_user"] = "***" if self.smtp_user else None
         return shown
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackRelay:
+    """One entry of `SMTP_FALLBACK_URLS`."""
+
+    host: str
+    port: int
+    tls: Literal["starttls", "implicit", "none"]
+    user: str | None
+    password: str | None = field(repr=False)
+
+    @classmethod
+    def read(cls, url: str) -> Self:
+        """Read a URL. Raises `ValueError` with what is wrong, never with the URL itself: it holds a password."""
+        parts = urlsplit(url)
+        if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+            raise ValueError("must look like smtp://user:password@host:587 or smtps://user:password@host:465")
+        if parts.path.strip("/") or parts.fragment or parts.query not in {"", "tls=none", "tls=starttls"}:
+            raise ValueError("may end in ?tls=none or ?tls=starttls, nothing else; in a password write / ? # @ as %..")
+        if (parts.username is None) != (parts.password is None):
+            raise ValueError("must have both a user and a password, or neither")
+        implicit = parts.scheme == "smtps"
+        if implicit and parts.query:
+            raise ValueError("is smtps://, which has TLS from the first byte; leave ?tls= out")
+        try:
+            port = parts.port or (465 if implicit else 587)
+        except ValueError:
+            raise ValueError("has a port that is no number from 1 to 65535") from None
+        tls = "implicit" if implicit else "none" if parts.query == "tls=none" else "starttls"
+        user, password = (unquote(part) if part else None for part in (parts.username, parts.password))
+        return cls(parts.hostname, port, tls, user, password)
+
+
+def _listed(urls: SecretStr | None) -> list[str]:
+    return [url.strip() for url in urls.get_secret_value().split(",") if url.strip()] if urls else []
 
 
 def load(**values: Any) -> tuple[Settings, list[str]]:

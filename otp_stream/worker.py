@@ -41,8 +41,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Relay(Protocol):
     """What the process wants of the relay room."""
 
-    def look(self) -> RelayState:
-        """Return the relay as this worker sees it."""
+    def look(self) -> tuple[RelayState, ...]:
+        """Return the relays as this worker sees them, in the order in which they are used."""
         ...
 
     def finish(self) -> None:
@@ -110,7 +110,7 @@ class OtpStream(AsgiFastStream):
         return WorkerState(
             phase=self._phase(),
             broker=self.rabbit.look() if self.settings.worker else None,
-            relay=self._relay.look() if self.settings.worker else None,
+            relays=self._relay.look() if self.settings.worker else (),
         )
 
     def _phase(self) -> Phase:

@@ -27,6 +27,8 @@ class Stage:
         """Make a worker, not started; `changes` are environment variables."""
         folder = self.folder / f"worker{len(self.workers)}"
         queue, prefix = self.rabbit.queue, self.rabbit.prefix
+        ladder = {"BASE_DELAY_MS": "1000", "MAX_DELAY_MS": "30000", "MAX_RETRIES": "3"} | changes
+        self.rabbit.ladders.add((int(ladder["BASE_DELAY_MS"]), int(ladder["MAX_DELAY_MS"]), int(ladder["MAX_RETRIES"])))
         worker = Worker(folder, settings(self.relay, url or self.url, queue, prefix, **changes))
         self.workers.append(worker)
         return worker

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aio_pika import Message
 from rabbitmq import Rabbit
-from smtp_relay import ScriptedRelay
+from smtp_relay import Received, ScriptedRelay
 from worker import CODE
 
 _BATCH = 100
@@ -37,6 +37,7 @@ class Ledger:
 
     rabbit: Rabbit
     relay: ScriptedRelay
+    fallback: ScriptedRelay | None = None
     published: dict[str, float] = field(default_factory=dict)
     died: dict[str, tuple[str, float]] = field(default_factory=dict)
     mended_at: float = 0.0
@@ -75,6 +76,11 @@ class Ledger:
             self.died[str(letter.headers["x-otp-job-id"])] = (reason, time.monotonic())
 
     @property
+    def accepted(self) -> list[Received]:
+        """Every mail that a relay accepted."""
+        return self.relay.accepted + (self.fallback.accepted if self.fallback else [])
+
+    @property
     def lost(self) -> set[str]:
         """Jobs that were published and neither accepted nor laid aside."""
         return self.published.keys() - self._accepted.keys() - self.died.keys()
@@ -88,7 +94,7 @@ class Ledger:
     def copies_are_identical(self) -> bool:
         """Whether every duplicate is the same to the byte."""
         contents: dict[str, set[bytes]] = {}
-        for mail in self.relay.accepted:
+        for mail in self.accepted:
             contents.setdefault(mail.recipient, set()).add(mail.content)
         return all(len(kinds) == 1 for kinds in contents.values())
 
@@ -99,12 +105,12 @@ class Ledger:
 
     @property
     def _accepted(self) -> Counter[str]:
-        return Counter(mail.recipient.partition("@")[0] for mail in self.relay.accepted)
+        return Counter(mail.recipient.partition("@")[0] for mail in self.accepted)
 
     def row(self, case: str) -> Row:
         """Close the books; the row is also written where `OTP_FAULTS_REPORT` says."""
         ended = {job_id: at for job_id, (_, at) in self.died.items()}
-        for mail in self.relay.accepted:
+        for mail in self.accepted:
             ended.setdefault(mail.recipient.partition("@")[0], mail.at)
         late = sorted(at - self.published[job_id] for job_id, at in ended.items() if job_id in self.published)
         row = Row(

@@ -133,6 +133,8 @@ class Rabbit:
     queue: str
     prefix: str
     channel: AbstractChannel
+    ladders: set[tuple[int, int, int]] = field(default_factory=lambda: {(1000, 30000, 3)})
+    """Base and longest delay, milliseconds, and retries of every worker that made its wait queues here."""
 
     async def declare(self, name: str | None = None, **arguments: Any) -> None:
         """Declare the jobs queue as producers do: plain and durable (or with arguments, to be odd)."""
@@ -183,7 +185,8 @@ class Rabbit:
         from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py starts without the package
 
         ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due")]
-        rungs = [f"{self.prefix}.retry.{ms}" for base in (30000, 1000, 100) for ms in Backoff(base, 30000, 3).rungs_ms]
+        # each quorum queue takes two file descriptors of the broker: a hundred tests that leave theirs stop it
+        rungs = {f"{self.prefix}.retry.{ms}" for ladder in self.ladders for ms in Backoff(*ladder).rungs_ms}
         return [self.queue, f"{self.queue}.high", *ours, *rungs]
 
 

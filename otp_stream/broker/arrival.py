@@ -48,9 +48,9 @@ class Arrival:
         return self.header(FIRST_SEEN, int) or self.seen_ms
 
     @property
-    def uncertain(self) -> bool:
-        """Whether the relay may have taken it before."""
-        return bool(self.header(UNCERTAIN, int))
+    def uncertain(self) -> str | None:
+        """Return the relay that may have taken it before."""
+        return self.header(UNCERTAIN, str)
 
     def attempts_made(self, ask: OtpJob | None) -> int:
         """Return the attempts before this delivery; a producer's `retryCount` seeds the count."""

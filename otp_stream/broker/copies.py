@@ -23,11 +23,13 @@ Inject = Callable[[MutableMapping[str, Any]], None]
 """Puts the current trace context into headers."""
 
 
-def retry(arrival: Arrival, *, job_id: str, attempts_made: int, inject: Inject, uncertain: bool = False) -> Message:
+def retry(
+    arrival: Arrival, *, job_id: str, attempts_made: int, inject: Inject, uncertain: str | None = None
+) -> Message:
     """Return the job for its next attempt; the body's `retryCount` is kept in step with our count."""
     headers = _carried(arrival) | _ours(arrival, job_id, attempts_made)
-    if uncertain or arrival.uncertain:
-        headers[UNCERTAIN] = 1
+    if uncertain := uncertain or arrival.uncertain:
+        headers[UNCERTAIN] = uncertain
     inject(headers)
     return _copy(arrival, _counted(arrival.message.body, attempts_made), headers)
 

@@ -67,7 +67,7 @@ class Settler:
             await acknowledge(arrival)
 
     async def _retry(
-        self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: bool = False
+        self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
     ) -> bool:
         message = copies.retry(
             arrival, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain

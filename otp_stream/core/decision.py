@@ -29,8 +29,8 @@ class Retry:
     delay_ms: int
     attempt: int
     error: str
-    uncertain: bool = False
-    """Whether the relay may have taken the mail: it is sent again once, not more often."""
+    uncertain: str | None = None
+    """The relay that may have taken the mail: it is sent again once, not more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ def decide(
             return Dead("crashed", error, attempts_made)
         case Deferred(reply):
             return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction)
-        case Uncertain(error) if may_resend:
+        case Uncertain(error, relay) if may_resend:
             again = _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
-            return replace(again, uncertain=True) if isinstance(again, Retry) else again
-        case Uncertain(error):
+            return replace(again, uncertain=relay) if isinstance(again, Retry) else again
+        case Uncertain(error, _):
             told = f"the relay may have taken it, and it is not sent again: {error}"
             return Dead("retries_exhausted", told, attempts_made + 1)
         case Unavailable():

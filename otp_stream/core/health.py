@@ -44,8 +44,8 @@ def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
             yield Check("phase", "healthy", "consuming")
     if state.broker is not None:
         yield _broker(state.broker, now_ms)
-    if state.relay is not None:
-        yield _relay(state.relay)
+    if state.relays:
+        yield _relay(state.relays)
 
 
 def _broker(broker: BrokerState, now_ms: int) -> Check:
@@ -63,11 +63,23 @@ def _broker(broker: BrokerState, now_ms: int) -> Check:
     return Check("broker", "healthy", f"{broker.url} delivers to us")
 
 
-def _relay(relay: RelayState) -> Check:
+def _relay(relays: tuple[RelayState, ...]) -> Check:
+    told = "; ".join(map(_gate, relays))
+    gates = [relay.gate for relay in relays]
+    if "open" in gates:
+        # a fallback that was never needed is open, too: what counts is the first
+        well = gates[0] == "open" and not relays[0].stalled
+        return Check("relay", "healthy" if well else "degraded", told)
+    return Check("relay", "degraded" if "half_open" in gates else "unhealthy", told)
+
+
+def _gate(relay: RelayState) -> str:
     match relay.gate:
+        case "open" if relay.stalled:
+            return f"{relay.name}: the gate is open, but the relay does not answer"
         case "open":
-            return Check("relay", "healthy", f"{relay.name}: the gate is open")
+            return f"{relay.name}: the gate is open"
         case "half_open":
-            return Check("relay", "degraded", f"probing the relay after {relay.trouble}: {relay.error}")
+            return f"{relay.name}: probing after {relay.trouble}: {relay.error}"
         case "closed":
-            return Check("relay", "unhealthy", f"the gate is closed, {relay.trouble}: {relay.error}")
+            return f"{relay.name}: the gate is closed, {relay.trouble}: {relay.error}"

@@ -201,7 +201,7 @@ class Job:
     clock_ahead_ms: int
     suspect: bool = False
     """Whether somebody had it before and did not settle it: it may be what killed a worker."""
-    uncertain: bool = False
+    uncertain: str | None = None
     """Whether the relay may have taken it before."""
 
     @property
@@ -241,7 +241,7 @@ def carry(
     attempts_made: int,
     default_expiry_minutes: float,
     suspect: bool = False,
-    uncertain: bool = False,
+    uncertain: str | None = None,
 ) -> Job:
     """Take a job into the worker's hands.
 

@@ -53,6 +53,8 @@ class Uncertain:
     """The connection was lost after the final dot: the relay may have the message (RFC 5321 §4.5.3.2.6)."""
 
     error: str
+    relay: str
+    """Which relay: a copy should go to the same one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,9 @@ class RelayState:
     sending: int = 0
     """Mails on the wire now."""
     waiting: int = 0
-    """Jobs that wait for a turn."""
+    """Jobs that wait for a turn; those that wait for whichever relay takes them are told with the first."""
+    stalled: bool = False
+    """Whether it has work and has given no answer for a while."""
     connects: int = 0
     """Connections opened since start."""
     replies: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -94,8 +96,8 @@ class WorkerState:
     phase: Phase
     broker: BrokerState | None
     """`None` when nothing is consumed."""
-    relay: RelayState | None
-    """`None` when nothing is sent."""
+    relays: tuple[RelayState, ...]
+    """In the order in which they are used; empty when nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,11 @@ class Pool:
         return bool(self.open or self._leaving)
 
     @property
+    def opening(self) -> int:
+        """How many connections are being set up."""
+        return len(self._opening)
+
+    @property
     def room(self) -> int:
         """How many connections more may be set up."""
         return self._config.pool_size - len(self.open) - len(self._leaving) - len(self._opening)

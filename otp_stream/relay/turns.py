@@ -17,8 +17,8 @@ class Turn:
     """One call of `send`: first a place among those who wait, then a mail on the wire. Times as in `send`."""
 
     __slots__ = (
-        "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "probe", "rank", "refusal",
-        "result", "waiting", "wanted", "withdrawn", "written",
+        "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "prefer", "probe", "rank",
+        "refusal", "result", "waiting", "wanted", "withdrawn", "written",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +38,8 @@ class Turn:
         self.deadline_ms = deadline_ms
         self.result = result
         self.wanted = wanted
+        self.prefer: str | None = None
+        """The relay that may have the mail already."""
         self.arrival = 0
         self.waiting = False
         self.probe = False

@@ -82,8 +82,8 @@ class _States(Collector):
         )
         if state.broker is not None:
             yield from _broker(state.broker)
-        if state.relay is not None:
-            yield from _relay(state.relay)
+        if state.relays:
+            yield from _relays(state.relays)
 
 
 def _broker(broker: BrokerState) -> Iterator[Metric]:
@@ -119,19 +119,23 @@ def _ledger(broker: BrokerState) -> Iterator[Metric]:
     yield _by("ledger_held", "Deliveries in hand, by lane.", "lane", {it.lane: it.held for it in broker.lanes})
 
 
-def _relay(relay: RelayState) -> Iterator[Metric]:
-    yield _one_of("relay_gate", "The gate before the relay.", relay.gate, "open", "half_open", "closed")
-    yield _gauge("relay_connections", "Open connections to the relay.", relay.connections)
-    yield _gauge("relay_connections_limit", "Connections allowed.", relay.size)
-    yield _gauge("relay_sends_in_flight", "Mails on the wire.", relay.sending)
-    yield _gauge("relay_turns_waiting", "Jobs that wait for a turn at the relay.", relay.waiting)
-    connects = CounterMetricFamily("otp_relay_connects", "Connections opened.")
-    connects.add_metric([], relay.connects)
+def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
+    gates = GaugeMetricFamily("otp_relay_gate", "The gate before a relay. 1 for its state.", labels=["relay", "state"])
+    connects = CounterMetricFamily("otp_relay_connects", "Connections opened.", labels=["relay"])
+    replies = CounterMetricFamily("otp_relay_replies", "Final replies, by code.", labels=["relay", "code"])
+    for relay in relays:
+        for state in ("open", "half_open", "closed"):
+            gates.add_metric([relay.name, state], relay.gate == state)
+        connects.add_metric([relay.name], relay.connects)
+        for code, count in relay.replies.items():
+            replies.add_metric([relay.name, code], count)
+    yield gates
     yield connects
-    replies = CounterMetricFamily("otp_relay_replies", "Final replies, by code.", labels=["code"])
-    for code, count in relay.replies.items():
-        replies.add_metric([code], count)
     yield replies
+    yield _by("relay_connections", "Open connections.", "relay", {it.name: it.connections for it in relays})
+    yield _by("relay_connections_limit", "Connections allowed.", "relay", {it.name: it.size for it in relays})
+    yield _by("relay_sends_in_flight", "Mails on the wire.", "relay", {it.name: it.sending for it in relays})
+    yield _gauge("relay_turns_waiting", "Jobs that wait for a turn at a relay.", sum(it.waiting for it in relays))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

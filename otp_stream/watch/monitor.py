@@ -44,9 +44,9 @@ def _tell(state: WorkerState, stats: Stats, lag_ms: int) -> None:
         figures["queued"] = sum(lane.depth or 0 for lane in state.broker.lanes)
         figures["retries_waiting"] = state.broker.waiting
         figures["dead_letters"] = state.broker.dead
-    if state.relay is not None:
-        figures["gate"] = state.relay.gate
-        figures["connections"] = state.relay.connections
+    if state.relays:
+        figures["gates"] = {relay.name: relay.gate for relay in state.relays}
+        figures["connections"] = sum(relay.connections for relay in state.relays)
     if lag_ms > _LAG_MS:
         figures["loop_lag_ms"] = lag_ms
     troubles = [check.text for check in found if check.status != "healthy"]

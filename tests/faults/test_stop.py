@@ -27,8 +27,10 @@ async def begin(stage: Stage, **changes: str) -> Worker:
 
 
 async def sending(stage: Stage, worker: Worker) -> None:
+    name = f"127.0.0.1:{stage.relay.port}"
+
     async def on_the_wire() -> bool:
-        return await worker.metric("otp_relay_sends_in_flight") >= CONNECTIONS - 1
+        return await worker.metric(f'otp_relay_sends_in_flight{{relay="{name}"}}') >= CONNECTIONS - 1
 
     await until(on_the_wire, "mails on the wire")
 

@@ -41,6 +41,7 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1)
     await until(lambda: _is(worker, 'otp_jobs_total{outcome="sent"}', 1), "sent")
+    relay = f'relay="127.0.0.1:{stage.relay.port}"'
     for line, value in {
         'otp_retries_total{attempt="1"}': 1,
         'otp_attempts_total{met="deferred"}': 1,
@@ -48,11 +49,11 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
         'otp_received_total{lane="jobs"}': 1,
         'otp_received_total{lane="due"}': 1,
         "otp_time_to_accept_seconds_count": 1,
-        'otp_relay_gate{state="open"}': 1,
-        'otp_relay_replies_total{code="250"}': 1,
-        'otp_relay_replies_total{code="451"}': 1,
-        "otp_relay_connections_limit": 20,
-        "otp_relay_sends_in_flight": 0,
+        f'otp_relay_gate{{{relay},state="open"}}': 1,
+        f'otp_relay_replies_total{{code="250",{relay}}}': 1,
+        f'otp_relay_replies_total{{code="451",{relay}}}': 1,
+        f"otp_relay_connections_limit{{{relay}}}": 20,
+        f"otp_relay_sends_in_flight{{{relay}}}": 0,
         'otp_window_size{lane="high"}': 200,
         "otp_broker_connected": 1,
         'otp_phase{state="consuming"}': 1,

@@ -38,7 +38,7 @@ async def test_many_mails_share_few_connections(relay: ScriptedRelay):
         assert all(isinstance(outcome, Accepted) for outcome in outcomes)
         assert {mail.recipient for mail in relay.accepted} == {f"u{at}@example.com" for at in range(60)}
         assert relay.connections <= 3
-        state = smtp.look()
+        state = smtp.look()[0]
         assert (state.replies, state.sending, state.waiting) == ({"250": 60}, 0, 0)
 
 
@@ -69,7 +69,7 @@ async def test_a_refused_mail_keeps_the_connection(relay: ScriptedRelay, step: s
         assert isinstance(refused, kind)
         assert str(refused.reply) == f"{reply} (to {step.upper()})"
         assert isinstance(await send(smtp, "second@example.com"), Accepted)
-        assert smtp.look().gate == "open"
+        assert smtp.look()[0].gate == "open"
     assert [mail.recipient for mail in relay.accepted] == ["second@example.com"]
     assert relay.connections == 1
 
@@ -119,7 +119,7 @@ async def test_a_fresh_connection_lost_before_the_final_dot_is_the_relay_s_troub
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
         assert outcome.trouble == "unreachable"
-        assert smtp.look().gate == "closed"
+        assert smtp.look()[0].gate == "closed"
     assert relay.accepted == []
 
 
@@ -131,7 +131,7 @@ async def test_a_connection_that_went_stale_costs_a_reconnect_and_no_job(relay: 
         assert isinstance(await send(smtp), Accepted)
         relay.then("mail", fault)
         assert isinstance(await send(smtp), Accepted)
-        assert smtp.look().gate == "open"
+        assert smtp.look()[0].gate == "open"
     assert relay.connections == 2
 
 
@@ -149,7 +149,7 @@ async def test_a_goodbye_to_an_idle_connection_is_heard(relay: ScriptedRelay):
         await send(smtp)
         [talk] = relay._talks.values()
         await talk.say("421 4.4.2 idle for too long")
-        await relay.wait(lambda: smtp.look().connections == 0, "end of the connection")
+        await relay.wait(lambda: smtp.look()[0].connections == 0, "end of the connection")
         assert isinstance(await send(smtp), Accepted)
 
 
@@ -161,7 +161,7 @@ async def test_421_in_the_middle_is_the_relay_s_trouble(relay: ScriptedRelay, st
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
         assert outcome.error == f"421 4.3.0 shutting down (to {step.upper()})"
-        assert smtp.look().gate == "closed"
+        assert smtp.look()[0].gate == "closed"
     assert len(relay.accepted) == 1
 
 
@@ -205,7 +205,7 @@ async def test_closing_does_not_wait_for_a_relay_that_is_silent(relay: ScriptedR
         on_wire = asyncio.create_task(send(smtp))
         await relay.wait(lambda: "DATA" in relay.commands(), "mail on the wire")
         waiting = asyncio.create_task(send(smtp))
-        await relay.wait(lambda: smtp.look().waiting == 1, "waiting job")
+        await relay.wait(lambda: smtp.look()[0].waiting == 1, "waiting job")
         begun = time.monotonic()
         await smtp.close(grace_s=0.2)
         assert time.monotonic() - begun < 2
@@ -222,7 +222,7 @@ async def test_a_cancelled_send_that_waits_gives_its_place_up(relay: ScriptedRel
         first = asyncio.create_task(send(smtp, "first@example.com"))
         await relay.wait(lambda: "DATA" in relay.commands(), "mail on the wire")
         second = asyncio.create_task(send(smtp, "second@example.com"))
-        await relay.wait(lambda: smtp.look().waiting == 1, "waiting job")
+        await relay.wait(lambda: smtp.look()[0].waiting == 1, "waiting job")
         second.cancel()
         assert isinstance(await send(smtp, "third@example.com"), Accepted)
         assert isinstance(await first, Accepted)
@@ -245,7 +245,7 @@ async def test_urgent_jobs_pass_those_that_wait(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.02))
     async with client(relay, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
-        await relay.wait(lambda: smtp.look().sending == 1, "mail on the wire")
+        await relay.wait(lambda: smtp.look()[0].sending == 1, "mail on the wire")
         rest = [asyncio.create_task(send(smtp, f"rank{rank}@example.com", rank=rank)) for rank in (3, 2, 1, 0)]
         await asyncio.gather(first, *rest)
     order = [mail.recipient for mail in relay.accepted]
@@ -256,10 +256,10 @@ async def test_a_connection_is_kept_for_urgent_jobs(relay: ScriptedRelay):
     relay.always("body", SILENCE)
     async with client(relay, pool_size=3) as smtp:
         slow = [asyncio.create_task(send(smtp)) for _ in range(5)]
-        await relay.wait(lambda: smtp.look().sending == 2, "two mails on the wire")
+        await relay.wait(lambda: smtp.look()[0].sending == 2, "two mails on the wire")
         relay.always("body", None)
         assert isinstance(await send(smtp, rank=0), Accepted)
-        assert (smtp.look().sending, smtp.look().waiting) == (2, 3)
+        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (2, 3)
         relay.cut()
         await asyncio.gather(*slow)
 
@@ -268,7 +268,7 @@ async def test_a_job_whose_turn_does_not_come_lapses_at_its_deadline(relay: Scri
     relay.always("body", SILENCE)
     async with client(relay, pool_size=1) as smtp:
         on_wire = asyncio.create_task(send(smtp))
-        await relay.wait(lambda: smtp.look().sending == 1, "mail on the wire")
+        await relay.wait(lambda: smtp.look()[0].sending == 1, "mail on the wire")
         begun = time.monotonic()
         assert await send(smtp, life_ms=200) == Lapsed()
         assert 0.15 < time.monotonic() - begun < 1

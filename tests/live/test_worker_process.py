@@ -215,7 +215,7 @@ async def test_at_a_stop_the_mail_on_the_wire_is_finished_and_the_rest_goes_back
     await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(20)))
 
     async def sending() -> bool:
-        return await worker.metric("otp_relay_sends_in_flight") >= 1
+        return await worker.metric(f'otp_relay_sends_in_flight{{relay="127.0.0.1:{stage.relay.port}"}}') >= 1
 
     await until(sending, "a mail on the wire")
     assert await worker.stop() in {0, -signal.SIGTERM}

@@ -35,11 +35,11 @@ def test_a_retry_carries_count_id_and_first_sight_and_every_key_of_the_producer(
 
 
 def test_that_the_relay_may_have_it_is_kept_until_the_end_and_believed_only_from_us() -> None:
-    first = copies.retry(arrival(), job_id="j", attempts_made=1, inject=nothing, uncertain=True)
-    assert first.headers["x-otp-uncertain"] == 1
+    first = copies.retry(arrival(), job_id="j", attempts_made=1, inject=nothing, uncertain="relay:25")
+    assert first.headers["x-otp-uncertain"] == "relay:25"
     due = arrival(lane="due", headers=first.headers)
-    assert copies.retry(due, job_id="j", attempts_made=2, inject=nothing).headers["x-otp-uncertain"] == 1
-    theirs = arrival(headers={"x-otp-uncertain": 1})
+    assert copies.retry(due, job_id="j", attempts_made=2, inject=nothing).headers["x-otp-uncertain"] == "relay:25"
+    theirs = arrival(headers={"x-otp-uncertain": "relay:25"})
     assert "x-otp-uncertain" not in copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers
 
 

@@ -37,7 +37,7 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
         (Rejected(Reply(550, "5.1.1", "no", "rcpt")), Dead("rejected", "550 5.1.1 no (to RCPT)", 1)),
         (Broken("template otp/body.txt: x"), Dead("crashed", "template otp/body.txt: x", 0)),
         (Deferred(LATER), Retry(1150, 1, "451 4.3.0 later (to RCPT)")),
-        (Uncertain("lost"), Retry(1150, 1, "lost", uncertain=True)),
+        (Uncertain("lost", "relay:25"), Retry(1150, 1, "lost", uncertain="relay:25")),
         (Unavailable("unreachable", "refused"), Hold()),
         (Lapsed(), Park(30000)),
     ],
@@ -46,7 +46,7 @@ def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
     assert judge(outcome) == settlement
 
 
-@pytest.mark.parametrize("outcome", [Deferred(LATER), Uncertain("lost")])
+@pytest.mark.parametrize("outcome", [Deferred(LATER), Uncertain("lost", "relay:25")])
 def test_the_last_attempt_exhausts(outcome: Outcome) -> None:
     retry = judge(outcome, attempts_made=2)
     assert isinstance(retry, Retry)
@@ -58,7 +58,7 @@ def test_the_last_attempt_exhausts(outcome: Outcome) -> None:
 
 def test_a_mail_that_the_relay_may_have_is_not_sent_again_where_that_is_not_wanted() -> None:
     settlement = decide(
-        Uncertain("lost"),
+        Uncertain("lost", "relay:25"),
         attempts_made=0,
         now_ms=NOW,
         expires_ms=EXPIRES,
@@ -94,7 +94,7 @@ def test_an_expired_job_is_not_admitted() -> None:
 def test_what_a_relay_quotes_is_blotted_out() -> None:
     told = without_secrets(Rejected(Reply(550, None, "<u@x.y> 123456\r\nno", "rcpt")), "123456", "u@x.y")
     assert told == Rejected(Reply(550, None, "<***> *** no", "rcpt"))
-    assert without_secrets(Uncertain("lost 123456"), "123456") == Uncertain("lost ***")
+    assert without_secrets(Uncertain("lost 123456", "relay:25"), "123456") == Uncertain("lost ***", "relay:25")
     assert without_secrets(Lapsed(), "123456") == Lapsed()
 
 

@@ -101,7 +101,9 @@ async def test_a_job_is_rendered_sent_and_settled_in_this_order() -> None:
     assert await rooms.deliver(job()) == Ack("sent")
     assert rooms.steps == ["render", "send", "settle"]
     assert rooms.told == [("met", OK), ("settled", Ack("sent"))]
-    assert rooms.asked == [{"rank": 2, "lane": "jobs", "expires_ms": NOW + 900_000, "deadline_ms": NOW + 900_000}]
+    assert rooms.asked == [
+        {"rank": 2, "lane": "jobs", "expires_ms": NOW + 900_000, "deadline_ms": NOW + HOLD_LIMIT_MS, "prefer": None}
+    ]
 
 
 async def test_a_job_that_comes_again_is_composed_apart() -> None:

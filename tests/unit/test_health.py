@@ -11,7 +11,9 @@ NOW = 1_700_000_000_000
 LANES = tuple(LaneState(lane, f"q.{lane}", 10, consumers=1) for lane in ("jobs", "high", "due"))
 BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
-GOOD = WorkerState("consuming", BROKER, RELAY)
+GOOD = WorkerState("consuming", BROKER, (RELAY,))
+SHUT = replace(RELAY, gate="closed", trouble="tls_failed", error="expired")
+PROBED = replace(RELAY, gate="half_open", trouble="throttled")
 
 
 def test_all_is_well() -> None:
@@ -33,8 +35,16 @@ def test_all_is_well() -> None:
         ),
         (replace(GOOD, broker=replace(BROKER, blocked=True)), "degraded", "memory or disk"),
         (replace(GOOD, broker=replace(BROKER, error="odd")), "degraded", "odd"),
-        (replace(GOOD, relay=replace(RELAY, gate="closed", trouble="tls_failed")), "unhealthy", "tls_failed"),
-        (replace(GOOD, relay=replace(RELAY, gate="half_open", trouble="throttled")), "degraded", "throttled"),
+        (replace(GOOD, relays=(SHUT,)), "unhealthy", "tls_failed"),
+        (replace(GOOD, relays=(PROBED,)), "degraded", "throttled"),
+        (
+            replace(GOOD, relays=(SHUT, RELAY)),
+            "degraded",
+            "the gate is closed, tls_failed: expired; relay:25: the gate is open",
+        ),
+        (replace(GOOD, relays=(replace(RELAY, stalled=True),)), "degraded", "does not answer"),
+        (replace(GOOD, relays=(SHUT, PROBED)), "degraded", "probing"),
+        (replace(GOOD, relays=(SHUT, SHUT)), "unhealthy", "tls_failed"),
     ],
 )
 def test_each_trouble_is_seen_and_told(state: WorkerState, status: str, text: str) -> None:
@@ -44,4 +54,4 @@ def test_each_trouble_is_seen_and_told(state: WorkerState, status: str, text: st
 
 
 def test_without_worker_nothing_can_be_wrong() -> None:
-    assert worst(checks(WorkerState("http_only", None, None), NOW)) == "healthy"
+    assert worst(checks(WorkerState("http_only", None, ()), NOW)) == "healthy"

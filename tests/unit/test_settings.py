@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from otp_stream.settings import Settings, is_loopback, load
+from otp_stream.settings import FallbackRelay, Settings, is_loopback, load
 
 LOGIN = {"smtp_host": "smtp.example.com", "smtp_user": "u", "smtp_pass": "hunter2", "sender_email": "A <a@b.c>"}
 
@@ -130,3 +130,44 @@ def test_workers_of_one_deployment_share_a_hash_key_and_others_do_not_know_it() 
         for url in ("amqp://a:b@h1/", "amqp://a:b@h2/", "amqp://a:c@h1/")
     ]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_fallback_relays_are_read_in_order() -> None:
+    urls = "smtp://u:p%40ss@one.example.com, smtps://two.example.com:2465,smtp://127.0.0.1:2525?tls=none"
+    settings, problems = load(smtp_fallback_urls=urls, **LOGIN)
+    assert problems == []
+    assert settings.fallbacks == [
+        FallbackRelay("one.example.com", 587, "starttls", "u", "p@ss"),
+        FallbackRelay("two.example.com", 2465, "implicit", None, None),
+        FallbackRelay("127.0.0.1", 2525, "none", None, None),
+    ]
+    shown = settings.shown()["smtp_fallback_urls"]
+    assert shown == ["one.example.com:587", "two.example.com:2465", "127.0.0.1:2525"]
+    assert "p@ss" not in repr(settings.fallbacks)
+
+
+@pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ("relay.example.com:587", "must look like smtp://user:password@host:587"),
+        ("smtp://", "must look like"),
+        ("smtp://hunter2@h", "both a user and a password"),
+        ("smtp://u:hunter2@h/x", "nothing else"),
+        ("smtp://u:hunter2#@h", "in a password write"),
+        ("smtp://u:hunter2@h?tls=maybe", "nothing else"),
+        ("smtps://u:hunter2@h?tls=none", "leave ?tls= out"),
+        ("smtp://u:hunter2@h:99999", "port"),
+    ],
+)
+def test_a_bad_fallback_relay_is_named_by_its_place_and_not_quoted(url: str, cure: str) -> None:
+    _, [problem] = load(smtp_fallback_urls=f"smtp://good.example.com,{url}")
+    assert problem.startswith("SMTP_FALLBACK_URLS: entry 2 ")
+    assert cure in problem
+    assert "hunter2" not in problem
+
+
+def test_production_refuses_a_fallback_in_the_clear() -> None:
+    production = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h", **LOGIN}
+    _, [problem] = load(smtp_fallback_urls="smtp://relay.example.com?tls=none", **production)
+    assert problem.startswith("SMTP_FALLBACK_URLS: tls=none is refused in production to relay.example.com")
+    assert load(smtp_fallback_urls="smtp://localhost?tls=none", **production)[1] == []

@@ -1,0 +1,237 @@
+"""One relay of those that are configured: its gate, its connections, and what its answers mean for both."""
+
+from collections import Counter
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+from otp_stream.core.mail import Mail
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Unavailable, Uncertain
+from otp_stream.core.state import RelayState
+
+from .config import RelayConfig
+from .connection import Connection
+from .gate import Gate, Pauses
+from .pool import Pool
+from .reply import classify
+from .turns import URGENT, Turn, Turns
+from .wire import TroubleError
+
+STALLED_S = 10.0
+"""A relay that has work and gives no answer for so long is passed by, where there is another."""
+
+
+class Dispatcher(Protocol):
+    """Who has the jobs that wait, and all lines."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more turns are given."""
+        ...
+
+    def waiting_for(self, line: "Line") -> tuple[int, int]:
+        """How many jobs this line may take now: urgent ones, and others."""
+        ...
+
+    def next_for(self, line: "Line", *, urgent_only: bool) -> Turn | None:
+        """Take the job whose turn it is."""
+        ...
+
+    def push(self, turn: Turn) -> None:
+        """Let a job wait."""
+        ...
+
+    def wants(self, turn: Turn) -> bool:
+        """Whether the job is still ours."""
+        ...
+
+    def serve(self) -> None:
+        """Give turns to whichever line may have one."""
+        ...
+
+    def gate_changed(self, line: "Line") -> None:
+        """Take note that a gate opened or closed."""
+        ...
+
+
+class Line:
+    """Sends what its dispatcher gives it. Nothing connects before the first job."""
+
+    def __init__(
+        self, config: RelayConfig, dispatcher: Dispatcher, now_ms: Callable[[], int], fraction: Callable[[], float]
+    ) -> None:
+        self.config = config
+        self.own = Turns()
+        """Jobs that are for this relay alone while it takes any: it may have their mail already."""
+        self.gate = Gate(now_ms(), fraction)
+        self.pool = Pool(config, self)
+        self._dispatcher = dispatcher
+        self._now_ms = now_ms
+        self._growth = Pauses(fraction)
+        self._grow_from_ms = 0
+        # some connections are kept for urgent jobs, so that a flood of others cannot hold them all
+        kept = max(1, config.pool_size // 20) if config.pool_size > 1 else 0
+        self._ordinary_limit = config.pool_size - kept
+        self._ordinary = 0
+        self._sending = 0
+        self._heard_at = monotonic()
+        self._replies: Counter[int] = Counter()
+        self._suspect: Mail | None = None
+        """The mail that closed the gate: the probe is another one's, lest one mail keep it shut."""
+
+    def look(self) -> RelayState:
+        """Return what there is to know at this moment."""
+        gate = self.gate
+        return RelayState(
+            name=self.config.name,
+            gate=gate.state,
+            since_ms=gate.since_ms,
+            trouble=gate.trouble,
+            error=gate.error,
+            probe_ms=gate.probe_ms,
+            size=self.config.pool_size,
+            connections=len(self.pool.open),
+            sending=self._sending,
+            waiting=len(self.own),
+            stalled=self.stalled,
+            connects=self.pool.connects,
+            replies={str(code): count for code, count in self._replies.items()},
+        )
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has something to answer and does not."""
+        return self._busy and monotonic() - self._heard_at > STALLED_S
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._sending or self.pool.opening)
+
+    def serve(self) -> None:
+        """Give what waits to the connections that rest; set up more if that is not enough."""
+        idle = self.pool.idle
+        while idle:
+            connection = idle.pop()
+            if not self._occupy(connection):
+                idle.append(connection)
+                break
+        self._grow()
+
+    def pulse(self, now_ms: int) -> None:
+        """Look after time limits; the gate opens half when its pause is over."""
+        self.pool.pulse()
+        if self.gate.half_open(now_ms):
+            self._dispatcher.gate_changed(self)
+
+    # the pool and its connections call from here on
+
+    def free(self, connection: Connection) -> None:
+        """Give the connection its next mail, or let it rest."""
+        self._heard_at = monotonic()
+        if connection.fresh:
+            self._growth.reset()
+        if self.pool.usable(connection) and not self._occupy(connection):
+            self.pool.rest(connection)
+        self._grow()
+
+    def wants(self, turn: Turn) -> bool:
+        """Tell whether the job is still ours, as far as can be known at this moment."""
+        return self._dispatcher.wants(turn)
+
+    def ended(self, turn: Turn, outcome: Outcome) -> None:
+        """Hand out what the relay said of a mail."""
+        if isinstance(outcome, Accepted | Rejected | Deferred):
+            self._replies[outcome.reply.code] += 1
+        self._off_the_wire(turn, outcome)
+
+    def broke(self, connection: Connection, turn: Turn | None, error: TroubleError) -> None:
+        """Decide what a lost connection means for the mail that was on it."""
+        self._heard_at = monotonic()
+        self.pool.forget(connection)
+        if turn is None:
+            pass
+        elif turn.refusal is not None and (outcome := classify(turn.refusal)) is not None:
+            self.ended(turn, outcome)
+        elif turn.written:
+            self._off_the_wire(turn, Uncertain(f"{error}, after the final dot", self.config.name))
+        elif self._dispatcher.closed:
+            self._count(turn, -1)
+            turn.result.cancel()
+        elif turn.withdrawn or (not connection.fresh and not (turn.answered and turn.losses)):
+            # a connection that went stale is no news of the relay, and nothing of the mail has left
+            turn.losses += not turn.withdrawn
+            self._count(turn, -1)
+            self.gate.probing = self.gate.probing and not turn.probe
+            turn.probe = False
+            self._dispatcher.push(turn)
+        else:
+            self._off_the_wire(turn, Unavailable(error.trouble, str(error)))
+        self._dispatcher.serve()
+
+    def unopened(self, error: TroubleError) -> None:
+        """Close the gate when no connection can be had; while others work, only stop growing for a while."""
+        if self.pool.open:
+            self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.trouble)
+            return
+        turn = self._dispatcher.next_for(self, urgent_only=False)
+        if self.gate.close(error.trouble, str(error), self._now_ms()):
+            if turn is not None:
+                turn.end(Unavailable(error.trouble, str(error)))
+            self._dispatcher.gate_changed(self)
+        elif turn is not None:
+            self._dispatcher.push(turn)
+
+    def _occupy(self, connection: Connection) -> bool:
+        while turn := self._take():
+            refusal = connection.start(turn)
+            if refusal is None:
+                self._heard_at = self._heard_at if self._busy else monotonic()
+                turn.probe = self.gate.probing = self.gate.state == "half_open"
+                self._count(turn, 1)
+                return True
+            turn.end(Rejected(refusal))
+        return False
+
+    def _take(self) -> Turn | None:
+        if not self.gate.passable:
+            return None
+        urgent_only = self._ordinary >= self._ordinary_limit
+        turn = self._dispatcher.next_for(self, urgent_only=urgent_only)
+        if (
+            turn is not None
+            and turn.mail == self._suspect
+            and (other := self._dispatcher.next_for(self, urgent_only=urgent_only))
+        ):
+            self._dispatcher.push(turn)
+            self._suspect, turn = None, other
+        return turn
+
+    def _grow(self) -> None:
+        if self.pool.room <= 0 or not self.gate.passable:
+            return
+        urgent, others = self._dispatcher.waiting_for(self)
+        if not urgent + others or (self.pool.open and self._now_ms() < self._grow_from_ms):
+            return
+        self._heard_at = self._heard_at if self._busy else monotonic()
+        ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
+        self.pool.grow(urgent + ordinary if self.gate.state == "open" else 1)
+
+    def _off_the_wire(self, turn: Turn, outcome: Outcome) -> None:
+        self._count(turn, -1)
+        now_ms = self._now_ms()
+        match outcome:
+            case Unavailable(trouble, error):
+                changed = self.gate.close(trouble, error, now_ms, probe=turn.probe)
+                self._suspect = turn.mail if changed else self._suspect
+            case Uncertain(error) if turn.probe:
+                changed = self.gate.close("unreachable", error, now_ms, probe=True)
+            case _:
+                changed = turn.probe and self.gate.open(now_ms)
+        turn.end(outcome)
+        if changed:
+            self._dispatcher.gate_changed(self)
+
+    def _count(self, turn: Turn, change: int) -> None:
+        self._sending += change
+        if turn.rank >= URGENT:
+            self._ordinary += change
