@@ -18,7 +18,7 @@ dev: $(DEV_READY)  ## The same, started anew at every change of the code
 		--reload --app-dir $(CURDIR) --extension html --extension txt --extension css
 
 test: $(DEV_READY)  ## Every test, on a real RabbitMQ, real SMTP, real Chromium
-	@$(BIN)/python tests/ground.py $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+	@$(BIN)/python tests/ground.py $(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 faults: $(DEV_READY)  ## The fault suite alone, and its table; FAULTS_SEED and FAULTS_ROUNDS make it long
 	@rm -f .faults.jsonl

@@ -3,14 +3,20 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from rabbitmq import Rabbit, rabbit
 from smtp_relay import ScriptedRelay
 from worker import SCRIPT, Worker, settings
+from xdist.scheduler import LoadScopeScheduling
+
+SHARED = ("test_cluster.py", "test_operators.py")
+"""Files whose tests share a RabbitMQ that is costly to start: each runs in one process."""
 
 
 @dataclass
@@ -40,6 +46,17 @@ class Stage:
         return worker
 
 
+class _Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(SHARED) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Hand tests out one by one, but for those that share a server."""
+    return _Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_url() -> str:
     """Return the RabbitMQ of the live tests; `make test` finds or starts one."""
@@ -49,9 +66,16 @@ def rabbitmq_url() -> str:
 @pytest.fixture
 async def stage(rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
     """Set the stage; every worker is gone at the end."""
+    async with set_stage(rabbitmq_url, tmp_path) as stage:
+        yield stage
+
+
+@asynccontextmanager
+async def set_stage(url: str, folder: Path, *, tidy: bool = True) -> AsyncIterator[Stage]:
+    """Set a stage on this RabbitMQ."""
     name = f"t{uuid4().hex[:10]}"
-    async with rabbit(rabbitmq_url, name, name) as client, ScriptedRelay() as relay:
-        stage = Stage(rabbitmq_url, client, relay, tmp_path)
+    async with rabbit(url, name, name, tidy=tidy) as client, ScriptedRelay() as relay:
+        stage = Stage(url, client, relay, folder)
         try:
             yield stage
         finally:

@@ -1,6 +1,7 @@
 """The checker: what was published, what the relay accepted, what died. It knows nothing of the worker's insides."""
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from aio_pika import Message
+from aio_pika.exceptions import AMQPError
 from rabbitmq import Rabbit
 from smtp_relay import Received, ScriptedRelay
 from worker import CODE
@@ -69,11 +71,20 @@ class Ledger:
         await self.bury()
 
     async def bury(self) -> None:
-        """Take note of the dead letters."""
+        """Take note of the dead letters. Where the broker is in trouble, some other time."""
+        try:
+            async with asyncio.timeout(5):
+                await self._bury()
+        except (AMQPError, TimeoutError, RuntimeError):
+            with contextlib.suppress(AMQPError, OSError):
+                await self.rabbit.call()
+
+    async def _bury(self) -> None:
         queue = await self.rabbit.channel.get_queue(f"{self.rabbit.prefix}.dead", ensure=False)
-        while (letter := await queue.get(no_ack=True, fail=False)) is not None:
+        while (letter := await queue.get(fail=False)) is not None:
             reason = str(letter.headers["x-otp-reason"])
-            self.died[str(letter.headers["x-otp-job-id"])] = (reason, time.monotonic())
+            self.died.setdefault(str(letter.headers["x-otp-job-id"]), (reason, time.monotonic()))
+            await letter.ack()
 
     @property
     def accepted(self) -> list[Received]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aio_pika.exceptions import ChannelClosed
+from aio_pika.exceptions import AMQPError, ChannelClosed
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """The program itself: the wrapper on the path changes user and folder."""
 _START_S = 60
+_COOKIE = "OTPSTREAMTESTS"
 T = TypeVar("T")
 
 
@@ -50,6 +52,12 @@ class Node:
     tls: tuple[Path, Path, Path] | None = None
     """Authority, certificate and key for `tls_port`."""
     tls_port: int = field(default_factory=free_port)
+    settings: tuple[str, ...] = ()
+    """Further lines of its configuration."""
+
+    @property
+    def name(self) -> str:
+        return f"n{self.port}@localhost"
 
     @property
     def url(self) -> str:
@@ -60,7 +68,7 @@ class Node:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\nlog.console = false\n"
-            "disk_free_limit.absolute = 50MB\n" + self._tls_lines()
+            "disk_free_limit.absolute = 50MB\n" + "".join(f"{line}\n" for line in self.settings) + self._tls_lines()
         )
         (self.folder / "plugins").write_text("[].\n")
         here = str(self.folder)
@@ -68,7 +76,8 @@ class Node:
             "PATH": os.environ["PATH"],
             "HOME": here,
             "LANG": "C.UTF-8",
-            "RABBITMQ_NODENAME": f"n{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel net_ticktime 4",
             "RABBITMQ_DIST_PORT": str(self.dist_port),
             "RABBITMQ_CONFIG_FILE": f"{here}/rabbitmq.conf",
             "RABBITMQ_MNESIA_BASE": f"{here}/mnesia",
@@ -94,11 +103,11 @@ class Node:
             "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n"
         )
 
-    def control(self, *arguments: str) -> None:
-        """Steer it with rabbitmqctl."""
+    def control(self, *arguments: str, program: str = "rabbitmqctl") -> str:
+        """Steer it with one of RabbitMQ's programs; returns what that printed."""
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
-        command = [SERVER.parent / "rabbitmqctl", "-n", f"n{self.port}@localhost", *arguments]
-        subprocess.run(command, env=env, check=True, capture_output=True, cwd=self.folder)
+        command = [SERVER.parent / program, "-q", "-n", self.name, *arguments]
+        return subprocess.run(command, env=env, check=True, capture_output=True, cwd=self.folder, text=True).stdout
 
     def stop(self) -> None:
         """Kill it, as a machine that loses its power would."""
@@ -112,6 +121,50 @@ class Node:
         """Kill it and delete its files."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Cluster:
+    """Three nodes on this machine; a minority of them pauses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = [Node(folder / str(at)) for at in range(3)]
+        peers = [f"cluster_formation.classic_config.nodes.{at} = {it.name}" for at, it in enumerate(self.nodes, 1)]
+        for node in self.nodes:
+            node.settings = ("cluster_partition_handling = pause_minority", *peers)
+
+    def start(self) -> None:
+        """Start all; the others join the first."""
+        first, *others = self.nodes
+        for node in self.nodes:
+            node.folder.mkdir(parents=True)
+            cookie = node.folder / ".erlang.cookie"
+            cookie.write_text(_COOKIE)
+            cookie.chmod(0o400)
+        first.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.start, others))
+
+    def cut_off(self, node: Node) -> None:
+        """Let nothing pass between this node and the others; all of them live."""
+        others = [it.name for it in self.nodes if it is not node]
+        apart = "".join(f"erlang:set_cookie('{it}', apart), erlang:disconnect_node('{it}'), " for it in others)
+        node.control("eval", f"{apart} ok.")
+
+    def join_again(self, node: Node) -> None:
+        """End that."""
+        others = [it.name for it in self.nodes if it is not node]
+        node.control("eval", "".join(f"erlang:set_cookie('{it}', '{_COOKIE}'), " for it in others) + "ok.")
+
+    def move_leaders(self) -> None:
+        """Have every queue led by another node, as a rolling restart does, one node after the other."""
+        for node in self.nodes:
+            node.control("drain", program="rabbitmq-upgrade")
+            node.control("revive", program="rabbitmq-upgrade")
+
+    def remove(self) -> None:
+        """Kill them and delete their files."""
+        for node in self.nodes:
+            node.remove()
 
 
 def speaks_amqp(port: int, host: str = "127.0.0.1") -> bool:
@@ -129,12 +182,21 @@ def speaks_amqp(port: int, host: str = "127.0.0.1") -> bool:
 class Rabbit:
     """A producer and onlooker, as there are many."""
 
+    url: str
     connection: aio_pika.abc.AbstractConnection
     queue: str
     prefix: str
     channel: AbstractChannel
     ladders: set[tuple[int, int, int]] = field(default_factory=lambda: {(1000, 30000, 3)})
     """Base and longest delay, milliseconds, and retries of every worker that made its wait queues here."""
+
+    async def call(self, url: str | None = None) -> None:
+        """Open the connection anew, perhaps to another node."""
+        self.url = url or self.url
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.connection.close(), 2)
+        self.connection = await aio_pika.connect(self.url)
+        self.channel = await self.connection.channel()
 
     async def declare(self, name: str | None = None, **arguments: Any) -> None:
         """Declare the jobs queue as producers do: plain and durable (or with arguments, to be odd)."""
@@ -174,6 +236,19 @@ class Rabbit:
         await until(more, f"{count} messages in {name}, only {len(taken)}", timeout)
         return taken
 
+    async def tidy(self) -> None:
+        """Delete every queue and exchange of this test, once the broker lets us."""
+
+        async def removed() -> bool:
+            try:
+                await self.call()
+                await self.remove()
+            except AMQPError:
+                return False
+            return True
+
+        await until(removed, "tidy broker", 60)
+
     async def remove(self) -> None:
         """Delete every queue and exchange of this test."""
         for name in self._names():
@@ -191,14 +266,13 @@ class Rabbit:
 
 
 @asynccontextmanager
-async def rabbit(url: str, queue: str, prefix: str) -> AsyncIterator[Rabbit]:
+async def rabbit(url: str, queue: str, prefix: str, *, tidy: bool = True) -> AsyncIterator[Rabbit]:
     """Connect; what the test left behind is deleted at the end."""
     connection = await aio_pika.connect(url)
+    client = Rabbit(url, connection, queue, prefix, await connection.channel())
     try:
-        client = Rabbit(connection, queue, prefix, await connection.channel())
         yield client
-        if not connection.is_closed:
-            client.channel = await connection.channel()
-            await client.remove()
+        if tidy:
+            await client.tidy()
     finally:
-        await connection.close()
+        await client.connection.close()

@@ -1,14 +1,15 @@
-"""The connection to RabbitMQ: waited for, repaired, watched, and left in good order."""
+"""The connections to RabbitMQ: waited for, repaired, watched, and left in good order."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import structlog
-from aio_pika import Message
+from aio_pika import Message, RobustConnection, connect_robust
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import Channel, RabbitBroker
 from faststream.rabbit.subscriber import RabbitSubscriber
@@ -20,6 +21,7 @@ from otp_stream.tasks import forever
 from .arrival import now_ms
 from .control import TROUBLES, Control
 from .events import Events
+from .intake import Intake
 from .lane import LaneConsumer
 from .topology import Topology
 
@@ -28,12 +30,18 @@ HEARTBEAT_S = 10
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 _CANCEL_TIMEOUT_S = 3.0
 _READY_S = 0.05
+_CONFIRM_TIMEOUT_S = 10.0
+_EVENTS = Channel(publisher_confirms=False)
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class OtpBroker(RabbitBroker):
-    """FastStream's broker, which waits for RabbitMQ at start, and stops intake before it drains at the end."""
+    """FastStream's broker, which waits for RabbitMQ at start, and stops intake before it drains at the end.
+
+    It has two connections: a RabbitMQ that is short of memory or disk reads nothing more from one that publishes, and
+    acknowledgements would be stuck behind.
+    """
 
     def __init__(self, url: str, *, shown_url: str, topology: Topology, enabled: bool) -> None:
         url = _with_heartbeat(url)
@@ -57,7 +65,11 @@ class OtpBroker(RabbitBroker):
         self._enabled = enabled
         self._control = Control(url, topology)
         self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
+        self._intake = Intake(self._control.exists)
+        self._inlet: RobustConnection | None = None
+        self._away: set[AbstractConnection | None] = set()
         self._repair = asyncio.Event()
+        self._why: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -78,18 +90,34 @@ class OtpBroker(RabbitBroker):
         _log.info("consuming", broker=self._state.url, queues=[lane.queue for lane in self.lanes])
         self._tasks = [
             asyncio.create_task(forever(self._keep_topology, "topology")),
+            asyncio.create_task(forever(partial(self._intake.keep, self._rabbit_subscribers), "intake")),
             asyncio.create_task(forever(self._publish_events, "events")),
         ]
+
+    @property
+    def _rabbit_subscribers(self) -> list[RabbitSubscriber]:
+        return [subscriber for subscriber in self.subscribers if isinstance(subscriber, RabbitSubscriber)]
+
+    async def _connect(self) -> RobustConnection:
+        # FastStream's own connection publishes: the channels for it are made here, all later ones are the consumers'
+        outlet = await super()._connect()
+        await self.config.channel_manager.get_channel(_EVENTS)
+        self._inlet = cast("RobustConnection", await connect_robust(**self._connection_kwargs))
+        self._inlet.close_callbacks.add(self._lost)
+        self._inlet.reconnect_callbacks.add(self._back)
+        self.config.channel_manager.connect(self._inlet)
+        return outlet
 
     async def _try_to_start(self) -> bool:
         try:
             await self._control.apply(self.lanes)
-            await super().start()
+            await self.connect()
+            await self._intake.start(self._rabbit_subscribers)
+            self.running = True
         except TROUBLES as error:
             self._note(connected=False, error=_told(error))
             _log.warning("waiting for RabbitMQ", broker=self._state.url, error=_told(error))
-            with contextlib.suppress(*TROUBLES):
-                await super().stop()
+            await self._hang_up()
             return False
         return True
 
@@ -103,11 +131,12 @@ class OtpBroker(RabbitBroker):
             self._note(error=_told(error))
             return
         self._note(dead=dead, waiting=waiting, looked_ms=now_ms(), blocked=await self._is_blocked())
+        self._why = self._why if missing else None
         if missing:
             self.repair(f"missing at the broker: {', '.join(missing)}")
 
     async def _is_blocked(self) -> bool:
-        # the broker said `connection.blocked`: it is short of memory or disk, and reads no more publishes
+        # the broker said `connection.blocked`: it reads nothing more from the connection that publishes
         transport = self._connection.transport if self._connection else None
         if transport is None:
             return False
@@ -120,22 +149,44 @@ class OtpBroker(RabbitBroker):
 
     def repair(self, why: str) -> None:
         """Have the topology applied again soon."""
-        if not self._repair.is_set():
+        if why != self._why:  # a queue that stays away is news once
             _log.warning("topology is checked again", reason=why)
-            self._repair.set()
+        self._why = why
+        self._repair.set()
 
-    async def confirmed(self, message: Message, *, exchange: str, routing_key: str) -> None:
-        """Publish, mandatory and confirmed; raises when the broker returns it, refuses it or is away."""
+    async def confirmed(self, message: Message, *, exchange: str, routing_key: str, afresh: bool = False) -> None:
+        """Publish, mandatory and confirmed; raises when the broker returns it, refuses it or is away.
+
+        `afresh` goes over a channel of its own, which is what another try needs: a quorum queue goes on refusing a
+        channel that it has refused, even when its limit is lifted, and after a message that was lost to a change of
+        leader it takes no later one from the same channel.
+
+        Raises `TimeoutError` when it gives no word, unless it said that it takes no publishes at present: what waits in
+        the connection would go out as well as what is published again.
+        """
+        publish = self._publish_afresh if afresh else self._publish
+        publishing = asyncio.create_task(publish(message, exchange, routing_key))
+        try:
+            while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
+                if not await self._is_blocked():
+                    raise TimeoutError
+            await publishing
+        finally:
+            publishing.cancel()
+
+    async def _publish(self, message: Message, exchange: str, routing_key: str) -> None:
         where = self.topology.retry if exchange == self.topology.retry.name else None
         await self.publish(message, routing_key=routing_key, exchange=where, mandatory=True, persist=True)
+
+    async def _publish_afresh(self, message: Message, exchange: str, routing_key: str) -> None:
+        async with (await self.connect()).channel(on_return_raises=True) as channel:
+            where = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
+            await where.publish(message, routing_key, mandatory=True)
 
     async def stop_intake(self) -> None:
         """Cancel the consumers; what was delivered stays in hand."""
         self._stopping = True
-        for subscriber in self.subscribers:
-            if isinstance(subscriber, RabbitSubscriber):
-                with contextlib.suppress(*TROUBLES):
-                    await asyncio.wait_for(_cancel(subscriber), _CANCEL_TIMEOUT_S)
+        await self._intake.stop(self._rabbit_subscribers)
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Let the jobs in hand come to their end until `give_up`; return the rest, and say how many."""
@@ -150,8 +201,17 @@ class OtpBroker(RabbitBroker):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self._control.close()
+        await self._hang_up(*args, **kwargs)
+
+    async def _hang_up(self, *args: Any, **kwargs: Any) -> None:
+        # a connection from which the broker reads nothing cannot be closed in good order
         with contextlib.suppress(*TROUBLES):
-            await super().stop(*args, **kwargs)
+            await asyncio.wait_for(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
+        inlet, self._inlet = self._inlet, None
+        if inlet is not None:
+            with contextlib.suppress(*TROUBLES):
+                await asyncio.wait_for(inlet.close(), _CANCEL_TIMEOUT_S)
+        self._away.clear()
 
     async def _keep_topology(self) -> None:
         while True:
@@ -165,19 +225,23 @@ class OtpBroker(RabbitBroker):
 
     async def _publish_events(self) -> None:
         channels = self.config.channel_manager
-        channel = await channels.get_channel(Channel(publisher_confirms=False))
+        channel = await channels.get_channel(_EVENTS)
         await self.events.publish_to(await channel.get_exchange(self.topology.events.name, ensure=False))
 
-    def _lost(self, _: AbstractConnection | None, error: BaseException | None) -> None:
+    def _lost(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
         if self._stopping:
             return
+        self._away.add(connection)
         told = _told(error) if error else "connection closed"
         if self._state.connected or told != self._state.error:  # it is tried every second, and told when it is news
             _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=told)
         self._note(connected=False, error=told)
         self._repair.set()
 
-    def _back(self, _: AbstractConnection | None) -> None:
+    def _back(self, connection: AbstractConnection | None) -> None:
+        self._away.discard(connection)
+        if self._away:
+            return
         self._note(connected=True, error=None)
         _log.info("RabbitMQ is back", broker=self._state.url)
 
@@ -187,16 +251,6 @@ class OtpBroker(RabbitBroker):
         if changes.get("connected") or "looked_ms" in changes:
             changes.setdefault("error", None)
         self._state = replace(self._state, **changes)
-
-
-async def _cancel(subscriber: RabbitSubscriber) -> None:
-    # FastStream cancels a consumer only after its drain: by then a second window has been delivered, dropped and
-    # given back. So the consumer is cancelled here, first; there is no public way to it.
-    private = cast("Any", subscriber)
-    queue, tag = private._queue_obj, private._consumer_tag  # noqa: SLF001
-    if queue is not None and tag is not None:
-        await queue.cancel(tag)
-        private._consumer_tag = None  # noqa: SLF001
 
 
 def _with_heartbeat(url: str) -> str:

@@ -52,6 +52,11 @@ class Control:
             for lane in lanes:
                 lane.counts_returns = lane.lane == "due" or await self.topology.is_quorum(connection, lane.queue)
 
+    async def exists(self, queue: str) -> bool:
+        """Tell whether a queue is there for anyone."""
+        async with self._talking(TIMEOUT_S) as connection:
+            return await self.topology.depth(connection, queue) is not None
+
     async def ask(self, lanes: list[LaneConsumer]) -> tuple[int, int, list[str]]:
         """Refresh the lanes' depths. Returns dead letters, waiting jobs and the names of queues that are missing."""
         async with self._talking(TIMEOUT_S) as connection:

@@ -1,6 +1,7 @@
 """Settlements carried out: confirmed publish first, acknowledgement second, always."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, assert_never
@@ -19,15 +20,19 @@ from .arrival import Arrival, now_ms
 from .copies import Inject
 from .topology import Topology
 
-CONFIRM_TIMEOUT_S = 10.0
+GIVE_BACK_S = 5.0
+"""At a stop: what has not gone back by then goes back with the connection, marked as returned."""
 _PAUSES_S = (0.2, 1.0, 2.0, 5.0)
 
 
 class Publish(Protocol):
     """A mandatory, confirmed publish."""
 
-    async def __call__(self, message: Message, *, exchange: str, routing_key: str) -> None:
-        """Return once the broker has confirmed; raise when it returns, refuses or does not answer."""
+    async def __call__(self, message: Message, *, exchange: str, routing_key: str, afresh: bool = False) -> None:
+        """Return once the broker has confirmed; raise when it returns, refuses or does not answer.
+
+        `afresh`: over another channel than the try before.
+        """
         ...
 
 
@@ -63,8 +68,10 @@ class Settler:
 
     async def give_back(self, arrival: Arrival, queue: str) -> None:
         """Return a message to its queue unmarked: closing, nack and reject all count against a quorum queue's limit."""
-        if await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue):
-            await acknowledge(arrival)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_BACK_S):
+                if await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue):
+                    await acknowledge(arrival)
 
     async def _retry(
         self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
@@ -80,8 +87,7 @@ class Settler:
         tries = 0
         while arrival.alive:
             try:
-                async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                    await self.publish(message, exchange=exchange, routing_key=routing_key)
+                await self.publish(message, exchange=exchange, routing_key=routing_key, afresh=tries > 0)
             except (AMQPError, WireError, OSError, TimeoutError, RuntimeError) as error:
                 pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1

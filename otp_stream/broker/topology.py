@@ -1,5 +1,6 @@
 """Queues and exchanges as data, and how they come to stand at the broker."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,10 @@ _SAFE_HOP = {
 
 class TopologyError(Exception):
     """The broker refuses what we need; the text names the queue and the cure."""
+
+
+class QueueAwayError(TopologyError):
+    """The queue exists, and the node that holds it is down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +101,21 @@ class Topology:
     def consumed(self, lane: Lane) -> RabbitQueue:
         """Return the queue of a lane as a subscriber takes it: as it stands, never declared by the subscriber."""
         name = self.lanes[lane]
-        return RabbitQueue(name, durable=True, declare=False, arguments=cast("Any", self.arguments.get(name)))
+        return RabbitQueue(
+            name, durable=True, declare=False, robust=False, arguments=cast("Any", self.arguments.get(name))
+        )
 
     async def apply(self, connection: AbstractConnection) -> None:
-        """Make everything stand that is missing. Raises `TopologyError` where the broker has something else."""
+        """Make everything stand that is missing. Raises `TopologyError` where the broker has something else.
+
+        A producers' queue that exists on a node which is down is left alone: the other lanes need not wait for it.
+        """
         for name in (self.jobs, self.high):
             if await self.depth(connection, name) is None:
-                await _on_channel(
-                    connection, name, lambda channel, name=name: channel.declare_queue(name, durable=True)
-                )
+                with contextlib.suppress(QueueAwayError):
+                    await _on_channel(
+                        connection, name, lambda channel, name=name: channel.declare_queue(name, durable=True)
+                    )
         for exchange in (self.retry, self.events):
             await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
         for name, arguments in self.arguments.items():
@@ -123,7 +134,7 @@ class Topology:
         await queue.bind(self.retry.name, routing_key=str(rung_ms))
 
     async def depth(self, connection: AbstractConnection, name: str) -> Depth | None:
-        """Ask the broker for one queue; `None` when it does not exist."""
+        """Ask the broker for one queue; `None` when it does not exist, or the node that holds it is down."""
         channel = await connection.channel(publisher_confirms=False)
         try:
             queue = await channel.declare_queue(name, passive=True)
@@ -142,6 +153,8 @@ class Topology:
         except ChannelPreconditionFailed as error:
             # AMQP has no question for it, but the refusal of a plain declare quotes the type
             return "x-queue-type" in str(error) and "quorum" in str(error)
+        except ChannelNotFoundEntity:  # it is away, as only a classic queue with its node can be
+            return False
         else:
             return False
         finally:
@@ -163,6 +176,8 @@ async def _on_channel(
         raise TopologyError(
             f"{name} exists with other properties: {error}; drain and delete it, or set another RABBITMQ_PREFIX"
         ) from error
+    except ChannelNotFoundEntity as error:
+        raise QueueAwayError(f"{name} is away: {error}") from error
     except AMQPError as error:
         raise TopologyError(f"{name} cannot be declared: {error}") from error
     finally:

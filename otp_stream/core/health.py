@@ -53,9 +53,14 @@ def _broker(broker: BrokerState, now_ms: int) -> Check:
         return Check("broker", "unhealthy", f"{broker.url} is away: {broker.error or 'connecting'}")
     if broker.looked_ms is None or now_ms - broker.looked_ms > STALE_MS:
         return Check("broker", "unhealthy", f"{broker.url} does not answer: {broker.error or 'not asked yet'}")
-    without = [lane.queue for lane in broker.lanes if not lane.consumers]
+    without = [lane.queue for lane in broker.lanes if lane.depth is not None and not lane.consumers]
     if without:
         return Check("broker", "unhealthy", f"the broker sees no consumer on {', '.join(without)}")
+    away = {lane.lane: lane.queue for lane in broker.lanes if lane.depth is None}
+    if away:
+        # its node is down, or it is about to be made again; no other worker could serve it either
+        status = "unhealthy" if "jobs" in away else "degraded"
+        return Check("broker", status, f"away at the broker: {', '.join(away.values())}")
     if broker.blocked:
         return Check("broker", "degraded", f"{broker.url} refuses publishes for want of memory or disk")
     if broker.error:

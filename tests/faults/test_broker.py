@@ -5,12 +5,11 @@ import signal
 import time
 from collections.abc import AsyncIterator
 
-import aio_pika
 import pytest
 from amqp_proxy import ACK, DELIVER, AmqpProxy, amqp_proxy
 from conftest import Stage
 from ledger import Ledger
-from rabbitmq import Node, Rabbit, until
+from rabbitmq import Node, until
 from smtp_relay import Act
 from worker import Worker
 
@@ -145,9 +144,10 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
     await asyncio.to_thread(node.start)
     try:
         stage.relay.always("body", Act(delay_s=0.05))
+        await stage.rabbit.call(node.url)
         worker = stage.worker(url=node.url, SMTP_POOL_SIZE="5")
         await worker.start()
-        ledger = Ledger(await _client(stage, node), stage.relay)
+        ledger = Ledger(stage.rabbit, stage.relay)
         for number in range(0, JOBS, 4):
             stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
         await ledger.publish(JOBS)
@@ -155,21 +155,16 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
         await asyncio.to_thread(node.stop)
         await asyncio.to_thread(node.start)
         ledger.mended()
-        ledger.rabbit = await _client(stage, node)
+        await stage.rabbit.call(node.url)
         await worker.wait_ready(60)
         await ledger.balance(60)
-        await ledger.rabbit.connection.close()
         row = ledger.row("broker killed and restarted under load")
         assert (row.lost, row.duplicated) == (0, 0)
     finally:
         for it in stage.workers:
             await it.kill()
+        await stage.rabbit.call(stage.url)
         node.remove()
-
-
-async def _client(stage: Stage, node: Node) -> Rabbit:
-    connection = await aio_pika.connect(node.url)
-    return Rabbit(connection, stage.rabbit.queue, stage.rabbit.prefix, await connection.channel())
 
 
 async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(stage: Stage, ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ from otp_stream.core.health import STALE_MS, checks, worst
 from otp_stream.core.state import BrokerState, LaneState, RelayState, WorkerState
 
 NOW = 1_700_000_000_000
-LANES = tuple(LaneState(lane, f"q.{lane}", 10, consumers=1) for lane in ("jobs", "high", "due"))
+LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in ("jobs", "high", "due"))
 BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
 GOOD = WorkerState("consuming", BROKER, (RELAY,))
@@ -32,6 +32,16 @@ def test_all_is_well() -> None:
             replace(GOOD, broker=replace(BROKER, lanes=(replace(LANES[0], consumers=0),))),
             "unhealthy",
             "the broker sees no consumer on q.jobs",
+        ),
+        (
+            replace(GOOD, broker=replace(BROKER, lanes=(LANES[0], replace(LANES[1], depth=None, consumers=None)))),
+            "degraded",
+            "away at the broker: q.high",
+        ),
+        (
+            replace(GOOD, broker=replace(BROKER, lanes=(replace(LANES[0], depth=None, consumers=None), LANES[1]))),
+            "unhealthy",
+            "away at the broker: q.jobs",
         ),
         (replace(GOOD, broker=replace(BROKER, blocked=True)), "degraded", "memory or disk"),
         (replace(GOOD, broker=replace(BROKER, error="odd")), "degraded", "odd"),

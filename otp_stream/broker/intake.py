@@ -1,0 +1,100 @@
+"""The consumers. Each lane's is watched by itself, so that a queue which is away stops no other lane."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
+
+import structlog
+from faststream.rabbit.subscriber import RabbitSubscriber
+
+from .control import TROUBLES
+
+_CANCEL_TIMEOUT_S = 3.0
+_START_TIMEOUT_S = 10.0
+_LOOK_S = 0.25
+_TRY_AGAIN_S = 1.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Intake:
+    """Starts the subscribers, and starts each again whose consumer is gone.
+
+    aio-pika would do so itself, but as one: where one queue cannot be consumed (its node is down), it gives the whole
+    connection up, and with it every other lane. `exists` asks the broker for a queue, because the attempt to consume
+    one that is away costs the channel.
+    """
+
+    def __init__(self, exists: Callable[[str], Awaitable[bool]]) -> None:
+        self._exists = exists
+        self._away: set[str] = set()
+
+    async def start(self, subscribers: Iterable[RabbitSubscriber]) -> None:
+        """Consume from every queue that is there. Raises what the broker says of one that is there and refuses."""
+        for subscriber in subscribers:
+            await self._consume(subscriber)
+
+    async def keep(self, subscribers: Iterable[RabbitSubscriber]) -> None:
+        """Look after the consumers until cancelled."""
+        lost = False
+        while True:
+            await asyncio.sleep(_TRY_AGAIN_S if lost else _LOOK_S)
+            lost = False
+            for subscriber in subscribers:
+                if not await _stands(subscriber):
+                    lost = not await self._try_to_consume(subscriber) or lost
+
+    async def stop(self, subscribers: Iterable[RabbitSubscriber]) -> None:
+        """Cancel the consumers; what was delivered stays in hand."""
+        for subscriber in subscribers:
+            try:
+                await asyncio.wait_for(_cancel(subscriber), _CANCEL_TIMEOUT_S)
+            except TROUBLES as error:
+                _log.debug("consumer not cancelled", queue=subscriber.queue.name, error=type(error).__name__)
+
+    async def _try_to_consume(self, subscriber: RabbitSubscriber) -> bool:
+        name = subscriber.queue.name
+        try:
+            came = await self._consume(subscriber)
+        except TROUBLES as error:
+            _log.debug("consumer not started", queue=name, error=type(error).__name__)
+            return False
+        if came:
+            _log.info("consuming again", queue=name)
+        return came
+
+    async def _consume(self, subscriber: RabbitSubscriber) -> bool:
+        name = subscriber.queue.name
+        if not await self._exists(name):
+            if name not in self._away:
+                self._away.add(name)
+                _log.warning("queue is away, nothing is consumed from it", queue=name)
+            return False
+        await asyncio.wait_for(subscriber.start(), _START_TIMEOUT_S)
+        self._away.discard(name)
+        return True
+
+
+# FastStream keeps queue and tag of a consumer to itself, and cancels it only after its drain: by then a second window
+# has been delivered, dropped and given back.
+
+
+async def _stands(subscriber: RabbitSubscriber) -> bool:
+    private = cast("Any", subscriber)
+    queue, tag = private._queue_obj, private._consumer_tag  # noqa: SLF001
+    if queue is None:
+        return False
+    try:
+        await queue.channel.restore()  # does nothing, unless the channel was closed and could not be opened again
+        channel = await queue.channel.get_underlay_channel()
+    except TROUBLES:
+        return False
+    return tag in channel.consumers and not channel.is_closed
+
+
+async def _cancel(subscriber: RabbitSubscriber) -> None:
+    private = cast("Any", subscriber)
+    queue, tag = private._queue_obj, private._consumer_tag  # noqa: SLF001
+    if queue is not None and tag is not None:
+        await queue.cancel(tag)
+        private._consumer_tag = None  # noqa: SLF001

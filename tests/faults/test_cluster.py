@@ -1,0 +1,139 @@
+"""A RabbitMQ of three nodes, with the jobs queue as a quorum queue: any one of them may go."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from amqp_proxy import AmqpProxy, amqp_proxy
+from conftest import Stage, set_stage
+from ledger import Ledger
+from rabbitmq import Cluster, Node, speaks_amqp, until
+from smtp_relay import Act
+from worker import Worker, job
+
+JOBS = 100
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@dataclass
+class Scene:
+    """A worker that reaches the first node through what stands for a load balancer."""
+
+    stage: Stage
+    cluster: Cluster
+    balancer: AmqpProxy
+    url: str
+    ledger: Ledger
+
+    @property
+    def ours(self) -> Node:
+        return self.cluster.nodes[0]
+
+    async def begin(self, leader: Node) -> Worker:
+        """Put the jobs queue on `leader`, start the worker, give it jobs, let it work."""
+        await self.stage.rabbit.call(leader.url)
+        await self.ledger.rabbit.declare(**{"x-queue-type": "quorum"})
+        self.stage.relay.always("body", Act(delay_s=0.1))
+        for number in range(0, JOBS, 5):
+            self.stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+        worker = self.stage.worker(url=f"{self.url}?heartbeat=2", SMTP_POOL_SIZE="5", HEARTBEAT_INTERVAL_MS="1000")
+        await worker.start()
+        await self.ledger.publish(JOBS)
+        await self.stage.relay.wait_accepted(10)
+        return worker
+
+    async def heal(self) -> None:
+        """Do what an operator does after a partition.
+
+        Before RabbitMQ 4.2, what a wait queue hands on while its target has no leader can stay with it until the wait
+        queue has another leader.
+        """
+        await until(lambda: _up(self.ours), "our node", 60)
+        self.ledger.mended()
+        await asyncio.to_thread(self.cluster.move_leaders)
+
+    async def end(self, worker: Worker, case: str, most: int = 0) -> None:
+        """Close the books."""
+        await worker.wait_ready(60)
+        await self.ledger.balance(60)
+        row = self.ledger.row(case)
+        assert row.lost == 0
+        assert row.duplicated <= most
+        assert self.ledger.reasons.total() == 0
+
+
+@pytest.fixture
+async def scene(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Scene]:
+    first = cluster.nodes[0]
+    async with set_stage(first.url, tmp_path, tidy=False) as stage, amqp_proxy(first.url) as (balancer, url):
+        yield Scene(stage, cluster, balancer, url, Ledger(stage.rabbit, stage.relay))
+        for node in cluster.nodes:
+            assert await until(lambda node=node: _up(node), f"node {node.name}", 60)
+
+
+async def _up(node: Node) -> bool:
+    return await asyncio.to_thread(speaks_amqp, node.port)
+
+
+async def test_the_node_that_we_are_on_dies(scene: Scene) -> None:
+    worker = await scene.begin(leader=scene.cluster.nodes[1])
+    scene.balancer.upstream = scene.cluster.nodes[2].port
+    await asyncio.to_thread(scene.ours.stop)
+    scene.ledger.mended()
+    await worker.wait_log("RabbitMQ is back")
+    await scene.end(worker, "cluster: the node that we are on dies")
+    assert "queue is away, nothing is consumed from it" in worker.log  # the high lane, a classic queue there
+    await asyncio.to_thread(scene.ours.start)
+    await worker.wait_log("consuming again")
+    await scene.stage.rabbit.publish(job("late@example.com"), to=f"{scene.stage.rabbit.queue}.high")
+    await scene.stage.relay.wait_accepted(JOBS + 1)
+
+
+async def test_the_leader_of_the_jobs_queue_dies(scene: Scene) -> None:
+    leader = scene.cluster.nodes[1]
+    worker = await scene.begin(leader)
+    await asyncio.to_thread(leader.stop)
+    scene.ledger.mended()
+    await scene.stage.rabbit.call(scene.cluster.nodes[2].url)
+    await scene.end(worker, "cluster: the leader of the jobs queue dies")
+    await asyncio.to_thread(leader.start)
+
+
+async def test_our_node_is_cut_off_from_the_others(scene: Scene) -> None:
+    worker = await scene.begin(leader=scene.cluster.nodes[1])
+    scene.balancer.upstream = scene.cluster.nodes[2].port
+    await asyncio.to_thread(scene.cluster.cut_off, scene.ours)
+    try:
+        await worker.wait_log("RabbitMQ is back", timeout=60)
+        await scene.ledger.balance(10)
+    finally:
+        await asyncio.to_thread(scene.cluster.join_again, scene.ours)
+    await scene.heal()
+    await scene.end(worker, "cluster: our node in a minority partition, leaders moved afterwards")
+
+
+async def test_our_node_freezes(scene: Scene) -> None:
+    worker = await scene.begin(leader=scene.cluster.nodes[1])
+    scene.balancer.upstream = scene.cluster.nodes[2].port
+    assert scene.ours.process is not None
+    os.killpg(scene.ours.process.pid, signal.SIGSTOP)
+    try:
+        await worker.wait_log("RabbitMQ is back", timeout=60)
+        await scene.ledger.balance(10)
+    finally:
+        os.killpg(scene.ours.process.pid, signal.SIGCONT)
+    await scene.heal()
+    await scene.end(worker, "cluster: our node freezes, leaders moved afterwards")

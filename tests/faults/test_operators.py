@@ -1,0 +1,174 @@
+"""What an operator or a RabbitMQ in need does to the worker: connections closed, memory short, queues full or gone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Stage, set_stage
+from ledger import Ledger
+from rabbitmq import Node, Rabbit, until
+from smtp_relay import Act
+from worker import Worker
+
+JOBS = 100
+POOL = "5"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    node = Node(tmp_path_factory.mktemp("node"))
+    node.start()
+    yield node
+    node.remove()
+
+
+@pytest.fixture
+async def stage(node: Node, tmp_path: Path) -> AsyncIterator[Stage]:
+    async with set_stage(node.url, tmp_path) as stage:
+        yield stage
+
+
+@pytest.fixture
+def ledger(stage: Stage) -> Ledger:
+    return Ledger(stage.rabbit, stage.relay)
+
+
+async def steer(node: Node, *arguments: str) -> str:
+    return await asyncio.to_thread(node.control, *arguments)
+
+
+async def begin(stage: Stage, **changes: str) -> Worker:
+    worker = stage.worker(**{"SMTP_POOL_SIZE": POOL, "HEARTBEAT_INTERVAL_MS": "1000"} | changes)
+    await worker.start()
+    return worker
+
+
+async def test_every_connection_is_closed_by_management(stage: Stage, ledger: Ledger, node: Node) -> None:
+    stage.relay.always("body", Act(delay_s=0.1))
+    worker = await begin(stage)
+    await ledger.publish(JOBS)
+    for times in range(1, 3):
+        await stage.relay.wait_accepted(10 * times)
+        await steer(node, "close_all_connections", "maintenance")
+
+        async def back(times: int = times) -> bool:
+            return worker.log.count("RabbitMQ is back") >= times
+
+        await until(back, "new connection")
+    ledger.mended()
+    await stage.rabbit.call(node.url)
+    await ledger.balance()
+    row = ledger.row("every connection closed by management, twice")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_codes_go_out_while_the_broker_is_short_of_memory(stage: Stage, ledger: Ledger, node: Node) -> None:
+    stage.relay.always("body", Act(delay_s=0.05))
+    deferred = range(0, JOBS, 10)
+    for number in deferred:
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+    worker = await begin(stage, PREFETCH_COUNT="20")
+    await stage.relay.stop()
+    await ledger.publish(JOBS)
+    try:
+        await steer(node, "set_vm_memory_high_watermark", "absolute", "1MB")
+        await stage.relay.start()
+        # far more than a window: acknowledgements get through
+        await stage.relay.wait_accepted(JOBS - len(deferred), timeout=30)
+        health = await worker.health()
+        assert (health["status"], "memory" in str(health["checks"])) == ("degraded", True)
+        assert len(ledger.lost) == len(deferred)  # their retries cannot be published
+    finally:
+        await steer(node, "set_vm_memory_high_watermark", "0.4")
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("broker short of memory: it takes no publishes")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.retry.due") == 0
+    assert "job duplicate" not in worker.log  # one copy of each retry
+
+
+async def test_stopped_while_the_broker_is_short_of_memory(stage: Stage, ledger: Ledger, node: Node) -> None:
+    for number in range(0, JOBS, 10):
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+    worker = await begin(stage, SHUTDOWN_GRACE_MS="3000")
+    await stage.relay.stop()
+    await ledger.publish(JOBS)
+    try:
+        await steer(node, "set_vm_memory_high_watermark", "absolute", "1MB")
+        await stage.relay.start()
+        await stage.relay.wait_accepted(JOBS * 9 // 10, timeout=30)
+        worker.signal()
+        await worker.stopped(3 + 15)
+    finally:
+        await steer(node, "set_vm_memory_high_watermark", "0.4")
+    ledger.mended()
+    await begin(stage)
+    await ledger.balance()
+    row = ledger.row("SIGTERM while the broker takes no publishes")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_wait_and_dead_queues_are_full(stage: Stage, ledger: Ledger, node: Node) -> None:
+    full = '{"max-length": 1, "overflow": "reject-publish"}'
+    for number in range(0, JOBS, 10):
+        stage.relay.always("rcpt", "550 5.1.1 no such user", to=f"job{number}@example.com")
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number + 1}@example.com")
+    await begin(stage, PREFETCH_COUNT="50")
+    await steer(node, "set_policy", "full", rf"^{stage.rabbit.prefix}\.(dead|retry\.\d+)$", full)
+    try:
+        await ledger.publish(JOBS)
+        await stage.relay.wait_accepted(JOBS * 8 // 10, timeout=30)  # its neighbours go on
+        await until(lambda: _told(stage, "publish not confirmed"), "refused publish")
+    finally:
+        await steer(node, "clear_policy", "full")
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("wait and dead queues full")
+    assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
+
+
+async def _told(stage: Stage, text: str) -> bool:
+    return text in stage.workers[0].log
+
+
+async def test_every_queue_of_ours_is_deleted(stage: Stage, ledger: Ledger) -> None:
+    for number in range(0, JOBS, 10):
+        stage.relay.always("rcpt", "550 5.1.1 no such user", to=f"job{number}@example.com")
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number + 1}@example.com")
+    worker = await begin(stage)
+    await stage.rabbit.remove()
+    await worker.wait_log("topology is checked again")
+    await until(lambda: _stands(stage.rabbit), "queues")
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("every queue deleted under the worker")
+    assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
+
+
+async def _stands(rabbit: Rabbit) -> bool:
+    return await rabbit.depth() is not None
+
+
+async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Ledger, node: Node) -> None:
+    stage.relay.always("body", Act(delay_s=0.1))
+    await steer(node, "add_user", "otp", "right")
+    await steer(node, "set_permissions", "otp", ".*", ".*", ".*")
+    worker = stage.worker(url=node.url.replace("guest:guest", "otp:right"), SMTP_POOL_SIZE=POOL)
+    await worker.start()
+    await ledger.publish(JOBS)
+    await stage.relay.wait_accepted(10)
+    await steer(node, "change_password", "otp", "wrong")
+    await steer(node, "close_all_user_connections", "otp", "password changed")
+    await worker.wait_log("ACCESS_REFUSED")
+    status, _ = await worker.get("/readyz")
+    assert status == 503
+    await steer(node, "change_password", "otp", "right")
+    ledger.mended()
+    await worker.wait_log("RabbitMQ is back")
+    await ledger.balance()
+    row = ledger.row("password changed and changed back")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert "right" not in worker.log
