@@ -31,3 +31,10 @@ def is_cancelled() -> bool:
     """Whether the current task has been asked to end; if not, a `CancelledError` came from what it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def cancelled(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -19,7 +19,7 @@ from . import __version__
 from .broker import OtpBroker
 from .core.state import Phase, RelayState, WorkerState
 from .settings import Settings
-from .tasks import forever
+from .tasks import cancelled, forever
 
 _UVICORN_OPTIONS = (
     "host",
@@ -182,9 +182,7 @@ class OtpStream(AsgiFastStream):
         _log.info("stopping: jobs are settled", finished=held - returned, returned=returned)
 
     async def _close(self) -> None:
-        for task in self._beside:
-            task.cancel()
-        await asyncio.gather(*self._beside, return_exceptions=True)
+        await cancelled(*self._beside)
         for close in self.hooks.close:
             await close()
         _log.info("stopped")

@@ -89,6 +89,8 @@ class ScriptedRelay:
     initial_response: bool = True
     """Whether AUTH PLAIN takes its response on the same line."""
     byte_by_byte: bool = False
+    byte_s: float = 0
+    """Pause after each byte."""
     port: int = 0
     accepted: list[Received] = field(default_factory=list)
     log: list[tuple[int, str]] = field(default_factory=list)
@@ -335,7 +337,7 @@ class _Talk:
             self.writer.write(piece)
             await self.writer.drain()
             if self.relay.byte_by_byte:
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.relay.byte_s)
 
 
 def _act(act: str | Act) -> Act:

@@ -33,13 +33,15 @@ class Worker:
     port: int = field(default_factory=free_port)
     process: asyncio.subprocess.Process | None = None
     options: tuple[str, ...] = ()
+    output: Path | None = None
+    """Where it writes instead of its log file."""
 
     async def start(self, *, ready: bool = True) -> None:
         """Start it, and wait until it says that it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
         usual = {name: os.environ[name] for name in kept if name in os.environ}
-        with self.log_path.open("ab") as log:
+        with (self.output or self.log_path).open("ab") as log:
             where = ("--host", "127.0.0.1", "--port", str(self.port), *self.options)
             self.process = await asyncio.create_subprocess_exec(
                 PYTHON.parent / "faststream", "run", "otp_stream.app:app", *where,
@@ -55,7 +57,7 @@ class Worker:
     @property
     def log(self) -> str:
         """Everything that it wrote."""
-        return self.log_path.read_text()
+        return self.log_path.read_text() if self.log_path.exists() else ""
 
     @property
     def lines(self) -> list[dict[str, Any]]:

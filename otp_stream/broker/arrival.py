@@ -43,6 +43,12 @@ class Arrival:
         return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
     @property
+    def returns(self) -> int:
+        """How often it went back unsettled, by a quorum queue's count; a classic queue keeps none."""
+        count = self.message.headers.get("x-delivery-count")
+        return count if isinstance(count, int) else 0
+
+    @property
     def first_seen_ms(self) -> int:
         """When this worker or another first saw the job."""
         return self.header(FIRST_SEEN, int) or self.seen_ms

@@ -16,7 +16,7 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.core.state import BrokerState
-from otp_stream.tasks import forever
+from otp_stream.tasks import cancelled, forever
 
 from .arrival import now_ms
 from .control import TROUBLES, Control
@@ -71,6 +71,7 @@ class OtpBroker(RabbitBroker):
         self._repair = asyncio.Event()
         self._why: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._keeping: list[asyncio.Task[None]] = []
         self._stopping = False
 
     def look(self) -> BrokerState:
@@ -90,21 +91,21 @@ class OtpBroker(RabbitBroker):
         _log.info("consuming", broker=self._state.url, queues=[lane.queue for lane in self.lanes])
         self._tasks = [
             asyncio.create_task(forever(self._keep_topology, "topology")),
-            asyncio.create_task(forever(partial(self._intake.keep, self._rabbit_subscribers), "intake")),
             asyncio.create_task(forever(self._publish_events, "events")),
         ]
+        self._keeping = [asyncio.create_task(forever(partial(self._intake.keep, self._rabbit_subscribers), "intake"))]
 
     @property
     def _rabbit_subscribers(self) -> list[RabbitSubscriber]:
         return [subscriber for subscriber in self.subscribers if isinstance(subscriber, RabbitSubscriber)]
 
     async def _connect(self) -> RobustConnection:
-        # FastStream's own connection publishes: the channels for it are made here, all later ones are the consumers'
-        outlet = await super()._connect()
-        await self.config.channel_manager.get_channel(_EVENTS)
         self._inlet = cast("RobustConnection", await connect_robust(**self._connection_kwargs))
         self._inlet.close_callbacks.add(self._lost)
         self._inlet.reconnect_callbacks.add(self._back)
+        # FastStream's own connection publishes: the channels for it are made here, all later ones are the consumers'
+        outlet = await super()._connect()
+        await self.config.channel_manager.get_channel(_EVENTS)
         self.config.channel_manager.connect(self._inlet)
         return outlet
 
@@ -186,6 +187,7 @@ class OtpBroker(RabbitBroker):
     async def stop_intake(self) -> None:
         """Cancel the consumers; what was delivered stays in hand."""
         self._stopping = True
+        await cancelled(*self._keeping)
         await self._intake.stop(self._rabbit_subscribers)
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
@@ -196,9 +198,7 @@ class OtpBroker(RabbitBroker):
 
     async def stop(self, *args: Any, **kwargs: Any) -> None:
         """Close everything."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
         self._tasks = []
         await self._control.close()
         await self._hang_up(*args, **kwargs)

@@ -20,6 +20,11 @@ from .events import Events, event
 from .settle import Settler
 from .topology import Depth
 
+RENEW_AT = 3
+"""Returns after which a message goes back as a new one. At its delivery limit a quorum queue drops what it holds, or
+lays it aside without our word; since RabbitMQ 4.0 each has a limit, of 20 unless told otherwise, and every connection
+that is lost counts."""
+
 
 class Settle(Protocol):
     """Carries a settlement of one job out."""
@@ -141,6 +146,8 @@ class LaneConsumer:
 
     async def _bring(self, arrival: Arrival, ask: OtpJob | MalformedError) -> str | None:
         """Return how it was settled; `None` when it was not."""
+        if arrival.returns >= RENEW_AT:
+            return "renewed" if await self._desk.settler.renew(arrival, self.queue) else None
         try:
             if isinstance(ask, MalformedError):
                 raise ask

@@ -66,12 +66,18 @@ class Settler:
             await acknowledge(arrival)
         return stands
 
+    async def renew(self, arrival: Arrival, queue: str) -> bool:
+        """Put a message back into its queue as a new one, without a mark on it. Returns whether that stands."""
+        stands = await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue)
+        if stands:
+            await acknowledge(arrival)
+        return stands
+
     async def give_back(self, arrival: Arrival, queue: str) -> None:
-        """Return a message to its queue unmarked: closing, nack and reject all count against a quorum queue's limit."""
+        """Do the same at a stop: closing, nack and reject all count against a quorum queue's limit."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVE_BACK_S):
-                if await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue):
-                    await acknowledge(arrival)
+                await self.renew(arrival, queue)
 
     async def _retry(
         self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None

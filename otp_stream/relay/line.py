@@ -117,10 +117,10 @@ class Line:
                 break
         self._grow()
 
-    def pulse(self, now_ms: int) -> None:
+    def pulse(self) -> None:
         """Look after time limits; the gate opens half when its pause is over."""
         self.pool.pulse()
-        if self.gate.half_open(now_ms):
+        if self.gate.half_open(self._now_ms()):
             self._dispatcher.gate_changed(self)
 
     # the pool and its connections call from here on

@@ -26,12 +26,21 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+_STEADY_FROM_MS = _now_ms() - time.monotonic_ns() // 1_000_000
+
+
+def _steady_ms() -> int:
+    # for pauses: a clock that is set back by an hour must not keep a gate shut for an hour
+    return _STEADY_FROM_MS + time.monotonic_ns() // 1_000_000
+
+
 class SmtpRelay:
     """Sends mail through the first relay whose gate is open: `config`'s, or else one of the `fallbacks`, in order.
 
     All relays draw on one list of waiting jobs, so jobs move to the next relay when a gate closes, and back when it
     opens, without being moved. Nothing connects before the first `send`. `on_gate` hears of every change of a gate;
-    `now_ms` is the clock (milliseconds since 1970) and `fraction` the randomness of the gates' pauses, in [0, 1).
+    `now_ms` is the clock that codes live by (milliseconds since 1970), `steady_ms` the one for pauses, which nobody
+    sets, and `fraction` the randomness of the gates' pauses, in [0, 1).
     """
 
     def __init__(
@@ -41,12 +50,13 @@ class SmtpRelay:
         fallbacks: Sequence[RelayConfig] = (),
         on_gate: Callable[[RelayState], None] | None = None,
         now_ms: Callable[[], int] = _now_ms,
+        steady_ms: Callable[[], int] = _steady_ms,
         fraction: Callable[[], float] = random.random,
     ) -> None:
         self._on_gate = on_gate
         self._now_ms = now_ms
         self._turns = Turns()
-        self._lines = [Line(one, self, now_ms, fraction) for one in (config, *fallbacks)]
+        self._lines = [Line(one, self, steady_ms, fraction) for one in (config, *fallbacks)]
         self._pulse_timer: asyncio.TimerHandle | None = None
         self._pulsed = self._thawed = 0.0
         self.closed = False
@@ -181,7 +191,7 @@ class SmtpRelay:
             for turn in turns.lapsed(now_ms):
                 turn.end(Lapsed())
         for line in self._lines:
-            line.pulse(now_ms)
+            line.pulse()
             if line.stalled:
                 self._let_go(line)
         if any(self._all_turns()) or any(line.pool.alive or line.gate.state == "closed" for line in self._lines):

@@ -3,7 +3,8 @@
 import json
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -18,6 +19,7 @@ _ECHOES = ("aiormq", "aio_pika")
 def configure_logs(*, level: str, readable: bool) -> None:
     """Send our lines and those of every library to standard output, one line each."""
     number = logging.getLevelNamesMapping()[level.upper()]
+    output = cast("TextIO", _Output(sys.stdout))
     renderer = _console() if readable else structlog.processors.JSONRenderer(_dumps)
     shared: list[Processor] = [
         structlog.processors.add_log_level,
@@ -26,10 +28,10 @@ def configure_logs(*, level: str, readable: bool) -> None:
     structlog.configure(
         processors=[*shared, _add_trace, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -45,6 +47,22 @@ def configure_logs(*, level: str, readable: bool) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+class _Output:
+    """A stream that fails nobody: a full disk or a dead collector behind standard output must keep no code back."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _console() -> structlog.dev.ConsoleRenderer:

@@ -23,7 +23,7 @@ disable_created_metrics()
 # a code is wanted within the second and useless after the quarter of an hour
 _LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_LET_GO = ("ack", "retry", "park", "dead", "returned", "taken_back")
+_LET_GO = ("ack", "retry", "park", "dead", "renewed", "returned", "taken_back")
 _MET = ("accepted", "deferred", "rejected", "uncertain", "unavailable", "lapsed", "broken")
 
 

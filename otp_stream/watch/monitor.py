@@ -10,6 +10,7 @@ from otp_stream.core.health import checks, worst
 from otp_stream.core.state import Stats, WorkerState
 
 _LAG_MS = 250
+_SET_MS = 1_000
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -23,9 +24,14 @@ async def monitor(
 ) -> None:
     """Ask the broker and log a line every `interval_s` seconds, until cancelled."""
     while True:
-        due = time.monotonic() + interval_s
+        began, wall = time.monotonic(), time.time()
         await asyncio.sleep(interval_s)
-        lag_ms = round((time.monotonic() - due) * 1000)
+        slept_s = time.monotonic() - began
+        lag_ms = round((slept_s - interval_s) * 1000)
+        set_ms = round((time.time() - wall - slept_s) * 1000)
+        if abs(set_ms) > _SET_MS:
+            # codes live by it: forward, they all seem to have expired
+            _log.warning("the clock was set", by_ms=set_ms)
         await refresh()
         _tell(look(), stats(), lag_ms)
 

@@ -186,3 +186,29 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
     before = {mail.recipient for mail in stage.relay.accepted if mail.at < thawed_at}
     assert not [mail for mail in stage.relay.accepted if mail.at >= thawed_at and mail.recipient in before]
     assert ledger.copies_are_identical
+
+
+async def test_the_connection_is_lost_more_often_than_a_queue_delivers(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
+) -> None:
+    proxy, url = proxied
+    jobs, limit = 30, 10  # RabbitMQ 4 has 20 for every quorum queue that names none, and no place for what is over it
+    await stage.rabbit.declare(**{"x-queue-type": "quorum", "x-delivery-limit": limit})
+    await stage.relay.stop()
+    worker = await begin(stage, url)
+    await ledger.publish(jobs)
+
+    for times in range(1, limit + 4):
+
+        async def delivered(times: int = times) -> bool:
+            received = await worker.metric('otp_ledger_received_total{lane="jobs"}')
+            renewed = await worker.metric('otp_ledger_settled_total{how="renewed",lane="jobs"}')
+            return received - renewed >= times * jobs
+
+        await until(delivered, f"delivery {times} of all jobs")
+        proxy.cut()
+    await stage.relay.start()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row(f"broker connection lost {times} times with all jobs in hand, delivery limit {limit}")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)

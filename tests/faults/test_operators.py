@@ -63,7 +63,15 @@ async def test_every_connection_is_closed_by_management(stage: Stage, ledger: Le
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
-async def test_codes_go_out_while_the_broker_is_short_of_memory(stage: Stage, ledger: Ledger, node: Node) -> None:
+SHORT = {
+    "memory": (("set_vm_memory_high_watermark", "absolute", "1MB"), ("set_vm_memory_high_watermark", "0.4")),
+    "disk": (("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "50MB")),
+}
+
+
+@pytest.mark.parametrize("of", SHORT)
+async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledger, node: Node, of: str) -> None:
+    short, enough = SHORT[of]
     stage.relay.always("body", Act(delay_s=0.05))
     deferred = range(0, JOBS, 10)
     for number in deferred:
@@ -72,7 +80,7 @@ async def test_codes_go_out_while_the_broker_is_short_of_memory(stage: Stage, le
     await stage.relay.stop()
     await ledger.publish(JOBS)
     try:
-        await steer(node, "set_vm_memory_high_watermark", "absolute", "1MB")
+        await steer(node, *short)
         await stage.relay.start()
         # far more than a window: acknowledgements get through
         await stage.relay.wait_accepted(JOBS - len(deferred), timeout=30)
@@ -80,10 +88,10 @@ async def test_codes_go_out_while_the_broker_is_short_of_memory(stage: Stage, le
         assert (health["status"], "memory" in str(health["checks"])) == ("degraded", True)
         assert len(ledger.lost) == len(deferred)  # their retries cannot be published
     finally:
-        await steer(node, "set_vm_memory_high_watermark", "0.4")
+        await steer(node, *enough)
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("broker short of memory: it takes no publishes")
+    row = ledger.row(f"broker short of {of}: it takes no publishes")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.retry.due") == 0
     assert "job duplicate" not in worker.log  # one copy of each retry
@@ -96,13 +104,13 @@ async def test_stopped_while_the_broker_is_short_of_memory(stage: Stage, ledger:
     await stage.relay.stop()
     await ledger.publish(JOBS)
     try:
-        await steer(node, "set_vm_memory_high_watermark", "absolute", "1MB")
+        await steer(node, *SHORT["memory"][0])
         await stage.relay.start()
         await stage.relay.wait_accepted(JOBS * 9 // 10, timeout=30)
         worker.signal()
         await worker.stopped(3 + 15)
     finally:
-        await steer(node, "set_vm_memory_high_watermark", "0.4")
+        await steer(node, *SHORT["memory"][1])
     ledger.mended()
     await begin(stage)
     await ledger.balance()
@@ -172,3 +180,20 @@ async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Le
     row = ledger.row("password changed and changed back")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "right" not in worker.log
+
+
+async def test_the_broker_ends_the_channel_of_jobs_that_wait_too_long(stage: Stage, ledger: Ledger, node: Node) -> None:
+    await steer(node, "eval", "application:set_env(rabbit, channel_tick_interval, 1000).")
+    await steer(node, "eval", "application:set_env(rabbit, consumer_timeout, 3000).")
+    try:
+        await stage.relay.stop()
+        worker = await begin(stage)
+        await ledger.publish(JOBS)
+        await worker.wait_log("consuming again")
+        await stage.relay.start()
+        ledger.mended()
+        await ledger.balance()
+    finally:
+        await steer(node, "eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+    row = ledger.row("broker ends the channel of jobs that wait behind the gate (consumer timeout)")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from certificates import Authority
 from conftest import Stage
 from ledger import Ledger
-from smtp_relay import CLOSE, RESET, Act, ScriptedRelay
+from smtp_relay import CLOSE, RESET, SILENCE, Act, ScriptedRelay
 
 JOBS = 60
 TIMES = 5
@@ -39,6 +41,8 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "says 452 too many recipients": (at("rcpt", "452 4.5.3 too many recipients", 2), 0),
     "refuses the connection limit": (at("greeting", Act("421 4.7.0 too many connections", then="close")), 0),
     "throttles": (at("rcpt", "450 4.7.0 rate limit exceeded", 2), 0),
+    "says 554 instead of a banner": (at("greeting", Act("554 5.7.1 go away", then="close")), 0),
+    "says nonsense": (at("mail", "what?"), 0),
     "takes two seconds for some": (at("body", Act(delay_s=2.0), 10), 0),
 }
 
@@ -124,10 +128,69 @@ async def test_the_relay_refuses_connections_for_a_while(stage: Stage) -> None:
 async def test_the_relay_answers_byte_by_byte(stage: Stage) -> None:
     ledger = Ledger(stage.rabbit, stage.relay)
     stage.relay.byte_by_byte = True
-    worker = stage.worker(SMTP_POOL_SIZE="5")
+    stage.relay.byte_s = 0.02
+    worker = stage.worker(SMTP_POOL_SIZE="20")
     await worker.start()
     await ledger.publish(JOBS)
     ledger.mended()
     await ledger.balance(30)
-    row = ledger.row("relay answers byte by byte")
+    row = ledger.row("relay answers byte by byte, 50 a second")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_the_relay_never_answers_some_commands(stage: Stage) -> None:
+    """It takes its minute: what is on the wire there waits as long as we do."""
+    ledger = Ledger(stage.rabbit, stage.relay)
+    for step in ("greeting", "ehlo", "mail", "rcpt", "data"):
+        stage.relay.then(step, SILENCE)
+    worker = stage.worker(SMTP_POOL_SIZE="8")
+    await worker.start()
+    await ledger.publish(JOBS)
+    await stage.relay.wait_accepted(JOBS - 3, timeout=30)  # their neighbours go on
+    ledger.mended()
+    await ledger.balance(90)
+    row = ledger.row("relay never answers: greeting, EHLO, MAIL, RCPT, DATA, once each")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert "job is tried again" not in worker.log
+
+
+CERTIFICATES: dict[str, tuple[tuple[str, ...], bool]] = {
+    "expired": (("127.0.0.1",), True),
+    "for another host": (("relay.example",), False),
+}
+
+
+@pytest.mark.parametrize("name", CERTIFICATES)
+async def test_the_certificate_is_not_to_be_trusted_for_a_while(stage: Stage, tmp_path: Path, name: str) -> None:
+    hosts, expired = CERTIFICATES[name]
+    authority = Authority(tmp_path)
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.mode, stage.relay.tls = "starttls", authority.server(*hosts, expired=expired)
+    worker = stage.worker(SMTP_POOL_SIZE="5", SMTP_TLS="starttls", SMTP_CA_FILE=str(authority.ca_file))
+    await worker.start()
+    await ledger.publish(JOBS)
+    await worker.wait_log('"trouble":"tls_failed"')
+    stage.relay.tls = authority.server("127.0.0.1")
+    ledger.mended()
+    await ledger.balance(30)
+    row = ledger.row(f"relay's certificate {name}, then mended")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert "job is tried again" not in worker.log
+    assert "MAIL" not in stage.relay.commands(1)
+
+
+async def test_our_login_is_refused_for_a_while(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.login = ("otp", "another")
+    worker = stage.worker(SMTP_POOL_SIZE="5", SMTP_AUTH="login", SMTP_USER="otp", SMTP_PASS="right")
+    await worker.start()
+    await ledger.publish(JOBS)
+    await worker.wait_log('"trouble":"login_refused"')
+    stage.relay.login = ("otp", "right")
+    ledger.mended()
+    await ledger.balance(30)
+    row = ledger.row("relay refuses our login, then mended")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert "job is tried again" not in worker.log
+    # refused on each connection that was being set up, probed once, then one for each connection
+    assert stage.relay.commands().count("AUTH") <= 5 + 1 + 5

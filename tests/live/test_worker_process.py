@@ -6,11 +6,10 @@ import signal
 import time
 from pathlib import Path
 
-import aio_pika
 import pytest
 from certificates import Authority
 from conftest import Stage
-from rabbitmq import Node, Rabbit, free_port, rabbit, until
+from rabbitmq import Node, free_port, rabbit, until
 from smtp_relay import Act
 from worker import CODE, Worker, job
 
@@ -81,9 +80,8 @@ async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_l
         worker = stage.worker(url=node.url)
         await worker.start()
         await stage.relay.stop()
-        connection = await aio_pika.connect(node.url)
-        client = Rabbit(connection, stage.rabbit.queue, stage.rabbit.prefix, await connection.channel())
-        await client.publish(*(job(f"u{n}@example.com", jobId=f"j{n}") for n in range(20)))
+        await stage.rabbit.call(node.url)
+        await stage.rabbit.publish(*(job(f"u{n}@example.com", jobId=f"j{n}") for n in range(20)))
         await worker.wait_log("gate closed")
         await asyncio.to_thread(node.stop)
         await worker.wait_log("RabbitMQ is away")
@@ -93,8 +91,8 @@ async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_l
         await stage.relay.wait_accepted(20, timeout=30)
         assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 20
         await worker.stop()
-        await connection.close()
     finally:
+        await stage.rabbit.call(stage.url)
         node.remove()
 
 

@@ -1,0 +1,98 @@
+"""While the relay takes no mail, jobs wait behind the gate: none is charged, none stays longer than its code lives."""
+
+import asyncio
+import time
+
+from conftest import Stage
+from ledger import Ledger
+from rabbitmq import until
+from smtp_relay import Act
+
+JOBS = 100
+CONNECTIONS = 5
+
+
+async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
+    await worker.start()
+    await stage.relay.stop()
+    await ledger.publish(30, priority="low")
+    await ledger.publish(30, metadata={"expiryMinutes": 20})
+    await ledger.publish(30, metadata={"expiryMinutes": 10})
+    await ledger.publish(5, priority="high")
+    await ledger.publish(5, to=f"{stage.rabbit.queue}.high")
+    late_low, late, soon, high, lane = (range(*it) for it in ((0, 30), (30, 60), (60, 90), (90, 95), (95, 100)))
+
+    async def waiting() -> bool:
+        return await worker.metric("otp_relay_turns_waiting") >= JOBS - 1
+
+    await until(waiting, "all jobs behind the gate")
+    known = stage.relay.connections
+    stage.relay.then("body", Act(delay_s=1.0))
+    stage.relay.always("body", Act(delay_s=0.1))
+    await stage.relay.start()
+    await stage.relay.wait_accepted(1, timeout=15)
+    assert {number for number, _ in stage.relay.log if number > known} == {known + 1}  # one probes, alone
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("gate: a backlog of every urgency drains")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert stage.relay.connections - known <= CONNECTIONS
+    place = {mail.recipient.partition("@")[0]: at for at, mail in enumerate(stage.relay.accepted)}
+    first, last = (
+        [pick(place[f"job{number}"] for number in numbers) for numbers in (lane, high, soon, late, late_low)]
+        for pick in (min, max)
+    )
+    for urgent, next_ in zip(last, first[1:], strict=False):
+        assert urgent < next_ + CONNECTIONS  # as far as those on the wire can overtake
+    assert "job is tried again" not in worker.log
+
+
+async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
+    await worker.start()
+    await stage.relay.stop()
+    life_s = 2.0
+    await ledger.publish(JOBS, metadata={"expiryMinutes": life_s / 60})
+    await ledger.publish(JOBS)
+    begun = time.monotonic()
+
+    async def expired() -> bool:
+        await ledger.bury()
+        return ledger.reasons["expired"] == JOBS
+
+    await until(expired, "expired jobs")
+    assert time.monotonic() - begun < life_s + 2
+    await stage.relay.start()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("gate: half of the codes expire behind it")
+    assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"expired": JOBS})
+    assert len(stage.relay.accepted) == JOBS
+    assert await worker.metric('otp_ledger_held{lane="jobs"}') == 0
+
+
+async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.always("mail", "450 4.7.0 rate limit exceeded")
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
+    await worker.start()
+    await ledger.publish(JOBS)
+    await worker.wait_log('"trouble":"throttled"')
+    await asyncio.sleep(0.5)  # what was on the wire has its answer
+    before = stage.relay.commands().count("MAIL")
+    await worker.wait_log("gate half open")
+    await until(lambda: _closed_again(worker.log), "end of the probe")
+    assert stage.relay.commands().count("MAIL") - before == 1
+    stage.relay.always("mail", None)
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("gate: relay throttles, one job probes at a time")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert "job is tried again" not in worker.log
+
+
+async def _closed_again(log: str) -> bool:
+    return log.count("gate closed") > log.count("gate half open")

@@ -1,0 +1,87 @@
+"""What befalls the machine under the worker: full disk, clock set back and forth, no file descriptors left."""
+
+import resource
+from pathlib import Path
+
+import pytest
+from conftest import Stage
+from ledger import Ledger
+from rabbitmq import until
+from smtp_relay import Act
+
+JOBS = 100
+HOUR_S = 3600
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), Path("libfaketime"))
+
+
+@pytest.fixture
+def ledger(stage: Stage) -> Ledger:
+    return Ledger(stage.rabbit, stage.relay)
+
+
+async def test_its_log_is_on_a_full_disk(stage: Stage, ledger: Ledger) -> None:
+    worker = stage.worker(SMTP_POOL_SIZE="5", LOG_LEVEL="debug")
+    worker.output = Path("/dev/full")
+    for number in range(0, JOBS, 10):
+        stage.relay.always("rcpt", "550 5.1.1 no such user", to=f"job{number}@example.com")
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number + 1}@example.com")
+    await worker.start()
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("worker's log on a full disk")
+    assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
+
+
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S], ids=["forth", "back"])
+async def test_its_clock_is_set(stage: Stage, ledger: Ledger, jump_s: int) -> None:
+    clock = stage.folder / "clock"
+    clock.write_text("+0")
+    faked = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    stage.relay.always("body", Act(delay_s=0.1))
+    for number in range(0, JOBS, 10):
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+    worker = stage.worker(SMTP_POOL_SIZE="5", OTP_EXPIRY_MINUTES="180", HEARTBEAT_INTERVAL_MS="500", **faked)
+    await worker.start()
+    await ledger.publish(JOBS)
+    await stage.relay.wait_accepted(20)
+    await stage.relay.stop()
+    await worker.wait_log("gate closed")
+    clock.write_text(f"{jump_s:+d}")
+    await worker.wait_log("the clock was set")
+    await stage.relay.start()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row(f"worker's clock set {'forth' if jump_s > 0 else 'back'} by an hour, gate closed")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_it_has_no_file_descriptors_left(stage: Stage, ledger: Ledger) -> None:
+    worker = stage.worker(SMTP_POOL_SIZE="20")
+    await worker.start()
+    assert worker.process is not None
+    pid = worker.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = len(_descriptors(pid))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, hard))
+    await ledger.publish(JOBS)
+    await worker.wait_log("Too many open files")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("worker without file descriptors")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+    async def ready() -> bool:
+        return (await worker.get("/readyz"))[0] == 200
+
+    await until(ready, "readiness")
+
+
+def _descriptors(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
