@@ -1,0 +1,190 @@
+"""Mixed faults for as long as you like, from a seed: the books balance, and nothing grows.
+
+`FAULTS_SOAK_S=600 FAULTS_SEED=7 make faults` is the long form.
+"""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from amqp_proxy import AmqpProxy, amqp_proxy
+from conftest import Stage, set_stage
+from ledger import Ledger
+from rabbitmq import Node
+from smtp_relay import Act
+from worker import Worker
+
+SOAK_S = float(os.environ.get("FAULTS_SOAK_S", "25"))
+SEED = int(os.environ.get("FAULTS_SEED", "1"))
+PER_S = 50
+CONNECTIONS = 5
+TAKEN_THEN_CLOSED = Act("", then="close", keep=True)
+
+
+@dataclass
+class Scene:
+    """Two workers, each behind a proxy: one may be killed and frozen, the other must not grow."""
+
+    stage: Stage
+    node: Node
+    ledger: Ledger
+    victim: Worker
+    steady: Worker
+    proxies: list[AmqpProxy]
+    chance: random.Random
+    may_double: int = 0
+    """The bound on duplicates, from what was done."""
+    done: list[str] = field(default_factory=list)
+
+    async def harm(self) -> None:
+        """Do one of the faults."""
+        fault = self.chance.choice(FAULTS)
+        self.done.append(fault.__name__.strip("_"))
+        await fault(self)
+
+    @property
+    def pid(self) -> int:
+        assert self.victim.process is not None
+        return self.victim.process.pid
+
+
+async def _relay_down(scene: Scene) -> None:
+    scene.may_double += 2 * CONNECTIONS  # the relay takes a mail and is gone before it says so
+    await scene.stage.relay.stop()
+    await asyncio.sleep(scene.chance.uniform(0.5, 2))
+    await scene.stage.relay.start()
+
+
+async def _relay_defers(scene: Scene) -> None:
+    scene.stage.relay.then("rcpt", *["451 4.3.0 later"] * 20)
+
+
+async def _relay_says_421(scene: Scene) -> None:
+    scene.stage.relay.then("mail", Act("421 4.3.2 closing", then="close"))
+
+
+async def _relay_takes_and_closes(scene: Scene) -> None:
+    scene.may_double += 2
+    scene.stage.relay.then("body", *[TAKEN_THEN_CLOSED] * 2)
+
+
+async def _relay_slows_down(scene: Scene) -> None:
+    scene.stage.relay.always("body", Act(delay_s=0.2))
+    await asyncio.sleep(scene.chance.uniform(0.5, 2))
+    scene.stage.relay.always("body", None)
+
+
+async def _broker_cut(scene: Scene) -> None:
+    # what each knew to be sent, it still knows; but what it had may go to the other one
+    scene.may_double += 2 * CONNECTIONS
+    scene.chance.choice(scene.proxies).cut()
+
+
+async def _broker_drips(scene: Scene) -> None:
+    proxy = scene.chance.choice(scene.proxies)
+    proxy.drip_s = 0.0005
+    await asyncio.sleep(0.5)
+    proxy.release()
+
+
+async def _killed(scene: Scene) -> None:
+    scene.may_double += 2 * CONNECTIONS
+    await scene.victim.kill()
+    await scene.victim.start()
+
+
+async def _stopped(scene: Scene) -> None:
+    await scene.victim.stop()
+    await scene.victim.start()
+
+
+async def _frozen(scene: Scene) -> None:
+    scene.may_double += 2 * CONNECTIONS
+    os.kill(scene.pid, signal.SIGSTOP)
+    await asyncio.sleep(scene.chance.uniform(1, 3))
+    os.kill(scene.pid, signal.SIGCONT)
+
+
+FAULTS: list[Callable[[Scene], Awaitable[None]]] = [
+    _relay_down, _relay_defers, _relay_says_421, _relay_takes_and_closes, _relay_slows_down, _broker_cut,
+    _broker_drips, _killed, _stopped, _frozen,
+]  # fmt: skip
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    node = Node(tmp_path / "node")
+    await asyncio.to_thread(node.start)
+    try:
+        async with AsyncExitStack() as stack:
+            stage = await stack.enter_async_context(set_stage(node.url, tmp_path, tidy=False))
+            ways = [await stack.enter_async_context(amqp_proxy(node.url)) for _ in range(2)]
+            victim, steady = (
+                stage.worker(url=f"{url}?heartbeat=2", SMTP_POOL_SIZE=str(CONNECTIONS), PREFETCH_COUNT="50")
+                for _, url in ways
+            )
+            for worker in (victim, steady):
+                await worker.start()
+            ledger = Ledger(stage.rabbit, stage.relay)
+            yield Scene(stage, node, ledger, victim, steady, [proxy for proxy, _ in ways], random.Random(SEED))  # noqa: S311
+    finally:
+        node.remove()
+
+
+async def test_mixed_faults(scene: Scene) -> None:
+    publishing = asyncio.create_task(_publish(scene.ledger))
+    begun = time.monotonic()
+    early: tuple[int, int] | None = None
+    while time.monotonic() - begun < SOAK_S:
+        await scene.harm()
+        await asyncio.sleep(scene.chance.uniform(0, 1))
+        if early is None and time.monotonic() - begun > SOAK_S / 3:
+            early = _size(scene.steady)
+    publishing.cancel()
+    scene.ledger.mended()
+    await scene.ledger.balance(60)
+    row = scene.ledger.row(f"soak: {len(scene.done)} mixed faults in {SOAK_S:.0f} s, seed {SEED}")
+    assert row.lost == 0, scene.done
+    assert row.duplicated <= scene.may_double
+    assert scene.ledger.copies_are_identical
+    assert set(scene.ledger.reasons) <= {"retries_exhausted"}  # one that was deferred four times
+    await _check_growth(scene, early)
+
+
+async def _check_growth(scene: Scene, early: tuple[int, int] | None) -> None:
+    assert early is not None
+    memory, descriptors = (late - before for late, before in zip(_size(scene.steady), early, strict=True))
+    assert memory < 16 << 20
+    assert descriptors < 2 * CONNECTIONS
+    channels = await asyncio.to_thread(scene.node.control, "list_channels", "pid", "--no-table-headers")
+    # for each worker: three lanes, one to publish, one for events; one of the ledger
+    assert len(channels.split()) <= 2 * 5 + 1
+    body = (await scene.steady.get("/metrics"))[1]
+    received, settled, held = (
+        sum(float(value) for value in re.findall(rf"^otp_ledger_{name}{{.*}} (\S+)$", body, re.MULTILINE))
+        for name in ("received_total", "settled_total", "held")
+    )
+    assert received == settled + held
+
+
+async def _publish(ledger: Ledger) -> None:
+    while True:
+        urgent = {"to": f"{ledger.rabbit.queue}.high"} if len(ledger.published) % 10 == 0 else {}
+        await ledger.publish(1, **urgent)
+        await asyncio.sleep(1 / PER_S)
+
+
+def _size(worker: Worker) -> tuple[int, int]:
+    """Return its memory, bytes, and how many descriptors it has open."""
+    assert worker.process is not None
+    process = Path("/proc") / str(worker.process.pid)
+    pages = int((process / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(list((process / "fd").iterdir()))

@@ -1,0 +1,116 @@
+"""Waits: as long as was asked, not much longer, and a flood of them delays no fresh job."""
+
+import asyncio
+import datetime as dt
+import json
+import time
+from statistics import quantiles
+
+from aio_pika import Message
+from conftest import Stage
+from ledger import Ledger
+from rabbitmq import until
+from smtp_relay import Act, ScriptedRelay
+from worker import CODE, Worker
+
+FLOOD = 5_000
+FRESH = 300
+PER_S = 50
+TAKES_S = 0.06
+CONNECTIONS = 20
+
+
+async def test_five_thousand_jobs_due_at_once_delay_no_fresh_one(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.always("body", Act(delay_s=TAKES_S))
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS), LOG_LEVEL="warning")
+    await worker.start()
+    alone = await _fresh(ledger, stage.relay)
+    await _flood(stage, ledger)
+    # putting it there has kept the broker and this process busy, which no wait that ends would do
+    under_way = len(stage.relay.accepted) + FRESH
+    await until(lambda: _accepted(stage.relay, under_way), "flood under way")
+    beside = await _fresh(ledger, stage.relay)
+    assert len(stage.relay.accepted) < 2 * FRESH + FLOOD  # it went on all the while
+    ledger.mended()
+    await ledger.balance(60)
+    row = ledger.row(
+        f"{FLOOD} retries due at once; fresh jobs' p99 {alone * 1000:.0f} ms alone, {beside * 1000:.0f} ms then"
+    )
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert beside < 2 * alone
+
+
+async def _fresh(ledger: Ledger, relay: ScriptedRelay) -> float:
+    """Publish at a steady rate; returns the p99 of the time to acceptance, seconds."""
+    first = len(ledger.published)
+    for _ in range(FRESH):
+        due = time.monotonic() + 1 / PER_S
+        await ledger.publish(1)
+        await asyncio.sleep(max(due - time.monotonic(), 0))
+    mine = {f"job{number}" for number in range(first, first + FRESH)}
+
+    async def all_accepted() -> bool:
+        return mine <= {mail.recipient.partition("@")[0] for mail in relay.accepted}
+
+    await until(all_accepted, "fresh jobs")
+    at = {mail.recipient.partition("@")[0]: mail.at for mail in relay.accepted}
+    return TAKES_S + quantiles((at[job_id] - ledger.published[job_id] for job_id in mine), n=100)[98]
+
+
+async def _flood(stage: Stage, ledger: Ledger) -> None:
+    """Put jobs where their wait has just ended."""
+    now_ms = time.time_ns() // 1_000_000
+    confirmed: list[asyncio.Future[object]] = []
+    for _ in range(FLOOD):
+        job_id = f"job{len(ledger.published)}"
+        ledger.published[job_id] = time.monotonic()
+        body = {"email": f"{job_id}@example.com", "otp": CODE, "jobId": job_id, "timestamp": now_ms, "retryCount": 1}
+        message = Message(json.dumps(body).encode(), delivery_mode=2, headers={"x-otp-attempt": 1})
+        publishing = stage.rabbit.channel.default_exchange.publish(message, f"{stage.rabbit.prefix}.retry.due")
+        confirmed.append(asyncio.ensure_future(publishing))
+    await asyncio.gather(*confirmed)
+
+
+async def _accepted(relay: ScriptedRelay, count: int) -> bool:
+    return len(relay.accepted) >= count
+
+
+async def test_a_wait_is_never_shorter_than_asked_and_late_by_little(stage: Stage) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    jobs = 200
+    for number in range(jobs):
+        later = ["451 4.3.0 later"] * (1 + number % 3)
+        stage.relay.then("rcpt", *later, to=f"job{number}@example.com")
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS), BASE_DELAY_MS="500")
+    await worker.start()
+    for _ in range(jobs):
+        await ledger.publish(1)
+        await asyncio.sleep(1 / PER_S)
+    await ledger.balance(30)
+    waits = _waits(worker)
+    assert len(waits) == sum(1 + number % 3 for number in range(jobs))
+    # the message says so once the wait has begun, so the attempt before stands for its beginning
+    assert min(after_attempt_ms - asked_ms for asked_ms, after_attempt_ms, _ in waits) >= 0
+    late = sorted(after_word_ms - asked_ms * 1.1 for asked_ms, _, after_word_ms in waits)
+    row = ledger.row(f"waits: {len(waits)}, late by {late[-1]:.0f} ms more than a tenth at most")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert late[len(late) * 95 // 100] < 250
+
+
+def _waits(worker: Worker) -> list[tuple[float, float, float]]:
+    """Return, for each retry, the delay, and how long after the attempt and after the word of it the next one began."""
+    began: dict[str, float] = {}
+    asked: dict[str, tuple[float, float]] = {}
+    waits: list[tuple[float, float, float]] = []
+    for line in worker.lines:
+        job_id = str(line.get("job_id"))
+        at_ms = dt.datetime.fromisoformat(line["timestamp"]).timestamp() * 1000
+        if line["event"] == "job is tried again":
+            asked[job_id] = (line["delay_ms"], at_ms)
+        elif line["event"] == "job started":
+            if job_id in asked:
+                delay_ms, word_ms = asked.pop(job_id)
+                waits.append((delay_ms, at_ms - began[job_id], at_ms - word_ms))
+            began[job_id] = at_ms
+    return waits
