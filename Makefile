@@ -20,10 +20,10 @@ dev: $(DEV_READY)  ## The same, started anew at every change of the code
 test: $(DEV_READY)  ## Every test, on a real RabbitMQ, real SMTP, real Chromium
 	@$(BIN)/python tests/ground.py $(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
-faults: $(DEV_READY)  ## The fault suite alone, and its table; FAULTS_SEED and FAULTS_ROUNDS make it long
+faults: $(DEV_READY)  ## The fault suite alone, and its table; FAULTS_SEED, FAULTS_ROUNDS, FAULTS_SOAK_S: the long form
 	@rm -f .faults.jsonl
 	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl $(BIN)/python tests/ground.py \
-		$(BIN)/python -m pytest -q tests/faults; failed=$$?; $(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
+		$(BIN)/python -m pytest -q -n 2 tests/faults; failed=$$?; $(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
 
 check: $(DEV_READY)  ## Lint, types, floors, fast tests
 	@$(BIN)/ruff check .

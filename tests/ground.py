@@ -1,11 +1,12 @@
 """Prepare what the live tests need, then run a command there: `python tests/ground.py COMMAND…`.
 
-RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or one on 127.0.0.1:5672, or a private node of an installed
-rabbitmq-server, or Debian's package. Chromium: an installed one, or Debian's packages. What cannot be had ends this
-with a message: tests are never skipped for want of a server.
+RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or one on 127.0.0.1:5672, or a private node; and an installed
+rabbitmq-server, or Debian's package, for the nodes that tests break. Chromium and libfaketime likewise. What cannot be
+had ends this with a message: tests are never skipped for want of a server.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,21 +17,28 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).parent))
 from rabbitmq import SERVER, Node, speaks_amqp
 
+FAKETIME = Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
+"""Sets the clock of one process."""
+
 USUAL = "amqp://guest:guest@127.0.0.1:5672/"
 
 
 def main(command: list[str]) -> int:
     """Run `command` with OTP_TEST_RABBITMQ_URL set; returns its exit code."""
-    for name, package in {"chromium": "chromium", "chromedriver": "chromium-driver"}.items():
-        if shutil.which(name) is None:
+    needed = {
+        "chromium": shutil.which("chromium"),
+        "chromium-driver": shutil.which("chromedriver"),
+        "libfaketime": FAKETIME.exists(),
+        "rabbitmq-server": SERVER.exists(),
+    }
+    for package, found in needed.items():
+        if not found:
             install(package)
     url = os.environ.get("OTP_TEST_RABBITMQ_URL", USUAL)
     if reachable(url):
         return run(command, url)
     if "OTP_TEST_RABBITMQ_URL" in os.environ:
         sys.exit(f"OTP_TEST_RABBITMQ_URL: nothing speaks AMQP at {urlsplit(url).hostname}:{urlsplit(url).port}")
-    if not SERVER.exists():
-        install("rabbitmq-server")
     node = Node(Path(tempfile.mkdtemp(prefix="otp-rabbit-")))
     try:
         sys.stderr.write("starting a private RabbitMQ node …\n")

@@ -7,15 +7,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
+from states import job_states
 
 from otp_stream.app import asyncapi, build
-from otp_stream.core.decision import Ending, Reason
 from otp_stream.settings import REQUIRED, REQUIRED_FOR_LOGIN, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -93,65 +92,6 @@ def settings_table() -> str:
         shown = value if value in {"", "required"} else f"`{value}`"
         rows.append(f"| `{name}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
-
-
-_ENDS: Mapping[str, str] = {
-    "sent": "the relay said 250",
-    "duplicate": "its `jobId` was sent before",
-    "superseded": "a newer code for the same person took its place",
-    "malformed": "it is no job",
-    "expired": "its code outlived its time",
-    "rejected": "the relay said 5xx to this recipient or message",
-    "retries_exhausted": "the relay said 4xx once too often",
-    "throttled": "over a limit",
-    "crashed": "template, data or our code failed",
-}
-
-
-def job_states() -> str:
-    """Return the states of a job and how it goes from one to the other."""
-    good, bad = get_args(Ending), get_args(Reason)
-    told = "\n".join(
-        f"| `{name}` | {'acknowledged' if name in good else '`otp.dead`'} | {_ENDS[name]} |" for name in (*good, *bad)
-    )
-    ends = "\n".join(f"  {name} --> [*]" for name in (*good, *bad))
-    return f"""\
-# The states of a job
-
-Made from the code: `make generate`. `admit` and `decide` in `otp_stream/core/decision.py` are the only places where a
-job's fate is chosen.
-
-```mermaid
-stateDiagram-v2
-  [*] --> queued: published
-  queued --> held: delivered, within the window
-  held --> malformed: cannot be read
-  held --> expired: admit
-  held --> duplicate: admit
-  held --> superseded: admit
-  held --> throttled: admit
-  held --> crashed: render
-  held --> sending: its turn at the relay
-  held --> waiting: gate closed for 20 minutes, no attempt counted
-  sending --> sent: 250
-  sending --> rejected: 5xx
-  sending --> held: no connection, login refused, throttled, no attempt counted
-  sending --> waiting: 4xx or uncertain, attempt counted
-  sending --> retries_exhausted: 4xx or uncertain, no attempts left
-  sending --> expired: the next try would be too late
-  waiting --> held: otp.retry.due
-{ends}
-```
-
-`queued`, `waiting`: the broker has it. `held`, `sending`: this worker has it, unacknowledged; if the worker dies, the
-broker gives it to another.
-
-| ends as | then | because |
-|---|---|---|
-{told}
-
-Every end is a confirmed publish first (for `otp.dead`) and the acknowledgement second.
-"""
 
 
 def main() -> None:

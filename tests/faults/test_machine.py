@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Stage
+from ground import FAKETIME
 from ledger import Ledger
 from rabbitmq import until
 from smtp_relay import Act
 
 JOBS = 100
 HOUR_S = 3600
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), Path("libfaketime"))
 
 
 @pytest.fixture

@@ -1,25 +1,15 @@
 """Generated files are what the code says now."""
 
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from generate import generated
 
 ROOT = Path(__file__).parents[2]
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "tools" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATED: dict[Path, str] = generator().generated()
+GENERATED: dict[Path, str] = generated()
 
 
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
