@@ -249,10 +249,11 @@ class Rabbit:
 
         await until(removed, "tidy broker", 60)
 
-    async def remove(self) -> None:
+    async def remove(self, keep: tuple[str, ...] = ()) -> None:
         """Delete every queue and exchange of this test."""
         for name in self._names():
-            await self.channel.queue_delete(name)
+            if name not in keep:
+                await self.channel.queue_delete(name)
         for name in ("retry", "events"):
             await self.channel.exchange_delete(f"{self.prefix}.{name}")
 

@@ -49,18 +49,34 @@ class Apart:
     async def compose(self, job: Job) -> Mail:
         """Return the message. Raises `ComposeError`, also when the process dies of it, and `OSError` without one."""
         async with self._turn:
-            child = self._child or await self._start()
-            try:
-                answer = await _ask(child, pickle.dumps(job), _PATIENCE_S)
-            except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-                raise ComposeError(f"composing it {await self._end()}") from None
-            except BaseException:
-                await self._end()
-                raise
-            self._rest = asyncio.get_running_loop().call_later(_REST_S, child.kill)
+            # a process can die of something else: the job is to blame when a second one dies of it
+            answer = await self._ask(job, again=True) or await self._ask(job)
         if isinstance(answer, ComposeError):
             raise answer
         return answer
+
+    async def _ask(self, job: Job, *, again: bool = False) -> Any:
+        """Return the child's answer; `None` where the child died and it is to be asked `again`."""
+        if self._rest is not None:
+            self._rest.cancel()
+        child = self._child or await self._start()
+        try:
+            answer = await _ask(child, pickle.dumps(job), _PATIENCE_S)
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError) as error:
+            told = await self._end()
+            if again and not isinstance(error, TimeoutError):
+                return None
+            raise ComposeError(f"composing it {told}") from None
+        except BaseException:
+            await self._end()
+            raise
+        self._rest = asyncio.get_running_loop().call_later(_REST_S, self._let_go)
+        return answer
+
+    def _let_go(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
 
     async def close(self) -> None:
         """End the process."""

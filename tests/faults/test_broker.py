@@ -212,3 +212,23 @@ async def test_the_connection_is_lost_more_often_than_a_queue_delivers(
     await ledger.balance()
     row = ledger.row(f"broker connection lost {times} times with all jobs in hand, delivery limit {limit}")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_wait_and_dead_queues_are_missing_when_they_are_wanted(stage: Stage, ledger: Ledger) -> None:
+    stage.relay.always("rcpt", Act(delay_s=1.5))
+    for number in range(0, JOBS, 10):
+        stage.relay.always("rcpt", Act("550 5.1.1 no such user", delay_s=1.5), to=f"job{number}@example.com")
+        stage.relay.then("rcpt", Act("451 4.3.0 later", delay_s=1.5), to=f"job{number + 1}@example.com")
+    await begin(stage, stage.url, SMTP_POOL_SIZE="105", HEARTBEAT_INTERVAL_MS="60000")
+    await ledger.publish(JOBS)
+
+    async def asked() -> bool:
+        return stage.relay.commands().count("RCPT") == JOBS
+
+    await until(asked, "all mails at the relay")
+    await stage.rabbit.remove(keep=(stage.rabbit.queue,))
+    ledger.mended()
+    stage.relay.always("rcpt", None)
+    await ledger.balance()
+    row = ledger.row("wait and dead queues deleted while mails are on the wire")
+    assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})

@@ -1,9 +1,11 @@
 """The e-mail: what a person reads, what a relay sees, and what cannot be smuggled in."""
 
+import asyncio
 import email
 import email.policy
 import json
 import re
+import time
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,42 @@ async def test_a_mail_made_apart_is_the_same(tmp_path: Path) -> None:
         assert await room.compose_apart(job()) == room.compose(job())
         with pytest.raises(ComposeError, match="none named nope"):
             await room.compose_apart(job(template="nope"))
+        assert await room.compose_apart(job()) == room.compose(job())
+    finally:
+        await room.close()
+
+
+async def test_a_process_that_rested_long_enough_is_gone_and_the_next_suspect_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("otp_stream.mail.apart._REST_S", 0.05)
+    room = mailroom()
+    try:
+        assert await room.compose_apart(job()) == room.compose(job())
+        await asyncio.sleep(0.1)
+        assert await room.compose_apart(job()) == room.compose(job())
+    finally:
+        await room.close()
+
+
+async def test_a_process_in_use_is_not_sent_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otp_stream.mail.apart._REST_S", 0.05)
+    room = mailroom()
+    ends = time.monotonic() + 0.5
+    try:
+        while time.monotonic() < ends:
+            await room.compose_apart(job())
+    finally:
+        await room.close()
+
+
+async def test_a_suspect_is_not_blamed_for_a_process_that_died_of_something_else() -> None:
+    room = mailroom()
+    try:
+        await room.compose_apart(job())
+        child = room._apart._child
+        assert child is not None
+        child.kill()
         assert await room.compose_apart(job()) == room.compose(job())
     finally:
         await room.close()
