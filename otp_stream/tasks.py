@@ -1,7 +1,9 @@
 """Tasks that go on for as long as the process does."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Any
 
 import structlog
 
@@ -33,7 +35,18 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def cancelled(*tasks: asyncio.Task[None]) -> None:
+@contextmanager
+def losing_it_is_an_error() -> Generator[None]:
+    """Turn a `CancelledError` that nobody asked for into a `ConnectionError`: so a lost AMQP connection ends a wait."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        raise ConnectionError("the connection was lost") from None
+
+
+async def cancelled(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()

@@ -40,14 +40,16 @@ class AmqpProxy:
     upstream: int
     port: int = 0
     holds: list[Hold] = field(default_factory=list)
-    swallow: bool = False
-    """Black hole: connections stay open, nothing passes."""
+    swallow: bool | Literal["publishing"] = False
+    """Black hole: connections stay open, nothing passes; or just those that have published."""
     drip_s: float = 0
     """Pause after each byte to the worker."""
     tear: bool = False
     """The next frame to a worker is torn in the middle by a reset."""
     refuse: bool = False
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _publishing: set[int] = field(default_factory=set)
+    """Connections, by the worker's port, on which something was published."""
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -84,9 +86,10 @@ class AmqpProxy:
         up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
         self._writers |= {writer, up_writer}
         up_writer.write(await reader.readexactly(8))
+        port: int = writer.get_extra_info("peername")[1]
         pumps = [
-            asyncio.create_task(self._pump("to broker", reader, up_writer)),
-            asyncio.create_task(self._pump("to worker", up_reader, writer)),
+            asyncio.create_task(self._pump("to broker", reader, up_writer, port)),
+            asyncio.create_task(self._pump("to worker", up_reader, writer, port)),
         ]
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for pump in pumps:
@@ -96,13 +99,15 @@ class AmqpProxy:
             self._writers.discard(it)
             it.transport.abort()
 
-    async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readexactly(_HEADER)
                 frame = head + await reader.readexactly(int.from_bytes(head[3:], "big") + 1)
                 await self._maybe_hold(way, frame)
-                if self.swallow:
+                if way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == PUBLISH:
+                    self._publishing.add(port)
+                if self.swallow is True or (self.swallow == "publishing" and port in self._publishing):
                     continue
                 if self.tear and way == "to worker" and len(frame) > _HEADER + 1:
                     self.tear = False
@@ -112,9 +117,8 @@ class AmqpProxy:
                 await self._write(way, writer, frame)
 
     async def _maybe_hold(self, way: Way, frame: bytes) -> None:
-        method = (int.from_bytes(frame[7:9], "big"), int.from_bytes(frame[9:11], "big"))
         for hold in self.holds:
-            if frame[0] == _METHOD_FRAME and hold.way == way and hold.method == method:
+            if frame[0] == _METHOD_FRAME and hold.way == way and hold.method == _method(frame):
                 hold.reached.set()
                 await hold.let_go.wait()
 
@@ -127,6 +131,10 @@ class AmqpProxy:
             writer.write(bytes([byte]))
             await writer.drain()
             await asyncio.sleep(self.drip_s)
+
+
+def _method(frame: bytes) -> Method:
+    return int.from_bytes(frame[7:9], "big"), int.from_bytes(frame[9:11], "big")
 
 
 @asynccontextmanager

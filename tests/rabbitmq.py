@@ -251,13 +251,14 @@ class Rabbit:
 
     async def remove(self, keep: tuple[str, ...] = ()) -> None:
         """Delete every queue and exchange of this test."""
-        for name in self._names():
+        for name in self.names():
             if name not in keep:
                 await self.channel.queue_delete(name)
         for name in ("retry", "events"):
             await self.channel.exchange_delete(f"{self.prefix}.{name}")
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Return every queue of this test."""
         from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py starts without the package
 
         ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due")]

@@ -103,7 +103,10 @@ class Worker:
     async def stopped(self, timeout: float = 20) -> int:  # noqa: ASYNC109
         """Wait for its end; returns its exit code (negative: the signal)."""
         assert self.process is not None
-        return await asyncio.wait_for(self.process.wait(), timeout)
+        try:
+            return await asyncio.wait_for(self.process.wait(), timeout)
+        except TimeoutError:
+            raise AssertionError(f"it has not ended within {timeout} s\n{self.log}") from None
 
     async def stop(self) -> int:
         """End it as an operator would."""

@@ -16,7 +16,7 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.core.state import BrokerState
-from otp_stream.tasks import cancelled, forever
+from otp_stream.tasks import cancelled, forever, losing_it_is_an_error
 
 from .arrival import now_ms
 from .control import TROUBLES, Control
@@ -111,9 +111,10 @@ class OtpBroker(RabbitBroker):
 
     async def _try_to_start(self) -> bool:
         try:
-            await self._control.apply(self.lanes)
-            await self.connect()
-            await self._intake.start(self._rabbit_subscribers)
+            with losing_it_is_an_error():
+                await self._control.apply(self.lanes)
+                await self.connect()
+                await self._intake.start(self._rabbit_subscribers)
             self.running = True
         except TROUBLES as error:
             self._note(connected=False, error=_told(error))
@@ -168,10 +169,11 @@ class OtpBroker(RabbitBroker):
         publish = self._publish_afresh if afresh else self._publish
         publishing = asyncio.create_task(publish(message, exchange, routing_key))
         try:
-            while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
-                if not await self._is_blocked():
-                    raise TimeoutError
-            await publishing
+            with losing_it_is_an_error():
+                while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
+                    if not await self._is_blocked():
+                        raise TimeoutError
+                await publishing
         finally:
             publishing.cancel()
 
@@ -187,6 +189,8 @@ class OtpBroker(RabbitBroker):
     async def stop_intake(self) -> None:
         """Cancel the consumers; what was delivered stays in hand."""
         self._stopping = True
+        for lane in self.lanes:
+            lane.stop()
         await cancelled(*self._keeping)
         await self._intake.stop(self._rabbit_subscribers)
 

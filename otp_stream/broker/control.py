@@ -10,7 +10,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
-from otp_stream.tasks import is_cancelled
+from otp_stream.tasks import losing_it_is_an_error
 
 from .lane import LaneConsumer
 from .topology import Topology, TopologyError
@@ -28,21 +28,22 @@ class Control:
     url: str = field(repr=False)
     topology: Topology
     _connection: AbstractConnection | None = None
+    _connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @asynccontextmanager
     async def _talking(self, timeout_s: float) -> AsyncGenerator[AbstractConnection]:
         async with asyncio.timeout(timeout_s):
-            if self._connection is None:
-                self._connection = await aio_pika.connect(self.url, timeout=TIMEOUT_S)
+            async with self._connecting:
+                if self._connection is None:
+                    self._connection = await aio_pika.connect(self.url, timeout=TIMEOUT_S)
             try:
-                yield self._connection
+                with losing_it_is_an_error():
+                    yield self._connection
             except TopologyError:
                 raise
-            except BaseException as error:
+            except BaseException:
                 # A plain connection does not say that it was lost: after any trouble the next question opens another.
                 await self.close()
-                if isinstance(error, asyncio.CancelledError) and not is_cancelled():
-                    raise ConnectionError("the connection was lost") from error
                 raise
 
     async def apply(self, lanes: list[LaneConsumer]) -> None:

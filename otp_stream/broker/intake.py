@@ -7,6 +7,8 @@ from typing import Any, cast
 import structlog
 from faststream.rabbit.subscriber import RabbitSubscriber
 
+from otp_stream.tasks import losing_it_is_an_error
+
 from .control import TROUBLES
 
 _CANCEL_TIMEOUT_S = 3.0
@@ -48,7 +50,8 @@ class Intake:
         """Cancel the consumers; what was delivered stays in hand."""
         for subscriber in subscribers:
             try:
-                await asyncio.wait_for(_cancel(subscriber), _CANCEL_TIMEOUT_S)
+                with losing_it_is_an_error():
+                    await asyncio.wait_for(_cancel(subscriber), _CANCEL_TIMEOUT_S)
             except TROUBLES as error:
                 _log.debug("consumer not cancelled", queue=subscriber.queue.name, error=type(error).__name__)
 

@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from faststream.rabbit import RabbitMessage
 from otp_stream.core.decision import Dead, Final
 from otp_stream.core.job import Job, Lane, MalformedError, OtpJob
 from otp_stream.core.state import LaneState
+from otp_stream.tasks import cancelled
 
 from .arrival import Arrival, Reader, now_ms, said_job_id
 from .events import Events, event
@@ -103,8 +105,9 @@ class LaneConsumer:
         self._held: dict[asyncio.Task[str | None], Arrival] = {}
         self._received = 0
         self._let_go: Counter[str] = Counter()
+        self._stopping = False
         self._cut: list[Arrival] = []
-        """What did not come to its end here."""
+        """What did not come to its end here, and is still to go back."""
 
     @property
     def state(self) -> LaneState:
@@ -139,7 +142,7 @@ class LaneConsumer:
             self._let_go[how] += 1
         elif not arrival.alive:
             self._let_go["taken_back"] += 1
-        elif task.cancelled():
+        elif task.cancelled() and self._stopping:
             self._let_go["returned"] += 1
             self._cut.append(arrival)
         # else it is stranded: unsettled at the broker, and nobody's here; the books show it
@@ -179,10 +182,16 @@ class LaneConsumer:
         """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""
         while self._held and not give_up():
             await asyncio.wait(list(self._held), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
-        rest = list(self._held)
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        if self.counts_returns:
-            await asyncio.gather(*(self._desk.settler.give_back(arrival, self.queue) for arrival in self._cut))
-        return len(self._cut)
+            await self._give_back()
+        await cancelled(*self._held)
+        await self._give_back()
+        return self._let_go["returned"]
+
+    def stop(self) -> None:
+        """Take note that jobs which are given up from now on go back."""
+        self._stopping = True
+
+    async def _give_back(self) -> None:
+        cut, self._cut = self._cut, []
+        give_back = partial(self._desk.settler.give_back, queue=self.queue, counts_returns=self.counts_returns)
+        await asyncio.gather(*map(give_back, cut))

@@ -8,12 +8,13 @@ from typing import Protocol, assert_never
 
 import structlog
 from aio_pika import Message
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from aio_pika.exceptions import AMQPError, DeliveryError
 from aiormq.exceptions import AMQPError as WireError
 
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
+from otp_stream.tasks import losing_it_is_an_error
 
 from . import copies
 from .arrival import Arrival, now_ms
@@ -23,6 +24,8 @@ from .topology import Topology
 GIVE_BACK_S = 5.0
 """At a stop: what has not gone back by then goes back with the connection, marked as returned."""
 _PAUSES_S = (0.2, 1.0, 2.0, 5.0)
+_REFUSALS = (AMQPError, WireError, OSError, RuntimeError)
+"""What a broker that is away, full or in need answers."""
 
 
 class Publish(Protocol):
@@ -73,11 +76,19 @@ class Settler:
             await acknowledge(arrival)
         return stands
 
-    async def give_back(self, arrival: Arrival, queue: str) -> None:
-        """Do the same at a stop: closing, nack and reject all count against a quorum queue's limit."""
-        with contextlib.suppress(TimeoutError):
+    async def give_back(self, arrival: Arrival, queue: str, *, counts_returns: bool) -> None:
+        """Let another worker have a message, at a stop.
+
+        A quorum queue counts what is returned by closing, nack and reject, so it gets a new message. A classic queue
+        counts nothing, and keeps a returned message's place.
+        """
+        with contextlib.suppress(TimeoutError, *_REFUSALS):
             async with asyncio.timeout(GIVE_BACK_S):
-                await self.renew(arrival, queue)
+                if counts_returns:
+                    await self.renew(arrival, queue)
+                else:
+                    with losing_it_is_an_error():
+                        await arrival.message.nack(requeue=True)
 
     async def _retry(
         self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
@@ -94,7 +105,7 @@ class Settler:
         while arrival.alive:
             try:
                 await self.publish(message, exchange=exchange, routing_key=routing_key, afresh=tries > 0)
-            except (AMQPError, WireError, OSError, TimeoutError, RuntimeError) as error:
+            except (TimeoutError, *_REFUSALS) as error:
                 pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1
                 structlog.get_logger(__name__).warning(
@@ -114,8 +125,9 @@ class Settler:
 async def acknowledge(arrival: Arrival) -> None:
     """Acknowledge; where the channel is gone the message comes again, and the sent table knows it."""
     try:
-        await arrival.message.ack()
-    except (AMQPError, WireError, ChannelInvalidStateError, OSError, RuntimeError) as error:
+        with losing_it_is_an_error():
+            await arrival.message.ack()
+    except _REFUSALS as error:
         structlog.get_logger(__name__).warning("acknowledgement lost, the job comes again", error=_told(error))
 
 

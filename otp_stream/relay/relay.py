@@ -92,8 +92,8 @@ class SmtpRelay:
         try:
             return await turn.result
         finally:
-            for turns in self._all_turns():
-                turns.leave(turn)
+            if turn.home is not None:
+                turn.home.leave(turn)
 
     def look(self) -> tuple[RelayState, ...]:
         """Return what there is to know of each relay; jobs that wait for any of them are told with the first."""
@@ -150,8 +150,8 @@ class SmtpRelay:
         return None
 
     def wants(self, turn: Turn) -> bool:
-        """Tell whether the job is still ours, as far as can be known at this moment."""
-        return turn.wanted() and not self._is_frozen()
+        """Tell whether the job is still ours, as far as can be known at this moment, and its code still alive."""
+        return self._now_ms() < turn.expires_ms and turn.wanted() and not self._is_frozen()
 
     def gate_changed(self, line: Line) -> None:
         """Tell of it, and let the jobs go where they can go now."""

@@ -17,7 +17,7 @@ class Turn:
     """One call of `send`: first a place among those who wait, then a mail on the wire. Times as in `send`."""
 
     __slots__ = (
-        "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "prefer", "probe", "rank",
+        "answered", "arrival", "deadline_ms", "due", "expires_ms", "home", "losses", "mail", "prefer", "probe", "rank",
         "refusal", "result", "waiting", "wanted", "withdrawn", "written",
     )  # fmt: skip
 
@@ -41,6 +41,8 @@ class Turn:
         self.prefer: str | None = None
         """The relay that may have the mail already."""
         self.arrival = 0
+        self.home: Turns | None = None
+        """Where it waits, or last waited."""
         self.waiting = False
         self.probe = False
         self.losses = 0
@@ -90,6 +92,7 @@ class Turns:
             self._arrivals += 1
             turn.arrival = self._arrivals
         turn.waiting = True
+        turn.home = self
         self._counts[turn.rank] += 1
         if self._earliest_ms is None or turn.deadline_ms < self._earliest_ms:
             self._earliest_ms = turn.deadline_ms

@@ -232,3 +232,49 @@ async def test_wait_and_dead_queues_are_missing_when_they_are_wanted(stage: Stag
     await ledger.balance()
     row = ledger.row("wait and dead queues deleted while mails are on the wire")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
+
+
+async def test_only_the_connection_that_publishes_goes_silent(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
+) -> None:
+    proxy, url = proxied
+    for number in range(JOBS):
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+    worker = await begin(stage, f"{url}?heartbeat=1")
+    await ledger.publish(1)
+    await stage.relay.wait_accepted(1)
+    proxy.swallow = "publishing"
+    await ledger.publish(JOBS - 1)  # each has a retry to publish, and no confirm comes
+    await worker.wait_log("RabbitMQ is away")
+    proxy.release()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("broker half open for publishes alone, every job with a retry to publish")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_stopped_while_the_broker_is_silent(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
+    proxy, url = proxied
+    stage.relay.always("body", Act(delay_s=8))
+    worker = await begin(stage, f"{url}?heartbeat=1")
+    await ledger.publish(JOBS)
+
+    async def sending() -> bool:
+        return stage.relay.commands().count("DATA") >= 4
+
+    await until(sending, "mails on the wire")
+    proxy.swallow = True
+    worker.signal()
+    assert await worker.stopped(40) in {0, -signal.SIGTERM}
+    assert len(stage.relay.accepted) >= 4  # what was on the wire came to its end
+    assert '"event":"stopped"' in worker.log
+    proxy.cut()
+    proxy.release()
+    stage.relay.always("body", None)
+    ledger.mended()
+    await begin(stage, stage.url)
+    await ledger.balance()
+    row = ledger.row("SIGTERM while the broker is half open")
+    assert row.lost == 0
+    assert row.duplicated <= 5  # what could not be acknowledged any more
+    assert ledger.copies_are_identical

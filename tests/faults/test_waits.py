@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import json
 import time
-from statistics import quantiles
+from bisect import bisect_left
 
 from aio_pika import Message
 from conftest import Stage
@@ -25,37 +25,44 @@ async def test_five_thousand_jobs_due_at_once_delay_no_fresh_one(stage: Stage) -
     stage.relay.always("body", Act(delay_s=TAKES_S))
     worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS), LOG_LEVEL="warning")
     await worker.start()
-    alone = await _fresh(ledger, stage.relay)
+    alone_ms, _ = await _fresh(ledger, stage.relay)
     await _flood(stage, ledger)
     # putting it there has kept the broker and this process busy, which no wait that ends would do
     under_way = len(stage.relay.accepted) + FRESH
     await until(lambda: _accepted(stage.relay, under_way), "flood under way")
-    beside = await _fresh(ledger, stage.relay)
+    beside_ms, overtaken_by = await _fresh(ledger, stage.relay)
     assert len(stage.relay.accepted) < 2 * FRESH + FLOOD  # it went on all the while
     ledger.mended()
     await ledger.balance(60)
-    row = ledger.row(
-        f"{FLOOD} retries due at once; fresh jobs' p99 {alone * 1000:.0f} ms alone, {beside * 1000:.0f} ms then"
-    )
+    row = ledger.row(f"{FLOOD} retries due at once; p99 of fresh jobs {alone_ms:.0f} ms alone, {beside_ms:.0f} ms then")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert beside < 2 * alone
+    # Twice as long as alone, told by a clock that does not depend on the machine: while a mail takes its time, each
+    # other connection ends one.
+    assert overtaken_by < 2 * CONNECTIONS
 
 
-async def _fresh(ledger: Ledger, relay: ScriptedRelay) -> float:
-    """Publish at a steady rate; returns the p99 of the time to acceptance, seconds."""
+async def _fresh(ledger: Ledger, relay: ScriptedRelay) -> tuple[float, int]:
+    """Publish at a steady rate.
+
+    Returns the p99 of the time to acceptance, milliseconds, and of how many mails of others came in between.
+    """
     first = len(ledger.published)
     for _ in range(FRESH):
         due = time.monotonic() + 1 / PER_S
         await ledger.publish(1)
         await asyncio.sleep(max(due - time.monotonic(), 0))
-    mine = {f"job{number}" for number in range(first, first + FRESH)}
+    mine = [f"job{number}" for number in range(first, first + FRESH)]
 
     async def all_accepted() -> bool:
-        return mine <= {mail.recipient.partition("@")[0] for mail in relay.accepted}
+        return set(mine) <= {mail.recipient.partition("@")[0] for mail in relay.accepted}
 
-    await until(all_accepted, "fresh jobs")
+    await until(all_accepted, "fresh jobs", 40)
     at = {mail.recipient.partition("@")[0]: mail.at for mail in relay.accepted}
-    return TAKES_S + quantiles((at[job_id] - ledger.published[job_id] for job_id in mine), n=100)[98]
+    others = sorted(at[job_id] for job_id in at.keys() - set(mine))
+    took = sorted(at[job_id] - ledger.published[job_id] for job_id in mine)
+    between = sorted(bisect_left(others, at[job_id]) - bisect_left(others, ledger.published[job_id]) for job_id in mine)
+    p99 = FRESH * 99 // 100
+    return (TAKES_S + took[p99]) * 1000, between[p99]
 
 
 async def _flood(stage: Stage, ledger: Ledger) -> None:

@@ -283,6 +283,39 @@ async def test_a_job_past_its_deadline_is_never_offered_to_the_relay(relay: Scri
     assert len(relay.accepted) == 1
 
 
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data"])
+async def test_a_code_that_expires_while_the_relay_thinks_is_not_sent(relay: ScriptedRelay, step: str):
+    relay.then(step, Act(delay_s=0.5))
+    async with client(relay) as smtp:
+        assert await send(smtp, life_ms=250) == Lapsed()
+        assert isinstance(await send(smtp), Accepted)
+    assert len(relay.accepted) == 1
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_for_one_relay_leaves_no_trace(relay: ScriptedRelay):
+    relay.always("body", SILENCE)
+    async with client(relay, pool_size=1) as smtp:
+        first = asyncio.create_task(send(smtp))
+        await relay.wait(lambda: smtp.look()[0].sending == 1, "mail on the wire")
+        ends = now_ms() + 60_000
+        preferring = asyncio.create_task(
+            smtp.send(
+                Mail("user@example.com", CONTENT),
+                rank=2,
+                lane="due",
+                expires_ms=ends,
+                deadline_ms=ends,
+                prefer=smtp.look()[0].name,
+            )
+        )
+        await relay.wait(lambda: smtp.look()[0].waiting == 1, "job that waits for this relay")
+        preferring.cancel()
+        await asyncio.gather(preferring, return_exceptions=True)
+        assert smtp.look()[0].waiting == 0
+        relay.cut()
+        await asyncio.gather(first, return_exceptions=True)
+
+
 @pytest.mark.parametrize("keywords", [KEYWORDS, WITHOUT_PIPELINING])
 async def test_a_relay_that_speaks_byte_by_byte_is_understood(keywords: tuple[str, ...]):
     async with ScriptedRelay(keywords=keywords, byte_by_byte=True) as relay, client(relay) as smtp:

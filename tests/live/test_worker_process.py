@@ -178,6 +178,11 @@ async def test_queues_that_are_deleted_under_the_worker_are_made_again(stage: St
     await stage.rabbit.remove()
     stage.rabbit.channel = await stage.rabbit.connection.channel()
     await worker.wait_log("topology is checked again")
+
+    async def stands() -> bool:
+        return await stage.rabbit.depth() is not None
+
+    await until(stands, "jobs queue")
     await worker.wait_ready()
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1, timeout=30)
