@@ -50,7 +50,10 @@ def configure_logs(*, level: str, readable: bool) -> None:
 
 
 class _Output:
-    """A stream that fails nobody: a full disk or a dead collector behind standard output must keep no code back."""
+    """A stream that fails nobody: a full disk or a dead collector behind standard output must keep no code back.
+
+    A collector that lives and reads nothing still holds the process up once its pipe is full.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
