@@ -37,9 +37,9 @@ async def test_five_thousand_jobs_due_at_once_delay_no_fresh_one(stage: Stage) -
     await ledger.balance(60)
     row = ledger.row(f"{FLOOD} retries due at once; p99 of fresh jobs {alone_ms:.0f} ms alone, {beside_ms:.0f} ms then")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    # On a machine that is busy with other tests, what the worker has not read yet counts too: one window at most.
-    # How long it takes on an idle one is in the table.
-    assert overtaken_by < WINDOW + 2 * CONNECTIONS
+    # On a machine that is busy with other tests, what the worker has not read yet counts too: a window, and what comes
+    # in its place while it is read. How long it takes is told in the table.
+    assert overtaken_by < 2 * (WINDOW + CONNECTIONS)
 
 
 async def _fresh(ledger: Ledger, relay: ScriptedRelay) -> tuple[float, int]:
