@@ -1,7 +1,6 @@
 """The connections to RabbitMQ: waited for, repaired, watched, and left in good order."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from otp_stream.core.state import BrokerState
 from otp_stream.tasks import cancelled, forever, losing_it_is_an_error
 
 from .arrival import now_ms
-from .control import TROUBLES, Control
+from .control import TROUBLES, Control, leave
 from .events import Events
 from .intake import Intake
 from .lane import LaneConsumer
@@ -209,12 +208,10 @@ class OtpBroker(RabbitBroker):
 
     async def _hang_up(self, *args: Any, **kwargs: Any) -> None:
         # a connection from which the broker reads nothing cannot be closed in good order
-        with contextlib.suppress(*TROUBLES):
-            await asyncio.wait_for(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
+        await leave(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
         inlet, self._inlet = self._inlet, None
         if inlet is not None:
-            with contextlib.suppress(*TROUBLES):
-                await asyncio.wait_for(inlet.close(), _CANCEL_TIMEOUT_S)
+            await leave(inlet.close(), _CANCEL_TIMEOUT_S)
         self._away.clear()
 
     async def _keep_topology(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -77,5 +77,10 @@ class Control:
         """Hang up."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(*TROUBLES):
-                await asyncio.wait_for(connection.close(), _HANG_UP_S)
+            await leave(connection.close(), _HANG_UP_S)
+
+
+async def leave(closing: Awaitable[object], timeout_s: float) -> None:
+    """Close something, whatever becomes of it: what comes after must not be skipped."""
+    with contextlib.suppress(*TROUBLES), losing_it_is_an_error():
+        await asyncio.wait_for(closing, timeout_s)

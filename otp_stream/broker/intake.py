@@ -7,9 +7,7 @@ from typing import Any, cast
 import structlog
 from faststream.rabbit.subscriber import RabbitSubscriber
 
-from otp_stream.tasks import losing_it_is_an_error
-
-from .control import TROUBLES
+from .control import TROUBLES, leave
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
@@ -49,11 +47,7 @@ class Intake:
     async def stop(self, subscribers: Iterable[RabbitSubscriber]) -> None:
         """Cancel the consumers; what was delivered stays in hand."""
         for subscriber in subscribers:
-            try:
-                with losing_it_is_an_error():
-                    await asyncio.wait_for(_cancel(subscriber), _CANCEL_TIMEOUT_S)
-            except TROUBLES as error:
-                _log.debug("consumer not cancelled", queue=subscriber.queue.name, error=type(error).__name__)
+            await leave(_cancel(subscriber), _CANCEL_TIMEOUT_S)
 
     async def _try_to_consume(self, subscriber: RabbitSubscriber) -> bool:
         name = subscriber.queue.name

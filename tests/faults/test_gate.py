@@ -1,6 +1,5 @@
 """While the relay takes no mail, jobs wait behind the gate: none is charged, none stays longer than its code lives."""
 
-import asyncio
 import time
 
 from conftest import Stage
@@ -81,7 +80,11 @@ async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage
     await worker.start()
     await ledger.publish(JOBS)
     await worker.wait_log('"trouble":"throttled"')
-    await asyncio.sleep(0.5)  # what was on the wire has its answer
+
+    async def answered() -> bool:
+        return await worker.metric(f'otp_relay_sends_in_flight{{relay="127.0.0.1:{stage.relay.port}"}}') == 0
+
+    await until(answered, "answer to all that was on the wire")
     before = stage.relay.commands().count("MAIL")
     await worker.wait_log("gate half open")
     await until(lambda: _closed_again(worker.log), "end of the probe")

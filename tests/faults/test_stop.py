@@ -84,3 +84,30 @@ async def test_stopped(stage: Stage, ledger: Ledger, name: str) -> None:
     assert row.lost == 0
     assert row.duplicated <= most
     assert ledger.copies_are_identical
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Stage, kind: str) -> None:
+    await stage.rabbit.declare(**{"x-queue-type": kind})
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.always("body", Act(delay_s=10))
+    worker = await begin(stage)
+    await ledger.publish(JOBS)
+    await sending(stage, worker)
+    worker.signal()
+
+    async def back() -> bool:
+        return (await stage.rabbit.depth() or 0) >= JOBS - CONNECTIONS
+
+    await until(back, "jobs back in their queue", 5)
+    assert not stage.relay.accepted
+    assert worker.process is not None
+    assert worker.process.returncode is None
+    stage.relay.always("body", None)
+    assert await worker.stopped() in {0, -signal.SIGTERM}
+    second = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
+    await second.start()
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row(f"SIGTERM with a slow relay, {kind} queue: the rest goes back at once")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
