@@ -41,7 +41,7 @@ class AmqpProxy:
     port: int = 0
     holds: list[Hold] = field(default_factory=list)
     swallow: bool | Literal["publishing"] = False
-    """Black hole: connections stay open, nothing passes; or just those that have published."""
+    """Black hole: nothing passes, not even an end; for all connections, or just for those that have published."""
     drip_s: float = 0
     """Pause after each byte to the worker."""
     tear: bool = False
@@ -107,7 +107,7 @@ class AmqpProxy:
                 await self._maybe_hold(way, frame)
                 if way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == PUBLISH:
                     self._publishing.add(port)
-                if self.swallow is True or (self.swallow == "publishing" and port in self._publishing):
+                if self._swallows(port):
                     continue
                 if self.tear and way == "to worker" and len(frame) > _HEADER + 1:
                     self.tear = False
@@ -115,6 +115,12 @@ class AmqpProxy:
                     await writer.drain()
                     return
                 await self._write(way, writer, frame)
+
+        while self._swallows(port):
+            await asyncio.sleep(0.05)
+
+    def _swallows(self, port: int) -> bool:
+        return self.swallow is True or (self.swallow == "publishing" and port in self._publishing)
 
     async def _maybe_hold(self, way: Way, frame: bytes) -> None:
         for hold in self.holds:

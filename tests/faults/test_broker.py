@@ -255,7 +255,7 @@ async def test_only_the_connection_that_publishes_goes_silent(
 
 async def test_stopped_while_the_broker_is_silent(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
     proxy, url = proxied
-    stage.relay.always("body", Act(delay_s=8))
+    stage.relay.always("body", Act(delay_s=12))
     worker = await begin(stage, f"{url}?heartbeat=1")
     await ledger.publish(JOBS)
 
@@ -264,6 +264,7 @@ async def test_stopped_while_the_broker_is_silent(stage: Stage, ledger: Ledger, 
 
     await until(sending, "mails on the wire")
     proxy.swallow = True
+    await asyncio.sleep(4)  # it notices after about six seconds: in the middle of its questions to the broker
     worker.signal()
     assert await worker.stopped(40) in {0, -signal.SIGTERM}
     assert len(stage.relay.accepted) >= 4  # what was on the wire came to its end
