@@ -116,7 +116,7 @@ class AmqpProxy:
                     return
                 await self._write(way, writer, frame)
 
-        while self._swallows(port):
+        while self._swallows(port):  # noqa: ASYNC110 - a test sets and clears a plain field
             await asyncio.sleep(0.05)
 
     def _swallows(self, port: int) -> bool:
