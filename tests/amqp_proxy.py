@@ -83,7 +83,11 @@ class AmqpProxy:
         if self.refuse:
             writer.transport.abort()
             return
-        up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
+        try:
+            up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, up_writer}
         up_writer.write(await reader.readexactly(8))
         port: int = writer.get_extra_info("peername")[1]

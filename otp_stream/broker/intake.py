@@ -11,6 +11,8 @@ from .control import TROUBLES, leave
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
+_RESTORE_TIMEOUT_S = 10.0
+"""A broker that is about to go may take a request for a channel and never answer it."""
 _LOOK_S = 0.25
 _TRY_AGAIN_S = 1.0
 
@@ -36,13 +38,13 @@ class Intake:
 
     async def keep(self, subscribers: Iterable[RabbitSubscriber]) -> None:
         """Look after the consumers until cancelled."""
-        lost = False
+        await asyncio.gather(*map(self._keep, subscribers))
+
+    async def _keep(self, subscriber: RabbitSubscriber) -> None:
+        well = True
         while True:
-            await asyncio.sleep(_TRY_AGAIN_S if lost else _LOOK_S)
-            lost = False
-            for subscriber in subscribers:
-                if not await _stands(subscriber):
-                    lost = not await self._try_to_consume(subscriber) or lost
+            await asyncio.sleep(_LOOK_S if well else _TRY_AGAIN_S)
+            well = await _stands(subscriber) or await self._try_to_consume(subscriber)
 
     async def stop(self, subscribers: Iterable[RabbitSubscriber]) -> None:
         """Cancel the consumers; what was delivered stays in hand."""
@@ -82,8 +84,9 @@ async def _stands(subscriber: RabbitSubscriber) -> bool:
     if queue is None:
         return False
     try:
-        await queue.channel.restore()  # does nothing, unless the channel was closed and could not be opened again
-        channel = await queue.channel.get_underlay_channel()
+        async with asyncio.timeout(_RESTORE_TIMEOUT_S):
+            await queue.channel.restore()  # does nothing, unless the channel was closed and could not be opened again
+            channel = await queue.channel.get_underlay_channel()
     except TROUBLES:
         return False
     return tag in channel.consumers and not channel.is_closed
