@@ -18,8 +18,9 @@ _PULSE_S = 0.1
 """How often time limits are looked at: one timer for all connections, jobs and gates."""
 _FROZEN_S = 1.0
 """A pulse as late as this means that the process stood still: the broker may have given its jobs to others."""
-_THAW_S = 0.25
-"""After that, how long no turn is given, so that a lost connection to the broker is noticed first."""
+_THAW_PULSES = 4
+"""After that, for how many pulses no turn is given, so that a lost connection to the broker is noticed first. Counted,
+not timed: on a machine that is short of processors, time passes without a look at what the network brought."""
 
 
 def _now_ms() -> int:
@@ -58,7 +59,8 @@ class SmtpRelay:
         self._turns = Turns()
         self._lines = [Line(one, self, steady_ms, fraction) for one in (config, *fallbacks)]
         self._pulse_timer: asyncio.TimerHandle | None = None
-        self._pulsed = self._thawed = 0.0
+        self._pulsed = 0.0
+        self._thawing = 0
         self.closed = False
         """Whether no more turns are given."""
 
@@ -179,12 +181,13 @@ class SmtpRelay:
         return [self._turns, *(line.own for line in self._lines)]
 
     def _is_frozen(self) -> bool:
-        now = time.monotonic()
-        return now < self._thawed or (self._pulse_timer is not None and now - self._pulsed > _FROZEN_S)
+        return self._thawing > 0 or (self._pulse_timer is not None and time.monotonic() - self._pulsed > _FROZEN_S)
 
     def _pulse(self) -> None:
         if time.monotonic() - self._pulsed > _FROZEN_S:
-            self._thawed = time.monotonic() + _THAW_S
+            self._thawing = _THAW_PULSES
+        elif self._thawing:
+            self._thawing -= 1
         self._pulse_timer = None
         now_ms = self._now_ms()
         for turns in self._all_turns():
@@ -194,5 +197,9 @@ class SmtpRelay:
             line.pulse()
             if line.stalled:
                 self._let_go(line)
-        if any(self._all_turns()) or any(line.pool.alive or line.gate.state == "closed" for line in self._lines):
+        if (
+            self._thawing
+            or any(self._all_turns())
+            or any(line.pool.alive or line.gate.state == "closed" for line in self._lines)
+        ):
             self.serve()

@@ -175,7 +175,7 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
     worker.signal(signal.SIGSTOP)
     second = stage.worker(SMTP_POOL_SIZE="5")
     await second.start()
-    await stage.relay.wait_accepted(JOBS - 5, timeout=30)
+    await _all_ended(stage, ledger, second)
     thawed_at = time.monotonic()
     worker.signal(signal.SIGCONT)
     ledger.mended()
@@ -186,6 +186,14 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
     before = {mail.recipient for mail in stage.relay.accepted if mail.at < thawed_at}
     assert not [mail for mail in stage.relay.accepted if mail.at >= thawed_at and mail.recipient in before]
     assert ledger.copies_are_identical
+
+
+async def _all_ended(stage: Stage, ledger: Ledger, worker: Worker) -> None:
+    async def ended() -> bool:
+        held = await worker.metric('otp_ledger_held{lane="jobs"}')
+        return not ledger.lost and held == 0 and await stage.rabbit.depth() == 0
+
+    await until(ended, "end of all jobs", 30)
 
 
 async def test_the_connection_is_lost_more_often_than_a_queue_delivers(
