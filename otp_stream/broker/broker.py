@@ -236,7 +236,8 @@ class OtpBroker(RabbitBroker):
         told = _told(error) if error else "connection closed"
         if self._state.connected or told != self._state.error:  # it is tried every second, and told when it is news
             _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=told)
-        self._note(connected=False, error=told)
+        # what was seen before is no news once it is back: its queues may be gone
+        self._note(connected=False, error=told, looked_ms=None)
         self._repair.set()
 
     def _back(self, connection: AbstractConnection | None) -> None:

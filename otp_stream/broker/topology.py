@@ -110,14 +110,14 @@ class Topology:
 
         A producers' queue that exists on a node which is down is left alone: the other lanes need not wait for it.
         """
+        for exchange in (self.retry, self.events):
+            await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
         for name in (self.jobs, self.high):
             if await self.depth(connection, name) is None:
                 with contextlib.suppress(QueueAwayError):
                     await _on_channel(
                         connection, name, lambda channel, name=name: channel.declare_queue(name, durable=True)
                     )
-        for exchange in (self.retry, self.events):
-            await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
         for name, arguments in self.arguments.items():
             await _on_channel(
                 connection,
