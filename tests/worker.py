@@ -17,6 +17,8 @@ from smtp_relay import ScriptedRelay
 PYTHON = Path(sys.executable)
 SCRIPT = PYTHON.parent / "otp-stream"
 CODE = "739154"
+_TAIL = 6_000
+"""How much of a log a failed wait shows, characters."""
 
 
 def job(email: str = "user@example.com", otp: str = CODE, **more: Any) -> bytes:
@@ -73,7 +75,7 @@ class Worker:
         try:
             await until(is_ready, "readiness", timeout)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log}") from None
+            raise AssertionError(f"{error}\n{self.log[-_TAIL:]}") from None
 
     async def get(self, path: str) -> tuple[int, str]:
         """Return status and body; status 0 where nobody answers."""
@@ -94,7 +96,7 @@ class Worker:
         try:
             await until(told, f"line {text!r}", timeout)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log}") from None
+            raise AssertionError(f"{error}\n{self.log[-_TAIL:]}") from None
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         assert self.process is not None
@@ -106,7 +108,7 @@ class Worker:
         try:
             return await asyncio.wait_for(self.process.wait(), timeout)
         except TimeoutError:
-            raise AssertionError(f"it has not ended within {timeout} s\n{self.log}") from None
+            raise AssertionError(f"it has not ended within {timeout} s\n{self.log[-_TAIL:]}") from None
 
     async def stop(self) -> int:
         """End it as an operator would."""
