@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 Way = Literal["to broker", "to worker"]
 Method = tuple[int, int]
 PUBLISH: Method = (60, 40)
+CONSUME: Method = (60, 20)
 DELIVER: Method = (60, 60)
 ACK: Method = (60, 80)
 """From the worker an acknowledgement, from the broker a publisher confirm."""
@@ -48,8 +49,11 @@ class AmqpProxy:
     """The next frame to a worker is torn in the middle by a reset."""
     refuse: bool = False
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _ports: set[int] = field(default_factory=set)
+    """The worker's end of each connection."""
     _publishing: set[int] = field(default_factory=set)
-    """Connections, by the worker's port, on which something was published."""
+    """Those on which something was published."""
+    _ignored: tuple[Method, frozenset[int]] | None = None
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -73,6 +77,11 @@ class AmqpProxy:
             hold.let_go.set()
         self.holds.clear()
         self.swallow, self.drip_s, self.tear, self.refuse = False, 0, False, False
+        self._ignored = None
+
+    def ignore(self, method: Method) -> None:
+        """Swallow a request on every connection there is now, which lives on otherwise; later ones are well."""
+        self._ignored = method, frozenset(self._ports)
 
     def cut(self) -> None:
         """Reset every connection."""
@@ -91,6 +100,7 @@ class AmqpProxy:
         self._writers |= {writer, up_writer}
         up_writer.write(await reader.readexactly(8))
         port: int = writer.get_extra_info("peername")[1]
+        self._ports.add(port)
         pumps = [
             asyncio.create_task(self._pump("to broker", reader, up_writer, port)),
             asyncio.create_task(self._pump("to worker", up_reader, writer, port)),
@@ -99,6 +109,7 @@ class AmqpProxy:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+        self._ports.discard(port)
         for it in (writer, up_writer):
             self._writers.discard(it)
             it.transport.abort()
@@ -111,7 +122,7 @@ class AmqpProxy:
                 await self._maybe_hold(way, frame)
                 if way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == PUBLISH:
                     self._publishing.add(port)
-                if self._swallows(port):
+                if self._swallows(port) or self._ignores(way, frame, port):
                     continue
                 if self.tear and way == "to worker" and len(frame) > _HEADER + 1:
                     self.tear = False
@@ -125,6 +136,12 @@ class AmqpProxy:
 
     def _swallows(self, port: int) -> bool:
         return self.swallow is True or (self.swallow == "publishing" and port in self._publishing)
+
+    def _ignores(self, way: Way, frame: bytes, port: int) -> bool:
+        if self._ignored is None or way == "to worker" or frame[0] != _METHOD_FRAME:
+            return False
+        method, ports = self._ignored
+        return port in ports and _method(frame) == method
 
     async def _maybe_hold(self, way: Way, frame: bytes) -> None:
         for hold in self.holds:

@@ -64,7 +64,7 @@ class OtpBroker(RabbitBroker):
         self._enabled = enabled
         self._control = Control(url, topology)
         self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
-        self._intake = Intake(self._control.exists)
+        self._intake = Intake(self._control.exists, lambda: self._inlet)
         self._inlet: RobustConnection | None = None
         self._away: set[AbstractConnection | None] = set()
         self._repair = asyncio.Event()

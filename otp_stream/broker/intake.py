@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 import structlog
+from aio_pika.abc import AbstractConnection
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 from .control import TROUBLES, leave
@@ -24,12 +25,16 @@ class Intake:
 
     aio-pika would do so itself, but as one: where one queue cannot be consumed (its node is down), it gives the whole
     connection up, and with it every other lane. `exists` asks the broker for a queue, because the attempt to consume
-    one that is away costs the channel.
+    one that is away costs the channel. `connection` is the one that consumes.
     """
 
-    def __init__(self, exists: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(
+        self, exists: Callable[[str], Awaitable[bool]], connection: Callable[[], AbstractConnection | None]
+    ) -> None:
         self._exists = exists
+        self._connection = connection
         self._away: set[str] = set()
+        self._standing: set[str] = set()
 
     async def start(self, subscribers: Iterable[RabbitSubscriber]) -> None:
         """Consume from every queue that is there. Raises what the broker says of one that is there and refuses."""
@@ -44,7 +49,10 @@ class Intake:
         well = True
         while True:
             await asyncio.sleep(_LOOK_S if well else _TRY_AGAIN_S)
-            well = await _stands(subscriber) or await self._try_to_consume(subscriber)
+            well = await _stands(subscriber)
+            if not well:
+                self._standing.discard(subscriber.queue.name)
+                well = await self._try_to_consume(subscriber)
 
     async def stop(self, subscribers: Iterable[RabbitSubscriber]) -> None:
         """Cancel the consumers; what was delivered stays in hand."""
@@ -69,8 +77,18 @@ class Intake:
                 self._away.add(name)
                 _log.warning("queue is away, nothing is consumed from it", queue=name)
             return False
-        await asyncio.wait_for(subscriber.start(), _START_TIMEOUT_S)
+        connection = self._connection()
+        transport = connection.transport if connection else None
+        try:
+            await asyncio.wait_for(subscriber.start(), _START_TIMEOUT_S)
+        except TimeoutError:
+            if transport is not None and not self._standing:
+                # It lives and gives no answer: what hangs in it would hang for ever. Closed, it is opened again.
+                told = ConnectionError(f"no answer to the request to consume from {name}")
+                await leave(transport.connection.close(told), _CANCEL_TIMEOUT_S)
+            raise
         self._away.discard(name)
+        self._standing.add(name)
         return True
 
 

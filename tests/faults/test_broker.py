@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from amqp_proxy import ACK, DELIVER, AmqpProxy, amqp_proxy
+from amqp_proxy import ACK, CONSUME, DELIVER, AmqpProxy, amqp_proxy
 from conftest import Stage
 from ledger import Ledger
 from rabbitmq import Node, until
@@ -258,6 +258,27 @@ async def test_only_the_connection_that_publishes_goes_silent(
     ledger.mended()
     await ledger.balance()
     row = ledger.row("broker half open for publishes alone, every job with a retry to publish")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_consumers_are_lost_and_the_connection_gives_no_answer(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
+) -> None:
+    proxy, url = proxied
+    worker = await begin(stage, url, HEARTBEAT_INTERVAL_MS="500")
+    proxy.ignore(CONSUME)
+    for name in (stage.rabbit.queue, f"{stage.rabbit.queue}.high", f"{stage.rabbit.prefix}.retry.due"):
+        await stage.rabbit.channel.queue_delete(name)
+
+    async def made_again() -> bool:
+        return await stage.rabbit.depth() is not None
+
+    await until(made_again, "jobs queue")
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance(30)
+    assert worker.log.count("RabbitMQ is away") == 1  # for all lanes together
+    row = ledger.row("all queues deleted, and no answer when they are to be consumed again")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
