@@ -84,8 +84,7 @@ async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledg
         await stage.relay.start()
         # far more than a window: acknowledgements get through
         await stage.relay.wait_accepted(JOBS - len(deferred), timeout=30)
-        health = await worker.health()
-        assert (health["status"], "memory" in str(health["checks"])) == ("degraded", True)
+        await until(lambda: _says_so(worker), "word of it")
         assert len(ledger.lost) == len(deferred)  # their retries cannot be published
     finally:
         await steer(node, *enough)
@@ -95,6 +94,11 @@ async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledg
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.retry.due") == 0
     assert "job duplicate" not in worker.log  # one copy of each retry
+
+
+async def _says_so(worker: Worker) -> bool:
+    health = await worker.health()
+    return health["status"] == "degraded" and "memory" in str(health["checks"])
 
 
 async def test_stopped_while_the_broker_is_short_of_memory(stage: Stage, ledger: Ledger, node: Node) -> None:
@@ -197,3 +201,56 @@ async def test_the_broker_ends_the_channel_of_jobs_that_wait_too_long(stage: Sta
         await steer(node, "eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
     row = ledger.row("broker ends the channel of jobs that wait behind the gate (consumer timeout)")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def test_the_jobs_queue_is_deleted_with_jobs_in_hand(stage: Stage, ledger: Ledger) -> None:
+    stage.relay.always("body", Act(delay_s=0.2))
+    worker = await begin(stage, PREFETCH_COUNT=str(JOBS))
+    await ledger.publish(JOBS)
+    await stage.relay.wait_accepted(5)
+    await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in hand")
+    await stage.rabbit.channel.queue_delete(stage.rabbit.queue)
+    await worker.wait_log("consuming again")
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("jobs queue deleted with all of its jobs in hand")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+CONFIRM_TIMEOUT = "dead_letter_worker_publisher_confirm_timeout"
+"""After so long RabbitMQ tries again to hand on what a wait queue could not get rid of; 180 s unless told otherwise."""
+
+
+@pytest.mark.parametrize("due", ["full", "deleted"])
+async def test_waits_end_where_nothing_takes_them(stage: Stage, ledger: Ledger, node: Node, due: str) -> None:
+    for number in range(JOBS):
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+    await steer(node, "eval", f"application:set_env(rabbit, {CONFIRM_TIMEOUT}, 3000).")
+    one_wait = {"BASE_DELAY_MS": "3000", "MAX_DELAY_MS": "3000"}
+    worker = await begin(stage, **one_wait)
+    wait, queue = (f"{stage.rabbit.prefix}.retry.{name}" for name in ("3000", "due"))
+    await ledger.publish(JOBS)
+    await until(lambda: _has(stage.rabbit, wait, JOBS // 2), "jobs that wait")
+    await worker.stop()
+    if due == "full":
+        await steer(node, "set_policy", "full", f"^{queue}$", '{"max-length": 5}')
+    else:
+        await stage.rabbit.channel.queue_delete(queue)
+    await until(lambda: _is_empty(stage.rabbit, wait), "end of all waits")
+    await begin(stage, **one_wait)
+    ledger.mended()
+    await ledger.balance()
+    await steer(node, "eval", f"application:set_env(rabbit, {CONFIRM_TIMEOUT}, 180000).")
+    if due == "full":
+        await steer(node, "clear_policy", "full")
+    row = ledger.row(f"waits end while otp.retry.due is {due}")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+async def _has(rabbit: Rabbit, queue: str, count: int) -> bool:
+    return (await rabbit.depth(queue) or 0) >= count
+
+
+async def _is_empty(rabbit: Rabbit, queue: str) -> bool:
+    return await rabbit.depth(queue) == 0
