@@ -96,6 +96,8 @@ class ScriptedRelay:
     log: list[tuple[int, str]] = field(default_factory=list)
     """Each command with the number of its connection."""
     connections: int = 0
+    contents: int = 0
+    """Final dots that were read."""
 
     def __post_init__(self) -> None:
         self._once: dict[tuple[str, str | None], deque[Act]] = {}
@@ -291,6 +293,7 @@ class _Talk:
             if not line:
                 raise _HangUpError
             lines.append(line[1:] if line.startswith(b".") else line)
+        self.relay.contents += 1
         if self.recipient is None:
             self.forget()
             await self.say("554 5.5.1 no valid recipients")
@@ -365,8 +368,16 @@ async def client(relay: ScriptedRelay, **changes: object) -> AsyncIterator[SmtpR
 
 
 async def send(
-    smtp: SmtpRelay, to: str = "user@example.com", content: bytes = CONTENT, *, rank: int = 2, life_ms: int = 60_000
+    smtp: SmtpRelay,
+    to: str = "user@example.com",
+    content: bytes = CONTENT,
+    *,
+    rank: int = 2,
+    life_ms: int = 60_000,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     ends = now_ms() + life_ms
     async with asyncio.timeout(10):
-        return await smtp.send(Mail(to, content), rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends)
+        return await smtp.send(
+            Mail(to, content), rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, wanted=wanted
+        )

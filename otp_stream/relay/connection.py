@@ -22,6 +22,14 @@ class Owner(Protocol):
         """Whether the mail is still to be sent. Asked once more before its content leaves."""
         ...
 
+    def follow(self, connection: "Connection") -> None:
+        """The connection's mail is about to leave: the envelope of another one may go right behind it."""
+        ...
+
+    def began(self, turn: Turn) -> None:
+        """The mail whose envelope went ahead has its connection to itself now."""
+        ...
+
     def ended(self, turn: Turn, outcome: Outcome) -> None:
         """The relay has spoken about this mail."""
         ...
@@ -30,16 +38,25 @@ class Owner(Protocol):
         """The connection can take the next one."""
         ...
 
+    def give_back(self, turn: Turn) -> None:
+        """The envelope that went ahead was in vain: nothing of this mail has left."""
+        ...
+
     def broke(self, connection: "Connection", turn: Turn | None, error: TroubleError) -> None:
         """The connection is gone, and `turn` with it if there was one."""
         ...
 
 
-class Connection(Wire):
-    """Takes one mail at a time, between `start` and its owner's `ended`.
+FOLLOW_S = 1.0
+"""How long an envelope waits behind the mail before it: a relay may take minutes for its last answer."""
 
-    Where the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet (RFC 2920). Replies are matched to the
-    steps that they answer by their order.
+
+class Connection(Wire):
+    """Takes one mail at a time, between `start` and its owner's `ended`, and the envelope of the next.
+
+    Where the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet, behind the content of the mail before
+    if there is one (RFC 2920 §3.1 lets content open a group): that saves a round trip for each mail. Replies are
+    matched to the steps that they answer by their order.
     """
 
     def __init__(self, owner: Owner, config: RelayConfig) -> None:
@@ -55,7 +72,14 @@ class Connection(Wire):
         self._pipelining = False
         self._envelopes: Envelopes | None = None
         self._rcpt = b""
+        self._unsent = b""
+        """Content that leaves with whatever is said next."""
+        self._follows_from = 0.0
+        self._in_vain = False
+        """Whether nobody is left who wants the envelope that went ahead."""
         self.turn: Turn | None = None
+        self.following: Turn | None = None
+        """Whose envelope went out behind the content of `turn`."""
         self.fresh = True
         """Whether it was set up just now: no mail and no rest since."""
         self.mails = 0
@@ -75,13 +99,25 @@ class Connection(Wire):
         if isinstance(commands, Reply):
             return commands
         turn.begin()
-        self.turn = turn
+        if self.turn is None:
+            self.turn = turn
+        else:
+            self.following, self._follows_from = turn, monotonic()
         mail, self._rcpt = commands
         if self._pipelining:
             self._say(mail + self._rcpt + b"DATA\r\n", "mail", "rcpt", "data")
         else:
             self._say(mail, "mail")
         return None
+
+    def pulse(self, now: float) -> None:
+        """Look after time limits; `now` is the monotonic clock."""
+        if self.overdue_at is not None and now >= self.overdue_at:
+            self.break_off(TroubleError("unreachable", "no reply in time"))
+        elif self.following is not None and now - self._follows_from >= FOLLOW_S:
+            following, self.following = self.following, None
+            self._in_vain = True
+            self._owner.give_back(following)
 
     def quit(self) -> None:
         """Take leave (RFC 5321 §4.1.1.10); the relay closes."""
@@ -104,15 +140,19 @@ class Connection(Wire):
         super().break_off(error)
         if self._envelopes is None:
             return
-        turn, self.turn = self.turn, None
+        turn, following = self.turn, self.following
+        self.turn = self.following = None
         if turn is not None and self._expected:
             error = TroubleError(error.trouble, f"{error} (at {self._expected[0].upper()})")
+        if following is not None:
+            self._owner.give_back(following)
         self._owner.broke(self, turn, error)
 
     def _say(self, data: bytes, *steps: _Step) -> None:
         self._expected.extend(steps)
         self.overdue_at = monotonic() + self._waits[self._expected[0]]
-        self.transport.write(data)
+        self.transport.write(self._unsent + data)
+        self._unsent = b""
 
     def _step(self, step: _Step, code: int, text: str) -> None:
         turn = self.turn
@@ -128,7 +168,7 @@ class Connection(Wire):
             case _:
                 self._end(turn, turn.refusal or to_reply((code, text), "body"))
                 if self.lost is None:
-                    self._owner.free(self)
+                    self._go_on()
 
     def _on_envelope(self, turn: Turn, step: Literal["mail", "rcpt"], code: int, text: str) -> None:
         if code // 100 == 3:
@@ -157,7 +197,22 @@ class Connection(Wire):
             self.break_off(TroubleError("unreachable", "the job was taken back"))
         else:
             turn.written = True
-            self._say(wire_form(turn.mail.content), "body")
+            self._unsent = wire_form(turn.mail.content)
+            self._expected.append("body")
+            if self._pipelining:
+                self._owner.follow(self)
+            if self._unsent:
+                self._say(b"")
+
+    def _go_on(self) -> None:
+        if self._in_vain:
+            # after DATA only the end of the connection takes an envelope back
+            self.break_off(TroubleError("unreachable", "the mail behind was given back"))
+        elif self.following is None:
+            self._owner.free(self)
+        else:
+            self.turn, self.following = self.following, None
+            self._owner.began(self.turn)
 
     def _refused(self, turn: Turn, reply: Reply) -> None:
         self._end(turn, reply)

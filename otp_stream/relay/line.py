@@ -92,7 +92,7 @@ class Line:
             size=self.config.pool_size,
             connections=len(self.pool.open),
             sending=self._sending,
-            waiting=len(self.own),
+            waiting=len(self.own) + sum(connection.following is not None for connection in self.pool.open),
             stalled=self.stalled,
             connects=self.pool.connects,
             replies={str(code): count for code, count in self._replies.items()},
@@ -136,7 +136,25 @@ class Line:
 
     def wants(self, turn: Turn) -> bool:
         """Tell whether the job is still ours, as far as can be known at this moment."""
-        return self._dispatcher.wants(turn)
+        return not turn.result.done() and self._dispatcher.wants(turn)
+
+    def follow(self, connection: Connection) -> None:
+        """Let the next mail's envelope go out behind the content of the one before."""
+        if self.gate.state == "open" and not self.pool.worn(connection, connection.mails + 1):
+            self._occupy(connection)
+
+    def began(self, turn: Turn) -> None:
+        """Count a mail from the moment at which it has its connection to itself."""
+        self._heard_at = monotonic()
+        self._count(turn, 1)
+
+    def give_back(self, turn: Turn) -> None:
+        """Let a mail wait for another connection."""
+        if self._dispatcher.closed or turn.result.done():
+            turn.result.cancel()
+        else:
+            self._dispatcher.push(turn)
+            self._dispatcher.serve()
 
     def ended(self, turn: Turn, outcome: Outcome) -> None:
         """Hand out what the relay said of a mail."""
@@ -154,7 +172,7 @@ class Line:
             self.ended(turn, outcome)
         elif turn.written:
             self._off_the_wire(turn, Uncertain(f"{error}, after the final dot", self.config.name))
-        elif self._dispatcher.closed:
+        elif self._dispatcher.closed or turn.result.done():
             self._count(turn, -1)
             turn.result.cancel()
         elif turn.withdrawn or (not connection.fresh and not (turn.answered and turn.losses)):
@@ -182,20 +200,23 @@ class Line:
             self._dispatcher.push(turn)
 
     def _occupy(self, connection: Connection) -> bool:
-        while turn := self._take():
+        before = connection.turn
+        while turn := self._take(before):
             refusal = connection.start(turn)
             if refusal is None:
                 self._heard_at = self._heard_at if self._busy else monotonic()
                 turn.probe = self.gate.probing = self.gate.state == "half_open"
-                self._count(turn, 1)
+                if before is None:
+                    self._count(turn, 1)
                 return True
             turn.end(Rejected(refusal))
         return False
 
-    def _take(self) -> Turn | None:
+    def _take(self, before: Turn | None) -> Turn | None:
         if not self.gate.passable:
             return None
-        urgent_only = self._ordinary >= self._ordinary_limit
+        # behind an ordinary mail another one takes no more connections than there are taken
+        urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
         turn = self._dispatcher.next_for(self, urgent_only=urgent_only)
         if (
             turn is not None

@@ -86,12 +86,15 @@ class Pool:
 
     def usable(self, connection: Connection) -> bool:
         """Whether it may take one more mail; it takes leave if not."""
-        limits = self._limits
-        worn = connection.mails >= limits.messages or monotonic() - connection.opened_at >= limits.age_s
-        if worn or self._closing:
+        if self.worn(connection, connection.mails):
             self._leave(connection)
             return False
         return True
+
+    def worn(self, connection: Connection, mails: int) -> bool:
+        """Whether a connection should take no more after so many mails."""
+        limits = self._limits
+        return self._closing or mails >= limits.messages or monotonic() - connection.opened_at >= limits.age_s
 
     def forget(self, connection: Connection) -> None:
         """Strike a connection that is gone."""
@@ -104,8 +107,7 @@ class Pool:
         """End what is overdue, and let go what has rested long enough or is too old."""
         now = monotonic()
         for connection in [*self.open, *self._leaving]:
-            if connection.overdue_at is not None and now >= connection.overdue_at:
-                connection.break_off(TroubleError("unreachable", "no reply in time"))
+            connection.pulse(now)
         for connection in list(self.idle):
             age = now - connection.opened_at
             if now - connection.rests_from >= self._limits.idle_s or age >= self._limits.age_s:

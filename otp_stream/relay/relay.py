@@ -81,7 +81,7 @@ class SmtpRelay:
         Returns `Lapsed` when no turn came before `deadline_ms`, or when it came and `wanted` said no: a job that
         another worker has by now must not be sent twice. Times are milliseconds since 1970. `prefer` names the relay
         that may have this mail already: it is asked first, as long as its gate is not closed, because it can know the
-        copy by its Message-ID. A call that is cancelled gives its place up; a mail that is on the wire stays there.
+        copy by its Message-ID. A call that is cancelled gives its place up; a mail whose content has left goes on.
         After `finish` the call is cancelled.
         """
         turn = Turn(mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future(), wanted)

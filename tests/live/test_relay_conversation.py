@@ -42,6 +42,66 @@ async def test_many_mails_share_few_connections(relay: ScriptedRelay):
         assert (state.replies, state.sending, state.waiting) == ({"250": 60}, 0, 0)
 
 
+async def test_the_next_envelope_goes_out_behind_the_content():
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def read(end: bytes, *replies: bytes) -> None:
+            await reader.readuntil(end)
+            writer.writelines(reply + b"\r\n" for reply in replies)
+
+        writer.write(b"220 relay.example\r\n")
+        await read(b"\r\n", b"250-relay.example", b"250 PIPELINING")
+        await read(b"DATA\r\n", b"250 ok", b"250 ok", b"354 go on")
+        await read(b"\r\n.\r\n")
+        # the relay says nothing of the first mail before it has the second one's envelope
+        await read(b"DATA\r\n", b"250 first", b"250 ok", b"250 ok", b"354 go on")
+        await read(b"\r\n.\r\n", b"250 second")
+        await read(b"QUIT\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    relay = ScriptedRelay(port=server.sockets[0].getsockname()[1])
+    async with server, client(relay, pool_size=1) as smtp, asyncio.timeout(5):
+        first, second = await asyncio.gather(send(smtp, "first@example.com"), send(smtp, "second@example.com"))
+    assert isinstance(first, Accepted)
+    assert isinstance(second, Accepted)
+    assert (first.reply.text, second.reply.text) == ("first", "second")
+
+
+@pytest.mark.parametrize("fault", [Act("", then="close", keep=True), RESET, Act("421 4.3.2 bye", then="close")])
+async def test_a_mail_behind_one_that_broke_goes_over_another_connection(relay: ScriptedRelay, fault: Act):
+    relay.then("body", fault, to="first@example.com")
+    async with client(relay, pool_size=1) as smtp:
+        first, second = await asyncio.gather(send(smtp, "first@example.com"), send(smtp, "second@example.com"))
+        assert isinstance(first, Uncertain | Unavailable)
+        assert isinstance(second, Accepted | Unavailable)  # it met the gate that the 421 had closed, and waits
+    assert [mail.recipient for mail in relay.accepted].count("second@example.com") <= 1
+
+
+async def test_no_mail_waits_long_behind_another(relay: ScriptedRelay):
+    relay.always("body", SILENCE, to="slow@example.com")
+    async with client(relay, pool_size=3) as smtp:
+        slow = asyncio.create_task(send(smtp, "slow@example.com"))
+        await relay.wait(lambda: smtp.look()[0].sending == 1, "slow mail on the wire")
+        others = await asyncio.gather(*(send(smtp, f"u{at}@example.com") for at in range(10)))
+        assert all(isinstance(outcome, Accepted) for outcome in others)
+        assert smtp.look()[0].waiting == 0
+        relay.cut()
+        assert isinstance(await slow, Uncertain)
+
+
+async def test_a_mail_behind_another_is_asked_once_more_whether_it_is_wanted(relay: ScriptedRelay):
+    relay.then("mail", Act(), Act(delay_s=0.2))
+    wanted = True
+    async with client(relay, pool_size=1) as smtp:
+        first = asyncio.create_task(send(smtp, "first@example.com"))
+        second = asyncio.create_task(send(smtp, "second@example.com", wanted=lambda: wanted))
+        await relay.wait(lambda: relay.commands().count("MAIL") == 2, "second envelope")
+        wanted = False
+        assert isinstance(await first, Accepted)
+        assert isinstance(await second, Lapsed)
+    assert [mail.recipient for mail in relay.accepted] == ["first@example.com"]
+
+
 async def test_dots_and_long_content_arrive_as_they_were(relay: ScriptedRelay):
     content = b".\r\n..\r\n.first\r\nmid.\r\n" + b".line of text\r\n" * 20_000 + b".\r\n"
     async with client(relay) as smtp:
@@ -234,7 +294,7 @@ async def test_a_cancelled_send_on_the_wire_stays_on_the_wire(relay: ScriptedRel
     relay.then("body", Act(delay_s=0.1))
     async with client(relay, pool_size=1) as smtp:
         sending = asyncio.create_task(send(smtp, "first@example.com"))
-        await relay.wait(lambda: "DATA" in relay.commands(), "mail on the wire")
+        await relay.wait(lambda: relay.contents == 1, "mail on the wire")
         sending.cancel()
         assert isinstance(await send(smtp, "second@example.com"), Accepted)
     assert [mail.recipient for mail in relay.accepted] == ["first@example.com", "second@example.com"]
