@@ -12,7 +12,7 @@ from .arrival import Reader
 from .broker import OtpBroker
 from .copies import Inject
 from .events import JobEvent
-from .lane import Deliver, Desk, LaneConsumer, Refused
+from .lane import Deliver, Desk, LaneConsumer, Refused, read
 from .settle import Settler
 from .topology import Topology
 
@@ -104,8 +104,4 @@ def _subscribe(broker: OtpBroker, lane: LaneConsumer) -> LaneConsumer:
 
 
 async def _read(message: RabbitMessage) -> OtpJob | MalformedError:
-    # A message that is no job is handed on as its error: it ends as a dead letter by the same way as every other end.
-    try:
-        return OtpJob.from_bytes(message.body)
-    except MalformedError as error:
-        return error
+    return read(message.body)

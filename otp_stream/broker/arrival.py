@@ -9,10 +9,15 @@ from uuid import uuid4
 
 from aio_pika import IncomingMessage
 from aio_pika.exceptions import ChannelInvalidStateError
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelInvalidStateError as ClosedError
+from pamqp.commands import Basic
 from pydantic_core import from_json
 
 from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, carry
 from otp_stream.core.masking import tells
+
+from .acks import Acks
 
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
 UNCERTAIN = "x-otp-uncertain"
@@ -21,11 +26,45 @@ _RECENT = 10_000
 _ID_LIMIT = 200
 
 
+class Delivered:
+    """What aiormq delivered, with the face of aio-pika's `IncomingMessage`: that one costs more than all we do here."""
+
+    __slots__ = ("_acks", "_properties", "_tag", "body", "channel", "headers", "redelivered")
+
+    def __init__(self, came: DeliveredMessage, acks: Acks) -> None:
+        delivery = cast("Basic.Deliver", came.delivery)
+        self._acks = acks
+        self._properties = came.header.properties
+        self._tag = cast("int", delivery.delivery_tag)
+        self.body = came.body
+        self.channel = came.channel
+        self.headers: dict[str, Any] = self._properties.headers or {}
+        self.redelivered = delivery.redelivered
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._properties, "message_type" if name == "type" else name)
+
+    async def ack(self) -> None:
+        """Acknowledge; raises where the channel is gone."""
+        if self.channel.is_closed:
+            raise ClosedError("the channel is closed")
+        self._acks.ack(self._tag)
+
+    async def nack(self, *, requeue: bool = True) -> None:
+        """Give it back."""
+        await self.channel.basic_nack(self._tag, requeue=requeue)
+        self._acks.settled_otherwise(self._tag)
+
+
+Message = IncomingMessage | Delivered
+"""As it came from the in-memory broker, or from a real one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """One delivery: the message as it came, where, and when (milliseconds since 1970)."""
 
-    message: IncomingMessage = field(repr=False)
+    message: Message = field(repr=False)
     lane: Lane
     seen_ms: int
 
@@ -106,7 +145,7 @@ class Reader:
             return blake2b(ask.job_id.encode(errors="replace"), key=self.hash_key, digest_size=16).hexdigest()
         return ask.job_id or self._made_id(arrival.message, ask)
 
-    def _made_id(self, message: IncomingMessage, ask: OtpJob) -> str:
+    def _made_id(self, message: Message, ask: OtpJob) -> str:
         moment = ask.timestamp if ask.timestamp is not None else message.message_id or message.timestamp
         content = "\0".join((ask.email, ask.otp, ask.metadata.template, str(moment or "")))
         digest = blake2b(content.encode(), key=self.hash_key, digest_size=16).hexdigest()

@@ -11,7 +11,6 @@ import structlog
 from aio_pika import Message, RobustConnection, connect_robust
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import Channel, RabbitBroker
-from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.core.state import BrokerState
@@ -92,28 +91,20 @@ class OtpBroker(RabbitBroker):
             asyncio.create_task(forever(self._keep_topology, "topology")),
             asyncio.create_task(forever(self._publish_events, "events")),
         ]
-        self._keeping = [asyncio.create_task(forever(partial(self._intake.keep, self._rabbit_subscribers), "intake"))]
-
-    @property
-    def _rabbit_subscribers(self) -> list[RabbitSubscriber]:
-        return [subscriber for subscriber in self.subscribers if isinstance(subscriber, RabbitSubscriber)]
+        self._keeping = [asyncio.create_task(forever(partial(self._intake.keep, self.lanes), "intake"))]
 
     async def _connect(self) -> RobustConnection:
         self._inlet = cast("RobustConnection", await connect_robust(**self._connection_kwargs))
         self._inlet.close_callbacks.add(self._lost)
         self._inlet.reconnect_callbacks.add(self._back)
-        # FastStream's own connection publishes: the channels for it are made here, all later ones are the consumers'
-        outlet = await super()._connect()
-        await self.config.channel_manager.get_channel(_EVENTS)
-        self.config.channel_manager.connect(self._inlet)
-        return outlet
+        return await super()._connect()  # FastStream's own connection publishes
 
     async def _try_to_start(self) -> bool:
         try:
             with losing_it_is_an_error():
                 await self._control.apply(self.lanes)
                 await self.connect()
-                await self._intake.start(self._rabbit_subscribers)
+                await self._intake.start(self.lanes)
             self.running = True
         except TROUBLES as error:
             self._note(connected=False, error=_told(error))
@@ -191,11 +182,12 @@ class OtpBroker(RabbitBroker):
         for lane in self.lanes:
             lane.stop()
         await cancelled(*self._keeping)
-        await self._intake.stop(self._rabbit_subscribers)
+        await self._intake.stop()
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Let the jobs in hand come to their end until `give_up`; return the rest, and say how many."""
         returned = sum(await asyncio.gather(*(lane.drain(give_up) for lane in self.lanes)))
+        await self._intake.flush()
         await self.events.flush(1.0)
         return returned
 

@@ -2,30 +2,48 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import structlog
 from aio_pika.abc import AbstractConnection
-from faststream.rabbit.subscriber import RabbitSubscriber
+from aiormq import Channel
+from aiormq.abc import AbstractConnection as Transport
+from aiormq.abc import DeliveredMessage
 
+from otp_stream.tasks import losing_it_is_an_error
+
+from .acks import Acks
+from .arrival import Delivered
 from .control import TROUBLES, leave
+from .lane import LaneConsumer
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
-_RESTORE_TIMEOUT_S = 10.0
-"""A broker that is about to go may take a request for a channel and never answer it."""
 _LOOK_S = 0.25
 _TRY_AGAIN_S = 1.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class Intake:
-    """Starts the subscribers, and starts each again whose consumer is gone.
+@dataclass(slots=True)
+class _Consumer:
+    channel: Channel
+    acks: Acks
+    tag: str | None = None
 
-    aio-pika would do so itself, but as one: where one queue cannot be consumed (its node is down), it gives the whole
-    connection up, and with it every other lane. `exists` asks the broker for a queue, because the attempt to consume
-    one that is away costs the channel. `connection` is the one that consumes.
+    @property
+    def stands(self) -> bool:
+        return self.tag in self.channel.consumers and not self.channel.is_closed
+
+
+class Intake:
+    """Consumes, straight from the wire, and starts each consumer again that is gone.
+
+    FastStream's subscribers describe the lanes and take jobs on the in-memory broker; here, dispatch by dispatch, they
+    would take most of a job's time. And aio-pika restores consumers as one: where one queue cannot be consumed (its
+    node is down), it gives the whole connection up, and with it every other lane. `exists` asks the broker for a queue,
+    because the attempt to consume one that is away costs the channel. `connection` is the one that consumes.
     """
 
     def __init__(
@@ -34,85 +52,84 @@ class Intake:
         self._exists = exists
         self._connection = connection
         self._away: set[str] = set()
-        self._standing: set[str] = set()
+        self._consumers: dict[str, _Consumer] = {}
 
-    async def start(self, subscribers: Iterable[RabbitSubscriber]) -> None:
+    async def start(self, lanes: Iterable[LaneConsumer]) -> None:
         """Consume from every queue that is there. Raises what the broker says of one that is there and refuses."""
-        for subscriber in subscribers:
-            await self._consume(subscriber)
+        for lane in lanes:
+            await self._consume(lane)
 
-    async def keep(self, subscribers: Iterable[RabbitSubscriber]) -> None:
+    async def keep(self, lanes: Iterable[LaneConsumer]) -> None:
         """Look after the consumers until cancelled."""
-        await asyncio.gather(*map(self._keep, subscribers))
+        await asyncio.gather(*map(self._keep, lanes))
 
-    async def _keep(self, subscriber: RabbitSubscriber) -> None:
+    async def stop(self) -> None:
+        """Cancel the consumers; what was delivered stays in hand."""
+        for consumer in self._consumers.values():
+            if consumer.stands:
+                await leave(consumer.channel.basic_cancel(str(consumer.tag)), _CANCEL_TIMEOUT_S)
+
+    async def flush(self) -> None:
+        """Return once the broker has every acknowledgement."""
+        for consumer in self._consumers.values():
+            if not consumer.channel.is_closed:
+                # any answer will do: the broker takes what comes over one channel in order
+                await leave(consumer.channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S)
+
+    async def _keep(self, lane: LaneConsumer) -> None:
         well = True
         while True:
             await asyncio.sleep(_LOOK_S if well else _TRY_AGAIN_S)
-            well = await _stands(subscriber)
-            if not well:
-                self._standing.discard(subscriber.queue.name)
-                well = await self._try_to_consume(subscriber)
+            well = self._stands(lane.queue) or await self._try_to_consume(lane)
 
-    async def stop(self, subscribers: Iterable[RabbitSubscriber]) -> None:
-        """Cancel the consumers; what was delivered stays in hand."""
-        for subscriber in subscribers:
-            await leave(_cancel(subscriber), _CANCEL_TIMEOUT_S)
+    def _stands(self, queue: str) -> bool:
+        consumer = self._consumers.get(queue)
+        return consumer is not None and consumer.stands
 
-    async def _try_to_consume(self, subscriber: RabbitSubscriber) -> bool:
-        name = subscriber.queue.name
+    async def _try_to_consume(self, lane: LaneConsumer) -> bool:
         try:
-            came = await self._consume(subscriber)
+            came = await self._consume(lane)
         except TROUBLES as error:
-            _log.debug("consumer not started", queue=name, error=type(error).__name__)
+            _log.debug("consumer not started", queue=lane.queue, error=type(error).__name__)
             return False
         if came:
-            _log.info("consuming again", queue=name)
+            _log.info("consuming again", queue=lane.queue)
         return came
 
-    async def _consume(self, subscriber: RabbitSubscriber) -> bool:
-        name = subscriber.queue.name
-        if not await self._exists(name):
-            if name not in self._away:
-                self._away.add(name)
-                _log.warning("queue is away, nothing is consumed from it", queue=name)
+    async def _consume(self, lane: LaneConsumer) -> bool:
+        queue = lane.queue
+        if not await self._exists(queue):
+            if queue not in self._away:
+                self._away.add(queue)
+                _log.warning("queue is away, nothing is consumed from it", queue=queue)
             return False
         connection = self._connection()
-        transport = connection.transport if connection else None
+        transport = connection.transport.connection if connection and connection.transport else None
+        if transport is None or transport.is_closed:
+            raise ConnectionError("not connected")
         try:
-            await asyncio.wait_for(subscriber.start(), _START_TIMEOUT_S)
+            with losing_it_is_an_error():
+                await asyncio.wait_for(self._open(lane, transport), _START_TIMEOUT_S)
         except TimeoutError:
-            if transport is not None and not self._standing:
+            if not any(map(self._stands, self._consumers)):
                 # It lives and gives no answer: what hangs in it would hang for ever. Closed, it is opened again.
-                told = ConnectionError(f"no answer to the request to consume from {name}")
-                await leave(transport.connection.close(told), _CANCEL_TIMEOUT_S)
+                told = ConnectionError(f"no answer to the request to consume from {queue}")
+                await leave(transport.close(told), _CANCEL_TIMEOUT_S)
             raise
-        self._away.discard(name)
-        self._standing.add(name)
+        self._away.discard(queue)
         return True
 
+    async def _open(self, lane: LaneConsumer, transport: Transport) -> None:
+        consumer = self._consumers.get(lane.queue)
+        if consumer is None or consumer.channel.is_closed:
+            channel = cast("Channel", await transport.channel(publisher_confirms=False))
+            consumer = self._consumers[lane.queue] = _Consumer(channel, Acks(channel))
+            await channel.basic_qos(prefetch_count=lane.window)
+        # else only the consumer is gone: what came over the channel before can be acknowledged there alone
+        acks = consumer.acks
 
-# FastStream keeps queue and tag of a consumer to itself, and cancels it only after its drain: by then a second window
-# has been delivered, dropped and given back.
+        async def receive(message: DeliveredMessage) -> None:
+            lane.receive(Delivered(message, acks))
 
-
-async def _stands(subscriber: RabbitSubscriber) -> bool:
-    private = cast("Any", subscriber)
-    queue, tag = private._queue_obj, private._consumer_tag  # noqa: SLF001
-    if queue is None:
-        return False
-    try:
-        async with asyncio.timeout(_RESTORE_TIMEOUT_S):
-            await queue.channel.restore()  # does nothing, unless the channel was closed and could not be opened again
-            channel = await queue.channel.get_underlay_channel()
-    except TROUBLES:
-        return False
-    return tag in channel.consumers and not channel.is_closed
-
-
-async def _cancel(subscriber: RabbitSubscriber) -> None:
-    private = cast("Any", subscriber)
-    queue, tag = private._queue_obj, private._consumer_tag  # noqa: SLF001
-    if queue is not None and tag is not None:
-        await queue.cancel(tag)
-        private._consumer_tag = None  # noqa: SLF001
+        answer = await consumer.channel.basic_consume(lane.queue, receive)
+        consumer.tag = answer.consumer_tag

@@ -114,8 +114,13 @@ class Connection(Wire):
         """Look after time limits; `now` is the monotonic clock."""
         if self.overdue_at is not None and now >= self.overdue_at:
             self.break_off(TroubleError("unreachable", "no reply in time"))
-        elif self.following is not None and now - self._follows_from >= FOLLOW_S:
-            following, self.following = self.following, None
+        elif now - self._follows_from >= FOLLOW_S:
+            self.recall()
+
+    def recall(self) -> None:
+        """Give the mail behind back, if there is one: its content has not left."""
+        following, self.following = self.following, None
+        if following is not None:
             self._in_vain = True
             self._owner.give_back(following)
 

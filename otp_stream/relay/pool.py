@@ -114,6 +114,11 @@ class Pool:
                 self.idle.remove(connection)
                 self._leave(connection)
 
+    def recall(self) -> None:
+        """Give back every mail whose envelope went ahead of its turn."""
+        for connection in self.open:
+            connection.recall()
+
     async def close(self, grace_s: float) -> None:
         """Let mails on the wire finish and take leave, for `grace_s` seconds at most; then end everything."""
         self._closing = True

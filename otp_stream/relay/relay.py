@@ -105,6 +105,8 @@ class SmtpRelay:
     def finish(self) -> None:
         """Give no more turns: calls that wait for one are cancelled, mails on the wire go on to their end."""
         self.closed = True
+        for line in self._lines:
+            line.pool.recall()
         for turns in self._all_turns():
             while turn := turns.take():
                 turn.result.cancel()

@@ -1,0 +1,69 @@
+"""Acknowledgements of one channel, gathered: all that fall due in one turn of the loop leave in one packet."""
+
+import asyncio
+from struct import Struct
+from typing import Any, cast
+
+from aiormq import Channel
+from aiormq.abc import ChannelFrame
+
+_BASIC_ACK = Struct(">BHIHHQ?B")
+"""A whole method frame: type 1, channel, size 13, class 60, method 80, delivery tag, multiple, frame end."""
+_TRY_AGAIN_S = 0.005
+
+
+class Acks:
+    """Acknowledges at once, but one `multiple` stands for all deliveries up to the last one before a gap."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self._outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", channel.connection).write_queue)
+        self._loop = asyncio.get_running_loop()
+        self._floor = 0
+        """Up to here, all deliveries are settled."""
+        self._above: set[int] = set()
+        """Settled ones above it."""
+        self._owed: list[int] = []
+        self._due = False
+
+    def ack(self, tag: int) -> None:
+        """Acknowledge a delivery."""
+        self._owed.append(tag)
+        self._fall_due()
+
+    def settled_otherwise(self, tag: int) -> None:
+        """Take note of a delivery that was given back."""
+        self._above.add(tag)
+
+    def _fall_due(self) -> None:
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._due = False
+        if self.channel.is_closed:
+            self._owed.clear()
+            return
+        if self._outgoing.full():
+            self._due = True
+            self._loop.call_later(_TRY_AGAIN_S, self._send)
+            return
+        self._outgoing.put_nowait(ChannelFrame(payload=self._frames(), should_close=False))
+
+    def _frames(self) -> bytes:
+        owed, self._owed = self._owed, []
+        above = self._above
+        above.update(owed)
+        floor = self._floor
+        while floor + 1 in above:
+            floor += 1
+            above.discard(floor)
+        self._floor = floor
+        under = [tag for tag in owed if tag <= floor]
+        frames = [self._frame(max(under), multiple=len(under) > 1)] if under else []
+        frames += [self._frame(tag, multiple=False) for tag in owed if tag > floor]
+        return b"".join(frames)
+
+    def _frame(self, tag: int, *, multiple: bool) -> bytes:
+        return _BASIC_ACK.pack(1, self.channel.number, 13, 60, 80, tag, multiple, 0xCE)
