@@ -1,14 +1,13 @@
 """Acknowledgements of one channel, gathered: all that fall due in one turn of the loop leave in one packet."""
 
 import asyncio
-from struct import Struct
 from typing import Any, cast
 
 from aiormq import Channel
 from aiormq.abc import ChannelFrame
 
-_BASIC_ACK = Struct(">BHIHHQ?B")
-"""A whole method frame: type 1, channel, size 13, class 60, method 80, delivery tag, multiple, frame end."""
+from . import frames
+
 _TRY_AGAIN_S = 0.005
 
 
@@ -49,7 +48,7 @@ class Acks:
             self._due = True
             self._loop.call_later(_TRY_AGAIN_S, self._send)
             return
-        self._outgoing.put_nowait(ChannelFrame(payload=self._frames(), should_close=False))
+        self._outgoing.put_nowait(frames.packet(self._frames()))
 
     def _frames(self) -> bytes:
         owed, self._owed = self._owed, []
@@ -61,9 +60,7 @@ class Acks:
             above.discard(floor)
         self._floor = floor
         under = [tag for tag in owed if tag <= floor]
-        frames = [self._frame(max(under), multiple=len(under) > 1)] if under else []
-        frames += [self._frame(tag, multiple=False) for tag in owed if tag > floor]
-        return b"".join(frames)
-
-    def _frame(self, tag: int, *, multiple: bool) -> bytes:
-        return _BASIC_ACK.pack(1, self.channel.number, 13, 60, 80, tag, multiple, 0xCE)
+        number = self.channel.number
+        parts = [frames.ack(number, max(under), multiple=len(under) > 1)] if under else []
+        parts += [frames.ack(number, tag, multiple=False) for tag in owed if tag > floor]
+        return b"".join(parts)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import aiormq
 import structlog
 from aio_pika import Message, RobustConnection, connect_robust
 from aio_pika.abc import AbstractConnection
@@ -217,9 +218,12 @@ class OtpBroker(RabbitBroker):
             await asyncio.sleep(1.0)  # however often it is asked for, once a second is enough
 
     async def _publish_events(self) -> None:
-        channels = self.config.channel_manager
-        channel = await channels.get_channel(_EVENTS)
-        await self.events.publish_to(await channel.get_exchange(self.topology.events.name, ensure=False))
+        channel = await self.config.channel_manager.get_channel(_EVENTS)
+
+        async def underlay() -> aiormq.Channel:
+            return cast("aiormq.Channel", await channel.get_underlay_channel())
+
+        await self.events.publish_to(self.topology.events.name, underlay)
 
     def _lost(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
         if self._stopping:

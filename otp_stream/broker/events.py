@@ -2,19 +2,23 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal, cast
 
 import structlog
-from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractExchange
+from aiormq import Channel
+from aiormq.abc import ChannelFrame
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
 from otp_stream.core.job import Job
 
+from . import frames
+
 _BACKLOG = 10_000
+_BATCH = 50
 
 
 class JobEvent(BaseModel):
@@ -69,26 +73,38 @@ class Events:
         except asyncio.QueueFull:
             self.dropped += 1
 
-    async def publish_to(self, exchange: AbstractExchange) -> None:
-        """Publish for as long as the exchange's channel takes it; ends by cancellation."""
+    async def publish_to(self, exchange: str, channel: Callable[[], Awaitable[Channel]]) -> None:
+        """Publish for as long as there is a channel; ends by cancellation. Unconfirmed: nothing waits for an event."""
         while True:
-            event = await self._queue.get()
-            message = Message(
-                event.model_dump_json(by_alias=True, exclude_none=True).encode(),
-                content_type="application/json",
-                delivery_mode=DeliveryMode.PERSISTENT,
-            )
+            events = [await self._queue.get()]
+            while len(events) < _BATCH and not self._queue.empty():
+                events.append(self._queue.get_nowait())
             try:
                 async with asyncio.timeout(5):
-                    await exchange.publish(message, routing_key=f"otp.{event.outcome}", mandatory=False)
+                    open_channel = await channel()
+                    outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", open_channel.connection).write_queue)
+                    await outgoing.put(frames.packet(_frames(open_channel.number, exchange, events)))
             except Exception as error:  # noqa: BLE001 - an event may be lost, the worker must go on
-                self.dropped += 1
-                structlog.get_logger(__name__).warning("event dropped", error=type(error).__name__)
+                self.dropped += len(events)
+                structlog.get_logger(__name__).warning("events dropped", count=len(events), error=type(error).__name__)
             finally:
-                self._queue.task_done()
+                for _ in events:
+                    self._queue.task_done()
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until all are published, at most that long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._queue.join()
+
+
+def _frames(channel: int, exchange: str, events: list[JobEvent]) -> bytes:
+    return b"".join(
+        frames.publish_json(
+            channel,
+            exchange,
+            f"otp.{event.outcome}",
+            event.model_dump_json(by_alias=True, exclude_none=True).encode(),
+        )
+        for event in events
+    )

@@ -13,7 +13,9 @@ def tells(text: str, address: str, code: str) -> bool:
     """Whether `text` holds the address, or the code as a word of its own."""
     if address and address.casefold() in text.casefold():
         return True
-    return bool(code) and re.search(rf"(?<![0-9A-Za-z]){re.escape(code)}(?![0-9A-Za-z])", text) is not None
+    if not code or code not in text:
+        return False
+    return re.search(rf"(?<![0-9A-Za-z]){re.escape(code)}(?![0-9A-Za-z])", text) is not None
 
 
 def scrub(text: str, *secrets: str, limit: int = 300) -> str:

@@ -50,8 +50,10 @@ class Layout:
 
     def render(self, data: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return subject, plain text and HTML. Raises `ComposeError`, whose text quotes no data."""
+        # one dictionary for all three: to make a context costs as much as to render a short text
+        given = {**self.html.globals, **data}
         return within(
-            RENDER_CPU_S, lambda: (_render(self.subject, data), _render(self.text, data), _render(self.html, data))
+            RENDER_CPU_S, lambda: (_render(self.subject, given), _render(self.text, given), _render(self.html, given))
         )
 
 
@@ -135,9 +137,12 @@ def _tongues(locale: str) -> tuple[str, ...]:
     return tuple("-".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
-def _render(template: Template, data: Mapping[str, Any]) -> str:
+def _render(template: Template, given: dict[str, Any]) -> str:
     try:
-        return template.render(data)
+        try:
+            return "".join(template.root_render_func(template.new_context(given, shared=True)))
+        except Exception:  # noqa: BLE001 - as `Template.render` does, so that the trace shows the template's lines
+            template.environment.handle_exception()
     except Exception as error:  # noqa: BLE001 - a template is code: it can fail in any way
         # from None, and only the kind: the message may quote what the template was given
         raise ComposeError(f"{_place(template, error)}: {_kind(error)}") from None

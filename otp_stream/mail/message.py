@@ -10,7 +10,8 @@ from email.utils import formatdate, quote
 from functools import lru_cache
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_PLAIN_LINES = re.compile(r"(?:[\t -~]{0,900}\n)*")
+_PLAIN = bytes((9, 10, *range(32, 127)))
+_MAX_PLAIN_LINE = 900
 _MAX_PLAIN_HEADER = 70
 
 
@@ -56,13 +57,19 @@ def one_line(value: str) -> str:
 
 def _part(kind: str, content: str) -> str:
     content = content.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n") + "\n"
-    if _PLAIN_LINES.fullmatch(content):
+    if _is_plain(content):
         return (
             f"Content-Type: text/{kind}; charset=us-ascii\r\nContent-Transfer-Encoding: 7bit\r\n\r\n"
             + content.replace("\n", "\r\n")
         )
     encoded = b2a_qp(content.replace("\n", "\r\n").encode(errors="replace")).decode("ascii")
     return f"Content-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n{encoded}"
+
+
+def _is_plain(content: str) -> bool:
+    if not content.isascii() or content.encode().translate(None, _PLAIN):
+        return False
+    return max(map(len, content.split("\n"))) <= _MAX_PLAIN_LINE
 
 
 @lru_cache(256)
