@@ -14,6 +14,7 @@ from .copies import Inject
 from .events import JobEvent
 from .lane import Deliver, Desk, LaneConsumer, Refused, read
 from .settle import Settler
+from .tolerance import tolerate
 from .topology import Topology
 
 __all__ = ["OtpBroker", "RabbitConfig", "open_broker"]
@@ -36,6 +37,7 @@ class RabbitConfig:
 
 def open_broker(config: RabbitConfig, *, deliver: Deliver, refused: Refused, inject: Inject) -> OtpBroker:
     """Wire the broker with its lanes. Nothing connects before `start`."""
+    tolerate()
     topology = Topology(config.queue, config.prefix, config.backoff)
     broker = OtpBroker(config.url, shown_url=config.shown_url, topology=topology, enabled=config.enabled)
     settler = Settler(topology, config.backoff, publish=broker.confirmed, inject=inject, repair=broker.repair)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -64,11 +65,13 @@ class OtpBroker(RabbitBroker):
         self._enabled = enabled
         self._control = Control(url, topology)
         self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
-        self._intake = Intake(self._control.exists, lambda: self._inlet)
+        self._intake = Intake(self._control.exists, lambda: self._inlet, self.repair)
         self._inlet: RobustConnection | None = None
         self._away: set[AbstractConnection | None] = set()
         self._repair = asyncio.Event()
         self._why: str | None = None
+        self._under_way: Counter[str | None] = Counter()
+        """Ids of the messages that are being published."""
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -157,8 +160,11 @@ class OtpBroker(RabbitBroker):
         Raises `TimeoutError` when it gives no word, unless it said that it takes no publishes at present: what waits in
         the connection would go out as well as what is published again.
         """
-        publish = self._publish_afresh if afresh else self._publish
+        # aiormq knows a returned message by its id alone: of two with one id it would take the other for lost
+        known = message.message_id
+        publish = self._publish_afresh if afresh or known in self._under_way else self._publish
         publishing = asyncio.create_task(publish(message, exchange, routing_key))
+        self._under_way[known] += 1
         try:
             with losing_it_is_an_error():
                 while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
@@ -167,6 +173,7 @@ class OtpBroker(RabbitBroker):
                 await publishing
         finally:
             publishing.cancel()
+            self._under_way -= Counter([known])
 
     async def _publish(self, message: Message, exchange: str, routing_key: str) -> None:
         where = self.topology.retry if exchange == self.topology.retry.name else None
@@ -210,11 +217,12 @@ class OtpBroker(RabbitBroker):
     async def _keep_topology(self) -> None:
         while True:
             await self._repair.wait()
+            self._repair.clear()
             try:
                 await self._control.apply(self.lanes)
-                self._repair.clear()
             except TROUBLES as error:
                 self._note(error=_told(error))
+                self._repair.set()
             await asyncio.sleep(1.0)  # however often it is asked for, once a second is enough
 
     async def _publish_events(self) -> None:

@@ -59,7 +59,7 @@ class Control:
             return await self.topology.depth(connection, queue) is not None
 
     async def ask(self, lanes: list[LaneConsumer]) -> tuple[int, int, list[str]]:
-        """Refresh the lanes' depths. Returns dead letters, waiting jobs and the names of queues that are missing."""
+        """Refresh the lanes' depths. Returns dead letters, waiting jobs and the names of what is missing."""
         async with self._talking(TIMEOUT_S) as connection:
             missing: list[str] = []
             for lane in lanes:
@@ -71,6 +71,8 @@ class Control:
                 depth = await self.topology.depth(connection, name)
                 missing += [name] if depth is None else []
                 sums[place] += depth.messages if depth else 0
+            for exchange in (self.topology.retry, self.topology.events):
+                missing += [] if await self.topology.has_exchange(connection, exchange.name) else [exchange.name]
             return sums[0], sums[1], missing
 
     async def close(self) -> None:

@@ -43,14 +43,19 @@ class Intake:
     FastStream's subscribers describe the lanes and take jobs on the in-memory broker; here, dispatch by dispatch, they
     would take most of a job's time. And aio-pika restores consumers as one: where one queue cannot be consumed (its
     node is down), it gives the whole connection up, and with it every other lane. `exists` asks the broker for a queue,
-    because the attempt to consume one that is away costs the channel. `connection` is the one that consumes.
+    because the attempt to consume one that is away costs the channel; `repair` is told of one. `connection` is the one
+    that consumes.
     """
 
     def __init__(
-        self, exists: Callable[[str], Awaitable[bool]], connection: Callable[[], AbstractConnection | None]
+        self,
+        exists: Callable[[str], Awaitable[bool]],
+        connection: Callable[[], AbstractConnection | None],
+        repair: Callable[[str], None],
     ) -> None:
         self._exists = exists
         self._connection = connection
+        self._repair = repair
         self._away: set[str] = set()
         self._consumers: dict[str, _Consumer] = {}
 
@@ -102,6 +107,7 @@ class Intake:
             if queue not in self._away:
                 self._away.add(queue)
                 _log.warning("queue is away, nothing is consumed from it", queue=queue)
+                self._repair(f"{queue} is away")
             return False
         connection = self._connection()
         transport = connection.transport.connection if connection and connection.transport else None

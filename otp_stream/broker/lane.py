@@ -1,30 +1,34 @@
 """One consumed queue: its window, the jobs held in it, and what becomes of them when the worker stops."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 from typing import Protocol
 from uuid import uuid4
 
 import structlog
 from faststream.rabbit import RabbitMessage
 
-from otp_stream.core.decision import Dead, Final
+from otp_stream.core.decision import Dead, Final, Retry
 from otp_stream.core.job import Job, Lane, MalformedError, OtpJob
 from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancelled
 
 from .arrival import Arrival, Delivered, Message, Reader, now_ms, said_job_id
 from .events import Events, event
-from .settle import Settler
+from .settle import Settler, acknowledge
 from .topology import Depth
 
 RENEW_AT = 3
 """Returns after which a message goes back as a new one. At its delivery limit a quorum queue drops what it holds, or
 lays it aside without our word; since RabbitMQ 4.0 each has a limit, of 20 unless told otherwise, and every connection
 that is lost counts."""
+
+_MOVED_S = 120.0
+_MOVED_LIMIT = 10_000
 
 
 class Settle(Protocol):
@@ -55,6 +59,27 @@ class Refused(Protocol):
         ...
 
 
+class Moved:
+    """Attempts that ended in another queue, for as long as their acknowledgement may be lost with the connection.
+
+    The copy that comes then has been dealt with: it must not be attempted once more.
+    """
+
+    def __init__(self) -> None:
+        self._ended: OrderedDict[tuple[str, int], float] = OrderedDict()
+
+    def add(self, job: Job) -> None:
+        """Take note that this attempt's retry or dead letter stands."""
+        self._ended[job.id, job.attempts_made] = monotonic()
+        while len(self._ended) > _MOVED_LIMIT:
+            self._ended.popitem(last=False)
+
+    def knows(self, job: Job) -> bool:
+        """Whether a delivery is the copy of such an attempt. One that does not come again is a new job of that id."""
+        at = self._ended.pop((job.id, job.attempts_made), None)
+        return at is not None and job.suspect and monotonic() - at < _MOVED_S
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What all lanes share."""
@@ -65,6 +90,7 @@ class Desk:
     deliver: Deliver
     refused: Refused
     hash_key: bytes = field(repr=False)
+    moved: Moved = field(default_factory=Moved)
 
 
 @dataclass(slots=True)
@@ -86,6 +112,8 @@ class _Settlement:
         self.stands = await desk.settler.settle(self.arrival, settlement, job_id=self.job_id, job=self.job)
         if self.stands:
             self.how = type(settlement).__name__.lower()
+            if self.job is not None and isinstance(settlement, Dead | Retry):
+                desk.moved.add(self.job)
             desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
         return self.stands
 
@@ -171,6 +199,9 @@ class LaneConsumer:
         except MalformedError as error:
             return await self._refuse(arrival, str(error))
         job = self._desk.reader.job(arrival, ask)
+        if self._desk.moved.knows(job):
+            await acknowledge(arrival)
+            return "ack"
         settlement = _Settlement(self._desk, arrival, job.id, job)
         try:
             await self._desk.deliver(job, settlement, arrival.carrier())

@@ -145,6 +145,18 @@ class Topology:
         finally:
             await channel.close()
 
+    async def has_exchange(self, connection: AbstractConnection, name: str) -> bool:
+        """Ask the broker for an exchange."""
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            await channel.get_exchange(name, ensure=True)
+        except ChannelNotFoundEntity:
+            return False
+        else:
+            return True
+        finally:
+            await channel.close()
+
     async def is_quorum(self, connection: AbstractConnection, name: str) -> bool:
         """Tell whether a producers' queue is a quorum queue: those count every return of a message."""
         channel = await connection.channel(publisher_confirms=False)

@@ -44,3 +44,8 @@ class Backoff:
         """Return the shortest wait queue that is not shorter than `delay_ms` (the longest, if none is)."""
         place = bisect_left(self.rungs_ms, delay_ms)
         return self.rungs_ms[min(place, len(self.rungs_ms) - 1)]
+
+    def longest_rung_ms(self, limit_ms: int) -> int | None:
+        """Return the longest wait that is shorter than `limit_ms`; `None` when none is."""
+        place = bisect_left(self.rungs_ms, limit_ms)
+        return self.rungs_ms[place - 1] if place else None

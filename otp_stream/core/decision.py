@@ -97,7 +97,7 @@ def decide(
         case Unavailable():
             return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
         case Lapsed():
-            return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Park(backoff.cap_ms)
+            return _aside(attempts_made, now_ms, expires_ms, backoff)
         case _:
             assert_never(outcome)
 
@@ -111,6 +111,15 @@ def _again(
     if now_ms + backoff.rung_ms(delay_ms) >= expires_ms:
         return Dead("expired", f"the code expires before the next try; last: {error}", attempts_made + 1)
     return Retry(delay_ms, attempts_made + 1, error)
+
+
+def _aside(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Park | Dead:
+    if now_ms >= expires_ms:
+        return expired(now_ms, expires_ms, attempts_made)
+    rung_ms = backoff.longest_rung_ms(expires_ms - now_ms)
+    if rung_ms is None:
+        return Dead("expired", "its turn never came, and the code expires before another wait ends", attempts_made)
+    return Park(rung_ms)
 
 
 def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:

@@ -9,6 +9,8 @@ class Mail:
 
     recipient: str = field(repr=False)
     content: bytes = field(repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What must not show where a relay's words are told."""
 
 
 class ComposeError(Exception):

@@ -49,22 +49,23 @@ class Apart:
     async def compose(self, job: Job) -> Mail:
         """Return the message. Raises `ComposeError`, also when the process dies of it, and `OSError` without one."""
         async with self._turn:
-            # a process can die of something else: the job is to blame when a second one dies of it
+            # A process can die of something else, and time passes while a machine stands still: the job is to blame
+            # when it happens twice.
             answer = await self._ask(job, again=True) or await self._ask(job)
         if isinstance(answer, ComposeError):
             raise answer
         return answer
 
     async def _ask(self, job: Job, *, again: bool = False) -> Any:
-        """Return the child's answer; `None` where the child died and it is to be asked `again`."""
+        """Return the child's answer; `None` where the child failed and it is to be asked `again`."""
         if self._rest is not None:
             self._rest.cancel()
         child = self._child or await self._start()
         try:
             answer = await _ask(child, pickle.dumps(job), _PATIENCE_S)
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError) as error:
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             told = await self._end()
-            if again and not isinstance(error, TimeoutError):
+            if again:
                 return None
             raise ComposeError(f"composing it {told}") from None
         except BaseException:

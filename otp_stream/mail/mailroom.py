@@ -48,6 +48,7 @@ class Mailroom:
             self._skeleton.build(
                 recipient=ask.email, subject=subject, text=text, html=html, at_s=_date_s(job), token=self._token(job)
             ),
+            (ask.otp, ask.email),
         )
 
     async def compose_apart(self, job: Job) -> Mail:

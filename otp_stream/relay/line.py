@@ -6,7 +6,8 @@ from time import monotonic
 from typing import Protocol
 
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Unavailable, Uncertain
+from otp_stream.core.masking import scrub
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Trouble, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
 
 from .config import RelayConfig
@@ -19,6 +20,11 @@ from .wire import TroubleError
 
 STALLED_S = 10.0
 """A relay that has work and gives no answer for so long is passed by, where there is another."""
+
+
+_MAY_BE_ONES_OWN: frozenset[Trouble] = frozenset({"unreachable", "throttled"})
+_OFFENCES = 2
+_REMEMBERED = 1_000
 
 
 class Dispatcher(Protocol):
@@ -78,6 +84,10 @@ class Line:
         self._replies: Counter[int] = Counter()
         self._suspect: Mail | None = None
         """The mail that closed the gate: the probe is another one's, lest one mail keep it shut."""
+        self._closer: str | None = None
+        """The recipient whose mail closed the gate."""
+        self._offences: Counter[str] = Counter()
+        """How often a recipient's mail has closed the gate and another's has opened it, since one was accepted."""
 
     def look(self) -> RelayState:
         """Return what there is to know at this moment."""
@@ -240,17 +250,36 @@ class Line:
     def _off_the_wire(self, turn: Turn, outcome: Outcome) -> None:
         self._count(turn, -1)
         now_ms = self._now_ms()
+        recipient = turn.mail.recipient
+        changed = False
         match outcome:
+            case Unavailable(trouble, error) if trouble in _MAY_BE_ONES_OWN and self._offences[recipient] >= _OFFENCES:
+                # everybody else's mail is taken: one address must not hold up all of them
+                outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
+                self.gate.probing = self.gate.probing and not turn.probe
             case Unavailable(trouble, error):
-                changed = self.gate.close(trouble, error, now_ms, probe=turn.probe)
-                self._suspect = turn.mail if changed else self._suspect
+                # where the gate is told of, nobody knows whose secrets these words may hold
+                changed = self.gate.close(trouble, scrub(error, *turn.mail.secrets), now_ms, probe=turn.probe)
+                if changed:
+                    self._suspect, self._closer = turn.mail, recipient
             case Uncertain(error) if turn.probe:
-                changed = self.gate.close("unreachable", error, now_ms, probe=True)
+                changed = self.gate.close("unreachable", scrub(error, *turn.mail.secrets), now_ms, probe=True)
             case _:
+                if self._offences and isinstance(outcome, Accepted):
+                    del self._offences[recipient]
                 changed = turn.probe and self.gate.open(now_ms)
+                if changed:
+                    self._blame(recipient)
         turn.end(outcome)
         if changed:
             self._dispatcher.gate_changed(self)
+
+    def _blame(self, opener: str) -> None:
+        closer, self._closer = self._closer, None
+        if closer is not None and closer != opener:
+            self._offences[closer] += 1
+        if len(self._offences) > _REMEMBERED:
+            self._offences.clear()
 
     def _count(self, turn: Turn, change: int) -> None:
         self._sending += change

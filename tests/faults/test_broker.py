@@ -11,7 +11,7 @@ from conftest import Stage
 from ledger import Ledger
 from rabbitmq import Node, until
 from smtp_relay import Act
-from worker import Worker
+from worker import Worker, job
 
 JOBS = 100
 
@@ -116,6 +116,41 @@ async def test_acknowledgements_are_lost_with_the_connection(
     row = ledger.row("acknowledgements lost with the connection")
     assert (row.lost, row.duplicated) == (0, 0)
     assert await _all_settled(stage)
+
+
+@pytest.mark.parametrize("ends_as", ["a dead letter", "a retry"])
+async def test_the_acknowledgement_of_what_was_moved_is_lost(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str], ends_as: str
+) -> None:
+    proxy, url = proxied
+    reply = "550 5.1.1 no such user" if ends_as == "a dead letter" else "451 4.3.0 later"
+    for number in range(JOBS):
+        stage.relay.then("rcpt", reply, to=f"job{number}@example.com")
+    worker = await begin(stage, url)
+    hold = proxy.hold("to broker", ACK)
+    await ledger.publish(JOBS)
+    await asyncio.wait_for(hold.reached.wait(), 10)
+    proxy.cut()
+    proxy.release()
+    ledger.mended()
+    await worker.wait_log("RabbitMQ is back")
+    await ledger.balance()
+    row = ledger.row(f"acknowledgement lost of jobs that went as {ends_as}")  # and none of them was sent besides
+    assert (row.lost, row.duplicated) == (0, 0)
+    assert ledger.reasons.keys() == ({"rejected"} if ends_as == "a dead letter" else set())
+
+
+async def test_dead_letters_of_one_message_id_find_no_queue(stage: Stage, ledger: Ledger) -> None:
+    stage.relay.always("rcpt", Act("550 5.1.1 no such user", delay_s=1))
+    await begin(stage, stage.url, SMTP_POOL_SIZE="105", HEARTBEAT_INTERVAL_MS="60000")
+    await stage.rabbit.channel.queue_delete(f"{stage.rabbit.prefix}.dead")
+    for number in range(JOBS):
+        ledger.published[f"job{number}"] = time.monotonic()
+        await stage.rabbit.publish(job(f"job{number}@example.com", jobId=f"job{number}"), message_id="the same")
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row("dead letters of one message id are returned")
+    assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS})
 
 
 async def _all_settled(stage: Stage) -> bool:

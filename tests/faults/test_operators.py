@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from aio_pika.exceptions import ChannelClosed
 from conftest import Stage, set_stage
 from ledger import Ledger
 from rabbitmq import Node, Rabbit, until
@@ -160,6 +161,27 @@ async def test_every_queue_of_ours_is_deleted(stage: Stage, ledger: Ledger) -> N
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
 
 
+async def test_the_exchange_of_events_is_deleted(stage: Stage, ledger: Ledger) -> None:
+    await begin(stage)
+    name = f"{stage.rabbit.prefix}.events"
+    await stage.rabbit.channel.exchange_delete(name)
+    heard = await stage.rabbit.channel.declare_queue(exclusive=True)
+    await until(lambda: _bound(stage.rabbit, heard.name, name), "exchange")
+    await ledger.publish(1)
+    await stage.rabbit.take(heard.name)
+
+
+async def _bound(rabbit: Rabbit, queue: str, exchange: str) -> bool:
+    channel = await rabbit.connection.channel()
+    try:
+        await (await channel.get_queue(queue, ensure=False)).bind(exchange, "otp.#")
+    except ChannelClosed:
+        return False
+    finally:
+        await channel.close()
+    return True
+
+
 async def _stands(rabbit: Rabbit) -> bool:
     return await rabbit.depth() is not None
 
@@ -205,7 +227,7 @@ async def test_the_broker_ends_the_channel_of_jobs_that_wait_too_long(stage: Sta
 
 async def test_the_jobs_queue_is_deleted_with_jobs_in_hand(stage: Stage, ledger: Ledger) -> None:
     stage.relay.always("body", Act(delay_s=0.2))
-    worker = await begin(stage, PREFETCH_COUNT=str(JOBS))
+    worker = await begin(stage, PREFETCH_COUNT=str(JOBS), HEARTBEAT_INTERVAL_MS="60000")
     await ledger.publish(JOBS)
     await stage.relay.wait_accepted(5)
     await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in hand")

@@ -5,9 +5,10 @@ import time
 from itertools import pairwise
 
 import pytest
-from smtp_relay import CLOSE, Act, ScriptedRelay, client, config, now_ms, send
+from smtp_relay import CLOSE, CONTENT, Act, ScriptedRelay, client, config, now_ms, send
 
-from otp_stream.core.outcome import Accepted, Lapsed, Outcome, Rejected, Unavailable
+from otp_stream.core.mail import Mail
+from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Unavailable
 from otp_stream.core.state import RelayState
 from otp_stream.relay import RelayLimits, SmtpRelay
 
@@ -40,7 +41,7 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     smtp = SmtpRelay(config(relay, pool_size=4), on_gate=changes.append, fraction=lambda: 0.0)
     jobs = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(50)]
     await relay.wait(lambda: changes.gates().count("closed") >= 2, "second failed probe")
-    assert smtp.look()[0].waiting == 50
+    await relay.wait(lambda: smtp.look()[0].waiting == 50, "all jobs behind the gate")
     assert smtp.look()[0].trouble == "unreachable"
     assert not any(job.done() for job in jobs)
     await relay.start()
@@ -192,3 +193,37 @@ async def test_nothing_connects_before_the_first_mail(relay: ScriptedRelay):
     assert state == RelayState(name=f"127.0.0.1:{relay.port}", since_ms=state.since_ms, size=20)
     await smtp.close()
     assert relay.connections == 0
+
+
+@pytest.mark.parametrize("fault", [Act("421 4.3.0 try later"), Act("450 4.7.1 rate limit exceeded"), CLOSE])
+async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_gate(relay: ScriptedRelay, fault: Act):
+    relay.always("rcpt", fault, to="odd@example.com")
+    changes = Changes()
+    smtp = SmtpRelay(config(relay, pool_size=3), on_gate=changes.append, fraction=lambda: 0.0)
+    odd = asyncio.create_task(deliver(smtp, "odd@example.com"))
+    others = 0
+    while not odd.done():
+        assert isinstance((await deliver(smtp, f"u{others}@example.com"))[0], Accepted)
+        others += 1
+    outcome, held = await odd
+    assert isinstance(outcome, Deferred)
+    assert "by this recipient alone" in str(outcome.reply)
+    assert held == changes.gates().count("closed") == 2
+    assert isinstance((await deliver(smtp, "odd@example.com"))[0], Deferred)  # its next attempt disturbs nobody
+    assert changes.gates().count("closed") == 2
+    relay.always("rcpt", None, to="odd@example.com")
+    assert isinstance((await deliver(smtp, "odd@example.com"))[0], Accepted)
+    await smtp.close()
+
+
+async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
+    relay.then("body", "421 4.7.0 too many messages like 'Your code is 739154' for user@example.com")
+    changes = Changes()
+    smtp = SmtpRelay(config(relay), on_gate=changes.append)
+    ends = now_ms() + 60_000
+    mail = Mail("user@example.com", CONTENT, ("739154", "user@example.com"))
+    outcome = await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends)
+    assert isinstance(outcome, Unavailable)
+    assert "too many messages" in str(changes[-1].error)
+    assert "739154" not in str(changes)
+    await smtp.close()

@@ -39,7 +39,7 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
         (Deferred(LATER), Retry(1150, 1, "451 4.3.0 later (to RCPT)")),
         (Uncertain("lost", "relay:25"), Retry(1150, 1, "lost", uncertain="relay:25")),
         (Unavailable("unreachable", "refused"), Hold()),
-        (Lapsed(), Park(30000)),
+        (Lapsed(), Park(5200)),
     ],
 )
 def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
@@ -84,6 +84,14 @@ def test_a_job_behind_the_gate_dies_with_its_code_and_no_attempt_counted(outcome
     dead = judge(outcome, attempts_made=1, now_ms=EXPIRES)
     assert isinstance(dead, Dead)
     assert (dead.reason, dead.attempt) == ("expired", 1)
+
+
+def test_a_job_is_put_aside_for_no_longer_than_its_code_lives() -> None:
+    assert judge(Lapsed(), expires_ms=NOW + 5200) == Park(4900)
+    assert judge(Lapsed(), expires_ms=NOW + 1076) == Park(1075)
+    dead = judge(Lapsed(), expires_ms=NOW + 1075)
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.attempt) == ("expired", 0)
 
 
 def test_an_expired_job_is_not_admitted() -> None:

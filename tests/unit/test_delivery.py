@@ -154,7 +154,7 @@ async def test_a_closed_gate_holds_the_job_and_counts_nothing() -> None:
 async def test_a_job_is_held_no_longer_than_the_broker_allows() -> None:
     rooms = Rooms([Lapsed()])
     long = carry(job().ask, job_id="j", lane="jobs", first_seen_ms=NOW, attempts_made=2, default_expiry_minutes=600)
-    assert await rooms.deliver(long) == Park(30000)
+    assert await rooms.deliver(long) == Park(5200)
     assert rooms.asked[0]["deadline_ms"] == NOW + HOLD_LIMIT_MS
 
 
