@@ -15,8 +15,8 @@ from smtp_relay import ScriptedRelay
 from worker import SCRIPT, Worker, settings
 from xdist.scheduler import LoadScopeScheduling
 
-SHARED = ("test_cluster.py", "test_operators.py")
-"""Files whose tests share a RabbitMQ that is costly to start: each runs in one process."""
+SHARED = ("test_cluster.py", "test_operators.py", "test_waits.py")
+"""Files whose tests share a RabbitMQ that is costly to start, or would spoil each other's times: one process each."""
 
 
 @dataclass

@@ -118,6 +118,10 @@ async def test_acknowledgements_are_lost_with_the_connection(
     assert await _all_settled(stage)
 
 
+async def _let_go(stage: Stage, worker: Worker) -> bool:
+    return await stage.rabbit.depth() == 0 and await worker.metric('otp_ledger_held{lane="jobs"}') == 0
+
+
 @pytest.mark.parametrize("ends_as", ["a dead letter", "a retry"])
 async def test_the_acknowledgement_of_what_was_moved_is_lost(
     stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str], ends_as: str
@@ -130,6 +134,7 @@ async def test_the_acknowledgement_of_what_was_moved_is_lost(
     hold = proxy.hold("to broker", ACK)
     await ledger.publish(JOBS)
     await asyncio.wait_for(hold.reached.wait(), 10)
+    await until(lambda: _let_go(stage, worker), "every job moved, and its publish confirmed")
     proxy.cut()
     proxy.release()
     ledger.mended()

@@ -9,6 +9,7 @@ from certificates import Authority
 from conftest import Stage
 from ledger import Ledger
 from smtp_relay import CLOSE, RESET, SILENCE, Act, ScriptedRelay
+from worker import Worker
 
 JOBS = 60
 TIMES = 5
@@ -43,6 +44,8 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "throttles": (at("rcpt", "450 4.7.0 rate limit exceeded", 2), 0),
     "says 554 instead of a banner": (at("greeting", Act("554 5.7.1 go away", then="close")), 0),
     "says nonsense": (at("mail", "what?"), 0),
+    "says 421 at EHLO": (at("ehlo", Act("421 4.3.2 busy", then="close")), 0),
+    "says 451 at EHLO": (at("ehlo", "451 4.3.0 later"), 0),
     "takes two seconds for some": (at("body", Act(delay_s=2.0), 10), 0),
 }
 
@@ -138,18 +141,42 @@ async def test_the_relay_answers_byte_by_byte(stage: Stage) -> None:
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
-async def test_the_relay_never_answers_some_commands(stage: Stage) -> None:
+async def _behind_tls_and_login(stage: Stage, folder: Path) -> Worker:
+    authority = Authority(folder)
+    stage.relay.mode, stage.relay.tls, stage.relay.login = "starttls", authority.server("127.0.0.1"), ("otp", "right")
+    worker = stage.worker(
+        SMTP_POOL_SIZE="8", SMTP_TLS="starttls", SMTP_CA_FILE=str(authority.ca_file),
+        SMTP_AUTH="login", SMTP_USER="otp", SMTP_PASS="right",
+    )  # fmt: skip
+    await worker.start()
+    return worker
+
+
+@pytest.mark.parametrize("act", [Act("454 4.7.0 not now"), CLOSE], ids=["says 454", "closes"])
+@pytest.mark.parametrize("step", ["starttls", "auth"])
+async def test_the_relay_fails_while_a_connection_is_set_up(stage: Stage, tmp_path: Path, step: str, act: Act) -> None:
+    ledger = Ledger(stage.rabbit, stage.relay)
+    stage.relay.then(step, *[act] * 2)
+    worker = await _behind_tls_and_login(stage, tmp_path)
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance()
+    row = ledger.row(f"relay {'closes' if act is CLOSE else 'says 454'} at {step.upper()}")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+    assert "job is tried again" not in worker.log
+
+
+async def test_the_relay_never_answers_some_commands(stage: Stage, tmp_path: Path) -> None:
     """It takes its minute: what is on the wire there waits as long as we do."""
     ledger = Ledger(stage.rabbit, stage.relay)
-    for step in ("greeting", "ehlo", "mail", "rcpt", "data"):
+    for step in ("greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data"):
         stage.relay.then(step, SILENCE)
-    worker = stage.worker(SMTP_POOL_SIZE="8")
-    await worker.start()
+    worker = await _behind_tls_and_login(stage, tmp_path)
     await ledger.publish(JOBS)
     await stage.relay.wait_accepted(JOBS - 3, timeout=30)  # their neighbours go on
     ledger.mended()
     await ledger.balance(90)
-    row = ledger.row("relay never answers: greeting, EHLO, MAIL, RCPT, DATA, once each")
+    row = ledger.row("relay never answers: greeting, EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, once each")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "job is tried again" not in worker.log
 
