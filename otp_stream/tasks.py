@@ -47,7 +47,13 @@ def losing_it_is_an_error() -> Generator[None]:
 
 
 async def cancelled(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
+    """Cancel tasks and wait until they have ended.
+
+    More than once, if need be: in Python 3.11 a `wait_for` whose work is done at that very moment swallows it.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_PAUSE_S)
     await asyncio.gather(*tasks, return_exceptions=True)

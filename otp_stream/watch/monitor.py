@@ -23,17 +23,23 @@ async def monitor(
     interval_s: float,
 ) -> None:
     """Ask the broker and log a line every `interval_s` seconds, until cancelled."""
+    ahead_s = _ahead_s()
     while True:
-        began, wall = time.monotonic(), time.time()
+        began = time.monotonic()
         await asyncio.sleep(interval_s)
-        slept_s = time.monotonic() - began
-        lag_ms = round((slept_s - interval_s) * 1000)
-        set_ms = round((time.time() - wall - slept_s) * 1000)
+        lag_ms = round((time.monotonic() - began - interval_s) * 1000)
+        before_s, ahead_s = ahead_s, _ahead_s()
+        set_ms = round((ahead_s - before_s) * 1000)
         if abs(set_ms) > _SET_MS:
             # codes live by it: forward, they all seem to have expired
             _log.warning("the clock was set", by_ms=set_ms)
         await refresh()
         _tell(look(), stats(), lag_ms)
+
+
+def _ahead_s() -> float:
+    """How far the wall clock is ahead of the one that nobody sets."""
+    return time.time() - time.monotonic()
 
 
 def _tell(state: WorkerState, stats: Stats, lag_ms: int) -> None:
