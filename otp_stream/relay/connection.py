@@ -47,6 +47,7 @@ class Owner(Protocol):
         ...
 
 
+_SLACK_S = 0.005
 FOLLOW_S = 1.0
 """How long an envelope waits behind the mail before it: a relay may take minutes for its last answer."""
 
@@ -55,7 +56,8 @@ class Connection(Wire):
     """Takes one mail at a time, between `start` and its owner's `ended`, and the envelope of the next.
 
     Where the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet, behind the content of the mail before
-    if there is one (RFC 2920 §3.1 lets content open a group): that saves a round trip for each mail. Replies are
+    if there is one (RFC 2920 §3.1 lets content open a group): that saves a round trip for each mail. Not where the
+    relay thinks for longer than a round trip takes: a mail would wait behind another one and gain nothing. Replies are
     matched to the steps that they answer by their order.
     """
 
@@ -75,6 +77,9 @@ class Connection(Wire):
         self._unsent = b""
         """Content that leaves with whatever is said next."""
         self._follows_from = 0.0
+        self._asked_at: float | None = None
+        self._content_at = self._envelope_s = self._body_s = 0.0
+        """How long the relay took for an envelope, and for its last word on a content."""
         self._in_vain = False
         """Whether nobody is left who wants the envelope that went ahead."""
         self.turn: Turn | None = None
@@ -100,7 +105,7 @@ class Connection(Wire):
             return commands
         turn.begin()
         if self.turn is None:
-            self.turn = turn
+            self.turn, self._asked_at = turn, monotonic()
         else:
             self.following, self._follows_from = turn, monotonic()
         mail, self._rcpt = commands
@@ -171,6 +176,7 @@ class Connection(Wire):
             case "data":
                 self._on_data(turn, code, text)
             case _:
+                self._body_s = monotonic() - self._content_at
                 self._end(turn, turn.refusal or to_reply((code, text), "body"))
                 if self.lost is None:
                     self._go_on()
@@ -204,7 +210,10 @@ class Connection(Wire):
             turn.written = True
             self._unsent = wire_form(turn.mail.content)
             self._expected.append("body")
-            if self._pipelining:
+            self._content_at = monotonic()
+            if self._asked_at is not None:
+                self._envelope_s, self._asked_at = self._content_at - self._asked_at, None
+            if self._pipelining and self._body_s <= self._envelope_s + _SLACK_S:
                 self._owner.follow(self)
             if self._unsent:
                 self._say(b"")

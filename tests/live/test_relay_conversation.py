@@ -88,6 +88,17 @@ async def test_no_mail_waits_long_behind_another(relay: ScriptedRelay):
         assert isinstance(await slow, Uncertain)
 
 
+async def test_no_mail_goes_behind_another_where_the_relay_thinks_for_long(relay: ScriptedRelay):
+    relay.always("body", Act(delay_s=0.05))
+    async with client(relay, pool_size=1) as smtp:
+        assert isinstance(await send(smtp, "first@example.com"), Accepted)
+        rest = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(3)]
+        await relay.wait(lambda: relay.contents == 2, "second mail on the wire")
+        urgent = asyncio.create_task(send(smtp, "urgent@example.com", rank=0))
+        await asyncio.gather(urgent, *rest)
+    assert relay.accepted[2].recipient == "urgent@example.com"
+
+
 async def test_a_mail_behind_another_is_asked_once_more_whether_it_is_wanted(relay: ScriptedRelay):
     relay.then("mail", Act(), Act(delay_s=0.2))
     wanted = True
