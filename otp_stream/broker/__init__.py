@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from faststream import AckPolicy
-from faststream.rabbit import Channel, RabbitMessage
+from faststream.rabbit import RabbitMessage
 
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane, MalformedError, OtpJob
@@ -91,7 +91,6 @@ def _subscribe(broker: OtpBroker, lane: LaneConsumer) -> LaneConsumer:
 
     @broker.subscriber(
         broker.topology.consumed(lane.lane),
-        channel=Channel(prefetch_count=lane.window),
         ack_policy=AckPolicy.MANUAL,
         no_reply=True,
         decoder=_read,

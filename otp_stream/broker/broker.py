@@ -70,7 +70,7 @@ class OtpBroker(RabbitBroker):
         self._away: set[AbstractConnection | None] = set()
         self._repair = asyncio.Event()
         self._why: str | None = None
-        self._under_way: Counter[str | None] = Counter()
+        self._under_way: Counter[str] = Counter()
         """Ids of the messages that are being published."""
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: list[asyncio.Task[None]] = []
@@ -160,11 +160,12 @@ class OtpBroker(RabbitBroker):
         Raises `TimeoutError` when it gives no word, unless it said that it takes no publishes at present: what waits in
         the connection would go out as well as what is published again.
         """
-        # aiormq knows a returned message by its id alone: of two with one id it would take the other for lost
-        known = message.message_id
-        publish = self._publish_afresh if afresh or known in self._under_way else self._publish
+        # aiormq knows a returned message by its id alone: of two with one id it would take the other for lost. One
+        # without an id gets one of its own there.
+        known = [message.message_id] if message.message_id else []
+        publish = self._publish_afresh if afresh or any(it in self._under_way for it in known) else self._publish
         publishing = asyncio.create_task(publish(message, exchange, routing_key))
-        self._under_way[known] += 1
+        self._under_way.update(known)
         try:
             with losing_it_is_an_error():
                 while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
@@ -173,7 +174,7 @@ class OtpBroker(RabbitBroker):
                 await publishing
         finally:
             publishing.cancel()
-            self._under_way -= Counter([known])
+            self._under_way -= Counter(known)
 
     async def _publish(self, message: Message, exchange: str, routing_key: str) -> None:
         where = self.topology.retry if exchange == self.topology.retry.name else None

@@ -76,10 +76,9 @@ class Intake:
 
     async def flush(self) -> None:
         """Return once the broker has every acknowledgement."""
-        for consumer in self._consumers.values():
-            if not consumer.channel.is_closed:
-                # any answer will do: the broker takes what comes over one channel in order
-                await leave(consumer.channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S)
+        channels = [consumer.channel for consumer in self._consumers.values() if not consumer.channel.is_closed]
+        # any answer will do: the broker takes what comes over one channel in order
+        await asyncio.gather(*(leave(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
 
     async def _keep(self, lane: LaneConsumer) -> None:
         well = True

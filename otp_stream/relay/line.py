@@ -20,9 +20,8 @@ from .wire import TroubleError
 
 STALLED_S = 10.0
 """A relay that has work and gives no answer for so long is passed by, where there is another."""
-
-
 _MAY_BE_ONES_OWN: frozenset[Trouble] = frozenset({"unreachable", "throttled"})
+"""Troubles of which a relay may tell one recipient alone; a login that is refused is everybody's."""
 _OFFENCES = 2
 _REMEMBERED = 1_000
 
