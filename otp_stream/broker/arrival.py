@@ -4,14 +4,16 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from struct import error as StructError  # noqa: N812 - a class
 from typing import Any, cast
 from uuid import uuid4
 
 from aio_pika import IncomingMessage
 from aio_pika.exceptions import ChannelInvalidStateError
-from aiormq.abc import DeliveredMessage
+from aiormq import Channel
 from aiormq.exceptions import ChannelInvalidStateError as ClosedError
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 from pydantic_core import from_json
 
 from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, carry
@@ -24,25 +26,48 @@ UNCERTAIN = "x-otp-uncertain"
 TRACE = ("traceparent", "tracestate", "baggage")
 _RECENT = 10_000
 _ID_LIMIT = 200
+_HAS_HEADERS = 0x20
+"""In the first byte of a content header's flags."""
 
 
 class Delivered:
-    """What aiormq delivered, with the face of aio-pika's `IncomingMessage`: that one costs more than all we do here."""
+    """What a broker delivered, with the face of aio-pika's `IncomingMessage`: that one costs more than all we do here.
 
-    __slots__ = ("_acks", "_properties", "_tag", "body", "channel", "headers", "redelivered")
+    `header` is the payload of its content header; most producers' messages have nothing in it that we ask for.
+    """
 
-    def __init__(self, came: DeliveredMessage, acks: Acks) -> None:
-        delivery = cast("Basic.Deliver", came.delivery)
+    __slots__ = ("_acks", "_header", "_known", "_tag", "body", "channel", "headers", "redelivered")
+
+    def __init__(
+        self,
+        channel: Channel,
+        acks: Acks,
+        tag: int,
+        redelivered: bool,  # noqa: FBT001 - keywords cost, and this is made once for each job
+        header: bytes,
+        body: bytes,
+    ) -> None:
         self._acks = acks
-        self._properties = came.header.properties
-        self._tag = cast("int", delivery.delivery_tag)
-        self.body = came.body
-        self.channel = came.channel
-        self.headers: dict[str, Any] = self._properties.headers or {}
-        self.redelivered = delivery.redelivered
+        self._header = header
+        self._known: Basic.Properties | None = None
+        self._tag = tag
+        self.body = body
+        self.channel = channel
+        self.headers: dict[str, Any] = self._properties().headers or {} if header[12] & _HAS_HEADERS else {}
+        self.redelivered = redelivered
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._properties, "message_type" if name == "type" else name)
+        return getattr(self._properties(), "message_type" if name == "type" else name)
+
+    def _properties(self) -> Basic.Properties:
+        if self._known is None:
+            header = ContentHeader()
+            try:
+                header.unmarshal(self._header)
+            except (ValueError, IndexError, StructError):  # torn in a way that nobody foresaw: the body still counts
+                header = ContentHeader()
+            self._known = header.properties
+        return self._known
 
     async def ack(self) -> None:
         """Acknowledge; raises where the channel is gone."""

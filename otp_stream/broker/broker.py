@@ -21,6 +21,7 @@ from otp_stream.tasks import cancelled, forever, losing_it_is_an_error
 from .arrival import now_ms
 from .control import TROUBLES, Control, leave
 from .events import Events
+from .inlet import Inlet
 from .intake import Intake
 from .lane import LaneConsumer
 from .topology import Topology
@@ -66,7 +67,7 @@ class OtpBroker(RabbitBroker):
         self._control = Control(url, topology)
         self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
         self._intake = Intake(self._control.exists, lambda: self._inlet, self.repair)
-        self._inlet: RobustConnection | None = None
+        self._inlet: Inlet | None = None
         self._away: set[AbstractConnection | None] = set()
         self._repair = asyncio.Event()
         self._why: str | None = None
@@ -98,7 +99,7 @@ class OtpBroker(RabbitBroker):
         self._keeping = [asyncio.create_task(forever(partial(self._intake.keep, self.lanes), "intake"))]
 
     async def _connect(self) -> RobustConnection:
-        self._inlet = cast("RobustConnection", await connect_robust(**self._connection_kwargs))
+        self._inlet = await connect_robust(**self._connection_kwargs, connection_class=Inlet)
         self._inlet.close_callbacks.add(self._lost)
         self._inlet.reconnect_callbacks.add(self._back)
         return await super()._connect()  # FastStream's own connection publishes

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import structlog
-from aio_pika.abc import AbstractConnection
 from aiormq import Channel
 from aiormq.abc import AbstractConnection as Transport
 from aiormq.abc import DeliveredMessage
@@ -14,8 +13,8 @@ from aiormq.abc import DeliveredMessage
 from otp_stream.tasks import losing_it_is_an_error
 
 from .acks import Acks
-from .arrival import Delivered
 from .control import TROUBLES, leave
+from .inlet import Deliveries, Inlet, Taker
 from .lane import LaneConsumer
 
 _CANCEL_TIMEOUT_S = 3.0
@@ -50,7 +49,7 @@ class Intake:
     def __init__(
         self,
         exists: Callable[[str], Awaitable[bool]],
-        connection: Callable[[], AbstractConnection | None],
+        connection: Callable[[], Inlet | None],
         repair: Callable[[str], None],
     ) -> None:
         self._exists = exists
@@ -110,11 +109,12 @@ class Intake:
             return False
         connection = self._connection()
         transport = connection.transport.connection if connection and connection.transport else None
-        if transport is None or transport.is_closed:
+        deliveries = connection.deliveries if connection else None
+        if transport is None or transport.is_closed or deliveries is None:
             raise ConnectionError("not connected")
         try:
             with losing_it_is_an_error():
-                await asyncio.wait_for(self._open(lane, transport), _START_TIMEOUT_S)
+                await asyncio.wait_for(self._open(lane, transport, deliveries), _START_TIMEOUT_S)
         except TimeoutError:
             if not any(map(self._stands, self._consumers)):
                 # It lives and gives no answer: what hangs in it would hang for ever. Closed, it is opened again.
@@ -124,17 +124,18 @@ class Intake:
         self._away.discard(queue)
         return True
 
-    async def _open(self, lane: LaneConsumer, transport: Transport) -> None:
+    async def _open(self, lane: LaneConsumer, transport: Transport, deliveries: Deliveries) -> None:
         consumer = self._consumers.get(lane.queue)
         if consumer is None or consumer.channel.is_closed:
             channel = cast("Channel", await transport.channel(publisher_confirms=False))
-            consumer = self._consumers[lane.queue] = _Consumer(channel, Acks(channel))
+            acks = Acks(channel)
+            consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             await channel.basic_qos(prefetch_count=lane.window)
+            deliveries.deliver(channel, Taker(channel, acks, lane.receive))
         # else only the consumer is gone: what came over the channel before can be acknowledged there alone
-        acks = consumer.acks
-
-        async def receive(message: DeliveredMessage) -> None:
-            lane.receive(Delivered(message, acks))
-
-        answer = await consumer.channel.basic_consume(lane.queue, receive)
+        answer = await consumer.channel.basic_consume(lane.queue, _nothing)
         consumer.tag = answer.consumer_tag
+
+
+async def _nothing(message: DeliveredMessage) -> None:
+    """Stand for the consumer at aiormq, which sees no delivery."""

@@ -1,4 +1,4 @@
-"""Frames by hand, acknowledgements gathered, and properties that nobody can read."""
+"""Frames by hand, deliveries in any pieces, acknowledgements gathered, and properties that nobody can read."""
 
 import asyncio
 import struct
@@ -13,6 +13,8 @@ from pamqp import base, body, commands, frame, header
 
 from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
+from otp_stream.broker.arrival import Delivered
+from otp_stream.broker.inlet import Deliveries, Taker
 from otp_stream.broker.tolerance import tolerate
 
 
@@ -78,3 +80,96 @@ def test_properties_that_nobody_can_read_cost_no_connection(flag: int, value: by
     _, _, it = frame.unmarshal(struct.pack(">BHI", 2, 7, len(payload)) + payload + b"\xce")
     assert isinstance(it, header.ContentHeader)
     assert it.body_size == 5
+
+
+def delivery(channel: int, tag: int, content: bytes, headers: dict[str, Any] | None, frame_size: int) -> bytes:
+    properties = commands.Basic.Properties(message_id=f"id-{tag}", headers=headers)
+    parts = [content[at : at + frame_size] for at in range(0, len(content), frame_size)]
+    frames_: list[base.Frame | header.ContentHeader | body.ContentBody] = [
+        commands.Basic.Deliver("tag-of-the-consumer", tag, tag % 2 == 0, "", "jobs"),
+        header.ContentHeader(body_size=len(content), properties=properties),
+        *map(body.ContentBody, parts),
+    ]
+    return b"".join(frame.marshal(it, channel) for it in frames_)
+
+
+def cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    pieces: list[bytes] = []
+    while data:
+        size = sizes[len(pieces) % len(sizes)]
+        pieces, data = [*pieces, data[:size]], data[size:]
+    return pieces
+
+
+async def through(pieces: list[bytes]) -> tuple[list[Delivered], bytes]:
+    """Feed a stream of which channel 7 is ours; return what was delivered there, and what went to aiormq."""
+    came: list[Delivered] = []
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+    deliveries = Deliveries()
+    deliveries.deliver(channel, Taker(channel, cast("Acks", None), came.append))
+    for piece in pieces:
+        deliveries.feed_data(piece)
+    deliveries.feed_eof()
+    return came, await deliveries.read()
+
+
+HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=40), st.sampled_from([None, {"a": 1}])), min_size=1, max_size=8),
+    st.lists(st.integers(1, 90), min_size=1, max_size=5),
+    st.integers(1, 50),
+)
+def test_deliveries_arrive_whole_in_whatever_pieces_they_come(
+    messages: list[tuple[bytes, dict[str, Any] | None]], sizes: list[int], frame_size: int
+) -> None:
+    stream, others = b"", b""
+    for tag, (content, headers) in enumerate(messages, 1):
+        # another channel's frames, and what is no delivery on ours
+        foreign = delivery(9, tag, content, headers, frame_size)
+        answer = frame.marshal(commands.Basic.QosOk(), 7)
+        stream += foreign + delivery(7, tag, content, headers, frame_size) + answer
+        others += foreign + answer
+    came, passed = asyncio.run(through(cut(stream, sizes)))
+    assert [(it.body, it.headers, it.redelivered, it.message_id) for it in came] == [
+        (content, headers or {}, tag % 2 == 0, f"id-{tag}") for tag, (content, headers) in enumerate(messages, 1)
+    ]
+    assert passed.replace(HEARTBEAT, b"") == others
+
+
+def test_a_connection_that_only_delivers_is_known_to_be_alive() -> None:
+    _, passed = asyncio.run(through([delivery(7, 1, b"{}", None, 10)]))
+    assert passed == HEARTBEAT
+
+
+@pytest.mark.parametrize("garbage", [b"AMQP\x00\x00\x09\x01", b"\x01\x00\x07\x00\x00\x00\x01X!" + b"\x00" * 20])
+def test_what_is_no_amqp_is_left_to_the_library(garbage: bytes) -> None:
+    ours = delivery(7, 1, b"{}", None, 10)
+    came, passed = asyncio.run(through([ours, garbage, ours]))
+    assert len(came) == 1
+    assert passed.replace(HEARTBEAT, b"") == garbage + ours
+
+
+def test_half_a_frame_at_the_end_is_handed_on() -> None:
+    ours = delivery(7, 1, b"{}", None, 10)
+    assert asyncio.run(through([ours[:9]])) == ([], ours[:9])
+
+
+def test_a_delivery_that_fails_costs_no_other() -> None:
+    came: list[bytes] = []
+
+    def receive(it: Delivered) -> None:
+        if it.body == b"bad":
+            raise RecursionError
+        came.append(it.body)
+
+    async def feed() -> None:
+        channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+        deliveries = Deliveries()
+        deliveries.deliver(channel, Taker(channel, cast("Acks", None), receive))
+        for tag, content in enumerate((b"bad", b"good"), 1):
+            deliveries.feed_data(delivery(7, tag, content, None, 10))
+
+    asyncio.run(feed())
+    assert came == [b"good"]

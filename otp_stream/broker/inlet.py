@@ -1,0 +1,170 @@
+"""The connection that consumes. Deliveries are read straight from the bytes that come, in the moment they come.
+
+aiormq reads each of a delivery's three frames by three awaits, decodes all fields of all of them and starts a task:
+that took longer than to compose the e-mail. Everything else that the broker says is left to aiormq.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import Any, SupportsIndex
+
+import structlog
+from aio_pika import RobustConnection
+from aiormq import Channel
+from aiormq.connection import SSLContextProvider, TransportFactory
+from aiormq.exceptions import AMQPConnectionError
+from yarl import URL
+
+from .acks import Acks
+from .arrival import Delivered
+
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_END = 0xCE
+_HEAD = Struct(">BHI")
+_DELIVER = b"\x00\x3c\x00\x3c"
+_TAG = Struct(">Q?")
+_SIZE = Struct(">Q")
+_ALIVE = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+_ALIVE_EVERY_S = 1.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Taker:
+    """Puts one channel's deliveries together and hands them to `receive`."""
+
+    def __init__(self, channel: Channel, acks: Acks, receive: Callable[[Delivered], None]) -> None:
+        self._channel, self._acks, self._receive = channel, acks, receive
+        self._tag: int | None = None
+        self._redelivered = False
+        self._header: bytes | None = None
+        self._missing = 0
+        self._parts: list[bytes] = []
+
+    def take(self, kind: int, payload: bytes) -> bool:
+        """Take a frame; `False` if it belongs to no delivery."""
+        if kind == _METHOD:
+            if payload[:4] != _DELIVER:
+                return False
+            # what stands between is the consumer's tag; what follows, where the message was published
+            self._tag, self._redelivered = _TAG.unpack_from(payload, 5 + payload[4])
+            self._header = None
+            return True
+        if self._tag is None:
+            return False
+        if kind == _HEADER:
+            self._header = payload
+            self._missing = _SIZE.unpack_from(payload, 4)[0]
+            self._parts = []
+        else:
+            self._parts.append(payload)
+            self._missing -= len(payload)
+        if self._missing <= 0:
+            self._deliver()
+        return True
+
+    def _deliver(self) -> None:
+        tag, header, parts = self._tag, self._header, self._parts
+        self._tag = self._header = None
+        if tag is None or header is None:
+            return
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            self._receive(Delivered(self._channel, self._acks, tag, self._redelivered, header, body))
+        except Exception as error:  # noqa: BLE001 - one message must not cost the connection
+            _log.error("delivery not received", error=type(error).__name__)
+
+
+class Deliveries(asyncio.StreamReader):
+    """What comes from the broker: each channel's deliveries to its taker, all the rest to whoever reads the stream."""
+
+    def __init__(self) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._takers: dict[int, Taker] = {}
+        self._rest = b""
+        self._astray = False
+        self._told_alive = 0.0
+
+    def deliver(self, channel: Channel, taker: Taker) -> None:
+        """Hand what is delivered on this channel from now on to `taker`."""
+        self._takers[channel.number] = taker
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        """Take bytes from the connection."""
+        if self._astray:
+            super().feed_data(data)
+            return
+        whole = self._rest + bytes(data) if self._rest else bytes(data)
+        passed: list[bytes] = []
+        at = self._part(whole, passed)
+        self._rest = b"" if self._astray else whole[at:]
+        if at and not passed:
+            # aiormq takes a connection for lost on which it hears nothing, and the broker sends heartbeats only where
+            # it sends nothing else
+            now = time.monotonic()
+            if now - self._told_alive >= _ALIVE_EVERY_S:
+                self._told_alive = now
+                passed.append(_ALIVE)
+        if passed:
+            super().feed_data(b"".join(passed))
+
+    def _part(self, data: bytes, passed: list[bytes]) -> int:
+        """Hand over each whole frame. Returns where the first one begins that is not whole."""
+        takers, length = self._takers, len(data)
+        at = 0
+        while length - at >= 7:
+            kind, channel, size = _HEAD.unpack_from(data, at)
+            end = at + 7 + size
+            if kind not in {_METHOD, _HEADER, _BODY, _HEARTBEAT} or (end < length and data[end] != _END):
+                # these are no frames: aiormq knows what to make of it
+                self._astray = True
+                passed.append(data[at:])
+                return length
+            if end >= length:
+                break
+            taker = takers.get(channel)
+            if taker is None or not taker.take(kind, data[at + 7 : end]):
+                passed.append(data[at : end + 1])
+            at = end + 1
+        return at
+
+    def feed_eof(self) -> None:
+        """Take note that no more will come."""
+        if self._rest:
+            super().feed_data(self._rest)
+            self._rest = b""
+        super().feed_eof()
+
+
+class _Door(TransportFactory):
+    def __init__(self) -> None:
+        self.deliveries: Deliveries | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
+        host, port, loop = str(url.host), int(url.port or 0), asyncio.get_running_loop()
+        reader = Deliveries()
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            context = await provider.get_context() if url.scheme == "amqps" else None
+            transport, _ = await loop.create_connection(lambda: protocol, host, port, ssl=context, **kwargs)
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
+        self.deliveries = reader
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+class Inlet(RobustConnection):
+    """A connection whose deliveries can be taken past aiormq."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = _Door()
+        self.kwargs["transport_factory"] = self._door
+
+    @property
+    def deliveries(self) -> Deliveries | None:
+        """What comes over the connection as it stands now."""
+        return self._door.deliveries
