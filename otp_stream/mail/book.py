@@ -25,7 +25,9 @@ from jinja2 import TemplateError as JinjaError
 
 from otp_stream.core.mail import ComposeError
 
+from .form import Forms, Parts
 from .limit import TooLongError, within
+from .message import Part
 
 OURS = Path(__file__).parent.parent / "templates"
 RENDER_CPU_S = 2.0
@@ -47,6 +49,14 @@ class Layout:
     subject: Template
     text: Template
     html: Template
+    forms: Forms
+
+    def parts(self, data: Mapping[str, Any]) -> Parts:
+        """Return what a message is made of. Raises `ComposeError`, whose text quotes no data."""
+        if parts := self.forms.fill(data, self.render):
+            return parts
+        subject, text, html = self.render(data)
+        return subject, Part.of(text), Part.of(html)
 
     def render(self, data: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return subject, plain text and HTML. Raises `ComposeError`, whose text quotes no data."""
@@ -110,7 +120,8 @@ class TemplateBook:
 
     def _layout(self, name: str, tongue: str, written: Mapping[str, str]) -> Layout:
         places = [written[near] for near in (*_tongues(tongue), *self._default) if near in written] + [name]
-        return Layout(*(self._compile(file, places) for file in FILES))
+        subject, text, html = (self._compile(file, places) for file in FILES)
+        return Layout(subject, text, html, Forms(self._jinja, (subject, text, html)))
 
     def _compile(self, file: str, places: list[str]) -> Template:
         for place in places:

@@ -42,7 +42,7 @@ class Mailroom:
         data = dict(job.template_data())
         if isinstance(name := data["userName"], str):
             data["userName"] = one_line(name)[:_NAME_LIMIT]
-        subject, text, html = layout.render(data)
+        subject, text, html = layout.parts(data)
         return Mail(
             ask.email,
             self._skeleton.build(

@@ -8,10 +8,11 @@ from binascii import b2a_qp
 from email.header import Header
 from email.utils import formatdate, quote
 from functools import lru_cache
+from typing import NamedTuple
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _PLAIN = bytes((9, 10, *range(32, 127)))
-_MAX_PLAIN_LINE = 900
+MAX_PLAIN_LINE = 900
 _MAX_PLAIN_HEADER = 70
 
 
@@ -30,24 +31,52 @@ class Skeleton:
             "X-Auto-Response-Suppress: OOF, AutoReply\r\n"
         )
 
-    def build(self, *, recipient: str, subject: str, text: str, html: str, at_s: int, token: str) -> bytes:
+    def build(self, *, recipient: str, subject: str, text: "Part", html: "Part", at_s: int, token: str) -> bytes:
         """Return the whole message with CRLF lines, the same bytes for the same arguments.
 
         `at_s` is its date (seconds since 1970); `token` makes Message-ID and boundary and must tell nothing.
         """
         # no quoted-printable text can hold "=_", and nobody can guess the rest of it (RFC 2046 §5.1.1)
         boundary = f"=_{token}"
-        return (
+        head = (
             f"{self._head}"
             f"To: <{recipient}>\r\n"
             f"Subject: {_header(one_line(subject))}\r\n"
             f"Date: {_date(at_s)}\r\n"
             f"Message-ID: <{token}@{self.domain}>\r\n"
             f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"\r\n'
-            f"\r\n--{boundary}\r\n{_part('plain', text)}"
-            f"\r\n--{boundary}\r\n{_part('html', html)}"
-            f"\r\n--{boundary}--\r\n"
         ).encode()
+        border = f"\r\n--{boundary}".encode()
+        return b"".join(
+            (head, border, _HEADS["plain", text.plain], text.content, border, _HEADS["html", html.plain], html.content,
+             border, b"--\r\n")
+        )  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One part of a message, as it goes over the wire; `plain` as 7bit, else quoted-printable."""
+
+    plain: bool
+    content: bytes
+
+    @classmethod
+    def of(cls, content: str) -> "Part":
+        """Encode a text."""
+        content = normal(content)
+        if is_plain(content):
+            return cls(True, content.replace("\n", "\r\n").encode("ascii"))
+        return cls(False, quoted(content))
+
+
+_ENCODINGS = {
+    True: "charset=us-ascii\r\nContent-Transfer-Encoding: 7bit",
+    False: "charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable",
+}
+_HEADS = {
+    (kind, plain): f"\r\nContent-Type: text/{kind}; {encoding}\r\n\r\n".encode()
+    for kind in ("plain", "html")
+    for plain, encoding in _ENCODINGS.items()
+}
 
 
 def one_line(value: str) -> str:
@@ -55,21 +84,21 @@ def one_line(value: str) -> str:
     return _CONTROL.sub(" ", value).strip()
 
 
-def _part(kind: str, content: str) -> str:
-    content = content.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n") + "\n"
-    if _is_plain(content):
-        return (
-            f"Content-Type: text/{kind}; charset=us-ascii\r\nContent-Transfer-Encoding: 7bit\r\n\r\n"
-            + content.replace("\n", "\r\n")
-        )
-    encoded = b2a_qp(content.replace("\n", "\r\n").encode(errors="replace")).decode("ascii")
-    return f"Content-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n{encoded}"
+def normal(content: str) -> str:
+    """Return a text with LF lines and a single one at its end."""
+    return content.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n") + "\n"
 
 
-def _is_plain(content: str) -> bool:
+def quoted(content: str) -> bytes:
+    """Return LF lines as quoted-printable (RFC 2045 §6.7). Each line by itself gives the same as all at once."""
+    return b2a_qp(content.replace("\n", "\r\n").encode(errors="replace"))
+
+
+def is_plain(content: str) -> bool:
+    """Whether a text can go as it is."""
     if not content.isascii() or content.encode().translate(None, _PLAIN):
         return False
-    return max(map(len, content.split("\n"))) <= _MAX_PLAIN_LINE
+    return max(map(len, content.split("\n"))) <= MAX_PLAIN_LINE
 
 
 @lru_cache(256)

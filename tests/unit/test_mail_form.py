@@ -1,0 +1,198 @@
+"""A form that is filled in gives the bytes of the template rendered anew; templates that cannot have one have none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otp_stream.core.mail import ComposeError
+from otp_stream.mail.book import Layout, TemplateBook
+from otp_stream.mail.form import Forms, Parts
+from otp_stream.mail.message import Part
+
+BOOK = TemplateBook(None, "en")
+LAYOUTS = [BOOK.find(name, locale) for name in BOOK.names for locale in ("", "de")]
+
+texts = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            "John Doe",
+            "Jürgen",
+            "<b>&'\"",
+            "a=b",
+            " ",
+            ".",
+            "x" * 200,
+            "\ue000",
+            "\ue001",
+            "a\nb",
+            "a\rb",
+            "a\x85",
+            "\n",
+        ]
+    ),
+    st.text(max_size=30),
+)
+codes = st.one_of(
+    st.text("0123456789", min_size=4, max_size=12),
+    st.text(st.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=4, max_size=64),
+)
+
+
+def anew(layout: Layout, data: Mapping[str, Any]) -> Parts:
+    subject, text, html = layout.render(data)
+    return subject, Part.of(text), Part.of(html)
+
+
+def data(**more: Any) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "otp": "123456", "email": "user@example.com", "expiryMinutes": 15, "userName": None, "purpose": None,
+        "locale": None,
+    }  # fmt: skip
+    return known | more
+
+
+@given(
+    st.sampled_from(LAYOUTS), codes, st.one_of(st.none(), texts, st.integers(), st.booleans()), st.none() | texts,
+    st.sampled_from([0.5, 1, 1.0, True, 15]),
+)  # fmt: skip
+def test_a_filled_form_is_what_the_template_would_have_been(
+    layout: Layout, otp: str, user_name: object, purpose: str | None, minutes: float
+) -> None:
+    # with the values of others first: a form that kept anything of them would show it here
+    for given_otp, name in (("654321", "Ann"), ("987654", "Bob"), (otp[::-1], "Üwe"), (otp[::-1], "Öle")):
+        layout.parts(data(otp=given_otp, userName=name, purpose=purpose, expiryMinutes=minutes))
+    asked = data(otp=otp, userName=user_name, purpose=purpose, expiryMinutes=minutes)
+    for _ in range(3):
+        assert layout.parts(asked) == anew(layout, asked)
+
+
+def layout_of(root: Path, html: str, text: str = "{{ otp }}", **files: str) -> Layout:
+    for name, content in {"subject.txt": "s", "body.txt": text, "body.html": html}.items():
+        path = root / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    for name, content in files.items():
+        (root / f"mine/{name}").with_suffix(".html").write_text(content)
+    return TemplateBook(root, "en").find("mine", None)
+
+
+def times_rendered(layout: Layout, *asked: Mapping[str, Any]) -> int:
+    """Fill in and compare; return how often the template itself was needed."""
+    count = 0
+
+    def render(given: Mapping[str, Any]) -> tuple[str, str, str]:
+        nonlocal count
+        count += 1
+        return layout.render(given)
+
+    for it in asked:
+        parts = layout.forms.fill(it, render)
+        count += parts is None
+        assert parts is None or parts == anew(layout, it)
+    return count
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "{{ otp }}",
+        "{{otp}}{{otp}}-{{userName}}",
+        "{% if userName %}{{ userName }}{% else %}{{ otp }}{% endif %}",
+        "{% if not (userName and purpose) or otp|length > 6 %}a{% endif %}{{ otp }}",
+        "{{ 'a' if otp|length > 6 else 'b' }}{{ otp }}",
+        "{{ expiryMinutes * 60 }} {{ otp }} {{ purpose|upper }}",
+        "{{ purpose|default('x', boolean=true) }} {{ team.name|default('us') }} {{ otp }}",
+        "{{ otp }}\n\n\n",
+        "ü {{ userName }}\n.\n {{ otp }} \n",
+        "x" * 890 + "{{ otp }}",
+        "x" * 1200 + "{{ otp }}\n{{ userName }}",
+    ],
+)
+def test_what_only_prints_and_asks_is_rendered_twice_and_then_filled_in(tmp_path: Path, html: str) -> None:
+    layout = layout_of(tmp_path, html)
+    asked = [data(otp=f"{number:06}", userName=name, team={}) for number, name in enumerate(("Ann", "<b>", "C & A"))]
+    asked = [{**it, "team": None} for it in asked]
+    assert times_rendered(layout, *asked, *asked, *asked) == 2
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "{{ otp|upper }}",
+        "{{ otp[:3] }} {{ otp[3:] }}",
+        "{% if otp == '000001' %}x{% endif %}{{ otp }}",
+        "{% for digit in otp %}{{ digit }}{% endfor %}",
+        "{% set code = otp %}{{ code }}",
+        "{% filter upper %}{{ otp }}{% endfilter %}",
+        "{% set x %}{{ otp }}{% endset %}{{ x }}",
+        "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(otp) }}",
+        "{% autoescape false %}{{ otp }}{{ userName }}{% endautoescape %}",
+        "{% block a %}{{ otp }}{% endblock %}{{ self.a()|upper }}",
+        "{{ otp }} {{ range(9)|random }}",
+        "{{ [1, 2]|random }} {{ otp }}",
+        "{{ otp or 'x' }}",
+        "{{ otp ~ userName }}",
+        "\ue000{{ otp }}",
+        "{% include 'otp/body.txt' %}",
+        "{% include [ 'otp/body.html' ] %}",
+        "{% include 'mine/none.html' ignore missing %}{{ otp }}",
+    ],
+)
+def test_what_does_more_with_a_value_is_always_rendered(tmp_path: Path, html: str) -> None:
+    layout = layout_of(tmp_path, html)
+    asked = [data(otp=f"{number:06}", userName="Ann", expiryMinutes=5) for number in range(4)]
+    assert times_rendered(layout, *asked) == len(asked)
+
+
+def test_a_value_that_differs_in_each_mail_makes_no_forms(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ userName|upper }} {{ otp }}")
+    asked = [data(userName=f"name {number}") for number in range(2_000)]
+    assert times_rendered(layout, *asked) == len(asked)
+
+
+def test_forms_are_forgotten_when_there_are_many(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ expiryMinutes }} {{ otp }}")
+    asked = [data(expiryMinutes=number) for number in range(1_000) for _ in range(3)]
+    assert times_rendered(layout, *asked) == 2_000
+    assert times_rendered(layout, data(expiryMinutes=0), data(expiryMinutes=0)) == 2
+
+
+def test_a_line_that_a_value_makes_too_long_is_quoted(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "x" * 890 + "{{ userName }}")
+    asked = [data(userName="A" * length) for length in (2, 2, 2, 10, 11, 50)]
+    assert times_rendered(layout, *asked) == 4
+
+
+def test_a_value_that_looks_like_a_blank_fills_none(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ purpose|upper }} {{ otp }}")
+    assert times_rendered(layout, *[data(purpose="\ue000")] * 4) == 4
+
+
+def test_values_without_a_hash_are_rendered(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ items|join }} {{ otp }}")
+    assert times_rendered(layout, *[data(items=["a", "b"])] * 3) == 3
+
+
+def test_what_is_missing_is_named_with_forms_too(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ team }} {{ otp }}")
+    for _ in range(3):
+        with pytest.raises(ComposeError, match="'team' is undefined; give it in metadata"):
+            layout.parts(data())
+    assert layout.parts(data(team="A")) == layout.parts(data(team="A"))
+
+
+def test_templates_that_include_each_other_have_no_form(tmp_path: Path) -> None:
+    inner = "{% if again %}{% include 'mine/body.html' %}{% endif %}"
+    layout = layout_of(tmp_path, "{{ otp }}{% include 'mine/inner.html' %}", inner=inner)
+    assert times_rendered(layout, *[data(again=False)] * 3) == 3
+
+
+def test_our_templates_have_forms() -> None:
+    for layout in LAYOUTS:
+        assert times_rendered(layout, *[data(otp=f"{number:06}", userName="Ann") for number in range(9)]) <= 2
+    assert isinstance(LAYOUTS[0].forms, Forms)
