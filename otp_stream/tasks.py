@@ -1,8 +1,8 @@
 """Tasks that go on for as long as the process does."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
@@ -35,15 +35,21 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-@contextmanager
-def losing_it_is_an_error() -> Generator[None]:
+class _LosingItIsAnError:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, asyncio.CancelledError) and not is_cancelled():
+            raise ConnectionError("the connection was lost") from None
+
+
+_LOSING_IT = _LosingItIsAnError()
+
+
+def losing_it_is_an_error() -> AbstractContextManager[None]:
     """Turn a `CancelledError` that nobody asked for into a `ConnectionError`: so a lost AMQP connection ends a wait."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        if is_cancelled():
-            raise
-        raise ConnectionError("the connection was lost") from None
+    return _LOSING_IT
 
 
 async def cancelled(*tasks: asyncio.Task[Any]) -> None:

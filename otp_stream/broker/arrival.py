@@ -130,12 +130,13 @@ class Arrival:
     def carrier(self) -> dict[str, str]:
         """Return the producer's trace context (W3C)."""
         headers = self.message.headers
-        return {name: str(headers[name]) for name in TRACE if name in headers}
+        return {name: str(headers[name]) for name in TRACE if name in headers} if headers else {}
 
     def check_headers(self) -> None:
         """Refuse what no tracer can have written. Raises `MalformedError`."""
-        for name in TRACE:
-            value = self.message.headers.get(name)
+        headers = self.message.headers
+        for name in TRACE if headers else ():
+            value = headers.get(name)
             if value is not None and not isinstance(value, str):
                 raise MalformedError(f"header {name}: must be a string, not {type(value).__name__}")
 

@@ -18,7 +18,9 @@ from otp_stream.core.job import Job
 from . import frames
 
 _BACKLOG = 10_000
-_BATCH = 50
+_BATCH = 200
+_GATHER_S = 0.005
+"""Nobody waits for an event, and one packet for many costs less than one for each."""
 
 
 class JobEvent(BaseModel):
@@ -41,7 +43,7 @@ class JobEvent(BaseModel):
 def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_key: bytes) -> JobEvent:
     """Return the event of a settlement; `job` is `None` for a message that was no job."""
     attempts_made = job.attempts_made if job else 0
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "job_id": job_id,
         "recipient": blake2b(job.ask.email.lower().encode(), key=hash_key, digest_size=16).hexdigest() if job else None,
         "template": job.ask.metadata.template if job else None,
@@ -56,7 +58,7 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
             told |= {"outcome": "retrying", "attempt": attempt, "error": error, "delay_ms": delay_ms}
         case Park(delay_ms):
             told |= {"outcome": "retrying", "attempt": attempts_made, "delay_ms": delay_ms}
-    return JobEvent.model_validate(told)
+    return JobEvent.model_construct(**told)  # of values that have their types: to validate them takes a 40th of a job
 
 
 class Events:
@@ -77,6 +79,7 @@ class Events:
         """Publish for as long as there is a channel; ends by cancellation. Unconfirmed: nothing waits for an event."""
         while True:
             events = [await self._queue.get()]
+            await asyncio.sleep(_GATHER_S)
             while len(events) < _BATCH and not self._queue.empty():
                 events.append(self._queue.get_nowait())
             try:

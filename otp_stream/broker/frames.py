@@ -1,5 +1,6 @@
 """AMQP 0-9-1 frames by hand, for what each job needs: encoding them field by field took longer than the rest of it."""
 
+from functools import lru_cache
 from struct import Struct
 
 from aiormq.abc import ChannelFrame
@@ -20,10 +21,15 @@ def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
 
 def publish_json(channel: int, exchange: str, routing_key: str, body: bytes) -> bytes:
     """Return `basic.publish` of a persistent JSON message with its content; names have at most 255 bytes."""
+    header = _CONTENT.pack(_BASIC, 0, len(body)) + _JSON_PERSISTENT
+    return _publish(channel, exchange, routing_key) + _frame(_HEADER, channel, header) + _frame(_BODY, channel, body)
+
+
+@lru_cache(64)
+def _publish(channel: int, exchange: str, routing_key: str) -> bytes:
     place, key = exchange.encode(), routing_key.encode()
     method = b"\x00\x3c\x00\x28\x00\x00%c%b%c%b\x00" % (len(place), place, len(key), key)
-    header = _CONTENT.pack(_BASIC, 0, len(body)) + _JSON_PERSISTENT
-    return b"".join(_frame(kind, channel, it) for kind, it in ((_METHOD, method), (_HEADER, header), (_BODY, body)))
+    return _frame(_METHOD, channel, method)
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:

@@ -84,8 +84,9 @@ def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
     """Return the outcome with every secret blotted out of its texts: a relay may quote what it was sent."""
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
-            text = scrub(reply.text, *secrets)
-            return outcome if text == reply.text else replace(outcome, reply=replace(reply, text=text))
+            if not any(secret in reply.text for secret in secrets):
+                return outcome
+            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets)))
         case Uncertain(error) | Unavailable(_, error) | Broken(error):
             return replace(outcome, error=scrub(error, *secrets))
         case Lapsed():

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, Template
 from markupsafe import escape
 
-from .message import MAX_PLAIN_LINE, Part, is_plain, normal, quoted
+from .message import MAX_PLAIN_LINE, Part, is_plain, is_tame, normal, quoted
 from .uses import BLANKS, Uses, uses_of
 
 _FORMS = 128
@@ -43,21 +43,27 @@ class _FormPart:
 
     plain: bool
     pieces: tuple[bytes | _Line, ...]
+    tame: bool
+    """Whether what is finished of it is."""
 
     def fill(self, values: Mapping[str, str]) -> Part | None:
         finished: list[bytes] = []
+        tame = self.tame
         for piece in self.pieces:
             if isinstance(piece, bytes):
                 finished.append(piece)
                 continue
             line = piece.text(values)
             if not self.plain:
-                finished.append(quoted(line + "\n"))
+                encoded = quoted(line + "\n")
+                tame = tame and is_tame(encoded)
             elif len(line) <= MAX_PLAIN_LINE:
-                finished.append(line.encode("ascii") + b"\r\n")
+                encoded = line.encode("ascii") + b"\r\n"
+                tame = tame and not line.startswith(".")
             else:
                 return None
-        return Part(self.plain, b"".join(finished))
+            finished.append(encoded)
+        return Part(self.plain, b"".join(finished), tame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +188,4 @@ def _part(content: str, marks: Mapping[str, str], ascii_: set[str]) -> _FormPart
             pieces[-1] = before + finished
         else:
             pieces.append(finished)
-    return _FormPart(plain, tuple(pieces))
+    return _FormPart(plain, tuple(pieces), all(is_tame(it) for it in pieces if isinstance(it, bytes)))

@@ -43,13 +43,11 @@ class Mailroom:
         if isinstance(name := data["userName"], str):
             data["userName"] = one_line(name)[:_NAME_LIMIT]
         subject, text, html = layout.parts(data)
-        return Mail(
-            ask.email,
-            self._skeleton.build(
-                recipient=ask.email, subject=subject, text=text, html=html, at_s=_date_s(job), token=self._token(job)
-            ),
-            (ask.otp, ask.email),
+        content = self._skeleton.build(
+            recipient=ask.email, subject=subject, text=text, html=html, at_s=_date_s(job), token=self._token(job)
         )
+        # what the skeleton adds has no line with a dot at its start
+        return Mail(ask.email, content, text.tame and html.tame, (ask.otp, ask.email))
 
     async def compose_apart(self, job: Job) -> Mail:
         """Return the same, made in another process: what kills that one is a `ComposeError` here.

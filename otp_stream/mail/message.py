@@ -58,14 +58,16 @@ class Part(NamedTuple):
 
     plain: bool
     content: bytes
+    tame: bool
+    """Whether no line of it begins with a dot. That all end with CRLF is certain."""
 
     @classmethod
     def of(cls, content: str) -> "Part":
         """Encode a text."""
         content = normal(content)
-        if is_plain(content):
-            return cls(True, content.replace("\n", "\r\n").encode("ascii"))
-        return cls(False, quoted(content))
+        plain = is_plain(content)
+        encoded = content.replace("\n", "\r\n").encode("ascii") if plain else quoted(content)
+        return cls(plain, encoded, is_tame(encoded))
 
 
 _ENCODINGS = {
@@ -92,6 +94,11 @@ def normal(content: str) -> str:
 def quoted(content: str) -> bytes:
     """Return LF lines as quoted-printable (RFC 2045 §6.7). Each line by itself gives the same as all at once."""
     return b2a_qp(content.replace("\n", "\r\n").encode(errors="replace"))
+
+
+def is_tame(lines: bytes) -> bool:
+    """Whether no line begins with a dot, which SMTP would have to be told of (RFC 5321 §4.5.2)."""
+    return not lines.startswith(b".") and b"\n." not in lines
 
 
 def is_plain(content: str) -> bool:

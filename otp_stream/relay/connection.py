@@ -208,7 +208,7 @@ class Connection(Wire):
             self.break_off(TroubleError("unreachable", "the job was taken back"))
         else:
             turn.written = True
-            self._unsent = wire_form(turn.mail.content)
+            self._unsent = wire_form(turn.mail)
             self._expected.append("body")
             self._content_at = monotonic()
             if self._asked_at is not None:

@@ -76,9 +76,13 @@ class Envelopes:
             return None
 
 
-def wire_form(content: bytes) -> bytes:
+def wire_form(mail: Mail) -> bytes:
     """Return the content as DATA takes it: dots doubled at line starts (RFC 5321 §4.5.2), the final dot at its end."""
-    if content.count(b"\n") != content.count(b"\r\n") or content.count(b"\r") != content.count(b"\r\n"):
+    content = mail.content
+    if mail.tame:
+        return content + b".\r\n"
+    ends = content.count(b"\r\n")
+    if content.count(b"\n") != ends or content.count(b"\r") != ends:
         # a lone CR or LF could end the message early at a relay that takes it for a line end
         content = _LONE_CR_OR_LF.sub(b"\r\n", content)
     if b"\r\n." in content:

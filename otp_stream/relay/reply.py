@@ -44,7 +44,7 @@ def to_reply(answer: Answer, stage: Stage) -> Reply:
         status = None
     if status is not None:
         # each line of a reply repeats the status
-        text = " ".join(line.removeprefix(status).strip() for line in text.split("\n"))
+        text = "\n".join([line.removeprefix(status) for line in text.split("\n")])
     if "@" in text:
         text = _ADDRESS.sub("***", text)
     return Reply(code, status, scrub(text), stage)

@@ -74,12 +74,13 @@ class Turns:
         self._heaps: list[tuple[_Heap, _Heap]] = [([], []) for _ in range(RANKS)]
         self._due_next = [False] * RANKS
         self._counts = [0] * RANKS
+        self._waiting = 0
         self._gone = 0
         self._arrivals = 0
         self._earliest_ms: int | None = None
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return self._waiting
 
     @property
     def urgent(self) -> int:
@@ -94,6 +95,7 @@ class Turns:
         turn.waiting = True
         turn.home = self
         self._counts[turn.rank] += 1
+        self._waiting += 1
         if self._earliest_ms is None or turn.deadline_ms < self._earliest_ms:
             self._earliest_ms = turn.deadline_ms
         heapq.heappush(self._heaps[turn.rank][turn.due], (turn.expires_ms, turn.arrival, turn))
@@ -111,6 +113,7 @@ class Turns:
             return
         turn.waiting = False
         self._counts[turn.rank] -= 1
+        self._waiting -= 1
         self._gone += 1
         if self._gone > len(self) + 64:
             self._tidy()
@@ -140,6 +143,7 @@ class Turns:
         turn = heapq.heappop(due if from_due else fresh)[2]
         turn.waiting = False
         self._counts[rank] -= 1
+        self._waiting -= 1
         return turn
 
     def _all(self) -> list[Turn]:

@@ -25,17 +25,18 @@ class SentInMemory:
         self._sent: dict[bytes, float] = {}
         # in the order of marking; asking a dict for its oldest key costs as much as was deleted before it
         self._order: deque[bytes] = deque()
-        self._claims: dict[bytes, asyncio.Future[None]] = {}
+        self._claims: dict[str, asyncio.Future[None] | None] = {}
+        """With what others wait for, where any do."""
 
     async def claim(self, job_id: str) -> bool:
         """Take the job; `False` if it was sent before. Waits while another attempt is at it."""
-        key = _key(job_id)
-        while (busy := self._claims.get(key)) is not None:
+        while job_id in self._claims:
+            busy = self._claims[job_id] = self._claims[job_id] or asyncio.get_running_loop().create_future()
             await asyncio.shield(busy)
         self._forget_old()
-        if key in self._sent:
+        if _key(job_id) in self._sent:
             return False
-        self._claims[key] = asyncio.get_running_loop().create_future()
+        self._claims[job_id] = None
         return True
 
     async def mark(self, job_id: str) -> None:
@@ -48,7 +49,7 @@ class SentInMemory:
 
     async def release(self, job_id: str) -> None:
         """End the claim."""
-        busy = self._claims.pop(_key(job_id), None)
+        busy = self._claims.pop(job_id, None)
         if busy is not None:
             busy.set_result(None)
 

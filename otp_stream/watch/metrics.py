@@ -6,7 +6,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -18,11 +17,14 @@ from prometheus_client.registry import Collector
 from otp_stream.core.decision import ENDINGS
 from otp_stream.core.state import BrokerState, RelayState, WorkerState
 
+from .counts import Counts, Times
+
 disable_created_metrics()
 
 # a code is wanted within the second and useless after the quarter of an hour
 _LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LANES = ("jobs", "high", "due")
 _LET_GO = ("ack", "retry", "park", "dead", "renewed", "returned", "taken_back")
 _MET = ("accepted", "deferred", "rejected", "uncertain", "unavailable", "lapsed", "broken")
 
@@ -35,28 +37,31 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        received = self._counter("received", "Jobs that arrived and were read, by lane.", "lane")
-        ended = self._counter("jobs", "Jobs that ended, by how: each job is counted once.", "outcome")
-        met = self._counter("attempts", "What attempts met at the relay.", "met")
-        # children are looked up once: the lookup costs more than the count
-        self.received = {lane: received.labels(lane) for lane in ("jobs", "high", "due")}
-        self.ended = {ending: ended.labels(ending) for ending in ENDINGS}
-        self.met = {kind: met.labels(kind) for kind in _MET}
+        self.received = self._counts("received", "Jobs that arrived and were read, by lane.", "lane", _LANES)
+        self.ended = self._counts("jobs", "Jobs that ended, by how: each job is counted once.", "outcome", ENDINGS)
+        self.met = self._counts("attempts", "What attempts met at the relay.", "met", _MET)
         self.retries = self._counter("retries", "Retries scheduled, by the attempt that failed.", "attempt")
         self.parked = self._counter("parked", "Jobs moved to the broker after waiting long behind a closed gate.")
         self.unsettled = self._counter(
             "unsettled", "Settlements that did not stand at the broker: the job comes again."
         )
         self.clock_ahead = self._counter("clock_ahead", "Jobs whose timestamp lay in the future, beyond tolerance.")
-        self.accept_s = self._histogram("time_to_accept", "From the job's timestamp to the relay's 250.", _LIFE_S)
-        self.arrive_s = self._histogram("time_to_arrive", "From the job's timestamp to its first sight here.", _LIFE_S)
-        self.send_s = self._histogram("send", "From asking for a turn at the relay to its reply.", _SEND_S)
+        self.accept_s = self._times("time_to_accept", "From the job's timestamp to the relay's 250.", _LIFE_S)
+        self.arrive_s = self._times("time_to_arrive", "From the job's timestamp to its first sight here.", _LIFE_S)
+        self.send_s = self._times("send", "From asking for a turn at the relay to its reply.", _SEND_S)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"otp_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"otp_{name}_seconds", text, buckets=buckets, registry=self.registry)
+    def _counts(self, name: str, text: str, label: str, values: Iterable[str]) -> Counts:
+        counts = Counts(f"otp_{name}", text, label, values)
+        self.registry.register(counts)
+        return counts
+
+    def _times(self, name: str, text: str, bounds: tuple[float, ...]) -> Times:
+        times = Times(f"otp_{name}_seconds", text, bounds)
+        self.registry.register(times)
+        return times
 
     def expose(self, look: Callable[[], WorkerState]) -> None:
         """Add the gauges, which are read when they are asked for."""

@@ -1,5 +1,6 @@
 """What happens to a job, told once to everyone who listens: the log, the metrics, the trace and the figures."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
@@ -36,26 +37,30 @@ class Watch:
         self._now_ms = now_ms
         self._tally = Tally(now_ms())
         self._told_ms: dict[str, int] = {}
+        self._talks = True
+        """Whether anybody reads a line for each job: to put one together costs more than to drop it."""
 
     async def open(self, environ: Mapping[str, str]) -> None:
         """Start tracing, if `OTEL_*` variables ask for it: it connects, so nobody does it at import."""
+        self._talks = bool(_log.is_enabled_for(logging.INFO))
         self._tracer = open_tracer(environ)
 
     def job(self, job: Job, carrier: Mapping[str, str]) -> AbstractContextManager[object]:
         """Span the whole of a job's stay here."""
         self._tally.received += 1
-        self.metrics.received[job.lane].inc()
+        self.metrics.received.add(job.lane)
         if job.lane != "due" and job.ask.timestamp is not None:
             self._check_clock(job)
-        _log.info(
-            "job started",
-            job_id=job.id,
-            lane=job.lane,
-            priority=job.ask.priority,
-            attempt=job.attempts_made + 1,
-            template=job.ask.metadata.template,
-            recipient=mask_address(job.ask.email),
-        )
+        if self._talks:
+            _log.info(
+                "job started",
+                job_id=job.id,
+                lane=job.lane,
+                priority=job.ask.priority,
+                attempt=job.attempts_made + 1,
+                template=job.ask.metadata.template,
+                recipient=mask_address(job.ask.email),
+            )
         return self._tracer.job(job, carrier)
 
     def step(self, name: str) -> AbstractContextManager[object]:
@@ -66,7 +71,7 @@ class Watch:
     def met(self, job: Job, outcome: Outcome) -> None:
         """Tell what an attempt met."""
         kind = type(outcome).__name__.lower()
-        self.metrics.met[kind].inc()
+        self.metrics.met.add(kind)
         self._tracer.note(met=kind)
         match outcome:
             case Accepted():
@@ -82,8 +87,9 @@ class Watch:
         match settlement:
             case Ack(ending):
                 self._end(ending)
-                took_ms = self._now_ms() - job.made_ms
-                _log.info(f"job {ending}", job_id=job.id, attempt=job.attempts_made + 1, since_timestamp_ms=took_ms)
+                if self._talks:
+                    took_ms = self._now_ms() - job.made_ms
+                    _log.info(f"job {ending}", job_id=job.id, attempt=job.attempts_made + 1, since_timestamp_ms=took_ms)
             case Retry(delay_ms, attempt, error):
                 self._tally.retried += 1
                 self._tally.fail(error, self._now_ms())
@@ -109,7 +115,7 @@ class Watch:
     def refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
         """Tell of a message that was no job."""
         self._tally.received += 1
-        self.metrics.received[lane].inc()
+        self.metrics.received.add(lane)
         self._die(job_id, settlement)
 
     def gate(self, relay: RelayState) -> None:
@@ -138,7 +144,7 @@ class Watch:
         self._tracer.close()
 
     def _end(self, ending: str) -> None:
-        self.metrics.ended[ending].inc()
+        self.metrics.ended.add(ending)
         self._tally.end(ending, self._now_ms())
         self._tracer.note(settlement=ending)
 

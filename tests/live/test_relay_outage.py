@@ -221,7 +221,7 @@ async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
     changes = Changes()
     smtp = SmtpRelay(config(relay), on_gate=changes.append)
     ends = now_ms() + 60_000
-    mail = Mail("user@example.com", CONTENT, ("739154", "user@example.com"))
+    mail = Mail("user@example.com", CONTENT, secrets=("739154", "user@example.com"))
     outcome = await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends)
     assert isinstance(outcome, Unavailable)
     assert "too many messages" in str(changes[-1].error)

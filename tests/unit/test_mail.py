@@ -6,6 +6,7 @@ import email.policy
 import json
 import re
 import time
+from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
 from otp_stream.mail import Mailroom, TemplateError
 from otp_stream.mail.book import OURS
+from otp_stream.relay.envelope import wire_form
 
 NOW_MS = 1_700_000_000_500
 
@@ -174,6 +176,21 @@ def test_any_text_travels_in_lines_that_smtp_can_carry(name: str, extra: str) ->
 
 
 ROOM = mailroom()
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ userName }}\n", ".{{ otp }}\n", "ü\n{{ userName }}", "x" * 74 + "{{ userName }}ü"]
+)
+@pytest.mark.parametrize("name", ["John", ".John", "...", "=.", "x" * 75 + ".", "é" * 30 + "." * 100])
+def test_a_mail_that_is_called_tame_is_sent_like_any_other(tmp_path: Path, text: str, name: str) -> None:
+    room = mailroom(write(tmp_path, t__subject_txt="s", t__body_txt=text, t__body_html=text))
+    for _ in range(3):
+        mail = room.compose(job(template="t", userName=name))
+        assert wire_form(mail) == wire_form(replace(mail, tame=False))
+
+
+def test_our_mails_are_tame() -> None:
+    assert mailroom().compose(job(userName="John Doe")).tame
 
 
 def test_an_operators_file_goes_before_ours_one_by_one(tmp_path: Path) -> None:

@@ -86,12 +86,12 @@ def test_an_address_never_leaves_its_brackets(recipient: str):
     ],
 )
 def test_content_ends_with_the_only_final_dot(content: bytes, expected: bytes):
-    assert wire_form(content) == expected
+    assert wire_form(Mail("user@example.com", content)) == expected
 
 
 @given(st.lists(st.sampled_from([b".", b"\r\n", b"\r", b"\n", b"x", b".."]), max_size=30).map(b"".join))
 def test_no_content_ends_early_and_all_of_it_arrives(content: bytes):
-    wire = wire_form(content)
+    wire = wire_form(Mail("user@example.com", content))
     assert wire.find(b"\r\n.\r\n") in {-1, len(wire) - 5}
     assert b"\n" not in wire.replace(b"\r\n", b"")
     assert b"\r" not in wire.replace(b"\r\n", b"")
