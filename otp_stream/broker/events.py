@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import structlog
 from aiormq import Channel
 from aiormq.abc import ChannelFrame
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
 from otp_stream.core.job import Job
@@ -31,34 +32,40 @@ class JobEvent(BaseModel):
     outcome: Ending | Reason | Literal["retrying"] = Field(description="How the job ended, or that it is tried again.")
     job_id: str = Field(description="The producer's `jobId`, or the id made for the job.")
     recipient: str | None = Field(
-        description="Keyed hash of the address: equal for equal addresses, tells nothing else."
+        default=None, description="Keyed hash of the address: equal for equal addresses, tells nothing else."
     )
-    template: str | None = Field(description="The template that was asked for.", examples=["otp"])
+    template: str | None = Field(default=None, description="The template that was asked for.", examples=["otp"])
     attempt: int = Field(ge=0, description="Attempts made.")
     at: int = Field(description="When, in milliseconds since 1970 (UTC).")
     delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
     error: str | None = Field(default=None, description="What the relay said, or what was wrong. No secrets.")
 
 
-def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_key: bytes) -> JobEvent:
+class Event(NamedTuple):
+    """A `JobEvent` on its way, by its aliases: to make and to write a model takes three times as long."""
+
+    outcome: str
+    told: dict[str, Any]
+
+
+def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_key: bytes) -> Event:
     """Return the event of a settlement; `job` is `None` for a message that was no job."""
     attempts_made = job.attempts_made if job else 0
-    told: dict[str, Any] = {
-        "job_id": job_id,
-        "recipient": blake2b(job.ask.email.lower().encode(), key=hash_key, digest_size=16).hexdigest() if job else None,
-        "template": job.ask.metadata.template if job else None,
-        "at": at_ms,
-    }
+    told: dict[str, Any] = {"jobId": job_id, "at": at_ms}
+    if job:
+        ask = job.ask
+        told["recipient"] = blake2b(ask.email.lower().encode(), key=hash_key, digest_size=16).hexdigest()
+        told["template"] = ask.metadata.template
     match settlement:
         case Ack(ending):
             told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
         case Dead(reason, error, attempt):
             told |= {"outcome": reason, "attempt": attempt, "error": error}
         case Retry(delay_ms, attempt, error):
-            told |= {"outcome": "retrying", "attempt": attempt, "error": error, "delay_ms": delay_ms}
+            told |= {"outcome": "retrying", "attempt": attempt, "error": error, "delayMs": delay_ms}
         case Park(delay_ms):
-            told |= {"outcome": "retrying", "attempt": attempts_made, "delay_ms": delay_ms}
-    return JobEvent.model_construct(**told)  # of values that have their types: to validate them takes a 40th of a job
+            told |= {"outcome": "retrying", "attempt": attempts_made, "delayMs": delay_ms}
+    return Event(told["outcome"], told)
 
 
 class Events:
@@ -66,9 +73,9 @@ class Events:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._queue: asyncio.Queue[JobEvent] = asyncio.Queue(_BACKLOG)
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
 
-    def tell(self, event: JobEvent) -> None:
+    def tell(self, event: Event) -> None:
         """Hand an event over."""
         try:
             self._queue.put_nowait(event)
@@ -101,13 +108,7 @@ class Events:
                 await self._queue.join()
 
 
-def _frames(channel: int, exchange: str, events: list[JobEvent]) -> bytes:
+def _frames(channel: int, exchange: str, events: list[Event]) -> bytes:
     return b"".join(
-        frames.publish_json(
-            channel,
-            exchange,
-            f"otp.{event.outcome}",
-            event.model_dump_json(by_alias=True, exclude_none=True).encode(),
-        )
-        for event in events
+        [frames.publish_json(channel, exchange, f"otp.{event.outcome}", to_json(event.told)) for event in events]
     )

@@ -19,8 +19,8 @@ class RelayLimits:
     idle_s: float = 60
     age_s: float = 300
     messages: int = 1000
-    handshakes: int = 5
-    """Connections that may be set up at the same time, so that the relay does not see a herd."""
+    handshakes: int = 10
+    """Connections that may be set up at the same time while there are no more yet, so that the relay sees no herd."""
     connect_s: float = 10
     handshake_s: float = 30
     """For each step from the greeting to the login."""

@@ -75,7 +75,7 @@ class Line:
         self._growth = Pauses(fraction)
         self._grow_from_ms = 0
         # some connections are kept for urgent jobs, so that a flood of others cannot hold them all
-        kept = max(1, config.pool_size // 20) if config.pool_size > 1 else 0
+        kept = max(1, config.pool_size // 50) if config.pool_size > 1 else 0
         self._ordinary_limit = config.pool_size - kept
         self._ordinary = 0
         self._sending = 0

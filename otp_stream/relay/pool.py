@@ -52,7 +52,9 @@ class Pool:
 
     def grow(self, wanted: int) -> None:
         """Set up connections until `wanted` of them are under way, as far as room and the handshake limit go."""
-        wanted = min(wanted, self._limits.handshakes) - len(self._opening)
+        # as many again as there are: a relay that has taken them will not mind, and fifty are there in four steps
+        limit = max(self._limits.handshakes, len(self.open))
+        wanted = min(wanted, limit) - len(self._opening)
         for _ in range(min(wanted, self.room) if not self._closing else 0):
             task = asyncio.get_running_loop().create_task(self._open())
             self._opening.add(task)

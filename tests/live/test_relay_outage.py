@@ -151,6 +151,19 @@ async def test_no_more_than_a_few_connections_are_set_up_at_a_time(relay: Script
         await asyncio.gather(*jobs)
 
 
+async def test_a_willing_relay_gets_as_many_connections_again_as_it_has(relay: ScriptedRelay):
+    relay.always("greeting", Act(delay_s=0.1))
+    relay.always("body", Act(delay_s=0.3))
+    begun = time.monotonic()
+    async with client(relay, pool_size=60, limits=RelayLimits(handshakes=3)) as smtp:
+        jobs = [asyncio.create_task(send(smtp, rank=0)) for _ in range(200)]
+        for before, after in ((0, 3), (3, 6), (6, 12), (12, 24)):
+            await relay.wait(lambda after=after: relay.connections >= after, f"{after} connections")
+            assert relay.connections <= max(2 * after, 6), before
+        await asyncio.gather(*jobs)
+    assert time.monotonic() - begun < 10
+
+
 async def test_jobs_lapse_behind_a_closed_gate(relay: ScriptedRelay):
     await relay.stop()
     async with client(relay) as smtp:

@@ -1,6 +1,7 @@
 """Frames by hand, deliveries in any pieces, acknowledgements gathered, and properties that nobody can read."""
 
 import asyncio
+import json
 import struct
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,12 +11,21 @@ from aiormq import Channel
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import base, body, commands, frame, header
+from pydantic_core import to_json
 
 from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
 from otp_stream.broker.arrival import Delivered
+from otp_stream.broker.events import JobEvent, event
 from otp_stream.broker.inlet import Deliveries, Taker
 from otp_stream.broker.tolerance import tolerate
+from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
+from otp_stream.core.job import Job, OtpJob, carry
+
+ASKED = carry(
+    OtpJob(email="User@example.com", otp="123456"),
+    job_id="j-1", lane="jobs", first_seen_ms=1, attempts_made=1, default_expiry_minutes=15,
+)  # fmt: skip
 
 
 def read(data: bytes) -> list[Any]:
@@ -36,6 +46,17 @@ def test_an_event_is_published_as_pamqp_would_write_it() -> None:
         body.ContentBody(b"{}"),
     ]
     assert frames.publish_json(7, "otp.events", "otp.sent", b"{}") == b"".join(frame.marshal(it, 7) for it in parts)
+
+
+@pytest.mark.parametrize("job", [None, ASKED])
+@pytest.mark.parametrize(
+    "settlement", [Ack("sent"), Ack("duplicate"), Dead("rejected", "no", 1), Retry(900, 2, "later"), Park(5_000)]
+)
+def test_an_event_is_what_the_document_says(settlement: Final, job: Job | None) -> None:
+    told = event(settlement, "j-1", job, at_ms=5, hash_key=b"k" * 32)
+    read = JobEvent.model_validate_json(to_json(told.told))
+    assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == told.told
+    assert read.outcome == told.outcome
 
 
 @given(st.permutations(range(1, 30)), st.lists(st.integers(1, 10), min_size=30, max_size=30))
