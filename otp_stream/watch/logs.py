@@ -7,7 +7,10 @@ from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import structlog
+from pydantic_core import to_json
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from .tracing import CURRENT
 
 # These write what they send and receive at their lower levels, and with it addresses and codes.
 _TALKATIVE = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
@@ -75,13 +78,14 @@ def _console() -> structlog.dev.ConsoleRenderer:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
+    try:
+        return to_json(value, fallback=str).decode()
+    except ValueError:  # half a surrogate pair, which is no text
+        return json.dumps(value, default=str)
 
 
 def _add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    # only where tracing is on has anybody imported it
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is not None and (context := trace.get_current_span().get_span_context()).is_valid:
-        event["trace_id"] = f"{context.trace_id:032x}"
-        event["span_id"] = f"{context.span_id:016x}"
+    if current := CURRENT.get():
+        event["trace_id"] = current.trace
+        event["span_id"] = current.span
     return event

@@ -2,11 +2,30 @@
 
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from otp_stream.core.job import Job
 
 _NOTHING = nullcontext()
+
+
+class Traced(Protocol):
+    """A span that has not ended, as log lines name it."""
+
+    @property
+    def trace(self) -> str:
+        """Its trace's id, in hexadecimal."""
+        ...
+
+    @property
+    def span(self) -> str:
+        """Its own."""
+        ...
+
+
+CURRENT: ContextVar[Traced | None] = ContextVar("span", default=None)
+"""The span in which this task is; none where nobody asked for tracing."""
 
 
 class Tracer(Protocol):
