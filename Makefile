@@ -4,8 +4,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 RUN_READY := .venv/ready-to-run
 DEV_READY := .venv/ready-to-develop
+BENCH_READY := .venv/ready-to-measure
 
-.PHONY: help run dev test faults check fmt generate lock clean
+.PHONY: help run dev test faults bench check fmt generate lock clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +26,10 @@ faults: $(DEV_READY)  ## The fault suite alone, and its table; FAULTS_SEED, FAUL
 	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl $(BIN)/python tests/ground.py \
 		$(BIN)/python -m pytest -q -n 2 tests/faults; failed=$$?; $(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
 
+bench: $(BENCH_READY)  ## This worker beside its peers: table and charts in bench/out; BENCH="--pairs 1", BENCH=growth
+	@$(BIN)/python tests/ground.py $(BIN)/python -m bench $(BENCH)
+	@$(BIN)/python -m bench.micro
+
 check: $(DEV_READY)  ## Lint, types, floors, fast tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -42,6 +47,7 @@ generate: $(DEV_READY)  ## Make the generated files: AsyncAPI, .env.example, set
 lock: $(DEV_READY)  ## Pin the dependencies anew
 	@$(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements.txt
 	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements-dev.txt
+	@$(BIN)/uv pip compile --group bench -c requirements-dev.txt $(LOCK) -o requirements-bench.txt
 LOCK := -q -U --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-strip-extras
 
 clean:  ## Remove what was built
@@ -62,3 +68,8 @@ $(DEV_READY): requirements-dev.txt pyproject.toml | .venv/bin/python
 	@$(PIP) --require-hashes -r requirements-dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(RUN_READY)
+
+$(BENCH_READY): requirements-bench.txt $(DEV_READY)
+	@echo "setting up .venv for measuring …"
+	@$(PIP) --require-hashes -r requirements-bench.txt
+	@touch $@

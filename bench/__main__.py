@@ -1,0 +1,106 @@
+"""`python -m bench`: this worker beside its peers, and how its cost grows. Everything stays on 127.0.0.1."""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from . import report
+from .measure import RELAYS, Run, drain, steady, tidy
+from .systems import System, limited, ours, peers
+
+OUT = Path(__file__).parent / "out"
+URL = os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")
+
+
+def main() -> None:
+    """Measure what is asked for, and write table and charts to bench/out."""
+    asked = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    asked.add_argument("what", choices=["peers", "growth"], nargs="?", default="peers")
+    asked.add_argument("--pairs", type=int, default=5, help="how often each system runs, in turn with the others")
+    asked.add_argument("--rate", type=float, default=700, help="jobs a second for the latencies")
+    asked.add_argument("--only", nargs="*", help="names of systems")
+    said = asked.parse_args()
+    OUT.mkdir(exist_ok=True)
+    work = _peers(said.pairs, said.rate, said.only) if said.what == "peers" else _growth()
+    uvloop.run(_tidied(work))
+
+
+async def _tidied(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    finally:
+        await tidy(URL)
+
+
+async def _peers(pairs: int, rate: float, only: list[str] | None) -> None:
+    systems = [ours(), ours("otp-stream, 2 workers", connections=25, workers=2, jobs=30_000)]
+    for peer in peers():
+        if isinstance(peer, str):
+            _say(peer)
+        else:
+            systems.append(peer)
+    systems = [it for it in systems if not only or it.name in only]
+    runs: list[Run] = []
+    for _ in range(pairs):
+        # in a new order each time, so that a machine that drifts hits all alike
+        for system in random.sample(systems, len(systems)):
+            for relay, jobs in (("instant", 30_000), ("30 ms", 4_000)):
+                runs += await _tried(system, lambda it, relay=relay: drain(it, relay, URL), jobs)
+            if system.workers == 1 and system.name != "naive":
+                runs += await _tried(system, lambda it: steady(it, "instant", URL, rate=rate, seconds=6), 30_000)
+    (OUT / "peers.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
+    (OUT / "peers.md").write_text(report.table(runs))
+    report.charts(runs, OUT)
+    sys.stdout.write(report.table(runs))
+
+
+async def _growth() -> None:
+    points: dict[str, list[tuple[float, Run]]] = {}
+    for title, values, make in (
+        ("jobs", (1_000, 10_000, 100_000), lambda n: (ours(jobs=n), "instant")),
+        ("connections, 30 ms a reply", (1, 5, 20, 50, 100, 200), lambda n: (ours(connections=n, jobs=60 * n), "30 ms")),
+        ("workers", (1, 2, 3, 4), lambda n: (ours(connections=25, workers=n, jobs=20_000), "instant")),
+        ("ms a reply, 50 connections", (0, 10, 30, 100, 300), lambda n: (ours(jobs=3_000 if n else 20_000), n)),
+    ):
+        points[title] = []
+        for value in values:
+            system, relay = make(value)
+            if isinstance(relay, int):
+                RELAYS[f"{relay} ms"] = (relay / 1000, 0.0)
+                relay = f"{relay} ms"
+            points[title] += [
+                (value, run) for run in await _tried(system, lambda it, r=relay: drain(it, r, URL), 10**6)
+            ]
+    rows = {title: [{"at": x, **asdict(run)} for x, run in some] for title, some in points.items()}
+    (OUT / "growth.json").write_text(json.dumps(rows, indent=1))
+    report.curves(points, OUT)
+
+
+async def _tried(system: System, measure: Callable[[System], Awaitable[Run]], jobs: int) -> list[Run]:
+    try:
+        run = await measure(limited(system, jobs))
+    except (TimeoutError, RuntimeError) as error:
+        _say(f"{system.name}: {error}")
+        return []
+    latency = "" if run.p99_ms is None else f", p50 {run.p50_ms:.1f} ms, p99 {run.p99_ms:.1f} ms"
+    _say(
+        f"{run.system}, {run.mode}, {run.relay}: {run.rate:,.0f}/s, {run.cpu_s_per_1000:.2f} CPU s per 1,000, "
+        f"{run.memory_mib:.0f} MiB, {run.connections} connections{latency}, repeated {run.repeated}, lost {run.lost}"
+    )
+    return [run]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

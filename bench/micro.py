@@ -1,0 +1,98 @@
+"""`python -m bench.micro`: what each step of a job's way costs, as a multiple of one fixed piece of pure Python.
+
+The multiples are the same on a slow machine and on a fast one, so they can be compared with those of last month; they
+are told, and fail nothing.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+from otp_stream.broker.events import event
+from otp_stream.core.backoff import Backoff
+from otp_stream.core.decision import Ack, admit, decide
+from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.outcome import Accepted, Reply
+from otp_stream.mail import Mailroom
+from otp_stream.relay.envelope import Envelopes, Extensions, wire_form
+from otp_stream.relay.parser import ReplyParser
+
+_ROUNDS = 7
+_REPEATS = 2_000
+_KEY = b"k" * 32
+
+
+def yardstick() -> int:
+    """Do the fixed piece of work: about ten microseconds on a usual machine."""
+    total = 0
+    for number in range(200):
+        total += number * number
+    return total
+
+
+def steps() -> dict[str, Callable[[], object]]:
+    """Return each step with what it needs."""
+    body = json.dumps(
+        {
+            "email": "user@example.com", "otp": "123456", "jobId": "3f2b9c1e-7a4d-4c58-9f10-000000000001",
+            "timestamp": 1_700_000_000_000, "metadata": {"userName": "John Doe", "expiryMinutes": 15},
+        }
+    ).encode()  # fmt: skip
+    ask = OtpJob.from_bytes(body)
+    job = _job(ask)
+    mailroom = Mailroom(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en", hash_key=_KEY)
+    mail = mailroom.compose(job)
+    layout, data = mailroom.book.find("otp", None), job.template_data()
+    envelopes = Envelopes("no-reply@example.com", Extensions(pipelining=True))
+    backoff = Backoff(1_000, 300_000, 3)
+    met = Accepted(Reply(250, "2.0.0", "Ok: queued", "body"))
+    replies = b"250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 go ahead\r\n250 2.0.0 Ok: queued\r\n"
+    parser = ReplyParser()
+    return {
+        "decode: bytes to typed job": lambda: OtpJob.from_bytes(body),
+        "carry: a job in hand": lambda: _job(ask),
+        "admit": lambda: admit(now_ms=0, expires_ms=1, attempts_made=0),
+        "compose: the whole message": lambda: mailroom.compose(job),
+        "render: by the templates, where no form serves": lambda: layout.render(data),
+        "envelope": lambda: envelopes.write(mail),
+        "content for the wire": lambda: wire_form(mail),
+        "replies: four of one mail": lambda: parser.feed(replies),
+        "decide": lambda: decide(
+            met, attempts_made=0, now_ms=0, expires_ms=1, backoff=backoff, fraction=0.5, may_resend=True
+        ),
+        "event": lambda: event(Ack("sent"), job.id, job, at_ms=0, hash_key=_KEY),
+    }
+
+
+def _job(ask: OtpJob) -> Job:
+    return carry(
+        ask, job_id=ask.job_id or "", lane="jobs", first_seen_ms=1_700_000_000_500, attempts_made=0,
+        default_expiry_minutes=15,
+    )  # fmt: skip
+
+
+def took_us(work: Callable[[], object]) -> float:
+    """Return the median time of one call, microseconds."""
+    rounds: list[float] = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        for _ in range(_REPEATS):
+            work()
+        rounds.append((time.perf_counter() - began) / _REPEATS * 1e6)
+    return median(rounds)
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    lines = ["| step | yardsticks | µs here |", "|---|---|---|"]
+    for name, work in steps().items():
+        # the yardstick beside each step: a machine that changes its speed changes both
+        one, measure = took_us(work), took_us(yardstick)
+        lines.append(f"| {name} | {one / measure:.2f} | {one:.1f} |")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
