@@ -1,9 +1,12 @@
 """Log lines: JSON in production and staging, readable in development; never a code, never an address in the clear."""
 
+import asyncio
+import atexit
 import json
 import logging
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import structlog
@@ -23,10 +26,11 @@ def configure_logs(*, level: str, readable: bool) -> None:
     """Send our lines and those of every library to standard output, one line each."""
     number = logging.getLevelNamesMapping()[level.upper()]
     output = cast("TextIO", _Output(sys.stdout))
-    renderer = _console() if readable else structlog.processors.JSONRenderer(_dumps)
+    people = _console() if sys.stdout.isatty() else _readable
+    renderer = people if readable else structlog.processors.JSONRenderer(_dumps)
     shared: list[Processor] = [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if readable else "iso", utc=not readable),
+        _stamp_for_people if readable else _stamp,
     ]
     structlog.configure(
         processors=[*shared, _add_trace, renderer],
@@ -55,26 +59,65 @@ def configure_logs(*, level: str, readable: bool) -> None:
 class _Output:
     """A stream that fails nobody: a full disk or a dead collector behind standard output must keep no code back.
 
-    A collector that lives and reads nothing still holds the process up once its pipe is full.
+    A collector that lives and reads nothing still holds the process up once its pipe is full. Lines of one turn of the
+    event loop are written at its end, at once: a write for each line took as long as to make it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lines: list[str] = []
+        atexit.register(self._send)
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(text)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # before it runs, after its end, or in another thread
+            self._put(text)
+        else:
+            if not self._lines:
+                loop.call_soon(self._send)
+            self._lines.append(text)
         return len(text)
 
     def flush(self) -> None:
+        """Do nothing: each line is flushed in time."""
+
+    def _send(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._put("".join(lines))
+
+    def _put(self, text: str) -> None:
         with suppress(OSError):
+            self._stream.write(text)
             self._stream.flush()
 
 
 def _console() -> structlog.dev.ConsoleRenderer:
-    return structlog.dev.ConsoleRenderer(
-        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=28
-    )
+    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, pad_event_to=28)
+
+
+def _readable(_: WrappedLogger, __: str, event: EventDict) -> str:
+    """Render as the console does, without its colours and in a sixth of its time."""
+    at, level, what = event.pop("timestamp", ""), event.pop("level", ""), event.pop("event", "")
+    trace = event.pop("exception", None)
+    pairs = " ".join([f"{name}={_shown(value)}" for name, value in sorted(event.items())])
+    line = f"{at} [{level:<8}] {what:<28} {pairs}".rstrip()
+    return f"{line}\n{trace}" if trace else line
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) and value.isprintable() and " " not in value and value else repr(value)
+
+
+def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    return event
+
+
+def _stamp_for_people(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now().time().isoformat("microseconds")  # noqa: DTZ005 - the clock on their wall
+    return event
 
 
 def _dumps(value: Any, **_: Any) -> str:
