@@ -52,7 +52,7 @@ async def _peers(pairs: int, rate: float, only: list[str] | None) -> None:
     for _ in range(pairs):
         # in a new order each time, so that a machine that drifts hits all alike
         for system in random.sample(systems, len(systems)):
-            for relay, jobs in (("instant", 30_000), ("30 ms", 4_000)):
+            for relay, jobs in (("instant", 30_000), ("30 ms", 6_000)):
                 runs += await _tried(system, lambda it, relay=relay: drain(it, relay, URL), jobs)
             if system.workers == 1 and system.name != "naive":
                 runs += await _tried(system, lambda it: steady(it, "instant", URL, rate=rate, seconds=6), 30_000)

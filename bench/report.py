@@ -71,16 +71,19 @@ def charts(runs: Sequence[Run], folder: Path) -> None:
     panels = [("drain", "instant", "rate", "mails a second, instant relay"),
               ("drain", "30 ms", "rate", "mails a second, relay with 30 ms a reply"),
               ("drain", "instant", "cpu_s_per_1000", "CPU seconds for 1,000 mails, instant relay"),
-              ("steady", "instant", "p99_ms", "p99 publish to accepted, ms, at one steady rate")]  # fmt: skip
+              ("steady", "instant", "p99_ms", "publish to accepted at one steady rate, ms: p50 and p99")]  # fmt: skip
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
     for axis, (mode, relay, field, title) in zip(axes.flat, panels, strict=True):
-        found = of(runs, mode, relay)
+        found = dict(sorted(of(runs, mode, relay).items(), key=lambda it: _mid(it[1], field), reverse=field != "rate"))
         names, values = list(found), [_mid(some, field) for some in found.values()]
         bars = axis.barh(names, values, color=[_COLOURS.get(name, "#93c5fd") for name in names])
-        axis.bar_label(bars, fmt="{:,.0f}" if field == "rate" else "{:,.2f}", padding=3)
+        labels = [f"{value:,.0f}" if field == "rate" else f"{value:,.2f}" for value in values]
+        if field == "p99_ms":
+            labels = [f"{_mid(some, 'p50_ms'):.1f} and {_mid(some, 'p99_ms'):.1f}" for some in found.values()]
+        axis.bar_label(bars, labels, padding=3)
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.15)
+        axis.margins(x=0.2)
     _save(figure, folder / "peers")
 
 
@@ -88,7 +91,12 @@ def curves(points: dict[str, list[tuple[float, Run]]], folder: Path) -> None:
     """Draw how the rate grows with jobs, connections, workers and the relay's delay."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
     for axis, (title, some) in zip(axes.flat, points.items(), strict=True):
-        axis.plot([x for x, _ in some], [run.rate for _, run in some], marker="o", color="#2563eb")
+        places = [x for x, _ in some]
+        axis.plot(places, [run.rate for _, run in some], marker="o", color="#2563eb")
+        if places[0] and places[-1] / places[0] >= 100:
+            axis.set_xscale("log")
+        axis.set_xticks(places, [f"{place:,.0f}" for place in places])
+        axis.minorticks_off()
         axis.set_title(f"mails a second by {title}", fontsize=10)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
