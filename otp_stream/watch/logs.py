@@ -66,6 +66,8 @@ class _Output:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lines: list[str] = []
+        self._due_in: asyncio.AbstractEventLoop | None = None
+        """The loop that will write them. One that ended may have left that to the next."""
         atexit.register(self._send)
 
     def write(self, text: str) -> int:
@@ -74,9 +76,10 @@ class _Output:
         except RuntimeError:  # before it runs, after its end, or in another thread
             self._put(text)
         else:
-            if not self._lines:
-                loop.call_soon(self._send)
             self._lines.append(text)
+            if self._due_in is not loop:
+                self._due_in = loop
+                loop.call_soon(self._send)
         return len(text)
 
     def flush(self) -> None:
@@ -84,6 +87,7 @@ class _Output:
 
     def _send(self) -> None:
         lines, self._lines = self._lines, []
+        self._due_in = None
         if lines:
             self._put("".join(lines))
 
