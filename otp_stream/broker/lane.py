@@ -124,6 +124,8 @@ def read(body: bytes) -> OtpJob | MalformedError:
         return OtpJob.from_bytes(body)
     except MalformedError as error:
         return error
+    except Exception as error:  # noqa: BLE001 - whatever it is, the message must not stay unsettled and stop its lane
+        return MalformedError(f"body: cannot be read ({type(error).__name__})")
 
 
 class LaneConsumer:

@@ -22,6 +22,9 @@ _FORMS = 128
 _SEEN = 512
 _FIRST_BLANK = 0xE000
 _MISSING = object()
+_NO_FORM = object()
+_LONG = 64
+"""Characters of a text beyond which it is no word that many mails share, but somebody's own."""
 
 Parts = tuple[str, Part, Part]
 """Subject, plain text and HTML."""
@@ -106,7 +109,7 @@ class Forms:
             value: object = given.get(name, _MISSING)
             if not value or not isinstance(value, str):
                 # not for a blank: a text may have "0" or "None" there, or another form altogether
-                shape.append((type(value), value))
+                shape.append(_key(value))
                 continue
             if not value.isprintable():
                 return None
@@ -115,12 +118,10 @@ class Forms:
             shape.append(value.isascii())
         for name in self._keys:
             value = given.get(name, _MISSING)
-            shape.append((type(value), value))
-        key = tuple(shape)
-        try:
-            hash(key)
-        except TypeError:  # a list or an object
+            shape.append(_key(value))
+        if _NO_FORM in shape:
             return None
+        key = tuple(shape)
         form = self._form(key, given, values, render)
         return form.fill(values) if form else None
 
@@ -155,6 +156,17 @@ class Forms:
         subject, text, html = render({**given, **marks})
         ascii_ = {name for name, value in values.items() if value.isascii()}
         return _Form(_line(subject, marks), _part(text, marks, ascii_), _part(html, marks, ascii_))
+
+
+def _key(value: object) -> object:
+    """Return what stands for a value in the shape of a form: equal for what is printed alike, and nothing else."""
+    match value:
+        case str():
+            return value if len(value) <= _LONG else _NO_FORM
+        case None | bool() | int() | float():
+            return type(value), repr(value)
+        case _:  # a list or an object; a value that is missing has a form, too
+            return _MISSING if value is _MISSING else _NO_FORM
 
 
 def _keep(cache: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:

@@ -7,6 +7,7 @@ import logging
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any, TextIO, cast
 
 import structlog
@@ -17,6 +18,8 @@ from .tracing import CURRENT
 
 # These write what they send and receive at their lower levels, and with it addresses and codes.
 _TALKATIVE = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
+
+_PLAIN = (str, int, float, NoneType)
 
 # These tell once more, every second, what the broker room tells when it is news.
 _ECHOES = ("aiormq", "aio_pika")
@@ -33,7 +36,7 @@ def configure_logs(*, level: str, readable: bool) -> None:
         _stamp_for_people if readable else _stamp,
     ]
     structlog.configure(
-        processors=[*shared, _add_trace, renderer],
+        processors=[*shared, _add_trace, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
@@ -93,7 +96,11 @@ class _Output:
 
     def _put(self, text: str) -> None:
         with suppress(OSError):
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeError:  # one word that this stream cannot write must not take the others with it
+                encoding = self._stream.encoding or "utf-8"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
 
 
@@ -125,10 +132,14 @@ def _stamp_for_people(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _dumps(value: Any, **_: Any) -> str:
+    # what is no plain value is shown by its own word: the encoder would open it, and jobs hide their codes in `repr`
+    shown = {
+        name: it if isinstance(it, _PLAIN) else json.loads(json.dumps(it, default=str)) for name, it in value.items()
+    }
     try:
-        return to_json(value, fallback=str).decode()
+        return to_json(shown).decode()
     except ValueError:  # half a surrogate pair, which is no text
-        return json.dumps(value, default=str)
+        return json.dumps(shown)
 
 
 def _add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -41,15 +41,11 @@ class OtelTracer:
         self._close = close
 
     @classmethod
-    def open(cls, exporter: str, environ: Mapping[str, str]) -> Self:
+    def open(cls, environ: Mapping[str, str]) -> Self:
         """Make the one that the environment asks for."""
         protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        if exporter != "otlp" or protocol not in {None, "", "http/protobuf"}:
-            _log.warning(
-                "tracing by OTLP over http/protobuf, usually port 4318: nothing else is built in",
-                exporter=exporter,
-                protocol=protocol,
-            )
+        if protocol not in {None, "", "http/protobuf"}:
+            _log.warning("tracing by http/protobuf, usually port 4318: nothing else is built in", protocol=protocol)
         named = "OTEL_SERVICE_NAME" in environ or "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         resource = Resource.create({"service.version": __version__} | ({} if named else {"service.name": "otp-stream"}))
         who = {name: str(value) for name, value in resource.attributes.items()}

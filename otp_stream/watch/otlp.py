@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import requests
 import structlog
@@ -108,14 +108,17 @@ class Outlet:
     def __init__(self, environ: Mapping[str, str], resource: Mapping[str, str], scope: tuple[str, str]) -> None:
         said = _Settings(environ)
         self._url = said.url
+        parts = urlsplit(self._url)
+        # neither a password nor a key in the query belongs into a log
+        self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or ''}{parts.path}"
         self._timeout_s = _number(said("TIMEOUT"), 10)
         self._gzip = said("COMPRESSION").lower() == "gzip"
         self._session = requests.Session()
         self._session.headers.update(said.headers())
-        self._session.verify = said("CERTIFICATE") or True
-        if certificate := said("CLIENT_CERTIFICATE"):
-            key = said("CLIENT_KEY")
-            self._session.cert = (certificate, key) if key else certificate
+        # given with each request: what stands in the session yields to REQUESTS_CA_BUNDLE
+        self._verify = said("CERTIFICATE") or None
+        certificate, key = said("CLIENT_CERTIFICATE"), said("CLIENT_KEY")
+        self._certificate = (certificate, key) if key else certificate or None
         who = b"".join(b"\x0a" + attribute(name, value)[1:] for name, value in resource.items())
         self._resource = _field(b"\x0a", who)
         self._scope = _field(b"\x0a", _text(b"\x0a", scope[0]) + _text(b"\x12", scope[1]))
@@ -124,9 +127,14 @@ class Outlet:
         self._spans: deque[bytes] = deque()
         self._dropped = 0
         self._wake = threading.Event()
-        self._ending = False
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything will be posted."""
+        return self._thread.is_alive()
 
     def put(self, spans: list[bytes]) -> None:
         """Take finished spans."""
@@ -139,7 +147,7 @@ class Outlet:
 
     def close(self, timeout_s: float) -> None:
         """Post what is left, for that long at most."""
-        self._ending = True
+        self._ending.set()
         self._wake.set()
         self._thread.join(timeout_s)
 
@@ -153,8 +161,8 @@ class Outlet:
                     self._dropped += len(batch)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                _log.warning("spans dropped", count=dropped, collector=self._url)
-            if self._ending:
+                _log.warning("spans dropped", count=dropped, collector=self._shown)
+            if self._ending.is_set():
                 return
 
     def _post(self, batch: list[bytes]) -> bool:
@@ -165,26 +173,32 @@ class Outlet:
             body, headers["content-encoding"] = gzip.compress(body), "gzip"
         for pause_s in (*_RETRY_S, None):
             try:
-                answer = self._session.post(self._url, data=body, headers=headers, timeout=self._timeout_s)
-            except requests.RequestException as error:
-                told, again = type(error).__name__, True
+                answer = self._session.post(
+                    self._url, data=body, headers=headers, timeout=self._timeout_s,
+                    verify=self._verify, cert=self._certificate,
+                )  # fmt: skip
+            except Exception as error:  # noqa: BLE001 - a certificate that is away, a header that cannot be sent
+                told, again = type(error).__name__, isinstance(error, requests.RequestException)
             else:
                 if answer.ok:
                     return True
                 told, again = str(answer.status_code), answer.status_code in _AGAIN
-            if pause_s is None or not again or self._ending:
-                _log.warning("the collector takes no spans", error=told)
+            if pause_s is None or not again or self._ending.is_set():
+                _log.warning("the collector takes no spans", error=told, collector=self._shown)
                 return False
-            self._wake.wait(pause_s)
+            self._ending.wait(pause_s)
         return False
 
 
 def _number(said: str, usual: float) -> float:
     try:
-        return float(said or usual)
+        number = float(said or usual)
     except ValueError:
-        _log.warning("tracing: not a number, the usual value is taken", said=said, usual=usual)
+        number = 0.0
+    if not 0 < number < float("inf"):
+        _log.warning("tracing: not a number above zero, the usual value is taken", said=said, usual=usual)
         return usual
+    return number
 
 
 class _Settings:

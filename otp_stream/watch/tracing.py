@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import structlog
+
 from otp_stream.core.job import Job
 
 _NOTHING = nullcontext()
@@ -78,6 +80,9 @@ def open_tracer(environ: Mapping[str, str]) -> Tracer:
     disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if disabled or exporter == "none" or not (exporter or endpoint):
         return NoTracer()
+    if exporter not in {"", "otlp"}:
+        structlog.get_logger(__name__).warning("no tracing: OTLP is the one exporter", exporter=exporter)
+        return NoTracer()
     from .otel import OtelTracer  # noqa: PLC0415 - a tenth of a second and 15 MiB, for those who want it only
 
-    return OtelTracer.open(exporter or "otlp", environ)
+    return OtelTracer.open(environ)

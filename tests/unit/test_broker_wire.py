@@ -18,6 +18,7 @@ from otp_stream.broker.acks import Acks
 from otp_stream.broker.arrival import Delivered
 from otp_stream.broker.events import JobEvent, event
 from otp_stream.broker.inlet import Deliveries, Taker
+from otp_stream.broker.lane import read as read_job
 from otp_stream.broker.tolerance import tolerate
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job, OtpJob, carry
@@ -175,6 +176,25 @@ def test_what_is_no_amqp_is_left_to_the_library(garbage: bytes) -> None:
 def test_half_a_frame_at_the_end_is_handed_on() -> None:
     ours = delivery(7, 1, b"{}", None, 10)
     assert asyncio.run(through([ours[:9]])) == ([], ours[:9])
+
+
+def test_tables_nested_without_end_leave_the_body() -> None:
+    tolerate()
+    table = b""
+    for _ in range(3_000):
+        table = b"\x01aF" + struct.pack(">I", len(table)) + table
+    payload = struct.pack(">HHQH", 60, 0, 2, 1 << 13) + struct.pack(">I", len(table)) + table
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+    came = Delivered(channel, cast("Acks", None), 1, False, payload, b"{}")
+    assert (came.body, came.headers, came.message_id) == (b"{}", {}, None)
+
+
+def test_what_cannot_be_read_for_any_reason_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: bytes) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(OtpJob, "from_bytes", fail)
+    assert str(read_job(b"{}")) == "body: cannot be read (RecursionError)"
 
 
 def test_a_delivery_that_fails_costs_no_other() -> None:

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 import pytest
 import structlog
 
+from otp_stream.core.job import OtpJob, carry
 from otp_stream.watch import configure_logs
 from otp_stream.watch.tracing import CURRENT
 
@@ -111,6 +112,44 @@ def test_a_line_for_machines_has_time_level_and_span(out: Stream) -> None:
     assert line["timestamp"].endswith("Z")
     assert len(line["timestamp"]) == len("2026-11-25T16:54:25.123456Z")
     assert (line["level"], line["trace_id"], line["span_id"]) == ("warning", Span.trace, Span.span)
+
+
+def test_a_word_that_the_stream_cannot_write_takes_no_line_with_it(
+    out: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(Stream, "encoding", "latin-1")
+    monkeypatch.setattr(out, "write", lambda text: written.append(text.encode("latin-1")))
+    configure(out)
+
+    async def turn() -> None:
+        for word in ("one", "2 €", "three"):
+            structlog.get_logger().info("said", word=word)
+
+    asyncio.run(turn())
+    assert [json.loads(line)["word"] for line in b"".join(written).decode("latin-1").splitlines()] == [
+        "one", b"2 \\u20ac".decode("unicode_escape"), "three",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_job_that_somebody_logs_shows_no_code(out: Stream, *, readable: bool) -> None:
+    configure(out, readable=readable)
+    ask = OtpJob(email="user@example.com", otp="739154")
+    held = carry(ask, job_id="j", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15)
+    structlog.get_logger().info("careless", ask=ask, job=held, several=[ask], named={"a": held})
+    assert "739154" not in out.getvalue()
+    assert "user@" not in out.getvalue()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_an_error_of_ours_can_have_its_trace(out: Stream, *, readable: bool) -> None:
+    configure(out, readable=readable)
+    try:
+        int("here")
+    except ValueError:
+        structlog.get_logger().error("failed", exc_info=True)
+    assert "invalid literal" in out.getvalue()
 
 
 def test_a_full_disk_fails_nobody(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,18 @@ def test_a_value_that_looks_like_a_blank_fills_none(tmp_path: Path) -> None:
     assert times_rendered(layout, *[data(purpose="\ue000")] * 4) == 4
 
 
+def test_numbers_that_are_equal_and_print_differently_have_forms_of_their_own(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ userName }} {{ expiryMinutes * 1 }} {{ otp }}")
+    asked = [data(userName=value, expiryMinutes=value) for value in (0.0, -0.0, 0, False, 1, 1.0, True)]
+    times_rendered(layout, *asked, *asked, *asked)
+
+
+def test_a_long_text_is_kept_in_no_form(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, "{{ purpose|upper }} {{ otp }}")
+    assert times_rendered(layout, *[data(purpose="x" * 65)] * 4) == 4
+    assert times_rendered(layout, *[data(purpose="x" * 64)] * 4) == 2
+
+
 def test_values_without_a_hash_are_rendered(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, "{{ items|join }} {{ otp }}")
     assert times_rendered(layout, *[data(items=["a", "b"])] * 3) == 3

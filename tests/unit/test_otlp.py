@@ -2,11 +2,13 @@
 
 import gzip
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
@@ -21,7 +23,7 @@ from opentelemetry.trace.status import Status, StatusCode
 from otp_stream.core.job import OtpJob, carry
 from otp_stream.watch.otel import OtelTracer
 from otp_stream.watch.otlp import Outlet, Span, written
-from otp_stream.watch.tracing import CURRENT, open_tracer
+from otp_stream.watch.tracing import CURRENT, NoTracer, open_tracer
 
 ids = st.integers(1, (1 << 64) - 1)
 values = st.one_of(st.text(max_size=300), st.integers(-(1 << 63), (1 << 63) - 1))
@@ -164,6 +166,69 @@ def test_without_a_collector_spans_are_dropped_and_nobody_waits() -> None:
     for number in range(1, 100):
         it.put([a_span(number)] * 10)
     it.close(5)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nowhere/ca.pem", "OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:9"},
+        {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=%E2%82%AC"},
+    ],
+)
+def test_a_setting_that_fails_each_post_leaves_the_thread_alive(collector: Collector, broken: dict[str, str]) -> None:
+    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10") | broken)
+    for _ in range(3):
+        it.put([a_span()])
+        threading.Event().wait(0.05)
+    assert it.alive
+    it.close(5)
+    assert not it.alive
+
+
+@pytest.mark.parametrize("delay", ["0", "-1", "inf", "nan"])
+def test_a_delay_that_is_none_neither_spins_nor_ends_the_thread(collector: Collector, delay: str) -> None:
+    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY=delay))
+    spent = time.process_time()
+    threading.Event().wait(0.3)
+    assert time.process_time() - spent < 0.2
+    assert it.alive
+    it.put([a_span()])
+    it.close(5)
+    assert len(collector.spans) == 1
+
+
+def test_a_busy_collector_is_given_time_however_much_comes(collector: Collector) -> None:
+    collector.statuses = [503] * 1_000
+    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10"))
+    for _ in range(40):
+        it.put([a_span()] * 500)
+        threading.Event().wait(0.02)
+    assert len(collector.headers) <= 2
+    it.close(5)
+
+
+def test_a_collectors_password_is_told_to_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    it = outlet({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://user:s3cret@127.0.0.1:9/v1/traces?key=k3y"})
+    it.put([a_span()])
+    it.close(5)
+    told = capsys.readouterr().out
+    assert "http://127.0.0.1:9/" in told
+    assert "s3cret" not in told
+    assert "k3y" not in told
+
+
+def test_the_certificate_that_was_set_counts(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    used: list[Any] = []
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "cert_verify", lambda *given: used.append(given[3]))
+    it = outlet(settings(collector, OTEL_EXPORTER_OTLP_CERTIFICATE="/the/right/ca.pem"))
+    it.put([a_span()])
+    it.close(5)
+    assert used == ["/the/right/ca.pem"]
+
+
+def test_another_exporter_than_otlp_means_no_tracing(collector: Collector) -> None:
+    assert isinstance(open_tracer(settings(collector, OTEL_TRACES_EXPORTER="console")), NoTracer)
 
 
 def test_what_is_no_number_does_not_keep_the_worker_from_starting(collector: Collector) -> None:
