@@ -128,6 +128,7 @@ class OtpBroker(RabbitBroker):
             self._note(error=_told(error))
             return
         self._note(dead=dead, waiting=waiting, looked_ms=now_ms(), blocked=await self._is_blocked())
+        await self._intake.compare(self.lanes)
         self._why = self._why if missing else None
         if missing:
             self.repair(f"missing at the broker: {', '.join(missing)}")

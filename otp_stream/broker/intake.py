@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from time import monotonic
 from typing import cast
 
 import structlog
@@ -21,6 +22,7 @@ _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
 _LOOK_S = 0.25
 _TRY_AGAIN_S = 1.0
+_UNSEEN_S = 5.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -57,6 +59,8 @@ class Intake:
         self._repair = repair
         self._away: set[str] = set()
         self._consumers: dict[str, _Consumer] = {}
+        self._unseen: dict[str, float] = {}
+        """Since when the broker has not known of a consumer."""
 
     async def start(self, lanes: Iterable[LaneConsumer]) -> None:
         """Consume from every queue that is there. Raises what the broker says of one that is there and refuses."""
@@ -78,6 +82,27 @@ class Intake:
         channels = [consumer.channel for consumer in self._consumers.values() if not consumer.channel.is_closed]
         # any answer will do: the broker takes what comes over one channel in order
         await asyncio.gather(*(leave(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
+
+    async def compare(self, lanes: Iterable[LaneConsumer]) -> None:
+        """Take the broker's word on consumers: one that stands here alone, and goes on doing so, is started again.
+
+        A quorum queue whose leader froze has forgotten its consumer, and nobody was told.
+        """
+        for lane in lanes:
+            consumer = self._consumers.get(lane.queue)
+            if lane.depth is None or lane.depth.consumers or consumer is None or not consumer.stands:
+                self._unseen.pop(lane.queue, None)
+                continue
+            if monotonic() - self._unseen.setdefault(lane.queue, monotonic()) >= _UNSEEN_S:
+                del self._unseen[lane.queue]
+                _log.warning("the broker does not know our consumer, it is started again", queue=lane.queue)
+                await self._end(consumer, idle=not lane.state.held)
+
+    async def _end(self, consumer: _Consumer, *, idle: bool) -> None:
+        tag, consumer.tag = consumer.tag, None
+        # what is held can be acknowledged over its own channel alone
+        ending = consumer.channel.close() if idle else consumer.channel.basic_cancel(str(tag))
+        await leave(ending, _CANCEL_TIMEOUT_S)
 
     async def _keep(self, lane: LaneConsumer) -> None:
         well = True
