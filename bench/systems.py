@@ -8,7 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+
+from otp_stream.mail.book import TemplateBook
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -32,10 +35,22 @@ class System:
         """Return the environment of one run."""
         usual = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         where = {
-            "QUEUE": queue, "SMTP_PORT": str(smtp_port), "AMQP_URL": amqp_url, "TEMPLATES": str(PEERS / "templates"),
+            "QUEUE": queue, "SMTP_PORT": str(smtp_port), "AMQP_URL": amqp_url, "TEMPLATES": str(_templates()),
             "RABBITMQ_QUEUE_NAME": queue, "RABBITMQ_PREFIX": PREFIX, "RABBITMQ_URL": amqp_url, "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         return usual | where | self.env
+
+
+@cache
+def _templates() -> Path:
+    """Write our template for the peers, so that all send the same mail: Jinja, Handlebars and the Go worker read it."""
+    folder = Path(tempfile.gettempdir()) / f"otp-stream-bench-templates-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    given = {name: f"{{{{ {name} }}}}" for name in ("otp", "userName", "expiryMinutes")}
+    _, text, html = TemplateBook(None, "en").find("otp", None).render(given | {"purpose": None})
+    (folder / "otp.txt").write_text(text)
+    (folder / "otp.html").write_text(html)
+    return folder
 
 
 def ours(

@@ -15,6 +15,7 @@ Way = Literal["to broker", "to worker"]
 Method = tuple[int, int]
 PUBLISH: Method = (60, 40)
 CONSUME: Method = (60, 20)
+CONSUMING: Method = (60, 21)
 DELIVER: Method = (60, 60)
 ACK: Method = (60, 80)
 """From the worker an acknowledgement, from the broker a publisher confirm."""
@@ -53,7 +54,10 @@ class AmqpProxy:
     """The worker's end of each connection."""
     _publishing: set[int] = field(default_factory=set)
     """Those on which something was published."""
+    _consumers: list[tuple[bytes, bytes, asyncio.StreamWriter]] = field(default_factory=list)
+    """Channel and tag of each, and the way to its broker."""
     _ignored: tuple[Method, frozenset[int]] | None = None
+    _brokers: dict[int, asyncio.StreamWriter] = field(default_factory=dict)
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -83,6 +87,13 @@ class AmqpProxy:
         """Swallow a request on every connection there is now, which lives on otherwise; later ones are well."""
         self._ignored = method, frozenset(self._ports)
 
+    def forget(self) -> None:
+        """Have the broker forget every consumer that there is now, without a word to any worker."""
+        for channel, tag, broker in self._consumers:
+            cancel = b"\x00\x3c\x00\x1e" + tag + b"\x01"  # basic.cancel, no-wait
+            broker.write(b"\x01" + channel + len(cancel).to_bytes(4, "big") + cancel + b"\xce")
+        self._consumers.clear()
+
     def cut(self) -> None:
         """Reset every connection."""
         for writer in list(self._writers):
@@ -101,6 +112,7 @@ class AmqpProxy:
         up_writer.write(await reader.readexactly(8))
         port: int = writer.get_extra_info("peername")[1]
         self._ports.add(port)
+        self._brokers[port] = up_writer
         pumps = [
             asyncio.create_task(self._pump("to broker", reader, up_writer, port)),
             asyncio.create_task(self._pump("to worker", up_reader, writer, port)),
@@ -110,6 +122,8 @@ class AmqpProxy:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         self._ports.discard(port)
+        self._consumers = [it for it in self._consumers if it[2] is not self._brokers[port]]
+        del self._brokers[port]
         for it in (writer, up_writer):
             self._writers.discard(it)
             it.transport.abort()
@@ -122,6 +136,8 @@ class AmqpProxy:
                 await self._maybe_hold(way, frame)
                 if way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == PUBLISH:
                     self._publishing.add(port)
+                if way == "to worker" and frame[0] == _METHOD_FRAME and _method(frame) == CONSUMING:
+                    self._consumers.append((frame[1:3], frame[11:-1], self._brokers[port]))
                 if self._swallows(port) or self._ignores(way, frame, port):
                     continue
                 if self.tear and way == "to worker" and len(frame) > _HEADER + 1:

@@ -210,14 +210,22 @@ class Rabbit:
 
     async def depth(self, name: str | None = None) -> int | None:
         """Return how many messages are ready; `None` where there is no such queue."""
+        declared = await self._declared(name or self.queue)
+        return declared.message_count if declared else None
+
+    async def consumers(self, name: str) -> int | None:
+        """Return how many consumers the broker knows; `None` where there is no such queue."""
+        declared = await self._declared(name)
+        return declared.consumer_count if declared else None
+
+    async def _declared(self, name: str) -> Any:
         channel = await self.connection.channel()
         try:
-            queue = await channel.declare_queue(name or self.queue, passive=True)
+            return (await channel.declare_queue(name, passive=True)).declaration_result
         except ChannelClosed:
             return None
         finally:
             await channel.close()
-        return queue.declaration_result.message_count
 
     async def dead(self, count: int = 1, timeout: float = 20) -> list[AbstractIncomingMessage]:  # noqa: ASYNC109
         """Wait for so many dead letters and take them."""

@@ -3,7 +3,6 @@
 import os
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
-from pathlib import Path
 from typing import Any
 
 import aiosmtplib
@@ -14,9 +13,7 @@ from pydantic import BaseModel, EmailStr
 
 QUEUE = RabbitQueue(os.environ["QUEUE"], durable=True)
 PORT = int(os.environ["SMTP_PORT"])
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(["html"])
-)
+TEMPLATES = Environment(loader=FileSystemLoader(os.environ["TEMPLATES"]), autoescape=select_autoescape(["html"]))
 
 
 class Job(BaseModel):

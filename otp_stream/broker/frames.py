@@ -5,8 +5,10 @@ from struct import Struct
 
 from aiormq.abc import ChannelFrame
 
-_METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
-_FRAME = Struct(">BHI")
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+HEAD = Struct(">BHI")
+"""Each frame begins with its kind, its channel and its size, and ends with `END`."""
+END = 0xCE
 _BASIC_ACK = Struct(">BHIHHQ?B")
 _CONTENT = Struct(">HHQ")
 _BASIC = 60
@@ -16,24 +18,24 @@ _JSON_PERSISTENT = b"\x90\x00\x10application/json\x02"
 
 def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
     """Return `basic.ack`."""
-    return _BASIC_ACK.pack(_METHOD, channel, 13, _BASIC, 80, tag, multiple, _END[0])
+    return _BASIC_ACK.pack(METHOD, channel, 13, _BASIC, 80, tag, multiple, END)
 
 
 def publish_json(channel: int, exchange: str, routing_key: str, body: bytes) -> bytes:
     """Return `basic.publish` of a persistent JSON message with its content; names have at most 255 bytes."""
     header = _CONTENT.pack(_BASIC, 0, len(body)) + _JSON_PERSISTENT
-    return _publish(channel, exchange, routing_key) + _frame(_HEADER, channel, header) + _frame(_BODY, channel, body)
+    return _publish(channel, exchange, routing_key) + _frame(HEADER, channel, header) + _frame(BODY, channel, body)
 
 
 @lru_cache(64)
 def _publish(channel: int, exchange: str, routing_key: str) -> bytes:
     place, key = exchange.encode(), routing_key.encode()
     method = b"\x00\x3c\x00\x28\x00\x00%c%b%c%b\x00" % (len(place), place, len(key), key)
-    return _frame(_METHOD, channel, method)
+    return _frame(METHOD, channel, method)
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return _FRAME.pack(kind, channel, len(payload)) + payload + _END
+    return HEAD.pack(kind, channel, len(payload)) + payload + bytes((END,))
 
 
 def packet(payload: bytes) -> ChannelFrame:

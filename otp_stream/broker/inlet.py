@@ -19,14 +19,12 @@ from yarl import URL
 
 from .acks import Acks
 from .arrival import Delivered
+from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD
 
-_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
-_END = 0xCE
-_HEAD = Struct(">BHI")
 _DELIVER = b"\x00\x3c\x00\x3c"
 _TAG = Struct(">Q?")
 _SIZE = Struct(">Q")
-_ALIVE = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+_ALIVE = HEAD.pack(HEARTBEAT, 0, 0) + bytes((END,))
 _ALIVE_EVERY_S = 1.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -45,7 +43,7 @@ class Taker:
 
     def take(self, kind: int, payload: bytes) -> bool:
         """Take a frame; `False` if it belongs to no delivery."""
-        if kind == _METHOD:
+        if kind == METHOD:
             if payload[:4] != _DELIVER:
                 return False
             # what stands between is the consumer's tag; what follows, where the message was published
@@ -54,7 +52,7 @@ class Taker:
             return True
         if self._tag is None:
             return False
-        if kind == _HEADER:
+        if kind == HEADER:
             self._header = payload
             self._missing = _SIZE.unpack_from(payload, 4)[0]
             self._parts = []
@@ -115,9 +113,9 @@ class Deliveries(asyncio.StreamReader):
         takers, length = self._takers, len(data)
         at = 0
         while length - at >= 7:
-            kind, channel, size = _HEAD.unpack_from(data, at)
+            kind, channel, size = HEAD.unpack_from(data, at)
             end = at + 7 + size
-            if kind not in {_METHOD, _HEADER, _BODY, _HEARTBEAT} or (end < length and data[end] != _END):
+            if kind not in {METHOD, HEADER, BODY, HEARTBEAT} or (end < length and data[end] != END):
                 # these are no frames: aiormq knows what to make of it
                 self._astray = True
                 passed.append(data[at:])

@@ -322,6 +322,38 @@ async def test_consumers_are_lost_and_the_connection_gives_no_answer(
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_the_broker_forgets_the_consumers_and_tells_nobody(
+    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str], *, held: bool
+) -> None:
+    proxy, url = proxied
+    worker = await begin(stage, url, HEARTBEAT_INTERVAL_MS="500")
+    if held:
+        # the first mails take longer than it takes until the consumer is started again
+        stage.relay.then("body", *[Act(delay_s=12)] * 3)
+        await ledger.publish(3)
+
+        async def sending() -> bool:
+            return stage.relay.commands().count("DATA") >= 3
+
+        await until(sending, "mails on the wire")
+    proxy.forget()
+
+    async def forgotten() -> bool:
+        depths = [await stage.rabbit.consumers(name) for name in lanes]
+        return not any(depths)
+
+    lanes = (stage.rabbit.queue, f"{stage.rabbit.queue}.high", f"{stage.rabbit.prefix}.retry.due")
+    await until(forgotten, "no consumer at the broker")
+    await ledger.publish(JOBS)
+    ledger.mended()
+    await ledger.balance(30)
+    assert worker.log.count("the broker does not know our consumer") == len(lanes)
+    assert "RabbitMQ is away" not in worker.log
+    row = ledger.row(f"broker forgets the consumers, {'some' if held else 'no'} jobs in hand")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
 async def test_stopped_while_the_broker_is_silent(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
     proxy, url = proxied
     stage.relay.always("body", Act(delay_s=12))

@@ -177,9 +177,13 @@ def test_without_a_collector_spans_are_dropped_and_nobody_waits() -> None:
 )
 def test_a_setting_that_fails_each_post_leaves_the_thread_alive(collector: Collector, broken: dict[str, str]) -> None:
     it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10") | broken)
+    deadline = time.monotonic() + 10
     for _ in range(3):
+        # what is put later is taken only by a thread that has outlived the post before
         it.put([a_span()])
-        threading.Event().wait(0.05)
+        while it._spans:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
     assert it.alive
     it.close(5)
     assert not it.alive

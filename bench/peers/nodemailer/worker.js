@@ -5,9 +5,9 @@ const amqp = require('amqplib')
 const nodemailer = require('nodemailer')
 const Handlebars = require('handlebars')
 
-const { AMQP_URL, QUEUE, SMTP_PORT, POOL } = process.env
+const { AMQP_URL, QUEUE, SMTP_PORT, POOL, TEMPLATES } = process.env
 const template = (name, options) =>
-  Handlebars.compile(fs.readFileSync(path.join(__dirname, '..', 'templates', name), 'utf8'), options)
+  Handlebars.compile(fs.readFileSync(path.join(TEMPLATES, name), 'utf8'), options)
 const html = template('otp.html')
 const text = template('otp.txt', { noEscape: true })
 const ADDRESS = /^[^@\s<>]+@[^@\s<>]+\.[^@\s<>]+$/
