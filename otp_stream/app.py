@@ -19,7 +19,7 @@ from .embedded import EmbeddedBroker
 from .mail import Mailroom, TemplateError
 from .relay import RelayConfig, SmtpRelay
 from .settings import Settings, load
-from .tables import SentInMemory
+from .tables import Asker, MemoryTables, Tables
 from .watch import Watch, configure_logs, monitor
 from .web import Sources, routes
 from .worker import Hooks, OtpStream
@@ -35,7 +35,8 @@ def build(
     first, *fallbacks = _relays(settings)
     relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate)
     mailroom = _mailroom(settings, problems)
-    delivery = Delivery(mailroom, relay, SentInMemory(), watch, backoff, settings.smtp_uncertain == "resend")
+    tables = _tables(settings, on_lost=relay.recheck)
+    delivery = Delivery(mailroom, relay, tables, watch, backoff, settings.smtp_uncertain == "resend")
     broker = open_broker(
         _rabbit_config(settings, backoff), deliver=delivery, refused=watch.refused, inject=watch.inject
     )
@@ -43,13 +44,15 @@ def build(
         first=partial(_configure_logs, settings),
         close=[relay.close, mailroom.close, partial(asyncio.to_thread, watch.close)],
     )
-    app = OtpStream(settings, problems, rabbit=broker, relay=relay, hooks=hooks)
+    app = OtpStream(settings, problems, rabbit=broker, relay=relay, tables=tables, hooks=hooks)
     hooks.start = [partial(watch.open, os.environ)]
     hooks.beside = list(beside)
     if settings.worker:
         interval_s = settings.heartbeat_interval_ms / 1000
         watchman = partial(monitor, look=app.look, stats=watch.stats, refresh=broker.refresh, interval_s=interval_s)
         hooks.beside = [watchman, *beside]
+        if settings.redis_url:
+            _share(tables, settings, watch, hooks)
         if settings.embedded:
             embedded = EmbeddedBroker.at(settings.amqp_url)
             hooks.start = [*hooks.start, embedded.start]
@@ -79,6 +82,27 @@ def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, settings: Settings
         version=__version__,
         environment=settings.app_env,
     )
+
+
+def _tables(settings: Settings, on_lost: Callable[[], object]) -> Tables:
+    limits = settings.limits
+    asker = Asker(settings.hash_key, supersede=settings.supersede == "latest", limits=limits)
+    sent_ttl_ms = round(settings.sent_ttl_hours * 3_600_000)
+    memory = MemoryTables(limits, sent_ttl_ms=sent_ttl_ms, sent_limit=settings.sent_memory_limit)
+    return Tables(asker, memory, fail=settings.state_fail, on_lost=on_lost)
+
+
+def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks) -> None:
+    """Have every worker of this queue and prefix share one state."""
+    shared = tables.share(
+        settings.redis_url.get_secret_value() if settings.redis_url else "",
+        shown_url=settings.masked_redis_url or "",
+        prefix=f"{{{settings.rabbitmq_prefix}:{settings.rabbitmq_queue_name}}}:",
+        observe=watch.metrics.redis_s.observe,
+    )
+    hooks.beside = [shared.run, *hooks.beside]
+    # after the jobs have come to their end, and before what keeps the connection ends
+    hooks.drained = [shared.close]
 
 
 def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:

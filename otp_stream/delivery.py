@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from .core.admission import Claim, Objection, Standing
 from .core.backoff import Backoff
-from .core.decision import Ack, Final, Hold, admit, decide
+from .core.decision import Ack, Final, Hold, admit, decide, object_to
 from .core.job import Job
 from .core.mail import ComposeError, Mail
-from .core.outcome import Broken, Outcome, without_secrets
+from .core.outcome import Broken, Lapsed, Outcome, without_secrets
 
 Step = Literal["render", "send", "settle"]
 
@@ -57,19 +58,14 @@ class Relay(Protocol):
         ...
 
 
-class Sent(Protocol):
-    """Remembers what was sent, and who is at it."""
+class Tables(Protocol):
+    """Knows what was sent, who is at what, the newest codes, and how many went out lately."""
 
-    async def claim(self, job_id: str) -> bool:
-        """Take the job for this worker; `False` if it was sent before. Waits while another attempt of ours is at it."""
-        ...
+    async def admit(self, job: Job, deadline_ms: int) -> Standing:
+        """Claim the job for this worker, or say why it may not be sent.
 
-    async def mark(self, job_id: str) -> None:
-        """Remember that it was sent, and end the claim."""
-        ...
-
-    async def release(self, job_id: str) -> None:
-        """End the claim unsent."""
+        Waits while another attempt is at it, until `deadline_ms` (since 1970).
+        """
         ...
 
 
@@ -122,7 +118,7 @@ class Delivery:
 
     mailroom: Mailroom
     relay: Relay
-    sent: Sent
+    tables: Tables
     watch: Watch
     backoff: Backoff
     resend_uncertain: bool = True
@@ -133,30 +129,42 @@ class Delivery:
     async def __call__(self, job: Job, settle: Settle, carrier: Mapping[str, str]) -> None:
         """Bring one job to its end, or leave it to come again. Raises only for what nobody foresaw."""
         with self.watch.job(job, carrier):
-            if dead := admit(now_ms=self.now_ms(), expires_ms=job.expires_ms, attempts_made=job.attempts_made):
+            now_ms = self.now_ms()
+            if dead := admit(now_ms=now_ms, expires_ms=job.expires_ms, attempts_made=job.attempts_made):
                 await self._settle(job, dead, settle)
-            elif not await self.sent.claim(job.id):
-                await self._settle(job, Ack("duplicate"), settle)
+                return
+            # the broker's patience counts from here, whatever the job waits for
+            deadline_ms = min(job.expires_ms, now_ms + HOLD_LIMIT_MS)
+            standing = await self.tables.admit(job, deadline_ms)
+            if isinstance(standing, Objection):
+                await self._settle(job, self._object_to(job, standing), settle)
             else:
-                await self._claimed(job, settle)
+                await self._claimed(job, standing, deadline_ms, settle)
 
-    async def _claimed(self, job: Job, settle: Settle) -> None:
+    async def _claimed(self, job: Job, claim: Claim, deadline_ms: int, settle: Settle) -> None:
         marked = False
         try:
-            settlement = await self._attempt(job, settle)
+            settlement = await self._attempt(job, claim, deadline_ms, settle)
             if settlement == Ack("sent"):
-                await self.sent.mark(job.id)
+                claim.mark()
                 marked = True
             await self._settle(job, settlement, settle)
         finally:
             if not marked:
-                await self.sent.release(job.id)
+                claim.release()
 
-    async def _attempt(self, job: Job, settle: Settle) -> Final:
+    async def _attempt(self, job: Job, claim: Claim, deadline_ms: int, settle: Settle) -> Final:
         mail = await self._compose(job)
-        held_until_ms = self.now_ms() + HOLD_LIMIT_MS
+
+        def wanted() -> bool:
+            return settle.possible() and claim.holds()
+
         while True:
-            met = mail if isinstance(mail, Broken) else await self._send(job, mail, held_until_ms, settle)
+            met = mail if isinstance(mail, Broken) else await self._send(job, mail, deadline_ms, wanted)
+            if isinstance(met, Lapsed) and not claim.holds():
+                if objection := await claim.renew(deadline_ms):
+                    return self._object_to(job, objection)
+                continue
             outcome = without_secrets(met, job.ask.otp, job.ask.email)
             settlement = decide(
                 outcome,
@@ -171,6 +179,15 @@ class Delivery:
             if not isinstance(settlement, Hold):
                 return settlement
 
+    def _object_to(self, job: Job, objection: Objection) -> Final:
+        return object_to(
+            objection,
+            attempts_made=job.attempts_made,
+            now_ms=self.now_ms(),
+            expires_ms=job.expires_ms,
+            backoff=self.backoff,
+        )
+
     async def _compose(self, job: Job) -> Mail | Broken:
         with self.watch.step("render"):
             try:
@@ -178,8 +195,7 @@ class Delivery:
             except ComposeError as error:
                 return Broken(str(error))
 
-    async def _send(self, job: Job, mail: Mail, held_until_ms: int, settle: Settle) -> Outcome:
-        deadline_ms = min(job.expires_ms, held_until_ms)
+    async def _send(self, job: Job, mail: Mail, deadline_ms: int, wanted: Callable[[], bool]) -> Outcome:
         with self.watch.step("send"):
             try:
                 return await self.relay.send(
@@ -188,7 +204,7 @@ class Delivery:
                     lane=job.lane,
                     expires_ms=job.expires_ms,
                     deadline_ms=deadline_ms,
-                    wanted=settle.possible,
+                    wanted=wanted,
                     prefer=job.uncertain,
                 )
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck

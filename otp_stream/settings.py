@@ -13,6 +13,8 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .core.admission import Limit, LimitName, read_limits
+
 EMBEDDED_BROKER_PORT = 5673
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
@@ -86,6 +88,37 @@ class Settings(BaseSettings):
         default="resend",
         description="When the connection is lost after the final dot: `resend` once, or lay the job aside as `dead`.",
     )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis (5 or newer, or Valkey) for the state that all workers share: `redis://`, `rediss://` for "
+        "TLS, or `unix://`. Without it, state is in each worker's memory.",
+    )
+    state_fail: Literal["open", "closed"] = Field(
+        default="open",
+        description="While Redis is away: `open` sends codes on what this worker alone knows, `closed` lets jobs wait.",
+    )
+    sent_ttl_hours: float = Field(
+        default=24, gt=0, le=24 * 31, description="How long a job that was sent is not sent again."
+    )
+    sent_memory_limit: int = Field(
+        default=500_000,
+        ge=1_000,
+        le=50_000_000,
+        description="Sent jobs that a worker remembers at most, about 150 bytes each; beyond it the oldest give way.",
+    )
+    supersede: Literal["off", "latest"] = Field(
+        default="off",
+        description="`latest`: a job that still waits when a newer code for the same recipient and purpose arrives "
+        "ends as `superseded`.",
+    )
+    recipient_limit: str | None = Field(
+        default=None,
+        description="Jobs for one recipient in any such time, as in `5/10m` (s, m, h or d) or `5/10m,20/1d`; more are "
+        "`throttled`.",
+    )
+    domain_limit: str | None = Field(default=None, description="The same for all recipients of one domain.")
+    tenant_limit: str | None = Field(default=None, description="The same for all jobs with one `metadata.tenant`.")
+    total_limit: str | None = Field(default=None, description="The same for all jobs together.")
     otp_expiry_minutes: float = Field(
         default=15, gt=0, le=525_600, description="A code's life when the job has no `expiryMinutes`."
     )
@@ -144,6 +177,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"entry {number} {error}") from None
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _known_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parts = urlsplit(value.get_secret_value())
+            if parts.scheme not in {"redis", "rediss", "unix"}:
+                raise ValueError("must start with redis://, rediss:// or unix://")
+            if not (parts.path if parts.scheme == "unix" else parts.hostname):
+                raise ValueError("must name a host, as in redis://user:password@redis.example.com:6379/0")
+            parts.port  # noqa: B018 - raises ValueError for a port that is no number
+        return value
+
+    @field_validator("recipient_limit", "domain_limit", "tenant_limit", "total_limit")
+    @classmethod
+    def _readable_limit(cls, value: str | None) -> str | None:
+        read_limits("total", value or "1/1s")
+        return value
+
     @model_validator(mode="after")
     def _base_below_cap(self) -> Self:
         if self.base_delay_ms > self.max_delay_ms:
@@ -168,6 +219,22 @@ class Settings(BaseSettings):
     def masked_rabbitmq_url(self) -> str:
         """The broker's URL as it may be shown."""
         return _without_secrets(self.rabbitmq_url.get_secret_value())
+
+    @property
+    def masked_redis_url(self) -> str | None:
+        """Redis's URL as it may be shown."""
+        return _without_secrets(self.redis_url.get_secret_value()) if self.redis_url else None
+
+    @property
+    def limits(self) -> list[Limit]:
+        """Every windowed limit, the narrowest first."""
+        named: tuple[tuple[LimitName, str | None], ...] = (
+            ("recipient", self.recipient_limit),
+            ("domain", self.domain_limit),
+            ("tenant", self.tenant_limit),
+            ("total", self.total_limit),
+        )
+        return [limit for name, text in named if text for limit in read_limits(name, text)]
 
     @property
     def fallbacks(self) -> list["FallbackRelay"]:
@@ -234,6 +301,7 @@ class Settings(BaseSettings):
             value = getattr(self, name)
             shown[name] = "***" if isinstance(value, SecretStr) else str(value) if isinstance(value, Path) else value
         shown["rabbitmq_url"] = self.masked_rabbitmq_url
+        shown["redis_url"] = self.masked_redis_url
         shown["smtp_fallback_urls"] = [f"{relay.host}:{relay.port}" for relay in self.fallbacks] or None
         shown["smtp_user"] = "***" if self.smtp_user else None
         return shown

@@ -18,7 +18,7 @@ from faststream.asgi.app import cast_uvicorn_params
 
 from . import __version__
 from .broker import OtpBroker
-from .core.state import Phase, RelayState, WorkerState
+from .core.state import Phase, RelayState, TablesState, WorkerState
 from .settings import Settings
 from .tasks import cancelled, forever
 
@@ -84,19 +84,37 @@ class Hooks:
     first: Callable[[], object] = lambda: None
     start: Sequence[Callable[[], Awaitable[object]]] = ()
     beside: Sequence[Callable[[], Awaitable[object]]] = ()
+    drained: Sequence[Callable[[], Awaitable[object]]] = ()
+    """Done once no job is in hand, while what runs beside the broker still does."""
     close: Sequence[Callable[[], Awaitable[object]]] = ()
+
+
+class Tables(Protocol):
+    """What the process wants of the tables."""
+
+    def look(self) -> TablesState:
+        """Return the tables as this worker sees them."""
+        ...
 
 
 class OtpStream(AsgiFastStream):
     """FastStream's ASGI application as this worker: consumer and HTTP in one process."""
 
     def __init__(
-        self, settings: Settings, problems: Sequence[str], *, rabbit: OtpBroker, relay: Relay, hooks: Hooks
+        self,
+        settings: Settings,
+        problems: Sequence[str],
+        *,
+        rabbit: OtpBroker,
+        relay: Relay,
+        tables: Tables,
+        hooks: Hooks,
     ) -> None:
         self.settings = settings
         self.problems = list(problems)
         self.rabbit = rabbit
         self._relay = relay
+        self._tables = tables
         self.hooks = hooks
         self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
         self._beside: list[asyncio.Task[None]] = []
@@ -115,6 +133,7 @@ class OtpStream(AsgiFastStream):
             phase=self._phase(),
             broker=self.rabbit.look() if self.settings.worker else None,
             relays=self._relay.look() if self.settings.worker else (),
+            tables=self._tables.look() if self.settings.worker else None,
         )
 
     def _phase(self) -> Phase:
@@ -187,6 +206,8 @@ class OtpStream(AsgiFastStream):
         _log.info("stopping: jobs are settled", finished=held - returned, returned=returned)
 
     async def _close(self) -> None:
+        for drained in self.hooks.drained:
+            await drained()
         await cancelled(*self._beside)
         for close in self.hooks.close:
             await close()

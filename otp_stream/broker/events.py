@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, cast
 
 import structlog
@@ -15,6 +14,7 @@ from pydantic_core import to_json
 
 from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
 from otp_stream.core.job import Job
+from otp_stream.core.masking import hash_address
 
 from . import frames
 
@@ -54,7 +54,7 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
     told: dict[str, Any] = {"jobId": job_id, "at": at_ms}
     if job:
         ask = job.ask
-        told["recipient"] = blake2b(ask.email.lower().encode(), key=hash_key, digest_size=16).hexdigest()
+        told["recipient"] = hash_address(ask.email, hash_key)
         told["template"] = ask.metadata.template
     match settlement:
         case Ack(ending):

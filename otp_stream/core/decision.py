@@ -1,8 +1,10 @@
-"""The two verdicts on a job: `admit` before an attempt, `decide` after it. Nowhere else is a job's fate chosen."""
+"""The verdicts on a job: `admit` and `object_to` before an attempt, `decide` after it. Nowhere else is one found."""
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Literal, assert_never, get_args
 
+from .admission import Objection, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
 
@@ -47,6 +49,8 @@ class Dead:
     reason: Reason
     error: str
     attempt: int
+    allowed_ms: int | None = None
+    """With `throttled`: when it would be allowed, milliseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,23 @@ Settlement = Final | Hold
 def admit(*, now_ms: int, expires_ms: int, attempts_made: int) -> Dead | None:
     """Judge a job before any work is spent on it; `None` lets it pass."""
     return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else None
+
+
+def object_to(objection: Objection, *, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Final:
+    """Turn what the tables have against an attempt into the job's settlement."""
+    match objection:
+        case SentBefore():
+            return Ack("duplicate")
+        case Superseded():
+            return Ack("superseded")
+        case Throttled(limit, allowed_ms):
+            at = datetime.fromtimestamp(allowed_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            told = f"over {limit.name.upper()}_LIMIT={limit}: allowed again at {at}"
+            return Dead("throttled", told, attempts_made, allowed_ms)
+        case Unknown():
+            return _aside(attempts_made, now_ms, expires_ms, backoff)
+        case _:
+            assert_never(objection)
 
 
 def decide(

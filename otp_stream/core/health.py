@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .state import BrokerState, RelayState, WorkerState
+from .state import BrokerState, RelayState, TablesState, WorkerState
 
 STALE_MS = 15_000
 """Older than this, the broker's word about our consumers is no news."""
@@ -16,7 +16,7 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 class Check:
     """One thing that must be right; `degraded` still sends codes."""
 
-    name: Literal["phase", "broker", "relay"]
+    name: Literal["phase", "broker", "relay", "tables"]
     status: Status
     text: str
 
@@ -46,6 +46,8 @@ def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
         yield _broker(state.broker, now_ms)
     if state.relays:
         yield _relay(state.relays)
+    if state.tables is not None and state.tables.connected is not None:
+        yield _tables(state.tables)
 
 
 def _broker(broker: BrokerState, now_ms: int) -> Check:
@@ -76,6 +78,15 @@ def _relay(relays: tuple[RelayState, ...]) -> Check:
         well = gates[0] == "open" and not relays[0].stalled
         return Check("relay", "healthy" if well else "degraded", told)
     return Check("relay", "degraded" if "half_open" in gates else "unhealthy", told)
+
+
+def _tables(tables: TablesState) -> Check:
+    if tables.connected:
+        return Check("tables", "healthy", f"{tables.url} shares the state")
+    if tables.fail == "closed":
+        return Check("tables", "unhealthy", f"{tables.url} is away, jobs wait (STATE_FAIL=closed): {tables.error}")
+    told = f"{tables.url} is away, {tables.unshared} codes went out without shared state: {tables.error}"
+    return Check("tables", "degraded", told)
 
 
 def _gate(relay: RelayState) -> str:

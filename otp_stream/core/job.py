@@ -92,6 +92,9 @@ class Metadata(BaseModel):
     purpose: Annotated[str | None, BeforeValidator(_as_text)] = Field(
         default=None, description="What the code is for, such as `login`.", examples=["login"]
     )
+    tenant: Any = Field(
+        default=None, description="On whose behalf: `TENANT_LIMIT` counts by it, if it is text.", examples=["shop-17"]
+    )
 
 
 class OtpJob(BaseModel):
@@ -216,6 +219,7 @@ class Job:
         data.update(
             userName=self.ask.metadata.user_name,
             purpose=self.ask.metadata.purpose,
+            tenant=self.ask.metadata.tenant,
             locale=self.ask.metadata.locale,
             expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
             email=self.ask.email,

@@ -14,6 +14,10 @@ Phase = Literal["http_only", "starting", "consuming", "stopping"]
 """What the worker is doing. `http_only` is WORKER=false; `starting` waits for the broker."""
 
 
+Fail = Literal["open", "closed"]
+"""While Redis is away: send on what this worker alone knows, or wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class RelayState:
     """The mail relay as this worker sees it; times are milliseconds since 1970."""
@@ -90,6 +94,37 @@ class BrokerState:
 
 
 @dataclass(frozen=True, slots=True)
+class TablesState:
+    """Keyed state as this worker sees it; keys are hashed."""
+
+    url: str | None = None
+    """Of Redis, masked; `None` where state is in this worker's memory alone."""
+    connected: bool | None = None
+    """Whether Redis answers."""
+    error: str | None = None
+    since_ms: int = 0
+    """When `connected` took its value (milliseconds since 1970)."""
+    fail: Fail = "open"
+    """What happens while Redis is away: codes go out, or jobs wait."""
+    workers: int | None = None
+    """Workers that share the state, by Redis's word."""
+    claims: int = 0
+    """Jobs that this worker is at."""
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Entries in this worker's memory, by table."""
+    evicted: int = 0
+    """Entries that were forgotten before their time, because memory is bounded."""
+    asked: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Questions since start, by what was answered."""
+    unshared: int = 0
+    """Jobs that went on while Redis was away: another worker may have sent them, too."""
+    owed: int = 0
+    """Marks of sent jobs that Redis does not have yet."""
+    throttled: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What was over a limit most often, by limit and hashed key."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """The whole worker at one moment."""
 
@@ -98,6 +133,8 @@ class WorkerState:
     """`None` when nothing is consumed."""
     relays: tuple[RelayState, ...]
     """In the order in which they are used; empty when nothing is sent."""
+    tables: TablesState | None = None
+    """`None` when nothing is consumed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,12 @@ class SmtpRelay:
         first, *others = (line.look() for line in self._lines)
         return replace(first, waiting=first.waiting + len(self._turns)), *others
 
+    def recheck(self) -> None:
+        """End the wait of mails that are not `wanted` any more, whether or not their turn would come."""
+        for turns in self._all_turns():
+            for turn in turns.unwanted():
+                turn.end(Lapsed())
+
     def finish(self) -> None:
         """Give no more turns: calls that wait for one are cancelled, mails on the wire go on to their end."""
         self.closed = True

@@ -132,6 +132,13 @@ class Turns:
         self._earliest_ms = min((turn.deadline_ms for turn in self._all()), default=None)
         return found
 
+    def unwanted(self) -> list[Turn]:
+        """Take out all that nobody wants to be sent any more."""
+        found = [turn for turn in self._all() if not turn.wanted()]
+        for turn in found:
+            self.leave(turn)
+        return found
+
     def _take_from(self, rank: int) -> Turn:
         fresh, due = self._heaps[rank]
         for heap in (fresh, due):

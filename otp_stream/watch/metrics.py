@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.state import BrokerState, RelayState, WorkerState
+from otp_stream.core.state import BrokerState, RelayState, TablesState, WorkerState
 
 from .counts import Counts, Times
 
@@ -26,6 +26,10 @@ _LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 9
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LANES = ("jobs", "high", "due")
 _LET_GO = ("ack", "retry", "park", "dead", "renewed", "returned", "taken_back")
+_ANSWERS = (
+    "admitted", "duplicate", "superseded", "throttled_recipient", "throttled_domain", "throttled_tenant",
+    "throttled_total", "unknown", "busy",
+)  # fmt: skip
 _MET = ("accepted", "deferred", "rejected", "uncertain", "unavailable", "lapsed", "broken")
 
 
@@ -49,6 +53,7 @@ class Metrics:
         self.accept_s = self._times("time_to_accept", "From the job's timestamp to the relay's 250.", _LIFE_S)
         self.arrive_s = self._times("time_to_arrive", "From the job's timestamp to its first sight here.", _LIFE_S)
         self.send_s = self._times("send", "From asking for a turn at the relay to its reply.", _SEND_S)
+        self.redis_s = self._times("redis_call", "From a call of the shared tables to Redis's answer.", _SEND_S)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"otp_{name}", text, labels, registry=self.registry)
@@ -89,6 +94,8 @@ class _States(Collector):
             yield from _broker(state.broker)
         if state.relays:
             yield from _relays(state.relays)
+        if state.tables is not None:
+            yield from _tables(state.tables)
 
 
 def _broker(broker: BrokerState) -> Iterator[Metric]:
@@ -141,6 +148,27 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     yield _by("relay_connections_limit", "Connections allowed.", "relay", {it.name: it.size for it in relays})
     yield _by("relay_sends_in_flight", "Mails on the wire.", "relay", {it.name: it.sending for it in relays})
     yield _gauge("relay_turns_waiting", "Jobs that wait for a turn at a relay.", sum(it.waiting for it in relays))
+
+
+def _tables(tables: TablesState) -> Iterator[Metric]:
+    if tables.connected is not None:
+        yield _gauge("redis_connected", "Whether Redis answers: state is shared.", tables.connected)
+        yield _gauge("tables_owed", "Marks of sent jobs that Redis does not have yet.", tables.owed)
+        if tables.workers is not None:
+            yield _gauge("tables_workers", "Workers that share the state, by Redis's word.", tables.workers)
+    asked = CounterMetricFamily("otp_tables_asked", "Questions about jobs, by the answer.", labels=["answer"])
+    for answer in _ANSWERS:
+        asked.add_metric([answer], tables.asked.get(answer, 0))
+    yield asked
+    for name, text, count in (
+        ("possible_duplicates", "Jobs that went on while Redis was away: another may have sent them.", tables.unshared),
+        ("tables_evicted", "Entries that were forgotten before their time, for want of room.", tables.evicted),
+    ):
+        family = CounterMetricFamily(f"otp_{name}", text)
+        family.add_metric([], count)
+        yield family
+    yield _gauge("claims", "Jobs that this worker is at.", tables.claims)
+    yield _by("table_entries", "Entries in this worker's memory.", "table", dict(tables.sizes))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -17,7 +17,7 @@ from otp_stream.core.decision import Ack, Dead, Retry
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply
 from otp_stream.delivery import Delivery
-from otp_stream.tables import SentInMemory
+from otp_stream.tables import Asker, MemoryTables, Tables
 
 BACKOFF = Backoff(1000, 30000, 3)
 REPLIES: dict[str, Outcome] = {
@@ -70,7 +70,8 @@ def scene() -> Scene:
 @pytest.fixture
 async def broker(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OtpBroker]:
     monkeypatch.setattr(Arrival, "alive", True)  # the in-memory broker's channels are mocks, always "closed"
-    delivery = Delivery(scene, scene, SentInMemory(), scene, BACKOFF, fraction=lambda: 0.5)
+    tables = Tables(Asker(b"k"), MemoryTables((), sent_ttl_ms=86_400_000, sent_limit=1_000))
+    delivery = Delivery(scene, scene, tables, scene, BACKOFF, fraction=lambda: 0.5)
     config = RabbitConfig(
         url="amqp://localhost/",
         shown_url="amqp://localhost/",

@@ -8,17 +8,23 @@ from typing import Any
 
 import pytest
 
+from otp_stream.core.admission import Limit, Unknown
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Reply, Unavailable
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
-from otp_stream.tables import SentInMemory
+from otp_stream.tables import Asker, MemoryTables, Tables
 
 NOW = 1_700_000_000_000
 OK = Accepted(Reply(250, None, "ok", "body"))
 LATER = Deferred(Reply(451, None, "later", "rcpt"))
+
+
+def tables(*limits: Limit, supersede: bool = False) -> Tables:
+    memory = MemoryTables(limits, sent_ttl_ms=86_400_000, sent_limit=1_000)
+    return Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
 
 
 @dataclass
@@ -32,7 +38,7 @@ class Rooms:
     settlements: list[Final] = field(default_factory=list)
     stands: bool = True
     now_ms: int = NOW
-    sent: SentInMemory = field(default_factory=SentInMemory)
+    tables: Tables = field(default_factory=lambda: tables())
     compose_error: ComposeError | None = None
     wanted: Callable[[], bool] | None = None
 
@@ -71,7 +77,7 @@ class Rooms:
 
     async def deliver(self, job: Job) -> Final | None:
         way = Delivery(
-            self, self, self.sent, self, Backoff(1000, 30000, 3), now_ms=lambda: self.now_ms, fraction=lambda: 0.0
+            self, self, self.tables, self, Backoff(1000, 30000, 3), now_ms=lambda: self.now_ms, fraction=lambda: 0.0
         )
         await way(job, _Settle(self), {})
         return self.settlements[-1] if self.settlements else None
@@ -89,8 +95,8 @@ class _Settle:
         return self.rooms.stands
 
 
-def job(job_id: str = "j-1", *, attempts_made: int = 0, priority: str = "normal") -> Job:
-    ask = OtpJob.model_validate({"email": "user@example.com", "otp": "123456", "priority": priority})
+def job(job_id: str = "j-1", *, attempts_made: int = 0, otp: str = "123456", at: int | None = None) -> Job:
+    ask = OtpJob.model_validate({"email": "user@example.com", "otp": otp, "timestamp": at})
     return carry(
         ask, job_id=job_id, lane="jobs", first_seen_ms=NOW, attempts_made=attempts_made, default_expiry_minutes=15
     )
@@ -195,3 +201,67 @@ async def test_a_cancelled_job_gives_its_claim_back() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await rooms.deliver(job()) == Ack("sent")
+
+
+async def test_a_job_over_a_limit_is_dead_with_when_it_would_be_allowed() -> None:
+    rooms = Rooms([OK], tables=tables(Limit("recipient", 1, 600_000)))
+    assert await rooms.deliver(job()) == Ack("sent")
+    settlement = await rooms.deliver(job("j-2"))
+    assert settlement == Dead(
+        "throttled", "over RECIPIENT_LIMIT=1/10m: allowed again at 2023-11-14T22:23:24Z", 0, NOW + 604_000
+    )
+    assert rooms.steps.count("send") == 1
+
+
+async def test_a_job_that_waits_for_the_relay_ends_as_superseded_when_a_newer_code_arrives() -> None:
+    rooms = Rooms(tables=tables(supersede=True))
+
+    async def until_unwanted() -> Outcome:
+        wanted = rooms.wanted
+        assert wanted is not None
+        assert wanted()
+        assert await rooms.deliver(job("j-2", otp="222222", at=NOW)) == Ack("sent")
+        assert not wanted()
+        return Lapsed()
+
+    # the newer one has a timestamp that is not older, and arrives later
+    rooms.outcomes = [until_unwanted, OK]
+    assert await rooms.deliver(job("j-1", otp="111111", at=NOW)) == Ack("superseded")
+    assert rooms.settlements == [Ack("sent"), Ack("superseded")]
+
+
+async def test_a_claim_that_was_lost_and_holds_again_goes_back_to_wait_for_its_turn() -> None:
+    rooms = Rooms(tables=_Flickering())
+    rooms.outcomes = [Lapsed(), OK]
+    assert await rooms.deliver(job()) == Ack("sent")
+    assert len(rooms.asked) == 2
+
+
+async def test_a_job_of_which_nobody_knows_waits_in_the_broker() -> None:
+    rooms = Rooms(tables=_Silent())
+    assert await rooms.deliver(job()) == Park(5200)
+    assert "send" not in rooms.steps
+
+
+class _Flickering(Tables):
+    """Its first claim does not hold until it is asked again."""
+
+    def __init__(self) -> None:
+        super().__init__(Asker(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
+        self.asked = 0
+
+    @property
+    def may_send(self) -> bool:
+        return self.asked > 0
+
+    async def renew(self, *args: Any) -> Any:
+        self.asked += 1
+        return await super().renew(*args)
+
+
+class _Silent(Tables):
+    def __init__(self) -> None:
+        super().__init__(Asker(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
+
+    async def admit(self, *args: Any) -> Any:
+        return Unknown()

@@ -1,0 +1,92 @@
+"""What the tables say of a job before an attempt: facts that an adapter reports, never a verdict."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+LimitName = Literal["recipient", "domain", "tenant", "total"]
+"""What a limit counts by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `count` jobs with the same key in any `period_ms`, such as five to one recipient in ten minutes."""
+
+    name: LimitName
+    count: int
+    period_ms: int
+
+    def __str__(self) -> str:
+        return f"{self.count}/{span(self.period_ms)}"
+
+
+_UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
+
+
+def span(period_ms: int) -> str:
+    """Return `10m` for 600000, in the largest unit that holds it whole."""
+    return next((f"{period_ms // ms}{unit}" for unit, ms in _UNITS_MS.items() if not period_ms % ms), f"{period_ms}ms")
+
+
+def read_limits(name: LimitName, text: str) -> tuple[Limit, ...]:
+    """Read `5/10m`, or several as in `5/10m,20/1d`. Raises `ValueError` with the cure."""
+    found: list[Limit] = []
+    for part in text.split(","):
+        count, slash, period = part.strip().partition("/")
+        number, unit = period[:-1] or "1", period[-1:]
+        plain = count.isascii() and count.isdigit() and number.isascii() and number.isdigit()
+        if not slash or not plain or unit not in _UNITS_MS or not int(count) or not int(number):
+            raise ValueError("must look like 5/10m (five in any ten minutes; s, m, h or d), or 5/10m,20/1d")
+        if int(number) * _UNITS_MS[unit] > _UNITS_MS["d"] * 31:
+            raise ValueError("has a period of more than 31 days")
+        found.append(Limit(name, int(count), int(number) * _UNITS_MS[unit]))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class SentBefore:
+    """The relay has accepted a mail for this job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer job with another code has arrived for the same recipient and purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """One more would be over a limit; `allowed_ms` is when it would not (milliseconds since 1970)."""
+
+    limit: Limit
+    allowed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Nobody could say before the job's deadline: the tables are away, or another worker is at it."""
+
+
+Objection = SentBefore | Superseded | Throttled | Unknown
+"""Why a job may not be attempted."""
+
+
+class Claim(Protocol):
+    """A job that is this worker's to send."""
+
+    def holds(self) -> bool:
+        """Whether it may still be sent, as far as can be known without asking."""
+        ...
+
+    async def renew(self, deadline_ms: int) -> Objection | None:
+        """Ask again, for a claim that does not hold; `None` when it holds now."""
+        ...
+
+    def mark(self) -> None:
+        """Remember that the job was sent, and end the claim."""
+        ...
+
+    def release(self) -> None:
+        """End the claim unsent."""
+        ...
+
+
+Standing = Claim | Objection

@@ -1,0 +1,252 @@
+"""One connection to Redis, on which questions follow each other without waiting for answers."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, cast
+
+from redis.asyncio import Connection
+from redis.asyncio.connection import parse_url
+from redis.exceptions import RedisError, ResponseError
+
+from otp_stream.tasks import is_cancelled
+
+ANSWER_S = 0.25
+"""A Redis that takes longer is no help to somebody who waits at a login page."""
+_CONNECT_S = 3.0
+_PAUSES_S = (0.1, 0.2, 0.5, 1.0)
+_LATE_S = 0.05
+_MOST = 100
+"""Operations in one call: Redis does nothing else meanwhile."""
+_SCRIPT = (Path(__file__).parent / "tables.lua").read_bytes()
+
+Word = bytes | int | float | str
+Operation = tuple[Word, ...]
+
+
+class AwayError(Exception):
+    """Redis gave no answer; whether it did what it was asked is not known."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One call under way."""
+
+    operations: list[Operation]
+    answers: list[asyncio.Future[bytes] | None]
+    at: float
+
+
+class Redis:
+    """Carries operations out in the order in which they are given, many in one call; `run` keeps the connection.
+
+    `prefix` goes before all keys, `worker` is this worker's name; `head` are the limits, as the script wants them.
+    `back` runs once a connection stands, before `connected` says so; `lost` is told why it went, and which operations
+    were not answered. `observe` is told the seconds that each call took. `now_ms` stands in for the server's clock.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        worker: str,
+        head: Sequence[Word] = (),
+        back: Callable[[], Awaitable[object]],
+        lost: Callable[[str, list[Operation]], object],
+        observe: Callable[[float], object] = lambda _: None,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self.connected = False
+        """Whether it answers."""
+        self.error: str | None = "connecting"
+        """Why it does not."""
+        self._url = url
+        self._prefix, self._worker, self._now_ms = prefix, worker, now_ms
+        self._head, self._head_words = _packed(head), len(head)
+        self._back, self._lost, self._observe = back, lost, observe
+        self._sha = b""
+        self._broken: asyncio.Future[str] | None = None
+        """Of the connection that stands: why it is given up."""
+        self._queue: deque[tuple[Operation, asyncio.Future[bytes] | None]] = deque()
+        self._asked: deque[_Asked] = deque()
+        self._wake = asyncio.Event()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._late = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether there is a connection, if only to find out whether it answers."""
+        return self._broken is not None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether anything is not answered yet."""
+        return bool(self._queue or self._asked)
+
+    def ask(self, *operation: Word) -> asyncio.Future[bytes]:
+        """Have an operation done; its answer comes within `ANSWER_S` seconds, or `AwayError`."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if self._broken is None:
+            answer.set_exception(AwayError(self.error))
+        else:
+            self._add(operation, answer)
+        return answer
+
+    def tell(self, *operation: Word) -> bool:
+        """Have an operation done, and wait for nothing. Returns whether there was a connection to tell it on."""
+        if self._broken is None:
+            return False
+        self._add(operation, None)
+        return True
+
+    def _add(self, operation: Operation, answer: asyncio.Future[bytes] | None) -> None:
+        self._queue.append((operation, answer))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Connect, and connect again, until cancelled."""
+        tries = 0
+        while True:
+            error = await self._once()
+            tries = 0 if self.connected else tries + 1
+            self._gone(error)
+            await asyncio.sleep(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
+
+    async def _once(self) -> str:
+        """Live with one connection until it is lost; returns why."""
+        connection = _connection(self._url)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await connection.connect()
+                self._sha = await _call(connection, b"SCRIPT", b"LOAD", _SCRIPT)
+            broken = self._broken = asyncio.get_running_loop().create_future()
+            tasks = [asyncio.create_task(run(connection)) for run in (self._write, self._read, self._come_back)]
+            for task in tasks:
+                task.add_done_callback(self._ended)
+            return await broken
+        except TimeoutError:
+            return f"no answer within {_CONNECT_S:g} s"
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            return "the connection was lost"
+        except (RedisError, OSError, ValueError) as error:
+            return _told(error)
+        finally:
+            self._broken = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await connection.disconnect(nowait=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._break_off(_told(error))
+
+    def _break_off(self, why: str) -> None:
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_result(why)
+
+    async def _come_back(self, _: Connection) -> None:
+        await self._back()
+        self.connected, self.error = True, None
+
+    def _gone(self, error: str) -> None:
+        self.connected, self.error = False, error
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        operations = [operation for asked in self._asked for operation in asked.operations]
+        answers = [answer for asked in self._asked for answer in asked.answers]
+        for operation, answer in self._queue:
+            operations.append(operation)
+            answers.append(answer)
+        self._asked.clear()
+        self._queue.clear()
+        self._lost(error, operations)
+        for answer in answers:
+            if answer is not None and not answer.done():
+                answer.set_exception(AwayError(error))
+
+    async def _write(self, connection: Connection) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MOST))]
+                operations = [operation for operation, _ in batch]
+                self._asked.append(_Asked(operations, [answer for _, answer in batch], monotonic()))
+                self._watch()
+                await connection.send_packed_command(self._call(operations), check_health=False)
+
+    async def _read(self, connection: Connection) -> None:
+        while True:
+            reply = await _reply(connection)
+            asked = self._asked.popleft()
+            self._observe(monotonic() - asked.at)
+            for answer, word in zip(asked.answers, reply.split(b" "), strict=True):
+                if answer is not None and not answer.done():
+                    answer.set_result(word)
+
+    def _call(self, operations: list[Operation]) -> bytes:
+        now = b"" if self._now_ms is None else self._now_ms()
+        words = [word for operation in operations for word in operation]
+        first = (b"EVALSHA", self._sha, 1, self._prefix, self._prefix, self._worker, now, self._head_words // 3)
+        total = len(first) + self._head_words + len(words)
+        return b"*%d\r\n%b%b%b" % (total, _packed(first), self._head, _packed(words))
+
+    def _watch(self) -> None:
+        if self._watchdog is None:
+            self._look_in(ANSWER_S)
+
+    def _look_in(self, pause_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(pause_s, self._look, monotonic() + pause_s)
+
+    def _look(self, due: float) -> None:
+        self._watchdog = None
+        if not self._asked:
+            return
+        left_s = self._asked[0].at + ANSWER_S - monotonic()
+        if left_s > 0:
+            self._look_in(left_s)
+        elif monotonic() - due > _LATE_S and not self._late:
+            self._late = True
+            self._look_in(_LATE_S)  # we stood still ourselves: it may have answered, and nobody has read it
+        else:
+            self._late = False
+            self._break_off(f"no answer within {ANSWER_S * 1000:g} ms")
+
+
+def _connection(url: str) -> Connection:
+    options: dict[str, Any] = {**parse_url(url)}
+    kind: type[Connection] = options.pop("connection_class", Connection)
+    # answers are waited for by us, and Redis 5 knows nothing of protocol 3
+    options |= {"protocol": 2, "driver_info": None, "socket_connect_timeout": _CONNECT_S, "socket_timeout": None}
+    return kind(**options)
+
+
+async def _call(connection: Connection, *words: Word) -> bytes:
+    await connection.send_packed_command(b"*%d\r\n%b" % (len(words), _packed(words)), check_health=False)
+    return await _reply(connection)
+
+
+async def _reply(connection: Connection) -> bytes:
+    return cast("bytes", await connection.read_response(timeout=math.inf, disable_decoding=True))
+
+
+def _packed(words: Sequence[Word]) -> bytes:
+    encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded])
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, ResponseError) else f"{type(error).__name__}: {text}"

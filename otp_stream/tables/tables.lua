@@ -1,0 +1,220 @@
+-- The tables in Redis: a list of operations, done one after another and answered with one word each.
+--
+-- KEYS[1]  any key with the hash tag: all keys of a deployment lie in one slot
+-- ARGV     prefix, worker, now (ms since 1970; '' is this server's clock), number of limits,
+--          for each limit its name, count and slice in ms, then the operations with their arguments:
+--   admit    job made_ms ttl_ms counted recipient purpose code key-for-each-limit…   ('' where there is none)
+--   mark     job ttl_ms
+--   release  job ttl_ms            (0 forgets it)
+--   beat     lease_ms marks
+--   resume                          how many marks of this worker are here
+--   count    name by
+--   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
+--
+-- job:<hash>        s | c:<worker>:<arrival> | r::<arrival>    sent, claimed, or seen and released
+-- newest:<hash>     hash of purposes: made_ms:arrival:code
+-- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
+-- worker:<id>       while that worker lives     log:<id>  how many of its marks are here     workers  by last sight
+-- throttled         what was over a limit most often, in a day       stats  what was asked
+-- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
+
+local P, me = ARGV[1], ARGV[2]
+local SLICES, DAY = 100, 86400000
+local now_us, at = nil, 5
+local limits = {}
+for i = 1, tonumber(ARGV[4]) do
+  limits[i] = { name = ARGV[at], count = tonumber(ARGV[at + 1]), slice = tonumber(ARGV[at + 2]) }
+  at = at + 3
+end
+
+local function clock_us()
+  if not now_us then
+    if ARGV[3] ~= '' then
+      now_us = tonumber(ARGV[3]) * 1000
+    else
+      local time = redis.call('TIME')
+      now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+    end
+  end
+  return now_us
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function next_arg()
+  at = at + 1
+  return ARGV[at - 1]
+end
+
+-- Forget what has left the window; returns how many it holds. Only the first look in a slice reads them all.
+local function held(key, slice)
+  local found = redis.call('HMGET', key, 'at', 'sum')
+  if tonumber(found[1]) == slice then return tonumber(found[2]) end
+  local all, sum, gone = redis.call('HGETALL', key), 0, {}
+  for i = 1, #all, 2 do
+    local place = tonumber(all[i])
+    if place then
+      if place < slice - SLICES then gone[#gone + 1] = all[i] else sum = sum + tonumber(all[i + 1]) end
+    end
+  end
+  if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
+  if #all > 0 then redis.call('HSET', key, 'at', whole(slice), 'sum', sum) end
+  return sum
+end
+
+-- When one of the earliest has left, so that there is room.
+local function allowed(key, limit)
+  local all, places = redis.call('HGETALL', key), {}
+  local counts, over = {}, 1 - limit.count
+  for i = 1, #all, 2 do
+    local place = tonumber(all[i])
+    if place then
+      places[#places + 1] = place
+      counts[place] = tonumber(all[i + 1])
+      over = over + counts[place]
+    end
+  end
+  table.sort(places)
+  for _, place in ipairs(places) do
+    over = over - counts[place]
+    if over <= 0 then return (place + SLICES + 1) * limit.slice end
+  end
+end
+
+-- Count the job in every window, or in none: returns the first that is full.
+local function over_limit(keys)
+  local now = math.floor(clock_us() / 1000)
+  local sums = {}
+  for i, limit in ipairs(limits) do
+    if keys[i] then
+      sums[i] = held(keys[i], math.floor(now / limit.slice))
+      if sums[i] >= limit.count then
+        local who = limit.name .. ':' .. string.match(keys[i], '[^:]*$')
+        redis.call('ZINCRBY', P .. 'throttled', 1, who)
+        redis.call('ZREMRANGEBYRANK', P .. 'throttled', 0, -1001)
+        if redis.call('PTTL', P .. 'throttled') < 0 then redis.call('PEXPIRE', P .. 'throttled', DAY) end
+        return 'over:' .. i .. ':' .. whole(allowed(keys[i], limit))
+      end
+    end
+  end
+  for i, limit in ipairs(limits) do
+    if keys[i] then
+      local slice = math.floor(now / limit.slice)
+      redis.call('HINCRBY', keys[i], whole(slice), 1)
+      redis.call('HSET', keys[i], 'at', whole(slice), 'sum', sums[i] + 1)
+      redis.call('PEXPIRE', keys[i], (SLICES + 1) * limit.slice)
+    end
+  end
+end
+
+local function admit()
+  local job, made, ttl, counted = P .. 'job:' .. next_arg(), tonumber(next_arg()), next_arg(), next_arg() == '1'
+  local recipient, purpose, code = next_arg(), next_arg(), next_arg()
+  local keys = {}
+  for i, limit in ipairs(limits) do
+    local key = next_arg()
+    if key ~= '' then keys[i] = P .. 'limit:' .. limit.name .. ':' .. limit.slice .. ':' .. key end
+  end
+
+  local known, arrival = redis.call('GET', job), nil
+  if known == 's' then return 'sent' end
+  if known then
+    local holder, number = string.match(known, '^%a:([^:]*):(%d+)$')
+    if holder ~= '' and holder ~= me and redis.call('EXISTS', P .. 'worker:' .. holder) == 1 then return 'busy' end
+    arrival = tonumber(number)
+  end
+
+  local newest, newer = P .. 'newest:' .. recipient, true
+  if recipient ~= '' then
+    arrival = arrival or redis.call('INCR', P .. 'arrivals')
+    local entry = redis.call('HGET', newest, purpose)
+    if entry then
+      local its_made, its_arrival, its_code = string.match(entry, '^(%d+):(%d+):(.*)$')
+      its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
+      newer = made > its_made or (made == its_made and arrival >= its_arrival)
+      if not newer and its_code ~= code then
+        redis.call('DEL', job)
+        return 'old'
+      end
+    end
+  end
+  if not known and not counted and #limits > 0 then
+    local over = over_limit(keys)
+    if over then return over end
+  end
+  if recipient ~= '' and newer then
+    redis.call('HSET', newest, purpose, whole(made) .. ':' .. whole(arrival) .. ':' .. code)
+    if redis.call('PTTL', newest) < tonumber(ttl) then redis.call('PEXPIRE', newest, ttl) end
+  end
+  arrival = whole(arrival or 0)
+  redis.call('SET', job, 'c:' .. me .. ':' .. arrival, 'PX', ttl)
+  return 'ok:' .. arrival
+end
+
+local function mark()
+  local job = P .. 'job:' .. next_arg()
+  redis.call('SET', job, 's', 'PX', next_arg())
+  return 'ok'
+end
+
+local function release()
+  local job, ttl = P .. 'job:' .. next_arg(), next_arg()
+  local known = redis.call('GET', job)
+  local holder, arrival = string.match(known or '', '^c:([^:]*):(%d+)$')
+  if holder ~= me then return 'ok' end
+  if ttl == '0' then
+    redis.call('DEL', job)
+  else
+    redis.call('SET', job, 'r::' .. arrival, 'PX', ttl)
+  end
+  return 'ok'
+end
+
+local function beat()
+  local lease, marks = next_arg(), next_arg()
+  local now = clock_us() / 1000
+  local lived = redis.call('EXISTS', P .. 'worker:' .. me) == 1
+  redis.call('SET', P .. 'worker:' .. me, 1, 'PX', lease)
+  redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000)
+  redis.call('ZADD', P .. 'workers', whole(now), me)
+  redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', whole(now - tonumber(lease)))
+  return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers')
+end
+
+local function resume()
+  return 'ok:' .. (redis.call('GET', P .. 'log:' .. me) or '0')
+end
+
+local function count()
+  local name, by = next_arg(), next_arg()
+  redis.call('HINCRBY', P .. 'stats', name, by)
+  return 'ok'
+end
+
+-- Evenly spaced turns for all workers; halved at a throttle, once a second at most, and back by a fortieth a second.
+local function reserve()
+  local key = P .. 'rate:' .. next_arg()
+  local number, ceiling, slowed = tonumber(next_arg()), tonumber(next_arg()), next_arg() == '1'
+  local now = clock_us()
+  local found = redis.call('HMGET', key, 'next', 'base', 'since')
+  local rate, since = ceiling, tonumber(found[3])
+  if since then rate = math.min(ceiling, tonumber(found[2]) + ceiling / 40 * (now / 1000 - since) / 1000) end
+  if slowed and (not since or now / 1000 - since >= 1000) then
+    rate = math.max(ceiling / 100, 0.1, rate / 2)
+    redis.call('HSET', key, 'base', string.format('%.6f', rate), 'since', whole(now / 1000))
+  end
+  local every = 1000000 / rate
+  local first = math.max(tonumber(found[1]) or 0, now)
+  redis.call('HSET', key, 'next', whole(first + number * every))
+  redis.call('PEXPIRE', key, 600000)
+  return 'ok:' .. whole(first - now) .. ':' .. whole(every) .. ':' .. string.format('%.6f', rate)
+end
+
+local operations = { admit = admit, mark = mark, release = release, beat = beat, resume = resume, count = count, reserve = reserve }
+local answers = {}
+while at <= #ARGV do
+  answers[#answers + 1] = operations[next_arg()]()
+end
+return table.concat(answers, ' ')

@@ -1,0 +1,277 @@
+"""The tables as a job meets them: who may be sent now, and why not."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from otp_stream.core.admission import (
+    Objection,
+    SentBefore,
+    Standing,
+    Superseded,
+    Throttled,
+    Unknown,
+)
+from otp_stream.core.job import Job
+from otp_stream.core.state import Fail, TablesState
+
+from .ask import Ask, Asker
+from .memory import Answer, MemoryTables
+from .redis import AwayError
+from .shared import Busy, SharedTables
+
+_BUSY_PAUSE_S = 0.1
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Claim:
+    """A job that is this worker's to send."""
+
+    __slots__ = ("_tables", "arrival", "ask", "busy", "lost", "shared", "since")
+
+    def __init__(self, tables: "Tables", ask: Ask) -> None:
+        self._tables = tables
+        self.ask = ask
+        self.arrival = 0
+        self.lost = False
+        """Whether it must be asked again before the job is sent."""
+        self.shared = False
+        """Whether Redis may know of it."""
+        self.busy: asyncio.Future[None] | None = None
+        """What others wait for, where any do."""
+        self.since = time.monotonic()
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its place among the codes for one recipient and purpose."""
+        return self.ask.made_ms, self.arrival
+
+    def holds(self) -> bool:
+        """Whether the job may still be sent, as far as can be known without asking."""
+        return not self.lost and self._tables.may_send
+
+    async def renew(self, deadline_ms: int) -> Objection | None:
+        """Ask again, for a claim that does not hold; `None` when it holds now."""
+        return await self._tables.renew(self, deadline_ms)
+
+    def mark(self) -> None:
+        """Remember that the job was sent, and end the claim."""
+        self._tables.mark(self)
+
+    def release(self) -> None:
+        """End the claim unsent."""
+        self._tables.release(self)
+
+    def learn(self, answer: "Answer | Busy") -> None:
+        """Take note of what the tables said of it in the meantime."""
+        if isinstance(answer, int):
+            self.arrival, self.shared = answer, True
+        else:
+            self.lost = True
+
+
+class Tables:
+    """Which jobs were sent and who is at which now; newest codes and windowed counts, where they are asked for.
+
+    A claim is never given to two tasks of this worker: the second waits until the first has marked or released it. So
+    the copy of a job that comes again after a lost connection cannot pass the send that is still under way. `share`
+    makes the same hold between workers; without it, and while Redis is away, this worker's memory answers.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        memory: MemoryTables,
+        *,
+        fail: Fail = "open",
+        now_ms: Callable[[], int] = _now_ms,
+        on_lost: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._asker, self._memory, self._now_ms = asker, memory, now_ms
+        self._fail: Fail = fail
+        self.on_lost = on_lost
+        """Called when claims of jobs that may be waiting were lost."""
+        self.shared: SharedTables | None = None
+        self._url: str | None = None
+        self._held: dict[str, Claim] = {}
+        self._places: dict[str, dict[str, Claim]] = {}
+        """Claims by recipient and purpose, then job."""
+        self._asked: Counter[str] = Counter()
+        self._unshared = 0
+        self._changed_ms = now_ms()
+
+    def share(
+        self,
+        url: str,
+        *,
+        shown_url: str,
+        prefix: str,
+        observe: Callable[[float], object] = lambda _: None,
+        server_ms: Callable[[], int] | None = None,
+    ) -> SharedTables:
+        """Share the tables with every worker that names this Redis and prefix; `run` what is returned."""
+        self._url = shown_url
+        self.shared = SharedTables(
+            url,
+            prefix=prefix,
+            limits=self._asker.limits,
+            memory=self._memory,
+            now_ms=self._now_ms,
+            held=self._older,
+            rechecks=self._asker.supersede,
+            away=self._away,
+            observe=observe,
+            server_ms=server_ms,
+        )
+        return self.shared
+
+    def look(self) -> TablesState:
+        """Return what there is to know at this moment."""
+        shared = self.shared
+        return TablesState(
+            url=self._url,
+            connected=shared.connected if shared else None,
+            error=shared.redis.error if shared else None,
+            since_ms=self._changed_ms,
+            fail=self._fail,
+            workers=shared.workers if shared and shared.connected else None,
+            claims=len(self._held),
+            sizes=self._memory.sizes,
+            evicted=self._memory.evicted,
+            asked=dict(self._asked),
+            unshared=self._unshared,
+            owed=shared.owed if shared else 0,
+            throttled={f"{name} {key}": times for (name, key), times in self._memory.throttled.most_common(10)},
+        )
+
+    @property
+    def may_send(self) -> bool:
+        """Whether claims can be relied upon: no other worker may take ours for dead."""
+        shared = self.shared
+        return shared is None or shared.leased or (self._fail == "open" and not shared.connected)
+
+    async def admit(self, job: Job, deadline_ms: int) -> Standing:
+        """Claim a job for this worker, or say why it may not be sent.
+
+        Waits while another attempt is at it, here or elsewhere, and with `fail` `closed` while Redis is away; `Unknown`
+        when that takes longer than `deadline_ms` (since 1970).
+        """
+        ask = self._asker.ask(job, self._now_ms())
+        while (before := self._held.get(ask.key)) is not None:
+            before.busy = before.busy or asyncio.get_running_loop().create_future()
+            await asyncio.shield(before.busy)
+        claim = self._held[ask.key] = Claim(self, ask)
+        answer: Answer | Unknown = Unknown()
+        try:
+            answer = await self._answer(claim, deadline_ms)
+        finally:
+            if not isinstance(answer, int):
+                self._end(claim)
+        self._count(answer)
+        return answer if isinstance(answer, Objection) else claim
+
+    async def renew(self, claim: Claim, deadline_ms: int) -> Objection | None:
+        """Ask again for a claim that is still held here."""
+        answer = await self._answer(claim, deadline_ms, counted=True)
+        if isinstance(answer, Objection):
+            self._count(answer)
+            return answer
+        claim.lost = False
+        return None
+
+    def mark(self, claim: Claim) -> None:
+        """Remember that a job was sent."""
+        self._memory.mark(claim.ask.key, self._now_ms())
+        if self.shared is not None:
+            self.shared.mark(claim.ask.key)
+            claim.shared = False
+        self._end(claim)
+
+    def release(self, claim: Claim) -> None:
+        """End a claim unsent."""
+        self._end(claim)
+
+    async def _answer(self, claim: Claim, deadline_ms: int, *, counted: bool = False) -> Answer | Unknown:
+        shared = self.shared
+        while shared is not None:
+            now_ms = self._now_ms()
+            if shared.connected:
+                if self._memory.marks.knows(claim.ask.key, now_ms):
+                    return SentBefore()
+                claim.shared = True
+                try:
+                    answer = await shared.admit(claim.ask, counted=counted)
+                except AwayError:
+                    continue
+                if not isinstance(answer, Busy):
+                    return self._admitted(claim, answer)
+                claim.shared = False
+                self._asked["busy"] += 1
+                if now_ms >= deadline_ms:
+                    return Unknown()
+                await asyncio.sleep(_BUSY_PAUSE_S)
+            elif self._fail == "open":
+                self._unshared += 1
+                break
+            elif now_ms >= deadline_ms or not await shared.returned((deadline_ms - now_ms) / 1000):
+                return Unknown()
+        return self._admitted(claim, self._memory.admit(claim.ask, self._now_ms(), counted=counted))
+
+    def _admitted(self, claim: Claim, answer: Answer) -> Answer:
+        ask = claim.ask
+        if not isinstance(answer, int) or not ask.recipient:
+            return answer
+        claim.arrival = answer
+        others = self._places.setdefault(f"{ask.recipient}:{ask.purpose}", {})
+        others[ask.key] = claim
+        older = [it for it in others.values() if it.order < claim.order and it.ask.code != ask.code and not it.lost]
+        for other in older:
+            other.lost = True
+        if older:
+            self.on_lost()
+        return answer
+
+    def _end(self, claim: Claim) -> None:
+        ask = claim.ask
+        del self._held[ask.key]
+        if claim.shared and self.shared is not None:
+            self.shared.release(ask)
+        if ask.recipient and (others := self._places.get(place := f"{ask.recipient}:{ask.purpose}")):
+            others.pop(ask.key, None)
+            if not others:
+                del self._places[place]
+        if claim.busy is not None:
+            claim.busy.set_result(None)
+
+    def _older(self, older_s: float) -> Iterator[tuple[Ask, Callable[[Answer | Busy], object]]]:
+        """Return the claims of an age, and whom to tell what became of them."""
+        before = time.monotonic() - older_s
+        return iter([(claim.ask, claim.learn) for claim in self._held.values() if claim.since <= before])
+
+    def _count(self, answer: Answer | Unknown) -> None:
+        match answer:
+            case SentBefore():
+                name = "duplicate"
+            case Superseded():
+                name = "superseded"
+            case Throttled(limit):
+                name = f"throttled_{limit.name}"
+            case Unknown():
+                name = "unknown"
+            case _:
+                name = "admitted"
+        self._asked[name] += 1
+        if self.shared is not None:
+            self.shared.asked[name] += 1
+
+    def _away(self, error: str) -> None:
+        told = "codes go out, limits and copies are known to each worker alone" if self._fail == "open" else "jobs wait"
+        _log.warning("Redis does not answer", redis=self._url, error=error, meanwhile=told, state_fail=self._fail)

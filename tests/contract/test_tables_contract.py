@@ -1,0 +1,343 @@
+"""The tables in memory and in Redis, held to the same words: what one says of a job, the other says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from rabbitmq import until
+from redis_server import RedisServer
+
+from otp_stream.core.admission import (
+    Claim,
+    Limit,
+    SentBefore,
+    Standing,
+    Superseded,
+    Throttled,
+    read_limits,
+)
+from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.tables import Asker, MemoryTables, Tables
+
+NOW = 1_700_000_000_000
+HOUR = 3_600_000
+
+
+@dataclass
+class Ground:
+    """Where tables are made: their clock, and the Redis that they share, if they do."""
+
+    url: str | None
+    now_ms: int = NOW
+    running: list[asyncio.Task[None]] = field(default_factory=list)
+    prefix: str = field(default_factory=lambda: f"{{t{uuid4().hex[:8]}}}:")
+
+    async def tables(self, *limits: Limit, supersede: bool = False, sent_limit: int = 10_000) -> Tables:
+        """Make the tables of one worker."""
+        memory = MemoryTables(limits, sent_ttl_ms=24 * HOUR, sent_limit=sent_limit)
+        tables = Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: self.now_ms)
+        if self.url:
+            shared = tables.share(self.url, shown_url=self.url, prefix=self.prefix, server_ms=lambda: self.now_ms)
+            self.running.append(asyncio.create_task(shared.run()))
+            assert await shared.returned(5)
+            assert await until(_true(lambda: shared.connected), "Redis")
+        return tables
+
+    async def close(self) -> None:
+        for task in self.running:
+            task.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+
+def _true(ask: Callable[[], bool]) -> Callable[[], Any]:
+    async def asked() -> bool:
+        return ask()
+
+    return asked
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
+    url = request.getfixturevalue("redis").url if request.param == "redis" else None
+    ground = Ground(url)
+    yield ground
+    await ground.close()
+
+
+def job(job_id: str = "a", *, email: str = "user@example.com", otp: str = "123456", at: int = NOW, **more: Any) -> Job:
+    ask = OtpJob.model_validate({"email": email, "otp": otp, "timestamp": at, "metadata": more})
+    return carry(
+        ask, job_id=job_id, lane="jobs", first_seen_ms=max(at, NOW), attempts_made=0, default_expiry_minutes=15
+    )
+
+
+async def claim(tables: Tables, a_job: Job) -> Claim:
+    standing = await tables.admit(a_job, NOW + HOUR)
+    assert hasattr(standing, "mark"), standing
+    return standing
+
+
+async def send(tables: Tables, a_job: Job) -> None:
+    (await claim(tables, a_job)).mark()
+
+
+async def ask(tables: Tables, a_job: Job) -> Standing:
+    """Ask for a job, and leave it again."""
+    standing = await tables.admit(a_job, NOW + HOUR)
+    if hasattr(standing, "release"):
+        standing.release()
+    return standing
+
+
+# sent once
+
+
+async def test_a_job_that_was_sent_is_not_sent_again(ground: Ground) -> None:
+    tables = await ground.tables()
+    await send(tables, job())
+    assert await tables.admit(job(), NOW + HOUR) == SentBefore()
+
+
+async def test_a_job_that_was_released_unsent_can_be_claimed_again(ground: Ground) -> None:
+    tables = await ground.tables()
+    (await claim(tables, job())).release()
+    await claim(tables, job())
+
+
+async def test_a_second_attempt_waits_for_the_first_and_learns_that_it_was_sent(ground: Ground) -> None:
+    tables = await ground.tables()
+    first = await claim(tables, job())
+    second = asyncio.create_task(tables.admit(job(), NOW + HOUR))
+    await asyncio.sleep(0)
+    assert not second.done()
+    first.mark()
+    assert await second == SentBefore()
+
+
+async def test_only_one_of_many_waiting_gets_the_claim(ground: Ground) -> None:
+    tables = await ground.tables()
+    first = await claim(tables, job())
+    waiting = [asyncio.create_task(tables.admit(job(), NOW + HOUR)) for _ in range(5)]
+    await asyncio.sleep(0)
+    first.release()
+    (done,), rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert not any(task.done() for task in rest)
+    second = done.result()
+    assert hasattr(second, "mark")
+    second.mark()
+    assert await asyncio.gather(*rest) == [SentBefore()] * 4
+
+
+async def test_a_cancelled_wait_leaves_the_claim_to_its_holder(ground: Ground) -> None:
+    tables = await ground.tables()
+    first = await claim(tables, job())
+    waiting = asyncio.create_task(tables.admit(job(), NOW + HOUR))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    first.mark()
+    assert await tables.admit(job(), NOW + HOUR) == SentBefore()
+
+
+async def test_marks_are_forgotten_after_their_time_and_not_before(ground: Ground) -> None:
+    tables = await ground.tables()
+    await send(tables, job())
+    ground.now_ms = NOW + 24 * HOUR - 1
+    assert await tables.admit(job(), ground.now_ms + HOUR) == SentBefore()
+    if ground.url is None:  # Redis has a clock of its own for this
+        ground.now_ms += 1
+        await claim(tables, job())
+
+
+# newest code wins
+
+
+async def test_an_older_code_is_superseded_by_a_newer_one(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    await claim(tables, job("new", otp="222222", at=NOW + 1))
+    assert await tables.admit(job("old", otp="111111"), NOW + HOUR) == Superseded()
+
+
+async def test_a_job_that_waits_loses_its_claim_to_a_newer_code(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    lost: list[bool] = []
+    tables.on_lost = lambda: lost.append(True)
+    old = await claim(tables, job("old", otp="111111"))
+    assert old.holds()
+    await claim(tables, job("new", otp="222222", at=NOW + 1))
+    assert not old.holds()
+    assert lost == [True]
+    assert await old.renew(NOW + HOUR) == Superseded()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"otp": "111111"},
+        {"otp": "222222", "email": "other@example.com"},
+        {"otp": "222222", "purpose": "reset"},
+        {"otp": "222222", "template": "welcome"},
+    ],
+    ids=["same code", "other recipient", "other purpose", "other template"],
+)
+async def test_another_code_for_something_else_supersedes_nothing(ground: Ground, other: dict[str, str]) -> None:
+    tables = await ground.tables(supersede=True)
+    await claim(tables, job("new", at=NOW + 1, **other))
+    await claim(tables, job("old", otp="111111"))
+
+
+async def test_the_address_is_the_same_in_capitals(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    await claim(tables, job("new", otp="222222", at=NOW + 1, email="USER@Example.com"))
+    assert await tables.admit(job("old", otp="111111"), NOW + HOUR) == Superseded()
+
+
+async def test_of_two_codes_of_one_moment_the_one_that_arrived_later_is_newer(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    await ask(tables, job("first", otp="111111"))
+    await ask(tables, job("second", otp="222222"))
+    assert await tables.admit(job("first", otp="111111"), NOW + HOUR) == Superseded()
+    await claim(tables, job("second", otp="222222"))
+
+
+async def test_a_code_that_comes_again_keeps_its_place_in_the_order_of_arrival(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    first = await claim(tables, job("first", otp="111111"))
+    await claim(tables, job("second", otp="222222"))
+    first.release()
+    assert await tables.admit(job("first", otp="111111"), NOW + HOUR) == Superseded()
+
+
+async def test_the_code_that_comes_back_is_not_dropped_for_the_one_between(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    await ask(tables, job("one", otp="111111", at=NOW))
+    await ask(tables, job("two", otp="222222", at=NOW + 1))
+    await ask(tables, job("three", otp="111111", at=NOW + 2))
+    assert await ask(tables, job("two", otp="222222", at=NOW + 1)) == Superseded()
+    await claim(tables, job("one", otp="111111", at=NOW))
+
+
+async def test_a_code_that_is_throttled_supersedes_nothing(ground: Ground) -> None:
+    tables = await ground.tables(Limit("recipient", 1, HOUR), supersede=True)
+    await ask(tables, job("old", otp="111111"))
+    assert isinstance(await ask(tables, job("new", otp="222222", at=NOW + 1)), Throttled)
+    await claim(tables, job("old", otp="111111"))
+
+
+async def test_off_means_that_every_code_goes_out(ground: Ground) -> None:
+    tables = await ground.tables()
+    await claim(tables, job("new", otp="222222", at=NOW + 1))
+    await claim(tables, job("old", otp="111111"))
+
+
+# windowed limits
+
+
+async def test_one_more_than_the_limit_is_throttled_until_the_first_leaves_the_window(ground: Ground) -> None:
+    limit = Limit("recipient", 3, 600_000)
+    tables = await ground.tables(limit)
+    for number in range(3):
+        await send(tables, job(f"j{number}"))
+        ground.now_ms += 60_000
+    throttled = await tables.admit(job("late"), NOW + HOUR)
+    assert isinstance(throttled, Throttled)
+    assert throttled.limit == limit
+    assert NOW + 600_000 <= throttled.allowed_ms <= NOW + 606_000  # a hundredth of the period
+    ground.now_ms = throttled.allowed_ms - 1
+    assert isinstance(await ask(tables, job("late")), Throttled)
+    ground.now_ms = throttled.allowed_ms
+    await claim(tables, job("late"))
+
+
+@pytest.mark.parametrize(
+    ("name", "same", "other"),
+    [
+        ("recipient", {"email": "user@example.com"}, {"email": "other@example.com"}),
+        ("domain", {"email": "other@EXAMPLE.com"}, {"email": "user@example.org"}),
+        ("tenant", {"tenant": "shop"}, {"tenant": "bank"}),
+        ("total", {"email": "who@example.net"}, None),
+    ],
+)
+async def test_each_limit_counts_by_its_own_key(
+    ground: Ground, name: Any, same: dict[str, Any], other: dict[str, Any] | None
+) -> None:
+    tables = await ground.tables(Limit(name, 1, HOUR))
+    await send(tables, job("one", tenant="shop"))
+    assert isinstance(await ask(tables, job("two", **same)), Throttled)
+    if other is not None:
+        await claim(tables, job("three", **other))
+
+
+async def test_a_job_without_a_tenant_is_not_counted_by_tenant(ground: Ground) -> None:
+    tables = await ground.tables(Limit("tenant", 1, HOUR))
+    for number, tenant in enumerate((None, "", ["x"], True)):
+        await send(tables, job(f"j{number}", tenant=tenant))
+        await send(tables, job(f"k{number}", tenant=tenant))
+
+
+async def test_what_is_throttled_by_one_limit_is_not_counted_by_another(ground: Ground) -> None:
+    tables = await ground.tables(Limit("recipient", 1, HOUR), Limit("total", 2, HOUR))
+    await send(tables, job("one"))
+    for number in range(3):
+        assert isinstance(await ask(tables, job(f"more{number}")), Throttled)
+    await send(tables, job("other", email="other@example.com"))
+    throttled = await ask(tables, job("third", email="third@example.com"))
+    assert isinstance(throttled, Throttled)
+    assert throttled.limit.name == "total"
+
+
+async def test_a_job_is_counted_once_however_often_it_is_tried(ground: Ground) -> None:
+    tables = await ground.tables(Limit("recipient", 1, HOUR))
+    for _ in range(3):
+        await ask(tables, job())
+    await send(tables, job())
+    assert await ask(tables, job()) == SentBefore()
+
+
+async def test_two_windows_of_one_kind_hold_side_by_side(ground: Ground) -> None:
+    tables = await ground.tables(*read_limits("recipient", "2/1m,3/1h"))
+    for number in range(2):
+        await send(tables, job(f"j{number}"))
+    throttled = await ask(tables, job("third"))
+    assert isinstance(throttled, Throttled)
+    assert throttled.limit.period_ms == 60_000
+    ground.now_ms = throttled.allowed_ms
+    await send(tables, job("third"))
+    throttled = await ask(tables, job("fourth"))
+    assert isinstance(throttled, Throttled)
+    assert throttled.limit.period_ms == HOUR
+
+
+async def test_no_window_of_the_period_ever_holds_more_than_the_limit(ground: Ground) -> None:
+    tables = await ground.tables(Limit("total", 7, 10_000))
+    sent: list[int] = []
+    for step in range(400):
+        ground.now_ms = NOW + step * 137
+        standing = await tables.admit(job(f"j{step}", at=NOW), NOW + HOUR)
+        if hasattr(standing, "mark"):
+            standing.mark()
+            sent.append(ground.now_ms)
+    for at in sent:
+        assert sum(at <= other < at + 10_000 for other in sent) <= 7
+    spent_ms = ground.now_ms - NOW
+    assert len(sent) >= 7 * (spent_ms // 10_100)  # and no more than a hundredth is given away
+
+
+async def test_entries_of_limits_are_gone_after_their_window(ground: Ground) -> None:
+    tables = await ground.tables(Limit("recipient", 1, 1_000))
+    await send(tables, job())
+    ground.now_ms += 2_000
+    await send(tables, job("b", email="other@example.com"))
+    assert tables.look().sizes.get("recipient 1/1s", 1) == (1 if ground.url is None else 0)

@@ -1,0 +1,85 @@
+"""A private Redis that a test may stop, freeze and start."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rabbitmq import free_port
+
+SERVER = "redis-server"
+_START_S = 20
+
+
+@dataclass
+class RedisServer:
+    """One Redis with its files in `folder`; it keeps nothing over a restart unless told to."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    settings: tuple[str, ...] = ()
+    """Further arguments, as in `("--maxmemory", "5mb")`."""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        with (self.folder / "out").open("ab") as out:
+            self.process = subprocess.Popen([*command, *self.settings], stdout=out, stderr=out)
+        ends = time.monotonic() + _START_S
+        while not self.answers():
+            assert self.process.poll() is None, (self.folder / "out").read_text()
+            assert time.monotonic() < ends, f"no Redis within {_START_S} s"
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        """Tell whether it takes commands."""
+        try:
+            return self.command("PING") == "+PONG"
+        except OSError:
+            return False
+
+    def command(self, *words: str) -> str:
+        """Have it do something; returns its answer as it came."""
+        packed = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(f"*{len(words)}\r\n{packed}".encode())
+            answer = b""
+            while not answer.endswith(b"\r\n"):
+                if not (more := connection.recv(65536)):
+                    break
+                answer += more
+            return answer.decode().strip()
+
+    def freeze(self) -> None:
+        """Let it stand still, with its connections open."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def remove(self) -> None:
+        """Kill it and delete its files."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
