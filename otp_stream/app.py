@@ -33,7 +33,7 @@ def build(
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
     watch = Watch()
     first, *fallbacks = _relays(settings)
-    relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate)
+    relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate, on_rate=watch.rate)
     mailroom = _mailroom(settings, problems)
     tables = _tables(settings, on_lost=relay.recheck)
     delivery = Delivery(mailroom, relay, tables, watch, backoff, settings.smtp_uncertain == "resend")
@@ -125,6 +125,7 @@ def _relays(settings: Settings) -> list[RelayConfig]:
         password=settings.smtp_pass.get_secret_value() if login and settings.smtp_pass else None,
         ca_file=settings.smtp_ca_file,
         pool_size=settings.smtp_pool_size,
+        rate=settings.smtp_rate_per_second,
     )
     others = [
         replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password)

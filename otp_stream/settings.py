@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     smtp_auth: Literal["login", "none"] = Field(default="login", description="`none` needs no user and password.")
     smtp_ca_file: Path | None = Field(default=None, description="PEM file of the authority that signed the relay.")
     smtp_pool_size: int = Field(default=20, ge=1, le=1000, description="Connections to the relay: concurrent sends.")
+    smtp_rate_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Mails per second to each relay, as its quota says; jobs wait for their turn. No limit when unset.",
+    )
     smtp_fallback_urls: SecretStr | None = Field(
         default=None,
         description="Relays to use while the gate before the first is closed, in order: a comma list of "

@@ -93,6 +93,8 @@ def _gate(relay: RelayState) -> str:
     match relay.gate:
         case "open" if relay.stalled:
             return f"{relay.name}: the gate is open, but the relay does not answer"
+        case "open" if relay.slowed and relay.rate is not None:
+            return f"{relay.name}: the gate is open, slowed to {round(relay.rate, 1):g}/s after a throttle"
         case "open":
             return f"{relay.name}: the gate is open"
         case "half_open":

@@ -47,6 +47,10 @@ class RelayState:
     """Connections opened since start."""
     replies: Mapping[str, int] = field(default_factory=dict[str, int])
     """Final replies by code, such as `{"250": 1032, "451": 3}`."""
+    rate: float | None = None
+    """Mails per second that may go there now; `None` where nothing limits them."""
+    slowed: bool = False
+    """Whether that is less than usual, after a throttle."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""All SMTP: the pool of connections, the meaning of replies, and the gate before the relay."""
+"""All SMTP: the pool of connections, the meaning of replies, the gate before the relay, and its rate."""
 
 from .config import RelayConfig, RelayLimits
+from .pace import Reserve, Sharing
 from .relay import SmtpRelay
 
-__all__ = ["RelayConfig", "RelayLimits", "SmtpRelay"]
+__all__ = ["RelayConfig", "RelayLimits", "Reserve", "Sharing", "SmtpRelay"]

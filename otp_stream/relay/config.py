@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from otp_stream.core.rate import RECOVERY_S
+
 Tls = Literal["starttls", "implicit", "none"]
 
 
@@ -29,6 +31,8 @@ class RelayLimits:
     data_s: float = 60
     body_s: float = 600
     quit_s: float = 5
+    recovery_s: float = RECOVERY_S
+    """From half the rate after a throttle back to the full one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class RelayConfig:
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     pool_size: int = 20
+    rate: float | None = None
+    """Mails per second that it takes; `None`: as many as it can."""
     helo: str | None = None
     """Our name in EHLO; this machine's full name when absent."""
     limits: RelayLimits = RelayLimits()

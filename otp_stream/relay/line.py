@@ -1,4 +1,4 @@
-"""One relay of those that are configured: its gate, its connections, and what its answers mean for both."""
+"""One relay of those that are configured: its gate, its rate, its connections, and what its answers mean for them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from otp_stream.core.state import RelayState
 from .config import RelayConfig
 from .connection import Connection
 from .gate import Gate, Pauses
+from .pace import Pace, Sharing
 from .pool import Pool
+from .rate import Rate
 from .reply import classify
 from .turns import URGENT, Turn, Turns
 from .wire import TroubleError
@@ -58,18 +60,29 @@ class Dispatcher(Protocol):
         """Take note that a gate opened or closed."""
         ...
 
+    def rate_changed(self, line: "Line") -> None:
+        """Take note that a relay was slowed down, or has its full rate again."""
+        ...
+
 
 class Line:
     """Sends what its dispatcher gives it. Nothing connects before the first job."""
 
     def __init__(
-        self, config: RelayConfig, dispatcher: Dispatcher, now_ms: Callable[[], int], fraction: Callable[[], float]
+        self,
+        config: RelayConfig,
+        dispatcher: Dispatcher,
+        now_ms: Callable[[], int],
+        fraction: Callable[[], float],
+        sharing: Sharing,
     ) -> None:
         self.config = config
         self.own = Turns()
         """Jobs that are for this relay alone while it takes any: it may have their mail already."""
         self.gate = Gate(now_ms(), fraction)
         self.pool = Pool(config, self)
+        self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
+        self.pace = Pace(config.name, self.rate, sharing.reserve, self._waiting, dispatcher.serve)
         self._dispatcher = dispatcher
         self._now_ms = now_ms
         self._growth = Pauses(fraction)
@@ -105,6 +118,8 @@ class Line:
             stalled=self.stalled,
             connects=self.pool.connects,
             replies={str(code): count for code, count in self._replies.items()},
+            rate=self.rate.allowed(monotonic()),
+            slowed=self.rate.slowed,
         )
 
     @property
@@ -130,7 +145,12 @@ class Line:
         """Look after time limits; the gate opens half when its pause is over."""
         self.pool.pulse()
         if self.gate.half_open(self._now_ms()):
-            self._dispatcher.gate_changed(self)
+            self._gate_changed()
+        now = monotonic()
+        if not self.rate.limited:
+            self.rate.count(self._replies.total(), now)
+        if self.rate.settle(now):
+            self._dispatcher.rate_changed(self)
 
     # the pool and its connections call from here on
 
@@ -204,7 +224,7 @@ class Line:
         if self.gate.close(error.trouble, str(error), self._now_ms()):
             if turn is not None:
                 turn.end(Unavailable(error.trouble, str(error)))
-            self._dispatcher.gate_changed(self)
+            self._gate_changed()
         elif turn is not None:
             self._dispatcher.push(turn)
 
@@ -222,7 +242,8 @@ class Line:
         return False
 
     def _take(self, before: Turn | None) -> Turn | None:
-        if not self.gate.passable:
+        limited = self.rate.limited
+        if not self.gate.passable or (limited and not self.pace.slots()):
             return None
         # behind an ordinary mail another one takes no more connections than there are taken
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
@@ -234,6 +255,8 @@ class Line:
         ):
             self._dispatcher.push(turn)
             self._suspect, turn = None, other
+        if limited and turn is not None:
+            self.rate.use(monotonic())
         return turn
 
     def _grow(self) -> None:
@@ -244,7 +267,8 @@ class Line:
             return
         self._heard_at = self._heard_at if self._busy else monotonic()
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
-        self.pool.grow(urgent + ordinary if self.gate.state == "open" else 1)
+        wanted = urgent + ordinary if self.gate.state == "open" else 1
+        self.pool.grow(min(wanted, self.pace.lacking()) if self.rate.limited else wanted)
 
     def _off_the_wire(self, turn: Turn, outcome: Outcome) -> None:
         self._count(turn, -1)
@@ -261,6 +285,8 @@ class Line:
                 changed = self.gate.close(trouble, scrub(error, *turn.mail.secrets), now_ms, probe=turn.probe)
                 if changed:
                     self._suspect, self._closer = turn.mail, recipient
+                    if trouble == "throttled":
+                        self.pace.throttled()
             case Uncertain(error) if turn.probe:
                 changed = self.gate.close("unreachable", scrub(error, *turn.mail.secrets), now_ms, probe=True)
             case _:
@@ -271,7 +297,17 @@ class Line:
                     self._blame(recipient)
         turn.end(outcome)
         if changed:
-            self._dispatcher.gate_changed(self)
+            self._gate_changed()
+
+    def _gate_changed(self) -> None:
+        if self.gate.state == "closed":
+            self.rate.hold(monotonic())
+        else:
+            self.rate.resume(monotonic())
+        self._dispatcher.gate_changed(self)
+
+    def _waiting(self) -> int:
+        return sum(self._dispatcher.waiting_for(self))
 
     def _blame(self, opener: str) -> None:
         closer, self._closer = self._closer, None

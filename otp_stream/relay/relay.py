@@ -12,6 +12,7 @@ from otp_stream.core.state import RelayState
 
 from .config import RelayConfig
 from .line import Line
+from .pace import Sharing
 from .turns import Turn, Turns
 
 _PULSE_S = 0.1
@@ -39,7 +40,8 @@ class SmtpRelay:
     """Sends mail through the first relay whose gate is open: `config`'s, or else one of the `fallbacks`, in order.
 
     All relays draw on one list of waiting jobs, so jobs move to the next relay when a gate closes, and back when it
-    opens, without being moved. Nothing connects before the first `send`. `on_gate` hears of every change of a gate;
+    opens, without being moved. Nothing connects before the first `send`. `on_gate` hears of every change of a gate,
+    `on_rate` when a relay is slowed down and when it has its full rate again; `sharing` is how workers share a rate.
     `now_ms` is the clock that codes live by (milliseconds since 1970), `steady_ms` the one for pauses, which nobody
     sets, and `fraction` the randomness of the gates' pauses, in [0, 1).
     """
@@ -50,14 +52,17 @@ class SmtpRelay:
         *,
         fallbacks: Sequence[RelayConfig] = (),
         on_gate: Callable[[RelayState], None] | None = None,
+        on_rate: Callable[[RelayState], None] | None = None,
+        sharing: Sharing = Sharing(),  # noqa: B008 - frozen
         now_ms: Callable[[], int] = _now_ms,
         steady_ms: Callable[[], int] = _steady_ms,
         fraction: Callable[[], float] = random.random,
     ) -> None:
         self._on_gate = on_gate
+        self._on_rate = on_rate
         self._now_ms = now_ms
         self._turns = Turns()
-        self._lines = [Line(one, self, steady_ms, fraction) for one in (config, *fallbacks)]
+        self._lines = [Line(one, self, steady_ms, fraction, sharing) for one in (config, *fallbacks)]
         self._pulse_timer: asyncio.TimerHandle | None = None
         self._pulsed = 0.0
         self._thawing = 0
@@ -122,6 +127,8 @@ class SmtpRelay:
         self.finish()
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
+        for line in self._lines:
+            line.pace.close()
         await asyncio.gather(*(line.pool.close(grace_s) for line in self._lines))
 
     # the lines call from here on
@@ -172,6 +179,11 @@ class SmtpRelay:
         # the caller may be in the middle of something
         asyncio.get_running_loop().call_soon(self.serve)
 
+    def rate_changed(self, line: Line) -> None:
+        """Tell of it."""
+        if self._on_rate is not None:
+            self._on_rate(line.look())
+
     def _sources(self, line: Line) -> list[Turns]:
         """Whence a line may take: the common list only while no relay before it takes mail."""
         for before in self._lines:
@@ -208,6 +220,6 @@ class SmtpRelay:
         if (
             self._thawing
             or any(self._all_turns())
-            or any(line.pool.alive or line.gate.state == "closed" for line in self._lines)
+            or any(line.pool.alive or line.gate.state == "closed" or line.rate.slowed for line in self._lines)
         ):
             self.serve()

@@ -1,6 +1,6 @@
 """What Prometheus may ask: counts at the moment they become true, gauges at the moment of the question."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -147,6 +147,7 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     yield _by("relay_connections", "Open connections.", "relay", {it.name: it.connections for it in relays})
     yield _by("relay_connections_limit", "Connections allowed.", "relay", {it.name: it.size for it in relays})
     yield _by("relay_sends_in_flight", "Mails on the wire.", "relay", {it.name: it.sending for it in relays})
+    yield _by("relay_rate_limit", "Mails per second allowed now.", "relay", {it.name: it.rate for it in relays})
     yield _gauge("relay_turns_waiting", "Jobs that wait for a turn at a relay.", sum(it.waiting for it in relays))
 
 
@@ -177,7 +178,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return family
 
 
-def _by(name: str, text: str, label: str, values: dict[str, int | None] | dict[str, int]) -> Metric:
+def _by(name: str, text: str, label: str, values: Mapping[str, float | None]) -> Metric:
     family = GaugeMetricFamily(f"otp_{name}", text, labels=[label])
     for key, value in values.items():
         if value is not None:

@@ -131,6 +131,14 @@ class Watch:
                 pause_ms = max((relay.probe_ms or 0) - self._now_ms(), 0)
                 _log.warning("relay takes no mail: gate closed, jobs wait", **told, probe_in_ms=pause_ms)
 
+    def rate(self, relay: RelayState) -> None:
+        """Tell of a relay that is slowed down, or has its full rate again."""
+        told = {"relay": relay.name, "per_second": None if relay.rate is None else round(relay.rate, 1)}
+        if relay.slowed:
+            _log.warning("relay throttles: slowed down", **told)
+        else:
+            _log.info("relay gets mail at the full rate again", **told)
+
     def inject(self, headers: MutableMapping[str, Any]) -> None:
         """Put the current trace context into headers."""
         self._tracer.inject(headers)

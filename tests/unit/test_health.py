@@ -63,5 +63,11 @@ def test_each_trouble_is_seen_and_told(state: WorkerState, status: str, text: st
     assert any(text in check.text for check in found if check.status == status)
 
 
+def test_a_relay_that_is_slowed_down_is_told_of_and_healthy() -> None:
+    found = checks(replace(GOOD, relays=(replace(RELAY, rate=12.04, slowed=True),)), NOW)
+    assert worst(found) == "healthy"
+    assert found[-1].text == "relay:25: the gate is open, slowed to 12/s after a throttle"
+
+
 def test_without_worker_nothing_can_be_wrong() -> None:
     assert worst(checks(WorkerState("http_only", None, ()), NOW)) == "healthy"

@@ -171,3 +171,11 @@ def test_production_refuses_a_fallback_in_the_clear() -> None:
     _, [problem] = load(smtp_fallback_urls="smtp://relay.example.com?tls=none", **production)
     assert problem.startswith("SMTP_FALLBACK_URLS: tls=none is refused in production to relay.example.com")
     assert load(smtp_fallback_urls="smtp://localhost?tls=none", **production)[1] == []
+
+
+def test_a_rate_is_a_number_above_nothing() -> None:
+    assert load(smtp_rate_per_second="2.5")[0].smtp_rate_per_second == 2.5
+    for bad in ("0", "-1", "inf", "nan", "many"):
+        settings, [problem] = load(smtp_rate_per_second=bad)
+        assert problem.startswith("SMTP_RATE_PER_SECOND: ")
+        assert settings.smtp_rate_per_second is None

@@ -1,0 +1,161 @@
+"""How fast mail may go to one relay, and when the next may leave. Pure: `now` is monotonic seconds."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+from otp_stream.core.rate import APART_S, CHUNK_S, RECOVERY_S, Grant, floor, slope
+
+_EARLY_S = 0.002
+"""A slot may be used this much ahead, so that the timer's grain does not add up."""
+_GRAIN_S = 0.01
+_LATE_S = 0.25
+"""A granted slot that is older has passed."""
+_MEASURED_S = 3.0
+_LEAST = 1.0
+"""Mails per second, below which there is nothing to slow."""
+
+
+class Rate:
+    """Additive increase, multiplicative decrease below `ceiling` (mails per second; `None`: as fast as it goes).
+
+    Slots are evenly spaced, and one that is not used has passed: an idle worker saves up no burst. Where there is no
+    ceiling, a throttle sets one for a while: what the relay took of late. Alone, a worker keeps a schedule of its own,
+    at its `share` of the rate (how many workers use the relay); otherwise slots are granted.
+    """
+
+    def __init__(
+        self, ceiling: float | None, *, recovery_s: float = RECOVERY_S, share: Callable[[], int] = lambda: 1
+    ) -> None:
+        self.ceiling = ceiling
+        self.limited = ceiling is not None
+        """Whether slots count at all. Looked at for every mail."""
+        self.alone = True
+        """Whether nobody grants slots."""
+        self.slowed = False
+        """Whether it is below the full rate, as of the last `settle`."""
+        self._recovery_s = recovery_s
+        self._share = share
+        self._full = self._base = ceiling or 0.0
+        self._since = 0.0
+        """From when on `_base` grows; never while the gate is closed."""
+        self._decreased_at = self._last = -math.inf
+        """`_last`: the slot that was used last, as scheduled."""
+        self._in_vain_from: float | None = None
+        self._granted: deque[float] = deque()
+        self._taken: deque[tuple[float, int]] = deque()
+
+    def allowed(self, now: float) -> float | None:
+        """Return mails per second, from all who share it; `None` where nothing limits them."""
+        return self._allowed(now) if self.limited else None
+
+    def slots(self, now: float) -> int:
+        """Return how many mails may leave now."""
+        if self.alone:
+            every, early = self._steps(now)
+            spare = now + early - max(self._last + every, now)
+            return int(spare / every) + 1 if spare >= 0 else 0
+        while self._granted and self._granted[0] < now - _LATE_S:
+            self._granted.popleft()
+        return sum(at <= now + _EARLY_S for at in self._granted)
+
+    def lacking(self, now: float) -> int:
+        """Return how many connections more could be used: for slots that are there, or passed while there was none."""
+        slots = self.slots(now)
+        if not slots:
+            return 0
+        if self._in_vain_from is None:
+            self._in_vain_from = now
+        return slots + int((now - self._in_vain_from) / self._steps(now)[0])
+
+    def wait_s(self, now: float) -> float | None:
+        """Return when to look again for a slot, in seconds; `None` where one must be granted first."""
+        every, early = self._steps(now)
+        if self.alone:
+            wait = self._last + every - early - now
+        elif self._granted:
+            wait = self._granted[0] - now
+        else:
+            return None
+        return max(wait, min(early / 2, _GRAIN_S))
+
+    def use(self, now: float) -> None:
+        """Use a slot."""
+        self._in_vain_from = None
+        if self.alone:
+            self._last = max(self._last + self._steps(now)[0], now)
+        else:
+            self._last = now
+            if self._granted:
+                self._granted.popleft()
+
+    def slow(self, now: float) -> None:
+        """The relay throttles: go half as fast."""
+        if now - self._decreased_at < APART_S:
+            return
+        if not self.limited:
+            taken = self._measured(now)
+            if taken < _LEAST:
+                return
+            self._full = self._base = taken
+            self.limited = True
+        self._decreased_at = now
+        self._base = max(floor(self._full), self._allowed(now) / 2)
+        self._since = now
+
+    def settle(self, now: float) -> bool:
+        """Lift a limit that has served its time; tell whether `slowed` has changed."""
+        before = self.slowed
+        # what others write down may be rounded
+        self.slowed = self.limited and self._allowed(now) < self._full * 0.999
+        if self.ceiling is None and not self.slowed:
+            self.limited = False
+        return self.slowed != before
+
+    def hold(self, now: float) -> None:
+        """The gate has closed: nothing leaves, so nothing shows that the relay would take more."""
+        self._base, self._since = self._allowed(now), math.inf
+        self._granted.clear()
+
+    def resume(self, now: float) -> None:
+        """The gate lets mail pass again."""
+        self._since = min(self._since, now)
+
+    def count(self, total: int, now: float) -> None:
+        """Note how many mails the relay has taken in all, to know how fast it took them."""
+        self._taken.append((now, total))
+        while self._taken[0][0] < now - _MEASURED_S:
+            self._taken.popleft()
+
+    def short(self, waiting: int, now: float) -> int:
+        """Return how many slots to ask for, with so many jobs that wait; none while enough are ahead."""
+        if self._granted and self._granted[-1] > now + CHUNK_S:
+            return 0
+        worth = max(int(self._allowed(now) * CHUNK_S), 1)
+        return min(waiting - len(self._granted), worth)
+
+    def take(self, grant: Grant, now: float, *, news: bool) -> None:
+        """Take slots that were granted; `news`: whether its rate is newer than what we know."""
+        self.alone = False
+        held = self._since == math.inf
+        if news:
+            self._base, self._since = min(grant.allowed, self._full), math.inf if held else now
+        if not held:
+            self._granted.extend(now + grant.first_in_s + at * grant.every_s for at in range(grant.count))
+
+    def nobody_grants(self) -> None:
+        """Go on alone."""
+        self.alone = True
+        self._granted.clear()
+
+    def _allowed(self, now: float) -> float:
+        return min(self._full, self._base + slope(self._full, self._recovery_s) * max(now - self._since, 0.0))
+
+    def _steps(self, now: float) -> tuple[float, float]:
+        """Return the time between two slots of our own, and how far ahead of its time one may be used."""
+        every = max(self._share(), 1) / self._allowed(now)
+        return every, max(CHUNK_S - every, _EARLY_S)
+
+    def _measured(self, now: float) -> float:
+        taken = [it for it in self._taken if it[0] >= now - _MEASURED_S]
+        return (taken[-1][1] - taken[0][1]) / max(now - taken[0][0], 1.0) if taken else 0.0
