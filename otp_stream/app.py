@@ -17,7 +17,7 @@ from .core.backoff import Backoff
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
 from .mail import Mailroom, TemplateError
-from .relay import RelayConfig, SmtpRelay
+from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
 from .tables import Asker, MemoryTables, Tables
 from .watch import Watch, configure_logs, monitor
@@ -33,9 +33,11 @@ def build(
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
     watch = Watch()
     first, *fallbacks = _relays(settings)
-    relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate, on_rate=watch.rate)
+    tables = _tables(settings)
+    sharing = Sharing(tables.reserve, lambda: _workers(broker)) if settings.redis_url else Sharing()
+    relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate, on_rate=watch.rate, sharing=sharing)
+    tables.on_lost = relay.recheck
     mailroom = _mailroom(settings, problems)
-    tables = _tables(settings, on_lost=relay.recheck)
     delivery = Delivery(mailroom, relay, tables, watch, backoff, settings.smtp_uncertain == "resend")
     broker = open_broker(
         _rabbit_config(settings, backoff), deliver=delivery, refused=watch.refused, inject=watch.inject
@@ -84,12 +86,17 @@ def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, settings: Settings
     )
 
 
-def _tables(settings: Settings, on_lost: Callable[[], object]) -> Tables:
+def _workers(broker: OtpBroker) -> int:
+    """How many workers consume the jobs queue, by the broker's word."""
+    return next((lane.consumers or 1 for lane in broker.look().lanes if lane.lane == "jobs"), 1)
+
+
+def _tables(settings: Settings) -> Tables:
     limits = settings.limits
     asker = Asker(settings.hash_key, supersede=settings.supersede == "latest", limits=limits)
     sent_ttl_ms = round(settings.sent_ttl_hours * 3_600_000)
     memory = MemoryTables(limits, sent_ttl_ms=sent_ttl_ms, sent_limit=settings.sent_memory_limit)
-    return Tables(asker, memory, fail=settings.state_fail, on_lost=on_lost)
+    return Tables(asker, memory, fail=settings.state_fail)
 
 
 def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks) -> None:

@@ -9,6 +9,7 @@ from time import monotonic
 import structlog
 
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
+from otp_stream.core.rate import Grant
 
 from .ask import Ask, slice_ms
 from .memory import Answer, MemoryTables
@@ -140,14 +141,11 @@ class SharedTables:
         if not self.redis.tell(*operation):
             self._owed[ask.key] = operation
 
-    async def reserve(self, relay: str, number: int, ceiling: float, *, slowed: bool) -> tuple[float, float, float]:
-        """Take turns in the schedule of a relay: seconds to the first, seconds between two, mails per second allowed.
-
-        Raises `AwayError`.
-        """
+    async def reserve(self, relay: str, number: int, ceiling: float, *, slowed: bool) -> Grant:
+        """Take slots in the schedule of a relay. Raises `AwayError`."""
         word = await self.redis.ask("reserve", relay, number, f"{ceiling:.6f}", int(slowed))
         _, first_us, every_us, rate = word.decode().split(":")
-        return int(first_us) / 1e6, int(every_us) / 1e6, float(rate)
+        return Grant(int(first_us) / 1e6, int(every_us) / 1e6, number, float(rate))
 
     async def close(self) -> None:
         """Wait, a second at most, until Redis has all that it was told."""

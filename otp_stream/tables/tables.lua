@@ -193,7 +193,7 @@ local function count()
   return 'ok'
 end
 
--- Evenly spaced turns for all workers; halved at a throttle, once a second at most, and back by a fortieth a second.
+-- Evenly spaced slots for all workers, by the rule of core/rate.py.
 local function reserve()
   local key = P .. 'rate:' .. next_arg()
   local number, ceiling, slowed = tonumber(next_arg()), tonumber(next_arg()), next_arg() == '1'
@@ -202,7 +202,7 @@ local function reserve()
   local rate, since = ceiling, tonumber(found[3])
   if since then rate = math.min(ceiling, tonumber(found[2]) + ceiling / 40 * (now / 1000 - since) / 1000) end
   if slowed and (not since or now / 1000 - since >= 1000) then
-    rate = math.max(ceiling / 100, 0.1, rate / 2)
+    rate = math.max(math.min(math.max(ceiling / 100, 0.1), ceiling), rate / 2)
     redis.call('HSET', key, 'base', string.format('%.6f', rate), 'since', whole(now / 1000))
   end
   local every = 1000000 / rate

@@ -16,6 +16,7 @@ from otp_stream.core.admission import (
     Unknown,
 )
 from otp_stream.core.job import Job
+from otp_stream.core.rate import Grant
 from otp_stream.core.state import Fail, TablesState
 
 from .ask import Ask, Asker
@@ -93,11 +94,10 @@ class Tables:
         *,
         fail: Fail = "open",
         now_ms: Callable[[], int] = _now_ms,
-        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._asker, self._memory, self._now_ms = asker, memory, now_ms
         self._fail: Fail = fail
-        self.on_lost = on_lost
+        self.on_lost: Callable[[], object] = lambda: None
         """Called when claims of jobs that may be waiting were lost."""
         self.shared: SharedTables | None = None
         self._url: str | None = None
@@ -177,6 +177,15 @@ class Tables:
                 self._end(claim)
         self._count(answer)
         return answer if isinstance(answer, Objection) else claim
+
+    async def reserve(self, relay: str, count: int, ceiling: float, slowed: bool) -> Grant | None:  # noqa: FBT001
+        """Take slots in the schedule of a relay that all workers keep; `None` while Redis is away."""
+        if self.shared is None or not self.shared.connected:
+            return None
+        try:
+            return await self.shared.reserve(relay, count, ceiling, slowed=slowed)
+        except AwayError:
+            return None
 
     async def renew(self, claim: Claim, deadline_ms: int) -> Objection | None:
         """Ask again for a claim that is still held here."""
