@@ -1,7 +1,7 @@
 """Prepare what the live tests need, then run a command there: `python tests/ground.py COMMAND…`.
 
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or one on 127.0.0.1:5672, or a private node; and an installed
-rabbitmq-server, or Debian's package, for the nodes that tests break. Chromium and libfaketime likewise. What cannot be
+rabbitmq-server, or Debian's package, for the nodes that tests break. Redis, Chromium and libfaketime likewise. What cannot be
 had ends this with a message: tests are never skipped for want of a server.
 """
 
@@ -30,6 +30,7 @@ def main(command: list[str]) -> int:
         "chromium-driver": shutil.which("chromedriver"),
         "libfaketime": FAKETIME.exists(),
         "rabbitmq-server": SERVER.exists(),
+        "redis-server": shutil.which("redis-server"),
     }
     for package, found in needed.items():
         if not found:

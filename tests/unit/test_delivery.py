@@ -22,7 +22,7 @@ OK = Accepted(Reply(250, None, "ok", "body"))
 LATER = Deferred(Reply(451, None, "later", "rcpt"))
 
 
-def tables(*limits: Limit, supersede: bool = False) -> Tables:
+def make_tables(*limits: Limit, supersede: bool = False) -> Tables:
     memory = MemoryTables(limits, sent_ttl_ms=86_400_000, sent_limit=1_000)
     return Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
 
@@ -38,7 +38,7 @@ class Rooms:
     settlements: list[Final] = field(default_factory=list)
     stands: bool = True
     now_ms: int = NOW
-    tables: Tables = field(default_factory=lambda: tables())
+    tables: Tables = field(default_factory=lambda: make_tables())
     compose_error: ComposeError | None = None
     wanted: Callable[[], bool] | None = None
 
@@ -204,7 +204,7 @@ async def test_a_cancelled_job_gives_its_claim_back() -> None:
 
 
 async def test_a_job_over_a_limit_is_dead_with_when_it_would_be_allowed() -> None:
-    rooms = Rooms([OK], tables=tables(Limit("recipient", 1, 600_000)))
+    rooms = Rooms([OK], tables=make_tables(Limit("recipient", 1, 600_000)))
     assert await rooms.deliver(job()) == Ack("sent")
     settlement = await rooms.deliver(job("j-2"))
     assert settlement == Dead(
@@ -214,7 +214,7 @@ async def test_a_job_over_a_limit_is_dead_with_when_it_would_be_allowed() -> Non
 
 
 async def test_a_job_that_waits_for_the_relay_ends_as_superseded_when_a_newer_code_arrives() -> None:
-    rooms = Rooms(tables=tables(supersede=True))
+    rooms = Rooms(tables=make_tables(supersede=True))
 
     async def until_unwanted() -> Outcome:
         wanted = rooms.wanted
