@@ -40,7 +40,7 @@ def build(
     mailroom = _mailroom(settings, problems)
     delivery = Delivery(mailroom, relay, tables, watch, backoff, settings.smtp_uncertain == "resend")
     broker = open_broker(
-        _rabbit_config(settings, backoff), deliver=delivery, refused=watch.refused, inject=watch.inject
+        _rabbit_config(settings, backoff), deliver=delivery, made=tables, refused=watch.refused, inject=watch.inject
     )
     hooks = Hooks(
         first=partial(_configure_logs, settings),

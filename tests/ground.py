@@ -1,8 +1,8 @@
 """Prepare what the live tests need, then run a command there: `python tests/ground.py COMMAND…`.
 
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or one on 127.0.0.1:5672, or a private node; and an installed
-rabbitmq-server, or Debian's package, for the nodes that tests break. Redis, Chromium and libfaketime likewise. What cannot be
-had ends this with a message: tests are never skipped for want of a server.
+rabbitmq-server, or Debian's package, for the nodes that tests break. Redis, Chromium and libfaketime likewise. What
+cannot be had ends this with a message: tests are never skipped for want of a server.
 """
 
 import os

@@ -8,7 +8,7 @@ from faststream.rabbit import RabbitMessage
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane, MalformedError, OtpJob
 
-from .arrival import Reader
+from .arrival import MadeIds, Reader
 from .broker import OtpBroker
 from .copies import Inject
 from .events import JobEvent
@@ -35,13 +35,15 @@ class RabbitConfig:
     enabled: bool = True
 
 
-def open_broker(config: RabbitConfig, *, deliver: Deliver, refused: Refused, inject: Inject) -> OtpBroker:
+def open_broker(
+    config: RabbitConfig, *, deliver: Deliver, made: MadeIds, refused: Refused, inject: Inject
+) -> OtpBroker:
     """Wire the broker with its lanes. Nothing connects before `start`."""
     tolerate()
     topology = Topology(config.queue, config.prefix, config.backoff)
     broker = OtpBroker(config.url, shown_url=config.shown_url, topology=topology, enabled=config.enabled)
     settler = Settler(topology, config.backoff, publish=broker.confirmed, inject=inject, repair=broker.repair)
-    reader = Reader(config.default_expiry_minutes, config.hash_key)
+    reader = Reader(config.default_expiry_minutes, config.hash_key, made)
     desk = Desk(reader, settler, broker.events, deliver, refused, config.hash_key)
     broker.lanes = [
         _subscribe(broker, LaneConsumer(lane, queue, config.window, desk)) for lane, queue in topology.lanes.items()

@@ -1,10 +1,9 @@
 """A message as it came, read into a typed job."""
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 from aio_pika import IncomingMessage
@@ -23,7 +22,6 @@ from .acks import Acks
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
 UNCERTAIN = "x-otp-uncertain"
 TRACE = ("traceparent", "tracestate", "baggage")
-_RECENT = 10_000
 _ID_LIMIT = 200
 _HAS_HEADERS = 0x20
 """In the first byte of a content header's flags."""
@@ -140,19 +138,31 @@ class Arrival:
                 raise MalformedError(f"header {name}: must be a string, not {type(value).__name__}")
 
 
-@dataclass(slots=True)
+class MadeIds(Protocol):
+    """Ids made for jobs that nothing tells apart but their content, by a keyed hash of it."""
+
+    async def recall(self, content: str) -> str | None:
+        """Return the last id made for this content, by this worker or another."""
+        ...
+
+    def keep(self, content: str, job_id: str) -> None:
+        """Remember the id made for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Reader:
     """Makes jobs of arrivals."""
 
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
-    _recent: OrderedDict[str, str] = field(default_factory=OrderedDict[str, str], repr=False)
+    made: MadeIds
 
-    def job(self, arrival: Arrival, ask: OtpJob) -> Job:
+    async def job(self, arrival: Arrival, ask: OtpJob) -> Job:
         """Take a job into the worker's hands."""
         return carry(
             ask,
-            job_id=self.job_id(arrival, ask),
+            job_id=await self.job_id(arrival, ask),
             lane=arrival.lane,
             first_seen_ms=arrival.first_seen_ms,
             attempts_made=arrival.attempts_made(ask),
@@ -161,16 +171,16 @@ class Reader:
             uncertain=arrival.uncertain,
         )
 
-    def job_id(self, arrival: Arrival, ask: OtpJob) -> str:
+    async def job_id(self, arrival: Arrival, ask: OtpJob) -> str:
         """Return the job's id: the producer's, unless it tells a secret, or one made from its content."""
         if known := arrival.header(JOB_ID, str):
             return known
         if ask.job_id and tells(ask.job_id, ask.email, ask.otp):
             # ids stand in logs, headers and events
             return blake2b(ask.job_id.encode(errors="replace"), key=self.hash_key, digest_size=16).hexdigest()
-        return ask.job_id or self._made_id(arrival.message, ask)
+        return ask.job_id or await self._made_id(arrival.message, ask)
 
-    def _made_id(self, message: Message, ask: OtpJob) -> str:
+    async def _made_id(self, message: Message, ask: OtpJob) -> str:
         moment = ask.timestamp if ask.timestamp is not None else message.message_id or message.timestamp
         content = "\0".join((ask.email, ask.otp, ask.metadata.template, str(moment or "")))
         digest = blake2b(content.encode(), key=self.hash_key, digest_size=16).hexdigest()
@@ -178,11 +188,8 @@ class Reader:
             return digest
         # Nothing tells a copy from a person who asked again and got the same code: only a message that the broker
         # marks as redelivered can be a copy, so only that one takes the id of the one before.
-        made = (self._recent.get(digest) if message.redelivered else None) or uuid4().hex
-        self._recent[digest] = made
-        self._recent.move_to_end(digest)
-        if len(self._recent) > _RECENT:
-            self._recent.popitem(last=False)
+        made = (await self.made.recall(digest) if message.redelivered else None) or uuid4().hex
+        self.made.keep(digest, made)
         return made
 
 

@@ -12,8 +12,8 @@ from otp_stream.core.job import MAX_BODY_BYTES
 
 from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, UNCERTAIN, Arrival
 
-REASON, ERROR, DIED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at"
-_OURS = {REASON, ERROR, DIED_AT, ATTEMPT, JOB_ID, FIRST_SEEN, UNCERTAIN}
+REASON, ERROR, DIED_AT, ALLOWED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at", "x-otp-allowed-at"
+_OURS = {REASON, ERROR, DIED_AT, ALLOWED_AT, ATTEMPT, JOB_ID, FIRST_SEEN, UNCERTAIN}
 # What the broker writes is not carried on: copied `x-death` headers have lost messages on their second pass,
 # and CC and BCC would route a copy to places that the producer has served already.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
@@ -38,6 +38,8 @@ def dead_letter(arrival: Arrival, dead: Dead, *, job_id: str, died_ms: int, inje
     """Return the dead letter: the body as it came, with why and when it died in the headers."""
     headers = _carried(arrival) | _ours(arrival, job_id, dead.attempt)
     headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
+    if dead.allowed_ms is not None:
+        headers[ALLOWED_AT] = dead.allowed_ms
     inject(headers)
     return _copy(arrival, arrival.message.body, headers)
 

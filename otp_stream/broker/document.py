@@ -8,7 +8,7 @@ from otp_stream.core.decision import Ending, Reason
 from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 
 from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, UNCERTAIN
-from .copies import DIED_AT, ERROR, REASON
+from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .events import JobEvent
 from .topology import Topology
 
@@ -23,7 +23,9 @@ durable, or not at all; both orders work. `{{high}}` takes the same job and is s
 
 **To learn what became of it**, bind a queue to the topic exchange `{{events}}`.
 
-Delivery is at least once. A `jobId` that a worker sent in the last 24 hours is not sent again by that worker.
+Delivery is at least once. A `jobId` that was sent is not sent again for 24 hours, unless the operator has set another
+time; a job without one is known by its recipient, code, template and timestamp. Over a limit that the operator has set,
+a job is not sent: its event and its dead letter, `throttled`, say when it would be.
 """
 
 _TRACE: Node = {
@@ -46,10 +48,23 @@ _DIED: Node = {
     REASON: {"type": "string", "enum": list(get_args(Reason)), "description": "Why it died."},
     ERROR: {"type": "string", "description": "What the relay said or what was wrong. No secrets."},
     DIED_AT: {"type": "integer", "description": "When it died, milliseconds since 1970 (UTC)."},
+    ALLOWED_AT: {
+        "type": "integer",
+        "description": "With `throttled`: when it would be allowed, milliseconds since 1970 (UTC).",
+    },
 }
 _EVENTS: list[tuple[str, Node]] = [
     ("sent", {"outcome": "sent", "attempt": 1}),
     ("retrying", {"outcome": "retrying", "attempt": 1, "delayMs": 1130, "error": "451 4.3.0 try later (to RCPT)"}),
+    (
+        "throttled",
+        {
+            "outcome": "throttled",
+            "attempt": 0,
+            "error": "over RECIPIENT_LIMIT=5/10m: allowed again at 2023-01-01T00:10:00Z",
+            "allowedAt": 1672531800000,
+        },
+    ),
     ("rejected", {"outcome": "rejected", "attempt": 1, "error": "550 5.1.1 no such user (to RCPT)"}),
 ]
 

@@ -38,6 +38,9 @@ class JobEvent(BaseModel):
     attempt: int = Field(ge=0, description="Attempts made.")
     at: int = Field(description="When, in milliseconds since 1970 (UTC).")
     delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
+    allowed_at: int | None = Field(
+        default=None, description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC)."
+    )
     error: str | None = Field(default=None, description="What the relay said, or what was wrong. No secrets.")
 
 
@@ -59,8 +62,10 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
     match settlement:
         case Ack(ending):
             told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
-        case Dead(reason, error, attempt):
+        case Dead(reason, error, attempt, allowed_ms):
             told |= {"outcome": reason, "attempt": attempt, "error": error}
+            if allowed_ms is not None:
+                told["allowedAt"] = allowed_ms
         case Retry(delay_ms, attempt, error):
             told |= {"outcome": "retrying", "attempt": attempt, "error": error, "delayMs": delay_ms}
         case Park(delay_ms):

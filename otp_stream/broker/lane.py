@@ -200,7 +200,7 @@ class LaneConsumer:
             arrival.check_headers()
         except MalformedError as error:
             return await self._refuse(arrival, str(error))
-        job = self._desk.reader.job(arrival, ask)
+        job = await self._desk.reader.job(arrival, ask)
         if self._desk.moved.knows(job):
             await acknowledge(arrival)
             return "ack"

@@ -15,6 +15,8 @@ V = TypeVar("V")
 _OTHERS_LIMIT = 100_000
 """Entries of each table but that of sent marks: keys of recipients, domains and tenants, as long as their windows."""
 
+_MADE_LIMIT = 10_000
+
 
 class Marks:
     """Jobs that were sent, for as long as they may not be sent again; the oldest give way beyond `limit`.
@@ -144,6 +146,8 @@ class MemoryTables:
         self.marks = Marks(sent_ttl_ms, sent_limit)
         self.throttled: Counter[tuple[str, str]] = Counter()
         """What was over a limit, by limit and key."""
+        self.made: Table[str] = Table(_MADE_LIMIT)
+        """Ids made for jobs that have nothing but their content, by its hash."""
         self._limits = limits
         self._seen: Table[int] = Table()
         self._newest: Table[Newest] = Table()

@@ -128,6 +128,14 @@ class SharedTables:
         )
         return self._read(word.decode())
 
+    def keep(self, content: str, job_id: str) -> None:
+        """Remember the id made for a job."""
+        self.redis.tell("keep", content, job_id, self._memory.marks.ttl_ms)
+
+    async def recall(self, content: str) -> str | None:
+        """Return the id made for it. Raises `AwayError`."""
+        return (await self.redis.ask("recall", content)).decode().partition(":")[2] or None
+
     def mark(self, key: str) -> None:
         """Remember that a job was sent; it is in memory already."""
         whole = self._restored == self._memory.marks.written - 1

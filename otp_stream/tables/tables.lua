@@ -8,6 +8,7 @@
 --   release  job ttl_ms            (0 forgets it)
 --   beat     lease_ms marks
 --   resume                          how many marks of this worker are here
+--   keep     content id ttl_ms              recall  content
 --   count    name by
 --   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
 --
@@ -15,6 +16,7 @@
 -- newest:<hash>     hash of purposes: made_ms:arrival:code
 -- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
 -- worker:<id>       while that worker lives     log:<id>  how many of its marks are here     workers  by last sight
+-- made:<hash>       the id made for a job that has nothing but its content
 -- throttled         what was over a limit most often, in a day       stats  what was asked
 -- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
 
@@ -187,6 +189,16 @@ local function resume()
   return 'ok:' .. (redis.call('GET', P .. 'log:' .. me) or '0')
 end
 
+local function keep()
+  local content, id = P .. 'made:' .. next_arg(), next_arg()
+  redis.call('SET', content, id, 'PX', next_arg())
+  return 'ok'
+end
+
+local function recall()
+  return 'ok:' .. (redis.call('GET', P .. 'made:' .. next_arg()) or '')
+end
+
 local function count()
   local name, by = next_arg(), next_arg()
   redis.call('HINCRBY', P .. 'stats', name, by)
@@ -212,7 +224,10 @@ local function reserve()
   return 'ok:' .. whole(first - now) .. ':' .. whole(every) .. ':' .. string.format('%.6f', rate)
 end
 
-local operations = { admit = admit, mark = mark, release = release, beat = beat, resume = resume, count = count, reserve = reserve }
+local operations = {
+  admit = admit, mark = mark, release = release, beat = beat, resume = resume, keep = keep, recall = recall,
+  count = count, reserve = reserve,
+}
 local answers = {}
 while at <= #ARGV do
   answers[#answers + 1] = operations[next_arg()]()

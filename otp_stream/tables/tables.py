@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import structlog
 
@@ -177,6 +178,21 @@ class Tables:
                 self._end(claim)
         self._count(answer)
         return answer if isinstance(answer, Objection) else claim
+
+    async def recall(self, content: str) -> str | None:
+        """Return the id made for a job with this content, by this worker or another."""
+        found = None
+        if self.shared is not None and self.shared.connected:
+            with suppress(AwayError):
+                found = await self.shared.recall(content)
+        return found or self._memory.made.get(content, self._now_ms())
+
+    def keep(self, content: str, job_id: str) -> None:
+        """Remember the id made for a job with this content."""
+        now_ms = self._now_ms()
+        self._memory.made.put(content, job_id, now_ms + self._memory.marks.ttl_ms, now_ms)
+        if self.shared is not None:
+            self.shared.keep(content, job_id)
 
     async def reserve(self, relay: str, count: int, ceiling: float, slowed: bool) -> Grant | None:  # noqa: FBT001
         """Take slots in the schedule of a relay that all workers keep; `None` while Redis is away."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -341,3 +340,15 @@ async def test_entries_of_limits_are_gone_after_their_window(ground: Ground) -> 
     ground.now_ms += 2_000
     await send(tables, job("b", email="other@example.com"))
     assert tables.look().sizes.get("recipient 1/1s", 1) == (1 if ground.url is None else 0)
+
+
+# ids made for jobs that have nothing but their content
+
+
+async def test_the_last_id_that_was_made_for_a_content_is_found_again(ground: Ground) -> None:
+    tables = await ground.tables()
+    assert await tables.recall("content") is None
+    tables.keep("content", "one")
+    tables.keep("content", "two")
+    other = tables if ground.url is None else await ground.tables()
+    assert await other.recall("content") == "two"

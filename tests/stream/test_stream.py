@@ -82,7 +82,7 @@ async def broker(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         default_expiry_minutes=15,
         hash_key=b"k" * 32,
     )
-    broker = open_broker(config, deliver=delivery, refused=scene.refuse, inject=lambda _: None)
+    broker = open_broker(config, deliver=delivery, made=tables, refused=scene.refuse, inject=lambda _: None)
 
     async def as_it_came(message: RabbitMessage) -> bytes:
         return message.body

@@ -38,7 +38,7 @@ class Rooms:
     settlements: list[Final] = field(default_factory=list)
     stands: bool = True
     now_ms: int = NOW
-    tables: Tables = field(default_factory=lambda: make_tables())
+    tables: Tables = field(default_factory=make_tables)
     compose_error: ComposeError | None = None
     wanted: Callable[[], bool] | None = None
 
