@@ -14,7 +14,7 @@ import uvloop
 
 from . import report
 from .measure import RELAYS, Run, drain, steady, tidy
-from .systems import System, limited, ours, peers
+from .systems import System, limited, ours, peers, redis
 
 OUT = Path(__file__).parent / "out"
 URL = os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")
@@ -23,14 +23,20 @@ URL = os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672
 def main() -> None:
     """Measure what is asked for, and write table and charts to bench/out."""
     asked = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    asked.add_argument("what", choices=["peers", "growth"], nargs="?", default="peers")
+    asked.add_argument("what", choices=["peers", "growth", "state"], nargs="?", default="peers")
     asked.add_argument("--pairs", type=int, default=5, help="how often each system runs, in turn with the others")
     asked.add_argument("--rate", type=float, default=700, help="jobs a second for the latencies")
     asked.add_argument("--relays", nargs="*", choices=list(RELAYS), default=["instant", "30 ms"])
     asked.add_argument("--only", nargs="*", help="names of systems")
     said = asked.parse_args()
     OUT.mkdir(exist_ok=True)
-    work = _peers(said.pairs, said.rate, said.relays, said.only) if said.what == "peers" else _growth()
+    match said.what:
+        case "peers":
+            work = _peers(said.pairs, said.rate, said.relays, said.only)
+        case "growth":
+            work = _growth()
+        case _:
+            work = _state(said.pairs, said.rate)
     uvloop.run(_tidied(work))
 
 
@@ -84,6 +90,22 @@ async def _growth() -> None:
     rows = {title: [{"at": x, **asdict(run)} for x, run in some] for title, some in points.items()}
     (OUT / "growth.json").write_text(json.dumps(rows, indent=1))
     report.curves(points, OUT)
+
+
+async def _state(pairs: int, rate: float) -> None:
+    """What it costs to share state: in memory, in Redis, and with every question that can be asked of it."""
+    with redis() as url:
+        wide = {"SUPERSEDE": "latest"} | dict.fromkeys(("RECIPIENT_LIMIT", "DOMAIN_LIMIT", "TOTAL_LIMIT"), "9999999/1h")
+        systems = [ours("memory"), ours("redis", REDIS_URL=url), ours("redis, all limits", REDIS_URL=url, **wide)]
+        runs: list[Run] = []
+        for _ in range(pairs):
+            for system in random.sample(systems, len(systems)):
+                runs += await _tried(system, lambda it: drain(it, "instant", URL), 20_000)
+                for pace in (50, rate):
+                    runs += await _tried(
+                        system, lambda it, pace=pace: steady(it, "instant", URL, rate=pace, seconds=6), 10**6
+                    )
+        (OUT / "state.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
 
 
 async def _tried(system: System, measure: Callable[[System], Awaitable[Run]], jobs: int) -> list[Run]:

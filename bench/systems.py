@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,23 @@ def ours(
     }  # fmt: skip
     command = (faststream, "run", "otp_stream.app:app", "--host", "127.0.0.1", "--port", str(port), *several)
     return System(name, command, jobs, settings | env, workers)
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis of our own; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [shutil.which("redis-server") or "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+        stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
+    )  # fmt: skip
+    try:
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def peers() -> Iterator[System | str]:
