@@ -9,11 +9,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
+import structlog
 from redis.asyncio import Connection
 from redis.asyncio.connection import parse_url
 from redis.exceptions import RedisError, ResponseError
 
-from otp_stream.tasks import is_cancelled
+from otp_stream.tasks import cancelled, is_cancelled
 
 ANSWER_S = 0.25
 """A Redis that takes longer is no help to somebody who waits at a login page."""
@@ -39,6 +40,31 @@ class _Asked:
     operations: list[Operation]
     answers: list[asyncio.Future[bytes] | None]
     at: float
+
+
+class _Answers(asyncio.Protocol):
+    """Reads what the script answers: one bulk string for each call, or an error. Streams would take twice as long."""
+
+    def __init__(self, answered: Callable[[bytes], object], broken: Callable[[str], object]) -> None:
+        self._answered, self._broken = answered, broken
+        self._read = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        while (line_end := self._read.find(b"\r\n")) >= 0:
+            kind, line = self._read[:1], self._read[1:line_end]
+            if kind != b"$":
+                self._broken(line.decode(errors="replace")[:200])
+                return
+            start = line_end + 2
+            end = start + int(line)
+            if len(self._read) < end + 2:
+                return
+            answer, self._read = self._read[start:end], self._read[end + 2 :]
+            self._answered(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._broken(_told(exc) if exc else "it closed the connection")
 
 
 class Redis:
@@ -74,7 +100,8 @@ class Redis:
         """Of the connection that stands: why it is given up."""
         self._queue: deque[tuple[Operation, asyncio.Future[bytes] | None]] = deque()
         self._asked: deque[_Asked] = deque()
-        self._wake = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self._due = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._late = False
 
@@ -106,7 +133,11 @@ class Redis:
 
     def _add(self, operation: Operation, answer: asyncio.Future[bytes] | None) -> None:
         self._queue.append((operation, answer))
-        self._wake.set()
+        if not self._asked:
+            self._flush()
+        elif not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
@@ -120,15 +151,16 @@ class Redis:
     async def _once(self) -> str:
         """Live with one connection until it is lost; returns why."""
         connection = _connection(self._url)
-        tasks: list[asyncio.Task[None]] = []
+        coming_back: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(_CONNECT_S):
                 await connection.connect()
                 self._sha = await _call(connection, b"SCRIPT", b"LOAD", _SCRIPT)
+                await _warn_of_eviction(connection)
             broken = self._broken = asyncio.get_running_loop().create_future()
-            tasks = [asyncio.create_task(run(connection)) for run in (self._write, self._read, self._come_back)]
-            for task in tasks:
-                task.add_done_callback(self._ended)
+            self._transport = _taken_over(connection, _Answers(self._answered, self._break_off))
+            coming_back = asyncio.create_task(self._come_back())
+            coming_back.add_done_callback(self._ended)
             return await broken
         except TimeoutError:
             return f"no answer within {_CONNECT_S:g} s"
@@ -139,10 +171,9 @@ class Redis:
         except (RedisError, OSError, ValueError) as error:
             return _told(error)
         finally:
-            self._broken = None
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._broken = self._transport = None
+            if coming_back is not None:
+                await cancelled(coming_back)
             await connection.disconnect(nowait=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -154,7 +185,7 @@ class Redis:
         if self._broken is not None and not self._broken.done():
             self._broken.set_result(why)
 
-    async def _come_back(self, _: Connection) -> None:
+    async def _come_back(self) -> None:
         await self._back()
         self.connected, self.error = True, None
 
@@ -175,25 +206,22 @@ class Redis:
             if answer is not None and not answer.done():
                 answer.set_exception(AwayError(error))
 
-    async def _write(self, connection: Connection) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MOST))]
-                operations = [operation for operation, _ in batch]
-                self._asked.append(_Asked(operations, [answer for _, answer in batch], monotonic()))
-                self._watch()
-                await connection.send_packed_command(self._call(operations), check_health=False)
+    def _flush(self) -> None:
+        self._due = False
+        while self._queue and self._transport is not None:
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MOST))]
+            operations = [operation for operation, _ in batch]
+            self._asked.append(_Asked(operations, [answer for _, answer in batch], monotonic()))
+            self._transport.write(self._call(operations))
+        if self._asked and self._watchdog is None:
+            self._look_in(ANSWER_S)
 
-    async def _read(self, connection: Connection) -> None:
-        while True:
-            reply = await _reply(connection)
-            asked = self._asked.popleft()
-            self._observe(monotonic() - asked.at)
-            for answer, word in zip(asked.answers, reply.split(b" "), strict=True):
-                if answer is not None and not answer.done():
-                    answer.set_result(word)
+    def _answered(self, reply: bytes) -> None:
+        asked = self._asked.popleft()
+        self._observe(monotonic() - asked.at)
+        for answer, word in zip(asked.answers, reply.split(b" "), strict=True):
+            if answer is not None and not answer.done():
+                answer.set_result(word)
 
     def _call(self, operations: list[Operation]) -> bytes:
         now = b"" if self._now_ms is None else self._now_ms()
@@ -201,10 +229,6 @@ class Redis:
         first = (b"EVALSHA", self._sha, 1, self._prefix, self._prefix, self._worker, now, self._head_words // 3)
         total = len(first) + self._head_words + len(words)
         return b"*%d\r\n%b%b%b" % (total, _packed(first), self._head, _packed(words))
-
-    def _watch(self) -> None:
-        if self._watchdog is None:
-            self._look_in(ANSWER_S)
 
     def _look_in(self, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -231,6 +255,27 @@ def _connection(url: str) -> Connection:
     # answers are waited for by us, and Redis 5 knows nothing of protocol 3
     options |= {"protocol": 2, "driver_info": None, "socket_connect_timeout": _CONNECT_S, "socket_timeout": None}
     return kind(**options)
+
+
+def _taken_over(connection: Connection, answers: _Answers) -> asyncio.Transport:
+    """Have the connection's bytes read by us from now on: it has logged in, and nothing is under way."""
+    writer: asyncio.StreamWriter = cast("Any", connection)._writer  # noqa: SLF001 - it offers no other way
+    transport = cast("asyncio.Transport", writer.transport)
+    transport.set_protocol(answers)
+    return transport
+
+
+async def _warn_of_eviction(connection: Connection) -> None:
+    try:
+        told = (await _call(connection, b"INFO", b"memory")).decode(errors="replace")
+    except ResponseError:  # not every user may ask
+        return
+    facts = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and facts.get("maxmemory", "0") != "0":
+        structlog.get_logger(__name__).warning(
+            "Redis may forget what was sent before its time: set maxmemory-policy to noeviction", policy=policy
+        )
 
 
 async def _call(connection: Connection, *words: Word) -> bytes:
