@@ -236,9 +236,9 @@ class Tables:
                     answer = await shared.admit(claim.ask, counted=counted)
                 except AwayError:
                     continue
+                claim.shared = isinstance(answer, int)
                 if not isinstance(answer, Busy):
                     return self._admitted(claim, answer)
-                claim.shared = False
                 self._asked["busy"] += 1
                 if now_ms >= deadline_ms:
                     return Unknown()

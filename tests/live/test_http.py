@@ -81,7 +81,7 @@ async def _is(worker: Worker, line: str, value: float) -> bool:
 
 
 async def test_every_metric_of_the_alerts_exists(stage: Stage) -> None:
-    worker = await stage.run()
+    worker = await stage.run(REDIS_URL="redis://127.0.0.1:1")
     _, exposition = await worker.get("/metrics")
     alerts = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())
     words = " ".join(rule["expr"] for group in alerts["groups"] for rule in group["rules"])
