@@ -38,14 +38,21 @@ class Marks:
     def __len__(self) -> int:
         return len(self._until)
 
+    @property
+    def gone(self) -> int:
+        """The number of the last mark that is forgotten."""
+        return self.written - len(self._order)
+
     def add(self, key: str, now_ms: int) -> None:
         """Remember that a job was sent."""
+        self._forget(now_ms)
         if key in self._until:
             return
         self._order.append(key)
         self._until[key] = now_ms + self.ttl_ms
         self.written += 1
-        self._forget(now_ms)
+        if len(self._order) > self._limit:
+            self._forget(now_ms)
 
     def knows(self, key: str, now_ms: int) -> bool:
         """Whether a job was sent."""
@@ -53,8 +60,8 @@ class Marks:
 
     def since(self, number: int) -> list[tuple[str, int]]:
         """Return the marks after the one with this number, and until when each holds (milliseconds since 1970)."""
-        start = max(len(self._order) - (self.written - number), 0)
-        return [(key, self._until[key]) for key in islice(self._order, start, None)]
+        start = number - self.gone
+        return [(key, self._until[key]) for key in islice(self._order, max(start, 0), None)]
 
     def _forget(self, now_ms: int) -> None:
         order, until = self._order, self._until
@@ -149,15 +156,18 @@ class MemoryTables:
         self.made: Table[str] = Table(_MADE_LIMIT)
         """Ids made for jobs that have nothing but their content, by its hash."""
         self._limits = limits
-        self._seen: Table[int] = Table()
+        self._seen: Table[tuple[int, int]] = Table()
+        """Numbers in the order of arrival, and when the jobs were made as it was first told."""
         self._newest: Table[Newest] = Table()
-        self._windows: dict[Limit, Table[Window]] = {limit: Table() for limit in limits}
+        tables: dict[tuple[str, int], Table[Window]] = {(limit.name, limit.period_ms): Table() for limit in limits}
+        # several limits for one period look at the same window
+        self._windows = {limit: tables[limit.name, limit.period_ms] for limit in limits}
         self._arrivals = count(1)
 
     @property
     def evicted(self) -> int:
         """How many entries were forgotten before their time."""
-        others = (self._seen, self._newest, *self._windows.values())
+        others = (self._seen, self._newest, *{id(table): table for table in self._windows.values()}.values())
         return self.marks.evicted + sum(table.evicted for table in others)
 
     @property
@@ -173,19 +183,20 @@ class MemoryTables:
         if not ask.recipient and not ask.limits:
             return 0
         seen = self._seen.get(ask.key, now_ms)
-        arrival = seen or next(self._arrivals)
+        arrival, made_ms = seen or (next(self._arrivals), ask.made_ms)
+        made_ms = min(made_ms, ask.made_ms)
+        until_ms = now_ms + ask.ttl_ms
         place = f"{ask.recipient}:{ask.purpose}"
         newest = self._newest.get(place, now_ms) if ask.recipient else None
-        newer = newest is None or (ask.made_ms, arrival) >= (newest.made_ms, newest.arrival)
+        newer = newest is None or (made_ms, arrival) >= (newest.made_ms, newest.arrival)
         if newest is not None and not newer and newest.code != ask.code:
-            self._seen.drop(ask.key)
+            self._seen.put(ask.key, (arrival, made_ms), until_ms, now_ms)
             return Superseded()
         if seen is None and not counted and (over := self._over(ask, now_ms)):
             return over
-        until_ms = now_ms + ask.ttl_ms
         if ask.recipient and newer:
-            self._newest.put(place, Newest(ask.made_ms, arrival, ask.code), until_ms, now_ms)
-        self._seen.put(ask.key, arrival, until_ms, now_ms)
+            self._newest.put(place, Newest(made_ms, arrival, ask.code), until_ms, now_ms)
+        self._seen.put(ask.key, (arrival, made_ms), until_ms, now_ms)
         return arrival
 
     def mark(self, key: str, now_ms: int) -> None:
@@ -194,7 +205,7 @@ class MemoryTables:
         self._seen.drop(key)
 
     def _over(self, ask: Ask, now_ms: int) -> Throttled | None:
-        found: list[tuple[Limit, str, Window]] = []
+        found: dict[tuple[str, int], tuple[Limit, str, Window]] = {}
         for limit, key in zip(self._limits, ask.limits, strict=True):
             if not key:
                 continue
@@ -203,8 +214,8 @@ class MemoryTables:
             if window.total >= limit.count:
                 self._blame(limit, key)
                 return Throttled(limit, window.room_from(limit.count) * slice_ms(limit))
-            found.append((limit, key, window))
-        for limit, key, window in found:
+            found[limit.name, limit.period_ms] = limit, key, window
+        for limit, key, window in found.values():
             window.add(now_ms // slice_ms(limit))
             self._windows[limit].put(key, window, now_ms + (SLICES + 1) * slice_ms(limit), now_ms)
         return None

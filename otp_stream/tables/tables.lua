@@ -6,13 +6,13 @@
 --   admit    job made_ms ttl_ms counted recipient purpose code key-for-each-limit…   ('' where there is none)
 --   mark     job ttl_ms
 --   release  job ttl_ms            (0 forgets it)
---   beat     lease_ms marks
+--   beat     lease_ms marks         (late where the lease had run out: `marks` is not taken then)
 --   resume                          how many marks of this worker are here
 --   keep     content id ttl_ms              recall  content
 --   count    name by
 --   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
 --
--- job:<hash>        s | c:<worker>:<arrival> | r::<arrival>    sent, claimed, or seen and released
+-- job:<hash>        s | c:<worker>:<arrival>:<made_ms> | r::<arrival>:<made_ms>    sent, claimed, or seen and released
 -- newest:<hash>     hash of purposes: made_ms:arrival:code
 -- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
 -- worker:<id>       while that worker lives     log:<id>  how many of its marks are here     workers  by last sight
@@ -101,8 +101,10 @@ local function over_limit(keys)
       end
     end
   end
+  local counted = {} -- several limits for one period look at the same window
   for i, limit in ipairs(limits) do
-    if keys[i] then
+    if keys[i] and not counted[keys[i]] then
+      counted[keys[i]] = true
       local slice = math.floor(now / limit.slice)
       redis.call('HINCRBY', keys[i], whole(slice), 1)
       redis.call('HSET', keys[i], 'at', whole(slice), 'sum', sums[i] + 1)
@@ -123,9 +125,9 @@ local function admit()
   local known, arrival = redis.call('GET', job), nil
   if known == 's' then return 'sent' end
   if known then
-    local holder, number = string.match(known, '^%a:([^:]*):(%d+)$')
+    local holder, number, first_made = string.match(known, '^%a:([^:]*):(%d+):(%d+)$')
     if holder ~= '' and holder ~= me and redis.call('EXISTS', P .. 'worker:' .. holder) == 1 then return 'busy' end
-    arrival = tonumber(number)
+    arrival, made = tonumber(number), math.min(made, tonumber(first_made))
   end
 
   local newest, newer = P .. 'newest:' .. recipient, true
@@ -137,7 +139,7 @@ local function admit()
       its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
       newer = made > its_made or (made == its_made and arrival >= its_arrival)
       if not newer and its_code ~= code then
-        redis.call('DEL', job)
+        redis.call('SET', job, 'r::' .. whole(arrival) .. ':' .. whole(made), 'PX', ttl)
         return 'old'
       end
     end
@@ -151,7 +153,7 @@ local function admit()
     if redis.call('PTTL', newest) < tonumber(ttl) then redis.call('PEXPIRE', newest, ttl) end
   end
   arrival = whole(arrival or 0)
-  redis.call('SET', job, 'c:' .. me .. ':' .. arrival, 'PX', ttl)
+  redis.call('SET', job, 'c:' .. me .. ':' .. arrival .. ':' .. whole(made), 'PX', ttl)
   return 'ok:' .. arrival
 end
 
@@ -164,12 +166,12 @@ end
 local function release()
   local job, ttl = P .. 'job:' .. next_arg(), next_arg()
   local known = redis.call('GET', job)
-  local holder, arrival = string.match(known or '', '^c:([^:]*):(%d+)$')
+  local holder, order = string.match(known or '', '^c:([^:]*):(%d+:%d+)$')
   if holder ~= me then return 'ok' end
   if ttl == '0' then
     redis.call('DEL', job)
   else
-    redis.call('SET', job, 'r::' .. arrival, 'PX', ttl)
+    redis.call('SET', job, 'r::' .. order, 'PX', ttl)
   end
   return 'ok'
 end
@@ -179,7 +181,7 @@ local function beat()
   local now = clock_us() / 1000
   local lived = redis.call('EXISTS', P .. 'worker:' .. me) == 1
   redis.call('SET', P .. 'worker:' .. me, 1, 'PX', lease)
-  redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000)
+  if lived then redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000) end
   redis.call('ZADD', P .. 'workers', whole(now), me)
   redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', whole(now - tonumber(lease)))
   return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers')
