@@ -12,7 +12,7 @@ from typing import Any, cast
 import structlog
 from redis.asyncio import Connection
 from redis.asyncio.connection import parse_url
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from otp_stream.tasks import cancelled, is_cancelled
 
@@ -54,7 +54,7 @@ class _Answers(asyncio.Protocol):
         while (line_end := self._read.find(b"\r\n")) >= 0:
             kind, line = self._read[:1], self._read[1:line_end]
             if kind != b"$":
-                self._broken(line.decode(errors="replace")[:200])
+                self._broken(_said(line.decode(errors="replace")))
                 return
             start = line_end + 2
             end = start + int(line)
@@ -71,8 +71,9 @@ class Redis:
     """Carries operations out in the order in which they are given, many in one call; `run` keeps the connection.
 
     `prefix` goes before all keys, `worker` is this worker's name; `head` are the limits, as the script wants them.
-    `back` runs once a connection stands, before `connected` says so; `lost` is told why it went, and which operations
-    were not answered. `observe` is told the seconds that each call took. `now_ms` stands in for the server's clock.
+    `back` runs once a connection stands; it calls `rely` when the answers can be relied upon. `lost` is told at once
+    when a connection is gone: why (nothing where we ended it), and which operations were not answered. `observe` is
+    told the seconds that each call took. `now_ms` stands in for the server's clock.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class Redis:
         self._due = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._late = False
+        self._tries = 0
+        """Connections in vain, since one was relied upon."""
 
     @property
     def stands(self) -> bool:
@@ -141,16 +144,23 @@ class Redis:
 
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
-        tries = 0
         while True:
-            error = await self._once()
-            tries = 0 if self.connected else tries + 1
-            self._gone(error)
-            await asyncio.sleep(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
+            await self._once()
+            await asyncio.sleep(_PAUSES_S[min(self._tries, len(_PAUSES_S) - 1)])
+            self._tries += 1
 
-    async def _once(self) -> str:
-        """Live with one connection until it is lost; returns why."""
-        connection = _connection(self._url)
+    def rely(self) -> None:
+        """Say that the answers can be relied upon."""
+        self.connected, self.error, self._tries = True, None, 0
+
+    async def _once(self) -> None:
+        """Live with one connection until it is lost."""
+        error = ""
+        try:
+            connection = _connection(self._url)
+        except ValueError:
+            self._gone("the URL cannot be read")  # what is wrong with it may be the password
+            return
         coming_back: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -161,17 +171,18 @@ class Redis:
             self._transport = _taken_over(connection, _Answers(self._answered, self._break_off))
             coming_back = asyncio.create_task(self._come_back())
             coming_back.add_done_callback(self._ended)
-            return await broken
+            error = await broken
         except TimeoutError:
-            return f"no answer within {_CONNECT_S:g} s"
+            error = f"no answer within {_CONNECT_S:g} s"
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            return "the connection was lost"
-        except (RedisError, OSError, ValueError) as error:
-            return _told(error)
+            error = "the connection was lost"
+        except Exception as problem:  # noqa: BLE001 - whatever it is, nobody may go on waiting for answers
+            error = _told(problem)
         finally:
-            self._broken = self._transport = None
+            # before anything is waited for: who asks in the meantime must know
+            self._gone(error)
             if coming_back is not None:
                 await cancelled(coming_back)
             await connection.disconnect(nowait=True)
@@ -187,10 +198,10 @@ class Redis:
 
     async def _come_back(self) -> None:
         await self._back()
-        self.connected, self.error = True, None
 
     def _gone(self, error: str) -> None:
-        self.connected, self.error = False, error
+        self._broken = self._transport = None
+        self.connected, self.error = False, error or "closed"
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
@@ -237,6 +248,7 @@ class Redis:
     def _look(self, due: float) -> None:
         self._watchdog = None
         if not self._asked:
+            self._late = False
             return
         left_s = self._asked[0].at + ANSWER_S - monotonic()
         if left_s > 0:
@@ -293,5 +305,9 @@ def _packed(words: Sequence[Word]) -> bytes:
 
 
 def _told(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, ResponseError) else f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {_said(str(error))}"
+
+
+def _said(text: str) -> str:
+    # Redis adds which script it was
+    return " ".join(text.split()).partition(" script: ")[0][:200]

@@ -4,12 +4,15 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
+from typing import Protocol
 
 import structlog
 
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
 from otp_stream.core.rate import Grant
+from otp_stream.tasks import cancelled, forever
 
 from .ask import Ask, slice_ms
 from .memory import Answer, MemoryTables
@@ -18,6 +21,8 @@ from .redis import AwayError, Operation, Redis, Word
 LEASE_S = 3.0
 """A worker that has not been heard of for so long has no claims any more. What a killed worker held waits as long."""
 _BEAT_S = 0.5
+_FIRST_S = 1.0
+"""How long the first jobs wait for the first answer."""
 _RESTORED_AT_ONCE = 100
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -27,6 +32,24 @@ class Busy:
     """Another worker, which lives, is at the job."""
 
 
+class Held(Protocol):
+    """A claim of this worker."""
+
+    ask: Ask
+    shared: bool
+    """Whether Redis may know of it."""
+    since: float
+    """By the monotonic clock."""
+
+    def doubt(self) -> None:
+        """Another worker may have it by now: it does not hold until something else is learnt."""
+        ...
+
+    def learn(self, answer: Answer | Busy) -> None:
+        """Take note of what was answered when it was asked for again."""
+        ...
+
+
 class SharedTables:
     """What `MemoryTables` does, for all workers that name the same Redis, queue and prefix.
 
@@ -34,8 +57,8 @@ class SharedTables:
     well, a log of which Redis knows how far it has come: after an outage, or a restart that left Redis empty, each
     worker brings its marks and claims back before it relies on the answers again.
 
-    `held` names the claims that are older than so many seconds, with whom to tell what became of them; `rechecks` asks
-    for them twice a second, `away` hears why Redis does not answer. `server_ms` stands in for its clock in tests.
+    `held` names this worker's claims; `rechecks` asks for them again twice a second, `away` hears why Redis does not
+    answer. `server_ms` stands in for its clock in tests.
     """
 
     def __init__(  # noqa: PLR0913
@@ -46,7 +69,7 @@ class SharedTables:
         limits: Sequence[Limit],
         memory: MemoryTables,
         now_ms: Callable[[], int],
-        held: Callable[[float], Iterable[tuple[Ask, Callable[[Answer | Busy], object]]]],
+        held: Callable[[], Iterable[Held]],
         rechecks: bool,
         away: Callable[[str], object],
         observe: Callable[[float], object] = lambda _: None,
@@ -61,12 +84,17 @@ class SharedTables:
         self._memory = memory
         self._now_ms = now_ms
         self._held, self._rechecks, self._away = held, rechecks, away
+        self.since_ms = now_ms()
+        """When `connected` took its value (milliseconds since 1970)."""
         self._leased_until = 0.0
+        self._late = False
+        """Whether the lease had run out, and Redis has not been told of our claims since."""
         self._restored = 0
         """Up to which of our marks Redis has them."""
         self._owed: dict[str, Operation] = {}
         """Claims to be ended there."""
-        self._returned = asyncio.Event()
+        self._returned, self._known = asyncio.Event(), asyncio.Event()
+        self._known_from = monotonic() + _FIRST_S
         self._why: str | None = None
         head: list[Word] = [word for limit in limits for word in (limit.name, limit.count, slice_ms(limit))]
         self.redis = Redis(
@@ -97,19 +125,22 @@ class SharedTables:
 
     async def run(self) -> None:
         """Keep the connection and the lease, until cancelled."""
-        keeping = asyncio.create_task(self._keep())
+        keeping = asyncio.create_task(forever(self._keep, "lease"))
+        self._known_from = monotonic() + _FIRST_S
         try:
             await self.redis.run()
         finally:
-            keeping.cancel()
+            await cancelled(keeping)
+
+    async def first_answer(self) -> None:
+        """Wait, but not for long, until it is known whether Redis answers: after that, return at once."""
+        left_s = self._known_from - monotonic()
+        if left_s > 0 and not self._known.is_set():
+            await _wait_for(self._known, left_s)
 
     async def returned(self, timeout_s: float) -> bool:
         """Wait until Redis answers again."""
-        try:
-            await asyncio.wait_for(self._returned.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return await _wait_for(self._returned, timeout_s)
 
     async def admit(self, ask: Ask, *, counted: bool = False) -> Answer | Busy:
         """Ask whether a job may be sent, and claim it. Raises `AwayError`."""
@@ -183,61 +214,93 @@ class SharedTables:
             await asyncio.sleep(_BEAT_S)
             if not self.redis.stands:
                 continue
-            try:
-                lived = await self._beat()
-                if not lived or self._rechecks:
-                    await self._claim_again(0 if not lived else _BEAT_S)
-            except AwayError:
-                continue
+            with suppress(AwayError):
+                await self._beat()
+                if self.connected:
+                    await self._look_after()
 
-    async def _beat(self) -> bool:
-        """Renew the lease; returns whether it had not run out."""
+    async def _look_after(self) -> None:
+        if self._late:
+            await self._bring_back()
+        elif self._rechecks:
+            before = monotonic() - _BEAT_S
+            await self._claim_again([claim for claim in self._held() if claim.since <= before])
+
+    async def _beat(self) -> None:
+        """Renew the lease. Where it had run out, or Redis has forgotten it, no claim of ours holds any more."""
         began = monotonic()
         lived, _, workers = (await self.redis.ask("beat", int(LEASE_S * 1000), self._restored)).decode().partition(":")
+        if lived != "ok":
+            self._late = True
+            for claim in self._held():
+                claim.doubt()
         self._leased_until = began + LEASE_S
         self.workers = int(workers)
         asked, self.asked = self.asked, Counter()
         for name, number in asked.items():
             self.redis.tell("count", name, number)
-        return lived == "ok"
 
-    async def _claim_again(self, older_s: float) -> None:
-        held = list(self._held(older_s))
-        answers = await asyncio.gather(*(self.admit(ask, counted=True) for ask, _ in held))
-        for (_, learn), answer in zip(held, answers, strict=True):
-            learn(answer)
+    async def _claim_again(self, claims: Sequence[Held]) -> None:
+        await asyncio.gather(*map(self._ask_again, claims))
+
+    async def _ask_again(self, claim: Held) -> None:
+        claim.shared = True  # it may end before the answer comes, and then must be released there
+        claim.learn(await self.admit(claim.ask, counted=True))
 
     async def _back(self) -> None:
-        resumed = (await self.redis.ask("resume")).decode().partition(":")[2]
-        self._restored = min(int(resumed), self._memory.marks.written)
-        await self._beat()
-        await self._claim_again(0)
+        # claims that ended before those of the same jobs that are held now
         for operation in self._owed.values():
             self.redis.tell(*operation)
         self._owed.clear()
-        count = await self._restore()
+        await self._beat()
+        count, asked = await self._bring_back()
         if self._why is not None:
             _log.info("Redis answers again: state is shared", marks_restored=count, workers=self.workers)
         self._why = None
+        self.redis.rely()
+        self.since_ms = self._now_ms()
         self._returned.set()
+        self._known.set()
+        # while marks were brought, more was claimed; from now on, new jobs ask Redis
+        await self._claim_again([claim for claim in self._held() if claim not in asked])
+
+    async def _bring_back(self) -> tuple[int, Sequence[Held]]:
+        """Tell Redis of our claims and of the marks that it lacks; returns how many marks, and which claims."""
+        self._late = False
+        resumed = (await self.redis.ask("resume")).decode().partition(":")[2]
+        self._restored = min(int(resumed), self._memory.marks.written)
+        claims = list(self._held())
+        await self._claim_again(claims)
+        return await self._restore(), claims
 
     async def _restore(self) -> int:
         """Bring Redis the marks that it lacks; returns how many."""
-        count = 0
-        while marks := self._memory.marks.since(self._restored):
-            for start in range(0, len(marks), _RESTORED_AT_ONCE):
-                some = marks[start : start + _RESTORED_AT_ONCE]
-                now_ms = self._now_ms()
-                told = [self.redis.ask("mark", key, until_ms - now_ms) for key, until_ms in some if until_ms > now_ms]
-                await asyncio.gather(*told)
-                self._restored += len(some)
-                count += len(some)
-        return count
+        marks = self._memory.marks.since(self._restored)
+        self._restored = max(self._restored, self._memory.marks.gone)
+        for start in range(0, len(marks), _RESTORED_AT_ONCE):
+            some = marks[start : start + _RESTORED_AT_ONCE]
+            now_ms = self._now_ms()
+            told = [self.redis.ask("mark", key, until_ms - now_ms) for key, until_ms in some if until_ms > now_ms]
+            await asyncio.gather(*told)
+            self._restored += len(some)
+        self._restored = self._memory.marks.written  # what was marked meanwhile was told over this connection, too
+        return len(marks)
 
     def _lost(self, error: str, operations: list[Operation]) -> None:
+        if self._returned.is_set():
+            self.since_ms = self._now_ms()
         self._returned.clear()
+        self._known.set()
         self._leased_until = 0.0
         self._owed |= {str(operation[1]): operation for operation in operations if operation[0] == "release"}
-        if error != self._why:  # it is tried every second, and told when it is news
+        if error and error != self._why:  # it is tried every second, and told when it is news
             self._away(error)
         self._why = error
+
+
+async def _wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -37,14 +37,18 @@ def _now_ms() -> int:
 class Claim:
     """A job that is this worker's to send."""
 
-    __slots__ = ("_tables", "arrival", "ask", "busy", "lost", "shared", "since")
+    __slots__ = ("_tables", "admitted", "arrival", "ask", "busy", "doubted", "lost", "shared", "since")
 
     def __init__(self, tables: "Tables", ask: Ask) -> None:
         self._tables = tables
         self.ask = ask
+        self.admitted = False
+        """Whether it was given to us."""
         self.arrival = 0
         self.lost = False
-        """Whether it must be asked again before the job is sent."""
+        """Whether something was said against it since."""
+        self.doubted = False
+        """Whether another worker may have it by now. In both cases it is asked for again before the job is sent."""
         self.shared = False
         """Whether Redis may know of it."""
         self.busy: asyncio.Future[None] | None = None
@@ -58,7 +62,7 @@ class Claim:
 
     def holds(self) -> bool:
         """Whether the job may still be sent, as far as can be known without asking."""
-        return not self.lost and self._tables.may_send
+        return not self.lost and not self.doubted and self._tables.may_send
 
     async def renew(self, deadline_ms: int) -> Objection | None:
         """Ask again, for a claim that does not hold; `None` when it holds now."""
@@ -72,12 +76,17 @@ class Claim:
         """End the claim unsent."""
         self._tables.release(self)
 
+    def doubt(self) -> None:
+        """Take note that another worker may have it by now."""
+        self.doubted = True
+
     def learn(self, answer: "Answer | Busy") -> None:
         """Take note of what the tables said of it in the meantime."""
         if isinstance(answer, int):
-            self.arrival, self.shared = answer, True
-        else:
+            self.arrival, self.doubted = answer, False
+        elif not self.lost:
             self.lost = True
+            self._tables.on_lost()
 
 
 class Tables:
@@ -107,7 +116,7 @@ class Tables:
         """Claims by recipient and purpose, then job."""
         self._asked: Counter[str] = Counter()
         self._unshared = 0
-        self._changed_ms = now_ms()
+        self._since_ms = now_ms()
 
     def share(
         self,
@@ -126,7 +135,7 @@ class Tables:
             limits=self._asker.limits,
             memory=self._memory,
             now_ms=self._now_ms,
-            held=self._older,
+            held=self._admitted_claims,
             rechecks=self._asker.supersede,
             away=self._away,
             observe=observe,
@@ -141,7 +150,7 @@ class Tables:
             url=self._url,
             connected=shared.connected if shared else None,
             error=shared.redis.error if shared else None,
-            since_ms=self._changed_ms,
+            since_ms=shared.since_ms if shared else self._since_ms,
             fail=self._fail,
             workers=shared.workers if shared and shared.connected else None,
             claims=len(self._held),
@@ -163,7 +172,8 @@ class Tables:
         """Claim a job for this worker, or say why it may not be sent.
 
         Waits while another attempt is at it, here or elsewhere, and with `fail` `closed` while Redis is away; `Unknown`
-        when that takes longer than `deadline_ms` (since 1970).
+        when another worker or Redis takes longer than `deadline_ms` (since 1970). What is attempted here comes to its
+        end soon enough (`HOLD_LIMIT_MS`).
         """
         ask = self._asker.ask(job, self._now_ms())
         while (before := self._held.get(ask.key)) is not None:
@@ -205,11 +215,12 @@ class Tables:
 
     async def renew(self, claim: Claim, deadline_ms: int) -> Objection | None:
         """Ask again for a claim that is still held here."""
+        claim.lost = claim.doubted = False  # what is said of it from now on counts
         answer = await self._answer(claim, deadline_ms, counted=True)
         if isinstance(answer, Objection):
+            claim.lost = True
             self._count(answer)
             return answer
-        claim.lost = False
         return None
 
     def mark(self, claim: Claim) -> None:
@@ -244,6 +255,9 @@ class Tables:
                     return Unknown()
                 await asyncio.sleep(_BUSY_PAUSE_S)
             elif self._fail == "open":
+                await shared.first_answer()
+                if shared.connected:
+                    continue
                 self._unshared += 1
                 break
             elif now_ms >= deadline_ms or not await shared.returned((deadline_ms - now_ms) / 1000):
@@ -252,9 +266,11 @@ class Tables:
 
     def _admitted(self, claim: Claim, answer: Answer) -> Answer:
         ask = claim.ask
-        if not isinstance(answer, int) or not ask.recipient:
+        if not isinstance(answer, int):
             return answer
-        claim.arrival = answer
+        claim.arrival, claim.admitted = answer, True
+        if not ask.recipient:
+            return answer
         others = self._places.setdefault(f"{ask.recipient}:{ask.purpose}", {})
         others[ask.key] = claim
         older = [it for it in others.values() if it.order < claim.order and it.ask.code != ask.code and not it.lost]
@@ -276,10 +292,8 @@ class Tables:
         if claim.busy is not None:
             claim.busy.set_result(None)
 
-    def _older(self, older_s: float) -> Iterator[tuple[Ask, Callable[[Answer | Busy], object]]]:
-        """Return the claims of an age, and whom to tell what became of them."""
-        before = time.monotonic() - older_s
-        return iter([(claim.ask, claim.learn) for claim in self._held.values() if claim.since <= before])
+    def _admitted_claims(self) -> list[Claim]:
+        return [claim for claim in self._held.values() if claim.admitted]
 
     def _count(self, answer: Answer | Unknown) -> None:
         match answer:

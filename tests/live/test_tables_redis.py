@@ -1,0 +1,906 @@
+"""Workers that share their tables through a real Redis: leases, outages, and what each knows of the others."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import pytest
+from certificates import Authority
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rabbitmq import free_port, until
+from redis_server import RedisServer
+
+from otp_stream.core.admission import (
+    Claim,
+    Limit,
+    Objection,
+    SentBefore,
+    Standing,
+    Superseded,
+    Throttled,
+    Unknown,
+    read_limits,
+)
+from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.tables import Asker, MemoryTables, Tables
+from otp_stream.tables import redis as redis_module
+from otp_stream.tables import shared as shared_module
+
+LEASE_S = 0.8
+BEAT_S = 0.1
+DAY_MS = 86_400_000
+KEY = b"k" * 32
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def job(job_id: str = "a", *, email: str = "user@example.com", otp: str = "123456", at: int = 0, **more: Any) -> Job:
+    ask = OtpJob.model_validate({"email": email, "otp": otp, "timestamp": at or now_ms(), "metadata": more})
+    return carry(
+        ask, job_id=job_id, lane="jobs", first_seen_ms=max(at, now_ms()), attempts_made=0, default_expiry_minutes=15
+    )
+
+
+@dataclass
+class World:
+    """A Redis, and the workers that share it; each test has a prefix of its own."""
+
+    server: RedisServer
+    url: str
+    prefix: str = field(default_factory=lambda: f"{{t{uuid4().hex[:8]}}}:")
+    running: dict[Tables, asyncio.Task[None]] = field(default_factory=dict)
+
+    async def worker(
+        self,
+        *limits: Limit,
+        supersede: bool = False,
+        fail: Literal["open", "closed"] = "open",
+        sent_limit: int = 10_000,
+        ready: bool = True,
+        clock: Callable[[], int] | None = None,
+    ) -> Tables:
+        """Start the tables of one worker."""
+        memory = MemoryTables(limits, sent_ttl_ms=DAY_MS, sent_limit=sent_limit)
+        asker = Asker(KEY, supersede=supersede, limits=limits)
+        tables = Tables(asker, memory, fail=fail, now_ms=clock or now_ms)
+        shared = tables.share(self.url, shown_url="redis", prefix=self.prefix, server_ms=clock)
+        self.running[tables] = asyncio.create_task(shared.run())
+        if ready:
+            await is_(tables, connected=True)
+        return tables
+
+    async def kill(self, tables: Tables) -> None:
+        """End a worker as a crash would: Redis hears of it from nobody."""
+        task = self.running.pop(tables)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def keys(self, pattern: str = "*") -> list[str]:
+        """Return the keys of this test, without their prefix."""
+        listed = await asyncio.to_thread(self.server.command, "EVAL", _KEYS, "0", f"{self.prefix}{pattern}")
+        return [key.removeprefix(self.prefix) for key in listed.split("\r\n", 1)[-1].split()]
+
+    async def job_keys(self) -> dict[str, str]:
+        """Return what Redis knows of jobs."""
+        keys = await self.keys("job:*")
+        return {key: await self.get(key) for key in keys}
+
+    async def get(self, key: str) -> str:
+        return (await asyncio.to_thread(self.server.command, "GET", self.prefix + key)).split("\r\n")[-1]
+
+
+_KEYS = "return table.concat(redis.call('KEYS', ARGV[1]), ' ')"
+
+
+async def is_(tables: Tables, *, connected: bool) -> None:
+    async def so() -> bool:
+        assert tables.shared is not None
+        return tables.shared.connected is connected
+
+    await until(so, f"tables that are {'' if connected else 'not '}connected", 10)
+
+
+async def restart(server: RedisServer, *workers: Tables) -> None:
+    """Have Redis crash and come back empty; wait until all know."""
+    server.kill()
+    for tables in workers:
+        await is_(tables, connected=False)
+    server.start()
+    for tables in workers:
+        await is_(tables, connected=True)
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Run a Redis that no test harms."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def frail(tmp_path: Path) -> Iterator[RedisServer]:
+    """Run a Redis for one test, which may do to it what it likes."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.remove()
+
+
+@asynccontextmanager
+async def world_of(server: RedisServer, url: str | None = None) -> AsyncIterator[World]:
+    world = World(server, url or server.url)
+    try:
+        yield world
+    finally:
+        for tables in list(world.running):
+            await world.kill(tables)
+
+
+@pytest.fixture
+async def world(steady: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(redis_module, "ANSWER_S", 2.0)  # a busy machine is no outage here
+    async with world_of(steady) as world:
+        yield world
+
+
+@pytest.fixture
+async def frail_world(frail: RedisServer) -> AsyncIterator[World]:
+    async with world_of(frail) as world:
+        yield world
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "LEASE_S", LEASE_S)
+    monkeypatch.setattr(shared_module, "_BEAT_S", BEAT_S)
+
+
+async def ask(tables: Tables, a_job: Job, wait_s: float = 10) -> Standing:
+    async with asyncio.timeout(wait_s + 5):
+        return await tables.admit(a_job, now_ms() + round(wait_s * 1000))
+
+
+async def claim(tables: Tables, a_job: Job, wait_s: float = 10) -> Claim:
+    standing = await ask(tables, a_job, wait_s)
+    assert not isinstance(standing, Objection), standing
+    return standing
+
+
+async def is_busy(tables: Tables, a_job: Job) -> bool:
+    """Tell whether another worker is at a job; leaves it if not."""
+    standing = await ask(tables, a_job, 0)
+    if not isinstance(standing, Objection):
+        standing.release()
+    return standing == Unknown()
+
+
+class Frozen:
+    """A worker whose lease nobody renews, as when its process stands still."""
+
+    def __init__(self, tables: Tables) -> None:
+        assert tables.shared is not None
+        self._shared, self._thawed = tables.shared, asyncio.Event()
+        beat = tables.shared._beat
+
+        async def later(*_: Any) -> Any:
+            await self._thawed.wait()
+            return await beat()
+
+        tables.shared._beat = later
+
+    def thaw(self) -> None:
+        del self._shared._beat
+        self._thawed.set()
+
+
+# claims between workers
+
+
+@pytest.mark.parametrize("end", ["mark", "release", "die"])
+async def test_a_job_is_busy_until_its_worker_has_done_with_it_or_died(
+    world: World, short_lease: None, end: str
+) -> None:
+    one, two = await world.worker(), await world.worker()
+    first = await claim(one, job())
+    second = asyncio.create_task(ask(two, job()))
+    await asyncio.sleep(2 * LEASE_S)
+    assert not second.done()
+    began = time.monotonic()
+    if end == "die":
+        await world.kill(one)
+    else:
+        getattr(first, end)()
+    standing = await second
+    assert standing == SentBefore() if end == "mark" else not isinstance(standing, Objection)
+    assert time.monotonic() - began < (LEASE_S if end == "die" else 0) + 0.5
+
+
+async def test_a_claim_outlives_a_relay_that_takes_its_time(world: World, short_lease: None) -> None:
+    one, two = await world.worker(), await world.worker()
+    first = await claim(one, job())
+    for _ in range(5):
+        await asyncio.sleep(LEASE_S / 2)
+        assert await is_busy(two, job())
+        assert first.holds()
+    first.mark()
+    assert await ask(two, job()) == SentBefore()
+
+
+async def test_a_worker_that_stood_still_asks_again_before_it_sends(world: World, short_lease: None) -> None:
+    one, two = await world.worker(), await world.worker()
+    first, other = await claim(one, job()), await claim(one, job("b"))
+    frozen = Frozen(one)
+    second = await claim(two, job())
+    assert not first.holds()
+    frozen.thaw()
+    assert await first.renew(now_ms()) == Unknown()
+    assert not first.holds()
+    second.mark()
+    assert await first.renew(now_ms() + 1000) == SentBefore()
+    if not other.holds():
+        assert await other.renew(now_ms()) is None
+    assert other.holds()
+    assert await is_busy(two, job("b"))
+
+
+async def test_a_new_job_makes_nobody_forget_that_the_lease_had_run_out(world: World, short_lease: None) -> None:
+    one, two = await world.worker(), await world.worker()
+    first = await claim(one, job())
+    frozen = Frozen(one)
+    second = await claim(two, job())
+    frozen.thaw()
+    (await claim(one, job("new"))).release()  # its question renews the lease
+    for _ in range(20):
+        assert not first.holds()  # it is the other worker's
+        await asyncio.sleep(BEAT_S / 4)
+    second.mark()
+    assert await first.renew(now_ms() + 1000) == SentBefore()
+
+
+async def test_a_cancelled_question_leaves_no_claim(world: World) -> None:
+    one, two = await world.worker(), await world.worker()
+    for turns in range(6):
+        asked = asyncio.create_task(ask(one, job(f"j{turns}")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked.cancel()
+        (standing,) = await asyncio.gather(asked, return_exceptions=True)
+        if not isinstance(standing, BaseException):  # it was answered before
+            standing.release()
+        await claim(two, job(f"j{turns}"), 1)
+    assert one.look().claims == 0
+
+
+async def test_a_cancelled_wait_for_another_worker_leaves_its_claim(world: World) -> None:
+    one, two, three = [await world.worker() for _ in range(3)]
+    first = await claim(one, job())
+    waiting = asyncio.create_task(ask(two, job()))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert await is_busy(three, job())
+    first.mark()
+
+
+async def test_only_one_of_many_workers_gets_a_job(world: World) -> None:
+    workers = [await world.worker() for _ in range(4)]
+    for number in range(15):
+        asked = [asyncio.create_task(ask(it, job(f"j{number}"))) for it in workers]
+        done, rest = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        [winner] = done
+        standing = winner.result()
+        assert not isinstance(standing, Objection)
+        standing.mark()
+        assert await asyncio.gather(*rest) == [SentBefore()] * 3
+
+
+# newest code wins
+
+
+async def test_a_newer_code_at_another_worker_is_noticed_within_a_second(world: World) -> None:
+    one, two = await world.worker(supersede=True), await world.worker(supersede=True)
+    noticed = asyncio.Event()
+    one.on_lost = noticed.set
+    at = now_ms()
+    old = await claim(one, job("old", otp="111111", at=at - 1))
+    await asyncio.sleep(0.6)
+    assert old.holds()
+    began = time.monotonic()
+    (await claim(two, job("new", otp="222222", at=at))).mark()
+    async with asyncio.timeout(5):
+        await noticed.wait()
+    assert time.monotonic() - began < 1.2
+    assert not old.holds()
+    assert await old.renew(now_ms() + 1000) == Superseded()
+
+
+async def test_a_superseded_job_stays_superseded_however_often_it_is_asked_for(world: World) -> None:
+    one, two = await world.worker(supersede=True), await world.worker(supersede=True)
+    at = now_ms()
+    await claim(one, job("old", otp="111111", at=at))
+    await claim(two, job("new", otp="222222", at=at))
+    await world.kill(one)
+    three = await world.worker(supersede=True)
+    for _ in range(3):
+        assert await ask(three, job("old", otp="111111", at=at)) == Superseded()
+
+
+# limits
+
+
+async def test_a_limit_is_exact_however_many_workers_ask_at_once(world: World) -> None:
+    limits = read_limits("recipient", "50/1h")
+    one, two = await world.worker(*limits), await world.worker(*limits)
+    asked = [ask((one, two)[number % 2], job(f"j{number}")) for number in range(300)]
+    answers = await asyncio.gather(*asked)
+    throttled = [it for it in answers if isinstance(it, Throttled)]
+    assert len(answers) - len(throttled) == 50
+    assert {it.limit for it in throttled} == set(limits)
+
+
+async def test_a_job_counts_once_for_all_workers(world: World, short_lease: None) -> None:
+    limits = read_limits("recipient", "2/1h")
+    one, two = await world.worker(*limits), await world.worker(*limits)
+    (await claim(one, job("retried"))).release()
+    await claim(one, job("taken over"))
+    await world.kill(one)
+    (await claim(two, job("retried"))).mark()
+    (await claim(two, job("taken over"))).mark()
+    assert isinstance(await ask(two, job("third")), Throttled)
+
+
+@pytest.mark.parametrize("text", ["2/1h,2/1h", "2/1h,3/1h", "3/1h,2/1h"])
+async def test_two_limits_for_one_period_count_a_job_once(world: World, text: str) -> None:
+    limits = read_limits("recipient", text)
+    shared, alone = await world.worker(*limits), Tables(Asker(KEY, limits=limits), memory_of(limits))
+    for tables in (shared, alone):
+        answers = [await ask(tables, job(f"j{number}")) for number in range(3)]
+        assert [isinstance(it, Throttled) for it in answers] == [False, False, True]
+
+
+def memory_of(limits: tuple[Limit, ...] = ()) -> MemoryTables:
+    return MemoryTables(limits, sent_ttl_ms=DAY_MS, sent_limit=10_000)
+
+
+# the cost
+
+
+async def test_one_call_for_each_job_and_fewer_in_a_burst(world: World) -> None:
+    one = await world.worker()
+    shared = one.shared
+    assert shared is not None
+    before = await calls(world)
+    claims = await asyncio.gather(*(claim(one, job(f"j{number}")) for number in range(1000)))
+    for it in claims:
+        it.mark()
+    await shared.close()
+    assert await calls(world) - before <= 30  # ten for the questions, ten for the marks, and the lease
+    assert len(await world.keys("job:*")) == 1000
+
+
+async def calls(world: World) -> int:
+    told = await asyncio.to_thread(world.server.command, "INFO", "commandstats")
+    [line] = [line for line in told.splitlines() if line.startswith("cmdstat_evalsha:")]
+    return int(line.partition("calls=")[2].partition(",")[0])
+
+
+async def test_a_question_is_one_call(world: World) -> None:
+    limits = read_limits("recipient", "50/1h")
+    one = await world.worker(*limits, supersede=True)
+    assert one.shared is not None
+    asked: list[tuple[Any, ...]] = []
+    add = one.shared.redis._add
+
+    def counting(operation: tuple[Any, ...], answer: asyncio.Future[bytes] | None) -> None:
+        if answer is not None and operation[0] != "beat":
+            asked.append(operation)
+        add(operation, answer)
+
+    one.shared.redis._add = counting
+    for number in range(20):
+        (await claim(one, job(f"j{number}"))).mark()
+    assert len(asked) == 20
+
+
+# what Redis is told
+
+
+async def test_nothing_in_redis_tells_who_gets_which_code(world: World) -> None:
+    limits = (*read_limits("recipient", "1/1h"), *read_limits("domain", "9/1h"), *read_limits("tenant", "9/1h"))
+    one = await world.worker(*limits, supersede=True)
+    secret = {"email": "secret.person@hidden.example", "tenant": "my-tenant", "purpose": "my-purpose"}
+    (await claim(one, job("my-job-id", otp="739154", **secret))).mark()
+    (await claim(one, job("held", otp="739154", email="secret.person@other.example"))).release()
+    await ask(one, job("over", otp="864209", **secret))
+    await asyncio.sleep(0.6)
+    dump = await asyncio.to_thread(world.server.command, "EVAL", _DUMP, "0", f"{world.prefix}*")
+    assert "newest:" in dump
+    assert "throttled" in dump
+    for word in ("secret.person", "hidden", "other.example", "739154", "864209", "my-", "held", "over"):
+        assert word not in dump, word
+
+
+_DUMP = """
+local out = {}
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  local kind = redis.call('TYPE', key).ok
+  local value
+  if kind == 'string' then value = redis.call('GET', key)
+  elseif kind == 'hash' then value = table.concat(redis.call('HGETALL', key), '|')
+  else value = table.concat(redis.call('ZRANGE', key, 0, -1, 'WITHSCORES'), '|') end
+  out[#out + 1] = key .. '=' .. value
+end
+return table.concat(out, ' ')
+"""
+
+
+async def test_every_key_has_an_end(world: World) -> None:
+    limits = read_limits("recipient", "1/1h")
+    one = await world.worker(*limits, supersede=True)
+    (await claim(one, job())).mark()
+    await ask(one, job("over"))
+    assert await one.reserve("relay:25", 1, 10.0, False) is not None
+    await asyncio.sleep(0.6)
+    lasting = set()
+    for key in await world.keys():
+        if (await asyncio.to_thread(world.server.command, "PTTL", world.prefix + key)) == ":-1":
+            lasting.add(key)
+    assert lasting <= {"arrivals", "workers", "stats"}
+
+
+# when Redis fails
+
+
+async def test_redis_comes_back_empty_and_learns_again_what_each_worker_knows(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    for number in range(250):
+        (await claim(one, job(f"sent{number}"))).mark()
+    held = await claim(one, job("held"))
+    await restart(server, one, two)
+    for number in range(250):
+        assert await ask(two, job(f"sent{number}"), 0) == SentBefore(), number
+    assert await is_busy(two, job("held"))
+    assert held.holds()
+    held.mark()
+    assert await ask(two, job("held")) == SentBefore()
+    assert one.look().owed == 0
+
+
+async def test_what_is_marked_and_released_during_an_outage_reaches_redis(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    marked, released = await claim(one, job("marked")), await claim(one, job("released"))
+    pause(server)
+    await is_(one, connected=False)
+    marked.mark()
+    released.release()
+    (await claim(one, job("new"))).mark()
+    assert one.look().unshared == 1
+    assert one.look().owed >= 2
+    resume(server)
+    for tables in (one, two):
+        await is_(tables, connected=True)
+    assert one.look().owed == 0
+    assert await ask(two, job("marked")) == SentBefore()
+    assert await ask(two, job("new")) == SentBefore()
+    await claim(two, job("released"), 0)
+
+
+def pause(server: RedisServer) -> None:
+    """Let Redis refuse every write for as long as it is so, with all that it has."""
+    server.command("CONFIG", "SET", "maxmemory", "1")
+
+
+def resume(server: RedisServer) -> None:
+    server.command("CONFIG", "SET", "maxmemory", "0")
+
+
+async def test_an_old_release_does_not_end_the_claim_that_came_after_it(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    first = await claim(one, job())
+    pause(server)
+    await is_(one, connected=False)
+    first.release()
+    second = await claim(one, job())
+    resume(server)
+    for tables in (one, two):
+        await is_(tables, connected=True)
+    assert await is_busy(two, job())
+    second.mark()
+    assert await ask(two, job()) == SentBefore()
+
+
+async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    assert one.shared is not None
+    pause(server)
+    await is_(one, connected=False)
+    held = await claim(one, job())
+    admit = one.shared.admit
+
+    async def admit_and_end(*asked: Any, **more: Any) -> Any:
+        asyncio.get_running_loop().call_soon(held.release)
+        return await admit(*asked, **more)
+
+    one.shared.admit = admit_and_end
+    resume(server)
+    for tables in (one, two):
+        await is_(tables, connected=True)
+    await claim(two, job(), 0.5)
+
+
+async def test_a_claim_made_while_marks_are_brought_back_is_shared(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    assert one.shared is not None
+    for number in range(500):
+        (await claim(one, job(f"sent{number}"))).mark()
+    restore = one.shared._restore
+    between: list[Claim] = []
+
+    async def restore_slowly() -> int:
+        count = await restore()
+        if not between:
+            between.append(await claim(one, job("between")))
+        return count
+
+    one.shared._restore = restore_slowly
+    await restart(server, one, two)
+    assert await is_busy(two, job("between"))
+    between[0].mark()
+
+
+async def test_a_job_that_waited_for_redis_is_counted(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    limits = read_limits("total", "2/1h")
+    one = await world.worker(*limits, fail="closed")
+    server.kill()
+    await is_(one, connected=False)
+    waiting = [asyncio.create_task(ask(one, job(f"j{number}"))) for number in range(5)]
+    await asyncio.sleep(0.1)
+    assert not any(it.done() for it in waiting)
+    server.start()
+    answers = await asyncio.gather(*waiting)
+    assert sum(isinstance(it, Throttled) for it in answers) == 3
+
+
+async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker(sent_limit=1_000_000)
+    stopped = asyncio.Event()
+
+    async def keep_asking(name: str) -> int:
+        count = 0
+        while not stopped.is_set():
+            (await claim(one, job(f"{name}.{count}"))).mark()
+            count += 1
+            await asyncio.sleep(0.002)
+        return count
+
+    asking = [asyncio.create_task(keep_asking(f"k{number}")) for number in range(20)]
+    for _ in range(3):
+        await asyncio.sleep(0.2)
+        await restart(server, one)
+    stopped.set()
+    counts = await asyncio.gather(*asking)
+    assert one.shared is not None
+    await one.shared.close()
+    assert one.look().owed == 0
+    assert len(await world.keys("job:*")) == sum(counts)
+
+
+@dataclass
+class Failure:
+    """How Redis fails, and how it is mended; `error` is in what is told of it."""
+
+    harm: Callable[[RedisServer], object]
+    mend: Callable[[RedisServer], object]
+    error: str
+
+
+FAILURES = {
+    "killed": Failure(RedisServer.kill, RedisServer.start, ""),
+    "frozen": Failure(RedisServer.freeze, RedisServer.thaw, "no answer"),
+    "full": Failure(pause, resume, "OOM "),
+    "a replica": Failure(
+        lambda server: server.command("REPLICAOF", "127.0.0.1", "1"),
+        lambda server: server.command("REPLICAOF", "NO", "ONE"),
+        "READONLY",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_codes_go_out_while_redis_is(frail_world: World, name: str) -> None:
+    world, server, failure = frail_world, frail_world.server, FAILURES[name]
+    one, two = await world.worker(), await world.worker()
+    before = await claim(one, job("before"))
+    failure.harm(server)
+    began = time.monotonic()
+    during = await claim(one, job("during"))
+    assert time.monotonic() - began < 0.5
+    await is_(one, connected=False)
+    assert before.holds()
+    assert during.holds()
+    before.mark()
+    during.mark()
+    state = one.look()
+    assert state.connected is False
+    assert failure.error in (state.error or "")
+    assert state.unshared >= 1
+    failure.mend(server)
+    for tables in (one, two):
+        await is_(tables, connected=True)
+    for job_id in ("before", "during"):
+        assert await ask(two, job(job_id)) == SentBefore()
+    assert one.look().error is None
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: str) -> None:
+    world, server, failure = frail_world, frail_world.server, FAILURES[name]
+    one, two = await world.worker(fail="closed"), await world.worker(fail="closed")
+    before = await claim(one, job("before"))
+    failure.harm(server)
+    assert await ask(one, job("in vain"), 0.5) == Unknown()
+    await is_(one, connected=False)
+    assert not before.holds()
+    waiting = asyncio.create_task(ask(one, job("waits")))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    failure.mend(server)
+    standing = await waiting
+    assert not isinstance(standing, Objection)
+    standing.mark()
+    assert await before.renew(now_ms() + 1000) is None
+    before.mark()
+    await is_(two, connected=True)
+    for job_id in ("waits", "before"):
+        assert await ask(two, job(job_id)) == SentBefore()
+    assert one.look().unshared == 0
+    assert two.look().owed == 0
+
+
+async def test_flushed_scripts_are_loaded_again(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker()
+    server.command("SCRIPT", "FLUSH")
+    (await claim(one, job())).mark()
+    await is_(one, connected=True)
+    two = await world.worker()
+    assert await ask(two, job()) == SentBefore()
+
+
+async def test_a_flushed_database_is_filled_again(frail_world: World, short_lease: None) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    (await claim(one, job("sent"))).mark()
+    held = await claim(one, job("held"))
+    await asyncio.sleep(2 * BEAT_S)
+    server.command("FLUSHALL")
+    await asyncio.sleep(LEASE_S)
+    assert await ask(two, job("sent"), 0) == SentBefore()
+    assert await is_busy(two, job("held"))
+    held.mark()
+
+
+async def test_the_state_tells_since_when_it_is_away(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker()
+    await asyncio.sleep(0.05)
+    came = one.look().since_ms
+    server.kill()
+    await is_(one, connected=False)
+    went = one.look().since_ms
+    assert went > came
+    server.start()
+    await is_(one, connected=True)
+    assert one.look().since_ms > went
+
+
+async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World) -> None:
+    one = await world.worker()
+    (await claim(one, job())).mark()
+    await asyncio.sleep(0.05)
+    two = await world.worker(ready=False)
+    assert await ask(two, job()) == SentBefore()
+    assert two.look().unshared == 0
+
+
+async def test_a_worker_starts_without_redis(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    server.kill()
+    one = await world.worker(ready=False)
+    began = time.monotonic()
+    (await claim(one, job())).mark()
+    assert time.monotonic() - began < 0.5
+    server.start()
+    two = await world.worker()
+    await is_(one, connected=True)
+    assert await ask(two, job()) == SentBefore()
+
+
+async def test_marks_beyond_the_limit_are_brought_back_once(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker(sent_limit=100)
+    for number in range(1050):
+        (await claim(one, job(f"j{number}"))).mark()
+    assert one.shared is not None
+    told: list[str] = []
+    add = one.shared.redis._add
+
+    def noting(operation: tuple[Any, ...], answer: asyncio.Future[bytes] | None) -> None:
+        told.append(operation[0])
+        add(operation, answer)
+
+    one.shared.redis._add = noting
+    await restart(server, one)
+    assert told.count("mark") == 100
+    assert one.look().owed == 0
+
+
+async def test_a_job_that_was_forgotten_and_sent_again_is_known_again() -> None:
+    clock = [now_ms()]
+    tables = Tables(Asker(KEY), memory_of(), now_ms=lambda: clock[0])
+    for _ in range(2):
+        (await claim(tables, job())).mark()
+        assert await ask(tables, job()) == SentBefore()
+        clock[0] += DAY_MS
+
+
+# the ways to a Redis
+
+
+async def test_a_password_lets_in_and_a_wrong_one_does_not(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", settings=("--requirepass", "sesame"))
+    server.start()
+    try:
+        async with world_of(server, f"redis://:sesame@127.0.0.1:{server.port}/0") as right:
+            (await claim(await right.worker(), job())).mark()
+        for wrong in (f"redis://:wrong-word@127.0.0.1:{server.port}/0", server.url):
+            async with world_of(server, wrong) as world:
+                one = await world.worker(ready=False)
+                (await claim(one, job())).mark()
+
+                async def refused(tables: Tables = one) -> bool:
+                    return "auth" in (tables.look().error or "").lower()
+
+                await until(refused, "refused login", 5)
+                assert "wrong-word" not in (one.look().error or "")
+    finally:
+        server.remove()
+
+
+async def test_tls_is_spoken_and_a_stranger_is_not_trusted(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("127.0.0.1")
+    port = free_port()
+    tls = ("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
+    server = RedisServer(
+        tmp_path / "redis", settings=(*tls, "--tls-ca-cert-file", str(authority.ca_file), "--tls-auth-clients", "no")
+    )
+    server.start()
+    try:
+        url = f"rediss://127.0.0.1:{port}/0"
+        async with world_of(server, f"{url}?ssl_ca_certs={authority.ca_file}") as world:
+            one, two = await world.worker(), await world.worker()
+            (await claim(one, job())).mark()
+            assert await ask(two, job()) == SentBefore()
+        async with world_of(server, url) as world:
+            one = await world.worker(ready=False)
+
+            async def refused() -> bool:
+                return "certificate" in (one.look().error or "").lower()
+
+            await until(refused, "refused certificate", 5)
+    finally:
+        server.remove()
+
+
+async def test_a_unix_socket_will_do(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    server = RedisServer(folder / "redis", settings=("--unixsocket", str(folder / "s")))
+    server.start()
+    try:
+        async with world_of(server, f"unix://{folder / 's'}?db=3") as world:
+            one, two = await world.worker(), await world.worker()
+            (await claim(one, job())).mark()
+            assert await ask(two, job()) == SentBefore()
+    finally:
+        server.remove()
+
+
+# memory and Redis say the same
+
+_JOBS = st.integers(0, 7)
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("admit"), _JOBS),
+        st.tuples(st.sampled_from(["mark", "release"]), _JOBS),
+        st.tuples(st.just("wait"), st.integers(1, 20_000)),
+    ),
+    max_size=30,
+)
+_LIMITS = {
+    "": (),
+    "one": read_limits("recipient", "2/10s"),
+    "many": (*read_limits("recipient", "2/10s,3/60s"), *read_limits("tenant", "2/20s"), *read_limits("total", "4/30s")),
+}
+
+
+@given(steps=_STEPS, supersede=st.booleans(), limits=st.sampled_from(sorted(_LIMITS)), spread=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_memory_and_redis_give_the_same_answers(
+    steady: RedisServer,
+    steps: list[tuple[str, int]],
+    supersede: bool,  # noqa: FBT001 - Hypothesis gives it by name
+    limits: str,
+    spread: int,
+) -> None:
+    asyncio.run(_compare(steady, steps, supersede=supersede, limits=_LIMITS[limits], spread=spread))
+
+
+async def _compare(
+    server: RedisServer, steps: list[tuple[str, int]], *, supersede: bool, limits: tuple[Limit, ...], spread: int
+) -> None:
+    began = now_ms()
+    clock = [began]
+    jobs = [
+        job(
+            f"j{number}",
+            email=f"user{number % 2}@example.com",
+            otp=f"00000{number % 3}",
+            at=began - 10 + number * spread % 5,
+            tenant=number % 3 and "shop",
+        )
+        for number in range(8)
+    ]
+    async with world_of(server) as world:
+        asker = Asker(KEY, supersede=supersede, limits=limits)
+        alone = Tables(asker, memory_of(limits), now_ms=lambda: clock[0])
+        both = alone, await world.worker(*limits, supersede=supersede, clock=lambda: clock[0])
+        held: dict[int, tuple[Claim, Claim]] = {}
+        for step, number in steps:
+            match step:
+                case "wait":
+                    clock[0] += number
+                case "admit" if number not in held:
+                    answers = [await tables.admit(jobs[number], clock[0]) for tables in both]
+                    _same(held, number, answers)
+                case "mark" | "release" if number in held:
+                    for it in held.pop(number):
+                        getattr(it, step)()
+            await _still_the_same(held, clock[0])
+
+
+def _same(held: dict[int, tuple[Claim, Claim]], number: int, answers: list[Standing]) -> None:
+    memory, redis = answers
+    if isinstance(memory, Objection) or isinstance(redis, Objection):
+        assert memory == redis
+    else:
+        held[number] = memory, redis
+
+
+async def _still_the_same(held: dict[int, tuple[Claim, Claim]], at: int) -> None:
+    for number, claims in list(held.items()):
+        memory, redis = (it.holds() for it in claims)
+        assert memory == redis, number
+        if not memory:
+            memory, redis = [await it.renew(at) for it in claims]
+            assert memory == redis
+            if memory is not None:
+                for it in held.pop(number):
+                    it.release()
