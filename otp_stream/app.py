@@ -20,6 +20,7 @@ from .mail import Mailroom, TemplateError
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
 from .tables import Asker, MemoryTables, Tables
+from .tables.inspect import most_throttled
 from .watch import Watch, configure_logs, monitor
 from .web import Sources, routes
 from .worker import Hooks, OtpStream
@@ -60,7 +61,7 @@ def build(
             hooks.start = [*hooks.start, embedded.start]
             hooks.close = [*hooks.close, embedded.stop]
     watch.metrics.expose(app.look)
-    for path, route in routes(_sources(app, watch, broker, settings)).items():
+    for path, route in routes(_sources(app, watch, broker, tables)).items():
         app.mount(path, route)
     return app
 
@@ -74,15 +75,16 @@ def _configure_logs(settings: Settings) -> None:
     configure_logs(level=settings.effective_log_level, readable=settings.app_env == "development")
 
 
-def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, settings: Settings) -> Sources:
+def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables) -> Sources:
     return Sources(
         look=app.look,
         stats=watch.stats,
         refresh=broker.refresh,
+        throttled=partial(most_throttled, tables),
         metrics=watch.metrics.render,
         document=partial(asyncapi, app),
         version=__version__,
-        environment=settings.app_env,
+        environment=app.settings.app_env,
     )
 
 
@@ -104,7 +106,7 @@ def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks) -> No
     shared = tables.share(
         settings.redis_url.get_secret_value() if settings.redis_url else "",
         shown_url=settings.masked_redis_url or "",
-        prefix=f"{{{settings.rabbitmq_prefix}:{settings.rabbitmq_queue_name}}}:",
+        prefix=settings.tables_prefix,
         observe=watch.metrics.redis_s.observe,
     )
     hooks.beside = [shared.run, *hooks.beside]

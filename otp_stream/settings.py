@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -170,7 +170,7 @@ class Settings(BaseSettings):
             raise ValueError("must start with amqp://, amqps:// or memory://")
         if parts.scheme != "memory" and not parts.hostname:
             raise ValueError("must name a host, as in amqp://user:password@rabbitmq.example.com:5672/vhost")
-        parts.port  # noqa: B018 - raises ValueError for a port that is no number
+        _check_port(parts)
         return value
 
     @field_validator("smtp_fallback_urls")
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
                 raise ValueError("must start with redis://, rediss:// or unix://")
             if not (parts.path if parts.scheme == "unix" else parts.hostname):
                 raise ValueError("must name a host, as in redis://user:password@redis.example.com:6379/0")
-            parts.port  # noqa: B018 - raises ValueError for a port that is no number
+            _check_port(parts)
         return value
 
     @field_validator("recipient_limit", "domain_limit", "tenant_limit", "total_limit")
@@ -230,6 +230,11 @@ class Settings(BaseSettings):
     def masked_redis_url(self) -> str | None:
         """Redis's URL as it may be shown."""
         return _without_secrets(self.redis_url.get_secret_value()) if self.redis_url else None
+
+    @property
+    def tables_prefix(self) -> str:
+        """Before every key in Redis: workers of one queue share their state, and all its keys lie in one slot."""
+        return f"{{{self.rabbitmq_prefix}:{self.rabbitmq_queue_name}}}:"
 
     @property
     def limits(self) -> list[Limit]:
@@ -387,6 +392,15 @@ def is_loopback(host: str) -> bool:
 def _is_address(address: str) -> bool:
     local, at, domain = address.rpartition("@")
     return bool(local and at and domain) and not any(char.isspace() or char in "<>" for char in address)
+
+
+def _check_port(parts: SplitResult) -> None:
+    """Raise `ValueError` for a port that is no number, without what stands in its place: it may be a password's."""
+    try:
+        parts.port  # noqa: B018 - it is read when it is asked for
+    except ValueError:
+        told = "has a port that is no number from 1 to 65535; in a password write / ? # @ : as %.."
+        raise ValueError(told) from None
 
 
 def _without_secrets(url: str) -> str:

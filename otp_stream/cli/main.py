@@ -11,9 +11,10 @@ from otp_stream import __version__
 from otp_stream.core.job import Priority
 
 from . import demo as demo_room
-from . import producer
+from . import producer, tables
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+cli.add_typer(tables.cli, name="tables")
 _console = Console(stderr=True, highlight=False)
 
 

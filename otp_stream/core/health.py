@@ -32,6 +32,20 @@ def worst(found: tuple[Check, ...]) -> Status:
     return "unhealthy" if "unhealthy" in statuses else "degraded" if "degraded" in statuses else "healthy"
 
 
+def kept_apart(state: WorkerState) -> str | None:
+    """Return what it means and how to mend it where several workers consume the jobs and do not share their state."""
+    if state.broker is None or state.tables is None or state.tables.url is not None:
+        return None
+    jobs = next((lane for lane in state.broker.lanes if lane.lane == "jobs"), None)
+    if jobs is None or (jobs.consumers or 0) < 2:
+        return None
+    return (
+        f"{jobs.consumers} consumers on {jobs.queue} and no REDIS_URL: each worker knows only what it did itself. "
+        "A job that comes again to another one may be sent twice; limits and newest codes count for each worker apart. "
+        "Set REDIS_URL, the same for all, and they share their state."
+    )
+
+
 def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
     match state.phase:
         case "http_only":

@@ -10,6 +10,7 @@
 --   resume                          how many marks of this worker are here
 --   keep     content id ttl_ms              recall  content
 --   count    name by
+--   top      number                 what was over a limit most often
 --   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
 --
 -- job:<hash>        s | c:<worker>:<arrival>:<made_ms> | r::<arrival>:<made_ms>    sent, claimed, or seen and released
@@ -207,6 +208,12 @@ local function count()
   return 'ok'
 end
 
+local function top()
+  local found, told = redis.call('ZREVRANGE', P .. 'throttled', 0, tonumber(next_arg()) - 1, 'WITHSCORES'), {}
+  for i = 1, #found, 2 do told[#told + 1] = found[i] .. '=' .. found[i + 1] end
+  return 'ok:' .. table.concat(told, ',')
+end
+
 -- Evenly spaced slots for all workers, by the rule of core/rate.py.
 local function reserve()
   local key = P .. 'rate:' .. next_arg()
@@ -228,7 +235,7 @@ end
 
 local operations = {
   admit = admit, mark = mark, release = release, beat = beat, resume = resume, keep = keep, recall = recall,
-  count = count, reserve = reserve,
+  count = count, top = top, reserve = reserve,
 }
 local answers = {}
 while at <= #ARGV do

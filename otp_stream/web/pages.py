@@ -9,8 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from otp_stream.core.decision import Ending, Reason
-from otp_stream.core.health import Check, worst
-from otp_stream.core.state import Stats, WorkerState
+from otp_stream.core.health import Check, kept_apart, worst
+from otp_stream.core.state import Stats, TablesState, WorkerState
 
 _HERE = Path(__file__).parent / "pages"
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -31,15 +31,25 @@ Node = dict[str, Any]
 
 
 def front_page(
-    *, state: WorkerState, stats: Stats, found: tuple[Check, ...], now_ms: int, version: str, environment: str
+    *,
+    state: WorkerState,
+    stats: Stats,
+    found: tuple[Check, ...],
+    throttled: Mapping[str, int],
+    now_ms: int,
+    version: str,
+    environment: str,
 ) -> str:
-    """Return the operations page."""
+    """Return the operations page; `throttled` is what was over a limit most often, by limit and hashed key."""
     status = worst(found)
     title = "Serving HTTP only" if state.phase == "http_only" else _TITLES[status]
     return _PAGES.get_template("front.html").render(
         state=state,
         stats=stats,
         found=found,
+        answers=_answers(state.tables),
+        throttled=throttled,
+        apart=kept_apart(state),
         status=status,
         title=title,
         now_ms=now_ms,
@@ -48,6 +58,13 @@ def front_page(
         good=_GOOD,
         bad=_BAD,
     )
+
+
+def _answers(tables: TablesState | None) -> list[tuple[str, int, float]]:
+    """Return each answer with its number and its share; one that only says "ask again" has none."""
+    asked = {name: number for name, number in tables.asked.items() if name != "busy"} if tables else {}
+    total = sum(asked.values())
+    return [(name.replace("_", " "), number, number / total) for name, number in sorted(asked.items()) if number]
 
 
 def asyncapi_page(document: Node) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -16,7 +16,7 @@ import yaml
 from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header
 from otp_stream.core.decision import Reason
 from otp_stream.core.health import Status, checks, worst
-from otp_stream.core.state import Stats, WorkerState
+from otp_stream.core.state import Stats, TablesState, WorkerState
 
 from .pages import ASSETS, asyncapi_page, front_page
 
@@ -33,6 +33,8 @@ class Sources:
     look: Callable[[], WorkerState]
     stats: Callable[[], Stats]
     refresh: Callable[[], Awaitable[None]]
+    throttled: Callable[[], Awaitable[Mapping[str, int]]]
+    """What was over a limit most often, by limit and hashed key."""
     metrics: Callable[[str], tuple[bytes, str]]
     document: Callable[[], dict[str, Any]]
     version: str
@@ -69,6 +71,7 @@ class _Desk:
             state=state,
             stats=self._sources.stats(),
             found=checks(state, now_ms),
+            throttled=await self._sources.throttled() if state.tables else {},
             now_ms=now_ms,
             version=self._sources.version,
             environment=self._sources.environment,
@@ -103,6 +106,7 @@ class _Desk:
             "outcomes": stats.endings,
             "sentLastMinute": stats.sent_last_minute,
             "timeToAcceptMs": {"p50": stats.p50_ms, "p99": stats.p99_ms},
+            "tables": _tables(state.tables),
             "checks": [{"name": c.name, "status": c.status, "text": c.text} for c in found],
             "version": self._sources.version,
         }
@@ -149,6 +153,17 @@ def _http(status: Status) -> int:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _tables(tables: TablesState | None) -> dict[str, object] | None:
+    if tables is None:
+        return None
+    return {
+        "connected": tables.connected,
+        "workers": tables.workers,
+        "answers": dict(tables.asked),
+        "possibleDuplicates": tables.unshared,
+    }
 
 
 def _iso(at_ms: int | None) -> str | None:

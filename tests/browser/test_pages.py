@@ -2,6 +2,7 @@
 
 import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from worker import CODE, Worker, job
 
+ADDRESS = "ada.lovelace@example.com"
 LOOKS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
 
 
@@ -116,3 +118,33 @@ async def test_the_inbox_shows_a_mail_as_a_person_sees_it(chromium: webdriver.Ch
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
         chromium.switch_to.default_content()
     assert hosts(chromium) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+async def test_the_tables_show_what_holds_jobs_off_and_that_workers_do_not_share(
+    stage: Stage, chromium: webdriver.Chrome, width: int, scheme: str
+) -> None:
+    worker = await stage.run(RECIPIENT_LIMIT="1/1h", TENANT_LIMIT="9/1h", SUPERSEDE="latest")
+    await stage.rabbit.publish(*(job(ADDRESS, jobId=f"j-{number}") for number in range(3)))
+    await stage.rabbit.dead(2)
+    await stage.run()
+    wait(lambda: _consumers(worker) == 2, "the other's consumer")
+    look(chromium, f"http://127.0.0.1:{worker.port}/", width, scheme)
+    assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    assert text(chromium, ".tables .figures dd") == "in memory"
+    assert text(chromium, ".answers").split("\n") == ["admitted 1 33.3 %", "throttled recipient 2 66.7 %"]
+    assert "sent 1" in text(chromium, ".sizes")
+    assert "recipient 1/1h 1" in text(chromium, ".sizes")
+    assert text(chromium, "table.throttled tbody th").startswith("recipient ")
+    assert text(chromium, "table.throttled tbody td") == "2"
+    assert "Set REDIS_URL" in text(chromium, ".note")
+    assert ADDRESS not in chromium.page_source
+    assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+def _consumers(worker: Worker) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/readyz", timeout=5):
+        pass  # has it ask the broker, when the last answer is old
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics", timeout=5) as answer:
+        rows = [line for line in answer.read().decode().splitlines() if line.startswith("otp_queue_consumers{")]
+    return max(float(row.rpartition(" ")[2]) for row in rows)

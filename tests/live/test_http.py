@@ -33,6 +33,8 @@ async def test_health_has_the_shape_that_monitors_know(stage: Stage) -> None:
     assert told["uptime"] > 0
     assert told["memoryUsage"]["rss"] > 10_000_000
     assert told["lastError"].startswith("malformed: body: ")
+    tables = {"connected": None, "workers": None, "answers": {"admitted": 1}, "possibleDuplicates": 0}
+    assert told["tables"] == tables
 
 
 async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from otp_stream.core.health import STALE_MS, checks, worst
-from otp_stream.core.state import BrokerState, LaneState, RelayState, WorkerState
+from otp_stream.core.health import STALE_MS, checks, kept_apart, worst
+from otp_stream.core.state import BrokerState, LaneState, RelayState, TablesState, WorkerState
 
 NOW = 1_700_000_000_000
 LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in ("jobs", "high", "due"))
@@ -67,6 +67,46 @@ def test_a_relay_that_is_slowed_down_is_told_of_and_healthy() -> None:
     found = checks(replace(GOOD, relays=(replace(RELAY, rate=12.04, slowed=True),)), NOW)
     assert worst(found) == "healthy"
     assert found[-1].text == "relay:25: the gate is open, slowed to 12/s after a throttle"
+
+
+REDIS = TablesState(url="redis://h", connected=True)
+AWAY = replace(REDIS, connected=False, error="refused", unshared=3)
+
+
+@pytest.mark.parametrize(
+    ("tables", "status", "text"),
+    [
+        (REDIS, "healthy", "redis://h shares the state"),
+        (AWAY, "degraded", "redis://h is away, 3 codes went out without shared state: refused"),
+        (replace(AWAY, fail="closed"), "unhealthy", "redis://h is away, jobs wait (STATE_FAIL=closed): refused"),
+    ],
+)
+def test_redis_is_judged_by_what_its_absence_does_to_codes(tables: TablesState, status: str, text: str) -> None:
+    found = checks(replace(GOOD, tables=tables), NOW)
+    assert worst(found) == status
+    assert [(check.status, check.text) for check in found if check.name == "tables"] == [(status, text)]
+
+
+def test_state_in_memory_is_nothing_to_judge() -> None:
+    assert [check.name for check in checks(replace(GOOD, tables=TablesState()), NOW)] == ["phase", "broker", "relay"]
+
+
+def test_several_workers_without_redis_are_told_of_with_consequence_and_cure_and_healthy() -> None:
+    several = replace(BROKER, lanes=(replace(LANES[0], consumers=2), *LANES[1:]))
+    state = replace(GOOD, broker=several, tables=TablesState())
+    note = kept_apart(state) or ""
+    assert note.startswith("2 consumers on q.jobs and no REDIS_URL")
+    assert "may be sent twice" in note
+    assert "Set REDIS_URL" in note
+    assert worst(checks(state, NOW)) == "healthy"
+    for well in (
+        replace(state, broker=BROKER),
+        replace(state, broker=replace(BROKER, lanes=())),
+        replace(state, tables=REDIS),
+        replace(state, tables=AWAY),
+        WorkerState("http_only", None, ()),
+    ):
+        assert kept_apart(well) is None
 
 
 def test_without_worker_nothing_can_be_wrong() -> None:
