@@ -92,6 +92,10 @@ class Hooks:
 class Tables(Protocol):
     """What the process wants of the tables."""
 
+    def finish(self) -> None:
+        """Cancel whoever waits for Redis, or for another worker."""
+        ...
+
     def look(self) -> TablesState:
         """Return the tables as this worker sees them."""
         ...
@@ -202,6 +206,7 @@ class OtpStream(AsgiFastStream):
         _log.info("stopping: intake has ended", held=held)
         # what is not on the wire goes back at once: another worker, or the next one, should have it
         self._relay.finish()
+        self._tables.finish()
         returned = await self.rabbit.drain(lambda: self._stopping.over)
         _log.info("stopping: jobs are settled", finished=held - returned, returned=returned)
 

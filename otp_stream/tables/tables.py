@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -111,6 +111,9 @@ class Tables:
         """Called when claims of jobs that may be waiting were lost."""
         self.shared: SharedTables | None = None
         self._url: str | None = None
+        self._finished = False
+        self._idle: set[asyncio.Task[object]] = set()
+        """Who waits for Redis, or for another worker."""
         self._held: dict[str, Claim] = {}
         self._places: dict[str, dict[str, Claim]] = {}
         """Claims by recipient and purpose, then job."""
@@ -235,6 +238,23 @@ class Tables:
         """End a claim unsent."""
         self._end(claim)
 
+    def finish(self) -> None:
+        """Let nobody wait for Redis or for another worker any more: who does is cancelled."""
+        self._finished = True
+        for task in self._idle:
+            task.cancel()
+
+    @contextmanager
+    def _waiting(self) -> Generator[None]:
+        task = asyncio.current_task()
+        if self._finished or task is None:
+            raise asyncio.CancelledError
+        self._idle.add(task)
+        try:
+            yield
+        finally:
+            self._idle.discard(task)
+
     async def _answer(self, claim: Claim, deadline_ms: int, *, counted: bool = False) -> Answer | Unknown:
         shared = self.shared
         while shared is not None:
@@ -253,15 +273,19 @@ class Tables:
                 self._asked["busy"] += 1
                 if now_ms >= deadline_ms:
                     return Unknown()
-                await asyncio.sleep(_BUSY_PAUSE_S)
+                with self._waiting():
+                    await asyncio.sleep(_BUSY_PAUSE_S)
             elif self._fail == "open":
                 await shared.first_answer()
                 if shared.connected:
                     continue
                 self._unshared += 1
                 break
-            elif now_ms >= deadline_ms or not await shared.returned((deadline_ms - now_ms) / 1000):
+            elif now_ms >= deadline_ms:
                 return Unknown()
+            else:
+                with self._waiting():
+                    await shared.returned((deadline_ms - now_ms) / 1000)
         return self._admitted(claim, self._memory.admit(claim.ask, self._now_ms(), counted=counted))
 
     def _admitted(self, claim: Claim, answer: Answer) -> Answer:
