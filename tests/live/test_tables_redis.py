@@ -850,7 +850,9 @@ def test_memory_and_redis_give_the_same_answers(
     limits: str,
     spread: int,
 ) -> None:
-    asyncio.run(_compare(steady, steps, supersede=supersede, limits=_LIMITS[limits], spread=spread))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_module, "ANSWER_S", 5.0)
+        asyncio.run(_compare(steady, steps, supersede=supersede, limits=_LIMITS[limits], spread=spread))
 
 
 async def _compare(
