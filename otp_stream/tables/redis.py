@@ -23,6 +23,8 @@ _PAUSES_S = (0.1, 0.2, 0.5, 1.0)
 _LATE_S = 0.05
 _MOST = 100
 """Operations in one call: Redis does nothing else meanwhile."""
+_CALLS = 10
+"""Calls under way: a burst that takes Redis longer than `ANSWER_S` is no outage."""
 _SCRIPT = (Path(__file__).parent / "tables.lua").read_bytes()
 
 Word = bytes | int | float | str
@@ -136,9 +138,14 @@ class Redis:
 
     def _add(self, operation: Operation, answer: asyncio.Future[bytes] | None) -> None:
         self._queue.append((operation, answer))
-        if not self._asked:
+        if self._asked:
+            self._fall_due()
+        else:
             self._flush()
-        elif not self._due:
+
+    def _fall_due(self) -> None:
+        # all that is asked in one turn of the loop travels together
+        if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._flush)
 
@@ -170,7 +177,6 @@ class Redis:
             broken = self._broken = asyncio.get_running_loop().create_future()
             self._transport = _taken_over(connection, _Answers(self._answered, self._break_off))
             coming_back = asyncio.create_task(self._come_back())
-            coming_back.add_done_callback(self._ended)
             error = await broken
         except TimeoutError:
             error = f"no answer within {_CONNECT_S:g} s"
@@ -187,17 +193,15 @@ class Redis:
                 await cancelled(coming_back)
             await connection.disconnect(nowait=True)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._break_off(_told(error))
-
     def _break_off(self, why: str) -> None:
         if self._broken is not None and not self._broken.done():
             self._broken.set_result(why)
 
     async def _come_back(self) -> None:
-        await self._back()
+        try:
+            await self._back()
+        except Exception as error:  # noqa: BLE001 - without it, the answers must not be relied upon
+            self._break_off(_told(error))
 
     def _gone(self, error: str) -> None:
         self._broken = self._transport = None
@@ -219,7 +223,7 @@ class Redis:
 
     def _flush(self) -> None:
         self._due = False
-        while self._queue and self._transport is not None:
+        while self._queue and self._transport is not None and len(self._asked) < _CALLS:
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _MOST))]
             operations = [operation for operation, _ in batch]
             self._asked.append(_Asked(operations, [answer for _, answer in batch], monotonic()))
@@ -228,11 +232,15 @@ class Redis:
             self._look_in(ANSWER_S)
 
     def _answered(self, reply: bytes) -> None:
+        if not self._asked:
+            return  # given up already
         asked = self._asked.popleft()
         self._observe(monotonic() - asked.at)
         for answer, word in zip(asked.answers, reply.split(b" "), strict=True):
             if answer is not None and not answer.done():
                 answer.set_result(word)
+        if self._queue:
+            self._fall_due()
 
     def _call(self, operations: list[Operation]) -> bytes:
         now = b"" if self._now_ms is None else self._now_ms()
