@@ -90,7 +90,9 @@ class SharedTables:
         self._late = False
         """Whether the lease had run out, and Redis has not been told of our claims since."""
         self._restored = 0
-        """Up to which of our marks Redis has them."""
+        """Up to which of our marks it was told of them."""
+        self._confirmed = 0
+        """And up to which it has said so."""
         self._owed: dict[str, Operation] = {}
         """Claims to be ended there."""
         self._returned, self._known = asyncio.Event(), asyncio.Event()
@@ -120,7 +122,7 @@ class SharedTables:
 
     @property
     def owed(self) -> int:
-        """How many of our marks Redis lacks."""
+        """How many of our marks Redis may lack."""
         return self._memory.marks.written - self._restored
 
     async def run(self) -> None:
@@ -146,18 +148,7 @@ class SharedTables:
         """Ask whether a job may be sent, and claim it. Raises `AwayError`."""
         if not self.leased:
             await self._beat()  # a claim of somebody who is taken for dead is none
-        word = await self.redis.ask(
-            "admit",
-            ask.key,
-            ask.made_ms,
-            ask.ttl_ms,
-            int(counted),
-            ask.recipient,
-            ask.purpose,
-            ask.code,
-            *(ask.limits or ("",) * len(self._limits)),
-        )
-        return self._read(word.decode())
+        return self._read(await self._admit(ask, counted=counted))
 
     def keep(self, content: str, job_id: str) -> None:
         """Remember the id made for a job."""
@@ -194,8 +185,21 @@ class SharedTables:
         if self.owed:
             _log.warning("marks of sent jobs that Redis does not have", count=self.owed, error=self.redis.error)
 
-    def _read(self, word: str) -> Answer | Busy:
-        kind, _, rest = word.partition(":")
+    def _admit(self, ask: Ask, *, counted: bool) -> asyncio.Future[bytes]:
+        return self.redis.ask(
+            "admit",
+            ask.key,
+            ask.made_ms,
+            ask.ttl_ms,
+            int(counted),
+            ask.recipient,
+            ask.purpose,
+            ask.code,
+            *(ask.limits or ("",) * len(self._limits)),
+        )
+
+    def _read(self, word: bytes) -> Answer | Busy:
+        kind, _, rest = word.decode().partition(":")
         match kind:
             case "ok":
                 return int(rest)
@@ -224,28 +228,37 @@ class SharedTables:
             await self._bring_back()
         elif self._rechecks:
             before = monotonic() - _BEAT_S
-            await self._claim_again([claim for claim in self._held() if claim.since <= before])
+            await self._claim_again(claim for claim in self._held() if claim.since <= before)
 
     async def _beat(self) -> None:
         """Renew the lease. Where it had run out, or Redis has forgotten it, no claim of ours holds any more."""
-        began = monotonic()
-        lived, _, workers = (await self.redis.ask("beat", int(LEASE_S * 1000), self._restored)).decode().partition(":")
-        if lived != "ok":
+        began, restored = monotonic(), self._restored
+        lived, _, workers = (await self.redis.ask("beat", int(LEASE_S * 1000), restored)).decode().partition(":")
+        if lived == "ok":
+            self._confirmed = restored
+        else:
             self._late = True
-            for claim in self._held():
-                claim.doubt()
+            self._doubt()
         self._leased_until = began + LEASE_S
         self.workers = int(workers)
         asked, self.asked = self.asked, Counter()
         for name, number in asked.items():
             self.redis.tell("count", name, number)
 
-    async def _claim_again(self, claims: Sequence[Held]) -> None:
-        await asyncio.gather(*map(self._ask_again, claims))
+    def _doubt(self) -> None:
+        for claim in self._held():
+            claim.doubt()
 
-    async def _ask_again(self, claim: Held) -> None:
-        claim.shared = True  # it may end before the answer comes, and then must be released there
-        claim.learn(await self.admit(claim.ask, counted=True))
+    async def _claim_again(self, claims: Iterable[Held]) -> Sequence[Held]:
+        """Ask for claims again; returns which. None may end between the look at it and the question."""
+        asked: list[tuple[Held, asyncio.Future[bytes]]] = []
+        for claim in claims:
+            claim.shared = True  # it may end before the answer comes, and then must be released there
+            asked.append((claim, self._admit(claim.ask, counted=True)))
+        answers = await asyncio.gather(*(answer for _, answer in asked))
+        for (claim, _), answer in zip(asked, answers, strict=True):
+            claim.learn(self._read(answer))
+        return [claim for claim, _ in asked]
 
     async def _back(self) -> None:
         # claims that ended before those of the same jobs that are held now
@@ -253,6 +266,7 @@ class SharedTables:
             self.redis.tell(*operation)
         self._owed.clear()
         await self._beat()
+        self._doubt()  # it may have come back with what it knew a while ago
         count, asked = await self._bring_back()
         if self._why is not None:
             _log.info("Redis answers again: state is shared", marks_restored=count, workers=self.workers)
@@ -262,15 +276,14 @@ class SharedTables:
         self._returned.set()
         self._known.set()
         # while marks were brought, more was claimed; from now on, new jobs ask Redis
-        await self._claim_again([claim for claim in self._held() if claim not in asked])
+        await self._claim_again(claim for claim in self._held() if claim not in asked)
 
     async def _bring_back(self) -> tuple[int, Sequence[Held]]:
         """Tell Redis of our claims and of the marks that it lacks; returns how many marks, and which claims."""
         self._late = False
         resumed = (await self.redis.ask("resume")).decode().partition(":")[2]
-        self._restored = min(int(resumed), self._memory.marks.written)
-        claims = list(self._held())
-        await self._claim_again(claims)
+        self._restored = self._confirmed = min(int(resumed), self._memory.marks.written)
+        claims = await self._claim_again(self._held())
         return await self._restore(), claims
 
     async def _restore(self) -> int:
@@ -292,6 +305,7 @@ class SharedTables:
         self._returned.clear()
         self._known.set()
         self._leased_until = 0.0
+        self._restored = min(self._restored, self._confirmed)
         self._owed |= {str(operation[1]): operation for operation in operations if operation[0] == "release"}
         if error and error != self._why:  # it is tried every second, and told when it is news
             self._away(error)

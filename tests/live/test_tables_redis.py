@@ -388,6 +388,21 @@ async def test_one_call_for_each_job_and_fewer_in_a_burst(world: World) -> None:
     assert len(await world.keys("job:*")) == 1000
 
 
+async def test_a_great_burst_is_no_outage(world: World) -> None:
+    limits = (*read_limits("recipient", "5/1h"), *read_limits("total", "100000/1h"))
+    one = await world.worker(*limits, supersede=True)
+    assert one.shared is not None
+    redis = one.shared.redis
+    asking = asyncio.gather(*(claim(one, job(f"j{number}", email=f"u{number}@example.com")) for number in range(3000)))
+    most = 0
+    while not asking.done():
+        most = max(most, len(redis._asked))
+        await asyncio.sleep(0)
+    await asking
+    assert 1 < most <= 10  # what waits here is not what Redis is late with
+    assert one.look().unshared == 0
+
+
 async def calls(world: World) -> int:
     told = await asyncio.to_thread(world.server.command, "INFO", "commandstats")
     [line] = [line for line in told.splitlines() if line.startswith("cmdstat_evalsha:")]
@@ -522,20 +537,33 @@ async def test_an_old_release_does_not_end_the_claim_that_came_after_it(frail_wo
     assert await ask(two, job()) == SentBefore()
 
 
-async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_world: World) -> None:
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_world: World, turns: int) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
-    assert one.shared is not None
+    shared, loop = one.shared, asyncio.get_running_loop()
+    assert shared is not None
     pause(server)
     await is_(one, connected=False)
     held = await claim(one, job())
-    admit = one.shared.admit
+    bring_back, claims = shared._bring_back, shared._held
 
-    async def admit_and_end(*asked: Any, **more: Any) -> Any:
-        asyncio.get_running_loop().call_soon(held.release)
-        return await admit(*asked, **more)
+    def end_in(turns: int) -> None:
+        if turns:
+            loop.call_soon(end_in, turns - 1)
+        else:
+            held.release()
 
-    one.shared.admit = admit_and_end
+    def claims_that_end() -> Any:
+        shared._held = claims
+        loop.call_soon(end_in, turns)
+        return claims()
+
+    async def bring_back_what_ends() -> Any:
+        shared._held = claims_that_end
+        return await bring_back()
+
+    shared._bring_back = bring_back_what_ends
     resume(server)
     for tables in (one, two):
         await is_(tables, connected=True)
@@ -709,6 +737,24 @@ async def test_the_state_tells_since_when_it_is_away(frail_world: World) -> None
     server.start()
     await is_(one, connected=True)
     assert one.look().since_ms > went
+
+
+async def test_marks_of_which_redis_never_said_that_it_has_them_are_owed(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker()
+    server.freeze()
+    (await claim(one, job("during"))).mark()
+    before = one.look()
+    assert (before.connected, before.owed) == (False, 1)
+    server.thaw()
+    await is_(one, connected=True)
+    (await claim(one, job("told"))).mark()
+    server.freeze()
+    await is_(one, connected=False)
+    assert one.look().owed >= 1
+    server.thaw()
+    await is_(one, connected=True)
+    assert one.look().owed == 0
 
 
 async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World) -> None:
