@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-from redis.asyncio import Connection
-from redis.asyncio.connection import parse_url
-from redis.exceptions import ResponseError
-
 from otp_stream.tasks import cancelled, is_cancelled
+
+if TYPE_CHECKING:
+    from redis.asyncio import Connection
 
 ANSWER_S = 0.25
 """A Redis that takes longer is no help to somebody who waits at a login page."""
@@ -269,7 +268,10 @@ class Redis:
             self._break_off(f"no answer within {ANSWER_S * 1000:g} ms")
 
 
-def _connection(url: str) -> Connection:
+def _connection(url: str) -> "Connection":
+    # it brings OpenTelemetry's SDK with it: nobody who shares no state should pay for that
+    from redis.asyncio.connection import Connection, parse_url  # noqa: PLC0415
+
     options: dict[str, Any] = {**parse_url(url)}
     kind: type[Connection] = options.pop("connection_class", Connection)
     # answers are waited for by us, and Redis 5 knows nothing of protocol 3
@@ -277,7 +279,7 @@ def _connection(url: str) -> Connection:
     return kind(**options)
 
 
-def _taken_over(connection: Connection, answers: _Answers) -> asyncio.Transport:
+def _taken_over(connection: "Connection", answers: _Answers) -> asyncio.Transport:
     """Have the connection's bytes read by us from now on: it has logged in, and nothing is under way."""
     writer: asyncio.StreamWriter = cast("Any", connection)._writer  # noqa: SLF001 - it offers no other way
     transport = cast("asyncio.Transport", writer.transport)
@@ -285,7 +287,9 @@ def _taken_over(connection: Connection, answers: _Answers) -> asyncio.Transport:
     return transport
 
 
-async def _warn_of_eviction(connection: Connection) -> None:
+async def _warn_of_eviction(connection: "Connection") -> None:
+    from redis.exceptions import ResponseError  # noqa: PLC0415 - see above
+
     try:
         told = (await _call(connection, b"INFO", b"memory")).decode(errors="replace")
     except ResponseError:  # not every user may ask
@@ -298,7 +302,7 @@ async def _warn_of_eviction(connection: Connection) -> None:
         )
 
 
-async def _call(connection: Connection, *words: Word) -> bytes:
+async def _call(connection: "Connection", *words: Word) -> bytes:
     await connection.send_packed_command(b"*%d\r\n%b" % (len(words), _packed(words)), check_health=False)
     return await _reply(connection)
 

@@ -128,7 +128,7 @@ class Slot:
     async def start(self) -> None:
         self.worker = worker(self.stage, self.redis, SMTP_PORT=str(self.relay.port))
         await self.worker.start(ready=False)
-        await self.worker.wait_log("job started")
+        await self.worker.wait_log('"event":"consuming"')
 
     async def kill(self) -> None:
         assert self.worker is not None
@@ -270,8 +270,8 @@ async def test_two_workers_together_keep_to_the_relays_rate(stage: Stage, redis:
     assert 3.7 <= time.monotonic() - began <= 8
     times = sorted(mail.at for mail in stage.relay.accepted)
     most = max(sum(begin <= at < begin + 1 for at in times) for begin in times)
-    # each may lead its slots by 50 ms, and this machine may be late to read what came earlier
-    assert most <= 40 + 2 * 2 + 2
+    # each may lead its slots by 50 ms, and this machine may be 100 ms late to read what came earlier
+    assert most <= 40 + 2 * 2 + 4
 
 
 async def test_a_send_that_outlives_its_connection_to_the_broker_is_the_only_one(
