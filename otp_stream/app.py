@@ -20,7 +20,6 @@ from .mail import Mailroom, TemplateError
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
 from .tables import Asker, MemoryTables, Tables
-from .tables.inspect import most_throttled
 from .watch import Watch, configure_logs, monitor
 from .web import Sources, routes
 from .worker import Hooks, OtpStream
@@ -80,7 +79,7 @@ def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables) ->
         look=app.look,
         stats=watch.stats,
         refresh=broker.refresh,
-        throttled=partial(most_throttled, tables),
+        throttled=tables.most_throttled,
         metrics=watch.metrics.render,
         document=partial(asyncapi, app),
         version=__version__,

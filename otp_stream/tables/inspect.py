@@ -22,7 +22,6 @@ from otp_stream.core.rate import slope
 from .ask import SLICES, slice_ms
 from .redis import AwayError
 from .shared import LEASE_S
-from .tables import Tables
 
 TOP = 10
 """How many of the keys that are over a limit most often are told."""
@@ -174,19 +173,6 @@ def forget(line: Line, prefix: str, recipient: str, *, progress: Progress = lamb
         "recipient": sum(line.ask("DEL", key) for key in windows),
         "throttled": line.ask("ZREM", f"{prefix}throttled", f"recipient:{recipient}"),
     }
-
-
-async def most_throttled(tables: Tables) -> Mapping[str, int]:
-    """Return what was over a limit most often: at all workers, or at this one where Redis does not say."""
-    shared = tables.shared
-    if shared is not None and shared.connected:
-        try:
-            word = (await shared.redis.ask("top", TOP)).decode().removeprefix("ok:")
-        except AwayError:
-            return tables.look().throttled
-        pairs = [pair.rpartition("=") for pair in word.split(",") if pair]
-        return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
-    return tables.look().throttled
 
 
 def _sizes(line: Line, prefix: str, limits: Sequence[Limit], relays: list[str], progress: Progress) -> dict[str, int]:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
+
 from otp_stream.tasks import cancelled, is_cancelled
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ async def _call(connection: "Connection", *words: Word) -> bytes:
     return await _reply(connection)
 
 
-async def _reply(connection: Connection) -> bytes:
+async def _reply(connection: "Connection") -> bytes:
     return cast("bytes", await connection.read_response(timeout=math.inf, disable_decoding=True))
 
 

@@ -177,6 +177,12 @@ class SharedTables:
         _, first_us, every_us, rate = word.decode().split(":")
         return Grant(int(first_us) / 1e6, int(every_us) / 1e6, number, float(rate))
 
+    async def most_throttled(self, count: int) -> dict[str, int]:
+        """Return what was over a limit most often, by limit and hashed key. Raises `AwayError`."""
+        word = (await self.redis.ask("top", count)).decode().removeprefix("ok:")
+        pairs = [pair.rpartition("=") for pair in word.split(",") if pair]
+        return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
+
     async def close(self) -> None:
         """Wait, a second at most, until Redis has all that it was told."""
         deadline = monotonic() + 1.0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 
 import structlog
@@ -26,6 +26,8 @@ from .redis import AwayError
 from .shared import Busy, SharedTables
 
 _BUSY_PAUSE_S = 0.1
+_TOP = 10
+"""How many of those that are throttled most are shown."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -162,8 +164,15 @@ class Tables:
             asked=dict(self._asked),
             unshared=self._unshared,
             owed=shared.owed if shared else 0,
-            throttled={f"{name} {key}": times for (name, key), times in self._memory.throttled.most_common(10)},
+            throttled={f"{name} {key}": times for (name, key), times in self._memory.throttled.most_common(_TOP)},
         )
+
+    async def most_throttled(self) -> Mapping[str, int]:
+        """Return what was over a limit most often: at all workers, or at this one where Redis does not say."""
+        if self.shared is not None and self.shared.connected:
+            with suppress(AwayError):
+                return await self.shared.most_throttled(_TOP)
+        return self.look().throttled
 
     @property
     def may_send(self) -> bool:
