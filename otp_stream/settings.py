@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -18,6 +18,12 @@ from .core.admission import Limit, LimitName, read_limits
 EMBEDDED_BROKER_PORT = 5673
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
+_ESCAPE = "in a password write / ? # @ : as %.."
+_REDIS_OPTIONS = {"db", "username", "password", "client_name"}
+_REDIS_TLS_OPTIONS = {
+    "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
+    "ssl_check_hostname", "ssl_min_version", "ssl_ciphers",
+}  # fmt: skip
 _LEVELS = {
     "warn": "warning", "http": "info", "verbose": "debug", "silly": "debug", "trace": "debug", "fatal": "critical",
 }  # fmt: skip
@@ -193,6 +199,11 @@ class Settings(BaseSettings):
             if not (parts.path if parts.scheme == "unix" else parts.hostname):
                 raise ValueError("must name a host, as in redis://user:password@redis.example.com:6379/0")
             _check_port(parts)
+            if parts.scheme != "unix" and (parts.fragment or parts.path.strip("/0123456789")):
+                raise ValueError(f"must end with a database's number, as in /0; {_ESCAPE}")
+            known = _REDIS_OPTIONS | (_REDIS_TLS_OPTIONS if parts.scheme == "rediss" else set[str]())
+            if not {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} <= known:
+                raise ValueError(f"has an option other than {', '.join(sorted(known))}; {_ESCAPE}")
         return value
 
     @field_validator("recipient_limit", "domain_limit", "tenant_limit", "total_limit")
@@ -399,12 +410,13 @@ def _check_port(parts: SplitResult) -> None:
     try:
         parts.port  # noqa: B018 - it is read when it is asked for
     except ValueError:
-        told = "has a port that is no number from 1 to 65535; in a password write / ? # @ : as %.."
-        raise ValueError(told) from None
+        raise ValueError(f"has a port that is no number from 1 to 65535; {_ESCAPE}") from None
 
 
 def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
+    parts = urlsplit(url)._replace(fragment="")
+    if "@" in parts.path and parts.scheme != "unix":  # a password with a slash in it looks like this
+        parts = parts._replace(netloc=f"***@{parts.path.rpartition('@')[2].partition('/')[0]}", path="")
     if parts.password is None:
         return urlunsplit(parts._replace(query=""))
     host = parts.netloc.rpartition("@")[2]

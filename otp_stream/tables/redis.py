@@ -165,8 +165,8 @@ class Redis:
         error = ""
         try:
             connection = _connection(self._url)
-        except ValueError:
-            self._gone("the URL cannot be read")  # what is wrong with it may be the password
+        except Exception as problem:  # noqa: BLE001 - what is wrong with it may be the password
+            self._gone(f"REDIS_URL cannot be used: {type(problem).__name__}")
             return
         coming_back: asyncio.Task[None] | None = None
         try:

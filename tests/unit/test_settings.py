@@ -61,6 +61,14 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
         ({"rabbitmq_url": "http://x"}, "RABBITMQ_URL: must start with amqp://"),
         ({"rabbitmq_url": "amqp://h:port/"}, "RABBITMQ_URL: "),
         ({"rabbitmq_url": "amqp://"}, "RABBITMQ_URL: must name a host"),
+        ({"redis_url": "http://x"}, "REDIS_URL: must start with redis://"),
+        ({"redis_url": "redis://"}, "REDIS_URL: must name a host"),
+        ({"redis_url": "redis://h:port/0"}, "REDIS_URL: has a port that is no number"),
+        ({"redis_url": "redis://h/queue"}, "REDIS_URL: must end with a database's number"),
+        ({"redis_url": "redis://u:12/hunter2@h/0"}, "REDIS_URL: must end with a database's number"),
+        ({"redis_url": "redis://u:12#hunter2@h/0"}, "REDIS_URL: must end with a database's number"),
+        ({"redis_url": "redis://h/0?max_connections=5"}, "REDIS_URL: has an option other than client_name, db, pass"),
+        ({"redis_url": "redis://h/0?ssl_ca_certs=/ca.pem"}, "REDIS_URL: has an option other than"),
         ({"base_delay_ms": 5000, "max_delay_ms": 100}, "BASE_DELAY_MS must not exceed MAX_DELAY_MS"),
         ({"prefetch_count": 0}, "PREFETCH_COUNT: "),
         ({"sender_email": "nobody"}, "SENDER_EMAIL: must be an address"),
@@ -104,6 +112,19 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
     for shown in (str(settings.shown()), repr(settings), str(settings)):
         assert "hunter2" not in shown
     assert settings.masked_rabbitmq_url == "amqps://otp:***@h:5671/v"
+    odd, _ = load(rabbitmq_url="amqp://otp:12/hunter2@h:5672/v")
+    assert "hunter2" not in str(odd.masked_rabbitmq_url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h", "redis://h/", "redis://u:p@h:1/15", "unix:///run/a@b.sock?db=1", "redis://h?client_name=otp",
+        "rediss://h/0?ssl_ca_certs=/ca.pem&ssl_check_hostname=no",
+    ],
+)  # fmt: skip
+def test_the_usual_urls_of_redis_are_taken(url: str) -> None:
+    assert load(redis_url=url)[1] == []
 
 
 def test_the_usual_port_of_implicit_tls_means_it() -> None:
