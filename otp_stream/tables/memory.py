@@ -206,15 +206,21 @@ class MemoryTables:
 
     def _over(self, ask: Ask, now_ms: int) -> Throttled | None:
         found: dict[tuple[str, int], tuple[Limit, str, Window]] = {}
+        full: tuple[Limit, str] | None = None
+        allowed_ms = 0
         for limit, key in zip(self._limits, ask.limits, strict=True):
             if not key:
                 continue
             window = self._windows[limit].get(key, now_ms) or Window()
             window.slide(now_ms // slice_ms(limit))
             if window.total >= limit.count:
-                self._blame(limit, key)
-                return Throttled(limit, window.room_from(limit.count) * slice_ms(limit))
+                room_ms = window.room_from(limit.count) * slice_ms(limit)
+                if room_ms > allowed_ms:  # it is allowed when the last of them has room
+                    full, allowed_ms = (limit, key), room_ms
             found[limit.name, limit.period_ms] = limit, key, window
+        if full is not None:
+            self._blame(*full)
+            return Throttled(full[0], allowed_ms)
         for limit, key, window in found.values():
             window.add(now_ms // slice_ms(limit))
             self._windows[limit].put(key, window, now_ms + (SLICES + 1) * slice_ms(limit), now_ms)

@@ -86,21 +86,23 @@ local function allowed(key, limit)
   end
 end
 
--- Count the job in every window, or in none: returns the first that is full.
+-- Count the job in every window, or in none: returns the full one in which there is room last.
 local function over_limit(keys)
   local now = math.floor(clock_us() / 1000)
-  local sums = {}
+  local sums, full, from = {}, nil, 0
   for i, limit in ipairs(limits) do
     if keys[i] then
       sums[i] = held(keys[i], math.floor(now / limit.slice))
-      if sums[i] >= limit.count then
-        local who = limit.name .. ':' .. string.match(keys[i], '[^:]*$')
-        redis.call('ZINCRBY', P .. 'throttled', 1, who)
-        redis.call('ZREMRANGEBYRANK', P .. 'throttled', 0, -1001)
-        if redis.call('PTTL', P .. 'throttled') < 0 then redis.call('PEXPIRE', P .. 'throttled', DAY) end
-        return 'over:' .. i .. ':' .. whole(allowed(keys[i], limit))
-      end
+      local room = sums[i] >= limit.count and allowed(keys[i], limit) or 0
+      if room > from then full, from = i, room end
     end
+  end
+  if full then
+    local who = limits[full].name .. ':' .. string.match(keys[full], '[^:]*$')
+    redis.call('ZINCRBY', P .. 'throttled', 1, who)
+    redis.call('ZREMRANGEBYRANK', P .. 'throttled', 0, -1001)
+    if redis.call('PTTL', P .. 'throttled') < 0 then redis.call('PEXPIRE', P .. 'throttled', DAY) end
+    return 'over:' .. full .. ':' .. whole(from)
   end
   local counted = {} -- several limits for one period look at the same window
   for i, limit in ipairs(limits) do
@@ -123,10 +125,10 @@ local function admit()
     if key ~= '' then keys[i] = P .. 'limit:' .. limit.name .. ':' .. limit.slice .. ':' .. key end
   end
 
-  local known, arrival = redis.call('GET', job), nil
+  local known, holder, arrival, number, first_made = redis.call('GET', job), nil, nil, nil, nil
   if known == 's' then return 'sent' end
   if known then
-    local holder, number, first_made = string.match(known, '^%a:([^:]*):(%d+):(%d+)$')
+    holder, number, first_made = string.match(known, '^%a:([^:]*):(%d+):(%d+)$')
     if holder ~= '' and holder ~= me and redis.call('EXISTS', P .. 'worker:' .. holder) == 1 then return 'busy' end
     arrival, made = tonumber(number), math.min(made, tonumber(first_made))
   end
@@ -140,7 +142,9 @@ local function admit()
       its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
       newer = made > its_made or (made == its_made and arrival >= its_arrival)
       if not newer and its_code ~= code then
-        redis.call('SET', job, 'r::' .. whole(arrival) .. ':' .. whole(made), 'PX', ttl)
+        -- a mail of ours may be on its way: until we release it, no copy may be sent
+        local state = holder == me and 'c:' .. me or 'r:'
+        redis.call('SET', job, state .. ':' .. whole(arrival) .. ':' .. whole(made), 'PX', ttl)
         return 'old'
       end
     end
@@ -228,8 +232,9 @@ local function reserve()
   end
   local every = 1000000 / rate
   local first = math.max(tonumber(found[1]) or 0, now)
-  redis.call('HSET', key, 'next', whole(first + number * every))
-  redis.call('PEXPIRE', key, 600000)
+  local next = first + number * every
+  redis.call('HSET', key, 'next', whole(next))
+  redis.call('PEXPIRE', key, whole(600000 + (next - now) / 1000))
   return 'ok:' .. whole(first - now) .. ':' .. whole(every) .. ':' .. string.format('%.6f', rate)
 end
 

@@ -271,12 +271,12 @@ class Tables:
             if shared.connected:
                 if self._memory.marks.knows(claim.ask.key, now_ms):
                     return SentBefore()
-                claim.shared = True
+                before, claim.shared = claim.shared, True
                 try:
                     answer = await shared.admit(claim.ask, counted=counted)
                 except AwayError:
                     continue
-                claim.shared = isinstance(answer, int)
+                claim.shared = before or isinstance(answer, int)
                 if not isinstance(answer, Busy):
                     return self._admitted(claim, answer)
                 self._asked["busy"] += 1

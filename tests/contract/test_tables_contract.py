@@ -286,6 +286,16 @@ async def test_a_job_without_a_tenant_is_not_counted_by_tenant(ground: Ground) -
         await send(tables, job(f"k{number}", tenant=tenant))
 
 
+async def test_what_is_over_several_limits_is_allowed_when_the_last_has_room(ground: Ground) -> None:
+    limits = Limit("recipient", 1, 60_000), Limit("recipient", 1, HOUR), Limit("total", 1, 600_000)
+    tables = await ground.tables(*limits)
+    await ask(tables, job("first"))
+    throttled = await ask(tables, job("second"))
+    assert isinstance(throttled, Throttled)
+    assert throttled.limit == limits[1]
+    assert NOW + HOUR <= throttled.allowed_ms <= NOW + HOUR * 1.01
+
+
 async def test_what_is_throttled_by_one_limit_is_not_counted_by_another(ground: Ground) -> None:
     tables = await ground.tables(Limit("recipient", 1, HOUR), Limit("total", 2, HOUR))
     await send(tables, job("one"))

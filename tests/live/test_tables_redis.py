@@ -324,6 +324,31 @@ async def test_a_newer_code_at_another_worker_is_noticed_within_a_second(world: 
     assert await old.renew(now_ms() + 1000) == Superseded()
 
 
+async def test_no_copy_of_a_superseded_job_passes_its_mail_that_is_on_the_way(world: World) -> None:
+    one, two = await world.worker(supersede=True), await world.worker(supersede=True)
+    at = now_ms()
+    held = await claim(one, job("a", otp="111111", at=at - 3))
+    (await claim(two, job("b", otp="222222", at=at - 2))).mark()
+    await asyncio.sleep(1.2)
+    assert not held.holds()
+    # the first code again: nothing but the claim stands against a copy now
+    (await claim(two, job("c", otp="111111", at=at - 1))).mark()
+    assert await is_busy(two, job("a", otp="111111", at=at - 3))
+    held.mark()
+    assert await ask(two, job("a", otp="111111", at=at - 3)) == SentBefore()
+
+
+async def test_a_superseded_job_leaves_no_claim(world: World) -> None:
+    one, two = await world.worker(supersede=True), await world.worker(supersede=True)
+    at = now_ms()
+    held = await claim(one, job("a", otp="111111", at=at - 2))
+    (await claim(two, job("b", otp="222222", at=at - 1))).mark()
+    assert await held.renew(now_ms() + 1000) == Superseded()
+    held.release()
+    await asyncio.sleep(0.2)
+    assert not [state for state in (await world.job_keys()).values() if state.startswith("c:")]
+
+
 async def test_a_superseded_job_stays_superseded_however_often_it_is_asked_for(world: World) -> None:
     one, two = await world.worker(supersede=True), await world.worker(supersede=True)
     at = now_ms()
@@ -764,6 +789,13 @@ async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World)
     two = await world.worker(ready=False)
     assert await ask(two, job()) == SentBefore()
     assert two.look().unshared == 0
+
+
+async def test_a_url_that_nothing_can_be_made_of_is_told_and_codes_go_out(frail_world: World) -> None:
+    frail_world.url = "rediss://:hunter2@h/0?ssl_cert_reqs=bogus"
+    one = await frail_world.worker(ready=False)
+    (await claim(one, job())).mark()
+    assert (one.look().error or "").startswith("REDIS_URL cannot be used")
 
 
 async def test_a_worker_starts_without_redis(frail_world: World) -> None:
