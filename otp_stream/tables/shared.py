@@ -184,9 +184,9 @@ class SharedTables:
         return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
 
     async def close(self) -> None:
-        """Wait, a second at most, until Redis has all that it was told."""
+        """Wait, a second at most, until Redis has all that it was told, and our marks: nobody else can bring them."""
         deadline = monotonic() + 1.0
-        while self.redis.under_way and monotonic() < deadline:  # noqa: ASYNC110 - at the end of a process
+        while (self.redis.under_way or self.owed) and monotonic() < deadline:  # noqa: ASYNC110 - at the end of a process
             await asyncio.sleep(0.01)
         if self.owed:
             _log.warning("marks of sent jobs that Redis does not have", count=self.owed, error=self.redis.error)

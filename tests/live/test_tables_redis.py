@@ -791,6 +791,24 @@ async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World)
     assert two.look().unshared == 0
 
 
+async def test_a_worker_that_ends_while_redis_stands_still_for_a_moment_takes_no_mark_with_it(
+    frail_world: World, frail: RedisServer
+) -> None:
+    one, two = await frail_world.worker(), await frail_world.worker()
+    held = await claim(one, job())
+    pause(frail)
+    await is_(one, connected=False)
+    held.mark()
+    assert one.shared is not None
+    closing = asyncio.create_task(one.shared.close())
+    await asyncio.sleep(0.1)
+    resume(frail)
+    await closing
+    await frail_world.kill(one)
+    await is_(two, connected=True)
+    assert await ask(two, job()) == SentBefore()
+
+
 async def test_a_url_that_nothing_can_be_made_of_is_told_and_codes_go_out(frail_world: World) -> None:
     frail_world.url = "rediss://:hunter2@h/0?ssl_cert_reqs=bogus"
     one = await frail_world.worker(ready=False)
