@@ -46,8 +46,8 @@ class AmqpProxy:
     """Black hole: nothing passes, not even an end; for all connections, or just for those that have published."""
     drip_s: float = 0
     """Pause after each byte to the worker."""
-    tear: bool = False
-    """The next frame to a worker is torn in the middle by a reset."""
+    tear: Method | None = None
+    """The next frame of this method to a worker is torn in the middle by a reset."""
     refuse: bool = False
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _ports: set[int] = field(default_factory=set)
@@ -80,7 +80,7 @@ class AmqpProxy:
         for hold in self.holds:
             hold.let_go.set()
         self.holds.clear()
-        self.swallow, self.drip_s, self.tear, self.refuse = False, 0, False, False
+        self.swallow, self.drip_s, self.tear, self.refuse = False, 0, None, False
         self._ignored = None
 
     def ignore(self, method: Method) -> None:
@@ -140,8 +140,8 @@ class AmqpProxy:
                     self._consumers.append((frame[1:3], frame[11:-1], self._brokers[port]))
                 if self._swallows(port) or self._ignores(way, frame, port):
                     continue
-                if self.tear and way == "to worker" and len(frame) > _HEADER + 1:
-                    self.tear = False
+                if way == "to worker" and frame[0] == _METHOD_FRAME and _method(frame) == self.tear:
+                    self.tear = None
                     writer.write(frame[: len(frame) // 2])
                     await writer.drain()
                     return

@@ -51,6 +51,8 @@ class Act:
 
     reply: str | None = None
     delay_s: float = 0
+    until: asyncio.Event | None = None
+    """Wait for it, too."""
     then: Literal["go on", "close", "reset", "hang"] = "go on"
     keep: bool = False
     """Take the mail at the final dot, whatever is answered."""
@@ -314,6 +316,8 @@ class _Talk:
     async def perform(self, step: str, act: Act, usual: str | None = None, mail: Received | None = None) -> str:
         if act.delay_s:
             await asyncio.sleep(act.delay_s)
+        if act.until is not None:
+            await act.until.wait()
         reply = (usual or _USUAL[step]) if act.reply is None else act.reply
         if mail is not None and (act.keep or reply.startswith("2")):
             self.relay.accepted.append(mail)

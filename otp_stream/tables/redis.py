@@ -194,6 +194,7 @@ class Redis:
             await connection.disconnect(nowait=True)
 
     def _break_off(self, why: str) -> None:
+        self._transport = None  # uvloop raises where one writes to what is closed
         if self._broken is not None and not self._broken.done():
             self._broken.set_result(why)
 

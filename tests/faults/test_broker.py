@@ -54,7 +54,7 @@ async def test_the_connection_is_reset_again_and_again(
 async def test_a_frame_is_torn_in_the_middle(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
     proxy, url = proxied
     worker = await begin(stage, url)
-    proxy.tear = True
+    proxy.tear = DELIVER
     await ledger.publish(JOBS)
     await worker.wait_log("RabbitMQ is back")
     ledger.mended()

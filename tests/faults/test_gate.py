@@ -29,13 +29,15 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
 
     await until(waiting, "all jobs behind the gate")
     known = stage.relay.connections
-    stage.relay.then("body", Act(delay_s=3.0))
+    probed = asyncio.Event()
+    stage.relay.then("body", Act(until=probed))
     stage.relay.always("body", Act(delay_s=0.1))
     await stage.relay.start()
     await stage.relay.wait(lambda: "DATA" in stage.relay.commands(known + 1), "probe", 15)
     await asyncio.sleep(0.5)  # time enough for others, if any were let through
     assert not stage.relay.accepted
     assert stage.relay.connections == known + 1  # one probes, alone
+    probed.set()
     ledger.mended()
     await ledger.balance()
     row = ledger.row("gate: a backlog of every urgency drains")
