@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from email.utils import parseaddr
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import scrypt
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
@@ -274,7 +274,14 @@ class Settings(BaseSettings):
         # the passwords alone: two workers may reach one RabbitMQ by different hosts
         smtp_pass = self.smtp_pass.get_secret_value() if self.smtp_pass else ""
         secrets = (urlsplit(self.rabbitmq_url.get_secret_value()).password or "", smtp_pass)
-        return blake2b("\0".join(secrets).encode(), digest_size=32, person=b"otp-stream").digest()
+        # slow: a hashed code has a million values, so the passwords are all that keeps it
+        return scrypt("\0".join(secrets).encode(), salt=b"otp-stream", n=2**14, r=8, p=1, dklen=32)
+
+    @property
+    def hash_key_is_known(self) -> bool:
+        """Whether anybody can make the key of hashes, because no password is anybody's own."""
+        broker = urlsplit(self.rabbitmq_url.get_secret_value())
+        return broker.password in (None, "guest") and not (self.smtp_pass and self.smtp_pass.get_secret_value())
 
     @property
     def effective_log_level(self) -> str:

@@ -196,6 +196,8 @@ class OtpStream(AsgiFastStream):
             _log.warning("WORKER=false: serving HTTP only (health, documents, page); set WORKER=true to consume")
         elif self.settings.prefetch_count == 1:
             _log.warning("PREFETCH_COUNT=1: one job at a time, each waits for the one before; 200 is a good value")
+        if self.settings.redis_url and self.settings.hash_key_is_known:
+            _log.warning("anybody who reads REDIS_URL can undo its hashes: give RabbitMQ a password, or set SMTP_PASS")
 
     async def _drain(self) -> None:
         if self._stopping.deadline is None:

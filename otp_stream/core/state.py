@@ -117,7 +117,7 @@ class TablesState:
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Entries in this worker's memory, by table."""
     evicted: int = 0
-    """Entries that were forgotten before their time, because memory is bounded."""
+    """Entries that this worker's memory dropped before their time, because it is bounded; Redis still has them."""
     asked: Mapping[str, int] = field(default_factory=dict[str, int])
     """Questions since start, by what was answered."""
     unshared: int = 0

@@ -14,7 +14,7 @@
 --   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
 --
 -- job:<hash>        s | c:<worker>:<arrival>:<made_ms> | r::<arrival>:<made_ms>    sent, claimed, or seen and released
--- newest:<hash>     hash of purposes: made_ms:arrival:code
+-- newest:<hash>     hash of purposes: made_ms:arrival:until_ms:code
 -- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
 -- worker:<id>       while that worker lives     log:<id>  how many of its marks are here     workers  by last sight
 -- made:<hash>       the id made for a job that has nothing but its content
@@ -40,6 +40,10 @@ local function clock_us()
     end
   end
   return now_us
+end
+
+local function now_ms()
+  return math.floor(clock_us() / 1000)
 end
 
 local function whole(number)
@@ -88,7 +92,7 @@ end
 
 -- Count the job in every window, or in none: returns the full one in which there is room last.
 local function over_limit(keys)
-  local now = math.floor(clock_us() / 1000)
+  local now = now_ms()
   local sums, full, from = {}, nil, 0
   for i, limit in ipairs(limits) do
     if keys[i] then
@@ -116,6 +120,15 @@ local function over_limit(keys)
   end
 end
 
+-- Forget codes that live no more: looked for as a recipient's purposes grow, so that this costs each job little.
+local function sweep(newest)
+  if redis.call('HLEN', newest) % 50 ~= 0 then return end
+  local all = redis.call('HGETALL', newest)
+  for i = 1, #all, 2 do
+    if tonumber(string.match(all[i + 1], '^%d+:%d+:(%d+):')) <= now_ms() then redis.call('HDEL', newest, all[i]) end
+  end
+end
+
 local function admit()
   local job, made, ttl, counted = P .. 'job:' .. next_arg(), tonumber(next_arg()), next_arg(), next_arg() == '1'
   local recipient, purpose, code = next_arg(), next_arg(), next_arg()
@@ -138,9 +151,9 @@ local function admit()
     arrival = arrival or redis.call('INCR', P .. 'arrivals')
     local entry = redis.call('HGET', newest, purpose)
     if entry then
-      local its_made, its_arrival, its_code = string.match(entry, '^(%d+):(%d+):(.*)$')
+      local its_made, its_arrival, until_ms, its_code = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
       its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
-      newer = made > its_made or (made == its_made and arrival >= its_arrival)
+      newer = tonumber(until_ms) <= now_ms() or made > its_made or (made == its_made and arrival >= its_arrival)
       if not newer and its_code ~= code then
         -- a mail of ours may be on its way: until we release it, no copy may be sent
         local state = holder == me and 'c:' .. me or 'r:'
@@ -154,7 +167,8 @@ local function admit()
     if over then return over end
   end
   if recipient ~= '' and newer then
-    redis.call('HSET', newest, purpose, whole(made) .. ':' .. whole(arrival) .. ':' .. code)
+    local entry = table.concat({ whole(made), whole(arrival), whole(now_ms() + tonumber(ttl)), code }, ':')
+    if redis.call('HSET', newest, purpose, entry) == 1 then sweep(newest) end
     if redis.call('PTTL', newest) < tonumber(ttl) then redis.call('PEXPIRE', newest, ttl) end
   end
   arrival = whole(arrival or 0)

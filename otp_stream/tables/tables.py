@@ -39,7 +39,7 @@ def _now_ms() -> int:
 class Claim:
     """A job that is this worker's to send."""
 
-    __slots__ = ("_tables", "admitted", "arrival", "ask", "busy", "doubted", "lost", "shared", "since")
+    __slots__ = ("_tables", "admitted", "arrival", "ask", "busy", "doubted", "lost", "shared", "since", "unshared")
 
     def __init__(self, tables: "Tables", ask: Ask) -> None:
         self._tables = tables
@@ -53,6 +53,8 @@ class Claim:
         """Whether another worker may have it by now. In both cases it is asked for again before the job is sent."""
         self.shared = False
         """Whether Redis may know of it."""
+        self.unshared = False
+        """Whether it went on without Redis."""
         self.busy: asyncio.Future[None] | None = None
         """What others wait for, where any do."""
         self.since = time.monotonic()
@@ -288,7 +290,8 @@ class Tables:
                 await shared.first_answer()
                 if shared.connected:
                     continue
-                self._unshared += 1
+                self._unshared += not claim.unshared
+                claim.unshared = True
                 break
             elif now_ms >= deadline_ms:
                 return Unknown()

@@ -163,7 +163,7 @@ def _tables(tables: TablesState) -> Iterator[Metric]:
     yield asked
     for name, text, count in (
         ("possible_duplicates", "Jobs that went on while Redis was away: another may have sent them.", tables.unshared),
-        ("tables_evicted", "Entries that were forgotten before their time, for want of room.", tables.evicted),
+        ("tables_evicted", "Entries that memory here dropped before their time, for want of room.", tables.evicted),
     ):
         family = CounterMetricFamily(f"otp_{name}", text)
         family.add_metric([], count)

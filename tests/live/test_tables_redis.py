@@ -10,6 +10,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
+import uvloop
 from certificates import Authority
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -495,7 +496,34 @@ async def test_every_key_has_an_end(world: World) -> None:
     for key in await world.keys():
         if (await asyncio.to_thread(world.server.command, "PTTL", world.prefix + key)) == ":-1":
             lasting.add(key)
-    assert lasting <= {"arrivals", "workers", "stats"}
+    assert lasting == {"arrivals", "workers", "stats"}
+    kinds = {key.partition(":")[0] for key in await world.keys()}
+    assert kinds == {"job", "newest", "limit", "worker", "log", "rate", "throttled", *lasting}
+
+
+async def test_a_recipient_with_ever_new_purposes_takes_no_ever_growing_room(world: World) -> None:
+    clock = now_ms()
+    one = await world.worker(supersede=True, clock=lambda: clock)
+    for number in range(120):
+        old = await claim(one, job(f"old{number}", at=clock, purpose=f"p{number}"))
+        old.mark()
+    clock += 60 * 60_000
+    await ask(one, job("other", email="other@example.com", at=clock, purpose="p"))
+    for number in range(30):
+        (await claim(one, job(f"new{number}", at=clock, purpose=f"n{number}"))).mark()
+    keys = [world.prefix + key for key in await world.keys("newest:*")]
+    sizes = [int((await asyncio.to_thread(world.server.command, "HLEN", key)).removeprefix(":")) for key in keys]
+    assert sorted(sizes) == [1, 30]
+
+
+async def test_a_newest_code_is_forgotten_at_its_end(world: World) -> None:
+    clock = now_ms()
+    one = await world.worker(supersede=True, clock=lambda: clock)
+    (await claim(one, job("new", at=clock + 1000, otp="222222"))).mark()
+    (await claim(one, job("else", at=clock, purpose="else", expiryMinutes=60))).mark()  # keeps the recipient's key
+    assert await ask(one, job("old", at=clock)) == Superseded()
+    clock += 20 * 60_000
+    assert not isinstance(await ask(one, job("late", at=clock - 20 * 60_000, expiryMinutes=60)), Superseded)
 
 
 # when Redis fails
@@ -653,6 +681,24 @@ async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World
     await one.shared.close()
     assert one.look().owed == 0
     assert len(await world.keys("job:*")) == sum(counts)
+
+
+def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(frail: RedisServer) -> None:
+    async def meet() -> list[Standing]:
+        async with world_of(frail) as world:
+            one = await world.worker()
+            assert one.shared is not None
+            assert one.shared.redis._transport is not None
+            one.shared.redis._transport.abort()
+            asking: list[asyncio.Task[Standing]] = []
+            for number in range(20):  # one in each turn of the loop
+                asking.append(asyncio.create_task(ask(one, job(f"j{number}"))))
+                await asyncio.sleep(0)
+            return await asyncio.gather(*asking)
+
+    # uvloop is what a worker runs on; it refuses to write to what is closed, and asyncio's own loop does not
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert not any(isinstance(it, Objection) for it in runner.run(meet()))
 
 
 @dataclass
