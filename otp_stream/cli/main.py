@@ -2,20 +2,18 @@
 
 import asyncio
 import sys
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
-from rich.console import Console
 
 from otp_stream import __version__
 from otp_stream.core.job import Priority
 
 from . import demo as demo_room
-from . import producer, tables
+from . import producer, say, tables
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(tables.cli, name="tables")
-_console = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def send(  # noqa: PLR0913, PLR0917 - one for each field of a job
     The broker is RABBITMQ_URL; where it is not set, the embedded one of `make run`, if it answers.
     """
     if priority not in get_args(Priority):
-        _fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
+        say.fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
     metadata: dict[str, Any] = {
         "userName": name, "template": template, "locale": locale, "expiryMinutes": expiry_minutes
     }  # fmt: skip
@@ -63,8 +61,8 @@ def send(  # noqa: PLR0913, PLR0917 - one for each field of a job
         job = producer.make_job(email=email, otp=otp, job_id=job_id, priority=priority, metadata=metadata)
         told = asyncio.run(producer.publish(job, high_lane=high_lane, wait_s=wait))
     except producer.ProducerError as error:
-        _fail(str(error))
-    _console.print(told.text, soft_wrap=True, style="green" if told.good else "yellow")
+        say.fail(str(error))
+    say.console.print(told.text, soft_wrap=True, style="green" if told.good else "yellow")
     if not told.good:
         raise typer.Exit(1)
 
@@ -77,8 +75,3 @@ def demo(
 ) -> None:
     """Run the worker on an embedded broker with an embedded mail inbox, on sample jobs. Ctrl-C ends it."""
     demo_room.run(port=port, samples=samples, log_level=log_level)
-
-
-def _fail(text: str) -> NoReturn:
-    _console.print(text, style="red", markup=False, soft_wrap=True)
-    raise typer.Exit(2)

@@ -7,23 +7,21 @@ settings, such as no REDIS_URL.
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from otp_stream.core.job import MalformedError, OtpJob
 from otp_stream.core.masking import hash_address, mask_address
-from otp_stream.settings import Settings, load
+from otp_stream.settings import Settings
 from otp_stream.tables import inspect
 from otp_stream.tables.inspect import Line, Progress, Seen
 from otp_stream.tables.redis import AwayError
 
-cli = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
-_console = Console(stderr=True, highlight=False)
+from . import say
+from .say import AsJson
 
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+cli = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 
 _NO_REDIS = (
     "REDIS_URL: is not set, so there are no shared tables: each worker keeps its own in memory. Look at the worker's "
@@ -57,7 +55,7 @@ def look(context: typer.Context, as_json: AsJson = False) -> None:  # noqa: FBT0
             line, settings.tables_prefix, settings.limits, ceiling=settings.smtp_rate_per_second, progress=progress
         )
     if as_json:
-        _write(_told(seen, settings))
+        say.write(_told(seen, settings))
     else:
         _show(seen, settings)
 
@@ -81,9 +79,9 @@ def forget(
     with _opened(settings) as (line, progress):
         deleted = inspect.forget(line, settings.tables_prefix, hashed, progress=progress)
     if as_json or context.obj:
-        _write({"recipient": masked, "hash": hashed, "deleted": dict(deleted), "kept": _KEPT})
+        say.write({"recipient": masked, "hash": hashed, "deleted": dict(deleted), "kept": _KEPT})
         return
-    out = Console(highlight=False)
+    out = say.out()
     out.print(f"Forgotten: {masked}, in events and tables {hashed}", soft_wrap=True, markup=False)
     for text, number in zip(
         ("newest codes", "windows of its limit", "place among the throttled"), deleted.values(), strict=True
@@ -91,15 +89,13 @@ def forget(
         out.print(f"  {text}: {number}")
     out.print(_KEPT, soft_wrap=True)
     if not any(deleted.values()):
-        _console.print(_NOTHING, style="yellow", soft_wrap=True)
+        say.console.print(_NOTHING, style="yellow", soft_wrap=True)
 
 
 def _settings() -> Settings:
-    settings, problems = load()
-    if problems:
-        _fail("\n".join(problems), 2)
+    settings = say.settings()
     if settings.redis_url is None:
-        _fail(_NO_REDIS, 2)
+        say.fail(_NO_REDIS)
     return settings
 
 
@@ -108,17 +104,17 @@ def _address(text: str) -> str:
     try:
         return OtpJob.from_bytes(json.dumps({"email": text, "otp": "0000"}).encode()).email
     except MalformedError as error:
-        _fail(str(error).replace("email", "RECIPIENT", 1), 2)
+        say.fail(str(error).replace("email", "RECIPIENT", 1))
 
 
 @contextmanager
 def _opened(settings: Settings) -> Generator[tuple[Line, Progress]]:
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     try:
-        with _console.status("Redis …") as status, inspect.opened(url) as line:
-            yield line, lambda looked: status.update(f"Redis: about {_count(looked)} keys looked at …")
+        with say.console.status("Redis …") as status, inspect.opened(url) as line:
+            yield line, lambda looked: status.update(f"Redis: about {say.count(looked)} keys looked at …")
     except AwayError as error:
-        _fail(
+        say.fail(
             f"{settings.masked_redis_url} does not answer: {error}\n"
             f"Meanwhile workers go by what each knows itself (STATE_FAIL={settings.state_fail}); "
             "look at a worker's page or /health, and try again when Redis is back.",
@@ -157,7 +153,7 @@ def _told(seen: Seen, settings: Settings) -> dict[str, Any]:
 
 
 def _show(seen: Seen, settings: Settings) -> None:
-    out, server = Console(highlight=False), seen.server
+    out, server = say.out(), seen.server
     out.print(
         f"{server.version or 'Redis'} at {settings.masked_redis_url}, keys {settings.tables_prefix}*",
         markup=False,
@@ -166,43 +162,21 @@ def _show(seen: Seen, settings: Settings) -> None:
     memory = "" if server.memory_bytes is None else f", {server.memory_bytes / 1e6:.1f} MB in use"
     limit = f" of {server.memory_limit / 1e6:.1f}" if server.memory_limit else ""
     out.print(f"Shared by {seen.workers} worker{'' if seen.workers == 1 else 's'}{memory}{limit}\n")
-    out.print(_table("Entries", [(name, _count(number)) for name, number in seen.sizes.items()], "Table"))
-    shares = [(name.replace("_", " "), _count(number), f"{share:.1%}") for name, number, share in _shares(seen)]
+    out.print(say.table("Entries", [(name, say.count(number)) for name, number in seen.sizes.items()], "Table"))
+    shares = [(name.replace("_", " "), say.count(number), f"{share:.1%}") for name, number, share in _shares(seen)]
     if shares:
-        out.print(_table("Jobs", shares, "Answer", "Share"))
+        out.print(say.table("Jobs", shares, "Answer", "Share"))
     if seen.throttled:
-        rows = [(who, _count(number)) for who, number in seen.throttled.items()]
-        out.print(_table("Times", rows, "Most often over a limit, by hashed key"))
+        rows = [(who, say.count(number)) for who, number in seen.throttled.items()]
+        out.print(say.table("Times", rows, "Most often over a limit, by hashed key"))
     for it in seen.schedules:
         rate = "" if it.rate is None else f", {it.rate:.1f} mails a second"
         throttled = "" if it.throttled_s is None else f", throttled {it.throttled_s:.0f} s ago"
         out.print(f"{it.relay}: slots taken {it.ahead_s:.1f} s ahead{rate}{throttled}", markup=False, soft_wrap=True)
     if server.warning:
-        _console.print(server.warning, style="yellow", soft_wrap=True)
+        say.console.print(server.warning, style="yellow", soft_wrap=True)
 
 
 def _shares(seen: Seen) -> list[tuple[str, int, float]]:
     total = sum(seen.answers.values())
     return [(name, number, number / total) for name, number in seen.answers.items() if number]
-
-
-def _table(numbers: str, rows: list[Any], first: str, *more: str) -> Table:
-    table = Table(first, box=None, caption=" ", pad_edge=False, header_style="bold")
-    for title in (numbers, *more):
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _count(number: int) -> str:
-    return f"{number:,}".replace(",", " ")
-
-
-def _write(told: object) -> None:
-    typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    _console.print(text, style="red", markup=False, soft_wrap=True)
-    raise typer.Exit(code)

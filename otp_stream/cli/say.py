@@ -1,0 +1,60 @@
+"""How every command speaks: results to standard output, everything else to standard error, and never a code.
+
+Exit codes: 0 it is as it should be; 1 it is not, or somebody who was asked does not answer; 2 wrong words or settings.
+"""
+
+import json
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from otp_stream.settings import Settings, load
+
+console = Console(stderr=True, highlight=False)
+"""For people: what goes on, what went wrong, progress."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+def settings() -> Settings:
+    """Return the settings, which are the workers' own but for what only a worker needs.
+
+    Ends the command with 2 where they cannot be read.
+    """
+    found, problems = load(worker=False)
+    if problems:
+        fail("\n".join(problems))
+    return found
+
+
+def out() -> Console:
+    """Return the console for results."""
+    return Console(highlight=False)
+
+
+def table(numbers: str, rows: list[Any], first: str, *more: str) -> Table:
+    """Return a table whose first column is text, and all others numbers."""
+    made = Table(first, box=None, caption=" ", pad_edge=False, header_style="bold")
+    for title in (numbers, *more):
+        made.add_column(title, justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def count(number: int) -> str:
+    """Return `12 345`."""
+    return f"{number:,}".replace(",", " ")
+
+
+def write(told: object) -> None:
+    """Write JSON to standard output."""
+    typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+
+
+def fail(text: str, code: int = 2) -> NoReturn:
+    """Say what is wrong, and end the command."""
+    console.print(text, style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(code)
