@@ -14,13 +14,14 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pydantic_core import from_json
 
-from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, carry
+from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, carry
 from otp_stream.core.masking import tells
 
 from .acks import Acks
 
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
 UNCERTAIN = "x-otp-uncertain"
+REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"
 TRACE = ("traceparent", "tracestate", "baggage")
 _ID_LIMIT = 200
 _HAS_HEADERS = 0x20
@@ -119,6 +120,14 @@ class Arrival:
         """Return the relay that may have taken it before."""
         return self.header(UNCERTAIN, str)
 
+    @property
+    def replay(self) -> Replay | None:
+        """Return the last replay, if it was a dead letter before."""
+        at_ms: int | None = self.header(REPLAYED_AT, int)
+        if at_ms is None:
+            return None
+        return Replay(at_ms, self.header(REPLAYED_BY, str) or "", self.header(FRESH, str) is not None)
+
     def attempts_made(self, ask: OtpJob | None) -> int:
         """Return the attempts before this delivery; a producer's `retryCount` seeds the count."""
         counted: int | None = self.header(ATTEMPT, int)
@@ -169,6 +178,7 @@ class Reader:
             default_expiry_minutes=self.default_expiry_minutes,
             suspect=bool(arrival.message.redelivered),
             uncertain=arrival.uncertain,
+            replay=arrival.replay,
         )
 
     async def job_id(self, arrival: Arrival, ask: OtpJob) -> str:

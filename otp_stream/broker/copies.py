@@ -8,12 +8,15 @@ from aio_pika import DeliveryMode, Message
 from pamqp import encode
 
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import MAX_BODY_BYTES
+from otp_stream.core.job import MAX_BODY_BYTES, Replay
 
-from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, UNCERTAIN, Arrival
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN, Arrival
+from .arrival import Message as Came
 
 REASON, ERROR, DIED_AT, ALLOWED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at", "x-otp-allowed-at"
-_OURS = {REASON, ERROR, DIED_AT, ALLOWED_AT, ATTEMPT, JOB_ID, FIRST_SEEN, UNCERTAIN}
+_OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, UNCERTAIN}
+_OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
+_OURS = _OF_DEATH | _OF_REPLAY | {ATTEMPT, JOB_ID, FIRST_SEEN}
 # What the broker writes is not carried on: copied `x-death` headers have lost messages on their second pass,
 # and CC and BCC would route a copy to places that the producer has served already.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
@@ -31,7 +34,7 @@ def retry(
     if uncertain := uncertain or arrival.uncertain:
         headers[UNCERTAIN] = uncertain
     inject(headers)
-    return _copy(arrival, _counted(arrival.message.body, attempts_made), headers)
+    return _copy(arrival.message, _counted(arrival.message.body, attempts_made), headers)
 
 
 def dead_letter(arrival: Arrival, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
@@ -41,13 +44,28 @@ def dead_letter(arrival: Arrival, dead: Dead, *, job_id: str, died_ms: int, inje
     if dead.allowed_ms is not None:
         headers[ALLOWED_AT] = dead.allowed_ms
     inject(headers)
-    return _copy(arrival, arrival.message.body, headers)
+    return _copy(arrival.message, arrival.message.body, headers)
 
 
 def unchanged(arrival: Arrival) -> Message:
     """Return the same message once more, to go back whence it came without a mark on it."""
-    kept = {name: value for name, value in arrival.message.headers.items() if not _is_brokers(name)}
-    return _copy(arrival, arrival.message.body, _encodable(kept))
+    return again(arrival.message)
+
+
+def again(came: Came) -> Message:
+    """Return a message as it came, without what the broker wrote on it."""
+    kept = {name: value for name, value in came.headers.items() if not _is_brokers(name)}
+    return _copy(came, came.body, _encodable(kept))
+
+
+def replayed(came: Came, replay: Replay, *, known: bool) -> Message:
+    """Return a dead letter's job for a new beginning in the lane of retries; `known` where its body is a job."""
+    gone = _OF_DEATH | _OF_REPLAY
+    headers = {name: value for name, value in came.headers.items() if name not in gone and not _is_brokers(name)}
+    headers |= {ATTEMPT: 0, REPLAYED_AT: replay.at_ms, REPLAYED_BY: replay.by}
+    if replay.fresh:
+        headers[FRESH] = "yes"
+    return _copy(came, _counted(came.body, 0) if known else came.body, _encodable(headers))
 
 
 def _counted(body: bytes, attempts_made: int) -> bytes:
@@ -59,7 +77,10 @@ def _counted(body: bytes, attempts_made: int) -> bytes:
 
 
 def _ours(arrival: Arrival, job_id: str, attempts_made: int) -> Headers:
-    return {ATTEMPT: attempts_made, JOB_ID: job_id, FIRST_SEEN: arrival.first_seen_ms}
+    ours: Headers = {ATTEMPT: attempts_made, JOB_ID: job_id, FIRST_SEEN: arrival.first_seen_ms}
+    if arrival.replay is not None:
+        ours |= {name: arrival.message.headers[name] for name in _OF_REPLAY if name in arrival.message.headers}
+    return ours
 
 
 def _carried(arrival: Arrival) -> Headers:
@@ -79,10 +100,9 @@ def _encodable(headers: Headers) -> Headers:
     return headers
 
 
-def _copy(arrival: Arrival, body: bytes, headers: Headers) -> Message:
+def _copy(came: Came, body: bytes, headers: Headers) -> Message:
     # user_id is left out: the broker refuses a message that claims another user than ours. So is expiration:
     # a wait must not end early.
-    came = arrival.message
     return Message(
         body,
         headers=headers,

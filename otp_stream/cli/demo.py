@@ -80,7 +80,7 @@ def _free(port: int) -> int:
         return probe.getsockname()[1]
 
 
-async def _show(demo: Demo, samples: bool) -> None:  # noqa: FBT001
+async def _show(demo: Demo, samples: bool) -> None:
     while demo.app.look().phase != "consuming":  # noqa: ASYNC110 - a demonstration may ask
         await asyncio.sleep(_PAUSE_S)
     if samples:

@@ -1,6 +1,7 @@
 """Every command of `otp-stream`."""
 
 import asyncio
+import logging
 import sys
 from typing import Annotated, Any, Literal, get_args
 
@@ -9,22 +10,25 @@ import typer
 from otp_stream import __version__
 from otp_stream.core.job import Priority
 
+from . import dead, producer, say, tables
 from . import demo as demo_room
-from . import producer, say, tables
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+cli.add_typer(dead.cli, name="dead", help="What could not be sent: look at it, send it again, forget it.")
 cli.add_typer(tables.cli, name="tables")
 
 
 def main() -> None:
     """Run the command line."""
+    for name in ("aiormq", "aio_pika"):  # these show whole messages, and with them codes
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     cli()
 
 
 @cli.callback(invoke_without_command=True)
 def _about(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,  # noqa: FBT002
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """One-time-code jobs on RabbitMQ become e-mails that a relay has accepted."""
     if version:
@@ -36,14 +40,14 @@ def _about(
 
 
 @cli.command()
-def send(  # noqa: PLR0913, PLR0917 - one for each field of a job
+def send(
     email: Annotated[str, typer.Argument(help="The recipient.")],
     otp: Annotated[str | None, typer.Option(help="The code; six random digits if absent.")] = None,
     name: Annotated[str | None, typer.Option(help="metadata.userName")] = None,
     template: Annotated[str | None, typer.Option(help="metadata.template: otp, welcome, password_reset, …")] = None,
     locale: Annotated[str | None, typer.Option(help="metadata.locale, such as de")] = None,
     priority: Annotated[str, typer.Option(help="low, normal or high")] = "normal",
-    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,  # noqa: FBT002
+    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
     job_id: Annotated[str | None, typer.Option(help="jobId; made if absent.")] = None,
     expiry_minutes: Annotated[float | None, typer.Option(help="metadata.expiryMinutes")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for what becomes of it; 0 does not wait.")] = 10,
@@ -70,7 +74,7 @@ def send(  # noqa: PLR0913, PLR0917 - one for each field of a job
 @cli.command()
 def demo(
     port: Annotated[int, typer.Option(help="HTTP port of page and inbox; the next free one if it is taken.")] = 8000,
-    samples: Annotated[bool, typer.Option(help="Publish sample jobs.")] = True,  # noqa: FBT002
+    samples: Annotated[bool, typer.Option(help="Publish sample jobs.")] = True,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="LOG_LEVEL")] = "info",
 ) -> None:
     """Run the worker on an embedded broker with an embedded mail inbox, on sample jobs. Ctrl-C ends it."""

@@ -40,7 +40,7 @@ _NOTHING = (
 
 
 @cli.callback()
-def look(context: typer.Context, as_json: AsJson = False) -> None:  # noqa: FBT002
+def look(context: typer.Context, as_json: AsJson = False) -> None:
     """Show the tables that all workers share in Redis: sizes, answers, and what is over a limit most often (hashed).
 
     Jobs are sent, claimed (a worker is at it) or seen (it was here, and was not sent). The settings are the workers'
@@ -64,8 +64,8 @@ def look(context: typer.Context, as_json: AsJson = False) -> None:  # noqa: FBT0
 def forget(
     context: typer.Context,
     recipient: Annotated[str, typer.Argument(help="The address.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,  # noqa: FBT002
-    as_json: AsJson = False,  # noqa: FBT002
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Forget a recipient: newest codes, counts toward its limit, and its place among the throttled.
 

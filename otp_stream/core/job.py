@@ -188,6 +188,16 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """An operator has sent a dead letter on its way again."""
+
+    at_ms: int
+    by: str
+    fresh: bool
+    """Whether its code's life begins anew with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One job in the worker's hands: what was asked, and what it knows of its way so far.
 
@@ -206,6 +216,13 @@ class Job:
     """Whether somebody had it before and did not settle it: it may be what killed a worker."""
     uncertain: str | None = None
     """Whether the relay may have taken it before."""
+    replay: Replay | None = None
+    """The last one, if it was a dead letter before."""
+
+    @property
+    def asked_ms(self) -> int:
+        """When somebody last asked for it to be sent."""
+        return self.replay.at_ms if self.replay else self.made_ms
 
     @property
     def rank(self) -> int:
@@ -214,7 +231,7 @@ class Job:
 
     def template_data(self) -> Mapping[str, Any]:
         """Return what a template may use: every metadata key, `email`, `otp`, `expiryMinutes`, `userName`."""
-        minutes = (self.expires_ms - self.made_ms) / 60_000
+        minutes = (self.expires_ms - _alive_from_ms(self.made_ms, self.replay)) / 60_000
         data = dict(self.ask.metadata.__pydantic_extra__ or {})
         data.update(
             userName=self.ask.metadata.user_name,
@@ -236,7 +253,7 @@ def rank(lane: Lane, priority: Priority) -> int:
     return 0 if lane == "high" else _RANKS[priority]
 
 
-def carry(
+def carry(  # noqa: PLR0913 - all that is known of it
     ask: OtpJob,
     *,
     job_id: str,
@@ -246,6 +263,7 @@ def carry(
     default_expiry_minutes: float,
     suspect: bool = False,
     uncertain: str | None = None,
+    replay: Replay | None = None,
 ) -> Job:
     """Take a job into the worker's hands.
 
@@ -262,8 +280,13 @@ def carry(
         first_seen_ms=first_seen_ms,
         attempts_made=attempts_made,
         made_ms=made_ms,
-        expires_ms=made_ms + round(minutes * 60_000),
+        expires_ms=_alive_from_ms(made_ms, replay) + round(minutes * 60_000),
         clock_ahead_ms=max((ask.timestamp or 0) - first_seen_ms, 0),
         suspect=suspect,
         uncertain=uncertain,
+        replay=replay,
     )
+
+
+def _alive_from_ms(made_ms: int, replay: Replay | None) -> int:
+    return replay.at_ms if replay is not None and replay.fresh else made_ms

@@ -189,6 +189,10 @@ class VirtualHost:
         found = self.queues.get(name)
         if found is None:
             found = self.queues[name] = Queue(name, arguments, self, owner)
+        if found.owner is not None and found.owner is not owner:
+            raise BrokerError(
+                405, f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{name}' in vhost '/'"
+            )
         wanted = {"x-queue-type": "classic"} | dict(arguments)
         current = {"x-queue-type": "classic"} | found.arguments
         for key in sorted(wanted.keys() | current.keys()):

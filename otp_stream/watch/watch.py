@@ -61,6 +61,8 @@ class Watch:
                 template=job.ask.metadata.template,
                 recipient=mask_address(job.ask.email),
             )
+        if job.replay is not None and not job.attempts_made:
+            _log.info("job is replayed", job_id=job.id, by=job.replay.by, fresh_expiry=job.replay.fresh)
         return self._tracer.job(job, carrier)
 
     def step(self, name: str) -> AbstractContextManager[object]:
@@ -76,7 +78,7 @@ class Watch:
         match outcome:
             case Accepted():
                 now_ms = self._now_ms()
-                took_ms = max(now_ms - job.made_ms, 0)
+                took_ms = max(now_ms - job.asked_ms, 0)
                 self.metrics.accept_s.observe(took_ms / 1000)
                 self._tally.accept(took_ms, now_ms)
             case _:

@@ -10,6 +10,7 @@ import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
+from aiormq.exceptions import ChannelLockedResource
 from rabbitmq import until
 
 from otp_stream.embedded import EmbeddedBroker
@@ -250,3 +251,11 @@ async def test_fair_shares_between_consumers(channel: AbstractChannel, name: str
 
     await until(all_taken, "all taken", 5)
     assert all(got.values())
+
+
+async def test_an_exclusive_queue_is_locked_for_others(connection: AbstractConnection, name: str) -> None:
+    assert isinstance(connection, aio_pika.Connection)
+    await (await connection.channel()).declare_queue(name, exclusive=True)
+    async with await aio_pika.connect(connection.url) as other:
+        with pytest.raises(ChannelLockedResource):
+            await (await other.channel()).declare_queue(name, exclusive=True)

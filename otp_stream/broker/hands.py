@@ -1,0 +1,132 @@
+"""The dead letter queue taken in hand: by one at a time, and so that nothing can fall.
+
+AMQP has no way to look at a queue: letters are taken, unsettled, and go back when the channel closes, to where they
+were. What leaves the queue does so after its copy was confirmed elsewhere. A transaction would do both at once, but
+RabbitMQ 3.10 commits it without a word where a full queue refuses the copy, and the letter is gone.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
+from aiormq.exceptions import ChannelLockedResource
+
+from otp_stream.tasks import losing_it_is_an_error
+
+_TIMEOUT_S = 10.0
+_QUIET_S = 2.0
+"""After so long without a letter there is none."""
+
+
+class LettersError(Exception):
+    """The letters cannot be reached; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Letters that nobody else has in hand meanwhile."""
+
+    channel: AbstractChannel
+    publishing: AbstractChannel
+    name: str
+    count: int
+    """How many there were when they were taken in hand."""
+
+    async def letters(self, most: int) -> AsyncGenerator[AbstractIncomingMessage]:
+        """Take letters one after another, the oldest first."""
+        if not (count := min(self.count, most)):
+            return
+        await self.channel.set_qos(prefetch_count=count)
+        queue = await self.channel.get_queue(self.name, ensure=False)
+        heard: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        tag = await queue.consume(heard.put)
+        try:
+            for _ in range(count):
+                try:
+                    yield await asyncio.wait_for(heard.get(), _QUIET_S)
+                except TimeoutError:
+                    return
+        finally:
+            with contextlib.suppress(AMQPError, OSError, RuntimeError):
+                await queue.cancel(tag)
+
+    async def replace(self, message: AbstractIncomingMessage, copy: Message | None, queue: str = "") -> None:
+        """Publish a letter's copy to another queue, confirmed, then take the letter off its own.
+
+        Whoever is cancelled meanwhile has done both or neither. What is killed in between leaves both: by the job's id
+        they are known as copies, of which one is sent.
+        """
+        await _whole(self._replace(message, copy, queue))
+
+    async def _replace(self, message: AbstractIncomingMessage, copy: Message | None, queue: str) -> None:
+        try:
+            if copy is not None:
+                exchange = self.publishing.default_exchange
+                await exchange.publish(copy, queue, mandatory=True, timeout=_TIMEOUT_S)
+        except PublishError:
+            raise LettersError(f"{queue} is missing: nothing was lost, a worker's start makes the queue") from None
+        except DeliveryError:
+            raise LettersError(f"{queue} takes no more: nothing was lost, try again when it is shorter") from None
+        await message.ack()
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+@asynccontextmanager
+async def hands_on(name: str, url: str, shown_url: str) -> AsyncGenerator[Hands]:
+    """Take the letters of this queue in hand; what is not replaced goes back at the end. Raises `LettersError`."""
+    try:
+        connection = await aio_pika.connect(url, timeout=_TIMEOUT_S)
+    except (OSError, AMQPError, TimeoutError) as error:
+        raise LettersError(f"RABBITMQ_URL: {shown_url} does not answer ({_told(error)})") from None
+    try:
+        with losing_it_is_an_error():
+            await _be_the_only_one(connection, f"{name}.hands")
+            channel = await connection.channel(publisher_confirms=False)
+            found = (await channel.declare_queue(name, passive=True)).declaration_result
+            publishing = await connection.channel(on_return_raises=True)
+            yield Hands(channel, publishing, name, found.message_count or 0)
+    except ChannelNotFoundEntity:
+        raise LettersError(
+            f"{name} does not exist at {shown_url}: no worker has run with this RABBITMQ_PREFIX there, "
+            "or the virtual host is another"
+        ) from None
+    except (AMQPError, TimeoutError, OSError, RuntimeError) as error:
+        raise LettersError(f"{name}: {_told(error)}; what was not finished lies where it was, begin again") from error
+    finally:
+        with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+            await asyncio.wait_for(connection.close(), _TIMEOUT_S)
+
+
+async def _be_the_only_one(connection: AbstractConnection, name: str) -> None:
+    """Whoever looks takes all the letters, and another would find none: an exclusive queue is the lock."""
+    ends = time.monotonic() + _TIMEOUT_S
+    while True:
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            await channel.declare_queue(name, exclusive=True, auto_delete=True)
+        except ChannelLockedResource:
+            if time.monotonic() > ends:
+                raise LettersError("somebody else has the dead letters in hand: try again later") from None
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:200]

@@ -1,0 +1,262 @@
+"""The dead letters of a deployment: to look at, to replay, to drop."""
+
+import asyncio
+import contextlib
+import getpass
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+from aio_pika import IncomingMessage, Message
+from aio_pika.abc import AbstractIncomingMessage
+
+from otp_stream.core.job import MalformedError, OtpJob, Replay, carry
+from otp_stream.core.letter import Letter, Wanted, masked
+
+from . import copies
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, said_job_id
+from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
+from .hands import hands_on
+from .topology import Topology
+
+MOST = 50_000
+"""Letters taken in one pass; the others stay where they are."""
+_RENEW_AT = 10
+"""Looks after which a letter is put down anew: RabbitMQ 4 drops what has come back more often than 20 times."""
+_PASS_S = 20 * 60.0
+"""One pass at most: RabbitMQ takes letters back that somebody holds for 30 minutes."""
+
+Fate = Literal["kept", "replayed", "dropped", "stale"]
+"""What becomes of a letter: `stale` is one that would have been replayed, but its code has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A letter with the message that it is; only for whoever may see codes."""
+
+    letter: Letter
+    message: AbstractIncomingMessage = field(repr=False)
+    known: bool
+    """Whether its body is a job."""
+
+
+class Progress(Protocol):
+    """Told after each letter."""
+
+    def __call__(self, done: int, of: int, /) -> object:
+        """`done` of `of` letters were dealt with."""
+        ...
+
+
+Choose = Callable[[Found], Awaitable[Fate]]
+Again = Callable[[Found], Message]
+
+
+def _silent(done: int, of: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """What came of a pass over the letters."""
+
+    seen: int = 0
+    replayed: int = 0
+    stale: int = 0
+    """Meant, but not replayed: the code has expired."""
+    dropped: int = 0
+    left: int = 0
+    """Behind the ones that were looked at, for another pass."""
+
+    def add(self, fate: Fate) -> None:
+        """Count a letter."""
+        self.seen += 1
+        self.stale += fate == "stale"
+        self.replayed += fate == "replayed"
+        self.dropped += fate == "dropped"
+
+
+def whoami() -> str:
+    """Return who asks, for the audit: user and machine."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's number without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """The dead letter queue of a deployment. Every call opens a connection of its own and closes it.
+
+    All raise `LettersError` where the broker is away, refuses, or somebody else has the letters in hand.
+    """
+
+    url: str = field(repr=False)
+    shown_url: str
+    topology: Topology
+    default_expiry_minutes: float
+
+    async def look(self, *, most: int = MOST) -> tuple[list[Letter], int]:
+        """Return what lies there, the oldest first, and how many more there are."""
+        letters: list[Letter] = []
+
+        async def keep(found: Found) -> Fate:
+            letters.append(found.letter)
+            return "kept"
+
+        passed = await self._walk(keep, most=most)
+        return letters, passed.left
+
+    async def each(self, take: Callable[[Found], object], *, most: int = MOST) -> Pass:
+        """Show every letter with its content to `take`; all stay where they are."""
+
+        async def keep(found: Found) -> Fate:
+            take(found)
+            return "kept"
+
+        return await self._walk(keep, most=most)
+
+    async def replay(
+        self,
+        wanted: Wanted,
+        *,
+        by: str,
+        fresh: bool = False,
+        rate: float = 0,
+        dry: bool = False,
+        progress: Progress = _silent,
+    ) -> Pass:
+        """Send what is meant on its way again, in the lane of retries and with all its attempts.
+
+        A code that has expired stays, unless its life begins anew (`fresh`). `rate` is letters a second at most, 0 as
+        fast as it goes. May be interrupted at any moment, and begun again.
+        """
+        pause_s = 1 / rate if rate else 0.0
+        next_s = time.monotonic()
+
+        async def choose(found: Found) -> Fate:
+            nonlocal next_s
+            if not wanted.has(found.letter):
+                return "kept"
+            if not fresh and found.letter.stale(_now_ms()):
+                return "stale"
+            if not dry and pause_s:
+                await asyncio.sleep(max(next_s - time.monotonic(), 0))
+                next_s = max(next_s, time.monotonic() - pause_s) + pause_s
+            return "replayed"
+
+        def again(found: Found) -> Message:
+            return copies.replayed(
+                cast("IncomingMessage", found.message), Replay(_now_ms(), by, fresh), known=found.known
+            )
+
+        return await self._passes(choose, again, dry=dry, progress=progress)
+
+    async def drop(self, wanted: Wanted, *, dry: bool = False, progress: Progress = _silent) -> Pass:
+        """Forget what is meant, for good."""
+
+        async def choose(found: Found) -> Fate:
+            return "dropped" if wanted.has(found.letter) else "kept"
+
+        return await self._passes(choose, None, dry=dry, progress=progress)
+
+    async def _passes(self, choose: Choose, again: Again | None, *, dry: bool, progress: Progress) -> Pass:
+        """Go over the letters until a pass comes to their end."""
+        whole = Pass()
+        while True:
+            passed = await self._walk(choose, again, dry=dry, progress=progress)
+            whole.replayed += passed.replayed
+            whole.dropped += passed.dropped
+            whole.seen, whole.stale, whole.left = passed.seen, passed.stale, passed.left
+            if dry or not passed.left or not (passed.replayed or passed.dropped):
+                return whole
+
+    async def _walk(
+        self,
+        choose: Choose,
+        again: Again | None = None,
+        *,
+        dry: bool = False,
+        most: int = MOST,
+        progress: Progress = _silent,
+    ) -> Pass:
+        passed, ends = Pass(), time.monotonic() + _PASS_S
+        async with hands_on(self.topology.dead, self.url, self.shown_url) as hands:
+            async with contextlib.aclosing(hands.letters(most)) as letters:
+                async for message in letters:
+                    found = self._read(message)
+                    fate = await choose(found)
+                    passed.add(fate)
+                    if fate == "replayed" and again is not None and not dry:
+                        await hands.replace(message, again(found), self.topology.due)
+                    elif fate == "dropped" and not dry:
+                        await hands.replace(message, None)
+                    elif _looks(message) >= _RENEW_AT:
+                        await hands.replace(message, copies.again(cast("IncomingMessage", message)), hands.name)
+                    progress(passed.seen, hands.count)
+                    if time.monotonic() > ends:
+                        break
+            passed.left = max(hands.count - passed.seen, 0)
+        return passed
+
+    def _read(self, message: AbstractIncomingMessage) -> Found:
+        headers: dict[str, Any] = dict(message.headers or {})
+        try:
+            ask = OtpJob.from_bytes(message.body)
+        except MalformedError:
+            ask = None
+        first_seen_ms = _int(headers.get(FIRST_SEEN))
+        replay = None
+        if (at_ms := _int(headers.get(REPLAYED_AT))) is not None:
+            replay = Replay(at_ms, str(headers.get(REPLAYED_BY, "")), FRESH in headers)
+        died_ms = _int(headers.get(DIED_AT))
+        job_id = str(headers.get(JOB_ID) or said_job_id(message.body) or message.message_id or "")
+        expires_ms = None
+        if ask is not None:
+            seen_ms = first_seen_ms or died_ms or _now_ms()
+            expires_ms = carry(
+                ask,
+                job_id=job_id,
+                lane="due",
+                first_seen_ms=seen_ms,
+                attempts_made=0,
+                default_expiry_minutes=self.default_expiry_minutes,
+                replay=replay,
+            ).expires_ms
+        recipient, domain = masked(ask.email) if ask else ("", "")
+        letter = Letter(
+            job_id=job_id,
+            # the broker itself lays aside what came back too often, and says nothing in our headers
+            reason=str(headers.get(REASON, "crashed")),
+            error=str(headers.get(ERROR, "laid aside by the broker: it came back too often")),
+            attempt=_int(headers.get(ATTEMPT)) or 0,
+            recipient=recipient,
+            domain=domain,
+            template=ask.metadata.template if ask else "",
+            died_ms=died_ms,
+            first_seen_ms=first_seen_ms,
+            expires_ms=expires_ms,
+            allowed_ms=_int(headers.get(ALLOWED_AT)),
+            size=len(message.body),
+            replayed=f"{_iso(replay.at_ms)} by {replay.by}" if replay else None,
+        )
+        return Found(letter, message, ask is not None)
+
+
+def _looks(message: AbstractIncomingMessage) -> int:
+    return _int((message.headers or {}).get("x-delivery-count")) or 0
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _iso(at_ms: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ms / 1000))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

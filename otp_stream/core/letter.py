@@ -1,0 +1,189 @@
+"""Dead letters as people look at them: by cause, masked, and whether sending them again makes sense."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast, get_args
+
+from .decision import Reason
+from .masking import mask_address, tells
+
+_CODE = re.compile(r"(?:^|last: )([245][0-9]{2})\b")
+_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
+"""Fields of a job that may be seen, unless what stands in them is the code or the address."""
+_DEPTH = 3
+_PLAIN = {"reason": "reason", "code": "code", "domain": "domain", "template": "template", "job": "job_id"}
+_AGES = {"older": "died_before_ms", "newer": "died_after_ms"}
+
+
+class Cause(NamedTuple):
+    """What letters have in common that died of the same."""
+
+    reason: str
+    """As in `x-otp-reason`."""
+    code: str
+    """The relay's reply code, empty where it said none."""
+    domain: str
+    """Of the recipient; empty where the message was no job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter without its secrets; times are milliseconds since 1970."""
+
+    job_id: str
+    reason: str
+    error: str
+    attempt: int
+    recipient: str
+    """Masked; empty where the message was no job."""
+    domain: str
+    template: str
+    died_ms: int | None
+    first_seen_ms: int | None
+    expires_ms: int | None
+    """When its code ends or ended; `None` where the message was no job."""
+    allowed_ms: int | None
+    size: int
+    """Of the body, in bytes."""
+    replayed: str | None = None
+    """When it was last replayed and by whom, if it was."""
+
+    @property
+    def code(self) -> str:
+        """The relay's reply code, empty where it said none."""
+        found = _CODE.search(self.error)
+        return found.group(1) if found else ""
+
+    @property
+    def cause(self) -> Cause:
+        """What it died of."""
+        return Cause(self.reason, self.code, self.domain)
+
+    def stale(self, now_ms: int) -> bool:
+        """Whether its code has expired: it would only die again."""
+        return self.expires_ms is not None and self.expires_ms <= now_ms
+
+
+def masked(address: str) -> tuple[str, str]:
+    """Return the masked address and its domain."""
+    return mask_address(address), address.rpartition("@")[2].lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which letters are meant; what is empty or `None` is not looked at. Times are milliseconds since 1970."""
+
+    reason: str = ""
+    code: str = ""
+    """The relay's, or its beginning: `55` is every code from 550 to 559."""
+    domain: str = ""
+    template: str = ""
+    job_id: str = ""
+    died_before_ms: int | None = None
+    died_after_ms: int | None = None
+
+    @classmethod
+    def read(cls, words: Sequence[str], now_ms: int) -> "Wanted":
+        """Read `reason=rejected`, `code=550`, `domain=example.com`, `template=`, `job=`, `older=10m`, `newer=1h`.
+
+        Raises `ValueError` with the cure.
+        """
+        told: dict[str, Any] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            if not value:
+                raise ValueError(f"{word!r}: must look like reason=rejected or domain=example.com")
+            if name == "reason" and value not in get_args(Reason):
+                raise ValueError(f"reason: must be one of {', '.join(get_args(Reason))}")
+            if name in _PLAIN:
+                told[_PLAIN[name]] = value
+            elif name in _AGES:
+                told[_AGES[name]] = now_ms - _span_ms(name, value)
+            else:
+                raise ValueError(f"{name}: is none of {', '.join([*_PLAIN, *_AGES])}")
+        return cls(**told)
+
+    def has(self, letter: Letter) -> bool:
+        """Whether this letter is meant."""
+        return (
+            self.reason in ("", letter.reason)
+            and letter.code.startswith(self.code)
+            and self.domain.lower() in ("", letter.domain)
+            and self.template in ("", letter.template)
+            and self.job_id in ("", letter.job_id)
+            and (self.died_before_ms is None or (letter.died_ms or 0) < self.died_before_ms)
+            and (self.died_after_ms is None or (letter.died_ms or 0) >= self.died_after_ms)
+        )
+
+
+@dataclass(slots=True)
+class Group:
+    """Letters with one cause."""
+
+    cause: Cause
+    count: int = 0
+    stale: int = 0
+    """Of them, those whose code has expired."""
+    oldest_ms: int | None = None
+    newest_ms: int | None = None
+    error: str = ""
+    """What was said of the newest."""
+
+    def add(self, letter: Letter, now_ms: int) -> None:
+        """Count a letter in."""
+        self.count += 1
+        self.stale += letter.stale(now_ms)
+        died_ms = letter.died_ms
+        if died_ms is not None:
+            self.oldest_ms = died_ms if self.oldest_ms is None else min(self.oldest_ms, died_ms)
+        if self.newest_ms is None or (died_ms or 0) >= self.newest_ms:
+            self.newest_ms, self.error = died_ms, letter.error
+
+
+def grouped(letters: Iterable[Letter], now_ms: int) -> list[Group]:
+    """Return letters by cause, the largest group first."""
+    groups: dict[Cause, Group] = {}
+    for letter in letters:
+        groups.setdefault(letter.cause, Group(letter.cause)).add(letter, now_ms)
+    return sorted(groups.values(), key=lambda it: (-it.count, it.cause))
+
+
+def outline(body: bytes) -> object:
+    """Return what a body looks like: its fields, and of their values only those that are nobody's secret."""
+    try:
+        content: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return "no JSON"
+    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    secrets = (str(fields.get("email", "")), str(fields.get("otp", "")).strip())
+    return _outlined("", content, secrets, _DEPTH)
+
+
+def _outlined(name: str, value: Any, secrets: tuple[str, str], depth: int) -> object:
+    if isinstance(value, dict) and depth:
+        fields = cast("dict[str, Any]", value)
+        return {
+            "***" if tells(key, *secrets) else key: _outlined(key, field, secrets, depth - 1)
+            for key, field in fields.items()
+        }
+    if name == "email" and isinstance(value, str):
+        return mask_address(value)
+    if name in _SHOWN and isinstance(value, str | int | float) and not tells(str(value), *secrets):
+        return value
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int | float):
+        return "a number"
+    return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+
+
+def _span_ms(name: str, text: str) -> int:
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdigit()) or unit not in _UNITS_MS:
+        raise ValueError(f"{name}: must look like 10m (s, m, h or d)")
+    return int(number) * _UNITS_MS[unit]
