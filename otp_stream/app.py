@@ -13,6 +13,7 @@ from typing import Any
 from . import __version__
 from .broker import OtpBroker, RabbitConfig, open_broker
 from .broker.document import document
+from .broker.letters import DeadLetters
 from .core.backoff import Backoff
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
@@ -80,11 +81,18 @@ def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables) ->
         stats=watch.stats,
         refresh=broker.refresh,
         throttled=tables.most_throttled,
+        letters=_letters(app.settings, broker),
+        http_token=app.settings.http_token.get_secret_value() if app.settings.http_token else None,
         metrics=watch.metrics.render,
         document=partial(asyncapi, app),
         version=__version__,
         environment=app.settings.app_env,
     )
+
+
+def _letters(settings: Settings, broker: OtpBroker) -> DeadLetters:
+    shown_url = settings.masked_rabbitmq_url
+    return DeadLetters(settings.amqp_url, shown_url, broker.topology, settings.otp_expiry_minutes)
 
 
 def _workers(broker: OtpBroker) -> int:

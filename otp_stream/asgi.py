@@ -1,18 +1,21 @@
-"""Answers over ASGI: GET and HEAD only, and nothing that a browser could run or load from elsewhere."""
+"""Answers over ASGI, with nothing in them that a browser could run or load from elsewhere."""
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Route = Callable[[Scope, Receive, Send], Awaitable[None]]
+Fields = Mapping[str, str]
+"""What a form brings."""
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 """What a page of ours may load and do: nothing from elsewhere."""
 _SECURE = [
@@ -30,6 +33,7 @@ class Answer:
     content_type: str
     status: int = 200
     policy: str = POLICY
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def as_json(content: object, status: int = 200) -> Answer:
@@ -37,25 +41,67 @@ def as_json(content: object, status: int = 200) -> Answer:
     return Answer(json.dumps(content, ensure_ascii=False).encode(), "application/json", status)
 
 
+def redirect(to: str, *, cookie: str | None = None) -> Answer:
+    """Send a browser to another page after a form; `to` is relative, so that a path in front of ours does no harm."""
+    headers = ((b"location", to.encode()), *(((b"set-cookie", cookie.encode()),) if cookie else ()))
+    return Answer(b"", "text/plain", 303, headers=headers)
+
+
 def answering(make: Callable[[Scope], Awaitable[Answer]]) -> Route:
-    """Return the ASGI route that gives this answer."""
+    """Return the ASGI route that gives this answer to GET and HEAD."""
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's face
         allowed = scope["method"] in {"GET", "HEAD"}
-        answer = await make(scope) if allowed else Answer(b"only GET and HEAD\n", "text/plain", 405)
-        headers = [
-            (b"content-type", answer.content_type.encode()),
-            (b"content-length", str(len(answer.body)).encode()),
-            (b"content-security-policy", answer.policy.encode()),
-            *_SECURE,
-        ]
-        if not allowed:
-            headers.append((b"allow", b"GET, HEAD"))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        body = b"" if scope["method"] == "HEAD" else answer.body
-        await send({"type": "http.response.body", "body": body})
+        await _send(send, await make(scope) if allowed else _only("GET, HEAD"), head=scope["method"] == "HEAD")
 
     return route
+
+
+def taking(make: Callable[[Scope, Fields], Awaitable[Answer]]) -> Route:
+    """Return the ASGI route that takes a form by POST."""
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await _send(send, _only("POST"))
+            return
+        fields = await _form(receive)
+        await _send(send, _TOO_LARGE if fields is None else await make(scope, fields))
+
+    return route
+
+
+async def _form(receive: Receive) -> Fields | None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return {}
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > _FORM_LIMIT:
+            return None
+    return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=20))
+
+
+async def _send(send: Send, answer: Answer, *, head: bool = False) -> None:
+    headers = [
+        (b"content-type", answer.content_type.encode()),
+        (b"content-length", str(len(answer.body)).encode()),
+        (b"content-security-policy", answer.policy.encode()),
+        *_SECURE,
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else answer.body})
+
+
+def _only(methods: str) -> Answer:
+    told = f"only {methods.replace(', ', ' and ')}\n"
+    return Answer(told.encode(), "text/plain", 405, headers=((b"allow", methods.encode()),))
+
+
+_FORM_LIMIT = 10_000
+_TOO_LARGE = Answer(b"too large\n", "text/plain", 413)
 
 
 def header(scope: Scope, name: bytes) -> str:

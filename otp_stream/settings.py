@@ -138,6 +138,11 @@ class Settings(BaseSettings):
     default_locale: str = Field(
         default="en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="Language when a job names none."
     )
+    http_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Whoever says it may replay dead letters on the page, and not only look; 16 characters or more.",
+    )
     shutdown_grace_ms: int = Field(
         default=25000, ge=0, description="How long running sends may take after SIGTERM, milliseconds."
     )

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from otp_stream.core.decision import Ending, Reason
 from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 
-from .arrival import ATTEMPT, FIRST_SEEN, JOB_ID, UNCERTAIN
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
 from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .events import JobEvent
 from .topology import Topology
@@ -42,7 +42,15 @@ _COUNTED: Node = {
     FIRST_SEEN: {"type": "integer", "description": "When a worker first saw the job, milliseconds since 1970 (UTC)."},
 }
 _WAITING: Node = {
-    UNCERTAIN: {"type": "integer", "description": "1 when the relay may have taken the mail before.", "examples": [1]},
+    UNCERTAIN: {"type": "string", "description": "The relay that may have taken the mail before."},
+}
+_REPLAYED: Node = {
+    REPLAYED_AT: {
+        "type": "integer",
+        "description": "When it was last replayed, if it was a dead letter before (ms since 1970).",
+    },
+    REPLAYED_BY: {"type": "string", "description": "Who did."},
+    FRESH: {"type": "string", "description": "Present where the code's life counts from the replay."},
 }
 _DIED: Node = {
     REASON: {"type": "string", "enum": list(get_args(Reason)), "description": "Why it died."},
@@ -53,6 +61,8 @@ _DIED: Node = {
         "description": "With `throttled`: when it would be allowed, milliseconds since 1970 (UTC).",
     },
 }
+_AGAIN: Node = _COUNTED | _WAITING | _REPLAYED
+_LAID_ASIDE: Node = _COUNTED | _DIED | _REPLAYED
 _EVENTS: list[tuple[str, Node]] = [
     ("sent", {"outcome": "sent", "attempt": 1}),
     ("retrying", {"outcome": "retrying", "attempt": 1, "delayMs": 1130, "error": "451 4.3.0 try later (to RCPT)"}),
@@ -78,10 +88,14 @@ def document(found: Node, topology: Topology, version: str) -> Node:
     for name in ("sendOtp", "sendOtpHigh"):
         _describe(components, f"{name}:SubscribeMessage", "OTP job", _TRACE, _job_examples())
     _describe(
-        components, "sendOtpDue:SubscribeMessage", "OTP job, due again", _TRACE | _COUNTED | _WAITING, _job_examples()
+        components,
+        "sendOtpDue:SubscribeMessage",
+        "OTP job, due again",
+        _TRACE | _AGAIN,
+        _job_examples(),
     )
-    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _COUNTED | _WAITING, _job_examples())
-    _describe(components, "dead:Message", "Dead letter", _TRACE | _COUNTED | _DIED, _job_examples())
+    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _AGAIN, _job_examples())
+    _describe(components, "dead:Message", "Dead letter", _TRACE | _LAID_ASIDE, _job_examples())
     _describe(components, "events:Message", "Job event", {}, _event_examples())
     for operation in found["operations"].values():
         if operation["action"] == "send":

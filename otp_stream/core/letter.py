@@ -106,6 +106,14 @@ class Wanted:
                 raise ValueError(f"{name}: is none of {', '.join([*_PLAIN, *_AGES])}")
         return cls(**told)
 
+    def __bool__(self) -> bool:
+        return self != Wanted()
+
+    def __str__(self) -> str:
+        told = [f"{name} {value}" for name, field in _PLAIN.items() if (value := getattr(self, field))]
+        told += [f"{name} than a moment" for name, field in _AGES.items() if getattr(self, field) is not None]
+        return ", ".join(told) or "all"
+
     def has(self, letter: Letter) -> bool:
         """Whether this letter is meant."""
         return (

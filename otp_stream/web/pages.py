@@ -43,7 +43,8 @@ def front_page(
     """Return the operations page; `throttled` is what was over a limit most often, by limit and hashed key."""
     status = worst(found)
     title = "Serving HTTP only" if state.phase == "http_only" else _TITLES[status]
-    return _PAGES.get_template("front.html").render(
+    return render(
+        "front.html",
         state=state,
         stats=stats,
         found=found,
@@ -58,6 +59,11 @@ def front_page(
         good=_GOOD,
         bad=_BAD,
     )
+
+
+def render(page: str, **fields: Any) -> str:
+    """Return a page by the name of its template."""
+    return _PAGES.get_template(page).render(**fields)
 
 
 def _answers(tables: TablesState | None) -> list[tuple[str, int, float]]:
@@ -82,8 +88,12 @@ def asyncapi_page(document: Node) -> str:
         }
         for name, channel in sorted(document["channels"].items(), key=lambda it: _ORDER.index(it[0]))
     ]
-    return _PAGES.get_template("asyncapi.html").render(
-        document=document, channels=channels, rows=reader.rows, server=next(iter(document["servers"].values()))
+    return render(
+        "asyncapi.html",
+        document=document,
+        channels=channels,
+        rows=reader.rows,
+        server=next(iter(document["servers"].values())),
     )
 
 

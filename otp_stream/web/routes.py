@@ -13,12 +13,14 @@ from typing import Any, get_args
 
 import yaml
 
-from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header
+from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header, taking
 from otp_stream.core.decision import Reason
 from otp_stream.core.health import Status, checks, worst
 from otp_stream.core.state import Stats, TablesState, WorkerState
 
+from .dead import DeadDesk, Letters
 from .pages import ASSETS, asyncapi_page, front_page
+from .session import Sessions
 
 _FRESH_MS = 5_000
 """How old the broker's word may be before readiness asks again."""
@@ -35,6 +37,9 @@ class Sources:
     refresh: Callable[[], Awaitable[None]]
     throttled: Callable[[], Awaitable[Mapping[str, int]]]
     """What was over a limit most often, by limit and hashed key."""
+    letters: Letters
+    http_token: str | None
+    """Whoever knows it may replay."""
     metrics: Callable[[str], tuple[bytes, str]]
     document: Callable[[], dict[str, Any]]
     version: str
@@ -44,9 +49,11 @@ class Sources:
 def routes(sources: Sources) -> dict[str, Route]:
     """Return every path with its ASGI route."""
     desk = _Desk(sources)
+    dead = DeadDesk(sources.letters, Sessions(sources.http_token))
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
     answers: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
         "/": desk.page,
+        "/dead": dead.page,
         "/health": desk.health,
         "/livez": _alive,
         "/readyz": desk.ready,
@@ -56,7 +63,11 @@ def routes(sources: Sources) -> dict[str, Route]:
         "/asyncapi.yaml": partial(_asyncapi_yaml, document),
         **{f"/{name}": partial(_asset, name) for name in ASSETS},
     }
-    return {path: answering(answer) for path, answer in answers.items()}
+    forms = {"/replay": dead.replay, "/login": dead.login, "/logout": dead.logout}
+    return {
+        **{path: answering(answer) for path, answer in answers.items()},
+        **{path: taking(take) for path, take in forms.items()},
+    }
 
 
 class _Desk:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import Stage
+from rabbitmq import until
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -67,7 +68,7 @@ async def test_both_pages_fit_and_load_nothing_from_elsewhere(
     await stage.rabbit.publish(job(), b"nonsense")
     await stage.rabbit.dead()
     await stage.relay.wait_accepted(1)
-    for path, heading in (("/", "Codes are going out"), ("/asyncapi", "Messages")):
+    for path, heading in (("/", "Codes are going out"), ("/asyncapi", "Messages"), ("/dead", "Dead letters")):
         look(chromium, f"http://127.0.0.1:{worker.port}{path}", width, scheme)
         assert chromium.find_element(By.TAG_NAME, "h1").text == heading
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
@@ -93,6 +94,35 @@ async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
     await worker.kill()
     wait(lambda: chromium.title.startswith("No answer"), "the silence")
     assert text(chromium, "h1")  # the last picture stays
+
+
+async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_showing(
+    stage: Stage, chromium: webdriver.Chrome
+) -> None:
+    stage.relay.always("rcpt", "550 5.7.1 relaying denied")
+    worker = await stage.run(HTTP_TOKEN="correct-horse-battery")
+    await stage.rabbit.publish(*(job(email=f"user{number}@corp.example") for number in range(50)))
+    wait_for = f"{stage.rabbit.prefix}.dead"
+    await until(lambda: _holds(stage, wait_for, 50), "fifty dead letters")
+    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    chromium.find_element(By.LINK_TEXT, "Dead letters").click()
+    told = text(chromium, "main")
+    assert "50 jobs could not be sent" in told
+    assert "550 5.7.1 relaying denied" in told
+    assert "corp.example" in told
+    stage.relay.always("rcpt", None)
+    chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
+    wait(lambda: "Send again" in text(chromium, "main"), "the button")
+    assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    chromium.find_element(By.CSS_SELECTOR, "td button").click()
+    wait(lambda: "50 letters are on their way again" in text(chromium, "main"), "the end of the replay")
+    await stage.relay.wait_accepted(50)
+    assert CODE not in chromium.page_source
+    assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+async def _holds(stage: Stage, queue: str, count: int) -> bool:
+    return await stage.rabbit.depth(queue) == count
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:

@@ -1,0 +1,162 @@
+"""The page of dead letters: why they died, and replay for whoever may."""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from otp_stream.asgi import Answer, Fields, Scope, redirect
+from otp_stream.core.letter import Letter, Wanted, grouped
+
+from .pages import render
+from .session import Sessions
+
+_MOST = 5_000
+"""Letters that one page looks at."""
+_FRESH_S = 30.0
+"""How long a look is good for: each takes every letter in hand for a moment."""
+_SHOWN = 100
+_RATE = 50.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Replayed(Protocol):
+    """What came of a replay."""
+
+    replayed: int
+    stale: int
+
+
+class Letters(Protocol):
+    """Reaches the dead letters. Its methods raise with a text that may be shown."""
+
+    async def look(self, *, most: int) -> tuple[list[Letter], int]:
+        """Return the oldest letters, and how many more there are."""
+        ...
+
+    async def replay(self, wanted: Wanted, *, by: str, fresh: bool, rate: float, progress: "Progress") -> Replayed:
+        """Send letters on their way again."""
+        ...
+
+
+class Progress(Protocol):
+    """Told after each letter."""
+
+    def __call__(self, done: int, of: int, /) -> object:
+        """`done` of `of` were dealt with."""
+        ...
+
+
+@dataclass(slots=True)
+class DeadDesk:
+    """Answers for the dead letters. One replay at a time; it goes on when the browser is gone."""
+
+    letters: Letters
+    sessions: Sessions
+    _looked: tuple[list[Letter], int] = field(default_factory=lambda: (list[Letter](), 0))
+    _looked_at: float = float("-inf")
+    _error: str | None = None
+    _told: str | None = None
+    _done: tuple[int, int] | None = None
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _running: asyncio.Task[None] | None = None
+
+    async def page(self, scope: Scope) -> Answer:
+        """Show letters by cause."""
+        if self._done is None:
+            await self._look()
+        letters, left = self._looked
+        now_ms = _now_ms()
+        known = self.sessions.knows(scope)
+        html = render(
+            "dead.html",
+            groups=grouped(letters, now_ms),
+            letters=letters[:_SHOWN],
+            count=len(letters),
+            left=left,
+            error=self._error,
+            told=self._told,
+            done=self._done,
+            may=known,
+            can=self.sessions.token is not None,
+            form_key=self.sessions.form_key(scope) if known else "",
+            now_ms=now_ms,
+        )
+        return Answer(html.encode(), "text/html; charset=utf-8")
+
+    async def replay(self, scope: Scope, fields: Fields) -> Answer:
+        """Begin a replay of one group."""
+        if not self.sessions.knows(scope):
+            return Answer(b"HTTP_TOKEN is needed: log in on the page of dead letters\n", "text/plain", 403)
+        if not self.sessions.own_form(scope, fields.get("key", "")):
+            return Answer(b"this form is not from here: load the page again\n", "text/plain", 403)
+        try:
+            wanted = Wanted.read([f"{name}={fields[name]}" for name in _NAMES if fields.get(name)], _now_ms())
+        except ValueError as error:
+            return Answer(f"{error}\n".encode(), "text/plain; charset=utf-8", 400)
+        if not wanted:
+            return Answer(b"reason: is required\n", "text/plain", 400)
+        if self._running is not None:
+            return Answer(b"a replay is under way: wait for its end\n", "text/plain", 409)
+        self._done, self._told, self._error = (0, 0), None, None
+        self._running = asyncio.create_task(self._replay(wanted, _who(scope), fresh=fields.get("fresh") == "yes"))
+        return redirect("dead")
+
+    async def login(self, scope: Scope, fields: Fields) -> Answer:
+        """Open a session."""
+        secure = scope.get("scheme") == "https"
+        cookie = await self.sessions.open(fields.get("token", ""), secure=secure)
+        if cookie is None:
+            _log.warning("wrong HTTP_TOKEN", by=_who(scope))
+            self._told = None
+            return Answer(b"the token is wrong: go back and try again\n", "text/plain", 403)
+        return redirect("dead", cookie=cookie)
+
+    async def logout(self, scope: Scope, fields: Fields) -> Answer:
+        """Close the session."""
+        if not self.sessions.own_form(scope, fields.get("key", "")):
+            return Answer(b"this form is not from here: load the page again\n", "text/plain", 403)
+        return redirect("dead", cookie=self.sessions.close())
+
+    async def _look(self) -> None:
+        async with self._asking:
+            if time.monotonic() - self._looked_at < _FRESH_S:
+                return
+            try:
+                self._looked, self._error = await self.letters.look(most=_MOST), None
+            except Exception as error:  # noqa: BLE001 - the page is the place to say so
+                self._error = str(error) or type(error).__name__
+            self._looked_at = time.monotonic()
+
+    async def _replay(self, wanted: Wanted, by: str, *, fresh: bool) -> None:
+        def note(done: int, of: int) -> None:
+            self._done = (done, of)
+
+        try:
+            passed = await self.letters.replay(wanted, by=by, fresh=fresh, rate=_RATE, progress=note)
+            self._told = f"{passed.replayed} letters are on their way again ({wanted})"
+            if passed.stale:
+                self._told += f"; {passed.stale} with an expired code stayed"
+            _log.info("dead letters replayed", by=by, which=str(wanted), letters=passed.replayed, expired=passed.stale)
+        except Exception as error:  # noqa: BLE001 - the page is the place to say so
+            self._error = str(error) or type(error).__name__
+            _log.warning("replay failed, the same goes on", by=by, which=str(wanted), error=self._error)
+        finally:
+            self._done, self._running, self._looked_at = None, None, float("-inf")
+
+
+_NAMES = ("reason", "code", "domain")
+
+
+def _who(scope: Scope) -> str:
+    with contextlib.suppress(TypeError, IndexError):
+        return f"page@{scope['client'][0]}"
+    return "page"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,77 @@
+"""Dead letters by cause, and which are meant."""
+
+import json
+
+import pytest
+
+from otp_stream.core.letter import Letter, Wanted, grouped, outline
+
+
+def letter(job_id: str = "j", reason: str = "rejected", error: str = "550 5.1.1 no", **more: object) -> Letter:
+    fields: dict[str, object] = {
+        "recipient": "u***@example.com", "domain": "example.com", "template": "otp", "died_ms": 1000,
+        "first_seen_ms": 0, "expires_ms": 5000, "allowed_ms": None, "size": 10, "attempt": 1,
+    }  # fmt: skip
+    return Letter(job_id=job_id, reason=reason, error=error, **(fields | more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("550 5.1.1 no such user (to RCPT)", "550"),
+        ("the code expires before the next try; last: 451 4.3.0 later (to DATA)", "451"),
+        ("the code expired 5000 ms ago", ""),
+        ("over RECIPIENT_LIMIT=250/10m: allowed again", ""),
+        ("otp: must be a string, in quotes", ""),
+    ],
+)
+def test_the_relays_code_is_read_where_it_said_one(error: str, code: str) -> None:
+    assert letter(error=error).code == code
+
+
+def test_groups_are_by_cause_and_the_largest_is_first() -> None:
+    letters = [letter(domain="b.example", died_ms=3), letter(), letter(died_ms=2000, error="550 newest"), letter()]
+    first, second = grouped(letters, now_ms=6000)
+    assert (first.count, first.stale, first.oldest_ms, first.newest_ms, first.error) == (3, 3, 1000, 2000, "550 newest")
+    assert (second.cause.domain, second.count) == ("b.example", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ((), True),
+        (("reason=rejected", "domain=EXAMPLE.com", "code=55", "template=otp", "job=j"), True),
+        (("reason=expired",), False),
+        (("code=551",), False),
+        (("domain=other.example",), False),
+        (("job=k",), False),
+        (("older=10s",), True),
+        (("newer=10s",), False),
+        (("newer=2m",), True),
+    ],
+)
+def test_words_mean_letters(words: tuple[str, ...], *, meant: bool) -> None:
+    assert Wanted.read(words, now_ms=61_000).has(letter()) is meant
+
+
+def test_nothing_said_is_known_as_nothing() -> None:
+    assert not Wanted.read((), 0)
+    assert Wanted.read(("code=5",), 0)
+    assert str(Wanted.read(("code=5", "reason=rejected"), 0)) == "reason rejected, code 5"
+    assert str(Wanted()) == "all"
+
+
+def test_an_outline_shows_what_is_nobodys_secret() -> None:
+    body = {
+        "email": "ada@example.com", "otp": "123456", "jobId": "order 123456", "timestamp": 7, "extra": [1, 2],
+        "metadata": {"userName": "Ada", "template": "otp", "ada@example.com": True, "deep": {"deeper": {"a": 1}}},
+    }  # fmt: skip
+    told = outline(json.dumps(body).encode())
+    assert told == {
+        "email": "a***@example.com", "otp": "text of 6 characters", "jobId": "text of 12 characters", "timestamp": 7,
+        "extra": "a list of 2",
+        "metadata": {"userName": "text of 3 characters", "template": "otp", "***": True,
+            "deep": {"deeper": "an object"}},
+    }  # fmt: skip
+    assert outline(b"\xff") == "no JSON"
+    assert outline(b"[1]") == "a list of 1"
