@@ -9,19 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import AMQPError, ChannelClosed, DeliveryError
-
 from otp_stream.core.decision import ENDINGS
 from otp_stream.core.job import MalformedError, OtpJob
-from otp_stream.settings import EMBEDDED_BROKER_PORT, Settings, load
+from otp_stream.settings import Settings, load
+
+from .line import LOST, ProducerError, opened, told
 
 Job = dict[str, Any]
-
-
-class ProducerError(Exception):
-    """The job could not be published; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +26,16 @@ class Told:
     good: bool = True
 
 
+def new_code() -> str:
+    """Return six random digits."""
+    return f"{secrets.randbelow(10**6):06}"
+
+
 def make_job(*, email: str, otp: str | None, job_id: str | None, priority: str, metadata: Job) -> Job:
     """Return a job as the contract has it. Raises `ProducerError` where the worker would refuse it."""
     job: Job = {
         "email": email,
-        "otp": otp or f"{secrets.randbelow(10**6):06}",
+        "otp": otp or new_code(),
         "jobId": job_id or uuid4().hex,
         "timestamp": time.time_ns() // 1_000_000,
         "priority": priority,
@@ -49,69 +48,43 @@ def make_job(*, email: str, otp: str | None, job_id: str | None, priority: str, 
     return job
 
 
-async def publish(job: Job, *, high_lane: bool, wait_s: float) -> Told:
-    """Publish a job, confirmed, and wait for its event. Raises `ProducerError`."""
-    settings, problems = load()
+def check_recipient(address: str, name: str) -> None:
+    """Raise `ProducerError` for what is no address; `name` is what the person calls it."""
+    try:
+        make_job(email=address, otp=None, job_id=None, priority="normal", metadata={})
+    except ProducerError as error:
+        raise ProducerError(str(error).replace("email", name, 1)) from None
+
+
+def settings() -> Settings:
+    """Return the settings, of which a producer needs few. Raises `ProducerError`."""
+    found, problems = load()
     if problems and "RABBITMQ_URL" in " ".join(problems):
         raise ProducerError("\n".join(problems))
-    url = await _find_broker(settings)
-    queue = f"{settings.rabbitmq_queue_name}.high" if high_lane else settings.rabbitmq_queue_name
-    try:
-        connection = await aio_pika.connect(url, timeout=5)
-    except (OSError, AMQPError, TimeoutError) as error:
-        raise ProducerError(
-            f"RABBITMQ_URL: {settings.masked_rabbitmq_url} does not answer ({error}); "
-            "start the worker with `make run`, or name the broker"
-        ) from None
-    async with connection:
-        exchange = f"{settings.rabbitmq_prefix}.events"
-        events = await _events(await connection.channel(), exchange) if wait_s else None
+    return found
+
+
+async def publish(job: Job, *, high_lane: bool, wait_s: float) -> Told:
+    """Publish a job, confirmed, and wait for its event. Raises `ProducerError`."""
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    async with opened(settings(), high_lane=high_lane) as line:
+        told_of = bool(wait_s) and await line.follow(heard.put_nowait)
         began = time.monotonic()
-        await _publish(await connection.channel(on_return_raises=True), queue, json.dumps(job).encode())
-        if events is None:
-            return Told(f"published {job['jobId']} to {queue}")
-        return await _watch(events, job["jobId"], queue, began, wait_s)
-
-
-async def _find_broker(settings: Settings) -> str:
-    if "rabbitmq_url" not in settings.model_fields_set:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", EMBEDDED_BROKER_PORT)
-            writer.close()
-            return f"amqp://guest:guest@127.0.0.1:{EMBEDDED_BROKER_PORT}/"
-    return settings.amqp_url
-
-
-async def _publish(channel: AbstractChannel, queue: str, body: bytes) -> None:
-    message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-    for last in (False, True):
         try:
-            await channel.default_exchange.publish(message, queue, mandatory=True, timeout=10)
-        except DeliveryError:
-            if last:
-                raise ProducerError(f"{queue}: the broker did not take the job") from None
-            await channel.declare_queue(queue, durable=True)  # before the worker's first start, as producers do it
-        else:
-            return
+            await line.publish(json.dumps(job).encode())
+        except LOST as error:
+            raise ProducerError(told(error)) from None
+        if not told_of:
+            return Told(f"published {job['jobId']} to {line.queue}")
+        return await _watch(heard, job["jobId"], line.queue, began, wait_s)
 
 
-async def _events(channel: AbstractChannel, exchange: str) -> AbstractQueue | None:
-    queue = await channel.declare_queue(exclusive=True, auto_delete=True)
-    try:
-        await queue.bind(exchange, "otp.#")
-    except ChannelClosed:  # no worker has ever run here
-        return None
-    return queue
-
-
-async def _watch(events: AbstractQueue, job_id: str, queue: str, began: float, wait_s: float) -> Told:
-    heard: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-    await events.consume(heard.put, no_ack=True)
+async def _watch(heard: "asyncio.Queue[bytes]", job_id: str, queue: str, began: float, wait_s: float) -> Told:
     last = "no worker has taken it"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
             while True:
-                event = json.loads((await heard.get()).body)
+                event = json.loads(await heard.get())
                 if event["jobId"] == job_id:
                     last = " ".join(filter(None, (event["outcome"], event.get("error"))))
                     if event["outcome"] in ENDINGS:

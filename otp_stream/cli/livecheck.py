@@ -1,0 +1,185 @@
+"""`otp-stream livecheck`: does a code that is made now come through, and in what time?
+
+Ends with 0 when all came through, and in time; with 1 when not; with 2 for wrong words or settings.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Annotated, Any
+
+import typer
+from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client import Counter as Count
+
+from otp_stream.core.masking import mask_address
+
+from . import figures, line, producer, say
+from .line import ProducerError
+from .mailbox import Mailbox
+from .probes import OUTCOMES, Prober, Result, Route
+from .say import AsJson
+
+_KEPT = 10_000
+"""The newest times, of which percentiles are told: a sidecar runs for months."""
+_SHARES = {"p50": 0.5, "p95": 0.95, "max": 1.0}
+_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+def livecheck(
+    recipient: Annotated[str, typer.Argument(help="A test mailbox of yours, such as livecheck@example.com.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds from one code to the next.")] = 30,
+    count: Annotated[int, typer.Option(min=0, help="How many; 0 goes on until it is stopped.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a code is lost.")] = 10,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Receive the mail here (SMTP); route RECIPIENT to it.")
+    ] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(min=1, help="End with 1 if a p95 is above.")] = None,
+    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
+    metrics_host: Annotated[str, typer.Option(help="… at this address.")] = "127.0.0.1",
+    as_json: AsJson = False,
+) -> None:
+    """Send a synthetic code through everything: publish it, wait for its event, and for its mail if told to listen.
+
+    The code is random, lives a minute, and is never shown. metadata.purpose is livecheck. Ends with 1 when one was not
+    sent in time, did not arrive, or came with another code.
+    """
+    settings = say.settings()
+    try:
+        producer.check_recipient(recipient, "RECIPIENT")
+    except ProducerError as error:
+        say.fail(str(error))
+    metrics = None if metrics_port is None else _serve(metrics_host, metrics_port)
+    report = Report(mask_address(recipient), timeout, metrics)
+    route = Route(recipient, high_lane, timeout, mailbox=listen is not None)
+    prober = Prober(settings, route, report.add)
+    mailbox = None if listen is None else Mailbox(*_address(listen), prober.take)
+
+    async def work() -> None:
+        if mailbox is not None:
+            try:
+                await mailbox.start()
+            except OSError as error:
+                say.fail(f"--listen: cannot listen at {listen}: {error.strerror}")
+        await prober.run(count, every)
+
+    line.run(work())
+    if as_json:
+        say.write(report.told())
+    else:
+        report.show()
+    raise typer.Exit(0 if report.good(max_p95_ms) else 1)
+
+
+@dataclass
+class _Metrics:
+    """What a sidecar tells Prometheus."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        def times(name: str, text: str) -> Histogram:
+            return Histogram(f"otp_livecheck_{name}_seconds", text, buckets=_BOUNDS_S, registry=self.registry)
+
+        self.accept_s = times("accept", "From publishing a synthetic code to the event of the relay's 250.")
+        self.arrive_s = times("arrive", "From publishing a synthetic code to its mail.")
+        self.probes = Count("otp_livecheck_probes", "Synthetic codes, by outcome.", ["outcome"], registry=self.registry)
+        self.success = Gauge(
+            "otp_livecheck_last_success_timestamp_seconds",
+            "When one last came through, in seconds since 1970; 0 if none did.",
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:  # a rate needs the zero before the first
+            self.probes.labels(outcome)
+
+    def add(self, result: Result) -> None:
+        """Count a result."""
+        self.probes.labels(result.outcome).inc()
+        if result.accept_s is not None:
+            self.accept_s.observe(result.accept_s)
+        if result.arrive_s is not None:
+            self.arrive_s.observe(result.arrive_s)
+        if result.good:
+            self.success.set_to_current_time()
+
+
+def _serve(host: str, port: int) -> _Metrics:
+    metrics = _Metrics()
+    try:
+        start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        say.fail(f"--metrics-port: cannot listen at {host}:{port}: {error.strerror}")
+    return metrics
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        say.fail("--listen: must be HOST:PORT, such as 0.0.0.0:2525")
+    return host.strip("[]"), int(port)
+
+
+@dataclass
+class Report:
+    """What was seen so far; `recipient` is masked."""
+
+    recipient: str
+    timeout_s: float
+    metrics: _Metrics | None = None
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    times: dict[str, deque[float]] = field(
+        default_factory=lambda: {"accepted": deque(maxlen=_KEPT), "arrived": deque(maxlen=_KEPT)}
+    )
+    _good_at: float = field(default_factory=monotonic)
+    _stalled: bool = False
+
+    def add(self, result: Result) -> None:
+        """Take a result, and tell at once of one that is not good."""
+        self.outcomes[result.outcome] += 1
+        if self.metrics is not None:
+            self.metrics.add(result)
+        for name, took_s in (("accepted", result.accept_s), ("arrived", result.arrive_s)):
+            if took_s is not None:
+                self.times[name].append(took_s)
+        quiet_s = monotonic() - self._good_at
+        if result.good:
+            if self._stalled:
+                say.console.print(f"codes come through again, after {quiet_s:.0f} s", style="green")
+            self._good_at, self._stalled = monotonic(), False
+            return
+        why = f"{result.outcome.replace('_', ' ')}: {result.error}" if result.error else result.outcome
+        self._stalled = self._stalled or quiet_s >= self.timeout_s
+        text = f"stalled: nothing has come through for {quiet_s:.0f} s ({why})" if self._stalled else why
+        say.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+    def good(self, max_p95_ms: float | None) -> bool:
+        """Whether every code came through, and in time."""
+        slow = max_p95_ms is not None and any((it["p95"] or 0) > max_p95_ms for it in self.percentiles().values())
+        return set(self.outcomes) == {"sent"} and not slow
+
+    def percentiles(self) -> dict[str, dict[str, float | None]]:
+        """Return percentiles in milliseconds of each of the times that were taken."""
+        return {
+            name: {share: figures.ms(figures.percentile(sorted(some), it)) for share, it in _SHARES.items()}
+            for name, some in self.times.items() if some
+        }  # fmt: skip
+
+    def told(self) -> dict[str, Any]:
+        """Return everything as JSON has it."""
+        return {
+            "recipient": self.recipient,
+            "count": self.outcomes.total(),
+            "lost": self.outcomes["lost"],
+            "outcomes": dict(self.outcomes),
+            **{f"{name}Ms": it for name, it in self.percentiles().items()},
+        }
+
+    def show(self) -> None:
+        """Write it for people."""
+        out = say.out()
+        ends = ", ".join(f"{name.replace('_', ' ')} {say.count(it)}" for name, it in self.outcomes.most_common())
+        out.print(f"{say.count(self.outcomes.total())} codes to {self.recipient}: {ends or 'none yet'}", markup=False)
+        rows = [(name, *(f"{it:.1f}" for it in some.values())) for name, some in self.percentiles().items()]
+        if rows:
+            out.print(say.table("p50", rows, "Milliseconds from publishing until", *list(_SHARES)[1:]))

@@ -1,0 +1,109 @@
+"""`otp-stream send` with many jobs."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cli import names, otp_stream
+from conftest import Stage
+from rabbitmq import until
+from worker import CODE, SCRIPT
+
+
+def lines(folder: Path, *jobs: dict[str, Any] | str) -> str:
+    place = folder / "jobs.jsonl"
+    place.write_text("\n".join(job if isinstance(job, str) else json.dumps(job) for job in jobs))
+    return str(place)
+
+
+def job(email: str, **more: Any) -> dict[str, Any]:
+    return {"email": email, "otp": CODE, **more}
+
+
+async def test_jobs_of_a_file_are_sent_as_they_stand_and_their_ends_are_summed(stage: Stage) -> None:
+    stage.relay.always("rcpt", "550 5.1.1 no such user", to="nobody@example.com")
+    await stage.run()
+    file = lines(
+        stage.folder,
+        job("ada@example.com", jobId="j-1", metadata={"userName": "Ada", "template": "welcome"}),
+        "",
+        job("nobody@example.com"),
+        job("ada@example.com", jobId="j-1"),
+        job("zoe@example.com"),
+    )
+    ran = await otp_stream(stage.folder, "send", "--file", file, "--json", **names(stage))
+    assert ran.code == 1
+    told, end = json.JSONDecoder().raw_decode(ran.out)
+    assert ran.out[end:].startswith("\n4 of 4 published, ")
+    assert (told["jobs"], told["published"], told["noEnd"]) == (4, 4, 0)
+    assert told["outcomes"]["rejected"] == 1
+    assert told["outcomes"]["sent"] + told["outcomes"]["duplicate"] == 3
+    assert told["errors"] == [{"outcome": "rejected", "error": "550 5.1.1 no such user (to RCPT)", "count": 1}]
+    assert b"Ada" in next(it.content for it in stage.relay.accepted if it.recipient == "ada@example.com")
+    for secret in (CODE, "nobody", "ada@"):
+        assert secret not in ran.out
+
+
+async def test_one_job_is_repeated_with_fresh_codes_at_a_rate(stage: Stage) -> None:
+    await stage.run()
+    began = time.monotonic()
+    ran = await otp_stream(stage.folder, "send", "you@example.com", "--repeat", "21", "--rate", "40", **names(stage))
+    assert ran.code == 0, ran.out
+    assert "sent 21" in ran.out
+    assert time.monotonic() - began >= 0.5
+    found = {re.findall(rb"\b\d{6}\b", it.content)[0] for it in stage.relay.accepted}
+    assert len(stage.relay.accepted) == 21
+    assert len(found) > 15
+
+
+async def test_a_file_with_a_line_that_no_worker_would_take_is_not_published_unless_asked(stage: Stage) -> None:
+    file = lines(
+        stage.folder, job("a@example.com"), {"email": "b@example.com", "otp": 739154}, job("c"), "{", job("d@e.f")
+    )
+    ran = await otp_stream(stage.folder, "send", "--file", file, "--wait", "0", **names(stage))
+    assert ran.code == 1
+    for told in (
+        "line 2: otp: must be a string",
+        "line 3: email: must be one",
+        "line 4: body: Invalid JSON",
+        "--skip-bad",
+    ):
+        assert told in ran.out
+    assert CODE not in ran.out
+    assert await stage.rabbit.depth() is None
+    ran = await otp_stream(stage.folder, "send", "--file", file, "--wait", "0", "--skip-bad", **names(stage))
+    assert ran.code == 0, ran.out
+    assert "2 of 2 published" in ran.out
+    assert "3 lines passed over" in ran.out
+
+    async def both() -> bool:
+        return await stage.rabbit.depth() == 2
+
+    await until(both, "both jobs in the queue")
+    ran = await otp_stream(stage.folder, "send", "--file", file, "--skip-bad", **names(stage))
+    assert ran.code == 1
+    assert "no worker has ever run here" in ran.out
+
+
+async def test_ctrl_c_tells_how_many_were_published(stage: Stage) -> None:
+    process = await asyncio.create_subprocess_exec(
+        SCRIPT, "send", "you@example.com", "--repeat", "5000", "--rate", "50", "--wait", "0",
+        env=os.environ | names(stage), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+
+    async def some() -> bool:
+        return (await stage.rabbit.depth() or 0) >= 5
+
+    await until(some, "published jobs")
+    process.send_signal(signal.SIGINT)
+    out, _ = await asyncio.wait_for(process.communicate(), 10)
+    told = re.fullmatch(r"(\d+) of 5 000 published, then stopped\n", out.decode())
+    assert told, out
+    assert process.returncode == 1
+    depth = await stage.rabbit.depth() or 0
+    assert 5 <= int(told[1]) <= depth <= int(told[1]) + 5

@@ -1,0 +1,61 @@
+"""What the commands that publish many jobs refuse, and what they ask before they do anything."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from otp_stream.cli.main import cli
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("send",), "EMAIL: is required, or --file"),
+        (("send", "a@b.c", "--file", "x"), "--file: its lines say everything"),
+        (("send", "--file", "missing.jsonl"), "missing.jsonl cannot be read: No such file"),
+        (("load", "--recipient", "nobody"), "--recipient: must be one e-mail address"),
+        (("load", "--svg", "missing/x.svg"), "--svg: there is no folder missing"),
+        (("load", "--count", "1000001"), "--count"),
+        (("livecheck", "nobody"), "RECIPIENT: must be one e-mail address"),
+        (("livecheck", "a@b.c", "--listen", "2525"), "--listen: must be HOST:PORT"),
+        (("livecheck", "a@b.c", "--listen", "192.0.2.1:2525"), "--listen: cannot listen at 192.0.2.1:2525"),
+        (("livecheck", "a@b.c", "--metrics-port", "9000", "--metrics-host", "192.0.2.1"), "--metrics-port: cannot"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_cure(arguments: tuple[str, ...], told: str) -> None:
+    ran = CliRunner().invoke(cli, arguments)
+    assert ran.exit_code == 2
+    assert told in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "recipient", "told"),
+    [
+        ({"SMTP_HOST": "mail.example.net"}, "x@example.com", "the relay mail.example.net"),
+        ({}, "x@example.com", "the worker's relay, whichever it is"),
+        ({"SMTP_HOST": "localhost"}, "load{n}@gmail.com", "recipients at gmail.com"),
+        ({"SMTP_HOST": "localhost"}, "load@notexample.com", "recipients at notexample.com"),
+        ({"SMTP_HOST": "localhost", "RABBITMQ_URL": "amqp://u:hunter2@mq.example.net"}, "x@a.test", "the broker mq.ex"),
+        ({"SMTP_HOST": "localhost", "SMTP_FALLBACK_URLS": "smtps://u:hunter2@b.example.net"}, "x@a.test", "relay b.ex"),
+    ],
+)
+def test_a_load_test_asks_before_it_sends_real_mail(env: dict[str, str], recipient: str, told: str) -> None:
+    ran = CliRunner(env=env).invoke(cli, ("load", "--recipient", recipient))
+    assert ran.exit_code == 1
+    assert "This sends real mail to your relay: " in ran.stderr
+    assert told in ran.stderr
+    assert "hunter2" not in ran.stderr
+
+
+def test_a_load_test_on_this_machine_asks_nothing() -> None:
+    ran = CliRunner(env={"SMTP_HOST": "localhost"}).invoke(cli, ("load", "--count", "1"))
+    assert ran.exit_code == 1
+    assert "real mail" not in ran.stderr
+    assert "does not answer" in ran.stderr
