@@ -9,7 +9,6 @@ import typer
 from otp_stream import __version__
 
 from . import dead, livecheck, load, send, tables
-from . import demo as demo_room
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="What could not be sent: look at it, send it again, forget it.")
@@ -47,4 +46,6 @@ def demo(
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="LOG_LEVEL")] = "info",
 ) -> None:
     """Run the worker on an embedded broker with an embedded mail inbox, on sample jobs. Ctrl-C ends it."""
+    from . import demo as demo_room  # noqa: PLC0415 - the whole worker comes with it, and no other command waits for that
+
     demo_room.run(port=port, samples=samples, log_level=log_level)
