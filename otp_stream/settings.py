@@ -389,7 +389,7 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
         found = error.errors(include_input=False)
         told = [_explain(item["loc"], item["msg"]) for item in found]
         settings, more = _without(found, values)
-        return settings, told + more
+        return settings, [*told, *(it for it in more if it not in told)]
     return settings, settings.problems()
 
 
@@ -399,8 +399,9 @@ def _without(found: list[ErrorDetails], values: dict[str, Any]) -> tuple[Setting
     defaults = {name: field.default for name, field in Settings.model_fields.items() if name in bad}
     try:
         settings = Settings(**{**values, **defaults})
-    except ValidationError:  # what is wrong lies between fields
-        return Settings.model_construct(), []
+    except ValidationError as error:  # what is wrong lies between fields
+        more = error.errors(include_input=False)
+        return Settings.model_construct(), [_explain(item["loc"], item["msg"]) for item in more]
     return settings, settings.problems()
 
 
