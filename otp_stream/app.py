@@ -33,7 +33,7 @@ def build(
     problems = list(problems)
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
     watch = Watch()
-    first, *fallbacks = _relays(settings)
+    first, *fallbacks = relays(settings)
     tables = _tables(settings)
     sharing = Sharing(tables.reserve, lambda: _workers(broker)) if settings.redis_url else Sharing()
     relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate, on_rate=watch.rate, sharing=sharing)
@@ -130,7 +130,8 @@ def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
         return make(templates_dir=None)
 
 
-def _relays(settings: Settings) -> list[RelayConfig]:
+def relays(settings: Settings) -> list[RelayConfig]:
+    """Return every relay, in the order in which they are used."""
     login = settings.smtp_auth == "login"
     first = RelayConfig(
         host=settings.smtp_host or "localhost",

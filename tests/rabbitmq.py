@@ -54,6 +54,7 @@ class Node:
     tls_port: int = field(default_factory=free_port)
     settings: tuple[str, ...] = ()
     """Further lines of its configuration."""
+    plugins: str = ""
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ class Node:
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\nlog.console = false\n"
             "disk_free_limit.absolute = 50MB\n" + "".join(f"{line}\n" for line in self.settings) + self._tls_lines()
         )
-        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "plugins").write_text(f"[{self.plugins}].\n")
         here = str(self.folder)
         env = {
             "PATH": os.environ["PATH"],

@@ -8,11 +8,12 @@ import typer
 
 from otp_stream import __version__
 
-from . import dead, livecheck, load, send, tables
+from . import check, dead, livecheck, load, send, tables
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="What could not be sent: look at it, send it again, forget it.")
 cli.add_typer(tables.cli, name="tables")
+cli.command()(check.check)
 cli.command()(send.send)
 cli.command()(livecheck.livecheck)
 cli.command()(load.load)

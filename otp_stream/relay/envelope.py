@@ -18,6 +18,8 @@ class Extensions:
     pipelining: bool = False
     starttls: bool = False
     size: bool = False
+    size_limit: int = 0
+    """Bytes of the largest message that it takes (RFC 1870); 0 where it does not say."""
     eight_bit: bool = False
     utf8: bool = False
     logins: frozenset[str] = field(default_factory=frozenset[str])
@@ -31,6 +33,7 @@ class Extensions:
             pipelining="PIPELINING" in offered,
             starttls="STARTTLS" in offered,
             size="SIZE" in offered,
+            size_limit=next((int(it[1]) for it in lines if it[0:1] == ["SIZE"] and it[1:] and it[1].isdecimal()), 0),
             eight_bit="8BITMIME" in offered,
             utf8="SMTPUTF8" in offered,
             logins=frozenset(word for words in lines if words and words[0] == "AUTH" for word in words[1:]),

@@ -148,7 +148,7 @@ def look(
     relays: list[str] = []
     sizes = _sizes(line, prefix, limits, relays, progress)
     return Seen(
-        server=_server(line),
+        server=ask_server(line),
         workers=line.ask("ZCOUNT", f"{prefix}workers", f"({now_ms - round(LEASE_S * 1000)}", "+inf"),
         sizes=sizes,
         answers={name: int(number) for name, number in sorted(_hash(line, f"{prefix}stats").items())},
@@ -215,7 +215,8 @@ def _scan(line: Line, start: str, end: str, progress: Progress) -> Iterator[list
             return
 
 
-def _server(line: Line) -> Server:
+def ask_server(line: Line) -> Server:
+    """Ask Redis for itself."""
     try:
         return Server.read(line.ask("INFO").decode())
     except ResponseError:  # who may use the tables need not be allowed this

@@ -19,7 +19,7 @@ def write(recipient: str, content: bytes = b"hi", offers: Extensions = MODERN, s
 
 def test_offers_are_read_from_the_answer_to_ehlo():
     logins = frozenset({"PLAIN", "LOGIN"})
-    assert Extensions(pipelining=True, size=True, eight_bit=True, utf8=True, logins=logins) == MODERN
+    assert Extensions(pipelining=True, size=True, size_limit=1000, eight_bit=True, utf8=True, logins=logins) == MODERN
     assert Extensions() == OLD
 
 

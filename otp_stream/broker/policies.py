@@ -1,0 +1,76 @@
+"""What limits of a queue, by its arguments or by a policy, do to jobs."""
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from otp_stream.core.finding import Finding, Level
+
+from .management import Policy, Seen
+from .standing import Standing
+from .topology import Topology
+
+_HARMFUL = ("expires", "message-ttl", "max-length", "max-length-bytes", "delivery-limit")
+"""What a policy must not set on our own queues: their arguments are all that they need."""
+
+
+def risks(name: str, queue: Standing, policy: Policy | None, topology: Topology, vhost: str) -> Iterator[Finding]:
+    """Return what may happen to jobs in a producers' queue, which the worker takes as it stands."""
+    given: dict[str, Any] = {**(policy.definition if policy else {})}
+    given |= {key.removeprefix("x-"): value for key, value in queue.arguments.items()}
+    if queue.kind == "stream":
+        yield Finding("problem", f"{name} is a stream, which is not consumed", "make it a classic or a quorum queue")
+    if not queue.durable or queue.auto_delete:
+        what = "deletes itself" if queue.auto_delete else "is not durable"
+        yield Finding("warning", f"{name} {what}: its jobs may be lost", "have producers declare it durable")
+    if given.get("single-active-consumer") is True:
+        yield Finding("warning", f"{name} has x-single-active-consumer: one worker works, the others stand by")
+    if "expires" in given:
+        text = f"{name} is deleted, with its jobs, when nobody has used it for {given['expires']} ms (expires)"
+        yield Finding("problem", text, "take expires out of the policy or the producers' declare")
+    # a letter that has nowhere to go is dropped
+    caught = "dead-letter-exchange" in given
+    cure = "" if caught else _catching(name, policy, topology, vhost)
+    end = "leaves by the dead letter exchange" if caught else "is dropped without a word"
+    if "message-ttl" in given:
+        yield Finding("warning", f"{name}: a job that waits for {given['message-ttl']} ms {end} (message-ttl)", cure)
+    for key in ("max-length", "max-length-bytes"):
+        if key in given and given.get("overflow") == "reject-publish":
+            yield Finding("note", f"{name}: producers are refused beyond {given[key]} ({key}, reject-publish)")
+        elif key in given:
+            yield Finding("warning", f"{name}: beyond {given[key]} the oldest job {end} ({key})", cure)
+    if queue.kind == "quorum" and "delivery-limit" in given and not caught:
+        text = f"{name}: a job that came back {given['delivery-limit']} times {end} (delivery-limit)"
+        yield Finding("warning", text, cure)
+
+
+def findings(seen: Seen, topology: Topology, vhost: str) -> Iterator[Finding]:
+    """Return which policies stand in the way of our own queues, or that nobody could tell."""
+    if seen.error:
+        text = f"policies were not looked at: the management API at {seen.where} {seen.error}"
+        command = shlex.join(["rabbitmqctl", "list_policies", "-p", vhost])
+        yield Finding("note", text, f"{command}: none may match {topology.prefix}.*")
+        return
+    harm: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for name in topology.arguments:
+        if policy := seen.policies.get(name):
+            keys = tuple(f"{key}={policy.definition[key]}" for key in _HARMFUL if key in policy.definition)
+            if keys:
+                harm.setdefault((policy.name, policy.clear, keys), []).append(name)
+    for (name, clear, keys), queues in harm.items():
+        level: Level = "problem" if any(key.startswith("expires=") for key in keys) else "warning"
+        shown = ", ".join(queues[:3]) + (f" and {len(queues) - 3} more" if len(queues) > 3 else "")
+        text = f"{name} sets {', '.join(keys)} on {shown}: retries or dead letters may be lost"
+        command = shlex.join(["rabbitmqctl", clear[0], "-p", vhost, *clear[1:]])
+        yield Finding(level, text, f"let its pattern match nothing that starts with {topology.prefix}., or: {command}")
+    if not harm:
+        yield Finding("ok", "no policy stands in the way of the worker's queues")
+
+
+def _catching(name: str, policy: Policy | None, topology: Topology, vhost: str) -> str:
+    """Return what gives a producers' queue a dead letter exchange without upsetting producers."""
+    pattern = f"^{name.replace('.', chr(92) + '.')}$"
+    definition = f'{{"dead-letter-exchange": "", "dead-letter-routing-key": "{topology.dead}"}}'
+    if policy:  # of several, one alone would hold
+        return f"add to {policy.name}: {definition}"
+    return shlex.join(["rabbitmqctl", "set_policy", "-p", vhost, name, pattern, definition, "--apply-to", "queues"])

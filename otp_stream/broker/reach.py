@@ -1,0 +1,100 @@
+"""The way to RabbitMQ, step by step: what stands in it, in words that say what to mend."""
+
+import asyncio
+import re
+import shlex
+import ssl
+import time
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+import aiormq
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
+from aiormq.connection import SSLContextProvider
+
+from otp_stream.core.finding import Finding, Tell, certificate
+from otp_stream.core.masking import scrub
+
+from .management import vhost
+
+OLDEST = (3, 10)
+"""Quorum queues with a time to live and at-least-once dead-lettering."""
+_CONNECT_S = 5.0
+
+
+async def reach(url: str, shown_url: str, allow: str, tell: Tell) -> AbstractConnection | None:
+    """Connect and tell how that went; `None` where it cannot be done. `allow` is the command that gives permissions."""
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            connection = await aio_pika.connect(url)
+    except (AMQPError, OSError, TimeoutError) as error:
+        tell(_trouble(error, url, shown_url, allow))
+        return None
+    underlay = cast("aiormq.Connection", connection.transport and connection.transport.connection)
+    properties = underlay.server_properties or {}
+    product, version = str(properties.get("product", "a broker")), str(properties.get("version", "?"))
+    tell(
+        _judged(
+            product, version, f"{product} {version} at {shown_url}: login as {user(url)}, virtual host {vhost(url)}"
+        )
+    )
+    if urlsplit(url).scheme == "amqps":
+        try:
+            tell(certificate(await _peer_certificate(underlay), "RabbitMQ's TLS port", time.time()))
+        except (OSError, TimeoutError, ssl.SSLError):
+            tell(Finding("note", "RabbitMQ's certificate was not looked at: a second connection was not answered"))
+    return connection
+
+
+def user(url: str) -> str:
+    """Return who logs in."""
+    return unquote(urlsplit(url).username or "guest")
+
+
+def _trouble(error: Exception, url: str, where: str, allow: str) -> Finding:
+    name, password = user(url), urlsplit(url).password or ""
+    # a password that is the user's name, as guest's, cannot be told from it
+    text = scrub(str(error) or type(error).__name__, *([password, unquote(password)] if password != name else []))
+    match error:
+        case ProbableAuthenticationError():
+            cure = f"mend RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'change_password', name])}"
+            if name == "guest":
+                cure += "; guest may log in over loopback only: make a user of its own"
+            return Finding("problem", f"{where} refuses the login of {name}", cure)
+        case _ if "Connection.OpenOk" in text:
+            text = f"{where}: there is no virtual host {vhost(url)}, or {name} may not use it"
+            return Finding("problem", text, f"{shlex.join(['rabbitmqctl', 'add_vhost', vhost(url)])}; {allow}")
+        case _ if "CERTIFICATE_VERIFY_FAILED" in text:
+            why = re.sub(r"^.*verify failed: | \(_ssl.*$", "", text)
+            cure = "name the authority that signed it: RABBITMQ_URL=amqps://…?cafile=/path/to/ca.pem"
+            return Finding("problem", f"{where}: its certificate is not accepted: {why}", cure)
+        case _ if "SSL" in text:
+            cure = "amqps:// is for the broker's TLS port, mostly 5671; amqp:// for the other, mostly 5672"
+            return Finding("problem", f"{where}: TLS fails at this port ({text})", cure)
+        case TimeoutError():
+            cure = "is the port right, does a firewall drop it?"
+            return Finding("problem", f"{where} does not answer within {_CONNECT_S:g} s", cure)
+        case _:
+            cure = "is it up (rabbitmqctl status)? mend RABBITMQ_URL"
+            return Finding("problem", f"{where} does not answer: {text}", cure)
+
+
+def _judged(product: str, version: str, text: str) -> Finding:
+    if product != "RabbitMQ":
+        return Finding("warning", f"{text}: the worker is tested with RabbitMQ only")
+    if tuple(int(it) for it in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return Finding("problem", f"{text}: too old", "RabbitMQ 3.10 or newer is needed: see docs/rabbitmq.md")
+    return Finding("ok", text)
+
+
+async def _peer_certificate(connection: aiormq.Connection) -> dict[str, Any] | None:
+    """Return the certificate of the broker's port, over a connection of its own: the client does not show its."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(_CONNECT_S):
+        context = await SSLContextProvider(ssl_context=None, ssl_certs=connection.ssl_certs, loop=loop).get_context()
+        _, writer = await asyncio.open_connection(connection.url.host, connection.url.port, ssl=context)
+    found: dict[str, Any] | None = writer.get_extra_info("peercert")
+    writer.close()
+    return found

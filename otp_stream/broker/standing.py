@@ -1,0 +1,152 @@
+"""What stands at the broker, learnt in a way that can make nothing.
+
+AMQP has no question for a queue's arguments; but a declare of something else is refused, and the refusal quotes one
+difference. So each declare here carries an argument that no broker accepts for a new queue or exchange, and that is
+compared last for one that stands: such a declare makes nothing, even where the queue is deleted a moment before.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from .topology import QueueAwayError
+
+_GUARD = "x-queue-leader-locator"
+_NEVER_A_QUEUE = {_GUARD: "none-such"}
+_EXCHANGE_GUARD = "alternate-exchange"
+_NEVER_AN_EXCHANGE: dict[str, Any] = {_EXCHANGE_GUARD: 5}  # must be a name
+_ROUNDS = 20
+"""Each round learns one property, and no queue has so many."""
+_DIFFERENCE = re.compile(
+    r"inequivalent arg '(?P<key>[^']+)' for .* received .* but current is (?P<value>.*)", re.DOTALL
+)
+_VALUE = re.compile(r"(?:the value )?'(?P<value>.*?)'(?: of type '(?P<type>\w+)')?", re.DOTALL)
+_TEXTS = ("longstr", "shortstr")
+
+
+@dataclass(slots=True)
+class Standing:
+    """A queue as it stands."""
+
+    messages: int
+    consumers: int
+    durable: bool = True
+    auto_delete: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def kind(self) -> str:
+        """`classic`, `quorum` or `stream`."""
+        return self.arguments.get("x-queue-type", "classic")
+
+    def differences(self, wished: Mapping[str, Any]) -> list[str]:
+        """Return how it differs from a durable queue with these arguments, each as `what is x, must be y`."""
+        found = [] if self.durable else ["it is not durable, and must be"]
+        found += ["it deletes itself, and must not"] if self.auto_delete else []
+        for key in sorted({*wished, *self.arguments}):
+            now, must = self.arguments.get(key), wished.get(key)
+            if now != must:
+                found.append(f"{key} is {_shown(now)}, must be {_shown(must)}")
+        return found
+
+
+@asynccontextmanager
+async def on_channel(connection: AbstractConnection) -> AsyncGenerator[AbstractChannel]:
+    """Open a channel for one question: a refusal closes it."""
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+async def queue(connection: AbstractConnection, name: str, guess: Mapping[str, Any]) -> Standing | None:
+    """Learn what a queue is; `None` where there is none. `guess` is what its arguments should be, which saves rounds.
+
+    Raises `QueueAwayError` and AMQP's own errors, as where a permission is lacking.
+    """
+    try:
+        async with on_channel(connection) as channel:
+            declared = (await channel.declare_queue(name, passive=True)).declaration_result
+    except ChannelNotFoundEntity as error:
+        if "no queue" in str(error):
+            return None
+        raise QueueAwayError(str(error)) from None
+    found = Standing(declared.message_count or 0, declared.consumer_count or 0, arguments=dict(guess))
+    for _ in range(_ROUNDS):
+        refusal = await _refusal(connection, name, found)
+        if refusal is None or not _learn(found, refusal):
+            break
+    return found
+
+
+async def exchange(connection: AbstractConnection, name: str, kind: str) -> str | None:
+    """Return how an exchange differs from a durable one of this type, `""` if it does not; `None` if it is missing."""
+    try:
+        async with on_channel(connection) as channel:
+            await channel.get_exchange(name, ensure=True)
+    except ChannelNotFoundEntity:
+        return None
+    try:
+        async with on_channel(connection) as channel:
+            await channel.declare_exchange(name, kind, durable=True, arguments=_NEVER_AN_EXCHANGE)
+    except ChannelPreconditionFailed as error:
+        difference = _DIFFERENCE.search(str(error))
+        if difference is None:  # it was deleted a moment ago
+            return None
+        key, value = difference["key"], _read(difference["value"])
+        if key == _EXCHANGE_GUARD and value is None:
+            return ""
+        return f"{key} is {_shown(value)}, must be {_shown({'type': kind, 'durable': True}.get(key))}"
+    return ""
+
+
+async def _refusal(connection: AbstractConnection, name: str, found: Standing) -> str | None:
+    try:
+        async with on_channel(connection) as channel:
+            await channel.declare_queue(
+                name,
+                durable=found.durable,
+                auto_delete=found.auto_delete,
+                arguments={**found.arguments, **_NEVER_A_QUEUE},
+            )
+    except ChannelPreconditionFailed as error:
+        return str(error)
+    return None  # classic queues of RabbitMQ 3.10 are not compared by our argument
+
+
+def _learn(found: Standing, refusal: str) -> bool:
+    """Take one difference over; returns whether there may be another."""
+    difference = _DIFFERENCE.search(refusal)
+    if difference is None:
+        return False
+    key, value = difference["key"], _read(difference["value"])
+    match key:
+        case "durable" | "auto_delete":
+            setattr(found, key, value == "true")
+        case _ if value is None:
+            found.arguments.pop(key, None)
+        case _:
+            known = found.arguments.get(key)
+            found.arguments[key] = int(value) if isinstance(known, int) and value.lstrip("-").isdigit() else value
+    return key != _GUARD
+
+
+def _read(current: str) -> Any:
+    """Return the value that a refusal quotes; `None` for none."""
+    quoted = _VALUE.fullmatch(current.strip())
+    if quoted is None:
+        return None
+    value: str = quoted["value"]
+    if quoted["type"] in {None, *_TEXTS}:
+        return value
+    return int(value) if value.lstrip("-").isdigit() else value == "true" if value in {"true", "false"} else value
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,332 @@
+"""`otp-stream check`, on real faults."""
+
+import contextlib
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
+from email import message_from_bytes
+from pathlib import Path
+from secrets import randbelow
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from aio_pika.exceptions import ChannelClosed
+from certificates import Authority
+from cli import otp_stream
+from conftest import Stage, set_stage
+from rabbitmq import Node, free_port, until
+from redis_server import RedisServer
+from smtp_relay import ScriptedRelay
+from worker import job, settings
+
+from otp_stream.cli.check import Report, look
+from otp_stream.cli.check_mail import made_up
+
+ADDRESS = "Ada.Lovelace@example.com"
+
+
+@dataclass
+class Checked:
+    found: list[dict[str, str]]
+
+    @property
+    def out(self) -> str:
+        """Everything that is told."""
+        return json.dumps(self.found)
+
+    def of(self, level: str, about: str = "") -> list[str]:
+        """Return the texts of findings."""
+        return [it["text"] for it in self.found if it["level"] == level and it["about"].startswith(about)]
+
+    def cure(self, text: str) -> str:
+        """Return the cure of the one finding with this text in it."""
+        (found,) = (it for it in self.found if text in it["text"])
+        return found["cure"]
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+async def secure(tmp_path: Path) -> AsyncIterator[tuple[ScriptedRelay, Authority]]:
+    """A relay with STARTTLS and a login."""
+    authority = Authority(tmp_path)
+    tls = authority.server("127.0.0.1")
+    async with ScriptedRelay(tls=tls, mode="starttls", login=("mailer", "hunter2")) as relay:
+        yield relay, authority
+
+
+async def check(stage: Stage, send_to: str | None = None, **changes: str) -> Checked:
+    """Check what a worker of this stage would need, in this process: to start one takes longer than all else."""
+    env = settings(stage.relay, stage.url, stage.rabbit.queue, stage.rabbit.prefix, **changes)
+    report = Report()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("RABBITMQ_", "SMTP_", "REDIS_")):
+                patch.delenv(name)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.chdir(stage.folder)
+        await look(report, made_up(send_to) if send_to else None)
+    return Checked([{"about": about, **asdict(it)} for about, found in report.findings.items() for it in found])
+
+
+async def run(stage: Stage, *options: str, **changes: str) -> tuple[int, Checked, str]:
+    """Run the command itself; returns its exit code, what it found and what it wrote."""
+    env = settings(stage.relay, stage.url, stage.rabbit.queue, stage.rabbit.prefix, **changes)
+    ran = await otp_stream(stage.folder, "check", *options, **env)
+    told: dict[str, Any] = json.loads(ran.out) if "--json" in options else {"ok": ran.code == 0, "findings": []}
+    assert told["ok"] == (ran.code == 0)
+    return ran.code, Checked(told["findings"]), ran.out
+
+
+async def nothing_stands(stage: Stage) -> bool:
+    """Tell whether the broker has no queue and no exchange of this test."""
+    standing = [name for name in stage.rabbit.names() if await stage.rabbit.depth(name) is not None]
+    for name in ("retry", "events"):
+        channel = await stage.rabbit.connection.channel()
+        with contextlib.suppress(ChannelClosed):
+            await channel.get_exchange(f"{stage.rabbit.prefix}.{name}", ensure=True)
+            standing.append(name)
+    return not standing
+
+
+async def test_all_is_well_next_to_a_worker_and_what_waits_is_told(
+    stage: Stage, redis: RedisServer, secure: tuple[ScriptedRelay, Authority]
+) -> None:
+    relay, authority = secure
+    changes = {
+        "SMTP_PORT": str(relay.port), "SMTP_TLS": "starttls", "SMTP_AUTH": "login", "SMTP_USER": "mailer",
+        "SMTP_PASS": "hunter2", "SMTP_CA_FILE": str(authority.ca_file), "REDIS_URL": redis.url,
+        "SMTP_FALLBACK_URLS": f"smtp://127.0.0.1:{stage.relay.port}?tls=none",
+    }  # fmt: skip
+    await stage.run(**changes)
+    checked = await check(stage, **changes)
+    assert checked.of("problem") == checked.of("warning") == []
+    assert f"{stage.rabbit.queue}: classic queue, 0 jobs waiting, 1 worker" in checked.of("ok", "RabbitMQ")
+    (stands,) = (it for it in checked.of("ok", "RabbitMQ") if it.startswith("as they should be"))
+    assert f"{stage.rabbit.prefix}.dead" in stands
+    assert "12 wait queues" in stands
+    first = checked.of("ok", "Relay 1")
+    assert "TLSv1.3 (starttls), messages up to 10 485 760 bytes, PIPELINING" in first[0]
+    assert "certificate by test authority, until 20" in first[1]
+    assert "the login is accepted" in first[2]
+    assert "no TLS" in checked.of("ok", "Relay 2")[0]
+    assert "shared by 1 worker" in checked.of("ok", "Redis")[0]
+    assert re.search(r"Redis is 0\.\d s", checked.of("ok", "Clock")[0])
+    assert "otp (de)" in checked.of("ok", "Templates")[0]
+    for it in (relay, stage.relay):
+        assert it.accepted == []
+        assert "MAIL" not in it.commands()
+        assert it.commands()[-1] == "QUIT"
+    await stage.rabbit.publish(b"no job")
+
+    async def dead() -> bool:
+        return await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 1
+
+    await until(dead, "the dead letter")
+    code, _, out = await run(stage, **changes)
+    assert code == 0, out
+    assert f"  warning  {stage.rabbit.prefix}.dead holds 1 dead letter\n" in out
+    assert out.endswith("no problems, 1 warning\n")
+    assert "hunter2" not in checked.out + out
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 1
+
+
+async def test_before_the_first_start_nothing_is_made(stage: Stage) -> None:
+    checked = await check(stage)
+    assert checked.of("problem") == []
+    (makes,) = (it for it in checked.of("note", "RabbitMQ") if "makes at its first start" in it)
+    for name in (stage.rabbit.queue, f"{stage.rabbit.prefix}.retry", f"{stage.rabbit.prefix}.events", "12 wait queues"):
+        assert name in makes
+    assert "rabbitmqctl list_policies -p /" in checked.cure("policies were not looked at")
+    assert await nothing_stands(stage)
+
+
+async def test_no_failure_hides_another_and_no_secret_shows(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "templates" / "otp").mkdir(parents=True)
+    (tmp_path / "templates" / "otp" / "body.txt").write_text("{{ otp }\n")
+    closed, nobody = free_port(), free_port()
+    checked = await check(
+        stage,
+        RABBITMQ_URL=stage.url.replace("guest:guest", "guest:hunter1"),
+        SMTP_PORT=str(closed),
+        SMTP_FALLBACK_URLS=f"smtp://u:hunter2@127.0.0.1:{stage.relay.port}?tls=none",
+        REDIS_URL=f"redis://u:hunter3@127.0.0.1:{nobody}/0",
+        TEMPLATES_DIR=str(tmp_path / "templates"),
+        PREFETCH_COUNT="none",
+    )
+    assert checked.of("problem", "Settings")[0].startswith("PREFETCH_COUNT: must be a valid integer")
+    assert "refuses the login of guest" in checked.of("problem", "RabbitMQ")[0]
+    assert "change_password guest" in checked.cure("refuses the login of guest")
+    assert "(at CONNECT)" in checked.of("problem", "Relay 1")[0]
+    assert "no login by PLAIN or LOGIN" in checked.of("problem", "Relay 2")[0]
+    assert "does not answer" in checked.of("problem", "Redis")[0]
+    assert "otp/body.txt, line 1" in checked.of("problem", "Templates")[0]
+    assert "not looked at" in checked.of("note", "Clock")[0]
+    assert "hunter" not in checked.out
+
+
+async def test_settings_that_cannot_be_read_leave_the_rest_to_be_looked_at(stage: Stage) -> None:
+    checked = await check(stage, BASE_DELAY_MS="60000", REDIS_URL="redis://u:hunter/2@127.0.0.1", SMTP_HOST="")
+    assert {it.partition(":")[0] for it in checked.of("problem", "Settings")} == {"REDIS_URL", "SMTP_HOST"} | {
+        "BASE_DELAY_MS must not exceed MAX_DELAY_MS"
+    }
+    assert checked.of("ok", "RabbitMQ")
+    assert any("queues were not looked at" in it for it in checked.of("note", "RabbitMQ"))
+    assert "REDIS_URL cannot be read" in checked.of("note", "Redis")[0]
+    assert "mend the settings" in checked.of("note", "Relay 1")[0]
+    assert "hunter" not in checked.out
+
+
+async def test_queues_and_exchanges_that_stand_otherwise_are_told_with_the_command(stage: Stage) -> None:
+    queue, prefix = stage.rabbit.queue, stage.rabbit.prefix
+    odd = {"x-queue-type": "quorum", "x-delivery-limit": 5, "x-message-ttl": 60_000, "x-max-length": 9}
+    await stage.rabbit.declare(**odd)
+    await stage.rabbit.declare(f"{queue}.high", **{"x-dead-letter-exchange": "", "x-message-ttl": 60_000})
+    await stage.rabbit.declare(f"{prefix}.dead")
+    await stage.rabbit.declare(f"{prefix}.retry.due", **{"x-queue-type": "quorum", "x-delivery-limit": 7})
+    await stage.rabbit.channel.declare_exchange(f"{prefix}.retry", "fanout", durable=True)
+    await stage.rabbit.publish(job(), to=f"{prefix}.dead")
+    await stage.rabbit.publish(job())
+    checked = await check(stage)
+    problems = checked.of("problem", "RabbitMQ")
+    assert f"{prefix}.dead is not as it must be: x-queue-type is not set, must be 'quorum'" in problems
+    (due,) = (it for it in problems if it.startswith(f"{prefix}.retry.due"))
+    assert "x-delivery-limit is 7, must be 20" in due
+    assert f"x-dead-letter-routing-key is not set, must be '{prefix}.dead'" in due
+    assert f"exchange {prefix}.retry is not as it must be: type is 'fanout', must be 'direct'" in problems
+    cure = checked.cure(f"{prefix}.dead is not")
+    assert f"rabbitmqctl delete_queue -p / {prefix}.dead --if-empty" in cure
+    assert "move 1 message elsewhere (otp-stream dead export --raw)" in cure
+    warnings = checked.of("warning", "RabbitMQ")
+    assert f"{queue}: quorum queue, 1 job waiting, 0 workers: nobody takes them" in warnings
+    dropped = "is dropped without a word"
+    assert f"{queue}: a job that waits for 60000 ms {dropped} (message-ttl)" in warnings
+    assert f"{queue}: beyond 9 the oldest job {dropped} (max-length)" in warnings
+    assert f"{queue}: a job that came back 5 times {dropped} (delivery-limit)" in warnings
+    assert "rabbitmqctl set_policy" in checked.cure("(delivery-limit)")
+    assert any(it.startswith(f"{queue}.high: a job that waits") and "leaves by" in it for it in warnings)
+    assert await stage.rabbit.depth(f"{prefix}.dead") == 1
+    assert await stage.rabbit.depth(f"{prefix}.retry.1075") is None
+    await stage.rabbit.channel.exchange_delete(f"{prefix}.retry")
+
+
+async def test_a_relay_s_certificate_and_login_are_told_apart(
+    stage: Stage, secure: tuple[ScriptedRelay, Authority], tmp_path: Path
+) -> None:
+    relay, authority = secure
+    login = {"SMTP_AUTH": "login", "SMTP_USER": "mailer", "SMTP_PASS": "hunter3"}
+    changes = {"SMTP_PORT": str(relay.port), "SMTP_TLS": "starttls", **login}
+    checked = await check(stage, **changes)
+    (text,) = checked.of("problem", "Relay 1")
+    assert "the certificate of 127.0.0.1 is not accepted" in text
+    assert f"openssl s_client -connect 127.0.0.1:{relay.port}" in checked.cure("is not accepted")
+    relay.always("auth", "535 5.7.8 mailer is not hunter3")
+    checked = await check(stage, **changes, SMTP_CA_FILE=str(authority.ca_file))
+    assert any("certificate by test authority" in it for it in checked.of("ok", "Relay 1"))
+    (text,) = checked.of("problem", "Relay 1")
+    assert "535 5.7.8 *** is not ***" in text
+    assert "SMTP_PASS" in checked.cure("535")
+    assert "hunter" not in checked.out
+    assert "mailer" not in checked.out
+
+
+async def test_one_real_mail_is_sent_where_asked_for(stage: Stage) -> None:
+    nobody = free_port()
+    changes = {
+        "SMTP_PORT": str(nobody), "SMTP_FALLBACK_URLS": f"smtp://127.0.0.1:{stage.relay.port}?tls=none"
+    }  # fmt: skip
+    stage.relay.then("body", f"250 2.0.0 queued for {ADDRESS}")
+    code, checked, out = await run(stage, "--json", "--send-to", ADDRESS, **changes)
+    assert code == 1  # the first relay is away
+    (mail,) = stage.relay.accepted
+    assert mail.recipient == ADDRESS
+    assert checked.of("ok", "Mail")[0].startswith(f"127.0.0.1:{stage.relay.port} took a mail to A***@example.com: 250")
+    stage.relay.then("rcpt", "550 5.1.1 no such user")
+    checked = await check(stage, ADDRESS)
+    assert "took no mail to A***@example.com: 550 5.1.1" in checked.of("problem", "Mail")[0]
+    text = message_from_bytes(mail.content).get_payload(0)
+    sent = re.search(r"\b\d{6}\b", str(text))
+    assert sent is not None
+    assert sent[0] not in out
+    assert "ovelace" not in out + checked.out
+    wrong = await otp_stream(stage.folder, "check", "--send-to", "Lovelace")
+    assert (wrong.code, wrong.out.startswith("--send-to: must be one e-mail address")) == (2, True)
+    assert len(stage.relay.accepted) == 1
+    assert await nothing_stands(stage)
+
+
+async def test_permissions_policies_virtual_host_and_certificate_of_a_broker(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("127.0.0.1")
+    # an address of its own: the management API is looked for at its usual port
+    host = f"127.{randbelow(250) + 1}.{randbelow(250) + 1}.{randbelow(250) + 1}"
+    node = Node(tmp_path / "node", tls=(authority.ca_file, certificate, key))
+    node.settings = (
+        f"listeners.tcp.2 = {host}:{node.port}", f"management.tcp.ip = {host}", "management.tcp.port = 15672"
+    )  # fmt: skip
+    node.plugins = "rabbitmq_management"
+    node.start()
+    try:
+        async with set_stage(node.url, tmp_path / "stage", tidy=False) as stage:
+            stage.folder.mkdir()
+            await _on_a_node(stage, node, host, authority)  # what it holds goes with the node
+    finally:
+        node.remove()
+
+
+async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) -> None:
+    queue, prefix = stage.rabbit.queue, stage.rabbit.prefix
+    url = f"amqp://worker:hunter4@{host}:{node.port}/"
+
+    def put(path: str, **body: Any) -> None:
+        """Set something through the management API: `rabbitmqctl` takes a second each time."""
+        token = b64encode(b"guest:guest").decode()
+        headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+        where = f"http://{host}:15672/api/{path}"
+        urlopen(Request(where, json.dumps(body).encode(), headers, method="PUT"), timeout=5).close()
+
+    put("users/worker", password="hunter4", tags="")
+    checked = await check(stage, RABBITMQ_URL=url)
+    assert "there is no virtual host /, or worker may not use it" in checked.of("problem", "RabbitMQ")[0]
+    put("permissions/%2F/worker", configure=f"^{prefix}\\.retry.*", write=f"^{prefix}\\..*", read="^nothing$")
+    checked = await check(stage, RABBITMQ_URL=url)
+    (text,) = (it for it in checked.of("problem", "RabbitMQ") if "lacks permissions" in it)
+    assert f"configure {queue}, {queue}.high, {prefix}.dead, {prefix}.events;" in text
+    assert "write amq.default;" in text
+    assert f"read {queue}.high, {queue}, {prefix}.retry.due" in text
+    assert await nothing_stands(stage)
+    assert "rabbitmqctl list_policies -p /" in checked.cure("refuses this user (HTTP 401)")
+    words = checked.cure("lacks permissions").split("'")
+    node.control("set_permissions", "-p", "/", "worker", *words[1::2])
+    await stage.run(RABBITMQ_URL=url)  # the command gives all that is needed
+    put("users/worker", password="hunter4", tags="policymaker")
+    limits = {"max-length": 5, "expires": 3_600_000}
+    put("policies/%2F/bad", pattern=f"^{prefix}\\.(dead|retry\\.due)$", definition=limits)
+    put("policies/%2F/late", pattern=f"^{queue}$", definition={"message-ttl": 5000})
+    put("operator-policies/%2F/short", pattern=f"^{queue}$", definition={"message-ttl": 4000}, **{"apply-to": "queues"})
+    checked = await check(stage, RABBITMQ_URL=url)
+    assert "worker may configure, write and read all that the worker needs" in checked.of("ok", "RabbitMQ")
+    (text,) = checked.of("problem", "RabbitMQ")
+    assert f"policy bad sets expires=3600000, max-length=5 on {prefix}.dead, {prefix}.retry.due" in text
+    assert "rabbitmqctl clear_policy -p / bad" in checked.cure("policy bad")
+    assert any(it.startswith(f"{queue}: a job that waits for 4000 ms is dropped") for it in checked.of("warning"))
+    assert any(it.startswith("RabbitMQ's management API is 0.") for it in checked.of("ok", "Clock"))
+    assert "add to policy late with operator policy short" in checked.cure("waits for 4000 ms")
+    secure = f"amqps://worker:hunter4@127.0.0.1:{node.tls_port}/"
+    checked = await check(stage, RABBITMQ_URL=secure)
+    assert "its certificate is not accepted: " in checked.of("problem", "RabbitMQ")[0]
+    checked = await check(stage, RABBITMQ_URL=f"{secure}?cafile={authority.ca_file}")
+    assert any("RabbitMQ's TLS port: certificate by test authority" in it for it in checked.of("ok", "RabbitMQ"))
+    assert "https://127.0.0.1:15671 does not answer" in checked.of("note", "RabbitMQ")[0]
+    assert "hunter" not in checked.out
