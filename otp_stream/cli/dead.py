@@ -24,7 +24,7 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.core.letter import Wanted, grouped
 from otp_stream.settings import Settings
 
-from . import letters, say
+from . import letters, line, say
 from .say import AsJson
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -50,15 +50,16 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Show the dead letters by cause: reason, the relay's code, the recipient's domain. No code, no address."""
-    settings, wanted = say.settings(), _wanted(which)
-    found, left = _run(_desk(settings).look())
+    wanted = _wanted(which)
+    desk = _desk(say.settings())
+    found, left = _run(desk.look())
     found = [letter for letter in found if wanted.has(letter)]
     now_ms = _now_ms()
     groups = grouped(found, now_ms)
     if as_json:
         say.write(
             {
-                "queue": _desk(settings).topology.dead,
+                "queue": desk.topology.dead,
                 "letters": len(found),
                 "notLookedAt": left,
                 "groups": [letters.group_json(it) for it in groups],
@@ -68,7 +69,7 @@ def list_(
         return
     stale = sum(it.stale for it in groups)
     say.out().print(
-        f"{_desk(settings).topology.dead}: {say.count(len(found))} letters, "
+        f"{desk.topology.dead}: {say.count(len(found))} letters, "
         f"{say.count(stale)} of them with a code that has expired\n",
         markup=False,
     )
@@ -185,7 +186,9 @@ def export(
 def _desk(settings: Settings) -> DeadLetters:
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
     topology = Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff)
-    return DeadLetters(settings.amqp_url, settings.masked_rabbitmq_url, topology, settings.otp_expiry_minutes)
+    url, embedded = asyncio.run(line.find_broker(settings))
+    shown_url = "the embedded broker" if embedded else settings.masked_rabbitmq_url
+    return DeadLetters(url, shown_url, topology, settings.otp_expiry_minutes)
 
 
 def _wanted(which: list[str] | None) -> Wanted:
