@@ -6,6 +6,7 @@
 The folder of the operator goes before ours, file by file.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from jinja2 import (
     FileSystemLoader,
     StrictUndefined,
     Template,
+    TemplateNotFound,
     TemplateSyntaxError,
     UndefinedError,
+    meta,
     select_autoescape,
 )
 from jinja2 import TemplateError as JinjaError
@@ -68,9 +71,13 @@ class Layout:
 
 
 class TemplateBook:
-    """Every template in every language. Raises `TemplateError` when one of them cannot be compiled."""
+    """Every template in every language. Raises `TemplateError` when one of them cannot be compiled.
 
-    def __init__(self, override: Path | None, default_locale: str) -> None:
+    Where `faults` are given they are collected there instead, and what has one is left out.
+    """
+
+    def __init__(self, override: Path | None, default_locale: str, faults: list[TemplateError] | None = None) -> None:
+        self._faults = faults
         self._roots = [root for root in (override, OURS) if root is not None]
         self._default = _tongues(default_locale)
         self._jinja = Environment(
@@ -94,6 +101,19 @@ class TemplateBook:
         """Every language in which any file of this template is written; `""` is the one without a folder."""
         return sorted(self._layouts[name])
 
+    def layout(self, name: str, tongue: str) -> Layout:
+        """Return the template in one of its languages."""
+        return self._layouts[name][tongue]
+
+    def shared(self) -> list[Template]:
+        """Return what lies beside the templates' folders, such as `layout.html`."""
+        names = [it for it in self._jinja.list_templates(("html", "txt")) if "/" not in it]
+        return [self._jinja.get_template(name) for name in names]
+
+    def is_own(self, template: Template) -> bool:
+        """Tell whether a file is the operator's."""
+        return self._roots[0] != OURS and Path(template.filename or "").is_relative_to(self._roots[0])
+
     def find(self, name: str, locale: str | None) -> Layout:
         """Return the template in the closest language: `de-AT`, then `de`, then the default, then the plain one."""
         layouts = self._layouts.get(name)
@@ -116,7 +136,15 @@ class TemplateBook:
             if folder.is_dir() and _LOCALE.fullmatch(folder.name)
         ]
         written = {_normal(folder.name): f"{name}/{folder.name}" for folder in reversed(folders)}
-        return {tongue: self._layout(name, tongue, written) for tongue in ("", *written)}
+        layouts: dict[str, Layout] = {}
+        for tongue in ("", *written):
+            try:
+                layouts[tongue] = self._layout(name, tongue, written)
+            except TemplateError as error:
+                if self._faults is None:
+                    raise
+                self._faults.append(error)
+        return layouts
 
     def _layout(self, name: str, tongue: str, written: Mapping[str, str]) -> Layout:
         places = [written[near] for near in (*_tongues(tongue), *self._default) if near in written] + [name]
@@ -128,6 +156,7 @@ class TemplateBook:
             path = f"{place}/{file}"
             if any((root / path).is_file() for root in self._roots):
                 try:
+                    self._follow(path, set())
                     return self._jinja.get_template(path)
                 except TemplateSyntaxError as error:
                     raise TemplateError(
@@ -136,6 +165,17 @@ class TemplateBook:
                 except (JinjaError, UnicodeDecodeError) as error:
                     raise TemplateError(f"template {path}: {error}") from error
         raise TemplateError(f"template {places[-1]}/{file}: is missing; every template needs {', '.join(FILES)}")
+
+    def _follow(self, path: str, seen: set[str]) -> None:
+        """Compile what a file extends and includes: Jinja itself would not look at it before the first e-mail."""
+        assert self._jinja.loader is not None  # noqa: S101 - told to the type checker only
+        seen.add(path)
+        self._jinja.get_template(path)
+        source, _, _ = self._jinja.loader.get_source(self._jinja, path)
+        for near in meta.find_referenced_templates(self._jinja.parse(source, path)):
+            if near is not None and near not in seen:
+                with contextlib.suppress(TemplateNotFound):  # it may be one that is allowed to be missing
+                    self._follow(near, seen)
 
 
 def _normal(locale: str) -> str:

@@ -224,6 +224,14 @@ def test_a_template_that_cannot_be_compiled_is_named_with_its_line(tmp_path: Pat
         mailroom(tmp_path)
 
 
+def test_a_layout_that_cannot_be_compiled_is_named_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path, layout_html="<p>\n{% block a %}\n")
+    with pytest.raises(TemplateError, match=r"template layout.html, line 2: Unexpected end of template"):
+        mailroom(tmp_path)
+    write(tmp_path, layout_html="{% include 'none.html' ignore missing %}{% include 'layout.html' ignore missing %}")
+    assert mailroom(tmp_path).book.names == ["otp", "password_reset", "welcome"]
+
+
 def test_data_that_a_template_needs_is_named_when_it_is_missing(tmp_path: Path) -> None:
     write(tmp_path, otp__body_txt="{{ otp }}\n{{ orderNumber }}")
     with pytest.raises(
