@@ -1,12 +1,17 @@
-"""`otp-stream` as a process."""
+"""`otp-stream` as a process, and within this one, where many calls would take long to start."""
 
 import asyncio
 import os
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import Stage
+from typer.testing import CliRunner
 from worker import SCRIPT
+
+_OURS = ("RABBITMQ_", "SMTP_", "REDIS_")
+_PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
 
 
 @dataclass
@@ -17,14 +22,26 @@ class Ran:
 
 async def otp_stream(folder: Path, *arguments: str, **env: str) -> Ran:
     """Run `otp-stream` in an empty folder; returns exit code and everything that it wrote."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "SMTP_", "REDIS_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     process = await asyncio.create_subprocess_exec(
-        SCRIPT, *arguments, cwd=folder, env=kept | {"COLUMNS": "200", "NO_COLOR": "1"} | env,
+        SCRIPT, *arguments, cwd=folder, env=kept | _PLAIN | env,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     out, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return Ran(process.returncode, out.decode())
+
+
+def here(folder: Path, *arguments: str, **env: str) -> Ran:
+    """Run a command in this process; `out` is what it wrote to standard output, then what it wrote to the other."""
+    from otp_stream.cli.main import cli  # noqa: PLC0415 - the processes that others start do not need it
+
+    gone = {name: None for name in os.environ if name.startswith(_OURS)}
+    with chdir(folder):
+        done = CliRunner().invoke(cli, arguments, env=gone | _PLAIN | env)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Ran(done.exit_code, done.stdout + done.stderr)
 
 
 def names(stage: Stage) -> dict[str, str]:

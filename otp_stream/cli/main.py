@@ -8,15 +8,18 @@ import typer
 
 from otp_stream import __version__
 
-from . import check, dead, livecheck, load, send, tables
+from . import check, dead, documents, livecheck, load, send, tables, templates, topology
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="What could not be sent: look at it, send it again, forget it.")
 cli.add_typer(tables.cli, name="tables")
+cli.add_typer(topology.cli, name="topology")
+cli.add_typer(templates.cli, name="templates")
 cli.command()(check.check)
 cli.command()(send.send)
 cli.command()(livecheck.livecheck)
 cli.command()(load.load)
+cli.command()(documents.asyncapi)
 
 
 def main() -> None:

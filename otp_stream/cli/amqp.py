@@ -1,0 +1,47 @@
+"""The connection to RabbitMQ over which a command asks."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import AMQPError, ChannelClosed
+from aiormq.exceptions import InvalidFrameError
+
+from otp_stream.broker.management import vhost
+from otp_stream.broker.topology import TopologyError
+from otp_stream.settings import Settings
+from otp_stream.tasks import losing_it_is_an_error
+
+from . import say
+
+TROUBLES = (AMQPError, OSError, TimeoutError, RuntimeError)
+"""What talking to a broker that is away or refuses us can raise."""
+_CONNECT_S = 5
+T = TypeVar("T")
+
+
+async def connected(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
+    """Do some work over a connection. Raises one of `TROUBLES`, and what the work does."""
+    with losing_it_is_an_error():
+        async with await aio_pika.connect(settings.amqp_url, timeout=_CONNECT_S) as connection:
+            return await work(connection)
+
+
+def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
+    """Return what is found out over a connection; ends the command with 1 where the broker does not play along.
+
+    Raises `CensusError` if the work does.
+    """
+    try:
+        return asyncio.run(connected(settings, work))
+    except TopologyError as error:
+        say.fail(str(error), 1)
+    except InvalidFrameError:  # the broker's refusal, in a form that aiormq does not read
+        host = vhost(settings.amqp_url)
+        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} has no virtual host {host}, or not for this user", 1)
+    except ChannelClosed as error:
+        say.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check tells what is lacking", 1)
+    except TROUBLES as error:
+        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} does not answer ({error})", 1)

@@ -1,0 +1,122 @@
+"""`otp-stream templates` and `otp-stream asyncapi`, as a person uses them."""
+
+import email
+import email.policy
+import json
+from pathlib import Path
+
+import pytest
+from cli import here
+
+from otp_stream.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """Make a folder with a subject, a layout and a template of its own."""
+    for name, content in {
+        "otp/subject.txt": "Our code for you",
+        "otp/fr/body.txt": "Votre code : {{ otp }}",
+        "layout.html": '<html lang="{% block lang %}en{% endblock %}">{{ otp }}',
+        "invite/subject.txt": "Come",
+        "invite/body.txt": "{{ team }} {{ otp }}",
+        "invite/body.html": '<html lang="en">{{ otp }}',
+    }.items():
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return {"TEMPLATES_DIR": str(tmp_path / "own")}
+
+
+def test_templates_are_listed_with_where_each_file_is_from(tmp_path: Path, own: dict[str, str]) -> None:
+    ran = here(tmp_path, "templates", "list", "--json", **own)
+    assert ran.code == 0
+    told = json.loads(ran.out)
+    files = {(it["template"], it["locale"]): it["files"] for it in told["templates"]}
+    assert files["otp", "fr"] == {
+        "subject.txt": {"file": "otp/subject.txt", "own": True},
+        "body.txt": {"file": "otp/fr/body.txt", "own": True},
+        "body.html": {"file": "otp/body.html", "own": False},
+    }
+    assert files["otp", "de"]["subject.txt"] == {"file": "otp/de/subject.txt", "own": False}
+    assert files.keys() >= {("invite", None), ("welcome", "de")}
+    assert told["shared"] == [{"file": "layout.html", "own": True}]
+    shown = here(tmp_path, "templates", "list", **own).out
+    assert "otp/fr *" in shown
+    assert "Shared by all: layout.html *" in shown
+
+
+def test_a_preview_is_what_the_worker_would_send(tmp_path: Path, own: dict[str, str]) -> None:
+    text = here(tmp_path, "templates", "preview", "welcome", "--locale", "de-AT", "--data", "userName=Zoë")
+    assert text.code == 0
+    assert text.out.startswith("Subject: Willkommen: Bitte bestätigen Sie Ihre E-Mail-Adresse\n\nWillkommen, Zoë!\n")
+    html = here(tmp_path, "templates", "preview", "otp", "--format", "html", **own)
+    assert html.out.strip() == '<html lang="en">123456'
+    out = tmp_path / "mail.eml"
+    sender = {"SENDER_EMAIL": "Shop <no-reply@shop.example>"}
+    ran = here(tmp_path, "templates", "preview", "otp", "--format", "eml", "--out", str(out), **sender)
+    assert (ran.code, ran.out) == (0, "")
+    message = email.message_from_bytes(out.read_bytes(), policy=email.policy.default)
+    assert message["from"] == "Shop <no-reply@shop.example>"
+    assert not message.defects
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("nope",), 2, "NAME: there is no template nope; known: invite, otp, password_reset, welcome"),
+        (("../x",), 2, "NAME: must consist of"),
+        (("otp", "--data", "team"), 2, "--data: must look like KEY=VALUE"),
+        (("otp", "--data", "expiryMinutes=soon"), 2, "--data expiryMinutes"),
+        (("otp", "--out", "no/such/folder"), 2, "--out: "),
+        (("invite",), 1, "template invite/body.txt, line 1: 'team' is undefined; give it with --data"),
+        (("invite", "--data", "team=A"), 0, "A 123456"),
+    ],
+)
+def test_what_cannot_be_previewed_is_told_with_its_cure(
+    tmp_path: Path, own: dict[str, str], arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    ran = here(tmp_path, "templates", "preview", *arguments, **own)
+    assert (ran.code, told in ran.out) == (code, True), ran.out
+
+
+def test_lint_ends_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) -> None:
+    assert here(tmp_path, "templates", "lint").out == "errors: 0, warnings: 0\n"
+    ran = here(tmp_path, "templates", "lint", **own)
+    assert ran.code == 1
+    assert "invite/body.txt:1: error: 'team' is unknown" in ran.out
+    assert 'otp/body.html: warning: says lang="en" in the mail for fr' in ran.out
+    assert ran.out.endswith("errors: 1, warnings: 1\n")
+    warned = here(tmp_path, "templates", "lint", "--data", "team=A", "--json", **own)
+    assert warned.code == 0
+    told = json.loads(warned.out)
+    assert (told["errors"], told["warnings"], len(told["findings"])) == (0, 1, 1)
+
+
+def test_a_broken_file_is_named_by_lint_and_list(tmp_path: Path, own: dict[str, str]) -> None:
+    (tmp_path / "own" / "layout.html").write_text("one\n{% if %}")
+    ran = here(tmp_path, "templates", "lint", "--data", "team=A", **own)
+    assert ran.code == 1
+    assert ran.out.startswith("layout.html:2: error: Expected an expression")
+    assert "\nerrors: 1, " in ran.out
+    listed = here(tmp_path, "templates", "list", **own)
+    assert listed.code == 1
+    assert "template layout.html, line 2" in listed.out
+    assert here(tmp_path, "templates", "list", TEMPLATES_DIR=str(tmp_path / "none")).code == 2
+
+
+def test_the_asyncapi_document_is_the_generated_one(tmp_path: Path) -> None:
+    for form in ("yaml", "json"):
+        ran = here(tmp_path, "asyncapi", "--format", form)
+        assert ran.code == 0
+        assert ran.out == (ROOT / "asyncapi" / f"otp-stream.{form}").read_text()
+    out = tmp_path / "document.yaml"
+    own = {"RABBITMQ_QUEUE_NAME": "codes", "RABBITMQ_URL": "amqp://u:hunter2@rabbit.example.com/"}
+    assert here(tmp_path, "asyncapi", "--out", str(out), **own).code == 0
+    assert "codes.high" in out.read_text()
+    assert "hunter2" not in out.read_text()
+    assert here(tmp_path, "asyncapi", "--out", str(tmp_path)).code == 2
+    assert here(tmp_path, "asyncapi", RABBITMQ_URL="ftp://x").code == 2
+    assert Settings.model_fields["rabbitmq_queue_name"].default not in out.read_text()

@@ -1,0 +1,204 @@
+"""`otp-stream topology`, as an operator uses it."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+from cli import here, names
+from conftest import Stage
+from rabbitmq import Node, Rabbit, free_port, rabbit, until
+
+from otp_stream.broker.topology import Topology
+from otp_stream.core.backoff import Backoff
+
+HTTP_PORT = free_port()
+API = ("--management-url", f"http://127.0.0.1:{HTTP_PORT}")
+NO_API = ("--management-url", f"http://127.0.0.1:{free_port()}")
+TODAY = Topology("jobs", "shop", Backoff(1000, 30000, 3))
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """Start a RabbitMQ with the management API, whose figures come every second."""
+    settings = (
+        f"management.tcp.port = {HTTP_PORT}",
+        "management.tcp.ip = 127.0.0.1",
+        "collect_statistics_interval = 1000",
+        *(f"management.sample_retention_policies.{it} = 1" for it in ("global.minute", "basic.minute", "detailed.10")),
+    )
+    node = Node(tmp_path_factory.mktemp("node"), settings=settings, plugins="rabbitmq_management")
+    node.start()
+    node.control("eval", "application:set_env(rabbit, quorum_tick_interval, 500).")
+    yield node
+    node.remove()
+
+
+def host(node: Node, name: str) -> dict[str, str]:
+    """Make a virtual host; returns the settings of a worker there."""
+    node.control("add_vhost", name)
+    node.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    return {"RABBITMQ_URL": f"{node.url}{name}", "RABBITMQ_QUEUE_NAME": "jobs", "RABBITMQ_PREFIX": "shop"}
+
+
+async def shown(folder: Path, *options: str, **env: str) -> dict[str, Any]:
+    return json.loads(
+        (await asyncio.to_thread(here, folder, "topology", "show", "--json", *options, **env)).out.partition("\n}")[0]
+        + "}"
+    )
+
+
+async def test_what_is_missing_is_told_and_made_once(stage: Stage) -> None:
+    env = names(stage)
+    before = await asyncio.to_thread(here, stage.folder, "topology", "show", **env)
+    assert before.code == 1
+    assert "18 missing: `otp-stream topology apply` makes them" in before.out
+    told = await asyncio.to_thread(here, stage.folder, "topology", "apply", "--dry-run", **env)
+    assert told.code == 1
+    assert f"missing: queue {stage.rabbit.prefix}.retry.5200\n" in told.out
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") is None
+    made = await asyncio.to_thread(here, stage.folder, "topology", "apply", "--json", **env)
+    assert made.code == 0, made.out
+    assert len(json.loads(made.out)["made"]) == 18
+    again = await asyncio.to_thread(here, stage.folder, "topology", "apply", **env)
+    assert (again.code, again.out) == (0, "Everything stands.\n")
+    await stage.rabbit.publish(b"one", b"two")
+
+    async def arrived() -> bool:
+        return await stage.rabbit.depth() == 2
+
+    await until(arrived, "two jobs")
+    found = await shown(stage.folder, *NO_API, **env)
+    jobs = {it["name"]: it for it in found["queues"]}[stage.rabbit.queue]
+    assert (jobs["state"], jobs["type"], jobs["ready"], jobs["consumers"]) == ("stands", "classic", 2, 0)
+    assert {it["state"] for it in found["bindings"]} == {"unknown"}
+
+
+async def test_what_stands_with_other_properties_is_told_with_its_cure_and_nothing_is_made(stage: Stage) -> None:
+    await stage.rabbit.declare(f"{stage.rabbit.prefix}.dead")
+    for command in ("show", "apply"):
+        ran = await asyncio.to_thread(here, stage.folder, "topology", command, **names(stage))
+        assert ran.code == 1
+        assert (
+            f"{stage.rabbit.prefix}.dead exists with other properties: x-queue-type is not set, must be 'quorum'"
+            in ran.out
+        )
+        assert "drain and delete it, or set another RABBITMQ_PREFIX" in ran.out
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.retry.due") is None
+
+
+async def test_a_broker_or_virtual_host_that_is_not_there_is_named(stage: Stage) -> None:
+    nowhere = f"amqp://u:hunter2@127.0.0.1:{free_port()}/"
+    for url, told in ((nowhere, "does not answer"), (f"{stage.url}nope", "has no virtual host nope")):
+        ran = await asyncio.to_thread(here, stage.folder, "topology", "apply", RABBITMQ_URL=url)
+        assert ran.code == 1
+        assert told in ran.out
+        assert "hunter2" not in ran.out
+
+
+async def test_definitions_that_are_imported_are_what_the_worker_wants(node: Node, tmp_path: Path) -> None:
+    env = host(node, "copy")
+    written = await asyncio.to_thread(here, tmp_path, "topology", "show", "--definitions", **env)
+    assert written.code == 0, written.out
+    assert (await shown(tmp_path, *API, **env))["queues"][1]["state"] == "missing"  # to write it makes nothing
+    (tmp_path / "topology.json").write_text(written.out)
+    node.control("import_definitions", str(tmp_path / "topology.json"))
+    found = await shown(tmp_path, *API, **env)
+    assert {it["state"] for kind in ("exchanges", "queues", "bindings") for it in found[kind]} == {"stands"}
+    assert len(found["bindings"]) == len(TODAY.backoff.rungs_ms)
+    async with rabbit(env["RABBITMQ_URL"], "jobs", "shop", tidy=False) as client:
+        await TODAY.apply(client.connection)  # as a worker's start does: a mismatch would raise
+        await client.channel.queue_delete("jobs")
+        await client.declare("jobs", **{"x-queue-type": "quorum"})
+    told = json.loads((await asyncio.to_thread(here, tmp_path, "topology", "show", "--definitions", **env)).out)
+    kinds = {it["name"]: it["arguments"].get("x-queue-type") for it in told["queues"]}
+    assert (kinds["jobs"], kinds["jobs.high"]) == ("quorum", None)
+
+
+async def test_definitions_need_no_broker(tmp_path: Path) -> None:
+    url = f"amqp://u:hunter2@127.0.0.1:{free_port()}/shop%2Feu"
+    ran = await asyncio.to_thread(here, tmp_path, "topology", "show", "--definitions", RABBITMQ_URL=url)
+    assert ran.code == 0
+    assert '"vhost": "shop/eu"' in ran.out
+    assert "written as plain queues" in ran.out
+    assert "hunter2" not in ran.out
+
+
+async def old_rung(client: Rabbit, wait_ms: int, *bodies: bytes, bind: bool = True) -> str:
+    """Make a wait queue of other settings, with jobs in it."""
+    name = TODAY.rung(wait_ms)
+    arguments = TODAY.arguments[TODAY.rung(1075)] | {"x-message-ttl": wait_ms}
+    queue = await client.channel.declare_queue(name, durable=True, arguments=arguments)
+    if bind:
+        await queue.bind(TODAY.retry.name, str(wait_ms))
+    await client.publish(*bodies, to=name)
+    return name
+
+
+async def test_old_wait_queues_are_deleted_once_they_hold_nothing_and_no_other_queue_is(
+    node: Node, tmp_path: Path
+) -> None:
+    env = host(node, "old")
+    assert (await asyncio.to_thread(here, tmp_path, "topology", "apply", **env)).code == 0
+    async with rabbit(env["RABBITMQ_URL"], "jobs", "shop", tidy=False) as client:
+        await client.channel.queue_delete(TODAY.due)
+        stuck = await old_rung(client, 100, b"stuck")
+
+        async def over() -> bool:
+            return await client.depth(stuck) == 0
+
+        await until(over, "the end of its wait")
+        await TODAY.apply(client.connection)  # it is tried again after three minutes; till then AMQP counts nothing
+        empty, draining = await old_rung(client, 500), await old_rung(client, 4_000, b"soon")
+        waiting = await old_rung(client, 600_000, b"later")
+        consumed = await old_rung(client, 700)
+        await (await client.channel.get_queue(consumed)).consume(AsyncMock())
+        await client.declare("shop.retry.77")
+        told = await asyncio.to_thread(here, tmp_path, "topology", "prune", "--dry-run", "--json", *API, **env)
+        assert [it["queue"] for it in json.loads(told.out)] == [stuck, empty, consumed, draining, waiting]
+        refused = await asyncio.to_thread(here, tmp_path, "topology", "prune", *API, **env)
+        assert refused.code == 1  # nobody is there to say yes
+        ran = await asyncio.to_thread(
+            here, tmp_path, "topology", "prune", "--yes", "--json", "--wait", "12", *API, **env
+        )
+        assert ran.code == 1
+        ended = {it["queue"]: (it["verdict"], it["messages"]) for it in json.loads(ran.out)}
+        assert ended == {
+            stuck: ("holds", 1),
+            empty: ("deleted", 0),
+            draining: ("deleted", 0),
+            waiting: ("holds", 1),
+            consumed: ("in use", 0),
+        }
+        assert [await client.depth(it) for it in (stuck, empty, draining, waiting)] == [0, None, None, 1]
+        assert await client.depth("shop.retry.77") == 0
+        await client.take(TODAY.due, 1)
+        left = await shown(tmp_path, *API, **env)
+        assert left["old"] == [stuck, consumed, waiting]
+        assert {it["state"] for it in left["queues"]} == {"stands"}
+
+
+async def test_the_management_api_of_another_broker_is_not_believed(node: Node, stage: Stage) -> None:
+    ran = await asyncio.to_thread(here, stage.folder, "topology", "prune", *API, **names(stage))
+    assert f"speaks for {node.name.partition('@')[0]}@" in ran.out
+    assert ", not for " in ran.out
+
+
+async def test_without_the_management_api_old_wait_queues_are_told_and_left(stage: Stage) -> None:
+    stage.worker(BASE_DELAY_MS="500")  # its wait queues are removed with the test's
+    old = {**names(stage), "BASE_DELAY_MS": "500"}
+    assert (await asyncio.to_thread(here, stage.folder, "topology", "apply", **old)).code == 0
+    ran = await asyncio.to_thread(
+        here, stage.folder, "topology", "prune", "--base-delay-ms", "500", *NO_API, **names(stage)
+    )
+    assert ran.code == 1
+    assert f"{stage.rabbit.prefix}.retry.538 " in ran.out
+    assert "does not answer" in ran.out
+    assert "rabbitmqctl delete_queue" in ran.out
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.retry.538") == 0
+    none = await asyncio.to_thread(here, stage.folder, "topology", "prune", *NO_API, **old)
+    assert none.code == 0
+    assert "No wait queue of other settings was found." in none.out
