@@ -200,7 +200,7 @@ class VirtualHost:
                 raise BrokerError(
                     406,
                     f"PRECONDITION_FAILED - inequivalent arg '{key}' for queue '{name}' in vhost '/': "
-                    f"received '{arguments.get(key, 'none')}' but current is '{found.arguments.get(key, 'none')}'",
+                    f"received {_told(arguments.get(key))} but current is {_told(found.arguments.get(key))}",
                 )
         return found
 
@@ -214,3 +214,12 @@ class VirtualHost:
         for exchange in self.exchanges.values():
             exchange.bindings = [bound for bound in exchange.bindings if bound[1] != name]
         return count
+
+
+def _told(value: object) -> str:
+    """Return an argument as RabbitMQ's refusals quote it: people and `otp-stream` read those."""
+    return (
+        "none"
+        if value is None
+        else f"the value '{value}' of type '{'longstr' if isinstance(value, str) else 'signedint'}'"
+    )

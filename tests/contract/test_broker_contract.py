@@ -13,6 +13,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelLockedResource
 from rabbitmq import until
 
+from otp_stream.broker import standing
 from otp_stream.embedded import EmbeddedBroker
 
 
@@ -58,6 +59,20 @@ async def test_a_message_comes_out_as_it_went_in(channel: AbstractChannel, name:
     assert (got.body, got.content_type, got.message_id, got.priority, got.type) == (body, "a/b", "m", 3, "t")
     assert {key: got.headers[key] for key in headers} == headers
     assert (got.exchange, got.routing_key, got.redelivered) == ("", name, False)
+
+
+async def test_what_a_queue_is_can_be_learnt(
+    connection: AbstractConnection, channel: AbstractChannel, name: str
+) -> None:
+    arguments = {"x-queue-type": "quorum", "x-message-ttl": 5000}
+    await channel.declare_queue(name, durable=True, arguments=arguments)
+    try:
+        for guess in (arguments, {"x-queue-type": "quorum", "x-delivery-limit": 3}):
+            found = await standing.queue(connection, name, guess)
+            assert found is not None
+            assert (found.kind, found.arguments) == ("quorum", arguments)
+    finally:
+        await channel.queue_delete(name)
 
 
 async def test_an_empty_body_is_a_message(channel: AbstractChannel, name: str) -> None:
