@@ -89,7 +89,9 @@ class Checkup:
             keep = " (otp-stream dead export --raw)" if name == self.topology.dead else ""
             drain = f"stop the workers, move {_counted(queue.messages, 'message')} elsewhere{keep}; "
             drain *= bool(queue.messages)
-            command = shlex.join(["rabbitmqctl", "delete_queue", "-p", vhost(self.url), name, "--if-empty"])
+            # quorum queues have no --if-empty
+            guard = ["--if-empty"] if queue.kind == "classic" else []
+            command = shlex.join(["rabbitmqctl", "delete_queue", "-p", vhost(self.url), name, *guard])
             cure = f"{drain}{command}; the worker makes it anew. Or set another RABBITMQ_PREFIX"
             self.tell(Finding("problem", f"{name} is not as it must be: {'; '.join(differences)}", cure))
             return
