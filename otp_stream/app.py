@@ -162,6 +162,7 @@ def _rabbit_config(settings: Settings, backoff: Backoff) -> RabbitConfig:
         default_expiry_minutes=settings.otp_expiry_minutes,
         hash_key=settings.hash_key,
         enabled=settings.worker,
+        events=settings.events,
     )
 
 

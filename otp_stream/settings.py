@@ -138,6 +138,10 @@ class Settings(BaseSettings):
     default_locale: str = Field(
         default="en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="Language when a job names none."
     )
+    events: bool = Field(
+        default=True,
+        description="`false` tells nobody how jobs end; `otp-stream send`, `livecheck`, `load` listen to it.",
+    )
     http_token: SecretStr | None = Field(
         default=None,
         min_length=16,

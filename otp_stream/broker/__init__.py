@@ -33,6 +33,8 @@ class RabbitConfig:
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
     enabled: bool = True
+    events: bool = True
+    """Whether each outcome is told."""
 
 
 def open_broker(
@@ -42,6 +44,7 @@ def open_broker(
     tolerate()
     topology = Topology(config.queue, config.prefix, config.backoff)
     broker = OtpBroker(config.url, shown_url=config.shown_url, topology=topology, enabled=config.enabled)
+    broker.events.enabled = config.events
     settler = Settler(topology, config.backoff, publish=broker.confirmed, inject=inject, repair=broker.repair)
     reader = Reader(config.default_expiry_minutes, config.hash_key, made)
     desk = Desk(reader, settler, broker.events, deliver, refused, config.hash_key)

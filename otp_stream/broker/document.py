@@ -63,9 +63,21 @@ _DIED: Node = {
 }
 _AGAIN: Node = _COUNTED | _WAITING | _REPLAYED
 _LAID_ASIDE: Node = _COUNTED | _DIED | _REPLAYED
+_LATER, _NOBODY = "451 4.3.0 try later (to RCPT)", "550 5.1.1 no such user (to RCPT)"
+_SAYS_LATER: Node = {"replyCode": 451, "replyClass": "system"}
 _EVENTS: list[tuple[str, Node]] = [
     ("sent", {"outcome": "sent", "attempt": 1}),
-    ("retrying", {"outcome": "retrying", "attempt": 1, "delayMs": 1130, "error": "451 4.3.0 try later (to RCPT)"}),
+    (
+        "retrying",
+        {
+            "outcome": "retrying",
+            "attempt": 1,
+            "delayMs": 1130,
+            "retryAt": 1672531201130,
+            "error": _LATER,
+            **_SAYS_LATER,
+        },
+    ),
     (
         "throttled",
         {
@@ -75,7 +87,7 @@ _EVENTS: list[tuple[str, Node]] = [
             "allowedAt": 1672531800000,
         },
     ),
-    ("rejected", {"outcome": "rejected", "attempt": 1, "error": "550 5.1.1 no such user (to RCPT)"}),
+    ("rejected", {"outcome": "rejected", "attempt": 1, "error": _NOBODY, "replyCode": 550, "replyClass": "address"}),
 ]
 
 

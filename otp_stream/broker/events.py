@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address
+from otp_stream.core.outcome import ReplyClass, said
 
 from . import frames
 
@@ -38,6 +39,17 @@ class JobEvent(BaseModel):
     attempt: int = Field(ge=0, description="Attempts made.")
     at: int = Field(description="When, in milliseconds since 1970 (UTC).")
     delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
+    retry_at: int | None = Field(
+        default=None, description="With `retrying`: when the next attempt is due, in milliseconds since 1970 (UTC)."
+    )
+    reply_code: int | None = Field(
+        default=None, description="The relay's reply code, where it gave one.", examples=[550]
+    )
+    reply_class: ReplyClass | None = Field(
+        default=None,
+        description="What the reply is about (RFC 3463 §3), where the relay said so. `address` and `mailbox`: another "
+        "address may help; `policy`: the relay does not want this mail; the others are no fault of the person's.",
+    )
     allowed_at: int | None = Field(
         default=None, description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC)."
     )
@@ -63,20 +75,40 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
         case Ack(ending):
             told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
         case Dead(reason, error, attempt, allowed_ms):
-            told |= {"outcome": reason, "attempt": attempt, "error": error}
+            told |= {"outcome": reason, "attempt": attempt, "error": error, **_reply(error)}
             if allowed_ms is not None:
                 told["allowedAt"] = allowed_ms
         case Retry(delay_ms, attempt, error):
-            told |= {"outcome": "retrying", "attempt": attempt, "error": error, "delayMs": delay_ms}
+            told |= {
+                "outcome": "retrying",
+                "attempt": attempt,
+                "error": error,
+                **_again(at_ms, delay_ms),
+                **_reply(error),
+            }
         case Park(delay_ms):
-            told |= {"outcome": "retrying", "attempt": attempts_made, "delayMs": delay_ms}
+            told |= {"outcome": "retrying", "attempt": attempts_made, **_again(at_ms, delay_ms)}
     return Event(told["outcome"], told)
+
+
+def _again(at_ms: int, delay_ms: int) -> dict[str, Any]:
+    return {"delayMs": delay_ms, "retryAt": at_ms + delay_ms}
+
+
+def _reply(error: str) -> dict[str, Any]:
+    reply = said(error)
+    if reply is None:
+        return {}
+    code, about = reply
+    return {"replyCode": code, "replyClass": about} if about else {"replyCode": code}
 
 
 class Events:
     """Publishes events beside the way of the jobs: never waited for, dropped and counted where the broker is slow."""
 
     def __init__(self) -> None:
+        self.enabled = True
+        """Whether anything is told at all."""
         self.dropped = 0
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
 

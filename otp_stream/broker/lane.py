@@ -114,7 +114,8 @@ class _Settlement:
             self.how = type(settlement).__name__.lower()
             if self.job is not None and isinstance(settlement, Dead | Retry):
                 desk.moved.add(self.job)
-            desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
+            if desk.events.enabled:
+                desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
         return self.stands
 
 

@@ -1,15 +1,14 @@
 """Dead letters as people look at them: by cause, masked, and whether sending them again makes sense."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast, get_args
 
 from .decision import Reason
 from .masking import mask_address, tells
+from .outcome import said
 
-_CODE = re.compile(r"(?:^|last: )([245][0-9]{2})\b")
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
 """Fields of a job that may be seen, unless what stands in them is the code or the address."""
@@ -54,8 +53,8 @@ class Letter:
     @property
     def code(self) -> str:
         """The relay's reply code, empty where it said none."""
-        found = _CODE.search(self.error)
-        return found.group(1) if found else ""
+        reply = said(self.error)
+        return str(reply[0]) if reply else ""
 
     @property
     def cause(self) -> Cause:

@@ -1,5 +1,6 @@
 """What one attempt met at the relay: facts that an adapter reports, never a verdict."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
@@ -10,6 +11,21 @@ Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "d
 
 Trouble = Literal["unreachable", "tls_failed", "login_refused", "throttled"]
 """Why a relay cannot take any job at present."""
+
+
+ReplyClass = Literal["address", "mailbox", "system", "network", "protocol", "content", "policy"]
+"""What a reply is about, by the subject of its enhanced code (RFC 3463 §3)."""
+
+_SUBJECTS: dict[str, ReplyClass] = {
+    "1": "address", "2": "mailbox", "3": "system", "4": "network", "5": "protocol", "6": "content", "7": "policy",
+}  # fmt: skip
+_SAID = re.compile(r"(?:^|last: )([245][0-9]{2})(?: [245]\.([0-9]{1,3})\.[0-9]{1,3})?\b")
+
+
+def said(error: str) -> tuple[int, ReplyClass | None] | None:
+    """Return the code of the reply that an error tells of, and what it is about; `None` where it tells of none."""
+    found = _SAID.search(error)
+    return (int(found.group(1)), _SUBJECTS.get(found.group(2) or "")) if found else None
 
 
 @dataclass(frozen=True, slots=True)

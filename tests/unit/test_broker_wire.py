@@ -51,13 +51,23 @@ def test_an_event_is_published_as_pamqp_would_write_it() -> None:
 
 @pytest.mark.parametrize("job", [None, ASKED])
 @pytest.mark.parametrize(
-    "settlement", [Ack("sent"), Ack("duplicate"), Dead("rejected", "no", 1), Retry(900, 2, "later"), Park(5_000)]
+    "settlement",
+    [
+        Ack("sent"),
+        Ack("duplicate"),
+        Dead("rejected", "no", 1),
+        Dead("rejected", "550 5.1.1 nobody (to RCPT)", 1),
+        Retry(900, 2, "later"),
+        Retry(900, 2, "451 later (to DATA)"),
+        Park(5_000),
+    ],
 )
 def test_an_event_is_what_the_document_says(settlement: Final, job: Job | None) -> None:
     told = event(settlement, "j-1", job, at_ms=5, hash_key=b"k" * 32)
     read = JobEvent.model_validate_json(to_json(told.told))
     assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == told.told
     assert read.outcome == told.outcome
+    assert read.retry_at == (None if read.delay_ms is None else 5 + read.delay_ms)
 
 
 @given(st.permutations(range(1, 30)), st.lists(st.integers(1, 10), min_size=30, max_size=30))

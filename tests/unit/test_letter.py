@@ -5,6 +5,7 @@ import json
 import pytest
 
 from otp_stream.core.letter import Letter, Wanted, grouped, outline
+from otp_stream.core.outcome import said
 
 
 def letter(job_id: str = "j", reason: str = "rejected", error: str = "550 5.1.1 no", **more: object) -> Letter:
@@ -27,6 +28,14 @@ def letter(job_id: str = "j", reason: str = "rejected", error: str = "550 5.1.1 
 )
 def test_the_relays_code_is_read_where_it_said_one(error: str, code: str) -> None:
     assert letter(error=error).code == code
+
+
+def test_what_a_reply_is_about_is_read_where_the_relay_said_so() -> None:
+    assert said("550 5.1.1 no such user (to RCPT)") == (550, "address")
+    assert said("552 5.2.2 full (to BODY)") == (552, "mailbox")
+    assert said("550 no (to RCPT)") == (550, None)
+    assert said("451 4.9.1 strange (to RCPT)") == (451, None)
+    assert said("the code expired 550 ms ago") is None
 
 
 def test_groups_are_by_cause_and_the_largest_is_first() -> None:

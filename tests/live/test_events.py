@@ -1,0 +1,77 @@
+"""Events as a login page hears them."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Stage
+from rabbitmq import until
+from worker import job
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "login_page.py"
+
+
+@asynccontextmanager
+async def following(stage: Stage, job_id: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Run the example until its end; gives what it says."""
+    env = os.environ | {"RABBITMQ_URL": stage.url, "EVENTS_EXCHANGE": f"{stage.rabbit.prefix}.events"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, EXAMPLE, job_id, stdout=asyncio.subprocess.PIPE, env=env
+    )
+    assert process.stdout is not None
+    try:
+        assert await line(process.stdout) == "listening"
+        yield process.stdout
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def line(said: asyncio.StreamReader) -> str:
+    return (await asyncio.wait_for(said.readline(), 20)).decode().strip()
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ("550 5.1.1 no such user", "Mail to this address is refused"),
+        ("552 5.2.2 mailbox full", "Mail to this address is refused"),
+        ("550 5.7.1 your mail is not wanted here", "It is not your fault"),
+    ],
+)
+async def test_a_login_page_can_say_whose_fault_it_is(stage: Stage, reply: str, told: str) -> None:
+    stage.relay.always("rcpt", reply)
+    await stage.run()
+    async with following(stage, "j-1") as said:
+        await stage.rabbit.publish(job(jobId="other"), job(jobId="j-1"))
+        assert told in await line(said)
+
+
+async def test_a_retry_is_told_and_then_the_end(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    await stage.run(BASE_DELAY_MS="100")
+    async with following(stage, "j-1") as said:
+        await stage.rabbit.publish(job(jobId="j-1"))
+        assert "takes a little longer" in await line(said)
+        assert "on its way" in await line(said)
+
+
+async def test_events_can_be_switched_off(stage: Stage) -> None:
+    worker = await stage.run(EVENTS="false")
+    channel = stage.rabbit.channel
+    heard = await channel.declare_queue(exclusive=True)
+    await heard.bind(f"{stage.rabbit.prefix}.events", "#")
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+
+    async def ended() -> bool:
+        return (await worker.health())["stats"]["processedJobs"] == 1
+
+    await until(ended, "the end of the job")
+    await worker.stop()  # whatever was to be told has been told by then
+    assert await heard.get(fail=False) is None
