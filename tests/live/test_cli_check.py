@@ -321,7 +321,8 @@ async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) 
     assert f"policy bad sets expires=3600000, max-length=5 on {prefix}.dead, {prefix}.retry.due" in text
     assert "rabbitmqctl clear_policy -p / bad" in checked.cure("policy bad")
     assert any(it.startswith(f"{queue}: a job that waits for 4000 ms is dropped") for it in checked.of("warning"))
-    assert any(it.startswith("RabbitMQ's management API is 0.") for it in checked.of("ok", "Clock"))
+    # to the second, and on a busy machine the answer is not read at once
+    assert any(it.startswith("RabbitMQ's management API is ") for it in checked.of("ok", "Clock"))
     assert "add to policy late with operator policy short" in checked.cure("waits for 4000 ms")
     secure = f"amqps://worker:hunter4@127.0.0.1:{node.tls_port}/"
     checked = await check(stage, RABBITMQ_URL=secure)
