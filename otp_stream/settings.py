@@ -283,8 +283,10 @@ class Settings(BaseSettings):
         # the passwords alone: two workers may reach one RabbitMQ by different hosts
         smtp_pass = self.smtp_pass.get_secret_value() if self.smtp_pass else ""
         secrets = (urlsplit(self.rabbitmq_url.get_secret_value()).password or "", smtp_pass)
-        # slow: a hashed code has a million values, so the passwords are all that keeps it
-        return scrypt("\0".join(secrets).encode(), salt=b"otp-stream", n=2**14, r=8, p=1, dklen=32)
+        # slow, where there is anything to guess: a hashed code has a million values, so the passwords are all that
+        # keeps it
+        cost = 2 if self.hash_key_is_known else 2**14
+        return scrypt("\0".join(secrets).encode(), salt=b"otp-stream", n=cost, r=8, p=1, dklen=32)
 
     @property
     def hash_key_is_known(self) -> bool:

@@ -7,16 +7,17 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from aio_pika import IncomingMessage, Message
 from aio_pika.abc import AbstractIncomingMessage
 
 from otp_stream.core.job import MalformedError, OtpJob, Replay, carry
-from otp_stream.core.letter import Letter, Wanted, masked
+from otp_stream.core.letter import Letter, Wanted
+from otp_stream.core.masking import mask_address
 
 from . import copies
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, said_job_id
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, now_ms, said_job_id
 from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .hands import hands_on
 from .topology import Topology
@@ -38,18 +39,10 @@ class Found:
 
     letter: Letter
     message: AbstractIncomingMessage = field(repr=False)
-    known: bool
-    """Whether its body is a job."""
 
 
-class Progress(Protocol):
-    """Told after each letter."""
-
-    def __call__(self, done: int, of: int, /) -> object:
-        """`done` of `of` letters were dealt with."""
-        ...
-
-
+Progress = Callable[[int, int], object]
+"""Told after each letter how many have left the queue, and how many lay in it."""
 Choose = Callable[[Found], Awaitable[Fate]]
 Again = Callable[[Found], Message]
 
@@ -102,22 +95,16 @@ class DeadLetters:
     async def look(self, *, most: int = MOST) -> tuple[list[Letter], int]:
         """Return what lies there, the oldest first, and how many more there are."""
         letters: list[Letter] = []
+        return letters, await self.each(lambda found: letters.append(found.letter), most=most)
 
-        async def keep(found: Found) -> Fate:
-            letters.append(found.letter)
-            return "kept"
-
-        passed = await self._walk(keep, most=most)
-        return letters, passed.left
-
-    async def each(self, take: Callable[[Found], object], *, most: int = MOST) -> Pass:
-        """Show every letter with its content to `take`; all stay where they are."""
+    async def each(self, take: Callable[[Found], object], *, most: int = MOST) -> int:
+        """Show letters with their content to `take`; all stay where they are. Returns how many more there are."""
 
         async def keep(found: Found) -> Fate:
             take(found)
             return "kept"
 
-        return await self._walk(keep, most=most)
+        return (await self._walk(keep, most=most)).left
 
     async def replay(
         self,
@@ -141,7 +128,7 @@ class DeadLetters:
             nonlocal next_s
             if not wanted.has(found.letter):
                 return "kept"
-            if not fresh and found.letter.stale(_now_ms()):
+            if not fresh and found.letter.stale(now_ms()):
                 return "stale"
             if not dry and pause_s:
                 await asyncio.sleep(max(next_s - time.monotonic(), 0))
@@ -149,9 +136,8 @@ class DeadLetters:
             return "replayed"
 
         def again(found: Found) -> Message:
-            return copies.replayed(
-                cast("IncomingMessage", found.message), Replay(_now_ms(), by, fresh), known=found.known
-            )
+            came = cast("IncomingMessage", found.message)
+            return copies.replayed(came, Replay(now_ms(), by, fresh), known=found.letter.is_job)
 
         return await self._passes(choose, again, dry=dry, progress=progress)
 
@@ -166,8 +152,12 @@ class DeadLetters:
     async def _passes(self, choose: Choose, again: Again | None, *, dry: bool, progress: Progress) -> Pass:
         """Go over the letters until a pass comes to their end."""
         whole = Pass()
+
+        def note(done: int, of: int) -> None:
+            progress(whole.replayed + whole.dropped + done, of)
+
         while True:
-            passed = await self._walk(choose, again, dry=dry, progress=progress)
+            passed = await self._walk(choose, again, dry=dry, progress=note)
             whole.replayed += passed.replayed
             whole.dropped += passed.dropped
             whole.seen, whole.stale, whole.left = passed.seen, passed.stale, passed.left
@@ -196,7 +186,7 @@ class DeadLetters:
                         await hands.replace(message, None)
                     elif _looks(message) >= _RENEW_AT:
                         await hands.replace(message, copies.again(cast("IncomingMessage", message)), hands.name)
-                    progress(passed.seen, hands.count)
+                    progress(passed.replayed + passed.dropped, hands.count)
                     if time.monotonic() > ends:
                         break
             passed.left = max(hands.count - passed.seen, 0)
@@ -216,7 +206,7 @@ class DeadLetters:
         job_id = str(headers.get(JOB_ID) or said_job_id(message.body) or message.message_id or "")
         expires_ms = None
         if ask is not None:
-            seen_ms = first_seen_ms or died_ms or _now_ms()
+            seen_ms = first_seen_ms or died_ms or now_ms()
             expires_ms = carry(
                 ask,
                 job_id=job_id,
@@ -226,24 +216,22 @@ class DeadLetters:
                 default_expiry_minutes=self.default_expiry_minutes,
                 replay=replay,
             ).expires_ms
-        recipient, domain = masked(ask.email) if ask else ("", "")
         letter = Letter(
             job_id=job_id,
             # the broker itself lays aside what came back too often, and says nothing in our headers
             reason=str(headers.get(REASON, "crashed")),
             error=str(headers.get(ERROR, "laid aside by the broker: it came back too often")),
             attempt=_int(headers.get(ATTEMPT)) or 0,
-            recipient=recipient,
-            domain=domain,
+            recipient=mask_address(ask.email) if ask else "",
             template=ask.metadata.template if ask else "",
             died_ms=died_ms,
             first_seen_ms=first_seen_ms,
             expires_ms=expires_ms,
             allowed_ms=_int(headers.get(ALLOWED_AT)),
             size=len(message.body),
-            replayed=f"{_iso(replay.at_ms)} by {replay.by}" if replay else None,
+            replay=replay,
         )
-        return Found(letter, message, ask is not None)
+        return Found(letter, message)
 
 
 def _looks(message: AbstractIncomingMessage) -> int:
@@ -252,11 +240,3 @@ def _looks(message: AbstractIncomingMessage) -> int:
 
 def _int(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _iso(at_ms: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ms / 1000))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,20 +1,16 @@
-"""What only the management plugin's HTTP API can tell: policies. It may not be there, and nothing depends on it."""
+"""The management plugin's HTTP API, for what AMQP cannot tell. It may not be there, and no worker depends on it."""
 
-import http.client
-import json
 import re
-import ssl
 import time
-from base64 import b64encode
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-_TIMEOUT_S = 3.0
-_PORT, _TLS_PORT = 15672, 15671
+import requests
+
+_TIMEOUT_S = 5.0
 _QUEUES = {"all", "queues", "classic_queues", "quorum_queues"}
 
 
@@ -33,7 +29,6 @@ class Policy:
 class Seen:
     """What the API told."""
 
-    where: str
     policies: dict[str, Policy] = field(default_factory=dict[str, Policy])
     """By queue, whether or not it stands already."""
     error: str = ""
@@ -42,23 +37,66 @@ class Seen:
     """How far its clock is ahead of ours, to the second; `None` where it did not say."""
 
 
+class ManagementError(Exception):
+    """The API does not tell; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Management:
+    """The API of the broker at an AMQP URL; `url` has neither user nor password in it."""
+
+    url: str
+    host: str
+    """The virtual host."""
+    _auth: tuple[str, str] = field(repr=False)
+    _ca_file: str | None = None
+
+    @classmethod
+    def beside(cls, amqp_url: str, url: str | None = None) -> "Management":
+        """Return the one at its usual port, or at `url`. The password goes over TLS where it does to the broker."""
+        parts = urlsplit(amqp_url)
+        scheme, port = ("https", 15671) if parts.scheme == "amqps" else ("http", 15672)
+        name = parts.hostname or "localhost"
+        host = f"[{name}]" if ":" in name else name
+        auth = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
+        ca_file = parse_qs(parts.query).get("cafile", [None])[0]
+        return cls((url or f"{scheme}://{host}:{port}").rstrip("/"), vhost(amqp_url), auth, ca_file)
+
+    def get(
+        self, path: str, query: Mapping[str, str] | None = None, *, absent: bool = False
+    ) -> tuple[Any, float | None]:
+        """Ask for a path, in which `{host}` is the virtual host; `None` for what is not there, if it may be `absent`.
+
+        Returns how far the API's clock is ahead of ours as well (seconds). Raises `ManagementError`.
+        """
+        began = time.time()
+        try:
+            with requests.Session() as session:
+                session.trust_env = False  # a broker stands behind no proxy, and .netrc knows no user of it
+                answer = session.get(
+                    f"{self.url}/api/{path.format(host=quote(self.host, safe=''))}",
+                    params=query, auth=self._auth, timeout=_TIMEOUT_S,
+                    verify=self._ca_file or True, allow_redirects=False,
+                )  # fmt: skip
+            if answer.status_code not in {200, 404 if absent else 200}:
+                raise ManagementError(f"{self.url} {_told(answer.status_code)}")
+            content = answer.json() if answer.status_code == 200 else None
+        except (requests.RequestException, ValueError) as error:
+            raise ManagementError(f"{self.url} does not answer ({type(error).__name__})") from None
+        return content, _ahead_s(answer.headers.get("Date"), (began + time.time()) / 2)
+
+
 def look(url: str, queues: Iterable[str]) -> Seen:
-    """Ask for the policies of these queues. The password goes over TLS where it does to the broker."""
-    parts = urlsplit(url)
-    tls = parts.scheme == "amqps"
-    host, port = parts.hostname or "localhost", _TLS_PORT if tls else _PORT
-    seen = Seen(f"{'https' if tls else 'http'}://{host}:{port}")
-    token = b64encode(f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}".encode()).decode()
+    """Ask for the policies of these queues."""
+    api = Management.beside(url)
+    seen = Seen()
+    listed: dict[str, list[dict[str, Any]]] = {}
     try:
-        connection = _connection(host, port, parse_qs(parts.query).get("cafile", [None])[0], tls=tls)
-        with closing(connection):
-            listed = {
-                kind: _ask(connection, f"/api/{path}/{quote(vhost(url), safe='')}", token, seen)
-                for kind, path in (("policy", "policies"), ("operator policy", "operator-policies"))
-            }
+        for kind, path in (("policy", "policies"), ("operator policy", "operator-policies")):
+            listed[kind], seen.ahead_s = api.get(f"{path}/{{host}}")
         seen.policies = {name: found for name in queues if (found := _policy(name, listed))}
-    except (OSError, http.client.HTTPException, ValueError, re.error) as error:
-        seen.error = f"does not answer ({getattr(error, 'strerror', None) or type(error).__name__})"
+    except (ManagementError, re.error) as error:
+        seen.error = str(error)
     return seen
 
 
@@ -67,28 +105,20 @@ def vhost(url: str) -> str:
     return unquote(urlsplit(url).path[1:]) or "/"
 
 
-def _connection(host: str, port: int, ca_file: str | None, *, tls: bool) -> http.client.HTTPConnection:
-    if tls:
-        context = ssl.create_default_context(cafile=ca_file)
-        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
-    return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+def _told(status: int) -> str:
+    if status in {401, 403}:
+        return f"refuses this user (HTTP {status}); it needs the tag `management`, for policies `policymaker`"
+    return "knows no such virtual host, or is not RabbitMQ's" if status == 404 else f"says HTTP {status}"
 
 
-def _ask(connection: http.client.HTTPConnection, path: str, token: str, seen: Seen) -> list[dict[str, Any]]:
-    if seen.error:
-        return []
-    began = time.time()
-    connection.request("GET", path, headers={"Authorization": f"Basic {token}"})
-    answer = connection.getresponse()
-    body = answer.read()
-    if date := answer.getheader("Date"):
+def _ahead_s(date: str | None, at: float) -> float | None:
+    if date is None:
+        return None
+    try:
         # it tells whole seconds: half of one is the best guess
-        seen.ahead_s = parsedate_to_datetime(date).timestamp() + 0.5 - (began + time.time()) / 2
-    if answer.status == 200:
-        return json.loads(body)
-    refused = answer.status in {401, 403}
-    seen.error = f"{'refuses this user' if refused else 'answers'} (HTTP {answer.status})"
-    return []
+        return parsedate_to_datetime(date).timestamp() + 0.5 - at
+    except ValueError:
+        return None
 
 
 def _policy(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Policy | None:

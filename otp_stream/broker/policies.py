@@ -47,7 +47,7 @@ def risks(name: str, queue: Standing, policy: Policy | None, topology: Topology,
 def findings(seen: Seen, topology: Topology, vhost: str) -> Iterator[Finding]:
     """Return which policies stand in the way of our own queues, or that nobody could tell."""
     if seen.error:
-        text = f"policies were not looked at: the management API at {seen.where} {seen.error}"
+        text = f"policies were not looked at: the management API at {seen.error}"
         command = shlex.join(["rabbitmqctl", "list_policies", "-p", vhost])
         yield Finding("note", text, f"{command}: none may match {topology.prefix}.*")
         return

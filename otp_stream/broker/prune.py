@@ -51,7 +51,7 @@ class Ended:
 
 
 async def every_old_rung(topology: Topology, census: Census) -> list[OldRung]:
-    """Return all there are, with the arguments of ours. Raises `CensusError`."""
+    """Return all there are, with the arguments of ours. Raises `ManagementError`."""
     pattern = re.compile(re.escape(f"{topology.prefix}.retry.") + "([1-9][0-9]*)")
     found: list[OldRung] = []
     for name, arguments in (await census.queues()).items():
@@ -109,7 +109,7 @@ class Pruning:
         patience_s: float,
         told: Callable[[Ended], object],
     ) -> list[Ended]:
-        """Return what became of each, and tell it at once. Raises `CensusError` and what a lost connection does."""
+        """Return what became of each, and tell it at once. Raises `ManagementError` and what a lost connection does."""
         await self.census.verify(connection)
         for rung in rungs:
             await self._cut_off(connection, rung)

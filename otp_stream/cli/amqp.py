@@ -6,33 +6,40 @@ from typing import TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelClosed
+from aio_pika.exceptions import ChannelClosed
 from aiormq.exceptions import InvalidFrameError
 
 from otp_stream.broker.management import vhost
-from otp_stream.broker.topology import TopologyError
+from otp_stream.broker.topology import Topology, TopologyError
+from otp_stream.core.backoff import Backoff
 from otp_stream.settings import Settings
 from otp_stream.tasks import losing_it_is_an_error
 
 from . import say
+from .line import LOST, find_broker
 
-TROUBLES = (AMQPError, OSError, TimeoutError, RuntimeError)
-"""What talking to a broker that is away or refuses us can raise."""
 _CONNECT_S = 5
 T = TypeVar("T")
 
 
+def topology_of(settings: Settings) -> Topology:
+    """Return what must stand at the broker with these settings."""
+    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
+    return Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff)
+
+
 async def connected(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
-    """Do some work over a connection. Raises one of `TROUBLES`, and what the work does."""
+    """Do some work over a connection. Raises one of `LOST`, and what the work does."""
+    url, _ = await find_broker(settings)
     with losing_it_is_an_error():
-        async with await aio_pika.connect(settings.amqp_url, timeout=_CONNECT_S) as connection:
+        async with await aio_pika.connect(url, timeout=_CONNECT_S) as connection:
             return await work(connection)
 
 
 def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
     """Return what is found out over a connection; ends the command with 1 where the broker does not play along.
 
-    Raises `CensusError` if the work does.
+    Raises `ManagementError` if the work does.
     """
     try:
         return asyncio.run(connected(settings, work))
@@ -43,5 +50,5 @@ def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]])
         say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} has no virtual host {host}, or not for this user", 1)
     except ChannelClosed as error:
         say.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check tells what is lacking", 1)
-    except TROUBLES as error:
+    except LOST as error:
         say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} does not answer ({error})", 1)

@@ -10,7 +10,7 @@ from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address
 from otp_stream.core.outcome import Accepted, Deferred, Rejected, Unavailable, without_secrets
 from otp_stream.mail import Mailroom
-from otp_stream.mail.checkup import sample
+from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
 
 _LIFE_MS = 20_000
@@ -31,7 +31,7 @@ async def send(ask: OtpJob, mailroom: Mailroom | None, usable: list[RelayConfig]
         tell(Finding("problem", f"nothing was sent to {whom}: {why}", "mend what is said above"))
         return
     try:
-        mail = mailroom.compose(sample(ask.email, ask.otp, {"template": "otp"}))
+        mail = mailroom.compose(sample_job({}, time.time_ns() // 1_000_000, email=ask.email, code=ask.otp))
     except ComposeError as error:
         tell(Finding("problem", f"nothing was sent to {whom}: {error}", "mend the template otp"))
         return

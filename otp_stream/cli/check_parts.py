@@ -10,7 +10,6 @@ from otp_stream.broker import management
 from otp_stream.broker.checkup import Checkup
 from otp_stream.broker.management import Seen
 from otp_stream.broker.topology import Topology
-from otp_stream.core.backoff import Backoff
 from otp_stream.core.finding import Finding, Tell
 from otp_stream.core.job import CLOCK_TOLERANCE_MS
 from otp_stream.mail import Mailroom, TemplateError
@@ -20,6 +19,8 @@ from otp_stream.relay.checkup import checkup as relay_checkup
 from otp_stream.settings import REQUIRED_FOR_LOGIN, Settings, load
 from otp_stream.tables.checkup import Clock
 from otp_stream.tables.checkup import checkup as tables_checkup
+
+from .amqp import topology_of
 
 _LIMIT_S = 25.0
 """For each part; whatever is asked has shorter limits of its own."""
@@ -53,9 +54,7 @@ class Known:
     @property
     def topology(self) -> Topology:
         """What must stand at the broker."""
-        it = self.settings
-        backoff = Backoff(it.base_delay_ms, it.max_delay_ms, it.max_retries)
-        return Topology(it.rabbitmq_queue_name, it.rabbitmq_prefix, backoff)
+        return topology_of(self.settings)
 
     @property
     def relays(self) -> list[RelayConfig | None]:

@@ -19,12 +19,11 @@ from rich.table import Table
 
 from otp_stream.broker.hands import LettersError
 from otp_stream.broker.letters import DeadLetters, Found, Pass, whoami
-from otp_stream.broker.topology import Topology
-from otp_stream.core.backoff import Backoff
 from otp_stream.core.letter import Wanted, grouped
 from otp_stream.settings import Settings
 
 from . import letters, line, say
+from .amqp import topology_of
 from .say import AsJson
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -184,11 +183,9 @@ def export(
 
 
 def _desk(settings: Settings) -> DeadLetters:
-    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
-    topology = Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff)
     url, embedded = asyncio.run(line.find_broker(settings))
     shown_url = "the embedded broker" if embedded else settings.masked_rabbitmq_url
-    return DeadLetters(url, shown_url, topology, settings.otp_expiry_minutes)
+    return DeadLetters(url, shown_url, topology_of(settings), settings.otp_expiry_minutes)
 
 
 def _wanted(which: list[str] | None) -> Wanted:
@@ -224,10 +221,10 @@ def _with_progress(
     with Progress(*columns, console=say.console, transient=True) as bar:
         task = bar.add_task(name, total=total)
 
-        def tell(of: int, _: int) -> None:
+        def tell(now: int, _: int) -> None:
             nonlocal done
-            done = of
-            bar.update(task, completed=of)
+            done = now
+            bar.update(task, completed=now)
 
         try:
             return _run(work(tell))

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from otp_stream.broker.letters import Found
 from otp_stream.core.letter import Group, Letter, outline
+from otp_stream.core.letter import words as cause_words
 
 from . import say
 
@@ -39,8 +40,7 @@ def each_table(letters: list[Letter], now_ms: int) -> Table:
 
 def words(group: Group) -> str:
     """Return the words that mean this group."""
-    named = {"reason": group.cause.reason, "code": group.cause.code, "domain": group.cause.domain}
-    return " ".join(f"{name}={value}" for name, value in named.items() if value)
+    return " ".join(f"{name}={value}" for name, value in cause_words(group.cause).items())
 
 
 def group_json(group: Group) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def letter_json(letter: Letter, now_ms: int) -> dict[str, Any]:
         "jobId": letter.job_id, "recipient": letter.recipient, "reason": letter.reason, "code": letter.code,
         "error": letter.error, "attempt": letter.attempt, "template": letter.template, "bytes": letter.size,
         "died": iso(letter.died_ms), "firstSeen": iso(letter.first_seen_ms), "expires": iso(letter.expires_ms),
-        "expired": letter.stale(now_ms), "allowed": iso(letter.allowed_ms), "replayed": letter.replayed,
+        "expired": letter.stale(now_ms), "allowed": iso(letter.allowed_ms),
+        "replayed": letter.replay and {"at": iso(letter.replay.at_ms), "by": letter.replay.by},
     }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from otp_stream.core.job import MalformedError
 from otp_stream.core.mail import ComposeError
 from otp_stream.mail import Mailroom, TemplateError
 from otp_stream.mail.book import FILES, TemplateBook
+from otp_stream.mail.lint import SAMPLE, sample_job
 from otp_stream.mail.lint import lint as find
-from otp_stream.mail.lint import sample_job
 from otp_stream.settings import Settings
 
 from . import say
@@ -62,7 +62,7 @@ def preview(
     settings = say.settings()
     sender = settings.sender if settings.sender_email else _SENDER
     try:
-        job = sample_job({**_read(data), "template": name, "locale": locale}, time.time_ns() // 1_000_000)
+        job = sample_job({**SAMPLE, **_read(data), "template": name, "locale": locale}, time.time_ns() // 1_000_000)
         room = Mailroom(
             sender=sender,
             templates_dir=settings.templates_dir,

@@ -7,16 +7,16 @@ import typer
 from aio_pika.abc import AbstractConnection
 
 from otp_stream.broker import standing
-from otp_stream.broker.census import Census, CensusError
-from otp_stream.broker.management import vhost
+from otp_stream.broker.census import Census
+from otp_stream.broker.management import Management, ManagementError, vhost
 from otp_stream.broker.prune import Ended, OldRung, Pruning, every_old_rung, guessed_old_rungs
 from otp_stream.broker.survey import Survey, definitions, look
 from otp_stream.broker.topology import Topology, TopologyError
-from otp_stream.core.backoff import Backoff
 from otp_stream.settings import Settings
 
 from . import say, surveyed
-from .amqp import TROUBLES, connected, talk
+from .amqp import connected, talk, topology_of
+from .line import LOST
 from .say import AsJson
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Queues and exchanges: look, make, clear away.")
@@ -51,7 +51,7 @@ def show(
     Ends with 1 when something is missing or has other properties, or RabbitMQ does not answer.
     """
     settings = say.settings()
-    topology = _topology(settings)
+    topology = topology_of(settings)
     if as_definitions:
         say.write(definitions(topology, vhost(settings.amqp_url), _quorum(settings, topology)))
         return
@@ -77,7 +77,7 @@ def apply(dry_run: _DryRun = False, as_json: AsJson = False) -> None:
     after --dry-run when something is missing.
     """
     settings = say.settings()
-    topology = _topology(settings)
+    topology = topology_of(settings)
     before = talk(settings, lambda connection: look(topology, connection, None))
     wrong = [it for it in before.all if it[1] == "differs"]
     made = [name for name, state, _ in before.all if state == "missing"]
@@ -114,8 +114,8 @@ def prune(
     Ends with 1 when old queues are left, or nobody says yes.
     """
     settings = say.settings()
-    topology = _topology(settings)
-    census = Census.beside(settings.amqp_url, management_url)
+    topology = topology_of(settings)
+    census = Census(Management.beside(settings.amqp_url, management_url))
 
     async def find(connection: AbstractConnection) -> list[OldRung]:
         await census.verify(connection)
@@ -123,7 +123,7 @@ def prune(
 
     try:
         old = talk(settings, find)
-    except CensusError as error:
+    except ManagementError as error:
         _guess(settings, topology, (base_delay_ms, max_delay_ms), str(error), as_json=as_json)
         return
     if dry_run or not old or not as_json:
@@ -150,7 +150,7 @@ def _clear(settings: Settings, old: list[OldRung], pruning: Pruning, wait_s: flo
     with say.console.status("Cut off from new jobs; waiting for fresh figures (5 to 15 s) and for waits to end …"):
         try:
             ended = talk(settings, work)
-        except CensusError as error:
+        except ManagementError as error:
             say.fail(f"{error}; what is cut off stays so and drains. Run it again", 1)
     if as_json:
         say.write([surveyed.told_end(it) for it in ended])
@@ -177,20 +177,15 @@ def _guess(
         say.fail(_UNSEEN, 1)
 
 
-def _topology(settings: Settings) -> Topology:
-    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
-    return Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff)
-
-
 async def _survey(
     settings: Settings, topology: Topology, url: str | None, connection: AbstractConnection
 ) -> tuple[Survey, list[OldRung], str | None]:
     """Return what stands, old wait queues, and why the management API does not tell, if it does not."""
-    census = Census.beside(settings.amqp_url, url)
+    census = Census(Management.beside(settings.amqp_url, url))
     try:
         await census.verify(connection)
         bound, old = await census.bound(topology.retry.name), await every_old_rung(topology, census)
-    except CensusError as error:
+    except ManagementError as error:
         return await look(topology, connection, None), [], str(error)
     return await look(topology, connection, bound), old, None
 
@@ -204,7 +199,7 @@ def _quorum(settings: Settings, topology: Topology) -> frozenset[str]:
 
     try:
         return asyncio.run(connected(settings, ask))
-    except (TopologyError, *TROUBLES) as error:
+    except (TopologyError, *LOST) as error:
         say.console.print(
             f"{settings.masked_rabbitmq_url} cannot be asked ({error}): {topology.jobs} and {topology.high} are "
             "written as plain queues, as a worker would make them.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast, get_args
 
 from .decision import Reason
+from .job import Replay
 from .masking import mask_address, tells
 from .outcome import said
 
@@ -13,6 +14,7 @@ _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
 """Fields of a job that may be seen, unless what stands in them is the code or the address."""
 _DEPTH = 3
+_NONE = "none"
 _PLAIN = {"reason": "reason", "code": "code", "domain": "domain", "template": "template", "job": "job_id"}
 _AGES = {"older": "died_before_ms", "newer": "died_after_ms"}
 
@@ -38,7 +40,6 @@ class Letter:
     attempt: int
     recipient: str
     """Masked; empty where the message was no job."""
-    domain: str
     template: str
     died_ms: int | None
     first_seen_ms: int | None
@@ -47,8 +48,18 @@ class Letter:
     allowed_ms: int | None
     size: int
     """Of the body, in bytes."""
-    replayed: str | None = None
-    """When it was last replayed and by whom, if it was."""
+    replay: Replay | None = None
+    """The last one, if it was replayed before."""
+
+    @property
+    def is_job(self) -> bool:
+        """Whether its body can be read as a job."""
+        return bool(self.recipient)
+
+    @property
+    def domain(self) -> str:
+        """The recipient's domain; empty where the message was no job."""
+        return self.recipient.rpartition("@")[2].lower()
 
     @property
     def code(self) -> str:
@@ -66,19 +77,15 @@ class Letter:
         return self.expires_ms is not None and self.expires_ms <= now_ms
 
 
-def masked(address: str) -> tuple[str, str]:
-    """Return the masked address and its domain."""
-    return mask_address(address), address.rpartition("@")[2].lower()
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which letters are meant; what is empty or `None` is not looked at. Times are milliseconds since 1970."""
 
     reason: str = ""
     code: str = ""
-    """The relay's, or its beginning: `55` is every code from 550 to 559."""
+    """The relay's, or its beginning: `55` is every code from 550 to 559. `none` where it said none."""
     domain: str = ""
+    """`none` where the message was no job."""
     template: str = ""
     job_id: str = ""
     died_before_ms: int | None = None
@@ -117,13 +124,18 @@ class Wanted:
         """Whether this letter is meant."""
         return (
             self.reason in ("", letter.reason)
-            and letter.code.startswith(self.code)
-            and self.domain.lower() in ("", letter.domain)
+            and (letter.code or _NONE).startswith(self.code)
+            and self.domain.lower() in ("", letter.domain or _NONE)
             and self.template in ("", letter.template)
             and self.job_id in ("", letter.job_id)
             and (self.died_before_ms is None or (letter.died_ms or 0) < self.died_before_ms)
             and (self.died_after_ms is None or (letter.died_ms or 0) >= self.died_after_ms)
         )
+
+
+def words(cause: Cause) -> dict[str, str]:
+    """Return what `Wanted.read` takes for the letters with this cause, and for no others."""
+    return {"reason": cause.reason, "code": cause.code or _NONE, "domain": cause.domain or _NONE}
 
 
 @dataclass(slots=True)

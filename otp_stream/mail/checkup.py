@@ -6,25 +6,15 @@ from email import message_from_bytes
 from typing import Any
 
 from otp_stream.core.finding import Finding, Tell
-from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
 
+from .lint import SAMPLE, SAMPLE_CODE, sample_job
 from .mailroom import Mailroom
 
-CODE = "480213"
 _SAMPLES: tuple[Mapping[str, Any], ...] = (
-    {"userName": "Zoë <Ada>", "expiryMinutes": 15, "purpose": "login", "tenant": "shop-17"},
+    {**SAMPLE, "userName": "Zoë <Ada>", "tenant": "shop-17"},
     {},  # what producers may leave out, they leave out
 )
-
-
-def sample(email: str, code: str, metadata: Mapping[str, Any]) -> Job:
-    """Return a job as if it had just come in. Raises `MalformedError`."""
-    now_ms = time.time_ns() // 1_000_000
-    ask = OtpJob.model_validate({"email": email, "otp": code, "metadata": dict(metadata)})
-    return carry(
-        ask, job_id=f"check-{now_ms}", lane="jobs", first_seen_ms=now_ms, attempts_made=0, default_expiry_minutes=15
-    )
 
 
 def checkup(mailroom: Mailroom, tell: Tell) -> None:
@@ -45,13 +35,13 @@ def checkup(mailroom: Mailroom, tell: Tell) -> None:
 def _try(mailroom: Mailroom, shown: str, metadata: Mapping[str, Any]) -> Finding | None:
     for given in _SAMPLES:
         try:
-            content = mailroom.compose(sample("ada@example.com", CODE, {**given, **metadata})).content
+            content = mailroom.compose(sample_job({**given, **metadata}, time.time_ns() // 1_000_000)).content
         except ComposeError as error:
             if "give it in metadata" in str(error):
                 return Finding("note", f"{shown} wants more than the sample data: {error}")
             return Finding("problem", f"{shown} cannot be rendered: {error}", "mend that line of the template")
         texts = [part.get_payload(decode=True) for part in message_from_bytes(content).walk()]
-        if not all(CODE.encode() in text for text in texts if isinstance(text, bytes)):
+        if not all(SAMPLE_CODE.encode() in text for text in texts if isinstance(text, bytes)):
             return Finding(
                 "warning", f"{shown} does not print the code in both text and HTML", "{{ otp }} belongs there"
             )

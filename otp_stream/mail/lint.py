@@ -17,7 +17,7 @@ from .rules import Level, Remark, of_html, of_subject, of_text
 
 SAMPLE_CODE = "123456"
 """Nobody's."""
-_SAMPLE: Mapping[str, Any] = {"userName": "Ada Lovelace", "purpose": "login", "expiryMinutes": 10}
+SAMPLE: Mapping[str, Any] = {"userName": "Ada Lovelace", "purpose": "login", "expiryMinutes": 10}
 _OPTIONAL = ("userName", "purpose", "locale", "tenant")
 _PLACE = re.compile(r"template (?P<file>.+?)(, line (?P<line>\d+))?: (?P<text>.*)", re.DOTALL)
 _UNKNOWN = re.compile(r"'(\w+)' is undefined")
@@ -37,11 +37,14 @@ class Finding:
     text: str
 
 
-def sample_job(metadata: Mapping[str, Any], at_ms: int) -> Job:
-    """Return a job that is nobody's, with `metadata` over its own. Raises `MalformedError` where a worker would."""
-    job = {"email": "user@example.com", "otp": SAMPLE_CODE, "timestamp": at_ms, "metadata": {**_SAMPLE, **metadata}}
+def sample_job(
+    metadata: Mapping[str, Any], at_ms: int, *, email: str = "user@example.com", code: str = SAMPLE_CODE
+) -> Job:
+    """Return a job as if it had just come in. Raises `MalformedError` where a worker would."""
+    job = {"email": email, "otp": code, "timestamp": at_ms, "metadata": dict(metadata)}
     ask = OtpJob.from_bytes(json.dumps(job).encode())
-    return carry(ask, job_id="sample", lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15)
+    job_id = f"sample-{at_ms}"
+    return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15)
 
 
 def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str, Any]) -> list[Finding]:
@@ -54,7 +57,7 @@ def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str,
     found = {_finding(fault) for fault in faults}
     for name in book.names:
         for tongue in book.languages(name):
-            data = sample_job({**metadata, "template": name, "locale": tongue or None}, 0).template_data()
+            data = sample_job({**SAMPLE, **metadata, "template": name, "locale": tongue or None}, 0).template_data()
             found.update(_Look(book.layout(name, tongue), tongue, dict(data)).findings())
     return sorted(found, key=lambda it: (it.file, it.line or 0, it.level, it.text))
 

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
 from otp_stream.asgi import Answer, Fields, Scope, redirect
-from otp_stream.core.letter import Letter, Wanted, grouped
+from otp_stream.core.letter import Letter, Wanted, grouped, words
 
 from .pages import render
 from .session import Sessions
@@ -22,6 +23,10 @@ _SHOWN = 100
 _RATE = 50.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+Progress = Callable[[int, int], object]
+"""Told after each letter how many have left the queue, and how many lay in it."""
 
 
 class Replayed(Protocol):
@@ -38,16 +43,8 @@ class Letters(Protocol):
         """Return the oldest letters, and how many more there are."""
         ...
 
-    async def replay(self, wanted: Wanted, *, by: str, fresh: bool, rate: float, progress: "Progress") -> Replayed:
+    async def replay(self, wanted: Wanted, *, by: str, fresh: bool, rate: float, progress: Progress) -> Replayed:
         """Send letters on their way again."""
-        ...
-
-
-class Progress(Protocol):
-    """Told after each letter."""
-
-    def __call__(self, done: int, of: int, /) -> object:
-        """`done` of `of` were dealt with."""
         ...
 
 
@@ -61,7 +58,8 @@ class DeadDesk:
     _looked_at: float = float("-inf")
     _error: str | None = None
     _told: str | None = None
-    _done: tuple[int, int] | None = None
+    _done: int | None = None
+    """Letters that the replay under way has sent."""
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _running: asyncio.Task[None] | None = None
 
@@ -75,6 +73,7 @@ class DeadDesk:
         html = render(
             "dead.html",
             groups=grouped(letters, now_ms),
+            words=words,
             letters=letters[:_SHOWN],
             count=len(letters),
             left=left,
@@ -102,7 +101,7 @@ class DeadDesk:
             return Answer(b"reason: is required\n", "text/plain", 400)
         if self._running is not None:
             return Answer(b"a replay is under way: wait for its end\n", "text/plain", 409)
-        self._done, self._told, self._error = (0, 0), None, None
+        self._done, self._told, self._error = 0, None, None
         self._running = asyncio.create_task(self._replay(wanted, _who(scope), fresh=fields.get("fresh") == "yes"))
         return redirect("dead")
 
@@ -112,7 +111,6 @@ class DeadDesk:
         cookie = await self.sessions.open(fields.get("token", ""), secure=secure)
         if cookie is None:
             _log.warning("wrong HTTP_TOKEN", by=_who(scope))
-            self._told = None
             return Answer(b"the token is wrong: go back and try again\n", "text/plain", 403)
         return redirect("dead", cookie=cookie)
 
@@ -133,8 +131,8 @@ class DeadDesk:
             self._looked_at = time.monotonic()
 
     async def _replay(self, wanted: Wanted, by: str, *, fresh: bool) -> None:
-        def note(done: int, of: int) -> None:
-            self._done = (done, of)
+        def note(done: int, _: int) -> None:
+            self._done = done
 
         try:
             passed = await self.letters.replay(wanted, by=by, fresh=fresh, rate=_RATE, progress=note)

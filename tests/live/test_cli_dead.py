@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import signal
 import stat
 from dataclasses import dataclass
@@ -197,6 +198,26 @@ async def test_a_replay_that_is_killed_again_and_again_loses_and_doubles_nothing
     assert (ground.ledger.lost, ground.ledger.duplicated) == (set(), set())
     # the letter that was in hand at a kill may have been on its way already
     assert (await ground.worker.health())["outcomes"].get("duplicate", 0) <= 4
+
+
+async def test_an_interrupted_replay_says_how_far_it_came(ground: Ground) -> None:
+    await ground.die(20, "other.example")
+    await ground.die(40)
+    ground.mend()
+    process = await asyncio.create_subprocess_exec(
+        SCRIPT, "dead", "replay", "domain=corp.example", "--yes", "--rate", "20", cwd=ground.stage.folder,
+        env=ground.worker.env | names(ground.stage), stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    await ground.stage.relay.wait_accepted(5)
+    process.send_signal(signal.SIGINT)
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    found = re.search(r"interrupted after (\d+) of 40: the same command goes on", said.decode())
+    assert found is not None, said.decode()
+    done = int(found.group(1))
+    assert 5 <= done < 40
+    await until(lambda: ground._holds(60 - done), "the letters that were not sent")
+    await ground.stage.relay.wait_accepted(done)
 
 
 async def test_looking_changes_neither_order_nor_number_however_often(ground: Ground) -> None:

@@ -701,6 +701,19 @@ def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(frail: RedisServ
         assert not any(isinstance(it, Objection) for it in runner.run(meet()))
 
 
+async def test_a_job_that_asks_again_while_redis_is_away_counts_as_one_possible_duplicate(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker()
+    server.kill()
+    await is_(one, connected=False)
+    held = await claim(one, job())
+    for _ in range(3):
+        assert await held.renew(now_ms() + 5000) is None
+    assert one.look().unshared == 1
+    await claim(one, job("other"))
+    assert one.look().unshared == 2
+
+
 @dataclass
 class Failure:
     """How Redis fails, and how it is mended; `error` is in what is told of it."""

@@ -12,7 +12,7 @@ from pamqp.header import ContentHeader
 from otp_stream.broker import copies
 from otp_stream.broker.arrival import Arrival, Reader
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import MAX_BODY_BYTES, Lane, OtpJob
+from otp_stream.core.job import MAX_BODY_BYTES, Lane, OtpJob, Replay
 
 BODY = b'{"email": "user@example.com", "otp": "123456", "x": [1, {"y": null}], "retryCount": 0}'
 
@@ -41,6 +41,28 @@ def test_that_the_relay_may_have_it_is_kept_until_the_end_and_believed_only_from
     assert copies.retry(due, job_id="j", attempts_made=2, inject=nothing).headers["x-otp-uncertain"] == "relay:25"
     theirs = arrival(headers={"x-otp-uncertain": "relay:25"})
     assert "x-otp-uncertain" not in copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers
+
+
+def test_a_replay_is_kept_until_the_end_and_believed_only_from_us() -> None:
+    theirs = arrival(headers={"x-otp-replayed-at": 5_000, "x-otp-replayed-by": "mallory", "x-otp-fresh": "yes"})
+    assert theirs.replay is None
+    assert not _OF_REPLAY & set(copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers)
+    letter = arrival(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1})
+    message = copies.replayed(letter.message, Replay(5_000, "ops@host", fresh=True), known=True)
+    assert message.headers == {
+        "n": 1, "x-otp-job-id": "j", "x-otp-attempt": 0,
+        "x-otp-replayed-at": 5_000, "x-otp-replayed-by": "ops@host", "x-otp-fresh": "yes",
+    }  # fmt: skip
+    due = arrival(lane="due", headers=message.headers)
+    assert due.replay == Replay(5_000, "ops@host", fresh=True)
+    for again in (
+        copies.retry(due, job_id="j", attempts_made=1, inject=nothing),
+        copies.dead_letter(due, Dead("rejected", "550 no", 1), job_id="j", died_ms=6_000, inject=nothing),
+    ):
+        assert set(again.headers) >= _OF_REPLAY
+
+
+_OF_REPLAY = {"x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"}
 
 
 def test_a_body_at_the_limit_does_not_outgrow_it_by_being_counted() -> None:

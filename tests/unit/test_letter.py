@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from otp_stream.core.letter import Letter, Wanted, grouped, outline
+from otp_stream.core.letter import Letter, Wanted, grouped, outline, words
 from otp_stream.core.outcome import said
 
 
 def letter(job_id: str = "j", reason: str = "rejected", error: str = "550 5.1.1 no", **more: object) -> Letter:
     fields: dict[str, object] = {
-        "recipient": "u***@example.com", "domain": "example.com", "template": "otp", "died_ms": 1000,
+        "recipient": "u***@example.com", "template": "otp", "died_ms": 1000,
         "first_seen_ms": 0, "expires_ms": 5000, "allowed_ms": None, "size": 10, "attempt": 1,
     }  # fmt: skip
     return Letter(job_id=job_id, reason=reason, error=error, **(fields | more))  # type: ignore[arg-type]
@@ -39,7 +39,12 @@ def test_what_a_reply_is_about_is_read_where_the_relay_said_so() -> None:
 
 
 def test_groups_are_by_cause_and_the_largest_is_first() -> None:
-    letters = [letter(domain="b.example", died_ms=3), letter(), letter(died_ms=2000, error="550 newest"), letter()]
+    letters = [
+        letter(recipient="u***@b.example", died_ms=3),
+        letter(),
+        letter(died_ms=2000, error="550 newest"),
+        letter(),
+    ]
     first, second = grouped(letters, now_ms=6000)
     assert (first.count, first.stale, first.oldest_ms, first.newest_ms, first.error) == (3, 3, 1000, 2000, "550 newest")
     assert (second.cause.domain, second.count) == ("b.example", 1)
@@ -61,6 +66,18 @@ def test_groups_are_by_cause_and_the_largest_is_first() -> None:
 )
 def test_words_mean_letters(words: tuple[str, ...], *, meant: bool) -> None:
     assert Wanted.read(words, now_ms=61_000).has(letter()) is meant
+
+
+def test_the_words_for_a_group_mean_its_letters_and_no_others() -> None:
+    letters = [
+        letter("a", reason="expired", error="the code expired 5 ms ago"),
+        letter("b", reason="expired", error="the code expires before the next try; last: 451 4.3.0 later (to DATA)"),
+        letter("c", reason="malformed", error="otp: is required", recipient=""),
+        letter("d"),
+    ]
+    for group in grouped(letters, 0):
+        wanted = Wanted.read([f"{name}={value}" for name, value in words(group.cause).items()], 0)
+        assert [it.cause for it in letters if wanted.has(it)] == [group.cause]
 
 
 def test_nothing_said_is_known_as_nothing() -> None:

@@ -200,3 +200,19 @@ def test_a_rate_is_a_number_above_nothing() -> None:
         settings, [problem] = load(smtp_rate_per_second=bad)
         assert problem.startswith("SMTP_RATE_PER_SECOND: ")
         assert settings.smtp_rate_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("url", "smtp_pass", "known"),
+    [
+        ("amqp://localhost", None, True),
+        ("amqp://guest:guest@localhost", None, True),
+        ("amqp://guest:guest@localhost", "hunter2", False),
+        ("amqp://otp:hunter2@localhost", None, False),
+    ],
+)
+def test_hashes_are_nobodys_to_undo_once_a_password_is_somebodys_own(
+    url: str, smtp_pass: str | None, *, known: bool
+) -> None:
+    settings, _ = load(rabbitmq_url=url, smtp_pass=smtp_pass)
+    assert settings.hash_key_is_known is known
