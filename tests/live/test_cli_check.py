@@ -13,7 +13,9 @@ from secrets import randbelow
 from typing import Any
 from urllib.request import Request, urlopen
 
+import aio_pika
 import pytest
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 from certificates import Authority
 from cli import otp_stream
@@ -23,6 +25,7 @@ from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
 from worker import job, settings
 
+from otp_stream.broker import standing
 from otp_stream.cli.check import Report, look
 from otp_stream.cli.check_mail import made_up
 
@@ -331,3 +334,23 @@ async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) 
     assert any("RabbitMQ's TLS port: certificate by test authority" in it for it in checked.of("ok", "RabbitMQ"))
     assert "https://127.0.0.1:15671 does not answer" in checked.of("note", "RabbitMQ")[0]
     assert "hunter" not in checked.out
+
+
+async def test_what_is_deleted_while_it_is_looked_at_is_not_made(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel, name = stage.rabbit.channel, f"{stage.rabbit.prefix}.gone"
+    asked = standing.on_channel
+
+    @contextlib.asynccontextmanager
+    async def asked_then_deleted(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
+        async with asked(connection) as one:
+            yield one
+        if not deleted:
+            deleted.append(await channel.queue_delete(name))
+
+    monkeypatch.setattr(standing, "on_channel", asked_then_deleted)
+    for arguments in ({}, {"x-queue-type": "quorum"}):
+        deleted: list[object] = []
+        await channel.declare_queue(name, durable=True, arguments=arguments)
+        async with await aio_pika.connect(stage.url) as connection:
+            assert await standing.queue(connection, name, arguments) is not None
+        assert await stage.rabbit.depth(name) is None
