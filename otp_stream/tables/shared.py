@@ -24,6 +24,7 @@ _BEAT_S = 0.5
 _FIRST_S = 1.0
 """How long the first jobs wait for the first answer."""
 _RESTORED_AT_ONCE = 100
+_OTHERS_S = 0.1
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -77,7 +78,11 @@ class SharedTables:
     ) -> None:
         self.worker = secrets.token_hex(6)
         self.workers = 0
-        """How many were heard of lately."""
+        """How many were heard of lately, who had brought all that they know."""
+        self._before = 0
+        """How many there were when Redis was lost."""
+        self._whole = False
+        """Whether Redis has been told of all our marks, over this connection."""
         self.asked: Counter[str] = Counter()
         """What was answered since Redis was last told."""
         self._limits = limits
@@ -239,11 +244,12 @@ class SharedTables:
     async def _beat(self) -> None:
         """Renew the lease. Where it had run out, or Redis has forgotten it, no claim of ours holds any more."""
         began, restored = monotonic(), self._restored
-        lived, _, workers = (await self.redis.ask("beat", int(LEASE_S * 1000), restored)).decode().partition(":")
+        answer = await self.redis.ask("beat", int(LEASE_S * 1000), restored, int(self._whole))
+        lived, _, workers = answer.decode().partition(":")
         if lived == "ok":
             self._confirmed = restored
         else:
-            self._late = True
+            self._late, self._whole = True, False
             self._doubt()
         self._leased_until = began + LEASE_S
         self.workers = int(workers)
@@ -274,6 +280,7 @@ class SharedTables:
         await self._beat()
         self._doubt()  # it may have come back with what it knew a while ago
         count, asked = await self._bring_back()
+        await self._others()
         if self._why is not None:
             _log.info("Redis answers again: state is shared", marks_restored=count, workers=self.workers)
         self._why = None
@@ -284,13 +291,23 @@ class SharedTables:
         # while marks were brought, more was claimed; from now on, new jobs ask Redis
         await self._claim_again(claim for claim in self._held() if claim not in asked)
 
+    async def _others(self) -> None:
+        """Wait, but not for long, until as many workers as before have brought what they know: Redis may be empty."""
+        ends = monotonic() + LEASE_S
+        await self._beat()
+        while self.workers < self._before and monotonic() < ends:
+            await asyncio.sleep(_OTHERS_S)
+            await self._beat()
+
     async def _bring_back(self) -> tuple[int, Sequence[Held]]:
         """Tell Redis of our claims and of the marks that it lacks; returns how many marks, and which claims."""
         self._late = False
         resumed = (await self.redis.ask("resume")).decode().partition(":")[2]
         self._restored = self._confirmed = min(int(resumed), self._memory.marks.written)
         claims = await self._claim_again(self._held())
-        return await self._restore(), claims
+        count = await self._restore()
+        self._whole = not self._late
+        return count, claims
 
     async def _restore(self) -> int:
         """Bring Redis the marks that it lacks; returns how many."""
@@ -308,6 +325,8 @@ class SharedTables:
     def _lost(self, error: str, operations: list[Operation]) -> None:
         if self._returned.is_set():
             self.since_ms = self._now_ms()
+            self._before = self.workers
+        self._whole = False
         self._returned.clear()
         self._known.set()
         self._leased_until = 0.0

@@ -545,6 +545,43 @@ async def test_redis_comes_back_empty_and_learns_again_what_each_worker_knows(fr
     assert one.look().owed == 0
 
 
+async def test_nobody_relies_on_an_empty_redis_before_the_others_have_brought_what_they_know(
+    frail_world: World,
+) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    (await claim(one, job("sent"))).mark()
+    assert one.shared is not None
+    restore, may_go_on, reached = one.shared._restore, asyncio.Event(), asyncio.Event()
+
+    async def restore_late() -> int:
+        reached.set()
+        await may_go_on.wait()
+        return await restore()
+
+    one.shared._restore = restore_late
+    server.kill()
+    await asyncio.gather(is_(one, connected=False), is_(two, connected=False))
+    server.start()
+    await reached.wait()
+    await asyncio.sleep(0.5)  # time enough for the other, if it did not wait
+    assert two.look().connected is False
+    may_go_on.set()
+    await asyncio.gather(is_(one, connected=True), is_(two, connected=True))
+    assert await ask(two, job("sent")) == SentBefore()
+
+
+async def test_who_never_comes_back_is_not_waited_for_long(frail_world: World, short_lease: None) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    assert one.shared is not None
+    server.kill()
+    await is_(one, connected=False)
+    await world.kill(two)
+    server.start()
+    await is_(one, connected=True)
+
+
 async def test_what_is_marked_and_released_during_an_outage_reaches_redis(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
