@@ -204,11 +204,12 @@ async def test_redis_that_dies_and_comes_back_empty_loses_nothing(stage: Stage, 
     assert unshared > 0
     assert row.duplicated <= unshared
     assert await total("otp_tables_owed", *workers) == 0
-    # what either has sent, before, during or after the outage, both know now
+    # what either has sent, before, during or after the outage, both know now; but for what goes on while Redis is
+    # away once more, as it may be for a machine that stands still
     sent = len(stage.relay.accepted)
     await publish(ledger, copies(ids, share=0, chance=chance), per_s=2000)
     await until(partial(_all_ended, workers, len(bodies) + len(ids)), "ends of all copies")
-    assert len(stage.relay.accepted) == sent
+    assert len(stage.relay.accepted) - sent <= await total("otp_possible_duplicates_total", *workers) - unshared
 
 
 async def _all_ended(workers: tuple[Worker, ...], count: int) -> bool:
