@@ -101,6 +101,7 @@ class SharedTables:
         self._owed: dict[str, Operation] = {}
         """Claims to be ended there."""
         self._returned, self._known = asyncio.Event(), asyncio.Event()
+        self._beating = asyncio.Lock()
         self._known_from = monotonic() + _FIRST_S
         self._why: str | None = None
         head: list[Word] = [word for limit in limits for word in (limit.name, limit.count, slice_ms(limit))]
@@ -152,7 +153,7 @@ class SharedTables:
     async def admit(self, ask: Ask, *, counted: bool = False) -> Answer | Busy:
         """Ask whether a job may be sent, and claim it. Raises `AwayError`."""
         if not self.leased:
-            await self._beat()  # a claim of somebody who is taken for dead is none
+            await self._beat(unless=lambda: self.leased)  # a claim of somebody who is taken for dead is none
         return self._read(await self._admit(ask, counted=counted))
 
     def keep(self, content: str, job_id: str) -> None:
@@ -241,13 +242,20 @@ class SharedTables:
             before = monotonic() - _BEAT_S
             await self._claim_again(claim for claim in self._held() if claim.since <= before)
 
-    async def _beat(self) -> None:
+    async def _beat(self, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Renew the lease. Where it had run out, or Redis has forgotten it, no claim of ours holds any more."""
-        began, restored = monotonic(), self._restored
-        answer = await self.redis.ask("beat", int(LEASE_S * 1000), restored, int(self._whole))
+        # one at a time: what the first learns, the second must not contradict
+        async with self._beating:
+            if not unless():
+                await self._do_beat()
+
+    async def _do_beat(self) -> None:
+        began, restored, whole = monotonic(), self._restored, self._whole
+        answer = await self.redis.ask("beat", int(LEASE_S * 1000), restored, int(whole))
         lived, _, workers = answer.decode().partition(":")
         if lived == "ok":
-            self._confirmed = restored
+            # while marks are being brought, what was there before an outage says nothing
+            self._confirmed = restored if whole else self._confirmed
         else:
             self._late, self._whole = True, False
             self._doubt()

@@ -6,7 +6,7 @@
 --   admit    job made_ms ttl_ms counted recipient purpose code key-for-each-limit…   ('' where there is none)
 --   mark     job ttl_ms
 --   release  job ttl_ms            (0 forgets it)
---   beat     lease_ms marks whole   (late where the lease had run out: `marks` is not taken then; `whole` where all is here)
+--   beat     lease_ms marks whole   (late where the lease had run out; `marks` is taken if it had not, and is `whole`)
 --   resume                          how many marks of this worker are here
 --   keep     content id ttl_ms              recall  content
 --   count    name by
@@ -200,8 +200,10 @@ local function beat()
   local now = clock_us() / 1000
   local lived = redis.call('EXISTS', P .. 'worker:' .. me) == 1
   redis.call('SET', P .. 'worker:' .. me, 1, 'PX', lease)
-  if lived then redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000) end
-  if whole_log then redis.call('ZADD', P .. 'workers', whole(now), me) end
+  if whole_log then
+    if lived then redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000) end
+    redis.call('ZADD', P .. 'workers', whole(now), me)
+  end
   redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', whole(now - tonumber(lease)))
   return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers')
 end

@@ -571,6 +571,23 @@ async def test_nobody_relies_on_an_empty_redis_before_the_others_have_brought_wh
     assert await ask(two, job("sent")) == SentBefore()
 
 
+async def test_a_beat_before_marks_are_brought_does_not_say_that_they_are_there(frail_world: World) -> None:
+    world, server = frail_world, frail_world.server
+    one, two = await world.worker(), await world.worker()
+    (await claim(one, job("sent"))).mark()
+    assert one.shared is not None
+    bring_back = one.shared._bring_back
+
+    async def beat_and_bring_back() -> Any:
+        await one.shared._beat()  # as the one that comes twice a second may  # type: ignore[union-attr]
+        return await bring_back()
+
+    one.shared._bring_back = beat_and_bring_back
+    await asyncio.sleep(1.2)  # until Redis has said that it has the mark
+    await restart(server, one, two)
+    assert await ask(two, job("sent")) == SentBefore()
+
+
 async def test_who_never_comes_back_is_not_waited_for_long(frail_world: World, short_lease: None) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
