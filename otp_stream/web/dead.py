@@ -136,7 +136,8 @@ class DeadDesk:
 
         try:
             passed = await self.letters.replay(wanted, by=by, fresh=fresh, rate=_RATE, progress=note)
-            self._told = f"{passed.replayed} letters are on their way again ({wanted})"
+            number = passed.replayed
+            self._told = f"{number} {'letter is' if number == 1 else 'letters are'} on the way again ({wanted})"
             if passed.stale:
                 self._told += f"; {passed.stale} with an expired code stayed"
             _log.info("dead letters replayed", by=by, which=str(wanted), letters=passed.replayed, expired=passed.stale)

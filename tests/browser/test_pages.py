@@ -115,7 +115,7 @@ async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_sh
     wait(lambda: "Send again" in text(chromium, "main"), "the button")
     assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
     chromium.find_element(By.CSS_SELECTOR, "td button").click()
-    wait(lambda: "50 letters are on their way again" in text(chromium, "main"), "the end of the replay")
+    wait(lambda: "50 letters are on the way again" in text(chromium, "main"), "the end of the replay")
     await stage.relay.wait_accepted(50)
     assert CODE not in chromium.page_source
     assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []

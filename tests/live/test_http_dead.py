@@ -93,7 +93,7 @@ async def test_who_is_logged_in_sends_a_group_again(visitor: Visitor, stage: Sta
     assert visitor.ask("/replay", key=visitor.key(), **GROUP)[0] == 303
 
     async def told() -> bool:
-        return "letters are on their way again (reason rejected, code 550, domain example.com)" in visitor.get("/dead")
+        return "letters are on the way again (reason rejected, code 550, domain example.com)" in visitor.get("/dead")
 
     await until(told, "the end of the replay")
     assert "with an expired code stayed" in visitor.get("/dead")
