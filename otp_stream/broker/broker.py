@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractConnection
 from faststream.rabbit import Channel, RabbitBroker
 from yarl import URL
 
-from otp_stream.core.state import BrokerState
+from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancelled, forever, losing_it_is_an_error
 
 from .arrival import now_ms
@@ -123,15 +123,24 @@ class OtpBroker(RabbitBroker):
         if not self._enabled:
             return
         try:
-            dead, waiting, missing = await self._control.ask(self.lanes)
+            found = await self._control.ask(self.lanes)
         except TROUBLES as error:
             self._note(error=_told(error))
             return
-        self._note(dead=dead, waiting=waiting, looked_ms=now_ms(), blocked=await self._is_blocked())
+        looked_ms = now_ms()
+        waits = self._waits(found.waiting, looked_ms)
+        self._note(dead=found.dead, waits=waits, looked_ms=looked_ms, blocked=await self._is_blocked())
         await self._intake.compare(self.lanes)
-        self._why = self._why if missing else None
-        if missing:
-            self.repair(f"missing at the broker: {', '.join(missing)}")
+        self._why = self._why if found.missing else None
+        if found.missing:
+            self.repair(f"missing at the broker: {', '.join(found.missing)}")
+
+    def _waits(self, depths: Mapping[int, int | None], looked_ms: int) -> tuple[WaitState, ...]:
+        before = {it.delay_ms: it.empty_ms for it in self._state.waits}
+        return tuple(
+            WaitState(self.topology.rung(rung_ms), rung_ms, depth, looked_ms if depth == 0 else before.get(rung_ms))
+            for rung_ms, depth in sorted(depths.items())
+        )
 
     async def _is_blocked(self) -> bool:
         # the broker said `connection.blocked`: it reads nothing more from the connection that publishes

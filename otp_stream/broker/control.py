@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
@@ -19,6 +20,15 @@ TIMEOUT_S = 10.0
 _HANG_UP_S = 1.0
 TROUBLES = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
 """What talking to a broker that is away, full or configured otherwise can raise."""
+
+
+class Asked(NamedTuple):
+    """What the broker said of our own queues; `None` is the depth of one that is away."""
+
+    dead: int | None
+    waiting: dict[int, int | None]
+    """By the wait queue's delay."""
+    missing: list[str]
 
 
 @dataclass(slots=True)
@@ -58,22 +68,23 @@ class Control:
         async with self._talking(TIMEOUT_S) as connection:
             return await self.topology.depth(connection, queue) is not None
 
-    async def ask(self, lanes: list[LaneConsumer]) -> tuple[int, int, list[str]]:
-        """Refresh the lanes' depths. Returns dead letters, waiting jobs and the names of what is missing."""
+    async def ask(self, lanes: list[LaneConsumer]) -> Asked:
+        """Refresh the lanes' depths, and return those of our own queues with the names of what is missing."""
         async with self._talking(TIMEOUT_S) as connection:
             missing: list[str] = []
             for lane in lanes:
-                lane.depth = await self.topology.depth(connection, lane.queue)
+                lane.saw(await self.topology.depth(connection, lane.queue))
                 missing += [lane.queue] if lane.depth is None else []
-            sums = [0, 0]
-            rungs = [self.topology.rung(rung_ms) for rung_ms in self.topology.backoff.rungs_ms]
-            for place, name in [(0, self.topology.dead), *((1, rung) for rung in rungs)]:
+            depths: dict[int | None, int | None] = {}
+            for rung_ms in (None, *self.topology.backoff.rungs_ms):
+                name = self.topology.dead if rung_ms is None else self.topology.rung(rung_ms)
                 depth = await self.topology.depth(connection, name)
                 missing += [name] if depth is None else []
-                sums[place] += depth.messages if depth else 0
+                depths[rung_ms] = depth.messages if depth else None
             for exchange in (self.topology.retry, self.topology.events):
                 missing += [] if await self.topology.has_exchange(connection, exchange.name) else [exchange.name]
-            return sums[0], sums[1], missing
+            dead = depths.pop(None)
+            return Asked(dead, {rung_ms: depth for rung_ms, depth in depths.items() if rung_ms is not None}, missing)
 
     async def close(self) -> None:
         """Hang up."""

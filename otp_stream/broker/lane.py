@@ -140,6 +140,8 @@ class LaneConsumer:
         """Whether it is a quorum queue: those count every return of a message."""
         self.depth: Depth | None = None
         self._desk = desk
+        self._empty_ms: int | None = None
+        self._waited_ms: int | None = None
         self._held: dict[asyncio.Task[str | None], Arrival] = {}
         self._received = 0
         self._let_go: Counter[str] = Counter()
@@ -160,7 +162,16 @@ class LaneConsumer:
             let_go=dict(self._let_go),
             depth=depth.messages if depth else None,
             consumers=depth.consumers if depth else None,
+            empty_ms=self._empty_ms,
+            waited_ms=self._waited_ms,
+            oldest_held_ms=next((it.seen_ms for it in self._held.values()), None),
         )
+
+    def saw(self, depth: Depth | None) -> None:
+        """Take note of what the broker says of the queue; `None` is one that is away."""
+        self.depth = depth
+        if depth is not None and not depth.messages:
+            self._empty_ms = now_ms()
 
     async def take(self, ask: OtpJob | MalformedError, message: RabbitMessage) -> None:
         """Bring a message to its end, whatever it is."""
@@ -202,6 +213,8 @@ class LaneConsumer:
         except MalformedError as error:
             return await self._refuse(arrival, str(error))
         job = await self._desk.reader.job(arrival, ask)
+        if ask.timestamp is not None and self.lane != "due":
+            self._waited_ms = max(arrival.seen_ms - job.made_ms, 0)
         if self._desk.moved.knows(job):
             await acknowledge(arrival)
             return "ack"

@@ -71,6 +71,25 @@ class LaneState:
     """Jobs ready in the queue, by the broker's word; `None` when it was not asked yet."""
     consumers: int | None = None
     """Consumers on the queue, by the broker's word."""
+    empty_ms: int | None = None
+    """When the broker last said that it was empty (milliseconds since 1970); nothing in it waits longer."""
+    waited_ms: int | None = None
+    """How old the last job was that came in here, by its `timestamp`."""
+    oldest_held_ms: int | None = None
+    """When the oldest of the jobs in hand came in (milliseconds since 1970)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitState:
+    """One wait queue."""
+
+    queue: str
+    delay_ms: int
+    """How long a job stays in it."""
+    depth: int | None = None
+    """By the broker's word; `None` when it was not asked yet, or the queue is away."""
+    empty_ms: int | None = None
+    """When the broker last said that it was empty (milliseconds since 1970)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +110,15 @@ class BrokerState:
     lanes: tuple[LaneState, ...] = ()
     dead: int | None = None
     """Dead letters, by the broker's word."""
-    waiting: int | None = None
-    """Jobs in the wait queues, by the broker's word."""
+    waits: tuple[WaitState, ...] = ()
+    """The wait queues, the shortest first."""
     events_dropped: int = 0
     """Events that could not be published; no job depends on them."""
+
+    @property
+    def waiting(self) -> int | None:
+        """Jobs in the wait queues, by the broker's word; `None` when it was not asked yet."""
+        return sum(it.depth or 0 for it in self.waits) if self.waits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +153,22 @@ class TablesState:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerSeen:
+    """A worker that shares our state, as it told of itself."""
+
+    name: str
+    """`host:pid`."""
+    version: str = ""
+    phase: str = ""
+    gate: str = ""
+    """Of its first relay."""
+    held: int = 0
+    sent_last_minute: int = 0
+    silent_ms: int = 0
+    """How long ago it was last heard of."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """The whole worker at one moment."""
 
@@ -139,6 +179,39 @@ class WorkerState:
     """In the order in which they are used; empty when nothing is sent."""
     tables: TablesState | None = None
     """`None` when nothing is consumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a worker did within a few seconds; times are milliseconds."""
+
+    at_ms: int
+    """When it began, since 1970."""
+    sent: int = 0
+    retried: int = 0
+    dead: int = 0
+    p50_ms: int | None = None
+    """Of the mails accepted in it, half took no longer, from `timestamp` to acceptance."""
+    p95_ms: int | None = None
+    p99_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """What became of one job lately."""
+
+    at_ms: int
+    job_id: str
+    lane: Lane
+    recipient: str
+    """Masked; empty where the message was no job."""
+    template: str
+    what: str
+    """How it ended, or `retry`."""
+    attempt: int
+    took_ms: int | None = None
+    """From `timestamp` to this."""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

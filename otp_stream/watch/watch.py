@@ -13,8 +13,9 @@ from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job, Lane
 from otp_stream.core.masking import mask_address
 from otp_stream.core.outcome import Accepted, Outcome
-from otp_stream.core.state import RelayState, Stats
+from otp_stream.core.state import Recent, RelayState, Stats, Step
 
+from .history import History
 from .metrics import Metrics
 from .tally import Tally
 from .tracing import NoTracer, Tracer, open_tracer
@@ -36,6 +37,7 @@ class Watch:
         self._tracer: Tracer = NoTracer()
         self._now_ms = now_ms
         self._tally = Tally(now_ms())
+        self._history = History()
         self._told_ms: dict[str, int] = {}
         self._talks = True
         """Whether anybody reads a line for each job: to put one together costs more than to drop it."""
@@ -81,20 +83,24 @@ class Watch:
                 took_ms = max(now_ms - job.asked_ms, 0)
                 self.metrics.accept_s.observe(took_ms / 1000)
                 self._tally.accept(took_ms, now_ms)
+                self._history.accept(took_ms, now_ms)
             case _:
                 _log.debug("attempt met", job_id=job.id, met=kind, what=_what(outcome))
 
     def settled(self, job: Job, settlement: Final) -> None:
         """Tell how it ended, once that stands at the broker."""
+        now_ms = self._now_ms()
         match settlement:
             case Ack(ending):
                 self._end(ending)
+                self._note(job, ending, job.attempts_made + 1, now_ms)
                 if self._talks:
-                    took_ms = self._now_ms() - job.made_ms
+                    took_ms = now_ms - job.made_ms
                     _log.info(f"job {ending}", job_id=job.id, attempt=job.attempts_made + 1, since_timestamp_ms=took_ms)
             case Retry(delay_ms, attempt, error):
                 self._tally.retried += 1
-                self._tally.fail(error, self._now_ms())
+                self._tally.fail(error, now_ms)
+                self._note(job, "retry", attempt, now_ms, error)
                 self.metrics.retries.labels(str(attempt)).inc()
                 self._tracer.note(settlement="retry", delay_ms=delay_ms)
                 _log.warning("job is tried again", job_id=job.id, attempt=attempt, delay_ms=delay_ms, error=error)
@@ -104,6 +110,7 @@ class Watch:
                 _log.info("job waits in the broker", job_id=job.id, delay_ms=delay_ms)
             case Dead():
                 self._die(job.id, settlement)
+                self._note(job, settlement.reason, settlement.attempt, now_ms, settlement.error)
             case _:
                 assert_never(settlement)
 
@@ -119,6 +126,8 @@ class Watch:
         self._tally.received += 1
         self.metrics.received.add(lane)
         self._die(job_id, settlement)
+        told = (settlement.reason, settlement.attempt, None, settlement.error)
+        self._history.note(Recent(self._now_ms(), job_id, lane, "", "", *told))
 
     def gate(self, relay: RelayState) -> None:
         """Tell of a gate that changed."""
@@ -149,6 +158,14 @@ class Watch:
         """Return the figures at this moment."""
         return self._tally.look(self._now_ms())
 
+    def history(self) -> tuple[Step, ...]:
+        """Return the last quarter of an hour, the oldest step first."""
+        return self._history.steps(self._now_ms())
+
+    def recent(self) -> list[Recent]:
+        """Return what became of jobs lately, the newest first."""
+        return self._history.recent()
+
     def close(self) -> None:
         """Hand the last spans over; takes seconds at most."""
         self._tracer.close()
@@ -163,6 +180,12 @@ class Watch:
         self._tally.fail(f"{dead.reason}: {dead.error}", self._now_ms())
         self._tracer.note(failed=True, error=dead.error)
         _log.error("job is dead", job_id=job_id, reason=dead.reason, error=dead.error, attempt=dead.attempt)
+
+    def _note(self, job: Job, what: str, attempt: int, now_ms: int, error: str = "") -> None:
+        took_ms = max(now_ms - job.asked_ms, 0)
+        template = job.ask.metadata.template
+        recipient = mask_address(job.ask.email)
+        self._history.note(Recent(now_ms, job.id, job.lane, recipient, template, what, attempt, took_ms, error))
 
     def _check_clock(self, job: Job) -> None:
         late_ms = job.first_seen_ms - job.made_ms

@@ -1,0 +1,87 @@
+"""What this worker did lately, for people who look: steps of a few seconds, and single jobs."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import get_args
+
+from otp_stream.core.decision import Ending, Reason
+from otp_stream.core.state import Recent, Step
+
+STEP_MS = 5_000
+STEPS = 180
+_WELL, _ILL = 10, 20
+_GOOD: tuple[str, ...] = get_args(Ending)
+_BAD: tuple[str, ...] = get_args(Reason)
+
+
+@dataclass(slots=True)
+class _Counted:
+    number: int
+    """Of the step, since 1970."""
+    sent: int = 0
+    retried: int = 0
+    dead: int = 0
+    took: dict[int, int] = field(default_factory=dict[int, int])
+    """How many mails took how long: milliseconds to a sixtieth, so that a step stays small."""
+
+    def step(self) -> Step:
+        return Step(self.number * STEP_MS, self.sent, self.retried, self.dead, *self._percentiles())
+
+    def _percentiles(self) -> list[int | None]:
+        total, took = sum(self.took.values()), sorted(self.took.items())
+        found: list[int | None] = []
+        for percent in (50, 95, 99):
+            left = total * percent // 100
+            for took_ms, count in took:
+                left -= count
+                if left < 0:
+                    found.append(took_ms)
+                    break
+            else:
+                found.append(None)
+        return found
+
+
+class History:
+    """The last quarter of an hour; times are milliseconds since 1970."""
+
+    def __init__(self) -> None:
+        self._steps: deque[_Counted] = deque(maxlen=STEPS)
+        self._well: deque[Recent] = deque(maxlen=_WELL)
+        self._ill: deque[Recent] = deque(maxlen=_ILL)
+
+    def accept(self, took_ms: int, at_ms: int) -> None:
+        """Count a mail that the relay took."""
+        took = self._at(at_ms).took
+        shift = max(took_ms.bit_length() - 6, 0)
+        rounded = (took_ms >> shift << shift) + (1 << shift >> 1)
+        took[rounded] = took.get(rounded, 0) + 1
+
+    def note(self, recent: Recent) -> None:
+        """Count what became of a job, and keep it: of those that went well fewer, for they are many."""
+        step = self._at(recent.at_ms)
+        if recent.what in _GOOD:
+            self._well.append(recent)
+            step.sent += recent.what == "sent"
+        else:
+            self._ill.append(recent)
+            step.retried += recent.what == "retry"
+            step.dead += recent.what in _BAD
+
+    def steps(self, now_ms: int) -> tuple[Step, ...]:
+        """Return every step up to now, the oldest first; where nothing happened they are zero."""
+        last = self._at(now_ms).number
+        counted = {it.number: it for it in self._steps}
+        return tuple((counted.get(number) or _Counted(number)).step() for number in range(last - STEPS + 1, last + 1))
+
+    def recent(self) -> list[Recent]:
+        """Return what became of jobs lately, the newest first."""
+        return sorted((*self._well, *self._ill), key=lambda it: it.at_ms, reverse=True)
+
+    def _at(self, at_ms: int) -> _Counted:
+        number = at_ms // STEP_MS
+        while self._steps and self._steps[-1].number > number + 1:
+            self._steps.pop()  # the clock was set back
+        if not self._steps or number > self._steps[-1].number:
+            self._steps.append(_Counted(number))
+        return self._steps[-1]
