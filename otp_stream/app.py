@@ -5,6 +5,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,9 +16,11 @@ from .broker import OtpBroker, RabbitConfig, open_broker
 from .broker.document import document
 from .broker.letters import DeadLetters
 from .core.backoff import Backoff
+from .core.state import WorkerSeen
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
 from .mail import Mailroom, TemplateError
+from .mail.preview import Previews
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
 from .tables import Asker, MemoryTables, Tables
@@ -55,13 +58,13 @@ def build(
         watchman = partial(monitor, look=app.look, stats=watch.stats, refresh=broker.refresh, interval_s=interval_s)
         hooks.beside = [watchman, *beside]
         if settings.redis_url:
-            _share(tables, settings, watch, hooks)
+            _share(tables, settings, watch, hooks, partial(_about, app, watch))
         if settings.embedded:
             embedded = EmbeddedBroker.at(settings.amqp_url)
             hooks.start = [*hooks.start, embedded.start]
             hooks.close = [*hooks.close, embedded.stop]
     watch.metrics.expose(app.look)
-    for path, route in routes(_sources(app, watch, broker, tables)).items():
+    for path, route in routes(_sources(app, watch, broker, tables, mailroom)).items():
         app.mount(path, route)
     return app
 
@@ -75,19 +78,27 @@ def _configure_logs(settings: Settings) -> None:
     configure_logs(level=settings.effective_log_level, readable=settings.app_env == "development")
 
 
-def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables) -> Sources:
+def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables, mailroom: Mailroom) -> Sources:
     return Sources(
         look=app.look,
-        stats=watch.stats,
+        watched=watch,
         refresh=broker.refresh,
-        throttled=tables.most_throttled,
+        shared=tables,
         letters=_letters(app.settings, broker),
+        previews=Previews(mailroom, app.settings.default_locale),
+        default_locale=app.settings.default_locale,
         http_token=app.settings.http_token.get_secret_value() if app.settings.http_token else None,
         metrics=watch.metrics.render,
         document=partial(asyncapi, app),
+        name=_name(),
         version=__version__,
         environment=app.settings.app_env,
     )
+
+
+def _name() -> str:
+    """Who this worker is, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _letters(settings: Settings, broker: OtpBroker) -> DeadLetters:
@@ -108,12 +119,21 @@ def _tables(settings: Settings) -> Tables:
     return Tables(asker, memory, fail=settings.state_fail)
 
 
-def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks) -> None:
+def _about(app: OtpStream, watch: Watch) -> WorkerSeen:
+    """What this worker tells the others of itself."""
+    state = app.look()
+    held = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
+    gate = state.relays[0].gate if state.relays else "open"
+    return WorkerSeen(_name(), __version__, state.phase, gate, held, watch.stats().sent_last_minute)
+
+
+def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks, about: Callable[[], WorkerSeen]) -> None:
     """Have every worker of this queue and prefix share one state."""
     shared = tables.share(
         settings.redis_url.get_secret_value() if settings.redis_url else "",
         shown_url=settings.masked_redis_url or "",
         prefix=settings.tables_prefix,
+        about=about,
         observe=watch.metrics.redis_s.observe,
     )
     hooks.beside = [shared.run, *hooks.beside]

@@ -1,7 +1,9 @@
 """Answers over ASGI, with nothing in them that a browser could run or load from elsewhere."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -18,6 +20,8 @@ POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 """What a page of ours may load and do: nothing from elsewhere."""
+FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; sandbox"
+"""What an e-mail may that is shown in a frame of ours: no more than in a mail reader."""
 _SECURE = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -57,6 +61,42 @@ def answering(make: Callable[[Scope], Awaitable[Answer]]) -> Route:
     return route
 
 
+def streaming(make: Callable[[], AsyncGenerator[bytes]], content_type: str, *, free: Callable[[], bool]) -> Route:
+    """Return the ASGI route that goes on with its answer until its end, or until the one who asked is gone.
+
+    Where there is no place `free`, the answer is 503.
+    """
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            await _send(send, _only("GET"))
+            return
+        if not free():
+            await _send(send, _BUSY)
+            return
+        # what stands between would like to keep it until it is whole
+        headers = _headers(Answer(b"", content_type, headers=((b"x-accel-buffering", b"no"),)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        gone = asyncio.create_task(_gone(receive))
+        chunks = make()
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    if gone.done():
+                        break
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
+
+    return route
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def taking(make: Callable[[Scope, Fields], Awaitable[Answer]]) -> Route:
     """Return the ASGI route that takes a form by POST."""
 
@@ -84,15 +124,18 @@ async def _form(receive: Receive) -> Fields | None:
 
 
 async def _send(send: Send, answer: Answer, *, head: bool = False) -> None:
-    headers = [
+    headers = [*_headers(answer), (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else answer.body})
+
+
+def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    return [
         (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
         (b"content-security-policy", answer.policy.encode()),
         *_SECURE,
         *answer.headers,
     ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else answer.body})
 
 
 def _only(methods: str) -> Answer:
@@ -102,6 +145,7 @@ def _only(methods: str) -> Answer:
 
 _FORM_LIMIT = 10_000
 _TOO_LARGE = Answer(b"too large\n", "text/plain", 413)
+_BUSY = Answer(b"too many look already\n", "text/plain", 503, headers=((b"retry-after", b"5"),))
 
 
 def header(scope: Scope, name: bytes) -> str:

@@ -3,8 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping
-from email import message_from_bytes, policy
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +15,7 @@ from otp_stream.mail import Mailroom, TemplateError
 from otp_stream.mail.book import FILES, TemplateBook
 from otp_stream.mail.lint import SAMPLE, sample_job
 from otp_stream.mail.lint import lint as find
+from otp_stream.mail.preview import preview as read
 from otp_stream.settings import Settings
 
 from . import say
@@ -141,11 +140,8 @@ def _read(pairs: list[str] | None) -> Mapping[str, str]:
 
 def _part(content: bytes, form: str) -> bytes:
     """Return one part of a message as a person reads it; the text with its subject."""
-    message = message_from_bytes(content, policy=policy.default)
-    body = message.get_body(("html" if form == "html" else "plain",))
-    assert isinstance(body, EmailMessage)  # noqa: S101 - the mailroom makes both
-    text: str = body.get_content()
-    return (text if form == "html" else f"Subject: {message['subject']}\n\n{text}").encode(errors="replace")
+    subject, text, html = read(content)
+    return (html if form == "html" else f"Subject: {subject}\n\n{text}").encode(errors="replace")
 
 
 def _put(content: bytes, out: Path | None) -> None:

@@ -17,11 +17,10 @@ from urllib.parse import parse_qs
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from otp_stream.asgi import POLICY, Answer, Route, Scope, answering
+from otp_stream.asgi import FRAME_POLICY, POLICY, Answer, Route, Scope, answering
 
 _HERE = Path(__file__).parent
 _KEPT = 500
-_MAIL_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; sandbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class Inbox:
         if mail is None:
             return Answer(b"no such mail\n", "text/plain", 404)
         # sandboxed: an e-mail runs nothing and loads nothing, in a mail reader and here
-        return Answer(mail.part("html").encode(), "text/html; charset=utf-8", policy=_MAIL_POLICY)
+        return Answer(mail.part("html").encode(), "text/html; charset=utf-8", policy=FRAME_POLICY)
 
     def _chosen(self, scope: Scope) -> Received | None:
         wanted = parse_qs(scope["query_string"].decode("latin-1")).get("id", [""])[0]

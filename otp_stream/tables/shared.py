@@ -1,10 +1,12 @@
 """Tables in Redis, shared by all workers at once."""
 
 import asyncio
+import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict, fields
 from time import monotonic
 from typing import Protocol
 
@@ -12,6 +14,7 @@ import structlog
 
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
 from otp_stream.core.rate import Grant
+from otp_stream.core.state import WorkerSeen
 from otp_stream.tasks import cancelled, forever
 
 from .ask import Ask, slice_ms
@@ -73,6 +76,7 @@ class SharedTables:
         held: Callable[[], Iterable[Held]],
         rechecks: bool,
         away: Callable[[str], object],
+        about: Callable[[], WorkerSeen] | None = None,
         observe: Callable[[float], object] = lambda _: None,
         server_ms: Callable[[], int] | None = None,
     ) -> None:
@@ -88,7 +92,7 @@ class SharedTables:
         self._limits = limits
         self._memory = memory
         self._now_ms = now_ms
-        self._held, self._rechecks, self._away = held, rechecks, away
+        self._held, self._rechecks, self._away, self._about = held, rechecks, away, about
         self.since_ms = now_ms()
         """When `connected` took its value (milliseconds since 1970)."""
         self._leased_until = 0.0
@@ -189,6 +193,20 @@ class SharedTables:
         pairs = [pair.rpartition("=") for pair in word.split(",") if pair]
         return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
 
+    async def seen(self) -> list[WorkerSeen]:
+        """Return the workers that were heard of within their lease, by name. Raises `AwayError`."""
+        answer: list[tuple[int, str]] = json.loads((await self.redis.ask("seen")).removeprefix(b"ok:"))
+        told = [(silent_ms, json.loads(about)) for silent_ms, about in answer if about.startswith("{")]
+        known = {it.name for it in fields(WorkerSeen)}  # one of another version may tell more, or less
+        found = [WorkerSeen(**{name: it[name] for name in known & it.keys()}, silent_ms=ms) for ms, it in told]
+        return sorted(found, key=lambda it: it.name)
+
+    def _told(self) -> str:
+        if self._about is None:
+            return ""
+        told = {name: value for name, value in asdict(self._about()).items() if name != "silent_ms"}
+        return json.dumps(told, separators=(",", ":")).replace(" ", "_")  # an answer is one word: no space in it
+
     async def close(self) -> None:
         """Wait, a second at most, until Redis has all that it was told, and our marks: nobody else can bring them."""
         deadline = monotonic() + 1.0
@@ -251,7 +269,7 @@ class SharedTables:
 
     async def _do_beat(self) -> None:
         began, restored, whole = monotonic(), self._restored, self._whole
-        answer = await self.redis.ask("beat", int(LEASE_S * 1000), restored, int(whole))
+        answer = await self.redis.ask("beat", int(LEASE_S * 1000), restored, int(whole), self._told())
         lived, _, workers = answer.decode().partition(":")
         if lived == "ok":
             # while marks are being brought, what was there before an outage says nothing

@@ -6,7 +6,8 @@
 --   admit    job made_ms ttl_ms counted recipient purpose code key-for-each-limit…   ('' where there is none)
 --   mark     job ttl_ms
 --   release  job ttl_ms            (0 forgets it)
---   beat     lease_ms marks whole   (late where the lease had run out; `marks` is taken if it had not, and is `whole`)
+--   beat     lease_ms marks whole about   (late where the lease had run out; `marks` is taken if it had not, and is `whole`)
+--   seen                            [[ms since it was heard of, what it told about itself], …]
 --   resume                          how many marks of this worker are here
 --   keep     content id ttl_ms              recall  content
 --   count    name by
@@ -16,7 +17,7 @@
 -- job:<hash>        s | c:<worker>:<arrival>:<made_ms> | r::<arrival>:<made_ms>    sent, claimed, or seen and released
 -- newest:<hash>     hash of purposes: made_ms:arrival:until_ms:code
 -- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
--- worker:<id>       while that worker lives     log:<id>  how many of its marks are here     workers  by last sight, once they had brought all
+-- worker:<id>       what it tells about itself, while that worker lives     log:<id>  how many of its marks are here     workers  by last sight, once they had brought all
 -- made:<hash>       the id made for a job that has nothing but its content
 -- throttled         what was over a limit most often, in a day       stats  what was asked
 -- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
@@ -196,16 +197,25 @@ local function release()
 end
 
 local function beat()
-  local lease, marks, whole_log = next_arg(), next_arg(), next_arg() == '1'
+  local lease, marks, whole_log, about = next_arg(), next_arg(), next_arg() == '1', next_arg()
   local now = clock_us() / 1000
   local lived = redis.call('EXISTS', P .. 'worker:' .. me) == 1
-  redis.call('SET', P .. 'worker:' .. me, 1, 'PX', lease)
+  redis.call('SET', P .. 'worker:' .. me, about, 'PX', lease)
   if whole_log then
     if lived then redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000) end
     redis.call('ZADD', P .. 'workers', whole(now), me)
   end
   redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', whole(now - tonumber(lease)))
   return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers')
+end
+
+local function seen()
+  local found, told, now = redis.call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), {}, now_ms()
+  for i = 1, #found, 2 do
+    local about = redis.call('GET', P .. 'worker:' .. found[i])
+    if about then told[#told + 1] = { math.max(now - tonumber(found[i + 1]), 0), about } end
+  end
+  return 'ok:' .. (#told == 0 and '[]' or cjson.encode(told))
 end
 
 local function resume()
@@ -255,7 +265,7 @@ local function reserve()
 end
 
 local operations = {
-  admit = admit, mark = mark, release = release, beat = beat, resume = resume, keep = keep, recall = recall,
+  admit = admit, mark = mark, release = release, beat = beat, seen = seen, resume = resume, keep = keep, recall = recall,
   count = count, top = top, reserve = reserve,
 }
 local answers = {}

@@ -18,7 +18,7 @@ from otp_stream.core.admission import (
 )
 from otp_stream.core.job import Job
 from otp_stream.core.rate import Grant
-from otp_stream.core.state import Fail, TablesState
+from otp_stream.core.state import Fail, TablesState, WorkerSeen
 
 from .ask import Ask, Asker
 from .memory import Answer, MemoryTables
@@ -131,10 +131,14 @@ class Tables:
         *,
         shown_url: str,
         prefix: str,
+        about: Callable[[], WorkerSeen] | None = None,
         observe: Callable[[float], object] = lambda _: None,
         server_ms: Callable[[], int] | None = None,
     ) -> SharedTables:
-        """Share the tables with every worker that names this Redis and prefix; `run` what is returned."""
+        """Share the tables with every worker that names this Redis and prefix; `run` what is returned.
+
+        `about` is what the others may know of this worker.
+        """
         self._url = shown_url
         self.shared = SharedTables(
             url,
@@ -145,6 +149,7 @@ class Tables:
             held=self._admitted_claims,
             rechecks=self._asker.supersede,
             away=self._away,
+            about=about,
             observe=observe,
             server_ms=server_ms,
         )
@@ -175,6 +180,13 @@ class Tables:
             with suppress(AwayError):
                 return await self.shared.most_throttled(_TOP)
         return self.look().throttled
+
+    async def seen(self) -> list[WorkerSeen]:
+        """Return the workers that were heard of lately; none where they share nothing, or Redis is away."""
+        if self.shared is not None and self.shared.connected:
+            with suppress(AwayError):
+                return await self.shared.seen()
+        return []
 
     @property
     def may_send(self) -> bool:

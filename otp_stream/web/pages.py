@@ -1,16 +1,13 @@
 """The pages, made on the server: small, without a script that is needed, without another host."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-
-from otp_stream.core.decision import Ending, Reason
-from otp_stream.core.health import Check, kept_apart, worst
-from otp_stream.core.state import Stats, TablesState, WorkerState
 
 _HERE = Path(__file__).parent / "pages"
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -19,46 +16,7 @@ ASSETS: Mapping[str, tuple[str, bytes]] = {
 }
 """File name to content type and bytes."""
 
-_TITLES = {
-    "healthy": "Codes are going out",
-    "degraded": "Codes are going out, with trouble",
-    "unhealthy": "No codes are going out",
-}
-_GOOD: tuple[str, ...] = get_args(Ending)
-_BAD: tuple[str, ...] = get_args(Reason)
-
 Node = dict[str, Any]
-
-
-def front_page(
-    *,
-    state: WorkerState,
-    stats: Stats,
-    found: tuple[Check, ...],
-    throttled: Mapping[str, int],
-    now_ms: int,
-    version: str,
-    environment: str,
-) -> str:
-    """Return the operations page; `throttled` is what was over a limit most often, by limit and hashed key."""
-    status = worst(found)
-    title = "Serving HTTP only" if state.phase == "http_only" else _TITLES[status]
-    return render(
-        "front.html",
-        state=state,
-        stats=stats,
-        found=found,
-        answers=_answers(state.tables),
-        throttled=throttled,
-        apart=kept_apart(state),
-        status=status,
-        title=title,
-        now_ms=now_ms,
-        version=version,
-        environment=environment,
-        good=_GOOD,
-        bad=_BAD,
-    )
 
 
 def render(page: str, **fields: Any) -> str:
@@ -66,11 +24,11 @@ def render(page: str, **fields: Any) -> str:
     return _PAGES.get_template(page).render(**fields)
 
 
-def _answers(tables: TablesState | None) -> list[tuple[str, int, float]]:
-    """Return each answer with its number and its share; one that only says "ask again" has none."""
-    asked = {name: number for name, number in tables.asked.items() if name != "busy"} if tables else {}
-    total = sum(asked.values())
-    return [(name.replace("_", " "), number, number / total) for name, number in sorted(asked.items()) if number]
+def parts(page: str, names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return some blocks of a page, by their names."""
+    template = _PAGES.get_template(page)
+    context = template.new_context(dict(fields))
+    return {name: "".join(template.blocks[name](context)) for name in names}
 
 
 def asyncapi_page(document: Node) -> str:
@@ -174,7 +132,15 @@ def _count(value: int | None) -> str:
     return _UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")
 
 
-def _span(value_ms: int | None) -> str:
+def _rate(value: float | None) -> str:
+    return _UNKNOWN if value is None else _count(round(value)) if value >= 10 or not value else f"{value:.1f}"
+
+
+def _clock(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%H:%M:%S")
+
+
+def _span(value_ms: float | None) -> str:
     """Return a length of time as people read it."""
     if value_ms is None:
         return _UNKNOWN
@@ -193,4 +159,4 @@ def _span(value_ms: int | None) -> str:
 _PAGES = Environment(
     loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_PAGES.filters |= {"prose": _prose, "count": _count, "span": _span}
+_PAGES.filters |= {"prose": _prose, "count": _count, "rate": _rate, "span": _span, "clock": _clock}

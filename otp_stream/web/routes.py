@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -13,17 +13,20 @@ from typing import Any, get_args
 
 import yaml
 
-from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header, taking
+from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header, streaming, taking
 from otp_stream.core.decision import Reason
 from otp_stream.core.health import Status, checks, worst
-from otp_stream.core.state import Stats, TablesState, WorkerState
+from otp_stream.core.state import TablesState, WorkerState
 
 from .dead import DeadDesk, Letters
-from .pages import ASSETS, asyncapi_page, front_page
+from .front import Front, Shared, Watched
+from .live import MOST, Live
+from .pages import ASSETS, asyncapi_page
 from .session import Sessions
+from .templates import Previews, TemplateDesk
 
-_FRESH_MS = 5_000
-"""How old the broker's word may be before readiness asks again."""
+_FRESH_MS = 2_000
+"""How old the broker's word may be before it is asked again."""
 _ASK_S = 3.0
 _DEAD: frozenset[str] = frozenset(get_args(Reason))
 
@@ -33,15 +36,18 @@ class Sources:
     """Whom the HTTP side asks."""
 
     look: Callable[[], WorkerState]
-    stats: Callable[[], Stats]
+    watched: Watched
     refresh: Callable[[], Awaitable[None]]
-    throttled: Callable[[], Awaitable[Mapping[str, int]]]
-    """What was over a limit most often, by limit and hashed key."""
+    shared: Shared
     letters: Letters
+    previews: Previews
+    default_locale: str
     http_token: str | None
     """Whoever knows it may replay."""
     metrics: Callable[[str], tuple[bytes, str]]
     document: Callable[[], dict[str, Any]]
+    name: str
+    """This worker's, as `host:pid`."""
     version: str
     environment: str
 
@@ -49,11 +55,16 @@ class Sources:
 def routes(sources: Sources) -> dict[str, Route]:
     """Return every path with its ASGI route."""
     desk = _Desk(sources)
+    front = Front(desk.fresh, sources.watched, sources.shared, sources.name, sources.version, sources.environment)
+    live = Live(front.picture, stopping=lambda: sources.look().phase == "stopping")
+    templates = TemplateDesk(sources.previews, sources.default_locale)
     dead = DeadDesk(sources.letters, Sessions(sources.http_token))
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
     answers: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
-        "/": desk.page,
+        "/": front.page,
         "/dead": dead.page,
+        "/templates": templates.page,
+        "/preview": templates.preview,
         "/health": desk.health,
         "/livez": _alive,
         "/readyz": desk.ready,
@@ -67,36 +78,23 @@ def routes(sources: Sources) -> dict[str, Route]:
     return {
         **{path: answering(answer) for path, answer in answers.items()},
         **{path: taking(take) for path, take in forms.items()},
+        "/live": streaming(live.stream, "text/event-stream", free=lambda: live.viewers < MOST),
     }
 
 
 class _Desk:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._asking = asyncio.Lock()
-
-    async def page(self, _: Scope) -> Answer:
-        state = await self._fresh()
-        now_ms = _now_ms()
-        html = front_page(
-            state=state,
-            stats=self._sources.stats(),
-            found=checks(state, now_ms),
-            throttled=await self._sources.throttled() if state.tables else {},
-            now_ms=now_ms,
-            version=self._sources.version,
-            environment=self._sources.environment,
-        )
-        return Answer(html.encode(), "text/html; charset=utf-8")
+        self._asking: asyncio.Task[None] | None = None
 
     async def ready(self, _: Scope) -> Answer:
-        found = checks(await self._fresh(), _now_ms())
+        found = checks(await self.fresh(_ASK_S), _now_ms())
         status = worst(found)
         told = {"status": status, "checks": [{"name": c.name, "status": c.status, "text": c.text} for c in found]}
         return as_json(told, _http(status))
 
     async def health(self, _: Scope) -> Answer:
-        state, stats, now_ms = await self._fresh(), self._sources.stats(), _now_ms()
+        state, stats, now_ms = await self.fresh(_ASK_S), self._sources.watched.stats(), _now_ms()
         found = checks(state, now_ms)
         status = worst(found)
         dead = sum(count for ending, count in stats.endings.items() if ending in _DEAD)
@@ -127,13 +125,18 @@ class _Desk:
         body, content_type = self._sources.metrics(header(scope, b"accept"))
         return Answer(body, content_type)
 
-    async def _fresh(self) -> WorkerState:
-        async with self._asking:
-            broker = self._sources.look().broker
-            if broker is not None and broker.connected and _now_ms() - (broker.looked_ms or 0) > _FRESH_MS:
-                with contextlib.suppress(TimeoutError):  # its word grows old, and the check says so
-                    await asyncio.wait_for(self._sources.refresh(), _ASK_S)
+    async def fresh(self, patience_s: float) -> WorkerState:
+        """Return the state, with the broker's word of the last seconds unless it takes longer than `patience_s`."""
+        broker = self._sources.look().broker
+        if broker is not None and broker.connected and _now_ms() - (broker.looked_ms or 0) > _FRESH_MS:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask())
+            await asyncio.wait({self._asking}, timeout=patience_s)
         return self._sources.look()
+
+    async def _ask(self) -> None:
+        with contextlib.suppress(TimeoutError):  # its word grows old, and the check says so
+            await asyncio.wait_for(self._sources.refresh(), _ASK_S)
 
 
 async def _alive(_: Scope) -> Answer:

@@ -1,5 +1,7 @@
 """The pages in real Chromium: narrow and wide, light and dark, without an error and without another host."""
 
+import asyncio
+import contextlib
 import json
 import time
 import urllib.request
@@ -8,9 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from amqp_proxy import amqp_proxy
 from conftest import Stage
 from rabbitmq import until
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from worker import CODE, Worker, job
@@ -61,14 +65,15 @@ def lightness(browser: webdriver.Chrome) -> float:
 
 
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
-async def test_both_pages_fit_and_load_nothing_from_elsewhere(
+async def test_every_page_fits_and_loads_nothing_from_elsewhere(
     stage: Stage, chromium: webdriver.Chrome, width: int, scheme: str
 ) -> None:
     worker = await stage.run()
     await stage.rabbit.publish(job(), b"nonsense")
     await stage.rabbit.dead()
     await stage.relay.wait_accepted(1)
-    for path, heading in (("/", "Codes are going out"), ("/asyncapi", "Messages"), ("/dead", "Dead letters")):
+    pages = {"/": "Codes are going out", "/asyncapi": "Messages", "/dead": "Dead letters", "/templates": "Templates"}
+    for path, heading in pages.items():
         look(chromium, f"http://127.0.0.1:{worker.port}{path}", width, scheme)
         assert chromium.find_element(By.TAG_NAME, "h1").text == heading
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
@@ -94,6 +99,90 @@ async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
     await worker.kill()
     wait(lambda: chromium.title.startswith("No answer"), "the silence")
     assert text(chromium, "h1")  # the last picture stays
+
+
+async def test_what_somebody_has_opened_selected_and_focused_stays_while_figures_change(
+    stage: Stage, chromium: webdriver.Chrome
+) -> None:
+    worker = await stage.run()
+    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    chromium.find_element(By.TAG_NAME, "summary").click()
+    chromium.execute_script("""
+        getSelection().selectAllChildren(document.querySelector('#relays code'));
+        document.querySelector('#figures a').focus();
+    """)
+    await stage.rabbit.publish(job(ADDRESS, jobId="j-1"), b"nonsense")
+    await stage.relay.wait_accepted(1)
+    wait(lambda: "j-1" in text(chromium, "#recent") and "malformed 1" in text(chromium, ".endings"), "the news")
+    assert "a***@example.com" in text(chromium, "#recent")
+    assert text(chromium, "details tbody tr").split("\t")[:2] == ["0", "1"]  # opened, and up to date
+    assert chromium.execute_script("return getSelection().toString()") == f"127.0.0.1:{stage.relay.port}"
+    assert chromium.switch_to.active_element.text == "Dead letters"
+    assert ADDRESS not in chromium.page_source
+
+
+async def test_a_broker_that_is_away_is_told_steadily_and_the_page_stays_whole(
+    stage: Stage, chromium: webdriver.Chrome
+) -> None:
+    async with amqp_proxy(stage.url) as (proxy, url):
+        worker = await stage.run(url=url)
+        page = f"http://127.0.0.1:{worker.port}/"
+        await asyncio.to_thread(look, chromium, page, 1280, "light")
+        proxy.refuse = True
+        proxy.cut()
+        await headed(chromium, "No codes are going out")
+        chromium.execute_script("""
+            window.seen = new Set();
+            window.told = 0;
+            const watch = () => { told += 1; seen.add(document.querySelector('h1').innerText); };
+            new MutationObserver(watch).observe(
+              document.getElementById('status'), { subtree: true, childList: true, characterData: true });
+        """)
+        await until(lambda: asyncio.to_thread(chromium.execute_script, "return told >= 3"), "some seconds")
+        assert chromium.execute_script("return [...seen]") == ["No codes are going out"]
+        for width, scheme in LOOKS:  # who comes now sees the same at once
+            await asyncio.to_thread(look, chromium, page, width, scheme)
+            assert text(chromium, "h1") == "No codes are going out"
+            assert "is away" in text(chromium, ".checks")
+            assert f"{stage.rabbit.queue}.high" in text(chromium, "#lanes")
+            assert not chromium.find_element(By.ID, "silence").is_displayed()
+        proxy.refuse = False
+        await headed(chromium, "Codes are going out")
+        assert chromium.find_element(By.ID, "said").get_attribute("textContent") == "Codes are going out"
+        assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+async def headed(chromium: webdriver.Chrome, heading: str) -> None:
+    """Wait for a heading, while what runs here goes on."""
+
+    async def so() -> bool:
+        return await asyncio.to_thread(text, chromium, "h1") == heading
+
+    await until(so, heading)
+
+
+async def test_without_scripts_the_page_reloads_itself(stage: Stage, chromium: webdriver.Chrome) -> None:
+    worker = await stage.run()
+    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    chromium.get(f"http://127.0.0.1:{worker.port}/")
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+
+    def told() -> bool:
+        with contextlib.suppress(StaleElementReferenceException, NoSuchElementException):
+            return "sent 1" in chromium.find_element(By.CLASS_NAME, "endings").text.replace("\n", " ")
+        return False
+
+    wait(told, "the count")
+
+
+async def test_a_full_page_weighs_less_than_a_hundred_kibibytes(stage: Stage) -> None:
+    stage.relay.always("rcpt", "550 5.1.1 " + "no such user here " * 12)
+    worker = await stage.run()
+    await stage.rabbit.publish(*(job(f"somebody{number}@example.com") for number in range(40)))
+    await stage.rabbit.dead(40)
+    paths = ("/", "/page.css", "/page.js", "/favicon.svg")
+    assert sum([len((await worker.get(path))[1].encode()) for path in paths]) < 100 * 1024
 
 
 async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_showing(
@@ -167,7 +256,7 @@ async def test_the_tables_show_what_holds_jobs_off_and_that_workers_do_not_share
     assert "recipient 1/1h 1" in text(chromium, ".sizes")
     assert text(chromium, "table.throttled tbody th").startswith("recipient ")
     assert text(chromium, "table.throttled tbody td") == "2"
-    assert "Set REDIS_URL" in text(chromium, ".note")
+    assert "Set REDIS_URL" in text(chromium, ".tables .note")
     assert ADDRESS not in chromium.page_source
     assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 

@@ -1,0 +1,63 @@
+"""How templates look, on a sample job: for the command line and the page."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from typing import Any, NamedTuple
+
+from otp_stream.core.mail import ComposeError
+
+from .lint import SAMPLE, sample_job
+from .mailroom import Mailroom
+
+
+class Preview(NamedTuple):
+    """An e-mail as its reader gets it."""
+
+    subject: str
+    text: str
+    html: str
+
+
+def preview(content: bytes) -> Preview:
+    """Read a message of ours."""
+    message = message_from_bytes(content, policy=policy.default)
+    return Preview(message["subject"], _part(message, "plain"), _part(message, "html"))
+
+
+@dataclass(frozen=True, slots=True)
+class Previews:
+    """Makes previews apart from the worker's own process, for templates may fail in any way; each is made once."""
+
+    mailroom: Mailroom
+    default_locale: str
+    _made: dict[tuple[str, str], Preview] = field(default_factory=dict[tuple[str, str], Preview])
+
+    def languages(self) -> Mapping[str, list[str]]:
+        """Return every template's name with its languages; `""` is what all others get."""
+        default = self.default_locale.replace("_", "-").lower()
+        found: dict[str, list[str]] = {}
+        for name in self.mailroom.book.names:
+            written = self.mailroom.book.languages(name)
+            has_default = any(f"{default}-".startswith(f"{it}-") for it in written if it)
+            found[name] = [it for it in written if it or not has_default]
+        return found
+
+    async def make(self, name: str, language: str) -> Preview:
+        """Return the e-mail of a sample job. Raises `ComposeError`, also for what is not there."""
+        if language not in self.languages().get(name, ()):
+            raise ComposeError(f"there is no template {name!r} in {language!r}")
+        if (name, language) not in self._made:
+            metadata: dict[str, Any] = {**SAMPLE, "template": name, "locale": language or None}
+            mail = await self.mailroom.compose_apart(sample_job(metadata, time.time_ns() // 1_000_000))
+            self._made[name, language] = preview(mail.content)
+        return self._made[name, language]
+
+
+def _part(message: EmailMessage, kind: str) -> str:
+    body = message.get_body((kind,))
+    assert isinstance(body, EmailMessage)  # noqa: S101 - the mailroom makes both
+    text: str = body.get_content()
+    return text

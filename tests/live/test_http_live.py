@@ -1,0 +1,180 @@
+"""The operations page while things happen: its stream of changes, queues that wait, workers, templates."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Stage
+from rabbitmq import until
+from redis_server import RedisServer
+from worker import CODE, Worker, job
+
+from otp_stream.web.front import PARTS
+from otp_stream.web.live import MOST
+
+ADDRESS = "ada.lovelace@example.com"
+
+
+class Viewer:
+    """A browser that reads the stream."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+        self._connection.request("GET", "/live", headers={"Accept": "text/event-stream"})
+        self.answer = self._connection.getresponse()
+
+    def event(self) -> dict[str, Any]:
+        """Return the next event."""
+        while not (line := self.answer.readline()).startswith(b"data: "):
+            assert line, "the stream has ended"
+        return json.loads(line.removeprefix(b"data: "))
+
+    def close(self) -> None:
+        """Go away."""
+        self.answer.close()
+        self._connection.close()
+
+
+def pid(worker: Worker) -> int:
+    assert worker.process is not None
+    return worker.process.pid
+
+
+@contextmanager
+def viewer(worker: Worker) -> Iterator[Viewer]:
+    """Look, and go away."""
+    with closing(Viewer(worker)) as it:
+        yield it
+
+
+async def test_the_stream_tells_all_at_first_then_what_has_changed_and_never_a_secret(stage: Stage) -> None:
+    worker = await stage.run()
+    with viewer(worker) as view:
+        assert view.answer.headers["content-type"] == "text/event-stream"
+        assert view.answer.headers["cache-control"] == "no-store"
+        told = [view.event()]
+        assert told[0]["title"] == "Codes are going out"
+        assert set(told[0]["parts"]) == set(PARTS)
+        page = (await worker.get("/"))[1]
+        for name, html in told[0]["parts"].items():  # else the first event would replace what it should only change
+            place = re.search(rf'id="{name}"[^>]*>', page)
+            assert place, name
+            assert page.startswith(html[:20], place.end()), name
+        await stage.rabbit.publish(job(ADDRESS, jobId="j-1"))
+        await stage.relay.wait_accepted(1)
+        while "j-1" not in told[-1]["parts"].get("recent", ""):
+            told.append(view.event())
+            assert len(told) < 20
+            assert set(told[-1]["parts"]) < set(PARTS)
+        assert "a***@example.com" in told[-1]["parts"]["recent"]
+        assert CODE not in json.dumps(told)
+        assert ADDRESS not in json.dumps(told)
+
+
+async def test_a_stop_ends_the_stream_in_good_order(stage: Stage) -> None:
+    worker = await stage.run()
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as connection:
+        connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\n\r\n")
+        told = connection.recv(65536)
+        worker.signal()
+        while some := connection.recv(65536):
+            told += some
+    assert told.startswith(b"HTTP/1.1 200 ")
+    assert told.endswith(b"0\r\n\r\n")  # the last chunk: one that is cut off has none
+    assert await worker.stopped() in {0, -signal.SIGTERM}
+
+
+async def test_there_are_so_many_places_and_who_leaves_makes_room(stage: Stage) -> None:
+    worker = await stage.run()
+    with ExitStack() as crowd:
+        first, *_ = [crowd.enter_context(viewer(worker)) for _ in range(MOST)]
+        first.event()
+        with viewer(worker) as late:
+            assert late.answer.status == 503
+            assert late.answer.headers["retry-after"] == "5"
+        first.close()
+
+        async def free() -> bool:
+            with viewer(worker) as again:
+                return again.answer.status == 200
+
+        await until(free, "a place")
+
+
+async def test_jobs_that_wait_for_their_retry_are_seen_with_their_queue(stage: Stage) -> None:
+    stage.relay.always("rcpt", "451 4.3.0 later")
+    worker = await stage.run(BASE_DELAY_MS="20000")
+    await stage.rabbit.publish(job(jobId="j-late"))
+
+    async def waits() -> bool:
+        rows = re.findall(r"retry in (\d+) s <code>(\S+)</code>.*?\"Waiting\">(\d+) <span", (await worker.get("/"))[1])
+        return [(row[1].startswith(f"{stage.rabbit.prefix}.retry."), row[2]) for row in rows] == [(True, "1")]
+
+    await until(waits, "the wait queue")
+    page = (await worker.get("/"))[1]
+    assert "tried again" in page
+    assert "451 4.3.0 later (to RCPT)" in page
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.remove()
+
+
+async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis: RedisServer) -> None:
+    first, second = [await stage.run(REDIS_URL=redis.url) for _ in range(2)]
+    await stage.rabbit.publish(*(job() for _ in range(4)))
+    await stage.relay.wait_accepted(4)
+
+    async def seen() -> bool:
+        page = (await first.get("/"))[1]
+        rows = re.findall(r"<code>[^<]+:(\d+)</code>(.*?)</tr>", page)
+        sent = [int(number) for _, row in rows for number in re.findall(r"last minute\">(\d+)<", row)]
+        here = [int(pid) for pid, row in rows if "this one" in row]
+        return ({int(pid) for pid, _ in rows}, here, sum(sent)) == ({pid(first), pid(second)}, [pid(first)], 4)
+
+    await until(seen, "both workers")
+    redis.freeze()
+    assert "Workers" in (await first.get("/"))[1]  # a Redis that does not answer keeps nobody from looking
+    redis.thaw()
+    await second.stop()
+
+    async def alone() -> bool:
+        return f":{pid(second)}<" not in (await first.get("/"))[1]
+
+    await until(alone, "one worker")
+
+
+async def test_templates_are_shown_as_they_are_sent_and_run_nothing(stage: Stage, tmp_path: Path) -> None:
+    own = tmp_path / "templates"
+    for file, text in {"subject.txt": "Hi", "body.txt": "{{ otp }}", "body.html": "<h1>{{ otp[9:][0] }}</h1>"}.items():
+        (own / "broken").mkdir(parents=True, exist_ok=True)
+        (own / "broken" / file).write_text(text)
+    worker = await stage.run(TEMPLATES_DIR=str(own))
+    page = (await worker.get("/templates"))[1]
+    assert "Your one-time code" in page
+    assert 'href="templates?name=welcome&amp;language=de"' in page
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+    connection.request("GET", "/preview?name=otp&language=de")
+    answer = connection.getresponse()
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert "123456" in answer.read().decode()
+    connection.close()
+    status, page = await worker.get("/templates?name=broken&language=")
+    assert status == 200
+    assert "It cannot be made." in page
+    assert "template broken/body.html, line 1" in page
+    for query in ("name=broken&language=", "name=nothing", "", "name=otp&language=xx"):
+        assert (await worker.get(f"/preview?{query}"))[0] == 404
+    hostile = (await worker.get("/templates?name=%3Cscript%3Ealert(1)%3C/script%3E"))[1]
+    assert "<script>alert" not in hostile

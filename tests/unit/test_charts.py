@@ -1,0 +1,54 @@
+"""Charts as paths: what is in them, and what stands at their side."""
+
+import re
+
+from otp_stream.core.state import Step
+from otp_stream.web.charts import Series, rates, times
+
+
+def bars(series: Series) -> list[tuple[int, float, float]]:
+    """Return (place, lower end, height) of each bar, upwards."""
+    found = re.findall(r"M(\d+) ([\d.e+-]+)v-([\d.e+-]+)h.8v[\d.e+-]+z", series.path)
+    return [(int(place), 100 - float(y), float(height)) for place, y, height in found]
+
+
+def test_bars_stand_on_each_other_in_their_true_height() -> None:
+    chart = rates([Step(0), Step(5000, sent=500, retried=250, dead=250), Step(10_000, sent=1000)], 5)
+    sent, retried, dead = chart.series
+    assert chart.scale == (200, 100, 0)
+    assert chart.most == 200
+    assert bars(sent) == [(1, 0, 50), (2, 0, 100)]
+    assert bars(retried) == [(1, 50, 25)]
+    assert bars(dead) == [(1, 75, 25)]
+
+
+def test_what_is_written_beside_bars_is_no_step_that_still_grows() -> None:
+    chart = rates([Step(0, sent=10), Step(5000, sent=1)], 5)
+    assert [row.now for row in chart.series] == [2, 0, 0]
+
+
+def test_one_dead_letter_beside_thousands_of_mails_can_be_seen() -> None:
+    *_, dead = rates([Step(0, sent=30_000, dead=1)], 5).series
+    ((_, _, height),) = bars(dead)
+    assert height >= 2
+
+
+def test_a_scale_fits_its_figures_and_can_be_halved() -> None:
+    for sent, top in ((0, 1), (4, 1), (6, 2), (24, 5), (49, 10), (51, 20), (5000, 1000), (5001, 2000)):
+        assert rates([Step(0, sent=sent)], 5).scale == (top, top / 2, 0)
+
+
+def test_times_lie_on_a_logarithmic_scale_and_pauses_are_gaps() -> None:
+    steps = [Step(0, p50_ms=10, p95_ms=100, p99_ms=1000), Step(1), Step(2, p50_ms=100), Step(3, p50_ms=1000)]
+    chart = times(steps)
+    median, _, last = chart.series
+    assert chart.scale == (1000, 100, 10)
+    assert median.path == "M0.5 100h.01M2.5 50h.01L3.5 0"
+    assert last.path == "M0.5 0h.01"
+    assert (median.now, last.now, chart.most) == (1000, 1000, 1000)
+
+
+def test_nothing_and_less_than_a_millisecond_have_a_scale_as_well() -> None:
+    assert times([Step(0), Step(1)]).scale == (1000, 100, 10)
+    assert times([Step(0, p50_ms=0, p95_ms=0, p99_ms=0)]).scale == (10, 1)
+    assert times([]).most is None
