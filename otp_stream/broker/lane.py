@@ -141,6 +141,7 @@ class LaneConsumer:
         self.depth: Depth | None = None
         self._desk = desk
         self._empty_ms: int | None = None
+        self._filled_ms: int | None = None
         self._waited_ms: int | None = None
         self._held: dict[asyncio.Task[str | None], Arrival] = {}
         self._received = 0
@@ -163,6 +164,7 @@ class LaneConsumer:
             depth=depth.messages if depth else None,
             consumers=depth.consumers if depth else None,
             empty_ms=self._empty_ms,
+            filled_ms=self._filled_ms,
             waited_ms=self._waited_ms,
             oldest_held_ms=next((it.seen_ms for it in self._held.values()), None),
         )
@@ -171,7 +173,9 @@ class LaneConsumer:
         """Take note of what the broker says of the queue; `None` is one that is away."""
         self.depth = depth
         if depth is not None and not depth.messages:
-            self._empty_ms = now_ms()
+            self._empty_ms, self._filled_ms = now_ms(), None
+        elif depth is not None:
+            self._filled_ms = self._filled_ms or now_ms()
 
     async def take(self, ask: OtpJob | MalformedError, message: RabbitMessage) -> None:
         """Bring a message to its end, whatever it is."""

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .state import BrokerState, RelayState, TablesState, WorkerState
+from .state import BrokerState, LaneState, RelayState, TablesState, WorkerState
 
 STALE_MS = 15_000
 """Older than this, the broker's word about our consumers is no news."""
+LATE_MS = 10_000
+"""A code is wanted within the second; one that waits longer than this is late, whatever the reason."""
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
@@ -16,7 +18,7 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 class Check:
     """One thing that must be right; `degraded` still sends codes."""
 
-    name: Literal["phase", "broker", "relay", "tables"]
+    name: Literal["phase", "broker", "relay", "tables", "pace"]
     status: Status
     text: str
 
@@ -62,6 +64,8 @@ def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
         yield _relay(state.relays)
     if state.tables is not None and state.tables.connected is not None:
         yield _tables(state.tables)
+    if state.broker is not None and state.broker.connected and state.phase == "consuming":
+        yield _pace(state.broker.lanes, now_ms)
 
 
 def _broker(broker: BrokerState, now_ms: int) -> Check:
@@ -101,6 +105,23 @@ def _tables(tables: TablesState) -> Check:
         return Check("tables", "unhealthy", f"{tables.url} is away, jobs wait (STATE_FAIL=closed): {tables.error}")
     told = f"{tables.url} is away, {tables.unshared} codes went out without shared state: {tables.error}"
     return Check("tables", "degraded", told)
+
+
+def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
+    late: list[str] = []
+    for lane in lanes:
+        if lane.oldest_held_ms is not None and now_ms - lane.oldest_held_ms > LATE_MS:
+            late.append(f"the oldest job in hand from {lane.queue} came {_seconds(now_ms - lane.oldest_held_ms)} ago")
+        if lane.filled_ms is not None and now_ms - lane.filled_ms > LATE_MS:
+            since = _seconds(now_ms - lane.filled_ms)
+            late.append(f"{lane.depth} wait in {lane.queue}, which was never seen empty for {since}")
+    if late:
+        return Check("pace", "degraded", f"codes are late: {'; '.join(late)}")
+    return Check("pace", "healthy", "no job waits long")
+
+
+def _seconds(span_ms: int) -> str:
+    return f"{span_ms // 1000} s" if span_ms < 120_000 else f"{span_ms // 60_000} min"
 
 
 def _gate(relay: RelayState) -> str:

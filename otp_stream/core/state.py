@@ -73,6 +73,8 @@ class LaneState:
     """Consumers on the queue, by the broker's word."""
     empty_ms: int | None = None
     """When the broker last said that it was empty (milliseconds since 1970); nothing in it waits longer."""
+    filled_ms: int | None = None
+    """Since when it has been seen filled every time; `None` where it was empty at the last look."""
     waited_ms: int | None = None
     """How old the last job was that came in here, by its `timestamp`."""
     oldest_held_ms: int | None = None

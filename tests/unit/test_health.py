@@ -1,10 +1,13 @@
 """Whether codes are going out, judged in one place."""
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from otp_stream.core.health import STALE_MS, checks, kept_apart, worst
+from otp_stream.broker.lane import Desk, LaneConsumer
+from otp_stream.broker.topology import Depth
+from otp_stream.core.health import LATE_MS, STALE_MS, checks, kept_apart, worst
 from otp_stream.core.state import BrokerState, LaneState, RelayState, TablesState, WorkerState
 
 NOW = 1_700_000_000_000
@@ -66,7 +69,45 @@ def test_each_trouble_is_seen_and_told(state: WorkerState, status: str, text: st
 def test_a_relay_that_is_slowed_down_is_told_of_and_healthy() -> None:
     found = checks(replace(GOOD, relays=(replace(RELAY, rate=12.04, slowed=True),)), NOW)
     assert worst(found) == "healthy"
-    assert found[-1].text == "relay:25: the gate is open, slowed to 12/s after a throttle"
+    assert [it.text for it in found if it.name == "relay"] == [
+        "relay:25: the gate is open, slowed to 12/s after a throttle"
+    ]
+
+
+LATE = NOW - LATE_MS - 1
+
+
+@pytest.mark.parametrize(
+    ("lane", "text"),
+    [
+        (replace(LANES[0], oldest_held_ms=LATE), "the oldest job in hand from q.jobs came 10 s ago"),
+        (replace(LANES[0], depth=7, filled_ms=LATE), "7 wait in q.jobs, which was never seen empty for 10 s"),
+        (replace(LANES[0], depth=7, filled_ms=NOW - 150_000), "which was never seen empty for 2 min"),
+    ],
+)
+def test_codes_that_are_late_are_trouble_though_they_go_out(lane: LaneState, text: str) -> None:
+    found = checks(replace(GOOD, broker=replace(BROKER, lanes=(lane, *LANES[1:]))), NOW)
+    assert worst(found) == "degraded"
+    assert text in found[-1].text
+    assert found[-1].text.startswith("codes are late: ")
+
+
+def test_a_job_that_came_just_now_is_not_late() -> None:
+    soon = replace(LANES[0], depth=7, oldest_held_ms=NOW - LATE_MS, filled_ms=NOW - LATE_MS)
+    assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NOW)) == "healthy"
+
+
+def test_a_lane_knows_since_when_its_queue_was_never_seen_empty() -> None:
+    lane = LaneConsumer("jobs", "q", 10, cast("Desk", None))
+    lane.saw(Depth(3, 1))
+    first = lane.state.filled_ms
+    lane.saw(None)  # away: nothing is known of it
+    lane.saw(Depth(2, 1))
+    assert first is not None
+    assert (lane.state.empty_ms, lane.state.filled_ms) == (None, first)
+    lane.saw(Depth(0, 1))
+    assert lane.state.filled_ms is None
+    assert lane.state.empty_ms is not None
 
 
 REDIS = TablesState(url="redis://h", connected=True)
@@ -88,7 +129,9 @@ def test_redis_is_judged_by_what_its_absence_does_to_codes(tables: TablesState, 
 
 
 def test_state_in_memory_is_nothing_to_judge() -> None:
-    assert [check.name for check in checks(replace(GOOD, tables=TablesState()), NOW)] == ["phase", "broker", "relay"]
+    assert [check.name for check in checks(replace(GOOD, tables=TablesState()), NOW)] == [
+        "phase", "broker", "relay", "pace",
+    ]  # fmt: skip
 
 
 def test_several_workers_without_redis_are_told_of_with_consequence_and_cure_and_healthy() -> None:
