@@ -6,14 +6,16 @@ import os
 import random
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import uvloop
 
 from . import report
-from .measure import RELAYS, Run, drain, steady, tidy
+from .measure import RELAYS, Run, drain, heard, steady, tidy
 from .systems import System, limited, ours, peers, redis
 
 OUT = Path(__file__).parent / "out"
@@ -23,7 +25,7 @@ URL = os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672
 def main() -> None:
     """Measure what is asked for, and write table and charts to bench/out."""
     asked = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    asked.add_argument("what", choices=["peers", "growth", "state"], nargs="?", default="peers")
+    asked.add_argument("what", choices=["peers", "growth", "state", "events"], nargs="?", default="peers")
     asked.add_argument("--pairs", type=int, default=5, help="how often each system runs, in turn with the others")
     asked.add_argument("--rate", type=float, default=700, help="jobs a second for the latencies")
     asked.add_argument("--relays", nargs="*", choices=list(RELAYS), default=["instant", "30 ms"])
@@ -35,6 +37,8 @@ def main() -> None:
             work = _peers(said.pairs, said.rate, said.relays, said.only)
         case "growth":
             work = _growth()
+        case "events":
+            work = _events(said.pairs)
         case _:
             work = _state(said.pairs, said.rate)
     uvloop.run(_tidied(work))
@@ -106,6 +110,21 @@ async def _state(pairs: int, rate: float) -> None:
                         system, lambda it, pace=pace: steady(it, "instant", URL, rate=pace, seconds=6), 10**6
                     )
         (OUT / "state.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
+
+
+async def _events(pairs: int) -> None:
+    """What it costs to tell how jobs end: to nobody, and to somebody who hears all of it."""
+    systems = [ours("no events", EVENTS="false"), ours("events"), ours("events, heard")]
+    runs: list[Run] = []
+    for _ in range(pairs):
+        for system in random.sample(systems, len(systems)):
+            async with heard(URL) if system.name == "events, heard" else nullcontext():
+                runs += await _tried(system, lambda it: drain(it, "instant", URL), 20_000)
+    (OUT / "events.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
+    base = median(run.rate for run in runs if run.system == "no events")
+    for system in systems:
+        rates = [run.rate for run in runs if run.system == system.name]
+        sys.stdout.write(f"{system.name}: {median(rates):,.0f}/s ({median(rates) / base:.2f})\n")
 
 
 async def _tried(system: System, measure: Callable[[System], Awaitable[Run]], jobs: int) -> list[Run]:

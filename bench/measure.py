@@ -128,6 +128,17 @@ async def _remove(connection: aio_pika.abc.AbstractConnection, name: str) -> Non
             await channel.queue_delete(queue)
 
 
+@asynccontextmanager
+async def heard(amqp_url: str) -> AsyncIterator[None]:
+    """Have a queue that gets every event; nobody reads it, for that would be another's work on the same processors."""
+    connection = await aio_pika.connect(amqp_url)
+    async with connection, connection.channel() as channel:
+        exchange = await channel.declare_exchange(f"{PREFIX}.events", aio_pika.ExchangeType.TOPIC, durable=True)
+        queue = await channel.declare_queue(exclusive=True, arguments={"x-max-length": 1000})
+        await queue.bind(exchange, "otp.#")
+        yield
+
+
 async def tidy(amqp_url: str) -> None:
     """Remove what workers of ours declared beside their queues."""
     connection = await aio_pika.connect(amqp_url)
