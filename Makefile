@@ -6,7 +6,7 @@ RUN_READY := .venv/ready-to-run
 DEV_READY := .venv/ready-to-develop
 BENCH_READY := .venv/ready-to-measure
 
-.PHONY: help run dev test faults bench check fmt generate lock clean
+.PHONY: help run dev test faults pictures bench check fmt generate lock clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ faults: $(DEV_READY)  ## The fault suite alone, and its table; FAULTS_SEED, FAUL
 	@rm -f .faults.jsonl
 	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl $(BIN)/python tests/ground.py \
 		$(BIN)/python -m pytest -q -n 2 tests/faults; failed=$$?; $(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
+
+pictures: $(DEV_READY)  ## Take the pictures of the operations page for the docs anew, in four minutes
+	@$(BIN)/python tests/ground.py $(BIN)/python tools/pictures.py
 
 bench: $(BENCH_READY)  ## This worker beside its peers: table and charts in bench/out; BENCH="--pairs 1", BENCH=growth
 	@$(BIN)/python tests/ground.py $(BIN)/python -m bench $(BENCH)

@@ -71,10 +71,12 @@ async def stage(rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def set_stage(url: str, folder: Path, *, tidy: bool = True) -> AsyncIterator[Stage]:
-    """Set a stage on this RabbitMQ."""
-    name = f"t{uuid4().hex[:10]}"
-    async with rabbit(url, name, name, tidy=tidy) as client, ScriptedRelay() as relay:
+async def set_stage(
+    url: str, folder: Path, *, tidy: bool = True, names: tuple[str, str] | None = None
+) -> AsyncIterator[Stage]:
+    """Set a stage on this RabbitMQ; `names` are queue and prefix, for one that is nobody else's."""
+    queue, prefix = names or (f"t{uuid4().hex[:10]}",) * 2
+    async with rabbit(url, queue, prefix, tidy=tidy) as client, ScriptedRelay() as relay:
         stage = Stage(url, client, relay, folder)
         try:
             yield stage
