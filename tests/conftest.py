@@ -15,7 +15,7 @@ from smtp_relay import ScriptedRelay
 from worker import SCRIPT, Worker, settings
 from xdist.scheduler import LoadScopeScheduling
 
-SHARED = ("test_cli_topology.py", "test_cluster.py", "test_operators.py", "test_waits.py")
+SHARED = ("test_cli_topology.py", "test_cluster.py", "test_operators.py", "test_runbook.py", "test_waits.py")
 """Files whose tests share a RabbitMQ that is costly to start, or would spoil each other's times: one process each."""
 
 

@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock
 import pytest
 from cli import here, names
 from conftest import Stage
-from rabbitmq import Node, Rabbit, free_port, rabbit, until
+from rabbitmq import Node, Rabbit, free_port, rabbit, until, with_management
 
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
@@ -24,13 +24,7 @@ TODAY = Topology("jobs", "shop", Backoff(1000, 30000, 3))
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """Start a RabbitMQ with the management API, whose figures come every second."""
-    settings = (
-        f"management.tcp.port = {HTTP_PORT}",
-        "management.tcp.ip = 127.0.0.1",
-        "collect_statistics_interval = 1000",
-        *(f"management.sample_retention_policies.{it} = 1" for it in ("global.minute", "basic.minute", "detailed.10")),
-    )
-    node = Node(tmp_path_factory.mktemp("node"), settings=settings, plugins="rabbitmq_management")
+    node = Node(tmp_path_factory.mktemp("node"), settings=with_management(HTTP_PORT), plugins="rabbitmq_management")
     node.start()
     node.control("eval", "application:set_env(rabbit, quorum_tick_interval, 500).")
     yield node
