@@ -1,7 +1,7 @@
 """What one attempt met at the relay: facts that an adapter reports, never a verdict."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 from .masking import scrub
@@ -79,6 +79,8 @@ class Unavailable:
 
     trouble: Trouble
     error: str
+    code: int | None = field(default=None, compare=False)
+    """Of the reply that said so, where it was one to this mail."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ class Line:
         self._sending = 0
         self._heard_at = monotonic()
         self._replies: Counter[int] = Counter()
+        self._refusals: Counter[int] = Counter()
+        """Replies to a mail that were about every mail: none was taken with them."""
         self._suspect: Mail | None = None
         """The mail that closed the gate: the probe is another one's, lest one mail keep it shut."""
         self._closer: str | None = None
@@ -117,7 +119,7 @@ class Line:
             waiting=len(self.own) + sum(connection.following is not None for connection in self.pool.open),
             stalled=self.stalled,
             connects=self.pool.connects,
-            replies={str(code): count for code, count in self._replies.items()},
+            replies={str(code): count for code, count in (self._replies + self._refusals).items()},
             rate=self.rate.allowed(monotonic()),
             slowed=self.rate.slowed,
         )
@@ -189,6 +191,8 @@ class Line:
         """Hand out what the relay said of a mail."""
         if isinstance(outcome, Accepted | Rejected | Deferred):
             self._replies[outcome.reply.code] += 1
+        elif isinstance(outcome, Unavailable) and outcome.code is not None:
+            self._refusals[outcome.code] += 1
         self._off_the_wire(turn, outcome)
 
     def broke(self, connection: Connection, turn: Turn | None, error: TroubleError) -> None:

@@ -188,6 +188,7 @@ async def test_a_worker_that_is_throttled_says_so(stage: Stage) -> None:
         return health["status"] == "healthy" and "the gate is open, slowed to 1" in str(health["checks"])
 
     await until(told, "word of the slower rate")
+    assert await worker.metric(f'otp_relay_replies_total{{code="454",relay="127.0.0.1:{stage.relay.port}"}}') == 1
     await stage.relay.wait_accepted(10)
     assert "Slowed to, a second" in (await worker.get("/"))[1]
     assert len({mail.recipient for mail in stage.relay.accepted}) == 10
