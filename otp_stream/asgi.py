@@ -84,8 +84,11 @@ def streaming(make: Callable[[], AsyncGenerator[bytes]], content_type: str, *, f
                 async for chunk in chunks:
                     if gone.done():
                         break
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    async with asyncio.timeout(_STUCK_S):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            return  # nobody reads any more: the server closes the connection
         finally:
             gone.cancel()
 
@@ -144,6 +147,8 @@ def _only(methods: str) -> Answer:
 
 
 _FORM_LIMIT = 10_000
+_STUCK_S = 15.0
+"""How long one who reads a stream may take for what has been sent."""
 _TOO_LARGE = Answer(b"too large\n", "text/plain", 413)
 _BUSY = Answer(b"too many look already\n", "text/plain", 503, headers=((b"retry-after", b"5"),))
 

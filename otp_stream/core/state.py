@@ -160,12 +160,12 @@ class WorkerSeen:
 
     name: str
     """`host:pid`."""
-    version: str = ""
-    phase: str = ""
-    gate: str = ""
+    version: str
+    phase: str
+    gate: str
     """Of its first relay."""
-    held: int = 0
-    sent_last_minute: int = 0
+    held: int
+    sent_last_minute: int
     silent_ms: int = 0
     """How long ago it was last heard of."""
 

@@ -6,7 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from time import monotonic
 from typing import Protocol
 
@@ -28,6 +28,7 @@ _FIRST_S = 1.0
 """How long the first jobs wait for the first answer."""
 _RESTORED_AT_ONCE = 100
 _OTHERS_S = 0.1
+_TOLD_LIMIT = 200
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -196,16 +197,14 @@ class SharedTables:
     async def seen(self) -> list[WorkerSeen]:
         """Return the workers that were heard of within their lease, by name. Raises `AwayError`."""
         answer: list[tuple[int, str]] = json.loads((await self.redis.ask("seen")).removeprefix(b"ok:"))
-        told = [(silent_ms, json.loads(about)) for silent_ms, about in answer if about.startswith("{")]
-        known = {it.name for it in fields(WorkerSeen)}  # one of another version may tell more, or less
-        found = [WorkerSeen(**{name: it[name] for name in known & it.keys()}, silent_ms=ms) for ms, it in told]
-        return sorted(found, key=lambda it: it.name)
+        found = [_seen(about, silent_ms) for silent_ms, about in answer]
+        return sorted((it for it in found if it is not None), key=lambda it: it.name)
 
     def _told(self) -> str:
         if self._about is None:
             return ""
         told = {name: value for name, value in asdict(self._about()).items() if name != "silent_ms"}
-        return json.dumps(told, separators=(",", ":")).replace(" ", "_")  # an answer is one word: no space in it
+        return json.dumps(told, separators=(",", ":"))
 
     async def close(self) -> None:
         """Wait, a second at most, until Redis has all that it was told, and our marks: nobody else can bring them."""
@@ -361,6 +360,16 @@ class SharedTables:
         if error and error != self._why:  # it is tried every second, and told when it is news
             self._away(error)
         self._why = error
+
+
+def _seen(about: str, silent_ms: int) -> WorkerSeen | None:
+    """Return what a worker told about itself; `None` for one of another version, or whoever else wrote it."""
+    try:
+        told = json.loads(about)
+        name, version, phase, gate = (str(told[it])[:_TOLD_LIMIT] for it in ("name", "version", "phase", "gate"))
+        return WorkerSeen(name, version, phase, gate, int(told["held"]), int(told["sent_last_minute"]), silent_ms)
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> bool:

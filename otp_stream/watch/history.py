@@ -46,7 +46,8 @@ class History:
     """The last quarter of an hour; times are milliseconds since 1970."""
 
     def __init__(self) -> None:
-        self._steps: deque[_Counted] = deque(maxlen=STEPS)
+        self._past: deque[Step] = deque(maxlen=STEPS)
+        self._now = _Counted(0)
         self._well: deque[Recent] = deque(maxlen=_WELL)
         self._ill: deque[Recent] = deque(maxlen=_ILL)
 
@@ -70,9 +71,10 @@ class History:
 
     def steps(self, now_ms: int) -> tuple[Step, ...]:
         """Return every step up to now, the oldest first; where nothing happened they are zero."""
-        last = self._at(now_ms).number
-        counted = {it.number: it for it in self._steps}
-        return tuple((counted.get(number) or _Counted(number)).step() for number in range(last - STEPS + 1, last + 1))
+        last = self._at(now_ms)
+        known = {step.at_ms: step for step in (*self._past, last.step())}
+        moments = range((last.number - STEPS + 1) * STEP_MS, last.number * STEP_MS + 1, STEP_MS)
+        return tuple(known.get(at_ms) or Step(at_ms) for at_ms in moments)
 
     def recent(self) -> list[Recent]:
         """Return what became of jobs lately, the newest first."""
@@ -80,8 +82,11 @@ class History:
 
     def _at(self, at_ms: int) -> _Counted:
         number = at_ms // STEP_MS
-        while self._steps and self._steps[-1].number > number + 1:
-            self._steps.pop()  # the clock was set back
-        if not self._steps or number > self._steps[-1].number:
-            self._steps.append(_Counted(number))
-        return self._steps[-1]
+        if number < self._now.number - 1:  # the clock was set back: what lies ahead of it now is forgotten
+            self._now = _Counted(number)
+            while self._past and self._past[-1].at_ms >= number * STEP_MS:
+                self._past.pop()
+        elif number > self._now.number:
+            self._past.append(self._now.step())  # reckoned once, for it does not change any more
+            self._now = _Counted(number)
+        return self._now

@@ -10,6 +10,8 @@ from typing import NamedTuple
 _EVERY_S = 1.0
 _LOOK_S = 0.25
 """How soon a worker that stops lets its viewers go: they would hold its shutdown up."""
+_LIFE_S = 600.0
+"""A viewer whose machine sleeps keeps its place no longer; a browser comes again by itself."""
 MOST = 40
 """Viewers at once; each costs a connection and some hundred bytes a second."""
 
@@ -36,10 +38,11 @@ class Live:
     async def stream(self) -> AsyncGenerator[bytes]:
         """Return events until the worker stops: the first with the whole, the others with what is new."""
         told: dict[str, str] = {}
+        ends = time.monotonic() + _LIFE_S
         self.viewers += 1
         try:
             yield b"retry: 1000\n\n"
-            while not self.stopping():
+            while not self.stopping() and time.monotonic() < ends:
                 picture = await self._newest()
                 changed = {name: html for name, html in picture.parts.items() if told.get(name) != html}
                 told |= changed

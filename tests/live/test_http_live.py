@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -91,6 +92,16 @@ async def test_a_stop_ends_the_stream_in_good_order(stage: Stage) -> None:
     assert await worker.stopped() in {0, -signal.SIGTERM}
 
 
+async def test_without_a_worker_there_is_a_page_as_well(stage: Stage) -> None:
+    worker = await stage.run(WORKER="false")
+    with viewer(worker) as view:
+        told = view.event()
+    assert told["title"] == "Serving HTTP only"
+    assert "consuming nothing" in told["parts"]["status"]
+    for path in ("/", "/dead", "/templates"):
+        assert (await worker.get(path))[0] == 200
+
+
 async def test_there_are_so_many_places_and_who_leaves_makes_room(stage: Stage) -> None:
     worker = await stage.run()
     with ExitStack() as crowd:
@@ -144,6 +155,18 @@ async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis
         return ({int(pid) for pid, _ in rows}, here, sum(sent)) == ({pid(first), pid(second)}, [pid(first)], 4)
 
     await until(seen, "both workers")
+    key = redis.command("KEYS", "*}:workers").split("\r\n")[-1]
+    hostile = {"name": "<script>alert(1)</script>", "version": [], "phase": {}, "gate": 0, "held": 1}
+    for number, about in enumerate(("{", "1", "[]", "{}", json.dumps(hostile | {"sent_last_minute": "many"}))):
+        redis.command("SET", f"{key.removesuffix('workers')}worker:odd{number}", about)
+        redis.command("ZADD", key, str(time.time_ns() // 1_000_000), f"odd{number}")
+    assert await seen()  # what others have written there is no worker
+    redis.command(
+        "SET",
+        f"{key.removesuffix('workers')}worker:odd0",
+        json.dumps(hostile | {"sent_last_minute": 2}, separators=(",", ":")),
+    )
+    assert "&lt;script&gt;alert(1)" in (await first.get("/"))[1]
     redis.freeze()
     assert "Workers" in (await first.get("/"))[1]  # a Redis that does not answer keeps nobody from looking
     redis.thaw()
