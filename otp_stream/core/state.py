@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .job import Lane
 from .outcome import Trouble
@@ -198,9 +198,8 @@ class Step:
     p99_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recent:
-    """What became of one job lately."""
+class Recent(NamedTuple):
+    """What became of one job lately; a tuple, for one is made for each job."""
 
     at_ms: int
     job_id: str
