@@ -19,7 +19,7 @@ from rich.table import Table
 
 from otp_stream.broker.hands import LettersError
 from otp_stream.broker.letters import DeadLetters, Found, Pass, whoami
-from otp_stream.core.letter import Wanted, grouped
+from otp_stream.core.letter import Group, Wanted, grouped
 from otp_stream.settings import Settings
 
 from . import letters, line, say
@@ -74,9 +74,16 @@ def list_(
     )
     if found:
         say.out().print(letters.each_table(found, now_ms) if each else letters.group_table(groups, now_ms))
-        say.console.print(f"Send a group again: otp-stream dead replay {letters.words(groups[0])}", soft_wrap=True)
+        _hint(groups)
     if left:
         say.console.print(f"{say.count(left)} more were not looked at", style="yellow")
+
+
+def _hint(groups: list[Group]) -> None:
+    """Say how the largest group is sent again of those that would not only die once more."""
+    again = next((it for it in groups if it.stale < it.count and it.cause.reason != "malformed"), None)
+    if again is not None:
+        say.console.print(f"Send a group again: otp-stream dead replay {letters.words(again)}", soft_wrap=True)
 
 
 @cli.command()

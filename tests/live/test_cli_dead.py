@@ -147,6 +147,10 @@ async def test_what_is_no_job_can_be_looked_at_and_dropped(ground: Ground) -> No
     await until(lambda: ground._holds(2), "two dead letters")
     listed = json.loads((await ground.dead("list", "--json", "--each")).out)
     assert [(it["reason"], it["letters"]) for it in listed["groups"]] == [("malformed", 2)]
+    assert "replay" not in (await ground.dead("list")).out  # it would only die once more
+    await ground.die(1)
+    assert "otp-stream dead replay reason=rejected" in (await ground.dead("list")).out
+    assert (await ground.dead("drop", "reason=rejected", "--yes")).code == 0
     out = ground.stage.folder / "letters.jsonl"
     assert (await ground.dead("export", "--out", str(out), "--raw")).code == 0
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
