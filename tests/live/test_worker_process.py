@@ -85,6 +85,9 @@ async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_l
         await worker.wait_log("gate closed")
         await asyncio.to_thread(node.stop)
         await worker.wait_log("RabbitMQ is away")
+        # OtpBrokerAway says so: for OtpNobodyConsumes it is still a worker that consumes
+        assert await worker.metric("otp_broker_connected") == 0
+        assert await worker.metric('otp_phase{state="consuming"}') == 1
         await asyncio.to_thread(node.start)
         await stage.relay.start()
         await worker.wait_ready(60)
