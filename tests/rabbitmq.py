@@ -124,11 +124,11 @@ class Node:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def with_management(port: int) -> tuple[str, ...]:
+def with_management(port: int, host: str = "127.0.0.1") -> tuple[str, ...]:
     """Return a node's settings for the management API on this port, whose figures come every second."""
     return (
         f"management.tcp.port = {port}",
-        "management.tcp.ip = 127.0.0.1",
+        f"management.tcp.ip = {host}",
         "collect_statistics_interval = 1000",
         *(f"management.sample_retention_policies.{it} = 1" for it in ("global.minute", "basic.minute", "detailed.10")),
     )

@@ -1,364 +1,445 @@
-"""The runbook, followed in each fault that it is for: its commands run as they stand, and what it quotes is real."""
+"""The runbook, followed in each fault that it is for: its commands run as they stand, and its signs are seen."""
 
 import asyncio
 import json
-import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from amqp_proxy import amqp_proxy
 from certificates import Authority
-from cli import Ran
-from conftest import Stage, set_stage
-from rabbitmq import SERVER, Node, free_port, until, with_management
+from ground import FAKETIME
+from rabbitmq import until
 from redis_server import RedisServer
+from runbook import PREFIX, QUEUE, ROOT, WAIT_S, Fault, Ground, alerts, fault, sections
 from smtp_relay import Act, ScriptedRelay
-from worker import CODE, SCRIPT, Worker, job
+from worker import job
 
-ROOT = Path(__file__).parents[2]
-HTTP_PORT = free_port()
-_SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
-_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SEEN = re.compile(r"\*\*(?:You see|It is\s+over)\*\*.*?(?=\n\n|\Z)", re.DOTALL)
+AT_ONCE = 3
+"""Faults at one time: most of each is waiting."""
 
+_LIMIT_S = 120
+"""For each: a RabbitMQ that reads nothing keeps its clients waiting for ever."""
 
-@dataclass
-class Section:
-    """One section, and what has been done of it."""
-
-    text: str
-    stage: Stage
-    node: Node
-    done: set[str] = field(default_factory=set)
-    outputs: list[str] = field(default_factory=list)
-    pages: list[str] = field(default_factory=list)
-
-    @property
-    def commands(self) -> list[str]:
-        """Every command, as it stands."""
-        return [line for block in _BLOCK.findall(self.text) for line in block.splitlines()]
-
-    @property
-    def quotes(self) -> set[str]:
-        """Everything that is said to be seen, but for the names of alerts."""
-        return {word for seen in _SEEN.findall(self.text) for word in re.findall(r"`([^`/][^`]*)`", seen)}
-
-    async def run(self, command: str, worker: Worker, *, code: int = 0, **env: str) -> str:
-        """Run a command of this section, answering yes; returns what it told."""
-        (line,) = (it for it in self.commands if re.split(r"\s+#", it)[0] == command)
-        tools = {
-            "PATH": f"{SCRIPT.parent}:{SERVER.parent}:{os.environ['PATH']}",
-            "HOME": str(self.node.folder),
-            "LANG": "C.UTF-8",
-            "RABBITMQ_NODENAME": self.node.name,
-            "COLUMNS": "200",
-            "PAGE": f"http://127.0.0.1:{worker.port}",
-            "PID": str(worker.process.pid if worker.process else ""),
-            "MANAGEMENT_URL": f"http://127.0.0.1:{HTTP_PORT}",
-        }
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_shell(
-            line, cwd=self.stage.folder, env=worker.env | tools | env, stdin=pipe, stdout=pipe,
-            stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        out, _ = await asyncio.wait_for(process.communicate(b"y\n"), 60)
-        ran = Ran(process.returncode or 0, out.decode())
-        assert ran.code == code, f"{line}\n{ran.out}"
-        assert CODE not in ran.out
-        self.done.add(line)
-        self.outputs.append(ran.out)
-        return ran.out
-
-    async def look(self, worker: Worker, words: str) -> None:
-        """Wait until the page and `/readyz` say something."""
-
-        async def said() -> bool:
-            told = [(await worker.get(path))[1] for path in ("/", "/readyz")]
-            self.pages += told
-            return all(words in text for text in told)
-
-        await until(said, words, 40)
-
-    def check(self) -> None:
-        """Fail where a command was not run, or nobody has seen what is said to be seen."""
-        assert self.done == set(self.commands)
-        alerts = (ROOT / "deploy" / "prometheus-alerts.yaml").read_text()
-        evidence = "\n".join([alerts, *self.outputs, *self.pages, *(worker.log for worker in self.stage.workers)])
-        assert {quote for quote in self.quotes if quote not in evidence} == set()
+Play = Callable[[Fault], Awaitable[None]]
+PLAYS: dict[str, Play] = {}
+ALONE: list[str] = []
+"""Faults of the RabbitMQ that all share."""
 
 
-def sections() -> dict[str, str]:
-    """Return every section of the runbook by its heading."""
-    _, *parts = _SECTION.split((ROOT / "docs" / "runbook.md").read_text())
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+def plays(title: str, *, alone: bool = False) -> Callable[[Play], Play]:
+    """Say which section a function follows."""
+
+    def told(play: Play) -> Play:
+        PLAYS[title] = play
+        if alone:
+            ALONE.append(title)
+        return play
+
+    return told
 
 
-def heading(test: str) -> str:
-    """Return the heading that a test is named for."""
-    return test.removeprefix("test_").replace("_s_", "'s_").replace("_", " ")
+@plays("The first minute")
+async def _well(it: Fault) -> None:
+    await it.start()
+    await asyncio.gather(
+        it.run('curl -s "$PAGE/readyz"'),
+        it.run("otp-stream check"),
+        it.run("otp-stream topology show"),
+        it.run("otp-stream dead list"),
+        it.run("otp-stream send you@example.com"),
+    )
+    await it.shows()
+    await it.arrive("you@example.com")
+
+
+@plays("The relay cannot be reached")
+async def _unreachable(it: Fault) -> None:
+    await it.start()
+    await it.relay.stop()
+    await it.publish("ada@example.com", "bob@example.com")
+    await it.run("otp-stream check", code=1)
+    await it.shows()
+    await it.metric(f'otp_relay_gate{{relay="127.0.0.1:{it.relay.port}",state="open"}}', 0)
+    await it.relay.start()
+    await it.run("otp-stream check --send-to you@example.com")
+    await it.shows(over=True)
+    await it.arrive("ada@example.com", "bob@example.com", "you@example.com")
+    await it.relay.stop()
+    async with ScriptedRelay() as other:
+        await it.start(SMTP_FALLBACK_URLS=f"smtp://127.0.0.1:{other.port}?tls=none")
+        await it.publish("cleo@example.com")
+        await other.wait_accepted(1, WAIT_S)
+
+
+@plays("The relay refuses the login")
+async def _login(it: Fault) -> None:
+    it.relay.login = ("mailer", "new")
+    old = {"SMTP_AUTH": "login", "SMTP_USER": "mailer", "SMTP_PASS": "old"}
+    await it.start(**old)
+    await it.publish("ada@example.com")
+    assert "535 5.7.8" in await it.run("otp-stream check", code=1)
+    await it.shows()
+    await it.run("otp-stream check", SMTP_PASS="new")
+    await it.start(**old | {"SMTP_PASS": "new"})
+    await it.shows(over=True)
+    await it.arrive("ada@example.com")
+
+
+@plays("The relay's certificate is not accepted")
+async def _certificate(it: Fault) -> None:
+    authority = Authority(it.folder)
+    mended = {"SMTP_CA_FILE": str(authority.ca_file)}
+    it.relay.tls, it.relay.mode = authority.server("127.0.0.1"), "starttls"
+    await it.start(SMTP_TLS="starttls")
+    await it.publish("ada@example.com")
+    told = await it.run("otp-stream check", code=1)
+    await it.shows()
+    (command,) = re.findall(r"openssl .*$", told, re.MULTILINE)
+    assert "test authority" in await it.shell(command)
+    await it.run("otp-stream check", **mended)
+    await it.start(SMTP_TLS="starttls", **mended)
+    await it.shows(over=True)
+    await it.arrive("ada@example.com")
+
+
+@plays("The relay throttles")
+async def _throttle(it: Fault) -> None:
+    people = [f"u{number}@example.com" for number in range(10)]
+    it.relay.always("body", "451 4.7.0 too many messages, slow down")
+    await it.start(SMTP_RATE_PER_SECOND="20")
+    await it.publish(*people)
+    await it.shows()
+    it.relay.always("body", None)
+    await it.relay.wait_accepted(1, WAIT_S)
+    figures = "curl -s \"$PAGE/metrics\" | grep -E '^otp_relay_(rate_limit|replies)'"
+    slowed = await it.run(figures)
+    assert 'code="451"' in slowed
+    limit = re.search(r"^otp_relay_rate_limit\{.*\} (.+)$", slowed, re.MULTILINE)
+    assert limit is not None
+    assert float(limit[1]) < 20
+    await it.shows(over=True)
+    await it.arrive(*people)
+    await it.start(SMTP_RATE_PER_SECOND="14")
+    assert re.search(r"^otp_relay_rate_limit\{.*\} 14\.0$", await it.run(figures), re.MULTILINE)
+    await it.publish("ada@example.com")
+    await it.arrive("ada@example.com")
+
+
+@plays("Codes to one domain do not arrive")
+async def _rejected(it: Fault) -> None:
+    people = [f"u{number}@corp.example" for number in range(3)]
+    for to in people:
+        it.relay.always("rcpt", "550 5.7.1 relaying denied", to=to)
+    it.relay.always("rcpt", "550 5.1.1 no such user", to="typo@example.com")
+    await it.start()
+    await it.publish(people[0], jobId="login-4711")
+    await it.publish(*people[1:], "typo@example.com", "ada@example.com")
+    await it.dead(4)
+    await it.arrive("ada@example.com")
+    listed = await it.run("otp-stream dead list")
+    assert re.search(r"^ +3 +0 +rejected +550 +corp\.example .*relaying denied", listed, re.MULTILINE)
+    await it.shows()
+    each = await it.run("otp-stream dead list domain=corp.example --each")
+    assert re.search(r"^login-4711 +u\*\*\*@corp\.example +rejected +550 .* left *$", each, re.MULTILINE)
+    assert "550 5.7.1 relaying denied" in await it.run("otp-stream dead show login-4711")
+    replay = "otp-stream dead replay reason=rejected domain=corp.example"
+    assert "letters=3" in await it.run(f"{replay} --dry-run")
+    await it.dead(4)
+    for to in people:
+        it.relay.always("rcpt", None, to=to)
+    assert "letters=3" in await it.run(replay)
+    await it.arrive(*people)
+    assert "letters=1" in await it.run("otp-stream dead drop reason=rejected")
+    await it.run("otp-stream dead list")
+    await it.shows(over=True)
+
+
+@plays("Codes are late")
+async def _late(it: Fault) -> None:
+    it.relay.always("body", Act(delay_s=0.25))
+    people = [f"u{number}@example.com" for number in range(90)]
+    (figures,) = (line for line in it.section.commands if line.startswith("curl"))
+    often = {"HEARTBEAT_INTERVAL_MS": "1000"}
+    await it.start(PREFETCH_COUNT="1", **often)
+    await it.publish(*people)
+    await it.run("otp-stream check")
+    await it.shows()
+    narrow = await it.run(figures)
+    for name in ('queue_ready{queue="service_send_otp"} ', 'window_size{lane="jobs"} 1', 'window_held{lane="jobs"} 1'):
+        assert f"otp_{name}" in narrow
+    assert "otp_relay_turns_waiting 0.0" in narrow
+    await it.start(PREFETCH_COUNT="200", SMTP_POOL_SIZE="3", **often)
+    await it.relay.wait(lambda: it.relay.open_connections == 2, "all connections but that for urgent jobs")
+    narrow = await it.run(figures)
+    assert re.search(r"^otp_relay_turns_waiting [1-9]", narrow, re.MULTILINE)
+    assert re.search(r"^otp_relay_connections\{.*\} 2\.0$", narrow, re.MULTILINE)
+    await it.start(PREFETCH_COUNT="200", **often)
+    await it.arrive(*people)
+    await it.shows(over=True)
+
+
+@plays("RabbitMQ is short of memory or disk", alone=True)
+async def _blocked(it: Fault) -> None:
+    taken = asyncio.Event()
+    it.relay.always("body", Act(until=taken))
+    await it.start()
+    await it.publish("ada@example.com")
+    await it.relay.wait(lambda: it.relay.contents == 1, "a mail on the wire", WAIT_S)
+    try:
+        await asyncio.to_thread(it.node.control, "set_vm_memory_high_watermark", "0.000001")
+        taken.set()  # what the worker then publishes is the event of it
+        await it.run("rabbitmq-diagnostics alarms")
+        await it.shows()
+        await it.arrive("ada@example.com")
+    finally:
+        await asyncio.to_thread(it.node.control, "set_vm_memory_high_watermark", "0.4")
+    await it.run("rabbitmq-diagnostics alarms")
+    await it.shows(over=True)
+    await it.publish("bob@example.com")
+    await it.arrive("bob@example.com")
+
+
+@plays("RabbitMQ is away", alone=True)
+async def _broker(it: Fault) -> None:
+    await it.start()
+    it.relay.always("body", Act(delay_s=0.5))
+    await it.publish("ada@example.com")
+    await it.relay.wait(lambda: "DATA" in it.relay.commands(), "a mail on the wire")
+    await asyncio.to_thread(it.node.stop)
+    await asyncio.gather(it.run("otp-stream check", code=1), it.run("rabbitmqctl status", code=69))
+    await it.shows()
+    await it.metric("otp_broker_connected", 0)
+    await it.arrive("ada@example.com")
+    await asyncio.to_thread(it.node.start)
+    await it.shows(over=True)
+    await it.stage.rabbit.call()
+    await it.publish("bob@example.com")
+    await it.arrive("ada@example.com", "bob@example.com")
+
+
+@plays("A queue of ours was made by somebody else")
+async def _other_properties(it: Fault) -> None:
+    await it.stage.rabbit.declare()
+    await it.stage.rabbit.declare(f"{PREFIX}.dead")
+    await it.publish("ada@example.com")
+    await it.stage.rabbit.publish(job("old@example.com"), to=f"{PREFIX}.dead")
+    await it.start(ready=False)
+    await it.run("otp-stream check", code=1)
+    await it.shows()
+    await it.metric('otp_phase{state="consuming"}', 0)
+    await it.run("otp-stream dead export --raw --out letters.jsonl")
+    assert _bodies(it.folder / "letters.jsonl") == [json.loads(job("old@example.com"))]
+    await it.run("rabbitmqctl delete_queue otp.dead")
+    await it.shows(over=True)
+    await it.arrive("ada@example.com")
+
+
+@plays("A queue is missing, or left over")
+async def _missing(it: Fault) -> None:
+    worker = await it.start(BASE_DELAY_MS="500")
+    await it.stage.rabbit.channel.queue_delete(f"{PREFIX}.dead")
+    await worker.wait_log("topology is checked again", WAIT_S)
+    await worker.stop()
+    await it.stage.rabbit.channel.queue_delete(QUEUE)
+    now = {"BASE_DELAY_MS": "1000"}
+    await it.run("otp-stream topology show", code=1, **now)
+    await it.shows()
+    assert f"made: queue {QUEUE}\n" in await it.run("otp-stream topology apply", **now)
+    assert f"{PREFIX}.retry.538 " in await it.run("otp-stream topology prune --dry-run", **now)
+    assert f"{PREFIX}.retry.538: deleted" in await it.run("otp-stream topology prune", **now)
+    await it.run("otp-stream topology prune --dry-run", **now)
+    await it.shows(over=True)
+
+
+@plays("A producer sends what is no job")
+async def _malformed(it: Fault) -> None:
+    wrong = {"email": "ada@example.com", "otp": 739154, "jobId": "order-17"}
+    await it.start()
+    await it.stage.rabbit.publish(json.dumps(wrong).encode())
+    await it.publish("bob@example.com")
+    await it.dead(1)
+    await it.run("otp-stream dead list reason=malformed")
+    await it.shows()
+    await it.arrive("bob@example.com")
+    assert "a***@example.com" in await it.run("otp-stream dead show order-17")
+    await it.run("otp-stream dead export reason=malformed --raw --out malformed.jsonl")
+    assert _bodies(it.folder / "malformed.jsonl") == [wrong]
+    assert "letters=1" in await it.run("otp-stream dead drop reason=malformed")
+    await it.run("otp-stream dead list reason=malformed")
+    await it.shows(over=True)
+
+
+@plays("A template fails")
+async def _template(it: Fault) -> None:
+    own = {"TEMPLATES_DIR": str(it.folder / "own")}
+    body = it.folder / "own" / "otp" / "body.txt"
+    body.parent.mkdir(parents=True)
+    body.write_text("{{ team }}: {{ otp }}\n")
+    await it.start(**own)
+    await it.publish("ada@example.com")
+    await it.dead(1)
+    await it.run("otp-stream templates lint", code=1)
+    await it.shows()
+    body.write_text("{{ otp }\n")
+    worker = await it.start(ready=False, **own)
+    assert await worker.stopped(WAIT_S) == 2
+    assert "TEMPLATES_DIR: template otp/body.txt, line 1" in worker.log
+    body.write_text("{{ team | default('us') }}: {{ otp }}\n")
+    await it.run("otp-stream templates lint")
+    assert "us: " in await it.run("otp-stream templates preview otp")
+    await it.start(**own)
+    await it.run("otp-stream dead replay reason=crashed")
+    await it.arrive("ada@example.com")
+    await it.run("otp-stream dead list")
+    await it.shows(over=True)
+
+
+@plays("Redis is away")
+async def _redis(it: Fault) -> None:
+    redis = RedisServer(it.folder / "redis")
+    redis.start()
+    try:
+        worker = await it.start(REDIS_URL=redis.url)
+        redis.kill()
+        await it.publish("ada@example.com")
+        await it.arrive("ada@example.com")
+        await it.run("otp-stream check", code=1)
+        await it.shows()
+        await it.metric("otp_redis_connected", 0)
+        redis.start()
+        await worker.wait_log("Redis answers again", WAIT_S)
+        await it.publish("bob@example.com")
+        await it.arrive("bob@example.com")
+        await it.run("otp-stream tables")
+        await it.shows(over=True)
+    finally:
+        redis.remove()
+
+
+@plays("Several workers do not share their state")
+async def _apart(it: Fault) -> None:
+    redis = RedisServer(it.folder / "redis")
+    redis.start()
+    try:
+        for changes in ({}, {"REDIS_URL": redis.url}):
+            other = it.stage.worker(HEARTBEAT_INTERVAL_MS="300", **changes)
+            await asyncio.gather(it.start(HEARTBEAT_INTERVAL_MS="300", **changes), other.start())
+            await it.run("otp-stream check")
+            await it.shows(over=bool(changes))
+            await other.stop()
+        await it.publish("ada@example.com")
+        await it.arrive("ada@example.com")
+    finally:
+        redis.remove()
+
+
+@plays("Codes have expired")
+async def _expired(it: Fault) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    await it.start()
+    await it.publish("late@example.com", "later@example.com", timestamp=now_ms - 20 * 60_000)
+    await it.publish("ahead@example.com", timestamp=now_ms + 60_000)
+    await it.dead(2)
+    await it.arrive("ahead@example.com")
+    await it.metric("otp_clock_ahead_total", 1)
+    await it.run("otp-stream check", LD_PRELOAD=str(FAKETIME), FAKETIME="+60", DONT_FAKE_MONOTONIC="1")
+    await it.shows()
+    listed = await it.run("otp-stream dead list reason=expired")
+    assert re.search(r"^ +2 +2 +expired .*example\.com", listed, re.MULTILINE)
+    assert "letters=2" in await it.run("otp-stream dead replay reason=expired newer=10m --fresh-expiry")
+    await it.arrive("late@example.com", "later@example.com")
+    await it.publish("gone@example.com", timestamp=now_ms - 20 * 60_000)
+    await it.dead(1)
+    assert "letters=1" in await it.run("otp-stream dead drop reason=expired")
+    await it.run("otp-stream dead list reason=expired")
+    await it.shows(over=True)
+
+
+@plays("Restart, or take a worker away")
+async def _stop(it: Fault) -> None:
+    people = [f"u{number}@example.com" for number in range(30)]
+    it.relay.always("body", Act(delay_s=0.3))
+    worker = await it.start(SMTP_POOL_SIZE="5")
+    await it.publish(*people)
+    await it.relay.wait_accepted(1, WAIT_S)
+    await it.run('kill -TERM "$PID"')
+    assert await worker.stopped(WAIT_S) in {0, -signal.SIGTERM}
+    await it.shows()
+    worker = await it.start()
+    await it.arrive(*people)
+    it.relay.always("body", Act(delay_s=60))
+    await it.publish("ada@example.com")
+    await it.relay.wait(lambda: it.relay.contents > len(people), "a mail on the wire")
+    await it.run('kill -KILL "$PID"')
+    assert await worker.stopped() == -signal.SIGKILL
+    it.relay.always("body", None)
+    await it.start()
+    await it.shows(over=True)
+    await until(lambda: _has(it, "ada@example.com"), "the mail", WAIT_S)
+
+
+async def _has(it: Fault, recipient: str) -> bool:
+    return recipient in {mail.recipient for mail in it.relay.accepted}
+
+
+def _bodies(file: Path) -> list[object]:
+    return [json.loads(b64decode(json.loads(line)["body"])) for line in file.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """Start a RabbitMQ that is nobody else's: in the runbook the queues have their usual names."""
-    node = Node(tmp_path_factory.mktemp("node"), settings=with_management(HTTP_PORT), plugins="rabbitmq_management")
-    node.start()
-    node.control("eval", "application:set_env(rabbit, quorum_tick_interval, 500).")
-    yield node
-    node.remove()
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    ground = Ground(tmp_path_factory.mktemp("runbook"))
+    ground.start()
+    yield ground
+    ground.node.remove()
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.remove()
+@pytest.fixture(scope="module")
+def followed(request: pytest.FixtureRequest, ground: Ground) -> dict[str, Exception | None]:
+    """Follow every section that is asked for, several at one time; returns what went wrong with each."""
+    asked = {item.callspec.params["title"] for item in request.session.items if "title" in _parameters(item)}
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def follow(title: str) -> Exception | None:
+        async with turn:
+            try:
+                async with asyncio.timeout(_LIMIT_S), fault(ground, title) as it:
+                    await PLAYS[title](it)
+            except Exception as error:  # noqa: BLE001 - the test of this section raises it
+                return error
+        return None
+
+    async def all_of_them() -> dict[str, Exception | None]:
+        together = [title for title in PLAYS if title in asked and title not in ALONE]
+        found = dict(zip(together, await asyncio.gather(*map(follow, together)), strict=True))
+        return found | {title: await follow(title) for title in ALONE if title in asked}
+
+    return asyncio.run(all_of_them())
 
 
-@pytest.fixture
-async def section(node: Node, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Section]:
-    """Open the section that a test is named for, with a stage to follow it on."""
-    texts = {name.lower().replace(",", ""): text for name, text in sections().items()}
-    async with set_stage(node.url, tmp_path, names=("service_send_otp", "otp")) as stage:
-        section = Section(texts[heading(request.node.name)], stage, node)
-        yield section
-        section.check()
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
-def test_every_section_is_followed() -> None:
-    followed = {heading(name) for name in globals() if name.startswith("test_")}
-    assert {name.lower().replace(",", "") for name in sections()} <= followed
+def test_every_section_is_followed_and_no_command_stands_where_nobody_runs_it() -> None:
+    assert set(PLAYS) == set(sections())
+    assert set(re.findall(r"^```(\w*)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)) == {"sh", ""}
 
 
 def test_every_alert_leads_to_a_section() -> None:
-    anchors = {name.lower().replace(",", "").replace("'", "").replace(" ", "-") for name in sections()}
-    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())
-    for rule in alerts["groups"][0]["rules"]:
-        path, _, anchor = rule["annotations"]["runbook"].partition("#")
-        assert (path, anchor in anchors) == ("docs/runbook.md", True), rule["alert"]
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in sections()}
+    for name, lead in alerts().items():
+        path, _, anchor = lead.partition("#")
+        assert (path, anchor in anchors) == ("docs/runbook.md", True), name
 
 
-async def test_the_first_minute(section: Section) -> None:
-    stage = section.stage
-    stage.relay.always("rcpt", "550 5.7.1 relaying denied")
-    worker = await stage.run()
-    await stage.rabbit.publish(job("user@corp.example"))
-    await worker.wait_log("job is dead")
-    assert '"status": "healthy"' in await section.run('curl -s "$PAGE/readyz"', worker)
-    assert "RabbitMQ" in await section.run("otp-stream check", worker)
-    assert "service_send_otp" in await section.run("otp-stream topology show", worker)
-    assert "550 5.7.1 relaying denied" in await section.run("otp-stream dead list", worker)
-
-
-async def test_the_relay_cannot_be_reached(section: Section) -> None:
-    stage = section.stage
-    worker = await stage.run()
-    await stage.relay.stop()
-    await stage.rabbit.publish(job())
-    await worker.wait_log("gate closed")
-    assert f"127.0.0.1:{stage.relay.port}" in await section.run("otp-stream check", worker, code=1)
-    await stage.relay.start()
-    await stage.relay.wait_accepted(1, 20)
-    await worker.wait_log("gate open")
-
-
-async def test_the_relay_refuses_the_login(section: Section) -> None:
-    stage = section.stage
-    async with ScriptedRelay(login=("mailer", "new")) as relay:
-        there = {"SMTP_PORT": str(relay.port), "SMTP_AUTH": "login", "SMTP_USER": "mailer"}
-        old = await stage.run(SMTP_PASS="old", **there)
-        await stage.rabbit.publish(job())
-        await old.wait_log("gate closed")
-        assert "535" in await section.run("otp-stream check", old, code=1)
-        await section.run("otp-stream check --send-to you@example.com", old, SMTP_PASS="new")
-        await old.stop()
-        new = await stage.run(SMTP_PASS="new", **there)
-        await relay.wait_accepted(2, 20)
-        await new.wait_log("job sent")
-
-
-async def test_the_relay_s_certificate_is_not_accepted(section: Section, tmp_path: Path) -> None:
-    stage, authority = section.stage, Authority(tmp_path)
-    async with ScriptedRelay(tls=authority.server("127.0.0.1"), mode="starttls") as relay:
-        there = {"SMTP_PORT": str(relay.port), "SMTP_TLS": "starttls"}
-        worker = await stage.run(**there)
-        await stage.rabbit.publish(job())
-        await worker.wait_log("gate closed")
-        assert "SMTP_CA_FILE" in await section.run("otp-stream check", worker, code=1)
-        await worker.stop()
-        await stage.run(SMTP_CA_FILE=str(authority.ca_file), **there)
-        await relay.wait_accepted(1, 20)
-
-
-async def test_the_relay_throttles(section: Section) -> None:
-    stage = section.stage
-    stage.relay.then("body", "451 4.7.0 too many messages, slow down")
-    worker = await stage.run(SMTP_RATE_PER_SECOND="20")
-    await stage.rabbit.publish(*(job(jobId=f"j{number}") for number in range(10)))
-    await worker.wait_log("slowed down")
-    await section.look(worker, "slowed to")
-    told = await section.run("curl -s \"$PAGE/metrics\" | grep -E '^otp_relay_(rate_limit|replies)'", worker)
-    assert 'code="451"' in told
-    await stage.relay.wait_accepted(10, 20)
-    await worker.wait_log("at the full rate again", 40)
-
-
-async def test_codes_to_one_domain_do_not_arrive(section: Section) -> None:
-    stage = section.stage
-    people = [f"user{number}@corp.example" for number in range(50)]
-    for person in people:
-        stage.relay.always("rcpt", "550 5.7.1 relaying denied", to=person)
-    worker = await stage.run()
-    await stage.rabbit.publish(*map(job, people))
-    await until(lambda: _holds(stage, "otp.dead", 50), "fifty dead letters")
-    told = await section.run("otp-stream dead list", worker)
-    assert re.search(r"50 .*rejected.*corp\.example", told)
-    replay = "otp-stream dead replay reason=rejected domain=corp.example"
-    assert "50" in await section.run(f"{replay} --dry-run", worker)
-    assert await _holds(stage, "otp.dead", 50)
-    for person in people:
-        stage.relay.always("rcpt", None, to=person)
-    await section.run(replay, worker)
-    await stage.relay.wait_accepted(50, 20)
-    await until(lambda: _holds(stage, "otp.dead", 0), "an empty queue")
-
-
-async def test_codes_are_late(section: Section) -> None:
-    stage = section.stage
-    stage.relay.always("body", Act(delay_s=1))
-    worker = await stage.run(SMTP_POOL_SIZE="3", PREFETCH_COUNT="6")
-    await stage.rabbit.publish(*(job(jobId=f"j{number}") for number in range(60)))
-    await section.look(worker, "codes are late")
-    assert "service_send_otp" in await section.run("otp-stream topology show", worker)
-    figures = "otp_(queue_ready|relay_turns_waiting|relay_connections|send_seconds_(sum|count))"
-    told = await section.run(f"curl -s \"$PAGE/metrics\" | grep -E '^{figures}'", worker)
-    assert re.search(r"^otp_relay_turns_waiting [1-9]", told, re.MULTILINE)
-    assert re.search(r"^otp_relay_connections\{.*\} 2\.0$", told, re.MULTILINE)
-    assert re.search(r"^otp_queue_ready\{queue=\"service_send_otp\"\} [1-9]", told, re.MULTILINE)
-
-
-async def test_rabbitmq_is_away(section: Section) -> None:
-    stage = section.stage
-    async with amqp_proxy(stage.url) as (proxy, url):
-        worker = await stage.run(url=url)
-        proxy.refuse = True
-        proxy.cut()
-        await worker.wait_log("RabbitMQ is away")
-        assert "RABBITMQ_URL" in await section.run("otp-stream check", worker, code=1)
-        proxy.refuse = False
-        await worker.wait_log("RabbitMQ is back")
-        await stage.rabbit.publish(job())
-        await stage.relay.wait_accepted(1, 20)
-        await worker.stop()
-
-
-async def test_a_queue_of_ours_was_made_by_somebody_else(section: Section) -> None:
-    stage = section.stage
-    await stage.rabbit.declare("otp.retry.due")
-    worker = stage.worker()
-    await worker.start(ready=False)
-    await worker.wait_log("exists with other properties")
-    assert "otp.retry.due" in await section.run("otp-stream topology show", worker, code=1)
-    await section.run("rabbitmqctl delete_queue otp.retry.due --if-empty", worker)
-    await section.run("otp-stream topology apply", worker)
-    await worker.wait_log('"consuming"')
-    await worker.wait_ready()
-
-
-async def test_the_delays_were_changed(section: Section) -> None:
-    stage = section.stage
-    await (await stage.run(BASE_DELAY_MS="7000")).stop()
-    worker = await stage.run()
-    before = set(section.node.control("list_queues", "name").split())
-    prune = 'otp-stream topology prune --management-url "$MANAGEMENT_URL"'
-    assert "otp.retry.7" in await section.run(f"{prune} --dry-run", worker)
-    await section.run(prune, worker)
-    gone = before - set(section.node.control("list_queues", "name").split())
-    assert gone
-    assert all(name.startswith("otp.retry.") for name in gone)
-    await stage.rabbit.publish(job())
-    await stage.relay.wait_accepted(1, 20)
-
-
-async def test_a_producer_sends_what_is_no_job(section: Section) -> None:
-    stage = section.stage
-    worker = await stage.run()
-    await stage.rabbit.publish(json.dumps({"email": "ada@example.com", "otp": int(CODE), "jobId": "order-17"}).encode())
-    await worker.wait_log("job is dead")
-    assert "otp: must be a string" in await section.run("otp-stream dead list reason=malformed", worker)
-    assert "a***@example.com" in await section.run("otp-stream dead show order-17", worker)
-    await section.run("otp-stream dead export reason=malformed --out malformed.jsonl", worker)
-    assert "order-17" in (stage.folder / "malformed.jsonl").read_text()
-    await section.run("otp-stream dead drop reason=malformed", worker)
-    assert await _holds(stage, "otp.dead", 0)
-
-
-async def test_a_template_fails(section: Section, tmp_path: Path) -> None:
-    stage, own = section.stage, tmp_path / "own"
-    (own / "otp").mkdir(parents=True)
-    (own / "otp" / "body.txt").write_text("{{ otp }}, {{ company.name }}")
-    worker = await stage.run(TEMPLATES_DIR=str(own))
-    await stage.rabbit.publish(job())
-    await worker.wait_log("job is dead")
-    assert "otp/body.txt, line 1" in worker.log
-    assert "otp/body.txt:1: error: " in await section.run("otp-stream templates lint", worker, code=1)
-    await worker.stop()
-    (own / "otp" / "body.txt").write_text("{{ otp }}")
-    worker = await stage.run(TEMPLATES_DIR=str(own))
-    await section.run("otp-stream dead replay reason=crashed", worker)
-    await stage.relay.wait_accepted(1, 20)
-
-
-async def test_redis_is_away(section: Section, redis: RedisServer) -> None:
-    stage = section.stage
-    worker = await stage.run(REDIS_URL=redis.url)
-    redis.kill()
-    await worker.wait_log("Redis does not answer")
-    await stage.rabbit.publish(job())
-    await stage.relay.wait_accepted(1, 20)
-    assert redis.url in await section.run("otp-stream tables", worker, code=1)
-    redis.start()
-    await worker.wait_log("Redis answers again")
-
-
-async def test_several_workers_do_not_share_their_state(section: Section) -> None:
-    stage = section.stage
-    first, _ = [await stage.run(HEARTBEAT_INTERVAL_MS="500") for _ in range(2)]
-    await first.wait_log("workers do not share their state")
-    assert "REDIS_URL: is not set" in await section.run("otp-stream tables", first, code=2)
-
-
-async def test_codes_have_expired(section: Section, redis: RedisServer) -> None:
-    stage = section.stage
-    worker = await stage.run(REDIS_URL=redis.url)
-    hour_ago_ms = time.time_ns() // 1_000_000 - 3_600_000
-    await stage.rabbit.publish(job(timestamp=hour_ago_ms))
-    await worker.wait_log("job is dead")
-    assert "of this machine" in await section.run("otp-stream check", worker)
-    await section.run("otp-stream dead drop reason=expired", worker)
-    assert await _holds(stage, "otp.dead", 0)
-
-
-async def test_restart_or_take_a_worker_away(section: Section) -> None:
-    stage = section.stage
-    stage.relay.always("body", Act(delay_s=1))
-    worker = await stage.run(SMTP_POOL_SIZE="1")
-    await stage.rabbit.publish(*(job(jobId=f"j{number}") for number in range(3)))
-    await stage.relay.wait(lambda: stage.relay.contents > 0, "a mail on the wire")
-    await section.run('kill -TERM "$PID"', worker)
-    assert await worker.stopped() in {0, -signal.SIGTERM}
-    assert '"stopped"' in worker.log
-    stage.relay.always("body", None)
-    await stage.run()
-    await stage.relay.wait_accepted(3, 20)
-
-
-async def _holds(stage: Stage, queue: str, count: int) -> bool:
-    return await stage.rabbit.depth(queue) == count
+@pytest.mark.parametrize("title", PLAYS)
+def test_what_it_says_is_seen_and_its_commands_mend_the_fault(
+    title: str, followed: dict[str, Exception | None]
+) -> None:
+    if error := followed[title]:
+        raise error

@@ -1,0 +1,259 @@
+"""docs/runbook.md as its test follows it: the commands of each section, and where its words are to be seen.
+
+`Fault` is one section on its stage: it runs a line as it stands, in a shell that has the worker's settings, and looks
+for the words in the worker's log, at its addresses and in what commands told.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import urllib.request
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+from conftest import Stage, set_stage
+from rabbitmq import SERVER, Node, until, with_management
+from smtp_relay import ScriptedRelay
+from worker import CODE, SCRIPT, Worker, job
+
+ROOT = Path(__file__).parents[1]
+QUEUE, PREFIX = "service_send_otp", "otp"
+WAIT_S = 40
+"""For each condition: other faults are played beside it."""
+_SECTION = re.compile(r"^## (?P<title>.+?)$\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```sh$\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SIGNS = re.compile(r"^\| \| \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)
+"""A table without titles: where something will be seen, and its words."""
+_ROW = re.compile(r"\| (?P<over>over: )?(?P<where>[^|]+?) \| (?P<words>[^|]+) \|")
+_CODE = re.compile(r"`([^`]+)`")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Words that will be seen: as an `alert`, in the `log`, at an address of the worker, or told by a command."""
+
+    where: str
+    words: str
+    over: bool
+    """Whether they tell that the fault has ended."""
+
+    def is_in(self, text: str) -> bool:
+        """Tell whether they stand there; `…` is anything on the same line."""
+        return re.search(".*?".join(map(re.escape, self.words.split("…"))), text) is not None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is to be done and to be seen in one fault."""
+
+    title: str
+    lines: tuple[str, ...]
+    """Of its `sh` blocks, as they stand."""
+    signs: tuple[Sign, ...]
+
+    @property
+    def commands(self) -> set[str]:
+        """The lines without their comments."""
+        return set(map(_bare, self.lines))
+
+
+@cache
+def sections() -> dict[str, Section]:
+    """Return every section by its title."""
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    return {it["title"]: _section(it["title"], it["text"]) for it in _SECTION.finditer(text)}
+
+
+def _section(title: str, text: str) -> Section:
+    lines = [line for block in _BLOCK.findall(text) for line in block.splitlines()]
+    signs = [
+        Sign(row["where"].strip("`"), words, bool(row["over"]))
+        for table in _SIGNS.findall(text)
+        for row in _ROW.finditer(table)
+        for words in _CODE.findall(row["words"])
+    ]
+    return Section(title, tuple(lines), tuple(signs))
+
+
+def _bare(line: str) -> str:
+    return re.split(r"\s+# ", line)[0]
+
+
+@cache
+def alerts() -> dict[str, str]:
+    """Return where in the runbook each alert leads to, by its name."""
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())["groups"]
+    return {rule["alert"]: rule["annotations"]["runbook"] for group in groups for rule in group["rules"]}
+
+
+@dataclass
+class Ground:
+    """What all faults share: a RabbitMQ at its usual ports, on a loopback address that is nobody else's."""
+
+    folder: Path
+    host: str = field(default_factory=lambda: ".".join(["127", *(str(random.randint(1, 254)) for _ in range(3))]))  # noqa: S311
+    node: Node = field(init=False)
+
+    def __post_init__(self) -> None:
+        management = with_management(15672, self.host)
+        self.node = Node(
+            self.folder / "node", settings=(f"listeners.tcp.2 = {self.host}:5672", *management),
+            plugins="rabbitmq_management",
+        )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@{self.host}:5672/"
+
+    def start(self) -> None:
+        self.node.start()
+        self.node.control("eval", "application:set_env(rabbit, quorum_tick_interval, 500).")
+
+    async def virtual_host(self, name: str) -> str:
+        """Make one; returns its URL."""
+        await asyncio.to_thread(self._put, f"vhosts/{name}", {})
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        await asyncio.to_thread(self._put, f"permissions/{name}/guest", everything)
+        return self.url + name
+
+    def _put(self, path: str, content: dict[str, str]) -> None:
+        headers = {"Authorization": f"Basic {b64encode(b'guest:guest').decode()}", "Content-Type": "application/json"}
+        address = f"http://{self.host}:15672/api/{path}"
+        with urllib.request.urlopen(
+            urllib.request.Request(address, json.dumps(content).encode(), headers, method="PUT"), timeout=20
+        ):
+            pass
+
+
+@dataclass
+class Fault:
+    """A section that is followed on its stage."""
+
+    section: Section
+    stage: Stage
+    node: Node
+    told: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """What each command wrote, each time."""
+    _worker: Worker | None = None
+
+    @property
+    def worker(self) -> Worker:
+        """The one that the person looks at."""
+        assert self._worker is not None
+        return self._worker
+
+    @property
+    def relay(self) -> ScriptedRelay:
+        return self.stage.relay
+
+    @property
+    def folder(self) -> Path:
+        """Where the person is."""
+        return self.stage.folder
+
+    async def start(self, *, ready: bool = True, **changes: str) -> Worker:
+        """Start the worker, or stop it and start one with other settings in its place."""
+        if self._worker is not None:
+            await self._worker.stop()
+        self._worker = self.stage.worker(**changes)
+        await self._worker.start(ready=ready)
+        return self._worker
+
+    async def publish(self, *recipients: str, **more: object) -> None:
+        await self.stage.rabbit.publish(*(job(to, **more) for to in recipients))
+
+    async def run(self, command: str, *, code: int = 0, **env: str) -> str:
+        """Run a line of the section, answering yes; returns what it told. `env` goes before the worker's settings."""
+        (line,) = (it for it in self.section.lines if _bare(it) == command)
+        out = await self.shell(line, code=code, **env)
+        assert CODE not in out
+        self.told.setdefault(command, []).append(out)
+        return out
+
+    async def shell(self, line: str, *, code: int = 0, **env: str) -> str:
+        tools = {
+            "PATH": f"{SCRIPT.parent}:{SERVER.parent}:{os.environ['PATH']}", "LANG": "C.UTF-8", "COLUMNS": "400",
+            "NO_COLOR": "1", "PAGE": f"http://127.0.0.1:{self.worker.port}",
+            "PID": str(self.worker.process and self.worker.process.pid),
+            # how RabbitMQ's programs find the node
+            "HOME": str(self.node.folder), "RABBITMQ_NODENAME": self.node.name,
+        }  # fmt: skip
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_shell(
+            line, cwd=self.folder, env=self.worker.env | tools | env,
+            stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        out, _ = await asyncio.wait_for(process.communicate(b"y\n"), 90)
+        assert process.returncode == code, f"{line}: ended with {process.returncode}\n{out.decode()}"
+        return out.decode()
+
+    async def shows(self, *, over: bool = False) -> None:
+        """Wait for every sign of the fault, one after the other, or of its end."""
+        for sign in self.section.signs:
+            if sign.over != over:
+                continue
+            try:
+                await until(lambda sign=sign: self._is_seen(sign), f"{sign}", WAIT_S)
+            except AssertionError as error:
+                pieces = (str(error), *self.told.get(sign.where, []), (await self.worker.get("/readyz"))[1])
+                raise AssertionError("\n".join((*pieces, self.worker.log[-4000:]))) from None
+
+    async def _is_seen(self, sign: Sign) -> bool:
+        match sign.where:
+            case "alert":
+                return sign.words in alerts()
+            case "log":
+                return sign.is_in(self.worker.log)
+            case path if path.startswith("/"):
+                return sign.is_in((await self.worker.get(path))[1])
+            case command:  # what it told last
+                return any(map(sign.is_in, self.told[command][-1:]))
+
+    async def metric(self, line: str, value: float) -> None:
+        """Wait until a metric, of which an alert is made, has this value."""
+
+        async def has() -> bool:
+            return await self.worker.metric(line) == value
+
+        await until(has, f"{line} {value}", WAIT_S)
+
+    async def arrive(self, *recipients: str) -> None:
+        """Wait until each of them has a mail, and see that it is one only."""
+
+        async def arrived() -> bool:
+            return {mail.recipient for mail in self.relay.accepted} >= set(recipients)
+
+        await until(arrived, f"mails to all of {recipients}", WAIT_S)
+        got = [mail.recipient for mail in self.relay.accepted]
+        assert all(got.count(to) == 1 for to in recipients), got
+
+    async def dead(self, count: int) -> None:
+        """Wait until there are so many dead letters."""
+
+        async def died() -> bool:
+            return await self.stage.rabbit.depth(f"{PREFIX}.dead") == count
+
+        await until(died, f"{count} dead letters", WAIT_S)
+
+
+@asynccontextmanager
+async def fault(ground: Ground, title: str) -> AsyncIterator[Fault]:
+    """Set the stage for a section; at the end every command of it must have been run."""
+    section = sections()[title]
+    name = re.sub(r"\W+", "-", title.lower())
+    # rabbitmqctl speaks of the default virtual host unless told otherwise; the others have one of their own
+    default = "rabbitmqctl delete_queue otp.dead" in section.commands
+    url = ground.url if default else await ground.virtual_host(name)
+    folder = ground.folder / name
+    folder.mkdir()
+    async with set_stage(url, folder, tidy=False, names=(QUEUE, PREFIX)) as stage:
+        it = Fault(section, stage, ground.node)
+        yield it
+        assert set(it.told) == section.commands
