@@ -28,7 +28,9 @@ def main(command: list[str]) -> int:
     needed = {
         "chromium": shutil.which("chromium"),
         "chromium-driver": shutil.which("chromedriver"),
+        "curl": shutil.which("curl"),
         "libfaketime": FAKETIME.exists(),
+        "openssl": shutil.which("openssl"),
         "rabbitmq-server": SERVER.exists(),
         "redis-server": shutil.which("redis-server"),
     }
