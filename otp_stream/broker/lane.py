@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from time import monotonic
 from typing import Protocol
 from uuid import uuid4
@@ -235,7 +236,14 @@ class LaneConsumer:
 
     async def _refuse(self, arrival: Arrival, error: str) -> str | None:
         message = arrival.message
-        job_id = said_job_id(message.body) or message.message_id or uuid4().hex
+        # what a message is called may be an address or a code, and of one that is no job nothing tells which
+        called = (
+            message.message_id
+            and blake2b(
+                message.message_id.encode(errors="replace"), key=self._desk.hash_key, digest_size=16
+            ).hexdigest()
+        )
+        job_id = said_job_id(message.body) or called or uuid4().hex
         dead = Dead("malformed", error, arrival.attempts_made(None))
         settlement = _Settlement(self._desk, arrival, job_id, None)
         if await settlement(dead):

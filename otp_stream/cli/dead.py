@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from otp_stream.broker.hands import LettersError
 from otp_stream.broker.letters import DeadLetters, Found, Pass, whoami
@@ -83,7 +84,9 @@ def _hint(groups: list[Group]) -> None:
     """Say how the largest group is sent again of those that would not only die once more."""
     again = next((it for it in groups if it.stale < it.count and it.cause.reason != "malformed"), None)
     if again is not None:
-        say.console.print(f"Send a group again: otp-stream dead replay {letters.words(again)}", soft_wrap=True)
+        say.console.print(
+            f"Send a group again: otp-stream dead replay {letters.words(again)}", soft_wrap=True, markup=False
+        )
 
 
 @cli.command()
@@ -102,7 +105,7 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
         table = Table(box=None, show_header=False, pad_edge=False, caption=" ")
         for name, value in letter.items():
             shown = json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, dict) else str(value)
-            table.add_row(name, shown)
+            table.add_row(name, Text(shown))
         say.out().print(table)
     if not found:
         say.fail(f"{job_id}: no dead letter has this id", 1)

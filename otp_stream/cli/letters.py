@@ -1,9 +1,11 @@
 """Dead letters as the command line shows them: for people, and for programs."""
 
+import shlex
 import time
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from otp_stream.broker.letters import Found
 from otp_stream.core.letter import Group, Letter, outline
@@ -21,8 +23,8 @@ def group_table(groups: list[Group], now_ms: int) -> Table:
         table.add_column(title, overflow="fold")
     for it in groups:
         table.add_row(
-            say.count(it.count), say.count(it.stale), it.cause.reason, it.cause.code, it.cause.domain,
-            _ago(it.newest_ms, now_ms), it.error,
+            say.count(it.count), say.count(it.stale), it.cause.reason, it.cause.code, Text(it.cause.domain),
+            _ago(it.newest_ms, now_ms), Text(it.error),
         )  # fmt: skip
     return table
 
@@ -34,13 +36,13 @@ def each_table(letters: list[Letter], now_ms: int) -> Table:
         table.add_column(title, overflow="fold")
     for it in letters:
         died = _ago(it.died_ms, now_ms)
-        table.add_row(it.job_id, it.recipient, it.reason, it.code, str(it.attempt), died, _life(it, now_ms))
+        table.add_row(Text(it.job_id), Text(it.recipient), it.reason, it.code, str(it.attempt), died, _life(it, now_ms))
     return table
 
 
 def words(group: Group) -> str:
     """Return the words that mean this group."""
-    return " ".join(f"{name}={value}" for name, value in cause_words(group.cause).items())
+    return shlex.join(f"{name}={value}" for name, value in cause_words(group.cause).items())
 
 
 def group_json(group: Group) -> dict[str, Any]:

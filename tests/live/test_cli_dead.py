@@ -300,3 +300,19 @@ async def test_a_broker_that_is_away_is_told_of(tmp_path: Path) -> None:
     assert "does not answer" in ran.out
     assert "hunter2" not in ran.out
     assert (await otp_stream(tmp_path, "dead", "list", RABBITMQ_URL="ftp://x")).code == 2
+
+
+async def test_what_others_have_written_is_shown_as_it_stands_and_cannot_be_pasted_as_a_command(ground: Ground) -> None:
+    await ground.die(1, domain="`id`.example", reply="550 5.7.1 [/blocked] [policy] by us", jobId="[/red]j[bold]")
+    told = (await ground.dead("list")).out
+    assert "[/blocked] [policy]" in told
+    assert "'domain=`id`.example'" in told
+    assert (await ground.dead("list", "--each")).code == 0
+    assert "[/red]j[bold]" in (await ground.dead("show", "[/red]j[bold]")).out
+
+
+async def test_a_message_that_is_no_job_is_not_called_by_what_may_be_a_secret(ground: Ground) -> None:
+    body = json.dumps({"email": "vic.tim@ok.example", "otp": int(CODE)}).encode()
+    await ground.stage.rabbit.publish(body, message_id="vic.tim@ok.example")
+    await ground.worker.wait_log("job is dead")
+    assert "vic.tim@" not in ground.worker.log + (await ground.dead("list", "--each")).out
