@@ -16,12 +16,13 @@ def hash_address(address: str, key: bytes) -> str:
 
 
 def tells(text: str, address: str, code: str) -> bool:
-    """Whether `text` holds the address, or the code as a word of its own."""
+    """Whether `text` holds the address, or the code: a number within a longer one, or a word in a word, is chance."""
     if address and address.casefold() in text.casefold():
         return True
     if not code or code not in text:
         return False
-    return re.search(rf"(?<![0-9A-Za-z]){re.escape(code)}(?![0-9A-Za-z])", text) is not None
+    near = "0-9" if code.isdigit() else "0-9A-Za-z"
+    return re.search(rf"(?<![{near}]){re.escape(code)}(?![{near}])", text) is not None
 
 
 def scrub(text: str, *secrets: str, limit: int = 300) -> str:

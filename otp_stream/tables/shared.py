@@ -196,7 +196,8 @@ class SharedTables:
 
     async def seen(self) -> list[WorkerSeen]:
         """Return the workers that were heard of within their lease, by name. Raises `AwayError`."""
-        answer: list[tuple[int, str]] = json.loads((await self.redis.ask("seen")).removeprefix(b"ok:"))
+        word = (await self.redis.ask("seen")).removeprefix(b"ok:").decode(errors="replace")
+        answer: list[tuple[int, str]] = json.loads(word)
         found = [_seen(about, silent_ms) for silent_ms, about in answer]
         return sorted((it for it in found if it is not None), key=lambda it: it.name)
 
@@ -366,9 +367,10 @@ def _seen(about: str, silent_ms: int) -> WorkerSeen | None:
     """Return what a worker told about itself; `None` for one of another version, or whoever else wrote it."""
     try:
         told = json.loads(about)
-        name, version, phase, gate = (str(told[it])[:_TOLD_LIMIT] for it in ("name", "version", "phase", "gate"))
+        texts = (str(told[it])[:_TOLD_LIMIT] for it in ("name", "version", "phase", "gate"))
+        name, version, phase, gate = (text.encode(errors="replace").decode() for text in texts)
         return WorkerSeen(name, version, phase, gate, int(told["held"]), int(told["sent_last_minute"]), silent_ms)
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 
 

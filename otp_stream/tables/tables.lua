@@ -212,9 +212,9 @@ end
 local function seen()
   local found, told, now = redis.call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), {}, now_ms()
   for i = 1, #found, 2 do
-    local about = redis.call('GET', P .. 'worker:' .. found[i])
+    local about = redis.pcall('GET', P .. 'worker:' .. found[i])
     -- an answer is one word: no space may be in it, whoever wrote it
-    if about then told[#told + 1] = { math.max(now - tonumber(found[i + 1]), 0), (string.gsub(about, '%s', '_')) } end
+    if type(about) == 'string' then told[#told + 1] = { math.max(now - tonumber(found[i + 1]), 0), (string.gsub(about, '%s', '_')) } end
   end
   return 'ok:' .. (#told == 0 and '[]' or cjson.encode(told))
 end

@@ -157,9 +157,13 @@ async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis
     await until(seen, "both workers")
     key = redis.command("KEYS", "*}:workers").split("\r\n")[-1]
     hostile = {"name": "<script>alert(1)</script>", "version": [], "phase": {}, "gate": 0, "held": 1}
-    for number, about in enumerate(("{", "1", "[]", "{}", json.dumps(hostile | {"sent_last_minute": "many"}))):
+    for number, about in enumerate(
+        ("{", "1", "[]", "{}", '{"held":1e999}', "[" * 50_000, json.dumps(hostile | {"sent_last_minute": "many"}))
+    ):
         redis.command("SET", f"{key.removesuffix('workers')}worker:odd{number}", about)
         redis.command("ZADD", key, str(time.time_ns() // 1_000_000), f"odd{number}")
+    redis.command("HSET", f"{key.removesuffix('workers')}worker:hash", "a", "b")
+    redis.command("ZADD", key, str(time.time_ns() // 1_000_000), "hash")
     assert await seen()  # what others have written there is no worker
     redis.command(
         "SET",

@@ -25,6 +25,8 @@ def test_secrets_are_blotted_out_and_lines_joined() -> None:
         ("otp:123456", True),
         ("123456", True),
         ("9123456", False),  # by chance, within a longer number
+        ("otp123456", True),
+        ("a123456b", True),
         ("a1b2c3", False),
     ],
 )
