@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 from pydantic_core import from_json
 
 from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, carry
-from otp_stream.core.masking import tells
+from otp_stream.core.masking import hidden, tells
 
 from .acks import Acks
 
@@ -187,7 +187,7 @@ class Reader:
             return known
         if ask.job_id and tells(ask.job_id, ask.email, ask.otp):
             # ids stand in logs, headers and events
-            return blake2b(ask.job_id.encode(errors="replace"), key=self.hash_key, digest_size=16).hexdigest()
+            return hidden(ask.job_id, self.hash_key)
         return ask.job_id or await self._made_id(arrival.message, ask)
 
     async def _made_id(self, message: Message, ask: OtpJob) -> str:

@@ -1,10 +1,10 @@
 """What the AsyncAPI document says beyond what FastStream finds in the code: headers, arguments, examples, login."""
 
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
-from otp_stream.core.decision import Ending, Reason
+from otp_stream.core.decision import ENDINGS, REASONS
 from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 
 from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
@@ -53,7 +53,7 @@ _REPLAYED: Node = {
     FRESH: {"type": "string", "description": "Present where the code's life counts from the replay."},
 }
 _DIED: Node = {
-    REASON: {"type": "string", "enum": list(get_args(Reason)), "description": "Why it died."},
+    REASON: {"type": "string", "enum": list(REASONS), "description": "Why it died."},
     ERROR: {"type": "string", "description": "What the relay said or what was wrong. No secrets."},
     DIED_AT: {"type": "integer", "description": "When it died, milliseconds since 1970 (UTC)."},
     ALLOWED_AT: {
@@ -168,7 +168,7 @@ def _describe_channels(channels: Node, topology: Topology) -> None:
     channels["events"]["parameters"] = {
         "outcome": {
             "description": "How the job ended, or `retrying`.",
-            "enum": [*get_args(Ending), *get_args(Reason), "retrying"],
+            "enum": [*ENDINGS, "retrying"],
         }
     }
 

@@ -5,7 +5,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from time import monotonic
 from typing import Protocol
 from uuid import uuid4
@@ -15,10 +14,12 @@ from faststream.rabbit import RabbitMessage
 
 from otp_stream.core.decision import Dead, Final, Retry
 from otp_stream.core.job import Job, Lane, MalformedError, OtpJob
+from otp_stream.core.masking import hidden
 from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancelled
 
 from .arrival import Arrival, Delivered, Message, Reader, now_ms, said_job_id
+from .backlog import Backlog
 from .events import Events, event
 from .settle import Settler, acknowledge
 from .topology import Depth
@@ -142,8 +143,10 @@ class LaneConsumer:
         self.depth: Depth | None = None
         self._desk = desk
         self._empty_ms: int | None = None
-        self._filled_ms: int | None = None
+        self._backlog = Backlog()
         self._waited_ms: int | None = None
+        self._made_ms = 0
+        self._came_ms: int | None = None
         self._held: dict[asyncio.Task[str | None], Arrival] = {}
         self._received = 0
         self._let_go: Counter[str] = Counter()
@@ -165,18 +168,25 @@ class LaneConsumer:
             depth=depth.messages if depth else None,
             consumers=depth.consumers if depth else None,
             empty_ms=self._empty_ms,
-            filled_ms=self._filled_ms,
+            waiting_ms=self._waiting_ms(),
             waited_ms=self._waited_ms,
+            came_ms=self._came_ms,
             oldest_held_ms=next((it.seen_ms for it in self._held.values()), None),
         )
 
     def saw(self, depth: Depth | None) -> None:
         """Take note of what the broker says of the queue; `None` is one that is away."""
         self.depth = depth
-        if depth is not None and not depth.messages:
-            self._empty_ms, self._filled_ms = now_ms(), None
-        elif depth is not None:
-            self._filled_ms = self._filled_ms or now_ms()
+        if depth is None:
+            return
+        self._backlog.saw(depth, self._received, now_ms())
+        if not depth.messages:
+            self._empty_ms = now_ms()
+
+    def _waiting_ms(self) -> int | None:
+        since_ms = self._backlog.since_ms(self._received)
+        # what stands behind the last one that came was published after it
+        return None if since_ms is None else max(since_ms, self._made_ms)
 
     async def take(self, ask: OtpJob | MalformedError, message: RabbitMessage) -> None:
         """Bring a message to its end, whatever it is."""
@@ -220,6 +230,7 @@ class LaneConsumer:
         job = await self._desk.reader.job(arrival, ask)
         if ask.timestamp is not None and self.lane != "due":
             self._waited_ms = max(arrival.seen_ms - job.made_ms, 0)
+            self._made_ms, self._came_ms = job.made_ms, arrival.seen_ms
         if self._desk.moved.knows(job):
             await acknowledge(arrival)
             return "ack"
@@ -237,12 +248,7 @@ class LaneConsumer:
     async def _refuse(self, arrival: Arrival, error: str) -> str | None:
         message = arrival.message
         # what a message is called may be an address or a code, and of one that is no job nothing tells which
-        called = (
-            message.message_id
-            and blake2b(
-                message.message_id.encode(errors="replace"), key=self._desk.hash_key, digest_size=16
-            ).hexdigest()
-        )
+        called = hidden(message.message_id or "", self._desk.hash_key)
         job_id = said_job_id(message.body) or called or uuid4().hex
         dead = Dead("malformed", error, arrival.attempts_made(None))
         settlement = _Settlement(self._desk, arrival, job_id, None)

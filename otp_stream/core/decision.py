@@ -1,12 +1,12 @@
 """The verdicts on a job: `admit` and `object_to` before an attempt, `decide` after it. Nowhere else is one found."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Literal, assert_never, get_args
 
 from .admission import Objection, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
+from .times import iso
 
 Ending = Literal["sent", "duplicate", "superseded"]
 """How a job ends well: it is acknowledged and leaves no letter behind."""
@@ -14,7 +14,9 @@ Ending = Literal["sent", "duplicate", "superseded"]
 Reason = Literal["malformed", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
 """Why a job lies in the dead letter queue (`x-otp-reason`). Dashboards depend on these words."""
 
-ENDINGS: tuple[str, ...] = (*get_args(Ending), *get_args(Reason))
+GOOD: tuple[str, ...] = get_args(Ending)
+REASONS: tuple[str, ...] = get_args(Reason)
+ENDINGS = (*GOOD, *REASONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,7 @@ def object_to(objection: Objection, *, attempts_made: int, now_ms: int, expires_
         case Superseded():
             return Ack("superseded")
         case Throttled(limit, allowed_ms):
-            at = datetime.fromtimestamp(allowed_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-            told = f"over {limit.name.upper()}_LIMIT={limit}: allowed again at {at}"
+            told = f"over {limit.name.upper()}_LIMIT={limit}: allowed again at {iso(allowed_ms)}"
             return Dead("throttled", told, attempts_made, allowed_ms)
         case Unknown():
             return _aside(attempts_made, now_ms, expires_ms, backoff)

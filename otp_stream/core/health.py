@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .state import BrokerState, LaneState, RelayState, TablesState, WorkerState
+from .times import in_words
 
 STALE_MS = 15_000
 """Older than this, the broker's word about our consumers is no news."""
@@ -64,7 +65,9 @@ def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
         yield _relay(state.relays)
     if state.tables is not None and state.tables.connected is not None:
         yield _tables(state.tables)
-    if state.broker is not None and state.broker.connected and state.phase == "consuming":
+    # behind closed gates codes are late, too, and the relay's check says so
+    flows = any(relay.gate == "open" for relay in state.relays)
+    if state.broker is not None and state.broker.connected and state.phase == "consuming" and flows:
         yield _pace(state.broker.lanes, now_ms)
 
 
@@ -111,17 +114,13 @@ def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
     late: list[str] = []
     for lane in lanes:
         if lane.oldest_held_ms is not None and now_ms - lane.oldest_held_ms > LATE_MS:
-            late.append(f"the oldest job in hand from {lane.queue} came {_seconds(now_ms - lane.oldest_held_ms)} ago")
-        if lane.filled_ms is not None and now_ms - lane.filled_ms > LATE_MS:
-            since = _seconds(now_ms - lane.filled_ms)
-            late.append(f"{lane.depth} wait in {lane.queue}, which was never seen empty for {since}")
+            late.append(f"the oldest job in hand from {lane.queue} came {in_words(now_ms - lane.oldest_held_ms)} ago")
+        if lane.waiting_ms is not None and now_ms - lane.waiting_ms > LATE_MS:
+            since = in_words(now_ms - lane.waiting_ms)
+            late.append(f"{lane.depth} wait in {lane.queue}, the oldest for {since} at least")
     if late:
         return Check("pace", "degraded", f"codes are late: {'; '.join(late)}")
     return Check("pace", "healthy", "no job waits long")
-
-
-def _seconds(span_ms: int) -> str:
-    return f"{span_ms // 1000} s" if span_ms < 120_000 else f"{span_ms // 60_000} min"
 
 
 def _gate(relay: RelayState) -> str:

@@ -15,6 +15,11 @@ def hash_address(address: str, key: bytes) -> str:
     return blake2b(address.lower().encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
 
 
+def hidden(name: str, key: bytes) -> str:
+    """Return a keyed hash of what somebody has called a thing, where it may be a secret; nothing for nothing."""
+    return name and blake2b(name.encode(errors="replace"), key=key, digest_size=16).hexdigest()
+
+
 def tells(text: str, address: str, code: str) -> bool:
     """Whether `text` holds the address, or the code: a number within a longer one, or a word in a word, is chance."""
     if address and address.casefold() in text.casefold():
@@ -26,8 +31,12 @@ def tells(text: str, address: str, code: str) -> bool:
 
 
 def scrub(text: str, *secrets: str, limit: int = 300) -> str:
-    """Return `text` on one line, within `limit` characters, with every secret in it blotted out."""
+    """Return `text` on one line of printable characters, `limit` at most, with every secret in it blotted out."""
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
-    return " ".join(text.split())[:limit]
+    text = " ".join(text.split())[:limit]
+    # a terminal obeys some characters; words have none of them
+    return (
+        text if text.isprintable() else "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
+    )

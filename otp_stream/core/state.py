@@ -73,10 +73,12 @@ class LaneState:
     """Consumers on the queue, by the broker's word."""
     empty_ms: int | None = None
     """When the broker last said that it was empty (milliseconds since 1970); nothing in it waits longer."""
-    filled_ms: int | None = None
-    """Since when it has been seen filled every time; `None` where it was empty at the last look."""
+    waiting_ms: int | None = None
+    """Since when at least something waits in it (milliseconds since 1970); `None` where nothing is known to wait."""
     waited_ms: int | None = None
     """How old the last job was that came in here, by its `timestamp`."""
+    came_ms: int | None = None
+    """When that one came (milliseconds since 1970)."""
     oldest_held_ms: int | None = None
     """When the oldest of the jobs in hand came in (milliseconds since 1970)."""
 

@@ -1,13 +1,13 @@
 """Makes the e-mail of a job."""
 
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 import structlog
 
 from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job
 from otp_stream.core.mail import Mail
+from otp_stream.core.masking import hidden
 
 from .apart import Apart
 from .book import TemplateBook
@@ -66,7 +66,7 @@ class Mailroom:
 
     def _token(self, job: Job) -> str:
         # from the id alone, which holds no code: a copy made after a crash is the same message
-        return blake2b(job.id.encode(errors="replace"), key=self._hash_key, digest_size=16).hexdigest()
+        return hidden(job.id, self._hash_key)
 
 
 def _date_s(job: Job) -> int:

@@ -2,16 +2,13 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import get_args
 
-from otp_stream.core.decision import Ending, Reason
+from otp_stream.core.decision import GOOD, REASONS
 from otp_stream.core.state import Recent, Step
 
 STEP_MS = 5_000
 STEPS = 180
 _WELL, _ILL = 10, 20
-_GOOD: tuple[str, ...] = get_args(Ending)
-_BAD: tuple[str, ...] = get_args(Reason)
 
 
 @dataclass(slots=True)
@@ -61,13 +58,13 @@ class History:
     def note(self, recent: Recent) -> None:
         """Count what became of a job, and keep it: of those that went well fewer, for they are many."""
         step = self._at(recent.at_ms)
-        if recent.what in _GOOD:
+        if recent.what in GOOD:
             self._well.append(recent)
             step.sent += recent.what == "sent"
         else:
             self._ill.append(recent)
             step.retried += recent.what == "retry"
-            step.dead += recent.what in _BAD
+            step.dead += recent.what in REASONS
 
     def steps(self, now_ms: int) -> tuple[Step, ...]:
         """Return every step up to now, the oldest first; where nothing happened they are zero."""

@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 
+from otp_stream.broker.backlog import Backlog
 from otp_stream.broker.lane import Desk, LaneConsumer
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, checks, kept_apart, worst
@@ -81,8 +82,8 @@ LATE = NOW - LATE_MS - 1
     ("lane", "text"),
     [
         (replace(LANES[0], oldest_held_ms=LATE), "the oldest job in hand from q.jobs came 10 s ago"),
-        (replace(LANES[0], depth=7, filled_ms=LATE), "7 wait in q.jobs, which was never seen empty for 10 s"),
-        (replace(LANES[0], depth=7, filled_ms=NOW - 150_000), "which was never seen empty for 2 min"),
+        (replace(LANES[0], depth=7, waiting_ms=LATE), "7 wait in q.jobs, the oldest for 10 s at least"),
+        (replace(LANES[0], depth=7, waiting_ms=NOW - 150_000), "the oldest for 2.5 min at least"),
     ],
 )
 def test_codes_that_are_late_are_trouble_though_they_go_out(lane: LaneState, text: str) -> None:
@@ -93,21 +94,64 @@ def test_codes_that_are_late_are_trouble_though_they_go_out(lane: LaneState, tex
 
 
 def test_a_job_that_came_just_now_is_not_late() -> None:
-    soon = replace(LANES[0], depth=7, oldest_held_ms=NOW - LATE_MS, filled_ms=NOW - LATE_MS)
+    soon = replace(LANES[0], depth=7, oldest_held_ms=NOW - LATE_MS, waiting_ms=NOW - LATE_MS)
     assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NOW)) == "healthy"
 
 
-def test_a_lane_knows_since_when_its_queue_was_never_seen_empty() -> None:
+def test_behind_closed_gates_the_relay_is_the_trouble_and_told_of_alone() -> None:
+    late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_held_ms=LATE)
+    shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(SHUT,))
+    assert [it.name for it in checks(shut, NOW)] == ["phase", "broker", "relay"]
+    assert [it.name for it in checks(replace(shut, relays=(SHUT, RELAY)), NOW)][-1] == "pace"
+
+
+def test_a_lane_knows_since_when_at_least_something_waits_in_its_queue() -> None:
     lane = LaneConsumer("jobs", "q", 10, cast("Desk", None))
     lane.saw(Depth(3, 1))
-    first = lane.state.filled_ms
+    first = lane.state.waiting_ms
     lane.saw(None)  # away: nothing is known of it
     lane.saw(Depth(2, 1))
     assert first is not None
-    assert (lane.state.empty_ms, lane.state.filled_ms) == (None, first)
+    assert (lane.state.empty_ms, lane.state.waiting_ms) == (None, first)
     lane.saw(Depth(0, 1))
-    assert lane.state.filled_ms is None
+    assert lane.state.waiting_ms is None
     assert lane.state.empty_ms is not None
+
+
+def test_what_was_seen_waiting_counts_until_as_many_have_left() -> None:
+    backlog = Backlog()
+    backlog.saw(Depth(3, 1), taken=100, at_ms=1000)
+    assert [backlog.since_ms(100), backlog.since_ms(102), backlog.since_ms(103)] == [1000, 1000, None]
+    # a queue that is busy at every look, and whose jobs are all quick: nothing is late
+    backlog.saw(Depth(2, 1), taken=500, at_ms=12_000)
+    assert backlog.since_ms(500) == 12_000
+    # one of which less leaves than comes: the second look's last is still there
+    backlog.saw(Depth(40, 1), taken=501, at_ms=14_000)
+    backlog.saw(Depth(70, 1), taken=510, at_ms=16_000)
+    assert backlog.since_ms(510) == 14_000
+    backlog.saw(Depth(0, 1), taken=511, at_ms=18_000)
+    assert backlog.since_ms(511) is None
+
+
+def test_others_take_their_share_of_what_waits() -> None:
+    backlog = Backlog()
+    backlog.saw(Depth(30, 3), taken=0, at_ms=1000)
+    assert (backlog.since_ms(9), backlog.since_ms(10)) == (1000, None)
+    # ours has its hands full, and takes nothing: what is not there any more has left all the same
+    backlog.saw(Depth(5, 3), taken=0, at_ms=3000)
+    backlog.saw(Depth(1, 3), taken=0, at_ms=5000)
+    assert backlog.since_ms(0) == 1000
+    backlog.saw(Depth(0, 3), taken=0, at_ms=7000)
+    assert backlog.since_ms(0) is None
+
+
+def test_a_backlog_of_hours_is_remembered_from_its_beginning() -> None:
+    backlog = Backlog()
+    for look in range(1000):
+        backlog.saw(Depth(10 + look, 1), taken=look // 100, at_ms=look)
+    assert backlog.since_ms(9) == 0
+    backlog.saw(Depth(2000, 1), taken=900, at_ms=2000)
+    assert backlog.since_ms(900) in range(9, 2001)
 
 
 REDIS = TablesState(url="redis://h", connected=True)

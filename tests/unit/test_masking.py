@@ -2,7 +2,7 @@
 
 import pytest
 
-from otp_stream.core.masking import mask_address, scrub, tells
+from otp_stream.core.masking import hidden, mask_address, scrub, tells
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,17 @@ def test_an_address_is_masked(address: str, shown: str) -> None:
 def test_secrets_are_blotted_out_and_lines_joined() -> None:
     assert scrub("550 <u@x.y>\r\n 123456", "u@x.y", "123456", "") == "550 <***> ***"
     assert len(scrub("x" * 1000)) == 300
+
+
+def test_no_terminal_obeys_what_a_relay_says() -> None:
+    assert scrub("550 \x1b[2J\x9b31mgone\x00 \u202etxt") == "550 \ufffd[2J\ufffd31mgone\ufffd \ufffdtxt"
+
+
+def test_a_hidden_name_is_equal_for_equal_names_and_nothing_stays_nothing() -> None:
+    assert hidden("123456", b"k") == hidden("123456", b"k") != hidden("123456", b"other")
+    assert "123456" not in hidden("123456", b"k")
+    assert hidden("", b"k") == ""
+    assert len(hidden("\ud800", b"k")) == 32
 
 
 @pytest.mark.parametrize(

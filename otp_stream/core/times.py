@@ -1,0 +1,21 @@
+"""Moments and lengths of time as people read them."""
+
+from datetime import UTC, datetime
+
+_UNITS = (("days", 86_400_000, 2), ("h", 3_600_000, 2), ("min", 60_000, 2), ("s", 1000, 1))
+"""Each with its milliseconds, and from how many of it on it is used: `90 s` says more than `1 min`."""
+
+
+def in_words(span_ms: float) -> str:
+    """Return `4.2 s` for 4240, rounded down; less than nothing is nothing."""
+    span_ms = max(int(span_ms), 0)
+    for unit, size_ms, least in _UNITS:
+        if span_ms >= least * size_ms:
+            tenths = span_ms * 10 // size_ms
+            return f"{tenths / 10:g} {unit}" if tenths < 100 else f"{tenths // 10} {unit}"
+    return f"{span_ms} ms"
+
+
+def iso(at_ms: int) -> str:
+    """Return a moment (milliseconds since 1970) as `2026-01-31T12:00:00Z`."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
