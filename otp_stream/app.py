@@ -103,7 +103,7 @@ def _name() -> str:
 
 def _letters(settings: Settings, broker: OtpBroker) -> DeadLetters:
     shown_url = settings.masked_rabbitmq_url
-    return DeadLetters(settings.amqp_url, shown_url, broker.topology, settings.otp_expiry_minutes)
+    return DeadLetters(settings.amqp_url, shown_url, broker.topology, settings.otp_expiry_minutes, settings.hash_key)
 
 
 def _workers(broker: OtpBroker) -> int:

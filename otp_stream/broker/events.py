@@ -70,7 +70,7 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
     if job:
         ask = job.ask
         told["recipient"] = hash_address(ask.email, hash_key)
-        told["template"] = ask.metadata.template
+        told["template"] = ask.shown_template
     match settlement:
         case Ack(ending):
             told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}

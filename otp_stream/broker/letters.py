@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from otp_stream.core.job import MalformedError, OtpJob, Replay, carry
 from otp_stream.core.letter import Letter, Wanted
-from otp_stream.core.masking import mask_address
+from otp_stream.core.masking import hidden, mask_address
 
 from . import copies
 from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, now_ms, said_job_id
@@ -28,6 +28,9 @@ _RENEW_AT = 10
 """Looks after which a letter is put down anew: RabbitMQ 4 drops what has come back more often than 20 times."""
 _PASS_S = 20 * 60.0
 """One pass at most: RabbitMQ takes letters back that somebody holds for 30 minutes."""
+
+_LAST_MS = 253_402_300_799_000
+"""The end of the year 9999, after which there are no dates."""
 
 Fate = Literal["kept", "replayed", "dropped", "stale"]
 """What becomes of a letter: `stale` is one that would have been replayed, but its code has expired."""
@@ -91,6 +94,7 @@ class DeadLetters:
     shown_url: str
     topology: Topology
     default_expiry_minutes: float
+    hash_key: bytes = field(repr=False)
 
     async def look(self, *, most: int = MOST) -> tuple[list[Letter], int]:
         """Return what lies there, the oldest first, and how many more there are."""
@@ -198,12 +202,14 @@ class DeadLetters:
             ask = OtpJob.from_bytes(message.body)
         except MalformedError:
             ask = None
-        first_seen_ms = _int(headers.get(FIRST_SEEN))
+        first_seen_ms = _moment(headers.get(FIRST_SEEN))
         replay = None
-        if (at_ms := _int(headers.get(REPLAYED_AT))) is not None:
+        if (at_ms := _moment(headers.get(REPLAYED_AT))) is not None:
             replay = Replay(at_ms, str(headers.get(REPLAYED_BY, "")), FRESH in headers)
-        died_ms = _int(headers.get(DIED_AT))
-        job_id = str(headers.get(JOB_ID) or said_job_id(message.body) or message.message_id or "")
+        died_ms = _moment(headers.get(DIED_AT))
+        job_id = str(
+            headers.get(JOB_ID) or said_job_id(message.body) or hidden(message.message_id or "", self.hash_key)
+        )
         expires_ms = None
         if ask is not None:
             seen_ms = first_seen_ms or died_ms or now_ms()
@@ -223,11 +229,11 @@ class DeadLetters:
             error=str(headers.get(ERROR, "laid aside by the broker: it came back too often")),
             attempt=_int(headers.get(ATTEMPT)) or 0,
             recipient=mask_address(ask.email) if ask else "",
-            template=ask.metadata.template if ask else "",
+            template=ask.shown_template if ask else "",
             died_ms=died_ms,
             first_seen_ms=first_seen_ms,
             expires_ms=expires_ms,
-            allowed_ms=_int(headers.get(ALLOWED_AT)),
+            allowed_ms=_moment(headers.get(ALLOWED_AT)),
             size=len(message.body),
             replay=replay,
         )
@@ -236,6 +242,12 @@ class DeadLetters:
 
 def _looks(message: AbstractIncomingMessage) -> int:
     return _int((message.headers or {}).get("x-delivery-count")) or 0
+
+
+def _moment(value: object) -> int | None:
+    """Return a time that can be one: whatever others have written there must not keep us from the other letters."""
+    at_ms = _int(value)
+    return at_ms if at_ms is not None and 0 <= at_ms <= _LAST_MS else None
 
 
 def _int(value: object) -> int | None:

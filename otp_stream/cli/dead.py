@@ -16,11 +16,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from otp_stream.broker.hands import LettersError
 from otp_stream.broker.letters import DeadLetters, Found, Pass, whoami
 from otp_stream.core.letter import Group, Wanted, grouped
+from otp_stream.core.times import iso
 from otp_stream.settings import Settings
 
 from . import letters, line, say
@@ -69,8 +69,7 @@ def list_(
         return
     stale = sum(it.stale for it in groups)
     say.out().print(
-        f"{desk.topology.dead}: {say.count(len(found))} letters, "
-        f"{say.count(stale)} of them with a code that has expired\n",
+        f"{desk.topology.dead}: {say.letters(len(found))}, {say.count(stale)} of them with a code that has expired\n",
         markup=False,
     )
     if found:
@@ -82,11 +81,9 @@ def list_(
 
 def _hint(groups: list[Group]) -> None:
     """Say how the largest group is sent again of those that would not only die once more."""
-    again = next((it for it in groups if it.stale < it.count and it.cause.reason != "malformed"), None)
+    again = next((it for it in groups if it.worth_it), None)
     if again is not None:
-        say.console.print(
-            f"Send a group again: otp-stream dead replay {letters.words(again)}", soft_wrap=True, markup=False
-        )
+        say.console.print(say.plain(f"Send a group again: {again.command}"), soft_wrap=True)
 
 
 @cli.command()
@@ -105,7 +102,7 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
         table = Table(box=None, show_header=False, pad_edge=False, caption=" ")
         for name, value in letter.items():
             shown = json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, dict) else str(value)
-            table.add_row(name, Text(shown))
+            table.add_row(name, say.plain(shown))
         say.out().print(table)
     if not found:
         say.fail(f"{job_id}: no dead letter has this id", 1)
@@ -134,7 +131,7 @@ def replay(
     plan = _run(desk.replay(wanted, by=whoami(), fresh=fresh, dry=True))
     stay = f"; {say.count(plan.stale)} with an expired code stay (--fresh-expiry sends them, too)" if plan.stale else ""
     if not dry and plan.replayed:
-        _ask(f"Send {say.count(plan.replayed)} letters again ({wanted}){stay}?", yes)
+        _ask(f"Send {say.letters(plan.replayed)} again ({wanted}){stay}?", yes)
         plan = _with_progress(
             "replaying", plan.replayed,
             lambda progress: desk.replay(wanted, by=whoami(), fresh=fresh, rate=rate, progress=progress),
@@ -158,7 +155,7 @@ def drop(
     desk = _desk(say.settings())
     plan = _run(desk.drop(wanted, dry=True))
     if not dry and plan.dropped:
-        _ask(f"Forget {say.count(plan.dropped)} letters for good ({wanted})?", yes)
+        _ask(f"Forget {say.letters(plan.dropped)} for good ({wanted})?", yes)
         plan = _with_progress("dropping", plan.dropped, lambda progress: desk.drop(wanted, progress=progress))
     _tell("dropped" if not dry else "would be dropped", plan.dropped, wanted, plan, as_json, dry=dry)
 
@@ -170,6 +167,7 @@ def export(
     raw: Annotated[
         bool, typer.Option("--raw", help="With the bodies as they came (base64), codes and addresses included.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --out, too: how many were written.")] = False,
 ) -> None:
     """Write dead letters as JSON lines. They stay where they are. `--raw` needs a file, which only you can read."""
     wanted = _wanted(which)
@@ -189,13 +187,16 @@ def export(
         typer.echo("".join(lines), nl=False)
     else:
         _write_private(out, "".join(lines))
-        say.console.print(f"{say.count(len(lines))} letters in {out}", soft_wrap=True)
+        if as_json:
+            say.write({"letters": len(lines), "file": str(out)})
+            return
+        say.console.print(say.plain(f"{say.letters(len(lines))} in {out}"), soft_wrap=True)
 
 
 def _desk(settings: Settings) -> DeadLetters:
     url, embedded = asyncio.run(line.find_broker(settings))
     shown_url = "the embedded broker" if embedded else settings.masked_rabbitmq_url
-    return DeadLetters(url, shown_url, topology_of(settings), settings.otp_expiry_minutes)
+    return DeadLetters(url, shown_url, topology_of(settings), settings.otp_expiry_minutes, settings.hash_key)
 
 
 def _wanted(which: list[str] | None) -> Wanted:
@@ -254,14 +255,17 @@ def _tell(
     dry: bool,
 ) -> None:
     audit = {
-        "at": letters.iso(_now_ms()), "by": whoami(), "did": what, "letters": number, "which": str(wanted),
+        "at": iso(_now_ms()), "by": whoami(), "did": what, "letters": number, "which": str(wanted),
         "expiredStay": plan.stale, "freshExpiry": fresh, "notLookedAt": plan.left, "dryRun": dry,
     }  # fmt: skip
     if as_json:
         say.write(audit)
         return
     # one line that can be kept
-    say.out().print(" ".join(f"{name}={json.dumps(value)}" for name, value in audit.items()), soft_wrap=True)
+    audit_line = " ".join(f"{name}={json.dumps(value)}" for name, value in audit.items())
+    say.out().print(say.plain(audit_line), soft_wrap=True)
+    if not number and not plan.stale:
+        say.console.print("No dead letter is meant by that: otp-stream dead list shows all", style="yellow")
 
 
 def _write_private(path: Path, text: str) -> None:

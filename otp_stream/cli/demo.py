@@ -56,6 +56,8 @@ def make(*, port: int, samples: bool, log_level: str) -> Demo:
         smtp_port=smtp_port,
         smtp_tls="none",
         smtp_auth="none",
+        smtp_fallback_urls=None,  # what an .env names may be real: nothing of it is touched
+        redis_url=None,
         prefetch_count=200,
         log_level=log_level,
         app_env="development",
@@ -87,7 +89,9 @@ async def _show(demo: Demo, samples: bool) -> None:
         await _publish(demo, _sample_jobs())
         await _received(demo, 2)
     page = f"http://{HOST}:{demo.http_port}"
-    where = "" if demo.broker_port == EMBEDDED_BROKER_PORT else f"RABBITMQ_URL=memory://{HOST}:{demo.broker_port} "
+    # without a URL the commands look for us at our own port
+    found = demo.broker_port == EMBEDDED_BROKER_PORT and "rabbitmq_url" not in load(worker=False)[0].model_fields_set
+    where = "" if found else f"RABBITMQ_URL=memory://{HOST}:{demo.broker_port} "
     Console().print(
         Panel.fit(
             f"[bold]Inbox[/]      {page}/inbox   what people received\n"

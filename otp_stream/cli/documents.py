@@ -13,6 +13,7 @@ from . import say
 def asyncapi(
     form: Annotated[Literal["yaml", "json"], typer.Option("--format", help="yaml or json")] = "yaml",
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Write the AsyncAPI 3 document of queues, exchanges and messages: the same as a worker's /asyncapi.yaml."""
     settings = say.settings()
@@ -20,7 +21,7 @@ def asyncapi(
     from otp_stream.app import build  # noqa: PLC0415
 
     document = make(build(settings, []))
-    if form == "json":
+    if as_json or form == "json":
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     else:
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)

@@ -1,15 +1,12 @@
 """Dead letters as the command line shows them: for people, and for programs."""
 
-import shlex
-import time
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from otp_stream.broker.letters import Found
 from otp_stream.core.letter import Group, Letter, outline
-from otp_stream.core.letter import words as cause_words
+from otp_stream.core.times import in_words, iso
 
 from . import say
 
@@ -23,8 +20,8 @@ def group_table(groups: list[Group], now_ms: int) -> Table:
         table.add_column(title, overflow="fold")
     for it in groups:
         table.add_row(
-            say.count(it.count), say.count(it.stale), it.cause.reason, it.cause.code, Text(it.cause.domain),
-            _ago(it.newest_ms, now_ms), Text(it.error),
+            say.count(it.count), say.count(it.stale), *map(say.plain, it.cause), _ago(it.newest_ms, now_ms),
+            say.plain(it.error),
         )  # fmt: skip
     return table
 
@@ -35,14 +32,17 @@ def each_table(letters: list[Letter], now_ms: int) -> Table:
     for title in ("Job", "Recipient", "Reason", "Relay", "Attempts", "Died", "Code"):
         table.add_column(title, overflow="fold")
     for it in letters:
-        died = _ago(it.died_ms, now_ms)
-        table.add_row(Text(it.job_id), Text(it.recipient), it.reason, it.code, str(it.attempt), died, _life(it, now_ms))
+        row = (
+            it.job_id,
+            it.recipient,
+            it.reason,
+            it.code,
+            str(it.attempt),
+            _ago(it.died_ms, now_ms),
+            _life(it, now_ms),
+        )
+        table.add_row(*map(say.plain, row))
     return table
-
-
-def words(group: Group) -> str:
-    """Return the words that mean this group."""
-    return shlex.join(f"{name}={value}" for name, value in cause_words(group.cause).items())
 
 
 def group_json(group: Group) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def group_json(group: Group) -> dict[str, Any]:
     cause = group.cause
     return {
         "reason": cause.reason, "code": cause.code, "domain": cause.domain, "letters": group.count,
-        "expired": group.stale, "oldest": iso(group.oldest_ms), "newest": iso(group.newest_ms), "error": group.error,
+        "expired": group.stale, "oldest": _at(group.oldest_ms), "newest": _at(group.newest_ms), "error": group.error,
     }  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def letter_json(letter: Letter, now_ms: int) -> dict[str, Any]:
     return {
         "jobId": letter.job_id, "recipient": letter.recipient, "reason": letter.reason, "code": letter.code,
         "error": letter.error, "attempt": letter.attempt, "template": letter.template, "bytes": letter.size,
-        "died": iso(letter.died_ms), "firstSeen": iso(letter.first_seen_ms), "expires": iso(letter.expires_ms),
-        "expired": letter.stale(now_ms), "allowed": iso(letter.allowed_ms),
+        "died": _at(letter.died_ms), "firstSeen": _at(letter.first_seen_ms), "expires": _at(letter.expires_ms),
+        "expired": letter.stale(now_ms), "allowed": _at(letter.allowed_ms),
         "replayed": letter.replay and {"at": iso(letter.replay.at_ms), "by": letter.replay.by},
     }  # fmt: skip
 
@@ -71,22 +71,14 @@ def whole_json(found: Found, now_ms: int) -> dict[str, Any]:
 
 
 def _ago(at_ms: int | None, now_ms: int) -> str:
-    return "" if at_ms is None else f"{_span(max(now_ms - at_ms, 0))} ago"
+    return "" if at_ms is None else f"{in_words(now_ms - at_ms)} ago"
 
 
-def _span(ms: int) -> str:
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
-        if ms >= 2 * size:
-            return f"{ms // size} {unit}"
-    return f"{ms // 1000} s"
-
-
-def iso(at_ms: int | None) -> str | None:
-    """Return a moment (milliseconds since 1970) as `2026-01-31T12:00:00Z`."""
-    return None if at_ms is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_ms / 1000))
+def _at(at_ms: int | None) -> str | None:
+    return None if at_ms is None else iso(at_ms)
 
 
 def _life(letter: Letter, now_ms: int) -> str:
     if letter.expires_ms is None:
         return ""
-    return "expired" if letter.stale(now_ms) else f"{_span(letter.expires_ms - now_ms)} left"
+    return "expired" if letter.stale(now_ms) else f"{in_words(letter.expires_ms - now_ms)} left"

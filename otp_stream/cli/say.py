@@ -4,16 +4,23 @@ Exit codes: 0 it is as it should be; 1 it is not, or somebody who was asked does
 """
 
 import json
+import os
+import sys
+import unicodedata
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from otp_stream.settings import Settings, load
 
 console = Console(stderr=True, highlight=False)
 """For people: what goes on, what went wrong, progress."""
+
+_PIPE_COLUMNS = 5_000
+_NO_SIGN = "\N{REPLACEMENT CHARACTER}"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
@@ -30,8 +37,14 @@ def settings() -> Settings:
 
 
 def out() -> Console:
-    """Return the console for results."""
-    return Console(highlight=False)
+    """Return the console for results; into a pipe it writes lines as long as they are."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
+    return Console(highlight=False, width=wide)
+
+
+def plain(text: str) -> Text:
+    """Return what others have written: none of it is markup, and no terminal obeys it."""
+    return Text("".join(it if it == "\n" or unicodedata.category(it)[0] != "C" else _NO_SIGN for it in text))
 
 
 def table(numbers: str, rows: list[Any], first: str, *more: str) -> Table:
@@ -40,13 +53,18 @@ def table(numbers: str, rows: list[Any], first: str, *more: str) -> Table:
     for title in (numbers, *more):
         made.add_column(title, justify="right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(plain, row))
     return made
 
 
 def count(number: int) -> str:
     """Return `12 345`."""
     return f"{number:,}".replace(",", " ")
+
+
+def letters(number: int) -> str:
+    """Return `1 letter`, `2 letters`."""
+    return f"{count(number)} letter{'' if number == 1 else 's'}"
 
 
 def write(told: object) -> None:
@@ -56,5 +74,5 @@ def write(told: object) -> None:
 
 def fail(text: str, code: int = 2) -> NoReturn:
     """Say what is wrong, and end the command."""
-    console.print(text, style="red", markup=False, soft_wrap=True)
+    console.print(plain(text), style="red", soft_wrap=True)
     raise typer.Exit(code)

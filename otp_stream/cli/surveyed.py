@@ -116,7 +116,7 @@ def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
             no_wrap=bool(title),
         )
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(say.plain, row))
     return made
 
 

@@ -43,7 +43,9 @@ def list_(as_json: AsJson = False) -> None:
     made = Table("Template", "Locale", *FILES, box=None, caption=" ", pad_edge=False, header_style="bold")
     for row in rows:
         places = [_mark(str(Path(it["file"]).parent), own=it["own"]) for it in row["files"].values()]
-        made.add_row(row["template"], row["locale"] or f"others ({settings.default_locale})", *places)
+        made.add_row(
+            *map(say.plain, (row["template"], row["locale"] or f"others ({settings.default_locale})", *places))
+        )
     say.out().print(made)
     told = ", ".join(_mark(str(it["file"]), own=bool(it["own"])) for it in shared)
     say.out().print(f"Shared by all: {told}\n* from TEMPLATES_DIR, all else built in", markup=False, soft_wrap=True)
@@ -56,6 +58,7 @@ def preview(
     form: Annotated[Literal["text", "html", "eml"], typer.Option("--format", help="eml: the whole message.")] = "text",
     data: _Data = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make the e-mail of a sample job, as the worker would, and write it or one part of it."""
     settings = say.settings()
@@ -75,7 +78,11 @@ def preview(
         say.fail(str(error).replace("metadata.template", "NAME").replace("metadata.", "--data "))
     except (TemplateError, ComposeError, OSError) as error:
         say.fail(str(error).replace("give it in metadata", "give it with --data"), 1)
-    _put(content if form == "eml" else _part(content, form), out)
+    if as_json:
+        told = read(content)
+        say.write({"subject": told.subject, "text": told.text, "html": told.html})
+    else:
+        _put(content if form == "eml" else _part(content, form), out)
 
 
 @cli.command()

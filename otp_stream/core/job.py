@@ -145,6 +145,12 @@ class OtpJob(BaseModel):
         default_factory=Metadata, repr=False, description="Handed to the template."
     )
 
+    @property
+    def shown_template(self) -> str:
+        """The template's name for logs, traces, events and pages: anything could be written there, even the code."""
+        name = self.metadata.template
+        return "***" if self.otp in name else name
+
     @classmethod
     def from_bytes(cls, body: bytes) -> "OtpJob":
         """Read a job from a message body (UTF-8 JSON).

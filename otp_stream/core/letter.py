@@ -1,14 +1,16 @@
 """Dead letters as people look at them: by cause, masked, and whether sending them again makes sense."""
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
-from .decision import Reason
+from .decision import REASONS
 from .job import Replay
 from .masking import mask_address, tells
 from .outcome import said
+from .times import iso
 
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
@@ -17,6 +19,8 @@ _DEPTH = 3
 _NONE = "none"
 _PLAIN = {"reason": "reason", "code": "code", "domain": "domain", "template": "template", "job": "job_id"}
 _AGES = {"older": "died_before_ms", "newer": "died_after_ms"}
+_HOPELESS = "malformed"
+"""What is no job never becomes one."""
 
 
 class Cause(NamedTuple):
@@ -102,8 +106,8 @@ class Wanted:
             name, _, value = word.partition("=")
             if not value:
                 raise ValueError(f"{word!r}: must look like reason=rejected or domain=example.com")
-            if name == "reason" and value not in get_args(Reason):
-                raise ValueError(f"reason: must be one of {', '.join(get_args(Reason))}")
+            if name == "reason" and value not in REASONS:
+                raise ValueError(f"reason: must be one of {', '.join(REASONS)}")
             if name in _PLAIN:
                 told[_PLAIN[name]] = value
             elif name in _AGES:
@@ -117,7 +121,8 @@ class Wanted:
 
     def __str__(self) -> str:
         told = [f"{name} {value}" for name, field in _PLAIN.items() if (value := getattr(self, field))]
-        told += [f"{name} than a moment" for name, field in _AGES.items() if getattr(self, field) is not None]
+        for how, at_ms in (("before", self.died_before_ms), ("after", self.died_after_ms)):
+            told += [] if at_ms is None else [f"died {how} {iso(at_ms)}"]
         return ", ".join(told) or "all"
 
     def has(self, letter: Letter) -> bool:
@@ -150,6 +155,21 @@ class Group:
     newest_ms: int | None = None
     error: str = ""
     """What was said of the newest."""
+
+    @property
+    def can_go(self) -> bool:
+        """Whether it can be sent again at all."""
+        return self.cause.reason != _HOPELESS
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether to send it again would do more than have it die once more."""
+        return self.can_go and self.stale < self.count
+
+    @property
+    def command(self) -> str:
+        """What a shell is told to send it again."""
+        return f"otp-stream dead replay {shlex.join(f'{name}={value}' for name, value in words(self.cause).items())}"
 
     def add(self, letter: Letter, now_ms: int) -> None:
         """Count a letter in."""

@@ -66,7 +66,7 @@ class OtelTracer:
             "messaging.message.id": job.id,
             "otp.lane": job.lane,
             "otp.attempt": job.attempts_made + 1,
-            "otp.template": job.ask.metadata.template,
+            "otp.template": job.ask.shown_template,
         }
         sampled = self._sampler.should_sample(context, trace_id, "process", trace.SpanKind.CONSUMER, attributes)
         taken = sampled.decision is Decision.RECORD_AND_SAMPLE

@@ -60,7 +60,7 @@ class Watch:
                 lane=job.lane,
                 priority=job.ask.priority,
                 attempt=job.attempts_made + 1,
-                template=job.ask.metadata.template,
+                template=job.ask.shown_template,
                 recipient=mask_address(job.ask.email),
             )
         if job.replay is not None and not job.attempts_made:
@@ -183,7 +183,7 @@ class Watch:
 
     def _note(self, job: Job, what: str, attempt: int, now_ms: int, error: str = "") -> None:
         took_ms = max(now_ms - job.asked_ms, 0)
-        template = job.ask.metadata.template
+        template = job.ask.shown_template
         recipient = mask_address(job.ask.email)
         self._history.note(Recent(now_ms, job.id, job.lane, recipient, template, what, attempt, took_ms, error))
 

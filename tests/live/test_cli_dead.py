@@ -17,7 +17,7 @@ from conftest import Stage
 from ledger import Ledger
 from rabbitmq import until
 from typer.testing import CliRunner
-from worker import CODE, SCRIPT, Worker
+from worker import CODE, SCRIPT, Worker, job
 
 from otp_stream.broker.hands import LettersError, hands_on
 from otp_stream.broker.letters import DeadLetters
@@ -67,7 +67,7 @@ class Ground:
     def desk(self) -> DeadLetters:
         rabbit = self.stage.rabbit
         topology = Topology(rabbit.queue, rabbit.prefix, Backoff(1000, 30_000, 3))
-        return DeadLetters(self.stage.url, "shown", topology, 15)
+        return DeadLetters(self.stage.url, "shown", topology, 15, b"key")
 
 
 @pytest.fixture
@@ -115,6 +115,30 @@ async def test_a_letter_is_shown_whole_without_its_secrets(ground: Ground) -> No
     assert "job0@" not in ran.out
     assert "j***@corp.example" in (await ground.dead("show", "job0")).out
     assert (await ground.dead("show", "nobody")).code == 1
+
+
+async def test_a_code_written_where_names_belong_is_shown_nowhere(ground: Ground) -> None:
+    stage, rabbit = ground.stage, ground.stage.rabbit
+    events = await rabbit.channel.declare_queue(exclusive=True)
+    await events.bind(f"{rabbit.prefix}.events", "#")
+    await rabbit.publish(job("ada@corp.example", jobId="as-template", metadata={"template": f"t-{CODE}"}))
+    # what others lay there has none of our headers
+    odd = Message(b"no job", message_id=CODE, headers={"x-otp-died-at": 10**18})
+    await rabbit.channel.default_exchange.publish(odd, f"{rabbit.prefix}.dead")
+    await until(lambda: ground._holds(2), "two dead letters")
+    commands = (("list",), ("list", "--each"), ("show", "as-template"), ("export",))
+    told = [(await ground.dead(*words)).out for words in commands]
+    assert "as-template" in told[1]
+    assert "***" in told[2]
+    told += [(await ground.worker.get(path))[1] for path in ("/", "/dead", "/health")]
+    told += [ground.worker.log]
+    while (event := await events.get(fail=False)) is not None:
+        told.append(event.body.decode())
+    assert CODE not in "".join(told)
+    assert "as-template" in told[-1]
+    assert '"template":"***"' in told[-1]
+    assert '"template":"***"' in ground.worker.log.replace(": ", ":")
+    assert stage.relay.accepted == []
 
 
 async def test_an_expired_code_stays_unless_its_life_begins_anew(ground: Ground) -> None:

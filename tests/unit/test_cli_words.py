@@ -1,10 +1,12 @@
 """What the commands that publish many jobs refuse, and what they ask before they do anything."""
 
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from otp_stream.cli import demo, say
 from otp_stream.cli.main import cli
 
 
@@ -59,3 +61,33 @@ def test_a_load_test_on_this_machine_asks_nothing() -> None:
     assert ran.exit_code == 1
     assert "real mail" not in ran.stderr
     assert "does not answer" in ran.stderr
+
+
+def test_what_others_have_written_is_no_markup_and_commands_no_terminal() -> None:
+    assert say.plain("[/x] [red]a\x1b[2J\x9bb\u202e\n é").plain == "[/x] [red]a\ufffd[2J\ufffdb\ufffd\n é"
+    assert say.table("N", [("[/odd]", "1")], "Name").columns[0]._cells[0].plain == "[/odd]"  # type: ignore[union-attr]
+
+
+def test_into_a_pipe_lines_are_as_long_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert say.out().width > 1000
+    monkeypatch.setenv("COLUMNS", "70")
+    assert say.out().width == 70
+
+
+def test_the_demo_touches_nothing_that_an_env_file_names(tmp_path: Path) -> None:
+    real = {"RABBITMQ_URL": "amqp://u:p@mq.example.net/", "REDIS_URL": "redis://redis.example.net/0"}
+    real |= {"SMTP_FALLBACK_URLS": "smtps://u:p@relay.example.net", "SMTP_HOST": "relay.example.net"}
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in real.items()))
+    made = demo.make(port=0, samples=False, log_level="info").app
+    assert made.problems == []
+    assert "example.net" not in str(made.settings.shown())
+    assert (made.settings.redis_url, made.settings.fallbacks) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [(("asyncapi", "--json"), "asyncapi"), (("templates", "preview", "otp", "--json"), "subject")],
+)
+def test_programs_get_json(words: tuple[str, ...], key: str) -> None:
+    assert key in json.loads(CliRunner().invoke(cli, words).stdout)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from otp_stream.core.letter import Letter, Wanted, grouped, outline, words
+from otp_stream.core.letter import Cause, Group, Letter, Wanted, grouped, outline, words
 from otp_stream.core.outcome import said
 
 
@@ -101,3 +101,25 @@ def test_an_outline_shows_what_is_nobodys_secret() -> None:
     }  # fmt: skip
     assert outline(b"\xff") == "no JSON"
     assert outline(b"[1]") == "a list of 1"
+
+
+def test_a_group_says_how_it_is_sent_again_and_no_shell_obeys_a_domain() -> None:
+    group = Group(Cause("rejected", "550", "$(reboot);x.example"), count=2, stale=1)
+    assert group.command == "otp-stream dead replay reason=rejected code=550 'domain=$(reboot);x.example'"
+    assert (group.can_go, group.worth_it) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "stale", "can_go", "worth_it"),
+    [("rejected", 2, True, False), ("malformed", 0, False, False), ("expired", 1, True, True)],
+)
+def test_what_would_only_die_again_is_not_worth_it(reason: str, stale: int, *, can_go: bool, worth_it: bool) -> None:
+    group = Group(Cause(reason, "", "x.example"), count=2, stale=stale)
+    assert (group.can_go, group.worth_it) == (can_go, worth_it)
+
+
+def test_an_audit_says_which_letters_were_meant() -> None:
+    wanted = Wanted.read(["domain=x.example", "older=10m", "newer=1h"], now_ms=1_700_003_600_000)
+    told = "domain x.example, died before 2023-11-14T23:03:20Z, died after 2023-11-14T22:13:20Z"
+    assert str(wanted) == told
+    assert str(Wanted()) == "all"
