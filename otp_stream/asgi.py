@@ -64,7 +64,8 @@ def answering(make: Callable[[Scope], Awaitable[Answer]]) -> Route:
 def streaming(make: Callable[[], AsyncGenerator[bytes]], content_type: str, *, free: Callable[[], bool]) -> Route:
     """Return the ASGI route that goes on with its answer until its end, or until the one who asked is gone.
 
-    Where there is no place `free`, the answer is 503.
+    Where there is no place `free`, the answer is 503. One who reads slowly is waited for, and so keeps the place as
+    long as the connection: to give it to somebody else would let connections add up that nobody counts.
     """
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,11 +85,8 @@ def streaming(make: Callable[[], AsyncGenerator[bytes]], content_type: str, *, f
                 async for chunk in chunks:
                     if gone.done():
                         break
-                    async with asyncio.timeout(_STUCK_S):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except TimeoutError:
-            return  # nobody reads any more: the server closes the connection
         finally:
             gone.cancel()
 
@@ -147,8 +145,6 @@ def _only(methods: str) -> Answer:
 
 
 _FORM_LIMIT = 10_000
-_STUCK_S = 15.0
-"""How long one who reads a stream may take for what has been sent."""
 _TOO_LARGE = Answer(b"too large\n", "text/plain", 413)
 _BUSY = Answer(b"too many look already\n", "text/plain", 503, headers=((b"retry-after", b"5"),))
 

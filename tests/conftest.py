@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 from rabbitmq import Rabbit, rabbit
+from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
 from worker import SCRIPT, Worker, settings
 from xdist.scheduler import LoadScopeScheduling
@@ -83,6 +84,15 @@ async def set_stage(
         finally:
             for worker in stage.workers:
                 await worker.kill()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """Start a Redis that is nobody else's."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from otp_stream.core.state import Step
 
 HEIGHT = 100
+_LATELY = 12
+"""Steps after which a figure says nothing of now."""
 _LEAST = 2.0
 """So high stands what is there at all: one dead letter beside a thousand mails a second must be seen."""
 
@@ -22,7 +24,7 @@ class Series:
     path: str
     """SVG path data."""
     now: float | None
-    """The newest figure; of what is counted, the newest that is not still growing."""
+    """The newest figure; of what is counted, the newest that is not still growing; `None` where it is a minute old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def _line(row: Sequence[int | None], height: Callable[[int], float]) -> str:
 
 
 def _newest(row: Sequence[int | None]) -> float | None:
-    return next((value for value in reversed(row) if value is not None), None)
+    return next((value for value in row[: -_LATELY - 1 : -1] if value is not None), None)
 
 
 def _ceiling(value: float) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,10 @@ _MOST = 5_000
 """Letters that one page looks at."""
 _FRESH_S = 30.0
 """How long a look is good for: each takes every letter in hand for a moment."""
+_AGAIN_S = 3.0
+"""The same where the broker counts others than were seen."""
+_TOLD_S = 600.0
+"""How long the page tells of a replay."""
 _SHOWN = 100
 _RATE = 50.0
 
@@ -48,16 +52,29 @@ class Letters(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of the last replay, for all who look."""
+
+    at_ms: int
+    by: str
+    told: str
+    failed: bool = False
+
+
 @dataclass(slots=True)
 class DeadDesk:
     """Answers for the dead letters. One replay at a time; it goes on when the browser is gone."""
 
     letters: Letters
     sessions: Sessions
+    count: Callable[[], Awaitable[int | None]]
+    """Asks the broker how many there are; `None` where it does not say."""
     _looked: tuple[list[Letter], int] = field(default_factory=lambda: (list[Letter](), 0))
     _looked_at: float = float("-inf")
     _error: str | None = None
-    _told: str | None = None
+    """Why they cannot be seen."""
+    _last: Outcome | None = None
     _done: int | None = None
     """Letters that the replay under way has sent."""
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -70,15 +87,19 @@ class DeadDesk:
         letters, left = self._looked
         now_ms = _now_ms()
         known = self.sessions.knows(scope)
+        last = self._last if self._last and now_ms - self._last.at_ms < _TOLD_S * 1000 else None
+        groups = grouped(letters, now_ms)
         html = render(
             "dead.html",
-            groups=grouped(letters, now_ms),
+            groups=groups,
+            first=next((it for it in groups if it.worth_it), None) or next((it for it in groups if it.can_go), None),
             words=words,
             letters=letters[:_SHOWN],
             count=len(letters),
             left=left,
             error=self._error,
-            told=self._told,
+            looked_ms=(time.monotonic() - self._looked_at) * 1000,
+            last=last,
             done=self._done,
             may=known,
             can=self.sessions.token is not None,
@@ -101,7 +122,7 @@ class DeadDesk:
             return Answer(b"reason: is required\n", "text/plain", 400)
         if self._running is not None:
             return Answer(b"a replay is under way: wait for its end\n", "text/plain", 409)
-        self._done, self._told, self._error = 0, None, None
+        self._done, self._last, self._error = 0, None, None
         self._running = asyncio.create_task(self._replay(wanted, _who(scope), fresh=fields.get("fresh") == "yes"))
         return redirect("dead")
 
@@ -122,13 +143,19 @@ class DeadDesk:
 
     async def _look(self) -> None:
         async with self._asking:
-            if time.monotonic() - self._looked_at < _FRESH_S:
+            age_s = time.monotonic() - self._looked_at
+            if age_s < _AGAIN_S or (age_s < _FRESH_S and await self.count() in {None, self._seen}):
                 return
             try:
                 self._looked, self._error = await self.letters.look(most=_MOST), None
             except Exception as error:  # noqa: BLE001 - the page is the place to say so
                 self._error = str(error) or type(error).__name__
             self._looked_at = time.monotonic()
+
+    @property
+    def _seen(self) -> int:
+        letters, left = self._looked
+        return len(letters) + left
 
     async def _replay(self, wanted: Wanted, by: str, *, fresh: bool) -> None:
         def note(done: int, _: int) -> None:
@@ -137,13 +164,15 @@ class DeadDesk:
         try:
             passed = await self.letters.replay(wanted, by=by, fresh=fresh, rate=_RATE, progress=note)
             number = passed.replayed
-            self._told = f"{number} {'letter is' if number == 1 else 'letters are'} on the way again ({wanted})"
+            told = f"{number} {'letter is' if number == 1 else 'letters are'} on the way again ({wanted})"
             if passed.stale:
-                self._told += f"; {passed.stale} with an expired code stayed"
+                told += f"; {passed.stale} with an expired code stayed"
+            self._last = Outcome(_now_ms(), by, told)
             _log.info("dead letters replayed", by=by, which=str(wanted), letters=passed.replayed, expired=passed.stale)
         except Exception as error:  # noqa: BLE001 - the page is the place to say so
-            self._error = str(error) or type(error).__name__
-            _log.warning("replay failed, the same goes on", by=by, which=str(wanted), error=self._error)
+            told = str(error) or type(error).__name__
+            self._last = Outcome(_now_ms(), by, f"{told} ({wanted})", failed=True)
+            _log.warning("replay failed, the same goes on", by=by, which=str(wanted), error=told)
         finally:
             self._done, self._running, self._looked_at = None, None, float("-inf")
 

@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar
 
 from otp_stream.asgi import Answer, Scope
-from otp_stream.core.decision import Ending, Reason
+from otp_stream.core.decision import GOOD, REASONS
 from otp_stream.core.health import checks, kept_apart, worst
 from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
 
@@ -22,8 +22,6 @@ _TITLES = {
     "degraded": "Codes are going out, with trouble",
     "unhealthy": "No codes are going out",
 }
-_GOOD: tuple[str, ...] = get_args(Ending)
-_BAD: tuple[str, ...] = get_args(Reason)
 _STEPS_A_MINUTE = 12
 _T = TypeVar("_T")
 _PATIENCE_S = 1.0
@@ -103,14 +101,14 @@ class Front:
             "name": self.name,
             "version": self.version,
             "environment": self.environment,
-            "good": _GOOD,
-            "bad": _BAD,
+            "good": GOOD,
+            "bad": REASONS,
         }
 
     async def _ask(self, asked: Awaitable[_T], otherwise: _T) -> _T:
         try:
             return await asyncio.wait_for(asked, _PATIENCE_S)
-        except TimeoutError:
+        except Exception:  # noqa: BLE001 - whatever stands in Redis, the rest of the page is what somebody came for
             return otherwise
 
 

@@ -11,7 +11,7 @@ _EVERY_S = 1.0
 _LOOK_S = 0.25
 """How soon a worker that stops lets its viewers go: they would hold its shutdown up."""
 _LIFE_S = 600.0
-"""A viewer whose machine sleeps keeps its place no longer; a browser comes again by itself."""
+"""A browser comes again by itself; what something in between holds open for nobody ends."""
 MOST = 40
 """Viewers at once; each costs a connection and some hundred bytes a second."""
 

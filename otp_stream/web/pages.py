@@ -9,6 +9,8 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from otp_stream.core.times import in_words
+
 _HERE = Path(__file__).parent / "pages"
 _KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 ASSETS: Mapping[str, tuple[str, bytes]] = {
@@ -141,19 +143,7 @@ def _clock(at_ms: int) -> str:
 
 
 def _span(value_ms: float | None) -> str:
-    """Return a length of time as people read it."""
-    if value_ms is None:
-        return _UNKNOWN
-    for unit, size, below in (
-        ("ms", 1, 1000),
-        ("s", 1000, 120_000),
-        ("min", 60_000, 7_200_000),
-        ("h", 3_600_000, 172_800_000),
-    ):
-        if value_ms < below:
-            number = value_ms / size
-            return f"{number:.1f} {unit}" if size > 1 and number < 10 else f"{number:.0f} {unit}"
-    return f"{value_ms / 86_400_000:.0f} days"
+    return _UNKNOWN if value_ms is None else in_words(value_ms)
 
 
 _PAGES = Environment(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from otp_stream.asgi import Answer, Route, Scope, answering, as_json, header, streaming, taking
-from otp_stream.core.decision import Reason
+from otp_stream.core.decision import REASONS
 from otp_stream.core.health import Status, checks, worst
 from otp_stream.core.state import TablesState, WorkerState
 
@@ -28,7 +28,6 @@ from .templates import Previews, TemplateDesk
 _FRESH_MS = 2_000
 """How old the broker's word may be before it is asked again."""
 _ASK_S = 3.0
-_DEAD: frozenset[str] = frozenset(get_args(Reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def routes(sources: Sources) -> dict[str, Route]:
     front = Front(desk.fresh, sources.watched, sources.shared, sources.name, sources.version, sources.environment)
     live = Live(front.picture, stopping=lambda: sources.look().phase == "stopping")
     templates = TemplateDesk(sources.previews, sources.default_locale)
-    dead = DeadDesk(sources.letters, Sessions(sources.http_token))
+    dead = DeadDesk(sources.letters, Sessions(sources.http_token), desk.dead_letters)
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
     answers: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
         "/": front.page,
@@ -97,7 +96,7 @@ class _Desk:
         state, stats, now_ms = await self.fresh(_ASK_S), self._sources.watched.stats(), _now_ms()
         found = checks(state, now_ms)
         status = worst(found)
-        dead = sum(count for ending, count in stats.endings.items() if ending in _DEAD)
+        dead = sum(count for ending, count in stats.endings.items() if ending in REASONS)
         told = {
             "status": status,
             "stats": {
@@ -124,6 +123,11 @@ class _Desk:
     async def metrics(self, scope: Scope) -> Answer:
         body, content_type = self._sources.metrics(header(scope, b"accept"))
         return Answer(body, content_type)
+
+    async def dead_letters(self) -> int | None:
+        """Return how many there are by the broker's word; `None` where it is away, or this worker does not ask."""
+        broker = (await self.fresh(_ASK_S)).broker
+        return broker.dead if broker is not None and broker.connected else None
 
     async def fresh(self, patience_s: float) -> WorkerState:
         """Return the state, with the broker's word of the last seconds unless it takes longer than `patience_s`."""

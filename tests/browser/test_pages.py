@@ -13,11 +13,14 @@ import pytest
 from amqp_proxy import amqp_proxy
 from conftest import Stage
 from rabbitmq import until
+from redis_server import RedisServer
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from worker import CODE, Worker, job
+
+from otp_stream.web.live import MOST
 
 ADDRESS = "ada.lovelace@example.com"
 LOOKS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
@@ -161,6 +164,70 @@ async def headed(chromium: webdriver.Chrome, heading: str) -> None:
         return await asyncio.to_thread(text, chromium, "h1") == heading
 
     await until(so, heading)
+
+
+LONG = "a-domain-that-goes-on-" * 8 + ".example"
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+async def test_long_names_and_bad_news_push_nothing_out_of_sight(
+    stage: Stage, chromium: webdriver.Chrome, redis: RedisServer, width: int
+) -> None:
+    stage.relay.always("rcpt", "550 5.7.1 relaying denied " + "x" * 120)
+    worker = await stage.run(REDIS_URL=redis.url, HTTP_TOKEN="correct-horse-battery")
+    await stage.rabbit.publish(
+        job(f"somebody@{LONG}", jobId="j" * 200),
+        job(metadata={"template": "t" * 60}),
+        b"nonsense",
+    )
+    await until(lambda: _holds(stage, f"{stage.rabbit.prefix}.dead", 3), "three dead letters")
+    await stage.relay.stop()
+    redis.remove()
+    await stage.rabbit.publish(job())
+    await worker.wait_log("gate closed")
+    page = f"http://127.0.0.1:{worker.port}"
+    look(chromium, f"{page}/", width, "light")
+    wait(lambda: "Redis away for" in text(chromium, "#tables"), "the bad news of Redis")
+    fits(chromium)
+    look(chromium, f"{page}/dead", width, "light")
+    chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
+    wait(lambda: "Send again" in text(chromium, "main"), "the button")
+    fits(chromium)
+
+
+def fits(browser: webdriver.Chrome) -> None:
+    """See that nobody has to push the page, or a table in it, to the side."""
+    assert not browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    assert (
+        browser.execute_script("""
+        return [...document.querySelectorAll('main *')].filter(
+          (it) => it.getClientRects().length && !it.closest('.hidden, svg')
+            && it.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((it) => it.outerHTML)
+    """)
+        == []
+    )
+
+
+async def test_who_finds_no_place_among_the_viewers_is_kept_up_to_date_all_the_same(
+    stage: Stage, chromium: webdriver.Chrome
+) -> None:
+    worker = await stage.run()
+    with contextlib.ExitStack() as crowd:
+        for _ in range(MOST):
+            crowd.enter_context(viewer(worker))
+        look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+        await stage.rabbit.publish(job())
+        await stage.relay.wait_accepted(1)
+        wait(lambda: "sent 1" in text(chromium, ".endings"), "the count")
+        chromium.execute_script("window.began = Date.now()")
+        wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "a time that would be a silence")
+        assert chromium.title.startswith("Codes are going out")
+        assert not chromium.find_element(By.ID, "silence").is_displayed()
+
+
+def viewer(worker: Worker) -> Any:
+    """Take a place."""
+    return urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/live", timeout=10)
 
 
 async def test_without_scripts_the_page_reloads_itself(stage: Stage, chromium: webdriver.Chrome) -> None:

@@ -7,10 +7,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,14 +27,6 @@ LATEST_S = 0.06
 """The slowest answer of the relay to a mail."""
 WINDOW_S = 0.1
 """Within so much after the relay's 250 a worker must have marked the job; most of it is for a busy machine."""
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.remove()
 
 
 @pytest.fixture

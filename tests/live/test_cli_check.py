@@ -5,7 +5,7 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from email import message_from_bytes
 from pathlib import Path
@@ -49,14 +49,6 @@ class Checked:
         """Return the cure of the one finding with this text in it."""
         (found,) = (it for it in self.found if text in it["text"])
         return found["cure"]
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.remove()
 
 
 @pytest.fixture

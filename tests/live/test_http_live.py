@@ -11,7 +11,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import Stage
 from rabbitmq import until
 from redis_server import RedisServer
@@ -132,14 +131,6 @@ async def test_jobs_that_wait_for_their_retry_are_seen_with_their_queue(stage: S
     page = (await worker.get("/"))[1]
     assert "tried again" in page
     assert "451 4.3.0 later (to RCPT)" in page
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.remove()
 
 
 async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis: RedisServer) -> None:

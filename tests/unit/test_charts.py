@@ -48,6 +48,12 @@ def test_times_lie_on_a_logarithmic_scale_and_pauses_are_gaps() -> None:
     assert (median.now, last.now, chart.most) == (1000, 1000, 1000)
 
 
+def test_what_is_written_beside_lines_is_of_the_last_minute() -> None:
+    old, idle = [Step(0, p50_ms=10)], [Step(number) for number in range(1, 13)]
+    assert times([*old, *idle[:-1]]).series[0].now == 10
+    assert times([*old, *idle]).series[0].now is None
+
+
 def test_nothing_and_less_than_a_millisecond_have_a_scale_as_well() -> None:
     assert times([Step(0), Step(1)]).scale == (1000, 100, 10)
     assert times([Step(0, p50_ms=0, p95_ms=0, p99_ms=0)]).scale == (10, 1)

@@ -22,19 +22,36 @@ function morph(old, fresh) {
 
 function take(event) {
   const { title, parts } = JSON.parse(event.data);
-  heard = Date.now();
   for (const [name, html] of Object.entries(parts)) {
     const place = document.getElementById(name);
     const fresh = place.cloneNode(false);
     fresh.innerHTML = html;
     morph(place, fresh);
   }
-  const whole = `${title} · otp-stream`;
-  if (document.title !== whole) {
-    document.title = whole;
-    document.getElementById("said").textContent = title;
+  hear(`${title} · otp-stream`);
+}
+
+function hear(title) {
+  heard = Date.now();
+  if (document.title !== title) {
+    document.title = title;
+    const troubles = document.querySelectorAll("#status .checks :is(.degraded, .unhealthy)");
+    document.getElementById("said").textContent = [title.split(" · ")[0], ...[...troubles].map((it) => it.innerText)].join(". ");
   }
   listen(false);
+}
+
+// Where there is no place among the viewers, or something in between lets no stream through, the page tells as much.
+async function ask() {
+  try {
+    const answer = await fetch(".", { signal: AbortSignal.timeout(SILENCE_MS) });
+    if (!answer.ok) return;
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    for (const part of fresh.querySelectorAll("[data-live]")) morph(document.getElementById(part.id), part);
+    hear(fresh.title);
+  } catch {
+    // nobody answers: the silence tells
+  }
 }
 
 // A worker that is started anew is back within seconds: nobody needs to be startled by that.
@@ -56,7 +73,10 @@ function open() {
 function look() {
   if (document.hidden) return;
   listen(Date.now() - heard > SILENCE_MS);
-  if (source.readyState === EventSource.CLOSED) open(); // after an answer that was no stream it does not try again
+  if (source.readyState === EventSource.CLOSED) {
+    open(); // after an answer that was no stream it does not try again
+    ask();
+  }
 }
 
 document.addEventListener("visibilitychange", () => {

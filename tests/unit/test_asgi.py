@@ -1,0 +1,78 @@
+"""A stream over ASGI: who reads slowly, who goes away, and what goes wrong."""
+
+import asyncio
+from collections.abc import AsyncGenerator, MutableMapping
+from typing import Any
+
+import pytest
+
+from otp_stream.asgi import streaming
+
+SCOPE = {"method": "GET", "headers": []}
+
+
+class Places:
+    """A stream of numbers that counts who holds a place."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.held = 0
+        self._error = error
+
+    async def stream(self) -> AsyncGenerator[bytes]:
+        self.held += 1
+        try:
+            for number in range(1_000_000):
+                yield b"%d" % number
+                await asyncio.sleep(0)
+                if self._error:
+                    raise self._error
+        finally:
+            self.held -= 1
+
+
+class Reader:
+    """Somebody who asks; `reads` is cleared while nothing is read."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.gone = asyncio.Event()
+        self.got: list[bytes] = []
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        await self.reads.wait()
+        self.got.append(message.get("body", b""))
+
+
+async def soon(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - whatever it waits for announces nothing
+            await asyncio.sleep(0)
+
+
+async def test_who_reads_slowly_keeps_the_place_as_long_as_the_connection() -> None:
+    places, reader = Places(), Reader()
+    route = streaming(places.stream, "text/plain", free=lambda: True)
+    asked = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
+    await soon(lambda: len(reader.got) > 5)
+    reader.reads.clear()
+    got = len(reader.got)
+    await asyncio.sleep(0.05)
+    assert places.held == 1
+    reader.reads.set()
+    await soon(lambda: len(reader.got) > got)
+    reader.gone.set()
+    await asyncio.wait_for(asked, 10)
+    assert places.held == 0
+
+
+async def test_what_fails_while_a_stream_is_made_is_nobody_elses_slowness() -> None:
+    places, reader = Places(TimeoutError("ours")), Reader()
+    route = streaming(places.stream, "text/plain", free=lambda: True)
+    with pytest.raises(TimeoutError, match="ours"):
+        await asyncio.wait_for(route(SCOPE, reader.receive, reader.send), 10)
+    assert places.held == 0

@@ -1,0 +1,144 @@
+"""The page of dead letters between looks: how old what it shows is, and what came of the last replay."""
+
+import time
+from typing import Any
+
+import pytest
+
+from otp_stream.core.letter import Letter, Wanted
+from otp_stream.web import dead
+from otp_stream.web.dead import DeadDesk
+from otp_stream.web.session import Sessions
+
+TOKEN = "correct-horse-battery"
+SCOPE = {"headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "client": ("192.0.2.7", 1)}
+
+
+def letter(job_id: str, reason: str = "rejected", **more: Any) -> Letter:
+    fields: dict[str, Any] = {
+        "error": "550 5.1.1 no", "attempt": 1, "recipient": "u***@example.com", "template": "otp",
+        "died_ms": 1000, "first_seen_ms": 0, "expires_ms": None, "allowed_ms": None, "size": 10,
+    }  # fmt: skip
+    return Letter(job_id=job_id, reason=reason, **(fields | more))
+
+
+class Queue:
+    """Dead letters, and a broker that counts them."""
+
+    def __init__(self, *letters: Letter) -> None:
+        self.letters = list(letters)
+        self.looks = 0
+        self.error: Exception | None = None
+
+    async def look(self, *, most: int) -> tuple[list[Letter], int]:
+        self.looks += 1
+        return self.letters[:most], 0
+
+    async def count(self) -> int | None:
+        return len(self.letters)
+
+    async def replay(self, wanted: Wanted, **_: Any) -> Any:
+        if self.error:
+            raise self.error
+
+        class Came:
+            replayed = 1
+            stale = 0
+
+        return Came
+
+
+class Clock:
+    """Time as the desk sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1_700_000_000.0
+        monkeypatch.setattr(dead.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(dead.time, "time_ns", lambda: int(self.now_s * 1e9))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def opened(queue: Queue) -> DeadDesk:
+    return DeadDesk(queue, Sessions(TOKEN), queue.count)
+
+
+async def page(desk: DeadDesk, **scope: Any) -> str:
+    return (await desk.page({"headers": []} | scope)).body.decode()
+
+
+async def replayed(desk: DeadDesk) -> None:
+    assert (await desk.replay(SCOPE, {"reason": "rejected"})).status == 303
+    assert desk._running is not None
+    await desk._running
+
+
+async def test_what_is_shown_says_how_old_it_is_and_is_looked_at_again_when_the_broker_counts_others(
+    clock: Clock,
+) -> None:
+    queue = Queue(letter("one"))
+    desk = opened(queue)
+    await page(desk)
+    clock.now_s += 20
+    assert "As of 20 s ago" in await page(desk)
+    assert queue.looks == 1
+    queue.letters.append(letter("two"))
+    told = await page(desk)
+    assert "two" in told
+    assert "As of 0 ms ago" in told
+    queue.letters.clear()
+    clock.now_s += 1  # who reloads all the time does not have every letter taken in hand each time
+    assert "two" in await page(desk)
+    clock.now_s += 5
+    assert "There are none." in await page(desk)
+    clock.now_s += 60
+    await page(desk)
+    assert queue.looks == 4
+
+
+async def test_a_replay_is_told_of_with_who_and_when_and_not_for_ever(clock: Clock) -> None:
+    desk = opened(Queue(letter("one")))
+    await replayed(desk)
+    clock.now_s += 90
+    told = await page(desk)
+    assert "1 letter is on the way again (reason rejected)" in told
+    assert "90 s ago, page@192.0.2.7" in told
+    clock.now_s += 600
+    assert "on the way again (" not in await page(desk)
+
+
+async def test_a_replay_that_fails_is_not_called_letters_that_cannot_be_reached(clock: Clock) -> None:
+    queue = Queue(letter("one"))
+    queue.error = RuntimeError("somebody else has them in hand")
+    desk = opened(queue)
+    await replayed(desk)
+    clock.now_s += 5
+    told = await page(desk)
+    assert "A replay did not come to its end" in told
+    assert "somebody else has them in hand (reason rejected)" in told
+    assert "They cannot be reached" not in told
+    assert 'title="one"' in told
+
+
+async def test_what_is_no_job_is_not_offered_to_be_sent_again() -> None:
+    queue = Queue(letter("no-job", "malformed", recipient=""))
+    desk = opened(queue)
+    told = await page(desk, **SCOPE)
+    assert "it would only die again" in told
+    assert "<button>Send again" not in told
+    assert "otp-stream dead drop reason=malformed" in told
+    assert "Send them again" not in await page(desk)
+    queue.letters.append(letter("job", expires_ms=time.time_ns() // 1_000_000 + 60_000))
+    told = await page(opened(queue), **SCOPE)
+    assert told.count("<button>Send again") == 1
+
+
+async def test_the_page_advises_what_a_shell_takes_as_it_is_meant() -> None:
+    queue = Queue(letter("one", recipient="u***@x$(reboot).example", expires_ms=1), letter("two", "malformed"))
+    desk = DeadDesk(queue, Sessions(None), queue.count)
+    told = await page(desk)
+    advised = "otp-stream dead replay reason=rejected code=550 &#39;domain=x$(reboot).example&#39; --fresh-expiry"
+    assert advised in told
