@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .state import BrokerState, LaneState, RelayState, TablesState, WorkerState
+from .state import BrokerState, LaneState, RelayState, Stats, TablesState, WorkerState
 from .times import in_words
 
 STALE_MS = 15_000
 """Older than this, the broker's word about our consumers is no news."""
+_MANY = 5
+"""Fewer dead letters are single mistakes, whatever the share."""
 LATE_MS = 10_000
 """A code is wanted within the second; one that waits longer than this is late, whatever the reason."""
 
@@ -19,14 +21,14 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 class Check:
     """One thing that must be right; `degraded` still sends codes."""
 
-    name: Literal["phase", "broker", "relay", "tables", "pace"]
+    name: Literal["phase", "broker", "relay", "tables", "endings", "pace"]
     status: Status
     text: str
 
 
-def checks(state: WorkerState, now_ms: int) -> tuple[Check, ...]:
+def checks(state: WorkerState, stats: Stats, now_ms: int) -> tuple[Check, ...]:
     """Return every check with what there is to say."""
-    return tuple(_checks(state, now_ms))
+    return tuple(_checks(state, stats, now_ms))
 
 
 def worst(found: tuple[Check, ...]) -> Status:
@@ -49,7 +51,7 @@ def kept_apart(state: WorkerState) -> str | None:
     )
 
 
-def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
+def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
     match state.phase:
         case "http_only":
             yield Check("phase", "healthy", "WORKER=false: serving HTTP only, consuming nothing")
@@ -65,6 +67,8 @@ def _checks(state: WorkerState, now_ms: int) -> Iterator[Check]:
         yield _relay(state.relays)
     if state.tables is not None and state.tables.connected is not None:
         yield _tables(state.tables)
+    if state.phase == "consuming":
+        yield _endings(stats)
     # behind closed gates codes are late, too, and the relay's check says so
     flows = any(relay.gate == "open" for relay in state.relays)
     if state.broker is not None and state.broker.connected and state.phase == "consuming" and flows:
@@ -121,6 +125,16 @@ def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
     if late:
         return Check("pace", "degraded", f"codes are late: {'; '.join(late)}")
     return Check("pace", "healthy", "no job waits long")
+
+
+def _endings(stats: Stats) -> Check:
+    died, sent = stats.died_last_minute, stats.sent_last_minute
+    if died >= _MANY and died > sent:
+        told = (
+            f"{died} jobs died in the last minute, {sent} were sent: otp-stream dead list, or the page /dead, says why"
+        )
+        return Check("endings", "degraded", told)
+    return Check("endings", "healthy", "jobs end well")
 
 
 def _gate(relay: RelayState) -> str:

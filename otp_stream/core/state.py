@@ -230,6 +230,8 @@ class Stats:
     last_error: str | None = None
     last_error_ms: int | None = None
     sent_last_minute: int = 0
+    died_last_minute: int = 0
+    """Without those that were over a limit: that is what limits are for."""
     p50_ms: int | None = None
     """Median time from `timestamp` to acceptance, over the last mails."""
     p99_ms: int | None = None

@@ -92,7 +92,9 @@ class Apart:
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        structlog.get_logger(__name__).info("jobs that come again are composed apart", pid=child.pid)
+        structlog.get_logger(__name__).info(
+            "composing in a process apart: jobs that come again, and previews", pid=child.pid
+        )
         try:
             await _ask(child, pickle.dumps(self._make), _START_S)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):

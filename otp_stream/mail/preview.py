@@ -29,11 +29,15 @@ def preview(content: bytes) -> Preview:
 
 @dataclass(frozen=True, slots=True)
 class Previews:
-    """Makes previews apart from the worker's own process, for templates may fail in any way; each is made once."""
+    """Makes previews apart from the worker's own process, for templates may fail in any way.
+
+    Each is tried once: jobs that come again need that process, and must not wait for somebody who looks.
+    """
 
     mailroom: Mailroom
     default_locale: str
-    _made: dict[tuple[str, str], Preview] = field(default_factory=dict[tuple[str, str], Preview])
+    _made: dict[tuple[str, str], Preview | str] = field(default_factory=dict[tuple[str, str], Preview | str])
+    """Each, or why there is none."""
 
     def languages(self) -> Mapping[str, list[str]]:
         """Return every template's name with its languages; `""` is what all others get."""
@@ -51,9 +55,15 @@ class Previews:
             raise ComposeError(f"there is no template {name!r} in {language!r}")
         if (name, language) not in self._made:
             metadata: dict[str, Any] = {**SAMPLE, "template": name, "locale": language or None}
-            mail = await self.mailroom.compose_apart(sample_job(metadata, time.time_ns() // 1_000_000))
-            self._made[name, language] = preview(mail.content)
-        return self._made[name, language]
+            try:
+                mail = await self.mailroom.compose_apart(sample_job(metadata, time.time_ns() // 1_000_000))
+                self._made[name, language] = preview(mail.content)
+            except ComposeError as error:
+                self._made[name, language] = str(error)
+        made = self._made[name, language]
+        if isinstance(made, str):
+            raise ComposeError(made)
+        return made
 
 
 def _part(message: EmailMessage, kind: str) -> str:

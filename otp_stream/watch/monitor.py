@@ -71,7 +71,7 @@ def _ahead_s() -> float:
 
 
 def _tell(state: WorkerState, stats: Stats, lag_ms: int) -> None:
-    found = checks(state, time.time_ns() // 1_000_000)
+    found = checks(state, stats, time.time_ns() // 1_000_000)
     status = worst(found)
     figures: dict[str, object] = {
         "status": status,

@@ -3,10 +3,37 @@
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from otp_stream.core.decision import REASONS
 from otp_stream.core.state import Stats
 
 _MINUTE_MS = 60_000
 _RECENT = 1000
+_MEANT = {"throttled"}
+"""Deaths that somebody has asked for."""
+
+
+@dataclass(slots=True)
+class _LastMinute:
+    """A count of what happened within the last minute, to the second."""
+
+    seconds: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
+
+    def add(self, at_ms: int) -> None:
+        second = at_ms // 1000
+        if self.seconds and self.seconds[-1][0] == second:
+            second, count = self.seconds.pop()
+            self.seconds.append((second, count + 1))
+        else:
+            self.seconds.append((second, 1))
+            self._forget(at_ms)
+
+    def count(self, now_ms: int) -> int:
+        self._forget(now_ms)
+        return sum(count for _, count in self.seconds)
+
+    def _forget(self, now_ms: int) -> None:
+        while self.seconds and self.seconds[0][0] * 1000 <= now_ms - _MINUTE_MS:
+            self.seconds.popleft()
 
 
 @dataclass(slots=True)
@@ -21,24 +48,20 @@ class Tally:
     last_error: str | None = None
     last_error_ms: int | None = None
     _took_ms: deque[int] = field(default_factory=lambda: deque[int](maxlen=_RECENT))
-    _seconds: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
-    """(second, mails accepted in it), of the last minute."""
+    _accepted: _LastMinute = field(default_factory=_LastMinute)
+    _died: _LastMinute = field(default_factory=_LastMinute)
 
     def end(self, how: str, at_ms: int) -> None:
         """Count a job that ended."""
         self.endings[how] += 1
         self.last_processed_ms = at_ms
+        if how in REASONS and how not in _MEANT:
+            self._died.add(at_ms)
 
     def accept(self, took_ms: int, at_ms: int) -> None:
         """Count a mail that the relay took."""
         self._took_ms.append(took_ms)
-        second = at_ms // 1000
-        if self._seconds and self._seconds[-1][0] == second:
-            second, count = self._seconds.pop()
-            self._seconds.append((second, count + 1))
-        else:
-            self._seconds.append((second, 1))
-            self._forget(at_ms)
+        self._accepted.add(at_ms)
 
     def fail(self, error: str, at_ms: int) -> None:
         """Keep the last error."""
@@ -46,7 +69,6 @@ class Tally:
 
     def look(self, now_ms: int) -> Stats:
         """Return the figures at this moment."""
-        self._forget(now_ms)
         took = sorted(self._took_ms)
         return Stats(
             started_ms=self.started_ms,
@@ -56,11 +78,8 @@ class Tally:
             last_processed_ms=self.last_processed_ms,
             last_error=self.last_error,
             last_error_ms=self.last_error_ms,
-            sent_last_minute=sum(count for _, count in self._seconds),
+            sent_last_minute=self._accepted.count(now_ms),
+            died_last_minute=self._died.count(now_ms),
             p50_ms=took[len(took) // 2] if took else None,
             p99_ms=took[min(len(took) * 99 // 100, len(took) - 1)] if took else None,
         )
-
-    def _forget(self, now_ms: int) -> None:
-        while self._seconds and self._seconds[0][0] * 1000 <= now_ms - _MINUTE_MS:
-            self._seconds.popleft()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from otp_stream.asgi import Answer, Scope
 from otp_stream.core.decision import GOOD, REASONS
-from otp_stream.core.health import checks, kept_apart, worst
+from otp_stream.core.health import Check, checks, kept_apart, worst
 from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
 
 from . import charts
@@ -81,14 +81,15 @@ class Front:
     async def _fields(self) -> dict[str, Any]:
         state = await self.fresh(_PATIENCE_S)
         now_ms = time.time_ns() // 1_000_000
-        found = checks(state, now_ms)
+        stats = self.watched.stats()
+        found = checks(state, stats, now_ms)
         steps = self.watched.history()
         return {
             "state": state,
-            "stats": self.watched.stats(),
+            "stats": stats,
             "found": found,
             "status": worst(found),
-            "title": "Serving HTTP only" if state.phase == "http_only" else _TITLES[worst(found)],
+            "title": _title(state, found),
             "apart": kept_apart(state),
             "rates": charts.rates(steps, _step_s(steps)),
             "times": charts.times(steps),
@@ -110,6 +111,15 @@ class Front:
             return await asyncio.wait_for(asked, _PATIENCE_S)
         except Exception:  # noqa: BLE001 - whatever stands in Redis, the rest of the page is what somebody came for
             return otherwise
+
+
+def _title(state: WorkerState, found: tuple[Check, ...]) -> str:
+    if state.phase == "http_only":
+        return "Serving HTTP only"
+    status = worst(found)
+    if status == "degraded" and any(it.name == "endings" and it.status == status for it in found):
+        return "More codes die than go out"
+    return _TITLES[status]
 
 
 def _step_s(steps: tuple[Step, ...]) -> float:

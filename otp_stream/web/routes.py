@@ -87,14 +87,14 @@ class _Desk:
         self._asking: asyncio.Task[None] | None = None
 
     async def ready(self, _: Scope) -> Answer:
-        found = checks(await self.fresh(_ASK_S), _now_ms())
+        found = checks(await self.fresh(_ASK_S), self._sources.watched.stats(), _now_ms())
         status = worst(found)
         told = {"status": status, "checks": [{"name": c.name, "status": c.status, "text": c.text} for c in found]}
         return as_json(told, _http(status))
 
     async def health(self, _: Scope) -> Answer:
         state, stats, now_ms = await self.fresh(_ASK_S), self._sources.watched.stats(), _now_ms()
-        found = checks(state, now_ms)
+        found = checks(state, stats, now_ms)
         status = worst(found)
         dead = sum(count for ending, count in stats.endings.items() if ending in REASONS)
         told = {

@@ -9,9 +9,10 @@ from otp_stream.broker.backlog import Backlog
 from otp_stream.broker.lane import Desk, LaneConsumer
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, checks, kept_apart, worst
-from otp_stream.core.state import BrokerState, LaneState, RelayState, TablesState, WorkerState
+from otp_stream.core.state import BrokerState, LaneState, RelayState, Stats, TablesState, WorkerState
 
 NOW = 1_700_000_000_000
+NONE = Stats(0)
 LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in ("jobs", "high", "due"))
 BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
@@ -21,7 +22,7 @@ PROBED = replace(RELAY, gate="half_open", trouble="throttled")
 
 
 def test_all_is_well() -> None:
-    assert worst(checks(GOOD, NOW)) == "healthy"
+    assert worst(checks(GOOD, NONE, NOW)) == "healthy"
 
 
 @pytest.mark.parametrize(
@@ -62,13 +63,13 @@ def test_all_is_well() -> None:
     ],
 )
 def test_each_trouble_is_seen_and_told(state: WorkerState, status: str, text: str) -> None:
-    found = checks(state, NOW)
+    found = checks(state, NONE, NOW)
     assert worst(found) == status
     assert any(text in check.text for check in found if check.status == status)
 
 
 def test_a_relay_that_is_slowed_down_is_told_of_and_healthy() -> None:
-    found = checks(replace(GOOD, relays=(replace(RELAY, rate=12.04, slowed=True),)), NOW)
+    found = checks(replace(GOOD, relays=(replace(RELAY, rate=12.04, slowed=True),)), NONE, NOW)
     assert worst(found) == "healthy"
     assert [it.text for it in found if it.name == "relay"] == [
         "relay:25: the gate is open, slowed to 12/s after a throttle"
@@ -87,7 +88,7 @@ LATE = NOW - LATE_MS - 1
     ],
 )
 def test_codes_that_are_late_are_trouble_though_they_go_out(lane: LaneState, text: str) -> None:
-    found = checks(replace(GOOD, broker=replace(BROKER, lanes=(lane, *LANES[1:]))), NOW)
+    found = checks(replace(GOOD, broker=replace(BROKER, lanes=(lane, *LANES[1:]))), NONE, NOW)
     assert worst(found) == "degraded"
     assert text in found[-1].text
     assert found[-1].text.startswith("codes are late: ")
@@ -95,14 +96,14 @@ def test_codes_that_are_late_are_trouble_though_they_go_out(lane: LaneState, tex
 
 def test_a_job_that_came_just_now_is_not_late() -> None:
     soon = replace(LANES[0], depth=7, oldest_held_ms=NOW - LATE_MS, waiting_ms=NOW - LATE_MS)
-    assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NOW)) == "healthy"
+    assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NONE, NOW)) == "healthy"
 
 
 def test_behind_closed_gates_the_relay_is_the_trouble_and_told_of_alone() -> None:
     late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_held_ms=LATE)
     shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(SHUT,))
-    assert [it.name for it in checks(shut, NOW)] == ["phase", "broker", "relay"]
-    assert [it.name for it in checks(replace(shut, relays=(SHUT, RELAY)), NOW)][-1] == "pace"
+    assert [it.name for it in checks(shut, NONE, NOW)] == ["phase", "broker", "relay", "endings"]
+    assert [it.name for it in checks(replace(shut, relays=(SHUT, RELAY)), NONE, NOW)][-1] == "pace"
 
 
 def test_a_lane_knows_since_when_at_least_something_waits_in_its_queue() -> None:
@@ -167,14 +168,14 @@ AWAY = replace(REDIS, connected=False, error="refused", unshared=3)
     ],
 )
 def test_redis_is_judged_by_what_its_absence_does_to_codes(tables: TablesState, status: str, text: str) -> None:
-    found = checks(replace(GOOD, tables=tables), NOW)
+    found = checks(replace(GOOD, tables=tables), NONE, NOW)
     assert worst(found) == status
     assert [(check.status, check.text) for check in found if check.name == "tables"] == [(status, text)]
 
 
 def test_state_in_memory_is_nothing_to_judge() -> None:
-    assert [check.name for check in checks(replace(GOOD, tables=TablesState()), NOW)] == [
-        "phase", "broker", "relay", "pace",
+    assert [check.name for check in checks(replace(GOOD, tables=TablesState()), NONE, NOW)] == [
+        "phase", "broker", "relay", "endings", "pace",
     ]  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def test_several_workers_without_redis_are_told_of_with_consequence_and_cure_and
     assert note.startswith("2 consumers on q.jobs and no REDIS_URL")
     assert "may be sent twice" in note
     assert "Set REDIS_URL" in note
-    assert worst(checks(state, NOW)) == "healthy"
+    assert worst(checks(state, NONE, NOW)) == "healthy"
     for well in (
         replace(state, broker=BROKER),
         replace(state, broker=replace(BROKER, lanes=())),
@@ -196,5 +197,16 @@ def test_several_workers_without_redis_are_told_of_with_consequence_and_cure_and
         assert kept_apart(well) is None
 
 
+@pytest.mark.parametrize(
+    ("died", "sent", "status"), [(4, 0, "healthy"), (5, 0, "degraded"), (50, 50, "healthy"), (51, 50, "degraded")]
+)
+def test_codes_that_die_instead_of_going_out_are_trouble(died: int, sent: int, status: str) -> None:
+    found = checks(GOOD, Stats(0, died_last_minute=died, sent_last_minute=sent), NOW)
+    assert worst(found) == status
+    (endings,) = [it for it in found if it.name == "endings"]
+    assert endings.status == status
+    assert (f"{died} jobs died in the last minute, {sent} were sent" in endings.text) == (status == "degraded")
+
+
 def test_without_worker_nothing_can_be_wrong() -> None:
-    assert worst(checks(WorkerState("http_only", None, ()), NOW)) == "healthy"
+    assert worst(checks(WorkerState("http_only", None, ()), NONE, NOW)) == "healthy"

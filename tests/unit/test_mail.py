@@ -19,6 +19,7 @@ from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
 from otp_stream.mail import Mailroom, TemplateError
 from otp_stream.mail.book import OURS
+from otp_stream.mail.preview import Previews
 from otp_stream.relay.envelope import wire_form
 
 NOW_MS = 1_700_000_000_500
@@ -305,3 +306,21 @@ async def test_a_suspect_is_not_blamed_for_a_process_that_died_of_something_else
         assert await room.compose_apart(job()) == room.compose(job())
     finally:
         await room.close()
+
+
+async def test_a_preview_is_tried_once_whatever_comes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "otp").mkdir()
+    (tmp_path / "otp" / "body.html").write_text("{{ otp[9:][0] }}")
+    room, tried = mailroom(tmp_path), list[str]()
+
+    async def counted(asked: Job) -> Any:
+        tried.append(asked.ask.metadata.template)
+        return room.compose(asked)
+
+    monkeypatch.setattr(room, "compose_apart", counted)
+    previews = Previews(room, "en")
+    for _ in range(2):
+        with pytest.raises(ComposeError, match=r"template otp/body.html, line 1"):
+            await previews.make("otp", "")
+        assert (await previews.make("welcome", "de")).subject
+    assert tried == ["otp", "welcome"]

@@ -3,6 +3,7 @@
 from otp_stream.core.state import TablesState, WorkerState
 from otp_stream.watch.metrics import Metrics
 from otp_stream.watch.monitor import Reminder
+from otp_stream.watch.tally import Tally
 
 
 def rendered(tables: TablesState) -> list[str]:
@@ -63,3 +64,16 @@ def test_what_passes_is_not_said_and_what_comes_back_is() -> None:
     seen = [True, False, True, True, True, False, True, True]
     said = [reminder.due("it goes on" if it else None, float(at_s)) for at_s, it in enumerate(seen)]
     assert said == [False, False, False, True, False, False, False, True]
+
+
+def test_what_went_out_and_what_died_is_known_for_a_minute() -> None:
+    tally = Tally(0)
+    for at_ms in (1000, 1500, 30_000):
+        tally.accept(5, at_ms)
+        tally.end("sent", at_ms)
+        tally.end("rejected", at_ms)
+        tally.end("throttled", at_ms)  # as somebody has asked for
+    assert [(it.sent_last_minute, it.died_last_minute) for it in map(tally.look, (30_000, 61_000, 90_000))] == [
+        (3, 3), (1, 1), (0, 0)
+    ]  # fmt: skip
+    assert tally.look(90_000).endings == {"sent": 3, "rejected": 3, "throttled": 3}
