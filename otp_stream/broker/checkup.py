@@ -1,9 +1,13 @@
 """Looks whether RabbitMQ is as the worker needs it. Nothing is made, sent or consumed."""
 
+import asyncio
 import shlex
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import aio_pika
+import aiormq
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
@@ -16,6 +20,10 @@ from .management import Seen, vhost
 from .reach import reach, user
 from .standing import Standing
 from .topology import QueueAwayError, Topology
+
+_QUIET_S = 2.0
+_CLOSE_S = 2.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,21 @@ class Checkup:
         """Connect and tell how that went; `None` where it cannot be done."""
         return await reach(self.url, self.shown_url, self._allow(), self.tell)
 
-    async def permissions(self, connection: AbstractConnection) -> None:
-        """Tell which permissions are lacking."""
-        with losing_it_is_an_error():
-            lacking = await permissions.lacking(connection, self.topology)
+    async def permissions(self) -> None:
+        """Tell which permissions are lacking.
+
+        Over a connection of its own: from one that publishes, a broker in need reads nothing more.
+        """
+        connection = await aio_pika.connect(self.url)
+        try:
+            with losing_it_is_an_error():
+                lacking = await _unless_blocked(connection, permissions.lacking(connection, self.topology))
+        finally:
+            await asyncio.wait({asyncio.create_task(connection.close())}, timeout=_CLOSE_S)
+        if lacking is None:
+            text = "nothing that is published is taken: RabbitMQ is short of memory or disk"
+            self.tell(Finding("problem", text, "rabbitmq-diagnostics alarms says which, and where: make room"))
+            return
         if not lacking:
             self.tell(Finding("ok", f"{user(self.url)} may configure, write and read all that the worker needs"))
             return
@@ -134,6 +153,21 @@ class Checkup:
         if isinstance(error, QueueAwayError):
             return Finding("problem", f"{name} is away: the node that holds it is down", "start that node")
         return Finding("problem", f"{name} cannot be looked at: {scrub(str(error))}")
+
+
+async def _unless_blocked(connection: AbstractConnection, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what the work comes to; `None` where the broker refuses what it publishes."""
+    working = asyncio.create_task(work)
+    underlay = cast("aiormq.Connection", connection.transport and connection.transport.connection)
+    try:
+        while not (await asyncio.wait({working}, timeout=_QUIET_S))[0]:
+            try:
+                await asyncio.wait_for(underlay.ready(), _QUIET_S)
+            except TimeoutError:
+                return None
+        return await working
+    finally:
+        working.cancel()
 
 
 def _counted(number: int, one: str, many: str = "") -> str:

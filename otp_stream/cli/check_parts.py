@@ -121,7 +121,7 @@ async def broker(known: Known, tell: Tell) -> Seen | None:
             if known.unreadable & _TOPOLOGY:
                 tell(Finding("note", "queues were not looked at: mend the settings first"))
             else:
-                await apart(checkup.permissions(connection), tell)
+                await apart(checkup.permissions(), tell)
                 await apart(checkup.queues(connection, seen), tell)
     return seen
 

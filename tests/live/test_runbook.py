@@ -193,6 +193,7 @@ async def _blocked(it: Fault) -> None:
         await asyncio.to_thread(it.node.control, "set_vm_memory_high_watermark", "0.000001")
         taken.set()  # what the worker then publishes is the event of it
         await it.run("rabbitmq-diagnostics alarms")
+        await it.run("otp-stream check", code=1)
         await it.shows()
         await it.arrive("ada@example.com")
     finally:
