@@ -1,11 +1,13 @@
 """Many jobs at once: read from lines, published, and followed to their ends."""
 
+import base64
+import contextlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 from pydantic_core import from_json
@@ -128,7 +130,8 @@ class Batch:
 def read(lines: Iterable[bytes]) -> tuple[list[Ready], list[str]]:
     """Return the jobs of JSON lines, and what is wrong with each line that no worker would take.
 
-    A job without an id gets one, so that it can be followed. Empty lines are passed over.
+    A job without an id gets one, so that it can be followed. Empty lines are passed over. A line that `otp-stream dead
+    export --raw` wrote is the job in it, with the id by which it was known.
     """
     jobs: list[Ready] = []
     bad: list[str] = []
@@ -136,13 +139,24 @@ def read(lines: Iterable[bytes]) -> tuple[list[Ready], list[str]]:
         body = line.strip().removeprefix(b"\xef\xbb\xbf")
         if not body:
             continue
+        known, body = _exported(body)
         try:
             job_id = OtpJob.from_bytes(body).job_id
         except MalformedError as error:
             bad.append(f"line {number}: {error}")
             continue
         if not job_id:
-            job_id = uuid4().hex
+            job_id = known or uuid4().hex
             body = json.dumps({**json.loads(body), "jobId": job_id}).encode()
         jobs.append(Ready(job_id, body))
     return jobs, bad
+
+
+def _exported(line: bytes) -> tuple[str, bytes]:
+    """Return the id and the body of an exported letter; any other line is a body itself."""
+    with contextlib.suppress(ValueError, RecursionError):
+        letter: Any = json.loads(line) if b'"body"' in line else None
+        if isinstance(letter, dict) and "email" not in letter:
+            fields = cast("dict[str, Any]", letter)
+            return str(fields.get("jobId") or ""), base64.b64decode(str(fields["body"]), validate=True).strip()
+    return "", line

@@ -35,7 +35,9 @@ def send(
     expiry_minutes: Annotated[float | None, typer.Option(help="metadata.expiryMinutes")] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1_000_000, help="Publish so many such jobs.")] = 1,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Jobs a second, at most.")] = None,
-    file: Annotated[str | None, typer.Option(help="Jobs as JSON lines, as producers write them; - reads them.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Jobs as JSON lines, as producers write them or dead export --raw; - reads them.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Pass over lines that are no jobs.")] = False,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for what becomes of it, or for more news; 0 does not wait.")

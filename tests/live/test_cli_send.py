@@ -1,6 +1,7 @@
 """`otp-stream send` with many jobs."""
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from cli import names, otp_stream
 from conftest import Stage
 from rabbitmq import until
 from worker import CODE, SCRIPT
+
+from otp_stream.cli.batch import read
 
 
 def lines(folder: Path, *jobs: dict[str, Any] | str) -> str:
@@ -88,6 +91,21 @@ async def test_a_file_with_a_line_that_no_worker_would_take_is_not_published_unl
     ran = await otp_stream(stage.folder, "send", "--file", file, "--skip-bad", **names(stage))
     assert ran.code == 1
     assert "no worker has ever run here" in ran.out
+
+
+def test_letters_that_were_exported_are_read_as_the_jobs_in_them(tmp_path: Path) -> None:
+    def letter(content: bytes, **fields: object) -> bytes:
+        return json.dumps(
+            {"jobId": "made", "reason": "rejected", "body": base64.b64encode(content).decode()} | fields
+        ).encode()
+
+    plain = b'{"email": "a@example.com", "otp": "739154", "body": "x"}'
+    named = b'{"jobId": "j-1",\n "email": "a@example.com", "otp": "739154"}'
+    jobs, bad = read([letter(plain), letter(named), plain, letter(b"no job"), letter(b"", body="?"), b'{"body": '])
+    assert [it.job_id for it in jobs[:2]] == ["made", "j-1"]
+    assert json.loads(jobs[0].body)["otp"] == json.loads(jobs[2].body)["otp"] == "739154"
+    assert jobs[1].body == named
+    assert [it.partition(":")[0] for it in bad] == ["line 4", "line 5", "line 6"]
 
 
 async def test_ctrl_c_tells_how_many_were_published(stage: Stage) -> None:

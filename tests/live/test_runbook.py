@@ -237,6 +237,8 @@ async def _other_properties(it: Fault) -> None:
     await it.run("rabbitmqctl delete_queue otp.dead")
     await it.shows(over=True)
     await it.arrive("ada@example.com")
+    assert "sent 1" in await it.run("otp-stream send --file letters.jsonl")
+    await it.arrive("ada@example.com", "old@example.com")
 
 
 @plays("A queue is missing, or left over")
