@@ -52,6 +52,8 @@ class _Probe:
     accept_s: float | None = None
     arrive_s: float | None = None
     right: bool = True
+    line: Line | None = None
+    """Which it was published on."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -107,11 +109,11 @@ class Prober:
             del self._on_their_way[probe.job_id]
         result = self._judge(probe, error)
         if error or (result.outcome == "lost" and self._heard_at < (probe.published_at or 0)):
-            await self._drop()  # it may be deaf
+            await self._drop(probe.line)  # it may be deaf
         self._tell(result)
 
     async def _send(self, probe: _Probe) -> None:
-        line = await self._call()
+        probe.line = line = await self._call()
         job = {
             "email": self._route.recipient,
             "otp": probe.code,
@@ -163,10 +165,12 @@ class Prober:
                 self._line = line
             return self._line
 
-    async def _drop(self) -> None:
+    async def _drop(self, line: Line | None) -> None:
         async with self._calling:
-            self._line = None
-            await self._hang_up.aclose()
+            if line is None or self._line is not line:  # another has hung up, and the next may be on a new one
+                return
+            self._line, hang_up, self._hang_up = None, self._hang_up, AsyncExitStack()
+        await hang_up.aclose()
 
     def _hear(self, body: bytes) -> None:
         self._heard_at = monotonic()
