@@ -121,7 +121,10 @@ async def _form(receive: Receive) -> Fields | None:
         more = message.get("more_body", False)
         if len(body) > _FORM_LIMIT:
             return None
-    return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=20))
+    try:
+        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=20))
+    except ValueError:
+        return None
 
 
 async def _send(send: Send, answer: Answer, *, head: bool = False) -> None:

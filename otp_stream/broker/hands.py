@@ -19,15 +19,12 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
 from aiormq.exceptions import ChannelLockedResource
 
+from otp_stream.core.letter import InHandError, LettersError
 from otp_stream.tasks import losing_it_is_an_error
 
 _TIMEOUT_S = 10.0
 _QUIET_S = 2.0
 """After so long without a letter there is none."""
-
-
-class LettersError(Exception):
-    """The letters cannot be reached; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +85,19 @@ async def _whole(work: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def hands_on(name: str, url: str, shown_url: str) -> AsyncGenerator[Hands]:
-    """Take the letters of this queue in hand; what is not replaced goes back at the end. Raises `LettersError`."""
+async def hands_on(name: str, url: str, shown_url: str, *, patience_s: float | None = None) -> AsyncGenerator[Hands]:
+    """Take the letters of this queue in hand; what is not replaced goes back at the end.
+
+    Raises `LettersError`, and `InHandError` where somebody else has them for longer than `patience_s`.
+    """
+    patience_s = _TIMEOUT_S if patience_s is None else patience_s
     try:
-        connection = await aio_pika.connect(url, timeout=_TIMEOUT_S)
+        connection = await aio_pika.connect(url, timeout=patience_s)
     except (OSError, AMQPError, TimeoutError) as error:
         raise LettersError(f"RABBITMQ_URL: {shown_url} does not answer ({_told(error)})") from None
     try:
         with losing_it_is_an_error():
-            await _be_the_only_one(connection, f"{name}.hands")
+            await _be_the_only_one(connection, f"{name}.hands", patience_s)
             channel = await connection.channel(publisher_confirms=False)
             found = (await channel.declare_queue(name, passive=True)).declaration_result
             publishing = await connection.channel(on_return_raises=True)
@@ -113,16 +114,16 @@ async def hands_on(name: str, url: str, shown_url: str) -> AsyncGenerator[Hands]
             await asyncio.wait_for(connection.close(), _TIMEOUT_S)
 
 
-async def _be_the_only_one(connection: AbstractConnection, name: str) -> None:
+async def _be_the_only_one(connection: AbstractConnection, name: str, patience_s: float) -> None:
     """Whoever looks takes all the letters, and another would find none: an exclusive queue is the lock."""
-    ends = time.monotonic() + _TIMEOUT_S
+    ends = time.monotonic() + patience_s
     while True:
         channel = await connection.channel(publisher_confirms=False)
         try:
             await channel.declare_queue(name, exclusive=True, auto_delete=True)
         except ChannelLockedResource:
             if time.monotonic() > ends:
-                raise LettersError("somebody else has the dead letters in hand: try again later") from None
+                raise InHandError("somebody else has the dead letters in hand: try again later") from None
             await asyncio.sleep(0.1)
         else:
             return

@@ -29,6 +29,7 @@ RENEW_AT = 3
 lays it aside without our word; since RabbitMQ 4.0 each has a limit, of 20 unless told otherwise, and every connection
 that is lost counts."""
 
+_NEWS_MS = 10_000
 _MOVED_S = 120.0
 _MOVED_LIMIT = 10_000
 
@@ -185,8 +186,12 @@ class LaneConsumer:
 
     def _waiting_ms(self) -> int | None:
         since_ms = self._backlog.since_ms(self._received)
+        if since_ms is None or self.depth is None:
+            return None
+        if self.depth.consumers > 1 and now_ms() - (self._came_ms or 0) > _NEWS_MS:
+            return None  # how much the others take is a guess, and nothing that came speaks for it
         # what stands behind the last one that came was published after it
-        return None if since_ms is None else max(since_ms, self._made_ms)
+        return max(since_ms, self._made_ms)
 
     async def take(self, ask: OtpJob | MalformedError, message: RabbitMessage) -> None:
         """Bring a message to its end, whatever it is."""

@@ -96,19 +96,22 @@ class DeadLetters:
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
 
-    async def look(self, *, most: int = MOST) -> tuple[list[Letter], int]:
-        """Return what lies there, the oldest first, and how many more there are."""
-        letters: list[Letter] = []
-        return letters, await self.each(lambda found: letters.append(found.letter), most=most)
+    async def look(self, *, most: int = MOST, patience_s: float | None = None) -> tuple[list[Letter], int]:
+        """Return what lies there, the oldest first, and how many more there are.
 
-    async def each(self, take: Callable[[Found], object], *, most: int = MOST) -> int:
+        Waits at most `patience_s` for the broker, and for somebody else who has them in hand.
+        """
+        letters: list[Letter] = []
+        return letters, await self.each(lambda found: letters.append(found.letter), most=most, patience_s=patience_s)
+
+    async def each(self, take: Callable[[Found], object], *, most: int = MOST, patience_s: float | None = None) -> int:
         """Show letters with their content to `take`; all stay where they are. Returns how many more there are."""
 
         async def keep(found: Found) -> Fate:
             take(found)
             return "kept"
 
-        return (await self._walk(keep, most=most)).left
+        return (await self._walk(keep, most=most, patience_s=patience_s)).left
 
     async def replay(
         self,
@@ -176,9 +179,10 @@ class DeadLetters:
         dry: bool = False,
         most: int = MOST,
         progress: Progress = _silent,
+        patience_s: float | None = None,
     ) -> Pass:
         passed, ends = Pass(), time.monotonic() + _PASS_S
-        async with hands_on(self.topology.dead, self.url, self.shown_url) as hands:
+        async with hands_on(self.topology.dead, self.url, self.shown_url, patience_s=patience_s) as hands:
             async with contextlib.aclosing(hands.letters(most)) as letters:
                 async for message in letters:
                     found = self._read(message)

@@ -23,6 +23,14 @@ _HOPELESS = "malformed"
 """What is no job never becomes one."""
 
 
+class LettersError(Exception):
+    """The letters cannot be reached; the text says why and what to do."""
+
+
+class InHandError(LettersError):
+    """Somebody else has them in hand for a while."""
+
+
 class Cause(NamedTuple):
     """What letters have in common that died of the same."""
 
@@ -158,8 +166,8 @@ class Group:
 
     @property
     def can_go(self) -> bool:
-        """Whether it can be sent again at all."""
-        return self.cause.reason != _HOPELESS
+        """Whether it can be sent again at all, and be named by its cause: others' reasons have no name here."""
+        return self.cause.reason != _HOPELESS and self.cause.reason in REASONS
 
     @property
     def worth_it(self) -> bool:

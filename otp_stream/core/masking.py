@@ -2,6 +2,7 @@
 
 import re
 from hashlib import blake2b
+from urllib.parse import unquote
 
 
 def mask_address(address: str) -> str:
@@ -22,6 +23,8 @@ def hidden(name: str, key: bytes) -> str:
 
 def tells(text: str, address: str, code: str) -> bool:
     """Whether `text` holds the address, or the code: a number within a longer one, or a word in a word, is chance."""
+    if "%" in text:
+        text = f"{text} {unquote(text)}"
     if address and address.casefold() in text.casefold():
         return True
     if not code or code not in text:

@@ -233,5 +233,5 @@ class Stats:
     died_last_minute: int = 0
     """Without those that were over a limit: that is what limits are for."""
     p50_ms: int | None = None
-    """Median time from `timestamp` to acceptance, over the last mails."""
+    """Median time from `timestamp` to acceptance, over the last mails of the last minute."""
     p99_ms: int | None = None

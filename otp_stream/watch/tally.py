@@ -47,7 +47,8 @@ class Tally:
     last_processed_ms: int | None = None
     last_error: str | None = None
     last_error_ms: int | None = None
-    _took_ms: deque[int] = field(default_factory=lambda: deque[int](maxlen=_RECENT))
+    _took_ms: deque[tuple[int, int]] = field(default_factory=lambda: deque[tuple[int, int]](maxlen=_RECENT))
+    """(when, how long) of the last mails."""
     _accepted: _LastMinute = field(default_factory=_LastMinute)
     _died: _LastMinute = field(default_factory=_LastMinute)
 
@@ -60,7 +61,7 @@ class Tally:
 
     def accept(self, took_ms: int, at_ms: int) -> None:
         """Count a mail that the relay took."""
-        self._took_ms.append(took_ms)
+        self._took_ms.append((at_ms, took_ms))
         self._accepted.add(at_ms)
 
     def fail(self, error: str, at_ms: int) -> None:
@@ -69,7 +70,7 @@ class Tally:
 
     def look(self, now_ms: int) -> Stats:
         """Return the figures at this moment."""
-        took = sorted(self._took_ms)
+        took = sorted(took_ms for at_ms, took_ms in self._took_ms if at_ms > now_ms - _MINUTE_MS)
         return Stats(
             started_ms=self.started_ms,
             received=self.received,

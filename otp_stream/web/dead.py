@@ -9,8 +9,8 @@ from typing import Protocol
 
 import structlog
 
-from otp_stream.asgi import Answer, Fields, Scope, redirect
-from otp_stream.core.letter import Letter, Wanted, grouped, words
+from otp_stream.asgi import Answer, Fields, Scope, header, redirect
+from otp_stream.core.letter import InHandError, Letter, Wanted, grouped, words
 
 from .pages import render
 from .session import Sessions
@@ -20,7 +20,8 @@ _MOST = 5_000
 _FRESH_S = 30.0
 """How long a look is good for: each takes every letter in hand for a moment."""
 _AGAIN_S = 3.0
-"""The same where the broker counts others than were seen."""
+"""The same where the broker does not count as many as were seen."""
+_PATIENCE_S = 2.0
 _TOLD_S = 600.0
 """How long the page tells of a replay."""
 _SHOWN = 100
@@ -43,8 +44,8 @@ class Replayed(Protocol):
 class Letters(Protocol):
     """Reaches the dead letters. Its methods raise with a text that may be shown."""
 
-    async def look(self, *, most: int) -> tuple[list[Letter], int]:
-        """Return the oldest letters, and how many more there are."""
+    async def look(self, *, most: int, patience_s: float) -> tuple[list[Letter], int]:
+        """Return the oldest letters, and how many more there are. Raises `InHandError` while somebody has them."""
         ...
 
     async def replay(self, wanted: Wanted, *, by: str, fresh: bool, rate: float, progress: Progress) -> Replayed:
@@ -72,8 +73,13 @@ class DeadDesk:
     """Asks the broker how many there are; `None` where it does not say."""
     _looked: tuple[list[Letter], int] = field(default_factory=lambda: (list[Letter](), 0))
     _looked_at: float = float("-inf")
+    """When they were seen."""
+    _tried_at: float = float("-inf")
+    _due: bool = True
+    """Whether what was seen is known to be old."""
     _error: str | None = None
     """Why they cannot be seen."""
+    _in_hand: bool = False
     _last: Outcome | None = None
     _done: int | None = None
     """Letters that the replay under way has sent."""
@@ -82,6 +88,9 @@ class DeadDesk:
 
     async def page(self, scope: Scope) -> Answer:
         """Show letters by cause."""
+        return await self._page(scope)
+
+    async def _page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
         if self._done is None:
             await self._look()
         letters, left = self._looked
@@ -98,6 +107,8 @@ class DeadDesk:
             count=len(letters),
             left=left,
             error=self._error,
+            in_hand=self._in_hand,
+            refused=refused,
             looked_ms=(time.monotonic() - self._looked_at) * 1000,
             last=last,
             done=self._done,
@@ -106,22 +117,27 @@ class DeadDesk:
             form_key=self.sessions.form_key(scope) if known else "",
             now_ms=now_ms,
         )
-        return Answer(html.encode(), "text/html; charset=utf-8")
+        return Answer(html.encode(), "text/html; charset=utf-8", status)
+
+    async def _refuse(self, scope: Scope, text: str, status: int) -> Answer:
+        if header(scope, b"authorization"):  # a program
+            return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
+        return await self._page(scope, text, status)
 
     async def replay(self, scope: Scope, fields: Fields) -> Answer:
         """Begin a replay of one group."""
         if not self.sessions.knows(scope):
-            return Answer(b"HTTP_TOKEN is needed: log in on the page of dead letters\n", "text/plain", 403)
+            return await self._refuse(scope, "HTTP_TOKEN is needed: log in first", 403)
         if not self.sessions.own_form(scope, fields.get("key", "")):
-            return Answer(b"this form is not from here: load the page again\n", "text/plain", 403)
+            return await self._refuse(scope, _FOREIGN, 403)
         try:
             wanted = Wanted.read([f"{name}={fields[name]}" for name in _NAMES if fields.get(name)], _now_ms())
         except ValueError as error:
-            return Answer(f"{error}\n".encode(), "text/plain; charset=utf-8", 400)
+            return await self._refuse(scope, str(error), 400)
         if not wanted:
-            return Answer(b"reason: is required\n", "text/plain", 400)
+            return await self._refuse(scope, "reason: is required", 400)
         if self._running is not None:
-            return Answer(b"a replay is under way: wait for its end\n", "text/plain", 409)
+            return await self._refuse(scope, "a replay is under way: wait for its end", 409)
         self._done, self._last, self._error = 0, None, None
         self._running = asyncio.create_task(self._replay(wanted, _who(scope), fresh=fields.get("fresh") == "yes"))
         return redirect("dead")
@@ -132,25 +148,33 @@ class DeadDesk:
         cookie = await self.sessions.open(fields.get("token", ""), secure=secure)
         if cookie is None:
             _log.warning("wrong HTTP_TOKEN", by=_who(scope))
-            return Answer(b"the token is wrong: go back and try again\n", "text/plain", 403)
+            return await self._refuse(scope, "the token is wrong: try again", 403)
         return redirect("dead", cookie=cookie)
 
     async def logout(self, scope: Scope, fields: Fields) -> Answer:
         """Close the session."""
         if not self.sessions.own_form(scope, fields.get("key", "")):
-            return Answer(b"this form is not from here: load the page again\n", "text/plain", 403)
+            return await self._refuse(scope, _FOREIGN, 403)
         return redirect("dead", cookie=self.sessions.close())
 
     async def _look(self) -> None:
         async with self._asking:
-            age_s = time.monotonic() - self._looked_at
-            if age_s < _AGAIN_S or (age_s < _FRESH_S and await self.count() in {None, self._seen}):
-                return
+            now = time.monotonic()
+            if not self._due:
+                if now - self._tried_at < _AGAIN_S:
+                    return
+                well = self._error is None and not self._in_hand
+                if well and now - self._looked_at < _FRESH_S and await self.count() == self._seen:
+                    return
+            self._due, self._error, self._in_hand = False, None, False
             try:
-                self._looked, self._error = await self.letters.look(most=_MOST), None
+                self._looked = await self.letters.look(most=_MOST, patience_s=_PATIENCE_S)
+                self._looked_at = time.monotonic()
+            except InHandError:
+                self._in_hand = True
             except Exception as error:  # noqa: BLE001 - the page is the place to say so
                 self._error = str(error) or type(error).__name__
-            self._looked_at = time.monotonic()
+            self._tried_at = time.monotonic()
 
     @property
     def _seen(self) -> int:
@@ -165,6 +189,8 @@ class DeadDesk:
             passed = await self.letters.replay(wanted, by=by, fresh=fresh, rate=_RATE, progress=note)
             number = passed.replayed
             told = f"{number} {'letter is' if number == 1 else 'letters are'} on the way again ({wanted})"
+            if not number and not passed.stale:
+                told = f"no letter was left to send again ({wanted})"
             if passed.stale:
                 told += f"; {passed.stale} with an expired code stayed"
             self._last = Outcome(_now_ms(), by, told)
@@ -174,10 +200,11 @@ class DeadDesk:
             self._last = Outcome(_now_ms(), by, f"{told} ({wanted})", failed=True)
             _log.warning("replay failed, the same goes on", by=by, which=str(wanted), error=told)
         finally:
-            self._done, self._running, self._looked_at = None, None, float("-inf")
+            self._done, self._running, self._due = None, None, True
 
 
 _NAMES = ("reason", "code", "domain")
+_FOREIGN = "this form is not from here, or the session has ended: try again"
 
 
 def _who(scope: Scope) -> str:

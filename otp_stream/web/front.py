@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from otp_stream.asgi import Answer, Scope
 from otp_stream.core.decision import GOOD, REASONS
-from otp_stream.core.health import Check, checks, kept_apart, worst
+from otp_stream.core.health import Status, checks, kept_apart, worst
 from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
 
 from . import charts
@@ -89,7 +89,7 @@ class Front:
             "stats": stats,
             "found": found,
             "status": worst(found),
-            "title": _title(state, found),
+            "title": _title(state, stats, worst(found)),
             "apart": kept_apart(state),
             "rates": charts.rates(steps, _step_s(steps)),
             "times": charts.times(steps),
@@ -113,12 +113,11 @@ class Front:
             return otherwise
 
 
-def _title(state: WorkerState, found: tuple[Check, ...]) -> str:
+def _title(state: WorkerState, stats: Stats, status: Status) -> str:
     if state.phase == "http_only":
         return "Serving HTTP only"
-    status = worst(found)
-    if status == "degraded" and any(it.name == "endings" and it.status == status for it in found):
-        return "More codes die than go out"
+    if status == "degraded" and stats.died_last_minute > stats.sent_last_minute:
+        return "More jobs die than go out"
     return _TITLES[status]
 
 

@@ -13,7 +13,7 @@ _LOOK_S = 0.25
 _LIFE_S = 600.0
 """A browser comes again by itself; what something in between holds open for nobody ends."""
 MOST = 40
-"""Viewers at once; each costs a connection and some hundred bytes a second."""
+"""Viewers at once; each costs a connection and about two kilobytes a second."""
 
 
 class Picture(NamedTuple):

@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 
 from otp_stream.asgi import Scope, header
 
@@ -22,7 +21,7 @@ class Sessions:
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def open(self, said: str, *, secure: bool) -> str | None:
-        """Return the `Set-Cookie` of a session for whoever says the token; two guesses a second, for all together."""
+        """Return the `Set-Cookie` of a session for whoever says the token; a wrong one waits."""
         async with self._one_at_a_time:
             if self.token is None or not hmac.compare_digest(said.encode(), self.token.encode()):
                 await asyncio.sleep(_PAUSE_S)
@@ -39,8 +38,7 @@ class Sessions:
         """Whether the request comes from an open session, or brings the token itself (`Authorization: Bearer`)."""
         if self.token is None:
             return False
-        kind, _, said = header(scope, b"authorization").partition(" ")
-        if kind.lower() == "bearer" and hmac.compare_digest(said.strip().encode(), self.token.encode()):
+        if self._brings_token(scope):
             return True
         until, _, signature = _cookie(scope).partition(".")
         fits = hmac.compare_digest(signature.encode(), self._sign("session", until).encode())
@@ -52,17 +50,20 @@ class Sessions:
 
     def own_form(self, scope: Scope, key: str) -> bool:
         """Whether a form is ours; whoever brings the token itself needs none."""
-        if header(scope, b"authorization"):
+        if self._brings_token(scope):
             return True
         return hmac.compare_digest(key.encode(), self.form_key(scope).encode())
+
+    def _brings_token(self, scope: Scope) -> bool:
+        kind, _, said = header(scope, b"authorization").partition(" ")
+        known = (self.token or "").encode()
+        return bool(known) and kind.lower() == "bearer" and hmac.compare_digest(said.strip().encode(), known)
 
     def _sign(self, what: str, text: str) -> str:
         return hmac.new((self.token or "").encode(), f"{what}:{text}".encode(), hashlib.sha256).hexdigest()
 
 
 def _cookie(scope: Scope) -> str:
-    try:
-        found = SimpleCookie(header(scope, b"cookie")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    # by hand: a strict reader gives up at what other applications on this host have left there
+    pairs = (pair.strip().partition("=") for pair in header(scope, b"cookie").split(";"))
+    return next((value for name, _, value in pairs if name == COOKIE), "")

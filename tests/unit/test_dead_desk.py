@@ -1,11 +1,12 @@
 """The page of dead letters between looks: how old what it shows is, and what came of the last replay."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from otp_stream.core.letter import Letter, Wanted
+from otp_stream.core.letter import InHandError, Letter, LettersError, Wanted
 from otp_stream.web import dead
 from otp_stream.web.dead import DeadDesk
 from otp_stream.web.session import Sessions
@@ -29,9 +30,14 @@ class Queue:
         self.letters = list(letters)
         self.looks = 0
         self.error: Exception | None = None
+        self.away: Exception | None = None
+        self.replayed = 1
 
-    async def look(self, *, most: int) -> tuple[list[Letter], int]:
+    async def look(self, *, most: int, patience_s: float) -> tuple[list[Letter], int]:
+        assert patience_s < 5  # somebody waits
         self.looks += 1
+        if self.away:
+            raise self.away
         return self.letters[:most], 0
 
     async def count(self) -> int | None:
@@ -41,11 +47,7 @@ class Queue:
         if self.error:
             raise self.error
 
-        class Came:
-            replayed = 1
-            stale = 0
-
-        return Came
+        return SimpleNamespace(replayed=self.replayed, stale=0)
 
 
 class Clock:
@@ -142,3 +144,69 @@ async def test_the_page_advises_what_a_shell_takes_as_it_is_meant() -> None:
     told = await page(desk)
     advised = "otp-stream dead replay reason=rejected code=550 &#39;domain=x$(reboot).example&#39; --fresh-expiry"
     assert advised in told
+
+
+async def test_what_could_not_be_seen_is_tried_again_soon_and_not_called_new(clock: Clock) -> None:
+    queue = Queue(letter("j-1"))
+    desk = opened(queue)
+    await page(desk)
+    clock.now_s += 40
+    queue.away = LettersError("the broker does not answer")
+    told = await page(desk)
+    assert "They cannot be reached" in told
+    assert "As they were 40 s ago" in told
+    assert "As they are now" not in told
+    queue.away = None
+    clock.now_s += 4
+    told = await page(desk)
+    assert "They cannot be reached" not in told
+    assert "As they are now" in told
+
+
+async def test_letters_in_somebody_elses_hand_are_no_alarm(clock: Clock) -> None:
+    queue = Queue(letter("j-1"))
+    desk = opened(queue)
+    await page(desk)
+    clock.now_s += 40
+    queue.away = InHandError("somebody else has the dead letters in hand")
+    told = await page(desk)
+    assert "Somebody else is looking at them" in told
+    assert 'title="j-1"' in told
+    assert "They cannot be reached" not in told
+
+
+async def test_where_nobody_counts_they_are_looked_at_again_each_few_seconds(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown() -> None:
+        return None
+
+    queue = Queue(letter("j-1"))
+    desk = DeadDesk(queue, Sessions(TOKEN), unknown)
+    assert "1 job could not be sent" in await page(desk)
+    queue.letters.clear()
+    clock.now_s += 4
+    assert "There are none." in await page(desk)
+
+
+async def test_a_replay_that_had_nothing_left_to_send_says_so(clock: Clock) -> None:
+    queue = Queue(letter("j-1"))
+    queue.replayed = 0
+    desk = opened(queue)
+    await replayed(desk)
+    assert "no letter was left to send again" in await page(desk)
+
+
+async def test_who_is_refused_stays_on_a_page_and_a_program_gets_words() -> None:
+    desk = opened(Queue(letter("j-1")))
+    cookie = await desk.sessions.open(TOKEN, secure=False)
+    assert cookie is not None
+    browser = {"headers": [(b"cookie", b'a b=c; prefs={"x":"y"}; ' + cookie.partition(";")[0].encode())]}
+    refused = await desk.replay(browser, {"reason": "rejected", "key": "forged"})
+    assert (refused.status, refused.content_type) == (403, "text/html; charset=utf-8")
+    assert b"this form is not from here" in refused.body
+    assert b"Send again" in refused.body  # the cookie is found beside what others have left there
+    basic = {"headers": [*browser["headers"], (b"authorization", b"Basic eDp5")]}
+    assert (await desk.replay(basic, {"reason": "rejected"})).status == 403  # no key, and no token either
+    program = await desk.replay(SCOPE, {"reason": "gone"})
+    assert (program.status, program.content_type) == (400, "text/plain; charset=utf-8")

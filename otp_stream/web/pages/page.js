@@ -4,6 +4,7 @@ const SILENCE_MS = 8000;
 const AGAIN_MS = 2000;
 let source = null;
 let heard = Date.now();
+let shown = heard;
 
 // Changes only what differs, so that a selection, the focus and an opened table stay as they are.
 function morph(old, fresh) {
@@ -39,6 +40,7 @@ function hear(title) {
     document.getElementById("said").textContent = [title.split(" · ")[0], ...[...troubles].map((it) => it.innerText)].join(". ");
   }
   listen(false);
+  document.body.classList.remove("stale");
 }
 
 // Where there is no place among the viewers, or something in between lets no stream through, the page tells as much.
@@ -59,21 +61,23 @@ function listen(silent) {
   const told = document.getElementById("silence");
   if (silent && told.hidden) {
     document.title = "No answer · otp-stream";
-    told.textContent = `No answer from the worker since ${new Date(heard).toLocaleTimeString()}. What you see is how it was then.`;
+    told.textContent = `No answer from the worker since ${new Date(heard).toISOString().slice(11, 19)} UTC. What you see is how it was then.`;
   }
   told.hidden = !silent;
-  document.body.classList.toggle("stale", silent);
 }
 
 function open() {
+  source?.close();
   source = new EventSource("live");
   source.onmessage = take;
 }
 
 function look() {
   if (document.hidden) return;
-  listen(Date.now() - heard > SILENCE_MS);
-  if (source.readyState === EventSource.CLOSED) {
+  const now = Date.now();
+  listen(now - Math.max(heard, shown) > SILENCE_MS);
+  document.body.classList.toggle("stale", now - heard > SILENCE_MS);
+  if (source?.readyState === EventSource.CLOSED) {
     open(); // after an answer that was no stream it does not try again
     ask();
   }
@@ -82,11 +86,13 @@ function look() {
 document.addEventListener("visibilitychange", () => {
   // a browser has few connections to one host, and tabs that nobody looks at would hold them all
   if (document.hidden) {
-    source.close();
+    source?.close();
+    document.title = "Paused · otp-stream";
   } else {
-    heard = Date.now();
+    shown = Date.now();
     open();
+    look();
   }
 });
-open();
+if (!document.hidden) open();
 setInterval(look, AGAIN_MS);
