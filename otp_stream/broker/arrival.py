@@ -1,7 +1,6 @@
 """A message as it came, read into a typed job."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol, cast
@@ -17,7 +16,7 @@ from pamqp.header import ContentHeader
 from pydantic_core import from_json
 
 from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, carry
-from otp_stream.core.masking import hidden, tells
+from otp_stream.core.masking import hidden, holds_any, suspects, tells
 
 from .acks import Acks
 
@@ -26,7 +25,6 @@ UNCERTAIN = "x-otp-uncertain"
 REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"
 TRACE = ("traceparent", "tracestate", "baggage")
 _ID_LIMIT = 200
-_SHORTEST = 4
 _NO_SECRETS = {"timestamp", "retryCount", "priority"}
 _HAS_HEADERS = 0x20
 """In the first byte of a content header's flags."""
@@ -221,26 +219,8 @@ def said_job_id(body: bytes) -> str | None:
         return None
     if "@" in unquote(job_id):
         return None
-    # in a body that is no job anything may be the address or the code, whatever its field is called
-    told = {name: value for name, value in fields.items() if name not in _NO_SECRETS}
-    code = str(fields.get("otp", ""))
-    secrets = (it for it in (code, *_words(told)) if it == code or "@" in it or any(map(str.isdigit, it)))
-    return None if any(tells(job_id, it if "@" in it else "", it) for it in secrets) else job_id
-
-
-def _words(value: Any) -> Iterator[str]:
-    """Yield every word in it that is long enough to be a code."""
-    match value:
-        case dict():
-            for inner in cast("dict[str, Any]", value).values():
-                yield from _words(inner)
-        case list():
-            for inner in cast("list[Any]", value):
-                yield from _words(inner)
-        case str() | int() | float():
-            yield from (word for word in str(value).split() if len(word) >= _SHORTEST)
-        case _:
-            pass
+    secrets = {str(fields.get("otp", "")).strip(), *suspects(fields, apart=_NO_SECRETS)}
+    return None if holds_any(job_id, secrets) else job_id
 
 
 def now_ms() -> int:

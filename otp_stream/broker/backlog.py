@@ -1,7 +1,7 @@
 """Since when something waits in a queue, as far as that can be known without taking it out.
 
 AMQP tells how many messages are ready, and not how old they are. But a queue hands out first what came first: what
-stood at its end at one look is gone once as many have left it.
+stood at its end at one look is gone once as many have left it. Who consumes alone knows how many those were.
 """
 
 from collections import deque
@@ -22,24 +22,25 @@ class Backlog:
         """The same of the last look, remembered or not."""
         self._left = 0
         self._taken = 0
-        self._consumers = 1
 
     def saw(self, depth: Depth, taken: int, at_ms: int) -> None:
         """Take note of a look; `taken` are the deliveries to us since the beginning."""
         # what is ready now can only be less than it was because it has left, whoever took it
         self._left = max(self._gone(taken), self._end - depth.messages)
-        self._taken, self._consumers = taken, max(depth.consumers, 1)
+        self._taken = taken
         self._end = self._left + depth.messages
+        if depth.consumers > 1:  # how much the others take nobody tells
+            self._looks.clear()
+            return
         while self._looks and self._looks[0][1] <= self._left:
             self._looks.popleft()
         if depth.messages and len(self._looks) < _LOOKS:
             self._looks.append((at_ms, self._end))
 
     def since_ms(self, taken: int) -> int | None:
-        """Return since when at least something waits; `None` where all that was ever seen has gone."""
+        """Return since when at least something waits; `None` where nothing is known to."""
         gone = self._gone(taken)
         return next((at_ms for at_ms, end in self._looks if end > gone), None)
 
     def _gone(self, taken: int) -> int:
-        # the others are taken to be as quick as we are: none tells us
-        return self._left + (taken - self._taken) * self._consumers
+        return self._left + taken - self._taken

@@ -185,13 +185,14 @@ class LaneConsumer:
             self._empty_ms = now_ms()
 
     def _waiting_ms(self) -> int | None:
-        since_ms = self._backlog.since_ms(self._received)
-        if since_ms is None or self.depth is None:
+        if self.depth is None or not self.depth.messages:
             return None
-        if self.depth.consumers > 1 and now_ms() - (self._came_ms or 0) > _NEWS_MS:
-            return None  # how much the others take is a guess, and nothing that came speaks for it
-        # what stands behind the last one that came was published after it
-        return max(since_ms, self._made_ms)
+        if self.depth.consumers > 1:
+            # what comes next was published soon after the last one that came; without one nothing is known
+            known = now_ms() - (self._came_ms or 0) <= _NEWS_MS
+            return max(self._made_ms, self._empty_ms or 0) if known else None
+        since_ms = self._backlog.since_ms(self._received)
+        return None if since_ms is None else max(since_ms, self._made_ms)
 
     async def take(self, ask: OtpJob | MalformedError, message: RabbitMessage) -> None:
         """Bring a message to its end, whatever it is."""
@@ -235,7 +236,8 @@ class LaneConsumer:
         job = await self._desk.reader.job(arrival, ask)
         if ask.timestamp is not None and self.lane != "due":
             self._waited_ms = max(arrival.seen_ms - job.made_ms, 0)
-            self._made_ms, self._came_ms = job.made_ms, arrival.seen_ms
+            if not arrival.message.redelivered:  # that one came before its turn
+                self._made_ms, self._came_ms = job.made_ms, arrival.seen_ms
         if self._desk.moved.knows(job):
             await acknowledge(arrival)
             return "ack"

@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from otp_stream.core.job import MalformedError, OtpJob, Replay, carry
 from otp_stream.core.letter import Letter, Wanted
 from otp_stream.core.masking import hidden, mask_address
+from otp_stream.core.times import LAST_MS
 
 from . import copies
 from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, now_ms, said_job_id
@@ -28,9 +29,6 @@ _RENEW_AT = 10
 """Looks after which a letter is put down anew: RabbitMQ 4 drops what has come back more often than 20 times."""
 _PASS_S = 20 * 60.0
 """One pass at most: RabbitMQ takes letters back that somebody holds for 30 minutes."""
-
-_LAST_MS = 253_402_300_799_000
-"""The end of the year 9999, after which there are no dates."""
 
 Fate = Literal["kept", "replayed", "dropped", "stale"]
 """What becomes of a letter: `stale` is one that would have been replayed, but its code has expired."""
@@ -129,12 +127,14 @@ class DeadLetters:
         fast as it goes. May be interrupted at any moment, and begun again.
         """
         pause_s = 1 / rate if rate else 0.0
+        began_ms = now_ms()
         next_s = time.monotonic()
 
         async def choose(found: Found) -> Fate:
             nonlocal next_s
-            if not wanted.has(found.letter):
-                return "kept"
+            last = found.letter.replay
+            if not wanted.has(found.letter) or (last is not None and last.at_ms >= began_ms):
+                return "kept"  # not meant, or sent again just now, and dead again
             if not fresh and found.letter.stale(now_ms()):
                 return "stale"
             if not dry and pause_s:
@@ -224,7 +224,7 @@ class DeadLetters:
                 first_seen_ms=seen_ms,
                 attempts_made=0,
                 default_expiry_minutes=self.default_expiry_minutes,
-                replay=replay,
+                # as it will be judged after a replay: a life that began anew with an earlier one ends with that
             ).expires_ms
         letter = Letter(
             job_id=job_id,
@@ -251,7 +251,7 @@ def _looks(message: AbstractIncomingMessage) -> int:
 def _moment(value: object) -> int | None:
     """Return a time that can be one: whatever others have written there must not keep us from the other letters."""
     at_ms = _int(value)
-    return at_ms if at_ms is not None and 0 <= at_ms <= _LAST_MS else None
+    return at_ms if at_ms is not None and 0 <= at_ms <= LAST_MS else None
 
 
 def _int(value: object) -> int | None:

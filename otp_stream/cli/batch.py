@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
@@ -156,7 +157,18 @@ def _exported(line: bytes) -> tuple[str, bytes]:
     """Return the id and the body of an exported letter; any other line is a body itself."""
     with contextlib.suppress(ValueError, RecursionError):
         letter: Any = json.loads(line) if b'"body"' in line else None
-        if isinstance(letter, dict) and "email" not in letter:
-            fields = cast("dict[str, Any]", letter)
-            return str(fields.get("jobId") or ""), base64.b64decode(str(fields["body"]), validate=True).strip()
+        fields = cast("dict[str, Any]", letter) if isinstance(letter, dict) and "email" not in letter else {}
+        if isinstance(fields.get("body"), str):
+            body = base64.b64decode(fields["body"], validate=True).strip()
+            return str(fields.get("jobId") or ""), _as_old(body, fields.get("firstSeen"))
     return "", line
+
+
+def _as_old(body: bytes, first_seen: Any) -> bytes:
+    """Give a job without a timestamp the one at which it was first seen: its code does not grow younger."""
+    with contextlib.suppress(ValueError, RecursionError):
+        job: Any = json.loads(body)
+        if isinstance(job, dict) and "timestamp" not in job and isinstance(first_seen, str):
+            made_ms = round(datetime.fromisoformat(first_seen).timestamp() * 1000)
+            return json.dumps({**cast("dict[str, Any]", job), "timestamp": made_ms}).encode()
+    return body

@@ -8,6 +8,8 @@ import asyncio
 import base64
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -95,7 +97,7 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
         if it.letter.job_id == job_id:
             found.append(letters.whole_json(it, _now_ms()))
 
-    _run(_desk(say.settings()).each(take))
+    left = _run(_desk(say.settings()).each(take))
     if as_json:
         say.write(found)
     for letter in [] if as_json else found:
@@ -105,7 +107,7 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
             table.add_row(name, say.plain(shown))
         say.out().print(table)
     if not found:
-        say.fail(f"{job_id}: no dead letter has this id", 1)
+        say.fail(f"{job_id}: no dead letter has this id{_of_those(left)}", 1)
 
 
 @cli.command()
@@ -135,11 +137,12 @@ def replay(
         plan = _with_progress(
             "replaying", plan.replayed,
             lambda progress: desk.replay(wanted, by=whoami(), fresh=fresh, rate=rate, progress=progress),
+            lambda done: _tell("replayed", done, wanted, Pass(), as_json, fresh=fresh, dry=False, whole=False),
         )  # fmt: skip
     _tell("replayed" if not dry else "would be replayed", plan.replayed, wanted, plan, as_json, fresh=fresh, dry=dry)
     if stay and not as_json:
         say.console.print(stay.removeprefix("; "), style="yellow")
-    raise typer.Exit(1 if plan.stale else 0)
+    raise typer.Exit(1 if plan.stale or plan.left else 0)
 
 
 @cli.command()
@@ -156,8 +159,12 @@ def drop(
     plan = _run(desk.drop(wanted, dry=True))
     if not dry and plan.dropped:
         _ask(f"Forget {say.letters(plan.dropped)} for good ({wanted})?", yes)
-        plan = _with_progress("dropping", plan.dropped, lambda progress: desk.drop(wanted, progress=progress))
+        plan = _with_progress(
+            "dropping", plan.dropped, lambda progress: desk.drop(wanted, progress=progress),
+            lambda done: _tell("dropped", done, wanted, Pass(), as_json, dry=False, whole=False),
+        )  # fmt: skip
     _tell("dropped" if not dry else "would be dropped", plan.dropped, wanted, plan, as_json, dry=dry)
+    raise typer.Exit(1 if plan.left else 0)
 
 
 @cli.command()
@@ -180,17 +187,19 @@ def export(
             told = letters.whole_json(it, _now_ms()) | (
                 {"body": base64.b64encode(it.message.body).decode()} if raw else {}
             )
-            lines.append(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+            lines.append(say.as_json(told) + "\n")
 
-    _run(_desk(say.settings()).each(take))
+    left = _run(_desk(say.settings()).each(take))
     if out is None:
         typer.echo("".join(lines), nl=False)
     else:
         _write_private(out, "".join(lines))
         if as_json:
-            say.write({"letters": len(lines), "file": str(out)})
-            return
-        say.console.print(say.plain(f"{say.letters(len(lines))} in {out}"), soft_wrap=True)
+            say.write({"letters": len(lines), "file": str(out), "notLookedAt": left})
+        else:
+            say.console.print(say.plain(f"{say.letters(len(lines))} in {out}"), soft_wrap=True)
+    if left:
+        say.fail(f"{say.count(left)} more were not looked at, and are not in it", 1)
 
 
 def _desk(settings: Settings) -> DeadLetters:
@@ -225,9 +234,14 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _with_progress(
-    name: str, total: int, work: Callable[[Callable[[int, int], object]], Coroutine[Any, Any, Pass]]
+    name: str,
+    total: int,
+    work: Callable[[Callable[[int, int], object]], Coroutine[Any, Any, Pass]],
+    broken_off: Callable[[int], object],
 ) -> Pass:
     done = 0
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # it leaves its line for the audit, too
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=say.console, transient=True) as bar:
         task = bar.add_task(name, total=total)
@@ -238,9 +252,12 @@ def _with_progress(
             bar.update(task, completed=now)
 
         try:
-            return _run(work(tell))
-        except KeyboardInterrupt:
+            return asyncio.run(work(tell))
+        except (KeyboardInterrupt, LettersError) as error:
             bar.stop()
+            broken_off(done)
+            if isinstance(error, LettersError):
+                say.fail(str(error), 1)
             say.fail(f"interrupted after {say.count(done)} of {say.count(total)}: the same command goes on", 1)
 
 
@@ -253,10 +270,11 @@ def _tell(
     *,
     fresh: bool = False,
     dry: bool,
+    whole: bool = True,
 ) -> None:
     audit = {
         "at": iso(_now_ms()), "by": whoami(), "did": what, "letters": number, "which": str(wanted),
-        "expiredStay": plan.stale, "freshExpiry": fresh, "notLookedAt": plan.left, "dryRun": dry,
+        "expiredStay": plan.stale, "freshExpiry": fresh, "notLookedAt": plan.left, "dryRun": dry, "finished": whole,
     }  # fmt: skip
     if as_json:
         say.write(audit)
@@ -264,14 +282,28 @@ def _tell(
     # one line that can be kept
     audit_line = " ".join(f"{name}={json.dumps(value)}" for name, value in audit.items())
     say.out().print(say.plain(audit_line), soft_wrap=True)
-    if not number and not plan.stale:
-        say.console.print("No dead letter is meant by that: otp-stream dead list shows all", style="yellow")
+    if whole and not number and not plan.stale:
+        told = f"No dead letter is meant by that{_of_those(plan.left)}: otp-stream dead list shows all"
+        say.console.print(told, style="yellow", soft_wrap=True)
+
+
+def _of_those(left: int) -> str:
+    return f" of those that were looked at; {say.count(left)} more were not" if left else ""
 
 
 def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    """Write a file that only we can read; what was there before stays until all is written."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        say.fail(f"--out: {path} is no file")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        say.fail(f"--out: {path}: {error.strerror}")
 
 
 def _now_ms() -> int:

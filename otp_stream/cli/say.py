@@ -67,9 +67,14 @@ def letters(number: int) -> str:
     return f"{count(number)} letter{'' if number == 1 else 's'}"
 
 
+def as_json(told: object, *, indent: int | None = None) -> str:
+    """Return JSON that can be written as UTF-8, whatever others have put into it."""
+    return json.dumps(told, ensure_ascii=False, indent=indent).encode(errors="replace").decode()
+
+
 def write(told: object) -> None:
     """Write JSON to standard output."""
-    typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    typer.echo(as_json(told, indent=2))
 
 
 def fail(text: str, code: int = 2) -> NoReturn:

@@ -123,7 +123,7 @@ def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
             late.append(f"the oldest job in hand from {lane.queue} came {in_words(now_ms - lane.oldest_held_ms)} ago")
         if lane.waiting_ms is not None and now_ms - lane.waiting_ms > LATE_MS:
             since = in_words(now_ms - lane.waiting_ms)
-            late.append(f"{lane.depth} wait in {lane.queue}, the oldest for {since} at least")
+            late.append(f"{lane.depth} wait in {lane.queue}, the oldest for {since}")
     if late:
         return Check("pace", "degraded", f"codes are late: {'; '.join(late)}")
     return Check("pace", "healthy", "no job waits long")

@@ -4,11 +4,12 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple, cast
 
 from .decision import REASONS
 from .job import Replay
-from .masking import mask_address, tells
+from .masking import holds_any, mask_address, suspects
 from .outcome import said
 from .times import iso
 
@@ -114,6 +115,8 @@ class Wanted:
             name, _, value = word.partition("=")
             if not value:
                 raise ValueError(f"{word!r}: must look like reason=rejected or domain=example.com")
+            if _PLAIN.get(name, _AGES.get(name)) in told:
+                raise ValueError(f"{name}: is said twice, and no letter has two")
             if name == "reason" and value not in REASONS:
                 raise ValueError(f"reason: must be one of {', '.join(REASONS)}")
             if name in _PLAIN:
@@ -141,8 +144,8 @@ class Wanted:
             and self.domain.lower() in ("", letter.domain or _NONE)
             and self.template in ("", letter.template)
             and self.job_id in ("", letter.job_id)
-            and (self.died_before_ms is None or (letter.died_ms or 0) < self.died_before_ms)
-            and (self.died_after_ms is None or (letter.died_ms or 0) >= self.died_after_ms)
+            and (self.died_before_ms is None or (letter.died_ms is not None and letter.died_ms < self.died_before_ms))
+            and (self.died_after_ms is None or (letter.died_ms is not None and letter.died_ms >= self.died_after_ms))
         )
 
 
@@ -205,20 +208,22 @@ def outline(body: bytes) -> object:
     except (ValueError, RecursionError):
         return "no JSON"
     fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    secrets = (str(fields.get("email", "")), str(fields.get("otp", "")).strip())
-    return _outlined("", content, secrets, _DEPTH)
+    named = {str(fields.get(name, "")).strip() for name in ("email", "otp")}
+    return _outlined("", content, named.union(suspects(content, apart=_SHOWN)), _DEPTH)
 
 
-def _outlined(name: str, value: Any, secrets: tuple[str, str], depth: int) -> object:
+def _outlined(name: str, value: Any, secrets: set[str], depth: int) -> object:
     if isinstance(value, dict) and depth:
         fields = cast("dict[str, Any]", value)
         return {
-            "***" if tells(key, *secrets) else key: _outlined(key, field, secrets, depth - 1)
+            "***" if holds_any(key, secrets) else key: _outlined(key, field, secrets, depth - 1)
             for key, field in fields.items()
         }
     if name == "email" and isinstance(value, str):
-        return mask_address(value)
-    if name in _SHOWN and isinstance(value, str | int | float) and not tells(str(value), *secrets):
+        return mask_address(value.strip())
+    if isinstance(value, float) and not isfinite(value):
+        return "a number"
+    if name in _SHOWN and isinstance(value, str | int | float) and not holds_any(str(value), secrets):
         return value
     if isinstance(value, str):
         return f"text of {len(value)} characters"

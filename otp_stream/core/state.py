@@ -74,7 +74,7 @@ class LaneState:
     empty_ms: int | None = None
     """When the broker last said that it was empty (milliseconds since 1970); nothing in it waits longer."""
     waiting_ms: int | None = None
-    """Since when at least something waits in it (milliseconds since 1970); `None` where nothing is known to wait."""
+    """Since when something waits in it (milliseconds since 1970); `None` where nothing is known to wait."""
     waited_ms: int | None = None
     """How old the last job was that came in here, by its `timestamp`."""
     came_ms: int | None = None

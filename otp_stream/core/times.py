@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+LAST_MS = 253_402_300_799_000
+"""The end of the year 9999, after which there are no dates."""
 _UNITS = (("days", 86_400_000, 2), ("h", 3_600_000, 2), ("min", 60_000, 2), ("s", 1000, 1))
 """Each with its milliseconds, and from how many of it on it is used: `90 s` says more than `1 min`."""
 
@@ -18,4 +20,5 @@ def in_words(span_ms: float) -> str:
 
 def iso(at_ms: int) -> str:
     """Return a moment (milliseconds since 1970) as `2026-01-31T12:00:00Z`."""
+    at_ms = min(max(at_ms, 0), LAST_MS)
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -225,6 +225,43 @@ async def test_who_finds_no_place_among_the_viewers_is_kept_up_to_date_all_the_s
         assert not chromium.find_element(By.ID, "silence").is_displayed()
 
 
+IN_THE_BACKGROUND = """
+    window.made = [];
+    window.away = true;
+    Object.defineProperty(document, 'hidden', { get: () => window.away });
+    const Real = EventSource;
+    window.EventSource = class extends Real { constructor(...them) { super(...them); made.push(this); } };
+    window.turn = (away) => { window.away = away; document.dispatchEvent(new Event('visibilitychange')); };
+"""
+
+
+async def test_a_tab_that_nobody_looks_at_holds_no_stream_and_comes_back_without_an_old_picture(
+    stage: Stage, chromium: webdriver.Chrome
+) -> None:
+    worker = await stage.run()
+    chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": IN_THE_BACKGROUND})
+    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+
+    def streams() -> list[int]:
+        return chromium.execute_script("return made.map((it) => it.readyState)")
+
+    assert streams() == []  # opened in the background
+    for shown in range(1, 3):
+        chromium.execute_script("turn(false)")
+        wait(lambda shown=shown: streams() == [2] * (shown - 1) + [1], "one stream")
+        wait(lambda: chromium.title.startswith("Codes are going out"), "the title")
+        chromium.execute_script("turn(true)")
+        assert streams() == [2] * shown
+        assert chromium.title.startswith("Paused")
+    await worker.kill()
+    chromium.execute_script("window.began = Date.now()")
+    wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "a time that is a silence")
+    chromium.execute_script("turn(false)")
+    assert chromium.execute_script("return document.body.classList.contains('stale')")
+    assert not chromium.find_element(By.ID, "silence").is_displayed()  # the worker may answer in a moment
+    wait(lambda: chromium.title.startswith("No answer"), "the silence")
+
+
 def viewer(worker: Worker) -> Any:
     """Take a place."""
     return urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/live", timeout=10)

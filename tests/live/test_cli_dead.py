@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from aio_pika import Message
-from cli import Ran, names, otp_stream
+from cli import Ran, here, names, otp_stream
 from conftest import Stage
 from ledger import Ledger
 from rabbitmq import until
@@ -141,6 +142,85 @@ async def test_a_code_written_where_names_belong_is_shown_nowhere(ground: Ground
     assert stage.relay.accepted == []
 
 
+async def test_nothing_that_others_have_laid_there_keeps_from_the_other_letters(ground: Ground) -> None:
+    rabbit, folder = ground.stage.rabbit, ground.stage.folder
+    await rabbit.publish(
+        b'{"\\ud800key": 1, "jobId": "x"}',
+        b'{"jobId": "nan-1", "timestamp": NaN, "retryCount": 1e999}',
+        json.dumps({"email": "nobody", "otp": f" {CODE} ", "jobId": f"login-{CODE}"}).encode(),
+        json.dumps({"email": " eve@corp.example ", "otp": int(CODE), "jobId": "eve@corp.example"}).encode(),
+        json.dumps({"to": "eve@corp.example", "code": CODE, "jobId": f"otp:{CODE}"}).encode(),
+    )
+    await until(lambda: ground._holds(5), "five dead letters")
+    far = Message(job(), headers={"x-otp-first-seen": 253_402_300_799_000, "x-otp-job-id": "far"})
+    await rabbit.channel.default_exchange.publish(far, f"{rabbit.prefix}.dead")
+    await until(lambda: ground._holds(6), "six dead letters")
+    told: list[str] = []
+    for words in (
+        ("list",),
+        ("list", "--each"),
+        ("export",),
+        ("show", "nan-1", "--json"),
+        ("list", "--each", "--json"),
+    ):
+        ran = await ground.dead(*words)
+        assert ran.code == 0, ran.out
+        told.append(ran.out)
+    assert len(json.loads(told[-1])["each"]) == 6
+    shown = json.loads(told[-2], parse_constant=pytest.fail)
+    assert shown[0]["content"]["timestamp"] == shown[0]["content"]["retryCount"] == "a number"
+    told += [ground.worker.log, (await ground.worker.get("/"))[1], (await ground.worker.get("/dead"))[1]]
+    assert "eve@" not in "".join(told)
+    assert CODE not in "".join(told)
+    out = folder / "kept.jsonl"
+    out.write_text("before")
+    assert (await ground.dead("export", "--out", str(out), "--raw")).code == 0
+    assert len(out.read_text().splitlines()) == 6
+    os.mkfifo(folder / "pipe")
+    for place in (folder / "pipe", folder, folder / "none" / "x"):
+        ran = await ground.dead("export", "--out", str(place))
+        assert (ran.code, "--out: " in ran.out) == (2, True)
+    assert stat.S_ISFIFO((folder / "pipe").stat().st_mode)
+
+
+async def test_what_was_not_looked_at_is_said_and_no_success(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ground.die(3)
+    for method in (DeadLetters.each, DeadLetters._walk):
+        assert method.__kwdefaults__ is not None
+        monkeypatch.setitem(method.__kwdefaults__, "most", 2)
+
+    async def dead(*words: str) -> Ran:
+        return await asyncio.to_thread(here, ground.stage.folder, "dead", *words, **names(ground.stage))
+
+    out = ground.stage.folder / "letters.jsonl"
+    for words, said in (
+        (("export", "--out", str(out)), "1 more were not looked at, and are not in it"),
+        (("show", "job2"), "no dead letter has this id of those that were looked at; 1 more were not"),
+        (
+            ("drop", "job=job2", "--yes"),
+            "No dead letter is meant by that of those that were looked at; 1 more were not",
+        ),
+        (("replay", "job=job2", "--yes"), "No dead letter is meant by that of those that were looked at"),
+    ):
+        ran = await dead(*words)
+        assert (ran.code, said in ran.out) == (1, True), ran.out
+    # the cause is not mended: what is sent again dies again, behind the others, and is not sent once more
+    again = await dead("replay", "--all", "--yes", "--rate", "0", "--json")
+    assert json.loads(again.out[: again.out.rindex("}") + 1])["letters"] == 3
+    await until(lambda: ground._holds(3), "all of them again")
+
+
+async def test_a_life_that_began_anew_ends_with_the_next_death(ground: Ground) -> None:
+    await ground.die(1, metadata={"expiryMinutes": 0.05})
+    await asyncio.sleep(3.1)
+    assert (await ground.dead("replay", "--all", "--yes", "--fresh-expiry")).code == 0
+    await until(lambda: ground._holds(1), "its second death")
+    ran = await ground.dead("replay", "--all", "--yes")  # the worker would judge it by its own life
+    assert ran.code == 1
+    assert "1 with an expired code stay" in ran.out
+    assert "expired" in (await ground.dead("list", "--each")).out
+
+
 async def test_an_expired_code_stays_unless_its_life_begins_anew(ground: Ground) -> None:
     await ground.die(1, metadata={"expiryMinutes": 0.02})
     await ground.die(1, metadata={"expiryMinutes": 7})
@@ -228,22 +308,26 @@ async def test_a_replay_that_is_killed_again_and_again_loses_and_doubles_nothing
     assert (await ground.worker.health())["outcomes"].get("duplicate", 0) <= 4
 
 
-async def test_an_interrupted_replay_says_how_far_it_came(ground: Ground) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_replay_says_how_far_it_came(ground: Ground, stop: signal.Signals) -> None:
     await ground.die(20, "other.example")
     await ground.die(40)
     ground.mend()
     process = await asyncio.create_subprocess_exec(
         SCRIPT, "dead", "replay", "domain=corp.example", "--yes", "--rate", "20", cwd=ground.stage.folder,
-        env=ground.worker.env | names(ground.stage), stderr=asyncio.subprocess.PIPE,
+        env=ground.worker.env | names(ground.stage),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     await ground.stage.relay.wait_accepted(5)
-    process.send_signal(signal.SIGINT)
-    _, said = await process.communicate()
+    process.send_signal(stop)
+    audit, said = await process.communicate()
     assert process.returncode == 1
     found = re.search(r"interrupted after (\d+) of 40: the same command goes on", said.decode())
     assert found is not None, said.decode()
     done = int(found.group(1))
     assert 5 <= done < 40
+    assert f'did="replayed" letters={done} which="domain corp.example"' in audit.decode()
+    assert "finished=false" in audit.decode()
     await until(lambda: ground._holds(60 - done), "the letters that were not sent")
     await ground.stage.relay.wait_accepted(done)
 

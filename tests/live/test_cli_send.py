@@ -101,11 +101,15 @@ def test_letters_that_were_exported_are_read_as_the_jobs_in_them(tmp_path: Path)
 
     plain = b'{"email": "a@example.com", "otp": "739154", "body": "x"}'
     named = b'{"jobId": "j-1",\n "email": "a@example.com", "otp": "739154"}'
-    jobs, bad = read([letter(plain), letter(named), plain, letter(b"no job"), letter(b"", body="?"), b'{"body": '])
+    odd = [b'{"body": ', b'{"otp": "123456", "metadata": {"body": "x"}}', b'{"body": 5}']
+    jobs, bad = read([letter(plain), letter(named), plain, letter(b"no job"), letter(b"", body="?"), *odd])
     assert [it.job_id for it in jobs[:2]] == ["made", "j-1"]
     assert json.loads(jobs[0].body)["otp"] == json.loads(jobs[2].body)["otp"] == "739154"
     assert jobs[1].body == named
-    assert [it.partition(":")[0] for it in bad] == ["line 4", "line 5", "line 6"]
+    assert [it.partition(":")[0] for it in bad] == ["line 4", "line 5", "line 6", "line 7", "line 8"]
+    old = letter(plain, firstSeen="2026-01-31T12:00:00Z")
+    assert json.loads(read([old])[0][0].body)["timestamp"] == 1_769_860_800_000  # its code does not grow younger
+    assert "timestamp" not in json.loads(jobs[0].body)
 
 
 async def test_ctrl_c_tells_how_many_were_published(stage: Stage) -> None:

@@ -123,3 +123,23 @@ def test_an_audit_says_which_letters_were_meant() -> None:
     told = "domain x.example, died before 2023-11-14T23:03:20Z, died after 2023-11-14T22:13:20Z"
     assert str(wanted) == told
     assert str(Wanted()) == "all"
+
+
+def test_a_letter_without_a_time_of_death_is_neither_old_nor_new() -> None:
+    unknown = letter(died_ms=None)
+    assert not Wanted.read(["older=1s"], now_ms=61_000).has(unknown)
+    assert not Wanted.read(["newer=1d"], now_ms=61_000).has(unknown)
+    assert Wanted.read(["older=9999999999d"], now_ms=61_000).has(letter()) is False
+    assert "1970-01-01" in str(Wanted.read(["older=9999999999d"], now_ms=61_000))
+
+
+def test_a_word_that_is_said_twice_is_refused() -> None:
+    for twice in (["domain=a.example", "domain=b.example"], ["older=1m", "older=2m"]):
+        with pytest.raises(ValueError, match="is said twice"):
+            Wanted.read(twice, now_ms=0)
+
+
+def test_blanks_around_an_address_do_not_show_it() -> None:
+    told = json.dumps(outline(b'{"email": " bob@x.example", "otp": "123456", "jobId": "bob@x.example/login"}'))
+    assert "bob@" not in told
+    assert "b***@x.example" in told

@@ -1,8 +1,12 @@
 """What may be shown of a person and a code."""
 
+import json
+
 import pytest
 
-from otp_stream.core.masking import hidden, mask_address, scrub, tells
+from otp_stream.broker.arrival import said_job_id
+from otp_stream.core.letter import outline
+from otp_stream.core.masking import hidden, mask_address, scrub, suspects, tells
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,38 @@ def test_a_hidden_name_is_equal_for_equal_names_and_nothing_stays_nothing() -> N
 )
 def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
     assert tells(text, "user@example.com", "123456") is told
+
+
+@pytest.mark.parametrize(
+    ("body", "job_id", "shown"),
+    [
+        ({"email": "nobody", "otp": 123456}, "login-17", True),
+        ({"email": "nobody", "otp": 123456}, "login-123456", False),
+        ({"email": "nobody", "otp": " abcdef "}, "x-abcdef", False),
+        ({"to": "grace@x.example", "code": "482913"}, "otp:482913", False),
+        ({"to": "grace@x.example"}, "grace%40x.example", False),
+        ({"otp": ["482913"]}, "l-482913", False),
+        ({"otp": {"value": [["482913"]]}}, "l-482913", False),
+        ({"otp": "482913 482913"}, "l-482913", False),
+        ({"timestamp": 1672531200000, "otp": 5}, "login-1672531200000", True),
+        ({"metadata": {"purpose": "login"}}, "login-4711", True),
+        ({}, "somebody@x.example", False),
+    ],
+)
+def test_an_id_of_what_is_no_job_is_shown_only_where_it_can_tell_nothing(
+    body: dict[str, object], job_id: str, *, shown: bool
+) -> None:
+    said = said_job_id(json.dumps(body | {"jobId": job_id}).encode())
+    assert said == (job_id if shown else None)
+
+
+def test_a_body_that_is_nested_without_end_is_looked_at_all_the_same() -> None:
+    deep: object = "482913"
+    for _ in range(5000):
+        deep = [deep]
+    assert list(suspects({"a": deep, "priority": "12345"}, apart={"priority"})) == ["482913"]
+    assert outline(b'{"jobId":' + b"[" * 900 + b"]" * 900 + b"}") is not None
+
+
+def test_an_address_is_found_in_an_id_that_was_written_for_a_url() -> None:
+    assert tells("user%40example.com-1", "user@example.com", "")
