@@ -26,6 +26,7 @@ T = TypeVar("T")
 LOST = (AMQPError, OSError, TimeoutError, RuntimeError)
 """What a broker that is away, or goes away, makes of a question."""
 NO_WORKER = "no worker has ever run here, so nobody tells what becomes of jobs; start one, or compare RABBITMQ_PREFIX"
+EVENTS_OFF = "EVENTS=false: nobody tells what becomes of jobs"
 _TIMEOUT_S = 10.0
 _CLOSE_S = 2.0
 _WINDOW = 200

@@ -15,7 +15,7 @@ from prometheus_client import Counter as Count
 from otp_stream.core.masking import mask_address
 
 from . import figures, line, producer, say
-from .line import ProducerError
+from .line import EVENTS_OFF, ProducerError
 from .mailbox import Mailbox
 from .probes import OUTCOMES, Prober, Result, Route
 from .say import AsJson
@@ -46,6 +46,8 @@ def livecheck(
     sent in time, did not arrive, or came with another code.
     """
     settings = say.settings()
+    if not settings.events:
+        say.fail(f"{EVENTS_OFF}, and this measures just that: set EVENTS=true, for the workers and here")
     try:
         producer.check_recipient(recipient, "RECIPIENT")
     except ProducerError as error:

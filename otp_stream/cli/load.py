@@ -16,7 +16,7 @@ from otp_stream.settings import Settings, is_loopback
 
 from . import figures, line, producer, progress, say
 from .figures import Bar, Timeline
-from .line import ProducerError
+from .line import EVENTS_OFF, ProducerError
 from .say import AsJson
 from .volley import MOST, Order, Volley
 
@@ -46,6 +46,8 @@ def load(
     worker has it) are on this machine and the recipients' domain is one of RFC 2606. Ends with 1 when one was not sent.
     """
     settings = say.settings()
+    if not settings.events:
+        say.fail(f"{EVENTS_OFF}, and this measures just that: set EVENTS=true, for the workers and here")
     if svg is not None and not svg.parent.is_dir():
         say.fail(f"--svg: there is no folder {svg.parent}")
     try:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, NoReturn, get_args
 import typer
 
 from otp_stream.core.job import Priority
+from otp_stream.settings import load
 
 from . import batch, line, producer, progress, say
 from .batch import Batch, Ready
-from .line import ProducerError
+from .line import EVENTS_OFF, ProducerError
 from .say import AsJson
 
 _SHOWN = 20
@@ -54,6 +55,9 @@ def send(
     metadata: dict[str, Any] = {
         "userName": name, "template": template, "locale": locale, "expiryMinutes": expiry_minutes
     }  # fmt: skip
+    if wait and not load()[0].events:
+        say.console.print(EVENTS_OFF, style="yellow")
+        wait = 0
     if file is not None:
         if email or otp or job_id or repeat > 1 or priority != "normal" or any(metadata.values()):
             say.fail("--file: its lines say everything about their jobs; leave EMAIL, the fields and --repeat out")

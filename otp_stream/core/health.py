@@ -62,7 +62,8 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
         case "stopping":
             yield Check("phase", "unhealthy", "stopping")
         case "consuming":
-            yield Check("phase", "healthy", "consuming")
+            away = state.broker is not None and not state.broker.connected
+            yield Check("phase", "healthy", "consumes again once the broker is there" if away else "consuming")
     if state.broker is not None:
         yield _broker(state.broker, now_ms)
     if state.relays:

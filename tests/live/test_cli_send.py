@@ -112,6 +112,14 @@ def test_letters_that_were_exported_are_read_as_the_jobs_in_them(tmp_path: Path)
     assert "timestamp" not in json.loads(jobs[0].body)
 
 
+async def test_without_events_a_job_is_published_and_nobody_waits(stage: Stage) -> None:
+    await stage.run(EVENTS="false")
+    ran = await otp_stream(stage.folder, "send", "a@example.com", "--wait", "60", EVENTS="false", **names(stage))
+    assert ran.code == 0, ran.out
+    assert "EVENTS=false: nobody tells what becomes of jobs" in ran.out
+    await stage.relay.wait_accepted(1)
+
+
 async def test_ctrl_c_tells_how_many_were_published(stage: Stage) -> None:
     process = await asyncio.create_subprocess_exec(
         SCRIPT, "send", "you@example.com", "--repeat", "5000", "--rate", "50", "--wait", "0",

@@ -56,6 +56,13 @@ def test_a_load_test_asks_before_it_sends_real_mail(env: dict[str, str], recipie
     assert "hunter2" not in ran.stderr
 
 
+@pytest.mark.parametrize("words", [("load", "--yes"), ("livecheck", "a@b.c")])
+def test_what_lives_by_events_says_so_where_there_are_none(words: tuple[str, ...]) -> None:
+    ran = CliRunner(env={"SMTP_HOST": "localhost", "EVENTS": "false"}).invoke(cli, words)
+    assert ran.exit_code == 2
+    assert "EVENTS=false: nobody tells what becomes of jobs" in ran.stderr
+
+
 def test_a_load_test_on_this_machine_asks_nothing() -> None:
     ran = CliRunner(env={"SMTP_HOST": "localhost"}).invoke(cli, ("load", "--count", "1"))
     assert ran.exit_code == 1

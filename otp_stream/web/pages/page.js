@@ -5,6 +5,7 @@ const AGAIN_MS = 2000;
 let source = null;
 let heard = Date.now();
 let shown = heard;
+let announced = null;
 
 // Changes only what differs, so that a selection, the focus and an opened table stay as they are.
 function morph(old, fresh) {
@@ -34,11 +35,13 @@ function take(event) {
 
 function hear(title) {
   heard = Date.now();
-  if (document.title !== title) {
-    document.title = title;
-    const troubles = document.querySelectorAll("#status .checks :is(.degraded, .unhealthy)");
-    document.getElementById("said").textContent = [title.split(" · ")[0], ...[...troubles].map((it) => it.innerText)].join(". ");
+  if (document.title !== title) document.title = title;
+  const troubles = [...document.querySelectorAll("#status .checks :is(.degraded, .unhealthy)")];
+  const news = [title, ...troubles.map((it) => it.dataset.check)].join();
+  if (announced !== null && news !== announced) {
+    document.getElementById("said").textContent = [title.split(" · ")[0], ...troubles.map((it) => it.innerText)].join(". ");
   }
+  announced = news;
   listen(false);
   document.body.classList.remove("stale");
 }
@@ -58,12 +61,12 @@ async function ask() {
 
 // A worker that is started anew is back within seconds: nobody needs to be startled by that.
 function listen(silent) {
-  const told = document.getElementById("silence");
-  if (silent && told.hidden) {
+  const place = document.getElementById("silence");
+  if (silent && place.hidden) {
     document.title = "No answer · otp-stream";
-    told.textContent = `No answer from the worker since ${new Date(heard).toISOString().slice(11, 19)} UTC. What you see is how it was then.`;
+    place.textContent = `No answer from the worker since ${new Date(heard).toISOString().slice(11, 19)} UTC. What you see is how it was then.`;
   }
-  told.hidden = !silent;
+  place.hidden = !silent;
 }
 
 function open() {
