@@ -168,7 +168,8 @@ def _as_old(body: bytes, first_seen: Any) -> bytes:
     """Give a job without a timestamp the one at which it was first seen: its code does not grow younger."""
     with contextlib.suppress(ValueError, RecursionError):
         job: Any = json.loads(body)
-        if isinstance(job, dict) and "timestamp" not in job and isinstance(first_seen, str):
+        fields = cast("dict[str, Any]", job) if isinstance(job, dict) else {"timestamp": 0}
+        if fields.get("timestamp") is None and isinstance(first_seen, str):
             made_ms = round(datetime.fromisoformat(first_seen).timestamp() * 1000)
-            return json.dumps({**cast("dict[str, Any]", job), "timestamp": made_ms}).encode()
+            return json.dumps({**fields, "timestamp": made_ms}).encode()
     return body

@@ -110,6 +110,9 @@ def test_letters_that_were_exported_are_read_as_the_jobs_in_them(tmp_path: Path)
     old = letter(plain, firstSeen="2026-01-31T12:00:00Z")
     assert json.loads(read([old])[0][0].body)["timestamp"] == 1_769_860_800_000  # its code does not grow younger
     assert "timestamp" not in json.loads(jobs[0].body)
+    null = letter(b'{"email": "a@example.com", "otp": "739154", "timestamp": null}', firstSeen="2026-01-31T12:00:00Z")
+    assert json.loads(read([null])[0][0].body)["timestamp"] == 1_769_860_800_000
+    assert read([letter(b'{"timestamp": []}', firstSeen="2026-01-31T12:00:00Z")])[1]
 
 
 async def test_without_events_a_job_is_published_and_nobody_waits(stage: Stage) -> None:
