@@ -86,11 +86,8 @@ class DeadDesk:
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _running: asyncio.Task[None] | None = None
 
-    async def page(self, scope: Scope) -> Answer:
-        """Show letters by cause."""
-        return await self._page(scope)
-
-    async def _page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+    async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+        """Show letters by cause; `refused` is what was not done, and why."""
         if self._done is None:
             await self._look()
         letters, left = self._looked
@@ -122,7 +119,7 @@ class DeadDesk:
     async def _refuse(self, scope: Scope, text: str, status: int) -> Answer:
         if header(scope, b"authorization"):  # a program
             return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
-        return await self._page(scope, text, status)
+        return await self.page(scope, text, status)
 
     async def replay(self, scope: Scope, fields: Fields) -> Answer:
         """Begin a replay of one group."""

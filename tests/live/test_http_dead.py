@@ -83,6 +83,7 @@ async def test_anybody_sees_why_and_nobody_a_secret(visitor: Visitor) -> None:
     assert visitor.ask("/login", token="wrong")[0] == 403
     assert visitor.ask("/replay", {"Authorization": "Bearer wrong"}, **GROUP)[0] == 403
     assert visitor.ask("/replay")[0] == 405
+    assert visitor.ask("/login", **{f"field{number}": "1" for number in range(25)})[0] == 413
 
 
 async def test_who_is_logged_in_sends_a_group_again(visitor: Visitor, stage: Stage) -> None:

@@ -128,15 +128,6 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server.remove()
 
 
-@pytest.fixture
-def frail(tmp_path: Path) -> Iterator[RedisServer]:
-    """Run a Redis for one test, which may do to it what it likes."""
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.remove()
-
-
 @asynccontextmanager
 async def world_of(server: RedisServer, url: str | None = None) -> AsyncIterator[World]:
     world = World(server, url or server.url)
@@ -155,8 +146,8 @@ async def world(steady: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 @pytest.fixture
-async def frail_world(frail: RedisServer) -> AsyncIterator[World]:
-    async with world_of(frail) as world:
+async def frail_world(redis: RedisServer) -> AsyncIterator[World]:
+    async with world_of(redis) as world:
         yield world
 
 
@@ -737,9 +728,9 @@ async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World
     assert len(await world.keys("job:*")) == sum(counts)
 
 
-def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(frail: RedisServer) -> None:
+def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(redis: RedisServer) -> None:
     async def meet() -> list[Standing]:
-        async with world_of(frail) as world:
+        async with world_of(redis) as world:
             one = await world.worker()
             assert one.shared is not None
             assert one.shared.redis._transport is not None
@@ -905,17 +896,17 @@ async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World)
 
 
 async def test_a_worker_that_ends_while_redis_stands_still_for_a_moment_takes_no_mark_with_it(
-    frail_world: World, frail: RedisServer
+    frail_world: World, redis: RedisServer
 ) -> None:
     one, two = await frail_world.worker(), await frail_world.worker()
     held = await claim(one, job())
-    pause(frail)
+    pause(redis)
     await is_(one, connected=False)
     held.mark()
     assert one.shared is not None
     closing = asyncio.create_task(one.shared.close())
     await asyncio.sleep(0.1)
-    resume(frail)
+    resume(redis)
     await closing
     await frail_world.kill(one)
     await is_(two, connected=True)
