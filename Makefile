@@ -1,12 +1,34 @@
 # Every target sets up what it needs. Only Python 3.11+ and a package client are expected.
 PYTHON ?= python3
-BIN := .venv/bin
+# PYTHON=3.13 is python3.13, or Debian's in a folder of its own where this machine has none
+ifneq ($(filter 3.%,$(PYTHON)),)
+  ifeq ($(shell python$(PYTHON) -c 'print(1)' 2>/dev/null),)
+    DEBIAN := tools/debian.sh python $(PYTHON)
+  endif
+  override PYTHON := python$(PYTHON)
+endif
+# an environment for each version that is asked for
+VENV := .venv$(patsubst python%,-%,$(filter python3.%,$(notdir $(PYTHON))))
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-RUN_READY := .venv/ready-to-run
-DEV_READY := .venv/ready-to-develop
-BENCH_READY := .venv/ready-to-measure
+RUN_READY := $(VENV)/ready-to-run
+DEV_READY := $(VENV)/ready-to-develop
+BENCH_READY := $(VENV)/ready-to-measure
+MUTANTS_READY := $(VENV)/ready-to-mutate
+# RABBITMQ=4.0 or 4.3: on that version, from Debian, where this machine's RabbitMQ is of another
+GROUND := $(if $(RABBITMQ),tools/debian.sh rabbitmq $(RABBITMQ)) $(BIN)/python tests/ground.py
+# More processes than cores: most tests wait most of the time
+JOBS ?= 6
+PYTEST := $(GROUND) $(BIN)/python -m pytest -n $(JOBS)
+# Hundreds of processes start in a run: without compiled files each of them compiles the package again
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run dev test faults pictures bench check fmt generate lock clean
+.PHONY: help run dev test coverage faults fuzz pictures bench mutants check fmt generate lock clean
+
+ifdef DEBIAN
+$(or $(MAKECMDGOALS),help):
+	@$(DEBIAN) make --no-print-directory $@
+else
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,25 +40,40 @@ dev: $(DEV_READY)  ## The same, started anew at every change of the code
 	@$(BIN)/faststream run otp_stream.cli.demo:app --factory --host 127.0.0.1 --port 8000 \
 		--reload --app-dir $(CURDIR) --extension html --extension txt --extension css
 
-test: $(DEV_READY)  ## Every test, on a real RabbitMQ, real SMTP, real Chromium
-	@$(BIN)/python tests/ground.py $(BIN)/python -m pytest -n 2 --cov --cov-report=term
+# TESTS="tests/live/test_cli.py -x" runs a part. On another version, by default, what depends on it.
+TESTS ?= $(if $(RABBITMQ),tests/faults tests/live tests/contract tests/stream,$(if $(filter .venv-%,$(VENV)),\
+	tests/live/test_worker_path.py tests/contract tests/stream tests/unit))
 
-faults: $(DEV_READY)  ## The fault suite alone, and its table; FAULTS_SEED, FAULTS_ROUNDS, FAULTS_SOAK_S: the long form
+test: $(DEV_READY)  ## Every test, on real servers; RABBITMQ=4.3 or PYTHON=3.14: on another version
+	@$(PYTEST) $(TESTS)
+
+coverage: $(DEV_READY)  ## Every test, measured in every process; fails below the limit
+	@$(PYTEST) --cov --cov-report=term
+
+faults: $(DEV_READY)  ## The fault suite and its table; FAULTS_LONG=1: random faults for ten minutes; FAULTS_SEED
 	@rm -f .faults.jsonl
-	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl $(BIN)/python tests/ground.py \
-		$(BIN)/python -m pytest -q -n 2 tests/faults; failed=$$?; $(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
+	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl FAULTS_LONG=$(FAULTS_LONG) $(PYTEST) -q tests/faults; failed=$$?; \
+		$(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
+
+fuzz: $(DEV_READY)  ## 100,000 messages of every kind against a real worker; FUZZ_BODIES, FUZZ_SEED
+	@$(GROUND) $(BIN)/python tests/fuzz.py
 
 pictures: $(DEV_READY)  ## Take the pictures of the operations page for the docs anew, in four minutes
-	@$(BIN)/python tests/ground.py $(BIN)/python tools/pictures.py
+	@$(GROUND) $(BIN)/python tools/pictures.py
 
 bench: $(BENCH_READY)  ## This worker beside its peers: table and charts in bench/out; BENCH="--pairs 1", BENCH=growth
-	@$(BIN)/python tests/ground.py $(BIN)/python -m bench $(BENCH)
+	@$(GROUND) $(BIN)/python -m bench $(BENCH)
 	@$(BIN)/python -m bench.micro
 
-check: $(DEV_READY)  ## Lint, types, floors, fast tests
+mutants: $(MUTANTS_READY)  ## Mutation run of the unit tests over otp_stream/core; MUTANTS="--max-children 1" uses one process
+	@rm -rf mutants  # mutmut keeps the results of earlier runs, and a new test would not change them
+	@CI=true $(BIN)/mutmut run $(MUTANTS)  # CI: Hypothesis draws the same examples in each run
+	@$(BIN)/mutmut results --all true | $(BIN)/python tools/mutants.py
+
+check: $(DEV_READY)  ## Lint, types, import rules, and the tests that need no server, in a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q -n 2 tests/unit tests/stream
 
@@ -51,28 +88,35 @@ lock: $(DEV_READY)  ## Pin the dependencies anew
 	@$(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements.txt
 	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements-dev.txt
 	@$(BIN)/uv pip compile --group bench -c requirements-dev.txt $(LOCK) -o requirements-bench.txt
+	@$(BIN)/uv pip compile --group mutants -c requirements-dev.txt $(LOCK) -o requirements-mutants.txt
 LOCK := -q -U --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-strip-extras
 
 clean:  ## Remove what was built
-	@rm -rf .venv dist build .coverage .coverage.* .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .venv-3.* dist build mutants .coverage .coverage.* .pytest_cache .ruff_cache .import_linter_cache
 
-.venv/bin/python:
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(VENV)
 
-$(RUN_READY): requirements.txt pyproject.toml | .venv/bin/python
-	@echo "setting up .venv …"
+$(RUN_READY): requirements.txt pyproject.toml | $(BIN)/python
+	@echo "setting up $(VENV) …"
 	@$(PIP) --require-hashes -r requirements.txt
 	@$(PIP) --no-deps -e .
 	@touch $@
 
-$(DEV_READY): requirements-dev.txt pyproject.toml | .venv/bin/python
-	@echo "setting up .venv for development …"
+$(DEV_READY): requirements-dev.txt pyproject.toml | $(BIN)/python
+	@echo "setting up $(VENV) for development …"
 	@$(PIP) --require-hashes -r requirements-dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(RUN_READY)
 
 $(BENCH_READY): requirements-bench.txt $(DEV_READY)
-	@echo "setting up .venv for measuring …"
+	@echo "setting up $(VENV) for measuring …"
 	@$(PIP) --require-hashes -r requirements-bench.txt
 	@touch $@
+
+$(MUTANTS_READY): requirements-mutants.txt $(DEV_READY)
+	@echo "setting up $(VENV) for the mutation run …"
+	@$(PIP) --require-hashes -r requirements-mutants.txt
+	@touch $@
+endif

@@ -48,7 +48,9 @@ def _templates() -> Path:
     folder = Path(tempfile.gettempdir()) / f"otp-stream-bench-templates-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     given = {name: f"{{{{ {name} }}}}" for name in ("otp", "userName", "expiryMinutes")}
-    _, text, html = TemplateBook(None, "en").find("otp", None).render(given | {"purpose": None})
+    _, text, html = (
+        TemplateBook(None, "en").find("otp", None).render(given | {"purpose": None, "validUntil": "14:32 UTC"})
+    )
     (folder / "otp.txt").write_text(text)
     (folder / "otp.html").write_text(html)
     return folder

@@ -9,24 +9,33 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import structlog
 
 from . import __version__
 from .broker import OtpBroker, RabbitConfig, open_broker
 from .broker.document import document
 from .broker.letters import DeadLetters
 from .core.backoff import Backoff
+from .core.probe import Probed
 from .core.state import WorkerSeen
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
 from .mail import Mailroom, TemplateError
+from .mail.lint import lint_at_start
 from .mail.preview import Previews
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
 from .tables import Asker, MemoryTables, Tables
-from .watch import Watch, configure_logs, monitor
-from .web import Sources, routes
+from .watch import Watch, configure_logs, finish_logs, monitor
+from .web import Probe, Sources, routes
 from .worker import Hooks, OtpStream
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+_PROBED_MS = 5_000
+"""How long the other workers can see that a relay takes mail again."""
 
 
 def build(
@@ -34,7 +43,7 @@ def build(
 ) -> OtpStream:
     """Wire the worker; `beside` runs next to it. Where there are problems, it can make documents but will not run."""
     problems = list(problems)
-    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
+    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
     watch = Watch()
     first, *fallbacks = relays(settings)
     tables = _tables(settings)
@@ -48,23 +57,28 @@ def build(
     )
     hooks = Hooks(
         first=partial(_configure_logs, settings),
+        last=finish_logs,
         close=[relay.close, mailroom.close, partial(asyncio.to_thread, watch.close)],
     )
     app = OtpStream(settings, problems, rabbit=broker, relay=relay, tables=tables, hooks=hooks)
     hooks.start = [partial(watch.open, os.environ)]
     hooks.beside = list(beside)
     if settings.worker:
+        if settings.templates_dir:
+            hooks.start = [*hooks.start, partial(_lint_templates, settings.templates_dir, settings.default_locale)]
         interval_s = settings.heartbeat_interval_ms / 1000
         watchman = partial(monitor, look=app.look, stats=watch.stats, refresh=broker.refresh, interval_s=interval_s)
         hooks.beside = [watchman, *beside]
         if settings.redis_url:
             _share(tables, settings, watch, hooks, partial(_about, app, watch))
+            hooks.beside = [partial(_follow_probes, relay, tables), *hooks.beside]
         if settings.embedded:
             embedded = EmbeddedBroker.at(settings.amqp_url)
             hooks.start = [*hooks.start, embedded.start]
             hooks.close = [*hooks.close, embedded.stop]
     watch.metrics.expose(app.look)
-    for path, route in routes(_sources(app, watch, broker, tables, mailroom)).items():
+    probe = partial(_probe, relay, tables, settings)
+    for path, route in routes(_sources(app, watch, broker, tables, mailroom, probe)).items():
         app.mount(path, route)
     return app
 
@@ -78,12 +92,16 @@ def _configure_logs(settings: Settings) -> None:
     configure_logs(level=settings.effective_log_level, readable=settings.app_env == "development")
 
 
-def _sources(app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables, mailroom: Mailroom) -> Sources:
+def _sources(
+    app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables, mailroom: Mailroom, probe: Probe
+) -> Sources:
     return Sources(
         look=app.look,
         watched=watch,
         refresh=broker.refresh,
         shared=tables,
+        flags=tables,
+        probe=probe,
         letters=_letters(app.settings, broker),
         previews=Previews(mailroom, app.settings.default_locale),
         default_locale=app.settings.default_locale,
@@ -103,7 +121,14 @@ def _name() -> str:
 
 def _letters(settings: Settings, broker: OtpBroker) -> DeadLetters:
     shown_url = settings.masked_rabbitmq_url
-    return DeadLetters(settings.amqp_url, shown_url, broker.topology, settings.otp_expiry_minutes, settings.hash_key)
+    return DeadLetters(
+        settings.amqp_url,
+        shown_url,
+        broker.topology,
+        settings.otp_expiry_minutes,
+        settings.hash_key,
+        settings.old_hash_keys,
+    )
 
 
 def _workers(broker: OtpBroker) -> int:
@@ -113,10 +138,36 @@ def _workers(broker: OtpBroker) -> int:
 
 def _tables(settings: Settings) -> Tables:
     limits = settings.limits
-    asker = Asker(settings.hash_key, supersede=settings.supersede == "latest", limits=limits)
+    supersede = settings.supersede == "latest"
+    asker = Asker(settings.hash_key, supersede=supersede, limits=limits, old_hash_keys=settings.old_hash_keys)
     sent_ttl_ms = round(settings.sent_ttl_hours * 3_600_000)
-    memory = MemoryTables(limits, sent_ttl_ms=sent_ttl_ms, sent_limit=settings.sent_memory_limit)
+    memory = MemoryTables(
+        limits,
+        sent_ttl_ms=sent_ttl_ms,
+        sent_limit=settings.sent_memory_limit,
+        entries_limit=settings.tables_memory_limit,
+    )
     return Tables(asker, memory, fail=settings.state_fail)
+
+
+async def _probe(relay: SmtpRelay, tables: Tables, settings: Settings, name: str | None) -> list[Probed]:
+    """Probe relays on request, and let the other workers know of those that take mail again."""
+    probed = await relay.probe(name) if settings.worker else []
+    for it in probed:
+        if it.result == "accepted":
+            await tables.set_flag(_takes_mail(it.relay.name), _PROBED_MS)
+    return probed
+
+
+async def _follow_probes(relay: SmtpRelay, tables: Tables) -> None:
+    """Probe the relays that another worker has found to take mail again; called once a second."""
+    for it in relay.look():
+        if it.gate == "closed" and await tables.has_flag(_takes_mail(it.name)):
+            await relay.probe(it.name)
+
+
+def _takes_mail(relay: str) -> str:
+    return f"relay-takes-mail:{relay}"
 
 
 def _about(app: OtpStream, watch: Watch) -> WorkerSeen:
@@ -133,6 +184,8 @@ def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks, about
         settings.redis_url.get_secret_value() if settings.redis_url else "",
         shown_url=settings.masked_redis_url or "",
         prefix=settings.tables_prefix,
+        names=settings.tables_names,
+        broker=settings.tables_broker,
         about=about,
         observe=watch.metrics.redis_s.observe,
     )
@@ -150,6 +203,18 @@ def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
         return make(templates_dir=None)
 
 
+async def _lint_templates(templates_dir: Path, default_locale: str) -> None:
+    """Log what is wrong with templates that compile: the worker sends them, but some text may be missing in a mail."""
+    try:
+        found = lint_at_start(templates_dir, default_locale)
+    except Exception as error:  # noqa: BLE001 - the templates compile, so jobs can be sent
+        _log.warning("templates could not be checked", error=type(error).__name__)
+        return
+    for it in found:
+        write = _log.error if it.level == "error" else _log.warning
+        write(f"template: {it.text}", file=it.file, line=it.line)
+
+
 def relays(settings: Settings) -> list[RelayConfig]:
     """Return every relay, in the order in which they are used."""
     login = settings.smtp_auth == "login"
@@ -163,6 +228,7 @@ def relays(settings: Settings) -> list[RelayConfig]:
         ca_file=settings.smtp_ca_file,
         pool_size=settings.smtp_pool_size,
         rate=settings.smtp_rate_per_second,
+        helo=settings.smtp_ehlo_name,
     )
     others = [
         replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password)
@@ -181,9 +247,11 @@ def _rabbit_config(settings: Settings, backoff: Backoff) -> RabbitConfig:
         backoff=backoff,
         default_expiry_minutes=settings.otp_expiry_minutes,
         hash_key=settings.hash_key,
+        old_hash_keys=settings.old_hash_keys,
         enabled=settings.worker,
         events=settings.events,
     )
 
 
 app = build(*load())
+app.refuse_to_supervise()

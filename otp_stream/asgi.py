@@ -1,9 +1,10 @@
 """Answers over ASGI, with nothing in them that a browser could run or load from elsewhere."""
 
 import asyncio
+import ipaddress
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping, MutableMapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -105,24 +106,34 @@ def taking(make: Callable[[Scope, Fields], Awaitable[Answer]]) -> Route:
         if scope["method"] != "POST":
             await _send(send, _only("POST"))
             return
-        fields = await _form(receive)
+        try:
+            async with asyncio.timeout(_FORM_S):
+                fields = await _form(receive)
+        except TimeoutError:
+            await _send(send, _TOO_SLOW)
+            return
+        except ConnectionAbortedError:
+            return
         await _send(send, _TOO_LARGE if fields is None else await make(scope, fields))
 
     return route
 
 
 async def _form(receive: Receive) -> Fields | None:
+    """Return the fields, `None` if they are too large. Raises `ConnectionAbortedError` if they do not arrive whole."""
     body, more = b"", True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return {}
+            # without its fields a request would mean more than was asked for: every relay instead of one
+            raise ConnectionAbortedError
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > _FORM_LIMIT:
             return None
     try:
-        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=20))
+        # an empty field is kept: `domain=` are the dead letters without a recipient, not those of any domain
+        return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=20))
     except ValueError:
         return None
 
@@ -143,11 +154,58 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
 
 
 def _only(methods: str) -> Answer:
-    told = f"only {methods.replace(', ', ' and ')}\n"
+    told = f"method not allowed: use {methods.replace(', ', ' or ')}\n"
     return Answer(told.encode(), "text/plain", 405, headers=((b"allow", methods.encode()),))
 
 
+_ANY_HOST = ("/livez", "/readyz")
+_NOT_PUBLIC = (".internal", ".lan", ".local", ".localhost", ".svc", ".home.arpa")
+_MISDIRECTED = Answer(b"unknown host name: add it to HTTP_HOSTS\n", "text/plain", 421)
+_NOT_FOUND = Answer(b"not found\n", "text/plain", 404)
+
+
+async def refuse(scope: Scope, send: Send, paths: Container[str], hosts: Container[str]) -> bool:
+    """Answer a request that is for no path or no host name of ours, or for a WebSocket; whether it was one."""
+    if scope["type"] == "websocket":
+        await _refuse_websocket(scope, send)
+    elif scope["path"] not in _ANY_HOST and not is_own_host(header(scope, b"host"), hosts):
+        await _send(send, _MISDIRECTED)
+    elif scope["path"] not in paths:
+        await _send(send, _NOT_FOUND)
+    else:
+        return False
+    return True
+
+
+async def _refuse_websocket(scope: Scope, send: Send) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1000})  # the server answers 403
+        return
+
+    async def reply(message: MutableMapping[str, Any]) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await _send(reply, _NOT_FOUND)
+
+
+def is_own_host(host: str, hosts: Container[str]) -> bool:
+    """Whether a `Host` can only mean this worker: an address, a name that no one can register, or one of `hosts`.
+
+    A page of another site could otherwise read ours through a name of its own that leads here (DNS rebinding).
+    """
+    name = host.lower()
+    name = name.partition("]")[0][1:] if name.startswith("[") else name.partition(":")[0]
+    name = name.removesuffix(".")
+    if "." not in name or name.endswith(_NOT_PUBLIC) or name in hosts or "*" in hosts:
+        return True
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return False
+
+
 _FORM_LIMIT = 10_000
+_FORM_S = 10.0
+_TOO_SLOW = Answer(b"the request did not arrive in time\n", "text/plain", 408, headers=((b"connection", b"close"),))
 _TOO_LARGE = Answer(b"too large\n", "text/plain", 413)
 _BUSY = Answer(b"too many look already\n", "text/plain", 503, headers=((b"retry-after", b"5"),))
 

@@ -12,10 +12,11 @@ from typing import Literal, Protocol
 
 from .core.admission import Claim, Objection, Standing
 from .core.backoff import Backoff
-from .core.decision import Ack, Final, Hold, admit, decide, object_to
+from .core.decision import Final, Hold, admit, decide, object_to
 from .core.job import Job
 from .core.mail import ComposeError, Mail
-from .core.outcome import Broken, Lapsed, Outcome, without_secrets
+from .core.outcome import Accepted, Broken, Lapsed, Outcome, without_secrets
+from .telemetry_errors import Observed, observe
 
 Step = Literal["render", "send", "settle"]
 
@@ -61,10 +62,11 @@ class Relay(Protocol):
 class Tables(Protocol):
     """Knows what was sent, who is at what, the newest codes, and how many went out lately."""
 
-    async def admit(self, job: Job, deadline_ms: int) -> Standing:
+    async def admit(self, job: Job, deadline_ms: int, sendable: bool) -> Standing:  # noqa: FBT001
         """Claim the job for this worker, or say why it may not be sent.
 
-        Waits while another attempt is at it, until `deadline_ms` (since 1970).
+        Waits while another attempt is at it, until `deadline_ms` (since 1970). A job that is not `sendable` supersedes
+        no other and counts towards no limit.
         """
         ...
 
@@ -85,7 +87,7 @@ class Settle(Protocol):
 
 
 class Watch(Protocol):
-    """Spans, metrics and log lines of a job's way."""
+    """Spans, metrics and log lines of a job's way. What it raises is counted and logged, and changes no settlement."""
 
     def job(self, job: Job, carrier: Mapping[str, str]) -> AbstractContextManager[object]:
         """Span the whole of a job's stay here; `carrier` holds the producer's trace context."""
@@ -128,44 +130,40 @@ class Delivery:
 
     async def __call__(self, job: Job, settle: Settle, carrier: Mapping[str, str]) -> None:
         """Bring one job to its end, or leave it to come again. Raises only for what nobody foresaw."""
-        with self.watch.job(job, carrier):
+        with Observed(lambda: self.watch.job(job, carrier)):
             now_ms = self.now_ms()
             if dead := admit(now_ms=now_ms, expires_ms=job.expires_ms, attempts_made=job.attempts_made):
                 await self._settle(job, dead, settle)
                 return
             # the broker's patience counts from here, whatever the job waits for
             deadline_ms = min(job.expires_ms, now_ms + HOLD_LIMIT_MS)
-            standing = await self.tables.admit(job, deadline_ms)
+            mail = await self._compose(job)
+            # a job that cannot be sent must not supersede one that can
+            standing = await self.tables.admit(job, deadline_ms, isinstance(mail, Mail))
             if isinstance(standing, Objection):
                 await self._settle(job, self._object_to(job, standing), settle)
             else:
-                await self._claimed(job, standing, deadline_ms, settle)
+                await self._claimed(_Attempt(job, mail, standing, deadline_ms, settle))
 
-    async def _claimed(self, job: Job, claim: Claim, deadline_ms: int, settle: Settle) -> None:
-        marked = False
+    async def _claimed(self, attempt: "_Attempt") -> None:
+        outcome: Outcome | None = None
         try:
-            settlement = await self._attempt(job, claim, deadline_ms, settle)
-            if settlement == Ack("sent"):
-                claim.mark()
-                marked = True
-            await self._settle(job, settlement, settle)
+            settlement, outcome = await self._attempt(attempt)
+            await self._settle(attempt.job, settlement, attempt.settle, outcome)
         finally:
-            if not marked:
-                claim.release()
+            if not attempt.sent:
+                attempt.claim.release()
 
-    async def _attempt(self, job: Job, claim: Claim, deadline_ms: int, settle: Settle) -> Final:
-        mail = await self._compose(job)
-
-        def wanted() -> bool:
-            return settle.possible() and claim.holds()
-
+    async def _attempt(self, attempt: "_Attempt") -> tuple[Final, Outcome | None]:
+        job, claim, mail = attempt.job, attempt.claim, attempt.mail
         while True:
-            met = mail if isinstance(mail, Broken) else await self._send(job, mail, deadline_ms, wanted)
+            met = mail if isinstance(mail, Broken) else await self._send(attempt, mail)
             if isinstance(met, Lapsed) and not claim.holds():
-                if objection := await claim.renew(deadline_ms):
-                    return self._object_to(job, objection)
+                if objection := await claim.renew(attempt.deadline_ms):
+                    return self._object_to(job, objection), None
                 continue
-            outcome = without_secrets(met, job.ask.otp, job.ask.email)
+            # nothing shows the words with which a mail was accepted
+            outcome = met if isinstance(met, Accepted) else without_secrets(met, job.ask.otp, job.ask.email)
             settlement = decide(
                 outcome,
                 attempts_made=job.attempts_made,
@@ -175,9 +173,9 @@ class Delivery:
                 fraction=self.fraction(),
                 may_resend=self.resend_uncertain and job.uncertain is None,
             )
-            self.watch.met(job, outcome)
             if not isinstance(settlement, Hold):
-                return settlement
+                return settlement, outcome
+            observe(self.watch.met, job, outcome)
 
     def _object_to(self, job: Job, objection: Objection) -> Final:
         return object_to(
@@ -189,31 +187,56 @@ class Delivery:
         )
 
     async def _compose(self, job: Job) -> Mail | Broken:
-        with self.watch.step("render"):
+        with Observed(lambda: self.watch.step("render")):
             try:
                 return await self.mailroom.compose_apart(job) if job.suspect else self.mailroom.compose(job)
             except ComposeError as error:
                 return Broken(str(error))
 
-    async def _send(self, job: Job, mail: Mail, deadline_ms: int, wanted: Callable[[], bool]) -> Outcome:
-        with self.watch.step("send"):
+    async def _send(self, attempt: "_Attempt", mail: Mail) -> Outcome:
+        job = attempt.job
+        with Observed(lambda: self.watch.step("send")):
             try:
-                return await self.relay.send(
+                outcome = await self.relay.send(
                     mail,
                     rank=job.rank,
                     lane=job.lane,
                     expires_ms=job.expires_ms,
-                    deadline_ms=deadline_ms,
-                    wanted=wanted,
+                    deadline_ms=attempt.deadline_ms,
+                    wanted=attempt.wanted,
                     prefer=job.uncertain,
                 )
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
                 return Broken(f"internal error: {type(error).__name__}")
+            if isinstance(outcome, Accepted):
+                # nothing runs between the relay's 250 and this record, not even the end of the span
+                attempt.sent = True
+                attempt.claim.mark()
+        return outcome
 
-    async def _settle(self, job: Job, settlement: Final, settle: Settle) -> None:
-        with self.watch.step("settle"):
-            stands = await settle(settlement)
-        if stands:
-            self.watch.settled(job, settlement)
-        else:
-            self.watch.unsettled(job, settlement)
+    async def _settle(self, job: Job, settlement: Final, settle: Settle, outcome: Outcome | None = None) -> None:
+        stands = False
+        try:
+            with Observed(lambda: self.watch.step("settle")):
+                stands = await settle(settlement)
+        finally:
+            if outcome is not None:
+                observe(self.watch.met, job, outcome)
+        observe(self.watch.settled if stands else self.watch.unsettled, job, settlement)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt at a job that is ours to send."""
+
+    job: Job
+    mail: Mail | Broken
+    claim: Claim
+    deadline_ms: int
+    settle: Settle
+    sent: bool = False
+    """Whether the relay accepted it, so that the claim has become a sent record."""
+
+    def wanted(self) -> bool:
+        """Whether the mail may still be sent."""
+        return self.settle.possible() and self.claim.holds()

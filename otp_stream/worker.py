@@ -1,13 +1,17 @@
 """The process: how it starts, what it says of itself, and how it stops step by step."""
 
+import argparse
 import asyncio
 import gc
 import logging
+import multiprocessing
+import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -17,8 +21,10 @@ from faststream.asgi import AsgiFastStream
 from faststream.asgi.app import cast_uvicorn_params
 
 from . import __version__
+from .asgi import Receive, Scope, Send, refuse
 from .broker import OtpBroker
 from .core.state import Phase, RelayState, TablesState, WorkerState
+from .http_connections import connection_limit, limit_connections
 from .settings import Settings
 from .tasks import cancelled, forever
 
@@ -35,6 +41,9 @@ _UVICORN_OPTIONS = (
 )
 _HTTP_GRACE_S = 2
 """How long open HTTP requests may hold the shutdown up; the jobs have a grace time of their own."""
+
+_BACKLOG = 128
+"""Connections that the system accepts ahead of us: all of them may take a descriptor in one turn of the event loop."""
 
 _YOUNG = 10_000
 """Objects more than before at which the collector looks for dead ones: a full window of jobs holds as many."""
@@ -87,6 +96,8 @@ class Hooks:
     drained: Sequence[Callable[[], Awaitable[object]]] = ()
     """Done once no job is in hand, while what runs beside the broker still does."""
     close: Sequence[Callable[[], Awaitable[object]]] = ()
+    last: Callable[[], object] = lambda: None
+    """Done last of all: uvicorn ends the process by the signal that stopped it, without Python's own end."""
 
 
 class Tables(Protocol):
@@ -120,6 +131,7 @@ class OtpStream(AsgiFastStream):
         self._relay = relay
         self._tables = tables
         self.hooks = hooks
+        self._hosts = settings.own_hosts
         self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
         self._beside: list[asyncio.Task[None]] = []
         self._early: asyncio.Task[None] | None = None
@@ -130,6 +142,16 @@ class OtpStream(AsgiFastStream):
             on_shutdown=[self._drain],
             after_shutdown=[self._close],
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as FastStream does, but for what is not for us."""
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        # behind a proxy that serves us below a path (--root-path), uvicorn puts that path before each of ours
+        scope = {**scope, "path": scope["path"].removeprefix(scope.get("root_path", ""))}
+        if not await refuse(scope, send, dict(self.routes), self._hosts):
+            await super().__call__(scope, receive, send)
 
     def look(self) -> WorkerState:
         """Return the whole worker at this moment."""
@@ -161,6 +183,7 @@ class OtpStream(AsgiFastStream):
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_HTTP_GRACE_S,
+            backlog=_BACKLOG,
             **{name: options[name] for name in _UVICORN_OPTIONS if options.get(name) is not None},
         )
         _log.info("serving HTTP", host=config.host, port=config.port)
@@ -175,15 +198,26 @@ class OtpStream(AsgiFastStream):
         else:
             _log.warning("stopping at once", signal=name)
 
+    def refuse_to_supervise(self) -> None:
+        """End `faststream run --workers N` with 2 where settings cannot work.
+
+        That process starts the workers, and starts each again that has ended: without this, for ever.
+        """
+        if self.problems and _is_supervisor(sys.argv, os.environ):
+            self._say_problems()
+            sys.exit(2)
+
     def _say_problems(self) -> None:
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        sys.stderr.write(f"otp-stream cannot start, {len(self.problems)} setting(s) to mend:\n{lines}\n")
+        sys.stderr.write(f"otp-stream cannot start. Fix {len(self.problems)} setting(s):\n{lines}\n")
 
     async def _start(self) -> None:
         if self.problems:  # started by something else than `faststream run`
             self._say_problems()
             raise RuntimeError("settings: " + "; ".join(self.problems))
         self.hooks.first()  # once more: with --workers, uvicorn runs the application without `run`
+        smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
+        limit_connections(connection_limit(smtp_connections))
         self._announce()
         for start in self.hooks.start:
             await start()
@@ -196,8 +230,10 @@ class OtpStream(AsgiFastStream):
             _log.warning("WORKER=false: serving HTTP only (health, documents, page); set WORKER=true to consume")
         elif self.settings.prefetch_count == 1:
             _log.warning("PREFETCH_COUNT=1: one job at a time, each waits for the one before; 200 is a good value")
-        if self.settings.redis_url and self.settings.hash_key_is_known:
-            _log.warning("anybody who reads REDIS_URL can undo its hashes: give RabbitMQ a password, or set SMTP_PASS")
+        for warning in self.settings.warnings():
+            _log.warning(warning)
+        if self.settings.secret_key is None:
+            _log.warning("SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords")
 
     async def _drain(self) -> None:
         if self._stopping.deadline is None:
@@ -219,6 +255,18 @@ class OtpStream(AsgiFastStream):
         for close in self.hooks.close:
             await close()
         _log.info("stopped")
+        self.hooks.last()
+
+
+def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether this process is `faststream run … --workers N`: it imports the application, and never runs it."""
+    if multiprocessing.parent_process() is not None or Path(arguments[0]).name not in {"faststream", "__main__.py"}:
+        return False
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("command", nargs="?")
+    parser.add_argument("-w", "--workers", default=environ.get("FASTSTREAM_WORKERS", "1"))
+    known, _ = parser.parse_known_args(arguments[1:])
+    return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
 
 
 def _leave_what_stands() -> None:

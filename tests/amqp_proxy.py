@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from rabbitmq import rounds
+
 Way = Literal["to broker", "to worker"]
 Method = tuple[int, int]
 PUBLISH: Method = (60, 40)
@@ -67,7 +69,9 @@ class AmqpProxy:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
+        await rounds()
         self.cut()
+        await rounds()
 
     def hold(self, way: Way, method: Method) -> Hold:
         """Keep back the next frame of this method, and all after it."""
@@ -100,33 +104,38 @@ class AmqpProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refuse:
-            writer.transport.abort()
-            return
+        self._writers.add(writer)
         try:
-            up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
-        except OSError:
+            if not self.refuse:
+                await self._pass_on(reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._writers.discard(writer)
             writer.transport.abort()
-            return
-        self._writers |= {writer, up_writer}
-        up_writer.write(await reader.readexactly(8))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
+        self._writers.add(up_writer)
         port: int = writer.get_extra_info("peername")[1]
         self._ports.add(port)
         self._brokers[port] = up_writer
-        pumps = [
-            asyncio.create_task(self._pump("to broker", reader, up_writer, port)),
-            asyncio.create_task(self._pump("to worker", up_reader, writer, port)),
-        ]
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        self._ports.discard(port)
-        self._consumers = [it for it in self._consumers if it[2] is not self._brokers[port]]
-        del self._brokers[port]
-        for it in (writer, up_writer):
-            self._writers.discard(it)
-            it.transport.abort()
+        try:
+            up_writer.write(await reader.readexactly(8))
+            pumps = [
+                asyncio.create_task(self._pump("to broker", reader, up_writer, port)),
+                asyncio.create_task(self._pump("to worker", up_reader, writer, port)),
+            ]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+        finally:
+            self._ports.discard(port)
+            self._consumers = [it for it in self._consumers if it[2] is not up_writer]
+            del self._brokers[port]
+            self._writers.discard(up_writer)
+            up_writer.transport.abort()
 
     async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

@@ -5,10 +5,11 @@ import os
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from conftest import Stage
+from processes import start
 from typer.testing import CliRunner
-from worker import SCRIPT
 
 _OURS = ("RABBITMQ_", "SMTP_", "REDIS_")
 _PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -23,13 +24,12 @@ class Ran:
 async def otp_stream(folder: Path, *arguments: str, **env: str) -> Ran:
     """Run `otp-stream` in an empty folder; returns exit code and everything that it wrote."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    process = await asyncio.create_subprocess_exec(
-        SCRIPT, *arguments, cwd=folder, env=kept | _PLAIN | env,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return Ran(process.returncode, out.decode())
+    with NamedTemporaryFile() as output:
+        process = await start(
+            "otp-stream", *arguments, folder=folder, env=kept | _PLAIN | env, output=Path(output.name)
+        )
+        code = await asyncio.wait_for(process.wait(), 60)
+        return Ran(code, output.read().decode())
 
 
 def here(folder: Path, *arguments: str, **env: str) -> Ran:

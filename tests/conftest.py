@@ -1,23 +1,41 @@
 """The stage of the live tests: a broker, a relay, and workers as processes; every name and port is fresh."""
 
-import asyncio
+import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from fcntl import LOCK_EX, flock
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+from processes import start
 from rabbitmq import Rabbit, rabbit
 from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
-from worker import SCRIPT, Worker, settings
+from worker import Worker, settings
 from xdist.scheduler import LoadScopeScheduling
 
-SHARED = ("test_cli_topology.py", "test_cluster.py", "test_operators.py", "test_runbook.py", "test_waits.py")
-"""Files whose tests share a RabbitMQ that is costly to start, or would spoil each other's times: one process each."""
+SHARED = (
+    "test_cli_topology.py", "test_cluster.py", "test_operators.py", "test_pages.py", "test_runbook.py", "test_waits.py"
+)  # fmt: skip
+"""Files whose tests share a RabbitMQ or a Chromium that is slow to start, or must not run at the same time."""
+
+# A shell that runs the tests in the background makes them, and every process that they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline for each example fails where the machine is busy.
+hypothesis_settings.register_profile("tests", deadline=None)
+hypothesis_settings.load_profile("tests")
+
+LONGEST = ("test_operators.py", "test_pages.py", "test_cluster.py", "test_runbook.py")
+LONG = bool(os.environ.get("FAULTS_LONG"))
+"""Whether random faults go on for minutes instead of seconds."""
 
 
 @dataclass
@@ -34,7 +52,11 @@ class Stage:
         """Make a worker, not started; `changes` are environment variables."""
         folder = self.folder / f"worker{len(self.workers)}"
         queue, prefix = self.rabbit.queue, self.rabbit.prefix
-        ladder = {"BASE_DELAY_MS": "1000", "MAX_DELAY_MS": "30000", "MAX_RETRIES": "3"} | changes
+        # one wait queue instead of eight, which RabbitMQ takes 0.1 to 0.5 s to declare
+        if changes.keys().isdisjoint({"BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}):
+            changes |= {"MAX_DELAY_MS": "1000"}
+        changes = {"MAX_RETRIES": "1"} | changes
+        ladder = {"BASE_DELAY_MS": "1000", "MAX_DELAY_MS": "30000"} | changes
         self.rabbit.ladders.add((int(ladder["BASE_DELAY_MS"]), int(ladder["MAX_DELAY_MS"]), int(ladder["MAX_RETRIES"])))
         worker = Worker(folder, settings(self.relay, url or self.url, queue, prefix, **changes))
         self.workers.append(worker)
@@ -53,8 +75,24 @@ class _Scheduling(LoadScopeScheduling):
         return file if file.endswith(SHARED) else nodeid
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest in one process, then the tests that mostly wait; the rest fills up."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.name in LONGEST:
+            return LONGEST.index(item.path.name)
+        return len(LONGEST) + (item.get_closest_marker("waits") is None)
+
+    items.sort(key=rank)
+
+
+def pytest_runtest_teardown() -> None:
+    """Switch logging on again: `otp-stream check` switches it off, and some tests run it in this process."""
+    logging.disable(logging.NOTSET)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Hand tests out one by one, but for those that share a server."""
+    """Give each process one test at a time, but all tests of a file that shares something to the same process."""
     return _Scheduling(config, log)
 
 
@@ -95,17 +133,24 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
     server.remove()
 
 
+@contextmanager
+def _one_demo_starts() -> Iterator[None]:
+    """Wait until no demo starts in another process of the tests: two at once may find the same port free."""
+    with Path(gettempdir(), "otp-stream-demo.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        yield
+
+
 @pytest.fixture
 async def demo(tmp_path: Path) -> AsyncIterator[Worker]:
     """Run what `make run` runs, until its samples are in the inbox."""
     demo = Worker(tmp_path / "demo", {})
     demo.folder.mkdir()
-    with demo.log_path.open("ab") as log:
-        demo.process = await asyncio.create_subprocess_exec(
-            SCRIPT, "demo", "--port", str(demo.port), cwd=demo.folder, stdout=log, stderr=log
-        )
+    words = ("demo", "--port", str(demo.port))
     try:
-        await demo.wait_log("otp-stream is running", timeout=40)
+        with _one_demo_starts():
+            demo.process = await start("otp-stream", *words, folder=demo.folder, env=os.environ, output=demo.log_path)
+            await demo.wait_log("otp-stream is running", timeout=40)
         yield demo
     finally:
         await demo.kill()

@@ -1,10 +1,14 @@
 """Prepare what the live tests need, then run a command there: `python tests/ground.py COMMAND…`.
 
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or one on 127.0.0.1:5672, or a private node; and an installed
-rabbitmq-server, or Debian's package, for the nodes that tests break. Redis, Chromium and libfaketime likewise. What
-cannot be had ends this with a message: tests are never skipped for want of a server.
+rabbitmq-server, or Debian's package, for the nodes that tests break. If OTP_TEST_RABBITMQ_SERVER names a
+rabbitmq-server (tools/debian.sh sets it), every node is of that one, and no RabbitMQ that is already running is used.
+Redis, Chromium and libfaketime likewise. Postfix, and what npm has (Haraka, smtp-server), are unpacked into the folder
+that OTP_TEST_RELAYS names, or a cache. What cannot be had ends this with a message: tests are never skipped for want of
+a server.
 """
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
+import relays
 from rabbitmq import SERVER, Node, speaks_amqp
 
 FAKETIME = Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
@@ -30,6 +36,8 @@ def main(command: list[str]) -> int:
         "chromium-driver": shutil.which("chromedriver"),
         "curl": shutil.which("curl"),
         "libfaketime": FAKETIME.exists(),
+        "nodejs": shutil.which("node"),
+        "npm": shutil.which("npm"),
         "openssl": shutil.which("openssl"),
         "rabbitmq-server": SERVER.exists(),
         "redis-server": shutil.which("redis-server"),
@@ -37,15 +45,19 @@ def main(command: list[str]) -> int:
     for package, found in needed.items():
         if not found:
             install(package)
-    url = os.environ.get("OTP_TEST_RABBITMQ_URL", USUAL)
-    if reachable(url):
-        return run(command, url)
-    if "OTP_TEST_RABBITMQ_URL" in os.environ:
-        sys.exit(f"OTP_TEST_RABBITMQ_URL: nothing speaks AMQP at {urlsplit(url).hostname}:{urlsplit(url).port}")
+    unpack_postfix()
+    install_from_npm()
+    if "OTP_TEST_RABBITMQ_SERVER" not in os.environ:
+        url = os.environ.get("OTP_TEST_RABBITMQ_URL", USUAL)
+        if reachable(url):
+            return run(command, url)
+        if "OTP_TEST_RABBITMQ_URL" in os.environ:
+            sys.exit(f"OTP_TEST_RABBITMQ_URL: nothing speaks AMQP at {urlsplit(url).hostname}:{urlsplit(url).port}")
     node = Node(Path(tempfile.mkdtemp(prefix="otp-rabbit-")))
     try:
         sys.stderr.write("starting a private RabbitMQ node …\n")
         node.start()
+        sys.stderr.write(f"RabbitMQ {node.control('version').strip()} at {node.url}\n")
         return run(command, node.url)
     finally:
         node.remove()
@@ -64,10 +76,62 @@ def install(package: str) -> None:
         sys.exit(f"the live tests need {package}: install it, or run this as root on Debian (see CONTRIBUTING.md)")
     sys.stderr.write(f"installing {package} …\n")
     quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "stdout": subprocess.DEVNULL}
-    done = subprocess.run([apt, "install", "-y", "-q", package], check=False, **quiet)
+    wanted = [apt, "install", "-y", "-q", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=600", package]
+    done = subprocess.run(wanted, check=False, **quiet)
     if done.returncode:
+        subprocess.run(["dpkg", "--configure", "-a"], check=True, **quiet)  # one that was interrupted
         subprocess.run([apt, "update", "-q"], check=True, **quiet)
-        subprocess.run([apt, "install", "-y", "-q", package], check=True, **quiet)
+        subprocess.run(wanted, check=True, **quiet)
+
+
+def unpack_postfix() -> None:
+    """Unpack Debian's Postfix, or end with what to do. Installed, it would remove any other mail server."""
+    if not relays.MASTER.exists():
+        relays.FOLDER.mkdir(parents=True, exist_ok=True)
+        sys.stderr.write(f"unpacking postfix into {relays.POSTFIX} …\n")
+        with tempfile.TemporaryDirectory(dir=relays.FOLDER) as folder:
+            # the sandboxed download as another user could not write into this folder
+            download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "postfix"]
+            done = _try(download, folder) or (_try(["apt-get", "update", "-q"], folder) and _try(download, folder))
+            packages = [str(path) for path in Path(folder).glob("postfix_*.deb")]
+            if not done or not _try(["dpkg", "-x", *packages, f"{folder}/postfix"], folder):
+                _end("Postfix", f"unpack Debian's package there: dpkg -x postfix_*.deb {relays.POSTFIX}")
+            with contextlib.suppress(OSError):  # another run was faster
+                (Path(folder) / "postfix").rename(relays.POSTFIX)
+    linked = subprocess.run(["ldd", relays.MASTER], env=os.environ | relays.LIBRARIES, capture_output=True, check=False)
+    if b"not found" in linked.stdout:
+        depends = subprocess.run(["apt-cache", "depends", "postfix"], capture_output=True, check=True, text=True).stdout
+        for line in depends.splitlines():
+            if (package := line.strip().removeprefix("Depends: ")).startswith("lib"):
+                install(package)
+
+
+def install_from_npm() -> None:
+    """Install npm's relays, or end with what to do."""
+    wanted = [f"{name}@{version}" for name, version in relays.NPM.items() if relays.npm_version(name) != version]
+    if not wanted:
+        return
+    relays.FOLDER.mkdir(parents=True, exist_ok=True)
+    sys.stderr.write(f"installing {', '.join(wanted)} from npm …\n")
+    options = ["--prefix", str(relays.FOLDER), "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    command = ["npm", "install", *options, *wanted]
+    if not _try(command, relays.FOLDER):
+        _end(" and ".join(wanted), " ".join(command))
+
+
+def _try(command: list[str], folder: str | Path) -> bool:
+    if shutil.which(command[0]) is None:
+        return False
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    if done.returncode:
+        sys.stderr.buffer.write(done.stderr)
+    return done.returncode == 0
+
+
+def _end(what: str, todo: str) -> NoReturn:
+    sys.exit(
+        f"the live tests need {what} in {relays.FOLDER} (OTP_TEST_RELAYS names another folder). By hand:\n  {todo}"
+    )
 
 
 def run(command: list[str], url: str) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aio_pika import Message
 from aio_pika.exceptions import AMQPError
+from conftest import Stage
 from rabbitmq import Rabbit
 from smtp_relay import Received, ScriptedRelay
 from worker import CODE
@@ -37,12 +38,19 @@ class Row:
 class Ledger:
     """Counts jobs by their ids; each goes to a recipient of its own."""
 
-    rabbit: Rabbit
-    relay: ScriptedRelay
+    stage: Stage
     fallback: ScriptedRelay | None = None
     published: dict[str, float] = field(default_factory=dict)
     died: dict[str, tuple[str, float]] = field(default_factory=dict)
     mended_at: float = 0.0
+
+    @property
+    def rabbit(self) -> Rabbit:
+        return self.stage.rabbit
+
+    @property
+    def relay(self) -> ScriptedRelay:
+        return self.stage.relay
 
     async def publish(self, count: int, *, to: str | None = None, **fields: object) -> None:
         """Publish so many jobs, each with a confirm."""
@@ -62,23 +70,31 @@ class Ledger:
         self.mended_at = time.monotonic()
 
     async def balance(self, timeout: float = 40) -> None:  # noqa: ASYNC109
-        """Wait until every job has ended and nothing is left in any queue, or the time is over; then a moment longer.
+        """Wait until every job has ended and none is on its way: no message in a queue, in a worker or on the wire.
 
-        What comes twice may still be on its way then: in a wait queue, or in somebody's hands.
+        A wait queue that hands a message over says for some milliseconds that it has none: so all is looked at twice.
         """
         ends = time.monotonic() + timeout
-        while time.monotonic() < ends and (self.lost or not await self._all_empty()):
+        looks = 0
+        while looks < 2 and time.monotonic() < ends:
             await self.bury()
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(1.5)
+            looks = looks + 1 if not self.lost and await self._is_idle() else 0
+            await asyncio.sleep(0.1)
         await self.bury()
 
-    async def _all_empty(self) -> bool:
+    async def _is_idle(self) -> bool:
         try:
             async with asyncio.timeout(5):
-                return not any([await self.rabbit.depth(name) for name in self.rabbit.names()])
+                depths = await self.rabbit.depths()
         except (AMQPError, TimeoutError, RuntimeError):
             return False
+        workers = [it for it in self.stage.workers if it.is_running]
+        relays = [self.relay, *([self.fallback] if self.fallback else [])]
+        return (
+            not any(depths.values())
+            and not any([await worker.held() for worker in workers])
+            and not any(relay.is_busy for relay in relays)
+        )
 
     async def bury(self) -> None:
         """Take note of the dead letters. Where the broker is in trouble, some other time."""

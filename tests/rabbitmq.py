@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,26 +21,54 @@ from typing import Any, TypeVar
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, ChannelClosed
+from aiormq.abc import ChannelFrame
+from pamqp import commands, frame
+from pamqp.body import ContentBody
 
-SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""The program itself: the wrapper on the path changes user and folder."""
-_START_S = 60
+SERVER = Path(os.environ.get("OTP_TEST_RABBITMQ_SERVER", "/usr/lib/rabbitmq/bin/rabbitmq-server"))
+"""The program itself: the wrapper on the path changes user and folder. rabbitmqctl and the like are beside it."""
+_START_S = 120
+_AWAY_S = 2
+"""RabbitMQ 4 gives no answer about a classic queue whose node is down for more than a minute."""
 _COOKIE = "OTPSTREAMTESTS"
 T = TypeVar("T")
+_FIRST_PORT = 10_000 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw10")[2:]) % 11)
+_PORTS = itertools.cycle(random.sample(range(_FIRST_PORT, _FIRST_PORT + 2_000), 2_000))
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nothing listens on, and that no connection gets in the meantime.
+
+    Linux gives outgoing connections the ports from 32768 on. Each test process has 2,000 of those below.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable: the ports go round")
+
+
+async def rounds() -> None:
+    """Let the loop go round a few times.
+
+    A connection that was just accepted gets its task some rounds later, and one that was aborted is closed in the next.
+    """
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 async def until(ask: Callable[[], Awaitable[T]], what: str, timeout: float = 20) -> T:  # noqa: ASYNC109
-    """Ask until the answer is true, with a deadline; returns the answer."""
+    """Ask until the answer is true, with a deadline; returns the answer.
+
+    The pauses grow from 10 ms to 100 ms: a worker that answers fifty times a second has little time for its jobs.
+    """
     ends = time.monotonic() + timeout
+    pause_s = 0.01
     while not (answer := await ask()):
         assert time.monotonic() < ends, f"no {what} within {timeout} s"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.1)
     return answer
 
 
@@ -78,7 +109,8 @@ class Node:
             "HOME": here,
             "LANG": "C.UTF-8",
             "RABBITMQ_NODENAME": self.name,
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel net_ticktime 4",
+            # an idle scheduler spins for work by default, which takes the processor from the tests
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel net_ticktime 4 +sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_DIST_PORT": str(self.dist_port),
             "RABBITMQ_CONFIG_FILE": f"{here}/rabbitmq.conf",
             "RABBITMQ_MNESIA_BASE": f"{here}/mnesia",
@@ -109,6 +141,12 @@ class Node:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
         command = [SERVER.parent / program, "-q", "-n", self.name, *arguments]
         return subprocess.run(command, env=env, check=True, capture_output=True, cwd=self.folder, text=True).stdout
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return the first two numbers of its version."""
+        major, minor, *_ = self.control("version").split(".")
+        return int(major), int(minor)
 
     def stop(self) -> None:
         """Kill it, as a machine that loses its power would."""
@@ -142,18 +180,24 @@ class Cluster:
         peers = [f"cluster_formation.classic_config.nodes.{at} = {it.name}" for at, it in enumerate(self.nodes, 1)]
         for node in self.nodes:
             node.settings = ("cluster_partition_handling = pause_minority", *peers)
+        self.api_port = free_port()
+        """The management API, at the first node."""
+        self.nodes[0].settings += with_management(self.api_port)
+        self.nodes[0].plugins = "rabbitmq_management"
 
     def start(self) -> None:
-        """Start all; the others join the first."""
-        first, *others = self.nodes
+        """Start all at once: a node that has peers waits for one of them."""
         for node in self.nodes:
             node.folder.mkdir(parents=True)
             cookie = node.folder / ".erlang.cookie"
             cookie.write_text(_COOKIE)
             cookie.chmod(0o400)
-        first.start()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.start, others))
+            list(pool.map(Node.start, self.nodes))
+        if self.nodes[0].version >= (4, 3):
+            # as docs/rabbitmq.md recommends: else jobs in flight over a node that dies come again after a minute
+            timeout = '{"consumer-disconnected-timeout": 1000}'
+            self.nodes[0].control("set_policy", "prompt", ".*", timeout, "--apply-to", "quorum_queues")
 
     def cut_off(self, node: Node) -> None:
         """Let nothing pass between this node and the others; all of them live."""
@@ -198,8 +242,8 @@ class Rabbit:
     queue: str
     prefix: str
     channel: AbstractChannel
-    ladders: set[tuple[int, int, int]] = field(default_factory=lambda: {(1000, 30000, 3)})
-    """Base and longest delay, milliseconds, and retries of every worker that made its wait queues here."""
+    ladders: set[tuple[int, int, int]] = field(default_factory=set[tuple[int, int, int]])
+    """Base and longest delay, milliseconds, and retries of every worker of this test."""
 
     async def call(self, url: str | None = None) -> None:
         """Open the connection anew, perhaps to another node."""
@@ -208,6 +252,13 @@ class Rabbit:
             await asyncio.wait_for(self.connection.close(), 2)
         self.connection = await aio_pika.connect(self.url)
         self.channel = await self.connection.channel()
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return the first two numbers of the broker's version: some of what is right depends on it."""
+        transport: Any = self.connection.transport
+        major, minor, *_ = transport.connection.server_properties["version"].split(".")
+        return int(major), int(minor)
 
     async def declare(self, name: str | None = None, **arguments: Any) -> None:
         """Declare the jobs queue as producers do: plain and durable (or with arguments, to be odd)."""
@@ -219,10 +270,39 @@ class Rabbit:
             message = aio_pika.Message(body, delivery_mode=2, **properties)
             await self.channel.default_exchange.publish(message, to or self.queue)
 
+    async def publish_raw(self, body: bytes, flags: int, properties: bytes, to: str | None = None) -> None:
+        """Publish with properties written by hand: their flags, and the bytes that follow."""
+        # over another channel: aiormq would count its confirms wrong from then on
+        publishing = await self.connection.channel(publisher_confirms=False)
+        channel: Any = await publishing.get_underlay_channel()
+        header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
+        payload = (
+            frame.marshal(commands.Basic.Publish(exchange="", routing_key=to or self.queue), channel.number)
+            + struct.pack(">BHI", 2, channel.number, len(header)) + header + b"\xce"
+            + frame.marshal(ContentBody(body), channel.number)
+        )  # fmt: skip
+        await channel.connection.write_queue.put(ChannelFrame(payload=payload, should_close=False))
+        await publishing.close()
+
     async def depth(self, name: str | None = None) -> int | None:
         """Return how many messages are ready; `None` where there is no such queue."""
         declared = await self._declared(name or self.queue)
         return declared.message_count if declared else None
+
+    async def depths(self) -> dict[str, int]:
+        """Return how many messages are ready in each queue of this test that exists, and whose node is up."""
+        depths: dict[str, int] = {}
+        channel = await self.connection.channel()
+        for name in self.names():
+            try:
+                async with asyncio.timeout(_AWAY_S):
+                    declared = await channel.declare_queue(name, passive=True)
+            except (ChannelClosed, TimeoutError):
+                channel = await self.connection.channel()
+            else:
+                depths[name] = declared.declaration_result.message_count or 0
+        await channel.close()
+        return depths
 
     async def consumers(self, name: str) -> int | None:
         """Return how many consumers the broker knows; `None` where there is no such queue."""
@@ -269,20 +349,24 @@ class Rabbit:
         await until(removed, "tidy broker", 60)
 
     async def remove(self, keep: tuple[str, ...] = ()) -> None:
-        """Delete every queue and exchange of this test."""
-        for name in self.names():
+        """Delete every queue and exchange of this test, of workers and of commands, which have the usual settings."""
+        for name in self.names((1000, 30000, 3), *self.ladders):
             if name not in keep:
                 await self.channel.queue_delete(name)
         for name in ("retry", "events"):
             await self.channel.exchange_delete(f"{self.prefix}.{name}")
 
-    def names(self) -> list[str]:
-        """Return every queue of this test."""
+    def names(self, *ladders: tuple[int, int, int]) -> list[str]:
+        """Return every queue of this test; the wait queues are those of its workers, or of these ladders."""
         from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py starts without the package
 
         ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due")]
         # each quorum queue takes two file descriptors of the broker: a hundred tests that leave theirs stop it
-        rungs = {f"{self.prefix}.retry.{ms}" for ladder in self.ladders for ms in Backoff(*ladder).rungs_ms}
+        rungs = {
+            f"{self.prefix}.retry.{ms}"
+            for ladder in ladders or self.ladders
+            for ms in Backoff(*ladder, retry_greylisted=True).waits_ms
+        }
         return [self.queue, f"{self.queue}.high", *ours, *rungs]
 
 

@@ -12,6 +12,7 @@ Steps: greeting ehlo starttls auth mail rcpt data body rset quit (`body` is the 
 import asyncio
 import base64
 import contextlib
+import hmac
 import socket
 import ssl
 import struct
@@ -22,11 +23,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
+from rabbitmq import rounds
+
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome
 from otp_stream.relay import RelayConfig, SmtpRelay
 
 CONTENT = b"Subject: hello\r\n\r\nyour code\r\n"
+ENDED = CONTENT + b".\r\n"
+LONE_DOT = b".\r\n"
+ACCEPTS = "250 2.1.0 ok", "250 2.1.5 ok", "354 go ahead"
 KEYWORDS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 10485760", "ENHANCEDSTATUSCODES")
 
 _USUAL = {
@@ -137,6 +143,15 @@ class ScriptedRelay:
         """Connections open now."""
         return len(self._talks)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer, or has begun a mail: on a connection that the other side keeps open."""
+        return any(
+            (talk.busy or talk.sender is not None)
+            and not talk.reader._eof  # a killed worker has closed its connections
+            for talk in self._talks.values()
+        )
+
     async def start(self) -> None:
         """Listen; after `stop`, on the same port again."""
         self._server = await asyncio.start_server(
@@ -149,23 +164,24 @@ class ScriptedRelay:
         if self._server is not None:
             self._server.close()
             self._server = None
+            await rounds()
         self.cut()
         tasks = list(self._talks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        await rounds()
 
     def cut(self) -> None:
         """Cut every connection, without a word."""
         for talk in self._talks.values():
             talk.writer.transport.abort()
 
-    async def wait_accepted(self, count: int, timeout: float = 5) -> None:  # noqa: ASYNC109 - a test's own deadline
+    async def wait_accepted(self, count: int, timeout: float = 20) -> None:  # noqa: ASYNC109 - a test's own deadline
         """Wait until so many mails are accepted."""
         await self.wait(lambda: len(self.accepted) >= count, f"{count} accepted mails", timeout)
 
-    async def wait(self, condition: Callable[[], bool], what: str, timeout: float = 5) -> None:  # noqa: ASYNC109
+    async def wait(self, condition: Callable[[], bool], what: str, timeout: float = 20) -> None:  # noqa: ASYNC109
         """Wait for a condition, with a deadline."""
         ends = time.monotonic() + timeout
         while not condition():
@@ -209,13 +225,17 @@ class _Talk:
         self.sender: str | None = None
         self.parameters = ""
         self.recipient: str | None = None
+        self.busy = False
+        """Whether it is answering a command."""
 
     async def run(self) -> None:
         await self.do("greeting")
         while line := await self.reader.readline():
             command = line.decode().rstrip("\r\n")
             self.relay.log.append((self.number, command))
+            self.busy = True
             await self.obey(command)
+            self.busy = False
 
     async def obey(self, command: str) -> None:
         verb = command.split(maxsplit=1)[0].upper() if command else ""
@@ -258,6 +278,12 @@ class _Talk:
             self.relay.log.append((self.number, "(response)"))
             return base64.b64decode(line)
 
+        if words[1].upper() == "CRAM-MD5":
+            user, password = self.relay.login or ("", "")
+            digest = hmac.new(password.encode(), b"<1@relay.example>", "md5").hexdigest()
+            right = await ask(b"<1@relay.example>") == f"{user} {digest}".encode()
+            await self.do("auth", None if right else "535 5.7.8 authentication credentials invalid")
+            return
         if words[1].upper() == "PLAIN":
             inline = self.relay.initial_response and len(words) == 3
             given = base64.b64decode(words[2]) if inline else await ask(b"")
@@ -385,3 +411,102 @@ async def send(
         return await smtp.send(
             Mail(to, content), rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, wanted=wanted
         )
+
+
+class ManualRelay:
+    """A relay whose side of each connection the test plays itself: what it reads and writes, to the byte.
+
+    `pipelining` is whether it offers that; `byte_by_byte` sends each byte of a reply by itself.
+    """
+
+    def __init__(self, *, pipelining: bool = True, byte_by_byte: bool = False) -> None:
+        self.pipelining, self.byte_by_byte = pipelining, byte_by_byte
+        self.port = 0
+        self._accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def connection(self) -> "ManualConnection":
+        """Return the next connection, before its greeting."""
+        async with asyncio.timeout(5):
+            return ManualConnection(*await self._accepted.get(), byte_by_byte=self.byte_by_byte)
+
+    async def ready_connection(self) -> "ManualConnection":
+        """Return the next connection, after the answer to EHLO."""
+        connection = await self.connection()
+        await connection.greet(pipelining=self.pipelining)
+        return connection
+
+    async def __aenter__(self) -> Self:
+        async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.append(writer)
+            self._accepted.put_nowait((reader, writer))
+
+        self._server = await asyncio.start_server(keep, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await rounds()
+        for writer in self._writers:
+            writer.transport.abort()
+        await rounds()
+
+
+class ManualConnection:
+    """One connection to a `ManualRelay`. Every wait ends after 5 seconds."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, byte_by_byte: bool) -> None:
+        self._reader, self._writer, self._byte_by_byte = reader, writer, byte_by_byte
+        self._read = b""
+
+    async def greet(self, *, pipelining: bool = True) -> None:
+        """Greet, and answer EHLO."""
+        await self.reply("220 relay.example")
+        await self.expect(b"EHLO worker.example\r\n")
+        await self.reply(*(["250-relay.example", "250 PIPELINING"] if pipelining else ["250 relay.example"]))
+
+    async def expect(self, data: bytes) -> None:
+        """Read exactly these bytes; more may be there already."""
+        async with asyncio.timeout(5):
+            while len(self._read) < len(data) and (more := await self._reader.read(65_536)):
+                self._read += more
+        read, self._read = self._read[: len(data)], self._read[len(data) :]
+        assert read == data
+
+    async def expect_alone(self, data: bytes) -> None:
+        """Read exactly these bytes, and nothing that was written together with them."""
+        await self.expect(data)
+        assert self._read == b""
+
+    async def expect_end(self) -> None:
+        """Read the end of the connection, and nothing before it."""
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                self._read += await self._reader.read()
+        assert self._read == b""
+
+    async def reply(self, *lines: str) -> None:
+        """Write these lines in one segment, or each byte by itself, as long as anyone reads them."""
+        data = "".join(f"{line}\r\n" for line in lines).encode()
+        with contextlib.suppress(ConnectionError):
+            for piece in (data[at : at + 1] for at in range(len(data))) if self._byte_by_byte else (data,):
+                self._writer.write(piece)
+                await self._writer.drain()
+                await asyncio.sleep(0)
+
+    async def accept(self, recipient: str, *, alone: bool = False) -> None:
+        """Take one mail, as a relay does that has nothing against it; `alone`: nothing is sent ahead behind it."""
+        await self.expect(envelope(recipient))
+        await self.reply(*ACCEPTS)
+        await (self.expect_alone if alone else self.expect)(ENDED)
+        await self.reply("250 2.0.0 queued")
+
+    def close(self) -> None:
+        """Close the connection without a reply."""
+        self._writer.close()
+
+
+def envelope(recipient: str, sender: str = "sender@example.com") -> bytes:
+    """Return the bytes of a pipelined envelope."""
+    return f"MAIL FROM:<{sender}>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n".encode()

@@ -4,19 +4,20 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from processes import SCRIPTS, Process, start
 from rabbitmq import free_port, until
 from smtp_relay import ScriptedRelay
 
-PYTHON = Path(sys.executable)
-SCRIPT = PYTHON.parent / "otp-stream"
+SCRIPT = SCRIPTS / "otp-stream"
 CODE = "739154"
+_KEPT = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 _TAIL = 6_000
 """How much of a log a failed wait shows, characters."""
 
@@ -33,24 +34,38 @@ class Worker:
     folder: Path
     env: dict[str, str]
     port: int = field(default_factory=free_port)
-    process: asyncio.subprocess.Process | None = None
+    process: asyncio.subprocess.Process | Process | None = None
     options: tuple[str, ...] = ()
     output: Path | None = None
     """Where it writes instead of its log file."""
+    app: str = "otp_stream.app:app"
 
     async def start(self, *, ready: bool = True) -> None:
         """Start it, and wait until it says that it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
-        usual = {name: os.environ[name] for name in kept if name in os.environ}
-        with (self.output or self.log_path).open("ab") as log:
-            where = ("--host", "127.0.0.1", "--port", str(self.port), *self.options)
-            self.process = await asyncio.create_subprocess_exec(
-                PYTHON.parent / "faststream", "run", "otp_stream.app:app", *where,
-                cwd=self.folder, env=usual | self.env, stdout=log, stderr=log,
-            )  # fmt: skip
+        env = {name: os.environ[name] for name in _KEPT if name in os.environ} | self.env
+        arguments = ("run", self.app, "--host", "127.0.0.1", "--port", str(self.port), *self.options)
+        output = self.output or self.log_path
+        if self.options or any(name.startswith(("LD_", "PYTHON")) for name in env):
+            # these are read by an interpreter, or by the loader, when it starts
+            with output.open("ab") as log:
+                self.process = await asyncio.create_subprocess_exec(
+                    SCRIPTS / "faststream", *arguments, cwd=self.folder, env=env, stdout=log, stderr=log
+                )
+        else:
+            self.process = await start("faststream", *arguments, folder=self.folder, env=env, output=output)
         if ready:
             await self.wait_ready()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    async def held(self) -> bool:
+        """Whether it holds jobs that are not settled; one that does not answer may."""
+        status, body = await self.get("/metrics")
+        held = [row for row in body.splitlines() if row.startswith("otp_ledger_held{")]
+        return status != HTTPStatus.OK or any(float(row.rpartition(" ")[2]) for row in held)
 
     @property
     def log_path(self) -> Path:
@@ -89,9 +104,11 @@ class Worker:
         _, body = await self.get("/metrics")
         return next((float(row.rpartition(" ")[2]) for row in body.splitlines() if row.startswith(line + " ")), 0.0)
 
-    async def wait_log(self, text: str, timeout: float = 20) -> None:  # noqa: ASYNC109
+    async def wait_log(self, text: str, timeout: float = 20, *, times: int = 1) -> None:  # noqa: ASYNC109
+        """Wait until the log holds a text so many times."""
+
         async def told() -> bool:
-            return text in self.log
+            return self.log.count(text) >= times
 
         try:
             await until(told, f"line {text!r}", timeout)

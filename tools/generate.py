@@ -20,12 +20,14 @@ from otp_stream.settings import REQUIRED, REQUIRED_FOR_LOGIN, Settings
 ROOT = Path(__file__).parent.parent
 _MARKS = re.compile(r"(?<=<!-- settings:begin -->\n).*?(?=<!-- settings:end -->)", re.DOTALL)
 _EXAMPLES = {
-    "SENDER_EMAIL": '"Example <no-reply@example.com>"',
+    # without quotes: `docker --env-file` and `kubectl --from-env-file` would keep them
+    "SENDER_EMAIL": "Example <no-reply@example.com>",
     "SMTP_HOST": "smtp.example.com",
     "SMTP_USER": "otp",
     "SMTP_PASS": "change-me",
     "WORKER": "true",
     "PREFETCH_COUNT": "200",
+    "SECRET_KEY": "",
 }
 """What `.env.example` sets; every other variable stands there as a comment with its default."""
 
@@ -63,7 +65,7 @@ def default(field: FieldInfo) -> str:
 
 def env_example() -> str:
     """Return `.env.example`."""
-    lines = ["# Copy to .env and set what stands without a '#'. Made from the code: `make generate`.", ""]
+    lines = ["# Copy to .env and set the variables without a '#'. Generated from the code: `make generate`.", ""]
     for name, field in variables().items():
         lines.append(f"# {field.description}{_choices(field)}")
         value = _EXAMPLES.get(name)

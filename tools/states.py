@@ -18,7 +18,7 @@ from otp_stream.core.outcome import (
 )
 from otp_stream.delivery import HOLD_LIMIT_MS
 
-_BACKOFF = Backoff(1_000, 30_000, 3)
+_BACKOFF = Backoff(1_000, 30_000, 3, retry_greylisted=True)
 _NOW = 0
 _FAR, _SOON, _PAST = 900_000, 500, -1
 

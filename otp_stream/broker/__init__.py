@@ -1,5 +1,6 @@
 """All RabbitMQ: queues and exchanges, lanes, settlements, dead letters, events."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from faststream import AckPolicy
@@ -16,8 +17,12 @@ from .lane import Deliver, Desk, LaneConsumer, Refused, read
 from .settle import Settler
 from .tolerance import tolerate
 from .topology import Topology
+from .transport import try_every_address
 
 __all__ = ["OtpBroker", "RabbitConfig", "open_broker"]
+
+# for the worker and for commands alike: whoever uses RabbitMQ here imports this package
+try_every_address()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class RabbitConfig:
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
     enabled: bool = True
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+    """What other workers may still sign with, or have signed with."""
     events: bool = True
     """Whether each outcome is told."""
 
@@ -45,9 +52,16 @@ def open_broker(
     topology = Topology(config.queue, config.prefix, config.backoff)
     broker = OtpBroker(config.url, shown_url=config.shown_url, topology=topology, enabled=config.enabled)
     broker.events.enabled = config.events
-    settler = Settler(topology, config.backoff, publish=broker.confirmed, inject=inject, repair=broker.repair)
-    reader = Reader(config.default_expiry_minutes, config.hash_key, made)
-    desk = Desk(reader, settler, broker.events, deliver, refused, config.hash_key)
+    settler = Settler(
+        topology,
+        config.backoff,
+        publish=broker.confirmed,
+        inject=inject,
+        repair=broker.repair,
+        key=config.hash_key,
+    )
+    reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys)
+    desk = Desk(reader, settler, broker.events, deliver, refused, config.hash_key, config.old_hash_keys)
     broker.lanes = [
         _subscribe(broker, LaneConsumer(lane, queue, config.window, desk)) for lane, queue in topology.lanes.items()
     ]

@@ -1,6 +1,8 @@
 """A message as it came, read into a typed job."""
 
+import re
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol, cast
@@ -15,8 +17,8 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pydantic_core import from_json
 
-from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, carry
-from otp_stream.core.masking import hidden, holds_any, suspects, tells
+from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, OtpJob, Replay, carry
+from otp_stream.core.masking import hidden, holds_any, suspects, tells, too_many
 
 from .acks import Acks
 
@@ -24,6 +26,9 @@ ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen
 UNCERTAIN = "x-otp-uncertain"
 REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"
 TRACE = ("traceparent", "tracestate", "baggage")
+_TRACE_LIMIT = 8192
+"""Characters that a `baggage` may have (W3C); the other two are shorter."""
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ID_LIMIT = 200
 _NO_SECRETS = {"timestamp", "retryCount", "priority"}
 _HAS_HEADERS = 0x20
@@ -34,9 +39,13 @@ class Delivered:
     """What a broker delivered, with the face of aio-pika's `IncomingMessage`: that one costs more than all we do here.
 
     `header` is the payload of its content header; most producers' messages have nothing in it that we ask for.
+    `dropped` is the size of a body that was too large to keep, 0 for all others; `body` is empty then.
+    `reservation` is kept as long as the message exists.
     """
 
-    __slots__ = ("_acks", "_header", "_known", "_tag", "body", "channel", "headers", "redelivered")
+    __slots__ = (
+        "_acks", "_header", "_known", "_reservation", "_tag", "body", "channel", "dropped", "headers", "redelivered",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -46,8 +55,12 @@ class Delivered:
         redelivered: bool,  # noqa: FBT001 - keywords cost, and this is made once for each job
         header: bytes,
         body: bytes,
+        dropped: int = 0,
+        reservation: object = None,
     ) -> None:
         self._acks = acks
+        self._reservation = reservation
+        self.dropped = dropped
         self._header = header
         self._known: Basic.Properties | None = None
         self._tag = tag
@@ -92,6 +105,8 @@ class Arrival:
     message: Message = field(repr=False)
     lane: Lane
     seen_ms: int
+    ours: Mapping[str, Any] | None = None
+    """Our own headers, where their MAC says that a worker wrote them. No one else's are believed."""
 
     @property
     def alive(self) -> bool:
@@ -102,9 +117,14 @@ class Arrival:
             return False
 
     def header(self, name: str, kind: type) -> Any:
-        """Return a header that only we write; anybody could write it on the producers' queues, so not from there."""
-        value = self.message.headers.get(name) if self.lane == "due" else None
+        """Return a header that only a worker writes."""
+        value = self.ours.get(name) if self.ours else None
         return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+    @property
+    def dropped(self) -> int:
+        """The size of a body that was too large to keep, 0 for all others."""
+        return self.message.dropped if isinstance(self.message, Delivered) else 0
 
     @property
     def returns(self) -> int:
@@ -140,13 +160,25 @@ class Arrival:
         headers = self.message.headers
         return {name: str(headers[name]) for name in TRACE if name in headers} if headers else {}
 
-    def check_headers(self) -> None:
-        """Refuse what no tracer can have written. Raises `MalformedError`."""
+    def hide_in_trace(self, ask: OtpJob | None) -> None:
+        """Drop a producer's trace context that no tracer wrote or that holds the address or the code.
+
+        It goes into spans and copies.
+
+        The secrets of a malformed body are not known, so only a well-formed `traceparent` is kept then.
+        """
         headers = self.message.headers
         for name in TRACE if headers else ():
             value = headers.get(name)
-            if value is not None and not isinstance(value, str):
-                raise MalformedError(f"header {name}: must be a string, not {type(value).__name__}")
+            if value is None:
+                continue
+            if not isinstance(value, str) or len(value) > _TRACE_LIMIT:
+                del headers[name]
+            elif ask is None:
+                if name != "traceparent" or not _TRACE_PARENT.fullmatch(value):
+                    del headers[name]
+            elif tells(value, ask.email, ask.otp, chance=True):
+                del headers[name]
 
 
 class MadeIds(Protocol):
@@ -168,6 +200,7 @@ class Reader:
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
     made: MadeIds
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
 
     async def job(self, arrival: Arrival, ask: OtpJob) -> Job:
         """Take a job into the worker's hands."""
@@ -190,19 +223,35 @@ class Reader:
         if ask.job_id and tells(ask.job_id, ask.email, ask.otp):
             # ids stand in logs, headers and events
             return hidden(ask.job_id, self.hash_key)
-        return ask.job_id or await self._made_id(arrival.message, ask)
+        return ask.job_id or await self._made_id(arrival, ask)
 
-    async def _made_id(self, message: Message, ask: OtpJob) -> str:
+    async def _made_id(self, arrival: Arrival, ask: OtpJob) -> str:
+        message = arrival.message
         moment = ask.timestamp if ask.timestamp is not None else message.message_id or message.timestamp
         content = "\0".join((ask.email, ask.otp, ask.metadata.template, str(moment or "")))
-        digest = blake2b(content.encode(), key=self.hash_key, digest_size=16).hexdigest()
-        if moment:
-            return digest
+        digests = [_digest(content, key) for key in (self.hash_key, *self.old_hash_keys)]
+        if moment and not self.old_hash_keys:
+            return digests[0]
         # Nothing tells a copy from a person who asked again and got the same code: only a message that the broker
-        # marks as redelivered can be a copy, so only that one takes the id of the one before.
-        made = (await self.made.recall(digest) if message.redelivered else None) or uuid4().hex
-        self.made.keep(digest, made)
+        # marks as redelivered can be a copy, or one that has been here and whose id cannot be verified, so only these
+        # take the id of the one before.
+        copied = bool(moment) or message.redelivered or arrival.lane == "due"
+        made = await self._recall(digests) if copied else None
+        made = made or (digests[0] if moment else uuid4().hex)
+        # while the key is changed, workers that use the old one and workers that use the new one know each other's ids
+        for digest in digests:
+            self.made.keep(digest, made)
         return made
+
+    async def _recall(self, digests: Iterable[str]) -> str | None:
+        for digest in digests:
+            if made := await self.made.recall(digest):
+                return made
+        return None
+
+
+def _digest(content: str, key: bytes) -> str:
+    return blake2b(content.encode(), key=key, digest_size=16).hexdigest()
 
 
 def said_job_id(body: bytes) -> str | None:
@@ -219,8 +268,17 @@ def said_job_id(body: bytes) -> str | None:
         return None
     if "@" in unquote(job_id):
         return None
-    secrets = {str(fields.get("otp", "")).strip(), *suspects(fields, apart=_NO_SECRETS)}
-    return None if holds_any(job_id, secrets) else job_id
+    secrets = _possible_secrets(fields)
+    return None if secrets is None or holds_any(job_id, secrets) else job_id
+
+
+def _possible_secrets(fields: dict[str, Any]) -> set[str] | None:
+    """Return what may be a secret in a body that is no job; `None` where that is more than can be searched for."""
+    if too_many(fields):
+        return None
+    named = {said.strip() for name in ("email", "otp") if isinstance(said := fields.get(name), str)}
+    # a program that confuses key and value writes secrets as keys
+    return named.union(suspects(fields, apart=_NO_SECRETS), suspects(list(fields), apart=())) - {""}
 
 
 def now_ms() -> int:

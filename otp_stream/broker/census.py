@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from aio_pika.abc import AbstractConnection
 
-from .management import Management, ManagementError
+from .management import Management, ManagementError, nodes, queue_path
 
 _Row = Mapping[str, Any]
 
@@ -38,6 +38,14 @@ class Census:
         if name is None or other != name:
             raise ManagementError(f"{self.api.url} speaks for {other}, not for {name or 'that broker'}")
 
+    async def is_cluster(self, connection: AbstractConnection, queue: str) -> bool:
+        """Whether the quorum queue `queue` has members on several nodes; `False` where there is no answer."""
+        try:
+            await self.verify(connection)
+            return nodes(await self._get(queue_path(queue), absent=True)) > 1
+        except ManagementError:
+            return False
+
     async def queues(self) -> dict[str, Mapping[str, Any]]:
         """Return every queue's arguments."""
         rows: list[_Row] | None = await self._get("queues/{host}", {"columns": "name,arguments"})
@@ -45,7 +53,7 @@ class Census:
 
     async def holding(self, queue: str) -> Holding | None:
         """Return what a queue holds; `None` when there is no such queue."""
-        row: _Row | None = await self._get(f"queues/{{host}}/{quote(queue, safe='')}", absent=True)
+        row: _Row | None = await self._get(queue_path(queue), absent=True)
         if row is None:
             return None
         return Holding(row.get("messages"), row.get("consumers") or 0, row.get("reductions"))
@@ -61,7 +69,7 @@ class Census:
 
         Unlike figures, they are those of this moment.
         """
-        rows: list[_Row] | None = await self._get(f"queues/{{host}}/{quote(queue, safe='')}/bindings", absent=True)
+        rows: list[_Row] | None = await self._get(f"{queue_path(queue)}/bindings", absent=True)
         return {(row["source"], row["routing_key"]) for row in rows or () if row["source"]}
 
     async def _get(self, path: str, query: Mapping[str, str] | None = None, *, absent: bool = False) -> Any:

@@ -17,12 +17,14 @@ from otp_stream.tasks import losing_it_is_an_error
 
 from . import permissions, policies, standing
 from .management import Seen, vhost
-from .reach import reach, user
+from .reach import reach, user, version
 from .standing import Standing
 from .topology import QueueAwayError, Topology
 
 _QUIET_S = 2.0
 _CLOSE_S = 2.0
+_DEPLOYMENTS, _DESCRIPTORS = 3, 3
+"""Deployments for which descriptors should be free, and descriptors of each queue (1,024 suffice for 335 queues)."""
 T = TypeVar("T")
 
 
@@ -77,7 +79,7 @@ class Checkup:
             if queue is None:
                 missing.append(name)
             elif name in {self.topology.jobs, self.topology.high}:
-                self._producers(name, queue, seen)
+                self._producers(name, queue, seen, version(connection))
             else:
                 self._own(name, queue, arguments, good)
         exchanges = {it.name: it.type.value for it in (self.topology.retry, self.topology.events)}
@@ -90,8 +92,25 @@ class Checkup:
             self.tell(Finding("note", f"the worker makes at its first start: {self._listed(missing)}"))
         for finding in policies.findings(seen, self.topology, vhost(self.url)):
             self.tell(finding)
+        self._tell_size(len(wished), seen)
 
-    def _producers(self, name: str, queue: Standing, seen: Seen) -> None:
+    def _tell_size(self, queues: int, seen: Seen) -> None:
+        """Report how many queues these settings make, and whether RabbitMQ has file descriptors for more."""
+        text = f"{queues} queues with these settings, {len(self.topology.backoff.waits_ms)} of them wait queues"
+        fds = seen.descriptors
+        if fds is None:
+            self.tell(Finding("note", text))
+            return
+        text += f"; {fds.node} has {fds.free} of {fds.total} file descriptors free"
+        if fds.free >= _DEPLOYMENTS * queues * _DESCRIPTORS:
+            self.tell(Finding("ok", text))
+            return
+        cure = "raise the limit of open files (LimitNOFILE, --ulimit nofile), delete unused queues: "
+        cure += "otp-stream topology prune"
+        text += ": at the limit RabbitMQ accepts no connections and raises no alarm"
+        self.tell(Finding("warning", text, cure))
+
+    def _producers(self, name: str, queue: Standing, seen: Seen, version: tuple[int, ...]) -> None:
         text = f"{name}: {queue.kind} queue, {_counted(queue.messages, 'job')} waiting, "
         text += _counted(queue.consumers, "worker" if name == self.topology.jobs else "consumer")
         if queue.messages and not queue.consumers:
@@ -100,8 +119,13 @@ class Checkup:
             self.tell(Finding("warning", f"{text}, which do not share their state", "set REDIS_URL"))
         else:
             self.tell(Finding("ok", text))
-        for finding in policies.risks(name, queue, seen.policies.get(name), self.topology, vhost(self.url)):
+        policy = seen.policies.get(name)
+        host = vhost(self.url)
+        for finding in policies.risks(name, queue, policy, self.topology, host, version=version):
             self.tell(finding)
+        if seen.nodes > 1:
+            for finding in policies.cluster_risks(name, queue, policy, host, version=version):
+                self.tell(finding)
 
     def _own(self, name: str, queue: Standing, wished: dict[str, Any], good: list[str]) -> None:
         if differences := queue.differences(wished):
@@ -142,7 +166,7 @@ class Checkup:
 
     def _listed(self, names: list[str]) -> str:
         """Return names, with wait queues as a number: there may be many."""
-        rungs = {self.topology.rung(ms) for ms in self.topology.backoff.rungs_ms}
+        rungs = {self.topology.rung(ms) for ms in self.topology.backoff.waits_ms}
         waits = [name for name in names if name in rungs]
         shown = [name for name in names if name not in rungs]
         if waits:

@@ -13,6 +13,7 @@ from aio_pika.exceptions import AMQPError
 
 from otp_stream.tasks import losing_it_is_an_error
 
+from . import standing
 from .lane import LaneConsumer
 from .topology import Topology, TopologyError
 
@@ -59,9 +60,11 @@ class Control:
     async def apply(self, lanes: list[LaneConsumer]) -> None:
         """Make everything stand, and learn which of the producers' queues count returns."""
         async with self._talking(TIMEOUT_S * 2) as connection:
-            await self.topology.apply(connection)
+            away = await standing.apply(self.topology, connection, self.url)
             for lane in lanes:
-                lane.counts_returns = lane.lane == "due" or await self.topology.is_quorum(connection, lane.queue)
+                if lane.queue not in away:
+                    is_quorum = lane.lane == "due" or await standing.is_quorum(connection, lane.queue)
+                    lane.counts_returns = is_quorum
 
     async def exists(self, queue: str) -> bool:
         """Tell whether a queue is there for anyone."""
@@ -71,12 +74,13 @@ class Control:
     async def ask(self, lanes: list[LaneConsumer]) -> Asked:
         """Refresh the lanes' depths, and return those of our own queues with the names of what is missing."""
         async with self._talking(TIMEOUT_S) as connection:
-            missing: list[str] = []
-            for lane in lanes:
-                lane.saw(await self.topology.depth(connection, lane.queue))
-                missing += [lane.queue] if lane.depth is None else []
+            # together: about a queue whose node is down there may be no answer for seconds
+            found = await asyncio.gather(*(self.topology.depth(connection, lane.queue) for lane in lanes))
+            for lane, depth in zip(lanes, found, strict=True):
+                lane.saw(depth)
+            missing = [lane.queue for lane in lanes if lane.depth is None]
             depths: dict[int | None, int | None] = {}
-            for rung_ms in (None, *self.topology.backoff.rungs_ms):
+            for rung_ms in (None, *self.topology.backoff.waits_ms):
                 name = self.topology.dead if rung_ms is None else self.topology.rung(rung_ms)
                 depth = await self.topology.depth(connection, name)
                 missing += [name] if depth is None else []

@@ -1,25 +1,35 @@
 """The messages that we publish in a job's place: its retry, its dead letter, its unchanged copy."""
 
+import contextlib
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from aio_pika import DeliveryMode, Message
 from pamqp import encode
 
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import MAX_BODY_BYTES, Replay
+from otp_stream.core.job import MAX_BODY_BYTES, Replay, too_large
+from otp_stream.core.lenient import loads
+from otp_stream.telemetry_errors import observe
 
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN, Arrival
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN, Arrival, Delivered
 from .arrival import Message as Came
+from .mac import OURS
 
 REASON, ERROR, DIED_AT, ALLOWED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at", "x-otp-allowed-at"
 _OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, UNCERTAIN}
 _OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
-_OURS = _OF_DEATH | _OF_REPLAY | {ATTEMPT, JOB_ID, FIRST_SEEN}
 # What the broker writes is not carried on: copied `x-death` headers have lost messages on their second pass,
 # and CC and BCC would route a copy to places that the producer has served already.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+
+_HEADERS_LIMIT = 64 * 1024
+"""Bytes of a producer's headers. RabbitMQ closes the connection if they fill a frame (128 KiB) together with ours."""
+_LONGEST_KEPT = 1024
+"""Characters of one header, where they are more than that."""
+_NAME_BYTES = 140
+"""Of a header's name and what stands around it."""
 
 Headers = dict[str, Any]
 Inject = Callable[[MutableMapping[str, Any]], None]
@@ -30,21 +40,26 @@ def retry(
     arrival: Arrival, *, job_id: str, attempts_made: int, inject: Inject, uncertain: str | None = None
 ) -> Message:
     """Return the job for its next attempt; the body's `retryCount` is kept in step with our count."""
-    headers = _carried(arrival) | _ours(arrival, job_id, attempts_made)
+    headers = _foreign(arrival.message) | _ours(arrival, job_id, attempts_made)
     if uncertain := uncertain or arrival.uncertain:
         headers[UNCERTAIN] = uncertain
-    inject(headers)
+    observe(inject, headers)
     return _copy(arrival.message, _counted(arrival.message.body, attempts_made), headers)
 
 
 def dead_letter(arrival: Arrival, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
-    """Return the dead letter: the body as it came, with why and when it died in the headers."""
-    headers = _carried(arrival) | _ours(arrival, job_id, dead.attempt)
+    """Return the dead letter: the body as it came, with why and when it died in the headers.
+
+    In place of a body that was too large to keep: JSON that says so.
+    """
+    headers = _foreign(arrival.message) | _ours(arrival, job_id, dead.attempt)
     headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
     if dead.allowed_ms is not None:
         headers[ALLOWED_AT] = dead.allowed_ms
-    inject(headers)
-    return _copy(arrival.message, arrival.message.body, headers)
+    observe(inject, headers)
+    if not arrival.dropped:
+        return _copy(arrival.message, arrival.message.body, headers)
+    return _stub(arrival.message, arrival.dropped, dead.reason, dead.error, headers)
 
 
 def unchanged(arrival: Arrival) -> Message:
@@ -53,39 +68,48 @@ def unchanged(arrival: Arrival) -> Message:
 
 
 def again(came: Came) -> Message:
-    """Return a message as it came, without what the broker wrote on it."""
+    """Return a message as it came, without what the broker wrote on it; a body that was not kept becomes a stub."""
     kept = {name: value for name, value in came.headers.items() if not _is_brokers(name)}
-    return _copy(came, came.body, _encodable(kept))
+    headers = _encodable(kept)
+    if isinstance(came, Delivered) and came.dropped:
+        return _stub(came, came.dropped, "malformed", str(too_large(came.dropped)), headers)
+    return _copy(came, came.body, headers)
 
 
-def replayed(came: Came, replay: Replay, *, known: bool) -> Message:
-    """Return a dead letter's job for a new beginning in the lane of retries; `known` where its body is a job."""
+def replayed(came: Came, replay: Replay, *, known: bool, ours: Mapping[str, Any]) -> Message:
+    """Return a dead letter's job for a new beginning in the lane of retries; `known` where its body is a job.
+
+    `ours` are its headers that a worker wrote.
+    """
     gone = _OF_DEATH | _OF_REPLAY
-    headers = {name: value for name, value in came.headers.items() if name not in gone and not _is_brokers(name)}
+    headers = _foreign(came) | {name: value for name, value in ours.items() if name not in gone}
     headers |= {ATTEMPT: 0, REPLAYED_AT: replay.at_ms, REPLAYED_BY: replay.by}
     if replay.fresh:
         headers[FRESH] = "yes"
-    return _copy(came, _counted(came.body, 0) if known else came.body, _encodable(headers))
+    return _copy(came, _counted(came.body, 0) if known else came.body, headers)
 
 
 def _counted(body: bytes, attempts_made: int) -> bytes:
-    content = json.loads(body)
+    try:
+        content = loads(body)
+    except (ValueError, RecursionError):
+        return body  # a number of thousands of digits, for example, which the lenient reading takes
     content["retryCount"] = attempts_made
-    counted = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    counted = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     # our own count is in a header; a body at the limit must not become too large by it
     return counted if len(counted) <= MAX_BODY_BYTES else body
 
 
 def _ours(arrival: Arrival, job_id: str, attempts_made: int) -> Headers:
     ours: Headers = {ATTEMPT: attempts_made, JOB_ID: job_id, FIRST_SEEN: arrival.first_seen_ms}
-    if arrival.replay is not None:
-        ours |= {name: arrival.message.headers[name] for name in _OF_REPLAY if name in arrival.message.headers}
+    if arrival.ours and arrival.replay is not None:
+        ours |= {name: arrival.ours[name] for name in _OF_REPLAY if name in arrival.ours}
     return ours
 
 
-def _carried(arrival: Arrival) -> Headers:
-    headers = arrival.message.headers
-    return _encodable({n: v for n, v in headers.items() if n not in _OURS and not _is_brokers(n)})
+def _foreign(came: Came) -> Headers:
+    headers = came.headers
+    return _encodable({n: v for n, v in headers.items() if not n.startswith(OURS) and not _is_brokers(n)})
 
 
 def _is_brokers(name: str) -> bool:
@@ -93,11 +117,26 @@ def _is_brokers(name: str) -> bool:
 
 
 def _encodable(headers: Headers) -> Headers:
-    try:
-        encode.field_table(headers)
-    except Exception:  # noqa: BLE001 - whatever a foreign client put there must not keep a job from moving on
-        return {name: value for name, value in headers.items() if isinstance(value, str | int)}
-    return headers
+    with contextlib.suppress(Exception):  # whatever a foreign client put there must not keep a job from moving on
+        if len(encode.field_table(headers)) <= _HEADERS_LIMIT:
+            return headers
+    kept: Headers = {}
+    room = _HEADERS_LIMIT
+    for name in sorted(headers, key=lambda it: not it.startswith(OURS)):
+        value = headers[name]
+        if isinstance(value, int) or (isinstance(value, str) and len(value) <= _LONGEST_KEPT):
+            room -= 4 * len(str(value)) + _NAME_BYTES  # a character has up to 4 bytes
+            if room < 0:
+                break
+            kept[name] = value
+    return kept
+
+
+def _stub(came: Came, size: int, reason: str, error: str, headers: Headers) -> Message:
+    told = {"reason": reason, "error": f"{error}; the body was not kept", "originalSize": size}
+    message = _copy(came, json.dumps(told).encode(), headers)
+    message.content_type, message.content_encoding = "application/json", None
+    return message
 
 
 def _copy(came: Came, body: bytes, headers: Headers) -> Message:

@@ -10,6 +10,7 @@ from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
 from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .events import JobEvent
+from .mac import MAC
 from .topology import Topology
 
 Node = dict[str, Any]
@@ -40,6 +41,10 @@ _COUNTED: Node = {
     ATTEMPT: {"type": "integer", "minimum": 0, "description": "Attempts made so far.", "examples": [1]},
     JOB_ID: {"type": "string", "description": "The job's id, made when the producer gave none."},
     FIRST_SEEN: {"type": "integer", "description": "When a worker first saw the job, milliseconds since 1970 (UTC)."},
+    MAC: {
+        "type": "string",
+        "description": "Keyed hash of the body and of all other `x-otp-` headers, which are ignored where it is wrong.",
+    },
 }
 _WAITING: Node = {
     UNCERTAIN: {"type": "string", "description": "The relay that may have taken the mail before."},
@@ -159,11 +164,11 @@ def _describe_channels(channels: Node, topology: Topology) -> None:
     channels["retry"]["parameters"] = {
         "rung": {
             "description": "The wait in milliseconds: one queue each, so that no wait is held up by another.",
-            "enum": [str(rung_ms) for rung_ms in topology.backoff.rungs_ms],
+            "enum": [str(rung_ms) for rung_ms in topology.backoff.waits_ms],
         }
     }
     channels["retry"]["x-wait-queues"] = {
-        topology.rung(rung_ms): topology.arguments[topology.rung(rung_ms)] for rung_ms in topology.backoff.rungs_ms
+        topology.rung(rung_ms): topology.arguments[topology.rung(rung_ms)] for rung_ms in topology.backoff.waits_ms
     }
     channels["events"]["parameters"] = {
         "outcome": {

@@ -1,4 +1,4 @@
-"""The dead letter queue taken in hand: by one at a time, and so that nothing can fall.
+"""The dead-letter queue taken in hand: by one at a time, and so that nothing can fall.
 
 AMQP has no way to look at a queue: letters are taken, unsettled, and go back when the channel closes, to where they
 were. What leaves the queue does so after its copy was confirmed elsewhere. A transaction would do both at once, but
@@ -8,6 +8,7 @@ RabbitMQ 3.10 commits it without a word where a full queue refuses the copy, and
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,47 +16,65 @@ from typing import Any
 
 import aio_pika
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
-from aiormq.exceptions import ChannelLockedResource
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelLockedResource, ProbableAuthenticationError
 
 from otp_stream.core.letter import InHandError, LettersError
 from otp_stream.tasks import losing_it_is_an_error
 
+from .arrival import Delivered
+from .inlet import OneTimeInlet
+from .tolerance import tolerate
+
 _TIMEOUT_S = 10.0
 _QUIET_S = 2.0
 """After so long without a letter there is none."""
+_BATCH = 12
+"""Dead letters that RabbitMQ sends ahead: AMQP limits their number, and a body in memory has at most 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hands:
     """Letters that nobody else has in hand meanwhile."""
 
-    channel: AbstractChannel
+    channel: Channel
+    heard: asyncio.Queue[Delivered]
+    """What comes over the channel."""
     publishing: AbstractChannel
     name: str
     count: int
     """How many there were when they were taken in hand."""
 
-    async def letters(self, most: int) -> AsyncGenerator[AbstractIncomingMessage]:
-        """Take letters one after another, the oldest first."""
-        if not (count := min(self.count, most)):
-            return
-        await self.channel.set_qos(prefetch_count=count)
-        queue = await self.channel.get_queue(self.name, ensure=False)
-        heard: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
-        tag = await queue.consume(heard.put)
-        try:
-            for _ in range(count):
-                try:
-                    yield await asyncio.wait_for(heard.get(), _QUIET_S)
-                except TimeoutError:
-                    return
-        finally:
-            with contextlib.suppress(AMQPError, OSError, RuntimeError):
-                await queue.cancel(tag)
+    async def letters(self, most: int) -> AsyncGenerator[Delivered]:
+        """Take letters one after another, the oldest first.
 
-    async def replace(self, message: AbstractIncomingMessage, copy: Message | None, queue: str = "") -> None:
+        Each batch has a consumer of its own: what came before stays unacked, and its body need not stay in memory.
+        """
+        wanted = min(self.count, most)
+        while wanted > 0:
+            size = min(_BATCH, wanted)
+            batch = await self._batch(size)
+            wanted = wanted - size if len(batch) == size else 0
+            while batch:
+                yield batch.popleft()
+
+    async def _batch(self, size: int) -> deque[Delivered]:
+        """Take so many; fewer if there are no more. The consumer ends before one of them can make room for another."""
+        await self.channel.basic_qos(prefetch_count=size)
+        consumer = await self.channel.basic_consume(self.name, _nothing)
+        batch: deque[Delivered] = deque()
+        with contextlib.suppress(TimeoutError):
+            while len(batch) < size:
+                batch.append(await asyncio.wait_for(self.heard.get(), _QUIET_S))
+        if self.channel.is_closed:
+            raise ConnectionError("the connection was lost")
+        await self.channel.basic_cancel(str(consumer.consumer_tag))
+        return batch
+
+    async def replace(self, message: Delivered, copy: Message | None, queue: str = "") -> None:
         """Publish a letter's copy to another queue, confirmed, then take the letter off its own.
 
         Whoever is cancelled meanwhile has done both or neither. What is killed in between leaves both: by the job's id
@@ -63,7 +82,7 @@ class Hands:
         """
         await _whole(self._replace(message, copy, queue))
 
-    async def _replace(self, message: AbstractIncomingMessage, copy: Message | None, queue: str) -> None:
+    async def _replace(self, message: Delivered, copy: Message | None, queue: str) -> None:
         try:
             if copy is not None:
                 exchange = self.publishing.default_exchange
@@ -90,18 +109,29 @@ async def hands_on(name: str, url: str, shown_url: str, *, patience_s: float | N
 
     Raises `LettersError`, and `InHandError` where somebody else has them for longer than `patience_s`.
     """
+    tolerate()
     patience_s = _TIMEOUT_S if patience_s is None else patience_s
     try:
-        connection = await aio_pika.connect(url, timeout=patience_s)
+        connection = await aio_pika.connect(url, timeout=patience_s, connection_class=OneTimeInlet)
+    except ProbableAuthenticationError:
+        text = f"RABBITMQ_URL: {shown_url} refuses the login: set the right user and password"
+        raise LettersError(text) from None
     except (OSError, AMQPError, TimeoutError) as error:
         raise LettersError(f"RABBITMQ_URL: {shown_url} does not answer ({_told(error)})") from None
     try:
         with losing_it_is_an_error():
             await _be_the_only_one(connection, f"{name}.hands", patience_s)
-            channel = await connection.channel(publisher_confirms=False)
-            found = (await channel.declare_queue(name, passive=True)).declaration_result
+            heard: asyncio.Queue[Delivered] = asyncio.Queue()
+            channel = await connection.take(heard.put_nowait)
+            found = await channel.queue_declare(name, passive=True)
             publishing = await connection.channel(on_return_raises=True)
-            yield Hands(channel, publishing, name, found.message_count or 0)
+            try:
+                yield Hands(channel, heard, publishing, name, found.message_count or 0)
+            finally:
+                # any answer will do: the broker has taken every acknowledgement before it
+                with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+                    await asyncio.sleep(0)
+                    await asyncio.wait_for(channel.basic_qos(prefetch_count=1), _TIMEOUT_S)
     except ChannelNotFoundEntity:
         raise LettersError(
             f"{name} does not exist at {shown_url}: no worker has run with this RABBITMQ_PREFIX there, "
@@ -127,6 +157,10 @@ async def _be_the_only_one(connection: AbstractConnection, name: str, patience_s
             await asyncio.sleep(0.1)
         else:
             return
+
+
+async def _nothing(message: DeliveredMessage) -> None:
+    """Stand for the consumer at aiormq, which sees no delivery."""
 
 
 def _told(error: BaseException) -> str:

@@ -8,14 +8,17 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import structlog
-from aio_pika import RobustConnection
+from aio_pika import Connection, RobustConnection
 from aiormq import Channel
 from aiormq.connection import SSLContextProvider, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
+
+from otp_stream.core.job import MAX_BODY_BYTES
+from otp_stream.sockets import connect
 
 from .acks import Acks
 from .arrival import Delivered
@@ -26,15 +29,50 @@ _TAG = Struct(">Q?")
 _SIZE = Struct(">Q")
 _ALIVE = HEAD.pack(HEARTBEAT, 0, 0) + bytes((END,))
 _ALIVE_EVERY_S = 1.0
+_LARGEST_KEPT = 1024 * 1024
+"""Bytes of a body. Beyond it, only the size is kept: a producer can publish 128 MiB, and more than one at once."""
+_KEPT_TOGETHER = 16 * 1024 * 1024
+"""Bytes of all bodies that are too large for a job and are in memory at the same time."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class LargeBodies:
+    """Limits the memory of bodies that are too large for a job. They are kept only to be dead-lettered as they came."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def reserve(self, size: int) -> object | None:
+        """Return a reservation, which ends when nothing refers to it; `None` if the body cannot be kept."""
+        if size > _LARGEST_KEPT or self.bytes + size > _KEPT_TOGETHER:
+            return None
+        return _Reservation(self, size)
+
+
+class _Reservation:
+    __slots__ = ("_bodies", "_size")
+
+    def __init__(self, bodies: LargeBodies, size: int) -> None:
+        self._bodies, self._size = bodies, size
+        bodies.bytes += size
+
+    def __del__(self) -> None:
+        # a message may end in many ways, with its connection among them, and its memory is free in this moment
+        self._bodies.bytes -= self._size
 
 
 class Taker:
     """Puts one channel's deliveries together and hands them to `receive`."""
 
-    def __init__(self, channel: Channel, acks: Acks, receive: Callable[[Delivered], None]) -> None:
+    def __init__(
+        self, channel: Channel, acks: Acks, receive: Callable[[Delivered], None], large: LargeBodies | None = None
+    ) -> None:
         self._channel, self._acks, self._receive = channel, acks, receive
+        self._large = large or LargeBodies()
+        self._reservation: object | None = None
+        self._dropped = 0
+        """Size of the body that comes, if it is too large to keep."""
         self._tag: int | None = None
         self._redelivered = False
         self._header: bytes | None = None
@@ -54,10 +92,15 @@ class Taker:
             return False
         if kind == HEADER:
             self._header = payload
-            self._missing = _SIZE.unpack_from(payload, 4)[0]
+            self._missing = size = _SIZE.unpack_from(payload, 4)[0]
             self._parts = []
+            self._dropped = 0
+            if size > MAX_BODY_BYTES:
+                self._reservation = self._large.reserve(size)
+                self._dropped = 0 if self._reservation else size
         else:
-            self._parts.append(payload)
+            if not self._dropped:
+                self._parts.append(payload)
             self._missing -= len(payload)
         if self._missing <= 0:
             self._deliver()
@@ -66,11 +109,15 @@ class Taker:
     def _deliver(self) -> None:
         tag, header, parts = self._tag, self._header, self._parts
         self._tag = self._header = None
+        self._parts = []
+        reservation, self._reservation = self._reservation, None
         if tag is None or header is None:
             return
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
-            self._receive(Delivered(self._channel, self._acks, tag, self._redelivered, header, body))
+            self._receive(
+                Delivered(self._channel, self._acks, tag, self._redelivered, header, body, self._dropped, reservation)
+            )
         except Exception as error:  # noqa: BLE001 - one message must not cost the connection
             _log.error("delivery not received", error=type(error).__name__)
 
@@ -147,7 +194,13 @@ class _Door(TransportFactory):
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             context = await provider.get_context() if url.scheme == "amqps" else None
-            transport, _ = await loop.create_connection(lambda: protocol, host, port, ssl=context, **kwargs)
+            transport, _ = await loop.create_connection(
+                lambda: protocol,
+                sock=await connect(host, port),
+                ssl=context,
+                server_hostname=host if context else None,
+                **kwargs,
+            )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self.deliveries = reader
@@ -159,6 +212,7 @@ class Inlet(RobustConnection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.large = LargeBodies()
         self._door = _Door()
         self.kwargs["transport_factory"] = self._door
 
@@ -166,3 +220,21 @@ class Inlet(RobustConnection):
     def deliveries(self) -> Deliveries | None:
         """What comes over the connection as it stands now."""
         return self._door.deliveries
+
+
+class OneTimeInlet(Connection):
+    """The same, for one piece of work: a connection that is lost stays lost."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = _Door()
+        self.kwargs["transport_factory"] = self._door
+
+    async def take(self, receive: Callable[[Delivered], None]) -> Channel:
+        """Open a channel whose deliveries go to `receive`."""
+        transport, deliveries = self.transport and self.transport.connection, self._door.deliveries
+        if transport is None or deliveries is None:
+            raise ConnectionError("not connected")
+        channel = cast("Channel", await transport.channel(publisher_confirms=False))
+        deliveries.deliver(channel, Taker(channel, Acks(channel), receive))
+        return channel

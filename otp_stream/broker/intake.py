@@ -14,6 +14,7 @@ from aiormq.abc import DeliveredMessage
 from otp_stream.tasks import losing_it_is_an_error
 
 from .acks import Acks
+from .arrival import now_ms
 from .control import TROUBLES, leave
 from .inlet import Deliveries, Inlet, Taker
 from .lane import LaneConsumer
@@ -23,6 +24,8 @@ _START_TIMEOUT_S = 10.0
 _LOOK_S = 0.25
 _TRY_AGAIN_S = 1.0
 _UNSEEN_S = 5.0
+_SHORTEST_TIMEOUT_MS = 2_000
+"""RabbitMQ advises against a consumer timeout of less than a minute."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -59,13 +62,17 @@ class Intake:
         self._repair = repair
         self._away: set[str] = set()
         self._consumers: dict[str, _Consumer] = {}
-        self._unseen: dict[str, float] = {}
-        """Since when the broker has not known of a consumer."""
+        self._unseen: dict[str, tuple[float, int]] = {}
+        """Since when a consumer seems lost, and the deliveries of its lane then."""
+        self._restarted: dict[str, int] = {}
+        """The deliveries of each lane when its consumer was last restarted."""
 
     async def start(self, lanes: Iterable[LaneConsumer]) -> None:
         """Consume from every queue that is there. Raises what the broker says of one that is there and refuses."""
-        for lane in lanes:
-            await self._consume(lane)
+        # together: about a queue whose node is down there is no answer for seconds, which the others do not wait for
+        for came in await asyncio.gather(*map(self._consume, lanes), return_exceptions=True):
+            if isinstance(came, BaseException):
+                raise came
 
     async def keep(self, lanes: Iterable[LaneConsumer]) -> None:
         """Look after the consumers until cancelled."""
@@ -84,19 +91,38 @@ class Intake:
         await asyncio.gather(*(leave(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
 
     async def compare(self, lanes: Iterable[LaneConsumer]) -> None:
-        """Take the broker's word on consumers: one that stands here alone, and goes on doing so, is started again.
+        """Restart each consumer that RabbitMQ has forgotten, or for which it delivers nothing although jobs wait.
 
-        A quorum queue whose leader froze has forgotten its consumer, and nobody was told.
+        RabbitMQ sends no cancel where a quorum queue's leader froze, and 3.10 none where a quorum queue was deleted and
+        declared again at once.
         """
         for lane in lanes:
             consumer = self._consumers.get(lane.queue)
-            if lane.depth is None or lane.depth.consumers or consumer is None or not consumer.stands:
+            lost = consumer is not None and consumer.stands and self._loss(lane)
+            if consumer is None or not lost:
                 self._unseen.pop(lane.queue, None)
                 continue
-            if monotonic() - self._unseen.setdefault(lane.queue, monotonic()) >= _UNSEEN_S:
+            received = lane.state.received
+            since, received_then = self._unseen.setdefault(lane.queue, (monotonic(), received))
+            if received != received_then:
+                self._unseen[lane.queue] = (monotonic(), received)
+            elif monotonic() - since >= _UNSEEN_S:
                 del self._unseen[lane.queue]
-                _log.warning("the broker does not know our consumer, it is started again", queue=lane.queue)
+                self._restarted[lane.queue] = received
+                _log.warning(lost, queue=lane.queue)
                 await self._end(consumer, idle=not lane.state.held)
+
+    def _loss(self, lane: LaneConsumer) -> str:
+        """Return what the broker's figures say against the lane's consumer; empty if nothing."""
+        if lane.depth is None:
+            return ""
+        if not lane.depth.consumers:
+            return "the broker does not know our consumer, it is started again"
+        # once for the same deliveries: with single active consumer, the one that waits gets nothing, either
+        again = self._restarted.get(lane.queue) == lane.state.received
+        if lane.depth.messages and not lane.state.held and not again:
+            return "jobs wait and RabbitMQ delivers none, the consumer is started again"
+        return ""
 
     async def _end(self, consumer: _Consumer, *, idle: bool) -> None:
         tag, consumer.tag = consumer.tag, None
@@ -135,11 +161,11 @@ class Intake:
         connection = self._connection()
         transport = connection.transport.connection if connection and connection.transport else None
         deliveries = connection.deliveries if connection else None
-        if transport is None or transport.is_closed or deliveries is None:
+        if connection is None or transport is None or transport.is_closed or deliveries is None:
             raise ConnectionError("not connected")
         try:
             with losing_it_is_an_error():
-                await asyncio.wait_for(self._open(lane, transport, deliveries), _START_TIMEOUT_S)
+                await asyncio.wait_for(self._open(lane, connection, transport, deliveries), _START_TIMEOUT_S)
         except TimeoutError:
             if not any(map(self._stands, self._consumers)):
                 # It lives and gives no answer: what hangs in it would hang for ever. Closed, it is opened again.
@@ -149,17 +175,43 @@ class Intake:
         self._away.discard(queue)
         return True
 
-    async def _open(self, lane: LaneConsumer, transport: Transport, deliveries: Deliveries) -> None:
+    async def _open(self, lane: LaneConsumer, connection: Inlet, transport: Transport, deliveries: Deliveries) -> None:
         consumer = self._consumers.get(lane.queue)
+        cancelled = consumer is not None and consumer.tag is not None and not consumer.channel.is_closed
+        away = lane.queue in self._away
+        if consumer is not None and cancelled and not away and _requeues(transport) and _timed_out(lane):
+            # RabbitMQ has cancelled it for its consumer timeout: what is in flight is back in its queue and comes
+            # again, as often as that happens. Without the channel, the copies here are known to be settled.
+            _log.warning("RabbitMQ has cancelled our consumer, its messages in flight are given back", queue=lane.queue)
+            await leave(consumer.channel.close(), _CANCEL_TIMEOUT_S)
         if consumer is None or consumer.channel.is_closed:
             channel = cast("Channel", await transport.channel(publisher_confirms=False))
             acks = Acks(channel)
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             await channel.basic_qos(prefetch_count=lane.window)
-            deliveries.deliver(channel, Taker(channel, acks, lane.receive))
+            deliveries.deliver(channel, Taker(channel, acks, lane.receive, connection.large))
         # else only the consumer is gone: what came over the channel before can be acknowledged there alone
         answer = await consumer.channel.basic_consume(lane.queue, _nothing)
         consumer.tag = answer.consumer_tag
+
+
+def _requeues(transport: Transport) -> bool:
+    """Return whether a cancelled consumer's messages are back in their queue: from RabbitMQ 4.3, at its timeout.
+
+    Earlier versions cancel a consumer only when its queue is deleted. Then no message comes again.
+    """
+    version = str(transport.server_properties.get("version", "")).split(".")
+    return len(version) > 1 and all(it.isdecimal() for it in version[:2]) and tuple(map(int, version[:2])) >= (4, 3)
+
+
+def _timed_out(lane: LaneConsumer) -> bool:
+    """Return whether a consumer timeout is possible: something has been in flight for so long, in a quorum queue.
+
+    If not, its queue was deleted and made again at once, and what was in flight comes from nowhere else. RabbitMQ 4.3
+    has no consumer timeout for classic queues.
+    """
+    since_ms = lane.state.oldest_held_ms
+    return lane.counts_returns and since_ms is not None and now_ms() - since_ms >= _SHORTEST_TIMEOUT_MS
 
 
 async def _nothing(message: DeliveredMessage) -> None:

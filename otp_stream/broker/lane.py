@@ -2,25 +2,27 @@
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import structlog
 from faststream.rabbit import RabbitMessage
 
 from otp_stream.core.decision import Dead, Final, Retry
-from otp_stream.core.job import Job, Lane, MalformedError, OtpJob
+from otp_stream.core.job import Job, Lane, MalformedError, OtpJob, too_large
 from otp_stream.core.masking import hidden
 from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancelled
+from otp_stream.telemetry_errors import observe
 
 from .arrival import Arrival, Delivered, Message, Reader, now_ms, said_job_id
 from .backlog import Backlog
 from .events import Events, event
+from .mac import verified
 from .settle import Settler, acknowledge
 from .topology import Depth
 
@@ -30,6 +32,7 @@ lays it aside without our word; since RabbitMQ 4.0 each has a limit, of 20 unles
 that is lost counts."""
 
 _NEWS_MS = 10_000
+_WARN_EVERY_S = 60.0
 _MOVED_S = 120.0
 _MOVED_LIMIT = 10_000
 
@@ -69,17 +72,17 @@ class Moved:
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._ended: OrderedDict[tuple[int, int], float] = OrderedDict()
 
     def add(self, job: Job) -> None:
         """Take note that this attempt's retry or dead letter stands."""
-        self._ended[job.id, job.attempts_made] = monotonic()
+        self._ended[job.identity, job.attempts_made] = monotonic()
         while len(self._ended) > _MOVED_LIMIT:
             self._ended.popitem(last=False)
 
     def knows(self, job: Job) -> bool:
         """Whether a delivery is the copy of such an attempt. One that does not come again is a new job of that id."""
-        at = self._ended.pop((job.id, job.attempts_made), None)
+        at = self._ended.pop((job.identity, job.attempts_made), None)
         return at is not None and job.suspect and monotonic() - at < _MOVED_S
 
 
@@ -93,6 +96,7 @@ class Desk:
     deliver: Deliver
     refused: Refused
     hash_key: bytes = field(repr=False)
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
     moved: Moved = field(default_factory=Moved)
 
 
@@ -118,8 +122,12 @@ class _Settlement:
             if self.job is not None and isinstance(settlement, Dead | Retry):
                 desk.moved.add(self.job)
             if desk.events.enabled:
-                desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
+                observe(self._publish_event, settlement)
         return self.stands
+
+    def _publish_event(self, settlement: Final) -> None:
+        desk = self.desk
+        desk.events.tell(event(settlement, self.job_id, self.job, at_ms=now_ms(), hash_key=desk.hash_key))
 
 
 def read(body: bytes) -> OtpJob | MalformedError:
@@ -150,6 +158,8 @@ class LaneConsumer:
         self._came_ms: int | None = None
         self._held: dict[asyncio.Task[str | None], Arrival] = {}
         self._received = 0
+        self._unverified = 0
+        self._warned_at = float("-inf")
         self._let_go: Counter[str] = Counter()
         self._stopping = False
         self._cut: list[Arrival] = []
@@ -165,6 +175,7 @@ class LaneConsumer:
             window=self.window,
             held=len(self._held),
             received=self._received,
+            unverified=self._unverified,
             let_go=dict(self._let_go),
             depth=depth.messages if depth else None,
             consumers=depth.consumers if depth else None,
@@ -200,16 +211,23 @@ class LaneConsumer:
 
     def receive(self, message: Delivered) -> None:
         """The same, on the fast way past FastStream's dispatch."""
-        self._hold(read(message.body), message)
+        self._hold(too_large(message.dropped) if message.dropped else read(message.body), message)
 
     def _hold(self, ask: OtpJob | MalformedError, message: Message) -> asyncio.Task[str | None]:
-        arrival = Arrival(message, self.lane, now_ms())
+        # no header of ours is looked for on the producers' queues
+        ours = self._verified(message) if self.lane == "due" else None
+        arrival = Arrival(message, self.lane, now_ms(), ours)
         # A lost connection cancels no job: the send goes on to its end.
         task = asyncio.create_task(self._bring(arrival, ask))
         self._received += 1
         self._held[task] = arrival
         task.add_done_callback(self._ended)
         return task
+
+    def _verified(self, message: Message) -> Mapping[str, Any] | None:
+        ours = verified(message.headers, message.body, (self._desk.hash_key, *self._desk.old_hash_keys))
+        self._unverified += ours is None
+        return ours
 
     def _ended(self, task: asyncio.Task[str | None]) -> None:
         arrival = self._held.pop(task)
@@ -225,15 +243,13 @@ class LaneConsumer:
 
     async def _bring(self, arrival: Arrival, ask: OtpJob | MalformedError) -> str | None:
         """Return how it was settled; `None` when it was not."""
-        if arrival.returns >= RENEW_AT:
+        if arrival.returns >= RENEW_AT and not arrival.dropped:
             return "renewed" if await self._desk.settler.renew(arrival, self.queue) else None
-        try:
-            if isinstance(ask, MalformedError):
-                raise ask
-            arrival.check_headers()
-        except MalformedError as error:
-            return await self._refuse(arrival, str(error))
+        if isinstance(ask, MalformedError):
+            return await self._refuse(arrival, str(ask))
+        arrival.hide_in_trace(ask)
         job = await self._desk.reader.job(arrival, ask)
+        self._warn_if_unverified(arrival, job.id)
         if ask.timestamp is not None and self.lane != "due":
             self._waited_ms = max(arrival.seen_ms - job.made_ms, 0)
             if not arrival.message.redelivered:  # that one came before its turn
@@ -254,14 +270,28 @@ class LaneConsumer:
 
     async def _refuse(self, arrival: Arrival, error: str) -> str | None:
         message = arrival.message
+        arrival.hide_in_trace(None)
         # what a message is called may be an address or a code, and of one that is no job nothing tells which
         called = hidden(message.message_id or "", self._desk.hash_key)
         job_id = said_job_id(message.body) or called or uuid4().hex
+        self._warn_if_unverified(arrival, job_id)
         dead = Dead("malformed", error, arrival.attempts_made(None))
         settlement = _Settlement(self._desk, arrival, job_id, None)
         if await settlement(dead):
-            self._desk.refused(self.lane, job_id, dead)
+            observe(self._desk.refused, self.lane, job_id, dead)
         return settlement.how
+
+    def _warn_if_unverified(self, arrival: Arrival, job_id: str) -> None:
+        if self.lane != "due" or arrival.ours is not None:
+            return
+        if monotonic() - self._warned_at > _WARN_EVERY_S:
+            self._warned_at = monotonic()
+            structlog.get_logger(__name__).warning(
+                "retry is not signed with SECRET_KEY: its x-otp headers are ignored, and it is sent as a new job",
+                job_id=job_id,
+                queue=self.queue,
+                so_far=self._unverified,
+            )
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""

@@ -3,28 +3,33 @@
 import asyncio
 import contextlib
 import getpass
+import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from aio_pika import IncomingMessage, Message
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika import Message
 
-from otp_stream.core.job import MalformedError, OtpJob, Replay, carry
+from otp_stream.core.decision import REASONS
+from otp_stream.core.job import OtpJob, Replay, carry
 from otp_stream.core.letter import Letter, Wanted
-from otp_stream.core.masking import hidden, mask_address
+from otp_stream.core.masking import hidden, mask_address, scrub, scrub_suspects, tells
 from otp_stream.core.times import LAST_MS
 
 from . import copies
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, now_ms, said_job_id
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, Delivered, now_ms, said_job_id
 from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .hands import hands_on
+from .mac import OURS, sign, verified
 from .topology import Topology
 
-MOST = 50_000
-"""Letters taken in one pass; the others stay where they are."""
+MOST = 10_000_000
+"""Letters taken in one pass; the others stay where they are. A pass ends by `_PASS_S` before."""
+_MADE_ID = re.compile(r"[0-9a-f]{32}")
+"""An id that a worker has made."""
+_MOST_ATTEMPTS = 1_001
 _RENEW_AT = 10
 """Looks after which a letter is put down anew: RabbitMQ 4 drops what has come back more often than 20 times."""
 _PASS_S = 20 * 60.0
@@ -39,7 +44,9 @@ class Found:
     """A letter with the message that it is; only for whoever may see codes."""
 
     letter: Letter
-    message: AbstractIncomingMessage = field(repr=False)
+    message: Delivered = field(repr=False)
+    ours: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    """Our headers that go with a replay."""
 
 
 Progress = Callable[[int, int], object]
@@ -83,7 +90,7 @@ def whoami() -> str:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """The dead letter queue of a deployment. Every call opens a connection of its own and closes it.
+    """The dead-letter queue of a deployment. Every call opens a connection of its own and closes it.
 
     All raise `LettersError` where the broker is away, refuses, or somebody else has the letters in hand.
     """
@@ -93,6 +100,7 @@ class DeadLetters:
     topology: Topology
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
 
     async def look(self, *, most: int = MOST, patience_s: float | None = None) -> tuple[list[Letter], int]:
         """Return what lies there, the oldest first, and how many more there are.
@@ -100,7 +108,9 @@ class DeadLetters:
         Waits at most `patience_s` for the broker, and for somebody else who has them in hand.
         """
         letters: list[Letter] = []
-        return letters, await self.each(lambda found: letters.append(found.letter), most=most, patience_s=patience_s)
+        left = await self.each(lambda found: letters.append(found.letter), most=most, patience_s=patience_s)
+        # RabbitMQ puts back what each consumer had together, and the consumers of a look in any order
+        return sorted(letters, key=lambda it: it.died_ms or 0), left
 
     async def each(self, take: Callable[[Found], object], *, most: int = MOST, patience_s: float | None = None) -> int:
         """Show letters with their content to `take`; all stay where they are. Returns how many more there are."""
@@ -133,6 +143,8 @@ class DeadLetters:
         async def choose(found: Found) -> Fate:
             nonlocal next_s
             last = found.letter.replay
+            if found.message.dropped:
+                return "kept"  # its body was not read, and is no job
             if not wanted.has(found.letter) or (last is not None and last.at_ms >= began_ms):
                 return "kept"  # not meant, or sent again just now, and dead again
             if not fresh and found.letter.stale(now_ms()):
@@ -143,10 +155,16 @@ class DeadLetters:
             return "replayed"
 
         def again(found: Found) -> Message:
-            came = cast("IncomingMessage", found.message)
-            return copies.replayed(came, Replay(now_ms(), by, fresh), known=found.letter.is_job)
+            return self.again(found, by=by, fresh=fresh)
 
         return await self._passes(choose, again, dry=dry, progress=progress)
+
+    def again(self, found: Found, *, by: str, fresh: bool) -> Message:
+        """Return what is published to send a dead letter again."""
+        replay = Replay(now_ms(), by, fresh)
+        copy = copies.replayed(found.message, replay, known=found.letter.is_job, ours=found.ours)
+        sign(copy.headers, copy.body, self.hash_key)
+        return copy
 
     async def drop(self, wanted: Wanted, *, dry: bool = False, progress: Progress = _silent) -> Pass:
         """Forget what is meant, for good."""
@@ -193,27 +211,28 @@ class DeadLetters:
                     elif fate == "dropped" and not dry:
                         await hands.replace(message, None)
                     elif _looks(message) >= _RENEW_AT:
-                        await hands.replace(message, copies.again(cast("IncomingMessage", message)), hands.name)
+                        await hands.replace(message, copies.again(message), hands.name)
                     progress(passed.replayed + passed.dropped, hands.count)
                     if time.monotonic() > ends:
                         break
             passed.left = max(hands.count - passed.seen, 0)
         return passed
 
-    def _read(self, message: AbstractIncomingMessage) -> Found:
-        headers: dict[str, Any] = dict(message.headers or {})
-        try:
-            ask = OtpJob.from_bytes(message.body)
-        except MalformedError:
-            ask = None
+    def _read(self, message: Delivered) -> Found:
+        ask = _job(message.body)
+        came: dict[str, Any] = dict(message.headers or {})
+        ours = verified(came, message.body, (self.hash_key, *self.old_hash_keys))
+        headers = _sanitized(came, ask) if ours is None else ours
         first_seen_ms = _moment(headers.get(FIRST_SEEN))
         replay = None
         if (at_ms := _moment(headers.get(REPLAYED_AT))) is not None:
             replay = Replay(at_ms, str(headers.get(REPLAYED_BY, "")), FRESH in headers)
         died_ms = _moment(headers.get(DIED_AT))
-        job_id = str(
-            headers.get(JOB_ID) or said_job_id(message.body) or hidden(message.message_id or "", self.hash_key)
-        )
+        job_id = str(headers.get(JOB_ID) or self._job_id(message, ask))
+        error = str(headers.get(ERROR, "dead-lettered by the broker: redelivered too often"))
+        if ask is not None:
+            job_id = hidden(job_id, self.hash_key) if tells(job_id, ask.email, ask.otp) else job_id
+            error = scrub(error, ask.otp, ask.email) if tells(error, ask.email, ask.otp, chance=True) else error
         expires_ms = None
         if ask is not None:
             seen_ms = first_seen_ms or died_ms or now_ms()
@@ -230,7 +249,7 @@ class DeadLetters:
             job_id=job_id,
             # the broker itself lays aside what came back too often, and says nothing in our headers
             reason=str(headers.get(REASON, "crashed")),
-            error=str(headers.get(ERROR, "laid aside by the broker: it came back too often")),
+            error=error,
             attempt=_int(headers.get(ATTEMPT)) or 0,
             recipient=mask_address(ask.email) if ask else "",
             template=ask.shown_template if ask else "",
@@ -238,13 +257,53 @@ class DeadLetters:
             first_seen_ms=first_seen_ms,
             expires_ms=expires_ms,
             allowed_ms=_moment(headers.get(ALLOWED_AT)),
-            size=len(message.body),
+            size=message.dropped or len(message.body),
             replay=replay,
+            # where there is none of our headers the broker has dead-lettered it, and nothing is to be verified
+            verified=ours is not None or not any(name.startswith(OURS) for name in came),
         )
-        return Found(letter, message)
+        kept = ours or ({} if first_seen_ms is None else {FIRST_SEEN: first_seen_ms})
+        return Found(letter, message, kept)
+
+    def _job_id(self, message: Delivered, ask: OtpJob | None) -> str:
+        if ask is not None and ask.job_id:
+            return hidden(ask.job_id, self.hash_key) if tells(ask.job_id, ask.email, ask.otp) else ask.job_id
+        return said_job_id(message.body) or hidden(message.message_id or "", self.hash_key)
 
 
-def _looks(message: AbstractIncomingMessage) -> int:
+def _job(body: bytes) -> OtpJob | None:
+    # an error that is kept would keep the message, and what it takes of the memory for bodies
+    with contextlib.suppress(Exception):
+        return OtpJob.from_bytes(body)
+    return None
+
+
+def _sanitized(came: Mapping[str, Any], ask: OtpJob | None) -> dict[str, Any]:
+    """Return what may be shown of headers that no key of ours signed: anyone may have written them.
+
+    A previous version signed none.
+    """
+    secrets = (ask.otp, ask.email) if ask else ()
+    found: dict[str, Any] = {}
+    if REASON in came:
+        found[REASON] = came[REASON] if came[REASON] in REASONS else "unknown"
+        found[ERROR] = ""
+    for name in (ERROR, REPLAYED_BY):
+        if isinstance(value := came.get(name), str):
+            found[name] = scrub_suspects(value, *secrets)
+    if isinstance(job_id := came.get(JOB_ID), str) and _MADE_ID.fullmatch(job_id):
+        found[JOB_ID] = job_id
+    attempt = _int(came.get(ATTEMPT))
+    found[ATTEMPT] = attempt if attempt is not None and 0 <= attempt <= _MOST_ATTEMPTS else 0
+    moments = {name: _moment(came.get(name)) for name in (FIRST_SEEN, DIED_AT, ALLOWED_AT, REPLAYED_AT)}
+    found |= {name: at_ms for name, at_ms in moments.items() if at_ms is not None}
+    seen_ms = moments[FIRST_SEEN] or moments[DIED_AT]
+    if seen_ms is not None:  # it may end a code's life earlier, but must not prolong it
+        found[FIRST_SEEN] = min(seen_ms, now_ms())
+    return found
+
+
+def _looks(message: Delivered) -> int:
     return _int((message.headers or {}).get("x-delivery-count")) or 0
 
 

@@ -33,8 +33,26 @@ class Seen:
     """By queue, whether or not it stands already."""
     error: str = ""
     """Why policies were not seen; empty where they were."""
+    nodes: int = 1
+    """On how many nodes RabbitMQ keeps our quorum queues."""
+    descriptors: "Descriptors | None" = None
+    """`None` where it did not say: it tells them only to a user with the tag `monitoring`."""
     ahead_s: float | None = None
     """How far its clock is ahead of ours, to the second; `None` where it did not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """File descriptors of the node that has the fewest left."""
+
+    node: str
+    used: int
+    total: int
+
+    @property
+    def free(self) -> int:
+        """How many are left."""
+        return self.total - self.used
 
 
 class ManagementError(Exception):
@@ -86,8 +104,8 @@ class Management:
         return content, _ahead_s(answer.headers.get("Date"), (began + time.time()) / 2)
 
 
-def look(url: str, queues: Iterable[str]) -> Seen:
-    """Ask for the policies of these queues."""
+def look(url: str, queues: Iterable[str], quorum_queue: str) -> Seen:
+    """Ask for the policies of these queues, and on how many nodes `quorum_queue` is, which may be missing."""
     api = Management.beside(url)
     seen = Seen()
     listed: dict[str, list[dict[str, Any]]] = {}
@@ -95,9 +113,34 @@ def look(url: str, queues: Iterable[str]) -> Seen:
         for kind, path in (("policy", "policies"), ("operator policy", "operator-policies")):
             listed[kind], seen.ahead_s = api.get(f"{path}/{{host}}")
         seen.policies = {name: found for name in queues if (found := _policy(name, listed))}
+        seen.nodes = nodes(api.get(queue_path(quorum_queue), absent=True)[0])
     except (ManagementError, re.error) as error:
         seen.error = str(error)
+    else:
+        seen.descriptors = descriptors(api)
     return seen
+
+
+def queue_path(name: str) -> str:
+    """Return the path of a queue, as `Management.get` takes it."""
+    return f"queues/{{host}}/{quote(name, safe='')}"
+
+
+def nodes(quorum_queue: Mapping[str, Any] | None) -> int:
+    """Return on how many nodes a quorum queue is, by the API's answer about it; one where there is no such queue."""
+    return len((quorum_queue or {}).get("members", ())) or 1
+
+
+def descriptors(api: Management) -> Descriptors | None:
+    """Return those of the node that has the fewest left; `None` where the API does not tell them."""
+    try:
+        listed: list[dict[str, Any]]
+        listed, _ = api.get("nodes", {"columns": "name,fd_used,fd_total"})
+    except ManagementError:
+        return None
+    # where it counts none, it says 0
+    told = [Descriptors(it["name"], it["fd_used"], it["fd_total"]) for it in listed if it.get("fd_used")]
+    return min(told, key=lambda it: it.free, default=None)
 
 
 def vhost(url: str) -> str:

@@ -20,7 +20,7 @@ DEFAULT_EXCHANGE = "amq.default"
 
 async def lacking(connection: AbstractConnection, topology: Topology) -> dict[Act, list[str]]:
     """Return the names on which the user lacks a permission that the worker needs."""
-    rungs = [topology.rung(ms) for ms in topology.backoff.rungs_ms]
+    rungs = [topology.rung(ms) for ms in topology.backoff.waits_ms]
     exchanges = [topology.retry.name, topology.events.name]
     needed: list[tuple[Act, str]] = [
         *(("configure", it) for it in (topology.jobs, topology.high, *topology.arguments, *exchanges)),

@@ -10,12 +10,22 @@ from .management import Policy, Seen
 from .standing import Standing
 from .topology import Topology
 
+_DEFAULT_LIMIT = 20
+"""Returns of a message of a quorum queue that has no `delivery-limit`, on RabbitMQ 4."""
+_NO_LIMIT = -1
+_DISCONNECTED = "consumer-disconnected-timeout"
+"""How long a quorum queue of RabbitMQ 4.3 keeps the messages of a consumer whose node is gone: 60 s unless set."""
 _HARMFUL = ("expires", "message-ttl", "max-length", "max-length-bytes", "delivery-limit")
 """What a policy must not set on our own queues: their arguments are all that they need."""
 
 
-def risks(name: str, queue: Standing, policy: Policy | None, topology: Topology, vhost: str) -> Iterator[Finding]:
-    """Return what may happen to jobs in a producers' queue, which the worker takes as it stands."""
+def risks(
+    name: str, queue: Standing, policy: Policy | None, topology: Topology, vhost: str, *, version: tuple[int, ...]
+) -> Iterator[Finding]:
+    """Return what may happen to jobs in a producers' queue, which the worker takes as it stands.
+
+    `version` is the broker's.
+    """
     given: dict[str, Any] = {**(policy.definition if policy else {})}
     given |= {key.removeprefix("x-"): value for key, value in queue.arguments.items()}
     if queue.kind == "stream":
@@ -31,7 +41,7 @@ def risks(name: str, queue: Standing, policy: Policy | None, topology: Topology,
     # a letter that has nowhere to go is dropped
     caught = "dead-letter-exchange" in given
     cure = "" if caught else _catching(name, policy, topology, vhost)
-    end = "leaves by the dead letter exchange" if caught else "is dropped without a word"
+    end = "goes to the dead-letter exchange" if caught else "is dropped silently"
     if "message-ttl" in given:
         yield Finding("warning", f"{name}: a job that waits for {given['message-ttl']} ms {end} (message-ttl)", cure)
     for key in ("max-length", "max-length-bytes"):
@@ -39,9 +49,31 @@ def risks(name: str, queue: Standing, policy: Policy | None, topology: Topology,
             yield Finding("note", f"{name}: producers are refused beyond {given[key]} ({key}, reject-publish)")
         elif key in given:
             yield Finding("warning", f"{name}: beyond {given[key]} the oldest job {end} ({key})", cure)
-    if queue.kind == "quorum" and "delivery-limit" in given and not caught:
-        text = f"{name}: a job that came back {given['delivery-limit']} times {end} (delivery-limit)"
-        yield Finding("warning", text, cure)
+    limit, where = _delivery_limit(given, version)
+    if queue.kind == "quorum" and limit != _NO_LIMIT and not caught:
+        yield Finding("warning", f"{name}: a job that was returned {limit} times {end} ({where})", cure)
+
+
+def cluster_risks(
+    name: str, queue: Standing, policy: Policy | None, vhost: str, *, version: tuple[int, ...]
+) -> Iterator[Finding]:
+    """Return what happens to jobs in a producers' queue while a node of the cluster is down."""
+    given: dict[str, Any] = {**(policy.definition if policy else {})}
+    if queue.kind == "classic" and "ha-mode" not in given:
+        text = f"{name} is a classic queue in a cluster: while its node is down, the queue and its jobs are unavailable"
+        yield Finding("warning", text, "make it a quorum queue: see docs/rabbitmq.md")
+    is_set = _DISCONNECTED in given or f"x-{_DISCONNECTED}" in queue.arguments
+    if queue.kind == "quorum" and version >= (4, 3) and not is_set:
+        text = f"{name}: if a node goes down, its jobs in flight are redelivered after 60 s, unless rabbitmq.conf sets "
+        text += "consumer_disconnected_timeout"
+        yield Finding("note", text, _set(name, policy, f'{{"{_DISCONNECTED}": 5000}}', vhost))
+
+
+def _delivery_limit(given: dict[str, Any], version: tuple[int, ...]) -> tuple[Any, str]:
+    """Return a quorum queue's limit, and where it comes from."""
+    if "delivery-limit" in given:
+        return given["delivery-limit"], "delivery-limit"
+    return _DEFAULT_LIMIT if version >= (4,) else _NO_LIMIT, "delivery-limit: the default of RabbitMQ 4"
 
 
 def findings(seen: Seen, topology: Topology, vhost: str) -> Iterator[Finding]:
@@ -69,8 +101,13 @@ def findings(seen: Seen, topology: Topology, vhost: str) -> Iterator[Finding]:
 
 def _catching(name: str, policy: Policy | None, topology: Topology, vhost: str) -> str:
     """Return what gives a producers' queue a dead letter exchange without upsetting producers."""
-    pattern = f"^{name.replace('.', chr(92) + '.')}$"
     definition = f'{{"dead-letter-exchange": "", "dead-letter-routing-key": "{topology.dead}"}}'
+    return _set(name, policy, definition, vhost)
+
+
+def _set(name: str, policy: Policy | None, definition: str, vhost: str) -> str:
+    """Return how a queue gets this definition by a policy."""
     if policy:  # of several, one alone would hold
         return f"add to {policy.name}: {definition}"
+    pattern = f"^{name.replace('.', chr(92) + '.')}$"
     return shlex.join(["rabbitmqctl", "set_policy", "-p", vhost, name, pattern, definition, "--apply-to", "queues"])

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from aio_pika.abc import AbstractConnection
@@ -24,11 +24,13 @@ from .topology import Depth, Topology
 _POLL_S = 0.5
 _FRESH = 2
 """How often figures must have changed. The first that are new may have been taken before the queue was cut off."""
+_NO_FIGURES_S = 15.0
+"""After so long without any figures RabbitMQ collects none: by default there are new ones every 5 s."""
 _MANY_RETRIES = 100
 """As many as a setting can ask for: fewer retries only have fewer rungs."""
 
 Verdict = Literal["deleted", "gone", "in use", "holds", "unseen"]
-"""`in use`: bound again, or consumed from; `unseen`: RabbitMQ told no fresh figures in time."""
+"""`in use`: bound again, or consumed from; `unseen`: RabbitMQ reported no fresh statistics in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,11 @@ async def every_old_rung(topology: Topology, census: Census) -> list[OldRung]:
 async def guessed_old_rungs(
     topology: Topology, connection: AbstractConnection, settings: Iterable[tuple[int, int]]
 ) -> list[OldRung]:
-    """Return those that stand and that some base and longest delay (milliseconds) would have made."""
-    waits = {ms for base_ms, cap_ms in settings for ms in Backoff(base_ms, cap_ms, _MANY_RETRIES).rungs_ms}
+    """Return those that stand and that some base and longest delay (milliseconds) would make, or would have made."""
+    backoffs = [Backoff(base_ms, cap_ms, _MANY_RETRIES) for base_ms, cap_ms in settings]
+    waits = {ms for it in backoffs for ms in (*it.rungs_ms, *it.earlier_rungs_ms)}
     found: list[OldRung] = []
-    for wait_ms in sorted(waits - set(topology.backoff.rungs_ms)):
+    for wait_ms in sorted(waits - set(topology.backoff.waits_ms)):
         name = topology.rung(wait_ms)
         depth = await topology.depth(connection, name)
         if depth is not None:
@@ -85,6 +88,7 @@ class _Watch:
 
     mark: int | None = None
     changes: int = -1
+    began: float = field(default_factory=time.monotonic)
 
     def note(self, holding: Holding) -> bool:
         """Return whether these figures were taken after the first that were noted."""
@@ -141,6 +145,8 @@ class Pruning:
         fresh = watch.note(holding) and holding.messages is not None
         if fresh and not holding.messages and await self._deleted(connection, rung):
             return Ended(rung, "deleted")
+        if watch.mark is None and time.monotonic() - watch.began > _NO_FIGURES_S:
+            return Ended(rung, "unseen")
         if left_s <= 0 or (fresh and holding.messages and left_s < rung.wait_ms / 1000):
             return Ended(rung, "holds", holding.messages) if holding.messages else Ended(rung, "unseen")
         return None

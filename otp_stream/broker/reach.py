@@ -33,7 +33,7 @@ async def reach(url: str, shown_url: str, allow: str, tell: Tell) -> AbstractCon
         tell(_trouble(error, url, shown_url, allow))
         return None
     underlay = cast("aiormq.Connection", connection.transport and connection.transport.connection)
-    properties = underlay.server_properties or {}
+    properties = _properties(connection)
     product, version = str(properties.get("product", "a broker")), str(properties.get("version", "?"))
     tell(
         _judged(
@@ -46,6 +46,11 @@ async def reach(url: str, shown_url: str, allow: str, tell: Tell) -> AbstractCon
         except (OSError, TimeoutError, ssl.SSLError):
             tell(Finding("note", "RabbitMQ's certificate was not looked at: a second connection was not answered"))
     return connection
+
+
+def version(connection: AbstractConnection) -> tuple[int, ...]:
+    """Return the first two numbers of the broker's version."""
+    return _version(str(_properties(connection).get("version", "")))
 
 
 def user(url: str) -> str:
@@ -61,7 +66,7 @@ def _trouble(error: Exception, url: str, where: str, allow: str) -> Finding:
         case ProbableAuthenticationError():
             cure = f"mend RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'change_password', name])}"
             if name == "guest":
-                cure += "; guest may log in over loopback only: make a user of its own"
+                cure += "; guest may log in over loopback only: create a user for otp-stream"
             return Finding("problem", f"{where} refuses the login of {name}", cure)
         case _ if "Connection.OpenOk" in text:
             text = f"{where}: there is no virtual host {vhost(url)}, or {name} may not use it"
@@ -84,9 +89,18 @@ def _trouble(error: Exception, url: str, where: str, allow: str) -> Finding:
 def _judged(product: str, version: str, text: str) -> Finding:
     if product != "RabbitMQ":
         return Finding("warning", f"{text}: the worker is tested with RabbitMQ only")
-    if tuple(int(it) for it in re.findall(r"\d+", version)[:2]) < OLDEST:
+    if _version(version) < OLDEST:
         return Finding("problem", f"{text}: too old", "RabbitMQ 3.10 or newer is needed: see docs/rabbitmq.md")
     return Finding("ok", text)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(it) for it in re.findall(r"\d+", text)[:2])
+
+
+def _properties(connection: AbstractConnection) -> dict[str, Any]:
+    underlay = cast("aiormq.Connection", connection.transport and connection.transport.connection)
+    return dict(underlay.server_properties or {})
 
 
 async def _peer_certificate(connection: aiormq.Connection) -> dict[str, Any] | None:

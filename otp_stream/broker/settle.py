@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 import structlog
@@ -19,6 +19,7 @@ from otp_stream.tasks import losing_it_is_an_error
 from . import copies
 from .arrival import Arrival, now_ms
 from .copies import Inject
+from .mac import sign
 from .topology import Topology
 
 GIVE_BACK_S = 5.0
@@ -49,6 +50,8 @@ class Settler:
     inject: Inject
     repair: Callable[[str], None]
     """Told when something at the broker seems to be missing."""
+    key: bytes = field(repr=False)
+    """Signs our headers."""
 
     async def settle(self, arrival: Arrival, settlement: Final, *, job_id: str, job: Job | None) -> bool:
         """Carry a settlement out. Returns whether it stands; if not, the message comes again."""
@@ -62,6 +65,7 @@ class Settler:
                 stands = await self._retry(arrival, delay_ms, job_id, attempts_made)
             case Dead():
                 letter = copies.dead_letter(arrival, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
+                sign(letter.headers, letter.body, self.key)
                 stands = await self._confirmed(arrival, letter, exchange="", routing_key=self.topology.dead)
             case _:
                 assert_never(settlement)
@@ -80,11 +84,11 @@ class Settler:
         """Let another worker have a message, at a stop.
 
         A quorum queue counts what is returned by closing, nack and reject, so it gets a new message. A classic queue
-        counts nothing, and keeps a returned message's place.
+        counts nothing, and keeps a returned message's place. A body that was not kept can only be returned.
         """
         with contextlib.suppress(TimeoutError, *_REFUSALS):
             async with asyncio.timeout(GIVE_BACK_S):
-                if counts_returns:
+                if counts_returns and not arrival.dropped:
                     await self.renew(arrival, queue)
                 else:
                     with losing_it_is_an_error():
@@ -96,6 +100,7 @@ class Settler:
         message = copies.retry(
             arrival, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain
         )
+        sign(message.headers, message.body, self.key)
         rung = str(self.backoff.rung_ms(delay_ms))
         return await self._confirmed(arrival, message, exchange=self.topology.retry.name, routing_key=rung)
 

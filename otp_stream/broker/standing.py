@@ -5,21 +5,25 @@ difference. So each declare here carries an argument that no broker accepts for 
 compared last for one that stands: such a declare makes nothing, even where the queue is deleted a moment before.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from .topology import QueueAwayError
+from .topology import QueueAwayError, Topology, answer_about, is_missing
 
 _GUARD = "x-queue-leader-locator"
 _NEVER_A_QUEUE = {_GUARD: "none-such"}
 _EXCHANGE_GUARD = "alternate-exchange"
 _NEVER_AN_EXCHANGE: dict[str, Any] = {_EXCHANGE_GUARD: 5}  # must be a name
+_TYPE = "x-queue-type"
+_API_S = 5.0
+"""How long the management API is waited for: a start must not fail for it, whatever holds its answer up."""
 _ROUNDS = 20
 """Each round learns one property, and no queue has so many."""
 _DIFFERENCE = re.compile(
@@ -42,14 +46,15 @@ class Standing:
     @property
     def kind(self) -> str:
         """`classic`, `quorum` or `stream`."""
-        return self.arguments.get("x-queue-type", "classic")
+        return self.arguments.get(_TYPE, "classic")
 
     def differences(self, wished: Mapping[str, Any]) -> list[str]:
         """Return how it differs from a durable queue with these arguments, each as `what is x, must be y`."""
         found = [] if self.durable else ["it is not durable, and must be"]
         found += ["it deletes itself, and must not"] if self.auto_delete else []
+        known = {_TYPE: self.kind, **self.arguments}  # RabbitMQ 3 quotes no type of a plain queue, 4 does
         for key in sorted({*wished, *self.arguments}):
-            now, must = self.arguments.get(key), wished.get(key)
+            now, must = known.get(key), wished.get(key)
             if now != must:
                 found.append(f"{key} is {_shown(now)}, must be {_shown(must)}")
         return found
@@ -71,18 +76,57 @@ async def queue(connection: AbstractConnection, name: str, guess: Mapping[str, A
     Raises `QueueAwayError` and AMQP's own errors, as where a permission is lacking.
     """
     try:
-        async with on_channel(connection) as channel:
+        async with on_channel(connection) as channel, answer_about(name, connection):
             declared = (await channel.declare_queue(name, passive=True)).declaration_result
     except ChannelNotFoundEntity as error:
-        if "no queue" in str(error):
+        if is_missing(error):
             return None
         raise QueueAwayError(str(error)) from None
-    found = Standing(declared.message_count or 0, declared.consumer_count or 0, arguments=dict(guess))
+    # The type is always named: where none is, a virtual host with a `default_queue_type` adds it, and every type that
+    # is the default there would be taken for classic.
+    arguments = {_TYPE: "classic", **guess}
+    found = Standing(declared.message_count or 0, declared.consumer_count or 0, arguments=arguments)
     for _ in range(_ROUNDS):
         refusal = await _refusal(connection, name, found)
         if refusal is None or not _learn(found, refusal):
             break
+    if found.kind == "classic" and _TYPE not in guess:
+        found.arguments.pop(_TYPE, None)
     return found
+
+
+async def apply(topology: Topology, connection: AbstractConnection, url: str, api_url: str | None = None) -> set[str]:
+    """Make everything that is missing at `url`. Returns and raises what `Topology.apply` does.
+
+    The high lane is made as a quorum queue if the jobs queue is one or RabbitMQ is a cluster: there a classic queue is
+    away while its node is down. AMQP does not say whether it is a cluster; where the management API does not say so
+    either, it is taken for a single node, to which producers may declare a plain queue.
+    """
+
+    async def high_is_quorum() -> bool:
+        return await is_quorum(connection, topology.jobs) or await _is_cluster(topology, connection, url, api_url)
+
+    return await topology.apply(connection, high_is_quorum)
+
+
+async def _is_cluster(topology: Topology, connection: AbstractConnection, url: str, api_url: str | None) -> bool:
+    # its HTTP client would take 6 MB and 70 ms of every worker, for one question in the life of a queue
+    from .census import Census  # noqa: PLC0415
+    from .management import Management  # noqa: PLC0415
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_API_S):
+            return await Census(Management.beside(url, api_url)).is_cluster(connection, topology.dead)
+    return False
+
+
+async def is_quorum(connection: AbstractConnection, name: str) -> bool:
+    """Whether a producers' queue is a quorum queue: those count every return of a message."""
+    try:
+        found = await queue(connection, name, {})
+    except (QueueAwayError, ChannelNotFoundEntity):  # it is away, as only a classic queue with its node can be
+        return False
+    return found is not None and found.kind == "quorum"
 
 
 async def exchange(connection: AbstractConnection, name: str, kind: str) -> str | None:

@@ -77,23 +77,24 @@ async def look(topology: Topology, connection: AbstractConnection, bound: Collec
         found.queues.append(await _queue(connection, name, None))
     for name, arguments in topology.arguments.items():
         found.queues.append(await _queue(connection, name, arguments))
-    for rung_ms in topology.backoff.rungs_ms:
+    for rung_ms in topology.backoff.waits_ms:
         key, queue = str(rung_ms), topology.rung(rung_ms)
         state: State = "unknown" if bound is None else "stands" if (key, queue) in bound else "missing"
         found.bindings.append(Binding(topology.retry.name, key, queue, state))
     return found
 
 
-def definitions(topology: Topology, virtual_host: str, quorum: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Return the topology as `rabbitmqctl import_definitions` takes it; `quorum` are the producers' quorum queues.
+def definitions(
+    topology: Topology, virtual_host: str, standing: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return the topology as `rabbitmqctl import_definitions` takes it.
+
+    `standing` are the arguments of the producers' queues that exist, the type among them: without it, the one of a
+    virtual host with a `default_queue_type` would be another one.
 
     The virtual host must exist where it is imported: to name it among the definitions would reset its properties.
     """
-    theirs = {
-        name: {"x-queue-type": "quorum"} if name in quorum else dict[str, Any]()
-        for name in (topology.jobs, topology.high)
-    }
-    queues = {**theirs, **topology.arguments}
+    queues = {topology.jobs: {}, topology.high: {}, **(standing or {}), **topology.arguments}
     own = {"vhost": virtual_host, "durable": True, "auto_delete": False}
     return {
         "exchanges": [
@@ -110,7 +111,7 @@ def definitions(topology: Topology, virtual_host: str, quorum: frozenset[str] = 
                 "routing_key": str(rung_ms),
                 "arguments": {},
             }
-            for rung_ms in topology.backoff.rungs_ms
+            for rung_ms in topology.backoff.waits_ms
         ],
     }
 

@@ -1,7 +1,9 @@
 """Queues and exchanges as data, and how they come to stand at the broker."""
 
+import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -15,6 +17,10 @@ from otp_stream.core.job import Lane
 
 DELIVERY_LIMIT = 20
 """Deliveries of one retry before the broker itself lays it aside; RabbitMQ 4 has the same default."""
+
+_ANSWER_S = 2.0
+"""RabbitMQ 4 answers a declare of a classic queue whose node is down after 70 seconds; 3.10 does so at once. `/readyz`
+waits for three seconds."""
 
 _SAFE_HOP = {
     "x-queue-type": "quorum",
@@ -90,7 +96,7 @@ class Topology:
             self.dead: {"x-queue-type": "quorum"},
             self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
         }
-        for rung_ms in self.backoff.rungs_ms:
+        for rung_ms in self.backoff.waits_ms:
             queues[self.rung(rung_ms)] = {
                 **_SAFE_HOP,
                 "x-dead-letter-routing-key": self.due,
@@ -105,29 +111,36 @@ class Topology:
             name, durable=True, declare=False, robust=False, arguments=cast("Any", self.arguments.get(name))
         )
 
-    async def apply(self, connection: AbstractConnection) -> None:
-        """Make everything stand that is missing. Raises `TopologyError` where the broker has something else.
+    async def apply(
+        self, connection: AbstractConnection, high_is_quorum: Callable[[], Awaitable[bool]] | None = None
+    ) -> set[str]:
+        """Make everything that is missing. Raises `TopologyError` where the broker has something else.
 
         A producers' queue that exists on a node which is down is left alone: the other lanes need not wait for it.
+        Returns the names of those. The high lane is made as a quorum queue if `high_is_quorum`, which is asked only
+        where it is missing and all other queues are there.
         """
         for exchange in (self.retry, self.events):
             await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
-        for name in (self.jobs, self.high):
-            if await self.depth(connection, name) is None:
-                with contextlib.suppress(QueueAwayError):
-                    await _on_channel(
-                        connection, name, lambda channel, name=name: channel.declare_queue(name, durable=True)
-                    )
+        away: set[str] = set()
+        if await self._lacks(connection, self.jobs, away):
+            await _declare_queue(connection, self.jobs, {})
         for name, arguments in self.arguments.items():
-            await _on_channel(
-                connection,
-                name,
-                lambda channel, name=name, arguments=arguments: channel.declare_queue(
-                    name, durable=True, arguments=arguments
-                ),
-            )
-        for rung_ms in self.backoff.rungs_ms:
+            await _declare_queue(connection, name, arguments)
+        if await self._lacks(connection, self.high, away):
+            quorum = high_is_quorum is not None and await high_is_quorum()
+            await _declare_queue(connection, self.high, {"x-queue-type": "quorum"} if quorum else {})
+        for rung_ms in self.backoff.waits_ms:
             await _on_channel(connection, self.rung(rung_ms), lambda channel, ms=rung_ms: self._bind(channel, ms))
+        return away
+
+    async def _lacks(self, connection: AbstractConnection, name: str, away: set[str]) -> bool:
+        """Whether a queue does not exist. One whose node is down exists; its name is added to `away`."""
+        try:
+            return await self._passive_declare(connection, name) is None
+        except QueueAwayError:
+            away.add(name)
+            return False
 
     async def _bind(self, channel: AbstractChannel, rung_ms: int) -> None:
         queue = await channel.get_queue(self.rung(rung_ms), ensure=False)
@@ -135,13 +148,22 @@ class Topology:
 
     async def depth(self, connection: AbstractConnection, name: str) -> Depth | None:
         """Ask the broker for one queue; `None` when it does not exist, or the node that holds it is down."""
+        with contextlib.suppress(QueueAwayError):
+            return await self._passive_declare(connection, name)
+        return None
+
+    async def _passive_declare(self, connection: AbstractConnection, name: str) -> Depth | None:
+        """Return `None` if the queue does not exist. Raises `QueueAwayError` if its node is down."""
         channel = await connection.channel(publisher_confirms=False)
         try:
-            queue = await channel.declare_queue(name, passive=True)
+            async with answer_about(name, connection):
+                queue = await channel.declare_queue(name, passive=True)
             found = queue.declaration_result
             return Depth(messages=found.message_count or 0, consumers=found.consumer_count or 0)
-        except ChannelNotFoundEntity:
-            return None
+        except ChannelNotFoundEntity as error:
+            if is_missing(error):
+                return None
+            raise QueueAwayError(f"{name} is away: {error}") from error
         finally:
             await channel.close()
 
@@ -157,24 +179,34 @@ class Topology:
         finally:
             await channel.close()
 
-    async def is_quorum(self, connection: AbstractConnection, name: str) -> bool:
-        """Tell whether a producers' queue is a quorum queue: those count every return of a message."""
-        channel = await connection.channel(publisher_confirms=False)
-        try:
-            await channel.declare_queue(name, durable=True)
-        except ChannelPreconditionFailed as error:
-            # AMQP has no question for it, but the refusal of a plain declare quotes the type
-            return "x-queue-type" in str(error) and "quorum" in str(error)
-        except ChannelNotFoundEntity:  # it is away, as only a classic queue with its node can be
-            return False
-        else:
-            return False
-        finally:
-            await channel.close()
+
+@asynccontextmanager
+async def answer_about(queue: str, connection: AbstractConnection) -> AsyncGenerator[None]:
+    """Limit the time for a declare. Raises `QueueAwayError` if RabbitMQ answers other requests, but not this one."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            yield
+    except TimeoutError:
+        # on a connection that is dead this hangs, which is for the caller to limit
+        await (await connection.channel(publisher_confirms=False)).close()
+        raise QueueAwayError(f"{queue} is away: its node does not answer") from None
+
+
+def is_missing(error: ChannelNotFoundEntity) -> bool:
+    """Whether the queue does not exist. If its node is down, RabbitMQ answers with the same code and another text."""
+    return "no queue" in str(error)
 
 
 async def _declare_exchange(channel: AbstractChannel, exchange: RabbitExchange) -> None:
     await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+
+
+async def _declare_queue(connection: AbstractConnection, name: str, arguments: dict[str, Any]) -> None:
+    await _on_channel(
+        connection,
+        name,
+        lambda channel: channel.declare_queue(name, durable=True, arguments=arguments or None),
+    )
 
 
 async def _on_channel(

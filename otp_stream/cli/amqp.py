@@ -16,7 +16,7 @@ from otp_stream.settings import Settings
 from otp_stream.tasks import losing_it_is_an_error
 
 from . import say
-from .line import LOST, find_broker
+from .line import LOST, find_broker, no_answer
 
 _CONNECT_S = 5
 T = TypeVar("T")
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def topology_of(settings: Settings) -> Topology:
     """Return what must stand at the broker with these settings."""
-    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries)
+    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
     return Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff)
 
 
@@ -51,4 +51,4 @@ def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]])
     except ChannelClosed as error:
         say.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check tells what is lacking", 1)
     except LOST as error:
-        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} does not answer ({error})", 1)
+        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_answer(error)}", 1)

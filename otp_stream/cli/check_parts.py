@@ -20,6 +20,7 @@ from otp_stream.settings import REQUIRED_FOR_LOGIN, Settings, load
 from otp_stream.tables.checkup import Clock
 from otp_stream.tables.checkup import checkup as tables_checkup
 
+from . import say
 from .amqp import topology_of
 
 _LIMIT_S = 25.0
@@ -42,6 +43,7 @@ class Known:
     def read(cls) -> "Known":
         """Read them, whether or not WORKER is set here."""
         settings, problems = load(worker=True)
+        settings = say.at_demo(settings)
         problems = [*(it for it in load()[1] if it.startswith("WORKER:")), *problems]
         unreadable = {it.partition(":")[0] for it in problems} - {it.partition(":")[0] for it in settings.problems()}
         if not settings.worker:
@@ -70,6 +72,8 @@ def settings(known: Known, tell: Tell) -> None:
         tell(Finding("problem", problem))
     if not known.problems:
         tell(Finding("ok", f"a worker would start with them ({it.app_env})"))
+    for warning in it.warnings():
+        tell(Finding("warning", warning))
     if it.prefetch_count == 1 and "PREFETCH_COUNT" not in known.unreadable:
         text = "PREFETCH_COUNT=1: one job at a time, each waits for the one before"
         tell(Finding("warning", text, "PREFETCH_COUNT=200"))
@@ -79,8 +83,10 @@ def settings(known: Known, tell: Tell) -> None:
     if limits and it.redis_url is None and "REDIS_URL" not in known.unreadable:
         tell(Finding("note", f"{', '.join(limits)} without REDIS_URL: of several workers each counts for itself"))
     if it.redis_url and it.hash_key_is_known:
-        text = "anybody who reads REDIS_URL can undo its hashes: no password of anybody's own makes their key"
-        tell(Finding("warning", text, "give RabbitMQ a password, or set SMTP_PASS"))
+        text = "anyone who can read the Redis can reverse its hashes: their key is not secret"
+        tell(Finding("warning", text, "set SECRET_KEY"))
+    elif it.secret_key is None and it.app_env != "production" and "SECRET_KEY" not in known.unreadable:
+        tell(Finding("note", "SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords"))
 
 
 def templates(known: Known, tell: Tell) -> Mailroom | None:
@@ -107,12 +113,12 @@ async def broker(known: Known, tell: Tell) -> Seen | None:
     """Tell of RabbitMQ; returns what the management API told."""
     it = known.settings
     if it.embedded or "RABBITMQ_URL" in known.unreadable:
-        why = "RABBITMQ_URL cannot be read" if not it.embedded else "the embedded broker starts with the worker"
+        why = "RABBITMQ_URL cannot be read" if not it.embedded else "the embedded broker needs no check"
         tell(Finding("note", f"not looked at: {why}"))
         return None
     topology = known.topology
     queues = [topology.jobs, topology.high, *topology.arguments]
-    asked = asyncio.create_task(asyncio.to_thread(management.look, it.amqp_url, queues))
+    asked = asyncio.create_task(asyncio.to_thread(management.look, it.amqp_url, queues, topology.dead))
     checkup = Checkup(it.amqp_url, it.masked_rabbitmq_url, topology, tell, shared=it.redis_url is not None)
     connection = await apart(checkup.connect(), tell)
     seen = await asked
@@ -147,7 +153,10 @@ async def redis(known: Known, tell: Tell) -> Clock | None:
         tell(Finding("note", f"not looked at: {why}; each worker keeps its own state in memory"))
         return None
     url, shown = it.redis_url.get_secret_value(), it.masked_redis_url or ""
-    return await apart(asyncio.to_thread(tables_checkup, url, shown, it.tables_prefix, it.state_fail, tell), tell)
+    checked = asyncio.to_thread(
+        tables_checkup, url, shown, it.tables_prefix, it.tables_names, it.state_fail, tell, broker=it.tables_broker
+    )
+    return await apart(checked, tell)
 
 
 def clock(redis_clock: Clock | None, seen: Seen | None, tell: Tell) -> None:

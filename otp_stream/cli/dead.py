@@ -6,14 +6,16 @@ something is wrong with the words or the settings.
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +23,7 @@ from rich.table import Table
 
 from otp_stream.broker.hands import LettersError
 from otp_stream.broker.letters import DeadLetters, Found, Pass, whoami
-from otp_stream.core.letter import Group, Wanted, grouped
+from otp_stream.core.letter import Group, Groups, Letter, Wanted
 from otp_stream.core.times import iso
 from otp_stream.settings import Settings
 
@@ -35,54 +37,74 @@ T = TypeVar("T")
 Which = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Which letters: reason=rejected, code=550 (the relay's), domain=example.com, template=otp, job=ID, "
-        "older=10m, newer=1h (since they died). Several must all hold.",
+        help="Which dead letters: reason=rejected, code=550 (the relay's, or none), domain=example.com (domain= for "
+        "those without a recipient), template=otp, job=ID, older=10m, newer=1h (age). Several must all match.",
         show_default=False,
     ),
 ]
+_MORE = "{} more were not read"
+_UNVERIFIED = (
+    "{} of them are unverified: their headers have no valid signature. They come from a previous version, a worker "
+    "with another SECRET_KEY or anyone who may publish, and may be wrong"
+)
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-All = Annotated[bool, typer.Option("--all", help="Every letter, where nothing else says which.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters, if no filter is given.")]
 
 
 @cli.command("list")
 def list_(
     which: Which = None,
-    each: Annotated[bool, typer.Option("--each", help="A line for each letter, not for each cause.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="One line for each dead letter instead of each cause.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the dead letters by cause: reason, the relay's code, the recipient's domain. No code, no address."""
+    """Show the dead letters by cause: reason, the relay's code, the recipient's domain. No code, no address.
+
+    Exits with 1 if some of them were not read.
+    """
     wanted = _wanted(which)
     desk = _desk(say.settings())
-    found, left = _run(desk.look())
-    found = [letter for letter in found if wanted.has(letter)]
     now_ms = _now_ms()
-    groups = grouped(found, now_ms)
+    counted = Groups(now_ms)
+    found: list[Letter] = []
+
+    def take(it: Found) -> None:
+        if wanted.has(it.letter):
+            counted.add(it.letter)
+            if each:  # without it there may be more than memory holds
+                found.append(it.letter)
+
+    left = _run(desk.each(take))
+    # RabbitMQ puts back what each consumer had together, and the consumers of a look in any order
+    found.sort(key=lambda it: it.died_ms or 0)
+    groups = counted.all()
     if as_json:
         say.write(
             {
                 "queue": desk.topology.dead,
-                "letters": len(found),
+                "letters": counted.count,
                 "notLookedAt": left,
                 "groups": [letters.group_json(it) for it in groups],
                 **({"each": [letters.letter_json(it, now_ms) for it in found]} if each else {}),
             }
         )
-        return
+        raise typer.Exit(1 if left else 0)
     stale = sum(it.stale for it in groups)
+    count = say.letters(counted.count)
     say.out().print(
-        f"{desk.topology.dead}: {say.letters(len(found))}, {say.count(stale)} of them with a code that has expired\n",
-        markup=False,
+        f"{desk.topology.dead}: {count}, {say.count(stale)} of them with a code that has expired\n", markup=False
     )
-    if found:
+    if counted.count:
         say.out().print(letters.each_table(found, now_ms) if each else letters.group_table(groups, now_ms))
         _hint(groups)
+    if counted.unverified:
+        say.console.print(_UNVERIFIED.format(say.count(counted.unverified)), style="yellow", soft_wrap=True)
     if left:
-        say.console.print(f"{say.count(left)} more were not looked at", style="yellow")
+        say.fail(_MORE.format(say.count(left)), 1)
 
 
 def _hint(groups: list[Group]) -> None:
-    """Say how the largest group is sent again of those that would not only die once more."""
+    """Print the command that replays the largest group worth replaying."""
     again = next((it for it in groups if it.worth_it), None)
     if again is not None:
         say.console.print(say.plain(f"Send a group again: {again.command}"), soft_wrap=True)
@@ -90,7 +112,7 @@ def _hint(groups: list[Group]) -> None:
 
 @cli.command()
 def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: AsJson = False) -> None:
-    """Show everything about a job's letter but its secrets. Ends with 1 when there is none."""
+    """Show a job's dead letter without its secrets. Exits with 1 if there is none."""
     found: list[dict[str, Any]] = []
 
     def take(it: Found) -> None:
@@ -106,6 +128,8 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
             shown = json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, dict) else str(value)
             table.add_row(name, say.plain(shown))
         say.out().print(table)
+    if found and left:
+        say.console.print(_MORE.format(say.count(left)), style="yellow")
     if not found:
         say.fail(f"{job_id}: no dead letter has this id{_of_those(left)}", 1)
 
@@ -114,18 +138,18 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
 def replay(
     which: Which = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh-expiry", help="Send expired codes, too: their life begins anew.")
+        bool, typer.Option("--fresh-expiry", help="Also send expired codes, with a new lifetime.")
     ] = False,
-    rate: Annotated[float, typer.Option(min=0, help="Letters a second at most; 0 as fast as it goes.")] = 50,
+    rate: Annotated[float, typer.Option(min=0, help="Maximum number of jobs per second; 0 for no limit.")] = 50,
     everything: All = False,
     dry: Dry = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send dead letters on their way again, with all their attempts. Expired codes stay where they are.
+    """Send dead letters again, with all their attempts. Those with expired codes stay in the queue.
 
-    It may be interrupted at any moment, and begun again: nothing is lost and nothing sent twice. Each letter carries
-    who replayed it and when; the worker's log says so.
+    You can interrupt a replay at any time and start it again: no job is lost or sent twice. Headers record who replayed
+    a job and when; the worker logs it.
     """
     wanted = _meant(which, everything)
     settings = say.settings()
@@ -153,12 +177,12 @@ def drop(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Forget dead letters, for good."""
+    """Delete dead letters permanently."""
     wanted = _meant(which, everything)
     desk = _desk(say.settings())
     plan = _run(desk.drop(wanted, dry=True))
     if not dry and plan.dropped:
-        _ask(f"Forget {say.letters(plan.dropped)} for good ({wanted})?", yes)
+        _ask(f"Delete {say.letters(plan.dropped)} permanently ({wanted})?", yes)
         plan = _with_progress(
             "dropping", plan.dropped, lambda progress: desk.drop(wanted, progress=progress),
             lambda done: _tell("dropped", done, wanted, Pass(), as_json, dry=False, whole=False),
@@ -170,42 +194,57 @@ def drop(
 @cli.command()
 def export(
     which: Which = None,
-    out: Annotated[Path | None, typer.Option(help="The file; standard output if absent.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file. Default: standard output.")] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="With the bodies as they came (base64), codes and addresses included.")
+        bool, typer.Option("--raw", help="Include the unchanged bodies (base64), with codes and addresses.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --out, too: how many were written.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --out: also print the number written, as JSON.")
+    ] = False,
 ) -> None:
-    """Write dead letters as JSON lines. They stay where they are. `--raw` needs a file, which only you can read."""
+    """Write dead letters as JSON lines. They stay in the queue. `--raw` needs a file, which only you can read."""
     wanted = _wanted(which)
     if raw and out is None:
-        say.fail("--raw: needs --out FILE, because codes must not show on a terminal or in a log")
-    lines: list[str] = []
+        say.fail("--raw: needs --out FILE, because codes must not appear on a terminal or in a log")
+    written = unread = 0
 
     def take(it: Found) -> None:
-        if wanted.has(it.letter):
-            told = letters.whole_json(it, _now_ms()) | (
-                {"body": base64.b64encode(it.message.body).decode()} if raw else {}
-            )
-            lines.append(say.as_json(told) + "\n")
+        nonlocal written, unread
+        if not wanted.has(it.letter):
+            return
+        told = letters.whole_json(it, _now_ms())
+        if raw:
+            unread += it.message.dropped > 0
+            told["body"] = None if it.message.dropped else base64.b64encode(it.message.body).decode()
+        typer.echo(say.as_json(told), file)
+        written += 1
 
-    left = _run(_desk(say.settings()).each(take))
-    if out is None:
-        typer.echo("".join(lines), nl=False)
-    else:
-        _write_private(out, "".join(lines))
-        if as_json:
-            say.write({"letters": len(lines), "file": str(out), "notLookedAt": left})
-        else:
-            say.console.print(say.plain(f"{say.letters(len(lines))} in {out}"), soft_wrap=True)
+    with contextlib.nullcontext(sys.stdout) if out is None else _private(out) as file:
+        left = _run(_desk(say.settings()).each(take))
+    if out is not None and as_json:
+        say.write({"letters": written, "file": str(out), "notLookedAt": left, "bodiesNotRead": unread})
+    elif out is not None:
+        say.console.print(say.plain(f"{say.letters(written)} in {out}"), soft_wrap=True)
+    if unread:
+        say.console.print(
+            f"{say.count(unread)} bodies of more than 1 MiB were not read, `body` is null", style="yellow"
+        )
     if left:
-        say.fail(f"{say.count(left)} more were not looked at, and are not in it", 1)
+        say.fail(f"{say.count(left)} more were not read, and are not in it", 1)
+    raise typer.Exit(1 if unread else 0)
 
 
 def _desk(settings: Settings) -> DeadLetters:
     url, embedded = asyncio.run(line.find_broker(settings))
     shown_url = "the embedded broker" if embedded else settings.masked_rabbitmq_url
-    return DeadLetters(url, shown_url, topology_of(settings), settings.otp_expiry_minutes, settings.hash_key)
+    return DeadLetters(
+        url,
+        shown_url,
+        topology_of(settings),
+        settings.otp_expiry_minutes,
+        settings.hash_key,
+        settings.old_hash_keys,
+    )
 
 
 def _wanted(which: list[str] | None) -> Wanted:
@@ -217,7 +256,7 @@ def _wanted(which: list[str] | None) -> Wanted:
 
 def _meant(which: list[str] | None, everything: bool) -> Wanted:
     if not which and not everything:
-        say.fail("Which letters? Name them (reason=rejected domain=example.com, …), or say --all")
+        say.fail("Which dead letters? Give a filter (reason=rejected domain=example.com, …) or --all")
     return _wanted(which)
 
 
@@ -258,7 +297,7 @@ def _with_progress(
             broken_off(done)
             if isinstance(error, LettersError):
                 say.fail(str(error), 1)
-            say.fail(f"interrupted after {say.count(done)} of {say.count(total)}: the same command goes on", 1)
+            say.fail(f"interrupted after {say.count(done)} of {say.count(total)}: run the same command to continue", 1)
 
 
 def _tell(
@@ -283,27 +322,29 @@ def _tell(
     audit_line = " ".join(f"{name}={json.dumps(value)}" for name, value in audit.items())
     say.out().print(say.plain(audit_line), soft_wrap=True)
     if whole and not number and not plan.stale:
-        told = f"No dead letter is meant by that{_of_those(plan.left)}: otp-stream dead list shows all"
+        told = f"No dead letter matches{_of_those(plan.left)}: otp-stream dead list shows all"
         say.console.print(told, style="yellow", soft_wrap=True)
 
 
 def _of_those(left: int) -> str:
-    return f" of those that were looked at; {say.count(left)} more were not" if left else ""
+    return f" (of those read; {say.count(left)} more were not read)" if left else ""
 
 
-def _write_private(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def _private(path: Path) -> Generator[TextIO]:
     """Write a file that only we can read; what was there before stays until all is written."""
     path = path.resolve()
     if path.exists() and not path.is_file():
-        say.fail(f"--out: {path} is no file")
+        say.fail(f"--out: {path} is not a file")
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
         fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         say.fail(f"--out: {path}: {error.strerror}")
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _now_ms() -> int:

@@ -1,7 +1,10 @@
 """The worker on an embedded broker with an embedded inbox: everything in one process, nothing to install."""
 
 import asyncio
+import contextlib
 import json
+import os
+import secrets
 import socket
 import time
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ HOST = "127.0.0.1"
 _SMTP_PORT = 2525
 _SAMPLES_S = 20.0
 _PAUSE_S = 0.05
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ def app() -> OtpStream:
 
 def make(*, port: int, samples: bool, log_level: str) -> Demo:
     """Wire the demo. Ports that are taken are replaced by free ones."""
+    _keep_secret_key()
     broker_port, smtp_port, http_port = (_free(it) for it in (EMBEDDED_BROKER_PORT, _SMTP_PORT, port))
     inbox = Inbox(HOST, smtp_port)
     settings, problems = load(
@@ -70,6 +75,16 @@ def make(*, port: int, samples: bool, log_level: str) -> Demo:
     for path, route in inbox.routes().items():
         app.mount(path, route)
     return demo
+
+
+def _keep_secret_key() -> None:
+    """Write a `SECRET_KEY` into `.env` where none is set: the commands that are run beside the demo read it there."""
+    settings, problems = load(worker=False)
+    if settings.secret_key is not None or any("SECRET_KEY" in problem for problem in problems):
+        return
+    # in a folder that cannot be written to the key is derived from the passwords
+    with contextlib.suppress(OSError), os.fdopen(os.open(".env", _APPEND, 0o600), "a", encoding="utf-8") as file:
+        file.write(f"\nSECRET_KEY={secrets.token_hex(32)}\n")
 
 
 def _free(port: int) -> int:

@@ -16,7 +16,7 @@ def asyncapi(
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Write the AsyncAPI 3 document of queues, exchanges and messages: the same as a worker's /asyncapi.yaml."""
-    settings = say.settings()
+    settings = say.written_settings()
     from otp_stream.app import asyncapi as make  # noqa: PLC0415 - the whole worker: other commands start without it
     from otp_stream.app import build  # noqa: PLC0415
 

@@ -35,7 +35,7 @@ def each_table(letters: list[Letter], now_ms: int) -> Table:
         row = (
             it.job_id,
             it.recipient,
-            it.reason,
+            it.reason if it.verified else f"{it.reason} (unverified)",
             it.code,
             str(it.attempt),
             _ago(it.died_ms, now_ms),
@@ -61,6 +61,7 @@ def letter_json(letter: Letter, now_ms: int) -> dict[str, Any]:
         "error": letter.error, "attempt": letter.attempt, "template": letter.template, "bytes": letter.size,
         "died": _at(letter.died_ms), "firstSeen": _at(letter.first_seen_ms), "expires": _at(letter.expires_ms),
         "expired": letter.stale(now_ms), "allowed": _at(letter.allowed_ms),
+        "verified": letter.verified,
         "replayed": letter.replay and {"at": iso(letter.replay.at_ms), "by": letter.replay.by},
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 from aiormq import Channel, spec
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import AMQPError, DeliveryError, PublishError
+from aiormq.exceptions import AMQPError, DeliveryError, ProbableAuthenticationError, PublishError
 
 from otp_stream.settings import EMBEDDED_BROKER_PORT, Settings
 from otp_stream.tasks import losing_it_is_an_error
@@ -74,6 +74,18 @@ class Line:
         await channel.declare_queue(self.queue, durable=True)
         await channel.close()
 
+    async def situation(self) -> str:
+        """Return what the broker knows of jobs that have not ended."""
+        channel = await self._connection.channel()
+        found = (await channel.declare_queue(self.queue, passive=True)).declaration_result
+        await channel.close()
+        waiting, consumers = found.message_count or 0, found.consumer_count or 0
+        if not consumers:
+            return "no worker consumes this queue; start one"
+        if waiting:
+            return f"{waiting} wait in the queue, workers consume it"
+        return "a worker holds it or it waits for a retry; see its /readyz for the relay"
+
     async def follow(self, heard: Callable[[bytes], None]) -> bool:
         """Hand over the body of every event from now on; `False` where no worker has ever run."""
         channel = await self._connection.channel(publisher_confirms=False)
@@ -89,6 +101,13 @@ class Line:
         # past aio-pika, which reads all fields of a message of which one counts
         await cast("Channel", await channel.get_underlay_channel()).basic_consume(queue.name, take, no_ack=True)
         return True
+
+
+def no_answer(error: BaseException) -> str:
+    """Return why there is no connection, as the end of a sentence that begins with the broker."""
+    if isinstance(error, ProbableAuthenticationError):
+        return "refuses the login: set the right user and password in RABBITMQ_URL"
+    return f"does not answer ({error or type(error).__name__})"
 
 
 async def find_broker(settings: Settings) -> tuple[str, bool]:
@@ -109,8 +128,12 @@ async def opened(settings: Settings, *, high_lane: bool) -> AsyncGenerator[Line]
         connection = await aio_pika.connect(url, timeout=5)
     except LOST as error:
         raise ProducerError(
-            f"RABBITMQ_URL: {settings.masked_rabbitmq_url} does not answer ({error}); "
-            "start the worker with `make run`, or name the broker"
+            f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_answer(error)}"
+            + (
+                ""
+                if isinstance(error, ProbableAuthenticationError)
+                else "; start the worker with `make run`, or set the URL of RabbitMQ"
+            )
         ) from None
     try:
         channel = await connection.channel(on_return_raises=True)

@@ -1,17 +1,20 @@
 """Every command of `otp-stream`."""
 
 import logging
+import signal
 import sys
 from typing import Annotated, Literal
 
 import typer
 
 from otp_stream import __version__
+from otp_stream.broker.tolerance import tolerate
 
-from . import check, dead, documents, livecheck, load, send, tables, templates, topology
+from . import check, dead, documents, livecheck, load, relay, send, tables, templates, topology
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="What could not be sent: look at it, send it again, forget it.")
+cli.add_typer(relay.cli, name="relay", help="Have a running worker probe its mail relays.")
 cli.add_typer(tables.cli, name="tables")
 cli.add_typer(topology.cli, name="topology")
 cli.add_typer(templates.cli, name="templates")
@@ -35,6 +38,9 @@ def _about(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """One-time-code jobs on RabbitMQ become e-mails that a relay has accepted."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here Ctrl-C ended the process, without a traceback
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    tolerate()
     if version:
         sys.stdout.write(f"otp-stream {__version__}\n")
         raise typer.Exit

@@ -13,7 +13,7 @@ from otp_stream.core.decision import ENDINGS
 from otp_stream.core.job import MalformedError, OtpJob
 from otp_stream.settings import Settings, load
 
-from .line import LOST, ProducerError, opened, told
+from .line import LOST, Line, ProducerError, opened, told
 
 Job = dict[str, Any]
 
@@ -42,7 +42,7 @@ def make_job(*, email: str, otp: str | None, job_id: str | None, priority: str, 
         "metadata": {key: value for key, value in metadata.items() if value is not None},
     }
     try:
-        OtpJob.from_bytes(json.dumps(job).encode())
+        OtpJob.from_bytes(json.dumps(job).encode(), strict=True)
     except MalformedError as error:
         raise ProducerError(str(error)) from None
     return job
@@ -76,11 +76,11 @@ async def publish(job: Job, *, high_lane: bool, wait_s: float) -> Told:
             raise ProducerError(told(error)) from None
         if not told_of:
             return Told(f"published {job['jobId']} to {line.queue}")
-        return await _watch(heard, job["jobId"], line.queue, began, wait_s)
+        return await _watch(heard, job["jobId"], line, began, wait_s)
 
 
-async def _watch(heard: "asyncio.Queue[bytes]", job_id: str, queue: str, began: float, wait_s: float) -> Told:
-    last = "no worker has taken it"
+async def _watch(heard: "asyncio.Queue[bytes]", job_id: str, line: Line, began: float, wait_s: float) -> Told:
+    last: str | None = None
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
             while True:
@@ -90,4 +90,9 @@ async def _watch(heard: "asyncio.Queue[bytes]", job_id: str, queue: str, began: 
                     if event["outcome"] in ENDINGS:
                         took_ms = round((time.monotonic() - began) * 1000)
                         return Told(f"{job_id}: {last}, after {took_ms} ms", good=event["outcome"] == "sent")
-    return Told(f"{job_id} is in {queue}; after {wait_s:g} s: {last}", good=False)
+    if last is None:
+        try:
+            last = await line.situation()
+        except LOST as error:
+            last = told(error)
+    return Told(f"{job_id} was published to {line.queue}; after {wait_s:g} s: {last}", good=False)

@@ -3,30 +3,39 @@
 Exit codes: 0 it is as it should be; 1 it is not, or somebody who was asked does not answer; 2 wrong words or settings.
 """
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import unicodedata
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from otp_stream.settings import Settings, load
+from otp_stream.settings import EMBEDDED_BROKER_PORT, Settings, load
 
 console = Console(stderr=True, highlight=False)
 """For people: what goes on, what went wrong, progress."""
 
 _PIPE_COLUMNS = 5_000
+_CONNECT_S = 1.0
 _NO_SIGN = "\N{REPLACEMENT CHARACTER}"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 
 def settings() -> Settings:
-    """Return the settings, which are the workers' own but for what only a worker needs.
+    """Return the settings of a command that asks the broker: `written_settings`, beside `make run` with its broker."""
+    return at_demo(written_settings())
+
+
+def written_settings() -> Settings:
+    """Return the settings as they are written: the workers' own but for what only a worker needs.
 
     Ends the command with 2 where they cannot be read.
     """
@@ -34,6 +43,15 @@ def settings() -> Settings:
     if problems:
         fail("\n".join(problems))
     return found
+
+
+def at_demo(settings: Settings) -> Settings:
+    """Return the settings, with the embedded broker of `make run` where no broker is named and that one answers."""
+    if "rabbitmq_url" not in settings.model_fields_set:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", EMBEDDED_BROKER_PORT), _CONNECT_S):
+            url = SecretStr(f"memory://127.0.0.1:{EMBEDDED_BROKER_PORT}")
+            return settings.model_copy(update={"rabbitmq_url": url})
+    return settings
 
 
 def out() -> Console:

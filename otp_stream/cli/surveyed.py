@@ -17,7 +17,9 @@ _ENDED: dict[Verdict, str] = {
     "gone": "is gone",
     "in use": "left alone: a worker with those settings, or somebody else, has bound it or consumes from it",
     "holds": "left alone: holds {messages}, which go on within {within}; nothing new comes in. Run it again after that",
-    "unseen": "left alone: RabbitMQ told no fresh figures in time; give it longer with --wait",
+    "unseen": "left alone: RabbitMQ reported no fresh statistics in time. Wait longer with --wait. If its management "
+    "API collects none (management_agent.disable_metrics_collector), check with rabbitmqctl list_queues name messages "
+    "that it is empty, and delete it with rabbitmqctl delete_queue",
 }
 _BOUND: dict[State, str] = {"stands": "yes", "missing": "no"}
 

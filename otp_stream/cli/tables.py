@@ -5,6 +5,7 @@ settings, such as no REDIS_URL.
 """
 
 import json
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -73,11 +74,14 @@ def forget(
     """
     settings = _settings()
     address = _address(recipient)
-    masked, hashed = mask_address(address), hash_address(address, settings.hash_key)
+    masked, keys = mask_address(address), (settings.hash_key, *settings.old_hash_keys)
+    hashed, *old = (hash_address(address, key) for key in keys)
     if not yes and not typer.confirm(f"Forget {masked} in {settings.masked_redis_url}?", err=True):
         raise typer.Exit(1)
     with _opened(settings) as (line, progress):
-        deleted = inspect.forget(line, settings.tables_prefix, hashed, progress=progress)
+        deleted = Counter(inspect.forget(line, settings.tables_prefix, hashed, progress=progress))
+        for it in old:
+            deleted.update(inspect.forget(line, settings.tables_prefix, it, progress=progress))
     if as_json or context.obj:
         say.write({"recipient": masked, "hash": hashed, "deleted": dict(deleted), "kept": _KEPT})
         return

@@ -33,7 +33,7 @@ _Data = Annotated[
 @cli.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List every template in every language, and which files are from TEMPLATES_DIR."""
-    settings = say.settings()
+    settings = say.written_settings()
     book = _book(settings)
     rows = _rows(book)
     shared = [{"file": it.name, "own": book.is_own(it)} for it in book.shared()]
@@ -61,7 +61,7 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Make the e-mail of a sample job, as the worker would, and write it or one part of it."""
-    settings = say.settings()
+    settings = say.written_settings()
     sender = settings.sender if settings.sender_email else _SENDER
     try:
         job = sample_job({**SAMPLE, **_read(data), "template": name, "locale": locale}, time.time_ns() // 1_000_000)
@@ -91,7 +91,7 @@ def lint(data: _Data = None, as_json: AsJson = False) -> None:
 
     Ends with 1 when there are errors; warnings are told, and for you to decide.
     """
-    settings = say.settings()
+    settings = say.written_settings()
     try:
         found = find(settings.templates_dir, settings.default_locale, _read(data))
     except MalformedError as error:

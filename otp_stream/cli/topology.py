@@ -1,7 +1,7 @@
 """`otp-stream topology`: what must stand at RabbitMQ, what does, and what is left of other settings."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from aio_pika.abc import AbstractConnection
@@ -13,6 +13,7 @@ from otp_stream.broker.prune import Ended, OldRung, Pruning, every_old_rung, gue
 from otp_stream.broker.survey import Survey, definitions, look
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.settings import Settings
+from otp_stream.urls import read_url
 
 from . import say, surveyed
 from .amqp import connected, talk, topology_of
@@ -22,6 +23,7 @@ from .say import AsJson
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Queues and exchanges: look, make, clear away.")
 
 _DEFAULTS = (int(Settings.model_fields["base_delay_ms"].default), int(Settings.model_fields["max_delay_ms"].default))
+_EMBEDDED = "the embedded broker has no management API"
 _UNSEEN = (
     "Nothing is deleted: without the management API nobody can tell whether a wait queue is empty (AMQP counts nothing "
     "that is being handed over). Enable it (rabbitmq-plugins enable rabbitmq_management), name it with "
@@ -29,9 +31,26 @@ _UNSEEN = (
     "  rabbitmqctl list_queues name messages      must be 0, more than 5 s after the last new job came in\n"
     "  rabbitmqctl delete_queue NAME"
 )
+
+
+def _api_url(url: str | None) -> str | None:
+    if url is not None:
+        try:
+            login = read_url(url, {"http", "https"}, "http://rabbitmq.example.com:15672").username
+        except ValueError as error:
+            say.fail(f"--management-url {error}")
+        if login is not None:
+            say.fail("--management-url takes user and password from RABBITMQ_URL: leave them out")
+    return url
+
+
 _ApiUrl = Annotated[
     str | None,
-    typer.Option("--management-url", help="The management API; http://HOST:15672 if absent (amqps: https, 15671)."),
+    typer.Option(
+        "--management-url",
+        callback=_api_url,
+        help="URL of the management API. Default: http://HOST:15672 (amqps: https, 15671).",
+    ),
 ]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell, and change nothing.")]
 _Definitions = Annotated[
@@ -53,7 +72,7 @@ def show(
     settings = say.settings()
     topology = topology_of(settings)
     if as_definitions:
-        say.write(definitions(topology, vhost(settings.amqp_url), _quorum(settings, topology)))
+        say.write(definitions(topology, vhost(settings.amqp_url), _standing(settings, topology)))
         return
     found, old, why = talk(settings, lambda connection: _survey(settings, topology, management_url, connection))
     if as_json:
@@ -70,7 +89,7 @@ def show(
 
 
 @cli.command()
-def apply(dry_run: _DryRun = False, as_json: AsJson = False) -> None:
+def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJson = False) -> None:
     """Make what is missing, as a worker's start does; what stands is left as it is.
 
     Ends with 1 when something stands with other properties (then nothing is made) or RabbitMQ does not answer, and
@@ -82,7 +101,7 @@ def apply(dry_run: _DryRun = False, as_json: AsJson = False) -> None:
     wrong = [it for it in before.all if it[1] == "differs"]
     made = [name for name, state, _ in before.all if state == "missing"]
     if not wrong and not dry_run:
-        talk(settings, topology.apply)
+        talk(settings, lambda connection: standing.apply(topology, connection, settings.amqp_url, management_url))
     if as_json:
         say.write({"missing" if wrong or dry_run else "made": made, "problems": [problem for *_, problem in wrong]})
     elif not wrong:
@@ -115,6 +134,12 @@ def prune(
     """
     settings = say.settings()
     topology = topology_of(settings)
+    if settings.embedded:
+        if as_json:
+            say.write([])
+        else:
+            say.out().print(f"Nothing to prune: {_EMBEDDED}, and its queues are lost when it stops.")
+        return
     census = Census(Management.beside(settings.amqp_url, management_url))
 
     async def find(connection: AbstractConnection) -> list[OldRung]:
@@ -181,6 +206,8 @@ async def _survey(
     settings: Settings, topology: Topology, url: str | None, connection: AbstractConnection
 ) -> tuple[Survey, list[OldRung], str | None]:
     """Return what stands, old wait queues, and why the management API does not tell, if it does not."""
+    if settings.embedded:  # what answers at the usual port of the API is another broker's
+        return await look(topology, connection, None), [], _EMBEDDED
     census = Census(Management.beside(settings.amqp_url, url))
     try:
         await census.verify(connection)
@@ -190,12 +217,12 @@ async def _survey(
     return await look(topology, connection, bound), old, None
 
 
-def _quorum(settings: Settings, topology: Topology) -> frozenset[str]:
-    """Return which of the producers' queues are quorum queues; none, and a word, where nobody can be asked."""
+def _standing(settings: Settings, topology: Topology) -> dict[str, dict[str, Any]]:
+    """Return the arguments of the producers' queues that exist; none, and a warning, if RabbitMQ does not answer."""
 
-    async def ask(connection: AbstractConnection) -> frozenset[str]:
+    async def ask(connection: AbstractConnection) -> dict[str, dict[str, Any]]:
         found = {name: await standing.queue(connection, name, {}) for name in (topology.jobs, topology.high)}
-        return frozenset(name for name, it in found.items() if it and it.kind == "quorum")
+        return {name: {"x-queue-type": it.kind, **it.arguments} for name, it in found.items() if it}
 
     try:
         return asyncio.run(connected(settings, ask))
@@ -207,4 +234,4 @@ def _quorum(settings: Settings, topology: Topology) -> frozenset[str]:
             markup=False,
             soft_wrap=True,
         )
-        return frozenset()
+        return {}

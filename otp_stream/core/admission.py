@@ -1,7 +1,7 @@
 """What the tables say of a job before an attempt: facts that an adapter reports, never a verdict."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, assert_never, get_args
 
 LimitName = Literal["recipient", "domain", "tenant", "total"]
 """What a limit counts by."""
@@ -67,6 +67,29 @@ class Unknown:
 
 Objection = SentBefore | Superseded | Throttled | Unknown
 """Why a job may not be attempted."""
+
+
+def answer_name(objection: Objection | None) -> str:
+    """Return the name under which an answer of the tables is counted; `None` is a job that was admitted."""
+    match objection:
+        case None:
+            return "admitted"
+        case SentBefore():
+            return "duplicate"
+        case Superseded():
+            return "superseded"
+        case Throttled(limit):
+            return f"throttled_{limit.name}"
+        case Unknown():
+            return "unknown"
+        case _:
+            assert_never(objection)
+
+
+ANSWERS = (
+    "admitted", "duplicate", "superseded", *(f"throttled_{name}" for name in get_args(LimitName)), "unknown", "busy",
+)  # fmt: skip
+"""Every name under which answers of the tables are counted; `busy` is another worker that is at the job."""
 
 
 class Claim(Protocol):

@@ -5,6 +5,7 @@ from typing import Literal, assert_never, get_args
 
 from .admission import Objection, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
+from .greylisting import is_greylisting
 from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
 from .times import iso
 
@@ -12,7 +13,7 @@ Ending = Literal["sent", "duplicate", "superseded"]
 """How a job ends well: it is acknowledged and leaves no letter behind."""
 
 Reason = Literal["malformed", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
-"""Why a job lies in the dead letter queue (`x-otp-reason`). Dashboards depend on these words."""
+"""Why a job lies in the dead-letter queue (`x-otp-reason`). Dashboards depend on these words."""
 
 GOOD: tuple[str, ...] = get_args(Ending)
 REASONS: tuple[str, ...] = get_args(Reason)
@@ -46,7 +47,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Lay it in the dead letter queue; `error` holds no secret, `attempt` is the number of attempts made."""
+    """Lay it in the dead-letter queue; `error` holds no secret, `attempt` is the number of attempts made."""
 
     reason: Reason
     error: str
@@ -109,7 +110,8 @@ def decide(
         case Broken(error):
             return Dead("crashed", error, attempts_made)
         case Deferred(reply):
-            return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction)
+            greylisted = backoff.retry_greylisted and is_greylisting(reply)
+            return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
         case Uncertain(error, relay) if may_resend:
             again = _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
             return replace(again, uncertain=relay) if isinstance(again, Retry) else again
@@ -125,11 +127,19 @@ def decide(
 
 
 def _again(
-    error: str, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff, fraction: float
+    error: str,
+    attempts_made: int,
+    now_ms: int,
+    expires_ms: int,
+    backoff: Backoff,
+    fraction: float,
+    *,
+    greylisted: bool = False,
 ) -> Retry | Dead:
-    if attempts_made >= backoff.max_retries:
+    exhausted = attempts_made >= backoff.max_retries
+    if exhausted and not greylisted:
         return Dead("retries_exhausted", error, attempts_made + 1)
-    delay_ms = backoff.delay_ms(attempts_made, fraction)
+    delay_ms = backoff.cap_ms if exhausted else backoff.delay_ms(attempts_made, fraction)
     if now_ms + backoff.rung_ms(delay_ms) >= expires_ms:
         return Dead("expired", f"the code expires before the next try; last: {error}", attempts_made + 1)
     return Retry(delay_ms, attempts_made + 1, error)

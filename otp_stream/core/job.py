@@ -3,10 +3,27 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 from pydantic.alias_generators import to_camel
+
+from .address import INVISIBLE, is_address, trimmed, wire_address
+from .lenient import (
+    BOM,
+    LOCALE,
+    MAX_EXPIRY_MINUTES,
+    MAX_JOB_ID,
+    MAX_RETRY_COUNT,
+    MILLISECONDS,
+    NAME,
+    Lenience,
+    read_leniently,
+    unreadable,
+)
+from .masking import tells
 
 Priority = Literal["low", "normal", "high"]
 Lane = Literal["jobs", "high", "due"]
@@ -14,57 +31,45 @@ Lane = Literal["jobs", "high", "due"]
 
 MAX_BODY_BYTES = 64 * 1024
 CLOCK_TOLERANCE_MS = 5_000
+_HALF_DAY_MS = 12 * 60 * 60_000
 
-# Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
-# What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line.
-_ADDRESS = re.compile(r"[^@\s<>\"(),:;\\\x00-\x20\x7f-\x9f]{1,64}@[^@\s<>\"(),:;\\\x00-\x20\x7f-\x9f]{1,255}")
-_CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f]{4,64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
-_NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
-_BOM = b"\xef\xbb\xbf"
+# U+FFFD stands where a character was lost: what is left is another code. One that is not seen as it is typed, or is not
+# seen at all, is none, either.
+_CODE = re.compile(rf"[^\s\x00-\x20\x7f-\x9f\ufffd{INVISIBLE}]{{4,64}}")
 
 
 def _address(value: str) -> str:
-    value = value.strip()
-    if len(value) > 254 or not _ADDRESS.fullmatch(value):
-        raise ValueError("must be one e-mail address such as user@example.com, without spaces or control characters")
-    return value
+    value = trimmed(value)
+    if is_address(value):
+        wire = wire_address(value)
+        if wire is value or is_address(wire):
+            return wire
+    raise ValueError("must be one e-mail address such as user@example.com, without spaces or control characters")
 
 
 def _code(value: str) -> str:
-    value = value.strip()
+    value = trimmed(value)
     if not _CODE.fullmatch(value):
         raise ValueError("must have 4 to 64 characters, without spaces or control characters inside")
     return value
 
 
 def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
+    if not NAME.fullmatch(value):
         raise ValueError("must consist of 1 to 64 letters, digits, '-' and '_'")
     return value
 
 
 def _job_id(value: str) -> str:
-    if len(value) > 200 or not value.isprintable():
+    if len(value) > MAX_JOB_ID or not value.isprintable():
         raise ValueError("must have at most 200 printable characters")
     return value
 
 
-def _usable_locale(value: object) -> object:
-    # a language that we cannot read is no reason to leave somebody without a code
-    if isinstance(value, str) and (found := _LOCALE.match(value.strip())):
-        return found.group()
-    return None
-
-
-def _plain_number(value: object) -> object:
-    # `"15"` in JSON is what a form handed to the producer
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) else value
-
-
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _locale(value: str) -> str:
+    if not LOCALE.fullmatch(value):
+        raise ValueError("must be a language such as de or de-AT")
+    return value
 
 
 def _null_is(default: object) -> BeforeValidator:
@@ -79,19 +84,19 @@ class Metadata(BaseModel):
         frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
     )
 
-    user_name: Any = Field(default=None, description="How the e-mail addresses the person.", examples=["John Doe"])
+    user_name: str | None = Field(
+        default=None, description="How the e-mail addresses the person.", examples=["John Doe"]
+    )
     expiry_minutes: Annotated[
-        Annotated[float, Field(strict=True, gt=0, le=525_600)] | None, BeforeValidator(_plain_number)
+        Annotated[float, Field(strict=True, gt=0, le=MAX_EXPIRY_MINUTES)] | None, _null_is(None)
     ] = Field(default=None, description="How long the code lives, in minutes after `timestamp`.", examples=[15])
-    locale: Annotated[str | None, BeforeValidator(_usable_locale)] = Field(
+    locale: Annotated[Annotated[str, AfterValidator(_locale)] | None, _null_is(None)] = Field(
         default=None, description="Language of the template, such as `de` or `de-AT`.", examples=["en"]
     )
     template: Annotated[str, AfterValidator(_name), _null_is("otp")] = Field(
         default="otp", description="Which template to render.", examples=["otp", "welcome", "password_reset"]
     )
-    purpose: Annotated[str | None, BeforeValidator(_as_text)] = Field(
-        default=None, description="What the code is for, such as `login`.", examples=["login"]
-    )
+    purpose: str | None = Field(default=None, description="What the code is for, such as `login`.", examples=["login"])
     tenant: Any = Field(
         default=None, description="On whose behalf: `TENANT_LIMIT` counts by it, if it is text.", examples=["shop-17"]
     )
@@ -122,20 +127,22 @@ class OtpJob(BaseModel):
     )
 
     email: Annotated[str, AfterValidator(_address)] = Field(
-        repr=False, description="The recipient's address.", json_schema_extra={"format": "email", "maxLength": 254}
+        repr=False,
+        description="Address of the recipient. An internationalised domain is read as IDNA 2008.",
+        json_schema_extra={"format": "email", "maxLength": 254},
     )
     otp: Annotated[str, AfterValidator(_code)] = Field(
         repr=False,
         description="The code: a string of 4 to 64 characters without spaces, never a number.",
         json_schema_extra={"minLength": 4, "maxLength": 64, "pattern": r"^\s*\S+\s*$"},
     )
-    retry_count: Annotated[StrictInt, Field(ge=0, le=1_000), _null_is(0)] = Field(
+    retry_count: Annotated[StrictInt, Field(ge=0, le=MAX_RETRY_COUNT), _null_is(0)] = Field(
         default=0, description="Retries already made."
     )
     job_id: Annotated[str, AfterValidator(_job_id)] | None = Field(
         default=None, description="Unique id: a job that was sent is not sent again. Made when absent."
     )
-    timestamp: Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None = Field(
+    timestamp: Annotated[Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None, _null_is(None)] = Field(
         default=None, description="When the code was made, in milliseconds since 1970 (UTC). Arrival when absent."
     )
     priority: Annotated[Priority, _null_is("normal")] = Field(
@@ -145,29 +152,58 @@ class OtpJob(BaseModel):
         default_factory=Metadata, repr=False, description="Handed to the template."
     )
 
-    @property
+    lenient: ClassVar[tuple[Lenience, ...]] = ()
+    """What was not as documented, and is now; no field, because a producer could write it."""
+
+    @cached_property
     def shown_template(self) -> str:
         """The template's name for logs, traces, events and pages: anything could be written there, even the code."""
         name = self.metadata.template
-        return "***" if self.otp in name else name
+        return "***" if tells(name, self.email, self.otp, chance=True) else name
 
     @classmethod
-    def from_bytes(cls, body: bytes) -> "OtpJob":
+    def from_bytes(cls, body: bytes, *, strict: bool = False) -> "OtpJob":
         """Read a job from a message body (UTF-8 JSON).
 
+        An optional field that is not as documented is coerced or ignored, and named in `lenient`, unless `strict`.
         Raises `MalformedError`, whose text names each bad field and its cure and quotes no value.
         """
         if len(body) > MAX_BODY_BYTES:
-            raise MalformedError(f"body: {len(body)} bytes, at most {MAX_BODY_BYTES} are taken")
+            raise too_large(len(body))
         try:
-            return cls.model_validate_json(body.removeprefix(_BOM))
+            job = cls.model_validate_json(body.removeprefix(BOM))
         except ValidationError as error:
+            if not strict:
+                return cls._from_other_bytes(body, error)
             # from None: the chained error would carry the input, and with it the code
-            raise MalformedError(_explain(error)) from None
+            raise MalformedError(_explain(error, body)) from None
+        if strict or job.timestamp is None or job.timestamp in MILLISECONDS:
+            return job
+        return cls._from_other_bytes(body)
+
+    @classmethod
+    def _from_other_bytes(cls, body: bytes, error: ValidationError | None = None) -> "OtpJob":
+        try:
+            fields, found = read_leniently(body)
+            job = cls.model_validate(fields)
+        except ValidationError as still:
+            raise MalformedError(_explain(still, body)) from None
+        except (ValueError, TypeError, RecursionError):
+            raise MalformedError(_explain(error, body) if error else "body: cannot be read") from None
+        if error and error.errors(include_input=False, include_url=False)[0]["type"] == "json_invalid":
+            found.insert(0, Lenience("body", "coerced"))
+        # past the frozen model: this is no field of it
+        vars(job)["lenient"] = tuple(found)
+        return job
 
 
 class MalformedError(ValueError):
     """A message that is no job; the text names each bad field and the cure."""
+
+
+def too_large(size: int) -> MalformedError:
+    """Return the error for a body of more than `MAX_BODY_BYTES`."""
+    return MalformedError(f"body: {size} bytes; the maximum is {MAX_BODY_BYTES}")
 
 
 _CURES = {
@@ -180,7 +216,9 @@ _CURES = {
 }
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, body: bytes) -> str:
+    if why := unreadable(body):
+        return f"body: {why}"
     found = error.errors(include_input=False, include_url=False, include_context=False)[:8]
     return "; ".join(
         f"{_place(item['loc'])}: {_CURES.get(item['type']) or item['msg'].removeprefix('Value error, ')}"
@@ -226,9 +264,23 @@ class Job:
     """The last one, if it was a dead letter before."""
 
     @property
+    def identity(self) -> int:
+        """What makes it the same job, in this process: its id, its recipient and its code."""
+        return hash((self.id, self.ask.email, self.ask.otp))
+
+    @property
     def asked_ms(self) -> int:
         """When somebody last asked for it to be sent."""
         return self.replay.at_ms if self.replay else self.made_ms
+
+    @property
+    def dated_ms(self) -> int:
+        """The moment that its e-mail names, the same in each copy.
+
+        It is the producer's own where that is believable: it survives a crash, our first sight of the job does not.
+        """
+        stated_ms = self.ask.timestamp if self.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
+        return self.made_ms if stated_ms is None else stated_ms
 
     @property
     def rank(self) -> int:
@@ -236,8 +288,9 @@ class Job:
         return rank(self.lane, self.ask.priority)
 
     def template_data(self) -> Mapping[str, Any]:
-        """Return what a template may use: every metadata key, `email`, `otp`, `expiryMinutes`, `userName`."""
-        minutes = (self.expires_ms - _alive_from_ms(self.made_ms, self.replay)) / 60_000
+        """Return what a template may use: every metadata key, `email`, `otp`, `expiryMinutes`, `validUntil`."""
+        life_ms = self.expires_ms - _alive_from_ms(self.made_ms, self.replay)
+        minutes = life_ms / 60_000
         data = dict(self.ask.metadata.__pydantic_extra__ or {})
         data.update(
             userName=self.ask.metadata.user_name,
@@ -245,6 +298,9 @@ class Job:
             tenant=self.ask.metadata.tenant,
             locale=self.ask.metadata.locale,
             expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
+            validUntil=_time_of_day(
+                _alive_from_ms(self.dated_ms, self.replay) + life_ms, dated=life_ms >= _HALF_DAY_MS
+            ),
             email=self.ask.email,
             otp=self.ask.otp,
         )
@@ -296,3 +352,10 @@ def carry(  # noqa: PLR0913 - all that is known of it
 
 def _alive_from_ms(made_ms: int, replay: Replay | None) -> int:
     return replay.at_ms if replay is not None and replay.fresh else made_ms
+
+
+def _time_of_day(at_ms: int, *, dated: bool) -> str:
+    """Return `14:32 UTC`, with the date where the time alone would not tell the day; never later than it is."""
+    hours, minutes = divmod(at_ms // 60_000 % 1440, 60)
+    time = f"{hours:02}:{minutes:02} UTC"
+    return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d} {time}" if dated else time

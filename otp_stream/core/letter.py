@@ -1,15 +1,18 @@
 """Dead letters as people look at them: by cause, masked, and whether sending them again makes sense."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple, cast
+from urllib.parse import unquote
 
+from .address import wire_domain
 from .decision import REASONS
 from .job import Replay
-from .masking import holds_any, mask_address, suspects
+from .masking import holds_any, mask_address, suspects, too_many
 from .outcome import said
 from .times import iso
 
@@ -17,8 +20,16 @@ _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
 """Fields of a job that may be seen, unless what stands in them is the code or the address."""
 _DEPTH = 3
+_KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]{0,39}")
+_DOMAIN = re.compile(r"[\w.-]{1,253}")
+_CODE_DIGITS = 4
+_LONGEST_SHOWN = 200
 _NONE = "none"
 _PLAIN = {"reason": "reason", "code": "code", "domain": "domain", "template": "template", "job": "job_id"}
+_NOT_SAID = ("code", "domain")
+"""What some dead letters do not have."""
+_WHOLE_DOMAIN = re.compile(r"[^\s@*]{1,255}")
+_NO_DOMAIN = "domain: must be the whole part after the @, without *, or empty for dead letters without a recipient"
 _AGES = {"older": "died_before_ms", "newer": "died_after_ms"}
 _HOPELESS = "malformed"
 """What is no job never becomes one."""
@@ -63,6 +74,8 @@ class Letter:
     """Of the body, in bytes."""
     replay: Replay | None = None
     """The last one, if it was replayed before."""
+    verified: bool = True
+    """Whether a worker wrote its headers. Where not, what is shown of them may be forged, and is sanitized."""
 
     @property
     def is_job(self) -> bool:
@@ -95,10 +108,10 @@ class Wanted:
     """Which letters are meant; what is empty or `None` is not looked at. Times are milliseconds since 1970."""
 
     reason: str = ""
-    code: str = ""
-    """The relay's, or its beginning: `55` is every code from 550 to 559. `none` where it said none."""
-    domain: str = ""
-    """`none` where the message was no job."""
+    code: str | None = None
+    """The relay's, or its beginning: `55` is every code from 550 to 559. Empty: it said none."""
+    domain: str | None = None
+    """Empty: the message was no job."""
     template: str = ""
     job_id: str = ""
     died_before_ms: int | None = None
@@ -108,40 +121,48 @@ class Wanted:
     def read(cls, words: Sequence[str], now_ms: int) -> "Wanted":
         """Read `reason=rejected`, `code=550`, `domain=example.com`, `template=`, `job=`, `older=10m`, `newer=1h`.
 
-        Raises `ValueError` with the cure.
+        Raises `ValueError` that names the field and the fix.
         """
         told: dict[str, Any] = {}
         for word in words:
-            name, _, value = word.partition("=")
-            if not value:
+            name, given, value = word.partition("=")
+            if not given:
                 raise ValueError(f"{word!r}: must look like reason=rejected or domain=example.com")
-            if _PLAIN.get(name, _AGES.get(name)) in told:
-                raise ValueError(f"{name}: is said twice, and no letter has two")
-            if name == "reason" and value not in REASONS:
-                raise ValueError(f"reason: must be one of {', '.join(REASONS)}")
-            if name in _PLAIN:
-                told[_PLAIN[name]] = value
-            elif name in _AGES:
-                told[_AGES[name]] = now_ms - _span_ms(name, value)
-            else:
+            field = _PLAIN.get(name, _AGES.get(name))
+            if field is None:
                 raise ValueError(f"{name}: is none of {', '.join([*_PLAIN, *_AGES])}")
-        return cls(**told)
+            if field in told:
+                raise ValueError(f"{name}: is given twice; give it once")
+            told[field] = _filter(name, value, now_ms)
+        wanted = cls(**told)
+        before_ms, after_ms = wanted.died_before_ms, wanted.died_after_ms
+        if before_ms is not None and after_ms is not None and before_ms <= after_ms:
+            raise ValueError(
+                "older, newer: no dead letter matches both; older=10m newer=1h selects ages from 10 minutes to an hour"
+            )
+        return wanted
 
     def __bool__(self) -> bool:
         return self != Wanted()
 
     def __str__(self) -> str:
-        told = [f"{name} {value}" for name, field in _PLAIN.items() if (value := getattr(self, field))]
+        parts: list[str] = []
+        for name, field in _PLAIN.items():
+            value: str | None = getattr(self, field)
+            if value:
+                parts.append(f"{name} {value}")
+            elif value is not None and name in _NOT_SAID:
+                parts.append(f"no {name}")
         for how, at_ms in (("before", self.died_before_ms), ("after", self.died_after_ms)):
-            told += [] if at_ms is None else [f"died {how} {iso(at_ms)}"]
-        return ", ".join(told) or "all"
+            parts += [] if at_ms is None else [f"died {how} {iso(at_ms)}"]
+        return ", ".join(parts) or "all"
 
     def has(self, letter: Letter) -> bool:
         """Whether this letter is meant."""
         return (
             self.reason in ("", letter.reason)
-            and (letter.code or _NONE).startswith(self.code)
-            and self.domain.lower() in ("", letter.domain or _NONE)
+            and (self.code is None or (letter.code.startswith(self.code) if self.code else not letter.code))
+            and self.domain in (None, letter.domain)
             and self.template in ("", letter.template)
             and self.job_id in ("", letter.job_id)
             and (self.died_before_ms is None or (letter.died_ms is not None and letter.died_ms < self.died_before_ms))
@@ -149,9 +170,43 @@ class Wanted:
         )
 
 
+def _filter(name: str, value: str, now_ms: int) -> str | int:
+    """Return what one word asks for. Raises `ValueError` that names the field and the fix."""
+    if name == "domain":
+        return _domain(value)
+    if name == "code":
+        return _code(value)
+    if not value:
+        raise ValueError(f"{name}: is empty; give a value or leave it out")
+    if name == "reason" and value not in REASONS:
+        raise ValueError(f"reason: must be one of {', '.join(REASONS)}")
+    return now_ms - _span_ms(name, value) if name in _AGES else value
+
+
+def _code(value: str) -> str:
+    if value == _NONE:  # a code has digits alone, so this can mean one thing only
+        return ""
+    if not (value.isascii() and value.isdecimal() and len(value) <= 3 and value[0] in "2345"):
+        raise ValueError(f"code: must be a reply code such as 550, its first digits such as 55, or {_NONE}")
+    return value
+
+
+def _domain(value: str) -> str:
+    if value.lower() == _NONE:
+        text = "domain= (dead letters without a recipient) or domain=@none (recipients at none)"
+        raise ValueError(f"domain: none is ambiguous; write {text}")
+    if not value:
+        return ""
+    domain = _wire(value.removeprefix("@"))
+    if not _WHOLE_DOMAIN.fullmatch(domain):
+        raise ValueError(_NO_DOMAIN)
+    return domain
+
+
 def words(cause: Cause) -> dict[str, str]:
     """Return what `Wanted.read` takes for the letters with this cause, and for no others."""
-    return {"reason": cause.reason, "code": cause.code or _NONE, "domain": cause.domain or _NONE}
+    domain = f"@{_NONE}" if cause.domain == _NONE else cause.domain
+    return {"reason": cause.reason, "code": cause.code or _NONE, "domain": domain}
 
 
 @dataclass(slots=True)
@@ -183,7 +238,7 @@ class Group:
         return f"otp-stream dead replay {shlex.join(f'{name}={value}' for name, value in words(self.cause).items())}"
 
     def add(self, letter: Letter, now_ms: int) -> None:
-        """Count a letter in."""
+        """Count a dead letter."""
         self.count += 1
         self.stale += letter.stale(now_ms)
         died_ms = letter.died_ms
@@ -193,12 +248,32 @@ class Group:
             self.newest_ms, self.error = died_ms, letter.error
 
 
+class Groups:
+    """Counts dead letters by cause. Memory grows with the number of causes alone."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.count = 0
+        self.unverified = 0
+        self._now_ms = now_ms
+        self._groups: dict[Cause, Group] = {}
+
+    def add(self, letter: Letter) -> None:
+        """Count a dead letter."""
+        self.count += 1
+        self.unverified += not letter.verified
+        self._groups.setdefault(letter.cause, Group(letter.cause)).add(letter, self._now_ms)
+
+    def all(self) -> list[Group]:
+        """Return the groups, the largest first."""
+        return sorted(self._groups.values(), key=lambda it: (-it.count, it.cause))
+
+
 def grouped(letters: Iterable[Letter], now_ms: int) -> list[Group]:
     """Return letters by cause, the largest group first."""
-    groups: dict[Cause, Group] = {}
+    groups = Groups(now_ms)
     for letter in letters:
-        groups.setdefault(letter.cause, Group(letter.cause)).add(letter, now_ms)
-    return sorted(groups.values(), key=lambda it: (-it.count, it.cause))
+        groups.add(letter)
+    return groups.all()
 
 
 def outline(body: bytes) -> object:
@@ -207,31 +282,59 @@ def outline(body: bytes) -> object:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):
         return "no JSON"
+    if too_many(content):
+        return f"{_kind(content)}: too many values to show"
     fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    named = {str(fields.get(name, "")).strip() for name in ("email", "otp")}
+    named = {str(fields.get(name, "")).strip() for name in ("email", "otp")} - {""}
     return _outlined("", content, named.union(suspects(content, apart=_SHOWN)), _DEPTH)
 
 
 def _outlined(name: str, value: Any, secrets: set[str], depth: int) -> object:
     if isinstance(value, dict) and depth:
-        fields = cast("dict[str, Any]", value)
-        return {
-            "***" if holds_any(key, secrets) else key: _outlined(key, field, secrets, depth - 1)
-            for key, field in fields.items()
-        }
+        outlined: dict[str, object] = {}
+        for key, field in cast("dict[str, Any]", value).items():
+            shown = key if _plain(key) and not holds_any(key, secrets) else "***"
+            again = 1
+            while shown in outlined:
+                again += 1
+                shown = f"*** ({again})"
+            outlined[shown] = _outlined(key, field, secrets, depth - 1)
+        return outlined
     if name == "email" and isinstance(value, str):
-        return mask_address(value.strip())
+        domain = value.strip().rpartition("@")[2]
+        return mask_address(value.strip()) if _DOMAIN.fullmatch(domain) and not _told(domain, secrets) else "***"
     if isinstance(value, float) and not isfinite(value):
         return "a number"
-    if name in _SHOWN and isinstance(value, str | int | float) and not holds_any(str(value), secrets):
+    if name in _SHOWN and isinstance(value, str | int | float) and not _told(str(value), secrets):
         return value
-    if isinstance(value, str):
-        return f"text of {len(value)} characters"
     if isinstance(value, bool) or value is None:
         return value
+    return _kind(value)
+
+
+def _plain(key: str) -> bool:
+    """Return whether it is the name of a field: a program that confuses key and value writes codes and addresses."""
+    return _KEY.fullmatch(key) is not None and sum(map(str.isdigit, key)) < _CODE_DIGITS
+
+
+def _told(text: str, secrets: set[str]) -> bool:
+    return len(text) > _LONGEST_SHOWN or "@" in unquote(text) or holds_any(text, secrets)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
     if isinstance(value, int | float):
         return "a number"
     return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+
+
+def _wire(domain: str) -> str:
+    """Return a domain as the letters have it: people write `straße.example`."""
+    try:
+        return wire_domain(domain)
+    except ValueError as error:
+        raise ValueError(f"domain: {error}") from None
 
 
 def _span_ms(name: str, text: str) -> int:

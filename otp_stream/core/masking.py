@@ -1,13 +1,64 @@
-"""How an address may be shown: enough to recognise one's own, too little to learn another's."""
+"""How an address may be shown, and how addresses and codes are found in texts that others wrote.
+
+All work is linear in the length of the text: others decide on it.
+"""
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from binascii import a2b_base64, unhexlify
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterable, Iterator
+from functools import cache, cached_property
 from hashlib import blake2b
-from typing import Any, cast
-from urllib.parse import unquote
+from html import unescape
+from typing import Any, NamedTuple, cast
+from unicodedata import decimal, normalize
+from urllib.parse import unquote, unquote_to_bytes
+
+from .address import one_person
 
 _SHORTEST = 4
 """Characters of a code."""
+SHOWN = 300
+"""Characters of a text that are shown."""
+WINDOW = 2_000
+"""Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
+_MOST_VALUES = 1_000
+"""Values and words of a body that are looked at."""
+_LONGEST_WORD = 1_000
+_TORN = 128
+"""Characters of a longer word: no code fills it."""
+
+_ESCAPED = re.compile(
+    r"(?:%[0-9A-Fa-f]{2})+|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"
+    r"|&(?:#[0-9]{1,8};?|#[xX][0-9A-Fa-f]{1,8};?|[0-9A-Za-z]{1,10};)"
+)
+"""URLs, quoted-printable, JSON and HTML."""
+_MARKS = frozenset("%=\\&")
+_NO_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]+")
+_NO_HEX = re.compile(r"[^A-Fa-f0-9]+")
+_BASE64, _HEX = 6, 4
+"""Bits of each character."""
+_TO_STANDARD = str.maketrans("-_", "+/")
+_BYTES = bytes(range(256))
+_LOWER = _BYTES.lower()
+_NO_WORD = bytes(it for it in _BYTES if not chr(it).isascii() or not chr(it).isalnum())
+_NO_DIGIT_64 = bytes(it for it in _NO_WORD if chr(it) not in "+/-_")
+_NO_DIGIT_16 = bytes(it for it in _BYTES if chr(it) not in "0123456789abcdefABCDEF")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_LIKE_AN_ADDRESS = re.compile(r"[a-z0-9._+-]@[a-z0-9-]{1,63}\.[a-z]{2}")
+_SPACED = re.compile(r"(?:\d[\s.\-]{0,2}){4,64}")
+
+# Names of roles (RFC 2142), and words that are in many replies: they name no one, and are secret only in quotes.
+_WORDS = frozenset(
+    "user users mail mailbox email e-mail recipient address account sender domain message host server nobody unknown "  # noqa: SIM905 - legible
+    "test info admin support sales marketing abuse postmaster hostmaster webmaster noreply no-reply contact office "
+    "later again try full busy slow late limit quota rate rejected refused blocked bounce spam relay system service "
+    "local error invalid bad gone here such exist found available disabled inactive temporary failed policy denied "
+    "hello home me no not is to the this that for from in on or and your you ok code otp".split()
+)
+_REPLY_CODE = re.compile(r"(?<!\S)([245]\d\d(?:[ -][245]\.\d{1,3}\.\d{1,3})?|[245]\.\d{1,3}\.\d{1,3})(?!\S)")
+"""As relays write it (RFC 5321, RFC 3463)."""
+_QUOTES_BEFORE, _QUOTES_AFTER = "<\"'([{`=", ">\"')]}`=%"
 
 
 def mask_address(address: str) -> str:
@@ -17,8 +68,8 @@ def mask_address(address: str) -> str:
 
 
 def hash_address(address: str, key: bytes) -> str:
-    """Return a keyed hash: equal for equal addresses, tells nothing else."""
-    return blake2b(address.lower().encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
+    """Return a keyed hash: equal for addresses of one person, tells nothing else."""
+    return blake2b(one_person(address).encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
 
 
 def hidden(name: str, key: bytes) -> str:
@@ -26,16 +77,50 @@ def hidden(name: str, key: bytes) -> str:
     return name and blake2b(name.encode(errors="replace"), key=key, digest_size=16).hexdigest()
 
 
-def tells(text: str, address: str, code: str) -> bool:
-    """Whether `text` holds the address, or the code: a number within a longer one, or a word in a word, is chance."""
-    if "%" in text:
-        text = f"{text} {unquote(text)}"
-    if address and address.casefold() in text.casefold():
-        return True
-    if not code or code not in text:
+def tells(text: str, address: str, code: str, *, chance: bool = False) -> bool:
+    """Return whether `text` holds the address or the code, in whatever case or encoding.
+
+    A number within a longer one, or a local part alone, is `chance` and does not count unless asked for.
+    """
+    if not _may_tell(text, address, code):
         return False
-    near = "0-9" if code.isdigit() else "0-9A-Za-z"
-    return re.search(rf"(?<![{near}]){re.escape(code)}(?![{near}])", text) is not None
+    # producers name jobs after people, and look for them by that name
+    needles = [*_of_address(address, shortest=_SHORTEST if chance else len(address)), *_of_code(code)]
+    searched = _Searched(text)
+    return any(searched.spans(needles)) if chance else _tells(searched, needles)
+
+
+def _may_tell(text: str, address: str, code: str) -> bool:
+    """Return whether it is worth to look closer: each job's id is searched, and almost none holds a secret."""
+    local = address.rpartition("@")[0].partition("+")[0]
+    secrets = (code, local if len(local) >= _SHORTEST else address)
+    if not (text.isascii() and code.isascii() and address.isascii()) or not _MARKS.isdisjoint(text):
+        return True
+    needles = [compact for it in secrets if it and (compact := it.encode().translate(_LOWER, _NO_WORD))]
+    if len(needles) < sum(map(bool, secrets)):
+        return True
+    said = text.encode()
+    digits = said.translate(_STANDARD, _NO_DIGIT_64)
+    numbers = said.translate(None, _NO_DIGIT_16)
+    readings = [said]
+    for offset in range(4):
+        here = digits[offset:] + b"AAA"
+        readings.append(a2b_base64(here[: len(here) // 4 * 4]))
+    readings += unhexlify(numbers[: len(numbers) // 2 * 2]), unhexlify(numbers[1 : 1 + (len(numbers) - 1) // 2 * 2])
+    within = b"\0".join(readings).translate(_LOWER, _NO_WORD)
+    return any(it in within for it in needles)
+
+
+def holds_any(text: str, secrets: Iterable[str]) -> bool:
+    """Return whether `text` holds any of these addresses and codes, or what looks like an address and is encoded."""
+    searched = _Searched(text)
+    if any(_LIKE_AN_ADDRESS.search(it.folded) for it in searched.readings[1:]):
+        return True
+    return any(
+        _tells(searched, _of_address(it, shortest=_SHORTEST) if "@" in it else _of_code(it))
+        for said in secrets
+        for it in {said, unquote(said)}
+    )
 
 
 def suspects(body: Any, *, apart: Container[str]) -> Iterator[str]:
@@ -50,24 +135,306 @@ def suspects(body: Any, *, apart: Container[str]) -> Iterator[str]:
             left += [inner for name, inner in cast("dict[str, Any]", value).items() if name not in apart]
         elif isinstance(value, list):
             left += cast("list[Any]", value)
-        elif isinstance(value, str | int | float):
-            for word in str(value).split():
-                if len(word) >= _SHORTEST and ("@" in word or any(map(str.isdigit, word))):
-                    yield word
+        elif isinstance(value, str):
+            yield from _suspects_in(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and len(str(value)) >= _SHORTEST:
+            yield str(value)
 
 
-def holds_any(text: str, secrets: Iterable[str]) -> bool:
-    """Whether `text` tells any of these addresses and codes."""
-    return any(tells(text, it if "@" in it else "", it) for it in secrets)
+def too_many(body: Any) -> bool:
+    """Return whether a body has more values and words than are worth a search for secrets."""
+    seen, left = 0, [body]
+    while left and seen <= _MOST_VALUES:
+        value = left.pop()
+        seen += 1
+        if isinstance(value, dict):
+            left += cast("dict[str, Any]", value).values()
+        elif isinstance(value, list):
+            left += cast("list[Any]", value)
+        elif isinstance(value, str):
+            seen += len(value) // _SHORTEST if len(value) < _LONGEST_WORD else len(value.split())
+    return seen > _MOST_VALUES
 
 
-def scrub(text: str, *secrets: str, limit: int = 300) -> str:
-    """Return `text` on one line of printable characters, `limit` at most, with every secret in it blotted out."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
-    text = " ".join(text.split())[:limit]
+def cut(text: str) -> str:
+    """Return the beginning of a line whose secrets are not known, without a word at its end that is not whole."""
+    if len(text) <= SHOWN:
+        return text
+    start, _, torn = text[:SHOWN].rpartition(" ")
+    return start if len(torn) <= _TORN else text[:SHOWN]
+
+
+def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
+    """Return `text` on one line of printable characters, with every secret in it redacted, then cut to `limit`."""
+    text = " ".join(text.split())[: max(WINDOW, limit)]
+    # a shorter one is no code, and part of every other word
+    needles = [it for secret in secrets if len(secret) >= _SHORTEST for it in _of(secret)]
+    parts: list[str] = []
+    at = 0
+    for start, end in _merged(_Searched(text).spans(needles)) if needles else ():
+        if start >= limit:
+            break
+        parts += text[at:start], "***"
+        at = end
+    text = "".join([*parts, text[at:limit]])
     # a terminal obeys some characters; words have none of them
     return (
         text if text.isprintable() else "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
     )
+
+
+def scrub_suspects(text: str, *secrets: str, limit: int = SHOWN) -> str:
+    """Return the same as `scrub`, and without every word that may be an address or a code."""
+    parts = _REPLY_CODE.split(scrub(text, *secrets, limit=WINDOW))
+    parts[::2] = map(_unsuspected, parts[::2])
+    return " ".join(filter(None, parts))[:limit]
+
+
+def _unsuspected(text: str) -> str:
+    spaced = _SPACED.sub(lambda found: " *** " if any(map(str.isspace, found[0].strip())) else found[0], text)
+    return " ".join("***" if _suspect(word) else word for word in spaced.split())
+
+
+def _suspect(word: str) -> bool:
+    return len(word) >= _SHORTEST and ("@" in word or any(map(str.isdigit, word)))
+
+
+class _Needle(NamedTuple):
+    """A secret as it is searched for."""
+
+    text: str
+    compact: bool
+    """Whether only letters and digits are compared, so that spaces and dashes within it make no difference."""
+    near: Callable[[str], bool] | None
+    """What beside it makes it part of something longer; `None` where nothing does."""
+    whole: bool = False
+    """Whether it is never searched for within something longer."""
+    quoted: bool = False
+    """Whether it is a secret only where it is quoted."""
+
+
+def _of(secret: str) -> list[_Needle]:
+    return _of_address(secret, shortest=2) if "@" in secret else _of_code(secret)
+
+
+def _of_address(address: str, *, shortest: int) -> list[_Needle]:
+    if not address:
+        return []
+    folded = _fold(address)
+    local = folded.rpartition("@")[0]
+    found = [_Needle(folded, compact=False, near=None)]
+    for name in {local, local.partition("+")[0]}:
+        if len(name) >= shortest:
+            compact = _compact(name)
+            enough = len(compact) >= _SHORTEST
+            found.append(
+                _Needle(compact if enough else name, enough, _is_word, whole=True, quoted=name.strip() in _WORDS)
+            )
+    return found
+
+
+def _of_code(code: str) -> list[_Needle]:
+    folded = _fold(code)
+    if not folded:
+        return []
+    compact = _compact(folded)
+    enough = len(compact) >= _SHORTEST
+    needle = compact if enough else folded
+    return [_Needle(needle, enough, _is_digit if needle.isdigit() else _is_word)]
+
+
+def _is_digit(it: str) -> bool:
+    return "0" <= it <= "9"
+
+
+def _is_word(it: str) -> bool:
+    return it.isascii() and it.isalnum()
+
+
+def _tells(searched: "_Searched", needles: Iterable[_Needle]) -> bool:
+    return any(
+        bounded and not needle.quoted
+        for needle in needles
+        for reading in searched.readings
+        for _, _, bounded, _ in reading.find(needle)
+    )
+
+
+def _suspects_in(text: str) -> Iterator[str]:
+    words = text.split()
+    for word in words:
+        # most words are only letters: they are sorted out first, at little cost
+        if (
+            _SHORTEST <= len(word) <= _LONGEST_WORD
+            and not word.isalpha()
+            and ("@" in word or any(map(str.isdigit, word)))
+        ):
+            yield word
+    if len(words) > 1:
+        yield from (it for it in map(str.strip, _SPACED.findall(text)) if any(map(str.isspace, it)))
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    begin = end = -1
+    for start, stop in sorted(spans):
+        if start > end:
+            if end >= 0:
+                yield begin, end
+            begin, end = start, stop
+        end = max(end, stop)
+    if end >= 0:
+        yield begin, end
+
+
+def _fold(text: str) -> str:
+    """Return it without differences of case, of width and of the script of digits."""
+    return text.lower() if text.isascii() else "".join(map(_fold_one, text))
+
+
+def _fold_one(char: str) -> str:
+    if char.isascii():
+        return char.lower()
+    digit = decimal(char, None)
+    return str(digit) if digit is not None else normalize("NFKD", char).casefold()
+
+
+def _compact(text: str) -> str:
+    return text if text.isalnum() else "".join(filter(str.isalnum, text))
+
+
+class _Reading:
+    """A text in one of the ways in which it can be read; `place` returns where a part of it is in the text itself."""
+
+    def __init__(self, text: str, place: Callable[[int, int], tuple[int, int]]) -> None:
+        self.text = text
+        self.place = place
+        self.folded = _fold(text)
+        self.compact = _compact(self.folded)
+
+    def find(self, needle: _Needle) -> Iterator[tuple[int, int, bool, bool]]:
+        """Yield where it begins and ends, whether it stands for itself, and whether it is written without gaps."""
+        within = self.compact if needle.compact else self.folded
+        size = len(needle.text)
+        at = within.find(needle.text)
+        while at >= 0:
+            first, last = (self._kept[at], self._kept[at + size - 1]) if needle.compact else (at, at + size - 1)
+            begin, end = self._source(first), self._source(last) + 1
+            before, after = self.text[begin - 1 : begin] if begin else "", self.text[end : end + 1]
+            bounded = needle.near is None or not any(map(needle.near, before + after))
+            if not needle.quoted or (before and before in _QUOTES_BEFORE) or (after and after in _QUOTES_AFTER):
+                yield *self.place(begin, end), bounded, last - first == size - 1
+            at = within.find(needle.text, at + 1)
+
+    @cached_property
+    def _kept(self) -> list[int]:
+        return [at for at, char in enumerate(self.folded) if char.isalnum()]
+
+    @cached_property
+    def _sources(self) -> list[int] | None:
+        if len(self.folded) == len(self.text):
+            return None
+        return [at for at, char in enumerate(self.text) for _ in _fold_one(char)]
+
+    def _source(self, at: int) -> int:
+        return at if self._sources is None else self._sources[at]
+
+
+class _Searched:
+    """A text that is searched for secrets."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def readings(self) -> list[_Reading]:
+        """The text as it is, without escapes, and as base64 and hexadecimal digits."""
+        readings = [_Reading(self._text, lambda first, last: (first, last))]
+        for _ in range(3):  # an escape may be escaped
+            if _MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
+                break
+            readings.append(_unescaped(readings[-1]))
+        return [*readings, *_decoded(self._text, _NO_BASE64, _BASE64), *_decoded(self._text, _NO_HEX, _HEX)]
+
+    def spans(self, needles: Iterable[_Needle]) -> Iterator[tuple[int, int]]:
+        """Yield where these are in the text, in any order."""
+        for needle in needles:
+            for reading in self.readings:
+                for start, end, bounded, close in reading.find(needle):
+                    if bounded or (close and not needle.whole):
+                        yield start, end
+
+
+def _unescaped(reading: _Reading) -> _Reading:
+    parts: list[str] = []
+    starts: list[int] = []
+    ends: list[tuple[int, int, int]] = []
+    """For each part: where it begins in the source, where it ends there, and how long it is here."""
+    at = size = 0
+
+    def add(part: str, start: int, end: int) -> None:
+        nonlocal size
+        if part:
+            parts.append(part)
+            starts.append(size)
+            ends.append((start, end, len(part)))
+            size += len(part)
+
+    for match in _ESCAPED.finditer(reading.text):
+        add(reading.text[at : match.start()], at, match.start())
+        at = match.end()
+        add(_meant(match[0]), match.start(), at)
+    add(reading.text[at:], at, len(reading.text))
+
+    def place(first: int, last: int) -> tuple[int, int]:
+        return reading.place(_source(first)[0], _source(last - 1)[1])
+
+    def _source(index: int) -> tuple[int, int]:
+        part = bisect_right(starts, index) - 1
+        start, end, length = ends[part]
+        if length == end - start:  # as it was
+            return start + index - starts[part], start + index - starts[part] + 1
+        return start, end
+
+    return _Reading("".join(parts), place)
+
+
+def _meant(escape: str) -> str:
+    match escape[0]:
+        case "%":
+            return unquote_to_bytes(escape).decode(errors="replace")
+        case "=":
+            return unquote_to_bytes(escape.replace("=", "%")).decode(errors="replace") if escape[1:].strip() else ""
+        case "&":
+            return unescape(escape)
+        case _:
+            digits = bytes.fromhex(escape.replace("\\x", "").removeprefix("\\u"))
+            return digits.decode("utf-16-be" if escape[1] == "u" else "utf-8", errors="replace")
+
+
+def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[_Reading]:
+    """Yield what its characters mean as base64 (6 bits each) or in hexadecimal (4), wherever the first byte begins."""
+    digits = others.sub("", text)
+    if len(digits) * bits < 8 * _SHORTEST:
+        return
+    places = cache(lambda: [at for at, char in enumerate(text) if not others.match(char)])
+    for offset in range(4 if bits == _BASE64 else 2):
+        yield _decoded_from(offset, _bytes_of(digits[offset:], bits), bits, places)
+
+
+def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list[int]]) -> _Reading:
+    said = data.decode(errors="surrogateescape")
+
+    def place(first: int, last: int) -> tuple[int, int]:
+        before = len(said[:first].encode(errors="surrogateescape"))
+        after = len(said[:last].encode(errors="surrogateescape"))
+        end = min(offset - (-after * 8 // bits), len(places()))
+        return places()[offset + before * 8 // bits], places()[end - 1] + 1
+
+    return _Reading(said, place)
+
+
+def _bytes_of(digits: str, bits: int) -> bytes:
+    if bits == _BASE64:
+        digits = digits.translate(_TO_STANDARD) + "AAA"
+        return a2b_base64(digits[: len(digits) // 4 * 4])
+    return bytes.fromhex(digits[: len(digits) // 2 * 2])

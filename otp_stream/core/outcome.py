@@ -9,7 +9,7 @@ from .masking import scrub
 Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
 """The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""
 
-Trouble = Literal["unreachable", "tls_failed", "login_refused", "throttled"]
+Trouble = Literal["unreachable", "tls_failed", "login_refused", "sender_refused", "throttled"]
 """Why a relay cannot take any job at present."""
 
 
@@ -102,8 +102,6 @@ def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
     """Return the outcome with every secret blotted out of its texts: a relay may quote what it was sent."""
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
-            if not any(secret in reply.text for secret in secrets):
-                return outcome
             return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets)))
         case Uncertain(error) | Unavailable(_, error) | Broken(error):
             return replace(outcome, error=scrub(error, *secrets))

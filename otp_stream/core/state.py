@@ -33,6 +33,8 @@ class RelayState:
     """The last trouble's text, kept while the gate is not open."""
     probe_ms: int | None = None
     """When the next probe goes out."""
+    probing: bool = False
+    """Whether a probe is on its way."""
     size: int = 0
     """Connections allowed."""
     connections: int = 0
@@ -65,6 +67,8 @@ class LaneState:
     """Jobs that it holds unsettled now."""
     received: int = 0
     """Deliveries since start."""
+    unverified: int = 0
+    """Of them, retries whose headers no key of ours signed."""
     let_go: Mapping[str, int] = field(default_factory=dict[str, int])
     """Deliveries that are no longer held, by how they were settled: `received` is their sum and what is held."""
     depth: int | None = None
@@ -150,6 +154,8 @@ class TablesState:
     """Questions since start, by what was answered."""
     unshared: int = 0
     """Jobs that went on while Redis was away: another worker may have sent them, too."""
+    reused: int = 0
+    """Jobs whose `jobId` was used before with another recipient or code."""
     owed: int = 0
     """Marks of sent jobs that Redis does not have yet."""
     throttled: Mapping[str, int] = field(default_factory=dict[str, int])

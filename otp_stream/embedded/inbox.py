@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -63,7 +64,9 @@ class Inbox:
         return {
             "/inbox": answering(self._list),
             "/inbox/mail": answering(self._mail),
-            "/inbox/inbox.css": answering(_css),
+            "/inbox/newest": answering(self._newest),
+            "/inbox/inbox.css": answering(partial(_file, "inbox.css", "text/css")),
+            "/inbox/inbox.js": answering(partial(_file, "inbox.js", "text/javascript")),
         }
 
     # aiosmtpd calls these by their names
@@ -98,9 +101,16 @@ class Inbox:
     async def _list(self, scope: Scope) -> Answer:
         shown = self._chosen(scope) or next(iter(self.mails), None)
         html = _PAGES.get_template("inbox.html").render(
-            mails=self.mails, shown=shown, chosen=self._chosen(scope) is not None
+            mails=self.mails, shown=shown, chosen=self._chosen(scope) is not None, newest=self._newest_number
         )
         return Answer(html.encode(), "text/html; charset=utf-8", policy=f"{POLICY}; frame-src 'self'")
+
+    async def _newest(self, _: Scope) -> Answer:
+        return Answer(str(self._newest_number).encode(), "text/plain")
+
+    @property
+    def _newest_number(self) -> int:
+        return self.mails[0].number if self.mails else 0
 
     async def _mail(self, scope: Scope) -> Answer:
         mail = self._chosen(scope)
@@ -114,8 +124,8 @@ class Inbox:
         return next((mail for mail in self.mails if str(mail.number) == wanted), None)
 
 
-async def _css(_: Scope) -> Answer:
-    return Answer((_HERE / "inbox.css").read_bytes(), "text/css; charset=utf-8")
+async def _file(name: str, kind: str, _: Scope) -> Answer:
+    return Answer((_HERE / name).read_bytes(), f"{kind}; charset=utf-8")
 
 
 _PAGES = Environment(

@@ -6,39 +6,38 @@
 The folder of the operator goes before ours, file by file.
 """
 
-import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import (
-    Environment,
     FileSystemLoader,
     StrictUndefined,
     Template,
-    TemplateNotFound,
     TemplateSyntaxError,
     UndefinedError,
-    meta,
+    nodes,
     select_autoescape,
 )
 from jinja2 import TemplateError as JinjaError
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
 
 from otp_stream.core.mail import ComposeError
 
 from .form import Forms, Parts
-from .limit import TooLongError, within
+from .limit import MEMORY, Sandbox, TooLongError, within
 from .message import Part
 
 OURS = Path(__file__).parent.parent / "templates"
 RENDER_CPU_S = 2.0
 """Processor time for one e-mail's three templates; a usual one takes 30 µs."""
 FILES = ("subject.txt", "body.txt", "body.html")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MISSING_KEY = re.compile(r"'\w+' is undefined")
-_LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
+LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 
 class TemplateError(Exception):
@@ -76,21 +75,35 @@ class TemplateBook:
     Where `faults` are given they are collected there instead, and what has one is left out.
     """
 
-    def __init__(self, override: Path | None, default_locale: str, faults: list[TemplateError] | None = None) -> None:
+    def __init__(
+        self,
+        override: Path | None,
+        default_locale: str,
+        faults: list[TemplateError] | None = None,
+        extensions: Sequence[type[Extension]] = (),
+    ) -> None:
         self._faults = faults
+        self.referenced: set[str] = set()
+        """Every file that another one extends, includes or imports by a constant name."""
+        self.read: set[str] = set()
+        """Every file that was compiled."""
+        self._trees: dict[str, nodes.Template] = {}
         self._roots = [root for root in (override, OURS) if root is not None]
         self._default = _tongues(default_locale)
-        self._jinja = Environment(
+        self._jinja = Sandbox(
             loader=FileSystemLoader(self._roots),
             # a subject and a plain text must not be escaped
             autoescape=select_autoescape(enabled_extensions=("html",), default=False),
             undefined=StrictUndefined,
+            extensions=extensions,
+            optimized=False,  # see `Sandbox`
             auto_reload=False,
             cache_size=-1,
             trim_blocks=True,
             lstrip_blocks=True,
         )
         self._layouts = {name: self._languages(name) for name in self._names()}
+        self._trees.clear()  # a worker needs them no more
 
     @property
     def names(self) -> list[str]:
@@ -114,6 +127,18 @@ class TemplateBook:
         """Tell whether a file is the operator's."""
         return self._roots[0] != OURS and Path(template.filename or "").is_relative_to(self._roots[0])
 
+    def is_own_file(self, path: str) -> bool:
+        """Tell the same of a path below the templates' folder."""
+        return self._roots[0] != OURS and (self._roots[0] / path).is_file()
+
+    def parse(self, path: str) -> nodes.Template:
+        """Return the syntax tree of a file."""
+        if path not in self._trees:
+            assert self._jinja.loader is not None  # noqa: S101 - for the type checker only
+            source, _, _ = self._jinja.loader.get_source(self._jinja, path)
+            self._trees[path] = self._jinja.parse(source, path)
+        return self._trees[path]
+
     def find(self, name: str, locale: str | None) -> Layout:
         """Return the template in the closest language: `de-AT`, then `de`, then the default, then the plain one."""
         layouts = self._layouts.get(name)
@@ -126,16 +151,18 @@ class TemplateBook:
 
     def _names(self) -> set[str]:
         folders = (folder for root in self._roots for folder in root.iterdir() if folder.is_dir())
-        return {folder.name for folder in folders if _NAME.fullmatch(folder.name)}
+        return {folder.name for folder in folders if NAME.fullmatch(folder.name)}
 
     def _languages(self, name: str) -> dict[str, Layout]:
         folders = [
             folder
             for root in self._roots
             for folder in sorted((root / name).glob("*"))
-            if folder.is_dir() and _LOCALE.fullmatch(folder.name)
+            if folder.is_dir() and LOCALE.fullmatch(folder.name)
         ]
-        written = {_normal(folder.name): f"{name}/{folder.name}" for folder in reversed(folders)}
+        written: dict[str, list[str]] = {}
+        for folder in folders:  # de-AT and de_AT are one language
+            written.setdefault(normal_locale(folder.name), []).append(f"{name}/{folder.name}")
         layouts: dict[str, Layout] = {}
         for tongue in ("", *written):
             try:
@@ -146,8 +173,8 @@ class TemplateBook:
                 self._faults.append(error)
         return layouts
 
-    def _layout(self, name: str, tongue: str, written: Mapping[str, str]) -> Layout:
-        places = [written[near] for near in (*_tongues(tongue), *self._default) if near in written] + [name]
+    def _layout(self, name: str, tongue: str, written: Mapping[str, list[str]]) -> Layout:
+        places = [place for near in (*_tongues(tongue), *self._default) for place in written.get(near, ())] + [name]
         subject, text, html = (self._compile(file, places) for file in FILES)
         return Layout(subject, text, html, Forms(self._jinja, (subject, text, html)))
 
@@ -168,23 +195,40 @@ class TemplateBook:
 
     def _follow(self, path: str, seen: set[str]) -> None:
         """Compile what a file extends and includes: Jinja itself would not look at it before the first e-mail."""
-        assert self._jinja.loader is not None  # noqa: S101 - told to the type checker only
         seen.add(path)
+        self.read.add(path)
         self._jinja.get_template(path)
-        source, _, _ = self._jinja.loader.get_source(self._jinja, path)
-        for near in meta.find_referenced_templates(self._jinja.parse(source, path)):
-            if near is not None and near not in seen:
-                with contextlib.suppress(TemplateNotFound):  # it may be one that is allowed to be missing
+        for node in self.parse(path).find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+            names = list(_referenced(node))
+            self.referenced.update(names)
+            existing = [it for it in names if any((root / it).is_file() for root in self._roots)]
+            if names and not existing and not getattr(node, "ignore_missing", False):
+                raise TemplateError(
+                    f"template {path}, line {node.lineno}: there is no file {' or '.join(names)} in the templates' "
+                    "folder; correct its name or add the file"
+                )
+            for near in existing:
+                if near not in seen:
                     self._follow(near, seen)
 
 
-def _normal(locale: str) -> str:
+def _referenced(node: nodes.Node) -> Iterator[str]:
+    """Return the names that an `extends`, `include` or `import` may take; none where any of them is computed."""
+    wanted = getattr(node, "template", None)
+    items = wanted.items if isinstance(wanted, nodes.List | nodes.Tuple) else [wanted]
+    names = [str(it.value) for it in items if isinstance(it, nodes.Const)]
+    if len(names) == len(items):
+        yield from names
+
+
+def normal_locale(locale: str) -> str:
+    """Return the one form of a language: `de-at` for `de_AT`."""
     return locale.replace("_", "-").lower()
 
 
 def _tongues(locale: str) -> tuple[str, ...]:
     """Return `("de-at", "de")` for `de-AT`; nothing for nothing."""
-    parts = _normal(locale).split("-") if locale else []
+    parts = normal_locale(locale).split("-") if locale else []
     return tuple("-".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
@@ -202,6 +246,10 @@ def _render(template: Template, given: dict[str, Any]) -> str:
 def _kind(error: Exception) -> str:
     if isinstance(error, TooLongError):
         return f"takes more than {RENDER_CPU_S:g} s; an endless loop?"
+    if isinstance(error, MemoryError):
+        return f"takes more than {MEMORY >> 20} MiB of memory"
+    if isinstance(error, SecurityError):
+        return "uses something that templates may not use: see docs/templates.md"
     if isinstance(error, UndefinedError) and error.message and _MISSING_KEY.fullmatch(error.message):
         return f"{error.message}; give it in metadata"
     return type(error).__name__

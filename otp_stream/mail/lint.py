@@ -2,18 +2,23 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
+from jinja2 import TemplateError as JinjaError
 
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
 
 from .book import Layout, TemplateBook, TemplateError
-from .rules import Level, Remark, of_html, of_subject, of_text
+from .nesting import Nesting
+from .places import Marks, Rendered
+from .rules import Level, Remark, of_html, of_subject, of_text, visible
+from .sources import misspelt, of_files, of_source
 
 SAMPLE_CODE = "123456"
 """Nobody's."""
@@ -21,10 +26,13 @@ SAMPLE: Mapping[str, Any] = {"userName": "Ada Lovelace", "purpose": "login", "ex
 _OPTIONAL = ("userName", "purpose", "locale", "tenant")
 _PLACE = re.compile(r"template (?P<file>.+?)(, line (?P<line>\d+))?: (?P<text>.*)", re.DOTALL)
 _UNKNOWN = re.compile(r"'(\w+)' is undefined")
+_TWICE = re.compile(r"block '.+' defined twice")
 _NONE = re.compile(r"\bNone\b")
 _MOST_UNKNOWN = 50
+_OTHER_LIFE: Mapping[str, Any] = {"expiryMinutes": 47, "validUntil": "23:58 UTC"}
+_NO_EXPIRY = "does not say until when the code is valid; write {{ validUntil }} or {{ expiryMinutes }}"
 
-_Rendered = tuple[str, str, str]
+_Parts = tuple[Rendered, Rendered, Rendered]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -35,14 +43,19 @@ class Finding:
     line: int | None
     level: Level
     text: str
+    unknown: str | None = None
+    """The name that no job gives, where the finding is about one."""
 
 
 def sample_job(
     metadata: Mapping[str, Any], at_ms: int, *, email: str = "user@example.com", code: str = SAMPLE_CODE
 ) -> Job:
-    """Return a job as if it had just come in. Raises `MalformedError` where a worker would."""
+    """Return a job as if it had just come in. Raises `MalformedError` where a worker would ignore metadata."""
     job = {"email": email, "otp": code, "timestamp": at_ms, "metadata": dict(metadata)}
-    ask = OtpJob.from_bytes(json.dumps(job).encode())
+    body = json.dumps(job).encode()
+    ask = OtpJob.from_bytes(body)
+    if any(it.what == "ignored" and it.field.startswith("metadata.") for it in ask.lenient):
+        ask = OtpJob.from_bytes(body, strict=True)  # somebody has written it by hand and shall know
     job_id = f"sample-{at_ms}"
     return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15)
 
@@ -53,13 +66,47 @@ def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str,
     Raises `MalformedError` for metadata that no job can have.
     """
     faults: list[TemplateError] = []
-    book = TemplateBook(templates_dir, default_locale, faults)
+    book = TemplateBook(templates_dir, default_locale, faults, (Marks,))
     found = {_finding(fault) for fault in faults}
-    for name in book.names:
+    for name in _concerned(book.names, templates_dir):
         for tongue in book.languages(name):
             data = sample_job({**SAMPLE, **metadata, "template": name, "locale": tongue or None}, 0).template_data()
             found.update(_Look(book.layout(name, tongue), tongue, dict(data)).findings())
-    return sorted(found, key=lambda it: (it.file, it.line or 0, it.level, it.text))
+    reported = {_place(it) for it in found if it.unknown}
+    found.update(it for it in _unrendered(book, templates_dir, metadata) if _place(it) not in reported)
+    return _in_order(found)
+
+
+def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
+    """Return what a worker reports of its templates. It renders none: one may kill the process, and only its jobs may.
+
+    Names that producers may give in metadata are left out, unless they look like a misspelt one.
+    """
+    book = TemplateBook(templates_dir, default_locale, [], (Marks,))
+    return _in_order(_unrendered(book, templates_dir, {}))
+
+
+def _unrendered(book: TemplateBook, templates_dir: Path | None, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    for file in sorted(book.read):
+        with suppress(JinjaError):  # one that does not compile, or whose layout does not, is reported already
+            yield from (Finding(*flaw) for flaw in of_source(book, file, metadata))
+    if templates_dir is not None:
+        yield from (Finding(*flaw) for flaw in of_files(book, templates_dir))
+
+
+def _place(it: Finding) -> tuple[str, int | None, str | None]:
+    return it.file, it.line, it.unknown
+
+
+def _in_order(found: Iterable[Finding]) -> list[Finding]:
+    return sorted(set(found), key=lambda it: (it.file, it.line or 0, it.level, it.text))
+
+
+def _concerned(names: Iterable[str], templates_dir: Path | None) -> Iterable[str]:
+    """Return the templates in which a file can be the operator's; all of them where a shared file, a layout, is."""
+    if templates_dir is None or any(it.suffix in {".html", ".txt"} for it in templates_dir.iterdir()):
+        return names
+    return [name for name in names if (templates_dir / name).is_dir()]
 
 
 @dataclass(slots=True)
@@ -81,36 +128,47 @@ class _Look:
         for key in _OPTIONAL:
             if bare := self._render({key: None}, found):
                 found.update(self._holes(full, bare, key))
+                found.update(_nesting(bare[2]))
         subject, text, html = full
-        found.update(_about(self.layout.subject, of_subject(subject, SAMPLE_CODE)))
-        found.update(_about(self.layout.text, of_text(text, SAMPLE_CODE)))
-        found.update(_about(self.layout.html, of_html(html, SAMPLE_CODE, self.tongue)))
+        found.update(_about(self.layout.subject, of_subject(subject.text, SAMPLE_CODE)))
+        found.update(_about(self.layout.text, of_text(text.text, SAMPLE_CODE)))
+        found.update(_about(self.layout.html, of_html(html.text, SAMPLE_CODE, self.tongue)))
+        found.update(_nesting(html))
+        if other := self._render(_OTHER_LIFE, found):
+            if other[1].text == text.text:
+                found.add(Finding(str(self.layout.text.name), None, "warning", _NO_EXPIRY))
+            if visible(other[2].text) == visible(html.text):
+                found.add(Finding(str(self.layout.html.name), None, "warning", _NO_EXPIRY))
         return found
 
-    def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Rendered | None:
+    def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Parts | None:
         """Return the three parts; what is unknown is noted, and then given, so that the next can be found."""
         for _ in range(_MOST_UNKNOWN):
             try:
-                return self.layout.render({**self.data, **changes})
+                subject, text, html = self.layout.render({**self.data, **changes})
             except ComposeError as error:
                 unknown = _UNKNOWN.search(str(error))
                 if unknown is None:
                     found.add(_finding(ComposeError(f"{error}{when}")))
                     return None
-                found.add(_finding(error, _cure(unknown[1])))
+                found.add(replace(_finding(error, _cure(unknown[1])), unknown=unknown[1]))
                 self.data[unknown[1]] = "x"
+            else:
+                return Rendered(subject), Rendered(text), Rendered(html)
         return None
 
-    def _holes(self, full: _Rendered, bare: _Rendered, key: str) -> Iterable[Finding]:
+    def _holes(self, full: _Parts, bare: _Parts, key: str) -> Iterable[Finding]:
         for template, with_it, without in zip(
             (self.layout.subject, self.layout.text, self.layout.html), full, bare, strict=True
         ):
-            if len(_NONE.findall(without)) > len(_NONE.findall(with_it)):
+            if len(_NONE.findall(without.text)) > len(_NONE.findall(with_it.text)):
                 text = f"prints None for a job without {key}; write {{% if {key} %}} around it"
                 yield Finding(str(template.name), None, "error", text)
 
 
 def _cure(name: str) -> str:
+    if meant := misspelt(name, ()):
+        return f"'{name}' is unknown, so a job without it is not sent; did you mean {meant}?"
     return (
         f"'{name}' is unknown: a job without it is not sent. If producers always give it in metadata, say so with "
         f'--data {name}=EXAMPLE; otherwise write {{{{ {name} | default("…") }}}}'
@@ -121,7 +179,14 @@ def _finding(error: Exception, text: str = "") -> Finding:
     match = _PLACE.fullmatch(str(error))
     if match is None:
         return Finding("", None, "error", text or str(error))
-    return Finding(match["file"], int(match["line"]) if match["line"] else None, "error", text or match["text"])
+    text = text or _TWICE.sub(r"\g<0>; remove one or rename it", match["text"])
+    return Finding(match["file"], int(match["line"]) if match["line"] else None, "error", text)
+
+
+def _nesting(html: Rendered) -> Iterable[Finding]:
+    for at, text in Nesting().check(html.text):
+        if place := html.place(at):
+            yield Finding(place.file, place.line, "error", text)
 
 
 def _about(template: Template, remarks: Iterable[Remark]) -> Iterable[Finding]:

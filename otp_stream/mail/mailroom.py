@@ -5,16 +5,14 @@ from pathlib import Path
 
 import structlog
 
-from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job
+from otp_stream.core.job import Job
 from otp_stream.core.mail import Mail
 from otp_stream.core.masking import hidden
 
 from .apart import Apart
 from .book import TemplateBook
-from .message import Skeleton, one_line
-
-_NAME_LIMIT = 200
-"""Longer names are somebody's attempt to have us send their text."""
+from .harmless import harmless
+from .message import Skeleton
 
 
 class Mailroom:
@@ -39,12 +37,15 @@ class Mailroom:
         """Return the message: for one job always the same bytes. Raises `ComposeError` when template or data fail."""
         ask = job.ask
         layout = self.book.find(ask.metadata.template, ask.metadata.locale)
-        data = dict(job.template_data())
-        if isinstance(name := data["userName"], str):
-            data["userName"] = one_line(name)[:_NAME_LIMIT]
+        data = harmless(job.template_data())
         subject, text, html = layout.parts(data)
         content = self._skeleton.build(
-            recipient=ask.email, subject=subject, text=text, html=html, at_s=_date_s(job), token=self._token(job)
+            recipient=ask.email,
+            subject=subject,
+            text=text,
+            html=html,
+            at_s=job.dated_ms // 1000,
+            token=self._token(job),
         )
         # what the skeleton adds has no line with a dot at its start
         return Mail(ask.email, content, text.tame and html.tame, (ask.otp, ask.email))
@@ -65,11 +66,6 @@ class Mailroom:
         await self._apart.close()
 
     def _token(self, job: Job) -> str:
-        # from the id alone, which holds no code: a copy made after a crash is the same message
-        return hidden(job.id, self._hash_key)
-
-
-def _date_s(job: Job) -> int:
-    # The producer's own moment where it is believable: it survives a crash, our first sight of the job does not.
-    said = job.ask.timestamp if job.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
-    return (job.made_ms if said is None else said) // 1000
+        # from what makes it the same job: a copy made after a crash is the same message, and another code under the
+        # same id is not, which a mailbox would take for a copy and drop
+        return hidden(f"{job.id}\0{job.ask.email}\0{job.ask.otp}", self._hash_key)

@@ -10,6 +10,8 @@ from email.utils import formatdate, quote
 from functools import lru_cache
 from typing import NamedTuple
 
+from otp_stream.core.address import wire_address
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _PLAIN = bytes((9, 10, *range(32, 127)))
 MAX_PLAIN_LINE = 900
@@ -20,7 +22,7 @@ class Skeleton:
     """The parts of a message that never change; `sender` is (display name, address)."""
 
     def __init__(self, sender: tuple[str, str]) -> None:
-        name, address = sender
+        name, address = sender[0], wire_address(sender[1])
         self.domain = address.rpartition("@")[2] or "localhost"
         shown = f"{_phrase(name)} <{address}>" if name else f"<{address}>"
         self._head = (

@@ -42,6 +42,14 @@ def of_text(text: str, code: str) -> Iterator[Remark]:
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
 
 
+def visible(html: str) -> str:
+    """Return what people read of an HTML body."""
+    page = _Page()
+    page.feed(html)
+    page.close()
+    return "\n".join(page.texts)
+
+
 def of_html(html: str, code: str, tongue: str) -> Iterator[Remark]:
     """Judge an HTML body in a language (`""` where that is nobody's)."""
     page = _Page()

@@ -90,5 +90,6 @@ def _cures(config: RelayConfig) -> Mapping[Trouble, str]:
         f"{config.port}; mend SMTP_HOST, SMTP_PORT or SMTP_FALLBACK_URLS",
         "tls_failed": f"see its certificates: {shlex.join(words)} </dev/null",
         "login_refused": "mend user and password: SMTP_USER and SMTP_PASS, or those in SMTP_FALLBACK_URLS",
+        "sender_refused": "have the relay accept SENDER_EMAIL and this host: verification, reverse DNS, block lists",
         "throttled": "it limits us: fewer connections (SMTP_POOL_SIZE), or its quota in SMTP_RATE_PER_SECOND",
     }

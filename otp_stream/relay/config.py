@@ -50,7 +50,7 @@ class RelayConfig:
     rate: float | None = None
     """Mails per second that it takes; `None`: as many as it can."""
     helo: str | None = None
-    """Our name in EHLO; this machine's full name when absent."""
+    """Our name in EHLO; the sender's domain when absent."""
     limits: RelayLimits = RelayLimits()
 
     @property

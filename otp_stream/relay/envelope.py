@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+from otp_stream.core.address import wire_address
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Reply
 
@@ -68,15 +69,12 @@ class Envelopes:
         return command + b"\r\n", b"RCPT TO:<" + path + b">\r\n"
 
     def _path(self, address: str) -> bytes | None:
-        if address.isascii() or self._offers.utf8:
-            return address.encode()
-        local, _, domain = address.rpartition("@")
-        if not local.isascii():
-            return None
+        """Return the address in its wire form; `None` where its local part needs an extension that is not offered."""
         try:
-            return local.encode("ascii") + b"@" + domain.encode("idna")
-        except UnicodeError:
+            wire = wire_address(address)
+        except ValueError:
             return None
+        return wire.encode() if self._offers.utf8 or wire.isascii() else None
 
 
 def wire_form(mail: Mail) -> bytes:

@@ -12,23 +12,32 @@ _PAUSES: dict[Trouble, tuple[int, int]] = {
     "tls_failed": (1_000, 30_000),
     "throttled": (2_000, 30_000),
     "login_refused": (5_000, 60_000),
+    "sender_refused": (5_000, 60_000),
 }
 _JITTER = 0.25
+ON_REQUEST_MS = 5_000
+"""How long after a failure a probe may be requested at the soonest: repeated failed logins lock accounts."""
 
 
 class Pauses:
-    """Growing pauses between tries: each doubles the one before, up to a cap, and up to a quarter longer."""
+    """Growing pauses between tries: each doubles the one before and is up to a quarter longer, up to a cap.
+
+    Another kind of trouble starts with its own shortest pause.
+    """
 
     def __init__(self, fraction: Callable[[], float]) -> None:
         self._fraction = fraction
         self._tries = 0
+        self._trouble: Trouble | None = None
 
     def next_ms(self, trouble: Trouble) -> int:
         """Return the pause after one more failure, milliseconds."""
         first, cap = _PAUSES[trouble]
-        pause = min(first << min(self._tries, 16), cap)
+        if trouble != self._trouble:
+            self._trouble, self._tries = trouble, 0
+        pause = first << min(self._tries, 16)
         self._tries += 1
-        return round(pause * (1 + _JITTER * self._fraction()))
+        return min(round(pause * (1 + _JITTER * self._fraction())), cap)
 
     def reset(self) -> None:
         """Start again with the shortest."""
@@ -67,12 +76,17 @@ class Gate:
         self._turn_to("closed", now_ms)
         return True
 
-    def half_open(self, now_ms: int) -> bool:
-        """Let the next job pass as the probe, if the pause is over."""
-        if self.state != "closed" or self.probe_ms is None or now_ms < self.probe_ms:
+    def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
+        """Let the next job pass as the probe, if the pause is over; where it is `requested`, before that."""
+        if self.state != "closed" or now_ms < self.next_probe_ms(requested=requested):
             return False
         self._turn_to("half_open", now_ms)
         return True
+
+    def next_probe_ms(self, *, requested: bool = False) -> int:
+        """Return when a probe may go out at the soonest, by itself or when it is `requested`."""
+        by_itself_ms = self.since_ms if self.probe_ms is None else self.probe_ms
+        return min(by_itself_ms, self.since_ms + ON_REQUEST_MS) if requested else by_itself_ms
 
     def open(self, now_ms: int) -> bool:
         """Open after the probe came through."""

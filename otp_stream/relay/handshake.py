@@ -2,14 +2,18 @@
 
 import asyncio
 import base64
+import hmac
 import socket
 import ssl
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from otp_stream.core.outcome import Stage
+import idna
+
+from otp_stream.core.outcome import Reply, Stage
 from otp_stream.settings import is_loopback
+from otp_stream.sockets import connect
 
 from .config import RelayConfig
 from .envelope import Extensions
@@ -19,25 +23,48 @@ from .wire import TroubleError, Wire
 
 W = TypeVar("W", bound=Wire)
 
+_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+"""In this order: under TLS all of them are as safe."""
+_BAD_CREDENTIALS = 535
+_TRY_THE_NEXT = frozenset({500, 501, 502, 503, 504, 534, 535, 538, 550, 553, 554})
+"""Codes to AUTH that relays have for a mechanism they announce and do not take. All but 535 count no wrong password."""
+_MOST_FAILED_LOGINS = 2
+"""535 to one mechanism may mean the mechanism; to two, the password."""
+
 
 class Handshake:
     """Sets connections up; what is costly to find out (authorities, our own name) is found out once, off the loop."""
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
-        self._helo = config.helo
+        self._helo = config.helo or _domain(config.sender)
         self._context: ssl.SSLContext | None = None
+        self._mechanism: str | None = None
+        """The mechanism by which the last login was accepted."""
+        self._refused_logins = 0
+        """Since the last accepted one; after the first, each tries one mechanism, in turn."""
+        self._failed: dict[object, None] = {}
+        """Addresses that last took a connection and gave no session, the latest at the end: the others go first."""
 
     async def open(self, make: Callable[[], W]) -> tuple[W, Extensions]:
         """Return a connection that is ready for MAIL, and what the relay offers. Raises `TroubleError`."""
         await self._prepare()
         wire = await self._connect(make)
+        address = wire.transport.get_extra_info("peername")
         try:
-            return wire, await self._greet(wire)
-        except BaseException:
+            offers = await self._greet(wire)
+            self._failed.pop(address, None)
+            return wire, offers
+        except BaseException as error:
+            if isinstance(error, TroubleError):
+                self._fails(address)
             wire.transport.abort()
             await asyncio.sleep(0)  # the socket is closed in the next round of the loop
             raise
+
+    def _fails(self, address: object) -> None:
+        self._failed.pop(address, None)
+        self._failed[address] = None
 
     async def _prepare(self) -> None:
         config = self._config
@@ -45,8 +72,6 @@ class Handshake:
             raise TroubleError(
                 "tls_failed", "SMTP_TLS=none: a login goes out without TLS to loopback only; use starttls or implicit"
             )
-        if self._helo is None:
-            self._helo = await asyncio.to_thread(socket.getfqdn)
         if self._context is None and config.tls != "none":
             self._context = await asyncio.to_thread(_tls_context, config)
 
@@ -56,9 +81,15 @@ class Handshake:
         loop = asyncio.get_running_loop()
         with _named("connect", config):
             async with asyncio.timeout(config.limits.connect_s):
-                _, wire = await loop.create_connection(
-                    make, config.host, config.port, ssl=context, server_hostname=config.host if context else None
-                )
+                sock = await connect(config.host, config.port, last=self._failed)
+                address = sock.getpeername()
+                try:
+                    _, wire = await loop.create_connection(
+                        make, sock=sock, ssl=context, server_hostname=config.host if context else None
+                    )
+                except BaseException:
+                    self._fails(address)  # TLS failed, or never came
+                    raise
         return wire
 
     async def _greet(self, wire: Wire) -> Extensions:
@@ -77,14 +108,14 @@ class Handshake:
         except TroubleError as error:
             hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
             raise TroubleError(error.trouble, f"{error} (at {stage.upper()}){hint}") from None
-        if answer[0] not in wanted:
+        if wanted and answer[0] not in wanted:
             reply = to_reply(answer, stage)
             raise TroubleError(refusal(reply), str(reply))
         return answer
 
     async def _ehlo(self, wire: Wire) -> Extensions:
-        name = self._helo or ""
-        if "." not in name:
+        name = self._helo
+        if "." not in name and not name.startswith("["):
             # no full name: an address literal is what RFC 5321 §4.1.3 has for that
             address: str = wire.transport.get_extra_info("sockname")[0]
             name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
@@ -108,23 +139,79 @@ class Handshake:
         wire.transport = transport
 
     async def _login(self, wire: Wire, offers: Extensions, user: str, password: str) -> None:
-        if "PLAIN" in offers.logins:
-            token = _b64(f"\0{user}\0{password}")
-            answer = await self._ask(wire, b"AUTH PLAIN " + token + b"\r\n", "auth", 235, 334)
-            steps = [token]
-        elif "LOGIN" in offers.logins:
-            answer = await self._ask(wire, b"AUTH LOGIN\r\n", "auth", 235, 334)
-            steps = [_b64(user), _b64(password)]
-        else:
+        """Log in by the first mechanism that the relay offers and takes, and by that one alone from then on."""
+        mechanisms = [it for it in _MECHANISMS if it in offers.logins]
+        if not mechanisms:
             offered = ", ".join(sorted(offers.logins)) or "none"
             raise TroubleError(
-                "login_refused", f"the relay offers no login by PLAIN or LOGIN (it offers {offered}); see SMTP_AUTH"
+                "login_refused",
+                f"the relay offers no login by {', '.join(_MECHANISMS)} (it offers {offered}); see SMTP_AUTH",
             )
-        for step in steps:
-            if answer[0] == 334:
-                answer = await self._ask(wire, step + b"\r\n", "auth", 235, 334)
-        if answer[0] != 235:
+        if self._mechanism in mechanisms:
+            mechanisms = [self._mechanism]
+        elif self._refused_logins:
+            mechanisms = [mechanisms[self._refused_logins % len(mechanisms)]]
+        refused: Reply | None = None
+        credentials = 0
+        """How often the relay may have counted a wrong password."""
+        for mechanism in mechanisms:
+            try:
+                code, text = await self._authenticate(wire, mechanism, user, password)
+            except TroubleError:
+                if refused is None:
+                    raise
+                break  # the relay hung up after the refusal: the next connection tries the next mechanism
+            if code == 235:
+                self._mechanism, self._refused_logins = mechanism, 0
+                return
+            reply = to_reply((code, text), "auth")
+            if code // 100 == 4 and mechanism == self._mechanism:
+                # it has worked before: "not now" is no news of it
+                raise TroubleError(refusal(reply), str(reply))
+            refused = refused if refused and refused.code == _BAD_CREDENTIALS else reply
+            credentials += code == _BAD_CREDENTIALS
+            if code not in _TRY_THE_NEXT or credentials >= _MOST_FAILED_LOGINS:
+                break
+        assert refused is not None  # noqa: S101 - told to the type checker only: there was a mechanism
+        self._mechanism = None
+        self._refused_logins += 1
+        raise TroubleError(refusal(refused), str(refused))
+
+    async def _authenticate(self, wire: Wire, mechanism: str, user: str, password: str) -> Answer:
+        """Return the relay's last answer."""
+        token = b" " + _b64(f"\0{user}\0{password}") if mechanism == "PLAIN" else b""
+        answer = await self._ask(wire, b"AUTH " + mechanism.encode() + token + b"\r\n", "auth")
+        for step in range(2 if mechanism == "LOGIN" else 1):
+            if answer[0] != 334:
+                return answer
+            match mechanism:
+                case "PLAIN":
+                    response = token.strip()
+                case "LOGIN":
+                    response = _b64(password if step else user)
+                case _:
+                    response = _cram_md5(answer[1], user, password)
+            answer = await self._ask(wire, response + b"\r\n", "auth")
+        if answer[0] == 334:
             raise TroubleError("login_refused", "the relay asked for more than user and password (at AUTH)")
+        return answer
+
+
+def _cram_md5(challenge: str, user: str, password: str) -> bytes:
+    """RFC 2195. What is no base64 is answered as if it were empty: the relay refuses it."""
+    try:
+        text = base64.b64decode(challenge)
+    except ValueError:
+        text = b""
+    return _b64(f"{user} {hmac.new(password.encode(), text, 'md5').hexdigest()}")
+
+
+def _domain(address: str) -> str:
+    domain = address.rpartition("@")[2]
+    try:
+        return domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError:
+        return ""
 
 
 def _b64(text: str) -> bytes:

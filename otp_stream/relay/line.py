@@ -7,7 +7,7 @@ from typing import Protocol
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.masking import scrub
-from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Trouble, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
 
 from .config import RelayConfig
@@ -22,9 +22,8 @@ from .wire import TroubleError
 
 STALLED_S = 10.0
 """A relay that has work and gives no answer for so long is passed by, where there is another."""
-_MAY_BE_ONES_OWN: frozenset[Trouble] = frozenset({"unreachable", "throttled"})
-"""Troubles of which a relay may tell one recipient alone; a login that is refused is everybody's."""
 _OFFENCES = 2
+_MOST_LOST_AHEAD = 3
 _REMEMBERED = 1_000
 
 
@@ -92,6 +91,10 @@ class Line:
         self._ordinary_limit = config.pool_size - kept
         self._ordinary = 0
         self._sending = 0
+        self._pipelining: bool | None = None
+        self._sends_ahead = True
+        """Whether the relay takes an envelope behind the content before it."""
+        self._lost_ahead = 0
         self._heard_at = monotonic()
         self._replies: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()
@@ -113,6 +116,7 @@ class Line:
             trouble=gate.trouble,
             error=gate.error,
             probe_ms=gate.probe_ms,
+            probing=self.probing,
             size=self.config.pool_size,
             connections=len(self.pool.open),
             sending=self._sending,
@@ -123,6 +127,29 @@ class Line:
             rate=self.rate.allowed(monotonic()),
             slowed=self.rate.slowed,
         )
+
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is on its way: a job, one that waits for its connection, or a connection alone."""
+        return self.gate.state == "half_open" and bool(self.gate.probing or self.pool.opening or self._waiting())
+
+    def probe(self) -> bool:
+        """Send the next probe now. Returns whether one is on its way; not where the last one has only just failed.
+
+        Where no job waits, a connection is set up: it shows whether the relay can be reached and accepts the login.
+        """
+        if self.gate.half_open(self._now_ms(), requested=True):
+            self._gate_changed()
+        if self.gate.state != "half_open":
+            return False
+        # with a connection open, a new one that fails would leave the circuit breaker as it is
+        if not self._waiting() and not self.pool.open:
+            self.pool.grow(1)
+        return True
+
+    def probe_in_ms(self) -> int:
+        """Return in how many milliseconds a probe may be requested."""
+        return max(self.gate.next_probe_ms(requested=True) - self._now_ms(), 0)
 
     @property
     def stalled(self) -> bool:
@@ -171,8 +198,27 @@ class Line:
 
     def follow(self, connection: Connection) -> None:
         """Let the next mail's envelope go out behind the content of the one before."""
-        if self.gate.state == "open" and not self.pool.worn(connection, connection.mails + 1):
+        if self._sends_ahead and self.gate.state == "open" and not self.pool.worn(connection, connection.mails + 1):
             self._occupy(connection)
+
+    @property
+    def pipelining(self) -> bool | None:
+        """Whether the relay answers pipelined commands; `None` while nobody knows."""
+        return self._pipelining
+
+    def pipelined(self, *, works: bool) -> None:
+        """Remember for all connections whether the relay answered pipelined commands."""
+        self._pipelining = works
+
+    def refused_ahead(self) -> None:
+        """Send no envelope ahead to this relay any more."""
+        self._sends_ahead = False
+
+    def answered_ahead(self, *, taken: bool) -> None:
+        """Send no envelope ahead any more after as many in a row that the relay may not have liked."""
+        self._lost_ahead = 0 if taken else self._lost_ahead + 1
+        if self._lost_ahead >= _MOST_LOST_AHEAD:
+            self._sends_ahead = False
 
     def began(self, turn: Turn) -> None:
         """Count a mail from the moment at which it has its connection to itself."""
@@ -207,6 +253,8 @@ class Line:
             self._off_the_wire(turn, Uncertain(f"{error}, after the final dot", self.config.name))
         elif self._dispatcher.closed or turn.result.done():
             self._count(turn, -1)
+            # nobody waits for this probe any more: the next job takes its place
+            self.gate.probing = self.gate.probing and not turn.probe
             turn.result.cancel()
         elif turn.withdrawn or (not connection.fresh and not (turn.answered and turn.losses)):
             # a connection that went stale is no news of the relay, and nothing of the mail has left
@@ -220,14 +268,15 @@ class Line:
         self._dispatcher.serve()
 
     def unopened(self, error: TroubleError) -> None:
-        """Close the gate when no connection can be had; while others work, only stop growing for a while."""
-        if self.pool.open:
+        """Close the gate when no connection can be had; while others work or may do, only stop growing for a while."""
+        if self.pool.open or (error.trouble in {"throttled", "unreachable"} and self.pool.opening):
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.trouble)
             return
         turn = self._dispatcher.next_for(self, urgent_only=False)
-        if self.gate.close(error.trouble, str(error), self._now_ms()):
+        text = scrub(str(error), self.config.password or "")  # a relay may quote the login
+        if self.gate.close(error.trouble, text, self._now_ms()):
             if turn is not None:
-                turn.end(Unavailable(error.trouble, str(error)))
+                turn.end(Unavailable(error.trouble, text))
             self._gate_changed()
         elif turn is not None:
             self._dispatcher.push(turn)
@@ -267,7 +316,7 @@ class Line:
         if self.pool.room <= 0 or not self.gate.passable:
             return
         urgent, others = self._dispatcher.waiting_for(self)
-        if not urgent + others or (self.pool.open and self._now_ms() < self._grow_from_ms):
+        if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self._grow_from_ms):
             return
         self._heard_at = self._heard_at if self._busy else monotonic()
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
@@ -280,7 +329,7 @@ class Line:
         recipient = turn.mail.recipient
         changed = False
         match outcome:
-            case Unavailable(trouble, error) if trouble in _MAY_BE_ONES_OWN and self._offences[recipient] >= _OFFENCES:
+            case Unavailable(_, error) if self._offences[recipient] >= _OFFENCES:
                 # everybody else's mail is taken: one address must not hold up all of them
                 outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
                 self.gate.probing = self.gate.probing and not turn.probe
@@ -291,6 +340,9 @@ class Line:
                     self._suspect, self._closer = turn.mail, recipient
                     if trouble == "throttled":
                         self.pace.throttled()
+                    if turn.probe or (trouble == "unreachable" and outcome.code not in {None, 421}):
+                        # it refuses all mail and ends no session: it may take mail in a new one only
+                        self.pool.renew()
             case Uncertain(error) if turn.probe:
                 changed = self.gate.close("unreachable", scrub(error, *turn.mail.secrets), now_ms, probe=True)
             case _:

@@ -10,6 +10,9 @@ from .connection import Connection, Owner
 from .handshake import Handshake
 from .wire import TroubleError
 
+_ALONE_S = 3.0
+"""How long the first login is tried alone: a wrong password makes one failed login, not as many as connections."""
+
 
 class PoolOwner(Owner, Protocol):
     """Who gives the pool's connections their work."""
@@ -30,10 +33,13 @@ class Pool:
         self._opening: set[asyncio.Task[None]] = set()
         self._leaving: set[Connection] = set()
         self._closing = False
+        self._renewed_at = 0.0
+        """No connection from before takes another mail, by the monotonic clock."""
         self.open: set[Connection] = set()
         self.idle: list[Connection] = []
         """Those that rest; the one that rested shortest is used first, so that the others can go."""
         self.connects = 0
+        self._alone_from = 0.0
 
     @property
     def alive(self) -> bool:
@@ -54,6 +60,11 @@ class Pool:
         """Set up connections until `wanted` of them are under way, as far as room and the handshake limit go."""
         # as many again as there are: a relay that has taken them will not mind, and fifty are there in four steps
         limit = max(self._limits.handshakes, len(self.open))
+        if not self.open and self._config.user is not None:
+            now = monotonic()
+            self._alone_from = self._alone_from if self._opening else now
+            if now - self._alone_from < _ALONE_S:
+                limit = 1
         wanted = min(wanted, limit) - len(self._opening)
         for _ in range(min(wanted, self.room) if not self._closing else 0):
             task = asyncio.get_running_loop().create_task(self._open())
@@ -96,7 +107,15 @@ class Pool:
     def worn(self, connection: Connection, mails: int) -> bool:
         """Whether a connection should take no more after so many mails."""
         limits = self._limits
-        return self._closing or mails >= limits.messages or monotonic() - connection.opened_at >= limits.age_s
+        opened_at = connection.opened_at
+        too_old = opened_at < self._renewed_at or monotonic() - opened_at >= limits.age_s
+        return self._closing or too_old or mails >= limits.messages
+
+    def renew(self) -> None:
+        """Send no more mail over the connections of this moment."""
+        self._renewed_at = monotonic()
+        while self.idle:
+            self._leave(self.idle.pop())
 
     def forget(self, connection: Connection) -> None:
         """Strike a connection that is gone."""

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Lapsed, Outcome
+from otp_stream.core.probe import Probed
 from otp_stream.core.state import RelayState
+from otp_stream.telemetry_errors import observe
 
 from .config import RelayConfig
 from .line import Line
@@ -19,6 +21,9 @@ _PULSE_S = 0.1
 """How often time limits are looked at: one timer for all connections, jobs and gates."""
 _FROZEN_S = 1.0
 """A pulse as late as this means that the process stood still: the broker may have given its jobs to others."""
+_PROBE_S = 25.0
+"""How long a requested probe is waited for; it goes on after that."""
+_PROBE_LOOK_S = 0.05
 _THAW_PULSES = 4
 """After that, for how many pulses no turn is given, so that a lost connection to the broker is noticed first. Counted,
 not timed: on a machine that is short of processors, time passes without a look at what the network brought."""
@@ -107,6 +112,19 @@ class SmtpRelay:
         first, *others = (line.look() for line in self._lines)
         return replace(first, waiting=first.waiting + len(self._turns)), *others
 
+    async def probe(self, name: str | None = None, *, wait_s: float = _PROBE_S) -> list[Probed]:
+        """Send the next probe now to relays that take no mail: to all, or to the one of this `name`.
+
+        Waits at most `wait_s` seconds for what comes back. A probe that is on its way already is waited for, and no
+        other one is sent.
+        """
+        lines = [line for line in self._lines if name in {None, line.config.name}]
+        probed = [(line, not self.closed and line.gate.state != "open" and line.probe()) for line in lines]
+        ends = time.monotonic() + wait_s
+        while any(line.probing for line in lines) and not self.closed and time.monotonic() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(_PROBE_LOOK_S)
+        return [Probed(line.look(), sent, line.probe_in_ms()) for line, sent in probed]
+
     def recheck(self) -> None:
         """End the wait of mails that are not `wanted` any more, whether or not their turn would come."""
         for turns in self._all_turns():
@@ -175,14 +193,14 @@ class SmtpRelay:
         if line.gate.state == "closed":
             self._let_go(line)
         if self._on_gate is not None:
-            self._on_gate(replace(line.look(), waiting=sum(map(len, self._all_turns()))))
+            observe(self._on_gate, replace(line.look(), waiting=sum(map(len, self._all_turns()))))
         # the caller may be in the middle of something
         asyncio.get_running_loop().call_soon(self.serve)
 
     def rate_changed(self, line: Line) -> None:
         """Tell of it."""
         if self._on_rate is not None:
-            self._on_rate(line.look())
+            observe(self._on_rate, line.look())
 
     def _sources(self, line: Line) -> list[Turns]:
         """Whence a line may take: the common list only while no relay before it takes mail."""

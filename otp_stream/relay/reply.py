@@ -4,39 +4,52 @@ Facts only. Whether a job is tried again is decided elsewhere.
 """
 
 import re
+from collections.abc import Sequence
 
-from otp_stream.core.masking import scrub
+from otp_stream.core.masking import SHOWN, WINDOW, cut, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Trouble, Unavailable
 
+from . import reply_words as words
 from .parser import Answer
 
 _ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
-_ADDRESS = re.compile(r"[^\s<>\"'(),;:\[\]]+@[^\s<>\"'(),;:\[\]]+")
+# Begins only where a word begins: the time is linear, whatever a relay says.
+_ADDRESS = re.compile(r"(?<![^\s<>\"'(),;:\[\]@])[^\s<>\"'(),;:\[\]@]+@[^\s<>\"'(),;:\[\]]+")
+_OUR_ADDRESS = "SENDER_EMAIL"
 
 _LOGIN_CODES = frozenset({525, 530, 534, 535, 538})
 """RFC 4954 §6 and RFC 5248: no job can pass before somebody mends the login."""
-_LOGIN_STATUS = frozenset({"7.8", "7.9"})
+# 7.30, 7.57 and 7.139 are Exchange Online's: basic authentication, no login, SMTP login disabled.
+_LOGIN_STATUS = frozenset({"7.8", "7.9", "7.30", "7.57", "7.139"})
+"""With words of a login: Yahoo gives 5.7.9 to mail that breaks a policy, Gmail 5.7.30 to mail without DKIM."""
 _TLS_STATUS = frozenset({"7.10", "7.11"})
-# RFC 3463: system full, system not accepting, congestion; a rate by Gmail's word. 4.5.3 is "too many recipients":
+_CLOSED_STATUS = "4.3.2"
+"""RFC 3463: the system accepts no messages now. Postfix's postscreen says it until the client connects again."""
+# RFC 3463: system full, congestion; a rate by Gmail's word. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.
-_THROTTLED_STATUS = frozenset({"4.3.1", "4.3.2", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
+_THROTTLED_STATUS = frozenset({"4.3.1", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
+# By Exchange Online: daily recipients, permitted limits, tenant's threshold; 4.7.5xx and 4.7.6xx limit the client.
+_QUOTA_STATUS = re.compile(r"[45]\.(?:1\.90|7\.508|7\.705)|4\.7\.[56]\d\d")
+# RFC 3463 and 7372: the sender's address, the client's reverse DNS; by Exchange Online: may not send as, relay for or
+# from this address or host.
+_SENDER_STATUS = re.compile(r"[45]\.(?:1\.[78]|7\.(?:25|27|60|64|50[1236]|511|6[0-4]\d|7[0-4]\d|750)|2\.252)")
+_RECIPIENT_STATUS = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
+"""RFC 3463, RFC 7505: the recipient's address or domain does not exist."""
+_MAILBOX_STATUS = frozenset({"2.1", "2.2"})
+"""RFC 3463: disabled or full. What comes in is limited there, too, in the words of a limit on what goes out."""
+_OF_A_MAIL: frozenset[Stage] = frozenset({"rcpt", "data", "body"})
+"""The stages that a recipient and a message belong to."""
+_ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
+"""RFC 3463: too big for the system or the mailbox; content or media, and SMTPUTF8 (RFC 6531), not supported."""
 
-_LOGIN_WORDS = re.compile(r"authentication (?:is )?required|requires authentication", re.IGNORECASE)
-# As Amazon SES, Office 365, Postfix (anvil), Exchange, SendGrid and Gmail word their limits. A greylisting host speaks
-# of none of them, and a full or hurried mailbox has a status X.2.X.
-_THROTTLED_WORDS = re.compile(
-    r"throttl|rate[ -]?limit|(?:sending|submission|message|connection) rate"
-    r"|too many (?:(?:concurrent|simultaneous|new|smtp|tls) )*"
-    r"(?:connections|sessions|messages|mails|e-?mails|log-?ins?|auth)"
-    r"|too many recipients (?:from|received|this)|too much mail|too frequent"
-    r"|(?:connections?|hourly|daily|sending|submission)(?: \w+)* (?:limit|quota) (?:has been )?exceeded"
-    r"|server (?:is )?(?:too )?busy|all server ports are busy",
-    re.IGNORECASE,
-)
 
+def to_reply(answer: Answer, stage: Stage, *, sender: str | None = None, secrets: Sequence[str] = ()) -> Reply:
+    """Return the reply with its enhanced code (RFC 2034) apart, on one line and without e-mail addresses.
 
-def to_reply(answer: Answer, stage: Stage) -> Reply:
-    """Return the reply with its enhanced code (RFC 2034) apart, on one line and without e-mail addresses."""
+    `sender` is the envelope's MAIL FROM: it is replaced by `SENDER_EMAIL`, so that a reader sees whom the reply is
+    about. A long text is cut, after the mail's `secrets` in it were redacted: no later search would find half of a
+    code.
+    """
     code, text = answer
     enhanced = _ENHANCED.match(text)
     status = enhanced[0] if enhanced else None
@@ -46,8 +59,11 @@ def to_reply(answer: Answer, stage: Stage) -> Reply:
         # each line of a reply repeats the status
         text = "\n".join([line.removeprefix(status) for line in text.split("\n")])
     if "@" in text:
-        text = _ADDRESS.sub("***", text)
-    return Reply(code, status, scrub(text), stage)
+        ours = sender.lower() if sender else None
+        text = _ADDRESS.sub(lambda found: _OUR_ADDRESS if found[0].rstrip(".").lower() == ours else "***", text)
+    if len(text) > SHOWN and secrets:
+        return Reply(code, status, scrub(text, *secrets), stage)
+    return Reply(code, status, cut(scrub(text, limit=WINDOW)), stage)
 
 
 def classify(reply: Reply) -> Outcome | None:
@@ -59,24 +75,51 @@ def classify(reply: Reply) -> Outcome | None:
         return None
     if trouble := trouble_of(reply):
         return Unavailable(trouble, str(reply), reply.code)
+    if out_of_step(reply):
+        return None
     return Rejected(reply) if kind == 5 else Deferred(reply)
+
+
+def out_of_step(reply: Reply) -> bool:
+    """Return whether the relay did not expect the command (RFC 5321 §4.3.2): about the session, not the recipient."""
+    return _is_out_of_step(reply) and reply.stage in {"mail", "rcpt", "data", "body"} and trouble_of(reply) is None
+
+
+def names_no_reason(reply: Reply) -> bool:
+    """Return whether MAIL was refused with nothing said of the sender, the account or the message."""
+    by_default = reply.stage == "mail" and trouble_of(reply) in {"sender_refused", "unreachable"}
+    return by_default and _of_account(reply, reply.enhanced or "") is None
+
+
+def is_session_limit(reply: Reply) -> bool:
+    """Return whether a refusal is about the number of mails or errors of one session: a new one is welcome."""
+    ended = reply.code == 421 and words.ERRORS.search(reply.text)
+    return reply.code // 100 in {4, 5} and bool(ended or words.SESSION.search(reply.text))
 
 
 def trouble_of(reply: Reply) -> Trouble | None:
     """Return the trouble that concerns every job; `None` where the reply is about one recipient or message."""
     status = reply.enhanced or ""
-    if reply.code in _LOGIN_CODES and "starttls" in reply.text.lower():
+    if reply.stage in _OF_A_MAIL and words.AUTHENTICITY.search(reply.text):
+        return None
+    if words.STARTTLS.search(reply.text) or (reply.code in _LOGIN_CODES and "starttls" in reply.text.lower()):
         return "tls_failed"
-    if reply.code in _LOGIN_CODES or status[2:] in _LOGIN_STATUS or _asks_for_login(reply):
+    if reply.code in _LOGIN_CODES or _says_login(reply, status) or _asks_for_login(reply):
         return "login_refused"
     if status[2:] in _TLS_STATUS:
         return "tls_failed"
-    if _throttles(reply, status):
-        return "throttled"
-    if reply.code == 454 and status == "4.7.0":
+    if reply.code == 454 and status == "4.7.0" and not words.LIMITED.search(reply.text):
         # RFC 4954 §6 gives it to a login that fails for now, RFC 3207 §4 to TLS
         return "tls_failed" if reply.stage == "tls" else "login_refused"
-    return "unreachable" if reply.code == 421 else None
+    if reply.stage in _OF_A_MAIL:
+        if status[2:] in _RECIPIENT_STATUS or words.RECIPIENTS_OWN.search(reply.text):
+            return None
+    elif reply.stage == "mail":
+        return _of_mail_from(reply, status)
+    closed = reply.code == 421 or (status == _CLOSED_STATUS and not words.RECIPIENT.search(reply.text))
+    if status.startswith("4.2.") and reply.stage in _OF_A_MAIL:
+        closed = False  # a mailbox alone
+    return _of_account(reply, status) or ("unreachable" if closed else None)
 
 
 def refusal(reply: Reply) -> Trouble:
@@ -92,13 +135,55 @@ def refusal(reply: Reply) -> Trouble:
             return "unreachable"
 
 
+def _is_out_of_step(reply: Reply) -> bool:
+    return reply.code == 503 or (reply.code // 100 == 5 and bool(words.OUT_OF_STEP.search(reply.text)))
+
+
+def _says_login(reply: Reply, status: str) -> bool:
+    if status[2:] not in _LOGIN_STATUS:
+        return False
+    return reply.stage not in _OF_A_MAIL or bool(words.LOGIN_FAILED.search(reply.text))
+
+
 def _asks_for_login(reply: Reply) -> bool:
-    return reply.code in {503, 550, 554} and reply.stage in {"mail", "rcpt"} and bool(_LOGIN_WORDS.search(reply.text))
+    if reply.stage not in {"mail", "rcpt", "data", "body"}:
+        return False
+    return bool(words.LOGIN.search(reply.text)) and not words.NO_LOGIN.search(reply.text)
 
 
-def _throttles(reply: Reply, status: str) -> bool:
+def _of_mail_from(reply: Reply, status: str) -> Trouble | None:
+    """MAIL names no recipient: what is not about the message's size or encoding is about all mail of this sender."""
+    if _ABOUT_THE_MESSAGE.fullmatch(status) or (reply.code in {552, 555} and not status and _of_message(reply)):
+        return None
+    if trouble := _of_account(reply, status):
+        return trouble
+    if _is_out_of_step(reply):
+        return None
+    return "sender_refused" if reply.code // 100 == 5 else "unreachable"
+
+
+def _of_message(reply: Reply) -> bool:
+    if reply.code == 552:
+        return not words.SENDER_QUOTA.search(reply.text) or bool(words.SIZE.search(reply.text))
+    return bool(words.ENCODING.search(reply.text))
+
+
+def _of_account(reply: Reply, status: str) -> Trouble | None:
+    """Return the trouble where the reply is about our account's quota or rate, our sender address or our host."""
+    text, subject = reply.text.replace("\u2019", "'"), status[2:4]
+    if _QUOTA_STATUS.fullmatch(status) or words.RELAYED.search(text):
+        return "throttled"
+    if _SENDER_STATUS.fullmatch(status):
+        return "sender_refused"
+    if status[2:] not in _MAILBOX_STATUS and words.SENDER_QUOTA.search(text) and not words.SIZE.search(text):
+        return "throttled"
+    if words.SENDER.search(text):
+        return "sender_refused"
+    if words.RECIPIENT.search(text):
+        return None
     if status in _THROTTLED_STATUS:
-        return True
-    # a refused connection can say 554 (RFC 5321 §3.1); afterwards 5xx is about the message
-    spoken = reply.code // 100 == 4 or reply.stage in {"greeting", "ehlo"}
-    return spoken and status[2:4] not in {"1.", "2."} and bool(_THROTTLED_WORDS.search(reply.text))
+        return "throttled"
+    if subject in {"1.", "2."} or words.CONTENT.search(text):
+        return None
+    limited = words.LIMITED.search(text) or (subject == "7." and words.QUOTA.search(text))
+    return "throttled" if limited else None

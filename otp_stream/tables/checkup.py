@@ -25,8 +25,11 @@ class Clock:
     ahead_s: float
 
 
-def checkup(url: str, shown_url: str, prefix: str, fail: str, tell: Tell) -> Clock | None:
-    """Tell what there is to know of Redis; returns its clock, `None` where it gives no answer. `fail` is STATE_FAIL."""
+def checkup(url: str, shown_url: str, prefix: str, names: str, fail: str, tell: Tell, *, broker: str) -> Clock | None:
+    """Tell what there is to know of Redis; returns its clock, `None` where it gives no answer. `fail` is STATE_FAIL.
+
+    `names` goes before the keys of every deployment with these names; `broker` is our RabbitMQ, for people.
+    """
     try:
         with opened(url) as line:
             began = time.time()
@@ -37,7 +40,8 @@ def checkup(url: str, shown_url: str, prefix: str, fail: str, tell: Tell) -> Clo
             since_ms = (int(seconds) - LEASE_S) * 1000
             workers = _workers(line, prefix, since_ms)
             _tell_server(server, f"{server.version or 'Redis'} at {shown_url}, shared by {workers}", tell)
-            _tell_rights(line, prefix, tell)
+            _tell_rights(line, prefix, names, tell)
+            _tell_others(line, prefix, names, broker, since_ms, tell)
             return clock
     except AwayError as error:
         meanwhile = "each worker goes by what it knows itself" if fail == "open" else "jobs wait"
@@ -78,11 +82,42 @@ def _tell_server(server: Server, text: str, tell: Tell) -> None:
         tell(Finding("ok", f"maxmemory-policy {server.policy}, {'a' if server.memory_limit else 'no'} limit of memory"))
 
 
-def _tell_rights(line: Line, prefix: str, tell: Tell) -> None:
+def _tell_others(line: Line, prefix: str, names: str, broker: str, since_ms: float, tell: Tell) -> None:
+    try:
+        found: list[bytes] = line.ask("ZRANGEBYSCORE", f"{names}deployments", f"({round(since_ms)}", "+inf")
+        earlier: int = line.ask("ZCOUNT", f"{names}workers", f"({round(since_ms)}", "+inf")
+        others = [it for it in found if it != prefix.encode()]
+        told: list[bytes | None] = line.ask("HMGET", f"{names}brokers", *others) if others else []
+    except ResponseError:  # said where rights are told
+        return
+    if others:
+        brokers = ", ".join("unknown" if it is None else it.decode(errors="replace") for it in told)
+        tell(
+            Finding(
+                "warning",
+                f"{len(others)} other deployment{'' if len(others) == 1 else 's'} with the same queue name and "
+                f"RABBITMQ_PREFIX use this Redis database, without shared state. This one uses RabbitMQ {broker}, the "
+                f"others {brokers}",
+                "if these are names of one RabbitMQ, set REDIS_NAMESPACE to the same value for all workers; otherwise, "
+                "give each deployment its own RABBITMQ_PREFIX or Redis database",
+            )
+        )
+    if earlier:
+        tell(
+            Finding(
+                "warning",
+                f"{earlier} worker{'' if earlier == 1 else 's'} of an earlier version use this Redis database with the "
+                "same names: their limits and claims are not shared with workers of this version",
+                "finish the upgrade, or give each deployment its own RABBITMQ_PREFIX or Redis database",
+            )
+        )
+
+
+def _tell_rights(line: Line, prefix: str, names: str, tell: Tell) -> None:
     try:
         line.ask("EVAL", _SCRIPT, 1, f"{prefix}check")
     except ResponseError as error:
-        cure = f"ACL SETUSER <user> ~{prefix}* +@read +@write +@scripting +time +select +info (see docs/tables.md)"
+        cure = f"ACL SETUSER <user> ~{names}* +@read +@write +@scripting +time +select +info (see docs/tables.md)"
         tell(Finding("problem", f"Redis refuses what the tables need: {error}", cure))
     try:
         role = line.ask("ROLE")[0]

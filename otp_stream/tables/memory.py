@@ -1,21 +1,18 @@
 """Tables in this process's memory: right for one worker, forgotten at its end."""
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
-from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
+from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled, span
 
 from .ask import SLICES, Ask, slice_ms
-
-V = TypeVar("V")
-
-_OTHERS_LIMIT = 100_000
-"""Entries of each table but that of sent marks: keys of recipients, domains and tenants, as long as their windows."""
+from .bounded import EMPTY, Room, Table, Window, jobs_in, last_slice, room_from, slid, with_one_more
 
 _MADE_LIMIT = 10_000
+_IDS_LIMIT = 20_000
+"""Ids whose use for another job is noticed: only a warning depends on it."""
 
 
 class Marks:
@@ -70,76 +67,28 @@ class Marks:
             del until[order.popleft()]
 
 
-class Table(Generic[V]):
-    """Key to value with a time to live; bounded, the one that was put first gives way."""
-
-    def __init__(self, limit: int = _OTHERS_LIMIT) -> None:
-        self.evicted = 0
-        """Values forgotten before their time."""
-        self._limit = limit
-        self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: str, now_ms: int) -> V | None:
-        """Return the value, unless its time is over."""
-        value, until_ms = self._values.get(key, (None, 0))
-        return value if until_ms > now_ms else None
-
-    def put(self, key: str, value: V, until_ms: int, now_ms: int) -> None:
-        """Keep a value up to then (milliseconds since 1970)."""
-        values = self._values
-        values[key] = value, until_ms
-        values.move_to_end(key)
-        while values:
-            first = next(iter(values))
-            alive = values[first][1] > now_ms
-            if alive and len(values) <= self._limit:
-                break
-            self.evicted += alive
-            del values[first]
-
-    def drop(self, key: str) -> None:
-        """Forget a value."""
-        self._values.pop(key, None)
-
-
-@dataclass(slots=True)
-class Window:
-    """How many jobs of one key came in which slice."""
-
-    total: int = 0
-    slices: dict[int, int] = field(default_factory=dict[int, int])
-    """In the order of time."""
-
-    def slide(self, slice_: int) -> None:
-        """Forget what has left the window when this slice is the last."""
-        while self.slices and (first := next(iter(self.slices))) < slice_ - SLICES:
-            self.total -= self.slices.pop(first)
-
-    def add(self, slice_: int) -> None:
-        """Count one job."""
-        self.slices[slice_] = self.slices.get(slice_, 0) + 1
-        self.total += 1
-
-    def room_from(self, most: int) -> int:
-        """Return the slice from which on one more has room, in a window that is full."""
-        over = self.total - most + 1
-        for slice_, jobs in self.slices.items():
-            over -= jobs
-            if over <= 0:
-                return slice_ + SLICES + 1
-        raise AssertionError("a window that is not full has room at once")
-
-
-@dataclass(frozen=True, slots=True)
-class Newest:
+class Newest(NamedTuple):
     """The newest code of one recipient and purpose."""
 
     made_ms: int
     arrival: int
     code: str
+    until_ms: int
+
+
+class Arrived(NamedTuple):
+    """A job's number in the order of arrival, and when it was made as it was first told."""
+
+    arrival: int
+    made_ms: int
+    until_ms: int
+
+
+class Text(NamedTuple):
+    """A text with its end."""
+
+    text: str
+    until_ms: int
 
 
 Answer = int | SentBefore | Superseded | Throttled
@@ -149,32 +98,50 @@ Answer = int | SentBefore | Superseded | Throttled
 class MemoryTables:
     """All tables of one worker, or of one that cannot reach the shared ones."""
 
-    def __init__(self, limits: Sequence[Limit], *, sent_ttl_ms: int, sent_limit: int) -> None:
+    def __init__(
+        self, limits: Sequence[Limit], *, sent_ttl_ms: int, sent_limit: int, entries_limit: int = 150_000
+    ) -> None:
         self.marks = Marks(sent_ttl_ms, sent_limit)
         self.throttled: Counter[tuple[str, str]] = Counter()
         """What was over a limit, by limit and key."""
-        self.made: Table[str] = Table(_MADE_LIMIT)
+        self._made = _texts(_MADE_LIMIT)
         """Ids made for jobs that have nothing but their content, by its hash."""
+        self._ids = _texts(_IDS_LIMIT)
+        """The last job with each id that a producer gave."""
         self._limits = limits
-        self._seen: Table[tuple[int, int]] = Table()
-        """Numbers in the order of arrival, and when the jobs were made as it was first told."""
-        self._newest: Table[Newest] = Table()
-        tables: dict[tuple[str, int], Table[Window]] = {(limit.name, limit.period_ms): Table() for limit in limits}
+        self._claimed: set[str] = set()
+        """Jobs in hand."""
+        self._room = room = Room(entries_limit, "TABLES_MEMORY_LIMIT")
+        self._seen: Table[Arrived] = Table(
+            room, ends_ms=lambda it: it.until_ms, keep=lambda key, _: key in self._claimed, always=True, name="seen"
+        )
+        self._newest: Table[Newest] = Table(room, ends_ms=lambda it: it.until_ms, name="newest")
+        tables = {(limit.name, limit.period_ms): self._window_table(room, limit) for limit in limits}
         # several limits for one period look at the same window
         self._windows = {limit: tables[limit.name, limit.period_ms] for limit in limits}
         self._arrivals = count(1)
 
+    def _window_table(self, room: Room, limit: Limit) -> Table[Window]:
+        same = (it for it in self._limits if (it.name, it.period_ms) == (limit.name, limit.period_ms))
+        least, ms = min(it.count for it in same), slice_ms(limit)
+        return Table(
+            room,
+            ends_ms=lambda window: (last_slice(window) + SLICES + 1) * ms,
+            # who is throttled would be admitted again without the window that is full
+            keep=lambda _, window: jobs_in(window) >= least,
+            name=f"{limit.name} {span(limit.period_ms)}",
+        )
+
     @property
     def evicted(self) -> int:
         """How many entries were forgotten before their time."""
-        others = (self._seen, self._newest, *{id(table): table for table in self._windows.values()}.values())
-        return self.marks.evicted + sum(table.evicted for table in others)
+        return self.marks.evicted + self._room.evicted
 
     @property
     def sizes(self) -> dict[str, int]:
         """How many entries each table has."""
         windows = {f"{limit.name} {limit}": len(table) for limit, table in self._windows.items()}
-        return {"sent": len(self.marks), "newest": len(self._newest), **windows}
+        return {"sent": len(self.marks), "seen": len(self._seen), "newest": len(self._newest), **windows}
 
     def admit(self, ask: Ask, now_ms: int, *, counted: bool = False) -> Answer:
         """Say whether a job may be sent, and count it; a job that was `counted`, here or before, is not again."""
@@ -183,26 +150,50 @@ class MemoryTables:
         if not ask.recipient and not ask.limits:
             return 0
         seen = self._seen.get(ask.key, now_ms)
-        arrival, made_ms = seen or (next(self._arrivals), ask.made_ms)
-        made_ms = min(made_ms, ask.made_ms)
-        until_ms = now_ms + ask.ttl_ms
+        arrival = seen.arrival if seen else next(self._arrivals)
+        made_ms = min(seen.made_ms, ask.made_ms) if seen else ask.made_ms
+        until_ms = now_ms + ask.ttl_ms(now_ms)
         place = f"{ask.recipient}:{ask.purpose}"
         newest = self._newest.get(place, now_ms) if ask.recipient else None
-        newer = newest is None or (made_ms, arrival) >= (newest.made_ms, newest.arrival)
+        # a newer code that is gone long before this one may never be sent: it supersedes only what it outlives
+        newer = (
+            newest is None or (made_ms, arrival) >= (newest.made_ms, newest.arrival) or newest.until_ms < ask.expires_ms
+        )
         if newest is not None and not newer and newest.code != ask.code:
-            self._seen.put(ask.key, (arrival, made_ms), until_ms, now_ms)
+            self._seen.put(ask.key, Arrived(arrival, made_ms, until_ms), now_ms)
             return Superseded()
         if seen is None and not counted and (over := self._over(ask, now_ms)):
             return over
         if ask.recipient and newer:
-            self._newest.put(place, Newest(made_ms, arrival, ask.code), until_ms, now_ms)
-        self._seen.put(ask.key, (arrival, made_ms), until_ms, now_ms)
+            self._newest.put(place, Newest(made_ms, arrival, ask.code, until_ms), now_ms)
+        self._claimed.add(ask.key)
+        self._seen.put(ask.key, Arrived(arrival, made_ms, until_ms), now_ms)
         return arrival
+
+    def recall(self, content: str, now_ms: int) -> str | None:
+        """Return the id made for a job with this content."""
+        found = self._made.get(content, now_ms)
+        return found and found.text
+
+    def keep(self, content: str, job_id: str, now_ms: int) -> None:
+        """Remember the id made for a job."""
+        self._made.put(content, Text(job_id, now_ms + self.marks.ttl_ms), now_ms)
+
+    def reuses_id(self, ask: Ask, now_ms: int) -> bool:
+        """Whether the last job with this id had another recipient or code."""
+        before = self._ids.get(ask.id_key, now_ms)
+        self._ids.put(ask.id_key, Text(ask.key, now_ms + self.marks.ttl_ms), now_ms)
+        return before is not None and before.text != ask.key
 
     def mark(self, key: str, now_ms: int) -> None:
         """Remember that a job was sent."""
         self.marks.add(key, now_ms)
+        self._claimed.discard(key)
         self._seen.drop(key)
+
+    def release(self, key: str) -> None:
+        """Take note that a job is no longer in hand."""
+        self._claimed.discard(key)
 
     def _over(self, ask: Ask, now_ms: int) -> Throttled | None:
         found: dict[tuple[str, int], tuple[Limit, str, Window]] = {}
@@ -211,10 +202,9 @@ class MemoryTables:
         for limit, key in zip(self._limits, ask.limits, strict=True):
             if not key:
                 continue
-            window = self._windows[limit].get(key, now_ms) or Window()
-            window.slide(now_ms // slice_ms(limit))
-            if window.total >= limit.count:
-                room_ms = window.room_from(limit.count) * slice_ms(limit)
+            window = slid(self._windows[limit].get(key, now_ms) or EMPTY, now_ms // slice_ms(limit))
+            if jobs_in(window) >= limit.count:
+                room_ms = room_from(window, limit.count) * slice_ms(limit)
                 if room_ms > allowed_ms:  # it is allowed when the last of them has room
                     full, allowed_ms = (limit, key), room_ms
             found[limit.name, limit.period_ms] = limit, key, window
@@ -222,11 +212,14 @@ class MemoryTables:
             self._blame(*full)
             return Throttled(full[0], allowed_ms)
         for limit, key, window in found.values():
-            window.add(now_ms // slice_ms(limit))
-            self._windows[limit].put(key, window, now_ms + (SLICES + 1) * slice_ms(limit), now_ms)
+            self._windows[limit].put(key, with_one_more(window, now_ms // slice_ms(limit)), now_ms)
         return None
 
     def _blame(self, limit: Limit, key: str) -> None:
         self.throttled[limit.name, key] += 1
         if len(self.throttled) > 1000:
             self.throttled = Counter(dict(self.throttled.most_common(500)))
+
+
+def _texts(limit: int) -> Table[Text]:
+    return Table(Room(limit), ends_ms=lambda it: it.until_ms)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
+from otp_stream.sockets import connect
 from otp_stream.tasks import cancelled, is_cancelled
+from otp_stream.telemetry_errors import observe
 
 if TYPE_CHECKING:
     from redis.asyncio import Connection
@@ -171,6 +173,7 @@ class Redis:
         coming_back: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(_CONNECT_S):
+                await _reach_every_address(connection)
                 await connection.connect()
                 self._sha = await _call(connection, b"SCRIPT", b"LOAD", _SCRIPT)
                 await _warn_of_eviction(connection)
@@ -236,7 +239,7 @@ class Redis:
         if not self._asked:
             return  # given up already
         asked = self._asked.popleft()
-        self._observe(monotonic() - asked.at)
+        observe(self._observe, monotonic() - asked.at)
         for answer, word in zip(asked.answers, reply.split(b" "), strict=True):
             if answer is not None and not answer.done():
                 answer.set_result(word)
@@ -279,6 +282,18 @@ def _connection(url: str) -> "Connection":
     # answers are waited for by us, and Redis 5 knows nothing of protocol 3
     options |= {"protocol": 2, "driver_info": None, "socket_connect_timeout": _CONNECT_S, "socket_timeout": None}
     return kind(**options)
+
+
+async def _reach_every_address(connection: "Connection") -> None:
+    """Have it use a socket that is connected already, by the first address of the name that answers."""
+    if not hasattr(connection, "host"):  # a unix socket
+        return
+    arguments = {**cast("Any", connection)._connection_arguments()}  # noqa: SLF001 - it offers no other way
+    host, port = arguments.pop("host"), arguments.pop("port")
+    arguments["sock"] = await connect(host, port)
+    if "ssl" in arguments:
+        arguments.setdefault("server_hostname", host)
+    vars(connection)["_connection_arguments"] = lambda: arguments
 
 
 def _taken_over(connection: "Connection", answers: _Answers) -> asyncio.Transport:

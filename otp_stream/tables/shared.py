@@ -17,7 +17,7 @@ from otp_stream.core.rate import Grant
 from otp_stream.core.state import WorkerSeen
 from otp_stream.tasks import cancelled, forever
 
-from .ask import Ask, slice_ms
+from .ask import Ask, Names, slice_ms
 from .memory import Answer, MemoryTables
 from .redis import AwayError, Operation, Redis, Word
 
@@ -29,6 +29,7 @@ _FIRST_S = 1.0
 _RESTORED_AT_ONCE = 100
 _OTHERS_S = 0.1
 _TOLD_LIMIT = 200
+_BROKERS_SHOWN = 5
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -63,7 +64,9 @@ class SharedTables:
     worker brings its marks and claims back before it relies on the answers again.
 
     `held` names this worker's claims; `rechecks` asks for them again twice a second, `away` hears why Redis does not
-    answer. `server_ms` stands in for its clock in tests.
+    answer. `server_ms` stands in for its clock in tests. `names` goes before the keys of every deployment with
+    these names, and `broker` is what the others may know of our RabbitMQ. Earlier versions had their keys right behind
+    `names`, by a job's id alone: those are read, so that an upgrade makes no copies, and never written.
     """
 
     def __init__(  # noqa: PLR0913
@@ -80,7 +83,11 @@ class SharedTables:
         about: Callable[[], WorkerSeen] | None = None,
         observe: Callable[[float], object] = lambda _: None,
         server_ms: Callable[[], int] | None = None,
+        names: str | None = None,
+        broker: str = "",
     ) -> None:
+        self._names = prefix if names is None else names
+        self._broker = broker
         self.worker = secrets.token_hex(6)
         self.workers = 0
         """How many were heard of lately, who had brought all that they know."""
@@ -167,7 +174,9 @@ class SharedTables:
 
     async def recall(self, content: str) -> str | None:
         """Return the id made for it. Raises `AwayError`."""
-        return (await self.redis.ask("recall", content)).decode().partition(":")[2] or None
+        return (await self.redis.ask("recall", content, f"{self._names}made:{content}")).decode().partition(":")[
+            2
+        ] or None
 
     def mark(self, key: str) -> None:
         """Remember that a job was sent; it is in memory already."""
@@ -178,7 +187,7 @@ class SharedTables:
     def release(self, ask: Ask) -> None:
         """End a claim unsent."""
         # what was counted must not be counted again, and keeps its place in the order of arrival
-        operation = ("release", ask.key, ask.ttl_ms if ask.recipient or ask.limits else 0)
+        operation = ("release", ask.key, ask.ttl_ms(self._now_ms()) if ask.recipient or ask.limits else 0)
         if not self.redis.tell(*operation):
             self._owed[ask.key] = operation
 
@@ -193,6 +202,14 @@ class SharedTables:
         word = (await self.redis.ask("top", count)).decode().removeprefix("ok:")
         pairs = [pair.rpartition("=") for pair in word.split(",") if pair]
         return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
+
+    async def set_flag(self, name: str, ttl_ms: int) -> None:
+        """Set a flag for all workers. Raises `AwayError`."""
+        await self.redis.ask("flag", name, ttl_ms)
+
+    async def has_flag(self, name: str) -> bool:
+        """Whether a worker has set it. Raises `AwayError`."""
+        return await self.redis.ask("flagged", name) == b"ok:1"
 
     async def seen(self) -> list[WorkerSeen]:
         """Return the workers that were heard of within their lease, by name. Raises `AwayError`."""
@@ -218,15 +235,18 @@ class SharedTables:
     def _admit(self, ask: Ask, *, counted: bool) -> asyncio.Future[bytes]:
         return self.redis.ask(
             "admit",
-            ask.key,
+            f"{self._names}job:{ask.id_key}",
             ask.made_ms,
-            ask.ttl_ms,
+            ask.ttl_ms(self._now_ms()),
             int(counted),
-            ask.recipient,
-            ask.purpose,
-            ask.code,
-            *(ask.limits or ("",) * len(self._limits)),
+            1 + len(ask.old),
+            *self._names_words(ask),
+            *(word for names in ask.old for word in self._names_words(names)),
         )
+
+    def _names_words(self, names: Ask | Names) -> tuple[str, ...]:
+        limits = names.limits or ("",) * len(self._limits)
+        return names.key, names.recipient, names.purpose, names.code, *limits
 
     def _read(self, word: bytes) -> Answer | Busy:
         kind, _, rest = word.decode().partition(":")
@@ -269,7 +289,9 @@ class SharedTables:
 
     async def _do_beat(self) -> None:
         began, restored, whole = monotonic(), self._restored, self._whole
-        answer = await self.redis.ask("beat", int(LEASE_S * 1000), restored, int(whole), self._told())
+        answer = await self.redis.ask(
+            "beat", int(LEASE_S * 1000), restored, int(whole), self._told(), self._names, self._broker
+        )
         lived, _, workers = answer.decode().partition(":")
         if lived == "ok":
             # while marks are being brought, what was there before an outage says nothing
@@ -305,6 +327,7 @@ class SharedTables:
         self._owed.clear()
         await self._beat()
         self._doubt()  # it may have come back with what it knew a while ago
+        await self._warn_of_strangers()
         count, asked = await self._bring_back()
         await self._others()
         if self._why is not None:
@@ -316,6 +339,18 @@ class SharedTables:
         self._known.set()
         # while marks were brought, more was claimed; from now on, new jobs ask Redis
         await self._claim_again(claim for claim in self._held() if claim not in asked)
+
+    async def _warn_of_strangers(self) -> None:
+        word = await self.redis.ask("others", int(LEASE_S * 1000), self._names)
+        brokers: list[str] = json.loads(word.removeprefix(b"ok:").decode(errors="replace"))
+        if brokers:
+            _log.warning(
+                "Another deployment with the same queue name and RABBITMQ_PREFIX uses this Redis database, and shares "
+                "no state with this one: if both names lead to one RabbitMQ, set REDIS_NAMESPACE to the same value for "
+                "all workers; if they are two, give each its own RABBITMQ_PREFIX or Redis database",
+                ours=self._broker,
+                others=brokers[:_BROKERS_SHOWN],
+            )
 
     async def _others(self) -> None:
         """Wait, but not for long, until as many workers as before have brought what they know: Redis may be empty."""

@@ -3,27 +3,36 @@
 -- KEYS[1]  any key with the hash tag: all keys of a deployment lie in one slot
 -- ARGV     prefix, worker, now (ms since 1970; '' is this server's clock), number of limits,
 --          for each limit its name, count and slice in ms, then the operations with their arguments:
---   admit    job made_ms ttl_ms counted recipient purpose code key-for-each-limit…   ('' where there is none)
+--   admit    old-key made_ms ttl_ms counted number, then so often: job recipient purpose code key-for-each-limit…
+--            ('' where there is none). The first are the names under the hash key that is used; the others are those
+--            under the old hash keys: they are read, never written.
 --   mark     job ttl_ms
 --   release  job ttl_ms            (0 forgets it)
---   beat     lease_ms marks whole about   (late where the lease had run out; `marks` is taken if it had not, and is `whole`)
+--   beat     lease_ms marks whole about names broker   (late where the lease had run out; `marks` is taken if it had not, and is `whole`)
+--   others   lease_ms names         [broker, …] of other deployments with these names
 --   seen                            [[ms since it was heard of, what it told about itself], …]
 --   resume                          how many marks of this worker are here
---   keep     content id ttl_ms              recall  content
+--   keep     content id ttl_ms              recall  content old-key
 --   count    name by
 --   top      number                 what was over a limit most often
 --   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
+--   flag     name ttl_ms                    flagged  name    (1 where it is set)
+--
+-- An old-key is what earlier versions wrote, by the id alone and below another prefix: it is read, never written.
 --
 -- job:<hash>        s | c:<worker>:<arrival>:<made_ms> | r::<arrival>:<made_ms>    sent, claimed, or seen and released
 -- newest:<hash>     hash of purposes: made_ms:arrival:until_ms:code
 -- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
 -- worker:<id>       what it tells about itself, while that worker lives     log:<id>  how many of its marks are here     workers  by last sight, once they had brought all
+-- <names>deployments  prefixes of the deployments with these names, by last sight     <names>brokers  their RabbitMQ, by prefix
 -- made:<hash>       the id made for a job that has nothing but its content
 -- throttled         what was over a limit most often, in a day       stats  what was asked
 -- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
+-- flag:<name>       what all workers know for a while: the end of a session, a relay that takes mail again
 
 local P, me = ARGV[1], ARGV[2]
 local SLICES, DAY = 100, 86400000
+local KEEP = 60000 -- how much longer than its code lives what is known of a job is kept, by tables/ask.py
 local now_us, at = nil, 5
 local limits = {}
 for i = 1, tonumber(ARGV[4]) do
@@ -73,15 +82,17 @@ local function held(key, slice)
 end
 
 -- When one of the earliest has left, so that there is room.
-local function allowed(key, limit)
-  local all, places = redis.call('HGETALL', key), {}
-  local counts, over = {}, 1 - limit.count
-  for i = 1, #all, 2 do
-    local place = tonumber(all[i])
-    if place then
-      places[#places + 1] = place
-      counts[place] = tonumber(all[i + 1])
-      over = over + counts[place]
+local function allowed(keys, limit)
+  local places, counts, over = {}, {}, 1 - limit.count
+  for _, key in ipairs(keys) do
+    local all = redis.call('HGETALL', key)
+    for i = 1, #all, 2 do
+      local place = tonumber(all[i])
+      if place then
+        if not counts[place] then places[#places + 1] = place end
+        counts[place] = (counts[place] or 0) + tonumber(all[i + 1])
+        over = over + tonumber(all[i + 1])
+      end
     end
   end
   table.sort(places)
@@ -91,19 +102,24 @@ local function allowed(key, limit)
   end
 end
 
--- Count the job in every window, or in none: returns the full one in which there is room last.
-local function over_limit(keys)
+-- Count the job in every window, or in none: returns the full one in which there is room last. `windows` has for each
+-- limit its keys, under the hash key that is used and the old ones.
+local function over_limit(windows)
   local now = now_ms()
   local sums, full, from = {}, nil, 0
   for i, limit in ipairs(limits) do
-    if keys[i] then
-      sums[i] = held(keys[i], math.floor(now / limit.slice))
-      local room = sums[i] >= limit.count and allowed(keys[i], limit) or 0
+    local keys = windows[i]
+    if keys then
+      local slice = math.floor(now / limit.slice)
+      sums[i] = held(keys[1], slice)
+      local sum = sums[i]
+      for k = 2, #keys do sum = sum + held(keys[k], slice) end
+      local room = sum >= limit.count and allowed(keys, limit) or 0
       if room > from then full, from = i, room end
     end
   end
   if full then
-    local who = limits[full].name .. ':' .. string.match(keys[full], '[^:]*$')
+    local who = limits[full].name .. ':' .. string.match(windows[full][1], '[^:]*$')
     redis.call('ZINCRBY', P .. 'throttled', 1, who)
     redis.call('ZREMRANGEBYRANK', P .. 'throttled', 0, -1001)
     if redis.call('PTTL', P .. 'throttled') < 0 then redis.call('PEXPIRE', P .. 'throttled', DAY) end
@@ -111,66 +127,110 @@ local function over_limit(keys)
   end
   local counted = {} -- several limits for one period look at the same window
   for i, limit in ipairs(limits) do
-    if keys[i] and not counted[keys[i]] then
-      counted[keys[i]] = true
+    local key = windows[i] and windows[i][1]
+    if key and not counted[key] then
+      counted[key] = true
       local slice = math.floor(now / limit.slice)
-      redis.call('HINCRBY', keys[i], whole(slice), 1)
-      redis.call('HSET', keys[i], 'at', whole(slice), 'sum', sums[i] + 1)
-      redis.call('PEXPIRE', keys[i], (SLICES + 1) * limit.slice)
+      redis.call('HINCRBY', key, whole(slice), 1)
+      redis.call('HSET', key, 'at', whole(slice), 'sum', sums[i] + 1)
+      redis.call('PEXPIRE', key, (SLICES + 1) * limit.slice)
     end
   end
 end
 
--- Forget codes that live no more: looked for as a recipient's purposes grow, so that this costs each job little.
+-- Bound a recipient's purposes: beyond 64 the 32 codes that expire first are forgotten, so that no call takes long. What
+-- is forgotten supersedes no older code any more.
 local function sweep(newest)
-  if redis.call('HLEN', newest) % 50 ~= 0 then return end
-  local all = redis.call('HGETALL', newest)
+  local size = redis.call('HLEN', newest)
+  if size <= 64 and size % 50 ~= 0 then return end
+  local all, entries = redis.call('HGETALL', newest), {}
   for i = 1, #all, 2 do
-    if tonumber(string.match(all[i + 1], '^%d+:%d+:(%d+):')) <= now_ms() then redis.call('HDEL', newest, all[i]) end
+    local until_ms = tonumber(string.match(all[i + 1], '^%d+:%d+:(%d+):'))
+    if until_ms <= now_ms() then
+      redis.call('HDEL', newest, all[i])
+    else
+      entries[#entries + 1] = { all[i], until_ms }
+    end
   end
+  if #entries <= 64 then return end
+  table.sort(entries, function(one, other) return one[2] < other[2] end)
+  for i = 1, #entries - 32 do redis.call('HDEL', newest, entries[i][1]) end
+end
+
+-- The names of a job, its recipient and its limits, under each hash key.
+local function read_names()
+  local jobs, newests, windows = {}, {}, {}
+  for n = 1, tonumber(next_arg()) do
+    jobs[n] = P .. 'job:' .. next_arg()
+    local recipient, purpose, code = next_arg(), next_arg(), next_arg()
+    if recipient ~= '' then newests[n] = { key = P .. 'newest:' .. recipient, purpose = purpose, code = code } end
+    for i, limit in ipairs(limits) do
+      local key = next_arg()
+      if key ~= '' then
+        windows[i] = windows[i] or {}
+        table.insert(windows[i], P .. 'limit:' .. limit.name .. ':' .. limit.slice .. ':' .. key)
+      end
+    end
+  end
+  return jobs, newests, windows
+end
+
+-- What is known of a job under any of its keys: 'sent', 'busy' or the first record, and when it was made as first told.
+local function look_up(jobs, old_key, made)
+  local known, holder, arrival
+  for n = 1, #jobs + 1 do
+    local found = redis.call('GET', jobs[n] or old_key)
+    if found == 's' then return 'sent' end
+    if found then
+      local its_holder, number, first_made = string.match(found, '^%a:([^:]*):(%d+):(%d+)$')
+      if its_holder ~= '' and its_holder ~= me and redis.call('EXISTS', P .. 'worker:' .. its_holder) == 1 then
+        known = 'busy'
+      elseif not known then
+        known, holder, arrival = 'seen', its_holder, tonumber(number)
+      end
+      made = math.min(made, tonumber(first_made))
+    end
+  end
+  return known, holder, arrival, made
 end
 
 local function admit()
-  local job, made, ttl, counted = P .. 'job:' .. next_arg(), tonumber(next_arg()), next_arg(), next_arg() == '1'
-  local recipient, purpose, code = next_arg(), next_arg(), next_arg()
-  local keys = {}
-  for i, limit in ipairs(limits) do
-    local key = next_arg()
-    if key ~= '' then keys[i] = P .. 'limit:' .. limit.name .. ':' .. limit.slice .. ':' .. key end
-  end
+  local old_key, made, ttl, counted = next_arg(), tonumber(next_arg()), next_arg(), next_arg() == '1'
+  local jobs, newests, windows = read_names()
+  local job, newest = jobs[1], newests[1]
+  local known, holder, arrival
+  known, holder, arrival, made = look_up(jobs, old_key, made)
+  if known == 'sent' or known == 'busy' then return known end
 
-  local known, holder, arrival, number, first_made = redis.call('GET', job), nil, nil, nil, nil
-  if known == 's' then return 'sent' end
-  if known then
-    holder, number, first_made = string.match(known, '^%a:([^:]*):(%d+):(%d+)$')
-    if holder ~= '' and holder ~= me and redis.call('EXISTS', P .. 'worker:' .. holder) == 1 then return 'busy' end
-    arrival, made = tonumber(number), math.min(made, tonumber(first_made))
-  end
-
-  local newest, newer = P .. 'newest:' .. recipient, true
-  if recipient ~= '' then
+  local newer = true
+  if newest then
     arrival = arrival or redis.call('INCR', P .. 'arrivals')
-    local entry = redis.call('HGET', newest, purpose)
-    if entry then
-      local its_made, its_arrival, until_ms, its_code = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
-      its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
-      newer = tonumber(until_ms) <= now_ms() or made > its_made or (made == its_made and arrival >= its_arrival)
-      if not newer and its_code ~= code then
-        -- a mail of ours may be on its way: until we release it, no copy may be sent
-        local state = holder == me and 'c:' .. me or 'r:'
-        redis.call('SET', job, state .. ':' .. whole(arrival) .. ':' .. whole(made), 'PX', ttl)
-        return 'old'
+    for _, it in ipairs(newests) do
+      local entry = redis.call('HGET', it.key, it.purpose)
+      if entry then
+        local its_made, its_arrival, until_ms, its_code = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
+        its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
+        -- a newer code that is gone long before this one may never be sent: it supersedes only what it outlives
+        local older = tonumber(until_ms) >= now_ms() + tonumber(ttl) - KEEP
+          and (made < its_made or (made == its_made and arrival < its_arrival))
+        if older and its_code ~= it.code then
+          -- a mail of ours may be on its way: until we release it, no copy may be sent
+          local state = holder == me and 'c:' .. me or 'r:'
+          redis.call('SET', job, state .. ':' .. whole(arrival) .. ':' .. whole(made), 'PX', ttl)
+          return 'old'
+        end
+        newer = newer and not older
       end
     end
   end
   if not known and not counted and #limits > 0 then
-    local over = over_limit(keys)
+    local over = over_limit(windows)
     if over then return over end
   end
-  if recipient ~= '' and newer then
-    local entry = table.concat({ whole(made), whole(arrival), whole(now_ms() + tonumber(ttl)), code }, ':')
-    if redis.call('HSET', newest, purpose, entry) == 1 then sweep(newest) end
-    if redis.call('PTTL', newest) < tonumber(ttl) then redis.call('PEXPIRE', newest, ttl) end
+  if newest and newer then
+    local entry = table.concat({ whole(made), whole(arrival), whole(now_ms() + tonumber(ttl)), newest.code }, ':')
+    if redis.call('HSET', newest.key, newest.purpose, entry) == 1 then sweep(newest.key) end
+    if redis.call('PTTL', newest.key) < tonumber(ttl) then redis.call('PEXPIRE', newest.key, ttl) end
   end
   arrival = whole(arrival or 0)
   redis.call('SET', job, 'c:' .. me .. ':' .. arrival .. ':' .. whole(made), 'PX', ttl)
@@ -198,6 +258,7 @@ end
 
 local function beat()
   local lease, marks, whole_log, about = next_arg(), next_arg(), next_arg() == '1', next_arg()
+  local names, broker = next_arg(), next_arg()
   local now = clock_us() / 1000
   local lived = redis.call('EXISTS', P .. 'worker:' .. me) == 1
   redis.call('SET', P .. 'worker:' .. me, about, 'PX', lease)
@@ -205,8 +266,23 @@ local function beat()
     if lived then redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000) end
     redis.call('ZADD', P .. 'workers', whole(now), me)
   end
+  if names ~= P then
+    redis.call('ZADD', names .. 'deployments', whole(now), P)
+    redis.call('PEXPIRE', names .. 'deployments', DAY)
+    redis.call('HSET', names .. 'brokers', P, broker)
+    redis.call('PEXPIRE', names .. 'brokers', DAY)
+  end
   redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', whole(now - tonumber(lease)))
   return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers')
+end
+
+local function others()
+  local since, names, found = now_ms() - tonumber(next_arg()), next_arg(), {}
+  for _, prefix in ipairs(redis.call('ZRANGEBYSCORE', names .. 'deployments', '(' .. whole(since), '+inf')) do
+    -- an answer is one word
+    if prefix ~= P then found[#found + 1] = string.gsub(redis.call('HGET', names .. 'brokers', prefix) or '?', '%s', '_') end
+  end
+  return 'ok:' .. (#found == 0 and '[]' or cjson.encode(found))
 end
 
 local function seen()
@@ -230,7 +306,8 @@ local function keep()
 end
 
 local function recall()
-  return 'ok:' .. (redis.call('GET', P .. 'made:' .. next_arg()) or '')
+  local made, old_key = redis.call('GET', P .. 'made:' .. next_arg()), next_arg()
+  return 'ok:' .. (made or redis.call('GET', old_key) or '')
 end
 
 local function count()
@@ -265,9 +342,19 @@ local function reserve()
   return 'ok:' .. whole(first - now) .. ':' .. whole(every) .. ':' .. string.format('%.6f', rate)
 end
 
+local function flag()
+  local name = next_arg()
+  redis.call('SET', P .. 'flag:' .. name, '1', 'PX', next_arg())
+  return 'ok'
+end
+
+local function flagged()
+  return 'ok:' .. redis.call('EXISTS', P .. 'flag:' .. next_arg())
+end
+
 local operations = {
-  admit = admit, mark = mark, release = release, beat = beat, seen = seen, resume = resume, keep = keep, recall = recall,
-  count = count, top = top, reserve = reserve,
+  admit = admit, mark = mark, release = release, beat = beat, others = others, seen = seen, resume = resume, keep = keep,
+  recall = recall, count = count, top = top, reserve = reserve, flag = flag, flagged = flagged,
 }
 local answers = {}
 while at <= #ARGV do

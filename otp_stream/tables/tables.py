@@ -12,20 +12,22 @@ from otp_stream.core.admission import (
     Objection,
     SentBefore,
     Standing,
-    Superseded,
-    Throttled,
     Unknown,
+    answer_name,
 )
 from otp_stream.core.job import Job
 from otp_stream.core.rate import Grant
 from otp_stream.core.state import Fail, TablesState, WorkerSeen
 
-from .ask import Ask, Asker
+from .ask import KEEP_MS, Ask, Asker
 from .memory import Answer, MemoryTables
 from .redis import AwayError
 from .shared import Busy, SharedTables
 
 _BUSY_PAUSE_S = 0.1
+_COPIES_LIMIT = 8
+"""Copies of a job that wait here for its end: more would fill the prefetch window. They wait in the broker instead."""
+_SELDOM_MS = 60_000
 _TOP = 10
 """How many of those that are throttled most are shown."""
 
@@ -39,7 +41,19 @@ def _now_ms() -> int:
 class Claim:
     """A job that is this worker's to send."""
 
-    __slots__ = ("_tables", "admitted", "arrival", "ask", "busy", "doubted", "lost", "shared", "since", "unshared")
+    __slots__ = (
+        "_tables",
+        "admitted",
+        "arrival",
+        "ask",
+        "busy",
+        "copies",
+        "doubted",
+        "lost",
+        "shared",
+        "since",
+        "unshared",
+    )
 
     def __init__(self, tables: "Tables", ask: Ask) -> None:
         self._tables = tables
@@ -57,6 +71,8 @@ class Claim:
         """Whether it went on without Redis."""
         self.busy: asyncio.Future[None] | None = None
         """What others wait for, where any do."""
+        self.copies = 0
+        """How many wait for it."""
         self.since = time.monotonic()
 
     @property
@@ -123,6 +139,10 @@ class Tables:
         """Claims by recipient and purpose, then job."""
         self._asked: Counter[str] = Counter()
         self._unshared = 0
+        self._forgets = False
+        """Whether it was said that sent records are evicted."""
+        self._reused = 0
+        self._reuse_logged_ms = 0
         self._since_ms = now_ms()
 
     def share(
@@ -134,6 +154,8 @@ class Tables:
         about: Callable[[], WorkerSeen] | None = None,
         observe: Callable[[float], object] = lambda _: None,
         server_ms: Callable[[], int] | None = None,
+        names: str | None = None,
+        broker: str = "",
     ) -> SharedTables:
         """Share the tables with every worker that names this Redis and prefix; `run` what is returned.
 
@@ -152,6 +174,8 @@ class Tables:
             about=about,
             observe=observe,
             server_ms=server_ms,
+            names=names,
+            broker=broker,
         )
         return self.shared
 
@@ -170,6 +194,7 @@ class Tables:
             evicted=self._memory.evicted,
             asked=dict(self._asked),
             unshared=self._unshared,
+            reused=self._reused,
             owed=shared.owed if shared else 0,
             throttled={f"{name} {key}": times for (name, key), times in self._memory.throttled.most_common(_TOP)},
         )
@@ -188,27 +213,56 @@ class Tables:
                 return await self.shared.seen()
         return []
 
+    async def set_flag(self, name: str, ttl_ms: int) -> bool:
+        """Set a flag for all workers; `False` where they share nothing, or Redis is away."""
+        if self.shared is not None and self.shared.connected:
+            with suppress(AwayError):
+                await self.shared.set_flag(name, ttl_ms)
+                return True
+        return False
+
+    async def has_flag(self, name: str) -> bool:
+        """Whether a worker has set it; `False` where that is not known."""
+        if self.shared is not None and self.shared.connected:
+            with suppress(AwayError):
+                return await self.shared.has_flag(name)
+        return False
+
     @property
     def may_send(self) -> bool:
         """Whether claims can be relied upon: no other worker may take ours for dead."""
         shared = self.shared
         return shared is None or shared.leased or (self._fail == "open" and not shared.connected)
 
-    async def admit(self, job: Job, deadline_ms: int) -> Standing:
+    async def admit(self, job: Job, deadline_ms: int, sendable: bool = True) -> Standing:  # noqa: FBT001, FBT002
         """Claim a job for this worker, or say why it may not be sent.
 
         Waits while another attempt is at it, here or elsewhere, and with `fail` `closed` while Redis is away; `Unknown`
-        when another worker or Redis takes longer than `deadline_ms` (since 1970). What is attempted here comes to its
-        end soon enough (`HOLD_LIMIT_MS`).
+        when another worker or Redis takes longer than `deadline_ms` (since 1970), or when enough copies wait already.
+        What is attempted here comes to its end soon enough (`HOLD_LIMIT_MS`). A job that is not `sendable` supersedes
+        no other and counts towards no limit.
         """
-        ask = self._asker.ask(job, self._now_ms())
+        ask = self._asker.ask(job)
+        if job.ask.job_id and job.lane != "due" and self._memory.reuses_id(ask, self._now_ms()):
+            self._warn_of_reuse(job)
+        if not sendable:
+            ask = ask.bare
+        waited = False
         while (before := self._held.get(ask.key)) is not None:
+            if before.copies >= _COPIES_LIMIT:
+                self._count(Unknown())
+                return Unknown()
             before.busy = before.busy or asyncio.get_running_loop().create_future()
-            await asyncio.shield(before.busy)
+            before.copies += 1
+            try:
+                await asyncio.shield(before.busy)
+            finally:
+                before.copies -= 1
+            waited = True
         claim = self._held[ask.key] = Claim(self, ask)
         answer: Answer | Unknown = Unknown()
         try:
-            answer = await self._answer(claim, deadline_ms)
+            answer = await self._answer(claim, deadline_ms, waited=waited)
         finally:
             if not isinstance(answer, int):
                 self._end(claim)
@@ -221,12 +275,11 @@ class Tables:
         if self.shared is not None and self.shared.connected:
             with suppress(AwayError):
                 found = await self.shared.recall(content)
-        return found or self._memory.made.get(content, self._now_ms())
+        return found or self._memory.recall(content, self._now_ms())
 
     def keep(self, content: str, job_id: str) -> None:
         """Remember the id made for a job with this content."""
-        now_ms = self._now_ms()
-        self._memory.made.put(content, job_id, now_ms + self._memory.marks.ttl_ms, now_ms)
+        self._memory.keep(content, job_id, self._now_ms())
         if self.shared is not None:
             self.shared.keep(content, job_id)
 
@@ -242,7 +295,7 @@ class Tables:
     async def renew(self, claim: Claim, deadline_ms: int) -> Objection | None:
         """Ask again for a claim that is still held here."""
         claim.lost = claim.doubted = False  # what is said of it from now on counts
-        answer = await self._answer(claim, deadline_ms, counted=True)
+        answer = await self._answer(claim, deadline_ms, counted=True, waited=True)
         if isinstance(answer, Objection):
             claim.lost = True
             self._count(answer)
@@ -255,6 +308,12 @@ class Tables:
         if self.shared is not None:
             self.shared.mark(claim.ask.key)
             claim.shared = False
+        elif self._memory.marks.evicted and not self._forgets:
+            self._forgets = True
+            _log.warning(
+                "The memory of sent jobs is full: a copy of a job may be sent again before SENT_TTL_HOURS have passed. "
+                "Raise SENT_MEMORY_LIMIT, or set REDIS_URL: Redis keeps them all"
+            )
         self._end(claim)
 
     def release(self, claim: Claim) -> None:
@@ -278,7 +337,9 @@ class Tables:
         finally:
             self._idle.discard(task)
 
-    async def _answer(self, claim: Claim, deadline_ms: int, *, counted: bool = False) -> Answer | Unknown:
+    async def _answer(
+        self, claim: Claim, deadline_ms: int, *, counted: bool = False, waited: bool = False
+    ) -> Answer | Unknown:
         shared = self.shared
         while shared is not None:
             now_ms = self._now_ms()
@@ -286,18 +347,20 @@ class Tables:
                 if self._memory.marks.knows(claim.ask.key, now_ms):
                     return SentBefore()
                 before, claim.shared = claim.shared, True
+                ask = self._current(claim, waited=waited)
                 try:
-                    answer = await shared.admit(claim.ask, counted=counted)
+                    answer = await shared.admit(ask, counted=counted)
                 except AwayError:
                     continue
                 claim.shared = before or isinstance(answer, int)
                 if not isinstance(answer, Busy):
-                    return self._admitted(claim, answer)
+                    return self._admitted(claim, ask, answer)
                 self._asked["busy"] += 1
                 if now_ms >= deadline_ms:
                     return Unknown()
                 with self._waiting():
                     await asyncio.sleep(_BUSY_PAUSE_S)
+                waited = True
             elif self._fail == "open":
                 await shared.first_answer()
                 if shared.connected:
@@ -310,10 +373,15 @@ class Tables:
             else:
                 with self._waiting():
                     await shared.returned((deadline_ms - now_ms) / 1000)
-        return self._admitted(claim, self._memory.admit(claim.ask, self._now_ms(), counted=counted))
+                waited = True
+        ask = self._current(claim, waited=waited)
+        return self._admitted(claim, ask, self._memory.admit(ask, self._now_ms(), counted=counted))
 
-    def _admitted(self, claim: Claim, answer: Answer) -> Answer:
-        ask = claim.ask
+    def _current(self, claim: Claim, *, waited: bool) -> Ask:
+        """Return what to ask now: a code that has expired while its job waited supersedes none and is not counted."""
+        return claim.ask.bare if waited and self._now_ms() >= claim.ask.expires_ms else claim.ask
+
+    def _admitted(self, claim: Claim, ask: Ask, answer: Answer) -> Answer:
         if not isinstance(answer, int):
             return answer
         claim.arrival, claim.admitted = answer, True
@@ -321,16 +389,27 @@ class Tables:
             return answer
         others = self._places.setdefault(f"{ask.recipient}:{ask.purpose}", {})
         others[ask.key] = claim
-        older = [it for it in others.values() if it.order < claim.order and it.ask.code != ask.code and not it.lost]
+        older = [it for it in others.values() if self._supersedes(claim, it)]
         for other in older:
             other.lost = True
         if older:
             self.on_lost()
         return answer
 
+    @staticmethod
+    def _supersedes(newer: Claim, claim: Claim) -> bool:
+        """Whether a claim loses to a newer code; one that is gone long before it may never be sent."""
+        return (
+            claim.order < newer.order
+            and claim.ask.code != newer.ask.code
+            and claim.ask.expires_ms <= newer.ask.expires_ms + KEEP_MS
+            and not claim.lost
+        )
+
     def _end(self, claim: Claim) -> None:
         ask = claim.ask
         del self._held[ask.key]
+        self._memory.release(ask.key)
         if claim.shared and self.shared is not None:
             self.shared.release(ask)
         if ask.recipient and (others := self._places.get(place := f"{ask.recipient}:{ask.purpose}")):
@@ -344,20 +423,21 @@ class Tables:
         return [claim for claim in self._held.values() if claim.admitted]
 
     def _count(self, answer: Answer | Unknown) -> None:
-        match answer:
-            case SentBefore():
-                name = "duplicate"
-            case Superseded():
-                name = "superseded"
-            case Throttled(limit):
-                name = f"throttled_{limit.name}"
-            case Unknown():
-                name = "unknown"
-            case _:
-                name = "admitted"
+        name = answer_name(answer if isinstance(answer, Objection) else None)
         self._asked[name] += 1
         if self.shared is not None:
             self.shared.asked[name] += 1
+
+    def _warn_of_reuse(self, job: Job) -> None:
+        self._reused += 1
+        now_ms = self._now_ms()
+        if now_ms - self._reuse_logged_ms >= _SELDOM_MS:
+            self._reuse_logged_ms = now_ms
+            _log.warning(
+                "jobId was used before with another recipient or code, and is sent as another job: give each its own",
+                job_id=job.id,
+                reused=self._reused,
+            )
 
     def _away(self, error: str) -> None:
         told = "codes go out, limits and copies are known to each worker alone" if self._fail == "open" else "jobs wait"

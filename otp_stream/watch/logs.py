@@ -4,9 +4,13 @@ import asyncio
 import atexit
 import json
 import logging
+import os
+import stat
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from types import NoneType
 from typing import Any, TextIO, cast
 
@@ -14,6 +18,9 @@ import structlog
 from pydantic_core import to_json
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from otp_stream.telemetry_errors import ERRORS
+
+from .log_pipe import LogPipe
 from .tracing import CURRENT
 
 # These write what they send and receive at their lower levels, and with it addresses and codes.
@@ -24,20 +31,23 @@ _PLAIN = (str, int, float, NoneType)
 # These tell once more, every second, what the broker room tells when it is news.
 _ECHOES = ("aiormq", "aio_pika")
 
+_outputs: list["_Output"] = []
+"""Where lines go now; one at most."""
+
 
 def configure_logs(*, level: str, readable: bool) -> None:
     """Send our lines and those of every library to standard output, one line each."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    output = cast("TextIO", _Output(sys.stdout))
     people = _console() if sys.stdout.isatty() else _readable
     renderer = people if readable else structlog.processors.JSONRenderer(_dumps)
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         _stamp_for_people if readable else _stamp,
     ]
+    output = cast("TextIO", _output(sys.stdout, partial(_dropped_line, [*shared, renderer])))
     structlog.configure(
         processors=[*shared, _add_trace, structlog.processors.format_exc_info, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
@@ -59,19 +69,52 @@ def configure_logs(*, level: str, readable: bool) -> None:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 
 
-class _Output:
-    """A stream that fails nobody: a full disk or a dead collector behind standard output must keep no code back.
+def _output(stream: TextIO, note: Callable[[int], str]) -> "_Output":
+    """Return the output to this stream: the same at a second start, because loggers keep what they were given first."""
+    if not _outputs or _outputs[-1].stream is not stream:
+        finish_logs()
+        _outputs[:] = [_Output(stream, note)]
+    return _outputs[-1]
 
-    A collector that lives and reads nothing still holds the process up once its pipe is full. Lines of one turn of the
-    event loop are written at its end, at once: a write for each line took as long as to make it.
+
+def _dropped_line(processors: Iterable[Processor], count: int) -> str:
+    event: Any = {"event": "log lines were dropped: nothing read standard output", "dropped": count}
+    for process in processors:
+        event = process(None, "warning", event)
+    return f"{event}\n"
+
+
+def _bound_logger(level: int) -> type:
+    """Return a logger whose calls never raise: a job must not fail because a line about it cannot be written."""
+    filtering = cast("Any", structlog.make_filtering_bound_logger(level))
+
+    def write(logger: Any, level: str, event: str | None = None, **fields: Any) -> None:
+        try:
+            filtering._proxy_to_logger(logger, level, event, **fields)  # noqa: SLF001 - made to be overridden
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller goes on
+            ERRORS.count += 1
+            with suppress(Exception):
+                line = {"level": level, "event": str(event)[:200], "fields_not_logged": type(error).__name__}
+                logger._logger.msg(json.dumps(line))  # noqa: SLF001 - past the processors that failed
+
+    return type("BoundLogger", (filtering,), {"_proxy_to_logger": write})
+
+
+class _Output:
+    """A stream that fails no one and waits for no reader: neither a full disk nor a collector may keep a code back.
+
+    Lines of one turn of the event loop are written at its end, at once: a write for each line took as long as to make
+    it. A pipe or terminal is written to by a thread; a file, which takes everything, at once.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, note: Callable[[int], str]) -> None:
+        self.stream = stream
+        self._encoding = stream.encoding or "utf-8"
+        self._pipe = _pipe(stream, note)
         self._lines: list[str] = []
         self._due_in: asyncio.AbstractEventLoop | None = None
         """The loop that will write them. One that ended may have left that to the next."""
-        atexit.register(self._send)
+        atexit.register(self.finish)
 
     def write(self, text: str) -> int:
         try:
@@ -88,6 +131,12 @@ class _Output:
     def flush(self) -> None:
         """Do nothing: each line is flushed in time."""
 
+    def finish(self) -> None:
+        """Write what is left; a reader that does not read is waited for for a moment only."""
+        self._send()
+        if self._pipe:
+            self._pipe.flush()
+
     def _send(self) -> None:
         lines, self._lines = self._lines, []
         self._due_in = None
@@ -95,13 +144,31 @@ class _Output:
             self._put("".join(lines))
 
     def _put(self, text: str) -> None:
-        with suppress(OSError):
+        if self._pipe:
+            self._pipe.put(text.encode(self._encoding, "backslashreplace"))
+            return
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
             try:
-                self._stream.write(text)
+                self.stream.write(text)
             except UnicodeError:  # one word that this stream cannot write must not take the others with it
-                encoding = self._stream.encoding or "utf-8"
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._stream.flush()
+                self.stream.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
+            self.stream.flush()
+
+
+def _pipe(stream: TextIO, note: Callable[[int], str]) -> LogPipe | None:
+    """Return the thread for a stream whose other side may not read."""
+    with suppress(OSError, ValueError):
+        descriptor = stream.fileno()
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            stream.flush()
+            return LogPipe(descriptor, note)
+    return None
+
+
+def finish_logs() -> None:
+    """Write the lines that are not written yet: the process is about to end, perhaps by a signal."""
+    if _outputs:
+        _outputs[-1].finish()
 
 
 def _console() -> structlog.dev.ConsoleRenderer:

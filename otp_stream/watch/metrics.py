@@ -1,6 +1,7 @@
 """What Prometheus may ask: counts at the moment they become true, gauges at the moment of the question."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,23 +15,28 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from otp_stream.core.decision import ENDINGS
-from otp_stream.core.state import BrokerState, RelayState, TablesState, WorkerState
+from otp_stream.core.admission import ANSWERS
+from otp_stream.core.decision import ENDINGS, Final
+from otp_stream.core.job import Lane
+from otp_stream.core.lenient import LENIENT_FIELDS
+from otp_stream.core.outcome import Outcome
+from otp_stream.core.state import BrokerState, Gate, Phase, RelayState, TablesState, WorkerState
+from otp_stream.telemetry_errors import ERRORS
 
 from .counts import Counts, Times
+from .log_pipe import DROPPED
 
 disable_created_metrics()
 
 # a code is wanted within the second and useless after the quarter of an hour
 _LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_LANES = ("jobs", "high", "due")
-_LET_GO = ("ack", "retry", "park", "dead", "renewed", "returned", "taken_back")
-_ANSWERS = (
-    "admitted", "duplicate", "superseded", "throttled_recipient", "throttled_domain", "throttled_tenant",
-    "throttled_total", "unknown", "busy",
-)  # fmt: skip
-_MET = ("accepted", "deferred", "rejected", "uncertain", "unavailable", "lapsed", "broken")
+# derived from the unions, so that nothing can happen that has no name here
+_LANES: tuple[str, ...] = get_args(Lane)
+_LET_GO = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "returned", "taken_back")
+_MET = tuple(kind.__name__.lower() for kind in get_args(Outcome))
+_GATES: tuple[str, ...] = get_args(Gate)
+_PHASES: tuple[str, ...] = get_args(Phase)
 
 
 class Metrics:
@@ -50,6 +56,12 @@ class Metrics:
             "unsettled", "Settlements that did not stand at the broker: the job comes again."
         )
         self.clock_ahead = self._counter("clock_ahead", "Jobs whose timestamp lay in the future, beyond tolerance.")
+        self.lenient = self._counts(
+            "lenient",
+            "Optional fields that did not match the documentation and were coerced or ignored.",
+            "field",
+            LENIENT_FIELDS,
+        )
         self.accept_s = self._times("time_to_accept", "From the job's timestamp to the relay's 250.", _LIFE_S)
         self.arrive_s = self._times("time_to_arrive", "From the job's timestamp to its first sight here.", _LIFE_S)
         self.send_s = self._times("send", "From asking for a turn at the relay to its reply.", _SEND_S)
@@ -87,9 +99,9 @@ class _States(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self._look()
-        yield _one_of(
-            "phase", "What the worker is doing.", state.phase, "http_only", "starting", "consuming", "stopping"
-        )
+        yield _one_of("phase", "What the worker is doing.", state.phase, *_PHASES)
+        yield _total("telemetry_errors", "Exceptions in telemetry. No job is affected.", ERRORS.count)
+        yield _total("log_lines_dropped", "Log lines dropped because standard output was not read.", DROPPED.count)
         if state.broker is not None:
             yield from _broker(state.broker)
         if state.relays:
@@ -107,9 +119,9 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
     yield from _ledger(broker)
     yield _by("queue_ready", "Jobs ready, by the broker's word.", "queue", {it.queue: it.depth for it in lanes})
     yield _by("queue_consumers", "Consumers, by the broker's word.", "queue", {it.queue: it.consumers for it in lanes})
-    dropped = CounterMetricFamily("otp_events_dropped", "Events that could not be published.")
-    dropped.add_metric([], broker.events_dropped)
-    yield dropped
+    unverified = sum(it.unverified for it in lanes)
+    yield _total("unverified_retries", "Retries without a valid signature, processed as new jobs.", unverified)
+    yield _total("events_dropped", "Events that could not be published.", broker.events_dropped)
     if broker.dead is not None:
         yield _gauge("dead_letters", "Dead letters, by the broker's word.", broker.dead)
     if broker.waiting is not None:
@@ -136,7 +148,7 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     connects = CounterMetricFamily("otp_relay_connects", "Connections opened.", labels=["relay"])
     replies = CounterMetricFamily("otp_relay_replies", "Final replies, by code.", labels=["relay", "code"])
     for relay in relays:
-        for state in ("open", "half_open", "closed"):
+        for state in _GATES:
             gates.add_metric([relay.name, state], relay.gate == state)
         connects.add_metric([relay.name], relay.connects)
         for code, count in relay.replies.items():
@@ -158,18 +170,23 @@ def _tables(tables: TablesState) -> Iterator[Metric]:
         if tables.workers is not None:
             yield _gauge("tables_workers", "Workers that share the state, by Redis's word.", tables.workers)
     asked = CounterMetricFamily("otp_tables_asked", "Questions about jobs, by the answer.", labels=["answer"])
-    for answer in _ANSWERS:
+    for answer in ANSWERS:
         asked.add_metric([answer], tables.asked.get(answer, 0))
     yield asked
     for name, text, count in (
         ("possible_duplicates", "Jobs that went on while Redis was away: another may have sent them.", tables.unshared),
+        ("job_ids_reused", "Jobs whose jobId was used before with another recipient or code.", tables.reused),
         ("tables_evicted", "Entries that memory here dropped before their time, for want of room.", tables.evicted),
     ):
-        family = CounterMetricFamily(f"otp_{name}", text)
-        family.add_metric([], count)
-        yield family
+        yield _total(name, text, count)
     yield _gauge("claims", "Jobs that this worker is at.", tables.claims)
     yield _by("table_entries", "Entries in this worker's memory.", "table", dict(tables.sizes))
+
+
+def _total(name: str, text: str, count: float) -> Metric:
+    family = CounterMetricFamily(f"otp_{name}", text)
+    family.add_metric([], count)
+    return family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -6,16 +6,19 @@ Format: opentelemetry-proto `trace.proto`; settings: the OTLP exporter's specifi
 """
 
 import gzip
+import re
 import threading
 from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import requests
 import structlog
+
+from otp_stream.urls import without_secrets
 
 Value = str | int
 
@@ -108,9 +111,7 @@ class Outlet:
     def __init__(self, environ: Mapping[str, str], resource: Mapping[str, str], scope: tuple[str, str]) -> None:
         said = _Settings(environ)
         self._url = said.url
-        parts = urlsplit(self._url)
-        # neither a password nor a key in the query belongs into a log
-        self._shown = f"{parts.scheme}://{parts.hostname}:{parts.port or ''}{parts.path}"
+        self._shown = re.sub("//[^/]*@", "//", without_secrets(self._url))
         self._timeout_s = _number(said("TIMEOUT"), 10)
         self._gzip = said("COMPRESSION").lower() == "gzip"
         self._session = requests.Session()

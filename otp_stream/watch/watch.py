@@ -23,6 +23,8 @@ from .tracing import NoTracer, Tracer, open_tracer
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LATE_MS = 60_000
 _SELDOM_MS = 60_000
+_ATTEMPTS_SHOWN = 10
+"""Attempts that have a series of their own: greylisting makes many."""
 
 
 def _now_ms() -> int:
@@ -53,6 +55,8 @@ class Watch:
         self.metrics.received.add(job.lane)
         if job.lane != "due" and job.ask.timestamp is not None:
             self._check_clock(job)
+        if job.ask.lenient and job.lane != "due":
+            self._count_lenience(job)
         if self._talks:
             _log.info(
                 "job started",
@@ -101,7 +105,7 @@ class Watch:
                 self._tally.retried += 1
                 self._tally.fail(error, now_ms)
                 self._note(job, "retry", attempt, now_ms, error)
-                self.metrics.retries.labels(str(attempt)).inc()
+                self.metrics.retries.labels(str(attempt) if attempt <= _ATTEMPTS_SHOWN else "more").inc()
                 self._tracer.note(settlement="retry", delay_ms=delay_ms)
                 _log.warning("job is tried again", job_id=job.id, attempt=attempt, delay_ms=delay_ms, error=error)
             case Park(delay_ms):
@@ -200,6 +204,16 @@ class Watch:
         elif late_ms > _LATE_MS:
             self._tell_seldom(
                 "jobs arrive late: a backlog, or a producer's clock is behind ours", job_id=job.id, late_ms=late_ms
+            )
+
+    def _count_lenience(self, job: Job) -> None:
+        for field, what in job.ask.lenient:
+            self.metrics.lenient.add(field)
+            self._tell_seldom(
+                f"a producer's optional field is not as documented: {field}",
+                job_id=job.id,
+                field=field,
+                what=what if what in {"coerced", "ignored"} else f"in {what} instead of milliseconds, read as such",
             )
 
     def _tell_seldom(self, event: str, **fields: str | int) -> None:

@@ -1,19 +1,19 @@
-"""The page of dead letters: why they died, and replay for whoever may."""
+"""The page of dead letters: how many there are; for those who are logged in, why they died, and replay."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
-from otp_stream.asgi import Answer, Fields, Scope, header, redirect
+from otp_stream.asgi import Answer, Fields, Scope, redirect
+from otp_stream.core.decision import REASONS
 from otp_stream.core.letter import InHandError, Letter, Wanted, grouped, words
 
 from .pages import render
-from .session import Sessions
+from .session import FOREIGN, TOO_MANY, Sessions, is_program, who
 
 _MOST = 5_000
 """Letters that one page looks at."""
@@ -71,6 +71,8 @@ class DeadDesk:
     sessions: Sessions
     count: Callable[[], Awaitable[int | None]]
     """Asks the broker how many there are; `None` where it does not say."""
+    endings: Callable[[], Mapping[str, int]]
+    """Jobs by how they ended at this worker."""
     _looked: tuple[list[Letter], int] = field(default_factory=lambda: (list[Letter](), 0))
     _looked_at: float = float("-inf")
     """When they were seen."""
@@ -87,12 +89,26 @@ class DeadDesk:
     _running: asyncio.Task[None] | None = None
 
     async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
-        """Show letters by cause; `refused` is what was not done, and why."""
+        """Show dead letters by cause, to a visitor only their number; `refused` is what was not done, and why."""
+        if self.sessions.is_blocked(scope):
+            return TOO_MANY
+        if await self.sessions.knows(scope):
+            return await self._by_cause(scope, refused, status)
+        html = render(
+            "dead_count.html",
+            count=await self.count(),
+            endings={reason: number for reason in REASONS if (number := self.endings().get(reason, 0))},
+            can=self.sessions.token is not None,
+            refused=refused,
+        )
+        return Answer(html.encode(), "text/html; charset=utf-8", status)
+
+    async def _by_cause(self, scope: Scope, refused: str | None, status: int) -> Answer:
+        # takes every dead letter from RabbitMQ for a moment, with its body: not for visitors
         if self._done is None:
             await self._look()
         letters, left = self._looked
         now_ms = _now_ms()
-        known = self.sessions.knows(scope)
         last = self._last if self._last and now_ms - self._last.at_ms < _TOLD_S * 1000 else None
         groups = grouped(letters, now_ms)
         html = render(
@@ -109,26 +125,24 @@ class DeadDesk:
             looked_ms=(time.monotonic() - self._looked_at) * 1000,
             last=last,
             done=self._done,
-            may=known,
-            can=self.sessions.token is not None,
-            form_key=self.sessions.form_key(scope) if known else "",
+            form_key=self.sessions.form_key(scope),
             now_ms=now_ms,
         )
         return Answer(html.encode(), "text/html; charset=utf-8", status)
 
     async def _refuse(self, scope: Scope, text: str, status: int) -> Answer:
-        if header(scope, b"authorization"):  # a program
+        if is_program(scope):
             return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
         return await self.page(scope, text, status)
 
     async def replay(self, scope: Scope, fields: Fields) -> Answer:
         """Begin a replay of one group."""
-        if not self.sessions.knows(scope):
-            return await self._refuse(scope, "HTTP_TOKEN is needed: log in first", 403)
-        if not self.sessions.own_form(scope, fields.get("key", "")):
-            return await self._refuse(scope, _FOREIGN, 403)
+        if self.sessions.is_blocked(scope):
+            return TOO_MANY
+        if refusal := await self.sessions.refusal(scope, fields):
+            return await self._refuse(scope, *refusal)
         try:
-            wanted = Wanted.read([f"{name}={fields[name]}" for name in _NAMES if fields.get(name)], _now_ms())
+            wanted = Wanted.read([f"{name}={fields[name]}" for name in _NAMES if name in fields], _now_ms())
         except ValueError as error:
             return await self._refuse(scope, str(error), 400)
         if not wanted:
@@ -136,23 +150,23 @@ class DeadDesk:
         if self._running is not None:
             return await self._refuse(scope, "a replay is under way: wait for its end", 409)
         self._done, self._last, self._error = 0, None, None
-        self._running = asyncio.create_task(self._replay(wanted, _who(scope), fresh=fields.get("fresh") == "yes"))
+        self._running = asyncio.create_task(self._replay(wanted, who(scope), fresh=fields.get("fresh") == "yes"))
         return redirect("dead")
 
     async def login(self, scope: Scope, fields: Fields) -> Answer:
         """Open a session."""
-        secure = scope.get("scheme") == "https"
-        cookie = await self.sessions.open(fields.get("token", ""), secure=secure)
+        if self.sessions.is_blocked(scope):
+            return TOO_MANY
+        cookie = await self.sessions.open(fields.get("token", ""), secure=scope.get("scheme") == "https", scope=scope)
         if cookie is None:
-            _log.warning("wrong HTTP_TOKEN", by=_who(scope))
             return await self._refuse(scope, "the token is wrong: try again", 403)
-        return redirect("dead", cookie=cookie)
+        return redirect("." if fields.get("to") == "." else "dead", cookie=cookie)
 
     async def logout(self, scope: Scope, fields: Fields) -> Answer:
         """Close the session."""
         if not self.sessions.own_form(scope, fields.get("key", "")):
-            return await self._refuse(scope, _FOREIGN, 403)
-        return redirect("dead", cookie=self.sessions.close())
+            return await self._refuse(scope, FOREIGN, 403)
+        return redirect("dead", cookie=await self.sessions.close(scope))
 
     async def _look(self) -> None:
         async with self._asking:
@@ -185,7 +199,7 @@ class DeadDesk:
         try:
             passed = await self.letters.replay(wanted, by=by, fresh=fresh, rate=_RATE, progress=note)
             number = passed.replayed
-            told = f"{number} {'letter is' if number == 1 else 'letters are'} on the way again ({wanted})"
+            told = f"{number} {'job is' if number == 1 else 'jobs are'} being sent again ({wanted})"
             if not number and not passed.stale:
                 told = f"no letter was left to send again ({wanted})"
             if passed.stale:
@@ -201,13 +215,6 @@ class DeadDesk:
 
 
 _NAMES = ("reason", "code", "domain")
-_FOREIGN = "this form is not from here, or the session has ended: try again"
-
-
-def _who(scope: Scope) -> str:
-    with contextlib.suppress(TypeError, IndexError):
-        return f"page@{scope['client'][0]}"
-    return "page"
 
 
 def _now_ms() -> int:

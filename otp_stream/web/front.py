@@ -14,6 +14,7 @@ from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, 
 from . import charts
 from .live import Picture
 from .pages import parts, render
+from .session import Sessions
 
 PARTS = ("status", "figures", "charts", "lanes", "endings", "recent", "relays", "workers", "tables")
 """What changes by itself: blocks of the template, each in a place with its name."""
@@ -63,15 +64,18 @@ class Front:
     fresh: Callable[[float], Awaitable[WorkerState]]
     watched: Watched
     shared: Shared
+    sessions: Sessions
     name: str
     """This worker's."""
     version: str
     environment: str
 
-    async def page(self, _: Scope) -> Answer:
-        """Answer with the whole page."""
-        html = render("front.html", **await self._fields())
-        return Answer(html.encode(), "text/html; charset=utf-8")
+    async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+        """Answer with the whole page; `refused` is what was not done, and why."""
+        may = await self.sessions.knows(scope)
+        form_key = self.sessions.form_key(scope) if may else ""
+        html = render("front.html", **await self._fields(), may=may, form_key=form_key, refused=refused)
+        return Answer(html.encode(), "text/html; charset=utf-8", status)
 
     async def picture(self) -> Picture:
         """Return the parts that change."""
@@ -102,6 +106,7 @@ class Front:
             "name": self.name,
             "version": self.version,
             "environment": self.environment,
+            "can": self.sessions.token is not None,
             "good": GOOD,
             "bad": REASONS,
         }

@@ -22,7 +22,8 @@ from .dead import DeadDesk, Letters
 from .front import Front, Shared, Watched
 from .live import MOST, Live
 from .pages import ASSETS, asyncapi_page
-from .session import Sessions
+from .probe import Probe, ProbeRoute
+from .session import Flags, Sessions
 from .templates import Previews, TemplateDesk
 
 _FRESH_MS = 2_000
@@ -38,11 +39,13 @@ class Sources:
     watched: Watched
     refresh: Callable[[], Awaitable[None]]
     shared: Shared
+    flags: Flags | None
+    probe: Probe
     letters: Letters
     previews: Previews
     default_locale: str
     http_token: str | None
-    """Whoever knows it may replay."""
+    """Whoever knows it may replay, and probe a relay."""
     metrics: Callable[[str], tuple[bytes, str]]
     document: Callable[[], dict[str, Any]]
     name: str
@@ -54,10 +57,13 @@ class Sources:
 def routes(sources: Sources) -> dict[str, Route]:
     """Return every path with its ASGI route."""
     desk = _Desk(sources)
-    front = Front(desk.fresh, sources.watched, sources.shared, sources.name, sources.version, sources.environment)
+    sessions = Sessions(sources.http_token, sources.flags)
+    about = sources.name, sources.version, sources.environment
+    front = Front(desk.fresh, sources.watched, sources.shared, sessions, *about)
     live = Live(front.picture, stopping=lambda: sources.look().phase == "stopping")
     templates = TemplateDesk(sources.previews, sources.default_locale)
-    dead = DeadDesk(sources.letters, Sessions(sources.http_token), desk.dead_letters)
+    dead = DeadDesk(sources.letters, sessions, desk.dead_letters, lambda: sources.watched.stats().endings)
+    probe = ProbeRoute(sources.probe, sessions, front, sources.name)
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
     answers: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
         "/": front.page,
@@ -73,7 +79,7 @@ def routes(sources: Sources) -> dict[str, Route]:
         "/asyncapi.yaml": partial(_asyncapi_yaml, document),
         **{f"/{name}": partial(_asset, name) for name in ASSETS},
     }
-    forms = {"/replay": dead.replay, "/login": dead.login, "/logout": dead.logout}
+    forms = {"/replay": dead.replay, "/login": dead.login, "/logout": dead.logout, "/probe": probe.take}
     return {
         **{path: answering(answer) for path, answer in answers.items()},
         **{path: taking(take) for path, take in forms.items()},

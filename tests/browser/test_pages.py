@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import re
+import smtplib
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,19 +28,37 @@ ADDRESS = "ada.lovelace@example.com"
 LOOKS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
 
 
-@pytest.fixture
-def chromium(tmp_path: Any) -> Iterator[webdriver.Chrome]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'chromium'}",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     yield browser
     browser.quit()
+
+
+@pytest.fixture
+def chromium(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """Open a tab of its own, without what other tests left: cookies, cached files, emulation and logs."""
+    others = browser.window_handles
+    browser.switch_to.new_window("tab")
+    tab = browser.current_window_handle
+    for handle in others:
+        browser.switch_to.window(handle)
+        browser.close()
+    browser.switch_to.window(tab)
+    browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    browser.execute_cdp_cmd("Network.clearBrowserCache", {})
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    yield browser
+    browser.get("about:blank")  # a page left open would ask its worker for news until the next test
 
 
 def look(browser: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
@@ -301,19 +321,48 @@ async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_sh
     await until(lambda: _holds(stage, wait_for, 50), "fifty dead letters")
     look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
     chromium.find_element(By.LINK_TEXT, "Dead letters").click()
+    assert "corp.example" not in text(chromium, "main")
+    chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
+    wait(lambda: "Send again" in text(chromium, "main"), "the button")
     told = text(chromium, "main")
     assert "50 jobs could not be sent" in told
     assert "550 5.7.1 relaying denied" in told
     assert "corp.example" in told
     stage.relay.always("rcpt", None)
-    chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
-    wait(lambda: "Send again" in text(chromium, "main"), "the button")
     assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
     chromium.find_element(By.CSS_SELECTOR, "td button").click()
-    wait(lambda: "50 letters are on the way again" in text(chromium, "main"), "the end of the replay")
+    wait(lambda: "50 jobs are being sent again" in text(chromium, "main"), "the end of the replay")
     await stage.relay.wait_accepted(50)
     assert CODE not in chromium.page_source
     assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+async def test_a_relay_that_is_repaired_is_probed_from_the_page(stage: Stage, chromium: webdriver.Chrome) -> None:
+    stage.relay.always("mail", "530 5.7.0 sender not verified")
+    worker = await stage.run(HTTP_TOKEN="correct-horse-battery")
+    look(chromium, f"http://127.0.0.1:{worker.port}/", 390, "light")
+    await stage.rabbit.publish(job())
+    await worker.wait_log("relay takes no mail")
+    token = "#relays input[name=token]"
+    wait(lambda: chromium.find_elements(By.CSS_SELECTOR, token), "the login form, without a reload")
+    assert not chromium.find_element(By.CSS_SELECTOR, "form[action=probe]").is_displayed()
+    chromium.find_element(By.CSS_SELECTOR, token).send_keys("correct-horse-battery")
+    chromium.execute_script("window.began = Date.now()")
+    wait(lambda: chromium.execute_script("return Date.now() - began > 2500"), "changes of the page while one types")
+    chromium.find_element(By.CSS_SELECTOR, token).send_keys("\n")
+    wait(lambda: "Log out" in text(chromium, "body"), "the session")
+    assert chromium.current_url.endswith("/")
+    assert not chromium.find_element(By.CSS_SELECTOR, token).is_displayed()
+    assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    stage.relay.always("mail", None)
+
+    def probed() -> bool:
+        with contextlib.suppress(StaleElementReferenceException, NoSuchElementException):
+            chromium.find_element(By.CSS_SELECTOR, "form[action=probe] button").click()
+        return len(stage.relay.accepted) == 1
+
+    await until(lambda: asyncio.to_thread(probed), "the mail")
+    wait(lambda: "Probe now" not in text(chromium, "#relays"), "the end of the button")
 
 
 async def _holds(stage: Stage, queue: str, count: int) -> bool:
@@ -343,6 +392,46 @@ async def test_the_inbox_shows_a_mail_as_a_person_sees_it(chromium: webdriver.Ch
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
         chromium.switch_to.default_content()
     assert hosts(chromium) == {"127.0.0.1"}
+
+
+async def test_the_inbox_shows_what_comes_and_keeps_open_what_somebody_reads(
+    chromium: webdriver.Chrome, demo: Worker
+) -> None:
+    port = int(re.findall(r"SMTP_PORT\W+(\d+)", demo.log, re.IGNORECASE)[0])
+
+    def receive(*subjects: str) -> None:
+        with smtplib.SMTP("127.0.0.1", port, timeout=10) as smtp:
+            for subject in subjects:
+                smtp.sendmail("a@example.com", "b@example.com", f"Subject: {subject}\r\n\r\nhello\r\n")
+
+    def listed(subject: str) -> bool:
+        return text(chromium, ".list").startswith(subject)
+
+    look(chromium, f"http://127.0.0.1:{demo.port}/inbox", 1280, "light")
+    chromium.execute_script("window.loaded = true")
+    receive("first")
+    wait(lambda: text(chromium, ".mail h1") == "first", "the newest mail")
+    chromium.execute_script("document.querySelector('.mail details').open = true")
+    receive("second")
+    wait(lambda: listed("second"), "the second mail in the list")
+    assert text(chromium, ".mail h1") == "first"
+    assert text(chromium, ".list [aria-current]").startswith("first")
+    assert chromium.execute_script("return document.querySelector('.mail details').open")
+    assert chromium.execute_script("return window.loaded")
+    chromium.find_element(By.CSS_SELECTOR, ".list a:nth-child(2)").click()
+    wait(lambda: "id=" in chromium.current_url, "the chosen mail")
+    chromium.execute_script("window.loaded = true; window.frame = document.querySelector('iframe')")
+    receive(*(f"more {number}" for number in range(40)))
+    wait(lambda: listed("more 39"), "all in the list")
+    chromium.execute_script("document.querySelector('.list').scrollTop = 300")
+    link = "return document.querySelector('.list a:nth-child(12)').getBoundingClientRect().top"
+    place = chromium.execute_script(link)
+    receive("last")
+    wait(lambda: listed("last"), "the last in the list")
+    assert abs(chromium.execute_script(link.replace("12", "13")) - place) < 1
+    assert text(chromium, ".mail h1") == "first"
+    assert chromium.execute_script("return window.loaded && window.frame === document.querySelector('iframe')")
+    assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)

@@ -1,7 +1,8 @@
 """The tables in memory and in Redis, held to the same words: what one says of a job, the other says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -9,6 +10,7 @@ from uuid import uuid4
 import pytest
 from rabbitmq import until
 from redis_server import RedisServer
+from structlog.testing import capture_logs
 
 from otp_stream.core.admission import (
     Claim,
@@ -17,10 +19,14 @@ from otp_stream.core.admission import (
     Standing,
     Superseded,
     Throttled,
+    Unknown,
     read_limits,
 )
+from otp_stream.core.finding import Finding
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.tables import Asker, MemoryTables, Tables
+from otp_stream.tables.checkup import checkup
+from otp_stream.tables.inspect import Line
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000
@@ -35,12 +41,21 @@ class Ground:
     running: list[asyncio.Task[None]] = field(default_factory=list)
     prefix: str = field(default_factory=lambda: f"{{t{uuid4().hex[:8]}}}:")
 
-    async def tables(self, *limits: Limit, supersede: bool = False, sent_limit: int = 10_000) -> Tables:
-        """Make the tables of one worker."""
+    async def tables(
+        self, *limits: Limit, supersede: bool = False, sent_limit: int = 10_000, deployment: str = ""
+    ) -> Tables:
+        """Make the tables of one worker of a deployment."""
         memory = MemoryTables(limits, sent_ttl_ms=24 * HOUR, sent_limit=sent_limit)
         tables = Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: self.now_ms)
         if self.url:
-            shared = tables.share(self.url, shown_url=self.url, prefix=self.prefix, server_ms=lambda: self.now_ms)
+            shared = tables.share(
+                self.url,
+                shown_url=self.url,
+                prefix=f"{self.prefix}{deployment}",
+                names=self.prefix,
+                broker=f"{deployment}broker with a name",
+                server_ms=lambda: self.now_ms,
+            )
             self.running.append(asyncio.create_task(shared.run()))
             assert await shared.returned(5)
             assert await until(_true(lambda: shared.connected), "Redis")
@@ -75,8 +90,17 @@ async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
     await ground.close()
 
 
-def job(job_id: str = "a", *, email: str = "user@example.com", otp: str = "123456", at: int = NOW, **more: Any) -> Job:
-    ask = OtpJob.model_validate({"email": email, "otp": otp, "timestamp": at, "metadata": more})
+def job(
+    job_id: str = "a",
+    *,
+    email: str = "user@example.com",
+    otp: str = "123456",
+    at: int = NOW,
+    given_id: bool = False,
+    **more: Any,
+) -> Job:
+    body = {"email": email, "otp": otp, "timestamp": at, "metadata": more}
+    ask = OtpJob.model_validate(body | ({"jobId": job_id} if given_id else {}))
     return carry(
         ask, job_id=job_id, lane="jobs", first_seen_ms=max(at, NOW), attempts_made=0, default_expiry_minutes=15
     )
@@ -90,6 +114,22 @@ async def claim(tables: Tables, a_job: Job) -> Claim:
 
 async def send(tables: Tables, a_job: Job) -> None:
     (await claim(tables, a_job)).mark()
+
+
+async def test_a_flag_is_seen_by_all_who_share_and_by_no_one_else(ground: Ground) -> None:
+    one, other, stranger = [await ground.tables(deployment=name) for name in ("", "", "other:")]
+    shared = ground.url is not None
+    assert not await other.has_flag("it")
+    assert await one.set_flag("it", HOUR) is shared
+    assert await other.has_flag("it") is shared
+    assert not await stranger.has_flag("it")
+    assert not await other.has_flag("another")
+    await one.set_flag("short", 1)
+    assert await until(lambda: _is_gone(other, "short"), "the end of the flag")
+
+
+async def _is_gone(tables: Tables, name: str) -> bool:
+    return not await tables.has_flag(name)
 
 
 async def ask(tables: Tables, a_job: Job) -> Standing:
@@ -150,6 +190,48 @@ async def test_a_cancelled_wait_leaves_the_claim_to_its_holder(ground: Ground) -
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
+async def test_copies_that_come_at_once_are_claimed_one_after_another(ground: Ground) -> None:
+    tables = await ground.tables()
+    holder = await claim(tables, job())
+    waiting = [asyncio.create_task(claim(tables, job())) for _ in range(3)]
+    await asyncio.sleep(0)
+    while waiting:
+        assert not any(task.done() for task in waiting)
+        holder.release()
+        await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        (claimed,) = (task for task in waiting if task.done())
+        waiting.remove(claimed)
+        holder = claimed.result()
+    holder.mark()
+    assert await tables.admit(job(), NOW + HOUR) == SentBefore()
+
+
+async def test_a_copy_that_stops_waiting_leaves_the_others_their_turn(ground: Ground) -> None:
+    tables = await ground.tables()
+    holder = await claim(tables, job())
+    gone, stays = (asyncio.create_task(claim(tables, job())) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    holder.release()
+    async with asyncio.timeout(5):
+        assert (await stays).holds()
+
+
+@pytest.mark.parametrize("end", ["mark", "release"])
+async def test_a_claim_that_has_ended_is_forgotten(ground: Ground, end: str) -> None:
+    tables = await ground.tables(Limit("total", 10, HOUR), supersede=True)
+    lost: list[bool] = []
+    tables.on_lost = lambda: lost.append(True)
+    older = await claim(tables, job("older", otp="111111"))
+    getattr(older, end)()
+    await claim(tables, job("newer", otp="222222", at=NOW + 1))
+    assert lost == []  # nobody waits with the older one
+    assert tables.look().claims == 1
+
+
 async def test_marks_are_forgotten_after_their_time_and_not_before(ground: Ground) -> None:
     tables = await ground.tables()
     await send(tables, job())
@@ -160,7 +242,176 @@ async def test_marks_are_forgotten_after_their_time_and_not_before(ground: Groun
         await claim(tables, job())
 
 
+async def test_copies_of_a_slow_job_do_not_all_wait_here(ground: Ground) -> None:
+    tables = await ground.tables()
+    first = await claim(tables, job())
+    copies = [asyncio.create_task(tables.admit(job(), NOW + HOUR)) for _ in range(230)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting = [copy for copy in copies if not copy.done()]
+    assert len(waiting) == 8
+    assert all(isinstance(copy.result(), Unknown) for copy in copies if copy.done())
+    first.mark()
+    assert await asyncio.gather(*waiting) == [SentBefore()] * 8
+
+
+async def test_endless_purposes_of_one_recipient_take_no_call_long(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    for number in range(2_000):
+        await ask(tables, job(f"j{number}", purpose=f"p{number}"))
+    if tables.shared is not None:
+        line = Line(ground.url or "")
+        try:
+            (key,) = (it for it in line.ask("KEYS", "*newest:*") if it.decode().startswith(ground.prefix))
+            assert line.ask("HLEN", key) <= 65
+        finally:
+            line.close()
+    await claim(tables, job("new", otp="222222", at=NOW + 1, purpose="p1999"))
+    assert await tables.admit(job("old", otp="333333", purpose="p1999"), NOW + HOUR) == Superseded()
+
+
+# the same job is the same id, recipient and code
+
+OTHERS = [{"otp": "654321"}, {"email": "other@example.com"}, {"otp": "654321", "email": "other@example.com"}]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both"])
+async def test_an_id_with_another_recipient_or_code_is_another_job(ground: Ground, other: dict[str, str]) -> None:
+    tables = await ground.tables()
+    await send(tables, job(given_id=True))
+    await send(tables, job(given_id=True, **other))
+    assert tables.look().reused == 1
+    assert await tables.admit(job(given_id=True), NOW + HOUR) == SentBefore()
+    assert await tables.admit(job(given_id=True, **other), NOW + HOUR) == SentBefore()
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both"])
+async def test_an_id_that_is_in_flight_does_not_hold_up_another_job_with_it(
+    ground: Ground, other: dict[str, str]
+) -> None:
+    tables = await ground.tables()
+    first = await claim(tables, job())
+    async with asyncio.timeout(5):
+        second = await claim(tables, job(**other))
+    assert first.holds()
+    assert second.holds()
+    second.mark()
+    assert first.holds()
+
+
+async def test_a_job_that_is_tried_again_is_no_reuse_of_its_id(ground: Ground) -> None:
+    tables = await ground.tables()
+    for _ in range(3):
+        await ask(tables, job(given_id=True))
+    assert tables.look().reused == 0
+
+
+async def test_an_id_alone_that_an_earlier_version_recorded_as_sent_still_suppresses_its_copy(ground: Ground) -> None:
+    tables = await ground.tables()
+    if tables.shared is None:
+        return  # memory does not outlive a version
+    by_id = Asker(b"k" * 32).ask(job()).id_key
+    await tables.shared.redis.ask("mark", by_id, HOUR)
+    assert await tables.admit(job(), NOW + HOUR) == SentBefore()
+    await claim(tables, job("b"))
+
+
+async def test_deployments_with_equal_names_suppress_none_of_each_others_codes(ground: Ground) -> None:
+    one, other = await ground.tables(deployment="a:"), await ground.tables(deployment="b:")
+    await send(one, job())
+    await send(other, job())
+    assert await one.admit(job(), NOW + HOUR) == SentBefore()
+
+
+async def test_the_records_of_an_earlier_version_count_for_every_deployment_with_its_names(ground: Ground) -> None:
+    if ground.url is None:
+        return
+    earlier = await ground.tables()
+    assert earlier.shared is not None
+    await earlier.shared.redis.ask("mark", Asker(b"k" * 32).ask(job()).id_key, HOUR)
+    await earlier.shared.redis.ask("keep", "content", "made-before", HOUR)
+    upgraded = await ground.tables(deployment="a:")
+    assert await upgraded.admit(job(), NOW + HOUR) == SentBefore()
+    assert await upgraded.recall("content") == "made-before"
+
+
+async def test_a_check_warns_of_another_deployment_and_of_an_earlier_version(ground: Ground) -> None:
+    if ground.url is None:
+        return
+    ground.now_ms = time.time_ns() // 1_000_000
+
+    async def warnings(prefix: str) -> list[str]:
+        found: list[Finding] = []
+        url, names = ground.url or "", ground.prefix
+        await asyncio.to_thread(
+            checkup, url, "redis", f"{names}{prefix}", names, "open", found.append, broker="rabbit-1/otp"
+        )
+        return [f"{it.text}; {it.cure}" for it in found if it.level == "warning"]
+
+    await ground.tables(deployment="a:")
+    assert await warnings("a:") == []
+    await ground.tables(deployment="b:")
+    assert await until(warned(warnings, "1 other deployment"), "the warning of another deployment")
+    (text,) = await warnings("a:")
+    for said in ("uses RabbitMQ rabbit-1/otp", "b:broker with a name", "set REDIS_NAMESPACE"):
+        assert said in text
+    await ground.tables()
+    assert await until(warned(warnings, "of an earlier version"), "the warning of an earlier version")
+
+
+async def test_a_worker_that_starts_warns_of_another_deployment_with_its_names(ground: Ground) -> None:
+    if ground.url is None:
+        return
+    with capture_logs() as logs:
+        await ground.tables(deployment="a:")
+        await ground.tables(deployment="a:")
+        assert not [log for log in logs if "REDIS_NAMESPACE" in log["event"]]
+        await ground.tables(deployment="b:")
+    (warning,) = (log for log in logs if "REDIS_NAMESPACE" in log["event"])
+    assert (warning["ours"], warning["others"]) == ("b:broker with a name", ["a:broker_with_a_name"])
+
+
+def warned(warnings: Callable[[str], Awaitable[list[str]]], text: str) -> Callable[[], Awaitable[bool]]:
+    async def asked() -> bool:
+        return any(text in it for it in await warnings("a:"))
+
+    return asked
+
+
 # newest code wins
+
+
+async def test_a_job_that_cannot_be_sent_supersedes_nothing_and_is_not_counted(ground: Ground) -> None:
+    tables = await ground.tables(Limit("recipient", 1, HOUR), supersede=True)
+    unsendable = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, sendable=False)
+    assert hasattr(unsendable, "release")
+    unsendable.release()
+    old = await claim(tables, job("old", otp="111111"))
+    again = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, sendable=False)
+    assert hasattr(again, "release")
+    assert old.holds()
+
+
+async def test_a_newer_code_that_expires_long_before_the_older_one_supersedes_nothing(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    old = await claim(tables, job("old", otp="111111"))
+    await ask(tables, job("new", otp="222222", at=NOW + 1, expiryMinutes=1))
+    assert old.holds()
+    old.release()
+    await claim(tables, job("old", otp="111111"))
+
+
+async def test_a_job_that_expires_while_a_copy_of_it_is_in_flight_supersedes_nothing(ground: Ground) -> None:
+    tables = await ground.tables(supersede=True)
+    newer = job("new", otp="222222", at=NOW + 1)
+    first = await claim(tables, newer)
+    second = asyncio.create_task(tables.admit(newer, NOW + HOUR))
+    await asyncio.sleep(0)
+    ground.now_ms = newer.expires_ms
+    older = await claim(tables, job("old", otp="111111", expiryMinutes=60))
+    first.release()
+    await second
+    assert older.holds()
 
 
 async def test_an_older_code_is_superseded_by_a_newer_one(ground: Ground) -> None:
@@ -264,7 +515,9 @@ async def test_one_more_than_the_limit_is_throttled_until_the_first_leaves_the_w
     ("name", "same", "other"),
     [
         ("recipient", {"email": "user@example.com"}, {"email": "other@example.com"}),
+        ("recipient", {"email": "ｕser@ｅｘａｍｐｌｅ.com。"}, {"email": "user@exámple.com"}),
         ("domain", {"email": "other@EXAMPLE.com"}, {"email": "user@example.org"}),
+        ("domain", {"email": "other@ⓔxample.com."}, {"email": "user@exámple.com"}),
         ("tenant", {"tenant": "shop"}, {"tenant": "bank"}),
         ("total", {"email": "who@example.net"}, None),
     ],

@@ -1,6 +1,7 @@
 """A RabbitMQ of three nodes, with the jobs queue as a quorum queue: any one of them may go."""
 
 import asyncio
+import datetime as dt
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from amqp_proxy import AmqpProxy, amqp_proxy
+from cli import here, names
 from conftest import Stage, set_stage
 from ledger import Ledger
 from rabbitmq import Cluster, Node, speaks_amqp, until
 from smtp_relay import Act
 from worker import Worker, job
+
+from otp_stream.broker import standing
 
 JOBS = 100
 
@@ -49,7 +53,8 @@ class Scene:
         self.stage.relay.always("body", Act(delay_s=0.1))
         for number in range(0, JOBS, 5):
             self.stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
-        worker = self.stage.worker(url=f"{self.url}?heartbeat=2", SMTP_POOL_SIZE="5", HEARTBEAT_INTERVAL_MS="1000")
+        changes = {"SMTP_POOL_SIZE": "5", "HEARTBEAT_INTERVAL_MS": "1000", "MAX_RETRIES": "3"}  # as in test_broker.py
+        worker = self.stage.worker(url=f"{self.url}?heartbeat=2", **changes)
         await worker.start()
         await self.ledger.publish(JOBS)
         await self.stage.relay.wait_accepted(10)
@@ -67,7 +72,7 @@ class Scene:
 
     async def end(self, worker: Worker, case: str, most: int = 0) -> None:
         """Close the books."""
-        await worker.wait_ready(60)
+        await worker.wait_ready(120)
         await self.ledger.balance(60)
         row = self.ledger.row(case)
         assert row.lost == 0
@@ -78,8 +83,10 @@ class Scene:
 @pytest.fixture
 async def scene(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Scene]:
     first = cluster.nodes[0]
+    # a node that the test before has started again speaks AMQP before it is a member again
+    await asyncio.to_thread(first.control, "await_online_nodes", str(len(cluster.nodes)))
     async with set_stage(first.url, tmp_path, tidy=False) as stage, amqp_proxy(first.url) as (balancer, url):
-        yield Scene(stage, cluster, balancer, url, Ledger(stage.rabbit, stage.relay))
+        yield Scene(stage, cluster, balancer, url, Ledger(stage))
         for node in cluster.nodes:
             assert await until(lambda node=node: _up(node), f"node {node.name}", 60)
 
@@ -89,13 +96,15 @@ async def _up(node: Node) -> bool:
 
 
 async def test_the_node_that_we_are_on_dies(scene: Scene) -> None:
+    # a worker makes a quorum queue of it beside a quorum jobs queue; a producer may have made a classic one
+    await scene.stage.rabbit.declare(f"{scene.stage.rabbit.queue}.high")
     worker = await scene.begin(leader=scene.cluster.nodes[1])
     scene.balancer.upstream = scene.cluster.nodes[2].port
     await asyncio.to_thread(scene.ours.stop)
     scene.ledger.mended()
     await worker.wait_log("RabbitMQ is back")
     await scene.end(worker, "cluster: the node that we are on dies")
-    assert "queue is away, nothing is consumed from it" in worker.log  # the high lane, a classic queue there
+    await worker.wait_log("queue is away, nothing is consumed from it")  # the high lane
     await asyncio.to_thread(scene.ours.start)
     await worker.wait_log("consuming again")
     await scene.stage.rabbit.publish(job("late@example.com"), to=f"{scene.stage.rabbit.queue}.high")
@@ -136,3 +145,61 @@ async def test_our_node_freezes(scene: Scene) -> None:
     await asyncio.to_thread(scene.ours.start)
     await scene.heal()
     await scene.end(worker, "cluster: our node freezes and is restarted, leaders moved afterwards")
+
+
+@pytest.mark.parametrize("jobs", ["classic", "away"])
+async def test_the_high_lane_of_a_cluster_is_made_as_a_quorum_queue(scene: Scene, jobs: str) -> None:
+    rabbit, holder = scene.stage.rabbit, scene.cluster.nodes[2]
+    await rabbit.call(holder.url)
+    await rabbit.declare()
+    if jobs == "away":
+        await asyncio.to_thread(holder.stop)
+    try:
+        await rabbit.call(scene.ours.url)
+        api = f"http://127.0.0.1:{scene.cluster.api_port}"
+        env = {**names(scene.stage), "RABBITMQ_URL": scene.ours.url}
+        made = await asyncio.to_thread(here, scene.stage.folder, "topology", "apply", "--management-url", api, **env)
+        assert f"made: queue {rabbit.queue}.high\n" in made.out
+        found = await standing.queue(rabbit.connection, f"{rabbit.queue}.high", {})
+        assert found is not None
+        assert found.kind == "quorum"
+    finally:
+        if jobs == "away":
+            await asyncio.to_thread(holder.start)
+
+
+AWAY_S = 5
+"""RabbitMQ 4 itself answers after more than a minute."""
+
+
+async def test_a_worker_starts_while_the_node_of_a_classic_high_lane_is_down(scene: Scene) -> None:
+    rabbit, holder = scene.stage.rabbit, scene.cluster.nodes[2]
+    await rabbit.call(holder.url)
+    await rabbit.declare(f"{rabbit.queue}.high")  # on the node that is asked for it
+    await rabbit.call(scene.cluster.nodes[1].url)
+    await rabbit.declare(**{"x-queue-type": "quorum"})
+    before = scene.stage.worker(url=scene.url)
+    await before.start()
+    await before.stop()
+    await asyncio.to_thread(holder.stop)
+    try:
+        worker = scene.stage.worker(url=scene.url, HEARTBEAT_INTERVAL_MS="1000")
+        await scene.ledger.publish(JOBS)
+        await worker.start()
+        await scene.ledger.balance()
+        assert _seconds(worker, "otp-stream starts", "job started") < AWAY_S
+        assert (await worker.get("/readyz"))[0] == 200
+        assert f"away at the broker: {rabbit.queue}.high" in (await worker.get("/health"))[1]
+    finally:
+        await asyncio.to_thread(holder.start)
+    await worker.wait_log("consuming again", timeout=60)
+    await rabbit.publish(job("late@example.com"), to=f"{rabbit.queue}.high")
+    await scene.stage.relay.wait_accepted(JOBS + 1)
+    row = scene.ledger.row("cluster: a worker starts while the node of a classic .high is down")
+    assert (row.lost, row.duplicated, scene.ledger.reasons.total()) == (0, 0, 0)
+
+
+def _seconds(worker: Worker, first: str, last: str) -> float:
+    """Return the time between two lines of its log, each the first of its kind."""
+    at = {line["event"]: dt.datetime.fromisoformat(line["timestamp"]) for line in reversed(worker.lines)}
+    return (at[last] - at[first]).total_seconds()

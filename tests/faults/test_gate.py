@@ -13,7 +13,7 @@ CONNECTIONS = 5
 
 
 async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> None:
-    ledger = Ledger(stage.rabbit, stage.relay)
+    ledger = Ledger(stage)
     worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
     await worker.start()
     await stage.relay.stop()
@@ -54,7 +54,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
 
 
 async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
-    ledger = Ledger(stage.rabbit, stage.relay)
+    ledger = Ledger(stage)
     worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
     await worker.start()
     await stage.relay.stop()
@@ -79,7 +79,7 @@ async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
 
 
 async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage) -> None:
-    ledger = Ledger(stage.rabbit, stage.relay)
+    ledger = Ledger(stage)
     stage.relay.always("mail", "450 4.7.0 rate limit exceeded")
     worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
     await worker.start()

@@ -1,5 +1,6 @@
 """What befalls the machine under the worker: full disk, clock set back and forth, no file descriptors left."""
 
+import json
 import resource
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from smtp_relay import Act
 
 JOBS = 100
 HOUR_S = 3600
+LARGE = 15 * 1024 * 1024
+"""Bytes of a body; RabbitMQ 4 takes at most 16 MiB."""
 
 
 @pytest.fixture
 def ledger(stage: Stage) -> Ledger:
-    return Ledger(stage.rabbit, stage.relay)
+    return Ledger(stage)
 
 
 async def test_its_log_is_on_a_full_disk(stage: Stage, ledger: Ledger) -> None:
@@ -68,7 +71,7 @@ async def test_it_has_no_file_descriptors_left(stage: Stage, ledger: Ledger) -> 
     pid = worker.process.pid
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = len(_descriptors(pid))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, hard))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, hard))
     await ledger.publish(JOBS)
     await worker.wait_log("Too many open files")
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
@@ -85,3 +88,26 @@ async def test_it_has_no_file_descriptors_left(stage: Stage, ledger: Ledger) -> 
 
 def _descriptors(pid: int) -> list[Path]:
     return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
+async def test_bodies_too_large_to_keep_do_not_fill_its_memory(stage: Stage, ledger: Ledger) -> None:
+    worker = await stage.run()
+    assert worker.process is not None
+    status = Path(f"/proc/{worker.process.pid}/status")
+    large = b"x" * LARGE
+    before = _peak(status)
+    await stage.rabbit.publish(*[large] * 4, *[b"y" * 1024 * 1024] * 4, headers={"a": 1})
+    await ledger.publish(1)
+    await stage.relay.wait_accepted(1)
+    letters = await stage.rabbit.dead(8)
+    assert sorted(len(it.body) for it in letters)[4:] == [1024 * 1024] * 4
+    stubs = [json.loads(it.body) for it in letters if len(it.body) < 1024]
+    assert [it["originalSize"] for it in stubs] == [LARGE] * 4
+    assert {(it.headers["x-otp-reason"], it.headers["a"]) for it in letters} == {("malformed", 1)}
+    assert _peak(status) - before < LARGE * 2
+    assert await stage.rabbit.depth() == 0
+
+
+def _peak(status: Path) -> int:
+    """Return the most memory that a process has had, in bytes."""
+    return next(int(it.split()[1]) * 1024 for it in status.read_text().splitlines() if it.startswith("VmHWM"))

@@ -17,7 +17,7 @@ CONNECTIONS = 5
 @pytest.fixture
 async def ledger(stage: Stage) -> Ledger:
     await stage.rabbit.declare(**{"x-queue-type": "quorum"})
-    return Ledger(stage.rabbit, stage.relay)
+    return Ledger(stage)
 
 
 async def begin(stage: Stage, **changes: str) -> Worker:
@@ -86,10 +86,11 @@ async def test_stopped(stage: Stage, ledger: Ledger, name: str) -> None:
     assert ledger.copies_are_identical
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
 async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Stage, kind: str) -> None:
     await stage.rabbit.declare(**{"x-queue-type": kind})
-    ledger = Ledger(stage.rabbit, stage.relay)
+    ledger = Ledger(stage)
     stage.relay.always("body", Act(delay_s=10))
     worker = await begin(stage)
     await ledger.publish(JOBS)

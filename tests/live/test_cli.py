@@ -1,10 +1,16 @@
 """The command line, as a person uses it."""
 
+import asyncio
+import contextlib
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from cli import names, otp_stream
 from conftest import Stage
+from processes import start
 from rabbitmq import free_port, until
 from worker import CODE
 
@@ -25,7 +31,7 @@ async def test_a_job_is_sent_and_its_end_is_told(stage: Stage) -> None:
     assert ran.out.startswith("j-1: sent, after ")
     assert CODE not in ran.out
     assert stage.relay.accepted[0].recipient == "you@example.com"
-    again = await otp_stream(stage.folder, "send", "you@example.com", "--job-id", "j-1", **names(stage))
+    again = await otp_stream(stage.folder, "send", "you@example.com", "--otp", CODE, "--job-id", "j-1", **names(stage))
     assert (again.code, again.out.split(",")[0]) == (1, "j-1: duplicate")
 
 
@@ -83,3 +89,56 @@ async def test_a_broker_that_is_away_is_named(tmp_path: Path) -> None:
     assert "does not answer" in ran.out
     assert "hunter2" not in ran.out
     assert (await otp_stream(tmp_path, "send", "a@b.c", RABBITMQ_URL="ftp://x")).code == 2
+
+
+_INTERRUPTED = """
+import os, signal, sys
+sys.argv = ["/usr/bin/otp-stream", "check"]
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "importlib.metadata":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.modules.pop("importlib.metadata", None)
+sys.meta_path.insert(0, Finder())
+import otp_stream.cli
+"""
+
+
+async def test_ctrl_c_before_anything_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _INTERRUPTED, cwd=tmp_path, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, out) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("words", [("check",), ("dead", "list"), ("load", "--yes"), ("send", "a@example.com"),
+    ("topology", "show")])  # fmt: skip
+async def test_ctrl_c_while_a_command_waits_for_the_broker_is_no_traceback(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    reached = asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    output = tmp_path / "output"
+    env = os.environ | {"RABBITMQ_URL": f"amqp://127.0.0.1:{port}/"}
+    process = await start("otp-stream", *words, folder=tmp_path, env=env, output=output)
+    try:
+        await asyncio.wait_for(reached.wait(), 20)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 10) in {1, 130}
+    finally:
+        process.kill()
+        server.close()
+    assert "Traceback" not in output.read_text()
+    assert "Exception" not in output.read_text()

@@ -8,12 +8,13 @@ import signal
 import urllib.request
 from pathlib import Path
 
+import pytest
 from amqp_proxy import amqp_proxy
 from cli import names, otp_stream
 from conftest import Stage
+from processes import start
 from rabbitmq import free_port, until
 from smtp_relay import Act
-from worker import SCRIPT
 
 CHECK = ("livecheck", "Live.Check@example.com")
 _CODE = re.compile(r"\b\d{8}\b")
@@ -68,15 +69,14 @@ async def test_what_is_slow_lost_or_never_arrives_ends_with_1(stage: Stage) -> N
     assert "lost 1" in ran.out
 
 
+@pytest.mark.waits
 async def test_beside_everything_else_it_outlives_a_broker_that_goes_away(stage: Stage, tmp_path: Path) -> None:
     await stage.run()
     async with amqp_proxy(stage.url) as (proxy, url):
         port = free_port()
         options = ("--count", "0", "--every", "0.2", "--timeout", "1", "--metrics-port", str(port))
-        process = await asyncio.create_subprocess_exec(
-            SCRIPT, *CHECK, *options, env=os.environ | names(stage) | {"RABBITMQ_URL": url}, cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+        output, env = tmp_path / "output", os.environ | names(stage) | {"RABBITMQ_URL": url}
+        process = await start("otp-stream", *CHECK, *options, folder=tmp_path, env=env, output=output)
 
         async def counts(outcome: str, more_than: float) -> bool:
             return await _metric(port, f'otp_livecheck_probes_total{{outcome="{outcome}"}}') > more_than
@@ -95,9 +95,8 @@ async def test_beside_everything_else_it_outlives_a_broker_that_goes_away(stage:
             await until(lambda sent=sent: counts("sent", sent + 1), "codes that come through again")
         assert await _metric(port, "otp_livecheck_last_success_timestamp_seconds") > before
         process.send_signal(signal.SIGTERM)
-        out, _ = await asyncio.wait_for(process.communicate(), 10)
-    told = out.decode()
-    assert process.returncode == 1
+        assert await asyncio.wait_for(process.wait(), 10) == 1
+    told = output.read_text()
     assert "stalled: nothing has come through for " in told
     assert "codes come through again, after " in told
     assert re.search(r"\d+ codes to L\*\*\*@example.com: .*failed \d+", told)

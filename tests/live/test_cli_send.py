@@ -12,8 +12,9 @@ from typing import Any
 
 from cli import names, otp_stream
 from conftest import Stage
+from processes import start
 from rabbitmq import until
-from worker import CODE, SCRIPT
+from worker import CODE
 
 from otp_stream.cli.batch import read
 
@@ -123,10 +124,11 @@ async def test_without_events_a_job_is_published_and_nobody_waits(stage: Stage) 
     await stage.relay.wait_accepted(1)
 
 
-async def test_ctrl_c_tells_how_many_were_published(stage: Stage) -> None:
-    process = await asyncio.create_subprocess_exec(
-        SCRIPT, "send", "you@example.com", "--repeat", "5000", "--rate", "50", "--wait", "0",
-        env=os.environ | names(stage), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+async def test_ctrl_c_tells_how_many_were_published(stage: Stage, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    process = await start(
+        "otp-stream", "send", "you@example.com", "--repeat", "5000", "--rate", "50", "--wait", "0",
+        folder=tmp_path, env=os.environ | names(stage), output=output,
     )  # fmt: skip
 
     async def some() -> bool:
@@ -134,9 +136,30 @@ async def test_ctrl_c_tells_how_many_were_published(stage: Stage) -> None:
 
     await until(some, "published jobs")
     process.send_signal(signal.SIGINT)
-    out, _ = await asyncio.wait_for(process.communicate(), 10)
-    told = re.fullmatch(r"(\d+) of 5 000 published, then stopped\n", out.decode())
+    assert await asyncio.wait_for(process.wait(), 10) == 1
+    out = output.read_text()
+    told = re.fullmatch(r"(\d+) of 5 000 published, then stopped\n", out)
     assert told, out
-    assert process.returncode == 1
     depth = await stage.rabbit.depth() or 0
     assert 5 <= int(told[1]) <= depth <= int(told[1]) + 5
+
+
+async def test_a_job_that_a_worker_holds_during_an_outage_is_not_called_untaken(stage: Stage) -> None:
+    words = ("send", "you@example.com", "--wait", "1")
+    ran = await otp_stream(stage.folder, *words, **names(stage))
+    assert "published" in ran.out
+    worker = stage.worker(SMTP_PORT="1")
+    await worker.start(ready=False)
+    await worker.wait_log("jobs wait")
+    ran = await otp_stream(stage.folder, *words, **names(stage))
+    assert ran.code == 1
+    assert "a worker holds it or it waits for a retry" in ran.out
+
+
+async def test_a_wrong_password_is_called_so(stage: Stage) -> None:
+    url = stage.url.replace("guest:guest", "guest:Zq7x")
+    for words in (("send", "you@example.com"), ("dead", "list"), ("topology", "show")):
+        ran = await otp_stream(stage.folder, *words, **(names(stage) | {"RABBITMQ_URL": url}))
+        assert ran.code, words
+        assert "refuses the login" in ran.out, ran.out
+        assert "Zq7x" not in ran.out

@@ -3,11 +3,13 @@
 import email
 import email.policy
 import json
+import socket
 from pathlib import Path
 
 import pytest
 from cli import here
 
+from otp_stream.cli import say
 from otp_stream.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -18,11 +20,11 @@ def own(tmp_path: Path) -> dict[str, str]:
     """Make a folder with a subject, a layout and a template of its own."""
     for name, content in {
         "otp/subject.txt": "Our code for you",
-        "otp/fr/body.txt": "Votre code : {{ otp }}",
+        "otp/fr/body.txt": "Votre code : {{ otp }} ({{ validUntil }})",
         "layout.html": '<html lang="{% block lang %}en{% endblock %}">{{ otp }}',
         "invite/subject.txt": "Come",
-        "invite/body.txt": "{{ team }} {{ otp }}",
-        "invite/body.html": '<html lang="en">{{ otp }}',
+        "invite/body.txt": "{{ team }} {{ otp }} {{ validUntil }}",
+        "invite/body.html": '<html lang="en">{{ otp }} {{ validUntil }}',
     }.items():
         path = tmp_path / "own" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +90,14 @@ def test_lint_ends_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) -
     assert ran.code == 1
     assert "invite/body.txt:1: error: 'team' is unknown" in ran.out
     assert 'otp/body.html: warning: says lang="en" in the mail for fr' in ran.out
-    assert ran.out.endswith("errors: 1, warnings: 1\n")
+    assert "layout.html: warning: has no block 'validity', so what the built-in templates write" in ran.out
+    assert "otp/body.html: warning: does not say until when the code is valid" in ran.out
+    assert "\nerrors: 1, warnings: " in ran.out
     warned = here(tmp_path, "templates", "lint", "--data", "team=A", "--json", **own)
     assert warned.code == 0
     told = json.loads(warned.out)
-    assert (told["errors"], told["warnings"], len(told["findings"])) == (0, 1, 1)
+    assert told["errors"] == 0
+    assert told["warnings"] == len(told["findings"]) > 0
 
 
 def test_a_broken_file_is_named_by_lint_and_list(tmp_path: Path, own: dict[str, str]) -> None:
@@ -107,11 +112,14 @@ def test_a_broken_file_is_named_by_lint_and_list(tmp_path: Path, own: dict[str, 
     assert here(tmp_path, "templates", "list", TEMPLATES_DIR=str(tmp_path / "none")).code == 2
 
 
-def test_the_asyncapi_document_is_the_generated_one(tmp_path: Path) -> None:
-    for form in ("yaml", "json"):
-        ran = here(tmp_path, "asyncapi", "--format", form)
-        assert ran.code == 0
-        assert ran.out == (ROOT / "asyncapi" / f"otp-stream.{form}").read_text()
+def test_the_asyncapi_document_is_the_generated_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a `make run` on the same machine changes nothing
+    with socket.create_server(("127.0.0.1", 0)) as demo:
+        monkeypatch.setattr(say, "EMBEDDED_BROKER_PORT", demo.getsockname()[1])
+        for form in ("yaml", "json"):
+            ran = here(tmp_path, "asyncapi", "--format", form)
+            assert ran.code == 0
+            assert ran.out == (ROOT / "asyncapi" / f"otp-stream.{form}").read_text()
     out = tmp_path / "document.yaml"
     own = {"RABBITMQ_QUEUE_NAME": "codes", "RABBITMQ_URL": "amqp://u:hunter2@rabbit.example.com/"}
     assert here(tmp_path, "asyncapi", "--out", str(out), **own).code == 0

@@ -1,5 +1,6 @@
 """The HTTP side of a running worker, as monitors and browsers ask it."""
 
+import http.client
 import json
 import re
 import urllib.error
@@ -82,6 +83,26 @@ async def _is(worker: Worker, line: str, value: float) -> bool:
     return await worker.metric(line) == value
 
 
+async def test_a_websocket_is_refused_in_our_own_words(stage: Stage) -> None:
+    worker = await stage.run()
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    for path in ("/", "/live", "/nowhere"):
+        connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+        connection.request("GET", path, headers=upgrade | {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (404, b"not found\n"), path
+        connection.close()
+
+
+async def test_below_a_path_of_a_proxy_every_page_is_found(stage: Stage) -> None:
+    worker = stage.worker()
+    worker.options = ("--root-path", "/otp")
+    await worker.start()
+    for path in ("/", "/dead", "/page.css"):
+        assert (await worker.get(path))[0] == 200, path
+    assert await worker.get("/nowhere") == (404, "not found\n")
+
+
 async def test_every_metric_of_the_alerts_exists(stage: Stage) -> None:
     worker = await stage.run(REDIS_URL="redis://127.0.0.1:1")
     _, exposition = await worker.get("/metrics")
@@ -105,8 +126,8 @@ async def test_the_document_names_this_deployments_queues_and_hides_its_password
 async def test_pages_run_and_load_nothing_from_elsewhere_and_only_get_is_answered(stage: Stage) -> None:
     worker = await stage.run()
 
-    def ask(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        request = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", method=method)
+    def ask(method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        request = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 return answer.status, dict(answer.headers.items()), answer.read()
@@ -120,7 +141,23 @@ async def test_pages_run_and_load_nothing_from_elsewhere_and_only_get_is_answere
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert headers["x-content-type-options"] == "nosniff"
         assert ask("POST", path)[0] == 405
-    assert ask("GET", "/nowhere")[0] == 404
+    status, headers, body = ask("PUT", "/dead")
+    assert (status, headers["allow"], body) == (405, "GET, HEAD", b"method not allowed: use GET or HEAD\n")
+    assert ask("GET", "/replay")[::2] == (405, b"method not allowed: use POST\n")
+    assert ask("HEAD", "/live")[0] == 405
+    for method, path in (
+        ("GET", "/nowhere"),
+        ("DELETE", "/nowhere"),
+        ("GET", "/dead/"),
+        ("GET", "//"),
+        ("OPTIONS", "/x"),
+    ):
+        status, headers, body = ask(method, path)
+        assert (status, body) == (404, b"not found\n"), (method, path)
+        assert headers["content-type"] == "text/plain"
+        assert headers["x-content-type-options"] == "nosniff"
+    assert ask("HEAD", "/nowhere")[::2] == (404, b"")
+    assert ask("GET", "/dead", Host="attacker.example")[0] == 421
     for path in ("/", "/asyncapi"):
         page = ask("GET", path)[2].decode()
         assert "https://" not in page

@@ -1,61 +1,22 @@
-"""The page of dead letters: anybody may look, only who knows HTTP_TOKEN may send them again."""
+"""The page of dead letters: visitors see how many, whoever knows HTTP_TOKEN sees why and may send them again."""
 
 import asyncio
-import re
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from dataclasses import dataclass, field
 
 import pytest
 from conftest import Stage
 from ledger import Ledger
 from rabbitmq import until
-from worker import CODE, Worker
-
-TOKEN = "correct-horse-battery"
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-@dataclass
-class Visitor:
-    """A browser without a window."""
-
-    worker: Worker
-    cookie: str = ""
-    opener: urllib.request.OpenerDirector = field(default_factory=lambda: urllib.request.build_opener(_Stay))
-
-    def get(self, path: str) -> str:
-        return self.ask(path)[1]
-
-    def ask(self, path: str, headers: dict[str, str] | None = None, **fields: str) -> tuple[int, str]:
-        """Return status and body; with fields, a form is sent."""
-        data = urllib.parse.urlencode(fields).encode() if fields else None
-        sent = {"Cookie": self.cookie} | (headers or {})
-        request = urllib.request.Request(f"http://127.0.0.1:{self.worker.port}{path}", data, sent)
-        try:
-            answer = self.opener.open(request, timeout=10)
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            self.cookie = (answer.headers.get("Set-Cookie") or self.cookie).partition(";")[0]
-            return answer.status or 0, answer.read().decode()
-
-    def key(self) -> str:
-        found = re.search(r'name="key" value="([0-9a-f]+)"', self.get("/dead"))
-        return found.group(1) if found else ""
+from redis_server import RedisServer
+from visitor import TOKEN, Visitor
+from worker import CODE
 
 
 @pytest.fixture
 async def visitor(stage: Stage) -> Visitor:
     stage.relay.always("rcpt", "550 5.7.1 relaying denied")
     worker = await stage.run(HTTP_TOKEN=TOKEN)
-    ledger = Ledger(stage.rabbit, stage.relay)
+    ledger = Ledger(stage)
     await ledger.publish(20)
     await ledger.publish(2, metadata={"expiryMinutes": 0.02})
     expires = time.monotonic() + 1.2
@@ -71,19 +32,32 @@ async def visitor(stage: Stage) -> Visitor:
 GROUP = {"reason": "rejected", "code": "550", "domain": "example.com"}
 
 
-async def test_anybody_sees_why_and_nobody_a_secret(visitor: Visitor) -> None:
+async def test_a_visitor_sees_how_many_and_whoever_is_logged_in_why_and_no_one_a_secret(visitor: Visitor) -> None:
+    async def counted() -> bool:
+        return "<strong>22</strong> jobs could not be sent" in visitor.get("/dead")
+
+    await until(counted, "the broker's count")  # it is asked every two seconds
+    page = visitor.get("/dead")
+    for hidden in ("relaying denied", "example.com", "Send again"):
+        assert hidden not in page
+    assert visitor.ask("/replay", **GROUP)[0] == 403
+    assert visitor.ask("/login", token="wrong")[0] == 403
+    assert visitor.ask("/replay", {"Authorization": "Bearer wrong"}, **GROUP)[0] == 403
+    assert visitor.ask("/replay")[0] == 405
+    assert visitor.ask("/login", **{f"field{number}": "1" for number in range(25)})[0] == 413
+    visitor.ask("/login", token=TOKEN)
     page = visitor.get("/dead")
     assert "22 jobs could not be sent" in page
     assert "550 5.7.1 relaying denied" in page
     assert "j***@example.com" in page
     assert "job1@" not in page
     assert CODE not in page
-    assert "Send again" not in page
-    assert visitor.ask("/replay", **GROUP)[0] == 403
-    assert visitor.ask("/login", token="wrong")[0] == 403
-    assert visitor.ask("/replay", {"Authorization": "Bearer wrong"}, **GROUP)[0] == 403
-    assert visitor.ask("/replay")[0] == 405
-    assert visitor.ask("/login", **{f"field{number}": "1" for number in range(25)})[0] == 413
+
+
+async def test_a_visitor_s_look_takes_no_message_from_the_broker(visitor: Visitor, stage: Stage) -> None:
+    for _ in range(3):
+        visitor.get("/dead")
+    assert not any(message.redelivered for message in await stage.rabbit.dead(22))
 
 
 async def test_who_is_logged_in_sends_a_group_again(visitor: Visitor, stage: Stage) -> None:
@@ -94,7 +68,7 @@ async def test_who_is_logged_in_sends_a_group_again(visitor: Visitor, stage: Sta
     assert visitor.ask("/replay", key=visitor.key(), **GROUP)[0] == 303
 
     async def told() -> bool:
-        return "letters are on the way again (reason rejected, code 550, domain example.com)" in visitor.get("/dead")
+        return "jobs are being sent again (reason rejected, code 550, domain example.com)" in visitor.get("/dead")
 
     await until(told, "the end of the replay")
     assert "with an expired code stayed" in visitor.get("/dead")
@@ -123,7 +97,23 @@ async def test_a_forged_session_is_none(visitor: Visitor) -> None:
 
 
 async def test_a_broker_that_is_away_is_told_and_nothing_else_fails(stage: Stage) -> None:
-    worker = await stage.run(WORKER="false", RABBITMQ_URL="amqp://u:hunter2@127.0.0.1:9/")
-    page = Visitor(worker).get("/dead")
-    assert "They cannot be reached" in page
+    worker = await stage.run(WORKER="false", HTTP_TOKEN=TOKEN, RABBITMQ_URL="amqp://u:hunter2@127.0.0.1:9/")
+    visitor = Visitor(worker)
+    assert "Their number is unknown" in visitor.get("/dead")
+    visitor.ask("/login", token=TOKEN)
+    page = visitor.get("/dead")
+    assert "The queue cannot be read" in page
     assert "hunter2" not in page
+
+
+async def test_a_logout_ends_the_session_at_every_worker_that_shares_the_redis(
+    stage: Stage, redis: RedisServer
+) -> None:
+    one, other = [Visitor(await stage.run(HTTP_TOKEN=TOKEN, REDIS_URL=redis.url)) for _ in range(2)]
+    one.ask("/login", token=TOKEN)
+    other.cookie = stolen = one.cookie
+    assert "Log out" in other.get("/dead")
+    one.ask("/logout", key=one.key())
+    other.cookie = stolen
+    assert "Log out" not in other.get("/dead")
+    assert other.ask("/replay", key="any", **GROUP)[0] == 403

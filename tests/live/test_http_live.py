@@ -146,7 +146,7 @@ async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis
         return ({int(pid) for pid, _ in rows}, here, sum(sent)) == ({pid(first), pid(second)}, [pid(first)], 4)
 
     await until(seen, "both workers")
-    key = redis.command("KEYS", "*}:workers").split("\r\n")[-1]
+    key = redis.command("KEYS", "*:workers").split("\r\n")[-1]
     hostile = {"name": "<script>alert(1)</script>", "version": [], "phase": {}, "gate": 0, "held": 1}
     for number, about in enumerate(
         ("{", "1", "[]", "{}", '{"held":1e999}', "[" * 50_000, json.dumps(hostile | {"sent_last_minute": "many"}))
@@ -190,7 +190,7 @@ async def test_templates_are_shown_as_they_are_sent_and_run_nothing(stage: Stage
     connection.close()
     status, page = await worker.get("/templates?name=broken&language=")
     assert status == 200
-    assert "It cannot be made." in page
+    assert "The e-mail cannot be composed." in page
     assert "template broken/body.html, line 1" in page
     for query in ("name=broken&language=", "name=nothing", "", "name=otp&language=xx"):
         assert (await worker.get(f"/preview?{query}"))[0] == 404

@@ -2,15 +2,36 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
-from smtp_relay import CLOSE, CONTENT, Act, ScriptedRelay, client, config, now_ms, send
+from smtp_relay import (
+    ACCEPTS,
+    CLOSE,
+    CONTENT,
+    ENDED,
+    SILENCE,
+    Act,
+    ManualConnection,
+    ManualRelay,
+    ScriptedRelay,
+    client,
+    config,
+    envelope,
+    now_ms,
+    send,
+)
 
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Unavailable
+from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
 from otp_stream.relay import RelayLimits, SmtpRelay
+from otp_stream.relay import connection as connection_module
+from otp_stream.relay import line as line_module
+
+pytestmark = pytest.mark.waits
 
 
 class Changes(list[RelayState]):
@@ -54,6 +75,94 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     state = smtp.look()[0]
     assert (state.gate, state.trouble, state.error, state.probe_ms, state.waiting) == ("open", None, None, None, 0)
     await smtp.close()
+
+
+class Clock:
+    """Time of the pauses, set forth by hand."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def __call__(self) -> int:
+        return now_ms() + self.ahead_ms
+
+
+async def refused(relay: ScriptedRelay, clock: Clock, jobs: int) -> tuple[SmtpRelay, list[asyncio.Task[Any]]]:
+    """Return a client whose login was refused until its pauses are a minute long, and the jobs that wait."""
+    relay.login = ("mailer", "right")
+    changes = Changes()
+    logs_in = config(relay, user="mailer", password="wrong")
+    smtp = SmtpRelay(logs_in, on_gate=changes.append, steady_ms=clock, fraction=lambda: 0.0)
+    waiting = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(jobs)]
+    for refusals in range(1, 6):
+        await relay.wait(lambda refusals=refusals: changes.gates().count("closed") == refusals, f"refusal {refusals}")
+        clock.ahead_ms += 60_000 if refusals < 5 else 0
+    state = smtp.look()[0]
+    assert (state.probe_ms or 0) - state.since_ms == 60_000
+    clock.ahead_ms += 6_000
+    return smtp, waiting
+
+
+async def test_a_requested_probe_lets_jobs_go_at_once(relay: ScriptedRelay):
+    clock = Clock()
+    smtp, jobs = await refused(relay, clock, 20)
+    before = relay.connections
+    [still] = await smtp.probe()
+    assert (still.result, still.relay.trouble) == ("refused", "login_refused")
+    assert relay.connections == before + 1
+    [again] = await smtp.probe()
+    assert again.result == "too_soon"
+    assert 0 < again.again_in_ms <= 5_000
+    assert relay.connections == before + 1
+    relay.login = ("mailer", "wrong")  # it is repaired
+    clock.ahead_ms += 5_000
+    [probed] = await smtp.probe(relay_name(relay))
+    assert probed.result == "accepted"
+    assert {type(outcome) for outcome, _ in await asyncio.gather(*jobs)} == {Accepted}
+    assert [it.result for it in await smtp.probe()] == ["not_needed"]
+    assert await smtp.probe("other.example:25") == []
+    await smtp.close()
+
+
+async def test_one_probe_at_a_time_however_many_are_requested(relay: ScriptedRelay):
+    smtp, jobs = await refused(relay, Clock(), 20)
+    relay.login = ("mailer", "wrong")
+    free = asyncio.Event()
+    relay.then("body", Act(until=free))
+    before, known = relay.connections, len(relay.accepted)
+    requested = [asyncio.create_task(smtp.probe()) for _ in range(10)]
+    await relay.wait(lambda: "DATA" in relay.commands(before + 1), "the probe")
+    requested += [asyncio.create_task(smtp.probe()) for _ in range(10)]
+    [unanswered] = await smtp.probe(wait_s=0.1)
+    assert unanswered.result == "no_answer"
+    assert (relay.connections, len(relay.accepted)) == (before + 1, known)
+    free.set()
+    assert {it.result for probed in await asyncio.gather(*requested) for it in probed} == {"accepted"}
+    await asyncio.gather(*jobs)
+    await smtp.close()
+
+
+async def test_where_no_job_waits_a_requested_probe_connects_and_logs_in(relay: ScriptedRelay):
+    clock = Clock()
+    smtp, [job] = await refused(relay, clock, 1)
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+    [still] = await smtp.probe()
+    assert still.result == "refused"
+    relay.login = ("mailer", "wrong")
+    clock.ahead_ms += 6_000
+    [probed] = await smtp.probe()
+    assert (probed.result, probed.relay.gate) == ("connected", "half_open")
+    connections = relay.connections
+    assert [it.result for it in await smtp.probe()] == ["connected"]
+    assert relay.connections == connections
+    assert isinstance(await send(smtp), Accepted)
+    assert smtp.look()[0].gate == "open"
+    await smtp.close()
+
+
+def relay_name(relay: ScriptedRelay) -> str:
+    return f"127.0.0.1:{relay.port}"
 
 
 async def test_pauses_between_probes_grow(relay: ScriptedRelay):
@@ -101,6 +210,18 @@ async def test_one_mail_that_breaks_connections_does_not_keep_the_gate_shut(rela
         poison.cancel()
 
 
+async def test_the_mail_that_closed_the_gate_is_sent_after_the_probe(relay: ScriptedRelay):
+    relay.then("rcpt", CLOSE, to="suspect@example.com")
+    async with client(relay, pool_size=2) as smtp:
+        suspect = asyncio.create_task(deliver(smtp, "suspect@example.com", rank=0))
+        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        assert isinstance((await deliver(smtp, "good@example.com", rank=3))[0], Accepted)
+        await asyncio.wait({suspect}, timeout=3)
+        assert suspect.done()
+        assert isinstance((await suspect)[0], Accepted)
+    assert [mail.recipient for mail in relay.accepted] == ["good@example.com", "suspect@example.com"]
+
+
 async def test_throttling_holds_all_back_and_keeps_the_connection(relay: ScriptedRelay):
     relay.then("body", "454 Throttling failure: Maximum sending rate exceeded.")
     async with client(relay, pool_size=1) as smtp:
@@ -111,6 +232,23 @@ async def test_throttling_holds_all_back_and_keeps_the_connection(relay: Scripte
         assert isinstance(await send(smtp), Accepted)
         assert time.monotonic() - begun >= 1.9
         assert relay.connections == 1
+
+
+async def test_a_relay_that_takes_mail_on_a_new_connection_only_is_probed_over_one(relay: ScriptedRelay):
+    # Postfix's postscreen refuses all mail of a client that it has tested until the client connects again
+    together = asyncio.Event()
+    relay.then("body", *[Act(until=together)] * 4)
+    async with client(relay, pool_size=4) as smtp:
+        jobs = [asyncio.create_task(send(smtp, f"u{at}@example.com", rank=0)) for at in range(4)]
+        await relay.wait(lambda: relay.contents == 4, "four mails on the wire")
+        together.set()
+        await asyncio.gather(*jobs)
+        relay.then("rcpt", "450 4.3.2 Service currently unavailable")
+        outcome, held = await deliver(smtp)
+        assert isinstance(outcome, Accepted)
+        assert held == 1
+        assert smtp.look()[0].slowed is False
+    assert relay.accepted[-1].connection == 5
 
 
 async def test_mails_on_the_wire_finish_when_the_gate_closes(relay: ScriptedRelay):
@@ -240,3 +378,474 @@ async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
     assert "too many messages" in str(changes[-1].error)
     assert "739154" not in str(changes)
     await smtp.close()
+
+
+async def test_no_gate_tells_what_a_relay_quotes_in_a_reply_that_does_not_fit(relay: ScriptedRelay):
+    relay.then("mail", Act("421 4.3.0 down", then="close"))
+    relay.then("body", "354 more than 'Your code is 739154' for user@example.com?")
+    changes = Changes()
+    smtp = SmtpRelay(config(relay), on_gate=changes.append, fraction=lambda: 0.0)
+    mail = Mail("user@example.com", CONTENT, secrets=("739154", "user@example.com"))
+    ends = now_ms() + 60_000
+    assert isinstance(await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends), Unavailable)
+    assert isinstance(await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends), Uncertain)
+    assert changes.gates() == ["closed", "half_open", "closed"]
+    assert "more than" in str(changes[-1].error)
+    assert "739154" not in str(changes)
+    assert "user@" not in str(changes)
+    await smtp.close()
+
+
+# no envelope is sent ahead while the gate is not open
+
+
+def begin(smtp: SmtpRelay, name: str, rank: int = 0) -> asyncio.Task[Outcome]:
+    return asyncio.create_task(send(smtp, f"{name}@example.com", rank=rank))
+
+
+async def at_data(relay: ManualRelay, smtp: SmtpRelay, name: str) -> tuple[asyncio.Task[Outcome], ManualConnection]:
+    """Return a mail whose relay is to answer its envelope, and its connection."""
+    job = begin(smtp, name)
+    connection = await relay.ready_connection()
+    await connection.expect(envelope(f"{name}@example.com"))
+    return job, connection
+
+
+async def test_no_envelope_is_sent_ahead_while_the_gate_is_closed():
+    async with ManualRelay() as relay, client(relay, pool_size=3) as smtp:
+        slow, connection = await at_data(relay, smtp, "slow")
+        failing, other = await at_data(relay, smtp, "failing")
+        await other.reply("421 4.3.0 down")
+        assert isinstance(await failing, Unavailable)
+        assert smtp.look()[0].gate == "closed"
+        waiting = begin(smtp, "waiting")
+        await until(lambda: smtp.look()[0].waiting == 1, "job that waits")
+        await connection.reply(*ACCEPTS)
+        await connection.expect_alone(ENDED)
+        await connection.reply("250 queued")
+        assert isinstance(await slow, Accepted)
+        # the connection is still good: it takes the probe
+        await connection.accept("waiting@example.com", alone=True)
+        assert isinstance(await waiting, Accepted)
+        assert smtp.look()[0].gate == "open"
+
+
+async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_gate_closed():
+    async with ManualRelay() as relay, client(relay, pool_size=3) as smtp:
+        slow, connection = await at_data(relay, smtp, "slow")
+        failing, other = await at_data(relay, smtp, "failing")
+        await other.reply("421 4.3.0 down")
+        assert isinstance(await failing, Unavailable)
+        await until(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+        probe = begin(smtp, "probe")
+        third = await relay.connection()
+        await connection.reply(*ACCEPTS)
+        await connection.expect_alone(ENDED)
+        # the relay has not answered the old mail, and the probe goes out over another connection
+        await third.greet()
+        await third.accept("probe@example.com", alone=True)
+        assert isinstance(await probe, Accepted)
+        assert smtp.look()[0].gate == "open"
+        assert not slow.done()
+        await connection.reply("250 queued")
+        assert isinstance(await slow, Accepted)
+
+
+async def test_no_envelope_is_sent_ahead_behind_the_probe():
+    async with ManualRelay() as relay, client(relay, pool_size=1) as smtp:
+        failing, connection = await at_data(relay, smtp, "failing")
+        await connection.reply("421 4.3.0 down")
+        assert isinstance(await failing, Unavailable)
+        probe, waiting = begin(smtp, "probe"), begin(smtp, "waiting", rank=3)
+        connection = await relay.ready_connection()
+        await connection.expect(envelope("probe@example.com"))
+        assert smtp.look()[0].gate == "half_open"
+        await connection.reply(*ACCEPTS)
+        await connection.expect_alone(ENDED)
+        await connection.reply("250 queued")
+        assert isinstance(await probe, Accepted)
+        await connection.accept("waiting@example.com", alone=True)
+        assert isinstance(await waiting, Accepted)
+
+
+async def test_a_probe_that_may_have_been_taken_is_uncertain_and_closes_the_gate_again():
+    async with ManualRelay() as relay, client(relay, pool_size=1) as smtp:
+        failing, connection = await at_data(relay, smtp, "failing")
+        await connection.reply("421 4.3.0 down")
+        assert isinstance(await failing, Unavailable)
+        probe = begin(smtp, "probe")
+        connection = await relay.ready_connection()
+        await connection.expect(envelope("probe@example.com"))
+        await connection.reply(*ACCEPTS)
+        await connection.expect_alone(ENDED)
+        connection.close()
+        assert isinstance(await probe, Uncertain)
+        assert smtp.look()[0].gate == "closed"
+        await until(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+        again = begin(smtp, "again")
+        connection = await relay.ready_connection()
+        await connection.accept("again@example.com", alone=True)
+        assert isinstance(await again, Accepted)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "unwanted"])
+async def test_a_probe_that_is_taken_back_leaves_its_place_to_the_next(relay: ScriptedRelay, ending: str):
+    relay.then("mail", Act("421 4.3.0 down", then="close"))
+    async with client(relay, pool_size=2) as smtp:
+        assert isinstance(await send(smtp), Unavailable)
+        wanted = True
+        release = asyncio.Event()
+        relay.then("data", Act(until=release), to="probe@example.com")
+        probe = asyncio.create_task(send(smtp, "probe@example.com", wanted=lambda: wanted))
+        await relay.wait(lambda: relay.commands().count("MAIL") == 2, "probe on the wire")
+        wanted = False
+        if ending == "cancelled":
+            probe.cancel()
+        release.set()
+        async with asyncio.timeout(5):
+            assert isinstance(await send(smtp, "next@example.com"), Accepted)
+        assert smtp.look()[0].gate == "open"
+        await asyncio.gather(probe, return_exceptions=True)
+    assert [mail.recipient for mail in relay.accepted] == ["next@example.com"]
+
+
+async def test_one_probe_goes_out_although_more_connections_are_idle(relay: ScriptedRelay):
+    together = asyncio.Event()
+    relay.always("body", Act(until=together))
+    async with client(relay, pool_size=4) as smtp:
+        jobs = [begin(smtp, f"u{at}") for at in range(3)]
+        await relay.wait(lambda: relay.contents == 3, "three mails on the wire")
+        together.set()
+        await asyncio.gather(*jobs)
+        # an answer in the middle of a mail is about the relay, on whatever connection
+        relay.then("rcpt", Act("421 4.3.0 down", then="close"))
+        assert isinstance(await send(smtp), Unavailable)
+        assert smtp.look()[0].connections == 2
+        await until(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+        release = asyncio.Event()
+        relay.always("body", Act(until=release))
+        jobs = [begin(smtp, f"v{at}") for at in range(5)]
+        await relay.wait(lambda: relay.contents == 4, "probe on the wire")
+        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (1, 4)
+        release.set()
+        assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
+
+
+async def test_a_mail_from_before_the_gate_closed_does_not_open_it(relay: ScriptedRelay):
+    release = asyncio.Event()
+    relay.then("body", Act(until=release), to="slow@example.com")
+    relay.then("mail", Act(), Act("421 4.3.0 down", then="close"))
+    async with client(relay, pool_size=3) as smtp:
+        slow = begin(smtp, "slow")
+        await relay.wait(lambda: relay.contents == 1, "mail on the wire")
+        assert isinstance(await send(smtp, "failing@example.com", rank=0), Unavailable)
+        release.set()
+        assert isinstance(await slow, Accepted)
+        assert smtp.look()[0].gate == "closed"
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < ends, f"no {what} within 5 s"
+        await asyncio.sleep(0.005)
+
+
+# a relay and its fallback
+
+
+class Pair:
+    """Two relays, and our side of both."""
+
+    def __init__(self, first: ScriptedRelay, second: ScriptedRelay, **changes: Any) -> None:
+        self.first, self.second = first, second
+        self.smtp = SmtpRelay(config(first, **changes), fallbacks=(config(second, **changes),), fraction=lambda: 0.0)
+
+    async def send(self, name: str, *, prefer: ScriptedRelay | None = None, life_ms: int = 60_000) -> Outcome:
+        ends = now_ms() + life_ms
+        mail = Mail(f"{name}@example.com", CONTENT)
+        named = None if prefer is None else f"127.0.0.1:{prefer.port}"
+        async with asyncio.timeout(10):
+            return await self.smtp.send(mail, rank=0, lane="jobs", expires_ms=ends, deadline_ms=ends, prefer=named)
+
+    def recipients(self) -> tuple[list[str], list[str]]:
+        """Return who got mail over the first relay, and who over the second."""
+        first, second = ([mail.recipient.partition("@")[0] for mail in it.accepted] for it in (self.first, self.second))
+        return first, second
+
+
+@pytest.fixture
+async def pair(relay: ScriptedRelay):
+    async with ScriptedRelay() as second:
+        pair = Pair(relay, second, pool_size=2)
+        yield pair
+        await pair.smtp.close(grace_s=0.2)
+
+
+async def test_the_fallback_gets_nothing_while_the_first_relay_takes_mail(pair: Pair):
+    pair.first.always("body", Act(delay_s=0.02))
+    await asyncio.gather(*(pair.send(f"u{at}") for at in range(20)))
+    assert len(pair.first.accepted) == 20
+    assert pair.second.connections == 0
+
+
+async def test_the_fallback_takes_over_while_the_first_relay_is_away_and_gives_back(pair: Pair):
+    await pair.first.stop()
+    assert isinstance(await pair.send("one"), Unavailable)
+    assert isinstance(await pair.send("two"), Accepted)
+    await until(lambda: pair.smtp.look()[0].gate == "half_open", "half-open gate")
+    await pair.first.start()
+    sent = 0
+    while pair.smtp.look()[0].gate != "open":  # the fallback goes on until a job finds the first relay connected
+        sent += 1
+        assert sent < 500
+        assert isinstance(await pair.send(f"meanwhile{sent}"), Accepted)
+    assert isinstance(await pair.send("three"), Accepted)
+    first, second = pair.recipients()
+    assert first == [f"meanwhile{sent}", "three"]
+    assert second == ["two", *(f"meanwhile{at}" for at in range(1, sent))]
+
+
+async def test_a_mail_that_the_fallback_may_have_goes_to_the_fallback_again(pair: Pair):
+    assert isinstance(await pair.send("copy", prefer=pair.second), Accepted)
+    assert isinstance(await pair.send("other"), Accepted)
+    assert pair.recipients() == (["other"], ["copy"])
+
+
+async def test_a_mail_that_a_relay_may_have_goes_elsewhere_while_that_one_is_away(pair: Pair):
+    await pair.second.stop()
+    assert isinstance(await pair.send("first try", prefer=pair.second), Unavailable)
+    assert pair.smtp.look()[1].gate == "closed"
+    assert isinstance(await pair.send("copy", prefer=pair.second), Accepted)
+    assert pair.recipients() == (["copy"], [])
+
+
+async def test_mails_that_wait_for_one_relay_move_to_the_other_when_that_one_goes_away(pair: Pair):
+    release = asyncio.Event()
+    pair.second.always("body", Act("421 4.3.0 down", until=release, then="close"))
+    on_wire = [asyncio.create_task(pair.send(f"wire{at}", prefer=pair.second)) for at in range(2)]
+    await pair.second.wait(lambda: pair.second.contents == 2, "two mails on the wire")
+    waiting = [asyncio.create_task(pair.send(f"waiting{at}", prefer=pair.second)) for at in range(3)]
+    await until(lambda: pair.smtp.look()[1].waiting == 3, "three jobs for the second relay")
+    release.set()
+    assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*waiting))
+    assert {type(outcome) for outcome in await asyncio.gather(*on_wire)} == {Unavailable}
+    assert sorted(pair.recipients()[0]) == ["waiting0", "waiting1", "waiting2"]
+
+
+async def test_the_fallback_takes_over_from_a_relay_that_gives_no_answer(pair: Pair, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(line_module, "STALLED_S", 0.3)
+    pair.first.always("body", SILENCE)
+    stuck = [asyncio.create_task(pair.send(f"stuck{at}")) for at in range(2)]
+    await pair.first.wait(lambda: pair.first.contents == 2, "two mails on the wire")
+    # one waits for that relay alone, one for any
+    named = asyncio.create_task(pair.send("named", prefer=pair.first))
+    assert isinstance(await pair.send("any"), Accepted)
+    assert isinstance(await named, Accepted)
+    assert isinstance(await pair.send("later", prefer=pair.first), Accepted)
+    assert pair.smtp.look()[0].stalled
+    assert pair.recipients()[1] == ["any", "named", "later"] or sorted(pair.recipients()[1]) == [
+        "any",
+        "later",
+        "named",
+    ]
+    pair.first.cut()
+    assert all(isinstance(outcome, Uncertain) for outcome in await asyncio.gather(*stuck))
+
+
+async def test_a_code_that_waits_for_one_relay_lapses_at_its_deadline_and_is_rechecked_like_any(pair: Pair):
+    pair.second.always("body", SILENCE)
+    on_wire = [asyncio.create_task(pair.send(f"wire{at}", prefer=pair.second)) for at in range(2)]
+    await pair.second.wait(lambda: pair.second.contents == 2, "two mails on the wire")
+    begun = now_ms()
+    assert await pair.send("late", prefer=pair.second, life_ms=300) == Lapsed()
+    assert now_ms() - begun < 3_000
+    ends, wanted = now_ms() + 60_000, True
+    rechecked = asyncio.create_task(
+        pair.smtp.send(
+            Mail("rechecked@example.com", CONTENT), rank=0, lane="jobs", expires_ms=ends, deadline_ms=ends,
+            wanted=lambda: wanted, prefer=f"127.0.0.1:{pair.second.port}",
+        )
+    )  # fmt: skip
+    await until(lambda: pair.smtp.look()[1].waiting == 1, "job for the second relay")
+    wanted = False
+    pair.smtp.recheck()
+    async with asyncio.timeout(1):
+        assert await rechecked == Lapsed()
+    stopped = asyncio.create_task(pair.send("stopped", prefer=pair.second))
+    await until(lambda: pair.smtp.look()[1].waiting == 1, "job for the second relay")
+    pair.smtp.finish()
+    await asyncio.wait({stopped}, timeout=1)
+    assert stopped.cancelled()
+    pair.second.cut()
+    await asyncio.gather(*on_wire)
+
+
+async def test_a_newer_code_ends_the_wait_of_an_older_one_at_once(relay: ScriptedRelay):
+    await relay.stop()
+    async with client(relay) as smtp:
+        assert isinstance(await send(smtp), Unavailable)
+        wanted = True
+        older = asyncio.create_task(send(smtp, wanted=lambda: wanted))
+        await until(lambda: smtp.look()[0].waiting == 1, "job that waits")
+        wanted = False
+        smtp.recheck()
+        async with asyncio.timeout(0.5):
+            assert await older == Lapsed()
+
+
+async def test_a_relay_of_two_connections_is_no_trouble_on_a_cold_start(relay: ScriptedRelay):
+    changes = Changes()
+    relay.then("greeting", Act(delay_s=0.2), Act())
+    relay.always("greeting", Act("421 4.3.0 no more connections", then="close"))
+    relay.always("body", Act(delay_s=0.02))
+    smtp = SmtpRelay(config(relay, pool_size=10), on_gate=changes.append)
+    outcomes = await asyncio.gather(*(send(smtp, f"u{at}@example.com") for at in range(30)))
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    assert changes == []
+    await smtp.close()
+
+
+async def test_a_wrong_password_makes_one_failed_login_at_a_time():
+    async with (
+        ScriptedRelay(login=("otp", "right"), mechanisms="LOGIN") as relay,
+        client(relay, pool_size=10, user="otp", password="wrong") as smtp,
+    ):
+        jobs = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(10)]
+        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        assert relay.commands().count("AUTH") == 1
+        for job in jobs:
+            job.cancel()
+
+
+@pytest.mark.parametrize(
+    "reply", ["421 4.7.0 too many invalid recipients", "421 4.7.0 Error: too many errors", "421 bye"]
+)
+async def test_the_end_of_a_session_after_refused_recipients_costs_no_job(relay: ScriptedRelay, reply: str):
+    changes = Changes()
+    smtp = SmtpRelay(config(relay, pool_size=1), on_gate=changes.append)
+    for at in range(3):
+        relay.then("rcpt", "550 5.1.1 no such user")
+        assert isinstance(await send(smtp, f"no{at}@example.com"), Rejected)
+    relay.then("rcpt", Act(reply, then="close"))
+    assert isinstance(await send(smtp), Accepted)
+    assert (changes, relay.connections) == ([], 2)
+    await smtp.close()
+
+
+@pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        Act("421 4.7.0 too many messages in this connection", then="close"),
+        Act("452 4.5.3 Too many messages in this session"),
+        Act("451 4.7.1 too many messages per connection", then="close"),
+        Act("550 5.7.0 Message limit per session reached"),
+    ],
+)
+async def test_a_session_s_limit_of_mails_costs_no_job(relay: ScriptedRelay, step: str, act: Act):
+    changes = Changes()
+    smtp = SmtpRelay(config(relay, pool_size=1), on_gate=changes.append)
+    assert isinstance(await send(smtp), Accepted)
+    relay.then(step, act)
+    assert isinstance(await send(smtp), Accepted)
+    assert (changes, relay.connections, len(relay.accepted)) == ([], 2, 2)
+    await smtp.close()
+
+
+async def test_a_session_s_limit_that_meets_the_first_mail_is_the_relay_s_trouble(relay: ScriptedRelay):
+    relay.then("rcpt", "452 4.5.3 Too many messages in this session")
+    async with client(relay) as smtp:
+        assert isinstance(await send(smtp), Unavailable)
+
+
+async def test_a_probe_goes_over_a_new_connection_where_postscreen_wants_one(relay: ScriptedRelay):
+    release = asyncio.Event()
+    relay.then("body", Act(until=release), Act(until=release))
+    async with client(relay, pool_size=3) as smtp:
+        first = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(2)]
+        await relay.wait(lambda: relay.contents == 2, "two mails on the wire")
+        release.set()
+        await asyncio.gather(*first)
+        connections = relay.connections
+        relay.then("rcpt", "450 4.3.2 Service currently unavailable")
+        assert isinstance(await send(smtp), Unavailable)
+        assert isinstance(await send(smtp), Accepted)
+        assert relay.accepted[-1].connection == connections + 1
+
+
+async def test_a_probe_that_is_throttled_is_followed_by_one_on_a_new_connection(relay: ScriptedRelay):
+    async with client(relay, pool_size=1) as smtp:
+        assert isinstance(await send(smtp), Accepted)
+        relay.then("rcpt", "450 4.7.0 rate limit exceeded", "450 4.7.0 rate limit exceeded")
+        assert isinstance(await send(smtp), Unavailable)
+        assert isinstance(await send(smtp), Unavailable)
+        assert isinstance(await send(smtp), Accepted)
+        assert [mail.connection for mail in relay.accepted] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "reply", ["451 4.4.2 Timeout - closing connection", "451 4.7.0 Timeout waiting for client input"]
+)
+async def test_an_idle_close_with_451_charges_nothing(relay: ScriptedRelay, reply: str):
+    changes = Changes()
+    smtp = SmtpRelay(config(relay, pool_size=1), on_gate=changes.append)
+    assert isinstance(await send(smtp), Accepted)
+    relay.then("mail", Act(reply, then="close"))
+    assert isinstance(await send(smtp), Accepted)
+    [talk] = relay._talks.values()
+    await talk.say(reply)
+    await relay.wait(lambda: smtp.look()[0].connections == 0, "end of the connection")
+    assert isinstance(await send(smtp), Accepted)
+    assert changes == []
+    await smtp.close()
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+async def test_a_relay_that_loses_pipelined_commands_gets_them_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, answered: int
+):
+    monkeypatch.setattr(connection_module, "_UNPROVEN_S", 0.2)
+    async with ManualRelay() as relay, client(relay, pool_size=2) as smtp:
+        jobs = [begin(smtp, "first")]
+        lossy = await relay.ready_connection()
+        await lossy.expect(envelope("first@example.com"))
+        await lossy.reply(*ACCEPTS[:answered])
+        await lossy.expect_end()
+        connection = await relay.ready_connection()
+        for name in ("first", "second"):
+            await connection.expect_alone(b"MAIL FROM:<sender@example.com>\r\n")
+            await connection.reply("250 ok")
+            await connection.expect_alone(f"RCPT TO:<{name}@example.com>\r\n".encode())
+            await connection.reply("250 ok")
+            await connection.expect_alone(b"DATA\r\n")
+            await connection.reply("354 ok")
+            await connection.expect_alone(ENDED)
+            await connection.reply("250 ok")
+            assert isinstance(await jobs[-1], Accepted)
+            if name == "first":
+                jobs.append(begin(smtp, "second"))
+        assert smtp.look()[0].gate == "open"
+
+
+async def test_a_relay_that_loses_mail_alone_gets_commands_one_by_one():
+    async with ManualRelay() as relay, client(relay, pool_size=1) as smtp:
+        job = begin(smtp, "first")
+        lossy = await relay.ready_connection()
+        await lossy.expect(envelope("first@example.com"))
+        await lossy.reply("503 5.5.1 MAIL first", "503 5.5.1 MAIL first")
+        await lossy.expect_end()
+        assert isinstance(await job, Unavailable)
+        job = begin(smtp, "first")
+        connection = await relay.ready_connection()
+        await connection.expect_alone(b"MAIL FROM:<sender@example.com>\r\n")
+        job.cancel()
+
+
+async def test_a_relay_that_once_answered_pipelined_commands_may_take_its_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection_module, "_UNPROVEN_S", 0.2)
+    async with ScriptedRelay() as relay, client(relay, pool_size=1) as smtp:
+        assert isinstance(await send(smtp), Accepted)
+        relay.then("rcpt", Act(delay_s=0.6))
+        assert isinstance(await send(smtp), Accepted)
+        assert relay.connections == 1

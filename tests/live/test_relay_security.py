@@ -13,6 +13,7 @@ from smtp_relay import CONTENT, SILENCE, Act, ScriptedRelay, config, send
 
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayConfig, RelayLimits, SmtpRelay
+from otp_stream.relay.gate import Pauses
 
 LOGIN = ("user@example.com", "pässword")
 
@@ -133,7 +134,8 @@ async def test_an_authority_file_that_cannot_be_read_is_named(authority: Authori
 
 
 @pytest.mark.parametrize(
-    ("mechanisms", "initial_response"), [("PLAIN", True), ("PLAIN", False), ("LOGIN", True), ("XOAUTH2 LOGIN", True)]
+    ("mechanisms", "initial_response"),
+    [("PLAIN", True), ("PLAIN", False), ("LOGIN", True), ("XOAUTH2 LOGIN", True), ("CRAM-MD5", True)],
 )
 async def test_login_by_what_is_offered(mechanisms: str, *, initial_response: bool):
     relay = ScriptedRelay(login=LOGIN, mechanisms=mechanisms, initial_response=initial_response)
@@ -156,10 +158,10 @@ async def test_a_refused_login_closes_the_gate_and_shows_no_secret(mechanisms: s
 
 
 async def test_a_relay_without_a_login_that_we_know_says_what_it_offers():
-    async with ScriptedRelay(login=LOGIN, mechanisms="CRAM-MD5 XOAUTH2") as relay:
+    async with ScriptedRelay(login=LOGIN, mechanisms="GSSAPI XOAUTH2") as relay:
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]))
         outcome = await trouble(smtp)
-        assert (outcome.trouble, "CRAM-MD5, XOAUTH2" in outcome.error) == ("login_refused", True)
+        assert (outcome.trouble, "GSSAPI, XOAUTH2" in outcome.error) == ("login_refused", True)
         await smtp.close()
 
 
@@ -248,3 +250,60 @@ async def test_another_server_takes_our_tls_login_and_mail(authority: Authority,
     finally:
         await smtp.close()
         server.close()
+
+
+@pytest.mark.parametrize("code", ["502 5.5.1", "504 5.5.4", "535 5.7.8", "553 5.3.5"])
+async def test_a_mechanism_that_is_refused_is_followed_by_the_next_which_is_remembered(code: str):
+    async with ScriptedRelay(login=LOGIN) as relay:
+        relay.then("auth", f"{code} not by this mechanism")
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=RelayLimits(messages=1)))
+        assert isinstance(await send(smtp), Accepted)
+        assert isinstance(await send(smtp), Accepted)
+        assert smtp.look()[0].gate == "open"
+        await smtp.close()
+    logins = [line.split()[1] for _, line in relay.log if line.startswith("AUTH")]
+    assert logins == ["PLAIN", "LOGIN", "LOGIN"]
+
+
+async def test_a_relay_that_closes_after_a_refused_login_gets_the_next_mechanism_in_the_probe():
+    async with ScriptedRelay(login=LOGIN) as relay:
+        relay.then("auth", Act("535 5.7.8 no", then="close"))
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]), fraction=lambda: 0.0)
+        assert (await trouble(smtp)).trouble == "login_refused"
+        assert isinstance(await send(smtp), Accepted)
+        await smtp.close()
+
+
+@pytest.mark.parametrize(
+    "reply", ["454 4.7.0 Temporary authentication failure", "451 4.3.0 try later", "421 4.3.2 bye"]
+)
+async def test_a_login_that_fails_for_now_is_tried_again_by_the_mechanism_that_worked(
+    monkeypatch: pytest.MonkeyPatch, reply: str
+):
+    monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
+    async with ScriptedRelay(login=LOGIN, mechanisms="PLAIN LOGIN CRAM-MD5") as relay:
+        relay.then("auth", "535 5.7.8 no", "235 ok", reply, reply)
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=RelayLimits(messages=1)))
+        assert isinstance(await send(smtp), Accepted)
+        for _ in range(2):
+            assert isinstance(await send(smtp), Unavailable)
+        assert isinstance(await send(smtp), Accepted)
+        await smtp.close()
+    logins = [line.split()[1] for _, line in relay.log if line.startswith("AUTH")]
+    assert logins == ["PLAIN", "LOGIN", "LOGIN", "LOGIN", "LOGIN"]
+
+
+async def test_the_sender_s_domain_is_our_name():
+    async with ScriptedRelay() as relay:
+        smtp = SmtpRelay(config(relay, helo=None, sender="otp@mail.example.com"))
+        assert isinstance(await send(smtp), Accepted)
+        assert relay.log[0] == (1, "EHLO mail.example.com")
+        await smtp.close()
+
+
+async def test_a_wrong_password_is_refused_twice_at_first_and_then_once_in_each_probe():
+    async with ScriptedRelay(login=LOGIN, mechanisms="PLAIN LOGIN CRAM-MD5") as relay:
+        smtp = SmtpRelay(config(relay, user=LOGIN[0], password="wrong"), fraction=lambda: 0.0)
+        assert (await trouble(smtp)).trouble == "login_refused"
+        assert relay.commands().count("AUTH") == 2
+        await smtp.close()

@@ -1,22 +1,18 @@
 """The worker's life: how it starts, what it says, how it stops."""
 
-import asyncio
 import json
+import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from certificates import Authority
+from amqp_proxy import amqp_proxy
 from conftest import Stage
-from rabbitmq import Node, free_port, rabbit, until
+from rabbitmq import free_port, rabbit, until
 from smtp_relay import Act
 from worker import CODE, Worker, job
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path / "node")
 
 
 async def test_every_missing_or_bad_setting_is_named_at_once_and_ends_with_2(stage: Stage) -> None:
@@ -33,6 +29,19 @@ async def test_every_missing_or_bad_setting_is_named_at_once_and_ends_with_2(sta
         assert f"{name}: " in worker.log
 
 
+@pytest.mark.parametrize(
+    ("options", "env"), [(("--workers", "2"), {}), (("-w3",), {}), ((), {"FASTSTREAM_WORKERS": "2"})]
+)
+async def test_with_several_processes_bad_settings_are_named_once_and_end_the_command(
+    stage: Stage, options: tuple[str, ...], env: dict[str, str]
+) -> None:
+    env = {"WORKER": "true", "RABBITMQ_URL": "http://x", "PYTHONUNBUFFERED": "1", **env}
+    worker = Worker(stage.folder, env, options=options)
+    await worker.start(ready=False)
+    assert await worker.stopped() == 2
+    assert worker.log.count("RABBITMQ_URL: must start with amqp://") == 1
+
+
 async def test_a_template_that_cannot_be_compiled_ends_the_start_with_2(stage: Stage) -> None:
     (stage.folder / "templates" / "otp").mkdir(parents=True)
     (stage.folder / "templates" / "otp" / "body.html").write_text("{% if %}")
@@ -40,6 +49,16 @@ async def test_a_template_that_cannot_be_compiled_ends_the_start_with_2(stage: S
     await worker.start(ready=False)
     assert await worker.stopped() == 2
     assert "TEMPLATES_DIR: template otp/body.html, line 1" in worker.log
+
+
+async def test_a_block_that_is_never_printed_is_logged_at_the_start(stage: Stage) -> None:
+    (stage.folder / "templates" / "otp").mkdir(parents=True)
+    child = "{% extends 'layout.html' %}\n{% block expirey %}{{ validUntil }}{% endblock %}"
+    (stage.folder / "templates" / "otp" / "body.html").write_text(child)
+    worker = await stage.run(TEMPLATES_DIR=str(stage.folder / "templates"))
+    (line,) = [it for it in worker.lines if it["event"].startswith("template: ")]
+    assert "layout.html has no block 'expirey'" in line["event"]
+    assert (line["level"], line["file"], line["line"]) == ("error", "otp/body.html", 2)
 
 
 async def test_without_worker_it_serves_http_only_and_says_so(stage: Stage) -> None:
@@ -52,128 +71,62 @@ async def test_without_worker_it_serves_http_only_and_says_so(stage: Stage) -> N
     assert await worker.stop() in {0, -signal.SIGTERM}
 
 
-async def test_a_broker_that_is_down_at_start_is_waited_for_visibly(stage: Stage, node: Node) -> None:
-    worker = stage.worker(url=node.url)
-    await worker.start(ready=False)
-    await worker.wait_log("waiting for RabbitMQ")
+async def test_a_broker_that_is_down_at_start_is_waited_for_visibly(stage: Stage) -> None:
+    async with amqp_proxy(stage.url) as (broker, url):
+        await broker.stop()
+        worker = stage.worker(url=url)
+        await worker.start(ready=False)
+        await worker.wait_log("waiting for RabbitMQ")
 
-    async def told() -> bool:
-        status, body = await worker.get("/readyz")
-        return status == 503 and "is away" in body
+        async def told() -> bool:
+            status, body = await worker.get("/readyz")
+            return status == 503 and "is away" in body
 
-    await until(told, "word about the broker")
-    assert (await worker.get("/livez"))[0] == 200
-    assert (await worker.get("/health"))[0] == 503
-    assert "No codes are going out" in (await worker.get("/"))[1]
-    try:
-        await asyncio.to_thread(node.start)
+        await until(told, "word about the broker")
+        assert (await worker.get("/livez"))[0] == 200
+        assert (await worker.get("/health"))[0] == 503
+        assert "No codes are going out" in (await worker.get("/"))[1]
+        await broker.start()
         await worker.wait_ready()
         assert (await worker.get("/health"))[0] == 200
         await worker.stop()
-    finally:
-        node.remove()
 
 
-async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_lost(stage: Stage, node: Node) -> None:
-    await asyncio.to_thread(node.start)
-    try:
-        worker = stage.worker(url=node.url)
+async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_lost(stage: Stage) -> None:
+    async with amqp_proxy(stage.url) as (broker, url):
+        worker = stage.worker(url=url)
         await worker.start()
         await stage.relay.stop()
-        await stage.rabbit.call(node.url)
         await stage.rabbit.publish(*(job(f"u{n}@example.com", jobId=f"j{n}") for n in range(20)))
         await worker.wait_log("gate closed")
-        await asyncio.to_thread(node.stop)
+        await broker.stop()
         await worker.wait_log("RabbitMQ is away")
         # OtpBrokerAway says so: for OtpNobodyConsumes it is still a worker that consumes
         assert await worker.metric("otp_broker_connected") == 0
         assert await worker.metric('otp_phase{state="consuming"}') == 1
-        await asyncio.to_thread(node.start)
+        await broker.start()
         await stage.relay.start()
         await worker.wait_ready(60)
         await stage.relay.wait_accepted(20, timeout=30)
         assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 20
         await worker.stop()
-    finally:
-        await stage.rabbit.call(stage.url)
-        node.remove()
 
 
-async def test_a_broker_is_reached_over_tls_with_an_encoded_password_and_virtual_host(stage: Stage, node: Node) -> None:
-    authority = Authority(stage.folder)
-    node.tls = (authority.ca_file, *authority.issue("127.0.0.1"))
-    await asyncio.to_thread(node.start)
-    try:
-        for command in (
-            ("add_vhost", "a/b"),
-            ("add_user", "otp", "p@ss/w#rd"),
-            ("set_permissions", "-p", "a/b", "otp", ".*", ".*", ".*"),
-        ):
-            await asyncio.to_thread(node.control, *command)
-        host = f"otp:p%40ss%2Fw%23rd@127.0.0.1:{node.tls_port}/a%2Fb"
-        untrusting = stage.worker(url=f"amqps://{host}")
-        await untrusting.start(ready=False)
-        await untrusting.wait_log("waiting for RabbitMQ")
-        await untrusting.wait_log("certificate")
-        await untrusting.stop()
-        worker = stage.worker(url=f"amqps://{host}?cafile={authority.ca_file}", NODE_ENV="production")
+async def test_queues_that_are_gone_after_a_restart_are_made_again(stage: Stage) -> None:
+    async with amqp_proxy(stage.url) as (broker, url):
+        worker = stage.worker(url=url)
         await worker.start()
-        url = f"amqp://otp:p%40ss%2Fw%23rd@127.0.0.1:{node.port}/a%2Fb"
-        async with rabbit(url, stage.rabbit.queue, stage.rabbit.prefix) as client:
-            await client.publish(job())
-            await stage.relay.wait_accepted(1)
-        await worker.stop()
-        for log in (worker.log, untrusting.log):
-            assert "p%40ss" not in log
-            assert "p@ss" not in log
-    finally:
-        node.remove()
-
-
-async def test_a_broker_that_is_short_of_memory_is_told_and_its_jobs_end_afterwards(stage: Stage, node: Node) -> None:
-    await asyncio.to_thread(node.start)
-    try:
-        await stage.relay.stop()
-        stage.relay.always("rcpt", "550 5.1.1 no such user")
-        worker = stage.worker(url=node.url, HEARTBEAT_INTERVAL_MS="500")
-        await worker.start()
-        async with rabbit(node.url, stage.rabbit.queue, stage.rabbit.prefix) as client:
-            await client.publish(job())
-            await worker.wait_log("gate closed")
-            await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "0.00001")
-            await stage.relay.start()
-
-            async def told() -> bool:
-                return "refuses publishes for want of memory" in (await worker.get("/health"))[1]
-
-            await until(told, "word about the memory")
-            await asyncio.to_thread(node.control, "set_vm_memory_high_watermark", "0.8")
-            (letter,) = await client.dead(timeout=40)
-            assert letter.headers["x-otp-reason"] == "rejected"
-            await worker.wait_ready()
-        await worker.stop()
-    finally:
-        node.remove()
-
-
-async def test_queues_that_are_gone_after_a_restart_are_made_again(stage: Stage, node: Node) -> None:
-    await asyncio.to_thread(node.start)
-    try:
-        worker = stage.worker(url=node.url)
-        await worker.start()
-        await asyncio.to_thread(node.remove)  # with everything that it knew
+        await broker.stop()
         await worker.wait_log("RabbitMQ is away")
-        await asyncio.to_thread(node.start)
+        await stage.rabbit.remove()
+        await broker.start()
         await worker.wait_ready(60)
-        async with rabbit(node.url, stage.rabbit.queue, stage.rabbit.prefix) as client:
-            events = await client.channel.declare_queue(exclusive=True)
-            await events.bind(f"{stage.rabbit.prefix}.events", "otp.#")
-            await client.publish(job())
-            await stage.relay.wait_accepted(1, timeout=30)
-            await client.take(events.name)
+        events = await stage.rabbit.channel.declare_queue(exclusive=True)
+        await events.bind(f"{stage.rabbit.prefix}.events", "otp.#")
+        await stage.rabbit.publish(job())
+        await stage.relay.wait_accepted(1, timeout=30)
+        await stage.rabbit.take(events.name)
         await worker.stop()
-    finally:
-        node.remove()
 
 
 async def test_queues_that_are_deleted_under_the_worker_are_made_again(stage: Stage) -> None:
@@ -319,8 +272,8 @@ async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_wha
         job(f"{user}@example.com", code, jobId=f"{user}@example.com:{code}"),
         json.dumps({"email": f"{user}@example.com", "otp": 5, "jobId": f"x-{user}@example.com"}).encode(),
     )
-    await relay.wait_accepted(3)
-    letters = await stage.rabbit.dead(6)
+    await relay.wait_accepted(4)
+    letters = await stage.rabbit.dead(5)
     events = await stage.rabbit.take(queue.name, 10)
     await worker.wait_log('"event":"health"')
     pages = [(await worker.get(path))[1] for path in ("/", "/health", "/metrics", "/readyz")]
@@ -356,6 +309,53 @@ async def test_two_processes_of_one_command_share_the_queue_and_stop_together(st
     await worker.stop()
     assert worker.log.count('"event":"stopped"') == 2
     assert await stage.rabbit.depth() == 0
+
+
+async def test_a_reader_of_the_logs_that_does_not_read_stops_no_job(stage: Stage) -> None:
+    worker = stage.worker()
+    worker.output = stage.folder / "logs"
+    os.mkfifo(worker.output)
+    reader = os.open(worker.output, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        await worker.start()
+
+        async def drops() -> bool:
+            accepted = len(stage.relay.accepted)
+            # long ids make long lines
+            ids = [f"{'x' * 180}{accepted}-{number}" for number in range(500)]
+            await stage.rabbit.publish(*(job(f"u{it[180:]}@example.com", jobId=it) for it in ids))
+            await stage.relay.wait_accepted(accepted + 500)
+            assert (await worker.get("/livez"))[0] == 200
+            return await worker.metric("otp_log_lines_dropped_total") > 0
+
+        await until(drops, "dropped log lines", 40)
+        lines = b""
+
+        async def said() -> bool:
+            nonlocal lines
+            with suppress(BlockingIOError):
+                while more := os.read(reader, 1 << 20):
+                    lines += more
+            return b"log lines were dropped" in lines
+
+        await until(said, "the number of dropped lines")
+        await stage.rabbit.publish(job(jobId="again"))
+
+        async def goes_on() -> bool:
+            return await said() and b'"job_id":"again"' in lines
+
+        await until(goes_on, "lines after those that were dropped")
+        written = [json.loads(line) for line in lines.splitlines()]
+        reported = sum(it["dropped"] for it in written if it["event"].startswith("log lines were dropped"))
+        assert reported == await worker.metric("otp_log_lines_dropped_total")
+    finally:
+        os.close(reader)
+    # nothing reads the pipe any more: each write fails
+    accepted = len(stage.relay.accepted)
+    await stage.rabbit.publish(*(job(f"v{number}@example.com") for number in range(20)))
+    await stage.relay.wait_accepted(accepted + 20)
+    assert (await worker.get("/livez"))[0] == 200
+    assert await worker.stop() in {0, -signal.SIGTERM}
 
 
 async def test_development_logs_are_for_people(stage: Stage) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from otp_stream.asgi import streaming
+from otp_stream import asgi
+from otp_stream.asgi import Answer, Fields, Scope, is_own_host, streaming, taking
 
 SCOPE = {"method": "GET", "headers": []}
 
@@ -76,3 +77,46 @@ async def test_what_fails_while_a_stream_is_made_is_nobody_elses_slowness() -> N
     with pytest.raises(TimeoutError, match="ours"):
         await asyncio.wait_for(route(SCOPE, reader.receive, reader.send), 10)
     assert places.held == 0
+
+
+async def test_a_form_that_never_arrives_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def take(_: Scope, __: Fields) -> Answer:
+        raise AssertionError
+
+    monkeypatch.setattr(asgi, "_FORM_S", 0.01)
+    reader, sent = Reader(), list[MutableMapping[str, Any]]()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await taking(take)({"method": "POST", "headers": []}, reader.receive, send)
+    assert sent[0]["status"] == 408
+
+
+async def test_a_form_that_breaks_off_is_not_acted_on() -> None:
+    async def take(_: Scope, __: Fields) -> Answer:
+        raise AssertionError
+
+    messages = iter([{"type": "http.request", "body": b"rel", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> MutableMapping[str, Any]:
+        return next(messages)
+
+    reader = Reader()
+    await taking(take)({"method": "POST", "headers": []}, receive, reader.send)
+    assert reader.got == []
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1:8000", True), ("[::1]:8000", True), ("10.0.0.7", True), ("localhost:8000", True),
+        ("worker", True), ("otp.svc.cluster.local:80", True), ("otp.example.com", True), ("OTP.example.com.:443", True),
+        ("", True),  # HTTP/1.0
+        ("attacker.example", False), ("otp.example.com.attacker.example", False), ("127.0.0.1.attacker.example", False),
+        ("attacker.example:8000", False), ("[attacker.example]", False),
+    ],
+)  # fmt: skip
+def test_only_a_host_name_that_no_one_else_can_have_is_ours(host: str, *, own: bool) -> None:
+    assert is_own_host(host, {"otp.example.com"}) is own
+    assert is_own_host(host, {"*"})

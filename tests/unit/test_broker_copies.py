@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from aio_pika import IncomingMessage
 from aiormq.abc import DeliveredMessage
+from deliveries import MadeIds
+from pamqp import encode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
@@ -21,7 +23,8 @@ def arrival(body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = Fals
     deliver = Basic.Deliver("tag", 1, redelivered, "", "jobs")
     header = ContentHeader(body_size=len(body), properties=Basic.Properties(**properties))
     delivered = DeliveredMessage(delivery=deliver, header=header, body=body, channel=None)  # type: ignore[arg-type]
-    return Arrival(IncomingMessage(delivered), lane, 1_000)
+    message = IncomingMessage(delivered)
+    return Arrival(message, lane, 1_000, message.headers if lane == "due" else None)
 
 
 def nothing(headers: Any) -> None: ...
@@ -48,7 +51,9 @@ def test_a_replay_is_kept_until_the_end_and_believed_only_from_us() -> None:
     assert theirs.replay is None
     assert not _OF_REPLAY & set(copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers)
     letter = arrival(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1})
-    message = copies.replayed(letter.message, Replay(5_000, "ops@host", fresh=True), known=True)
+    message = copies.replayed(
+        letter.message, Replay(5_000, "ops@host", fresh=True), known=True, ours=letter.message.headers
+    )
     assert message.headers == {
         "n": 1, "x-otp-job-id": "j", "x-otp-attempt": 0,
         "x-otp-replayed-at": 5_000, "x-otp-replayed-by": "ops@host", "x-otp-fresh": "yes",
@@ -94,6 +99,27 @@ def test_headers_that_would_route_copies_elsewhere_are_left_out() -> None:
     assert message.headers == {"n": 1}
 
 
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"long": "x" * 130_000, "n": 5},
+        {"table": {"x": "x" * 100_000}, "n": 5},
+        {f"h{it:04}": "\N{GRINNING FACE}" * 900 for it in range(40)} | {"n": 5},
+        {f"h{it:04}": it for it in range(9_000)},
+        {"x" * 120 + str(it): [None] for it in range(1_000)} | {"n": 5},
+    ],
+)
+def test_headers_that_would_not_fit_into_a_frame_are_left_out_and_ours_are_kept(theirs: dict[str, Any]) -> None:
+    dead = Dead("malformed", "no", 0)
+    letter = copies.dead_letter(arrival(headers=theirs), dead, job_id="j", died_ms=1, inject=nothing)
+    again = copies.again(arrival(headers=theirs | {"x-otp-attempt": 1}).message)
+    assert again.headers["x-otp-attempt"] == 1
+    assert letter.headers["x-otp-reason"] == "malformed"
+    assert any(name in letter.headers for name in ("n", "h0001"))
+    for copy in (letter, again):
+        assert len(encode.field_table(copy.headers)) < 70_000
+
+
 def test_properties_go_along_but_for_user_and_expiration() -> None:
     came = arrival(content_type="text/plain", message_id="m", correlation_id="c", user_id="guest", expiration="60000")
     message = copies.unchanged(came)
@@ -108,26 +134,26 @@ def test_a_header_that_cannot_be_written_again_does_not_hold_the_job() -> None:
     assert copies.unchanged(came).headers == {"good": "x"}
 
 
-class Made:
-    """Remembers ids, as the tables do."""
-
-    def __init__(self) -> None:
-        self.ids: dict[str, str] = {}
-
-    async def recall(self, content: str) -> str | None:
-        return self.ids.get(content)
-
-    def keep(self, content: str, job_id: str) -> None:
-        self.ids[content] = job_id
-
-
 async def job_id(came: Arrival, reader: Reader | None = None) -> str:
-    reader = reader or Reader(15, b"k" * 32, Made())
+    reader = reader or Reader(15, b"k" * 32, MadeIds())
     return await reader.job_id(came, OtpJob.from_bytes(came.message.body))
 
 
 async def test_a_producers_id_is_taken() -> None:
     assert await job_id(arrival(b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}')) == "j-1"
+
+
+@pytest.mark.parametrize("content", [b', "timestamp": 5}', b"}"])
+async def test_while_the_key_is_changed_an_id_stays_the_same_at_every_step(content: bytes) -> None:
+    old, new, made = b"o" * 32, b"n" * 32, MadeIds()
+    steps = [Reader(15, old, made, (new,)), Reader(15, new, made, (old,)), Reader(15, new, made)]
+    body = b'{"email": "user@example.com", "otp": "123456"' + content
+    ids = [await job_id(arrival(body, redelivered=True), reader) for reader in steps[:2]]
+    assert ids[0] == ids[1]
+    other = body.replace(b"123456", b"654321")
+    later, earlier = [await job_id(arrival(other, redelivered=True), steps[at]) for at in (1, 0)]
+    assert later == earlier
+    assert await job_id(arrival(other, redelivered=True), steps[2]) == later
 
 
 @pytest.mark.parametrize(
@@ -143,12 +169,12 @@ async def test_a_job_without_an_id_has_one_by_its_content_for_every_worker(
     first, second = [await job_id(arrival(body, **properties)) for _ in range(2)]
     assert first == second
     assert "123456" not in first
-    assert await job_id(arrival(body, **properties), Reader(15, b"other" * 8, Made())) != first
+    assert await job_id(arrival(body, **properties), Reader(15, b"other" * 8, MadeIds())) != first
 
 
 async def test_asking_again_with_nothing_to_tell_the_two_apart_makes_two_jobs() -> None:
     body = b'{"email": "user@example.com", "otp": "123456"}'
-    made = Made()
+    made = MadeIds()
     reader = Reader(15, b"k" * 32, made)
     first, second = await job_id(arrival(body), reader), await job_id(arrival(body), reader)
     assert first != second
@@ -163,3 +189,102 @@ def test_a_count_that_is_no_number_is_as_good_as_none(value: Any) -> None:
     assert (
         came.attempts_made(OtpJob.from_bytes(b'{"email": "user@example.com", "otp": "123456", "retryCount": 2}')) == 2
     )
+
+
+def traced(headers: Any) -> None:
+    headers["traceparent"] = "00-1-2-01"
+
+
+def test_a_retry_and_a_dead_letter_carry_the_trace_of_this_attempt() -> None:
+    came = arrival(headers={"traceparent": "00-0-0-01"})
+    for message in (
+        copies.retry(came, job_id="j", attempts_made=1, inject=traced),
+        copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=traced),
+    ):
+        assert message.headers["traceparent"] == "00-1-2-01"
+
+
+def test_a_throttled_dead_letter_says_when_it_would_be_allowed() -> None:
+    for allowed_ms in (5_000, None):
+        dead = Dead("throttled", "over a limit", 0, allowed_ms)
+        letter = copies.dead_letter(arrival(), dead, job_id="j", died_ms=1, inject=nothing)
+        assert letter.headers.get("x-otp-allowed-at") == allowed_ms
+
+
+def test_first_sight_and_that_the_relay_may_have_it_are_kept_until_the_end() -> None:
+    came = arrival(lane="due", headers={"x-otp-uncertain": "relay:25", "x-otp-first-seen": 7, "x-otp-job-id": "j"})
+    retried = copies.retry(came, job_id="j", attempts_made=1, inject=nothing)
+    assert retried.headers["x-otp-uncertain"] == "relay:25"
+    assert retried.headers["x-otp-first-seen"] == 7
+    letter = copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=9, inject=nothing)
+    assert letter.headers["x-otp-first-seen"] == 7
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        rb'"x": "\ud800"',
+        rb'"metadata": {"userName": "Ann \ud83d"}',
+        b'"metadata": {"userName": "J\xf6rg"}',
+        b'"x": NaN',
+    ],
+)
+def test_a_body_that_was_read_leniently_is_the_same_job_in_its_retry(rest: bytes) -> None:
+    body = b'{"email": "user@example.com", "otp": "123456", ' + rest + b"}"
+    message = copies.retry(arrival(body), job_id="j", attempts_made=1, inject=nothing)
+    assert OtpJob.from_bytes(message.body).retry_count == 1
+    assert OtpJob.from_bytes(message.body).metadata == OtpJob.from_bytes(body).metadata
+
+
+def test_a_body_that_cannot_be_written_again_is_retried_as_it_came() -> None:
+    body = b'{"email": "user@example.com", "otp": "123456", "x": %b}' % (b"9" * 6000)
+    assert copies.retry(arrival(body), job_id="j", attempts_made=1, inject=nothing).body == body
+
+
+def test_every_property_of_a_producer_goes_along() -> None:
+    properties: dict[str, Any] = {
+        "content_type": "text/plain", "content_encoding": "identity", "correlation_id": "c", "reply_to": "r",
+        "message_id": "m", "message_type": "t", "app_id": "a", "priority": 3,
+    }  # fmt: skip
+    came = arrival(**properties, expiration="60000", user_id="guest")
+    for message in (
+        copies.unchanged(came),
+        copies.retry(came, job_id="j", attempts_made=1, inject=nothing),
+        copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=nothing),
+        copies.replayed(came.message, Replay(5_000, "ops", fresh=False), known=True, ours={}),
+    ):
+        kept = {("message_type" if it == "type" else it): getattr(message, it) for it in _PROPERTIES}
+        assert kept == properties
+        assert (message.delivery_mode, message.expiration, message.user_id) == (2, None, None)
+
+
+_PROPERTIES = (
+    "content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "type", "app_id", "priority",
+)  # fmt: skip
+
+
+def test_a_replay_counts_anew_where_its_body_is_a_job_and_leaves_any_other_body_alone() -> None:
+    came = arrival(b'{"retryCount": 3}', headers={"x-otp-attempt": 4})
+    replay = Replay(5_000, "ops", fresh=False)
+    assert json.loads(copies.replayed(came.message, replay, known=True, ours={}).body) == {"retryCount": 0}
+    message = copies.replayed(arrival(b"no job").message, replay, known=False, ours={})
+    assert message.body == b"no job"
+    assert "x-otp-fresh" not in message.headers
+    assert copies.replayed(came.message, replay, known=True, ours={}).headers["x-otp-attempt"] == 0
+
+
+def test_nothing_that_the_broker_wrote_goes_along() -> None:
+    written = {
+        "x-death": [{"count": 1}], "x-first-death-queue": "q", "x-first-death-reason": "expired",
+        "x-first-death-exchange": "", "x-last-death-queue": "q", "x-last-death-reason": "rejected",
+        "x-delivery-count": 2, "x-acquired-count": 2, "CC": ["other"], "BCC": ["third"],
+    }  # fmt: skip
+    came = arrival(headers={**written, "n": 1})
+    for message in (
+        copies.unchanged(came),
+        copies.retry(came, job_id="j", attempts_made=1, inject=nothing),
+        copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=nothing),
+        copies.replayed(came.message, Replay(5_000, "ops", fresh=False), known=True, ours={}),
+    ):
+        assert not written.keys() & message.headers.keys()
+        assert message.headers["n"] == 1

@@ -17,11 +17,11 @@ from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
 from otp_stream.broker.arrival import Delivered
 from otp_stream.broker.events import JobEvent, event
-from otp_stream.broker.inlet import Deliveries, Taker
+from otp_stream.broker.inlet import Deliveries, LargeBodies, Taker
 from otp_stream.broker.lane import read as read_job
 from otp_stream.broker.tolerance import tolerate
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import MAX_BODY_BYTES, Job, OtpJob, carry
 
 ASKED = carry(
     OtpJob(email="User@example.com", otp="123456"),
@@ -95,6 +95,20 @@ def test_each_delivery_is_acknowledged_once_whatever_the_order(order: list[int],
     assert not unsettled
 
 
+async def test_acknowledgements_wait_for_room_on_the_connection() -> None:
+    outgoing: asyncio.Queue[Any] = asyncio.Queue(1)
+    connection = SimpleNamespace(write_queue=outgoing)
+    acks = Acks(cast("Channel", SimpleNamespace(is_closed=False, number=7, connection=connection)))
+    outgoing.put_nowait(None)
+    acks.ack(1)
+    acks.ack(2)
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await outgoing.get() is None
+        (ack,) = read((await outgoing.get()).payload)
+    assert (ack.delivery_tag, ack.multiple) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
@@ -104,6 +118,7 @@ def test_each_delivery_is_acknowledged_once_whatever_the_order(order: list[int],
         (1 << 13, struct.pack(">I", 9) + b"\x01aS\x00\x00\x00\x01x\x00"),
         (1 << 13, struct.pack(">I", 9) + b"\x03a\xffbS\x00\x00\x00\x00"),
         (1 << 13, struct.pack(">I", 11) + b"\x01tT" + b"\xff" * 8),
+        (1 << 13, struct.pack(">I", 16) + b"\x01tA" + struct.pack(">I", 9) + b"T" + b"\xff" * 8),
     ],
 )
 def test_properties_that_nobody_can_read_cost_no_connection(flag: int, value: bytes) -> None:
@@ -112,6 +127,15 @@ def test_properties_that_nobody_can_read_cost_no_connection(flag: int, value: by
     _, _, it = frame.unmarshal(struct.pack(">BHI", 2, 7, len(payload)) + payload + b"\xce")
     assert isinstance(it, header.ContentHeader)
     assert it.body_size == 5
+
+
+def test_a_text_that_is_not_utf_8_can_be_published_again() -> None:
+    tolerate()
+    payload = struct.pack(">HHQH", 60, 0, 0, 1 << 7) + b"\xff" * 256
+    _, _, it = frame.unmarshal(struct.pack(">BHI", 2, 7, len(payload)) + payload + b"\xce")
+    assert isinstance(it, header.ContentHeader)
+    copied = header.ContentHeader(properties=commands.Basic.Properties(message_id=it.properties.message_id))
+    assert frame.marshal(copied, 7)
 
 
 def delivery(channel: int, tag: int, content: bytes, headers: dict[str, Any] | None, frame_size: int) -> bytes:
@@ -168,6 +192,36 @@ def test_deliveries_arrive_whole_in_whatever_pieces_they_come(
         (content, headers or {}, tag % 2 == 0, f"id-{tag}") for tag, (content, headers) in enumerate(messages, 1)
     ]
     assert passed.replace(HEARTBEAT, b"") == others
+
+
+def test_of_a_body_too_large_to_keep_only_the_size_is_kept_and_the_next_message_arrives() -> None:
+    sizes = (MAX_BODY_BYTES + 1, 1024 * 1024, 1024 * 1024 + 1, 40)
+    stream = b"".join(delivery(7, tag, b"x" * size, {"a": 1}, 100_000) for tag, size in enumerate(sizes, 1))
+    came, _ = asyncio.run(through(cut(stream, [250_000])))
+    assert [(len(it.body), it.dropped) for it in came] == [(sizes[0], 0), (sizes[1], 0), (0, sizes[2]), (40, 0)]
+    assert [(it.headers, it.message_id) for it in came] == [({"a": 1}, f"id-{tag}") for tag in (1, 2, 3, 4)]
+
+
+def test_large_bodies_are_limited_together_and_make_room_when_they_are_gone() -> None:
+    large = LargeBodies()
+    came: list[Delivered] = []
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+
+    async def feed() -> None:
+        deliveries = Deliveries()
+        deliveries.deliver(channel, Taker(channel, cast("Acks", None), came.append, large))
+        for tag in range(1, 21):
+            deliveries.feed_data(delivery(7, tag, b"x" * 1024 * 1024, None, 100_000))
+        # a connection that is lost in the middle of a body
+        half = delivery(7, 21, b"x" * 1024 * 1024, None, 100_000)
+        came.pop(0)
+        deliveries.feed_data(half[:500_000])
+
+    asyncio.run(feed())
+    assert [it.dropped > 0 for it in came] == [False] * 15 + [True] * 4
+    assert large.bytes == 15 * 1024 * 1024
+    came.clear()
+    assert large.bytes == 0
 
 
 def test_a_connection_that_only_delivers_is_known_to_be_alive() -> None:

@@ -1,6 +1,7 @@
 """What the commands that publish many jobs refuse, and what they ask before they do anything."""
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from otp_stream.cli import demo, say
 from otp_stream.cli.main import cli
+from otp_stream.settings import load
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,27 @@ def test_the_demo_touches_nothing_that_an_env_file_names(tmp_path: Path) -> None
     assert made.problems == []
     assert "example.net" not in str(made.settings.shown())
     assert (made.settings.redis_url, made.settings.fallbacks) == (None, [])
+
+
+def test_the_demo_writes_a_secret_key_where_there_is_none_and_keeps_it(tmp_path: Path) -> None:
+    env = tmp_path / ".env"
+    first, second = (demo.make(port=0, samples=False, log_level="info").app.settings for _ in range(2))
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    assert len(env.read_text().split()) == 1
+    assert first.secret_key is not None
+    assert first.hash_key == second.hash_key == load()[0].hash_key
+    env.write_text("SENDER_EMAIL=a@example.com\nSECRET_KEY=\nLOG_LEVEL=info")
+    third = demo.make(port=0, samples=False, log_level="info").app.settings
+    assert third.secret_key not in (None, first.secret_key)
+    assert load()[0].sender_email == "a@example.com"
+    env.write_text("SECRET_KEY=short\n")
+    assert demo.make(port=0, samples=False, log_level="info").app.problems[0].startswith("SECRET_KEY: ")
+    assert env.read_text() == "SECRET_KEY=short\n"
+
+
+def test_the_demo_runs_in_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    assert demo.make(port=0, samples=False, log_level="info").app.problems == []
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otp_stream.core.admission import Limit, Objection, SentBefore, Superseded, Throttled, Unknown
 from otp_stream.core.backoff import Backoff
-from otp_stream.core.decision import Ack, Dead, Hold, Park, Retry, admit, decide
+from otp_stream.core.decision import Ack, Dead, Hold, Park, Retry, admit, decide, object_to
 from otp_stream.core.outcome import (
     Accepted,
     Broken,
@@ -87,11 +88,48 @@ def test_a_job_behind_the_gate_dies_with_its_code_and_no_attempt_counted(outcome
 
 
 def test_a_job_is_put_aside_for_no_longer_than_its_code_lives() -> None:
-    assert judge(Lapsed(), expires_ms=NOW + 5200) == Park(4900)
-    assert judge(Lapsed(), expires_ms=NOW + 1076) == Park(1075)
-    dead = judge(Lapsed(), expires_ms=NOW + 1075)
+    assert judge(Lapsed(), expires_ms=NOW + 5200) == Park(4800)
+    assert judge(Lapsed(), expires_ms=NOW + 1151) == Park(1150)
+    dead = judge(Lapsed(), expires_ms=NOW + 1150)
     assert isinstance(dead, Dead)
     assert (dead.reason, dead.attempt) == ("expired", 0)
+
+
+def test_a_job_that_is_not_sent_any_more_keeps_the_last_error_or_says_why() -> None:
+    assert judge(Deferred(LATER), attempts_made=3) == Dead("retries_exhausted", "451 4.3.0 later (to RCPT)", 4)
+    assert judge(Lapsed(), now_ms=EXPIRES) == Dead("expired", "the code expired 0 ms ago", 0)
+    error = "its turn never came, and the code expires before another wait ends"
+    assert judge(Lapsed(), attempts_made=1, now_ms=EXPIRES - 1) == Dead("expired", error, 1)
+
+
+@pytest.mark.parametrize(
+    ("objection", "now_ms", "settlement"),
+    [
+        (SentBefore(), NOW, Ack("duplicate")),
+        (Superseded(), NOW, Ack("superseded")),
+        (
+            Throttled(Limit("recipient", 5, 600_000), 1_700_000_000_000),
+            NOW,
+            Dead(
+                "throttled",
+                "over RECIPIENT_LIMIT=5/10m: allowed again at 2023-11-14T22:13:20Z",
+                2,
+                allowed_ms=1_700_000_000_000,
+            ),
+        ),
+        (Unknown(), NOW, Park(5200)),
+        (Unknown(), EXPIRES + 7, Dead("expired", "the code expired 7 ms ago", 2)),
+    ],
+)
+def test_a_job_that_may_not_be_attempted_costs_no_attempt(
+    objection: Objection, now_ms: int, settlement: object
+) -> None:
+    found = object_to(objection, attempts_made=2, now_ms=now_ms, expires_ms=EXPIRES, backoff=BACKOFF)
+    assert found == settlement
+
+
+def test_a_delay_beyond_every_wait_queue_takes_the_longest_one() -> None:
+    assert BACKOFF.rung_ms(BACKOFF.rungs_ms[-1] + 1) == BACKOFF.rungs_ms[-1]
 
 
 def test_an_expired_job_is_not_admitted() -> None:
@@ -124,4 +162,18 @@ def test_a_wait_is_never_short_and_late_by_less_than_a_tenth(
         rung = backoff.rung_ms(delay)
         assert rung in backoff.rungs_ms
         assert delay <= rung <= delay * 1.1 + 250
-    assert len(backoff.rungs_ms) <= 4 * max(retries, 1)
+        assert rung <= delay * 1.1 + 52  # the broker may be late as well
+    assert len(backoff.rungs_ms) <= 3 * max(retries, 1)
+
+
+def test_the_default_settings_take_eight_wait_queues_and_retries_spread_over_them() -> None:
+    backoff = Backoff(1_000, 30_000, 3)
+    assert backoff.waits_ms == (1_150, 1_300, 2_200, 2_400, 2_600, 4_400, 4_800, 5_200)
+    for retries_made, rungs in enumerate(((1_150, 1_300), (2_200, 2_400, 2_600), (4_400, 4_800, 5_200))):
+        used = [backoff.rung_ms(backoff.delay_ms(retries_made, fraction / 600)) for fraction in range(600)]
+        assert set(used) == set(rungs)
+        assert all(abs(used.count(rung) - 600 / len(rungs)) <= 2 for rung in rungs)
+
+
+def test_the_wait_queues_of_earlier_versions_are_known() -> None:
+    assert Backoff(1_000, 30_000, 2).earlier_rungs_ms == (1075, 1150, 1225, 1300, 2150, 2300, 2450, 2600)

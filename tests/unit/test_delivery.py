@@ -1,21 +1,22 @@
 """The way of a job, with every room played by a fake."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from otp_stream.core.admission import Limit, Unknown
+from otp_stream.core.admission import Limit, SentBefore, Unknown
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError, Mail
-from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Reply, Unavailable
+from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Reply, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
 from otp_stream.tables import Asker, MemoryTables, Tables
+from otp_stream.telemetry_errors import ERRORS
 
 NOW = 1_700_000_000_000
 OK = Accepted(Reply(250, None, "ok", "body"))
@@ -41,6 +42,9 @@ class Rooms:
     tables: Tables = field(default_factory=make_tables)
     compose_error: ComposeError | None = None
     wanted: Callable[[], bool] | None = None
+    resend_uncertain: bool = True
+    settle: Callable[[Final], Awaitable[bool]] | None = None
+    """What a settlement does besides being kept, where it is given."""
 
     def compose(self, job: Job) -> Mail:
         if self.compose_error:
@@ -59,26 +63,50 @@ class Rooms:
             raise met
         return await met() if callable(met) else met
 
+    ended: list[str] = field(default_factory=list)
+    """Calls of telemetry after a span's body, in order."""
+    failing: frozenset[str] = frozenset()
+    """The calls of telemetry that raise."""
+
     def job(self, job: Job, carrier: object) -> AbstractContextManager[None]:
-        return nullcontext()
+        self.fail("job")
+        return self.span("job")
 
     def step(self, name: str) -> AbstractContextManager[None]:
         self.steps.append(name)
-        return nullcontext()
+        self.fail(name)
+        return self.span(name)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        self.fail(f"enter {name}")
+        yield
+        self.ended.append(name)
+        self.fail(f"exit {name}")
+
+    def fail(self, name: str) -> None:
+        if name in self.failing:
+            raise KeyError(name)
 
     def met(self, job: Job, outcome: Outcome) -> None:
         self.told.append(("met", outcome))
+        self.ended.append("met")
+        self.fail("met")
 
     def settled(self, job: Job, settlement: Final) -> None:
         self.told.append(("settled", settlement))
+        self.ended.append("settled")
+        self.fail("settled")
 
     def unsettled(self, job: Job, settlement: Final) -> None:
         self.told.append(("unsettled", settlement))
+        self.fail("unsettled")
 
     async def deliver(self, job: Job) -> Final | None:
         way = Delivery(
-            self, self, self.tables, self, Backoff(1000, 30000, 3), now_ms=lambda: self.now_ms, fraction=lambda: 0.0
-        )
+            self, self, self.tables, self, Backoff(1000, 30000, 3),
+            resend_uncertain=self.resend_uncertain, now_ms=lambda: self.now_ms, fraction=lambda: 0.0,
+        )  # fmt: skip
         await way(job, _Settle(self), {})
         return self.settlements[-1] if self.settlements else None
 
@@ -92,6 +120,8 @@ class _Settle:
 
     async def __call__(self, settlement: Final) -> bool:
         self.rooms.settlements.append(settlement)
+        if self.rooms.settle is not None:
+            return await self.rooms.settle(settlement)
         return self.rooms.stands
 
 
@@ -110,6 +140,37 @@ async def test_a_job_is_rendered_sent_and_settled_in_this_order() -> None:
     assert rooms.asked == [
         {"rank": 2, "lane": "jobs", "expires_ms": NOW + 900_000, "deadline_ms": NOW + HOLD_LIMIT_MS, "prefer": None}
     ]
+
+
+STEPS = ("job", "render", "send", "settle")
+TELEMETRY = [*STEPS, *(f"{end} {step}" for end in ("enter", "exit") for step in STEPS), "met", "settled", "unsettled"]
+
+
+@pytest.mark.parametrize("call", TELEMETRY)
+async def test_an_exception_in_telemetry_changes_no_settlement_and_is_counted(call: str) -> None:
+    before = ERRORS.count
+    rooms = Rooms([OK, LATER, Rejected(Reply(550, None, "no", "rcpt"))], failing=frozenset({call}))
+    assert await rooms.deliver(job()) == Ack("sent")
+    assert await rooms.deliver(job("j-2")) == Retry(1000, 1, "451 later (to RCPT)")
+    assert await rooms.deliver(job("j-3")) == Dead("rejected", "550 no (to RCPT)", 1)
+    rooms.stands = False
+    assert await rooms.deliver(job()) == Ack("duplicate")
+    assert ERRORS.count > before
+
+
+async def test_a_mail_that_the_relay_accepted_is_recorded_as_sent_before_any_telemetry_runs() -> None:
+    rooms = Rooms([OK])
+    asked: list[object] = []
+
+    class Claims(Tables):
+        def mark(self, claim: Any) -> None:
+            asked.append(list(rooms.ended))
+            super().mark(claim)
+
+    rooms.tables = Claims(Asker(b"k" * 32), MemoryTables((), sent_ttl_ms=1_000, sent_limit=1_000), now_ms=lambda: NOW)
+    await rooms.deliver(job())
+    assert asked == [["render"]]
+    assert rooms.ended == ["render", "send", "settle", "met", "settled", "job"]
 
 
 async def test_a_job_that_comes_again_is_composed_apart() -> None:
@@ -230,6 +291,35 @@ async def test_a_job_that_waits_for_the_relay_ends_as_superseded_when_a_newer_co
     assert rooms.settlements == [Ack("sent"), Ack("superseded")]
 
 
+async def test_a_job_whose_mail_cannot_be_made_does_not_supersede_the_one_that_waits() -> None:
+    rooms = Rooms(tables=make_tables(supersede=True))
+
+    async def waits() -> Outcome:
+        wanted = rooms.wanted
+        assert wanted is not None
+        rooms.compose_error = ComposeError("no template no-such")
+        assert await rooms.deliver(job("j-2", otp="222222", at=NOW)) == Dead("crashed", "no template no-such", 0)
+        assert wanted()
+        return OK
+
+    rooms.outcomes = [waits]
+    assert await rooms.deliver(job("j-1", otp="111111", at=NOW)) == Ack("sent")
+
+
+async def test_a_job_that_was_sent_is_a_duplicate_even_where_its_mail_can_no_longer_be_made() -> None:
+    rooms = Rooms([OK])
+    assert await rooms.deliver(job()) == Ack("sent")
+    rooms.compose_error = ComposeError("no template otp")
+    assert await rooms.deliver(job()) == Ack("duplicate")
+
+
+async def test_an_id_with_another_code_is_another_job_and_is_sent() -> None:
+    rooms = Rooms([OK, OK])
+    assert await rooms.deliver(job()) == Ack("sent")
+    assert await rooms.deliver(job(otp="654321")) == Ack("sent")
+    assert await rooms.deliver(job(otp="654321")) == Ack("duplicate")
+
+
 async def test_a_claim_that_was_lost_and_holds_again_goes_back_to_wait_for_its_turn() -> None:
     rooms = Rooms(tables=_Flickering())
     rooms.outcomes = [Lapsed(), OK]
@@ -265,3 +355,111 @@ class _Silent(Tables):
 
     async def admit(self, *args: Any) -> Any:
         return Unknown()
+
+
+MAYBE = Uncertain("the connection was lost, after the final dot", "relay:25")
+
+
+async def test_a_mail_that_the_relay_may_have_is_sent_once_more_and_to_the_same_relay() -> None:
+    rooms = Rooms([MAYBE, MAYBE])
+    first = await rooms.deliver(job())
+    assert isinstance(first, Retry)
+    assert first.uncertain == "relay:25"
+    second = await rooms.deliver(replace(job(attempts_made=1), uncertain="relay:25"))
+    assert isinstance(second, Dead)
+    assert (second.reason, second.attempt) == ("retries_exhausted", 2)
+    assert [asked["prefer"] for asked in rooms.asked] == [None, "relay:25"]
+
+
+async def test_a_mail_that_the_relay_may_have_is_not_sent_again_where_that_is_not_wanted() -> None:
+    rooms = Rooms([MAYBE], resend_uncertain=False)
+    settlement = await rooms.deliver(job())
+    assert isinstance(settlement, Dead)
+    assert settlement.reason == "retries_exhausted"
+
+
+async def test_what_was_met_is_reported_without_code_and_address() -> None:
+    rooms = Rooms([Uncertain("lost after 123456 for user@example.com", "relay:25")])
+    await rooms.deliver(job())
+    assert rooms.told[0][0] == "met"
+    assert "123456" not in str(rooms.told) + str(rooms.settlements)
+    assert "user@" not in str(rooms.told) + str(rooms.settlements)
+
+
+async def test_rank_lane_and_times_of_a_job_reach_the_relay() -> None:
+    rooms = Rooms([OK, OK])
+    ask = job().ask
+    urgent = carry(ask, job_id="a", lane="high", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=5)
+    waited = carry(ask, job_id="b", lane="due", first_seen_ms=NOW, attempts_made=1, default_expiry_minutes=600)
+    await rooms.deliver(urgent)
+    await rooms.deliver(waited)
+    # no job waits for longer than its code lives, nor than the broker allows
+    assert rooms.asked == [
+        {"rank": 0, "lane": "high", "expires_ms": NOW + 300_000, "deadline_ms": NOW + 300_000, "prefer": None},
+        {"rank": 2, "lane": "due", "expires_ms": NOW + 36_000_000, "deadline_ms": NOW + HOLD_LIMIT_MS, "prefer": None},
+    ]
+
+
+async def test_a_mail_is_not_wanted_once_the_broker_has_taken_its_job_back() -> None:
+    rooms = Rooms()
+
+    async def taken_back() -> Outcome:
+        wanted = rooms.wanted
+        assert wanted is not None
+        assert wanted()
+        rooms.stands = False
+        assert not wanted()
+        return Lapsed()
+
+    rooms.outcomes = [taken_back]
+    await rooms.deliver(job())
+    assert rooms.told[-1] == ("unsettled", Park(5200))
+
+
+async def test_a_job_is_marked_as_sent_before_it_is_settled() -> None:
+    # a worker that is killed in between must not send it again
+    rooms = Rooms([OK])
+    asked: list[object] = []
+
+    async def settle(settlement: Final) -> bool:
+        asked.append(await rooms.tables.admit(job(), NOW + 1_000))
+        return True
+
+    rooms.settle = settle
+    async with asyncio.timeout(5):
+        await rooms.deliver(job())
+    assert asked == [SentBefore()]
+
+
+@pytest.mark.parametrize("outcome", [LATER, Rejected(Reply(550, None, "no", "rcpt")), Lapsed(), ValueError("bug")])
+async def test_a_job_that_was_not_sent_can_be_claimed_again(outcome: Outcome | Exception) -> None:
+    rooms = Rooms([outcome, OK])
+    await rooms.deliver(job())
+    async with asyncio.timeout(5):
+        assert await rooms.deliver(job()) == Ack("sent")
+
+
+async def test_a_code_that_expired_while_its_mail_waited_is_dead_and_not_retried() -> None:
+    rooms = Rooms()
+
+    async def until_expired() -> Outcome:
+        rooms.now_ms = NOW + 900_000
+        return LATER
+
+    rooms.outcomes = [until_expired]
+    settlement = await rooms.deliver(job())
+    assert isinstance(settlement, Dead)
+    assert settlement.reason == "expired"
+
+
+async def test_a_relay_that_is_away_until_the_code_expires_leaves_a_dead_letter() -> None:
+    rooms = Rooms()
+
+    async def until_expired() -> Outcome:
+        rooms.now_ms = NOW + 900_000
+        return Unavailable("unreachable", "refused")
+
+    rooms.outcomes = [until_expired]
+    settlement = await rooms.deliver(job())
+    assert isinstance(settlement, Dead)
+    assert (settlement.reason, settlement.attempt) == ("expired", 0)

@@ -1,19 +1,32 @@
 """A consumer that stands here, and of which the broker knows nothing, is started again."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from otp_stream.broker import intake
+from otp_stream.broker.arrival import now_ms
+from otp_stream.broker.inlet import Deliveries
 from otp_stream.broker.intake import Intake
 
 
 class Channel:
+    number = 1
+
     def __init__(self) -> None:
         self.consumers = {"tag": None}
         self.is_closed = False
         self.did: list[str] = []
+        self.connection = SimpleNamespace(write_queue=None)
+
+    async def basic_qos(self, *, prefetch_count: int) -> None:
+        self.did.append(f"qos {prefetch_count}")
+
+    async def basic_consume(self, queue: str, _: object) -> Any:
+        self.did.append(f"consume {queue}")
+        return SimpleNamespace(consumer_tag="new")
 
     async def close(self) -> None:
         self.did.append("close")
@@ -32,7 +45,9 @@ async def test_it_is_ended_once_it_was_unknown_for_long(
     monkeypatch.setattr(intake, "monotonic", lambda: now)
     it, channel = Intake(cast("Any", None), lambda: None, lambda _: None), Channel()
     it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", channel), cast("Any", None), "tag"))
-    lane = SimpleNamespace(queue="q", depth=SimpleNamespace(consumers=0), state=SimpleNamespace(held=held))
+    lane = SimpleNamespace(
+        queue="q", depth=SimpleNamespace(consumers=0, messages=0), state=SimpleNamespace(held=held, received=3)
+    )
     looks = [0, 0, 1, 0, 0]  # consumers by the broker's word, three seconds apart: seen once, it counts anew
     for consumers in looks:
         lane.depth.consumers = consumers
@@ -44,3 +59,103 @@ async def test_it_is_ended_once_it_was_unknown_for_long(
     assert not it._stands("q")
     await it.compare([cast("Any", lane)])  # already gone
     assert channel.did == did
+
+
+async def test_one_that_gets_nothing_although_jobs_wait_is_restarted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(intake, "monotonic", lambda: now)
+    it, channel = Intake(cast("Any", None), lambda: None, lambda _: None), Channel()
+    state = SimpleNamespace(held=0, received=3)
+    lane = SimpleNamespace(queue="q", depth=SimpleNamespace(consumers=1, messages=5), state=state)
+
+    async def look(received: int, held: int = 0) -> None:
+        nonlocal now
+        state.received, state.held = received, held
+        await it.compare([cast("Any", lane)])
+        now += 3
+
+    def consume() -> None:
+        channel.is_closed = False
+        it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", channel), cast("Any", None), "tag"))
+
+    consume()
+    # three seconds apart; in between it got a job, or had some in flight
+    for received, held in [(3, 0), (3, 0), (4, 0), (4, 0), (4, 2), (4, 0), (4, 0)]:
+        await look(received, held)
+    assert channel.did == []
+    await look(4)
+    assert channel.did == ["close"]
+    consume()
+    for _ in range(5):
+        await look(4)  # in vain: with single active consumer, another one gets the jobs
+    assert channel.did == ["close"]
+    for _ in range(3):
+        await look(5)
+    assert channel.did == ["close", "close"]
+
+
+@pytest.mark.parametrize(
+    ("version", "quorum", "ended_by_us", "held_ms", "old", "new"),
+    [
+        ("4.3.6", True, False, 3000, ["close"], ["qos 5", "consume q"]),
+        ("4.3.6", True, True, 3000, ["consume q"], []),
+        # its queue was deleted, and only what is in flight here is left
+        ("4.3.6", True, False, 1000, ["consume q"], []),
+        ("4.3.6", False, False, 3000, ["consume q"], []),
+        ("4.0.5", True, False, 3000, ["consume q"], []),
+        ("3.10.8", True, False, 3000, ["consume q"], []),
+    ],
+)
+async def test_what_a_consumer_had_is_given_back_if_the_broker_cancelled_it(
+    *, version: str, quorum: bool, ended_by_us: bool, held_ms: int, old: list[str], new: list[str]
+) -> None:
+    it, before, after = Intake(cast("Any", None), lambda: None, lambda _: None), Channel(), Channel()
+    before.consumers.clear()
+    tag = None if ended_by_us else "tag"
+    it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", before), cast("Any", None), tag))
+
+    async def channel(**_: Any) -> Channel:
+        return after
+
+    state = SimpleNamespace(oldest_held_ms=now_ms() - held_ms)
+    lane = SimpleNamespace(queue="q", window=5, receive=None, state=state, counts_returns=quorum)
+    connection, transport = (
+        SimpleNamespace(large=None),
+        SimpleNamespace(channel=channel, server_properties={"version": version}),
+    )
+    await it._open(cast("Any", lane), cast("Any", connection), cast("Any", transport), Deliveries())
+    assert (before.did, after.did) == (old, new)
+
+
+async def test_no_lane_waits_at_the_start_for_the_word_about_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, opened = asyncio.Event(), asyncio.Event()
+
+    async def exists(queue: str) -> bool:
+        if queue == "high":  # RabbitMQ gives no answer about it
+            asked.set()
+            await opened.wait()
+            return False
+        return True
+
+    async def _open(self: Intake, lane: Any, *_: Any) -> None:
+        assert lane.queue == "jobs"
+        opened.set()
+
+    monkeypatch.setattr(Intake, "_open", _open)
+    transport = SimpleNamespace(connection=SimpleNamespace(is_closed=False))
+    connection = SimpleNamespace(transport=transport, deliveries=object())
+    it = Intake(exists, lambda: cast("Any", connection), lambda _: None)
+    async with asyncio.timeout(5):
+        await it.start([cast("Any", SimpleNamespace(queue=queue)) for queue in ("high", "jobs")])
+    assert asked.is_set()
+
+
+async def test_a_refusal_at_the_start_is_raised() -> None:
+    async def exists(queue: str) -> bool:
+        if queue == "jobs":
+            raise ConnectionError("refused")
+        return False
+
+    it = Intake(exists, lambda: None, lambda _: None)
+    with pytest.raises(ConnectionError, match="refused"):
+        await it.start([cast("Any", SimpleNamespace(queue=queue)) for queue in ("high", "jobs")])

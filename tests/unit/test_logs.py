@@ -4,6 +4,11 @@ import asyncio
 import io
 import json
 import logging
+import os
+import re
+import select
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 
@@ -11,7 +16,8 @@ import pytest
 import structlog
 
 from otp_stream.core.job import OtpJob, carry
-from otp_stream.watch import configure_logs
+from otp_stream.watch import configure_logs, finish_logs
+from otp_stream.watch.log_pipe import DROPPED, LogPipe
 from otp_stream.watch.tracing import CURRENT
 
 
@@ -160,3 +166,199 @@ def test_a_full_disk_fails_nobody(out: Stream, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(out, "write", full)
     structlog.get_logger().info("lost")
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("123456")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_a_line_that_cannot_be_made_fails_nobody_and_names_what_happened(out: Stream, *, readable: bool) -> None:
+    configure(out, readable=readable)
+    structlog.get_logger("t").warning("it happened", what=Unprintable())
+    assert "it happened" in out.getvalue()
+    assert "123456" not in out.getvalue()
+
+
+def test_a_stream_that_is_closed_fails_nobody(out: Stream) -> None:
+    configure(out)
+    log = structlog.get_logger("t")
+    out.close()
+    log.warning("it happened")
+
+
+def note(count: int) -> str:
+    return f"{count} dropped\n"
+
+
+def read_all(descriptor: int, until: bytes) -> bytes:
+    """Read until a text has come; fails after ten seconds."""
+    found = b""
+    while until not in found:
+        assert select.select([descriptor], [], [], 10)[0], found[-200:]
+        more = os.read(descriptor, 1 << 16)
+        assert more, found[-200:]
+        found += more
+    return found
+
+
+def test_a_pipe_that_is_not_read_drops_what_is_too_much_counts_it_and_says_so_once_it_is_read() -> None:
+    reader, writer = os.pipe()
+    pipe = LogPipe(writer, note, limit=200_000)
+    before = DROPPED.count
+    lines = [b"%06d %s\n" % (number, b"x" * 92) for number in range(5_000)]
+    for line in lines:
+        pipe.put(line)  # never waits, or this test does not end
+    dropped = DROPPED.count - before
+    assert 0 < dropped < 5_000
+    found = read_all(reader, b"dropped\n")
+    pipe.flush()
+    pipe.put(b"again\n")
+    found += read_all(reader, b"again\n")
+    reported = re.findall(rb"^(\d+) dropped\n", found, re.MULTILINE)
+    assert sum(map(int, reported)) == dropped
+    kept = [line for line in found.splitlines(keepends=True) if b"dropped" not in line]
+    assert kept == [*lines[: len(kept) - 1], b"again\n"]
+    assert len(kept) - 1 + dropped == len(lines)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_all_lines_are_written_in_order_to_a_pipe_that_is_read() -> None:
+    reader, writer = os.pipe()
+    pipe = LogPipe(writer, note)
+    for number in range(2_000):
+        pipe.put(b"%d\n" % number)
+    assert read_all(reader, b"\n1999\n") == b"".join(b"%d\n" % number for number in range(2_000))
+    pipe.put(b"last\n")
+    pipe.flush()
+    assert os.read(reader, 100) == b"last\n"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_pipe_without_a_reader_fails_no_one_and_a_non_blocking_one_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    pipe = LogPipe(writer, note)
+    for number in range(20_000):
+        pipe.put(b"%020d\n" % number)
+    assert len(read_all(reader, b"%020d\n" % 19_999)) == 21 * 20_000
+    pipe.flush()
+    os.close(reader)
+    before = DROPPED.count
+    pipe.put(b"lost\n")
+    pipe.flush()
+    assert DROPPED.count == before + 1
+    os.close(writer)
+
+
+def test_the_end_waits_for_a_reader_for_a_moment_only_and_once() -> None:
+    reader, writer = os.pipe()
+    pipe = LogPipe(writer, note)
+    pipe.put(b"x" * 500_000)
+    began = time.monotonic()
+    pipe.flush()
+    assert 1.9 < time.monotonic() - began < 10
+    began = time.monotonic()
+    pipe.flush()
+    assert time.monotonic() - began < 1
+    os.close(reader)  # ends the thread's write
+    pipe.flush()
+    os.close(writer)
+
+
+def test_a_second_start_writes_the_last_lines_of_loggers_that_were_used_before_it(out: Stream) -> None:
+    assert out.writes == 0
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, redirect_stdout(stream):
+        configure_logs(level="info", readable=False)
+        log = structlog.get_logger()
+
+        async def turn() -> None:
+            log.info("first")
+            configure_logs(level="info", readable=False)
+            structlog.get_logger().info("second")
+            log.info("last")
+            finish_logs()
+
+        asyncio.run(turn())
+        lines = os.read(reader, 10_000).decode().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["first", "second", "last"]
+    os.close(reader)
+
+
+def test_what_waits_for_a_pipe_reaches_no_other_file_that_gets_its_number() -> None:
+    reader, writer = os.pipe()
+    pipe = LogPipe(writer, note)
+    pipe.put(b"x" * 500_000 + b"\n")
+    assert os.read(reader, 1) == b"x"  # the thread writes, and the pipe is full
+    other_reader, other_writer = os.pipe()
+    os.dup2(other_writer, writer)  # as when it is closed and the next file gets its number
+    read_all(reader, b"\n")
+    pipe.put(b"last\n")
+    assert read_all(reader, b"last\n") == b"last\n"
+    os.set_blocking(other_reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(other_reader, 1)
+    for descriptor in (reader, writer, other_reader, other_writer):
+        os.close(descriptor)
+
+
+def test_lines_wait_until_a_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    pipe = LogPipe(writer, note)
+
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        pipe.put(b"one\n")
+    pipe.put(b"two\n")
+    assert read_all(reader, b"two\n") == b"one\ntwo\n"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_lines_for_a_pipe_are_written_by_a_thread_and_the_last_ones_too(out: Stream, *, readable: bool) -> None:
+    assert out.writes == 0
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="ascii") as stream, redirect_stdout(stream):
+        configure_logs(level="info", readable=readable)
+
+        async def turn() -> None:
+            structlog.get_logger().info("said", word="größer")
+            finish_logs()
+
+        asyncio.run(turn())
+        line = os.read(reader, 10_000).decode("ascii")
+    assert "said" in line
+    assert "gr\\xf6" in line or "gr\\u00f6" in line
+    os.close(reader)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_the_line_about_dropped_ones_looks_like_any_other(out: Stream, *, readable: bool) -> None:
+    assert out.writes == 0
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as stream, redirect_stdout(stream):
+        configure_logs(level="info", readable=readable)
+        for number in range(300):
+            structlog.get_logger().info("x" * 10_000, number=number)
+        found = b""
+        while not re.search(rb"log lines were dropped.*\n", found):
+            found += read_all(reader, b"\n")
+    line = next(it for it in found.decode().splitlines() if "log lines were dropped" in it)
+    if readable:
+        assert "[warning ] log lines were dropped: nothing read standard output dropped=" in line
+    else:
+        said = json.loads(line)
+        assert (said["level"], said["event"].partition(":")[0]) == ("warning", "log lines were dropped")
+        assert said["dropped"] > 0
+        assert said["timestamp"]
+    os.close(reader)

@@ -5,6 +5,7 @@ import email
 import email.policy
 import json
 import re
+import resource
 import time
 from dataclasses import replace
 from email.message import EmailMessage
@@ -31,15 +32,20 @@ def mailroom(templates_dir: Path | None = None, *, locale: str = "en", sender: s
     )
 
 
+ROOM = mailroom()
+"""The shipped templates; a test that starts a process makes a room of its own."""
+
+
 def job(
     otp: str = "123456",
     *,
     seen_ms: int = NOW_MS,
     timestamp: int | None = NOW_MS - 500,
     job_id: str = "j-1",
+    email: str = "user@example.com",
     **meta: Any,
 ) -> Job:
-    asked = {"email": "user@example.com", "otp": otp, "timestamp": timestamp, "metadata": meta}
+    asked = {"email": email, "otp": otp, "timestamp": timestamp, "metadata": meta}
     ask = OtpJob.from_bytes(json.dumps(asked).encode())
     return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=seen_ms, attempts_made=0, default_expiry_minutes=15)
 
@@ -66,7 +72,7 @@ def write(root: Path, **files: str) -> Path:
 
 
 def test_a_message_is_whole() -> None:
-    message = read(mailroom().compose(job(userName="John Doe", expiryMinutes=10)).content)
+    message = read(ROOM.compose(job(userName="John Doe", expiryMinutes=10)).content)
     assert message["from"] == "Example <no-reply@example.com>"
     assert message["to"] == "user@example.com"
     assert message["subject"] == "Your one-time code"
@@ -78,7 +84,7 @@ def test_a_message_is_whole() -> None:
     for kind in ("plain", "html"):
         assert "John Doe" in part(message, kind)
         assert re.search(r"\b123456\b", part(message, kind))
-        assert "valid for 10 minutes" in part(message, kind)
+        assert "valid until 22:23 UTC (10 minutes after it was requested)" in part(message, kind)
 
 
 @pytest.mark.parametrize("name", ["otp", "welcome", "password_reset"])
@@ -87,7 +93,7 @@ def test_a_message_is_whole() -> None:
 def test_every_template_renders_in_every_language_with_and_without_a_name(
     name: str, locale: str | None, user: str | None
 ) -> None:
-    message = read(mailroom().compose(job(template=name, locale=locale, userName=user, expiryMinutes=1)).content)
+    message = read(ROOM.compose(job(template=name, locale=locale, userName=user, expiryMinutes=1)).content)
     german = (locale or "").startswith("de")
     assert ("Code" in part(message, "plain")) if german else ("code" in part(message, "plain"))
     assert ("1 Minute " if german else "1 minute ") in part(message, "html")
@@ -105,18 +111,37 @@ def test_the_default_locale_serves_jobs_that_name_none_or_an_unknown_one() -> No
 
 
 def test_a_job_makes_the_same_bytes_whenever_it_is_rendered() -> None:
-    first = mailroom().compose(job(userName="Zoë"))
-    again = mailroom().compose(job(userName="Zoë", seen_ms=NOW_MS + 60_000))
+    first = ROOM.compose(job(userName="Zoë"))
+    again = ROOM.compose(job(userName="Zoë", seen_ms=NOW_MS + 60_000))
     assert first == again
 
 
+def test_an_internationalised_domain_is_written_as_a_labels_in_every_header() -> None:
+    room = Mailroom(
+        sender=("Größe", "s@faß.example"), templates_dir=None, default_locale="en", hash_key=b"k" * 32
+    )  # fmt: skip
+    mail = room.compose(job(email="u@straße.example"))
+    assert mail.recipient == "u@xn--strae-oqa.example"
+    assert mail.content.isascii()
+    message = read(mail.content)
+    assert message["to"] == "u@xn--strae-oqa.example"
+    assert message["from"].addresses[0].addr_spec == "s@xn--fa-hia.example"
+    assert message["from"].addresses[0].display_name == "Größe"
+    assert message["message-id"].endswith("@xn--fa-hia.example>")
+
+
+def test_a_non_ascii_local_part_stays_in_its_header_as_smtputf8_has_it() -> None:
+    content = ROOM.compose(job(email="jürgen@bücher.example")).content
+    assert "To: <jürgen@xn--bcher-kva.example>\r\n".encode() in content
+
+
 def test_a_clock_far_ahead_does_not_date_the_mail_in_the_future() -> None:
-    message = read(mailroom().compose(job(timestamp=NOW_MS + 3_600_000)).content)
+    message = read(ROOM.compose(job(timestamp=NOW_MS + 3_600_000)).content)
     assert message["date"] == "Tue, 14 Nov 2023 22:13:20 +0000"
 
 
 def test_the_code_is_in_no_header() -> None:
-    content = mailroom().compose(job("SECRET99", job_id="j")).content
+    content = ROOM.compose(job("SECRET99", job_id="j")).content
     assert b"SECRET99" not in content.partition(b"\r\n\r\n")[0]
 
 
@@ -129,6 +154,12 @@ def test_two_jobs_have_two_message_ids_and_the_key_is_needed_to_guess_one() -> N
     assert len(set(ids)) == 3
 
 
+def test_another_code_under_the_same_id_is_another_message() -> None:
+    # a mailbox drops what has the Message-ID of a message that it holds
+    first, second = (read(ROOM.compose(job(otp, job_id="j")).content) for otp in ("123456", "654321"))
+    assert first["message-id"] != second["message-id"]
+
+
 @pytest.mark.parametrize(
     "attack", ["x\r\nBcc: evil@example.com", "x\nBcc: evil@example.com", "x\x85Bcc: e", "x\u2028B"]
 )
@@ -137,16 +168,72 @@ def test_line_breaks_in_data_start_no_header(tmp_path: Path, attack: str) -> Non
     message = read(mailroom(tmp_path).compose(job(userName=attack, team=attack)).content)
     assert message["bcc"] is None
     assert message["subject"].startswith("Hello x B")
-    assert set(message.keys()) == set(read(mailroom().compose(job()).content).keys())
+    assert set(message.keys()) == set(read(ROOM.compose(job()).content).keys())
 
 
 def test_a_name_that_is_a_text_is_cut() -> None:
-    plain = part(read(mailroom().compose(job(userName="Buy now! " * 1000)).content), "plain")
+    plain = part(read(ROOM.compose(job(userName="Buy now! " * 1000)).content), "plain")
     assert plain.count("Buy now!") < 25
 
 
+@pytest.fixture(scope="module")
+def metadata_room(tmp_path_factory: pytest.TempPathFactory) -> Mailroom:
+    """Make a template that shows whatever metadata may hold."""
+    source = "{{ userName }} {{ purpose }} {{ tenant }} {{ team }} {{ teams[0] }} {{ nested.a.b }}"
+    folder = tmp_path_factory.mktemp("metadata")
+    return mailroom(write(folder, t__subject_txt="{{ team }}", t__body_txt=source, t__body_html=source))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://evil.example/x?y=1", "http://localhost/x", "HTTP://1.2.3.4/", "www.evil.example", "evil.com",
+        "//evil.example/x", "mailto:a@evil.example", "a@evil.example", "tel:+4912345", "javascript:alert(1)",
+        "10.1.22.133",
+        "пример.рф", "evil。example", "evil.\u200bexample", "e\u202evil.example", "evil.\u200dexample", "💩.la",
+        "evil.\ufe0fexample", "evil.e\u200cxample", "evil.\u034fexample", "evil.\U000e0061example", r"\\evil\share",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["userName", "purpose", "tenant", "team", "teams", "nested"])
+def test_no_text_of_metadata_is_a_link(metadata_room: Mailroom, key: str, link: str) -> None:
+    values = {"teams": [link], "nested": {"a": {"b": link}}}.get(key, f"Ann {link}")
+    more = {"team": "", "teams": [""], "nested": {"a": {"b": ""}}} | {key: values}
+    message = read(metadata_room.compose(job(template="t", **more)).content)
+    for kind in ("plain", "html"):
+        text = part(message, kind)
+        assert "Ann" in text or key in {"teams", "nested"}
+        looked_up = re.sub("[\u034f\u200b-\u200d\ufe00-\ufe0f\U000e0000-\U000e0fff]", "", text)
+        assert not re.search(r"\w:(//|\S)|\S[.。][^\W\d_]{2}|\d\.\d+\.\d+\.\d|\\\\\w", looked_up), text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["John Q. Public", "J.R. Smith", "Zoë O'Neil-Ünal", "12.50", "1.234.567,00", "24:00", "نامه\u200cای", "№ 7 (b)"],
+)
+def test_a_text_that_is_no_link_is_left_alone(name: str) -> None:
+    content = ROOM.compose(job(userName=name, purpose=name)).content
+    assert part(read(content), "plain").count(name) == 2
+
+
+def test_names_and_other_texts_have_one_line_and_an_end(tmp_path: Path) -> None:
+    source = "{{ purpose }}|{{ tenant }}|{{ other }}"
+    room = mailroom(write(tmp_path, t__subject_txt="s", t__body_txt=source, t__body_html=source))
+    data = {"purpose": "a\r\nb" + "x" * 999, "tenant": ["a", "b"], "other": "c\u2028d" + "y" * 9999}
+    purpose, tenant, other = part(read(room.compose(job(template="t", **data)).content), "plain").strip().split("|")
+    assert (purpose, tenant, other) == ("a b" + "x" * 97, "None", "c d" + "y" * 497)
+
+
+def test_a_mail_that_leaves_late_says_until_when_the_code_is_valid() -> None:
+    late = job(timestamp=NOW_MS - 14 * 60_000, expiryMinutes=15)
+    for locale, told in ((None, "until 22:14 UTC"), ("de", "bis 22:14 UTC")):
+        asked = replace(late, ask=late.ask.model_copy(update={"metadata": job(locale=locale).ask.metadata}))
+        message = read(ROOM.compose(asked).content)
+        assert told in part(message, "plain")
+        assert told in part(message, "html")
+
+
 def test_html_in_data_stays_text() -> None:
-    message = read(mailroom().compose(job('a"<b>&', userName="<script>alert(1)</script>")).content)
+    message = read(ROOM.compose(job('a"<b>&', userName="<script>alert(1)</script>")).content)
     assert "<script>" not in part(message, "html")
     assert "a&#34;&lt;b&gt;&amp;" in part(message, "html")
     assert 'a"<b>&' in part(message, "plain")
@@ -176,9 +263,6 @@ def test_any_text_travels_in_lines_that_smtp_can_carry(name: str, extra: str) ->
     assert "123456" in part(read(content), "plain")
 
 
-ROOM = mailroom()
-
-
 @pytest.mark.parametrize(
     "text", ["{{ userName }}\n", ".{{ otp }}\n", "ü\n{{ userName }}", "x" * 74 + "{{ userName }}ü"]
 )
@@ -191,7 +275,7 @@ def test_a_mail_that_is_called_tame_is_sent_like_any_other(tmp_path: Path, text:
 
 
 def test_our_mails_are_tame() -> None:
-    assert mailroom().compose(job(userName="John Doe")).tame
+    assert ROOM.compose(job(userName="John Doe")).tame
 
 
 def test_an_operators_file_goes_before_ours_one_by_one(tmp_path: Path) -> None:
@@ -250,14 +334,70 @@ def test_a_template_that_fails_tells_no_data(tmp_path: Path) -> None:
     assert "Mallory" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ otp.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ ''['__class__'] }}",
+        "{{ ''|attr('__class__') }}",
+        "{{ '{0.__class__}'.format(otp) }}",
+        "{{ lipsum.__globals__['os'].environ }}",
+        "{{ (otp).__init__ }}{% set x = [] %}{{ x.append(1) }}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ 1000000000 * 'x' }}",
+        "{{ 10 ** (10 ** 8) }}",
+        "{% for i in range(1000000000) %}{% endfor %}",
+    ],
+)
+def test_a_template_reaches_nothing_but_what_it_is_given(attack: str, tmp_path: Path) -> None:
+    write(tmp_path, otp__body_txt="{{ otp }}" + attack)
+    with pytest.raises(
+        ComposeError, match=r"^template otp/body.txt, line 1: (uses something|'|[A-Z]\w+Error)"
+    ) as caught:
+        mailroom(tmp_path).compose(job())
+    assert "takes more" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ otp|center(1000000000) }}",
+        "{{ '%1000000000d'|format(1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{% set it = namespace(x='x' * 1000) %}{% for i in range(50) %}{% set it.x = it.x ~ it.x %}{% endfor %}",
+        "{% set it = namespace(x=[1]) %}{% for i in range(50) %}{% set it.x = it.x + it.x %}{% endfor %}",
+    ],
+)
+def test_a_template_that_takes_much_memory_fails_alone(attack: str, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    write(tmp_path, otp__body_txt="{{ otp }}" + attack)
+    with pytest.raises(ComposeError, match="line 1: takes more than 64 MiB of memory"):
+        mailroom(tmp_path).compose(job())
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert ROOM.compose(job())
+
+
+@pytest.mark.parametrize("loops", [2, 8])
+def test_a_template_that_loops_for_ever_fails_alone(
+    loops: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otp_stream.mail.book.RENDER_CPU_S", 0.2)
+    body = "{% for i in range(90000) %}" * loops + "{% endfor %}" * loops
+    write(tmp_path, otp__body_txt="{{ otp }}" + body)
+    with pytest.raises(ComposeError, match="an endless loop"):
+        mailroom(tmp_path).compose(job())
+
+
 def test_an_unknown_template_is_named_with_those_there_are() -> None:
     with pytest.raises(ComposeError, match="none named nope; known: otp, password_reset, welcome"):
-        mailroom().compose(job(template="nope"))
+        ROOM.compose(job(template="nope"))
 
 
 def test_ours_are_all_there() -> None:
-    assert mailroom().book.names == ["otp", "password_reset", "welcome"]
-    assert mailroom().book.languages("otp") == ["", "de"]
+    assert ROOM.book.names == ["otp", "password_reset", "welcome"]
+    assert ROOM.book.languages("otp") == ["", "de"]
     assert (OURS / "layout.html").is_file()
 
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from otp_stream.mail.lint import Finding, lint
+from otp_stream.mail.book import TemplateBook, TemplateError
+from otp_stream.mail.lint import Finding, lint, lint_at_start
 
 GOOD = {
     "subject.txt": "Your code",
-    "body.txt": "Your code: {{ otp }}",
-    "body.html": '<html lang="en"><body>Your code: <b>{{ otp }}</b></body></html>',
+    "body.txt": "Your code: {{ otp }}, valid until {{ validUntil }}",
+    "body.html": '<html lang="en"><body>Your code: <b>{{ otp }}</b> ({{ expiryMinutes }} minutes)</body></html>',
 }
 
 PAGE = '<html lang="en">{{ otp }}'
@@ -58,6 +59,8 @@ def test_a_template_without_a_fault_has_none(tmp_path: Path) -> None:
         ({"body_html": PAGE + "<a href='https://a.b/'>x</a>"}, "body.html", "warning", "has a link"),
         ({"body_html": PAGE + "<p>x</p>" * 13_000}, "body.html", "warning", "has 104 kB; Gmail"),
         ({"body_html": "<p>{{ otp }}"}, "body.html", "warning", "has no language"),
+        ({"body_txt": "{{ otp }}"}, "body.txt", "warning", "does not say until when"),
+        ({"body_html": "<html lang=en><title>{{ validUntil }}</title>{{ otp }}"}, "body.html", "warning", "until when"),
         ({"body_html": "<html lang=ar>{{ otp }}"}, "body.html", "warning", 'write <html dir="rtl">'),
     ],
 )  # fmt: skip
@@ -72,7 +75,7 @@ def test_all_unknown_names_are_found_with_file_and_line_wherever_they_are_reache
     text = (
         "{{ otp }}\n{{ team }}\n{% if userName %}{{ first }}{% else %}\n{{ second }}{% endif %}{{ us | default('') }}"
     )
-    root = write(tmp_path, body_txt=text)
+    root = write(tmp_path, body_txt=text + "{{ validUntil }}")
     assert [(it.file, it.line, it.text.partition(" is")[0]) for it in found(root)] == [
         ("mine/body.txt", 2, "'team'"),
         ("mine/body.txt", 3, "'first'"),
@@ -84,7 +87,7 @@ def test_all_unknown_names_are_found_with_file_and_line_wherever_they_are_reache
 def test_every_file_that_cannot_be_compiled_is_told_and_others_are_looked_through(tmp_path: Path) -> None:
     write(tmp_path, "one", body_txt="\n{% if %}")
     write(tmp_path, "two", body_html="{{ otp")
-    write(tmp_path, "three", body_txt="no code")
+    write(tmp_path, "three", body_txt="no code {{ validUntil }}")
     (tmp_path / "four").mkdir()
     (tmp_path / "four" / "subject.txt").write_text("s")
     assert [(it.file, it.line, it.text.partition(";")[0][:21]) for it in found(tmp_path)] == [
@@ -97,7 +100,209 @@ def test_every_file_that_cannot_be_compiled_is_told_and_others_are_looked_throug
 
 def test_a_language_whose_html_says_another_one_is_told(tmp_path: Path) -> None:
     write(tmp_path)
-    write(tmp_path / "mine", "fr-CA", body_txt="{{ otp }}")
+    write(tmp_path / "mine", "fr-CA")
     assert [(it.file, it.text) for it in found(tmp_path)] == [
         ("mine/fr-CA/body.html", 'says lang="en" in the mail for fr-ca')
     ]
+
+
+def put(root: Path, **files: str) -> Path:
+    """Write files whose names have __ for / and _ before the ending."""
+    for name, content in files.items():
+        folder, _, ending = name.rpartition("_")
+        path = root / f"{folder.replace('__', '/')}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def places(root: Path) -> list[tuple[str, int | None, str]]:
+    return [(it.file, it.line, it.level) for it in found(root)]
+
+
+def texts(root: Path) -> str:
+    return "\n".join(it.text for it in found(root))
+
+
+def test_a_block_that_the_layout_does_not_have_is_named_with_those_that_it_has(tmp_path: Path) -> None:
+    child = "{% extends 'layout.html' %}\n{% block intro %}Hi{% endblock %}\n{% block validty %}x{% endblock %}"
+    put(tmp_path, otp__body_html=child)
+    (it, *_) = [it for it in found(tmp_path) if "no block" in it.text]
+    assert (it.file, it.line, it.level) == ("otp/body.html", 3, "error")
+    assert it.text == (
+        "layout.html has no block 'validty', so its content is never printed; did you mean validity? "
+        "It has lang, title, preheader, heading, intro, validity, caution"
+    )
+
+
+def test_blocks_in_blocks_and_layouts_in_layouts_are_known(tmp_path: Path) -> None:
+    page = '<html lang="en">{% block page %}{% block a %}{% endblock %}{% endblock %}</html>'
+    middle = "{% extends 'page.html' %}{% block a %}<p>{% block b %}{% endblock %}</p>{% endblock %}"
+    child = "{% extends 'middle.html' %}\n{% set it = 1 %}\n{% block b %}{{ otp }} {{ validUntil }}{% endblock %}"
+    put(tmp_path, page_html=page, middle_html=middle)
+    assert found(write(tmp_path, body_html=child)) == []
+    write(tmp_path, body_html=child + "\n\nlost\n{% if otp %}{% block c %}{% endblock %}{% endif %}")
+    assert places(tmp_path) == [("mine/body.html", 5, "error"), ("mine/body.html", 6, "error")]
+    assert "this text is never printed, because the file extends middle.html" in texts(tmp_path)
+    assert "middle.html has no block 'c'" in texts(tmp_path)
+
+
+def test_a_block_that_is_defined_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path, body_txt="{% block a %}{% endblock %}\n{% block a %}{% endblock %}")
+    (it,) = found(tmp_path)
+    assert (it.file, it.line, it.text) == (
+        "mine/body.txt", 2, "block 'a' defined twice; remove one or rename it",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tag", "missing"),
+    [
+        ("extends 'base.html'", "base.html"),
+        ("include 'a.html'", "a.html"),
+        ("include ['a.html', 'b.html']", "a.html or b.html"),
+        ("from 'a.html' import x", "a.html"),
+    ],
+)
+def test_a_file_that_does_not_exist_is_named_and_ends_the_start(tmp_path: Path, tag: str, missing: str) -> None:
+    write(tmp_path, body_html=f"\n{{% {tag} %}}")
+    (it,) = found(tmp_path)
+    assert (it.file, it.line, it.level) == ("mine/body.html", 2, "error")
+    assert f"there is no file {missing} in the templates' folder" in it.text
+    with pytest.raises(TemplateError, match=r"mine/body\.html, line 2: there is no file"):
+        TemplateBook(tmp_path, "en")
+
+
+@pytest.mark.parametrize("tag", ["include 'a.html' ignore missing", "include ['a.html', 'b.html']", "include name"])
+def test_a_file_that_may_be_missing_is_no_error(tmp_path: Path, tag: str) -> None:
+    put(tmp_path, b_html="<p>b</p>")
+    write(tmp_path, body_html=GOOD["body.html"] + f"{{% if not userName %}}{{% {tag} %}}{{% endif %}}")
+    book = TemplateBook(tmp_path, "en")
+    assert "mine" in book.names
+
+
+@pytest.mark.parametrize(
+    ("html", "line", "text"),
+    [
+        ("<div>\n<b>x</div>", 3, "<b> is still open at </div>; write </b> before that"),
+        ("\n<div>", 3, "<div> is still open at the end of the body; write </div>"),
+        ("\n</div>", 3, "</div> closes nothing; remove it"),
+        ("<b>\n<i>x</b></i>", 3, "<i> is still open at </b>"),
+        ("<table><tr>\n<td><b>x<td>y</table>", 3, "<b> is still open at <td>"),
+        ("{% if userName %}<ul>\n<li>{% endif %}x", 2, "<ul> is still open"),
+        ("\n{% if not userName %}<ul>{% endif %}x", 3, "<ul> is still open"),
+        ("<div/>x", 2, "<div> is still open"),
+        ("x</br>", 2, "</br> is not a tag"),
+        ("<p><div>x</div>\n</p>", 3, "</p> closes nothing: the paragraph has ended before"),
+        ("<!-- x", 2, "comment is not finished"),
+        ("<!--[if mso]><b>x</b>-->", 2, "no end for it"),
+        ("<i title='x>a</i><i class='b'>c</i>", 2, "without its closing quote"),
+        ("<b", 2, "this tag is not finished"),
+        ("<style>a { color: red }", 2, "<style> is still open"),
+    ],
+)
+def test_html_that_is_not_well_nested_is_an_error_with_its_line(
+    tmp_path: Path, html: str, line: int, text: str
+) -> None:
+    root = write(tmp_path, body_html='<html lang="en">{{ otp }} {{ validUntil }}\n' + html)
+    (it, *_) = [it for it in found(root) if text in it.text]
+    assert (it.file, it.line, it.level) == ("mine/body.html", line, "error")
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<br><br/><hr><img alt=x><p>a<p>b<div>c</div><ul><li>a<li>b</ul><dl><dt>a<dd>b</dl>",
+        "<table><thead><tr><th>a<tbody><tr><td>b<td>c<tr><td><table><tr><td>d</table></table>",
+        "<!--[if mso]><table><tr><td><![endif]--><b>x</b><!--[if mso]></td></tr></table><![endif]-->",
+        "<!--[if !mso]><!--><b>x</b><!--<![endif]--><!--[if !mso]> --><b>x</b><!-- <![endif]-->",
+        "<![if !mso]><b>x</b><![endif]><!--[if gte mso 9]><v:rect/><o:p></o:p><![endif]-->",
+        "<svg><path/><g><circle/></g></svg><style>a > b { c: d }</style></body></html>",
+        "<select><option>a<option>b</select>{{ '<b>' }} 1 < 2",
+    ],
+)
+def test_void_elements_optional_ends_and_comments_for_outlook_are_no_error(tmp_path: Path, html: str) -> None:
+    assert found(write(tmp_path, body_html='<html lang="en">{{ otp }} {{ validUntil }}' + html)) == []
+
+
+def test_a_flaw_in_a_file_that_is_included_has_that_file_s_name_and_line(tmp_path: Path) -> None:
+    put(tmp_path, foot_html="<hr>\n{{ otp[:0] }}\n<b>x")
+    root = write(tmp_path, body_html='<html lang="en">{{ otp }}\n\n\n{{ validUntil }}{% include "foot.html" %}')
+    assert places(root) == [("foot.html", 3, "error")]
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "text"),
+    [
+        ("otp/body.htm", "error", "is not read; rename it to body.html"),
+        ("otp/Body.html", "error", "rename it to body.html"),
+        ("otp/subject.text", "error", "rename it to subject.txt"),
+        ("otp/boddy.txt", "error", "rename it to body.txt"),
+        ("otp/body.html.j2", "error", "rename it to body.html"),
+        ("otp/body.de.html", "error", "rename it to de/body.html"),
+        ("otp/de/bdy.txt", "error", "rename it to body.txt"),
+        ("otp/footer.txt", "warning", "no template includes it"),
+        ("otp/deutsch/body.txt", "error", "rename it to de"),
+        ("otp/klingon/body.txt", "error", "by its code, such as de or de-AT"),
+        ("otp/de/AT/body.txt", "error", "a regional language de-AT"),
+        ("body.txt", "error", "move it to a template's folder, such as otp/body.txt"),
+        ("Layout.html", "error", "rename it to layout.html"),
+        ("my otp/body.txt", "error", "a template's name has"),
+    ],
+)
+def test_a_file_that_is_not_read_is_named_with_the_name_that_it_should_have(
+    tmp_path: Path, name: str, level: str, text: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    (it,) = found(tmp_path)
+    assert it.level == level
+    assert text in it.text
+    assert name.startswith(it.file)
+
+
+def test_files_that_no_one_takes_for_a_template_are_none(tmp_path: Path) -> None:
+    write(tmp_path, body_html=GOOD["body.html"] + "{% include 'mine/parts/foot.html' %}")
+    for name in ("README.md", ".hidden/body.htm", "mine/body.html~", "mine/notes.md", "mine/parts/foot.html"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert found(tmp_path) == []
+
+
+def test_both_ways_to_write_a_language_are_read_and_a_file_in_both_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, body_html='<html lang="{{ locale or "en" }}">{{ otp }} {{ validUntil }}')
+    put(tmp_path, **{"mine__fr-CA__body_txt": "fr {{ otp }} {{ validUntil }}", "mine__fr_CA__subject_txt": "Code fr"})
+    assert found(tmp_path) == []
+    layout = TemplateBook(tmp_path, "en").layout("mine", "fr-ca")
+    assert (layout.subject.name, layout.text.name) == ("mine/fr_CA/subject.txt", "mine/fr-CA/body.txt")
+    put(tmp_path, mine__fr_CA__body_txt="other {{ otp }}")
+    assert places(tmp_path) == [("mine/fr_CA/body.txt", None, "error")]
+
+
+def test_a_folder_in_capitals_does_not_hide_our_files_of_that_language(tmp_path: Path) -> None:
+    put(tmp_path, otp__DE__subject_txt="Code")
+    layout = TemplateBook(tmp_path, "en").layout("otp", "de")
+    assert (layout.subject.name, layout.text.name) == ("otp/DE/subject.txt", "otp/de/body.txt")
+
+
+def test_a_misspelt_name_is_told_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    text = "{{ otp }} {{ validUntil }}\n{{ opt }}\n{{ username | default('') }}\n"
+    text += "{% if tenant == 'x' %}{{ otpp }}{% endif %}"
+    root = write(tmp_path, body_txt=text)
+    assert [(it.line, it.level, it.text.rpartition(" mean ")[2]) for it in found(root)] == [
+        (2, "error", "otp?"),
+        (3, "warning", "userName?"),
+        (4, "warning", "otp?"),
+    ]
+    assert found(root, opt="1", username="x", otpp="y") == []
+
+
+def test_a_worker_reports_what_it_can_see_without_rendering(tmp_path: Path) -> None:
+    html = "{% extends 'layout.html' %}{% block expirey %}{% endblock %}"
+    # it would take seconds to render, or kill the process
+    text = "{{ otp }} {{ validUntil }}{{ team }}\n{{ opt }}{% for it in range(99999) %}{{ 'x' * 99999 }}{% endfor %}"
+    put(write(tmp_path, body_txt=text, body_html=html), mine__body_htm="x")
+    assert [(it.file, it.line) for it in lint_at_start(tmp_path, "en")] == [
+        ("mine/body.htm", None), ("mine/body.html", 1), ("mine/body.txt", 2),
+    ]  # fmt: skip

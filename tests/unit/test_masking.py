@@ -1,24 +1,98 @@
 """What may be shown of a person and a code."""
 
 import json
+import string
+import time
+from collections.abc import Callable
+from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from otp_stream.broker.arrival import said_job_id
+from otp_stream.core.job import OtpJob
 from otp_stream.core.letter import outline
-from otp_stream.core.masking import hidden, mask_address, scrub, suspects, tells
+from otp_stream.core.masking import cut, hash_address, hidden, holds_any, mask_address, scrub, suspects, tells, too_many
+from otp_stream.core.outcome import Rejected, without_secrets
+from otp_stream.relay.reply import to_reply
+
+ALPHANUMERIC = string.ascii_letters + string.digits
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"), [("user@example.com", "u***@example.com"), ("@x", "***@x"), ("nobody", "***"), ("", "***")]
+    ("address", "shown"),
+    [
+        ("user@example.com", "u***@example.com"),
+        ("@x", "***@x"),
+        ("nobody", "***"),
+        ("", "***"),
+        ('"user@home"@example.com', '"***@example.com'),  # only the last @ ends the local part
+    ],
 )
 def test_an_address_is_masked(address: str, shown: str) -> None:
     assert mask_address(address) == shown
 
 
+@settings(deadline=None)  # a busy machine may stop any example for a second
+@given(first=st.sampled_from(ALPHANUMERIC), rest=st.text(min_size=1), domain=st.text().filter(lambda it: "@" not in it))
+def test_a_masked_address_shows_one_character_of_the_local_part(first: str, rest: str, domain: str) -> None:
+    assert mask_address(f"{first}{rest}@{domain}") == f"{first}***@{domain}"
+
+
+def test_a_hashed_address_ignores_case_depends_on_the_key_and_takes_any_text() -> None:
+    hashed = hash_address("user@example.com", b"k")
+    assert hashed == hash_address("USER@Example.com", b"k")
+    assert hashed not in (hash_address("user@example.com", b"other"), hash_address("other@example.com", b"k"))
+    # the hash is part of keys in Redis that workers of two versions share during an update
+    assert hashed == "cd79a266c0915416fb0dc54e5417da37"
+    assert hash_address("\ud800@example.com", b"k") != hash_address("\ud801@example.com", b"k")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Victim@Example.COM", "victim@example.com.", "victim@ｅｘａｍｐｌｅ．com", "victim@ⓔⓧⓐⓜⓟⓛⓔ.com",
+        "victim@exam\u00adple.com",
+        "ｖｉｃｔｉｍ@example.com", "ⓥictim@example.com", "𝐯ictim@example。com。",
+    ],
+)  # fmt: skip
+def test_addresses_that_reach_one_person_have_one_hash(written: str) -> None:
+    assert hash_address(written, b"k") == hash_address("victim@example.com", b"k")
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("u@straße.example", "u@xn--strae-oqa.example"),
+        ("u@BU\u0308CHER.example", "u@xn--bcher-kva.example"),
+        ("ju\u0308rgen@example.com", "JÜRGEN@example.com"),
+        ("o\ufb03ce@example.com", "office@example.com"),
+    ],
+)
+def test_each_form_of_an_internationalised_address_has_one_hash(one: str, same: str) -> None:
+    assert hash_address(one, b"k") == hash_address(same, b"k")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("u@straße.example", "u@strasse.example"),
+        ("u@κλαρας.gr", "u@κλαρασ.gr"),
+        ("straße@example.com", "strasse@example.com"),
+        ("u+tag@example.com", "u@example.com"),
+        ("u.n@example.com", "un@example.com"),
+        ("foo.@docomo.ne.jp", "foo@docomo.ne.jp"),
+    ],
+)
+def test_addresses_of_different_people_have_different_hashes(one: str, other: str) -> None:
+    assert hash_address(one, b"k") != hash_address(other, b"k")
+
+
 def test_secrets_are_blotted_out_and_lines_joined() -> None:
     assert scrub("550 <u@x.y>\r\n 123456", "u@x.y", "123456", "") == "550 <***> ***"
     assert len(scrub("x" * 1000)) == 300
+    assert scrub("x" * 1000, limit=7) == "x" * 7
 
 
 def test_no_terminal_obeys_what_a_relay_says() -> None:
@@ -30,6 +104,81 @@ def test_a_hidden_name_is_equal_for_equal_names_and_nothing_stays_nothing() -> N
     assert "123456" not in hidden("123456", b"k")
     assert hidden("", b"k") == ""
     assert len(hidden("\ud800", b"k")) == 32
+
+
+@pytest.mark.parametrize(
+    ("code", "inside"),
+    [
+        ("123456", string.digits),  # a number within a longer number
+        ("a1b2c3", ALPHANUMERIC),  # a word within a longer word
+    ],
+)
+@pytest.mark.parametrize("case", ["before", "after"])
+def test_a_code_is_found_unless_a_longer_number_or_word_contains_it(code: str, inside: str, case: str) -> None:
+    for other in string.printable.replace("%", "") + "\u00e9":
+        text = f"{other}{code}" if case == "before" else f"{code}{other}"
+        assert tells(text, "", code) is (other not in inside), text
+        # what is inside a longer one may stand alone elsewhere in the text
+        assert tells(f"{text} {code}", "", code), text
+
+
+@settings(deadline=None)  # a busy machine may stop any example for a second
+@given(
+    code=st.text(string.punctuation + ALPHANUMERIC, min_size=4, max_size=64),
+    before=st.text(string.whitespace + "-:/#", max_size=5),
+    after=st.text(string.whitespace + "-:/#", max_size=5),
+)
+def test_a_code_of_any_characters_is_found_between_separators(code: str, before: str, after: str) -> None:
+    assert tells(f"login{before or ' '}{code}{after or ' '}done", "", code)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "code", "found"),
+    [
+        ("login-user@example.com", "user@example.com", "", True),
+        ("login-user@example.com", "", "", False),
+        ("login", "user@example.com", "", False),
+        ("login--17", "", "", False),
+        ("a1b2c3", "user@example.com", "A1B2C3", True),
+        ("STRASSE@x.y", "stra\u00dfe@x.y", "", True),
+        ("login-%31%32%33456", "", "123456", True),
+        ("login-12%2034", "", "12%2034", True),  # as it is written, not only as it is read
+        ("3.14159", "", "3x14159", False),
+        ("3x14159", "", "3.14159", False),  # a code is no pattern
+    ],
+)
+def test_what_an_id_contains_is_found_however_it_is_written(text: str, address: str, code: str, *, found: bool) -> None:
+    assert tells(text, address, code) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("otp-123456", True), ("LOGIN-BOB@X.EXAMPLE", True), ("login-99", False), ("91234567", False)]
+)
+def test_any_of_several_secrets_is_found(text: str, *, found: bool) -> None:
+    assert holds_any(text, ["", "123456", "bob@x.example"]) is found
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("1234", ["1234"]),
+        ("123", []),
+        (1234, ["1234"]),
+        (12.5, ["12.5"]),
+        (True, []),
+        (None, []),
+        ("abcd", []),
+        ("a@bc", ["a@bc"]),
+        ("code abcd 123456", ["123456"]),
+        ({"1234": "x"}, []),  # a name of a field is not its value
+        ([["1234"], {"deep": ["5678"]}], ["1234", "5678"]),
+    ],
+)
+def test_words_with_a_digit_or_an_at_sign_may_be_secrets(value: object, words: list[str]) -> None:
+    assert sorted(suspects(value, apart=())) == words
+    assert sorted(suspects({"a": value}, apart=())) == words
+    assert list(suspects({"a": value}, apart=("a",))) == []
+    assert sorted(suspects({"b": [{"a": "9999"}], "a": "9999", "c": value}, apart=("a",))) == words
 
 
 @pytest.mark.parametrize(
@@ -82,3 +231,157 @@ def test_a_body_that_is_nested_without_end_is_looked_at_all_the_same() -> None:
 
 def test_an_address_is_found_in_an_id_that_was_written_for_a_url() -> None:
     assert tells("user%40example.com-1", "user@example.com", "")
+
+
+CODE, ADDRESS = "482913", "grace.hopper+news@x.example"
+FORMS = [
+    "482913", "48-29-13", "482 913", "4 8 2 9 1 3", "4.8.2.9.1.3", "%34%38%32%39%31%33", "4829%31%33",
+    "%2534829%2531%2533", "=34=38=32=39=31=33", "482=\r\n913", "&#52;82913", "&#x34;82913", "\\u0034\\x382913",
+    "&#52&#56&#50&#57&#49&#51", "&#X34&#X38&#X32&#X39&#x31&#x33",
+    "\uff14\uff18\uff12\uff19\uff11\uff13", "\u0664\u0668\u0662\u0669\u0661\u0663", "NDgyOTEz", "eDQ4MjkxMw==",
+    "NDgy\r\nOTEz", "eXg0ODI5MTN6", "NAA4ADIAOQAxADMA", "343832393133", "34:38:32:39:31:33",
+    "grace.hopper+news@x.example", "GRACE.HOPPER+NEWS@X.EXAMPLE", "grace.hopper+news", "Grace.Hopper", "grace_hopper",
+    "grace hopper", "grace.hopper%2Bnews%40x.example", "grace.hopper+news=x.example", "grace.hopper&#64;x.example",
+    "=67race.hopper=2Bnews=40x.example", "Z3JhY2UuaG9wcGVyK25ld3NAeC5leGFtcGxl", "67726163652e686f70706572",
+]  # fmt: skip
+
+
+def traces(text: str) -> bool:
+    """Whether something is left of the code or the name."""
+    low = text.lower()
+    return any(it in low for it in ("48", "29", "13", "grace", "hop", "ndg", "otez", "z3jh", "3438", "6772"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_form_of_a_secret_is_left_in_a_text(form: str) -> None:
+    shown = scrub(f"No mailbox <{form}> here", CODE, ADDRESS)
+    assert not traces(shown)
+    assert (shown[:12], shown[-5:]) == ("No mailbox <", " here")
+    assert tells(form, ADDRESS, CODE, chance=True)
+    assert tells(f"login/{form}", ADDRESS, CODE, chance=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("before", [282, *range(288, 301)])
+def test_no_part_of_a_secret_is_left_where_a_reply_is_cut(form: str, before: int) -> None:
+    reply = to_reply(
+        (550, "5.1.1 " + ("no " * 100)[: before - 1] + f" {form} gone" + " end" * 200), "rcpt", secrets=(CODE, ADDRESS)
+    )
+    told = without_secrets(Rejected(reply), CODE, ADDRESS)
+    assert isinstance(told, Rejected)
+    assert not traces(told.reply.text)
+    assert len(told.reply.text) <= 303
+    assert not traces(scrub(("no " * 100)[: before - 1] + f" {form} gone", CODE, ADDRESS))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("5.1.1 no such user here", "user@example.com"),
+        ("mailbox is full", "mailbox@example.com"),
+        ("rejected: not in our books", "no@example.com"),
+        ("a message is late", "a@example.com"),
+        ("4829 of 13 queued as 3F2504E0", "grace.hopper@x.example"),
+        ("regrace.hopperly", "grace.hopper@x.example"),
+        ("see https://help.example/?p=NoSuchUser and =3D", "grace.hopper@x.example"),
+    ],
+)
+def test_what_is_no_secret_stays_legible(text: str, address: str) -> None:
+    assert scrub(text, CODE, address) == text
+
+
+def test_a_word_of_many_replies_is_hidden_where_it_is_quoted() -> None:
+    assert scrub("no such user: <user> (user=example.com)", "", "user@example.com") == (
+        "no such user: <***> (***=example.com)"
+    )
+
+
+def test_a_word_that_is_not_whole_is_left_out_where_a_text_is_cut() -> None:
+    assert cut("as it is") == "as it is"
+    assert cut("no " * 98 + "482913 end") == ("no " * 98).strip()
+    assert len(cut("x" * 1000)) == 300
+
+
+@pytest.mark.parametrize("name", ["482913", "code-482913", "482-913", "grace-hopper", "NDgyOTEz"])
+def test_a_templates_name_that_tells_a_secret_is_not_shown(name: str) -> None:
+    ask = OtpJob.model_validate({"email": ADDRESS, "otp": CODE, "metadata": {"template": name}})
+    assert ask.shown_template == "***"
+
+
+@pytest.mark.parametrize("job_id", [*FORMS, "l-grace%40x.example", "Z3JhY2VAeC5leGFtcGxl"])
+def test_an_id_of_what_is_no_job_tells_no_form_of_a_secret(job_id: str) -> None:
+    for body in (
+        {"to": ADDRESS, "code": CODE},
+        {"to": "Grace <grace.hopper@x.example>", "text": "Your code is 482 913."},
+        {"email": ADDRESS, "otp": int(CODE)},
+        {CODE: ADDRESS, ADDRESS: CODE},
+    ):
+        assert said_job_id(json.dumps(body | {"jobId": job_id}).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        " ".join(f"x{number}y" for number in range(2_000)),
+        [[f"{number:04}"] for number in range(2_000)],
+        {str(number): number for number in range(2_000)},
+        ["x1yz " * 50] * 50,
+    ],
+    ids=["one text", "a list", "an object", "many texts"],
+)
+def test_a_body_of_more_words_than_are_searched_has_no_id_and_no_outline(value: object) -> None:
+    body = {"jobId": "login-17", "x": value}
+    assert too_many(body)
+    assert said_job_id(json.dumps(body).encode()) is None
+    assert outline(json.dumps(body).encode()) == "an object: too many values to show"
+    assert not too_many({"jobId": "login-17", "x": ["x1yz"] * 200})
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ({"ada@example.com": 1, "b%40x.example": 2}, {"***": "a number", "*** (2)": "a number"}),
+        ({"482913": "ada@example.com"}, {"***": "text of 15 characters"}),
+        ({"otp": "482913", "NDgyOTEz": 1}, {"otp": "text of 6 characters", "***": "a number"}),
+        ({"email": "ada@482913", "otp": "482913"}, {"email": "***", "otp": "text of 6 characters"}),
+        ({"email": "no 482913 @ all 4711"}, {"email": "***"}),
+        ({"jobId": "ada@example.com"}, {"jobId": "text of 15 characters"}),
+        ({"email": "ada.lovelace@x.example", "ada.lovelace": 1}, {"email": "a***@x.example", "***": "a number"}),
+        ({"a very long key of words": 1, "address2": 2}, {"***": "a number", "address2": "a number"}),
+    ],
+)
+def test_an_outline_shows_no_key_that_may_be_a_secret(body: dict[str, object], shown: object) -> None:
+    assert outline(json.dumps(body).encode()) == shown
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return the least processor time of three runs."""
+    times: list[float] = []
+    for _ in range(3):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+SEARCHES: dict[str, Callable[[str], object]] = {
+    "reply": lambda text: to_reply((550, text), "rcpt", secrets=(CODE, ADDRESS)),
+    "reply of no mail": lambda text: without_secrets(Rejected(to_reply((450, text), "ehlo")), CODE, ADDRESS),
+    "id": lambda text: said_job_id(json.dumps({"jobId": "482913-" * 20, "x": text}).encode()),
+    "id and keys": lambda text: said_job_id(json.dumps({"jobId": "482913-" * 20, text: text.split()}).encode()),
+    "outline": lambda text: outline(json.dumps({"x": text}).encode()),
+    "trace": lambda text: tells(text[:8000], ADDRESS, CODE, chance=True),
+}
+PIECES = [
+    "a", "a@", "@", "1", "1 ", "482913 ", "x1yz ", "%25", "%34", "=34", "=", "&#x34;", "&", "\\u0034", "NDgy", "\u0661",
+    "grace.hopper ", "a@b.c ", "\u00e9", "hourly ", "4-8-2-9-1-", "f",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_twice_the_text_takes_about_twice_the_time(search: str) -> None:
+    work = SEARCHES[search]
+    for piece in PIECES:
+        half, whole = (piece * (size // len(piece)) for size in (30_000, 60_000))
+        # a quadratic search takes four times as long, and for this much text seconds
+        assert seconds(partial(work, whole)) < 3 * seconds(partial(work, half)) + 0.02, piece

@@ -39,18 +39,19 @@ def test_eight_bit_content_is_announced():
     assert write("u@example.com", b"\xff", EIGHT_BIT)[0] == b"MAIL FROM:<s@example.com> BODY=8BITMIME\r\n"
 
 
-def test_a_non_ascii_address_asks_for_smtputf8():
+def test_a_non_ascii_local_part_asks_for_smtputf8():
     assert write("jürgen@bücher.example") == (
         b"MAIL FROM:<s@example.com> SIZE=2 SMTPUTF8\r\n",
-        "RCPT TO:<jürgen@bücher.example>\r\n".encode(),
+        "RCPT TO:<jürgen@xn--bcher-kva.example>\r\n".encode(),
     )
 
 
-def test_without_smtputf8_a_non_ascii_domain_is_idna_encoded():
-    assert write("u@bücher.example", offers=OLD)[1] == b"RCPT TO:<u@xn--bcher-kva.example>\r\n"
-    assert (
-        write("u@example.com", offers=OLD, sender="s@bücher.example")[0] == b"MAIL FROM:<s@xn--bcher-kva.example>\r\n"
-    )
+@pytest.mark.parametrize("offers", [MODERN, OLD])
+def test_a_non_ascii_domain_goes_as_a_labels_and_asks_for_nothing(offers: Extensions):
+    mail, rcpt = write("u@bücher.example", offers=offers, sender="s@straße.example")
+    assert mail.startswith(b"MAIL FROM:<s@xn--strae-oqa.example>")
+    assert b"SMTPUTF8" not in mail
+    assert rcpt == b"RCPT TO:<u@xn--bcher-kva.example>\r\n"
 
 
 @pytest.mark.parametrize(("recipient", "sender"), [("jürgen@example.com", "s@example.com"), ("u@x.y", "ß@example.com")])

@@ -1,7 +1,9 @@
+from typing import cast
+
 import pytest
 
 from otp_stream.core.outcome import Trouble
-from otp_stream.relay.gate import Gate
+from otp_stream.relay.gate import ON_REQUEST_MS, Gate
 
 NOW = 1_000_000
 
@@ -12,9 +14,9 @@ def closed(trouble: Trouble = "unreachable", fraction: float = 0.0) -> Gate:
     return gate
 
 
-def pauses(trouble: Trouble, count: int) -> list[int]:
+def pauses(trouble: Trouble, count: int, fraction: float = 0.0) -> list[int]:
     """Fail one probe after another."""
-    gate = closed(trouble)
+    gate = closed(trouble, fraction)
     found: list[int] = []
     for _ in range(count):
         assert gate.probe_ms is not None
@@ -44,6 +46,7 @@ def test_a_trouble_closes_it_and_keeps_the_reason():
         ("tls_failed", [1000, 2000, 4000, 8000, 16000, 30000, 30000]),
         ("throttled", [2000, 4000, 8000, 16000, 30000, 30000]),
         ("login_refused", [5000, 10000, 20000, 40000, 60000, 60000]),
+        ("sender_refused", [5000, 10000, 20000, 40000, 60000, 60000]),
     ],
 )
 def test_pauses_double_up_to_their_cap(trouble: Trouble, expected: list[int]):
@@ -54,12 +57,46 @@ def test_jitter_makes_a_pause_up_to_a_quarter_longer():
     assert closed(fraction=1.0).probe_ms == NOW + 1250
 
 
+def test_no_pause_is_longer_than_its_cap():
+    assert max(pauses("login_refused", 6, fraction=1.0)) == 60_000
+
+
+def test_another_kind_of_trouble_starts_with_its_shortest_pause():
+    gate = closed("unreachable")
+    for at, trouble in enumerate(("unreachable", "unreachable", "login_refused", "login_refused", "throttled")):
+        gate.half_open(NOW + 10**6 * (at + 1))
+        gate.probing = True
+        gate.close(cast("Trouble", trouble), "again", NOW + 10**6 * (at + 1), probe=True)
+        assert gate.probe_ms is not None
+        expected = {0: 2000, 1: 4000, 2: 5000, 3: 10_000, 4: 2000}[at]
+        assert gate.probe_ms - gate.since_ms == expected
+
+
 def test_it_opens_half_only_when_the_pause_is_over():
     gate = closed()
     assert not gate.half_open(NOW + 999)
     assert gate.half_open(NOW + 1000)
     assert (gate.state, gate.since_ms) == ("half_open", NOW + 1000)
     assert not gate.half_open(NOW + 2000)
+
+
+def test_a_requested_probe_does_not_wait_for_the_pause_but_for_a_few_seconds_after_a_failure():
+    gate = closed("login_refused", fraction=1.0)
+    for _ in range(6):
+        gate.half_open(gate.since_ms + 60_000)
+        gate.probing = True
+        gate.close("login_refused", "again", gate.since_ms, probe=True)
+    assert gate.probe_ms == gate.since_ms + 60_000
+    assert not gate.half_open(gate.since_ms + ON_REQUEST_MS)
+    assert not gate.half_open(gate.since_ms + ON_REQUEST_MS - 1, requested=True)
+    assert gate.half_open(gate.since_ms + ON_REQUEST_MS, requested=True)
+    assert not gate.half_open(gate.since_ms + ON_REQUEST_MS, requested=True)
+
+
+def test_a_requested_probe_never_waits_longer_than_one_that_goes_out_by_itself():
+    gate = closed("unreachable")
+    assert not gate.half_open(NOW + 999, requested=True)
+    assert gate.half_open(NOW + 1000, requested=True)
 
 
 def test_half_open_lets_one_probe_pass():

@@ -1,11 +1,14 @@
 """What an operator may set, what is refused, and what is never shown."""
 
+import secrets
+import time
 from pathlib import Path
 
 import pytest
 
 from otp_stream.settings import FallbackRelay, Settings, is_loopback, load
 
+KEY = "c0ffee15900dc0deba5eba11"
 LOGIN = {"smtp_host": "smtp.example.com", "smtp_user": "u", "smtp_pass": "hunter2", "sender_email": "A <a@b.c>"}
 
 
@@ -53,26 +56,26 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
     ("values", "told"),
     [
         ({"app_env": "production"}, "RABBITMQ_URL: the user guest is refused in production"),
-        ({"app_env": "production", "rabbitmq_url": "memory://"}, "RABBITMQ_URL: memory:// keeps nothing"),
+        ({"app_env": "production", "rabbitmq_url": "memory://"}, "RABBITMQ_URL: memory:// loses all jobs"),
         (
             {"app_env": "production", "rabbitmq_url": "amqp://u:p@h/", "smtp_host": "relay", "smtp_tls": "none"},
             "SMTP_TLS: none is refused in production",
         ),
         ({"rabbitmq_url": "http://x"}, "RABBITMQ_URL: must start with amqp://"),
         ({"rabbitmq_url": "amqp://h:port/"}, "RABBITMQ_URL: "),
-        ({"rabbitmq_url": "amqp://"}, "RABBITMQ_URL: must name a host"),
+        ({"rabbitmq_url": "amqp://"}, "RABBITMQ_URL: must contain a host"),
         ({"redis_url": "http://x"}, "REDIS_URL: must start with redis://"),
-        ({"redis_url": "redis://"}, "REDIS_URL: must name a host"),
-        ({"redis_url": "redis://h:port/0"}, "REDIS_URL: has a port that is no number"),
-        ({"redis_url": "redis://h/queue"}, "REDIS_URL: must end with a database's number"),
-        ({"redis_url": "redis://u:12/hunter2@h/0"}, "REDIS_URL: must end with a database's number"),
-        ({"redis_url": "redis://u:12#hunter2@h/0"}, "REDIS_URL: must end with a database's number"),
+        ({"redis_url": "redis://"}, "REDIS_URL: must contain a host"),
+        ({"redis_url": "redis://h:port/0"}, "REDIS_URL: has a port that is not a number"),
+        ({"redis_url": "redis://h/queue"}, "REDIS_URL: must end with a database number"),
+        ({"redis_url": "redis://u:12/hunter2@h/0"}, "REDIS_URL: must end with a database number"),
+        ({"redis_url": "redis://u:12#hunter2@h/0"}, "REDIS_URL: must end with a database number"),
         ({"redis_url": "redis://h/0?max_connections=5"}, "REDIS_URL: has an option other than client_name, db, pass"),
         ({"redis_url": "redis://h/0?ssl_ca_certs=/ca.pem"}, "REDIS_URL: has an option other than"),
         ({"base_delay_ms": 5000, "max_delay_ms": 100}, "BASE_DELAY_MS must not exceed MAX_DELAY_MS"),
         ({"prefetch_count": 0}, "PREFETCH_COUNT: "),
-        ({"sender_email": "nobody"}, "SENDER_EMAIL: must be an address"),
-        ({"sender_email": "A <a@b.c>\nBcc: x@y.z"}, "SENDER_EMAIL: must be an address"),
+        ({"sender_email": "nobody"}, "SENDER_EMAIL: must be one address"),
+        ({"sender_email": "A <a@b.c>\nBcc: x@y.z"}, "SENDER_EMAIL: must be one address"),
         ({"smtp_ca_file": "/nowhere.pem"}, "SMTP_CA_FILE: /nowhere.pem does not exist"),
         ({"templates_dir": "/nowhere"}, "TEMPLATES_DIR: /nowhere does not exist"),
         ({"rabbitmq_prefix": "a b"}, "RABBITMQ_PREFIX: "),
@@ -95,7 +98,7 @@ def test_what_is_bad_and_what_is_missing_is_named_in_one_go(monkeypatch: pytest.
 
 
 def test_production_may_send_in_the_clear_to_loopback_only() -> None:
-    safe = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h/", "smtp_tls": "none"}
+    safe = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h/", "smtp_tls": "none", "secret_key": KEY}
     assert load(**safe, smtp_host="127.0.0.1")[1] == []
     assert [is_loopback(host) for host in ("localhost", "::1", "[::1]", "127.9.9.9", "10.0.0.1", "relay")] == [
         True, True, True, True, False, False,
@@ -145,6 +148,85 @@ def test_the_embedded_broker_is_on_loopback() -> None:
     assert load(rabbitmq_url="memory://127.0.0.1:7777")[0].amqp_url == "amqp://guest:guest@127.0.0.1:7777/"
 
 
+@pytest.mark.parametrize(
+    ("said", "wire"), [("Größe <s@faß.de>", "s@xn--fa-hia.de"), ("s@Example.com.", "s@example.com")]
+)
+def test_the_senders_domain_is_read_as_idna_2008(said: str, wire: str) -> None:
+    assert load(sender_email=said)[0].sender[1] == wire
+
+
+@pytest.mark.parametrize(
+    ("said", "sender"),
+    [
+        ("Bob, X <a@b.c>", ("Bob, X", "a@b.c")),
+        ('"Bob \\"X\\"" <a@b.c>', ('Bob "X"', "a@b.c")),
+        ("a@b.c <d@e.f>", ("a@b.c", "d@e.f")),
+        ("a@b.c via <d@e.f>", ("a@b.c via", "d@e.f")),
+        ("<a@b.c>", ("", "a@b.c")),
+    ],
+)
+def test_the_sender_is_the_address_in_angle_brackets(said: str, sender: tuple[str, str]) -> None:
+    settings, problems = load(sender_email=said)
+    assert (settings.sender, problems) == (sender, [])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "a@b.c, d@e.f", "a@b.c;d@e.f", "Bob <a@b.c> x", "Bob <a@b.c", "Team: a@b.c;", "a:b@c.d", "mailto:a@b.c",
+        "a(b)@c.d", "a@b@c", "a\u200bb@c.d", "a\\b@c.d", "<a@b.c> <d@e.f>", "a" * 65 + "@b.c", "\u202e<a@b.c>@d.e",
+    ],
+)  # fmt: skip
+def test_a_sender_that_is_not_one_address_is_refused(said: str) -> None:
+    (problem,) = load(sender_email=said)[1]
+    assert problem.startswith("SENDER_EMAIL: must be one address such as")
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "mx..", "a." + "b" * 64])
+def test_a_host_that_no_resolver_takes_is_refused(host: str) -> None:
+    assert load(smtp_host=host)[1][0].startswith("SMTP_HOST: must be a host without")
+    for name, scheme in (("rabbitmq_url", "amqp"), ("redis_url", "redis"), ("smtp_fallback_urls", "smtp")):
+        (problem,) = load(**{name: f"{scheme}://u:hunter2@{host}"})[1]
+        assert "an invalid host" in problem
+        assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("rabbitmq_url", "amqp"), ("redis_url", "rediss")])
+def test_a_host_that_libraries_would_look_up_under_another_name_is_refused(name: str, scheme: str) -> None:
+    (problem,) = load(**{name: f"{scheme}://u:hunter2@straße.example"})[1]
+    assert problem.endswith("has a host with non-ASCII characters; write it in the form xn--…, as at the registrar")
+    assert load(**{name: f"{scheme}://u:hunter2@xn--strae-oqa.example."})[1] == []
+
+
+@pytest.mark.parametrize("query", ["db=x", "db=-1", "db=", "ssl_cert_reqs=hunter2"])
+def test_an_option_of_redis_that_cannot_be_meant_is_refused(query: str) -> None:
+    (problem,) = load(redis_url=f"rediss://h/0?{query}")[1]
+    assert problem.startswith(f"REDIS_URL: has a{'n' if query[0] == 's' else ''} {query.partition('=')[0]}")
+    assert "hunter2" not in problem
+
+
+def test_a_queue_name_that_amqp_cannot_hold_is_refused() -> None:
+    assert load(rabbitmq_queue_name="ü" * 100)[1] == []
+    assert load(rabbitmq_queue_name="ü" * 101)[1] == ["RABBITMQ_QUEUE_NAME: must have 200 bytes or fewer in UTF-8"]
+
+
+def test_a_relays_name_is_read_as_idna_2008() -> None:
+    found, _ = load(smtp_host="smtp.straße.example", smtp_fallback_urls="smtp://mx.faß.de")
+    assert (found.smtp_host, found.fallbacks[0].host) == ("smtp.xn--strae-oqa.example", "mx.xn--fa-hia.de")
+
+
+def test_a_long_sender_is_read_in_linear_time() -> None:
+    began = time.process_time()
+    assert load(sender_email=f"A{' ' * 40_000}b")[1]
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("wrong", [{"sender_email": "s@💩.la"}, {"smtp_host": "💩.la"}])
+def test_a_name_that_idna_2008_does_not_allow_is_refused(wrong: dict[str, str]) -> None:
+    (problem,) = load(**wrong)[1]
+    assert problem.endswith(": must have a domain that IDNA 2008 allows")
+
+
 def test_workers_of_one_deployment_share_a_hash_key_and_others_do_not_know_it() -> None:
     keys = [
         load(worker=True, rabbitmq_url=url, **LOGIN)[0].hash_key
@@ -188,7 +270,7 @@ def test_a_bad_fallback_relay_is_named_by_its_place_and_not_quoted(url: str, cur
 
 
 def test_production_refuses_a_fallback_in_the_clear() -> None:
-    production = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h", **LOGIN}
+    production = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h", "secret_key": KEY, **LOGIN}
     _, [problem] = load(smtp_fallback_urls="smtp://relay.example.com?tls=none", **production)
     assert problem.startswith("SMTP_FALLBACK_URLS: tls=none is refused in production to relay.example.com")
     assert load(smtp_fallback_urls="smtp://localhost?tls=none", **production)[1] == []
@@ -200,6 +282,134 @@ def test_a_rate_is_a_number_above_nothing() -> None:
         settings, [problem] = load(smtp_rate_per_second=bad)
         assert problem.startswith("SMTP_RATE_PER_SECOND: ")
         assert settings.smtp_rate_per_second is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1", "utf-32"])
+def test_a_dotenv_file_in_another_encoding_is_named_and_not_misread(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("WORKER=true\nSMTP_PASS=hünter2\n".encode(encoding))
+    settings, problems = load()
+    assert not settings.worker
+    assert [problem for problem in problems if problem.startswith(".env: ") and "UTF-8" in problem]
+    assert "nter2" not in " ".join(problems)
+
+
+def test_a_dotenv_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("MAX_RETRIES=5\n".encode("utf-8-sig"))
+    assert load()[0].max_retries == 5
+
+
+def test_env_example_works_for_a_reader_that_takes_every_value_literally(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Path(__file__).parents[2] / ".env.example"
+    for line in example.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            assert value == value.strip("\"' ")
+            monkeypatch.setenv(name, value)
+    settings, problems = load()
+    assert problems == []
+    assert settings.sender == ("Example", "no-reply@example.com")
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {} ", '"{}"', "'{}'", '"{}"\r\n', "\ufeff{}"])
+def test_quotes_and_blanks_around_a_value_are_taken_off(around: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "SMTP_PASS": "hunter2", "SMTP_HOST": "relay.example.com", "SMTP_PORT": "465", "NODE_ENV": "production",
+        "RABBITMQ_URL": "amqps://u:p@h/", "SENDER_EMAIL": "Example <a@b.c>", "WORKER": "true", "SMTP_USER": "u",
+        "HTTP_TOKEN": "f1d5a8c0327b46e9", "PREFETCH_COUNT": "9", "SECRET_KEY": KEY,
+    }  # fmt: skip
+    for name, value in said.items():
+        monkeypatch.setenv(name, around.format(value))
+    settings, problems = load()
+    assert problems == []
+    assert settings.smtp_pass
+    assert settings.http_token
+    assert settings.smtp_pass.get_secret_value() == "hunter2"
+    assert settings.http_token.get_secret_value() == said["HTTP_TOKEN"]
+    assert (settings.smtp_host, settings.smtp_port, settings.smtp_tls) == ("relay.example.com", 465, "implicit")
+    assert (settings.app_env, settings.worker, settings.prefetch_count) == ("production", True, 9)
+    assert (settings.amqp_url, settings.sender_email) == (said["RABBITMQ_URL"], "Example <a@b.c>")
+
+
+def test_a_blank_environment_is_not_development(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_ENV", "production")
+    monkeypatch.setenv("APP_ENV", " ")
+    assert load()[1][0].startswith("NODE_ENV (or APP_ENV): must be")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"smtp_host": "relay:25"}, "SMTP_HOST: must be a host without a port: set SMTP_PORT=25"),
+        ({"smtp_host": "[::1]:25"}, "SMTP_HOST: must be a host without"),
+        ({"smtp_host": "smtp://u:hunter2@relay"}, "SMTP_HOST: must be a host without"),
+        ({"smtp_host": "relay/hunter2"}, "SMTP_HOST: must be a host without"),
+        ({"smtp_port": "tcp://10.0.0.1:25"}, "SMTP_PORT: is an address, as Kubernetes sets it"),
+        ({"smtp_port": "many"}, "SMTP_PORT: must be a whole number"),
+        ({"smtp_port": "0"}, "SMTP_PORT: must be 1 or more"),
+        ({"worker": "perhaps"}, "WORKER: must be true or false"),
+        ({"http_token": "short"}, "HTTP_TOKEN: must have 16 characters or more"),
+        ({"smtp_pass": "hunter2\nnext"}, "SMTP_PASS: contains a line break"),
+        ({"smtp_user": "hunter2\x00"}, "SMTP_USER: contains a line break"),
+        ({"sent_ttl_hours": "long"}, "SENT_TTL_HOURS: must be a number"),
+    ],
+)
+def test_a_bad_value_is_explained_in_plain_words(values: dict[str, object], problem: str) -> None:
+    _, [told] = load(**values)
+    assert told.startswith(problem)
+    assert "hunter2" not in told
+    assert "validation" not in told
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1", "relay", "smtp.example.com.", "a_b"])
+def test_the_usual_hosts_are_taken(host: str) -> None:
+    settings, problems = load(smtp_host=host)
+    assert problems == []
+    assert settings.smtp_host == host.strip("[]")
+
+
+SAFE = {"rabbitmq_url": "amqps://u:n8Vq2x@h/", "secret_key": KEY, **LOGIN}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"rabbitmq_url": "amqps://u:n8Vq2x@h/?no_verify_ssl=1"}, "RABBITMQ_URL: no_verify_ssl"),
+        ({"redis_url": "rediss://u:n8Vq2x@h/0?ssl_cert_reqs=none"}, "REDIS_URL: ssl_cert_reqs"),
+        ({"redis_url": "rediss://u:n8Vq2x@h/0?ssl_check_hostname=False"}, "REDIS_URL: ssl_cert_reqs"),
+        ({"rabbitmq_url": "amqps://u:change-me@h/"}, "RABBITMQ_URL: its password"),
+        ({"redis_url": "rediss://u:password@h/0"}, "REDIS_URL: its password"),
+        ({"smtp_pass": "change-me"}, "SMTP_PASS: is a placeholder"),
+        ({"http_token": "0123456789abcdef"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "aaaaaaaaaaaaaaaa"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "changeme-changeme"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "otp-stream-token"}, "HTTP_TOKEN: is guessable"),
+        ({"secret_key": f"{KEY}, our-secret-of-today"}, "SECRET_KEY: is guessable"),
+    ],
+)
+def test_what_is_never_right_is_refused_in_production_and_warned_of_elsewhere(
+    values: dict[str, object], problem: str
+) -> None:
+    _, [told] = load(app_env="production", **(SAFE | values))
+    assert told.startswith(problem)
+    settings, problems = load(app_env="staging", **(SAFE | values))
+    assert problems == []
+    [warning] = settings.warnings()
+    assert warning.startswith(problem)
+
+
+def test_unencrypted_ways_to_other_hosts_are_warned_of() -> None:
+    clear = {"rabbitmq_url": "amqp://u:n8Vq2x@h/", "redis_url": "redis://h/0"}
+    settings, problems = load(app_env="production", **(SAFE | clear))
+    assert problems == []
+    assert [warning.split(":")[0] for warning in settings.warnings()] == ["RABBITMQ_URL", "REDIS_URL"]
+    assert load(**(SAFE | clear))[0].warnings() == []  # development
+    local = {"rabbitmq_url": "amqp://u:n8Vq2x@127.0.0.1/", "redis_url": "redis://localhost/0"}
+    assert load(app_env="production", **(SAFE | local))[0].warnings() == []
+
+
+def test_a_random_token_is_taken() -> None:
+    for token in ("f1d5a8c0327b46e9", "correct-horse-battery", secrets.token_hex(16), secrets.token_urlsafe(24)):
+        assert load(app_env="production", http_token=token, **SAFE)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -216,3 +426,56 @@ def test_hashes_are_nobodys_to_undo_once_a_password_is_somebodys_own(
 ) -> None:
     settings, _ = load(rabbitmq_url=url, smtp_pass=smtp_pass)
     assert settings.hash_key_is_known is known
+    assert load(rabbitmq_url=url, smtp_pass=smtp_pass, secret_key=KEY)[0].hash_key_is_known is False
+
+
+def test_production_needs_a_secret_key_and_no_other_environment_does() -> None:
+    production = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h"}
+    (problem,) = load(**production)[1]
+    assert problem.startswith("SECRET_KEY: is required in production; make one with: openssl rand")
+    assert load(**production, secret_key=KEY)[1] == []
+    assert load(**production, secret_key=" " * 20)[1] == [problem]
+    for env in ("development", "staging"):
+        assert load(app_env=env)[1] == []
+
+
+@pytest.mark.parametrize("key", ["short", ",", f"{KEY},short", "0000000000000000", "changemechangeme"[:7]])
+def test_a_secret_key_that_can_be_guessed_is_refused_and_not_quoted(key: str) -> None:
+    settings, [problem] = load(secret_key=key)
+    assert problem.startswith("SECRET_KEY: ")
+    assert "openssl rand -hex 32" in problem
+    assert key not in problem.split()
+    assert settings.secret_key is None
+
+
+def test_the_first_secret_key_hashes_and_signs_and_the_others_only_verify() -> None:
+    old, new = (load(secret_key=key)[0] for key in (KEY, f"{KEY[::-1]}, {KEY}"))
+    assert old.old_hash_keys == ()
+    assert new.hash_key != old.hash_key
+    assert new.old_hash_keys == (old.hash_key,)
+    # neither passwords nor the broker matter once there is one
+    assert load(secret_key=KEY, rabbitmq_url="amqp://u:other@h", smtp_pass="x")[0].hash_key == old.hash_key
+    assert KEY not in f"{old} {old.shown()}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("amqp://u:p@rabbit/", "amqp://rabbit", True),
+        ("amqp://rabbit:5672/%2F", "amqps://rabbit:5671", True),
+        ("amqp://RABBIT.example.com./shop", "amqp://rabbit.example.com/shop?heartbeat=5", True),
+        ("amqp://localhost", "amqp://127.0.0.1", True),
+        ("amqp://rabbit/a", "amqp://rabbit/b", False),
+        ("amqp://rabbit/a", "amqp://rabbit", False),
+        ("amqp://one/", "amqp://two/", False),
+        ("amqp://localhost:5673", "amqp://localhost:5674", False),
+    ],
+)
+def test_workers_share_their_state_where_broker_and_virtual_host_are_the_same(
+    one: str, other: str, *, shared: bool
+) -> None:
+    prefixes = {load(rabbitmq_url=url, _env_file=None)[0].tables_prefix for url in (one, other)}
+    assert (len(prefixes) == 1) is shared
+    named = {load(rabbitmq_url=url, redis_namespace="shop", _env_file=None)[0].tables_prefix for url in (one, other)}
+    assert len(named) == 1
+    assert not named & prefixes

@@ -1,9 +1,30 @@
 """What the metrics say of the tables, and when the monitor says what goes on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import get_args
+
+import pytest
+
+from otp_stream.core.admission import (
+    ANSWERS,
+    Limit,
+    LimitName,
+    SentBefore,
+    Superseded,
+    Throttled,
+    Unknown,
+    answer_name,
+)
+from otp_stream.core.decision import ENDINGS, Retry
+from otp_stream.core.job import Lane, OtpJob, carry
+from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import TablesState, WorkerState
+from otp_stream.telemetry_errors import ERRORS, Observed, observe
 from otp_stream.watch.metrics import Metrics
 from otp_stream.watch.monitor import Reminder
 from otp_stream.watch.tally import Tally
+from otp_stream.watch.watch import Watch
 
 
 def rendered(tables: TablesState) -> list[str]:
@@ -46,11 +67,66 @@ def test_shared_tables_are_what_prometheus_reads() -> None:
     assert "abc" not in "\n".join(lines)  # one series for each key would be without bound
 
 
+def names(*unions: object) -> list[str]:
+    return [kind.__name__.lower() for union in unions for kind in get_args(union)]
+
+
+def test_every_outcome_settlement_and_answer_has_a_name_in_the_metrics() -> None:
+    metrics = Metrics()
+    for met in names(Outcome):
+        metrics.met.add(met)
+    for ending in ENDINGS:
+        metrics.ended.add(ending)
+    for lane in get_args(Lane):
+        metrics.received.add(lane)
+    limits = [Throttled(Limit(name, 1, 1000), 0) for name in get_args(LimitName)]
+    for objection in (None, SentBefore(), Superseded(), Unknown(), *limits):
+        assert answer_name(objection) in ANSWERS
+    lines = rendered(TablesState())
+    assert {f'otp_tables_asked_total{{answer="{name}"}} 0.0' for name in ANSWERS} <= set(lines)
+
+
+def test_an_error_in_telemetry_is_counted_and_reaches_nobody() -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("123456")
+
+    before = ERRORS.count
+    observe(fail, "anything")
+    with Observed(fail):
+        pass
+    assert ERRORS.count == before + 2
+    assert f"otp_telemetry_errors_total {before + 2:.1f}" in rendered(TablesState())
+
+
+def test_a_span_that_fails_at_its_end_does_not_hide_what_its_body_raised() -> None:
+    @contextmanager
+    def span() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise KeyError
+
+    with pytest.raises(ValueError, match="of the body"), Observed(span):
+        raise ValueError("of the body")
+
+
 def test_tables_in_memory_say_nothing_of_redis() -> None:
     lines = rendered(TablesState(claims=1))
     assert "otp_claims 1.0" in lines
     assert not any(line.startswith(("otp_redis_connected", "otp_tables_owed", "otp_tables_workers")) for line in lines)
     assert "otp_redis_connected 0.0" in rendered(TablesState(url="redis://h", connected=False))
+
+
+def test_a_producers_count_of_attempts_makes_no_endless_number_of_series() -> None:
+    watch = Watch(now_ms=lambda: 1_000)
+    ask = OtpJob(email="user@example.com", otp="123456")
+    job = carry(ask, job_id="j", lane="due", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15)
+    for attempt in range(1, 1_001):
+        watch.settled(job, Retry(900, attempt, "451 later"))
+    body, _ = watch.metrics.render("text/plain")
+    series = [line for line in body.decode().splitlines() if line.startswith("otp_retries_total{")]
+    assert len(series) == 11
+    assert 'otp_retries_total{attempt="more"} 990.0' in series
 
 
 def test_what_is_seen_twice_is_said_once_and_again_after_an_hour() -> None:

@@ -1,0 +1,41 @@
+"""The MAC of our headers: anyone who may publish can write `x-otp-*` headers, but only a worker can sign them."""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from hashlib import blake2b
+from hmac import compare_digest
+from json import JSONEncoder
+from typing import Any
+
+MAC = "x-otp-mac"
+OURS = "x-otp-"
+"""Every header of this name is ours, and none of a producer's is kept."""
+_PURPOSE = b"x-otp-mac"
+_encode = JSONEncoder(sort_keys=True).encode
+
+
+def sign(headers: MutableMapping[str, Any], body: bytes, key: bytes) -> None:
+    """Add the MAC over our headers and the body. What the broker and tracers change is not covered."""
+    headers[MAC] = _mac(_ours(headers), body, key)
+
+
+def verified(headers: Mapping[str, Any], body: bytes, keys: Sequence[bytes]) -> dict[str, Any] | None:
+    """Return our headers if one of the keys signed them with this body, else `None`."""
+    mac = headers.get(MAC)
+    if not isinstance(mac, str) or not mac.isascii():
+        return None
+    ours = _ours(headers)
+    if any(type(value) not in (str, int) for value in ours.values()):
+        return None
+    return ours if any(compare_digest(mac, _mac(ours, body, key)) for key in keys) else None
+
+
+def _ours(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in headers.items() if name.startswith(OURS) and name != MAC}
+
+
+def _mac(ours: Mapping[str, Any], body: bytes, key: bytes) -> str:
+    told = _encode(ours).encode()
+    digest = blake2b(len(told).to_bytes(8, "big"), key=key, person=_PURPOSE, digest_size=16)
+    digest.update(told)
+    digest.update(body)
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""`otp-stream relay`: requests to running workers about their mail relays.
+
+Exits with 0 when every relay takes mail; with 1 when one does not, or a worker does not answer; with 2 for a wrong URL,
+a relay that the worker does not use, and an `HTTP_TOKEN` that is missing or wrong.
+"""
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import requests
+import typer
+
+from . import say
+from .say import AsJson
+
+cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+_TIMEOUT_S = 40.0
+"""The worker waits for its relay for 25 seconds."""
+_WRONG_INPUT = {403, 404}
+
+
+@cli.callback()
+def _about() -> None:
+    """Have a running worker probe its mail relays."""
+
+
+@cli.command()
+def probe(
+    workers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[URL]...", help="HTTP address of each worker. Default: http://127.0.0.1:8000."),
+    ] = None,
+    relay: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Probe only this relay. Default: each relay that takes no mail."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have workers probe the relays that take no mail now, instead of at the next scheduled probe.
+
+    Needs the workers' HTTP_TOKEN. Each worker is asked for itself; workers that share a Redis follow the first one
+    whose probe is accepted. Exits with 1 when a relay still takes no mail or a worker does not answer.
+    """
+    settings = say.written_settings()
+    if settings.http_token is None:
+        say.fail("HTTP_TOKEN: is not set; set the same value as for the workers")
+    urls = [_checked(url) for url in workers or ["http://127.0.0.1:8000"]]
+    answers = [_ask(url, settings.http_token.get_secret_value(), relay) for url in urls]
+    if as_json:
+        say.write(answers)
+    else:
+        for answer in answers:
+            _show(answer)
+    wrong = any(answer["status"] in _WRONG_INPUT for answer in answers)
+    raise typer.Exit(2 if wrong else 0 if all(answer["accepted"] for answer in answers) else 1)
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and not parts.query
+    except ValueError:
+        usable = False
+    if not usable:
+        say.fail(f"URL: must be the HTTP address of a worker, such as http://127.0.0.1:8000, not {url}")
+    return url.rstrip("/")
+
+
+def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
+    """Return what a worker answers: `accepted`, `relays`, and an `error` where it probed nothing."""
+    answered: dict[str, Any] = {"url": url, "status": 0, "accepted": False, "relays": []}
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # .netrc must not replace the token, and a worker stands behind no proxy
+            with say.console.status(f"{url} …"):
+                answer = session.post(
+                    f"{url}/probe",
+                    data={"relay": relay} if relay else {},
+                    headers={"Authorization": f"Bearer {token}"},
+                    timeout=_TIMEOUT_S,
+                    allow_redirects=False,  # another host must not get the token
+                )
+    except (requests.RequestException, UnicodeError) as error:
+        return answered | {"error": f"no answer ({type(error).__name__}); is a worker running there?"}
+    answered["status"] = answer.status_code
+    if answer.status_code != 200:
+        text = answer.text.strip()[:200] or "no reason given"
+        if answer.status_code == 403:
+            text = "HTTP_TOKEN: the worker has a different token, or none"
+        return answered | {"error": f"{text} (HTTP {answer.status_code})"}
+    try:
+        said = answer.json()
+        relays = [{name: str(it[name]) for name in ("relay", "result", "text")} for it in said["relays"]]
+        return answered | {"worker": str(said["worker"]), "accepted": said["accepted"] is True, "relays": relays}
+    except (ValueError, LookupError, TypeError):
+        return answered | {"error": "the server that answered is not a worker"}
+
+
+def _show(answer: dict[str, Any]) -> None:
+    if "error" in answer:
+        say.console.print(say.plain(f"{answer['url']}: {answer['error']}"), style="red", soft_wrap=True)
+    for it in answer["relays"]:
+        say.out().print(say.plain(f"{answer['worker']}: {it['text']}"), soft_wrap=True)

@@ -1,0 +1,67 @@
+"""E-mail addresses in the form in which they go over the wire, and as the key of one person."""
+
+import re
+from contextlib import suppress
+from unicodedata import normalize
+
+import idna
+
+_DOTS = ".\u3002\uff0e\uff61"
+"""Full stops that UTS 46 takes for the dot of a domain."""
+INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+"""What changes the direction of a text, or only hides in it. ZWJ and ZWNJ are parts of names."""
+# `strip` takes characters alone, and a pattern for the end of a text would try each blank within it
+_AROUND = "".join(re.findall(rf"[\s{INVISIBLE}]", "".join(map(chr, range(0x10000)))))
+# Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
+# What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line. U+FFFD stands
+# where a character was lost: what is left is another address. In a domain, UTS 46 decides on invisible characters.
+_REFUSED = r"@\s<>\"(),:;\\\x00-\x20\x7f-\x9f\ufffd"
+_ADDRESS = re.compile(rf"[^{_REFUSED}{INVISIBLE}]{{1,64}}@[^{_REFUSED}]{{1,255}}")
+
+
+def trimmed(value: str) -> str:
+    """Return a text without the blanks and invisible characters around it, which copying from a page may add."""
+    return value.strip() if value.isascii() else value.strip(_AROUND)
+
+
+def is_address(value: str) -> bool:
+    """Whether it is one address alone."""
+    return len(value) <= 254 and _ADDRESS.fullmatch(value) is not None
+
+
+def wire_address(address: str) -> str:
+    """Return the address as SMTP sends it: domain as lower-case A-labels (IDNA 2008), local part in NFC.
+
+    The mapping of case and width is that of browsers (UTS 46, non-transitional): `ß`, `ς`, ZWJ and ZWNJ stay what they
+    are, because other registrants own the domains without them. Dots at the end are removed: they change nothing in
+    DNS, and SMTP has none. Raises `ValueError` for a domain that IDNA 2008 does not allow, without quoting it.
+    """
+    if address.isascii() and address.islower() and address[-1] != ".":
+        return address
+    local, at, domain = address.rpartition("@")
+    return f"{normalize('NFC', local)}{at}{wire_domain(domain)}"
+
+
+def wire_domain(domain: str) -> str:
+    """Return a domain or a host name as lower-case A-labels. Raises `ValueError` as `wire_address` does."""
+    domain = domain.rstrip(_DOTS)
+    if not domain.isascii():
+        try:
+            # joiners and soft hyphens at the end may hide dots
+            domain = idna.encode(domain, uts46=True).decode().rstrip(".")
+        except UnicodeError:  # what idna raises
+            raise ValueError("must have a domain that IDNA 2008 allows") from None
+    return domain.lower()
+
+
+def one_person(address: str) -> str:
+    """Return what is equal for all addresses of which we take it that they reach one person.
+
+    That is the wire form without differences in case and in compatibility characters (full-width, circled and
+    ligature letters). Tags such as `+news` stay: what they mean is the receiving server's business.
+    """
+    if address.isascii():
+        return address.lower().rstrip(".")
+    with suppress(ValueError):  # what is no address has a key, too
+        address = wire_address(address)
+    return normalize("NFKC", normalize("NFKC", address).lower())

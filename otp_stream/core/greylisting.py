@@ -1,0 +1,44 @@
+"""Which 4xx replies mean "not yet" (greylisting, RFC 6647) rather than a failure of the relay or the mailbox."""
+
+import re
+
+from .outcome import Reply
+
+_CODES = {421, 450, 451}
+_ENHANCED = {"4.2.0", "4.7.0", "4.7.1"}
+"""Of Postgrey, Postfix and milter-greylist, SQLgrey, Exchange and most appliances."""
+
+_SAYS_SO = re.compile(
+    r"gr[ea]y[ -]?list|post-?grey|sql-?grey|gld\b|first[ -](?:contact|attempt|time)|unknown triplet|"
+    r"internal resources? (?:is |are )?temporarily unavailable",  # Mimecast's
+    re.IGNORECASE,
+)
+_FAILURE = re.compile(
+    r"\bfull\b|quota|storage|disk|space|memory|resource|load|local (?:error|problem|configuration)|system|internal|"
+    r"server (?:error|problem|fail|config)|database|lookup|look up|resol|\bdns\b|time[d -]*out|queue file|"
+    r"too many|\brates?\b|\blimit|concurren|virus|scan|certificate|\btls\b|login|authenti|reverse|hostname",
+    re.IGNORECASE,
+)
+"""What is wrong with the relay, the mailbox or us: waiting is no more likely to help than with any 4xx."""
+_NOT_YET = re.compile(
+    r"(?:try|retry|come|attempt|resend|send)(?: it| this| your (?:mail|message))?(?: again| back)? "
+    r"(?:(?:a bit |a little )?later|in \S+|after|at a later|shortly|soon)|(?:try|retry|come back) again|"
+    r"please (?:retry|try|wait)|temporar\w+ (?:deferred|delayed|rejected|refused|blocked|denied|unavailable)|"
+    r"deferred|deferring|delayed|not yet (?:authori[sz]ed|accepted|allowed|known)|wait \S+ (?:second|minute)|"
+    r"verification (?:is )?in progress",
+    re.IGNORECASE,
+)
+
+
+def is_greylisting(reply: Reply) -> bool:
+    """Whether a reply asks for the same mail later, so that trying again until the code expires is right."""
+    if reply.code // 100 != 4:
+        return False
+    if _SAYS_SO.search(reply.text):
+        return True
+    if reply.code not in _CODES or _FAILURE.search(reply.text):
+        return False
+    subject = (reply.enhanced or "4.7.").split(".")[1]
+    if subject in {"3", "4", "5", "6"} or reply.enhanced in {"4.2.1", "4.2.2", "4.2.3"}:
+        return False
+    return reply.enhanced in _ENHANCED or _NOT_YET.search(reply.text) is not None

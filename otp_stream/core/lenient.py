@@ -1,0 +1,248 @@
+"""Read a job whose optional fields are not as documented, so that they cost no one the code."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+
+MAX_RETRY_COUNT = 1_000
+MAX_EXPIRY_MINUTES = 525_600
+MAX_JOB_ID = 200
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?")
+_PRIORITIES = ("low", "normal", "high")
+_SECONDS = range(10**9, 10**11)
+"""Seconds from 2001 to 5138. As milliseconds these are days of 1970 to 1973, in which no code was made."""
+MILLISECONDS = range(10**11, 10**14)
+"""From 1973 to 5138."""
+_UNITS = (
+    (_SECONDS, "seconds", 1_000),
+    (MILLISECONDS, "milliseconds", 1),
+    (range(10**14, 10**17), "microseconds", 1 / 1_000),
+    (range(10**17, 10**20), "nanoseconds", 1 / 1_000_000),
+)
+
+BOM = b"\xef\xbb\xbf"
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    r"|\\(?P<none>u(?![0-9a-fA-F]{4})|[^\"\\/bfnrtu])|\\.",
+    re.DOTALL,
+)
+_DEEPEST = 200
+"""Lists and objects within each other; pydantic reads as many. Python's own reader ends with its stack."""
+_NESTING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""Texts, so that what is in them is passed over, and where a list or an object begins or ends."""
+_OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0")
+_NO_OBJECT = {
+    b'"': "is a text: encode the job once, as a JSON object",
+    b"[": "is a list: publish one message for each job, a JSON object",
+}
+_MOST_DIGITS = 300
+"""Of a whole number; one that has more is infinite, as a number with a fraction is."""
+_MOST_TEXTS = 20
+"""Of a list or an object where one text is expected."""
+
+
+class Lenience(NamedTuple):
+    """One field that was not as documented, and what became of it."""
+
+    field: str
+    what: str
+    """`coerced`, `ignored`, or the unit of a timestamp that is not in milliseconds."""
+
+
+def loads(body: bytes, parse_int: Callable[[str], Any] = int) -> Any:
+    """Read JSON with what many writers of it get wrong. Raises `ValueError` for other mistakes.
+
+    What is no character becomes U+FFFD: a lone surrogate, an unknown escape, or bytes beyond UTF-8. A text may have
+    line breaks and other control characters as they are. What is nested too deep is read as null.
+    """
+    return json.loads(_shallow(_repaired(body)), parse_int=parse_int, strict=False)
+
+
+def _repaired(body: bytes) -> str:
+    text = body.removeprefix(BOM).decode(errors="replace")
+    return _ESCAPE.sub(_character, text)
+
+
+def _character(escape: re.Match[str]) -> str:
+    if none := escape["none"]:  # nobody knows whether the backslash was meant, too
+        return rf"\ufffd{none.removeprefix('u')}"
+    return r"\ufffd" if escape["lone"] else escape[0]
+
+
+def _shallow(text: str) -> str:
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return text
+    parts: list[str] = []
+    at = depth = 0
+    for found in _NESTING.finditer(text):
+        if found[0] in "[{":
+            depth += 1
+            if depth == _DEEPEST + 1:
+                parts += text[at : found.start()], "null"
+        elif found[0] in "]}":
+            if depth == _DEEPEST + 1:
+                at = found.end()
+            depth -= 1
+    return "".join(parts) + text[at:] if depth <= _DEEPEST else text
+
+
+def unreadable(body: bytes) -> str | None:
+    """Return why a body is no JSON object and what to do, where its first bytes say so."""
+    start = body.removeprefix(BOM).lstrip()[:4]
+    if not start:
+        return "is empty"
+    if start.startswith(b"\x1f\x8b"):
+        return "is compressed by gzip: publish the JSON itself"
+    if start.startswith(_OTHER_ENCODINGS):
+        return "is not encoded as UTF-8: publish UTF-8"
+    return _NO_OBJECT.get(start[:1])
+
+
+def read_leniently(body: bytes) -> tuple[dict[str, Any], list[Lenience]]:
+    """Return a job's fields with each optional one as documented, or absent, and what that took.
+
+    Raises `ValueError`, `TypeError` or `RecursionError` where the body is no JSON object.
+    """
+    fields: Any = loads(body, _integer)
+    if not isinstance(fields, dict):
+        raise TypeError("a job is a JSON object")
+    found: list[Lenience] = []
+    job = _coerced(cast("dict[str, Any]", fields), _FIELDS, "", found)
+    if isinstance(job.get("metadata"), dict):
+        job["metadata"] = _coerced(job["metadata"], _METADATA, "metadata.", found)
+    return job, found
+
+
+def _coerced(
+    fields: Mapping[str, Any], readers: Mapping[str, Callable[[Any], Any]], place: str, found: list[Lenience]
+) -> dict[str, Any]:
+    coerced = dict(fields)
+    for name, read in readers.items():
+        key = name if name in fields else _snake(name)
+        value = fields.get(key)
+        if value is None or value == "":
+            continue
+        coerced[key] = good = read(value)
+        if type(good) is type(value) and good == value:
+            continue
+        what = "ignored" if good is None else "coerced"
+        found.append(Lenience(place + name, _unit(value) or what if name == "timestamp" and good else what))
+    return coerced
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?=[A-Z])", "_", name).lower()
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MOST_DIGITS else math.inf
+
+
+def _number(value: object) -> int | float | None:
+    """Return a number, or one that is written in a string; what is no finite number is `None`."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value := value.strip()):
+        return float(value) if "." in value else int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _retry_count(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and 0 <= number <= MAX_RETRY_COUNT else None
+
+
+def _job_id(value: object) -> str | None:
+    if isinstance(value, int | float):
+        number = _number(value)
+        value = None if number is None else str(int(number) if number == int(number) else number)
+    if not isinstance(value, str):
+        return None
+    return next((it for it in (value, value.strip()) if 0 < len(it) <= MAX_JOB_ID and it.isprintable()), None)
+
+
+def _timestamp(value: object) -> int | None:
+    number = _number(value)
+    if number is None:
+        return _moment(value) if isinstance(value, str) else None
+    if number <= 0:
+        return None  # 0 is what a field holds that was never set
+    if number < _SECONDS.start:
+        return int(number) or None
+    return next((int(number * factor) for unit, _, factor in _UNITS if unit.start <= number < unit.stop), None)
+
+
+def _moment(text: str) -> int | None:
+    """Return a moment written as ISO 8601 has it, UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(int(moment.timestamp() * 1000), 0) or None
+
+
+def _unit(value: object) -> str:
+    """Return the unit of a timestamp, where it is another than milliseconds."""
+    number = _number(value)
+    name = next((name for unit, name, _ in _UNITS if number is not None and unit.start <= number < unit.stop), "")
+    return "" if name == "milliseconds" else name
+
+
+def _priority(value: object) -> str | None:
+    name = value.strip().lower() if isinstance(value, str) else ""
+    return name if name in _PRIORITIES else None
+
+
+def _metadata(value: object) -> dict[str, Any] | None:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _minutes(value: object) -> int | float | None:
+    number = _number(value)
+    return number if number is not None and 0 < number <= MAX_EXPIRY_MINUTES else None
+
+
+def _locale(value: object) -> str | None:
+    found = LOCALE.match(value.strip()) if isinstance(value, str) else None
+    return found.group() if found else None
+
+
+def _template(value: object) -> str | None:
+    name = value.strip() if isinstance(value, str) else ""
+    return name if NAME.fullmatch(name) else None
+
+
+def _text(value: object) -> str | None:
+    """Return a text: a number as it is written, of a list or an object the texts and numbers directly in it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = list(cast("dict[str, Any]", value).values())
+    if isinstance(value, list):
+        inner = (_text(it) for it in cast("list[Any]", value)[:_MOST_TEXTS] if not isinstance(it, list | dict))
+        return " ".join(filter(None, inner)) or None
+    number = _number(value)
+    return None if number is None else str(number)
+
+
+_FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    "retryCount": _retry_count,
+    "jobId": _job_id,
+    "timestamp": _timestamp,
+    "priority": _priority,
+    "metadata": _metadata,
+}
+_METADATA: Mapping[str, Callable[[Any], Any]] = {
+    "userName": _text,
+    "expiryMinutes": _minutes,
+    "locale": _locale,
+    "template": _template,
+    "purpose": _text,
+}
+LENIENT_FIELDS = ("body", *_FIELDS, *(f"metadata.{name}" for name in _METADATA))

@@ -1,0 +1,55 @@
+"""The result of a requested probe of a relay."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .state import RelayState
+from .times import in_words
+
+Result = Literal["accepted", "connected", "refused", "no_answer", "too_soon", "not_needed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A relay after a probe was requested."""
+
+    relay: RelayState
+    sent: bool
+    """Whether a probe went out, or was on its way."""
+    again_in_ms: int = 0
+    """In how many milliseconds a probe may be requested again, where mail does not flow."""
+
+    @property
+    def result(self) -> Result:
+        """What came of it. `connected`: no job waited to be the probe, and nothing was refused so far."""
+        match self.relay.gate:
+            case "open":
+                return "accepted" if self.sent else "not_needed"
+            case "half_open":
+                return "no_answer" if self.relay.probing else "connected"
+            case "closed":
+                return "refused" if self.sent else "too_soon"
+
+    @property
+    def good(self) -> bool:
+        """Whether mail can flow."""
+        return self.result in {"accepted", "connected", "not_needed"}
+
+    @property
+    def text(self) -> str:
+        """The result as a sentence."""
+        name = self.relay.name
+        match self.result:
+            case "accepted":
+                return f"{name} accepts mail again; jobs are being sent"
+            case "connected":
+                return f"{name} is connected; no job waits, so the next one is the probe"
+            case "refused":
+                return f"{name} still accepts no mail: {self.relay.trouble}: {self.relay.error}"
+            case "no_answer":
+                return f"{name} has not answered yet; the probe is still running"
+            case "too_soon":
+                wait = in_words(max(self.again_in_ms, 1))
+                return f"{name} was probed a moment ago ({self.relay.trouble}: {self.relay.error}): try again in {wait}"
+            case "not_needed":
+                return f"{name} accepts mail; there is nothing to probe"

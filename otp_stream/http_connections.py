@@ -1,0 +1,86 @@
+"""A bound on HTTP connections, so that visitors never use up the descriptors that SMTP, AMQP and Redis need.
+
+uvicorn has no limit on connections that send nothing, and no time limit for a request's headers: `limit_concurrency`
+counts at a request, and `timeout_keep_alive` begins with a response.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+HEADER_S = 10.0
+"""A connection on which no request begins for this long, or for twice as long at most, is closed."""
+MOST = 256
+_OTHERS = 64
+"""Descriptors for RabbitMQ, Redis, the collector, log and event loop, and for files that are open for a moment."""
+_FEWEST = 16
+
+
+def connection_limit(smtp_connections: int) -> int:
+    """Return how many HTTP connections leave enough of this process's descriptors for everything else."""
+    with suppress(ImportError):
+        import resource  # noqa: PLC0415 - not everywhere
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            return max(_FEWEST, min(MOST, soft - smtp_connections - _OTHERS))
+    return MOST
+
+
+class _Connections:
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._open: dict[Any, asyncio.TimerHandle] = {}
+
+    def add(self, protocol: Any) -> None:
+        """Take a new connection; where there are too many, close the one that has been idle the longest."""
+        self._check_later(protocol)
+        if len(self._open) > self.most:
+            # by age: a probe's connection, which is the newest, is answered however many are open
+            self._close(next((it for it in self._open if _is_idle(it)), protocol))
+
+    def discard(self, protocol: Any) -> None:
+        """Forget a connection that has ended."""
+        if timer := self._open.pop(protocol, None):
+            timer.cancel()
+
+    def _close(self, protocol: Any) -> None:
+        self.discard(protocol)
+        protocol.transport.abort()
+
+    def _check_later(self, protocol: Any) -> None:
+        timer = asyncio.get_running_loop().call_later(HEADER_S, self._check, protocol, protocol.cycle)
+        self._open[protocol] = timer  # a known one keeps its place
+
+    def _check(self, protocol: Any, before: object) -> None:
+        if _is_idle(protocol) and protocol.cycle is before:
+            self._close(protocol)
+        else:
+            self._check_later(protocol)
+
+
+def _is_idle(protocol: Any) -> bool:
+    return protocol.cycle is None or protocol.cycle.response_complete
+
+
+def limit_connections(most: int) -> None:
+    """Bound the HTTP connections of this process; called before it listens."""
+    connections = _Connections(most)
+    # On the class in use: with `--workers N` uvicorn chooses it in a process that has not loaded this application.
+    protocol: Any = AutoHTTPProtocol
+    made = getattr(protocol.connection_made, "unbounded", protocol.connection_made)
+    lost = getattr(protocol.connection_lost, "unbounded", protocol.connection_lost)
+
+    def connection_made(self: Any, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        connections.add(self)
+
+    def connection_lost(self: Any, exc: Exception | None) -> None:
+        connections.discard(self)
+        lost(self, exc)
+
+    connection_made.unbounded = made  # type: ignore[attr-defined]
+    connection_lost.unbounded = lost  # type: ignore[attr-defined]
+    protocol.connection_made, protocol.connection_lost = connection_made, connection_lost

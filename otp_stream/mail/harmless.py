@@ -1,0 +1,68 @@
+"""Producers' texts made harmless: what a stranger may have typed is no message and no link in a mail of ours."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from otp_stream.core.address import INVISIBLE
+
+from .message import one_line
+
+NAME_LIMIT = 100
+"""Characters of a name, a purpose or a tenant. Who writes more wants us to send their text."""
+TEXT_LIMIT = 500
+"""Characters of any other text of metadata."""
+_OURS = {"email", "otp", "expiryMinutes", "validUntil", "locale"}
+_NAMES = {"userName", "purpose", "tenant"}
+_DEEPEST = 5
+
+_PLAIN = re.compile(r"[\w ,'-]*")
+_INVISIBLE = re.compile(f"[{INVISIBLE}]+")
+_IGNORED = "\u034f\u180b-\u180f\u200c\u200d\ufe00-\ufe0f\U000e0000-\U000e0fff"
+"""What is part of names and emoji, and is left out where a domain is looked up (UTS 46)."""
+# Where a mail client begins a link: after a scheme, at a dot before letters, at an IP address, at the name of a Windows
+# server. A space there ends it in every client.
+_LINKS = re.compile(
+    rf"""(?<=[^\W\d_]) : (?=\S) | : (?=//)                                           # mailto:x, https://x
+      | (?<=[^\s.]) [.\u2024\u3002\uff0e\uff61] (?=[{_IGNORED}]*[^\W\d_][{_IGNORED}]*[^\W\d_])     # example.com
+      | (?P<ip>(?<![\d.]) \d{{1,3}} (?:\.\d{{1,3}}){{3}} (?![\d.]))
+      | \\\\(?=[^\s\\])                                                             # \\server
+    """,
+    re.VERBOSE,
+)
+
+
+def harmless(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a template is given, with every text of metadata on one line, bounded, and without links."""
+    made = dict(data)
+    for name, value in data.items():
+        if value is not None and name not in _OURS:
+            made[name] = _short(value) if name in _NAMES else _harmless(value)
+    return made
+
+
+def _short(value: object) -> object:
+    if isinstance(value, str):
+        return text(value, NAME_LIMIT)
+    # a list or an object was never a name; what of it is text was taken when the job was read
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _harmless(value: object, depth: int = 0) -> object:
+    if isinstance(value, str):
+        return text(value, TEXT_LIMIT)
+    if isinstance(value, list | dict) and depth == _DEEPEST:
+        return None
+    if isinstance(value, list):
+        return [_harmless(it, depth + 1) for it in cast("list[object]", value)]
+    if isinstance(value, dict):
+        return {key: _harmless(it, depth + 1) for key, it in cast("dict[str, object]", value).items()}
+    return value
+
+
+def text(value: str, limit: int) -> str:
+    """Return a text on one line, without what a mail client would make a link of, and cut to `limit` characters."""
+    if len(value) <= limit and _PLAIN.fullmatch(value):
+        return value.strip()
+    value = _INVISIBLE.sub("", one_line(value[: limit * 2]))
+    return _LINKS.sub(lambda it: it[0].replace(".", ". ") if it["ip"] else f"{it[0]} ", value)[:limit].strip()

@@ -1,0 +1,206 @@
+"""What is wrong with templates by their sources and file names alone: what is never read or never printed."""
+
+import re
+from collections.abc import Container, Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import nodes
+
+from .book import FILES, LOCALE, NAME, OURS, TemplateBook, normal_locale
+from .places import unmarked
+from .rules import Level
+
+NAMES = ("otp", "expiryMinutes", "validUntil", "userName", "purpose", "locale", "tenant", "email")
+"""What a template may use of every job."""
+_TEXTUAL = re.compile(r"\.(html?|xhtml|txt|text|j2|jinja2?|tmpl)$", re.IGNORECASE)
+_LOCAL = re.compile(r"(subject|body)[._-]([A-Za-z]{2}(?:[-_][A-Za-z]{2})?)(\.txt|\.html)")
+"""A language in the file's name, where it is the folder's."""
+_LANGUAGES = {
+    "deutsch": "de", "german": "de", "english": "en", "español": "es", "espanol": "es", "spanish": "es",
+    "français": "fr", "francais": "fr", "french": "fr", "italiano": "it", "italian": "it", "nederlands": "nl",
+    "dutch": "nl", "polski": "pl", "polish": "pl", "português": "pt", "portugues": "pt", "portuguese": "pt",
+}  # fmt: skip
+
+
+class Flaw(NamedTuple):
+    """What is wrong with a file, as it is named below the templates' folder."""
+
+    file: str
+    line: int | None
+    level: Level
+    text: str
+    unknown: str | None = None
+    """The name that no job gives, where the flaw is about one."""
+
+
+def likely(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that was probably meant."""
+    by_lower = {it.lower(): it for it in known}
+    found = get_close_matches(name.lower(), by_lower, 1, cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def misspelt(name: str, given: Container[str]) -> str | None:
+    """Return the name that was probably meant by one that no job and no producer gives."""
+    if name in given or name in NAMES:
+        return None
+    return next((it for it in NAMES if sorted(it) == sorted(name)), None) or likely(name, NAMES, 0.75)
+
+
+def of_source(book: TemplateBook, file: str, given: Container[str]) -> Iterator[Flaw]:
+    """Judge the source of one file; `given` are the keys that producers give in metadata."""
+    tree = book.parse(file)
+    assigned = {it.name for it in tree.find_all(nodes.Name) if it.ctx != "load"}
+    for it in tree.find_all(nodes.Name):
+        if it.ctx == "load" and it.name not in assigned and (meant := misspelt(it.name, given)):
+            text = f"'{it.name}' is unknown; did you mean {meant}?"
+            yield Flaw(file, it.lineno, "warning", text, it.name)
+    parents = _parents(book, tree)
+    if not parents:
+        return
+    known = _blocks(book, parents)
+    for child in _outside_blocks(tree):
+        if isinstance(child, nodes.Block):
+            if child.name in known:
+                continue
+            if book.is_own_file(file):
+                yield Flaw(file, child.lineno, "error", _unknown_block(child.name, parents[0], known))
+            else:
+                text = f"has no block '{child.name}', so what the built-in templates write into it is never printed"
+                yield Flaw(parents[0], None, "warning", f"{text}; add the block unless you want that")
+        elif not _is_blank(child):
+            text = f"this text is never printed, because the file extends {parents[0]}; write it into a block"
+            yield Flaw(file, _line(child), "error", text)
+
+
+def _line(output: nodes.Output) -> int:
+    first = output.nodes[0]
+    lead = unmarked(first.data) if isinstance(first, nodes.TemplateData) else ""
+    return first.lineno + lead[: len(lead) - len(lead.lstrip())].count("\n")
+
+
+def _unknown_block(name: str, parent: str, known: Iterable[str]) -> str:
+    meant = likely(name, known)
+    hint = f"did you mean {meant}? It has" if meant else "it has"
+    return f"{parent} has no block '{name}', so its content is never printed; {hint} {', '.join(known) or 'none'}"
+
+
+def _parents(book: TemplateBook, tree: nodes.Template) -> list[str]:
+    """Return what a file extends, nearest first; nothing where a name is computed."""
+    found: list[str] = []
+    while (it := next(tree.find_all(nodes.Extends), None)) is not None:
+        if not isinstance(it.template, nodes.Const) or it.template.value in found:
+            return []
+        found.append(str(it.template.value))
+        tree = book.parse(found[-1])
+    return found
+
+
+def _blocks(book: TemplateBook, parents: list[str]) -> list[str]:
+    """Return the names of the blocks that are printed, from the outermost file on, in order."""
+    known: dict[str, None] = {}
+    for file in reversed(parents):
+        tree = book.parse(file)
+        for it in tree.find_all(nodes.Block) if file == parents[-1] else _blocks_within(tree, known):
+            known[it.name] = None
+    return list(known)
+
+
+def _blocks_within(tree: nodes.Template, known: Container[str]) -> Iterator[nodes.Block]:
+    for it in _outside_blocks(tree):
+        if isinstance(it, nodes.Block) and it.name in known:
+            yield from it.find_all(nodes.Block)
+
+
+def _outside_blocks(node: nodes.Node) -> Iterator[nodes.Block | nodes.Output]:
+    """Return the outermost blocks, and what is printed outside of any."""
+    for child in node.iter_child_nodes():
+        if isinstance(child, nodes.Block | nodes.Output):
+            yield child
+        elif not isinstance(child, nodes.Macro | nodes.AssignBlock | nodes.CallBlock):
+            yield from _outside_blocks(child)
+
+
+def _is_blank(output: nodes.Output) -> bool:
+    return all(isinstance(it, nodes.TemplateData) and not unmarked(it.data).strip() for it in output.nodes)
+
+
+def of_files(book: TemplateBook, root: Path) -> Iterator[Flaw]:
+    """Judge the names of an operator's files and folders: which of them are never read."""
+    used = book.read | book.referenced
+    built_in = {it.name for it in OURS.iterdir()}
+    for path in _entries(root):
+        if path.is_dir():
+            yield from _of_template(path, used, built_in)
+        elif path.name in FILES:
+            text = f"is not read here; move it to a template's folder, such as otp/{path.name}"
+            yield Flaw(path.name, None, "error", text)
+        else:
+            yield from _unread(path.name, path.name, [it for it in built_in if "." in it], used)
+
+
+def _of_template(folder: Path, used: Container[str], built_in: Iterable[str]) -> Iterator[Flaw]:
+    name = folder.name
+    if not NAME.fullmatch(name):
+        yield Flaw(name, None, "error", "is not read; a template's name has A to Z, a to z, 0 to 9, - and _ alone")
+        return
+    twin = next((it for it in built_in if _plain(it) == _plain(name) and it != name), None)
+    if twin:
+        text = f"is a template of its own and does not change {twin}; rename it to {twin} if it should"
+        yield Flaw(name, None, "warning", text)
+    locales: dict[str, str] = {}
+    for path in _entries(folder):
+        file = f"{name}/{path.name}"
+        if not path.is_dir():
+            yield from _unread(file, path.name, FILES, used)
+        elif LOCALE.fullmatch(path.name):
+            yield from _of_locale(path, file, used, locales)
+        elif any(_TEXTUAL.search(it.name) for it in _entries(path)) and not _has_used(path, file, used):
+            code = _LANGUAGES.get(path.name.lower())
+            text = f"rename it to {code}" if code else "name a language's folder by its code, such as de or de-AT"
+            yield Flaw(file, None, "error", f"is not read; {text}")
+
+
+def _of_locale(folder: Path, shown: str, used: Container[str], locales: dict[str, str]) -> Iterator[Flaw]:
+    for path in _entries(folder):
+        file = f"{shown}/{path.name}"
+        if path.is_dir():
+            if not _has_used(path, file, used):
+                text = f"is not read; name the folder of a regional language {folder.name}-{path.name}, beside {shown}"
+                yield Flaw(file, None, "error", text)
+        elif path.name in FILES:
+            tongue = f"{normal_locale(folder.name)}/{path.name}"
+            other = locales.setdefault(tongue, file)
+            if other != file:
+                yield Flaw(file, None, "error", f"is not read, because {other} is the same language; remove one")
+        else:
+            yield from _unread(file, path.name, FILES, used)
+
+
+def _unread(file: str, name: str, expected: Iterable[str], used: Container[str]) -> Iterator[Flaw]:
+    """Judge a file that is none of those expected here."""
+    if file in used or name in expected:
+        return
+    local = _LOCAL.fullmatch(name)
+    meant = f"{local[2]}/{local[1]}{local[3]}" if local else likely(name, expected, 0.75)
+    if meant:
+        yield Flaw(file, None, "error", f"is not read; rename it to {meant}")
+    elif _TEXTUAL.search(name):
+        text = f"is not read: no template includes it, and its name is none of {', '.join(FILES)}"
+        yield Flaw(file, None, "warning", text)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, without what editors and Kubernetes put there."""
+    entries = sorted(folder.iterdir())
+    return [it for it in entries if not it.name.startswith((".", "_", "#")) and not it.name.endswith("~")]
+
+
+def _has_used(folder: Path, shown: str, used: Container[str]) -> bool:
+    return any(f"{shown}/{it.name}" in used for it in _entries(folder))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]", "", name).lower()

@@ -1,0 +1,199 @@
+"""Wordings of replies that no code tells apart: one recipient's own refusal, and a limit or block of our account.
+
+Collected from Amazon SES, Brevo, cPanel (Exim), Exchange Online, Fastmail, GMX, Gmail, iCloud, Mailgun, NetEase, OVH,
+Postfix, QQ, Rackspace, SendGrid, SMTP2GO, SparkPost, Yahoo, Yandex and Zoho. Addresses in a reply are masked by `***`,
+the sender's own by `SENDER_EMAIL`.
+"""
+
+import re
+
+
+def _any(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+_FEW = r"(?:[\w'-]+ ){0,4}"
+_MAILS = r"(?:e-?mails?|mails?|messages?|recipients?)"
+_TIME = r"(?:seconds?|minutes?|hours?|days?|weeks?|months?|24 ?h(?:ours?)?)"
+_WHOSE = r"[<(\"']*(?:\*\*\*|SENDER_EMAIL|[\w.-]+\.[a-z]{2,})[>)\"':]*"
+"""A masked address or a domain."""
+
+STARTTLS = _any(
+    r"starttls (?:command )?(?:is )?(?:required|needed|first)", r"(?:must|need to|please) (?:\w+ ){0,3}starttls"
+)
+"""The relay wants TLS first."""
+
+LOGIN = _any(
+    r"authenti(?:cation|cate)(?: is)? (?:required|needed|first)",
+    r"requires? (?:smtp )?auth",
+    r"must (?:first )?(?:be )?authenticate",
+    r"(?:need|issue|use|send|try)\b.{0,20}\bauth\b",
+    r"auth(?:enticate)? (?:command )?first",
+    r"log ?in first|(?:invalid|bad|wrong) credentials",
+    r"(?:not|un)[ -]?(?:yet |been )?(?:authenticated|logged[ -]in)",
+)
+"""The relay wants a login."""
+LOGIN_FAILED = _any(r"auth", r"log-?[io]n", r"password|credential", r"2-step|account")
+"""Beside a status of a login that failed: some relays give it to mail that breaks a policy."""
+NO_LOGIN = _any(
+    r"\b(?:spf|dkim|dmarc)\b",
+    r"RESOLVER\.",
+    r"unauthenticated (?:e-?mails?|messages?|mails?)|(?:mail|message) is (?:un|not )authenticated",
+    rf"for {_FEW}(?:mailbox|group|recipient|list)\b",
+)
+"""Another authentication is meant: of the message's domain, or of a sender to a closed group."""
+
+_PASSES = r"(?:pass|fail|polic|authenticat|align|check|verification|valid)"
+AUTHENTICITY = _any(rf"\b(?:spf|dkim|dmarc)\b.{{0,60}}{_PASSES}", rf"{_PASSES}\w*\b.{{0,60}}\b(?:spf|dkim|dmarc)\b")
+"""The message's domain is not proven to whom the relay passes it on: other recipients may not ask for it."""
+
+RECIPIENTS_OWN = _any(
+    r"gr[ae]y-?list",
+    r"RESOLVER\.",
+    r"receiving (?:too )?(?:e-?mails?|mail|messages|much|many)",
+    r"(?:you are |you're )?(?:trying|tried) to (?:reach|contact|e-?mail|send)",
+    rf"recipient(?:'s)? (?:{_WHOSE} )?(?:has|have|is|are|was|mailbox|inbox|account|quota|over|does|did|will|can)\b",
+    r"recipient's ",
+    r"\bto (?:this|that|the same|each|one|a single) "
+    r"(?:recipient|addressee|user|mailbox|account|person|address|group|list)\b",
+    r"\b(?:for|by) (?:this|that|the same|each|one|a single) (?:recipient|addressee|mailbox|person|group|list)\b",
+    r"recipient\b(?! address rejected).{0,60} for \W*(?:\*\*\*|this address)",
+    r"\"(?:bounce_)?to(?:_\w+)?\"",  # the name of an rspamd rate
+    r"(?<!your )mail-?box (?:is )?(?:over|full)\b",
+    r"(?:blocked|rejected|refused|restricted|denied|filtered) by "
+    r"(?:the |this )?(?:recipient|user|addressee|mailbox|<?\*\*\*)",
+    r"(?:allowed|accepted|approved|safe)[ -]senders?(?: |-)list",
+    rf"(?:allowed|permitted|authori[sz]ed|permission) to send {_FEW}to\b",
+    r"sender (?:is )?not authenticated for",
+)
+"""Whatever else is said, it is about this recipient."""
+
+SENDER_QUOTA = _any(
+    r"submission ?quota",
+    rf"(?:out-?going|out-?bound|send(?:ing)?|sender(?:'s)?|submission|relay(?:ing)?|smtp) {_FEW}"
+    r"(?:limit(?:s|ed)?|quota|frequency|allowance|threshold|credits?|rate(?! of))\b",
+    rf"(?:limits?|quota|number|rate)s? (?:on|of|for|to) {_FEW}{_FEW}(?:out-?going|out-?bound|sent|sending|submitted)\b",
+    rf"{_MAILS}(?: sent| allowed| you (?:can|may) send)? (?:per|an|a|each|every|in (?:the last|the past|one|an?)"
+    rf"|within|this|today|for (?:the|this)) ?(?:\d+ )?{_TIME}",
+    rf"\b(?:per[ -])?(?:hourly|daily|weekly|monthly|hour|day|month|24[ -]hours?) {_FEW}(?:limit|quota|allowance|cap)\b",
+    rf"(?:limit|quota|maximum)\b.{{0,40}}\b(?:per|this|last|past|each|every|an) (?:\d+ )?{_TIME}",
+    r"(?:limit|quota)\b.{0,30}\b(?:for )?today\b",
+    r"(?:limit|quota) (?:for|of) (?:the |this |your )?sender\b",
+    r"max(?:imum)? (?:number of )?(?:e-?mails|mails|defers)\b",
+    rf"your (?!e-?mail\b|message\b|mail\b){_FEW}(?:limits?|quota|credits?|allowance|balance)\b",
+    r"you(?:'ve| have)? (?:already |now )?(?:exceed(?:ed)?|sent too|used (?:up )?(?:all|your))\b",
+    r"you(?:'ve| have)? (?:already |now )?(?:reached|hit) .{0,40}(?:limit|quota|maximum)",
+    r"sent more\b.{0,30}\bthan\b",
+    r"credits? (?:limit )?(?:exceeded|exhausted|used up)",
+    r"(?:not enough|insufficient|no more|out of) (?:credits?|balance|funds)",
+    r"frequency limit",
+    r"unusual (?:sending|rate|amount|volume|activity)",
+    r"(?:sent|sending|send) (?:e-?mails? |mails? |messages? )?too (?:many|much|fast|frequently|quickly|often)",
+    r"\b(?:MI|RP|HL):(?:CEL|CCL|DMC|DRC|SFQ|QRC|STC|TRC|ICC|IFC|MEP)\b",
+)
+"""A quota or rate of what we send, with any code."""
+
+RELAYED = _any(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b")
+"""A quota of what we send, even beside the status of a mailbox: Google Workspace's relay says so."""
+
+_REFUSED = (
+    r"(?:reject|refus|deni|den(?:y|ied)|block|disabl|suspend|bann|blacklist|unverified|invalid|unknown|unauthori[sz]ed"
+    r"|unauthenticated|inactive|lock|restrict|paus|fail"
+    r"|not (?:\w+ ){0,2}"
+    r"(?:own|verif|allow|authori[sz]|permit|valid|known|exist|accept|activ|match|resolv|recogni|found"
+    r"|regist|confirm|validat|configur)"
+    r"|does(?: not|n't) (?:\w+ ){0,2}(?:own|match|exist|resolve))"
+)
+SENDER = _any(
+    r"sender(?:'s)? (?:e-?mail |address |domain |identity |ip |host |access )*"
+    rf"(?:{_WHOSE} )?(?:is |was |has been )?{_REFUSED}",
+    r"sender (?:verify|verification|callout|address verification)",
+    r"(?:bad|invalid|unauthori[sz]ed|unauthenticated|unverified|unknown|banned|forged) (?:outbound )?sender",
+    r"verify (?:the )?sender|verif(?:y|ication) (?:failed )?(?:for )?<?SENDER_EMAIL",
+    r"not verified.{0,150}SENDER_EMAIL",
+    r"SENDER_EMAIL[>)\"':]* (?:is |was )?not (?:allowed|authori[sz]ed|verified|permitted|owned|active)",
+    r"verified sender",
+    rf"(?:mail )?from'?(?::| e-?mail| header)? address {_FEW}(?:{_WHOSE} )?(?:is|does|must|should|not|should be)\b",
+    r"from (?:this|that) header address",
+    r"mail from (?:\w+ )?(?:must|should|does|is not)",
+    r"sender mismatch|(?:address|sender) does(?: not|n't) belong to your",
+    r"SendAsDenied|OutboundSpam|sender signature",
+    r"(?:allowed|accepted|permitted|authori[sz]ed|valid) as (?:a |the )?sender",
+    r"relay\w*\b.{0,30}(?:for|as|from|by) [<(\"']*SENDER_EMAIL",
+    rf"(?:your|smtp|sending) (?:\w+ )?(?:access|privileges?|permissions?|service) {_FEW}{_REFUSED}",
+    r"(?:not|n't) (?:have permissions? |allowed |permitted |authori[sz]ed )to (?:send (?:\w+ )?(?:as|from|on behalf)|"
+    r"perform|relay|use)\b",
+    rf"(?:not|n't) (?:allowed|permitted|authori[sz]ed) to send\b(?! {_FEW}to\b)",
+    r"(?:can ?not|can'?t|may not|unable to) send (?:any )?(?:more )?(?:e-?mails?|messages?|mails?)\b",
+    r"relaying (?:is )?(?:disallowed|denied|refused|not allowed) as\b",
+    rf"(?:sending|sender|from) domain (?:{_WHOSE} )?{_FEW}{_REFUSED}",
+    r"domain (?:is )?(?:unverified|not verified)",
+    r"unconfigured sending domain",
+    rf"your (?:[\w-]+ ){{0,3}}account (?:\w+ ){{0,5}}{_REFUSED}",
+    rf"your (?:[\w-]+ ){{0,2}}(?:ip|host|server|network)\b.{{0,60}}{_REFUSED}",
+    rf"(?:smtp|sending|sender) account (?:\w+ ){{0,5}}{_REFUSED}",
+    rf"account (?:\w+ ){{0,4}}{_REFUSED}\w* (?:\w+ ){{0,3}}(?:sending|outgoing|outbound|smtp|spam|abuse)",
+    rf"sending (?:from {_FEW})?(?:is |has been )?(?:paus|disabl|suspend|block)",
+    rf"your (?:subscription|plan|trial|contract|licen[sc]e) {_FEW}(?:expired|ended|inactive)",
+    rf"out(?:going|bounds?)\b.{{0,60}}(?:{_REFUSED}|held)",
+    r"(?:activate|verify) your (?:[\w-]+ ){0,2}(?:account|domain|sender|address)",
+    r"client host\b.{0,80}(?:reject|block|deni|refus)",
+    r"(?:helo|ehlo)\b.{0,40}(?:reject|invalid|refus|deni|not )",
+    r"(?:invalid|bad) (?:helo|ehlo)",
+    r"reverse[ -](?:dns|host ?name|lookup|mapping|name|record|ip)|\brdns\b|\bPTR\b",
+    r"(?:cannot|can't|could not|unable to) (?:find|resolve) (?:your|client)",
+    r"your (?:host|server|ip)\b.{0,40}\b(?:dns|host ?name)\b",
+    r"\bip (?:address )?(?:\[?[\d.:a-f]+\]? )?(?:is |has been |was )?(?:temporarily )?"
+    r"(?:block|blacklist|bann|listed|reject|in (?:the )?(?:black|block) ?list|not authori[sz]ed)",
+    r"banned sending ip",
+    r"access denied.{0,40}(?:bad outbound|banned|traffic not accepted)",
+)
+"""Our sender address, account or host is refused, with any code."""
+
+RECIPIENT = _any(
+    r"mail-?box|in-?box|mail ?drop",
+    r"over (?:its |their |his |her |the |disk |storage |allowed )*quota",
+    r"(?:disk|storage)\b",
+    r"\*\*\*[>)\"':]* (?:has |have |is |was )?(?:exceed|reached|over)",
+    rf"(?:user|account|customer)(?:'s)? (?:{_WHOSE} )?(?:is|has|was|does|over|quota|unknown|not|disabled|suspended)\b",
+    r"no such|unknown (?:user|recipient|address)|(?:user|recipient|address)s? (?:unknown|not found|does not exist)",
+)
+"""The words of a full, closed or unknown mailbox, unless our account is named."""
+
+LIMITED = _any(
+    r"throttl",
+    r"rate[ -]?limit",
+    r"(?:sending|submission|message|connection|mail) rate",
+    r"limit (?:the )?rate",
+    r"too many (?:(?!invalid|bad)[\w-]+ ){0,2}(?:connections|sessions|messages|mails|e-?mails|requests|log-?ins?|auth)",
+    r"too many \w+ from your (?:ip|host|server|address)",
+    r"too many (?:connected )?clients|too many recipients|too much mail(?! data)|too frequent|too (?:fast|quickly)",
+    r"(?:connections?|hourly|daily|sending|submission|message|e-?mail)(?: \w+)* (?:limit|quota) "
+    r"(?:has been |is |was )?(?:exceeded|reached)",
+    r"server (?:is )?(?:too )?busy|all server ports are busy",
+    r"exceeded permitted limits",
+)
+"""A limit without an owner; a greylisting host speaks of none of them, and a mailbox has words of its own."""
+
+SESSION = _any(r"\b(?:per|this|one|single|each|current) (?:smtp )?(?:connection|session)\b")
+"""The limit of one session."""
+ERRORS = _any(
+    r"too many (?:smtp |protocol )?(?:errors|bad|invalid|unknown|unrecogni[sz]ed|failed|rejected|refused|syntax)"
+)
+"""With 421: the same."""
+
+OUT_OF_STEP = _any(
+    r"pipelin(?:ed|ing)\b",
+    r"(?:smtp|protocol) synchroni[sz]ation",
+    r"(?:bad|wrong|invalid|out of|improper) (?:command )?sequence",
+)
+"""With 5xx: a command that came at the wrong time. Exim and Postfix do not say 503 to each of them."""
+
+QUOTA = _any(r"\bquota\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
+"""Enough beside a status X.7.X: policy, not a mailbox."""
+CONTENT = _any(
+    r"spam|unsolicited|virus|malware|phish|content|attachment|\bscore\b|\bsize\b|too (?:large|big)|\bhops?\b"
+    r"|\blines?\b|\blength\b|\bmime\b|\bheaders?\b|complexity"
+)
+SIZE = _any(r"\bsize\b|too (?:large|big)|bytes\b")
+ENCODING = _any(r"smtputf8|8bitmime|\bbody\b|utf-?8|non-ascii|international")

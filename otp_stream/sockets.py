@@ -1,0 +1,60 @@
+"""TCP connections to a host name of several addresses, of which some may be dead."""
+
+import asyncio
+import ipaddress
+import socket
+from asyncio.staggered import staggered_race
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from itertools import zip_longest
+
+_DELAY_S = 0.25
+"""RFC 8305 §5: how long one address may be silent before the next one is tried as well."""
+_Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+
+
+async def connect(host: str, port: int, *, last: Collection[object] = ()) -> socket.socket:
+    """Return a socket that is connected to the address of `host` that answers first.
+
+    Addresses are tried in the order of the resolver, families in turn; then those in `last`, in its order. uvloop knows
+    neither `happy_eyeballs_delay` nor `interleave`. Raises `OSError`: the first address's, when all of them fail.
+    """
+    if _is_address(host):
+        return await _open(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    by_family: dict[socket.AddressFamily, list[_Address]] = {}
+    for family, _, _, _, address in found:
+        by_family.setdefault(family, []).append(address)
+    in_turn = [
+        it
+        for group in zip_longest(*([(family, it) for it in addresses] for family, addresses in by_family.items()))
+        for it in group
+        if it is not None
+    ]
+    order = {address: at for at, address in enumerate(last, 1)}
+    in_turn.sort(key=lambda it: order.get(it[1], 0))
+    tries: list[Callable[[], Awaitable[socket.socket]]] = [partial(_open, *it) for it in in_turn]
+    connected, _, errors = await staggered_race(tries, _DELAY_S)
+    if connected is None:
+        raise next((error for error in errors if isinstance(error, OSError)), OSError(f"no address of {host} answers"))
+    return connected
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return "%" not in host  # a scope has to be resolved
+
+
+async def _open(family: socket.AddressFamily, address: _Address) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

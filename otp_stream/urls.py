@@ -1,0 +1,62 @@
+"""URLs that operators set: read strictly, and shown without their secrets.
+
+A password that is not percent-encoded moves the borders of a URL: what follows its `@`, `/`, `?` or `#` is then read as
+host, path or fragment. Such a URL is refused, and no text made here contains a piece of it.
+"""
+
+import re
+from urllib.parse import SplitResult, urlsplit
+
+ESCAPE = "in a password write @ / ? # : [ ] % and spaces as %40 %2F %3F %23 %3A %5B %5D %25 %20"
+_HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]")
+_UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\\]")
+
+
+class AmbiguousUrlError(ValueError):
+    """It is not certain where user and password end."""
+
+
+def read_url(url: str, schemes: set[str], example: str) -> SplitResult:
+    """Return the parts of a URL that names a host. Raises `ValueError`, whose text never quotes the URL."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in schemes:
+        *others, last = (f"{name}://" for name in sorted(schemes))
+        raise ValueError("must start with " + (f"{', '.join(others)} or {last}" if others else last))
+    is_path = scheme.lower() == "unix"
+    authority = re.split(r"[/?#]", rest)[0]
+    sure = authority in {"", authority.partition("@")[0] + "@"} if is_path else rest.count("@") == authority.count("@")
+    if not sure or authority.count("@") > 1 or "#" in rest or _UNSAFE.search(rest):
+        raise AmbiguousUrlError(f"is ambiguous; {ESCAPE}, as in {example}")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # its text quotes what it could not read
+        raise ValueError(f"has a port that is not a number from 1 to 65535, or an invalid host; {ESCAPE}") from None
+    if scheme.lower() == "memory" and not parts.netloc:
+        return parts
+    host = parts.netloc.rpartition("@")[2].removesuffix(f":{port}").removesuffix(":")
+    if is_path:
+        if not parts.path:
+            raise ValueError(f"must contain the path of a socket, as in {example}")
+    elif not host:
+        raise ValueError(f"must contain a host, as in {example}")
+    elif not _HOST.fullmatch(host) or port == 0:
+        raise ValueError(f"has a port that is not a number from 1 to 65535, or an invalid host; {ESCAPE}")
+    elif not host.isascii() and not scheme.lower().startswith("smtp"):  # those hosts are made A-labels by IDNA 2008
+        # libraries make IDNA 2003 of it, and so another host
+        raise ValueError("has a host with non-ASCII characters; write it in the form xn--…, as at the registrar")
+    return parts
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as it may be shown: no password, no query, and nothing of one that is ambiguous."""
+    scheme = url.partition("://")[0].lower()
+    try:
+        parts = read_url(url, {scheme}, "")
+    except ValueError:
+        return f"{scheme}://***" if re.fullmatch(r"[a-z]{1,10}", scheme) and "://" in url else "***"
+    login, at, host = parts.netloc.rpartition("@")
+    name, _, password = login.partition(":")
+    # a name without a password may be a password: redis://secret@host
+    shown = f"{name}:***" if password and name else "***"
+    return f"{parts.scheme}://{shown if at else ''}{at}{host}{parts.path}"

@@ -1,0 +1,94 @@
+"""A thread that writes log lines, so that a reader of standard output that does not read stops no job.
+
+A pipe or terminal takes what its buffer holds; a write beyond it waits for the reader. Here only the thread waits. What
+it cannot write in time is kept up to a limit, then dropped and counted.
+"""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+LIMIT = 1 << 20
+"""Bytes that wait for the reader, about 4,000 lines."""
+_EXIT_S = 2.0
+"""How long the end of the process waits for the reader, in all."""
+
+
+class _Dropped:
+    """The lines of this process that were not written."""
+
+    count = 0
+
+
+DROPPED = _Dropped()
+
+
+class LogPipe:
+    """Writes to a file descriptor in the order of `put`; `note` makes the line that says how many were dropped."""
+
+    def __init__(self, descriptor: int, note: Callable[[int], str], limit: int = LIMIT) -> None:
+        # its own one: the number of a descriptor that others close may become another file's while the thread writes
+        self._descriptor = os.dup(descriptor)
+        self._note = note
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._waiting: list[bytes] = []
+        self._size = 0
+        """Bytes that are not written yet, with those that the thread writes now."""
+        self._unreported = 0
+        self._thread: threading.Thread | None = None
+        self._patience_s = _EXIT_S
+
+    def put(self, lines: bytes) -> None:
+        """Have lines written, or drop them; never waits for the reader."""
+        with self._changed:
+            if self._size + len(lines) > self._limit:
+                count = lines.count(b"\n")
+                self._unreported += count
+                DROPPED.count += count
+                return
+            self._waiting.append(lines)
+            self._size += len(lines)
+            if self._thread is None:
+                # a daemon: it must not hold up the end of the process
+                thread = threading.Thread(target=self._run, name="log", daemon=True)
+                with suppress(RuntimeError):  # the system has none left: the next line tries again
+                    thread.start()
+                    self._thread = thread
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until everything is written, for two seconds of the process's life at most."""
+        began = time.monotonic()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._size, self._patience_s)
+        self._patience_s = max(self._patience_s - (time.monotonic() - began), 0)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                lines, self._waiting = b"".join(self._waiting), []
+                unreported, self._unreported = self._unreported, 0
+            if not self._write(lines):
+                DROPPED.count += lines.count(b"\n")
+            elif unreported:
+                self._write(self._note(unreported).encode(errors="backslashreplace"))
+            with self._changed:
+                self._size -= len(lines)
+                self._changed.notify_all()
+
+    def _write(self, lines: bytes) -> bool:
+        """Write all of it; whether there is still a reader."""
+        left = memoryview(lines)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # another process has made the pipe, which both share, non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError:
+                return False
+        return True

@@ -1,0 +1,32 @@
+"""Host names of several addresses, of which some are dead."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+Address = tuple[str, int]
+
+
+@contextlib.contextmanager
+def swallowing() -> Iterator[Address]:
+    """Have an address whose queue of connections is full: Linux answers no further one."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: Address) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(type(loop), "getaddrinfo", getaddrinfo)

@@ -1,0 +1,109 @@
+"""Deliveries without a broker: a channel that records how each was settled, and a publish that records each try."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from aio_pika import Message
+from aiormq import Channel
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from otp_stream.broker.acks import Acks
+from otp_stream.broker.arrival import Arrival, Delivered
+from otp_stream.core.job import Lane
+
+BODY = b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}'
+
+
+class MadeIds:
+    """Remembers ids, as the tables do."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, str] = {}
+
+    async def recall(self, content: str) -> str | None:
+        return self.ids.get(content)
+
+    def keep(self, content: str, job_id: str) -> None:
+        self.ids[content] = job_id
+
+
+class Deliveries:
+    """Makes deliveries of one channel; `acked` and `nacked` hold their tags, in order."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.acked: list[int] = []
+        self.nacked: list[tuple[int, bool]] = []
+        self.nack_error: BaseException | None = None
+        self._tags = 0
+
+    def delivered(
+        self, body: bytes = BODY, *, redelivered: bool = False, dropped: int = 0, **properties: Any
+    ) -> Delivered:
+        """Return the next delivery, with these properties."""
+        self._tags += 1
+        header = ContentHeader(body_size=len(body), properties=Basic.Properties(**properties)).marshal()
+        own = cast("Channel", self), cast("Acks", self)
+        return Delivered(*own, self._tags, redelivered, header, body, dropped)
+
+    def arrival(
+        self, body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = False, **properties: Any
+    ) -> Arrival:
+        """Return the next delivery as it arrived in a lane."""
+        message = self.delivered(body, redelivered=redelivered, **properties)
+        return Arrival(message, lane, 1_000, message.headers if lane == "due" else None)
+
+    def ack(self, tag: int) -> None:
+        self.acked.append(tag)
+
+    def settled_otherwise(self, tag: int) -> None: ...
+
+    async def basic_nack(self, tag: int, *, requeue: bool) -> None:
+        if self.nack_error is not None:
+            raise self.nack_error
+        self.nacked.append((tag, requeue))
+
+
+End = BaseException | Callable[[], None] | None
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try to publish, as it was when it was made."""
+
+    exchange: str
+    routing_key: str
+    afresh: bool
+    body: bytes
+    headers: dict[str, Any]
+    delivery_mode: int
+    message: Message = field(repr=False)
+
+
+@dataclass
+class Publishing:
+    """Stands for the confirmed publish: `ends` holds how each try ends, `None` for a confirm; afterwards all do."""
+
+    ends: deque[End] = field(default_factory=deque[End])
+    tries: list[Try] = field(default_factory=list[Try])
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
+    """No try ends before it is set."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.confirmed.set()
+
+    async def __call__(self, message: Message, *, exchange: str, routing_key: str, afresh: bool = False) -> None:
+        mode = int(message.delivery_mode or 0)
+        self.tries.append(Try(exchange, routing_key, afresh, message.body, dict(message.headers), mode, message))
+        self.begun.set()
+        await self.confirmed.wait()
+        end = self.ends.popleft() if self.ends else None
+        if callable(end):
+            end()
+        elif end is not None:
+            raise end

@@ -1,0 +1,19 @@
+"""Import what the processes of the tests need, once, before they are forked (processes.py)."""
+
+import gc
+from importlib import import_module
+
+for name in (
+    "anyio._backends._asyncio",
+    "faststream.__main__",
+    "otp_stream.app",
+    "otp_stream.cli.main",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
+    "uvloop",
+):
+    import_module(name)
+
+# The collector leaves this alone from now on: to look at it would copy the memory that the processes share.
+gc.freeze()

@@ -1,0 +1,114 @@
+"""Start `faststream` and `otp-stream` as processes that are forked from one which has imported them already.
+
+A new interpreter takes a second of CPU to import the worker, a fork a few milliseconds. The process is a real one, with
+its own pid, signals, descriptors, working folder, environment and exit code (docs/decisions/015-fast-tests.md).
+"""
+
+import asyncio
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+SCRIPTS = Path(sys.executable).parent
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"
+"""What coverage.py measures in the processes that a process starts; in `make coverage` only."""
+
+
+class Process:
+    """A started process, with the part of `asyncio.subprocess.Process` that tests use."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process = process
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(process.sentinel, self._notice_end)
+
+    def _notice_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._ended.set()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; `None` while it runs."""
+        return self._process.exitcode
+
+    async def wait(self) -> int:
+        """Wait for the end; returns the exit code."""
+        await self._ended.wait()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; a process that has ended gets none."""
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+async def start(
+    name: str, *arguments: str, folder: Path, env: Mapping[str, str], output: Path, answers: Path = Path(os.devnull)
+) -> Process:
+    """Start the script `name` in `folder` with exactly this environment.
+
+    It reads its standard input from `answers` and appends all that it writes to `output`.
+    """
+    context = _context()
+    command = [str(SCRIPTS / name), *arguments]
+    measured = {name: value for name, value in os.environ.items() if name == _COVERAGE}
+    # a daemon: what a test forgot ends with the tests
+    process = context.Process(target=_run, args=(command, folder, measured | dict(env), output, answers), daemon=True)
+    process.start()
+    return Process(process)
+
+
+def _context() -> ForkServerContext:
+    """Return the fork server's context; the server is started on the first call."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # it knows nothing of this process's sys.path
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def _run(command: list[str], folder: Path, env: dict[str, str], output: Path, answers: Path) -> None:
+    """Become the script: runs in the forked process."""
+    # the fork server passes over a module that it cannot import, and each process would import everything again
+    assert "otp_stream.cli.main" in sys.modules, "preloaded.py has imported nothing"
+    with answers.open("rb") as source, output.open("ab") as target:
+        os.dup2(source.fileno(), 0)
+        os.dup2(target.fileno(), 1)
+        os.dup2(target.fileno(), 2)
+    sys.stdin = os.fdopen(0)  # multiprocessing has closed it
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = command
+    sys.modules.pop("otp_stream.app", None)  # reads its settings when it is imported
+    try:
+        if command[0].endswith("faststream"):
+            from faststream.__main__ import cli as script  # noqa: PLC0415 - imported before the fork
+        else:
+            from otp_stream.cli import main as script  # noqa: PLC0415 - imported before the fork
+        sys.exit(script())
+    finally:
+        atexit._run_exitfuncs()

@@ -1,0 +1,28 @@
+// npm's smtp-server: takes every mail and records it, except what the recipient's name says to refuse (relays.py).
+'use strict'
+
+const { SMTPServer } = require(`${process.env.OTP_TEST_NODE_MODULES}/smtp-server`)
+const { decide, record, refusesSender } = require(process.env.OTP_TEST_DECIDE)
+
+function answer(verdict, callback) {
+  if (!verdict) return callback()
+  callback(Object.assign(new Error(verdict.text), { responseCode: verdict.code }))
+}
+
+new SMTPServer({
+  authOptional: true,
+  disabledCommands: ['AUTH', 'STARTTLS'],
+  disableReverseLookup: true,
+  onMailFrom: (address, session, callback) => answer(refusesSender(), callback),
+  onRcptTo: (address, session, callback) => answer(decide('rcpt', address.address), callback),
+  onData(stream, session, callback) {
+    let size = 0
+    stream.on('data', (chunk) => { size += chunk.length })
+    stream.on('end', () => {
+      const recipients = session.envelope.rcptTo
+      const verdict = decide('body', recipients[0].address)
+      if (!verdict) record({ recipient: recipients[0].address, recipients: recipients.length, size })
+      answer(verdict, callback)
+    })
+  },
+}).listen(Number(process.env.OTP_TEST_PORT), '127.0.0.1')

@@ -1,0 +1,146 @@
+"""Relays that nobody here wrote: Haraka and npm's smtp-server, as private servers on 127.0.0.1 (Postfix: postfix.py).
+
+What they refuse depends on the recipient's name, so that a test knows how each job has to end: `rcpt-550-7@example.com`
+is refused at RCPT with 550; a 4xx is said once, then the mail is taken. Names that begin otherwise are not refused.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from rabbitmq import free_port, until
+
+_SCRIPTS = Path(__file__).parent / "relay_scripts"
+_CACHE = Path("/var/cache" if os.geteuid() == 0 else Path.home() / ".cache") / "otp-stream" / "relays"
+FOLDER = Path(os.environ.get("OTP_TEST_RELAYS", _CACHE))
+"""Where tests/ground.py unpacks Postfix (`postfix/`) and installs the packages of npm (`node_modules/`)."""
+NPM = {"Haraka": "3.3.4", "smtp-server": "3.21.6"}
+POSTFIX = FOLDER / "postfix"
+"""Unpacked and not installed: Postfix conflicts with every other mail server of Debian."""
+MASTER = POSTFIX / "usr/lib/postfix/sbin/master"
+LIBRARIES = {"LD_LIBRARY_PATH": str(POSTFIX / "usr/lib/postfix")}
+NODE_MODULES = FOLDER / "node_modules"
+_START_S = 20
+
+
+def npm_version(name: str) -> str | None:
+    """Return the version of an installed package of npm."""
+    path = NODE_MODULES / name / "package.json"
+    return json.loads(path.read_text())["version"] if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One mail in a relay's own record; `size` is in bytes."""
+
+    recipient: str
+    size: int
+
+
+async def stop(process: asyncio.subprocess.Process | None, number: int = signal.SIGTERM) -> None:
+    """End a relay."""
+    if process is not None and process.returncode is None:
+        process.send_signal(number)
+        try:
+            await asyncio.wait_for(process.wait(), 5)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def wait_greeting(port: int, process: asyncio.subprocess.Process, output: Callable[[], str]) -> None:
+    """Wait until a relay greets its clients; `output` returns what it has written."""
+
+    async def greets() -> bool:
+        assert process.returncode is None, output()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        greeting = await reader.readline()
+        writer.write(b"QUIT\r\n")
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return greeting.startswith(b"220")
+
+    try:
+        await until(greets, "greeting", _START_S)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{output()}") from None
+
+
+@dataclass
+class NodeRelay:
+    """Haraka or smtp-server, started with `async with`; `folder` is its empty working folder."""
+
+    folder: Path
+    kind: str
+    refuse_sender_every: int = 0
+    port: int = field(default_factory=free_port)
+    _process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir()
+        env = {
+            "PATH": os.environ["PATH"],
+            "HARAKA": str(self.folder),
+            "OTP_TEST_DECIDE": str(_SCRIPTS / "decide.js"),
+            "OTP_TEST_NODE_MODULES": str(NODE_MODULES),
+            "OTP_TEST_PORT": str(self.port),
+            "OTP_TEST_RECORD": str(self._record),
+            "OTP_TEST_REFUSE_SENDER": str(self.refuse_sender_every),
+        }
+        command = [str(_SCRIPTS / "smtp_server.js")] if self.kind == "smtp-server" else self._haraka()
+        output = self.folder / "out"
+        with output.open("wb") as out:
+            self._process = await asyncio.create_subprocess_exec("node", *command, env=env, stdout=out, stderr=out)
+        try:
+            await wait_greeting(self.port, self._process, output.read_text)
+        except BaseException:
+            await stop(self._process)
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # Haraka ends by itself only when its clients have gone
+        await stop(self._process, signal.SIGKILL)
+
+    def _haraka(self) -> list[str]:
+        haraka = NODE_MODULES / "Haraka"
+        for name, text in {
+            "config/smtp.ini": f"listen=127.0.0.1:{self.port}\n",
+            "config/plugins": "refuse\n",
+            "config/log.ini": "[main]\nlevel=warn\n",
+            "config/connection.ini": (haraka / "config/connection.ini").read_text(),
+            "plugins/refuse.js": (_SCRIPTS / "haraka.js").read_text(),
+        }.items():
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return [str(haraka / "haraka.js")]
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / "record"
+
+    def _entries(self) -> list[dict[str, object]]:
+        lines = self._record.read_text().splitlines() if self._record.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def accepted(self) -> list[Taken]:
+        """Every mail that it accepted."""
+        return [Taken(str(it["recipient"]), int(str(it["size"]))) for it in self._entries() if "size" in it]
+
+    @property
+    def refused(self) -> Counter[tuple[str | None, int]]:
+        """How often it refused a recipient (`None`: a sender) with a code."""
+        return Counter((it["refused"], int(str(it["code"]))) for it in self._entries() if "refused" in it)  # type: ignore[misc]

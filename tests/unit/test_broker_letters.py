@@ -1,0 +1,122 @@
+"""Dead letters as they are read, and as they go back: what a worker signed, and what anyone else has written."""
+
+import json
+from typing import Any
+
+import pytest
+from deliveries import Deliveries
+
+from otp_stream.broker.arrival import Delivered
+from otp_stream.broker.letters import DeadLetters
+from otp_stream.broker.mac import sign, verified
+from otp_stream.broker.topology import Topology
+from otp_stream.core.backoff import Backoff
+
+KEY, OLD = b"k" * 32, b"o" * 32
+BODY = json.dumps({"email": "user@example.com", "otp": "123456", "jobId": "j-1", "timestamp": 1_000}).encode()
+DESK = DeadLetters("amqp://localhost/", "shown", Topology("jobs", "otp", Backoff(1000, 30000, 3)), 15, KEY, (OLD,))
+HEADERS = {
+    "x-otp-reason": "rejected", "x-otp-error": "550 5.7.1 relaying denied (to RCPT)", "x-otp-attempt": 1,
+    "x-otp-job-id": "ours", "x-otp-first-seen": 2_000, "x-otp-died-at": 3_000,
+}  # fmt: skip
+
+
+def message(headers: dict[str, Any], body: bytes = BODY, key: bytes | None = None) -> Delivered:
+    headers = dict(headers)
+    if key is not None:
+        sign(headers, body, key)
+    return Deliveries().delivered(body, headers=headers)
+
+
+@pytest.mark.parametrize("key", [KEY, OLD])
+def test_what_a_worker_signed_is_shown_as_it_stands(key: bytes) -> None:
+    letter = DESK._read(message(HEADERS | {"x-delivery-count": 3, "x-death": [{"count": 1}]}, key=key)).letter
+    assert (letter.verified, letter.job_id, letter.reason, letter.code) == (True, "ours", "rejected", "550")
+    assert letter.error == HEADERS["x-otp-error"]
+
+
+def test_what_the_broker_dead_lettered_without_a_word_of_ours_is_not_called_forged() -> None:
+    letter = DESK._read(message({"x-death": [{"count": 1}]})).letter
+    assert (letter.verified, letter.job_id, letter.reason) == (True, "j-1", "crashed")
+
+
+def test_a_dead_letter_of_a_previous_version_is_found_by_its_cause() -> None:
+    letter = DESK._read(message(HEADERS)).letter
+    assert (letter.verified, letter.job_id, letter.reason, letter.code, letter.attempt) == (
+        False, "j-1", "rejected", "550", 1,
+    )  # fmt: skip
+    assert letter.error == HEADERS["x-otp-error"]
+    made = "0123456789abcdef0123456789abcdef"
+    assert DESK._read(message(HEADERS | {"x-otp-job-id": made})).letter.job_id == made
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"x-otp-job-id": "j" * 5_000 + "123456"},
+        {"x-otp-job-id": "\x1b[2J\nuser@example.com"},
+        {"x-otp-job-id": 7},
+        {"x-otp-reason": "code 123456"},
+        {"x-otp-reason": ["rejected"]},
+        {"x-otp-error": "the code is 123456 for user@example.com " + "x" * 50_000},
+        {"x-otp-error": "550 no (222333) victim@example.org \x1b[31m"},
+        {"x-otp-error": {"code": "123456"}},
+        {"x-otp-attempt": -2_000},
+        {"x-otp-attempt": 10**15},
+        {"x-otp-attempt": "123456"},
+        {"x-otp-died-at": 10**18, "x-otp-first-seen": -1},
+        {"x-otp-replayed-at": 5, "x-otp-replayed-by": "123456 user@example.com"},
+        {"x-otp-mac": "0" * 32},
+        {"x-otp-mac": bytearray(b"\xff")},
+    ],
+)
+@pytest.mark.parametrize("key", [None, b"mallory" * 4])
+def test_what_anyone_has_written_is_shown_sanitized(forged: dict[str, Any], key: bytes | None) -> None:
+    headers = {name: value for name, value in (HEADERS | forged).items() if key is None or isinstance(value, str | int)}
+    letter = DESK._read(message(headers, key=key)).letter
+    assert not letter.verified
+    assert letter.job_id == "j-1"
+    assert letter.reason in ("rejected", "unknown", "crashed")
+    assert 0 <= letter.attempt <= 1_001
+    assert len(letter.error) <= 300
+    told = str(letter)
+    for secret in ("123456", "222333", "user@", "victim@"):
+        assert secret not in told
+    assert told.isprintable()
+
+
+def test_a_forged_first_sight_prolongs_no_codes_life() -> None:
+    body = json.dumps({"email": "user@example.com", "otp": "123456"}).encode()
+    found = DESK._read(message({"x-otp-first-seen": 250_000_000_000_000, "x-otp-died-at": 1_000}, body))
+    assert found.letter.first_seen_ms is not None
+    assert found.letter.first_seen_ms < 10_000_000_000_000
+    # and a dead letter whose first sight is not known counts from its death
+    found = DESK._read(message({"x-otp-reason": "rejected", "x-otp-died-at": 1_000}, body))
+    assert found.letter.stale(10_000_000)
+
+
+def test_a_replay_is_signed_and_carries_nothing_that_was_forged() -> None:
+    forged = {
+        "x-otp-job-id": "another", "x-otp-attempt": -7, "x-otp-fresh": "yes", "x-otp-uncertain": "relay",
+        "x-otp-new": 1, "x-otp-first-seen": 2_000, "tenant": "t1",
+    }  # fmt: skip
+    copy = DESK.again(DESK._read(message(forged)), by="ops", fresh=False)
+    ours = verified(copy.headers, copy.body, [KEY])
+    assert ours is not None
+    assert ours.keys() == {"x-otp-attempt", "x-otp-first-seen", "x-otp-replayed-at", "x-otp-replayed-by"}
+    assert (ours["x-otp-attempt"], ours["x-otp-first-seen"], copy.headers["tenant"]) == (0, 2_000, "t1")
+
+
+def test_a_replay_of_what_a_worker_signed_keeps_its_id_and_is_signed_with_the_new_key() -> None:
+    copy = DESK.again(DESK._read(message(HEADERS, key=OLD)), by="ops", fresh=True)
+    ours = verified(copy.headers, copy.body, [KEY])
+    assert ours is not None
+    assert (ours["x-otp-job-id"], ours["x-otp-first-seen"], ours["x-otp-fresh"]) == ("ours", 2_000, "yes")
+    assert "x-otp-reason" not in ours
+
+
+def test_of_what_anyone_has_written_the_relays_codes_stay_and_what_may_be_a_secret_goes() -> None:
+    said = "550 5.7.1 relay 550-5.7.26 says 22 33 44, dXNlckBleGFtcGxlLmNvbQ== 12 34 56 222333 Victim@example.org"
+    letter = DESK._read(message(HEADERS | {"x-otp-error": said})).letter
+    assert letter.error == "550 5.7.1 relay 550-5.7.26 says *** , ***== *** *** ***"
+    assert letter.code == "550"

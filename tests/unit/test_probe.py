@@ -1,0 +1,138 @@
+"""A requested probe: what is said of its result, who may request one, and that the command refuses bad input."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from otp_stream.asgi import Answer
+from otp_stream.cli.main import cli
+from otp_stream.core.probe import Probed, Result
+from otp_stream.core.state import Gate, RelayState
+from otp_stream.web import probe as probe_module
+from otp_stream.web.probe import ProbeRoute
+from otp_stream.web.session import Sessions
+
+TOKEN = "correct-horse-battery"
+BEARER = {"headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "client": ("192.0.2.7", 1)}
+
+
+def probed(gate: Gate, *, sent: bool = True, probing: bool = False, again_in_ms: int = 0) -> Probed:
+    relay = RelayState("mx:25", gate, trouble="login_refused", error="535 5.7.8 no", probing=probing)
+    return Probed(relay, sent, again_in_ms)
+
+
+@pytest.mark.parametrize(
+    ("it", "result", "good", "text"),
+    [
+        (probed("open"), "accepted", True, "mx:25 accepts mail again"),
+        (probed("open", sent=False), "not_needed", True, "mx:25 accepts mail"),
+        (probed("half_open"), "connected", True, "no job waits, so the next one is the probe"),
+        (probed("half_open", probing=True), "no_answer", False, "mx:25 has not answered yet"),
+        (probed("closed"), "refused", False, "mx:25 still accepts no mail: login_refused: 535 5.7.8 no"),
+        (probed("closed", sent=False, again_in_ms=4200), "too_soon", False, "try again in 4.2 s"),
+    ],
+)
+def test_every_result_is_shown_in_words(it: Probed, result: Result, text: str, *, good: bool) -> None:
+    assert (it.result, it.good) == (result, good)
+    assert text in it.text
+
+
+class Front:
+    """The operations page, as far as a refusal shows it."""
+
+    async def page(self, scope: Any, refused: str | None = None, status: int = 200) -> Answer:
+        return Answer((refused or "").encode(), "text/html", status)
+
+
+class Relays:
+    """Answers with what it is given, and notes what it was asked."""
+
+    def __init__(self, *results: Probed) -> None:
+        self.results = list(results)
+        self.asked: list[str | None] = []
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def probe(self, name: str | None) -> list[Probed]:
+        self.asked.append(name)
+        await self.free.wait()
+        return self.results
+
+
+def route(relays: Relays) -> ProbeRoute:
+    return ProbeRoute(relays.probe, Sessions(TOKEN), Front(), "host:1")
+
+
+async def browser(route: ProbeRoute) -> dict[str, Any]:
+    cookie = str(await route.sessions.open(TOKEN, secure=False)).partition(";")[0]
+    return {"headers": [(b"cookie", cookie.encode())], "client": ("192.0.2.8", 1)}
+
+
+async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe() -> None:
+    relays = Relays(probed("open"))
+    it = route(relays)
+    scope = await browser(it)
+    assert (await it.take({"headers": []}, {"relay": "mx:25"})).status == 403
+    wrong = {"headers": [(b"authorization", b"Bearer guess")]}
+    answer = await it.take(wrong, {"relay": "mx:25"})
+    assert (answer.status, answer.body) == (403, b"log in with HTTP_TOKEN first\n")
+    assert (await it.take(scope, {"relay": "mx:25", "key": "forged"})).status == 403
+    assert relays.asked == []
+    answer = await it.take(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
+    assert (answer.status, dict(answer.headers)[b"location"]) == (303, b".")
+    assert relays.asked == ["mx:25"]
+
+
+async def test_a_program_gets_what_came_back_of_every_relay() -> None:
+    it = route(Relays(probed("open"), probed("closed")))
+    answer = await it.take(BEARER, {})
+    body = json.loads(answer.body)
+    assert answer.status == 200
+    assert (body["worker"], body["accepted"]) == ("host:1", False)
+    assert [relay["result"] for relay in body["relays"]] == ["accepted", "refused"]
+    assert (await route(Relays()).take(BEARER, {"relay": "other:25"})).status == 404
+
+
+async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "_BROWSER_S", 0.01)
+    relays = Relays(probed("open"))
+    relays.free.clear()
+    it = route(relays)
+    scope = await browser(it)
+    answer = await it.take(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
+    assert answer.status == 303
+    assert len(it._running) == 1
+    relays.free.set()
+    await asyncio.gather(*it._running)
+
+
+async def test_a_browser_that_asks_too_soon_is_shown_when_it_may_again() -> None:
+    it = route(Relays(probed("closed", sent=False, again_in_ms=3000)))
+    scope = await browser(it)
+    answer = await it.take(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
+    assert answer.status == 429
+    assert b"try again in 3 s" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        ((), {}, "HTTP_TOKEN: is not set"),
+        (("worker:8000",), {"HTTP_TOKEN": TOKEN}, "URL: must be the HTTP address of a worker"),
+        (("http://worker:port",), {"HTTP_TOKEN": TOKEN}, "URL: must be the HTTP address of a worker"),
+    ],
+)
+def test_the_command_refuses_bad_input(
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    message: str,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner(env={"HTTP_TOKEN": None} | env).invoke(cli, ("relay", "probe", *arguments))
+    assert ran.exit_code == 2
+    assert message in ran.stderr

@@ -1,0 +1,72 @@
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvloop
+from addresses import resolve_to, swallowing
+
+from otp_stream.sockets import connect
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[tuple[str, int]]:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()
+
+
+async def test_the_second_address_is_reached_where_the_first_swallows_connections(monkeypatch: pytest.MonkeyPatch):
+    with swallowing() as dead:
+        async with answering() as alive:
+            resolve_to(monkeypatch, dead, dead, alive)
+            begun = time.monotonic()
+            async with asyncio.timeout(5):
+                sock = await connect("two.example", 25)
+            with sock:
+                assert sock.getpeername() == alive
+                assert time.monotonic() - begun < 3
+
+
+async def test_an_address_that_refuses_costs_no_delay(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        async with answering() as alive:
+            resolve_to(monkeypatch, closed.getsockname(), alive)
+            with await connect("two.example", 25) as sock:
+                assert sock.getpeername() == alive
+
+
+async def test_the_first_error_is_raised_where_every_address_refuses(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        resolve_to(monkeypatch, closed.getsockname(), closed.getsockname())
+        with pytest.raises(ConnectionRefusedError):
+            await connect("two.example", 25)
+
+
+async def test_a_connect_that_is_cancelled_leaves_no_socket(monkeypatch: pytest.MonkeyPatch):
+    with swallowing() as dead:
+        resolve_to(monkeypatch, dead, dead)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await connect("two.example", 25)
+
+
+def test_it_connects_on_uvloop():
+    async def main() -> None:
+        async with answering() as (_, port):
+            (await connect("localhost", port)).close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+async def test_addresses_that_failed_go_last_and_the_latest_failure_at_the_end(monkeypatch: pytest.MonkeyPatch):
+    async with answering() as first, answering() as second, answering() as third:
+        resolve_to(monkeypatch, first, second, third)
+        for last, expected in (((), first), ((first,), second), ((third, first, second), third)):
+            with await connect("three.example", 25, last=last) as sock:
+                assert sock.getpeername() == expected

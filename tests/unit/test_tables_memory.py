@@ -1,0 +1,152 @@
+"""The tables in memory are bounded, and evict what does least harm."""
+
+import tracemalloc
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from otp_stream.core.admission import Claim, Limit, Throttled, read_limits
+from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.tables import Asker, MemoryTables, Tables
+from otp_stream.tables.ask import SLICES
+from otp_stream.tables.bounded import EMPTY, Window, jobs_in, room_from, slid, with_one_more
+
+NOW = 1_700_000_000_000
+HOUR = 3_600_000
+EVERY_LIMIT = (
+    *read_limits("recipient", "5/10m,20/1d"), *read_limits("domain", "1000/1h"),
+    *read_limits("tenant", "10000/1d"), *read_limits("total", "1000000/1d"),
+)  # fmt: skip
+
+
+def tables(*limits: Limit, entries_limit: int, supersede: bool = False, sent_limit: int = 10_000) -> Tables:
+    memory = MemoryTables(limits, sent_ttl_ms=24 * HOUR, sent_limit=sent_limit, entries_limit=entries_limit)
+    return Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
+
+
+def job(job_id: str, email: str = "user@example.com") -> Job:
+    body: dict[str, Any] = {"email": email, "otp": "123456", "timestamp": NOW, "metadata": {"tenant": email}}
+    ask = OtpJob.model_validate(body)
+    return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=15)
+
+
+async def claim(it: Tables, a_job: Job) -> Claim:
+    standing = await it.admit(a_job, NOW + HOUR)
+    assert hasattr(standing, "mark"), standing
+    return standing
+
+
+async def send_to_others(it: Tables, count: int) -> None:
+    for number in range(count):
+        (await claim(it, job(f"other{number}", f"u{number}@d{number}.example"))).mark()
+
+
+async def test_all_tables_together_keep_to_the_limit() -> None:
+    it = tables(*EVERY_LIMIT, entries_limit=100, supersede=True)
+    with capture_logs() as logs:
+        await send_to_others(it, 500)
+    sizes = it.look().sizes
+    entries = sum(number for name, number in sizes.items() if name != "sent")
+    assert 90 <= entries <= 100
+    assert min(number for name, number in sizes.items() if name not in {"seen", "total 1000000/1d"}) >= 15
+    assert it.look().evicted == 500 * 5 + 1 - entries
+    (warning,) = (log for log in logs if log["log_level"] == "warning")  # and it is said once
+    assert "TABLES_MEMORY_LIMIT" in warning["event"]
+
+
+async def test_who_is_throttled_is_not_admitted_again_after_many_others() -> None:
+    it = tables(Limit("recipient", 2, HOUR), Limit("domain", 100_000, HOUR), entries_limit=200)
+    for number in range(2):
+        (await claim(it, job(f"j{number}"))).mark()
+    await send_to_others(it, 1_000)
+    assert isinstance(await it.admit(job("late"), NOW + HOUR), Throttled)
+    assert it.look().evicted > 0
+
+
+async def test_a_job_in_flight_is_not_counted_again_after_many_others() -> None:
+    it = tables(Limit("total", 302, HOUR), entries_limit=100)
+    held = await claim(it, job("held"))
+    for number in range(300):
+        (await claim(it, job(f"other{number}", f"u{number}@example.com"))).release()
+    held.release()
+    assert it.look().evicted > 0
+    await claim(it, job("held"))
+    (await claim(it, job("last"))).mark()
+    assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
+
+
+async def test_no_job_in_flight_is_counted_again_however_many_there_are() -> None:
+    it = tables(Limit("total", 701, HOUR), entries_limit=200)
+    held = [await claim(it, job(f"held{number}")) for number in range(100)]
+    for number in range(600):
+        (await claim(it, job(f"other{number}", f"u{number}@example.com"))).release()
+    assert it.look().evicted > 0
+    for one in held:
+        one.release()
+    for number in range(100):
+        await claim(it, job(f"held{number}"))
+    (await claim(it, job("last"))).mark()
+    assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
+
+
+async def test_more_jobs_in_flight_than_there_is_room_for_are_all_known() -> None:
+    it = tables(Limit("total", 300, HOUR), entries_limit=100)
+    held = [await claim(it, job(f"held{number}")) for number in range(300)]
+    assert it.look().sizes["seen"] == 300
+    for one in held:
+        one.release()
+    await claim(it, job("held0"))
+    assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
+
+
+async def test_sent_records_that_are_evicted_are_warned_of() -> None:
+    it = tables(entries_limit=100, sent_limit=10)
+    with capture_logs() as logs:
+        await send_to_others(it, 30)
+    assert it.look().evicted == 20
+    (warning,) = (log for log in logs if log["log_level"] == "warning")
+    assert "SENT_MEMORY_LIMIT" in warning["event"]
+
+
+async def test_an_entry_takes_no_more_memory_than_is_documented() -> None:
+    it = tables(*EVERY_LIMIT, entries_limit=1_000_000, supersede=True, sent_limit=1)
+    await send_to_others(it, 100)
+    tracemalloc.start()
+    try:
+        await send_to_others(it, 4_000)
+        snapshot = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    # other threads of the test process allocate, too
+    ours = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/otp_stream/tables/*")])
+    taken = sum(it.size for it in ours.traces)
+    assert taken > 100 * 4_000
+    # the shorter names of the tables' first use are in them already
+    entries = sum(number for name, number in it.look().sizes.items() if name != "sent") - 501
+    assert taken / entries < 350
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=300), st.integers(1, 20))
+def test_a_window_holds_what_came_within_its_slices(steps: list[tuple[int, bool]], most: int) -> None:
+    window: Window = EMPTY
+    came: list[int] = []
+    slice_ = 17
+    for wait, comes in steps:
+        slice_ += wait * 30
+        window = slid(window, slice_)
+        within = [it for it in came if it >= slice_ - SLICES]
+        assert jobs_in(window) == len(within)
+        if len(within) >= most:
+            assert room_from(window, most) == within[len(within) - most] + SLICES + 1
+        if comes:
+            window = with_one_more(window, slice_)
+            came.append(slice_)
+
+
+def test_a_clock_that_is_set_back_loses_no_count() -> None:
+    window = with_one_more(with_one_more(EMPTY, 1_000), 400)
+    assert jobs_in(slid(window, 400)) == 2
+    assert jobs_in(slid(window, 1_000 + SLICES)) == 2
+    assert jobs_in(slid(window, 1_001 + SLICES)) == 0
