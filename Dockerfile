@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-FROM python:3.13-slim AS build
+FROM python:3.14-slim AS build
 RUN python -m venv /opt/otp-stream
 ENV PATH=/opt/otp-stream/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -10,7 +10,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY otp_stream otp_stream
 RUN pip install --no-deps . && python -m compileall -q /opt/otp-stream
 
-FROM python:3.13-slim
+FROM python:3.14-slim
 RUN groupadd --gid 10001 otp && useradd --uid 10001 --gid otp --no-create-home --shell /usr/sbin/nologin otp
 COPY --from=build /opt/otp-stream /opt/otp-stream
 ENV PATH=/opt/otp-stream/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NODE_ENV=production WORKER=true
