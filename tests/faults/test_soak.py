@@ -1,6 +1,6 @@
 """Mixed faults for as long as you like, from a seed: the books balance, and nothing grows.
 
-`FAULTS_SOAK_S=600 FAULTS_SEED=7 make faults` is the long form.
+`make faults FAULTS_LONG=1 FAULTS_SEED=7` is the long form.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 from amqp_proxy import AmqpProxy, amqp_proxy
-from conftest import Stage, set_stage
+from conftest import LONG, Stage, set_stage
 from ledger import Ledger
 from rabbitmq import Node
 from smtp_relay import Act
 from worker import Worker
 
-SOAK_S = float(os.environ.get("FAULTS_SOAK_S", "25"))
+SOAK_S = float(os.environ.get("FAULTS_SOAK_S", "600" if LONG else "15"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 PER_S = 50
 CONNECTIONS = 5
@@ -158,12 +158,17 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
             stage = await stack.enter_async_context(set_stage(node.url, tmp_path, tidy=False))
             ways = [await stack.enter_async_context(amqp_proxy(node.url)) for _ in range(2)]
             victim, steady = (
-                stage.worker(url=f"{url}?heartbeat=2", SMTP_POOL_SIZE=str(CONNECTIONS), PREFETCH_COUNT="50")
+                stage.worker(
+                    url=f"{url}?heartbeat=2",
+                    SMTP_POOL_SIZE=str(CONNECTIONS),
+                    PREFETCH_COUNT=str(2 * CONNECTIONS),  # so that no fault of one worker can double more
+                    MAX_RETRIES="3",
+                )
                 for _, url in ways
             )
             for worker in (victim, steady):
                 await worker.start()
-            ledger = Ledger(stage.rabbit, stage.relay)
+            ledger = Ledger(stage)
             yield Scene(stage, node, ledger, victim, steady, [proxy for proxy, _ in ways], random.Random(SEED))  # noqa: S311
     finally:
         node.remove()
