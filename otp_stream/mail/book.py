@@ -7,12 +7,14 @@ The folder of the operator goes before ours, file by file.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import (
+    Environment,
     FileSystemLoader,
     StrictUndefined,
     Template,
@@ -30,6 +32,7 @@ from otp_stream.core.mail import ComposeError
 from .form import Forms, Parts
 from .limit import MEMORY, Sandbox, TooLongError, within
 from .message import Part
+from .uses import Parsed
 
 OURS = Path(__file__).parent.parent / "templates"
 RENDER_CPU_S = 2.0
@@ -87,11 +90,12 @@ class TemplateBook:
         """Every file that another one extends, includes or imports by a constant name."""
         self.read: set[str] = set()
         """Every file that was compiled."""
-        self._trees: dict[str, nodes.Template] = {}
+        self._followed: set[str] = set()
         self._roots = [root for root in (override, OURS) if root is not None]
         self._default = _tongues(default_locale)
+        self._files = _Loader(self._roots)
         self._jinja = Sandbox(
-            loader=FileSystemLoader(self._roots),
+            loader=self._files,
             # a subject and a plain text must not be escaped
             autoescape=select_autoescape(enabled_extensions=("html",), default=False),
             undefined=StrictUndefined,
@@ -103,7 +107,7 @@ class TemplateBook:
             lstrip_blocks=True,
         )
         self._layouts = {name: self._languages(name) for name in self._names()}
-        self._trees.clear()  # a worker needs them no more
+        self._files.clear()
 
     @property
     def names(self) -> list[str]:
@@ -133,11 +137,7 @@ class TemplateBook:
 
     def parse(self, path: str) -> nodes.Template:
         """Return the syntax tree of a file."""
-        if path not in self._trees:
-            assert self._jinja.loader is not None  # noqa: S101 - for the type checker only
-            source, _, _ = self._jinja.loader.get_source(self._jinja, path)
-            self._trees[path] = self._jinja.parse(source, path)
-        return self._trees[path]
+        return self._files.parse(self._jinja, path)[1]
 
     def find(self, name: str, locale: str | None) -> Layout:
         """Return the template in the closest language: `de-AT`, then `de`, then the default, then the plain one."""
@@ -176,7 +176,9 @@ class TemplateBook:
     def _layout(self, name: str, tongue: str, written: Mapping[str, list[str]]) -> Layout:
         places = [place for near in (*_tongues(tongue), *self._default) for place in written.get(near, ())] + [name]
         subject, text, html = (self._compile(file, places) for file in FILES)
-        return Layout(subject, text, html, Forms(self._jinja, (subject, text, html)))
+        return Layout(
+            subject, text, html, Forms(self._jinja, (subject, text, html), partial(self._files.parse, self._jinja))
+        )
 
     def _compile(self, file: str, places: list[str]) -> Template:
         for place in places:
@@ -195,6 +197,8 @@ class TemplateBook:
 
     def _follow(self, path: str, seen: set[str]) -> None:
         """Compile what a file extends and includes: Jinja itself would not look at it before the first e-mail."""
+        if path in self._followed:
+            return
         seen.add(path)
         self.read.add(path)
         self._jinja.get_template(path)
@@ -210,6 +214,38 @@ class TemplateBook:
             for near in existing:
                 if near not in seen:
                     self._follow(near, seen)
+        self._followed.add(path)
+
+
+class _Loader(FileSystemLoader):
+    """Reads and parses each file once, although many templates share it."""
+
+    def __init__(self, roots: list[Path]) -> None:
+        super().__init__(roots)
+        self._parsed: dict[str, Parsed] = {}
+
+    def parse(self, environment: Environment, path: str) -> Parsed:
+        """Return a file's source and syntax tree."""
+        if path not in self._parsed:
+            source, _, _ = self.get_source(environment, path)
+            self._parsed[path] = source, environment.parse(source, path)
+        return self._parsed[path]
+
+    def load(
+        self,
+        environment: Environment,
+        name: str,
+        globals: MutableMapping[str, Any] | None = None,  # noqa: A002 - Jinja's name
+    ) -> Template:
+        """Compile a file."""
+        _, filename, is_current = self.get_source(environment, name)
+        _, tree = self.parse(environment, name)
+        code = environment.compile(tree, name, filename)
+        return environment.template_class.from_code(environment, code, globals or {}, is_current)
+
+    def clear(self) -> None:
+        """Forget the syntax trees: a worker does not need them once the templates are compiled."""
+        self._parsed.clear()
 
 
 def _referenced(node: nodes.Node) -> Iterator[str]:

@@ -16,7 +16,7 @@ from jinja2 import Environment, Template
 from markupsafe import escape
 
 from .message import MAX_PLAIN_LINE, Part, is_plain, is_tame, normal, quoted
-from .uses import BLANKS, Uses, uses_of
+from .uses import BLANKS, Parsed, Uses, uses_of
 
 _FORMS = 128
 _SEEN = 512
@@ -82,13 +82,13 @@ class _Form:
 
 
 class Forms:
-    """The forms of one layout; `templates` are its subject, plain text and HTML.
+    """The forms of one layout; `templates` are its subject, plain text and HTML, `parse` reads a file.
 
     A form is made when it is wanted for the second time: a value that differs in each mail shall not have one each.
     """
 
-    def __init__(self, jinja: Environment, templates: Iterable[Template]) -> None:
-        uses = uses_of(jinja, templates) or Uses()
+    def __init__(self, jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> None:
+        uses = uses_of(jinja, templates, parse) or Uses()
         # who asks more of the code than its length wants a form for each
         self._clear = bool(uses.printed) and not uses.other & {"otp", "email"}
         self._blanks = tuple(sorted((uses.printed | uses.asked | uses.measured) - uses.other))

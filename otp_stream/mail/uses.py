@@ -1,7 +1,7 @@
 """What templates do with the values that they are given, read from the templates themselves."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from jinja2 import Environment, Template, nodes
@@ -16,6 +16,10 @@ _CLEAR = (
     nodes.Literal, nodes.Compare, nodes.Operand, nodes.Test, nodes.Filter, nodes.Keyword,
     nodes.BinExpr, nodes.UnaryExpr, nodes.Concat, nodes.Getattr, nodes.Getitem,
 )  # fmt: skip
+
+
+Parsed = tuple[str, nodes.Template]
+"""The source of a file and its syntax tree."""
 
 
 class _UnclearError(Exception):
@@ -55,28 +59,26 @@ class Uses:
                 raise _UnclearError
 
 
-def uses_of(jinja: Environment, templates: Iterable[Template]) -> Uses | None:
+def uses_of(jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> Uses | None:
     """Return how templates, and those that they extend or include, use names; `None` where that is unclear."""
     uses = Uses()
     try:
         for template in templates:
             name = str(template.name)
-            _read(uses, jinja, name, escapes=_escapes(jinja, name))
+            _read(uses, jinja, name, parse, escapes=_escapes(jinja, name))
     except (_UnclearError, JinjaError, RecursionError):
         return None
     return uses
 
 
-def _read(uses: Uses, jinja: Environment, name: str, *, escapes: bool) -> None:
-    assert jinja.loader is not None  # noqa: S101 - told to the type checker only
-    source, _, _ = jinja.loader.get_source(jinja, name)
+def _read(uses: Uses, jinja: Environment, name: str, parse: Callable[[str], Parsed], *, escapes: bool) -> None:
+    source, tree = parse(name)
     if BLANKS.search(source) or _escapes(jinja, name) != escapes:
         raise _UnclearError
-    tree = jinja.parse(source, name)
     for near in tree.find_all((nodes.Extends, nodes.Include)):
         if not isinstance(near.template, nodes.Const):
             raise _UnclearError
-        _read(uses, jinja, str(near.template.value), escapes=escapes)
+        _read(uses, jinja, str(near.template.value), parse, escapes=escapes)
     uses.visit(tree)
 
 

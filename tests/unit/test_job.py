@@ -407,6 +407,13 @@ def test_what_is_nested_too_deep_is_left_out_and_the_code_is_sent(depth: int, be
         assert (job.email, job.otp, noted(job)["body"]) == ("u@x.y", "123456", "coerced")
 
 
+def test_what_is_beside_a_part_that_is_nested_too_deep_is_read() -> None:
+    deep = "[" * 150 + "[" * 60 + "]" * 60 + ',{"a":' + "[" * 60 + "]" * 60 + "}" + "]" * 150
+    body = '{"email": "u@x.y", "metadata": {"deep": ' + deep + ', "userName": "Ann"}, "otp": "123456"}'
+    job = OtpJob.from_bytes(body.encode())
+    assert (job.email, job.otp, job.metadata.user_name) == ("u@x.y", "123456", "Ann")
+
+
 @pytest.mark.parametrize("piece", ["[", '["', '\\"', '"[\\', "]", '{"a":'])
 def test_a_nesting_that_never_ends_is_malformed_in_time(piece: str) -> None:
     body = '{"email": "u@x.y", "otp": "123456", "x": ' + "[" * 201 + piece * (60_000 // len(piece))
