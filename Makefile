@@ -23,7 +23,7 @@ PYTEST := $(GROUND) $(BIN)/python -m pytest -n $(JOBS)
 # Hundreds of processes start in a run: without compiled files each of them compiles the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run dev test coverage faults fuzz pictures bench mutants check fmt generate lock clean
+.PHONY: help run dev test coverage faults fuzz pictures bench mutants check check-types check-tests fmt generate lock clean
 
 ifdef DEBIAN
 $(or $(MAKECMDGOALS),help):
@@ -73,8 +73,13 @@ mutants: $(MUTANTS_READY)  ## Mutation run of the unit tests over otp_stream/cor
 check: $(DEV_READY)  ## Lint, types, import rules, and the tests that need no server, in a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory -j2 --output-sync check-types check-tests
+
+check-types: $(DEV_READY)
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-tests: $(DEV_READY)
 	@$(BIN)/python -m pytest -q -n 2 tests/unit tests/stream
 
 fmt: $(DEV_READY)  ## Format, and mend what can be mended

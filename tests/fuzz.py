@@ -57,7 +57,8 @@ class Ledger:
         self.died[int(str(letter.headers.get("x-fuzz", -1)))] += 1
         self.reasons[str(letter.headers["x-otp-reason"])] += 1
         shown = {name: it for name, it in letter.headers.items() if name.startswith(("x-otp-", "trace", "baggage"))}
-        if _CODE.search(repr(shown).encode()):
+        # a changed body may have lost its code: what looks like one in a header is then no secret of this message
+        if any(code.lower() in letter.body.lower() for code in _CODE.findall(repr(shown).encode())):
             self.leaks.append(repr(shown)[:300])
 
 
@@ -85,7 +86,9 @@ class Report:
 async def fuzz(stage: Stage, count: int, seed: int) -> Report:
     """Publish `count` messages and wait until each has ended."""
     beats = stage.folder / "heartbeat"
-    worker = stage.worker(HEARTBEAT_FILE=str(beats), BASE_DELAY_MS="100", MAX_DELAY_MS="100", MAX_RETRIES="1")
+    # a small prefetch window: what is measured is how long one message can block the event loop, not a burst of many
+    changes = {"PREFETCH_COUNT": "20", "BASE_DELAY_MS": "100", "MAX_DELAY_MS": "100", "MAX_RETRIES": "1"}
+    worker = stage.worker(HEARTBEAT_FILE=str(beats), **changes)
     worker.app = "heartbeat:app"
     await worker.start()
     ledger, began = Ledger(), time.monotonic()
