@@ -177,6 +177,14 @@ class ScriptedRelay:
         for talk in self._talks.values():
             talk.writer.transport.abort()
 
+    def ahead_of_rate_s(self, began: float, per_s: float) -> float:
+        """Return how many seconds a mail came before its time at most, if the rate is kept from `began` on.
+
+        A count of the mails within a second would also rise where a busy machine reads them late.
+        """
+        times = sorted(mail.at for mail in self.accepted)
+        return max(began + number / per_s - at for number, at in enumerate(times))
+
     async def wait_accepted(self, count: int, timeout: float = 20) -> None:  # noqa: ASYNC109 - a test's own deadline
         """Wait until so many mails are accepted."""
         await self.wait(lambda: len(self.accepted) >= count, f"{count} accepted mails", timeout)
