@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 MAX_RETRY_COUNT = 1_000
@@ -14,15 +14,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?")
 _PRIORITIES = ("low", "normal", "high")
-_SECONDS = range(10**9, 10**11)
-"""Seconds from 2001 to 5138. As milliseconds these are days of 1970 to 1973, in which no code was made."""
-MILLISECONDS = range(10**11, 10**14)
-"""From 1973 to 5138."""
+MILLISECONDS = range(10**12, 10**13)
+"""From 2001 to 2286. What lies outside in every unit, such as .NET's ticks or an uptime, is no time of a code."""
 _UNITS = (
-    (_SECONDS, "seconds", 1_000),
+    (range(10**9, 10**10), "seconds", 1_000),
     (MILLISECONDS, "milliseconds", 1),
-    (range(10**14, 10**17), "microseconds", 1 / 1_000),
-    (range(10**17, 10**20), "nanoseconds", 1 / 1_000_000),
+    (range(10**15, 10**16), "microseconds", 1 / 1_000),
+    (range(10**18, 10**19), "nanoseconds", 1 / 1_000_000),
 )
 
 BOM = b"\xef\xbb\xbf"
@@ -179,21 +177,16 @@ def _timestamp(value: object) -> int | None:
     number = _number(value)
     if number is None:
         return _moment(value) if isinstance(value, str) else None
-    if number <= 0:
-        return None  # 0 is what a field holds that was never set
-    if number < _SECONDS.start:
-        return int(number) or None
     return next((int(number * factor) for unit, _, factor in _UNITS if unit.start <= number < unit.stop), None)
 
 
 def _moment(text: str) -> int | None:
-    """Return a moment written as ISO 8601 has it, UTC where it names no zone."""
+    """Return a moment written as ISO 8601 has it, with its zone: a local time read as UTC could be hours ago."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(int(moment.timestamp() * 1000), 0) or None
+    return int(moment.timestamp() * 1000) if moment.tzinfo else None
 
 
 def _unit(value: object) -> str:

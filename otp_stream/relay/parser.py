@@ -11,6 +11,11 @@ MAX_REPLY = 65_536
 class GarbageError(Exception):
     """What came is no SMTP reply; the text says why and quotes nothing."""
 
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.before: list[Answer] = []
+        """The whole replies that came before it, in the same bytes."""
+
 
 class ReplyParser:
     """Feed it bytes, get whole replies."""
@@ -28,11 +33,17 @@ class ReplyParser:
 
     def feed(self, data: bytes) -> list[Answer]:
         """Return the replies that `data` completes. Raises `GarbageError`; nothing can be read after it."""
+        answers: list[Answer] = []
+        try:
+            self._read(data, answers)
+        except GarbageError as error:
+            error.before = answers
+            raise
+        return answers
+
+    def _read(self, data: bytes, answers: list[Answer]) -> None:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > MAX_LINE:
-            raise GarbageError(f"a reply line is longer than {MAX_LINE} bytes")
-        answers: list[Answer] = []
         for line in lines:
             code = line[:3]
             if not 3 <= len(line) <= MAX_LINE or not code.isdigit() or not b"200" <= code < b"600":
@@ -49,7 +60,8 @@ class ReplyParser:
                     self._size = 0
             else:
                 raise GarbageError("the answer is no SMTP reply")
-        return answers
+        if len(self._rest) > MAX_LINE:
+            raise GarbageError(f"a reply line is longer than {MAX_LINE} bytes")
 
     def _gather(self, code: bytes, text: str, size: int) -> None:
         if self._lines and code != self._code:

@@ -28,6 +28,8 @@ _CLOSED_STATUS = "4.3.2"
 # RFC 3463: system full, congestion; a rate by Gmail's word. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.
 _THROTTLED_STATUS = frozenset({"4.3.1", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
+_FULL_STATUS = frozenset({"4.3.1", "4.4.5"})
+"""Those of the system as a whole: a mailbox that is full is 4.2.2, whatever the text says of storage."""
 # By Exchange Online: daily recipients, permitted limits, tenant's threshold; 4.7.5xx and 4.7.6xx limit the client.
 _QUOTA_STATUS = re.compile(r"[45]\.(?:1\.90|7\.508|7\.705)|4\.7\.[56]\d\d")
 # RFC 3463 and 7372: the sender's address, the client's reverse DNS; by Exchange Online: may not send as, relay for or
@@ -179,7 +181,7 @@ def _of_account(reply: Reply, status: str) -> Trouble | None:
         return "throttled"
     if words.SENDER.search(text):
         return "sender_refused"
-    if words.RECIPIENT.search(text):
+    if status not in _FULL_STATUS and words.RECIPIENT.search(text):
         return None
     if status in _THROTTLED_STATUS:
         return "throttled"

@@ -45,14 +45,17 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hear each reply that is complete."""
+        garbage: GarbageError | None = None
         try:
             answers = self.parser.feed(data)
         except GarbageError as error:
-            self.break_off(TroubleError("unreachable", str(error)))
-            return
+            # a 250 before it counts: its mail must not be sent again
+            garbage, answers = error, error.before
         for code, text in answers:
             if self.lost is None:
                 self.hear(code, text)
+        if garbage is not None:
+            self.break_off(TroubleError("unreachable", str(garbage)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits for a reply."""

@@ -267,7 +267,7 @@ async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_wha
         job(f"{user}.late@example.com", code),
         job(f"{user}@example.com", code, metadata={"template": "nope"}),
         job(f"{user}@example.com", code, priority=code),
-        job(f"{user}@example.com", code, timestamp=1),
+        job(f"{user}@example.com", code, timestamp=10**12),
         json.dumps({"email": code, "otp": f"{user}@example.com x"}).encode(),
         job(f"{user}@example.com", code, jobId=f"{user}@example.com:{code}"),
         json.dumps({"email": f"{user}@example.com", "otp": 5, "jobId": f"x-{user}@example.com"}).encode(),

@@ -143,7 +143,7 @@ async def test_a_producers_id_is_taken() -> None:
     assert await job_id(arrival(b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}')) == "j-1"
 
 
-@pytest.mark.parametrize("content", [b', "timestamp": 5}', b"}"])
+@pytest.mark.parametrize("content", [b', "timestamp": 1700000000000}', b"}"])
 async def test_while_the_key_is_changed_an_id_stays_the_same_at_every_step(content: bytes) -> None:
     old, new, made = b"o" * 32, b"n" * 32, MadeIds()
     steps = [Reader(15, old, made, (new,)), Reader(15, new, made, (old,)), Reader(15, new, made)]
@@ -159,7 +159,7 @@ async def test_while_the_key_is_changed_an_id_stays_the_same_at_every_step(conte
 @pytest.mark.parametrize(
     ("body", "properties"),
     [
-        (b'{"email": "user@example.com", "otp": "123456", "timestamp": 5}', {}),
+        (b'{"email": "user@example.com", "otp": "123456", "timestamp": 1700000000000}', {}),
         (b'{"email": "user@example.com", "otp": "123456"}', {"message_id": "m-1"}),
     ],
 )
