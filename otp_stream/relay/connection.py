@@ -109,7 +109,9 @@ class Connection(Wire):
         self._content_at = self._envelope_s = self._body_s = 0.0
         """How long the relay took for an envelope, and for its last word on a content."""
         self._sent_ahead = False
-        """Whether the envelope of `turn` was sent ahead, behind the content before, which was accepted."""
+        """Whether the envelope of `turn` was sent ahead, behind the content before."""
+        self._accepted_before = False
+        """Whether the relay accepted that content."""
         self._in_vain = False
         """Whether nobody is left who wants the envelope that went ahead."""
         self.turn: Turn | None = None
@@ -218,7 +220,7 @@ class Connection(Wire):
     def _is_ahead_step(self) -> bool:
         """Whether it waits for the first reply to an envelope that was sent ahead of a content that was taken."""
         waits = bool(self._expected) and self._expected[0] == "mail"
-        return waits and self.turn is not None and self._sent_ahead
+        return waits and self.turn is not None and self._sent_ahead and self._accepted_before
 
     def _learn(self) -> None:
         known = self._owner.pipelining
@@ -287,7 +289,7 @@ class Connection(Wire):
         if self._unproven and reply.code == 503:
             self._owner.pipelined(works=False)  # it may have lost the command before this one
         ahead = self._sent_ahead and reply.stage == "mail"
-        if ahead:
+        if ahead and self._accepted_before:
             if out_of_step(reply):
                 self._owner.refused_ahead()
             else:
@@ -335,12 +337,9 @@ class Connection(Wire):
         if self._in_vain:
             # after DATA only the end of the connection takes an envelope back
             self.break_off(TroubleError("unreachable", "the mail behind was given back"))
-        elif self.following is not None and not accepted:
-            # a relay may keep the transaction of a refused content, and would add the next recipient to it
-            self.break_off(TroubleError("unreachable", "an envelope was sent ahead behind a refused content"))
         elif self.following is not None:
             self.turn, self.following = self.following, None
-            self._sent_ahead = True
+            self._sent_ahead, self._accepted_before = True, accepted
             self._owner.began(self.turn)
         elif accepted:
             self._owner.free(self)

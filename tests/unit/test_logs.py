@@ -221,8 +221,10 @@ def test_a_pipe_that_is_not_read_drops_what_is_too_much_counts_it_and_says_so_on
     reported = re.findall(rb"^(\d+) dropped\n", found, re.MULTILINE)
     assert sum(map(int, reported)) == dropped
     kept = [line for line in found.splitlines(keepends=True) if b"dropped" not in line]
-    assert kept == [*lines[: len(kept) - 1], b"again\n"]
-    assert len(kept) - 1 + dropped == len(lines)
+    # where the thread is late, there is room again for some of the last lines
+    assert kept.pop() == b"again\n"
+    assert kept == sorted(set(kept) & set(lines))
+    assert len(kept) == len(lines) - dropped
     os.close(reader)
     os.close(writer)
 
