@@ -239,8 +239,7 @@ class _Loader(FileSystemLoader):
     ) -> Template:
         """Compile a file."""
         _, filename, is_current = self.get_source(environment, name)
-        _, tree = self.parse(environment, name)
-        code = environment.compile(tree, name, filename)
+        code = environment.compile(self.parse(environment, name)[1], name, filename)
         return environment.template_class.from_code(environment, code, globals or {}, is_current)
 
     def clear(self) -> None:
