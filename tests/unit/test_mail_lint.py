@@ -306,3 +306,12 @@ def test_a_worker_reports_what_it_can_see_without_rendering(tmp_path: Path) -> N
     assert [(it.file, it.line) for it in lint_at_start(tmp_path, "en")] == [
         ("mine/body.htm", None), ("mine/body.html", 1), ("mine/body.txt", 2),
     ]  # fmt: skip
+
+
+def test_a_fault_of_a_shared_file_is_one_of_every_template_that_uses_it(tmp_path: Path) -> None:
+    (tmp_path / "layout.html").write_text("{% include 'missing.html' %}")
+    faults: list[TemplateError] = []
+    book = TemplateBook(tmp_path, "", faults)
+    assert all(not book.languages(name) for name in book.names)
+    assert len(faults) == 6
+    assert all("there is no file missing.html" in str(it) for it in faults)
