@@ -106,6 +106,8 @@ class ScriptedRelay:
     connections: int = 0
     contents: int = 0
     """Final dots that were read."""
+    held: int = 0
+    """Answers that wait for their `until`."""
 
     def __post_init__(self) -> None:
         self._once: dict[tuple[str, str | None], deque[Act]] = {}
@@ -351,7 +353,9 @@ class _Talk:
         if act.delay_s:
             await asyncio.sleep(act.delay_s)
         if act.until is not None:
+            self.relay.held += 1
             await act.until.wait()
+            self.relay.held -= 1
         reply = (usual or _USUAL[step]) if act.reply is None else act.reply
         if mail is not None and (act.keep or reply.startswith("2")):
             self.relay.accepted.append(mail)

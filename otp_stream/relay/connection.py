@@ -145,7 +145,11 @@ class Connection(Wire):
         else:
             self.following, self._follows_from = turn, monotonic()
         mail, self._rcpt = commands
-        if self._pipelining:
+        if self.following is not None:
+            # `_on_data` sends it, behind the content
+            self._unsent += mail + self._rcpt + b"DATA\r\n"
+            self._expected.extend(("mail", "rcpt", "data"))
+        elif self._pipelining:
             self._say(mail + self._rcpt + b"DATA\r\n", "mail", "rcpt", "data")
         else:
             self._say(mail, "mail")
@@ -317,21 +321,25 @@ class Connection(Wire):
         elif turn.refusal is not None:
             # DATA was pipelined behind a refused RCPT, and the relay waits for content: a lone dot (RFC 2920 §3.1)
             self._say(b".\r\n", "body")
-        elif not self._owner.wants(turn):
+        else:
+            self._send_content(turn)
+
+    def _send_content(self, turn: Turn) -> None:
+        self._unsent = wire_form(turn.mail)
+        self._expected.append("body")
+        self._content_at = monotonic()
+        if self._asked_at is not None:
+            self._envelope_s, self._asked_at = self._content_at - self._asked_at, None
+        if self._pipelining and self._body_s <= self._envelope_s + _SLACK_S:
+            self._owner.follow(self)
+        # asked last of all: a process that is frozen between the question and the write sends what is not its own
+        if self._owner.wants(turn):
+            turn.written = True
+            self._say(b"")
+        else:
             # after DATA only the end of the connection takes a mail back
             turn.withdrawn = True
             self.break_off(TroubleError("unreachable", "the job was taken back"))
-        else:
-            turn.written = True
-            self._unsent = wire_form(turn.mail)
-            self._expected.append("body")
-            self._content_at = monotonic()
-            if self._asked_at is not None:
-                self._envelope_s, self._asked_at = self._content_at - self._asked_at, None
-            if self._pipelining and self._body_s <= self._envelope_s + _SLACK_S:
-                self._owner.follow(self)
-            if self._unsent:
-                self._say(b"")
 
     def _go_on(self, *, accepted: bool) -> None:
         if self._in_vain:

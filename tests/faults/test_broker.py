@@ -212,14 +212,21 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
 
 @pytest.mark.waits
 async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(stage: Stage, ledger: Ledger) -> None:
+    go_ahead = asyncio.Event()
+    connections = 4  # of five: one is kept for urgent jobs
     stage.relay.always("body", Act(delay_s=0.05))
     worker = await begin(stage, f"{stage.url}?heartbeat=1")
     await ledger.publish(JOBS)
     await stage.relay.wait_accepted(10)
+    stage.relay.then("data", *[Act(until=go_ahead)] * connections)
+    await stage.relay.wait(lambda: stage.relay.held == connections, "envelope on each connection")
     worker.signal(signal.SIGSTOP)
     second = stage.worker(SMTP_POOL_SIZE="5")
     await second.start()
     await _all_ended(stage, ledger, second)
+    # the first thing that it hears is that it may send what the other one has sent
+    go_ahead.set()
+    await stage.relay.wait(lambda: stage.relay.held == 0, "answer to each envelope")
     thawed_at = time.monotonic()
     worker.signal(signal.SIGCONT)
     ledger.mended()
