@@ -81,6 +81,8 @@ class Unavailable:
     error: str
     code: int | None = field(default=None, compare=False)
     """Of the reply that said so, where it was one to this mail."""
+    stage: Stage | None = field(default=None, compare=False)
+    """Of that reply."""
 
 
 @dataclass(frozen=True, slots=True)

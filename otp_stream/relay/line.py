@@ -329,10 +329,9 @@ class Line:
         recipient = turn.mail.recipient
         changed = False
         match outcome:
-            case Unavailable(_, error) if self._offences[recipient] >= _OFFENCES:
+            case Unavailable(_, error) if self._is_alone_with(turn, outcome):
                 # everybody else's mail is taken: one address must not hold up all of them
                 outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
-                self.gate.probing = self.gate.probing and not turn.probe
             case Unavailable(trouble, error):
                 # where the gate is told of, nobody knows whose secrets these words may hold
                 changed = self.gate.close(trouble, scrub(error, *turn.mail.secrets), now_ms, probe=turn.probe)
@@ -354,6 +353,10 @@ class Line:
         turn.end(outcome)
         if changed:
             self._gate_changed()
+
+    def _is_alone_with(self, turn: Turn, outcome: Unavailable) -> bool:
+        # MAIL names no recipient, and a probe meets what everybody would meet
+        return self._offences[turn.mail.recipient] >= _OFFENCES and outcome.stage != "mail" and not turn.probe
 
     def _gate_changed(self) -> None:
         if self.gate.state == "closed":

@@ -76,7 +76,7 @@ def classify(reply: Reply) -> Outcome | None:
     if kind not in {4, 5}:
         return None
     if trouble := trouble_of(reply):
-        return Unavailable(trouble, str(reply), reply.code)
+        return Unavailable(trouble, str(reply), reply.code, reply.stage)
     if out_of_step(reply):
         return None
     return Rejected(reply) if kind == 5 else Deferred(reply)

@@ -367,6 +367,21 @@ async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_
     await smtp.close()
 
 
+async def test_what_everybody_would_meet_is_no_matter_of_one_recipient(relay: ScriptedRelay):
+    relay.always("rcpt", "421 4.3.0 try later", to="odd@example.com")
+    async with client(relay, pool_size=3) as smtp:
+        odd = asyncio.create_task(deliver(smtp, "odd@example.com"))
+        while not odd.done():
+            await deliver(smtp)
+        assert isinstance((await odd)[0], Deferred)
+        # MAIL names no recipient; on an old connection a 421 is only its end
+        relay.then("mail", "421 4.3.0 down", "421 4.3.0 down")
+        assert isinstance(await send(smtp, "odd@example.com"), Unavailable)
+        assert isinstance(await send(smtp, "odd@example.com"), Unavailable)  # it is the probe
+        await deliver(smtp)
+        assert isinstance(await send(smtp, "odd@example.com"), Deferred)
+
+
 async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
     relay.then("body", "421 4.7.0 too many messages like 'Your code is 739154' for user@example.com")
     changes = Changes()
