@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
-from .masking import scrub
+from .masking import WINDOW, cut, scrub
 
 Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
 """The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""
@@ -30,7 +30,10 @@ def said(error: str) -> tuple[int, ReplyClass | None] | None:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One SMTP reply (RFC 5321 §4.2), with the enhanced code of RFC 3463 where the relay gave one."""
+    """One SMTP reply (RFC 5321 §4.2), with the enhanced code of RFC 3463 where the relay gave one.
+
+    A long `text` is whole, so that the words that matter are found; `str` shows its beginning.
+    """
 
     code: int
     enhanced: str | None
@@ -39,7 +42,7 @@ class Reply:
 
     def __str__(self) -> str:
         return " ".join(
-            part for part in (str(self.code), self.enhanced, self.text, f"(to {self.stage.upper()})") if part
+            part for part in (str(self.code), self.enhanced, cut(self.text), f"(to {self.stage.upper()})") if part
         )
 
 
@@ -104,7 +107,7 @@ def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
     """Return the outcome with every secret blotted out of its texts: a relay may quote what it was sent."""
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
-            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets)))
+            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets, limit=WINDOW)))
         case Uncertain(error) | Unavailable(_, error) | Broken(error):
             return replace(outcome, error=scrub(error, *secrets))
         case Lapsed():

@@ -6,7 +6,7 @@ Facts only. Whether a job is tried again is decided elsewhere.
 import re
 from collections.abc import Sequence
 
-from otp_stream.core.masking import SHOWN, WINDOW, cut, scrub
+from otp_stream.core.masking import SHOWN, WINDOW, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Trouble, Unavailable
 
 from . import reply_words as words
@@ -49,8 +49,8 @@ def to_reply(answer: Answer, stage: Stage, *, sender: str | None = None, secrets
     """Return the reply with its enhanced code (RFC 2034) apart, on one line and without e-mail addresses.
 
     `sender` is the envelope's MAIL FROM: it is replaced by `SENDER_EMAIL`, so that a reader sees whom the reply is
-    about. A long text is cut, after the mail's `secrets` in it were redacted: no later search would find half of a
-    code.
+    about. In a text that will be cut where it is shown, the mail's `secrets` are redacted before: no later search would
+    find half of a code.
     """
     code, text = answer
     enhanced = _ENHANCED.match(text)
@@ -63,9 +63,7 @@ def to_reply(answer: Answer, stage: Stage, *, sender: str | None = None, secrets
     if "@" in text:
         ours = sender.lower() if sender else None
         text = _ADDRESS.sub(lambda found: _OUR_ADDRESS if found[0].rstrip(".").lower() == ours else "***", text)
-    if len(text) > SHOWN and secrets:
-        return Reply(code, status, scrub(text, *secrets), stage)
-    return Reply(code, status, cut(scrub(text, limit=WINDOW)), stage)
+    return Reply(code, status, scrub(text, *(secrets if len(text) > SHOWN else ()), limit=WINDOW), stage)
 
 
 def classify(reply: Reply) -> Outcome | None:

@@ -113,7 +113,16 @@ def test_what_is_no_enhanced_code_stays_text(text: str):
 
 
 def test_reply_texts_show_no_address_and_have_an_end():
-    reply = to_reply((550, f"5.1.1 <u+tag@example.com>: unknown\n5.1.1 mail to:ü@exämple.org {'x' * 999}"), "rcpt")
-    assert "@" not in reply.text
-    assert reply.text.startswith("<***>: unknown mail to:*** x")
-    assert len(reply.text) == 300
+    reply = str(
+        to_reply((550, f"5.1.1 <u+tag@example.com>: unknown\n5.1.1 mail to:ü@exämple.org {'x' * 999}"), "rcpt")
+    )
+    assert "@" not in reply
+    assert reply.startswith("550 5.1.1 <***>: unknown mail to:*** x")
+    assert reply.endswith("x (to RCPT)")
+    assert len(reply) == len("550 5.1.1  (to RCPT)") + 300
+
+
+def test_words_far_behind_in_a_long_reply_count():
+    policy = "Please read our policy. " * 40
+    assert verdict(f"550 {policy}\nDaily sending limit exceeded", "rcpt") == "throttled"
+    assert verdict(f"451 {policy}\ngreylisted, come back", "rcpt") == "later"
