@@ -290,7 +290,7 @@ class Connection(Wire):
         return may_be or out_of_step(reply) or self._is_session_limit(reply)
 
     def _session_fails(self, turn: Turn, reply: Reply) -> None:
-        if self._unproven and reply.code == 503:
+        if self._unproven and out_of_step(reply):
             self._owner.pipelined(works=False)  # it may have lost the command before this one
         ahead = self._sent_ahead and reply.stage == "mail"
         if ahead and self._accepted_before:
@@ -309,11 +309,12 @@ class Connection(Wire):
         return not self.fresh and not turn.losses and reply.code // 100 == 4 and trouble_of(reply) == "unreachable"
 
     def _on_data(self, turn: Turn, code: int, text: str) -> None:
+        reply = turn.refusal or self._reply("data", code, text)
         if self._unproven:
             self._unproven = False
-            self._owner.pipelined(works=code != 503 or turn.refusal is not None)
+            self._owner.pipelined(works=not out_of_step(reply))
         if code != 354:
-            self._refused(turn, turn.refusal or self._reply("data", code, text))
+            self._refused(turn, reply)
         elif turn.refusal is not None and turn.refusal.stage == "mail":
             # whose transaction it waits in is not known: a lone dot could send an empty mail to another recipient
             self._end(turn, turn.refusal)

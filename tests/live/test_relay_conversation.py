@@ -1053,6 +1053,27 @@ async def test_a_relay_that_is_out_of_step_rejects_no_job(
     assert relay.contents == 1 + (step == "body")
 
 
+@pytest.mark.parametrize("reply", ["503 5.5.1 bad sequence", "554 5.5.0 Improper use of SMTP command pipelining"])
+@pytest.mark.parametrize("step", [0, 1, 2])
+async def test_a_relay_that_refuses_pipelined_commands_gets_them_one_by_one(
+    manual: ManualRelay, monkeypatch: pytest.MonkeyPatch, reply: str, step: int
+):
+    monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
+    async with client(manual, pool_size=1) as smtp:
+        first = asyncio.create_task(send(smtp))
+        connection = await manual.ready_connection()
+        await connection.expect(envelope("user@example.com"))
+        await connection.reply(*ACCEPTS[:step], *[reply] * (3 - step))
+        await connection.expect_end()
+        assert isinstance(await first, Unavailable)
+        second = asyncio.create_task(send(smtp))
+        connection = await manual.ready_connection()
+        await take_envelope(connection, "user@example.com", pipelining=False)
+        await connection.expect_alone(ENDED)
+        await connection.reply("250 queued")
+        assert isinstance(await second, Accepted)
+
+
 @pytest.mark.parametrize("step", ["mail", "rcpt"])
 async def test_a_relay_that_asks_for_a_login_by_503_says_so(relay: ScriptedRelay, step: str):
     relay.then(step, "503 5.5.1 authentication required")
