@@ -5,7 +5,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-from otp_stream.core.mail import Mail
 from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
@@ -25,6 +24,7 @@ STALLED_S = 10.0
 _OFFENCES = 2
 _MOST_LOST_AHEAD = 3
 _REMEMBERED = 1_000
+_MOST_PASSED = 100
 
 
 class Dispatcher(Protocol):
@@ -99,8 +99,8 @@ class Line:
         self._replies: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()
         """Replies to a mail that were about every mail: none was taken with them."""
-        self._suspect: Mail | None = None
-        """The mail that closed the gate: the probe is another one's, lest one mail keep it shut."""
+        self._in_trouble: set[str] = set()
+        """Recipients whose mail met trouble since the gate was open: the probe is another's, lest they keep it shut."""
         self._closer: str | None = None
         """The recipient whose mail closed the gate."""
         self._offences: Counter[str] = Counter()
@@ -301,16 +301,30 @@ class Line:
         # behind an ordinary mail another one takes no more connections than there are taken
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
         turn = self._dispatcher.next_for(self, urgent_only=urgent_only)
-        if (
-            turn is not None
-            and turn.mail == self._suspect
-            and (other := self._dispatcher.next_for(self, urgent_only=urgent_only))
-        ):
-            self._dispatcher.push(turn)
-            self._suspect, turn = None, other
+        if turn is not None and self.gate.state == "half_open" and turn.mail.recipient in self._in_trouble:
+            turn = self._untried(turn, urgent_only=urgent_only)
         if limited and turn is not None:
             self.rate.use(monotonic())
         return turn
+
+    def _untried(self, turn: Turn, *, urgent_only: bool) -> Turn:
+        """Return the next job whose recipient has not met trouble; if there is none, this one."""
+        passed = [turn]
+        found = None
+        while found is None and len(passed) < _MOST_PASSED:
+            other = self._dispatcher.next_for(self, urgent_only=urgent_only)
+            if other is None:
+                break
+            if other.mail.recipient in self._in_trouble:
+                passed.append(other)
+            else:
+                found = other
+        if found is None:
+            self._in_trouble.clear()  # each of them in turn
+            found = passed.pop(0)
+        for other in passed:
+            self._dispatcher.push(other)
+        return found
 
     def _grow(self) -> None:
         if self.pool.room <= 0 or not self.gate.passable:
@@ -335,8 +349,9 @@ class Line:
             case Unavailable(trouble, error):
                 # where the gate is told of, nobody knows whose secrets these words may hold
                 changed = self.gate.close(trouble, scrub(error, *turn.mail.secrets), now_ms, probe=turn.probe)
+                self._in_trouble.add(recipient)
                 if changed:
-                    self._suspect, self._closer = turn.mail, recipient
+                    self._closer = recipient
                     if trouble == "throttled":
                         self.pace.throttled()
                     if turn.probe or (trouble == "unreachable" and outcome.code not in {None, 421}):
@@ -355,10 +370,12 @@ class Line:
             self._gate_changed()
 
     def _is_alone_with(self, turn: Turn, outcome: Unavailable) -> bool:
-        # MAIL names no recipient, and a probe meets what everybody would meet
+        # MAIL names no recipient, and while the gate is not open nobody knows what others would meet
         return self._offences[turn.mail.recipient] >= _OFFENCES and outcome.stage != "mail" and not turn.probe
 
     def _gate_changed(self) -> None:
+        if self.gate.state == "open" or len(self._in_trouble) > _REMEMBERED:
+            self._in_trouble.clear()
         if self.gate.state == "closed":
             self.rate.hold(monotonic())
         else:

@@ -30,6 +30,7 @@ from otp_stream.core.state import RelayState
 from otp_stream.relay import RelayLimits, SmtpRelay
 from otp_stream.relay import connection as connection_module
 from otp_stream.relay import line as line_module
+from otp_stream.relay.gate import Pauses
 
 pytestmark = pytest.mark.waits
 
@@ -380,6 +381,22 @@ async def test_what_everybody_would_meet_is_no_matter_of_one_recipient(relay: Sc
         assert isinstance(await send(smtp, "odd@example.com"), Unavailable)  # it is the probe
         await deliver(smtp)
         assert isinstance(await send(smtp, "odd@example.com"), Deferred)
+
+
+async def test_mails_that_all_meet_trouble_do_not_take_the_probes_from_another(
+    relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
+    for number in range(5):
+        relay.always("rcpt", "421 4.3.0 try later", to=f"bad{number}@example.com")
+    async with client(relay, pool_size=1) as smtp:
+        # they are more urgent
+        bad = [asyncio.create_task(deliver(smtp, f"bad{number}@example.com", rank=1)) for number in range(5)]
+        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        good, _ = await deliver(smtp, "good@example.com", rank=3)
+        assert isinstance(good, Accepted)
+        for task in bad:
+            task.cancel()
 
 
 async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
