@@ -146,7 +146,7 @@ class Connection(Wire):
             self.following, self._follows_from = turn, monotonic()
         mail, self._rcpt = commands
         if self.following is not None:
-            # `_on_data` sends it, behind the content
+            # `_send_content` sends it, behind the content
             self._unsent += mail + self._rcpt + b"DATA\r\n"
             self._expected.extend(("mail", "rcpt", "data"))
         elif self._pipelining:

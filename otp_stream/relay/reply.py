@@ -12,7 +12,9 @@ from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply
 from . import reply_words as words
 from .parser import Answer
 
-_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
+_ENHANCED = re.compile(r"#?([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
+_AT_THE_END = re.compile(r"\(#([245]\.\d{1,3}\.\d{1,3})\)\s*\Z")
+"""As qmail writes it."""
 # Begins only where a word begins: the time is linear, whatever a relay says.
 _ADDRESS = re.compile(r"(?<![^\s<>\"'(),;:\[\]@])[^\s<>\"'(),;:\[\]@]+@[^\s<>\"'(),;:\[\]]+")
 _OUR_ADDRESS = "SENDER_EMAIL"
@@ -23,8 +25,9 @@ _LOGIN_CODES = frozenset({525, 530, 534, 535, 538})
 _LOGIN_STATUS = frozenset({"7.8", "7.9", "7.30", "7.57", "7.139"})
 """With words of a login: Yahoo gives 5.7.9 to mail that breaks a policy, Gmail 5.7.30 to mail without DKIM."""
 _TLS_STATUS = frozenset({"7.10", "7.11"})
-_CLOSED_STATUS = "4.3.2"
-"""RFC 3463: the system accepts no messages now. Postfix's postscreen says it until the client connects again."""
+_CLOSED_STATUS = frozenset({"4.3.2", "4.3.5"})
+"""RFC 3463: the system accepts no messages now (Postfix's postscreen says so until the client connects again), or it is
+not configured well."""
 # RFC 3463: system full, congestion; a rate by Gmail's word. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.
 _THROTTLED_STATUS = frozenset({"4.3.1", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
@@ -39,6 +42,8 @@ _RECIPIENT_STATUS = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
 """RFC 3463, RFC 7505: the recipient's address or domain does not exist."""
 _MAILBOX_STATUS = frozenset({"2.1", "2.2"})
 """RFC 3463: disabled or full. What comes in is limited there, too, in the words of a limit on what goes out."""
+_AUTHENTICITY_STATUS = frozenset({"7.20", "7.21", "7.22", "7.23", "7.24", "7.26"})
+"""RFC 7372: of DKIM and SPF."""
 _OF_A_MAIL: frozenset[Stage] = frozenset({"rcpt", "data", "body"})
 """The stages that a recipient and a message belong to."""
 _ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
@@ -53,13 +58,13 @@ def to_reply(answer: Answer, stage: Stage, *, sender: str | None = None, secrets
     find half of a code.
     """
     code, text = answer
-    enhanced = _ENHANCED.match(text)
-    status = enhanced[0] if enhanced else None
+    enhanced = _ENHANCED.match(text) or _AT_THE_END.search(text)
+    status = enhanced[1] if enhanced else None
     if status is not None and int(status[0]) != code // 100:
         status = None
     if status is not None:
         # each line of a reply repeats the status
-        text = "\n".join([line.removeprefix(status) for line in text.split("\n")])
+        text = "\n".join([line.removeprefix("#").removeprefix(status) for line in text.split("\n")])
     if "@" in text:
         ours = sender.lower() if sender else None
         text = _ADDRESS.sub(lambda found: _OUR_ADDRESS if found[0].rstrip(".").lower() == ours else "***", text)
@@ -99,27 +104,21 @@ def is_session_limit(reply: Reply) -> bool:
 
 def trouble_of(reply: Reply) -> Trouble | None:
     """Return the trouble that concerns every job; `None` where the reply is about one recipient or message."""
-    status = reply.enhanced or ""
-    if reply.stage in _OF_A_MAIL and words.AUTHENTICITY.search(reply.text):
-        return None
-    if words.STARTTLS.search(reply.text) or (reply.code in _LOGIN_CODES and "starttls" in reply.text.lower()):
-        return "tls_failed"
-    if reply.code in _LOGIN_CODES or _says_login(reply, status) or _asks_for_login(reply):
-        return "login_refused"
-    if status[2:] in _TLS_STATUS:
-        return "tls_failed"
-    if reply.code == 454 and status == "4.7.0" and not words.LIMITED.search(reply.text):
-        # RFC 4954 §6 gives it to a login that fails for now, RFC 3207 §4 to TLS
-        return "tls_failed" if reply.stage == "tls" else "login_refused"
+    status, text = reply.enhanced or "", reply.text
     if reply.stage in _OF_A_MAIL:
-        if status[2:] in _RECIPIENT_STATUS or words.RECIPIENTS_OWN.search(reply.text):
+        if status[2:] in _AUTHENTICITY_STATUS:
             return None
-    elif reply.stage == "mail":
+        if words.OUR_DOMAIN.search(text) and "***" not in text and not words.THEIRS.search(text):
+            return "sender_refused"
+        if words.AUTHENTICITY.search(text) or (words.RECIPIENTS_OWN.search(text) and not _is_our_login(reply)):
+            return None
+    if trouble := _of_tls_or_login(reply, status):
+        return trouble
+    if reply.stage == "mail":
         return _of_mail_from(reply, status)
-    closed = reply.code == 421 or (status == _CLOSED_STATUS and not words.RECIPIENT.search(reply.text))
-    if status.startswith("4.2.") and reply.stage in _OF_A_MAIL:
-        closed = False  # a mailbox alone
-    return _of_account(reply, status) or ("unreachable" if closed else None)
+    if reply.stage in _OF_A_MAIL and status[2:] in _RECIPIENT_STATUS:
+        return None
+    return _of_account(reply, status) or ("unreachable" if _is_closed(reply, status) else None)
 
 
 def refusal(reply: Reply) -> Trouble:
@@ -135,8 +134,41 @@ def refusal(reply: Reply) -> Trouble:
             return "unreachable"
 
 
+def _of_tls_or_login(reply: Reply, status: str) -> Trouble | None:
+    text = reply.text
+    if words.STARTTLS.search(text) or (reply.code in _LOGIN_CODES and "starttls" in text.lower()):
+        return "tls_failed"
+    if reply.code in _LOGIN_CODES or _says_login(reply, status) or _asks_for_login(reply):
+        return "login_refused"
+    if status[2:] in _TLS_STATUS:
+        return "tls_failed"
+    if reply.code == 454 and status == "4.7.0" and not _names_recipient(reply) and not words.LIMITED.search(text):
+        # RFC 4954 §6 gives it to a login that fails for now, RFC 3207 §4 to TLS
+        return "tls_failed" if reply.stage == "tls" else "login_refused"
+    return None
+
+
+def _is_our_login(reply: Reply) -> bool:
+    return reply.code in _LOGIN_CODES and not words.TLS.search(reply.text)
+
+
+def _is_closed(reply: Reply, status: str) -> bool:
+    """Whether the relay takes no mail at all for now."""
+    if _names_recipient(reply) or (reply.stage in _OF_A_MAIL and status.startswith("4.2.")):
+        return False  # a mailbox alone
+    if status in _CLOSED_STATUS and not words.RECIPIENT.search(reply.text):
+        return True
+    return reply.code == 421 or bool(words.CLOSED.search(reply.text) and not words.MAILBOX.search(reply.text))
+
+
+def _names_recipient(reply: Reply) -> bool:
+    return reply.stage in _OF_A_MAIL and reply.text.lstrip("<").startswith("***")
+
+
 def _is_out_of_step(reply: Reply) -> bool:
-    return reply.code == 503 or (reply.code // 100 == 5 and bool(words.OUT_OF_STEP.search(reply.text)))
+    if reply.stage in _OF_A_MAIL and (reply.enhanced or "").startswith(("5.1.", "5.2.", "5.6.", "5.7.")):
+        return bool(words.OUT_OF_STEP.search(reply.text))
+    return reply.code == 503 or (reply.code // 100 in {4, 5} and bool(words.OUT_OF_STEP.search(reply.text)))
 
 
 def _says_login(reply: Reply, status: str) -> bool:
@@ -179,9 +211,12 @@ def _of_account(reply: Reply, status: str) -> Trouble | None:
         return "throttled"
     if words.SENDER.search(text):
         return "sender_refused"
-    if status not in _FULL_STATUS and words.RECIPIENT.search(text):
+    is_full = status in _FULL_STATUS or (
+        reply.code == 452 and not status and words.FULL.search(text) and not words.MAILBOX.search(text)
+    )
+    if not is_full and words.RECIPIENT.search(text):
         return None
-    if status in _THROTTLED_STATUS:
+    if is_full or status in _THROTTLED_STATUS:
         return "throttled"
     if subject in {"1.", "2."} or words.CONTENT.search(text):
         return None

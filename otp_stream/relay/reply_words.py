@@ -47,6 +47,22 @@ _PASSES = r"(?:pass|fail|polic|authenticat|align|check|verification|valid)"
 AUTHENTICITY = _any(rf"\b(?:spf|dkim|dmarc)\b.{{0,60}}{_PASSES}", rf"{_PASSES}\w*\b.{{0,60}}\b(?:spf|dkim|dmarc)\b")
 """The message's domain is not proven to whom the relay passes it on: other recipients may not ask for it."""
 
+OUR_DOMAIN = _any(
+    rf"domain (?:{_WHOSE} )?(?:is )?not allowed to send\b(?!.{{0,60}}limit)(?! {_FEW}to\b)",
+    rf"(?:sender|sending|from) domain (?:{_WHOSE} )?(?:is |has )?(?:not (?:been |yet )*verified|unverified)",
+    r"sending (?:is |has been )?(?:paus|disabl|suspend)",
+    r"sender verif(?:y|ication) failed",
+    r"verification failed for \W*SENDER_EMAIL",
+)
+"""Our domain or address is refused, whatever is said of SPF and DKIM, or of its mailbox."""
+
+THEIRS = _any(
+    r"recipient's\b", rf"\b(?:to|for|by) (?:this|that|the) {_FEW}(?:recipient|mailbox|group|user|person|list)\b"
+)
+"""And yet it may be about the recipient."""
+TLS = _any(r"\btls\b|encrypt|starttls")
+MAILBOX = _any(r"\*\*\*|mail-?box|recipient")
+
 RECIPIENTS_OWN = _any(
     r"gr[ae]y-?list",
     r"RESOLVER\.",
@@ -63,8 +79,17 @@ RECIPIENTS_OWN = _any(
     r"(?:blocked|rejected|refused|restricted|denied|filtered) by "
     r"(?:the |this )?(?:recipient|user|addressee|mailbox|<?\*\*\*)",
     r"(?:allowed|accepted|approved|safe)[ -]senders?(?: |-)list",
-    rf"(?:allowed|permitted|authori[sz]ed|permission) to send {_FEW}to\b",
+    rf"(?:allowed|permitted|authori[sz]ed|permission) to send {_FEW}to\b(?! our\b)",
     r"sender (?:is )?not authenticated for",
+    r"(?:tls|encrypt)\w*\b.{0,40}(?:required|demanded|needed) by (?:the |this )?(?:recipient|destination|remote)",
+    r"(?:recipient|destination)(?:'s)? (?:\w+ )?(?:requires|demands|needs)\b.{0,40}(?:tls|encrypt)",
+    r"remote server returned",
+    r"\bsent to (?:the |a )?(?:recipient|addressee|user|address|mailbox)\b",
+    r"^(?!.*\b(?:sending|out-?going|out-?bound|submission|smtp|relay|sender|account|your)\b)"
+    r".*(?:limit|quota|rate|too many)\b[^,.;:]{0,40} (?:to|for) [<(\"']*\*\*\*",
+    r"suppression list",
+    r"unverified address|\b(?:said|says|replied|responded): ?[245]\d\d\b",  # of a server that the relay asked
+    r"^\W*\*\*\*[>)\"':]* (?:cannot|can't|could not) be verified",
 )
 """Whatever else is said, it is about this recipient."""
 
@@ -110,7 +135,7 @@ SENDER = _any(
     r"sender (?:verify|verification|callout|address verification)",
     r"(?:bad|invalid|unauthori[sz]ed|unauthenticated|unverified|unknown|banned|forged) (?:outbound )?sender",
     r"verify (?:the )?sender|verif(?:y|ication) (?:failed )?(?:for )?<?SENDER_EMAIL",
-    r"not verified.{0,150}SENDER_EMAIL",
+    r"not verified.{0,400}SENDER_EMAIL",
     r"SENDER_EMAIL[>)\"':]* (?:is |was )?not (?:allowed|authori[sz]ed|verified|permitted|owned|active)",
     r"verified sender",
     rf"(?:mail )?from'?(?::| e-?mail| header)? address {_FEW}(?:{_WHOSE} )?(?:is|does|must|should|not|should be)\b",
@@ -125,9 +150,13 @@ SENDER = _any(
     r"perform|relay|use)\b",
     rf"(?:not|n't) (?:allowed|permitted|authori[sz]ed) to send\b(?! {_FEW}to\b)",
     r"(?:can ?not|can'?t|may not|unable to) send (?:any )?(?:more )?(?:e-?mails?|messages?|mails?)\b",
-    r"relaying (?:is )?(?:disallowed|denied|refused|not allowed) as\b",
+    r"relaying (?:is )?(?:denied|refused|not allowed) as\b|^(?!.*\*\*\*).*relaying (?:is )?disallowed(?! to\b)",
+    r"^<\S+\[[\da-f.:]+\]>: relay access denied",
     rf"(?:sending|sender|from) domain (?:{_WHOSE} )?{_FEW}{_REFUSED}",
     r"domain (?:is )?(?:unverified|not verified)",
+    r"sender domain (?:has|without) (?:no )?(?:valid )?(?:mx|dns)\b|domain not found for sender",
+    r"domain of (?:the )?sender\b.{0,80}(?:does not|doesn't) (?:exist|resolve)",
+    rf"\bapi[ -]?key (?:is |was |has been )?{_REFUSED}",
     r"unconfigured sending domain",
     rf"your (?:[\w-]+ ){{0,3}}account (?:\w+ ){{0,5}}{_REFUSED}",
     rf"your (?:[\w-]+ ){{0,2}}(?:ip|host|server|network)\b.{{0,60}}{_REFUSED}",
@@ -146,6 +175,13 @@ SENDER = _any(
     r"\bip (?:address )?(?:\[?[\d.:a-f]+\]? )?(?:is |has been |was )?(?:temporarily )?"
     r"(?:block|blacklist|bann|listed|reject|in (?:the )?(?:black|block) ?list|not authori[sz]ed)",
     r"banned sending ip",
+    r"\bip\b.{0,50}\bnot (?:authori[sz]ed|(?:(?:on|in) )?(?:the |our )?(?:allow|white)[ -]?list)",
+    rf"(?:your access|access from (?:this|your) (?:ip|host|server|network)(?: address)?) (?:\w+ ){{0,6}}{_REFUSED}",
+    r"messages? from \[[\da-f.:]+\] (?:weren't|were not|was not) sent|network is on our block ?list",
+    r"connections? will not be accepted from",
+    r"\bip(?: |-)?address is black ?listed|\bis in an? (?:\w+ )?(?:rbl|dnsbl)\b|in the \w+ dnsbl",
+    r"blocked - see \S*(?:dnsbl|ipcheck)|client \[[\da-f.:]+\] blocked|\bip reputation policy|ip name lookup failed",
+    r"your access to submit messages\b.{0,60}rejected",
     r"access denied.{0,40}(?:bad outbound|banned|traffic not accepted)",
 )
 """Our sender address, account or host is refused, with any code."""
@@ -159,6 +195,15 @@ RECIPIENT = _any(
     r"no such|unknown (?:user|recipient|address)|(?:user|recipient|address)s? (?:unknown|not found|does not exist)",
 )
 """The words of a full, closed or unknown mailbox, unless our account is named."""
+
+CLOSED = _any(
+    r"queue file|\bqq (?:write|temporary|trouble|read|crashed|out of memory|timeout)|unable to exec qq",
+    r"temporary system resource error",
+    r"(?:temporary|internal) (?:service|system|server) (?:failure|error|problem)",
+)
+"""The relay's own fault for now."""
+FULL = _any(r"insufficient (?:system |disk )+(?:storage|space|resources)")
+"""RFC 5321 §4.2.3, with 452: of the relay. A mailbox that is full is 552 there."""
 
 LIMITED = _any(
     r"throttl",
@@ -185,9 +230,9 @@ ERRORS = _any(
 OUT_OF_STEP = _any(
     r"pipelin(?:ed|ing)\b",
     r"(?:smtp|protocol) synchroni[sz]ation",
-    r"(?:bad|wrong|invalid|out of|improper) (?:command )?sequence",
+    r"(?:bad|wrong|invalid|out of|improper) (?:command )?sequence\b(?! of (?!commands))",
 )
-"""With 5xx: a command that came at the wrong time. Exim and Postfix do not say 503 to each of them."""
+"""With 4xx or 5xx: a command that came at the wrong time. Exim and Postfix do not say 503 to each of them."""
 
 QUOTA = _any(r"\bquota\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
 """Enough beside a status X.7.X: policy, not a mailbox."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 from smtp_relay import (
@@ -1013,6 +1014,19 @@ async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
         assert smtp.look()[0].gate == "open"
+
+
+async def test_whether_a_job_is_ours_is_asked_last_of_all_before_its_content_leaves():
+    # the mail behind is prepared before: the process may be frozen in the meantime
+    asked: list[int] = []
+
+    def wanted(number: int) -> bool:
+        asked.append(number)
+        return True
+
+    async with ScriptedRelay() as relay, client(relay, pool_size=1) as smtp:
+        await asyncio.gather(*(send(smtp, wanted=partial(wanted, number)) for number in range(2)))
+    assert asked == [0, 1, 0, 1]
 
 
 async def test_content_that_is_refused_for_the_envelope_behind_it_is_sent_alone(manual: ManualRelay):

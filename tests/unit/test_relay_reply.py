@@ -113,9 +113,7 @@ def test_what_is_no_enhanced_code_stays_text(text: str):
 
 
 def test_reply_texts_show_no_address_and_have_an_end():
-    reply = str(
-        to_reply((550, f"5.1.1 <u+tag@example.com>: unknown\n5.1.1 mail to:ü@exämple.org {'x' * 999}"), "rcpt")
-    )
+    reply = str(to_reply((550, f"5.1.1 <u+tag@example.com>: unknown\n5.1.1 mail to:ü@exämple.org {'x' * 999}"), "rcpt"))
     assert "@" not in reply
     assert reply.startswith("550 5.1.1 <***>: unknown mail to:*** x")
     assert reply.endswith("x (to RCPT)")

@@ -1,6 +1,7 @@
 """Replies of relays in the field: those about our account, and those about one recipient or message.
 
-Each line is the stage of the dialogue and the reply. Our sender is otp@example.com, the recipient user@example.com.
+Each line is the stage of the dialogue and the reply, with a bar between its lines. Our sender is otp@example.com, the
+recipient user@example.com.
 """
 
 from typing import cast
@@ -79,6 +80,8 @@ body 450 Too many requests
 rcpt 450 Requested action not taken: You have sent more mail than allowed
 rcpt 550 User <login@example.net> has exceeded its 24-hour sending limit
 body 450 4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary error.
+rcpt 550 Daily sending limit for login@example.net exceeded
+rcpt 450 4.7.1 rate limit exceeded for user account login@example.net
 """
 
 SENDER_REFUSED = """
@@ -143,6 +146,43 @@ body 550 5.7.0 SMTP access is disabled for this account
 body 554 5.2.0 STOREDRV.Submission.Exception:OutboundSpamException; Failed to process message
 body 550 5.7.703 Your message can't be delivered because messages were sent without authentication
 rcpt 550 Account outbounds disabled
+rcpt 550 Domain mg.example.com is not allowed to send: unverified. See the SPF and DKIM records for validation
+body 550 5.7.1 Sender domain not verified: SPF and DKIM checks have to pass first
+body 550 5.7.1 Sending disabled: your domain fails SPF validation
+rcpt 554 5.7.1 <unknown[192.0.2.1]>: Relay access denied
+rcpt 554 5.7.1 <mail.example.com[192.0.2.1]>: Relay access denied
+rcpt 553 Relaying disallowed
+body 553 Relaying disallowed. Invalid Domain - example.com
+rcpt 550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider (S3150).
+rcpt 550-5.7.1 [192.0.2.1] The IP you're using to send mail is not authorized to send email directly to our servers.
+rcpt 554 Your access to this mail system has been rejected due to the sending MTA's poor reputation.
+rcpt 553 5.7.1 [BL21] Connections will not be accepted from 192.0.2.1, because the ip is in Spamhaus's list
+rcpt 550 5.7.1 IP 192.0.2.1 is not whitelisted
+rcpt 550 Your IP address is not on the allow list
+body 550 5.7.1 IP address 192.0.2.1 not in whitelist for this account
+rcpt 550-Requested action not taken: mailbox unavailable | Sender address is not allowed.
+body 550 5.7.1 API key disabled
+rcpt 550 The API key is invalid
+rcpt 550 Domain not found for sender
+rcpt 550 Sender domain has no MX record
+rcpt 553 Domain of sender address otp@example.com does not resolve
+rcpt 550-Verification failed for <otp@example.com> | Response: 452 mailbox full | Sender verify failed
+rcpt 550-Callback setup failed for <otp@example.com> | Response: 550 The mailbox is full | Sender verify failed
+rcpt 550 5.7.1 Your SMTP account has been disabled
+body 554 5.7.1 The account has been suspended from sending
+rcpt 550 Access from this IP is denied
+rcpt 550 5.7.1 Client IP 192.0.2.1 is blocked
+body 550 5.7.1 your account is disabled
+rcpt 550 Mail from your network is blocked
+rcpt 554 5.7.0 Your server IP address is in the SORBS DNSBL database, bye
+body 554-Transaction failed | IP address is black listed.
+rcpt 550 Local CT IP Reputation policy - https://community.example.com/docs/DOC-1369#550
+rcpt 550 5.7.1 <user@example.com>... Relaying denied. IP name lookup failed [192.0.2.1]
+rcpt 550 5.7.0 Blocked - see https://support.example.com/dnsbl-lookup.cgi?ip=192.0.2.1
+body 554 Blocked - see https://ipcheck.example.com/?ip=192.0.2.1
+rcpt 550 JunkMail rejected - mail.example.com [192.0.2.1]:4711 is in an RBL on zen.spamhaus.org
+rcpt 550 Service unavailable; client [192.0.2.1] blocked using Barracuda Reputation
+rcpt 550 #5.7.1 Your access to submit messages to this e-mail system has been rejected.
 """
 
 LOGIN_REFUSED = """
@@ -296,6 +336,26 @@ mail 550 5.5.0 who are you
 mail 455 4.5.4 cannot accommodate parameters
 mail 450 4.7.1 too busy
 mail 503 5.7.0 Access denied. Authentication required
+body 451 4.3.0 Error: queue file write error
+body 451 4.3.0 queue file write error
+rcpt 451 4.3.5 Server configuration problem
+rcpt 451 4.3.5 Server configuration error
+body 451 4.3.5 Server configuration problem
+rcpt 451 4.3.0 Temporary service failure
+body 451 4.3.0 Internal server error
+body 452 Requested action not taken: insufficient system storage
+rcpt 452 Insufficient system storage
+body 452 insufficient disk space, try again
+body 451 4.3.0 Temporary system problem. Try again later
+body 451 4.3.0 Temporary server error. Please try again later. PRX2
+body 451 4.3.2 Please try again later
+body 451 qq temporary problem (#4.3.0)
+body 451 qq trouble creating files in queue (#4.3.0)
+body 451 qq write error or disk full (#4.3.0)
+body 451 unable to exec qq (#4.3.0)
+rcpt 452 #4.3.1 temporary system resource error
+rcpt 530 5.7.1 Authentication is needed by this destination
+rcpt 535 5.7.8 Authentication failed: account is on our suppression list
 """
 
 RECIPIENTS_OWN = """
@@ -509,12 +569,52 @@ body 554 5.7.1 message length exceeds administrative limit
 body 554 5.7.1 message mime complexity exceeds the policy maximum
 rcpt 550 SPF Sender Invalid - envelope rejected
 rcpt 550 DMARC Sender Invalid - envelope rejected
+rcpt 454 4.7.0 <user@example.com>: greylisted
+rcpt 454 4.7.0 <user@example.com>: Recipient address rejected: try again later
+rcpt 550 5.7.10 Encryption required by the recipient
+body 550 5.7.10 TLS is required by the destination domain
+rcpt 530 5.7.0 STARTTLS is required by the recipient's server
+rcpt 550 5.7.10 The recipient requires encryption
+rcpt 452 4.7.1 Daily limit of messages to <user@example.com> exceeded
+rcpt 450 4.7.1 daily limit for <user@example.com> reached
+rcpt 450 4.7.1 Too many verification mails sent to user
+rcpt 550 Too many messages sent to the recipient today
+rcpt 450 Hourly limit of mails to user@example.com is exceeded
+rcpt 550 5.7.1 Recipient is on the account's suppression list
+body 554 5.7.1 Address is on your account suppression list
+rcpt 550 address suppressed, on our suppression list
+rcpt 450 4.1.1 <user@example.com>: unverified address: mx.example.com[192.0.2.7] said: 421 4.7.0 Too many connections
+rcpt 450 4.2.0 <user@example.com>: unverified address: connect to mx.example.com[192.0.2.7]:25: your IP is blocked
+rcpt 450 <user@example.com>: host mx.example.com said: 450 4.7.1 rate limit exceeded
+rcpt 421 4.3.0 <user@example.com> cannot be verified now
+rcpt 421 <user@example.com>: try later
+body 503 5.7.1 rejected, spam
+body 503 5.6.0 message refused
+rcpt 503 5.1.1 no such user
+rcpt 451 4.3.0 <user@example.com>: Temporary lookup failure
+rcpt 550 user@example.com: relaying to this address is blocked by the recipient
+rcpt 550 5.7.1 message with a link to a page on our block list
+rcpt 550 5.7.1 Your domain is not allowed to send to this recipient
+rcpt 550 5.7.1 The domain example.com is not allowed to send mail to this group
+rcpt 550 5.7.1 Sender domain not allowed to send messages to this mailbox
+rcpt 550 5.7.1 Domain example.com not allowed to send email to <user@example.com>
+rcpt 550 5.7.1 Rejected by recipient's policy: sender verification failed
+body 550 5.7.1 Sending disabled for this recipient
+rcpt 452 <user@example.com>: insufficient disk space
+rcpt 452 Insufficient disk space in the mailbox of the recipient
+rcpt 550 <user@example.com>: Relaying disallowed
+rcpt 550 5.7.1 relaying disallowed to user@example.com
+body 550 5.6.0 invalid sequence of bytes in header
+body 550 5.7.26 sender domain example.com not verified by SPF or DKIM
+body 550 5.0.350 Remote server returned an error -> 550 5.7.1 Your IP is blocked
 """
 
 
 def _outcome(line: str) -> Outcome | None:
     stage, reply = line.split(" ", 1)
-    return classify(to_reply((int(reply[:3]), reply[4:]), cast("Stage", stage), sender="otp@example.com"))
+    return classify(
+        to_reply((int(reply[:3]), reply[4:].replace(" | ", "\n")), cast("Stage", stage), sender="otp@example.com")
+    )
 
 
 def _table(kind: str, lines: str) -> list[tuple[str, str]]:
@@ -534,6 +634,15 @@ def test_a_reply_about_our_account_is_about_every_mail(trouble: str, line: str):
     outcome = _outcome(line)
     assert isinstance(outcome, Unavailable), outcome
     assert outcome.trouble == trouble
+
+
+def test_the_sender_is_found_behind_a_long_display_name():
+    outcome = _outcome(
+        "body 554 Message rejected: Email address is not verified. The following identities failed the check in region "
+        f"EU-WEST-1: {'Example International Trading and Holding Company ' * 4} <otp@example.com>"
+    )
+    assert isinstance(outcome, Unavailable)
+    assert outcome.trouble == "sender_refused"
 
 
 @pytest.mark.parametrize("line", SOME_TROUBLE.strip().splitlines())
@@ -564,6 +673,7 @@ def test_a_relay_that_wants_tls_first_says_so_with_any_code(line: str):
         "554 SMTP synchronization error",
         "554 5.5.0 Error: SMTP protocol synchronization",
         "503 5.5.0 <END-OF-MESSAGE>: End-of-data rejected: Improper use of SMTP command pipelining",
+        "451 4.5.0 Improper use of SMTP command pipelining",
     ],
 )
 def test_a_command_at_the_wrong_time_is_about_no_mail_and_no_sender(stage: str, reply: str):
