@@ -13,7 +13,18 @@ from otp_stream.core.job import MAX_BODY_BYTES, Replay, too_large
 from otp_stream.core.lenient import loads
 from otp_stream.telemetry_errors import observe
 
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN, Arrival, Delivered
+from .arrival import (
+    ATTEMPT,
+    FIRST_SEEN,
+    FRESH,
+    JOB_ID,
+    LARGEST_HEADER,
+    REPLAYED_AT,
+    REPLAYED_BY,
+    UNCERTAIN,
+    Arrival,
+    Delivered,
+)
 from .arrival import Message as Came
 from .mac import OURS
 
@@ -24,8 +35,8 @@ _OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
 # and CC and BCC would route a copy to places that the producer has served already.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
 
-_HEADERS_LIMIT = 64 * 1024
-"""Bytes of a producer's headers. RabbitMQ closes the connection if they fill a frame (128 KiB) together with ours."""
+_HEADERS_LIMIT = LARGEST_HEADER - 4 * 1024
+"""Bytes of a copy's headers: with its properties and what the broker adds, the next worker must be able to read it."""
 _LONGEST_KEPT = 1024
 """Characters of one header, where they are more than that."""
 _NAME_BYTES = 140
@@ -69,8 +80,7 @@ def unchanged(arrival: Arrival) -> Message:
 
 def again(came: Came) -> Message:
     """Return a message as it came, without what the broker wrote on it; a body that was not kept becomes a stub."""
-    kept = {name: value for name, value in came.headers.items() if not _is_brokers(name)}
-    headers = _encodable(kept)
+    headers = {name: value for name, value in came.headers.items() if not _is_brokers(name)}
     if isinstance(came, Delivered) and came.dropped:
         return _stub(came, came.dropped, "malformed", str(too_large(came.dropped)), headers)
     return _copy(came, came.body, headers)
@@ -109,7 +119,7 @@ def _ours(arrival: Arrival, job_id: str, attempts_made: int) -> Headers:
 
 def _foreign(came: Came) -> Headers:
     headers = came.headers
-    return _encodable({n: v for n, v in headers.items() if not n.startswith(OURS) and not _is_brokers(n)})
+    return {name: it for name, it in headers.items() if not name.startswith(OURS) and not _is_brokers(name)}
 
 
 def _is_brokers(name: str) -> bool:
@@ -144,7 +154,7 @@ def _copy(came: Came, body: bytes, headers: Headers) -> Message:
     # a wait must not end early.
     return Message(
         body,
-        headers=headers,
+        headers=_encodable(headers),
         delivery_mode=DeliveryMode.PERSISTENT,
         content_type=came.content_type,
         content_encoding=came.content_encoding,

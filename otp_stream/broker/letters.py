@@ -30,6 +30,8 @@ MOST = 10_000_000
 _MADE_ID = re.compile(r"[0-9a-f]{32}")
 """An id that a worker has made."""
 _MOST_ATTEMPTS = 1_001
+_BY_THE_BROKER = "dead-lettered by the broker: redelivered too often"
+_UNREAD = "the headers are too large to read"
 _RENEW_AT = 10
 """Looks after which a letter is put down anew: RabbitMQ 4 drops what has come back more often than 20 times."""
 _PASS_S = 20 * 60.0
@@ -229,7 +231,9 @@ class DeadLetters:
             replay = Replay(at_ms, str(headers.get(REPLAYED_BY, "")), FRESH in headers)
         died_ms = _moment(headers.get(DIED_AT))
         job_id = str(headers.get(JOB_ID) or self._job_id(message, ask))
-        error = str(headers.get(ERROR, "dead-lettered by the broker: redelivered too often"))
+        # the broker itself dead-letters what came back too often, and says nothing in our headers
+        reason, error = ("unknown", _UNREAD) if message.headers_unread else ("crashed", _BY_THE_BROKER)
+        error = str(headers.get(ERROR, error))
         if ask is not None:
             job_id = hidden(job_id, self.hash_key) if tells(job_id, ask.email, ask.otp) else job_id
             error = scrub(error, ask.otp, ask.email) if tells(error, ask.email, ask.otp, chance=True) else error
@@ -247,8 +251,7 @@ class DeadLetters:
             ).expires_ms
         letter = Letter(
             job_id=job_id,
-            # the broker itself lays aside what came back too often, and says nothing in our headers
-            reason=str(headers.get(REASON, "crashed")),
+            reason=str(headers.get(REASON, reason)),
             error=error,
             attempt=_int(headers.get(ATTEMPT)) or 0,
             recipient=mask_address(ask.email) if ask else "",
@@ -260,7 +263,7 @@ class DeadLetters:
             size=message.dropped or len(message.body),
             replay=replay,
             # where there is none of our headers the broker has dead-lettered it, and nothing is to be verified
-            verified=ours is not None or not any(name.startswith(OURS) for name in came),
+            verified=ours is not None or not (message.headers_unread or any(name.startswith(OURS) for name in came)),
         )
         kept = ours or ({} if first_seen_ms is None else {FIRST_SEEN: first_seen_ms})
         return Found(letter, message, kept)

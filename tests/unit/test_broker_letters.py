@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from deliveries import Deliveries
 
-from otp_stream.broker.arrival import Delivered
+from otp_stream.broker.arrival import LARGEST_HEADER, Delivered
 from otp_stream.broker.letters import DeadLetters
 from otp_stream.broker.mac import sign, verified
 from otp_stream.broker.topology import Topology
@@ -40,6 +40,12 @@ def test_what_the_broker_dead_lettered_without_a_word_of_ours_is_not_called_forg
     assert (letter.verified, letter.job_id, letter.reason) == (True, "j-1", "crashed")
 
 
+def test_what_has_headers_too_large_to_read_is_not_said_to_come_from_the_broker() -> None:
+    letter = DESK._read(message(HEADERS | {"padding": "x" * LARGEST_HEADER}, key=KEY)).letter
+    assert (letter.verified, letter.job_id, letter.reason) == (False, "j-1", "unknown")
+    assert letter.error == "the headers are too large to read"
+
+
 def test_a_dead_letter_of_a_previous_version_is_found_by_its_cause() -> None:
     letter = DESK._read(message(HEADERS)).letter
     assert (letter.verified, letter.job_id, letter.reason, letter.code, letter.attempt) == (
@@ -58,7 +64,7 @@ def test_a_dead_letter_of_a_previous_version_is_found_by_its_cause() -> None:
         {"x-otp-job-id": 7},
         {"x-otp-reason": "code 123456"},
         {"x-otp-reason": ["rejected"]},
-        {"x-otp-error": "the code is 123456 for user@example.com " + "x" * 50_000},
+        {"x-otp-error": "the code is 123456 for user@example.com " + "x" * 10_000},
         {"x-otp-error": "550 no (222333) victim@example.org \x1b[31m"},
         {"x-otp-error": {"code": "123456"}},
         {"x-otp-attempt": -2_000},

@@ -6,6 +6,7 @@ import struct
 from types import SimpleNamespace
 from typing import Any, cast
 
+import deliveries
 import pytest
 from aiormq import Channel
 from hypothesis import given
@@ -15,7 +16,7 @@ from pydantic_core import to_json
 
 from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
-from otp_stream.broker.arrival import Delivered
+from otp_stream.broker.arrival import LARGEST_HEADER, Delivered
 from otp_stream.broker.events import JobEvent, event
 from otp_stream.broker.inlet import Deliveries, LargeBodies, Taker
 from otp_stream.broker.lane import read as read_job
@@ -251,6 +252,40 @@ def test_tables_nested_without_end_leave_the_body() -> None:
     channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
     came = Delivered(channel, cast("Acks", None), 1, False, payload, b"{}")
     assert (came.body, came.headers, came.message_id) == (b"{}", {}, None)
+
+
+@pytest.mark.parametrize("count", [b"", b"\x10x-delivery-countl" + struct.pack(">q", 3)])
+def test_headers_that_are_too_large_are_left_unread_but_for_the_count_of_the_broker(count: bytes) -> None:
+    array = b"t\x01" * (LARGEST_HEADER // 2)
+    table = b"\x01aA" + struct.pack(">I", len(array)) + array + count
+    properties = commands.Basic.Properties(content_type="text/plain", content_encoding="x", message_id="m")
+    payload = header.ContentHeader(body_size=2, properties=properties).marshal()
+    at = 14 + len(b"\x0atext/plain\x01x")
+    payload = (
+        payload[:12]
+        + bytes((payload[12] | 0x20,))
+        + payload[13:at]
+        + struct.pack(">I", len(table))
+        + table
+        + payload[at:]
+    )
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+    came = Delivered(channel, cast("Acks", None), 1, False, payload, b"{}")
+    assert came.headers_unread
+    assert came.headers == ({"x-delivery-count": 3} if count else {})
+    assert (came.content_type, came.content_encoding, came.message_id) == ("text/plain", "x", "m")
+
+
+def test_headers_as_large_as_tracers_and_brokers_make_them_are_read() -> None:
+    headers = {
+        "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        "tracestate": "a=" + "b" * 510,
+        "baggage": "k=" + "v" * 8190,
+        "x-death": [{"queue": "q" * 100, "reason": "expired", "count": it, "exchange": "e" * 100} for it in range(20)],
+    }
+    came = deliveries.Deliveries().delivered(headers=headers)
+    assert not came.headers_unread
+    assert came.headers == headers
 
 
 def test_what_cannot_be_read_for_any_reason_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
