@@ -25,6 +25,7 @@ REPLIES: dict[str, Outcome] = {
     "later": Deferred(Reply(451, "4.3.0", "try later", "rcpt")),
     "nobody": Rejected(Reply(550, "5.1.1", "no such user", "rcpt")),
 }
+TRACE_PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JOB = {"email": "user@example.com", "otp": "123456", "jobId": "j-1"}
 
 
@@ -119,13 +120,13 @@ async def test_a_deferred_job_goes_to_its_wait_with_the_attempt_counted_and_unkn
     broker: OtpBroker, scene: Scene
 ) -> None:
     ask = JOB | {"email": "later@example.com", "colour": "blue"}
-    await broker.publish(json.dumps(ask).encode(), "jobs", headers={"traceparent": "00-1-2-01", "x-death": "old"})
+    await broker.publish(json.dumps(ask).encode(), "jobs", headers={"traceparent": TRACE_PARENT, "x-death": "old"})
     assert scene.settled_ == [Retry(1150, 1, "451 4.3.0 try later (to RCPT)")]
     (retry,) = scene.retries
     assert json.loads(retry.body) == ask | {"retryCount": 1}
     assert retry.headers["x-otp-attempt"] == 1
     assert retry.headers["x-otp-job-id"] == "j-1"
-    assert retry.headers["traceparent"] == "00-1-2-01"
+    assert retry.headers["traceparent"] == TRACE_PARENT
     assert "x-death" not in retry.headers
 
 

@@ -1,6 +1,7 @@
 """What is published in a job's place."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -301,3 +302,46 @@ def test_nothing_that_the_broker_wrote_goes_along() -> None:
     ):
         assert not written.keys() & message.headers.keys()
         assert message.headers["n"] == 1
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept", "kept_of_no_job"),
+    [
+        ("traceparent", PARENT, True, True),
+        ("traceparent", f"{PARENT}-x", False, False),
+        ("traceparent", "job-7", False, False),
+        ("traceparent", b"00", False, False),
+        ("traceparent", None, False, False),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d00123456-00f067aa0ba902b7-01", False, True),
+        ("tracestate", "vendor=1", True, False),
+        ("tracestate", "v=" + "x" * 510, True, False),
+        ("tracestate", "v=" + "x" * 511, False, False),
+        ("tracestate", "v\u00e9=1", False, False),
+        ("tracestate", "v=123456", False, False),
+        ("baggage", "k=" + "v" * 8_190, True, False),
+        ("baggage", "k=" + "v" * 8_191, False, False),
+        ("baggage", "k=\uff11", False, False),
+        ("baggage", "k=user%40example.com", False, False),
+    ],
+)
+def test_a_trace_header_that_no_tracer_wrote_or_that_tells_a_secret_is_dropped(
+    name: str, value: object, *, kept: bool, kept_of_no_job: bool
+) -> None:
+    for job, expected in ((OtpJob.from_bytes(BODY), kept), (None, kept_of_no_job)):
+        came = arrival(headers={name: value, "n": 1})
+        came.hide_in_trace(job)
+        assert came.message.headers == ({name: value, "n": 1} if expected else {"n": 1})
+
+
+@pytest.mark.parametrize("odd", ["\ufdfa", "\u1e9b", r"\u0041"])
+def test_odd_trace_headers_are_judged_in_a_few_milliseconds(odd: str) -> None:
+    took: list[float] = []
+    for _ in range(5):
+        came = arrival(headers=dict.fromkeys(("traceparent", "tracestate", "baggage"), (odd * 8_192)[:8_192]))
+        began = time.process_time()
+        came.hide_in_trace(OtpJob.from_bytes(BODY))
+        took.append(time.process_time() - began)
+    assert min(took) < 0.015
