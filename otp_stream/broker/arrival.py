@@ -5,8 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol, TypeGuard, cast
-from urllib.parse import unquote
+from typing import Any, Protocol, TypeGuard
 from uuid import uuid4
 
 from aio_pika import IncomingMessage
@@ -15,10 +14,9 @@ from aiormq import Channel
 from aiormq.exceptions import ChannelInvalidStateError as ClosedError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
-from pydantic_core import from_json
 
-from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, OtpJob, Replay, carry
-from otp_stream.core.masking import hidden, holds_any, suspects, tells, too_many
+from otp_stream.core.job import Job, Lane, OtpJob, Replay, carry
+from otp_stream.core.masking import hidden, tells
 
 from .acks import Acks
 
@@ -29,8 +27,6 @@ TRACE = ("traceparent", "tracestate", "baggage")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
 """Characters that each may have (W3C)."""
-_ID_LIMIT = 200
-_NO_SECRETS = {"timestamp", "retryCount", "priority"}
 _HAS_HEADERS = 0x20
 """In the first byte of a content header's flags, after the flags of two short strings."""
 _BEFORE_HEADERS = (0x80, 0x40)
@@ -282,33 +278,6 @@ class Reader:
 
 def _digest(content: str, key: bytes) -> str:
     return blake2b(content.encode(), key=key, digest_size=16).hexdigest()
-
-
-def said_job_id(body: bytes) -> str | None:
-    """Return the `jobId` of a body that is no job, where one can be read in it: whoever looks for the job knows it."""
-    try:
-        said = from_json(body) if len(body) <= MAX_BODY_BYTES else None
-    except ValueError:
-        return None
-    if not isinstance(said, dict):
-        return None
-    fields = cast("dict[str, Any]", said)
-    job_id: Any = fields.pop("jobId", None)
-    if not isinstance(job_id, str) or not 0 < len(job_id) <= _ID_LIMIT or not job_id.isprintable():
-        return None
-    if "@" in unquote(job_id):
-        return None
-    secrets = _possible_secrets(fields)
-    return None if secrets is None or holds_any(job_id, secrets) else job_id
-
-
-def _possible_secrets(fields: dict[str, Any]) -> set[str] | None:
-    """Return what may be a secret in a body that is no job; `None` where that is more than can be searched for."""
-    if too_many(fields):
-        return None
-    named = {said.strip() for name in ("email", "otp") if isinstance(said := fields.get(name), str)}
-    # a program that confuses key and value writes secrets as keys
-    return named.union(suspects(fields, apart=_NO_SECRETS), suspects(list(fields), apart=())) - {""}
 
 
 def now_ms() -> int:

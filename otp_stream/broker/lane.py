@@ -15,11 +15,12 @@ from faststream.rabbit import RabbitMessage
 from otp_stream.core.decision import Dead, Final, Retry
 from otp_stream.core.job import Job, Lane, MalformedError, OtpJob, too_large
 from otp_stream.core.masking import hidden
+from otp_stream.core.possible_secrets import said_job_id
 from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancelled
 from otp_stream.telemetry_errors import observe
 
-from .arrival import Arrival, Delivered, Message, Reader, now_ms, said_job_id
+from .arrival import Arrival, Delivered, Message, Reader, now_ms
 from .backlog import Backlog
 from .events import Events, event
 from .mac import verified

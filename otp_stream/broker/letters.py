@@ -16,10 +16,11 @@ from otp_stream.core.decision import REASONS
 from otp_stream.core.job import OtpJob, Replay, carry
 from otp_stream.core.letter import Letter, Wanted
 from otp_stream.core.masking import hidden, mask_address, scrub, scrub_suspects, tells
+from otp_stream.core.possible_secrets import said_job_id
 from otp_stream.core.times import LAST_MS
 
 from . import copies
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, Delivered, now_ms, said_job_id
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, Delivered, now_ms
 from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .hands import hands_on
 from .mac import OURS, sign, verified

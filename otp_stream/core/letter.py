@@ -7,18 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple, cast
-from urllib.parse import unquote
 
 from .address import wire_domain
 from .decision import REASONS
 from .job import Replay
-from .masking import holds_any, mask_address, suspects, too_many
+from .masking import mask_address
 from .outcome import said
+from .possible_secrets import PossibleSecrets, said_job_id
 from .times import iso
 
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
 """Fields of a job that may be seen, unless what stands in them is the code or the address."""
+_WORDS = ("template", "locale", "purpose", "priority")
+"""Fields of a few words; a number in them is shown only if it is too short for a code."""
+_KNOWN = {"email", "otp", "metadata", "userName", "tenant", *_SHOWN}
+_KNOWN_IN_CAPITALS = {*map(str.lower, _KNOWN), "code", "mail"}
 _DEPTH = 3
 _KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]{0,39}")
 _DOMAIN = re.compile(r"[\w.-]{1,253}")
@@ -282,43 +286,63 @@ def outline(body: bytes) -> object:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):
         return "no JSON"
-    if too_many(content):
+    secrets, of_values = (PossibleSecrets.of(content, apart=_SHOWN, names=names) for names in (True, False))
+    if secrets is None or of_values is None:
         return f"{_kind(content)}: too many values to show"
-    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    named = {str(fields.get(name, "")).strip() for name in ("email", "otp")} - {""}
-    return _outlined("", content, named.union(suspects(content, apart=_SHOWN)), _DEPTH)
+    return _Outline(secrets, of_values, said_job_id(body)).of("", content, _DEPTH)
 
 
-def _outlined(name: str, value: Any, secrets: set[str], depth: int) -> object:
-    if isinstance(value, dict) and depth:
-        outlined: dict[str, object] = {}
-        for key, field in cast("dict[str, Any]", value).items():
-            shown = key if _plain(key) and not holds_any(key, secrets) else "***"
-            again = 1
-            while shown in outlined:
-                again += 1
-                shown = f"*** ({again})"
-            outlined[shown] = _outlined(key, field, secrets, depth - 1)
-        return outlined
-    if name == "email" and isinstance(value, str):
-        domain = value.strip().rpartition("@")[2]
-        return mask_address(value.strip()) if _DOMAIN.fullmatch(domain) and not _told(domain, secrets) else "***"
-    if isinstance(value, float) and not isfinite(value):
-        return "a number"
-    if name in _SHOWN and isinstance(value, str | int | float) and not _told(str(value), secrets):
-        return value
-    if isinstance(value, bool) or value is None:
-        return value
-    return _kind(value)
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    secrets: PossibleSecrets
+    of_values: PossibleSecrets
+    """Without the names of fields: no name with a digit would be shown."""
+    job_id: str | None
+
+    def of(self, name: str, value: Any, depth: int) -> object:
+        if isinstance(value, dict) and depth:
+            outlined: dict[str, object] = {}
+            for key, field in cast("dict[str, Any]", value).items():
+                shown = key if key in _KNOWN or (_plain(key) and not self.of_values.any_in(key)) else "***"
+                again = 1
+                while shown in outlined:
+                    again += 1
+                    shown = f"*** ({again})"
+                outlined[shown] = self.of(key, field, depth - 1)
+            return outlined
+        if name == "email" and isinstance(value, str):
+            domain = value.strip().rpartition("@")[2]
+            return mask_address(value.strip()) if _DOMAIN.fullmatch(domain) and not self._told(domain) else "***"
+        if isinstance(value, float) and not isfinite(value):
+            return "a number"
+        if name in _SHOWN and isinstance(value, str | int | float) and self._may_be_shown(name, value):
+            return value
+        if isinstance(value, bool) or value is None:
+            return value
+        return _kind(value)
+
+    def _may_be_shown(self, name: str, value: str | float) -> bool:
+        if isinstance(value, str) and name == "jobId":
+            return value == self.job_id
+        if isinstance(value, str) and name in _WORDS and _digits(value) >= _CODE_DIGITS:
+            return False
+        return not self._told(str(value))
+
+    def _told(self, text: str) -> bool:
+        return len(text) > _LONGEST_SHOWN or self.secrets.any_in(text)
 
 
 def _plain(key: str) -> bool:
     """Return whether it is the name of a field: a program that confuses key and value writes codes and addresses."""
-    return _KEY.fullmatch(key) is not None and sum(map(str.isdigit, key)) < _CODE_DIGITS
+    return _KEY.fullmatch(key) is not None and _digits(key) < _CODE_DIGITS and not _like_a_code(key)
 
 
-def _told(text: str, secrets: set[str]) -> bool:
-    return len(text) > _LONGEST_SHOWN or "@" in unquote(text) or holds_any(text, secrets)
+def _like_a_code(key: str) -> bool:
+    return len(key) >= _CODE_DIGITS and key.isupper() and key.lower() not in _KNOWN_IN_CAPITALS
+
+
+def _digits(text: str) -> int:
+    return sum(map(str.isdigit, text))
 
 
 def _kind(value: Any) -> str:

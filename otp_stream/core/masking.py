@@ -6,30 +6,27 @@ All work is linear in the length of the text: others decide on it.
 import re
 from binascii import a2b_base64, unhexlify
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
 from hashlib import blake2b
 from html import unescape
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 from unicodedata import decimal, normalize
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from .address import one_person
 
-_SHORTEST = 4
+SHORTEST = 4
 """Characters of a code."""
 SHOWN = 300
 """Characters of a text that are shown."""
 WINDOW = 2_000
 """Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
-_MOST_VALUES = 1_000
-"""Values and words of a body that are looked at."""
-_LONGEST_WORD = 1_000
 _TORN = 128
 """Characters of a longer word: no code fills it."""
 
 _ESCAPED = re.compile(
-    r"(?:%[0-9A-Fa-f]{2})+|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"
+    r"(?:%[0-9A-Fa-f]{2})+|%u[0-9A-Fa-f]{4}|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"
     r"|&(?:#[0-9]{1,8};?|#[xX][0-9A-Fa-f]{1,8};?|[0-9A-Za-z]{1,10};)"
 )
 """URLs, quoted-printable, JSON and HTML."""
@@ -45,8 +42,7 @@ _NO_WORD = bytes(it for it in _BYTES if not chr(it).isascii() or not chr(it).isa
 _NO_DIGIT_64 = bytes(it for it in _NO_WORD if chr(it) not in "+/-_")
 _NO_DIGIT_16 = bytes(it for it in _BYTES if chr(it) not in "0123456789abcdefABCDEF")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-_LIKE_AN_ADDRESS = re.compile(r"[a-z0-9._+-]@[a-z0-9-]{1,63}\.[a-z]{2}")
-_SPACED = re.compile(r"(?:\d[\s.\-]{0,2}){4,64}")
+SPACED = re.compile(r"(?:\d[\s.\-]{0,2}){4,64}")
 
 # Names of roles (RFC 2142), and words that are in many replies: they name no one, and are secret only in quotes.
 _WORDS = frozenset(
@@ -85,15 +81,15 @@ def tells(text: str, address: str, code: str, *, chance: bool = False) -> bool:
     if not _may_tell(text, address, code):
         return False
     # producers name jobs after people, and look for them by that name
-    needles = [*_of_address(address, shortest=_SHORTEST if chance else len(address)), *_of_code(code)]
-    searched = _Searched(text)
-    return any(searched.spans(needles)) if chance else _tells(searched, needles)
+    needles = [*of_address(address, shortest=SHORTEST if chance else len(address)), *of_code(code)]
+    searched = Searched(text)
+    return any(searched.spans(needles)) if chance else is_told(searched, needles)
 
 
 def _may_tell(text: str, address: str, code: str) -> bool:
     """Return whether it is worth to look closer: each job's id is searched, and almost none holds a secret."""
     local = address.rpartition("@")[0].partition("+")[0]
-    secrets = (code, local if len(local) >= _SHORTEST else address)
+    secrets = (code, local if len(local) >= SHORTEST else address)
     if not (text.isascii() and code.isascii() and address.isascii()) or not _MARKS.isdisjoint(text):
         return True
     needles = [compact for it in secrets if it and (compact := it.encode().translate(_LOWER, _NO_WORD))]
@@ -111,51 +107,6 @@ def _may_tell(text: str, address: str, code: str) -> bool:
     return any(it in within for it in needles)
 
 
-def holds_any(text: str, secrets: Iterable[str]) -> bool:
-    """Return whether `text` holds any of these addresses and codes, or what looks like an address and is encoded."""
-    searched = _Searched(text)
-    if any(_LIKE_AN_ADDRESS.search(it.folded) for it in searched.readings[1:]):
-        return True
-    return any(
-        _tells(searched, _of_address(it, shortest=_SHORTEST) if "@" in it else _of_code(it))
-        for said in secrets
-        for it in {said, unquote(said)}
-    )
-
-
-def suspects(body: Any, *, apart: Container[str]) -> Iterator[str]:
-    """Yield the words of a body that may be an address or a code, whatever their field is called.
-
-    `apart` are the names of fields that are passed over.
-    """
-    left: list[Any] = [body]
-    while left:  # not by recursion: a body may be nested as deep as it likes
-        value = left.pop()
-        if isinstance(value, dict):
-            left += [inner for name, inner in cast("dict[str, Any]", value).items() if name not in apart]
-        elif isinstance(value, list):
-            left += cast("list[Any]", value)
-        elif isinstance(value, str):
-            yield from _suspects_in(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and len(str(value)) >= _SHORTEST:
-            yield str(value)
-
-
-def too_many(body: Any) -> bool:
-    """Return whether a body has more values and words than are worth a search for secrets."""
-    seen, left = 0, [body]
-    while left and seen <= _MOST_VALUES:
-        value = left.pop()
-        seen += 1
-        if isinstance(value, dict):
-            left += cast("dict[str, Any]", value).values()
-        elif isinstance(value, list):
-            left += cast("list[Any]", value)
-        elif isinstance(value, str):
-            seen += len(value) // _SHORTEST if len(value) < _LONGEST_WORD else len(value.split())
-    return seen > _MOST_VALUES
-
-
 def cut(text: str) -> str:
     """Return the beginning of a line whose secrets are not known, without a word at its end that is not whole."""
     if len(text) <= SHOWN:
@@ -168,10 +119,10 @@ def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
     """Return `text` on one line of printable characters, with every secret in it redacted, then cut to `limit`."""
     text = " ".join(text.split())[: max(WINDOW, limit)]
     # a shorter one is no code, and part of every other word
-    needles = [it for secret in secrets if len(secret) >= _SHORTEST for it in _of(secret)]
+    needles = [it for secret in secrets if len(secret) >= SHORTEST for it in _of(secret)]
     parts: list[str] = []
     at = 0
-    for start, end in _merged(_Searched(text).spans(needles)) if needles else ():
+    for start, end in _merged(Searched(text).spans(needles)) if needles else ():
         if start >= limit:
             break
         parts += text[at:start], "***"
@@ -191,15 +142,15 @@ def scrub_suspects(text: str, *secrets: str, limit: int = SHOWN) -> str:
 
 
 def _unsuspected(text: str) -> str:
-    spaced = _SPACED.sub(lambda found: " *** " if any(map(str.isspace, found[0].strip())) else found[0], text)
+    spaced = SPACED.sub(lambda found: " *** " if any(map(str.isspace, found[0].strip())) else found[0], text)
     return " ".join("***" if _suspect(word) else word for word in spaced.split())
 
 
 def _suspect(word: str) -> bool:
-    return len(word) >= _SHORTEST and ("@" in word or any(map(str.isdigit, word)))
+    return len(word) >= SHORTEST and ("@" in word or any(map(str.isdigit, word)))
 
 
-class _Needle(NamedTuple):
+class Needle(NamedTuple):
     """A secret as it is searched for."""
 
     text: str
@@ -213,34 +164,36 @@ class _Needle(NamedTuple):
     """Whether it is a secret only where it is quoted."""
 
 
-def _of(secret: str) -> list[_Needle]:
-    return _of_address(secret, shortest=2) if "@" in secret else _of_code(secret)
+def _of(secret: str) -> list[Needle]:
+    return of_address(secret, shortest=2) if "@" in secret else of_code(secret)
 
 
-def _of_address(address: str, *, shortest: int) -> list[_Needle]:
+def of_address(address: str, *, shortest: int) -> list[Needle]:
+    """Return what an address is searched by: the whole, and its local part from `shortest` characters on."""
     if not address:
         return []
     folded = _fold(address)
     local = folded.rpartition("@")[0]
-    found = [_Needle(folded, compact=False, near=None)]
+    found = [Needle(folded, compact=False, near=None)]
     for name in {local, local.partition("+")[0]}:
         if len(name) >= shortest:
             compact = _compact(name)
-            enough = len(compact) >= _SHORTEST
+            enough = len(compact) >= SHORTEST
             found.append(
-                _Needle(compact if enough else name, enough, _is_word, whole=True, quoted=name.strip() in _WORDS)
+                Needle(compact if enough else name, enough, _is_word, whole=True, quoted=name.strip() in _WORDS)
             )
     return found
 
 
-def _of_code(code: str) -> list[_Needle]:
+def of_code(code: str) -> list[Needle]:
+    """Return what a code is searched by."""
     folded = _fold(code)
     if not folded:
         return []
     compact = _compact(folded)
-    enough = len(compact) >= _SHORTEST
+    enough = len(compact) >= SHORTEST
     needle = compact if enough else folded
-    return [_Needle(needle, enough, _is_digit if needle.isdigit() else _is_word)]
+    return [Needle(needle, enough, _is_digit if needle.isdigit() else _is_word)]
 
 
 def _is_digit(it: str) -> bool:
@@ -251,27 +204,14 @@ def _is_word(it: str) -> bool:
     return it.isascii() and it.isalnum()
 
 
-def _tells(searched: "_Searched", needles: Iterable[_Needle]) -> bool:
+def is_told(searched: "Searched", needles: Iterable[Needle]) -> bool:
+    """Return whether any of them is in the text, not as a part of something longer."""
     return any(
         bounded and not needle.quoted
         for needle in needles
         for reading in searched.readings
         for _, _, bounded, _ in reading.find(needle)
     )
-
-
-def _suspects_in(text: str) -> Iterator[str]:
-    words = text.split()
-    for word in words:
-        # most words are only letters: they are sorted out first, at little cost
-        if (
-            _SHORTEST <= len(word) <= _LONGEST_WORD
-            and not word.isalpha()
-            and ("@" in word or any(map(str.isdigit, word)))
-        ):
-            yield word
-    if len(words) > 1:
-        yield from (it for it in map(str.strip, _SPACED.findall(text)) if any(map(str.isspace, it)))
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -288,7 +228,8 @@ def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 def _fold(text: str) -> str:
     """Return it without differences of case, of width and of the script of digits."""
-    return text.lower() if text.isascii() else "".join(map(_fold_one, text))
+    # each character only once: to normalise one takes longer than all the rest
+    return text.lower() if text.isascii() else _replaced(text, _fold_one)
 
 
 def _fold_one(char: str) -> str:
@@ -298,11 +239,20 @@ def _fold_one(char: str) -> str:
     return str(digit) if digit is not None else normalize("NFKD", char).casefold()
 
 
+def fold_compact(text: str) -> str:
+    """Return its letters and digits without differences of case, of width and of the script of digits."""
+    return _compact(text.lower()) if text.isascii() else _replaced(text, lambda char: _compact(_fold_one(char)))
+
+
+def _replaced(text: str, replace: Callable[[str], str]) -> str:
+    return "".join(map({char: replace(char) for char in set(text)}.__getitem__, text))
+
+
 def _compact(text: str) -> str:
     return text if text.isalnum() else "".join(filter(str.isalnum, text))
 
 
-class _Reading:
+class Reading:
     """A text in one of the ways in which it can be read; `place` returns where a part of it is in the text itself."""
 
     def __init__(self, text: str, place: Callable[[int, int], tuple[int, int]]) -> None:
@@ -311,7 +261,7 @@ class _Reading:
         self.folded = _fold(text)
         self.compact = _compact(self.folded)
 
-    def find(self, needle: _Needle) -> Iterator[tuple[int, int, bool, bool]]:
+    def find(self, needle: Needle) -> Iterator[tuple[int, int, bool, bool]]:
         """Yield where it begins and ends, whether it stands for itself, and whether it is written without gaps."""
         within = self.compact if needle.compact else self.folded
         size = len(needle.text)
@@ -339,23 +289,33 @@ class _Reading:
         return at if self._sources is None else self._sources[at]
 
 
-class _Searched:
+class Searched:
     """A text that is searched for secrets."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     @cached_property
-    def readings(self) -> list[_Reading]:
-        """The text as it is, without escapes, and as base64 and hexadecimal digits."""
-        readings = [_Reading(self._text, lambda first, last: (first, last))]
+    def unescaped(self) -> list[Reading]:
+        """The text as it is, and without escapes."""
+        readings = [Reading(self._text, lambda first, last: (first, last))]
         for _ in range(3):  # an escape may be escaped
             if _MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
                 break
             readings.append(_unescaped(readings[-1]))
-        return [*readings, *_decoded(self._text, _NO_BASE64, _BASE64), *_decoded(self._text, _NO_HEX, _HEX)]
+        return readings
 
-    def spans(self, needles: Iterable[_Needle]) -> Iterator[tuple[int, int]]:
+    @cached_property
+    def decoded(self) -> list[Reading]:
+        """What the text says as base64 and in hexadecimal digits."""
+        return [*_decoded(self._text, _NO_BASE64, _BASE64), *_decoded(self._text, _NO_HEX, _HEX)]
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All ways in which it can be read."""
+        return [*self.unescaped, *self.decoded]
+
+    def spans(self, needles: Iterable[Needle]) -> Iterator[tuple[int, int]]:
         """Yield where these are in the text, in any order."""
         for needle in needles:
             for reading in self.readings:
@@ -364,7 +324,7 @@ class _Searched:
                         yield start, end
 
 
-def _unescaped(reading: _Reading) -> _Reading:
+def _unescaped(reading: Reading) -> Reading:
     parts: list[str] = []
     starts: list[int] = []
     ends: list[tuple[int, int, int]] = []
@@ -395,33 +355,33 @@ def _unescaped(reading: _Reading) -> _Reading:
             return start + index - starts[part], start + index - starts[part] + 1
         return start, end
 
-    return _Reading("".join(parts), place)
+    return Reading("".join(parts), place)
 
 
 def _meant(escape: str) -> str:
     match escape[0]:
-        case "%":
+        case "%" if escape[1] != "u":
             return unquote_to_bytes(escape).decode(errors="replace")
         case "=":
             return unquote_to_bytes(escape.replace("=", "%")).decode(errors="replace") if escape[1:].strip() else ""
         case "&":
             return unescape(escape)
         case _:
-            digits = bytes.fromhex(escape.replace("\\x", "").removeprefix("\\u"))
+            digits = bytes.fromhex(escape.replace("\\x", "").removeprefix("\\u").removeprefix("%u"))
             return digits.decode("utf-16-be" if escape[1] == "u" else "utf-8", errors="replace")
 
 
-def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[_Reading]:
+def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[Reading]:
     """Yield what its characters mean as base64 (6 bits each) or in hexadecimal (4), wherever the first byte begins."""
     digits = others.sub("", text)
-    if len(digits) * bits < 8 * _SHORTEST:
+    if len(digits) * bits < 8 * SHORTEST:
         return
     places = cache(lambda: [at for at, char in enumerate(text) if not others.match(char)])
     for offset in range(4 if bits == _BASE64 else 2):
         yield _decoded_from(offset, _bytes_of(digits[offset:], bits), bits, places)
 
 
-def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list[int]]) -> _Reading:
+def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list[int]]) -> Reading:
     said = data.decode(errors="surrogateescape")
 
     def place(first: int, last: int) -> tuple[int, int]:
@@ -430,7 +390,7 @@ def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list
         end = min(offset - (-after * 8 // bits), len(places()))
         return places()[offset + before * 8 // bits], places()[end - 1] + 1
 
-    return _Reading(said, place)
+    return Reading(said, place)
 
 
 def _bytes_of(digits: str, bits: int) -> bytes:

@@ -256,6 +256,16 @@ def test_blanks_around_an_address_do_not_show_it() -> None:
         # Python's JSON takes numbers that nobody else's does
         ({"timestamp": float("nan"), "retryCount": float("inf")}, {"timestamp": "a number", "retryCount": "a number"}),
         ({"a": {"b": {"c": {}}}}, {"a": {"b": {"c": "an object"}}}),
+        ({"jobId": "482913", "text": "code=482913"}, {"jobId": "text of 6 characters",
+            "text": "text of 11 characters"}),
+        ({"jobId": "QWERTY", "pin": "QWERTY"}, {"jobId": "text of 6 characters", "pin": "text of 6 characters"}),
+        ({"purpose": "code 482913", "jobId": "482913"}, {"purpose": "text of 11 characters",
+            "jobId": "text of 6 characters"}),
+        ({"retryCount": 482913, "x": {"482913": 1}}, {"retryCount": "a number", "x": {"***": "a number"}}),
+        ({"QWERTY": "ada@x.example", "EMAIL": 1}, {"***": "text of 13 characters", "EMAIL": "a number"}),
+        # the known fields are shown whatever else is said
+        ({"email": "x", "type": "metadata", "metadata": {"template": "otp"}}, {"email": "***",
+            "type": "text of 8 characters", "metadata": {"template": "otp"}}),
         ("482913", "text of 6 characters"),
         (7, "a number"),
     ],

@@ -1,0 +1,157 @@
+"""What may be an address or a code in a body that is no job: nothing says which of its words are."""
+
+import json
+import re
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Self, cast
+from urllib.parse import unquote
+
+from pydantic_core import from_json
+
+from .job import MAX_BODY_BYTES
+from .masking import SHORTEST, SPACED, Needle, Searched, fold_compact, is_told, of_address, of_code
+
+_MOST_VALUES = 1_000
+"""Values and words of a body that are looked at."""
+_LONG = 1_000
+"""Characters of a text whose words are counted, and of the longest word that may be a secret as a whole."""
+_LONGEST_CODE = 64
+_ID_LIMIT = 200
+_NO_SECRETS = {"timestamp", "retryCount", "priority"}
+_WORDS = {"userName", "user_name", "template", "locale", "purpose", "priority", "tenant"}
+"""Fields in which a word without a digit is what it says. In another field, it may be a code."""
+_LIKE_AN_ADDRESS = re.compile(r"[a-z0-9._+-]@[a-z0-9-]{1,63}\.[a-z]{2}")
+_PART = re.compile(r"[^\W_]{4,}")
+"""What a program writes into a word next to other things, as in `code=123456`."""
+_AROUND_AN_ADDRESS = re.compile(r"[<>\"'(),:;=/?&|\\\[\]{}]+")
+_AT = str.maketrans({"\uff20": "@", "\ufe6b": "@"})
+
+
+class PossibleSecrets:
+    """The words of a body that may be an address or a code, searched for in many texts."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._needles: list[Needle] = []
+        for it in {form for said in secrets if len(said) >= SHORTEST for form in (said, unquote(said))}:
+            self._needles += of_address(it, shortest=SHORTEST) if "@" in it else of_code(it)
+
+    @classmethod
+    def of(cls, body: Any, *, apart: Container[str], names: bool = True) -> Self | None:
+        """Return those of a body; `None` where they are more than can be searched for.
+
+        `apart` are the fields that are passed over; `names` of fields are among the words unless they are left out.
+        """
+        if too_many(body):
+            return None
+        fields = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+        named = {said.strip() for name in ("email", "otp") if isinstance(said := fields.get(name), str)}
+        return cls(named | suspects(body, apart=apart, names=names))
+
+    def any_in(self, text: str) -> bool:
+        """Return whether `text` holds any of them, or what looks like an address."""
+        searched = Searched(text)
+        if any("@" in it.folded for it in searched.unescaped):
+            return True
+        if any(_LIKE_AN_ADDRESS.search(it.folded) for it in searched.decoded):
+            return True
+        within = "\0".join(part for it in searched.readings for part in (it.folded, it.compact))
+        return is_told(searched, [it for it in self._needles if it.text in within])
+
+
+def said_job_id(body: bytes) -> str | None:
+    """Return the `jobId` of a body that is no job, where one can be read in it: whoever looks for the job knows it."""
+    try:
+        said = from_json(body) if len(body) <= MAX_BODY_BYTES else None
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    fields = cast("dict[str, Any]", said)
+    job_id: Any = fields.pop("jobId", None)
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= _ID_LIMIT or not job_id.isprintable():
+        return None
+    secrets = PossibleSecrets.of(fields, apart=_NO_SECRETS)
+    return None if secrets is None or _is_repeated(job_id, fields) or secrets.any_in(job_id) else job_id
+
+
+def _is_repeated(text: str, body: Any) -> bool:
+    """Return whether it is in another text as well, as a code without a digit may be."""
+    compact = fold_compact(text)
+    return len(compact) >= SHORTEST and any(
+        compact in fold_compact(it) for _, it in _values(body, apart=_NO_SECRETS) if isinstance(it, str)
+    )
+
+
+def suspects(body: Any, *, apart: Container[str], names: bool = True) -> set[str]:
+    """Return the words of a body that may be an address or a code, whatever their field is called.
+
+    `apart` are the fields that are passed over; `names` of fields are among the words unless they are left out.
+    """
+    found: set[str] = set()
+    for name, value in _values(body, apart=apart):
+        if name is None and not names:
+            continue
+        found.update(_suspects_in(str(value)))
+        if isinstance(value, str) and name is not None and name not in _WORDS:
+            word = value.strip()
+            if SHORTEST <= len(word) <= _LONGEST_CODE and word.isalpha():
+                found.add(word)
+    return found
+
+
+def _values(body: Any, *, apart: Container[str]) -> Iterator[tuple[str | None, str | int | float]]:
+    """Yield the texts and numbers in a body with the name of their field, and the names, which have none."""
+    left: list[tuple[str | None, Any]] = [("", body)]
+    while left:  # not by recursion: a body may be nested as deep as it likes
+        name, value = left.pop()
+        if isinstance(value, dict):
+            for key, inner in cast("dict[str, Any]", value).items():
+                yield None, key  # a program that confuses key and value writes secrets as keys
+                if key not in apart:
+                    left.append((key, inner))
+        elif isinstance(value, list):
+            left += [(name, inner) for inner in cast("list[Any]", value)]
+        elif isinstance(value, str):
+            yield name, value
+            if _may_be_json(value):
+                with suppress(ValueError, RecursionError):
+                    left.append((name, json.loads(value)))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def too_many(body: Any) -> bool:
+    """Return whether a body has more values and words than are worth a search for secrets."""
+    seen, left = 0, [body]
+    while left and seen <= _MOST_VALUES:
+        value = left.pop()
+        seen += 1
+        if isinstance(value, dict):
+            left += cast("dict[str, Any]", value).values()
+        elif isinstance(value, list):
+            left += cast("list[Any]", value)
+        elif isinstance(value, str):
+            short = len(value) < _LONG or _may_be_json(value)
+            seen += len(value) // SHORTEST if short else max(len(value.split()), len(_PART.findall(value)))
+    return seen > _MOST_VALUES
+
+
+def _may_be_json(text: str) -> bool:
+    return text.lstrip()[:1] in ("{", "[")
+
+
+def _suspects_in(text: str) -> Iterator[str]:
+    text = text.translate(_AT)
+    for word in text.split():
+        if len(word) < SHORTEST or word.isalpha():  # most words: they are sorted out first, at little cost
+            continue
+        address = "@" in word
+        if not address and not any(map(str.isdigit, word)):
+            continue
+        if len(word) <= _LONG:
+            yield word
+        yield from (it for it in _PART.findall(word) if len(it) <= _LONGEST_CODE and any(map(str.isdigit, it)))
+        if address:
+            yield from (it for it in _AROUND_AN_ADDRESS.split(word) if "@" in it and len(it) <= _LONG)
+    yield from map(str.strip, SPACED.findall(text))
