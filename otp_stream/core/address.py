@@ -10,6 +10,11 @@ _DOTS = ".\u3002\uff0e\uff61"
 """Full stops that UTS 46 takes for the dot of a domain."""
 INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
 """What changes the direction of a text, or only hides in it. ZWJ and ZWNJ are parts of names."""
+IGNORABLE = re.compile(
+    rf"[{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""One character that nobody sees (Unicode: Default_Ignorable_Code_Point), joiners and variation selectors included."""
 # `strip` takes characters alone, and a pattern for the end of a text would try each blank within it
 _AROUND = "".join(re.findall(rf"[\s{INVISIBLE}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
@@ -52,6 +57,16 @@ def wire_domain(domain: str) -> str:
         except UnicodeError:  # what idna raises
             raise ValueError("must have a domain that IDNA 2008 allows") from None
     return domain.lower()
+
+
+def unicode_address(address: str) -> str | None:
+    """Return a wire address with its domain in U-labels, as people write it; `None` where that is no other."""
+    local, _, domain = address.rpartition("@")
+    if "xn--" not in domain:
+        return None
+    with suppress(UnicodeError):  # what idna raises
+        return f"{local}@{idna.decode(domain)}"
+    return None
 
 
 def one_person(address: str) -> str:

@@ -7,14 +7,14 @@ import re
 from binascii import a2b_base64, unhexlify
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from hashlib import blake2b
 from html import unescape
 from typing import NamedTuple
 from unicodedata import decimal, normalize
 from urllib.parse import unquote_to_bytes
 
-from .address import one_person
+from .address import IGNORABLE, one_person, unicode_address
 
 SHORTEST = 4
 """Characters of a code."""
@@ -81,7 +81,7 @@ def tells(text: str, address: str, code: str, *, chance: bool = False) -> bool:
     if not _may_tell(text, address, code):
         return False
     # producers name jobs after people, and look for them by that name
-    needles = [*of_address(address, shortest=SHORTEST if chance else len(address)), *of_code(code)]
+    needles = [*_of_wire_address(address, shortest=SHORTEST if chance else len(address)), *of_code(code)]
     searched = Searched(text)
     return any(searched.spans(needles)) if chance else is_told(searched, needles)
 
@@ -91,6 +91,8 @@ def _may_tell(text: str, address: str, code: str) -> bool:
     local = address.rpartition("@")[0].partition("+")[0]
     secrets = (code, local if len(local) >= SHORTEST else address)
     if not (text.isascii() and code.isascii() and address.isascii()) or not _MARKS.isdisjoint(text):
+        return True
+    if len(local) < SHORTEST and "xn--" in address:  # it has another form, and nothing in common with that
         return True
     needles = [compact for it in secrets if it and (compact := it.encode().translate(_LOWER, _NO_WORD))]
     if len(needles) < sum(map(bool, secrets)):
@@ -165,7 +167,15 @@ class Needle(NamedTuple):
 
 
 def _of(secret: str) -> list[Needle]:
-    return of_address(secret, shortest=2) if "@" in secret else of_code(secret)
+    return _of_wire_address(secret, shortest=2) if "@" in secret else of_code(secret)
+
+
+def _of_wire_address(address: str, *, shortest: int) -> list[Needle]:
+    """Return what the address of a job is searched by: as it is sent, and as people write it."""
+    found = of_address(address, shortest=shortest)
+    if written := unicode_address(address):
+        found.append(Needle(_fold(written), compact=False, near=None))
+    return found
 
 
 def of_address(address: str, *, shortest: int) -> list[Needle]:
@@ -227,25 +237,28 @@ def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _fold(text: str) -> str:
-    """Return it without differences of case, of width and of the script of digits."""
-    # each character only once: to normalise one takes longer than all the rest
-    return text.lower() if text.isascii() else _replaced(text, _fold_one)
+    """Return it without differences of case, of width and of the script of digits, and without what nobody sees."""
+    return text.lower() if text.isascii() else "".join(map(_fold_one, text))
 
 
+@lru_cache(4096)  # to normalise a character takes longer than all the rest
 def _fold_one(char: str) -> str:
     if char.isascii():
         return char.lower()
+    if IGNORABLE.fullmatch(char):
+        return ""
     digit = decimal(char, None)
     return str(digit) if digit is not None else normalize("NFKD", char).casefold()
 
 
 def fold_compact(text: str) -> str:
     """Return its letters and digits without differences of case, of width and of the script of digits."""
-    return _compact(text.lower()) if text.isascii() else _replaced(text, lambda char: _compact(_fold_one(char)))
+    return _compact(text.lower()) if text.isascii() else "".join(map(_fold_compact_one, text))
 
 
-def _replaced(text: str, replace: Callable[[str], str]) -> str:
-    return "".join(map({char: replace(char) for char in set(text)}.__getitem__, text))
+@lru_cache(4096)
+def _fold_compact_one(char: str) -> str:
+    return _compact(_fold_one(char))
 
 
 def _compact(text: str) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from pydantic_core import from_json
 
+from .address import IGNORABLE
 from .job import MAX_BODY_BYTES
 from .masking import SHORTEST, SPACED, Needle, Searched, fold_compact, is_told, of_address, of_code
 
@@ -142,7 +143,8 @@ def _may_be_json(text: str) -> bool:
 
 
 def _suspects_in(text: str) -> Iterator[str]:
-    text = text.translate(_AT)
+    if not text.isascii():
+        text = IGNORABLE.sub("", text.translate(_AT))
     for word in text.split():
         if len(word) < SHORTEST or word.isalpha():  # most words: they are sorted out first, at little cost
             continue

@@ -145,10 +145,30 @@ def test_a_code_of_any_characters_is_found_between_separators(code: str, before:
         ("login-12%2034", "", "12%2034", True),  # as it is written, not only as it is read
         ("3.14159", "", "3x14159", False),
         ("3x14159", "", "3.14159", False),  # a code is no pattern
+        # an address in its other form
+        ("l-user@stra\u00dfe.example-7", "user@xn--strae-oqa.example", "", True),
+        ("USER@STRASSE.example", "user@xn--strae-oqa.example", "", True),
+        ("user%40stra%C3%9Fe.example", "user@xn--strae-oqa.example", "", True),
+        ("Ym9Ac3RyYcOfZS5leGFtcGxl", "bo@xn--strae-oqa.example", "", True),
+        ("bo@other.example", "bo@xn--strae-oqa.example", "", False),
+        ("l-xn--99", "user@xn--99.example", "", False),  # no A-label
     ],
 )
 def test_what_an_id_contains_is_found_however_it_is_written(text: str, address: str, code: str, *, found: bool) -> None:
     assert tells(text, address, code) is found
+
+
+@pytest.mark.parametrize(
+    "hidden", "\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200d\u2060\u3164\ufe0f\ufeff\uffa0\U000e0041"
+)
+def test_what_nobody_sees_within_a_secret_does_not_hide_it(hidden: str) -> None:
+    assert tells(f"l-123{hidden}456", ADDRESS, "123456")
+    assert tells(f"l-a{hidden}.b1", ADDRESS, "a.b1")
+    assert tells(f"us{hidden}er@x.example", "user@x.example", "")
+    assert tells("user@x.example", f"us{hidden}er@x.example", "")
+    assert scrub(f"no us{hidden}er@x.example here", "user@x.example") == "no *** here"
+    assert said_job_id(json.dumps({"jobId": f"l-12{hidden}3456", "otp": 123456}).encode()) is None
+    assert said_job_id(json.dumps({"jobId": "l-123456", "x": f"code=12{hidden}3456"}).encode()) is None
 
 
 @pytest.mark.parametrize(
