@@ -20,6 +20,7 @@ from .lenient import (
     MILLISECONDS,
     NAME,
     Lenience,
+    has_two_names,
     read_leniently,
     unreadable,
 )
@@ -177,7 +178,8 @@ class OtpJob(BaseModel):
                 return cls._from_other_bytes(body, error)
             # from None: the chained error would carry the input, and with it the code
             raise MalformedError(_explain(error, body)) from None
-        if strict or job.timestamp is None or job.timestamp in MILLISECONDS:
+        times_fit = job.timestamp is None or job.timestamp in MILLISECONDS
+        if strict or (times_fit and not (b"_" in body and has_two_names(body))):
             return job
         return cls._from_other_bytes(body)
 

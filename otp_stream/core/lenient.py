@@ -90,6 +90,11 @@ def _shallow(text: str) -> str:
     return "".join(parts) + text[at:]
 
 
+def has_two_names(body: bytes) -> bool:
+    """Return whether a field may be there by both of its names, `jobId` and `job_id`: one may be empty."""
+    return any(snake in body and name in body for name, snake in _TWO_NAMES)
+
+
 def unreadable(body: bytes) -> str | None:
     """Return why a body is no JSON object and what to do, where its first bytes say so."""
     start = body.removeprefix(BOM).lstrip()[:4]
@@ -122,20 +127,19 @@ def _coerced(
 ) -> dict[str, Any]:
     coerced = dict(fields)
     for name, read in readers.items():
-        key = name if name in fields else _snake(name)
-        value = fields.get(key)
+        key, value = name, fields.get(name)
         if value is None or value == "":
-            continue
+            key = _SNAKE[name]
+            value = fields.get(key)
+            if value is None or value == "":
+                continue
+            coerced.pop(name, None)
         coerced[key] = good = read(value)
         if type(good) is type(value) and good == value:
             continue
         what = "ignored" if good is None else "coerced"
         found.append(Lenience(place + name, _unit(value) or what if name == "timestamp" and good else what))
     return coerced
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?=[A-Z])", "_", name).lower()
 
 
 def _integer(digits: str) -> int | float:
@@ -240,4 +244,6 @@ _METADATA: Mapping[str, Callable[[Any], Any]] = {
     "template": _template,
     "purpose": _text,
 }
+_SNAKE = {name: re.sub(r"(?=[A-Z])", "_", name).lower() for name in (*_FIELDS, *_METADATA)}
+_TWO_NAMES = [(b'"%b"' % name.encode(), b'"%b"' % snake.encode()) for name, snake in _SNAKE.items() if name != snake]
 LENIENT_FIELDS = ("body", *_FIELDS, *(f"metadata.{name}" for name in _METADATA))

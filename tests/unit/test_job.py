@@ -383,6 +383,16 @@ def test_a_number_of_thousands_of_digits_is_ignored() -> None:
     assert (job.retry_count, noted(job)) == (0, {"body": "coerced", "retryCount": "ignored"})
 
 
+@pytest.mark.parametrize("empty", [None, ""])
+@pytest.mark.parametrize("job_id", [5, "5"])
+def test_a_field_that_is_empty_by_one_name_is_read_by_the_other(empty: object, job_id: object) -> None:
+    metadata = {"expiryMinutes": empty, "expiry_minutes": 5, "userName": empty, "user_name": "Ann"}
+    body = SMALLEST | {"jobId": empty, "job_id": job_id, "retryCount": empty, "retry_count": 2, "metadata": metadata}
+    job = OtpJob.from_bytes(json.dumps(body).encode())
+    assert (job.job_id, job.retry_count, job.metadata.expiry_minutes, job.metadata.user_name) == ("5", 2, 5, "Ann")
+    assert OtpJob.from_bytes(json.dumps(body | {"jobId": "6"}).encode()).job_id == "6"
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
