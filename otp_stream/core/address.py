@@ -10,13 +10,13 @@ _DOTS = ".\u3002\uff0e\uff61"
 """Full stops that UTS 46 takes for the dot of a domain."""
 INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
 """What changes the direction of a text, or only hides in it. ZWJ and ZWNJ are parts of names."""
-IGNORABLE = re.compile(
-    rf"[{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+_IGNORABLES = (
+    f"{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
 )
-"""One character that nobody sees (Unicode: Default_Ignorable_Code_Point), joiners and variation selectors included."""
+IGNORABLE = re.compile(f"[{_IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
+"""What nobody sees (Unicode: Default_Ignorable_Code_Point): also joiners, fillers and variation selectors."""
 # `strip` takes characters alone, and a pattern for the end of a text would try each blank within it
-_AROUND = "".join(re.findall(rf"[\s{INVISIBLE}]", "".join(map(chr, range(0x10000)))))
+_AROUND = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
 # What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line. U+FFFD stands
 # where a character was lost: what is left is another address. In a domain, UTS 46 decides on invisible characters.
@@ -72,11 +72,13 @@ def unicode_address(address: str) -> str | None:
 def one_person(address: str) -> str:
     """Return what is equal for all addresses of which we take it that they reach one person.
 
-    That is the wire form without differences in case and in compatibility characters (full-width, circled and
-    ligature letters). Tags such as `+news` stay: what they mean is the receiving server's business.
+    That is the wire form without what nobody sees and without differences in case and in compatibility characters
+    (full-width, circled and ligature letters). Tags such as `+news` stay: what they mean is the receiving server's
+    business.
     """
     if address.isascii():
         return address.lower().rstrip(".")
     with suppress(ValueError):  # what is no address has a key, too
         address = wire_address(address)
+    address = IGNORABLE.sub("", address)
     return normalize("NFKC", normalize("NFKC", address).lower())

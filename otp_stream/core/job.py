@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 from pydantic.alias_generators import to_camel
 
-from .address import INVISIBLE, is_address, trimmed, wire_address
+from .address import IGNORABLE, is_address, trimmed, wire_address
 from .lenient import (
     BOM,
     LOCALE,
@@ -36,7 +36,7 @@ _HALF_DAY_MS = 12 * 60 * 60_000
 
 # U+FFFD stands where a character was lost: what is left is another code. One that is not seen as it is typed, or is not
 # seen at all, is none, either.
-_CODE = re.compile(rf"[^\s\x00-\x20\x7f-\x9f\ufffd{INVISIBLE}]{{4,64}}")
+_CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f\ufffd]{4,64}")
 
 
 def _address(value: str) -> str:
@@ -50,7 +50,7 @@ def _address(value: str) -> str:
 
 def _code(value: str) -> str:
     value = trimmed(value)
-    if not _CODE.fullmatch(value):
+    if not _CODE.fullmatch(value) or (not value.isascii() and IGNORABLE.search(value)):
         raise ValueError("must have 4 to 64 characters, without spaces or control characters inside")
     return value
 

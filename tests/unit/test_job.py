@@ -482,18 +482,24 @@ def test_a_body_that_is_no_json_object_is_named_for_what_it_is(body: bytes, told
 
 
 HIDDEN = ["\u200b", "\u200e", "\u202e", "\ufeff", "\u00ad", "\u2060"]
+HIDDEN_OR_JOINING = [*HIDDEN, *"\u034f\u115f\u1160\u200c\u200d\u3164\ufe0f\uffa0"]
 
 
-@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("hidden", HIDDEN_OR_JOINING)
 def test_invisible_characters_around_an_address_or_a_code_are_no_part_of_it(hidden: str) -> None:
     job = read(email=f" {hidden}u@x.y{hidden}\n", otp=f"{hidden} 123456{hidden}")
     assert (job.email, job.otp) == ("u@x.y", "123456")
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_invisible_characters_within_an_address_or_a_code_are_refused(hidden: str) -> None:
+def test_invisible_characters_within_an_address_are_refused(hidden: str) -> None:
     assert error(email=f"u{hidden}v@x.y").startswith("email: must be one e-mail address")
+
+
+@pytest.mark.parametrize("hidden", HIDDEN_OR_JOINING)
+def test_characters_that_nobody_sees_within_a_code_are_refused(hidden: str) -> None:
     assert error(otp=f"12{hidden}3456").startswith("otp: must have 4 to 64 characters")
+    assert error(otp="12\U000e00413456").startswith("otp: must have 4 to 64 characters")
     assert error(otp=hidden * 4).startswith("otp: must have 4 to 64 characters")
 
 

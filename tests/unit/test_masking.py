@@ -68,6 +68,7 @@ def test_addresses_that_reach_one_person_have_one_hash(written: str) -> None:
         ("u@BU\u0308CHER.example", "u@xn--bcher-kva.example"),
         ("ju\u0308rgen@example.com", "JÜRGEN@example.com"),
         ("o\ufb03ce@example.com", "office@example.com"),
+        ("of\u200d\ufe0f\u034f\u3164\uffa0fice@example.com", "office@example.com"),
     ],
 )
 def test_each_form_of_an_internationalised_address_has_one_hash(one: str, same: str) -> None:
