@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b, scrypt
@@ -17,6 +18,7 @@ from pydantic import (
     AliasChoices,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -31,6 +33,7 @@ from .urls import ESCAPE, AmbiguousUrlError, read_url, without_secrets
 
 ENV_FILE = Path(".env")
 EMBEDDED_BROKER_PORT = 5673
+_INTEGER = TypeAdapter(int)
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
 _RABBITMQ_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
@@ -252,8 +255,11 @@ class Settings(BaseSettings):
     def _port_465_means_implicit_tls(cls, data: Any) -> Any:
         # RFC 8314 §7.3 gives 465 to implicit TLS, and so did the worker that this one replaces.
         keys = {key.lower(): key for key in data}
-        if "smtp_tls" not in keys and "smtp_port" in keys and _unquoted(str(data[keys["smtp_port"]])) == "465":
-            return {**data, "smtp_tls": "implicit"}
+        if "smtp_tls" not in keys and "smtp_port" in keys:
+            with suppress(ValidationError):  # the field's own check reports it
+                # 0465 and 465.0 are the same port
+                if _INTEGER.validate_python(_unquoted(str(data[keys["smtp_port"]]))) == 465:
+                    return {**data, "smtp_tls": "implicit"}
         return data
 
     @field_validator("log_level", mode="before")

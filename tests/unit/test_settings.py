@@ -131,7 +131,8 @@ def test_the_usual_urls_of_redis_are_taken(url: str) -> None:
 
 
 def test_the_usual_port_of_implicit_tls_means_it() -> None:
-    assert load(smtp_port=465)[0].smtp_tls == "implicit"
+    for port in (465, "465", "0465", "465.0", " '465' "):
+        assert load(smtp_port=port)[0].smtp_tls == "implicit"
     assert load(smtp_port="465", smtp_tls="starttls")[0].smtp_tls == "starttls"
     assert load(smtp_port=2525)[0].smtp_tls == "starttls"
 
