@@ -290,6 +290,14 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("http_token")
+    @classmethod
+    def _a_token_for_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        # clients disagree about the encoding of other characters in a header, or refuse them
+        if value is not None and not value.get_secret_value().isascii():
+            raise ValueError("must have ASCII characters only; make a random one: openssl rand -hex 32")
+        return value
+
     @field_validator("smtp_host")
     @classmethod
     def _a_host_alone(cls, value: str | None) -> str | None:

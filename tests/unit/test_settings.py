@@ -349,6 +349,7 @@ def test_a_blank_environment_is_not_development(monkeypatch: pytest.MonkeyPatch)
         ({"smtp_port": "0"}, "SMTP_PORT: must be 1 or more"),
         ({"worker": "perhaps"}, "WORKER: must be true or false"),
         ({"http_token": "short"}, "HTTP_TOKEN: must have 16 characters or more"),
+        ({"http_token": "correct-hörse-hunter2"}, "HTTP_TOKEN: must have ASCII characters only; make a random one"),
         ({"smtp_pass": "hunter2\nnext"}, "SMTP_PASS: contains a line break"),
         ({"smtp_user": "hunter2\x00"}, "SMTP_USER: contains a line break"),
         ({"sent_ttl_hours": "long"}, "SENT_TTL_HOURS: must be a number"),
