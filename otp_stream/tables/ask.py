@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import isfinite
 from typing import NamedTuple
 
 from otp_stream.core.admission import Limit
@@ -118,11 +119,16 @@ def _limit_key(limit: Limit, job: Job, recipient: str, hash_key: bytes) -> str:
         case "domain":
             return _digest(job.ask.email.rpartition("@")[2].lower(), hash_key)
         case "tenant":
-            tenant = job.ask.metadata.tenant
-            named = isinstance(tenant, str | int) and not isinstance(tenant, bool) and tenant != ""
-            return _digest(str(tenant), hash_key) if named else ""
+            return _digest(tenant, hash_key) if (tenant := _tenant(job.ask.metadata.tenant)) else ""
         case "total":
             return "all"
+
+
+def _tenant(value: object) -> str:
+    """Return the tenant as text, which is one whether a producer writes 1, 1.0 or "1"; empty where it is none."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else str(value) if isfinite(value) else ""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _digest(text: str, hash_key: bytes, size: int = 8) -> str:

@@ -532,9 +532,18 @@ async def test_each_limit_counts_by_its_own_key(
         await claim(tables, job("three", **other))
 
 
+async def test_a_tenant_is_the_same_however_its_number_is_written(ground: Ground) -> None:
+    tables = await ground.tables(Limit("tenant", 1, HOUR))
+    await send(tables, job("one", tenant=1))
+    for number, tenant in enumerate((1.0, "1")):
+        assert isinstance(await ask(tables, job(f"j{number}", tenant=tenant)), Throttled)
+    await send(tables, job("other", tenant=1.5))
+    assert isinstance(await ask(tables, job("another", tenant="1.5")), Throttled)
+
+
 async def test_a_job_without_a_tenant_is_not_counted_by_tenant(ground: Ground) -> None:
     tables = await ground.tables(Limit("tenant", 1, HOUR))
-    for number, tenant in enumerate((None, "", ["x"], True)):
+    for number, tenant in enumerate((None, "", ["x"], True, float("inf"))):
         await send(tables, job(f"j{number}", tenant=tenant))
         await send(tables, job(f"k{number}", tenant=tenant))
 
