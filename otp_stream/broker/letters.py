@@ -295,7 +295,10 @@ def _sanitized(came: Mapping[str, Any], ask: OtpJob | None) -> dict[str, Any]:
     for name in (ERROR, REPLAYED_BY):
         if isinstance(value := came.get(name), str):
             found[name] = scrub_suspects(value, *secrets)
-    if isinstance(job_id := came.get(JOB_ID), str) and _MADE_ID.fullmatch(job_id):
+    job_id = came.get(JOB_ID)
+    # whatever the secrets of a malformed body are, they could be in it
+    made = ask and isinstance(job_id, str) and _MADE_ID.fullmatch(job_id)
+    if ask and made and not tells(made[0], ask.email, ask.otp, chance=True):
         found[JOB_ID] = job_id
     attempt = _int(came.get(ATTEMPT))
     found[ATTEMPT] = attempt if attempt is not None and 0 <= attempt <= _MOST_ATTEMPTS else 0

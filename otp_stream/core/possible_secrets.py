@@ -69,7 +69,7 @@ def said_job_id(body: bytes) -> str | None:
     if not isinstance(said, dict):
         return None
     fields = cast("dict[str, Any]", said)
-    job_id: Any = fields.pop("jobId", None)
+    job_id: Any = fields.pop("jobId", None) or fields.pop("job_id", None)
     if not isinstance(job_id, str) or not 0 < len(job_id) <= _ID_LIMIT or not job_id.isprintable():
         return None
     secrets = PossibleSecrets.of(fields, apart=_NO_SECRETS)

@@ -52,7 +52,7 @@ def test_a_dead_letter_of_a_previous_version_is_found_by_its_cause() -> None:
         False, "j-1", "rejected", "550", 1,
     )  # fmt: skip
     assert letter.error == HEADERS["x-otp-error"]
-    made = "0123456789abcdef0123456789abcdef"
+    made = "f0e1d2c3b4a5968778695a4b3c2d1e0f"
     assert DESK._read(message(HEADERS | {"x-otp-job-id": made})).letter.job_id == made
 
 
@@ -89,6 +89,18 @@ def test_what_anyone_has_written_is_shown_sanitized(forged: dict[str, Any], key:
     for secret in ("123456", "222333", "user@", "victim@"):
         assert secret not in told
     assert told.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("job_id", "body"),
+    [
+        ("a" * 13 + "0123456" + "b" * 12, BODY),
+        (b"123456".hex() + "0" * 20, BODY),
+        ("0" * 26 + "123456", b'{"email": "nobody", "otp": "123456", "jobId": "j-1"}'),
+    ],
+)
+def test_an_id_that_only_looks_as_if_a_worker_had_made_it_tells_no_code(job_id: str, body: bytes) -> None:
+    assert DESK._read(message(HEADERS | {"x-otp-job-id": job_id}, body)).letter.job_id == "j-1"
 
 
 def test_a_forged_first_sight_prolongs_no_codes_life() -> None:
