@@ -34,7 +34,7 @@ _BACKSLASH = "\ud800"
 """Stands for an escaped backslash for a while: no decoded text has it."""
 _DEEPEST = 200
 """Lists and objects within each other; pydantic reads as many. Python's own reader ends with its stack."""
-_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_TEXT = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))', re.DOTALL)
 _STEPS = [(it in b"[{") - (it in b"]}") for it in range(256)]
 """For each byte: by how much the nesting is deeper after it."""
 _DEEP = re.compile(rb"\x01+")
@@ -77,13 +77,14 @@ def _shallow(text: str) -> str:
     if text.count("[") + text.count("{") <= _DEEPEST:
         return text
     # each step goes over the whole text in C: many short lists would take ten times as long in a loop
-    bare = _TEXT.sub(lambda found: " " * len(found[0]), text).encode("ascii", "replace")
+    parts: list[str] = _TEXT.split(text)
+    parts[1::2] = map(" ".__mul__, map(len, parts[1::2]))  # a bracket in a text begins nothing
+    bare = "".join(parts).encode("ascii", "replace")
     depths = list(accumulate(map(_STEPS.__getitem__, bare)))
     if max(depths) <= _DEEPEST or depths[-1] > _DEEPEST:
         return text
-    deep = bytes(map(_DEEPEST.__lt__, depths))
-    parts: list[str] = []
-    at = 0
+    deep = bytes([depth > _DEEPEST for depth in depths])
+    parts, at = [], 0
     for found in _DEEP.finditer(deep):
         parts += text[at : found.start()], "null"
         at = found.end() + 1  # behind the bracket that ends it
