@@ -225,8 +225,8 @@ class Settings(BaseSettings):
     http_token: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="Bearer token of the web pages, 16 characters or more. Required to see dead letters by cause, to "
-        "replay them, and to request a probe of a relay.",
+        description="Bearer token of the web pages, 16 ASCII characters or more. Required to see dead letters by "
+        "cause, to replay them, and to request a probe of a relay.",
     )
     http_hosts: str | None = Field(
         default=None,

@@ -269,6 +269,10 @@ def test_an_id_of_what_is_no_job_is_shown_only_where_it_can_tell_nothing(
     assert said == (job_id if shown else None)
 
 
+def test_an_id_is_read_by_either_of_its_names() -> None:
+    assert said_job_id(b'{"jobId": null, "job_id": "login-17"}') == "login-17"
+
+
 def test_a_body_that_is_nested_without_end_is_looked_at_all_the_same() -> None:
     deep: object = "482913"
     for _ in range(5000):
