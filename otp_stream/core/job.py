@@ -174,7 +174,7 @@ class OtpJob(BaseModel):
         try:
             job = cls.model_validate_json(body.removeprefix(BOM))
         except ValidationError as error:
-            if not strict:
+            if not strict and unreadable(body) is None:
                 return cls._from_other_bytes(body, error)
             # from None: the chained error would carry the input, and with it the code
             raise MalformedError(_explain(error, body)) from None
