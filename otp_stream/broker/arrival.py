@@ -26,15 +26,20 @@ REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-o
 TRACE = ("traceparent", "tracestate", "baggage")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
-"""Characters that each may have (W3C)."""
+"""Characters that each may have: W3C requires that much to be passed on."""
 _HAS_HEADERS = 0x20
 """In the first byte of a content header's flags, after the flags of two short strings."""
 _BEFORE_HEADERS = (0x80, 0x40)
 LARGEST_HEADER = 16 * 1024
 """Bytes of a content header whose table of headers is read. A full `baggage` (8 KiB), the broker's headers and ours fit
 in. pamqp's time grows with the square of the size: it takes 10 ms for 16 KiB and hundreds for 120 KiB."""
-_DELIVERY_COUNT = re.compile(rb"\x10x-delivery-countl(.{8})", re.DOTALL)
-"""As the broker encodes it."""
+_KEPT = (b"x-otp-", b"x-delivery-count")
+"""How the names of headers begin that are read in any case: a worker's own, and the broker's count."""
+_MOST_KEPT = 4 * 1024
+_MOST_ENTRIES = 2_000
+_SIZES = {b"V": 0, **dict.fromkeys((b"t", b"b", b"B"), 1), **dict.fromkeys((b"s", b"u", b"U"), 2),
+          **dict.fromkeys((b"I", b"i", b"f"), 4), b"D": 5, **dict.fromkeys((b"l", b"L", b"d", b"T"), 8)}  # fmt: skip
+"""Bytes of a value of each type (AMQP 0-9-1 §4.2.1, as RabbitMQ has it); the others begin with their size."""
 
 
 class Delivered:
@@ -76,7 +81,7 @@ class Delivered:
 
     @property
     def headers_unread(self) -> bool:
-        """Whether its headers are too large to be read; only the broker's count is then among `headers`."""
+        """Whether its headers are too large to be read; only a worker's and the broker's count are among `headers`."""
         return len(self._header) > LARGEST_HEADER
 
     def _properties(self) -> Basic.Properties:
@@ -102,13 +107,22 @@ class Delivered:
 
 
 def _without_headers(header: bytes) -> bytes:
-    """Return a content header without the table of headers in it, but for the broker's count."""
+    """Return a content header without the headers in it, but for a worker's own and the broker's count."""
     at = 14
     for flag in _BEFORE_HEADERS:
         at += header[at] + 1 if header[12] & flag else 0
     end = at + 4 + int.from_bytes(header[at : at + 4], "big")
-    count = _DELIVERY_COUNT.search(header, at, end)
-    table = count[0] if count else b""
+    table = b""
+    name = at + 4
+    for _ in range(_MOST_ENTRIES):
+        if name >= end:
+            break
+        kind = name + 1 + header[name]
+        size = _SIZES.get(header[kind : kind + 1])
+        behind = kind + 1 + (4 + int.from_bytes(header[kind + 1 : kind + 5], "big") if size is None else size)
+        if header.startswith(_KEPT, name + 1, kind) and behind - name <= _MOST_KEPT - len(table):
+            table += header[name:behind]
+        name = behind
     return header[:at] + len(table).to_bytes(4, "big") + table + header[end:]
 
 

@@ -99,7 +99,9 @@ class Metadata(BaseModel):
     )
     purpose: str | None = Field(default=None, description="What the code is for, such as `login`.", examples=["login"])
     tenant: Any = Field(
-        default=None, description="On whose behalf: `TENANT_LIMIT` counts by it, if it is text.", examples=["shop-17"]
+        default=None,
+        description="On whose behalf: `TENANT_LIMIT` counts by it, if it is text or a number.",
+        examples=["shop-17"],
     )
 
 

@@ -22,7 +22,10 @@ _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", 
 _WORDS = ("template", "locale", "purpose", "priority")
 """Fields of a few words; a number in them is shown only if it is too short for a code."""
 _KNOWN = {"email", "otp", "metadata", "userName", "tenant", *_SHOWN}
-_KNOWN_IN_CAPITALS = {*map(str.lower, _KNOWN), "code", "mail"}
+_KNOWN_IN_CAPITALS = {
+    *map(str.lower, _KNOWN),
+    "code", "mail", "user", "name", "phone", "login", "type", "text", "message", "subject", "body", "data", "event",
+}  # fmt: skip
 _DEPTH = 3
 _KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]{0,39}")
 _DOMAIN = re.compile(r"[\w.-]{1,253}")
@@ -322,7 +325,7 @@ class _Outline:
         return _kind(value)
 
     def _may_be_shown(self, name: str, value: str | float) -> bool:
-        if isinstance(value, str) and name == "jobId":
+        if name == "jobId":
             return value == self.job_id
         if isinstance(value, str) and name in _WORDS and _digits(value) >= _CODE_DIGITS:
             return False

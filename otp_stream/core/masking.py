@@ -22,6 +22,8 @@ SHOWN = 300
 """Characters of a text that are shown."""
 WINDOW = 2_000
 """Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
+_MOST_WITHIN_WORDS = 500
+"""So often a name may be part of longer words; a text that has it more often was made to take long."""
 _TORN = 128
 """Characters of a longer word: no code fills it."""
 
@@ -279,13 +281,23 @@ class Reading:
         within = self.compact if needle.compact else self.folded
         size = len(needle.text)
         at = within.find(needle.text)
+        within_words = 0
         while at >= 0:
             first, last = (self._kept[at], self._kept[at + size - 1]) if needle.compact else (at, at + size - 1)
             begin, end = self._source(first), self._source(last) + 1
             before, after = self.text[begin - 1 : begin] if begin else "", self.text[end : end + 1]
             bounded = needle.near is None or not any(map(needle.near, before + after))
-            if not needle.quoted or (before and before in _QUOTES_BEFORE) or (after and after in _QUOTES_AFTER):
-                yield *self.place(begin, end), bounded, last - first == size - 1
+            within_words += needle.whole and not bounded
+            made_to_take_long = within_words > _MOST_WITHIN_WORDS
+            if needle.whole and not bounded and not made_to_take_long:
+                pass
+            elif (
+                not needle.quoted
+                or made_to_take_long
+                or (before and before in _QUOTES_BEFORE)
+                or (after and after in _QUOTES_AFTER)
+            ):
+                yield *self.place(begin, end), bounded or needle.whole, last - first == size - 1
             at = within.find(needle.text, at + 1)
 
     @cached_property
@@ -294,7 +306,7 @@ class Reading:
 
     @cached_property
     def _sources(self) -> list[int] | None:
-        if len(self.folded) == len(self.text):
+        if self.text.isascii():  # else some characters fold to several, and some to none
             return None
         return [at for at, char in enumerate(self.text) for _ in _fold_one(char)]
 

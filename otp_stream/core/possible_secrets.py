@@ -20,9 +20,12 @@ _LONG = 1_000
 _LONGEST_CODE = 64
 _ID_LIMIT = 200
 _NO_SECRETS = {"timestamp", "retryCount", "priority"}
-_WORDS = {"userName", "user_name", "template", "locale", "purpose", "priority", "tenant"}
+_WORDS = {
+    "userName", "user_name", "template", "locale", "purpose", "priority", "tenant",
+    "type", "kind", "event", "channel", "service", "source", "action", "status",
+}  # fmt: skip
 """Fields in which a word without a digit is what it says. In another field, it may be a code."""
-_LIKE_AN_ADDRESS = re.compile(r"[a-z0-9._+-]@[a-z0-9-]{1,63}\.[a-z]{2}")
+_LIKE_AN_ADDRESS = re.compile(r"[\w.+-]@\w")
 _PART = re.compile(r"[^\W_]{4,}")
 """What a program writes into a word next to other things, as in `code=123456`."""
 _AROUND_AN_ADDRESS = re.compile(r"[<>\"'(),:;=/?&|\\\[\]{}]+")
@@ -77,10 +80,13 @@ def said_job_id(body: bytes) -> str | None:
 
 
 def _is_repeated(text: str, body: Any) -> bool:
-    """Return whether it is in another text as well, as a code without a digit may be."""
-    compact = fold_compact(text)
-    return len(compact) >= SHORTEST and any(
-        compact in fold_compact(it) for _, it in _values(body, apart=_NO_SECRETS) if isinstance(it, str)
+    """Return whether it, or a word in it, is in another text as well, as a code without a digit may be."""
+    parts = [it for part in (text, *_PART.findall(text)) if len(it := fold_compact(part)) >= SHORTEST]
+    return any(
+        part in fold_compact(it)
+        for name, it in _values(body, apart=_NO_SECRETS)
+        if isinstance(it, str) and name not in _WORDS
+        for part in parts
     )
 
 
@@ -129,12 +135,14 @@ def too_many(body: Any) -> bool:
         value = left.pop()
         seen += 1
         if isinstance(value, dict):
-            left += cast("dict[str, Any]", value).values()
+            fields = cast("dict[str, Any]", value)
+            left += [*fields.keys(), *fields.values()]
         elif isinstance(value, list):
             left += cast("list[Any]", value)
         elif isinstance(value, str):
             short = len(value) < _LONG or _may_be_json(value)
-            seen += len(value) // SHORTEST if short else max(len(value.split()), len(_PART.findall(value)))
+            words = len(_AROUND_AN_ADDRESS.findall(value)) if "@" in value else 0
+            seen += len(value) // SHORTEST if short else max(words, len(value.split()), len(_PART.findall(value)))
     return seen > _MOST_VALUES
 
 

@@ -41,9 +41,14 @@ def test_what_the_broker_dead_lettered_without_a_word_of_ours_is_not_called_forg
 
 
 def test_what_has_headers_too_large_to_read_is_not_said_to_come_from_the_broker() -> None:
-    letter = DESK._read(message(HEADERS | {"padding": "x" * LARGEST_HEADER}, key=KEY)).letter
+    letter = DESK._read(message({"padding": "x" * LARGEST_HEADER})).letter
     assert (letter.verified, letter.job_id, letter.reason) == (False, "j-1", "unknown")
     assert letter.error == "the headers are too large to read"
+
+
+def test_what_a_worker_wrote_is_read_beside_headers_too_large_to_read() -> None:
+    letter = DESK._read(message(HEADERS | {"padding": "x" * LARGEST_HEADER}, key=KEY)).letter
+    assert (letter.verified, letter.job_id, letter.reason) == (True, "ours", "rejected")
 
 
 def test_a_dead_letter_of_a_previous_version_is_found_by_its_cause() -> None:

@@ -225,6 +225,15 @@ def test_a_letter_without_a_time_of_death_is_neither_old_nor_new() -> None:
     assert "1970-01-01" in str(Wanted.read(["older=9999999999d"], now_ms=61_000))
 
 
+def test_an_outline_shows_the_names_of_fields_and_no_id_that_is_said_elsewhere() -> None:
+    assert outline(b'{"jobId": 482913, "purpose": "code 482913"}') == {
+        "jobId": "a number", "purpose": "text of 11 characters",
+    }  # fmt: skip
+    assert outline(b'{"USER": "x", "type": "login", "template": "login"}') == {
+        "USER": "text of 1 characters", "type": "text of 5 characters", "template": "login",
+    }  # fmt: skip
+
+
 def test_a_word_that_is_said_twice_is_refused() -> None:
     for twice in (["domain=a.example", "domain=b.example"], ["older=1m", "older=2m"]):
         with pytest.raises(ValueError, match="is given twice"):

@@ -172,6 +172,16 @@ def test_what_nobody_sees_within_a_secret_does_not_hide_it(hidden: str) -> None:
     assert said_job_id(json.dumps({"jobId": "l-123456", "x": f"code=12{hidden}3456"}).encode()) is None
 
 
+@pytest.mark.parametrize("other", ["\u00e9", "\u00df", "\u00bd", "\u2026", "\ufdfa"])
+def test_a_secret_is_found_beside_what_nobody_sees_and_what_is_several_characters(other: str) -> None:
+    for many in (1, 2, 17):
+        text = f"{chr(0xFE0F) * many} code 123456 for {ADDRESS} {other} refused"
+        assert tells(f"{chr(0xFE0F) * many}-123456-{other}", ADDRESS, "123456")
+        shown = scrub(text, "123456", ADDRESS)
+        assert "code *** for ***" in shown
+        assert shown.endswith("refused")
+
+
 @pytest.mark.parametrize(
     ("text", "found"), [("otp-123456", True), ("LOGIN-BOB@X.EXAMPLE", True), ("login-99", False), ("91234567", False)]
 )
@@ -260,6 +270,12 @@ def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
         ({}, "mailto:u@x.example", False),
         ({"email": "x", "metadata": {"template": "welcome", "userName": "Ann"}, "tenant": "shop"}, "welcome-7", True),
         ({"tenant": "shop", "a": ["b"], "email": "grace"}, "shop-login-17", True),
+        ({"type": "login"}, "login-17", True),
+        ({"service": "auth"}, "auth-17", True),
+        ({"metadata": {"purpose": "signup"}}, "signup", True),
+        ({"text": "The code is QWERTY."}, "l-QWERTY", False),
+        ({}, "Ym9AbcO8bGxlci5kZQ==", False),
+        ({}, "Ym9iQGxvY2FsaG9zdA==", False),
     ],
 )
 def test_an_id_of_what_is_no_job_is_shown_only_where_it_can_tell_nothing(
@@ -378,8 +394,10 @@ def test_an_id_of_what_is_no_job_tells_no_form_of_a_secret(job_id: str) -> None:
         [[f"{number:04}"] for number in range(2_000)],
         {str(number): number for number in range(2_000)},
         ["x1yz " * 50] * 50,
+        {" ".join(f"aaa%41{number}" for number in range(2_000)): 1},
+        ":".join(f"\u00e9@a{number}" for number in range(2_000)),
     ],
-    ids=["one text", "a list", "an object", "many texts"],
+    ids=["one text", "a list", "an object", "many texts", "a name", "addresses"],
 )
 def test_a_body_of_more_words_than_are_searched_has_no_id_and_no_outline(value: object) -> None:
     body = {"jobId": "login-17", "x": value}
