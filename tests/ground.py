@@ -1,8 +1,7 @@
 """Prepare what the live tests need, then run a command there: `python tests/ground.py COMMAND…`.
 
-RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or one on 127.0.0.1:5672, or a private node; and an installed
-rabbitmq-server, or Debian's package, for the nodes that tests break. If OTP_TEST_RABBITMQ_SERVER names a
-rabbitmq-server (tools/debian.sh sets it), every node is of that one, and no RabbitMQ that is already running is used.
+RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or a private node. The node, and those that tests break, run the
+rabbitmq-server that OTP_TEST_RABBITMQ_SERVER names (tools/debian.sh sets it), the installed one, or Debian's package.
 Redis, Chromium and libfaketime likewise. Postfix, and what npm has (Haraka, smtp-server), are unpacked into the folder
 that OTP_TEST_RELAYS names, or a cache. What cannot be had ends this with a message: tests are never skipped for want of
 a server.
@@ -26,8 +25,6 @@ from rabbitmq import SERVER, Node, speaks_amqp
 FAKETIME = Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
 """Sets the clock of one process."""
 
-USUAL = "amqp://guest:guest@127.0.0.1:5672/"
-
 
 def main(command: list[str]) -> int:
     """Run `command` with OTP_TEST_RABBITMQ_URL set; returns its exit code."""
@@ -47,12 +44,10 @@ def main(command: list[str]) -> int:
             install(package)
     unpack_postfix()
     install_from_npm()
-    if "OTP_TEST_RABBITMQ_SERVER" not in os.environ:
-        url = os.environ.get("OTP_TEST_RABBITMQ_URL", USUAL)
+    if url := os.environ.get("OTP_TEST_RABBITMQ_URL"):
         if reachable(url):
             return run(command, url)
-        if "OTP_TEST_RABBITMQ_URL" in os.environ:
-            sys.exit(f"OTP_TEST_RABBITMQ_URL: nothing speaks AMQP at {urlsplit(url).hostname}:{urlsplit(url).port}")
+        sys.exit(f"OTP_TEST_RABBITMQ_URL: nothing speaks AMQP at {urlsplit(url).hostname}:{urlsplit(url).port}")
     node = Node(Path(tempfile.mkdtemp(prefix="otp-rabbit-")))
     try:
         sys.stderr.write("starting a private RabbitMQ node …\n")
