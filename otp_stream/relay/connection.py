@@ -309,13 +309,13 @@ class Connection(Wire):
         return not self.fresh and not turn.losses and reply.code // 100 == 4 and trouble_of(reply) == "unreachable"
 
     def _on_data(self, turn: Turn, code: int, text: str) -> None:
-        reply = turn.refusal or self._reply("data", code, text)
-        if self._unproven:
-            self._unproven = False
-            self._owner.pipelined(works=not out_of_step(reply))
         if code != 354:
+            reply = turn.refusal or self._reply("data", code, text)
+            self._prove(works=not out_of_step(reply))
             self._refused(turn, reply)
-        elif turn.refusal is not None and turn.refusal.stage == "mail":
+            return
+        self._prove(works=True)
+        if turn.refusal is not None and turn.refusal.stage == "mail":
             # whose transaction it waits in is not known: a lone dot could send an empty mail to another recipient
             self._end(turn, turn.refusal)
             self.break_off(TroubleError("unreachable", "content is wanted after MAIL was refused"))
@@ -324,6 +324,11 @@ class Connection(Wire):
             self._say(b".\r\n", "body")
         else:
             self._send_content(turn)
+
+    def _prove(self, *, works: bool) -> None:
+        if self._unproven:
+            self._unproven = False
+            self._owner.pipelined(works=works)
 
     def _send_content(self, turn: Turn) -> None:
         self._unsent = wire_form(turn.mail)
