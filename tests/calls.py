@@ -1,4 +1,4 @@
-"""Counts the calls that some work takes: its time says little on a busy machine."""
+"""Counts the function calls of a piece of work: its duration depends on how busy the machine is."""
 
 import sys
 from collections.abc import Callable

@@ -14,7 +14,7 @@ _IGNORABLES = (
     f"{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
 )
 IGNORABLE = re.compile(f"[{_IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
-"""What nobody sees (Unicode: Default_Ignorable_Code_Point): also joiners, fillers and variation selectors."""
+"""Invisible characters (Unicode: Default_Ignorable_Code_Point), also joiners, fillers and variation selectors."""
 # `strip` takes characters alone, and a pattern for the end of a text would try each blank within it
 _AROUND = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
@@ -72,7 +72,7 @@ def unicode_address(address: str) -> str | None:
 def one_person(address: str) -> str:
     """Return what is equal for all addresses of which we take it that they reach one person.
 
-    That is the wire form without what nobody sees and without differences in case and in compatibility characters
+    That is the wire form without invisible characters and without differences in case and in compatibility characters
     (full-width, circled and ligature letters). Tags such as `+news` stay: what they mean is the receiving server's
     business.
     """

@@ -239,7 +239,7 @@ def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _fold(text: str) -> str:
-    """Return it without differences of case, of width and of the script of digits, and without what nobody sees."""
+    """Return it without differences of case, of width and of the script of digits, and without invisible characters."""
     return text.lower() if text.isascii() else "".join(map(_fold_one, text))
 
 

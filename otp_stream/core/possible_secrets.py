@@ -1,4 +1,4 @@
-"""What may be an address or a code in a body that is no job: nothing says which of its words are."""
+"""Finds what may be an address or a code in a malformed body, in which any field may hold one."""
 
 import json
 import re
@@ -24,7 +24,7 @@ _WORDS = {
     "userName", "user_name", "template", "locale", "purpose", "priority", "tenant",
     "type", "kind", "event", "channel", "service", "source", "action", "status",
 }  # fmt: skip
-"""Fields in which a word without a digit is what it says. In another field, it may be a code."""
+"""Fields in which a word without a digit is no code. In any other field it may be one."""
 _LIKE_AN_ADDRESS = re.compile(r"[\w.+-]@\w")
 _PART = re.compile(r"[^\W_]{4,}")
 """What a program writes into a word next to other things, as in `code=123456`."""
@@ -64,7 +64,7 @@ class PossibleSecrets:
 
 
 def said_job_id(body: bytes) -> str | None:
-    """Return the `jobId` of a body that is no job, where one can be read in it: whoever looks for the job knows it."""
+    """Return the `jobId` of a malformed body if it can be shown: an operator searches for the job by it."""
     try:
         said = from_json(body) if len(body) <= MAX_BODY_BYTES else None
     except ValueError:

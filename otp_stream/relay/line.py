@@ -100,7 +100,7 @@ class Line:
         self._refusals: Counter[int] = Counter()
         """Replies to a mail that were about every mail: none was taken with them."""
         self._in_trouble: set[str] = set()
-        """Recipients whose mail met trouble since the gate was open: the probe is another's, lest they keep it shut."""
+        """Recipients whose mail failed since the circuit breaker opened: the next probe is for another recipient."""
         self._closer: str | None = None
         """The recipient whose mail closed the gate."""
         self._offences: Counter[str] = Counter()
@@ -308,7 +308,7 @@ class Line:
         return turn
 
     def _untried(self, turn: Turn, *, urgent_only: bool) -> Turn:
-        """Return the next job whose recipient has not met trouble; if there is none, this one."""
+        """Return the next job for a recipient whose mail has not failed yet; if there is none, this one."""
         passed = [turn]
         found = None
         while found is None and len(passed) < _MOST_PASSED:
@@ -370,7 +370,7 @@ class Line:
             self._gate_changed()
 
     def _is_alone_with(self, turn: Turn, outcome: Unavailable) -> bool:
-        # MAIL names no recipient, and while the gate is not open nobody knows what others would meet
+        # MAIL names no recipient, and a probe may get the reply that every mail would get
         return self._offences[turn.mail.recipient] >= _OFFENCES and outcome.stage != "mail" and not turn.probe
 
     def _gate_changed(self) -> None:

@@ -54,12 +54,12 @@ OUR_DOMAIN = _any(
     r"sender verif(?:y|ication) failed",
     r"verification failed for \W*SENDER_EMAIL",
 )
-"""Our domain or address is refused, whatever is said of SPF and DKIM, or of its mailbox."""
+"""Our domain or address is refused, even if the reply also mentions SPF, DKIM or a mailbox."""
 
 THEIRS = _any(
     r"recipient's\b", rf"\b(?:to|for|by) (?:this|that|the) {_FEW}(?:recipient|mailbox|group|user|person|list)\b"
 )
-"""And yet it may be about the recipient."""
+"""Beside these words it is about the recipient after all."""
 TLS = _any(r"\btls\b|encrypt|starttls")
 MAILBOX = _any(r"\*\*\*|mail-?box|recipient")
 

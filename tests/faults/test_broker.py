@@ -224,7 +224,7 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
     second = stage.worker(SMTP_POOL_SIZE="5")
     await second.start()
     await _all_ended(stage, ledger, second)
-    # the first thing that it hears is that it may send what the other one has sent
+    # the first bytes that the thawed worker reads allow it to send what the other worker has sent
     go_ahead.set()
     await stage.relay.wait(lambda: stage.relay.held == 0, "answer to each envelope")
     thawed_at = time.monotonic()
