@@ -1,6 +1,7 @@
 """No piece of a password in a URL is shown, however the URL is misread."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,11 @@ SCHEMES = {
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ("http",),
 }
 SHAPES = ("{scheme}://otp:{password}@host.example/", "{scheme}://:{password}@host.example:99/0", "{scheme}:{password}")
+
+
+@pytest.fixture(autouse=True)
+def _no_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def shown(name: str, url: str) -> str:
