@@ -81,13 +81,9 @@ def said_job_id(body: bytes) -> str | None:
 
 def _is_repeated(text: str, body: Any) -> bool:
     """Return whether it, or a word in it, is in another text as well, as a code without a digit may be."""
-    parts = [it for part in (text, *_PART.findall(text)) if len(it := fold_compact(part)) >= SHORTEST]
-    return any(
-        part in fold_compact(it)
-        for name, it in _values(body, apart=_NO_SECRETS)
-        if isinstance(it, str) and name not in _WORDS
-        for part in parts
-    )
+    parts = {it for part in (text, *_PART.findall(text)) if len(it := fold_compact(part)) >= SHORTEST}
+    others = (it for name, it in _values(body, apart=_NO_SECRETS) if isinstance(it, str) and name not in _WORDS)
+    return any(part in other for other in map(fold_compact, others) for part in parts)
 
 
 def suspects(body: Any, *, apart: Container[str], names: bool = True) -> set[str]:
