@@ -57,8 +57,9 @@ class Ledger:
         self.died[int(str(letter.headers.get("x-fuzz", -1)))] += 1
         self.reasons[str(letter.headers["x-otp-reason"])] += 1
         shown = {name: it for name, it in letter.headers.items() if name.startswith(("x-otp-", "trace", "baggage"))}
-        # a changed body may have lost its code: what looks like one in a header is then no secret of this message
-        if any(code.lower() in letter.body.lower() for code in _CODE.findall(repr(shown).encode())):
+        # a changed body may have lost its code, or have a longer one: what looks like one in a header is then no secret
+        codes = _CODE.findall(repr(shown).encode())
+        if any(re.search(rb"(?<![0-9a-z])%b(?![0-9a-z])" % code, letter.body, re.IGNORECASE) for code in codes):
             self.leaks.append(repr(shown)[:300])
 
 
