@@ -287,17 +287,11 @@ class Reading:
             begin, end = self._source(first), self._source(last) + 1
             before, after = self.text[begin - 1 : begin] if begin else "", self.text[end : end + 1]
             bounded = needle.near is None or not any(map(needle.near, before + after))
+            in_quotes = (before and before in _QUOTES_BEFORE) or (after and after in _QUOTES_AFTER)
             within_words += needle.whole and not bounded
-            made_to_take_long = within_words > _MOST_WITHIN_WORDS
-            if needle.whole and not bounded and not made_to_take_long:
-                pass
-            elif (
-                not needle.quoted
-                or made_to_take_long
-                or (before and before in _QUOTES_BEFORE)
-                or (after and after in _QUOTES_AFTER)
-            ):
-                yield *self.place(begin, end), bounded or needle.whole, last - first == size - 1
+            too_often = within_words > _MOST_WITHIN_WORDS
+            if too_often or ((bounded or not needle.whole) and (in_quotes or not needle.quoted)):
+                yield *self.place(begin, end), bounded or too_often, last - first == size - 1
             at = within.find(needle.text, at + 1)
 
     @cached_property

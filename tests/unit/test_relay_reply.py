@@ -106,6 +106,19 @@ def test_the_enhanced_code_stands_apart_from_the_text():
     assert (reply.enhanced, reply.text) == ("5.1.1", "no such user here")
 
 
+@pytest.mark.parametrize(
+    ("text", "enhanced", "rest"),
+    [
+        ("#5.1.0 Address rejected.", "5.1.0", "Address rejected."),
+        ("sorry, no mailbox here (#5.1.1)", "5.1.1", "sorry, no mailbox here (#5.1.1)"),
+        ("sorry (#4.1.1)", None, "sorry (#4.1.1)"),
+    ],
+)
+def test_the_enhanced_code_is_read_as_ironport_and_qmail_write_it(text: str, enhanced: str | None, rest: str):
+    reply = to_reply((550, text), "rcpt")
+    assert (reply.enhanced, reply.text) == (enhanced, rest)
+
+
 @pytest.mark.parametrize("text", ["4.1.1 other class", "5.1", "5.1.1x", "see 5.1.1", ""])
 def test_what_is_no_enhanced_code_stays_text(text: str):
     reply = to_reply((550, text), "rcpt")

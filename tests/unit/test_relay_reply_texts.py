@@ -602,6 +602,7 @@ rcpt 550 5.7.1 Rejected by recipient's policy: sender verification failed
 body 550 5.7.1 Sending disabled for this recipient
 rcpt 452 <user@example.com>: insufficient disk space
 rcpt 452 Insufficient disk space in the mailbox of the recipient
+rcpt 451 4.3.0 Temporary system problem with this mailbox
 rcpt 550 <user@example.com>: Relaying disallowed
 rcpt 550 5.7.1 relaying disallowed to user@example.com
 body 550 5.6.0 invalid sequence of bytes in header
