@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings as hypothesis_settings
 from processes import start
-from rabbitmq import Rabbit, rabbit
+from rabbitmq import Rabbit, rabbit, use_one_core
 from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
 from worker import Worker, settings
@@ -73,6 +73,12 @@ class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return file if file.endswith(SHARED) else nodeid
+
+
+def pytest_configure() -> None:
+    """Keep each test process on a core, with the servers and workers that it starts."""
+    if name := os.environ.get("PYTEST_XDIST_WORKER"):
+        use_one_core(int(name.removeprefix("gw")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
