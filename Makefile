@@ -36,7 +36,7 @@ help:  ## Show this list
 run: $(RUN_READY)  ## Run the worker on an embedded broker with a mail inbox, on sample jobs
 	@$(BIN)/otp-stream demo
 
-dev: $(DEV_READY)  ## The same, started anew at every change of the code
+dev: $(DEV_READY)  ## The same, restarted after every change of the code
 	@$(BIN)/faststream run otp_stream.cli.demo:app --factory --host 127.0.0.1 --port 8000 \
 		--reload --app-dir $(CURDIR) --extension html --extension txt --extension css
 
@@ -58,7 +58,7 @@ faults: $(DEV_READY)  ## The fault suite and its table; FAULTS_LONG=1: random fa
 fuzz: $(DEV_READY)  ## 100,000 messages of every kind against a real worker; FUZZ_BODIES, FUZZ_SEED
 	@$(GROUND) $(BIN)/python tests/fuzz.py
 
-pictures: $(DEV_READY)  ## Take the pictures of the operations page for the docs anew, in four minutes
+pictures: $(DEV_READY)  ## Take the screenshots of the operations page for the docs, in about five minutes
 	@$(GROUND) $(BIN)/python tools/pictures.py
 
 bench: $(BENCH_READY)  ## This worker beside its peers: table and charts in bench/out; BENCH="--pairs 1", BENCH=growth
@@ -82,14 +82,14 @@ check-types: $(DEV_READY)
 check-tests: $(DEV_READY)
 	@$(BIN)/python -m pytest -q -n 2 tests/unit tests/stream
 
-fmt: $(DEV_READY)  ## Format, and mend what can be mended
+fmt: $(DEV_READY)  ## Format, and fix what ruff can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 generate: $(DEV_READY)  ## Make the generated files: AsyncAPI, .env.example, settings table, state diagram
 	@$(BIN)/python tools/generate.py
 
-lock: $(DEV_READY)  ## Pin the dependencies anew
+lock: $(DEV_READY)  ## Update the pinned dependencies
 	@$(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements.txt
 	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements-dev.txt
 	@$(BIN)/uv pip compile --group bench -c requirements-dev.txt $(LOCK) -o requirements-bench.txt

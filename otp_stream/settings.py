@@ -121,7 +121,8 @@ class Settings(BaseSettings):
         default=None, description="Password at the relay. Required to consume unless `SMTP_AUTH=none`."
     )
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
-        default=None, description="`debug`, `info`, `warning` or `error`. When unset: `info`, in development `debug`."
+        default=None,
+        description="`debug`, `info`, `warning`, `error` or `critical`. When unset: `info`, in development `debug`.",
     )
 
     smtp_tls: Literal["starttls", "implicit", "none"] = Field(
@@ -246,8 +247,8 @@ class Settings(BaseSettings):
     rabbitmq_prefix: str = Field(
         default="otp",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="Prefix of the worker's own queues and exchanges. Two deployments with different prefixes can "
-        "share a virtual host.",
+        description="Prefix of the worker's own queues and exchanges. Two deployments can share a virtual host if "
+        "both this and `RABBITMQ_QUEUE_NAME` differ.",
     )
 
     @model_validator(mode="before")
