@@ -97,7 +97,7 @@ async def _growth() -> None:
 
 
 async def _state(pairs: int, rate: float) -> None:
-    """What it costs to share state: in memory, in Redis, and with every question that can be asked of it."""
+    """Measure the cost of shared state: in memory, in Redis, and in Redis with every check enabled."""
     with redis() as url:
         wide = {"SUPERSEDE": "latest"} | dict.fromkeys(("RECIPIENT_LIMIT", "DOMAIN_LIMIT", "TOTAL_LIMIT"), "9999999/1h")
         systems = [ours("memory"), ours("redis", REDIS_URL=url), ours("redis, all limits", REDIS_URL=url, **wide)]
@@ -113,7 +113,7 @@ async def _state(pairs: int, rate: float) -> None:
 
 
 async def _events(pairs: int) -> None:
-    """What it costs to tell how jobs end: to nobody, and to somebody who hears all of it."""
+    """Measure the cost of events: disabled, without a consumer, and with one that receives all of them."""
     systems = [ours("no events", EVENTS="false"), ours("events"), ours("events, heard")]
     runs: list[Run] = []
     for _ in range(pairs):

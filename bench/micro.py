@@ -1,7 +1,7 @@
-"""`python -m bench.micro`: what each step of a job's way costs, as a multiple of one fixed piece of pure Python.
+"""`python -m bench.micro`: the time of each step of a job, as a multiple of that of a fixed piece of pure Python.
 
-The multiples are the same on a slow machine and on a fast one, so they can be compared with those of last month; they
-are told, and fail nothing.
+The multiples are about the same on slow and fast machines, so results from different machines and times can be
+compared. They are printed only; no value fails the run.
 """
 
 import json
@@ -52,13 +52,13 @@ def steps() -> dict[str, Callable[[], object]]:
     parser = ReplyParser()
     return {
         "decode: bytes to typed job": lambda: OtpJob.from_bytes(body),
-        "carry: a job in hand": lambda: _job(ask),
+        "build the job object": lambda: _job(ask),
         "admit": lambda: admit(now_ms=0, expires_ms=1, attempts_made=0),
         "compose: the whole message": lambda: mailroom.compose(job),
-        "render: by the templates, where no form serves": lambda: layout.render(data),
-        "envelope": lambda: envelopes.write(mail),
-        "content for the wire": lambda: wire_form(mail),
-        "replies: four of one mail": lambda: parser.feed(replies),
+        "render with Jinja, if the template cannot be precompiled": lambda: layout.render(data),
+        "write the envelope": lambda: envelopes.write(mail),
+        "write the content for DATA": lambda: wire_form(mail),
+        "parse the four replies of one mail": lambda: parser.feed(replies),
         "decide": lambda: decide(
             met, attempts_made=0, now_ms=0, expires_ms=1, backoff=backoff, fraction=0.5, may_resend=True
         ),
@@ -86,7 +86,7 @@ def took_us(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print a table in Markdown."""
-    lines = ["| step | yardsticks | µs here |", "|---|---|---|"]
+    lines = ["| step | multiple | µs here |", "|---|---|---|"]
     for name, work in steps().items():
         # the yardstick beside each step: a machine that changes its speed changes both
         one, measure = took_us(work), took_us(yardstick)
