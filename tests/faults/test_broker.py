@@ -59,7 +59,7 @@ async def test_a_frame_is_torn_in_the_middle(stage: Stage, ledger: Ledger, proxi
     await worker.wait_log("RabbitMQ is back")
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("broker connection torn in the middle of a frame")
+    row = ledger.row("broker connection closed in the middle of a frame")
     assert (row.lost, row.duplicated) == (0, 0)
 
 
@@ -72,7 +72,7 @@ async def test_the_broker_drips_byte_by_byte(stage: Stage, ledger: Ledger, proxi
     proxy.release()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("broker drips byte by byte")
+    row = ledger.row("broker sends one byte at a time")
     assert (row.lost, row.duplicated) == (0, 0)
 
 
@@ -96,7 +96,7 @@ async def test_the_broker_goes_silent_without_a_word(
     ledger.mended()
     await worker.wait_ready(60)
     await ledger.balance()
-    row = ledger.row("broker half open: a black hole until it is noticed")
+    row = ledger.row("broker connection half-open until it is detected")
     assert (row.lost, row.duplicated) == (0, 0)
 
 
@@ -114,7 +114,7 @@ async def test_acknowledgements_are_lost_with_the_connection(
     ledger.mended()
     await worker.wait_log("RabbitMQ is back")
     await ledger.balance()
-    row = ledger.row("acknowledgements lost with the connection")
+    row = ledger.row("acks lost with the connection")
     assert (row.lost, row.duplicated) == (0, 0)
     assert await _all_settled(stage)
 
@@ -141,7 +141,7 @@ async def test_the_acknowledgement_of_what_was_moved_is_lost(
     ledger.mended()
     await worker.wait_log("RabbitMQ is back")
     await ledger.balance()
-    row = ledger.row(f"acknowledgement lost of jobs that went as {ends_as}")  # and none of them was sent besides
+    row = ledger.row(f"acks lost after {ends_as} was published for each job")  # and none of them was sent besides
     assert (row.lost, row.duplicated) == (0, 0)
     assert ledger.reasons.keys() == ({"rejected"} if ends_as == "a dead letter" else set())
 
@@ -155,7 +155,7 @@ async def test_dead_letters_of_one_message_id_find_no_queue(stage: Stage, ledger
         await stage.rabbit.publish(job(f"job{number}@example.com", jobId=f"job{number}"), message_id="the same")
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("dead letters of one message id are returned")
+    row = ledger.row("dead letters with the same message id are returned as unroutable")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS})
 
 
@@ -231,7 +231,7 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
     worker.signal(signal.SIGCONT)
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("worker frozen past its heartbeat, another takes over, thawed")
+    row = ledger.row("worker frozen past its heartbeat timeout, another takes over, resumed")
     assert row.lost == 0
     assert row.duplicated <= 2 * 5  # for each connection: the mail on it, and the one before, not yet acknowledged
     before = {mail.recipient for mail in stage.relay.accepted if mail.at < thawed_at}
@@ -272,7 +272,7 @@ async def test_the_connection_is_lost_more_often_than_a_queue_delivers(
     await stage.relay.start()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row(f"broker connection lost {times} times with all jobs in hand, delivery limit {limit}")
+    row = ledger.row(f"broker connection lost {times} times with all jobs in flight, delivery limit {limit}")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -292,7 +292,7 @@ async def test_wait_and_dead_queues_are_missing_when_they_are_wanted(stage: Stag
     ledger.mended()
     stage.relay.always("rcpt", None)
     await ledger.balance()
-    row = ledger.row("wait and dead queues deleted while mails are on the wire")
+    row = ledger.row("wait and dead-letter queues deleted while mails are being sent")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
 
 
@@ -312,7 +312,7 @@ async def test_only_the_connection_that_publishes_goes_silent(
     proxy.release()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("broker half open for publishes alone, every job with a retry to publish")
+    row = ledger.row("broker connection for publishes half-open, a retry to publish for each job")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -334,7 +334,7 @@ async def test_consumers_are_lost_and_the_connection_gives_no_answer(
     ledger.mended()
     await ledger.balance(30)
     assert worker.log.count("RabbitMQ is away") == 1  # for all lanes together
-    row = ledger.row("all queues deleted, and no answer when they are to be consumed again")
+    row = ledger.row("all queues deleted, then no reply to basic.consume")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -367,7 +367,7 @@ async def test_the_broker_forgets_the_consumers_and_tells_nobody(
     await ledger.balance(30)
     assert worker.log.count("the broker does not know our consumer") == len(lanes)
     assert "RabbitMQ is away" not in worker.log
-    row = ledger.row(f"broker forgets the consumers, {'some' if held else 'no'} jobs in hand")
+    row = ledger.row(f"broker drops the consumers, {'some' if held else 'no'} jobs in flight")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -394,7 +394,7 @@ async def test_stopped_while_the_broker_is_silent(stage: Stage, ledger: Ledger, 
     ledger.mended()
     await begin(stage, stage.url)
     await ledger.balance()
-    row = ledger.row("SIGTERM while the broker is half open")
+    row = ledger.row("SIGTERM while the broker connection is half-open")
     assert row.lost == 0
     assert row.duplicated <= 5  # what could not be acknowledged any more
     assert ledger.copies_are_identical

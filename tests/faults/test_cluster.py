@@ -103,7 +103,7 @@ async def test_the_node_that_we_are_on_dies(scene: Scene) -> None:
     await asyncio.to_thread(scene.ours.stop)
     scene.ledger.mended()
     await worker.wait_log("RabbitMQ is back")
-    await scene.end(worker, "cluster: the node that we are on dies")
+    await scene.end(worker, "cluster: the worker's node dies")
     await worker.wait_log("queue is away, nothing is consumed from it")  # the high lane
     await asyncio.to_thread(scene.ours.start)
     await worker.wait_log("consuming again")
@@ -131,7 +131,7 @@ async def test_our_node_is_cut_off_from_the_others(scene: Scene) -> None:
     finally:
         await asyncio.to_thread(scene.cluster.join_again, scene.ours)
     await scene.heal()
-    await scene.end(worker, "cluster: our node in a minority partition, leaders moved afterwards")
+    await scene.end(worker, "cluster: the worker's node in a minority partition, leaders moved afterwards")
 
 
 async def test_our_node_freezes(scene: Scene) -> None:
@@ -144,7 +144,7 @@ async def test_our_node_freezes(scene: Scene) -> None:
     await asyncio.to_thread(scene.ours.stop)
     await asyncio.to_thread(scene.ours.start)
     await scene.heal()
-    await scene.end(worker, "cluster: our node freezes and is restarted, leaders moved afterwards")
+    await scene.end(worker, "cluster: the worker's node freezes and is restarted, leaders moved afterwards")
 
 
 @pytest.mark.parametrize("jobs", ["classic", "away"])

@@ -68,7 +68,7 @@ async def test_jobs_move_to_the_next_relay_and_back(stage: Stage, second: Script
         pytest.param("greeting", Act("", then="hang"), marks=pytest.mark.waits),
         pytest.param("mail", Act("", then="hang"), marks=pytest.mark.waits),
     ],
-    ids=["throttles", "shuts down", "refuses us", "is silent at the greeting", "is silent at MAIL"],
+    ids=["throttles", "shuts down", "refuses this host", "sends no greeting", "does not reply to MAIL"],
 )
 async def test_whatever_the_first_relay_has_the_second_takes_over(
     stage: Stage, second: ScriptedRelay, ledger: Ledger, step: str, act: Act, request: pytest.FixtureRequest
@@ -123,7 +123,7 @@ async def test_a_copy_goes_where_its_original_may_be(stage: Stage, second: Scrip
 
     await until(copied, "copy")
     await ledger.balance()
-    row = ledger.row("fallback took a mail and did not say so: its copy")
+    row = ledger.row("fallback accepts a mail without a reply: sent again")
     assert (row.lost, ledger.duplicated) == (0, {"job0"})
     assert sum(mail.recipient == "job0@example.com" for mail in second.accepted) == 2
     assert ledger.copies_are_identical

@@ -39,7 +39,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
     probed.set()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("gate: a backlog of every urgency drains")
+    row = ledger.row("relay down: a backlog of every priority drains")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert stage.relay.connections - known <= CONNECTIONS
     place = {mail.recipient.partition("@")[0]: at for at, mail in enumerate(stage.relay.accepted)}
@@ -68,7 +68,7 @@ async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
     await stage.relay.start()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("gate: half of the codes expire behind it")
+    row = ledger.row("relay down: half of the codes expire")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"expired": JOBS})
     assert len(stage.relay.accepted) == JOBS
     assert await worker.metric('otp_ledger_held{lane="jobs"}') == 0
@@ -93,7 +93,7 @@ async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage
     stage.relay.always("mail", None)
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("gate: relay throttles, one job probes at a time")
+    row = ledger.row("relay throttles: one job probes at a time")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "job is tried again" not in worker.log
 

@@ -58,9 +58,9 @@ async def crash(stage: Stage, ledger: Ledger, first: Worker, proxy: AmqpProxy | 
 
 STEPS = {
     "greeting": "connecting to the relay",
-    "mail": "before the envelope is taken",
-    "rcpt": "before the recipient is taken",
-    "data": "before the content",
+    "mail": "before the reply to MAIL",
+    "rcpt": "before the reply to RCPT",
+    "data": "before the reply to DATA",
     "body": "after the final dot, not accepted",
 }
 
@@ -105,7 +105,7 @@ async def test_killed_after_the_250_and_before_the_acknowledgement(
     await asyncio.wait_for(hold.reached.wait(), 10)
     await stage.relay.wait_accepted(5)
     await crash(stage, ledger, first, proxy)
-    row = ledger.row("kill -9 after the 250, before the acknowledgement")
+    row = ledger.row("kill -9 after the 250, before the ack")
     assert row.lost == 0
     assert 1 <= row.duplicated <= 5  # the window
     assert ledger.copies_are_identical
@@ -115,9 +115,9 @@ async def test_killed_after_the_250_and_before_the_acknowledgement(
     ("frame", "name"),
     [
         (PUBLISH, "before the retry reaches the broker"),
-        (ACK, "after the retry's confirm, before the acknowledgement"),
+        (ACK, "after the retry's confirm, before the ack"),
     ],
-    ids=["before the confirm", "before the acknowledgement"],
+    ids=["before the confirm", "before the ack"],
 )
 async def test_killed_on_the_way_to_a_retry(
     stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str], frame: Method, name: str

@@ -60,7 +60,7 @@ async def test_its_clock_is_set(stage: Stage, ledger: Ledger, jump_s: int) -> No
     await stage.relay.start()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row(f"worker's clock set {'forth' if jump_s > 0 else 'back'} by an hour, gate closed")
+    row = ledger.row(f"worker's clock set {'forward' if jump_s > 0 else 'back'} by an hour, relay down")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 

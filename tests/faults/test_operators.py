@@ -95,7 +95,7 @@ async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledg
         await steer(node, *enough)
     ledger.mended()
     await ledger.balance()
-    row = ledger.row(f"broker short of {of}: it takes no publishes")
+    row = ledger.row(f"broker short of {of}: accepts no publishes")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.retry.due") == 0
     assert "job duplicate" not in worker.log  # one copy of each retry
@@ -173,7 +173,7 @@ async def test_stopped_while_the_broker_is_short_of_memory(stage: Stage, ledger:
     ledger.mended()
     await begin(stage)
     await ledger.balance()
-    row = ledger.row("SIGTERM while the broker takes no publishes")
+    row = ledger.row("SIGTERM while the broker accepts no publishes")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -192,7 +192,7 @@ async def test_wait_and_dead_queues_are_full(stage: Stage, ledger: Ledger, node:
         await steer(node, "clear_policy", "full")
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("wait and dead queues full")
+    row = ledger.row("wait and dead-letter queues full")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
 
 
@@ -211,7 +211,7 @@ async def test_every_queue_of_ours_is_deleted(stage: Stage, ledger: Ledger) -> N
     await ledger.publish(JOBS)
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("every queue deleted under the worker")
+    row = ledger.row("every queue deleted while the worker runs")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
 
 
@@ -257,7 +257,7 @@ async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Le
     ledger.mended()
     await worker.wait_log("RabbitMQ is back")
     await ledger.balance()
-    row = ledger.row("password changed and changed back")
+    row = ledger.row("RabbitMQ password changed and changed back")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "right" not in worker.log
 
@@ -297,7 +297,7 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
             assert given_up >= 2 * (JOBS - 1)
     finally:
         await steer(node, "eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
-    row = ledger.row(f"jobs of a {kind} queue wait behind the gate for longer than the consumer timeout")
+    row = ledger.row(f"jobs of a {kind} queue wait for the relay for longer than the consumer timeout")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -320,7 +320,7 @@ async def test_the_jobs_queue_is_deleted_with_jobs_in_hand(stage: Stage, ledger:
     await ledger.publish(JOBS)
     ledger.mended()
     await ledger.balance()
-    row = ledger.row("jobs queue deleted with all of its jobs in hand")
+    row = ledger.row("jobs queue deleted, all of its jobs in flight")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -340,7 +340,7 @@ async def test_the_jobs_queue_is_deleted_and_declared_again_at_once(stage: Stage
     await worker.wait_log("consuming again")
     ledger.mended()
     await ledger.balance()
-    row = ledger.row(f"{kind} jobs queue deleted and declared again, all of its jobs in hand")
+    row = ledger.row(f"{kind} jobs queue deleted and declared again, all of its jobs in flight")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 

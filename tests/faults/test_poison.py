@@ -14,11 +14,11 @@ DEFAULT_FILTERS["kill"] = lambda signal: os.kill(os.getpid(), signal)
 """Gives templates what the sandbox does not: a way to kill the process that they run in."""
 POISONS = {
     "segmentation fault": "{{ 11 | kill }}",
-    "killed for want of memory": "{{ 9 | kill }}",
+    "SIGKILL, as when out of memory": "{{ 9 | kill }}",
     "endless template": "{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}",
     "greedy template": "{{ 'x' * 10**13 }}",
 }
-DEATHS = {"segmentation fault": 1, "killed for want of memory": 1}
+DEATHS = {"segmentation fault": 1, "SIGKILL, as when out of memory": 1}
 """Workers that die of it; of the others none does."""
 CONNECTIONS = 5
 PREFETCH = 2 * CONNECTIONS

@@ -25,27 +25,27 @@ def at(step: str, act: str | Act, times: int = TIMES) -> Fault:
 
 # name, fault, most duplicates
 FAULTS: dict[str, tuple[Fault, int]] = {
-    "closes after the banner": (at("greeting", Act(then="close")), 0),
-    "says 421 instead of a banner": (at("greeting", Act("421 4.3.2 not now", then="close")), 0),
-    "says 421 in mid-session": (at("mail", Act("421 4.3.2 closing", then="close")), 0),
+    "closes after the greeting": (at("greeting", Act(then="close")), 0),
+    "replies 421 instead of a greeting": (at("greeting", Act("421 4.3.2 not now", then="close")), 0),
+    "replies 421 at MAIL": (at("mail", Act("421 4.3.2 closing", then="close")), 0),
     "resets at MAIL": (at("mail", RESET), 0),
     "closes at RCPT": (at("rcpt", CLOSE), 0),
     "closes before the content": (at("data", CLOSE), 0),
-    "closes after the final dot without taking": (at("body", CLOSE), 0),
-    "closes after the final dot, having taken": (at("body", TAKEN_THEN_CLOSED), TIMES),
-    "resets after the final dot, having taken": (at("body", TAKEN_THEN_RESET), TIMES),
-    "says 451 at MAIL": (at("mail", "451 4.3.0 later"), 0),
-    "says 451 at RCPT": (at("rcpt", "451 4.3.0 later", 20), 0),
-    "says 451 at DATA": (at("data", "451 4.3.0 later"), 0),
-    "says 451 at the final dot": (at("body", "451 4.3.0 later"), 0),
-    "says 452 too many recipients": (at("rcpt", "452 4.5.3 too many recipients", 2), 0),
-    "refuses the connection limit": (at("greeting", Act("421 4.7.0 too many connections", then="close")), 0),
+    "closes after the final dot, without accepting": (at("body", CLOSE), 0),
+    "closes after accepting, before the 250": (at("body", TAKEN_THEN_CLOSED), TIMES),
+    "resets after accepting, before the 250": (at("body", TAKEN_THEN_RESET), TIMES),
+    "replies 451 at MAIL": (at("mail", "451 4.3.0 later"), 0),
+    "replies 451 at RCPT": (at("rcpt", "451 4.3.0 later", 20), 0),
+    "replies 451 at DATA": (at("data", "451 4.3.0 later"), 0),
+    "replies 451 at the final dot": (at("body", "451 4.3.0 later"), 0),
+    "replies 452 too many recipients": (at("rcpt", "452 4.5.3 too many recipients", 2), 0),
+    "replies 421 too many connections": (at("greeting", Act("421 4.7.0 too many connections", then="close")), 0),
     "throttles": (at("rcpt", "450 4.7.0 rate limit exceeded", 2), 0),
-    "says 554 instead of a banner": (at("greeting", Act("554 5.7.1 go away", then="close")), 0),
-    "says nonsense": (at("mail", "what?"), 0),
-    "says 421 at EHLO": (at("ehlo", Act("421 4.3.2 busy", then="close")), 0),
-    "says 451 at EHLO": (at("ehlo", "451 4.3.0 later"), 0),
-    "takes two seconds for some": (at("body", Act(delay_s=2.0), 10), 0),
+    "replies 554 instead of a greeting": (at("greeting", Act("554 5.7.1 go away", then="close")), 0),
+    "replies with an invalid line": (at("mail", "what?"), 0),
+    "replies 421 at EHLO": (at("ehlo", Act("421 4.3.2 busy", then="close")), 0),
+    "replies 451 at EHLO": (at("ehlo", "451 4.3.0 later"), 0),
+    "replies to some after two seconds": (at("body", Act(delay_s=2.0), 10), 0),
 }
 
 
@@ -73,7 +73,7 @@ async def test_it_takes_the_mail_and_says_nothing_twice(stage: Stage) -> None:
     await worker.start()
     await ledger.publish(JOBS)
     await ledger.balance(30)
-    row = ledger.row("relay closes after the final dot, having taken, each time", may_end_twice=1)
+    row = ledger.row("relay closes after accepting, before the 250, every time", may_end_twice=1)
     assert (row.lost, ledger.duplicated) == (0, {"job0"})
     assert sum(mail.recipient == "job0@example.com" for mail in stage.relay.accepted) == 2  # sent again once
     assert ledger.reasons == {"retries_exhausted": 1}
@@ -87,7 +87,7 @@ async def test_it_may_have_the_mail_and_nothing_is_to_be_sent_twice(stage: Stage
     await worker.start()
     await ledger.publish(JOBS)
     await ledger.balance(30)
-    row = ledger.row("relay closes after the final dot, having taken; SMTP_UNCERTAIN=dead", may_end_twice=TIMES)
+    row = ledger.row("relay closes after accepting, before the 250; SMTP_UNCERTAIN=dead", may_end_twice=TIMES)
     assert (row.lost, row.duplicated) == (0, 0)
     assert ledger.reasons == {"retries_exhausted": TIMES}
 
@@ -105,7 +105,7 @@ async def test_a_5xx_for_some_ends_just_them(stage: Stage, step: str) -> None:
     await ledger.publish(JOBS)
     ledger.mended()
     await ledger.balance(30)
-    row = ledger.row(f"relay says 5xx to some at {step.upper() if step != 'body' else 'the final dot'}")
+    row = ledger.row(f"relay replies 5xx to some at {step.upper() if step != 'body' else 'the final dot'}")
     assert (row.lost, row.duplicated) == (0, 0)
     assert ledger.reasons == {"rejected": TIMES}
     assert "gate closed" not in worker.log
@@ -136,11 +136,11 @@ async def test_the_relay_answers_byte_by_byte(stage: Stage) -> None:
     await ledger.publish(JOBS)
     ledger.mended()
     await ledger.balance(30)
-    row = ledger.row("relay answers byte by byte, 50 a second")
+    row = ledger.row("relay sends one byte at a time, 50 a second")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
-SETTING_UP = {"says 454": Act("454 4.7.0 not now"), "closes": CLOSE, "never answers": SILENCE}
+SETTING_UP = {"replies 454": Act("454 4.7.0 not now"), "closes": CLOSE, "never replies": SILENCE}
 
 
 async def _behind_tls_and_login(stage: Stage, folder: Path) -> Worker:
@@ -154,7 +154,7 @@ async def _behind_tls_and_login(stage: Stage, folder: Path) -> Worker:
     return worker
 
 
-@pytest.mark.parametrize("does", ["says 454", "closes", pytest.param("never answers", marks=pytest.mark.waits)])
+@pytest.mark.parametrize("does", ["replies 454", "closes", pytest.param("never replies", marks=pytest.mark.waits)])
 @pytest.mark.parametrize("step", ["starttls", "auth"])
 async def test_the_relay_fails_while_a_connection_is_set_up(stage: Stage, tmp_path: Path, step: str, does: str) -> None:
     ledger = Ledger(stage)
@@ -180,7 +180,7 @@ async def test_the_relay_never_answers_some_commands(stage: Stage) -> None:
     await stage.relay.wait_accepted(JOBS - 3, timeout=30)  # their neighbours go on
     ledger.mended()
     await ledger.balance(90)
-    row = ledger.row("relay never answers: greeting, EHLO, MAIL, RCPT, DATA, once each")
+    row = ledger.row("relay never replies: greeting, EHLO, MAIL, RCPT, DATA, once each")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "job is tried again" not in worker.log
 
@@ -204,7 +204,7 @@ async def test_the_certificate_is_not_to_be_trusted_for_a_while(stage: Stage, tm
     stage.relay.tls = authority.server("127.0.0.1")
     ledger.mended()
     await ledger.balance(30)
-    row = ledger.row(f"relay's certificate {name}, then mended")
+    row = ledger.row(f"relay's certificate {name}, then replaced")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "job is tried again" not in worker.log
     assert "MAIL" not in stage.relay.commands(1)
@@ -220,7 +220,7 @@ async def test_our_login_is_refused_for_a_while(stage: Stage) -> None:
     stage.relay.login = ("otp", "right")
     ledger.mended()
     await ledger.balance(30)
-    row = ledger.row("relay refuses our login, then mended")
+    row = ledger.row("relay refuses the login, then accepts it")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "job is tried again" not in worker.log
     # refused on each connection that was being set up, probed once, then one for each connection

@@ -62,7 +62,7 @@ async def test_stopped_while_idle(stage: Stage, ledger: Ledger) -> None:
 CASES: dict[str, tuple[Callable[[], Act], str, bool, int]] = {
     "in the middle of DATA": (lambda: Act(delay_s=0.5), "25000", False, 0),
     "past the grace time": (lambda: Act(delay_s=60), "500", False, 0),
-    "past the grace time, mails taken": (lambda: Act("", then="hang", keep=True), "500", False, CONNECTIONS),
+    "past the grace time, mails accepted": (lambda: Act("", then="hang", keep=True), "500", False, CONNECTIONS),
     "twice": (lambda: Act(delay_s=60), "25000", True, 0),
 }
 
@@ -110,5 +110,5 @@ async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Sta
     await second.start()
     ledger.mended()
     await ledger.balance()
-    row = ledger.row(f"SIGTERM with a slow relay, {kind} queue: the rest goes back at once")
+    row = ledger.row(f"SIGTERM with a slow relay, {kind} queue: waiting jobs requeued at once")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)

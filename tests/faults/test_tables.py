@@ -202,7 +202,7 @@ async def test_redis_that_dies_and_comes_back_empty_loses_nothing(stage: Stage, 
     await asyncio.gather(publishing, *map(shares, workers))
     await ledger.balance()
     row = ledger.row(
-        f"tables: Redis killed and back empty under load, {len(bodies)} messages of which a third are copies"
+        f"tables: Redis killed and restarted empty under load, {len(bodies)} messages of which a third are copies"
     )
     unshared = await total("otp_possible_duplicates_total", *workers)
     assert (row.lost, ledger.reasons.total()) == (0, 0)

@@ -36,7 +36,9 @@ async def test_five_thousand_jobs_due_at_once_delay_no_fresh_one(stage: Stage) -
     assert len(stage.relay.accepted) < 2 * FRESH + FLOOD  # it went on all the while
     ledger.mended()
     await ledger.balance(60)
-    row = ledger.row(f"{FLOOD} retries due at once; p99 of fresh jobs {alone_ms:.0f} ms alone, {beside_ms:.0f} ms then")
+    row = ledger.row(
+        f"{FLOOD} retries due at once: p99 of new jobs {alone_ms:.0f} ms before, {beside_ms:.0f} ms with them"
+    )
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     # On a machine that is busy with other tests, what the worker has not read yet counts too: a window, and what comes
     # in its place while it is read. How long it takes is told in the table.
@@ -102,7 +104,7 @@ async def test_a_wait_is_never_shorter_than_asked_and_late_by_little(stage: Stag
     # the message says so once the wait has begun, so the attempt before stands for its beginning
     assert min(after_attempt_ms - asked_ms for asked_ms, after_attempt_ms, _ in waits) >= 0
     late = sorted(after_word_ms - asked_ms * 1.1 for asked_ms, _, after_word_ms in waits)
-    row = ledger.row(f"waits: {len(waits)}, late by {late[-1]:.0f} ms more than a tenth at most")
+    row = ledger.row(f"{len(waits)} waits, at most delay + 10 % + {late[-1]:.0f} ms")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     # on a busy machine some of the words come late, not the median; a wrong wait queue makes it 500 ms late
     assert late[len(late) // 2] < 250
