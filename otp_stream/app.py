@@ -15,10 +15,11 @@ from typing import Any
 import structlog
 
 from . import __version__
-from .broker import OtpBroker, RabbitConfig, open_broker
+from .broker import Incoming, OtpBroker, RabbitConfig
 from .broker.document import document
 from .broker.letters import DeadLetters
 from .core.backoff import Backoff
+from .core.job import OtpJob
 from .core.probe import Probed
 from .core.state import WorkerSeen
 from .delivery import Delivery
@@ -52,9 +53,30 @@ def build(
     tables.on_lost = relay.recheck
     mailroom = _mailroom(settings, problems)
     delivery = Delivery(mailroom, relay, tables, watch, backoff, settings.smtp_uncertain == "resend")
-    broker = open_broker(
-        _rabbit_config(settings, backoff), deliver=delivery, made=tables, refused=watch.refused, inject=watch.inject
+    broker = OtpBroker(_rabbit_config(settings, backoff), made=tables, refused=watch.refused, inject=watch.inject)
+
+    @broker.subscriber(
+        broker.topology.high,
+        title="sendOtpHigh",
+        description="The same job, for producers that can choose; served ahead of all other lanes.",
     )
+    @broker.subscriber(
+        broker.topology.jobs,
+        title="sendOtp",
+        description="Jobs: send this one-time code to this address.",
+    )
+    @broker.subscriber(
+        broker.topology.due,
+        title="sendOtpDue",
+        description=(
+            "Jobs whose wait is over; a lane of its own, so that retries and fresh jobs never starve each other."
+        ),
+    )
+    async def send_otp(request: OtpJob, incoming: Incoming) -> None:  # pyright: ignore[reportUnusedFunction]
+        """Send one one-time code, and settle its message."""
+        if job := await incoming.accept(request):
+            await delivery(job, incoming, incoming.trace_context)
+
     hooks = Hooks(
         first=partial(_configure_logs, settings),
         last=finish_logs,

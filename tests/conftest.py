@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from in_memory import Start, Stream, starter
 from processes import start
 from rabbitmq import Rabbit, rabbit, use_one_core
 from redis_server import RedisServer
@@ -128,6 +129,19 @@ async def set_stage(
         finally:
             for worker in stage.workers:
                 await worker.kill()
+
+
+@pytest.fixture
+async def start_stream() -> AsyncIterator[Start]:
+    """Return what starts an application on the in-memory broker."""
+    async with AsyncExitStack() as stack:
+        yield starter(stack)
+
+
+@pytest.fixture
+async def stream(start_stream: Start) -> Stream:
+    """Start an application with the usual settings on the in-memory broker."""
+    return await start_stream()
 
 
 @pytest.fixture

@@ -12,10 +12,16 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from otp_stream.broker.acks import Acks
-from otp_stream.broker.arrival import Arrival, Delivered
+from otp_stream.broker.arrival import Arrival
+from otp_stream.broker.message import Delivered
 from otp_stream.core.job import Lane
 
 BODY = b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}'
+
+
+def deliver(tag: int, *, redelivered: bool = False) -> bytes:
+    """Return the payload of a `basic.deliver`."""
+    return b"\x00\x3c\x00\x3c" + Basic.Deliver("consumer", tag, redelivered, "", "jobs").marshal()
 
 
 class MadeIds:
@@ -47,8 +53,8 @@ class Deliveries:
         """Return the next delivery, with these properties."""
         self._tags += 1
         header = ContentHeader(body_size=len(body), properties=Basic.Properties(**properties)).marshal()
-        own = cast("Channel", self), cast("Acks", self)
-        return Delivered(*own, self._tags, redelivered, header, body, dropped)
+        method = deliver(self._tags, redelivered=redelivered)
+        return Delivered(cast("Channel", self), cast("Acks", self), method, header, body, dropped)
 
     def arrival(
         self, body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = False, **properties: Any

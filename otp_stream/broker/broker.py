@@ -1,7 +1,6 @@
 """The connections to RabbitMQ: waited for, repaired, watched, and left in good order."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,18 +11,29 @@ import aiormq
 import structlog
 from aio_pika import Message, RobustConnection, connect_robust
 from aio_pika.abc import AbstractConnection
-from faststream.rabbit import Channel, RabbitBroker
+from faststream._internal.broker.registrator import Registrator
+from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
+from faststream.rabbit.configs import RabbitBrokerConfig
+from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
+from otp_stream.core.job import Lane, OtpJob
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancelled, forever, losing_it_is_an_error
 
-from .arrival import now_ms
+from .arrival import MadeIds, Reader
+from .config import RabbitConfig
 from .control import TROUBLES, Control, leave
-from .events import Events
+from .copies import Inject
+from .events import Events, JobEvent
+from .incoming import Refused, Shared
 from .inlet import Inlet
 from .intake import Intake
 from .lane import LaneConsumer
+from .message import now_ms
+from .settle import Settler
+from .subscriber import OtpSubscriber, decode
+from .tolerance import tolerate
 from .topology import Topology
 
 HEARTBEAT_S = 10
@@ -44,28 +54,60 @@ class OtpBroker(RabbitBroker):
     acknowledgements would be stuck behind.
     """
 
-    def __init__(self, url: str, *, shown_url: str, topology: Topology, enabled: bool) -> None:
-        url = _with_heartbeat(url)
+    def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
+        tolerate()
+        url = _with_heartbeat(config.url)
         super().__init__(
             url,
-            apply_types=False,
             default_channel=Channel(on_return_raises=True),
             graceful_timeout=_CANCEL_TIMEOUT_S,
             reconnect_interval=1.0,
             timeout=10.0,
             on_close=[self._lost],
             on_reconnected=[self._back],
-            logger=logging.getLogger("otp_stream.rabbit"),
-            log_level=logging.DEBUG,
-            specification_url=shown_url,
+            logger=None,  # FastStream logs the text of exceptions, which may quote a code
+            specification_url=config.shown_url,
             description="The producers' RabbitMQ.",
         )
-        self.topology = topology
-        self.lanes: list[LaneConsumer] = []
-        self.events = Events()
-        self._enabled = enabled
+        self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
+        self._retries = self.publisher(
+            exchange=topology.retry,
+            routing_key="{rung}",
+            title="retry",
+            schema=OtpJob,
+            description="A failed job on its way to a wait queue. The routing key is the wait in milliseconds.",
+        )
+        self._dead_letters = self.publisher(
+            topology.dead,
+            title="dead",
+            schema=OtpJob,
+            description="Dead letters: the body as it came, with why and when it died in the headers.",
+        )
+        self.events = Events(
+            self.publisher(
+                exchange=topology.events,
+                routing_key="otp.{outcome}",
+                title="events",
+                schema=JobEvent,
+                description="One event for each job outcome; bind a queue of your own with `otp.#` or one outcome.",
+            ),
+            enabled=config.events,
+        )
+        settler = Settler(
+            topology,
+            config.backoff,
+            publish=self.confirmed,
+            inject=inject,
+            repair=self.repair,
+            key=config.hash_key,
+        )
+        reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys)
+        self._shared = Shared(reader, settler, self.events, refused, config.hash_key, config.old_hash_keys)
+        self._window = config.window
+        self._lanes: dict[Lane, LaneConsumer] = {}
+        self._enabled = config.enabled
         self._control = Control(url, topology)
-        self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
+        self._state = BrokerState(url=config.shown_url, since_ms=now_ms(), error=None)
         self._intake = Intake(self._control.exists, lambda: self._inlet, self.repair)
         self._inlet: Inlet | None = None
         self._away: set[AbstractConnection | None] = set()
@@ -76,6 +118,39 @@ class OtpBroker(RabbitBroker):
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: list[asyncio.Task[None]] = []
         self._stopping = False
+
+    @property
+    def lanes(self) -> list[LaneConsumer]:
+        """The lanes that have a handler, the most urgent first."""
+        return [self._lanes[lane] for lane in self.topology.lanes if lane in self._lanes]
+
+    def subscriber(self, queue: RabbitQueue | str, *args: Any, **options: Any) -> RabbitSubscriber:
+        """Subscribe a handler to a queue: to a lane by `OtpSubscriber`, to any other queue as FastStream does.
+
+        A lane's handler settles its messages itself. `ack_policy`, `no_reply` and `channel` are fixed for lanes.
+        """
+        name = RabbitQueue.validate(queue).name
+        lanes: dict[str, Lane] = {it: lane for lane, it in self.topology.lanes.items()}
+        lane = lanes.get(name)
+        if lane is None or args:
+            return super().subscriber(queue, *args, **options)
+        subscriber = OtpSubscriber(
+            queue=self.topology.consumed(lane),
+            lane=lane,
+            window=self._window,
+            shared=self._shared,
+            config=cast("RabbitBrokerConfig", self.config),
+            title=options.get("title"),
+            description=options.get("description"),
+        )
+        self._lanes[lane] = subscriber.lane
+        cast("Any", Registrator).subscriber(self, subscriber)
+        return subscriber.add_call(
+            parser_=options.get("parser"),
+            decoder_=options.get("decoder", decode),
+            codec_=options.get("codec"),
+            dependencies_=options.get("dependencies", ()),
+        )
 
     def look(self) -> BrokerState:
         """Return the broker as this worker sees it."""
@@ -109,6 +184,8 @@ class OtpBroker(RabbitBroker):
             with losing_it_is_an_error():
                 await self._control.apply(self.lanes)
                 await self.connect()
+                for subscriber in self.subscribers:
+                    await subscriber.start()
                 await self._intake.start(self.lanes)
             self.running = True
         except TROUBLES as error:
@@ -188,8 +265,12 @@ class OtpBroker(RabbitBroker):
             self._under_way -= Counter(known)
 
     async def _publish(self, message: Message, exchange: str, routing_key: str) -> None:
-        where = self.topology.retry if exchange == self.topology.retry.name else None
-        await self.publish(message, routing_key=routing_key, exchange=where, mandatory=True, persist=True)
+        if exchange == self.topology.retry.name:
+            await self._retries.publish(message, routing_key=routing_key)
+        elif routing_key == self.topology.dead:
+            await self._dead_letters.publish(message)
+        else:
+            await self.publish(message, routing_key=routing_key)
 
     async def _publish_afresh(self, message: Message, exchange: str, routing_key: str) -> None:
         async with (await self.connect()).channel(on_return_raises=True) as channel:
@@ -243,7 +324,7 @@ class OtpBroker(RabbitBroker):
         async def underlay() -> aiormq.Channel:
             return cast("aiormq.Channel", await channel.get_underlay_channel())
 
-        await self.events.publish_to(self.topology.events.name, underlay)
+        await self.events.publish(underlay, by_publisher=bool(self.config.broker_middlewares))
 
     def _lost(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
         if self._stopping:

@@ -18,15 +18,14 @@ from .arrival import (
     FIRST_SEEN,
     FRESH,
     JOB_ID,
-    LARGEST_HEADER,
     REPLAYED_AT,
     REPLAYED_BY,
     UNCERTAIN,
     Arrival,
-    Delivered,
 )
-from .arrival import Message as Came
 from .mac import OURS
+from .message import LARGEST_HEADER, Delivered
+from .message import Message as Came
 
 REASON, ERROR, DIED_AT, ALLOWED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at", "x-otp-allowed-at"
 _OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, UNCERTAIN}

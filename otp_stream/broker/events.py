@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, cast
 import structlog
 from aiormq import Channel
 from aiormq.abc import ChannelFrame
+from faststream.exceptions import SubscriberNotFound
+from faststream.rabbit.publisher import RabbitPublisher
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
@@ -104,23 +106,27 @@ def _reply(error: str) -> dict[str, Any]:
 
 
 class Events:
-    """Publishes events beside the way of the jobs: never waited for, dropped and counted where the broker is slow."""
+    """Publishes events apart from the jobs: never waited for, dropped and counted where the broker is slow."""
 
-    def __init__(self) -> None:
-        self.enabled = True
-        """Whether anything is told at all."""
+    def __init__(self, publisher: RabbitPublisher, *, enabled: bool) -> None:
+        self.enabled = enabled
+        """Whether events are published at all."""
         self.dropped = 0
+        self._publisher = publisher
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
 
     def tell(self, event: Event) -> None:
-        """Hand an event over."""
+        """Queue an event."""
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             self.dropped += 1
 
-    async def publish_to(self, exchange: str, channel: Callable[[], Awaitable[Channel]]) -> None:
-        """Publish for as long as there is a channel; ends by cancellation. Unconfirmed: nothing waits for an event."""
+    async def publish(self, channel: Callable[[], Awaitable[Channel]], *, by_publisher: bool) -> None:
+        """Publish events until cancelled, without confirms.
+
+        `by_publisher` sends each through the publisher and its middlewares; otherwise many leave in one packet.
+        """
         while True:
             events = [await self._queue.get()]
             await asyncio.sleep(_GATHER_S)
@@ -128,15 +134,35 @@ class Events:
                 events.append(self._queue.get_nowait())
             try:
                 async with asyncio.timeout(5):
-                    open_channel = await channel()
-                    outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", open_channel.connection).write_queue)
-                    await outgoing.put(frames.packet(_frames(open_channel.number, exchange, events)))
+                    if by_publisher:
+                        for event in events:
+                            await self._publish(event)
+                    else:
+                        await self._send(await channel(), events)
             except Exception as error:  # noqa: BLE001 - an event may be lost, the worker must go on
                 self.dropped += len(events)
                 structlog.get_logger(__name__).warning("events dropped", count=len(events), error=type(error).__name__)
             finally:
                 for _ in events:
                     self._queue.task_done()
+
+    async def publish_now(self) -> None:
+        """Publish what is queued on the in-memory test broker."""
+        while not self._queue.empty():
+            with contextlib.suppress(SubscriberNotFound):  # like a topic exchange to which no queue is bound
+                await self._publish(self._queue.get_nowait())
+            self._queue.task_done()
+
+    async def _publish(self, event: Event) -> None:
+        await self._publisher.publish(event.told, routing_key=_routing_key(event), mandatory=False)
+
+    async def _send(self, channel: Channel, events: list[Event]) -> None:
+        exchange = self._publisher.exchange.name
+        packet = b"".join(
+            [frames.publish_json(channel.number, exchange, _routing_key(it), to_json(it.told)) for it in events]
+        )
+        outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", channel.connection).write_queue)
+        await outgoing.put(frames.packet(packet))
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until all are published, at most that long."""
@@ -145,7 +171,5 @@ class Events:
                 await self._queue.join()
 
 
-def _frames(channel: int, exchange: str, events: list[Event]) -> bytes:
-    return b"".join(
-        [frames.publish_json(channel, exchange, f"otp.{event.outcome}", to_json(event.told)) for event in events]
-    )
+def _routing_key(event: Event) -> str:
+    return f"otp.{event.outcome}"

@@ -25,8 +25,8 @@ from aiormq.exceptions import ChannelLockedResource, ProbableAuthenticationError
 from otp_stream.core.letter import InHandError, LettersError
 from otp_stream.tasks import losing_it_is_an_error
 
-from .arrival import Delivered
 from .inlet import OneTimeInlet
+from .message import Delivered
 from .tolerance import tolerate
 
 _TIMEOUT_S = 10.0

@@ -21,11 +21,10 @@ from otp_stream.core.job import MAX_BODY_BYTES
 from otp_stream.sockets import connect
 
 from .acks import Acks
-from .arrival import Delivered
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD
+from .message import Delivered
 
 _DELIVER = b"\x00\x3c\x00\x3c"
-_TAG = Struct(">Q?")
 _SIZE = Struct(">Q")
 _ALIVE = HEAD.pack(HEARTBEAT, 0, 0) + bytes((END,))
 _ALIVE_EVERY_S = 1.0
@@ -66,15 +65,14 @@ class Taker:
     """Puts one channel's deliveries together and hands them to `receive`."""
 
     def __init__(
-        self, channel: Channel, acks: Acks, receive: Callable[[Delivered], None], large: LargeBodies | None = None
+        self, channel: Channel, acks: Acks, receive: Callable[[Delivered], object], large: LargeBodies | None = None
     ) -> None:
         self._channel, self._acks, self._receive = channel, acks, receive
         self._large = large or LargeBodies()
         self._reservation: object | None = None
         self._dropped = 0
         """Size of the body that comes, if it is too large to keep."""
-        self._tag: int | None = None
-        self._redelivered = False
+        self._method: bytes | None = None
         self._header: bytes | None = None
         self._missing = 0
         self._parts: list[bytes] = []
@@ -84,11 +82,10 @@ class Taker:
         if kind == METHOD:
             if payload[:4] != _DELIVER:
                 return False
-            # what stands between is the consumer's tag; what follows, where the message was published
-            self._tag, self._redelivered = _TAG.unpack_from(payload, 5 + payload[4])
+            self._method = payload
             self._header = None
             return True
-        if self._tag is None:
+        if self._method is None:
             return False
         if kind == HEADER:
             self._header = payload
@@ -107,17 +104,15 @@ class Taker:
         return True
 
     def _deliver(self) -> None:
-        tag, header, parts = self._tag, self._header, self._parts
-        self._tag = self._header = None
+        method, header, parts = self._method, self._header, self._parts
+        self._method = self._header = None
         self._parts = []
         reservation, self._reservation = self._reservation, None
-        if tag is None or header is None:
+        if method is None or header is None:
             return
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
-            self._receive(
-                Delivered(self._channel, self._acks, tag, self._redelivered, header, body, self._dropped, reservation)
-            )
+            self._receive(Delivered(self._channel, self._acks, method, header, body, self._dropped, reservation))
         except Exception as error:  # noqa: BLE001 - one message must not cost the connection
             _log.error("delivery not received", error=type(error).__name__)
 
@@ -230,7 +225,7 @@ class OneTimeInlet(Connection):
         self._door = _Door()
         self.kwargs["transport_factory"] = self._door
 
-    async def take(self, receive: Callable[[Delivered], None]) -> Channel:
+    async def take(self, receive: Callable[[Delivered], object]) -> Channel:
         """Open a channel whose deliveries go to `receive`."""
         transport, deliveries = self.transport and self.transport.connection, self._door.deliveries
         if transport is None or deliveries is None:

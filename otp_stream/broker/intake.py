@@ -14,10 +14,10 @@ from aiormq.abc import DeliveredMessage
 from otp_stream.tasks import losing_it_is_an_error
 
 from .acks import Acks
-from .arrival import now_ms
 from .control import TROUBLES, leave
 from .inlet import Deliveries, Inlet, Taker
 from .lane import LaneConsumer
+from .message import now_ms
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
@@ -189,7 +189,7 @@ class Intake:
             acks = Acks(channel)
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             await channel.basic_qos(prefetch_count=lane.window)
-            deliveries.deliver(channel, Taker(channel, acks, lane.receive, connection.large))
+            deliveries.deliver(channel, Taker(channel, acks, lane.dispatch, connection.large))
         # else only the consumer is gone: what came over the channel before can be acknowledged there alone
         answer = await consumer.channel.basic_consume(lane.queue, _nothing)
         consumer.tag = answer.consumer_tag

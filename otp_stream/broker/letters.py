@@ -20,10 +20,11 @@ from otp_stream.core.possible_secrets import said_job_id
 from otp_stream.core.times import LAST_MS
 
 from . import copies
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, Delivered, now_ms
+from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY
 from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
 from .hands import hands_on
 from .mac import OURS, sign, verified
+from .message import Delivered, now_ms
 from .topology import Topology
 
 MOST = 10_000_000

@@ -17,9 +17,10 @@ from otp_stream.core.job import Job
 from otp_stream.tasks import losing_it_is_an_error
 
 from . import copies
-from .arrival import Arrival, now_ms
+from .arrival import Arrival
 from .copies import Inject
 from .mac import sign
+from .message import now_ms
 from .topology import Topology
 
 GIVE_BACK_S = 5.0

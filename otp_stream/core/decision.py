@@ -108,7 +108,7 @@ def decide(
         case Rejected(reply):
             return Dead("rejected", str(reply), attempts_made + 1)
         case Broken(error):
-            return Dead("crashed", error, attempts_made)
+            return crashed(error, attempts_made)
         case Deferred(reply):
             greylisted = backoff.retry_greylisted and is_greylisting(reply)
             return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
@@ -157,3 +157,13 @@ def _aside(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -
 def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:
     """Judge a code that has outlived its time."""
     return Dead("expired", f"the code expired {now_ms - expires_ms} ms ago", attempts_made)
+
+
+def malformed(error: str, attempts_made: int) -> Dead:
+    """Dead-letter a message that is no job. `error` names the bad fields and quotes no value."""
+    return Dead("malformed", error, attempts_made)
+
+
+def crashed(error: str, attempts_made: int) -> Dead:
+    """Dead-letter a job that a bug ended, for an operator to replay."""
+    return Dead("crashed", error, attempts_made)

@@ -14,8 +14,9 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from otp_stream.broker import copies
-from otp_stream.broker.arrival import LARGEST_HEADER, Arrival, Reader
+from otp_stream.broker.arrival import Arrival, Reader
 from otp_stream.broker.mac import sign, verified
+from otp_stream.broker.message import LARGEST_HEADER
 from otp_stream.core.decision import Dead
 from otp_stream.core.job import MAX_BODY_BYTES, Lane, OtpJob, Replay
 

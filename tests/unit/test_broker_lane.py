@@ -2,21 +2,25 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from deliveries import BODY, Deliveries, MadeIds, Publishing
+from faststream.rabbit.publisher import RabbitPublisher
 from structlog.testing import capture_logs
 
-from otp_stream.broker import lane as lane_module
+from otp_stream.broker import incoming as incoming_module
 from otp_stream.broker import settle as settle_module
-from otp_stream.broker.arrival import Delivered, Reader
+from otp_stream.broker.arrival import Reader
 from otp_stream.broker.events import Events
-from otp_stream.broker.lane import RENEW_AT, Desk, LaneConsumer, Moved, Settle
+from otp_stream.broker.incoming import IncomingJob, Moved, Shared
+from otp_stream.broker.lane import RENEW_AT, LaneConsumer
 from otp_stream.broker.mac import sign, verified
+from otp_stream.broker.message import Delivered
 from otp_stream.broker.settle import Settler
+from otp_stream.broker.subscriber import read
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
@@ -43,33 +47,36 @@ class Scene:
     settlement: Final = field(default_factory=lambda: Ack("sent"))
     publish: Publishing = field(default_factory=Publishing)
     deliveries: Deliveries = field(default_factory=Deliveries)
-    events: Events = field(default_factory=Events)
+    events: Events = field(default_factory=lambda: Events(cast("RabbitPublisher", None), enabled=True))
     jobs: list[Job] = field(default_factory=list[Job])
     refused: list[tuple[str, str, Dead]] = field(default_factory=list[tuple[str, str, Dead]])
     made: MadeIds = field(default_factory=MadeIds)
-    instead: Callable[[Job, Settle], Awaitable[None]] | None = None
+    instead: Callable[[Job, IncomingJob], Awaitable[None]] | None = None
     """What the delivery does in place of settling."""
 
     def __post_init__(self) -> None:
         topology = Topology("jobs", "otp", BACKOFF)
         settler = Settler(topology, BACKOFF, self.publish, lambda _: None, lambda _: None, KEY)
         reader = Reader(15, KEY, self.made)
-        self.desk = Desk(reader, settler, self.events, self.deliver, self.refuse, KEY)
-        self.consumer = LaneConsumer(self.lane, topology.lanes[self.lane], 10, self.desk)
+        self.shared = Shared(reader, settler, self.events, self.refuse, KEY)
+        self.consumer = LaneConsumer(self.lane, topology.lanes[self.lane], 10, self.shared, self.handle)
 
-    async def deliver(self, job: Job, settle: Settle, carrier: Mapping[str, str]) -> None:
+    async def handle(self, incoming: IncomingJob) -> None:
+        job = await incoming.accept(read(incoming.arrival.message.body))
+        if job is None:
+            return
         self.jobs.append(job)
         if self.instead is not None:
-            await self.instead(job, settle)
+            await self.instead(job, incoming)
         else:
-            await settle(self.settlement)
+            await incoming(self.settlement)
 
     def refuse(self, lane: Lane, job_id: str, settlement: Dead) -> None:
         self.refused.append((lane, job_id, settlement))
 
     def receive(self, body: bytes = BODY, *, redelivered: bool = False, **properties: Any) -> Delivered:
         message = self.deliveries.delivered(body, redelivered=redelivered, **properties)
-        self.consumer.receive(message)
+        self.consumer.dispatch(message)
         return message
 
     async def until(self, condition: Callable[[], bool], what: str = "end of every job") -> None:
@@ -225,7 +232,7 @@ def moved_job(job_id: str, attempts_made: int = 0) -> Job:
 
 def test_an_attempt_that_was_moved_is_known_once_and_for_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(lane_module, "monotonic", lambda: now)
+    monkeypatch.setattr(incoming_module, "monotonic", lambda: now)
     moved = Moved()
     moved.add(moved_job("a", 1))
     assert not moved.knows(moved_job("a", 0))
@@ -240,7 +247,7 @@ def test_an_attempt_that_was_moved_is_known_once_and_for_two_minutes(monkeypatch
 
 
 def test_of_too_many_attempts_that_were_moved_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "_MOVED_LIMIT", 2)
+    monkeypatch.setattr(incoming_module, "_MOVED_LIMIT", 2)
     moved = Moved()
     for name in "abc":
         moved.add(moved_job(name))
@@ -251,7 +258,7 @@ def test_of_too_many_attempts_that_were_moved_the_oldest_is_forgotten(monkeypatc
 
 
 async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_quotes_it() -> None:
-    async def crash(job: Job, settle: Settle) -> None:
+    async def crash(job: Job, settle: IncomingJob) -> None:
         raise ValueError(f"{job.ask.email} {job.ask.otp}")
 
     scene = Scene(instead=crash)
@@ -269,7 +276,7 @@ async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_qu
 
 
 async def test_a_job_that_crashes_after_its_settlement_stands_is_settled_no_second_time() -> None:
-    async def crash(job: Job, settle: Settle) -> None:
+    async def crash(job: Job, settle: IncomingJob) -> None:
         assert await settle(Ack("sent"))
         raise ValueError
 
@@ -385,7 +392,7 @@ async def test_what_the_broker_and_tracers_write_breaks_no_mac() -> None:
 
 async def test_a_retry_that_was_signed_with_an_old_key_is_verified() -> None:
     scene = Scene("due")
-    scene.consumer._desk = replace(scene.desk, hash_key=b"new" * 10, old_hash_keys=(b"other" * 4, KEY))
+    scene.consumer._desk = replace(scene.shared, hash_key=b"new" * 10, old_hash_keys=(b"other" * 4, KEY))
     await scene.bring(headers=signed(FORGED))
     assert [job.id for job in scene.jobs] == ["ours"]
 
@@ -411,7 +418,7 @@ async def test_a_retry_without_an_id_that_can_be_verified_takes_the_one_made_bef
 # stopping
 
 
-async def hang(job: Job, settle: Settle) -> None:
+async def hang(job: Job, settle: IncomingJob) -> None:
     await asyncio.Event().wait()
 
 
@@ -438,7 +445,7 @@ async def test_at_a_stop_what_has_not_ended_goes_back_to_its_queue(lane: Lane, k
 async def test_a_stop_lets_jobs_end_until_it_gives_up() -> None:
     go = asyncio.Event()
 
-    async def slowly(job: Job, settle: Settle) -> None:
+    async def slowly(job: Job, settle: IncomingJob) -> None:
         await go.wait()
         await settle(Ack("sent"))
 

@@ -8,12 +8,12 @@ import pytest
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import DeliveryError
 from amqp_proxy import ACK, PUBLISH, AmqpProxy, amqp_proxy
+from deliveries import MadeIds
 
 from otp_stream.broker import broker as broker_module
 from otp_stream.broker.broker import OtpBroker
+from otp_stream.broker.config import RabbitConfig
 from otp_stream.broker.settle import _REFUSALS
-from otp_stream.broker.tolerance import tolerate
-from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.embedded import EmbeddedBroker
 from otp_stream.embedded.store import Message as Stored
@@ -49,7 +49,6 @@ def message(message_id: str | None = "m") -> Message:
 
 @pytest.fixture(params=[False, True], ids=["first try", "repeat"])
 async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
-    tolerate()
     embedded = EmbeddedBroker("127.0.0.1", 0)
     await embedded.start()
     embedded.store.declare_exchange("otp.retry", "direct")
@@ -57,7 +56,8 @@ async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
         embedded.store.declare_queue(name, {}, None)
     embedded.store.exchange("otp.retry").bindings.append((RUNG, "wait"))
     async with amqp_proxy(f"amqp://guest:guest@127.0.0.1:{embedded.port}/") as (proxy, url):
-        broker = OtpBroker(url, shown_url="", topology=Topology("jobs", "otp", BACKOFF), enabled=True)
+        config = RabbitConfig(url, "", "jobs", "otp", 10, BACKOFF, 15, b"k" * 32)
+        broker = OtpBroker(config, made=MadeIds(), refused=lambda *_: None, inject=lambda _: None)
         await broker.connect()
         yield Scene(embedded, proxy, broker, request.param)
         proxy.release()

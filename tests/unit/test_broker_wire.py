@@ -16,13 +16,13 @@ from pydantic_core import to_json
 
 from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
-from otp_stream.broker.arrival import LARGEST_HEADER, Delivered
 from otp_stream.broker.events import JobEvent, event
 from otp_stream.broker.inlet import Deliveries, LargeBodies, Taker
-from otp_stream.broker.lane import read as read_job
+from otp_stream.broker.message import LARGEST_HEADER, Delivered
+from otp_stream.broker.subscriber import read as read_job
 from otp_stream.broker.tolerance import tolerate
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import MAX_BODY_BYTES, Job, OtpJob, carry
+from otp_stream.core.job import MAX_BODY_BYTES, Job, MalformedError, OtpJob, carry
 
 ASKED = carry(
     OtpJob(email="User@example.com", otp="123456"),
@@ -250,7 +250,7 @@ def test_tables_nested_without_end_leave_the_body() -> None:
         table = b"\x01aF" + struct.pack(">I", len(table)) + table
     payload = struct.pack(">HHQH", 60, 0, 2, 1 << 13) + struct.pack(">I", len(table)) + table
     channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
-    came = Delivered(channel, cast("Acks", None), 1, False, payload, b"{}")
+    came = Delivered(channel, cast("Acks", None), deliveries.deliver(1), payload, b"{}")
     assert (came.body, came.headers, came.message_id) == (b"{}", {}, None)
 
 
@@ -270,7 +270,7 @@ def test_headers_that_are_too_large_are_left_unread_but_for_the_count_of_the_bro
         + payload[at:]
     )
     channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
-    came = Delivered(channel, cast("Acks", None), 1, False, payload, b"{}")
+    came = Delivered(channel, cast("Acks", None), deliveries.deliver(1), payload, b"{}")
     assert came.headers_unread
     assert came.headers == ({"x-delivery-count": 3} if count else {})
     assert (came.content_type, came.content_encoding, came.message_id) == ("text/plain", "x", "m")
@@ -293,7 +293,8 @@ def test_what_cannot_be_read_for_any_reason_is_malformed(monkeypatch: pytest.Mon
         raise RecursionError
 
     monkeypatch.setattr(OtpJob, "from_bytes", fail)
-    assert str(read_job(b"{}")) == "body: cannot be read (RecursionError)"
+    with pytest.raises(MalformedError, match=r"^body: cannot be read \(RecursionError\)$"):
+        read_job(b"{}")
 
 
 def test_a_delivery_that_fails_costs_no_other() -> None:

@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 from otp_stream.broker.backlog import Backlog
-from otp_stream.broker.lane import Desk, LaneConsumer
+from otp_stream.broker.incoming import Shared
+from otp_stream.broker.lane import Handle, LaneConsumer
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, kept_apart, worst
 from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, Stats, TablesState, WorkerState
@@ -184,7 +185,7 @@ def test_behind_closed_gates_the_relay_is_the_trouble_and_told_of_alone() -> Non
 
 
 def test_a_lane_knows_since_when_at_least_something_waits_in_its_queue() -> None:
-    lane = LaneConsumer("jobs", "q", 10, cast("Desk", None))
+    lane = LaneConsumer("jobs", "q", 10, cast("Shared", None), cast("Handle", None))
     lane.saw(Depth(3, 1))
     first = lane.state.waiting_ms
     lane.saw(None)  # away: nothing is known of it
@@ -217,7 +218,7 @@ def test_beside_other_consumers_looks_say_nothing_and_what_came_last_does(monkey
     backlog.saw(Depth(30, 2), taken=0, at_ms=3000)  # the other may have taken all of them
     assert backlog.since_ms(0) is None
     monkeypatch.setattr("otp_stream.broker.lane.now_ms", lambda: 100_000)
-    lane = LaneConsumer("jobs", "q", 10, cast("Desk", None))
+    lane = LaneConsumer("jobs", "q", 10, cast("Shared", None), cast("Handle", None))
     lane.saw(Depth(30, 2))
     assert lane.state.waiting_ms is None  # no job has told when it was made
     lane._made_ms, lane._came_ms = 70_000, 95_000

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from otp_stream.broker import intake
-from otp_stream.broker.arrival import now_ms
 from otp_stream.broker.inlet import Deliveries
 from otp_stream.broker.intake import Intake
+from otp_stream.broker.message import now_ms
 
 
 class Channel:
@@ -118,7 +118,7 @@ async def test_what_a_consumer_had_is_given_back_if_the_broker_cancelled_it(
         return after
 
     state = SimpleNamespace(oldest_held_ms=now_ms() - held_ms)
-    lane = SimpleNamespace(queue="q", window=5, receive=None, state=state, counts_returns=quorum)
+    lane = SimpleNamespace(queue="q", window=5, dispatch=None, state=state, counts_returns=quorum)
     connection, transport = (
         SimpleNamespace(large=None),
         SimpleNamespace(channel=channel, server_properties={"version": version}),

@@ -1,0 +1,147 @@
+"""A message that is being processed: its job, and its settlement, which happens once."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+from uuid import uuid4
+
+from otp_stream.core.decision import Dead, Final, Retry, crashed, malformed
+from otp_stream.core.job import Job, Lane, OtpJob
+from otp_stream.core.masking import hidden
+from otp_stream.core.possible_secrets import said_job_id
+from otp_stream.telemetry_errors import observe
+
+from .arrival import Arrival, Reader
+from .events import Events, event
+from .message import now_ms
+from .settle import Settler, acknowledge
+
+_MOVED_S = 120.0
+_MOVED_LIMIT = 10_000
+
+
+class Refused(Protocol):
+    """Counts and logs messages that ended before a job was read from them."""
+
+    def __call__(self, lane: Lane, job_id: str, settlement: Dead) -> None:
+        """Record one whose dead letter is confirmed."""
+        ...
+
+
+class Moved:
+    """Attempts that ended in another queue, kept while their acknowledgement may still be lost with the connection.
+
+    RabbitMQ then delivers the message again. That copy must be acknowledged, not attempted once more.
+    """
+
+    def __init__(self) -> None:
+        self._ended: OrderedDict[tuple[int, int], float] = OrderedDict()
+
+    def add(self, job: Job) -> None:
+        """Record an attempt whose retry or dead letter is confirmed."""
+        self._ended[job.identity, job.attempts_made] = monotonic()
+        while len(self._ended) > _MOVED_LIMIT:
+            self._ended.popitem(last=False)
+
+    def knows(self, job: Job) -> bool:
+        """Return whether a redelivered job is such a copy. Each attempt has one copy at most."""
+        at = self._ended.pop((job.identity, job.attempts_made), None)
+        return at is not None and job.suspect and monotonic() - at < _MOVED_S
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all priority lanes use."""
+
+    reader: Reader
+    settler: Settler
+    events: Events
+    refused: Refused
+    hash_key: bytes = field(repr=False)
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+    moved: Moved = field(default_factory=Moved)
+
+
+@dataclass(slots=True)
+class IncomingJob:
+    """One message between its delivery and its acknowledgement. Calling it settles the message."""
+
+    arrival: Arrival
+    shared: Shared = field(repr=False)
+    on_job: Callable[[Arrival, str, Job | None], None]
+    """Called with the job's id once it is known; the job is `None` for a malformed message."""
+    job: Job | None = None
+    settling: bool = False
+    """Whether a settlement was attempted."""
+    settled: str | None = None
+    """How the message was settled, once the broker has it: `ack`, `retry`, `park` or `dead`."""
+    _job_id: str = ""
+
+    @property
+    def trace_context(self) -> Mapping[str, str]:
+        """The producer's trace context (W3C)."""
+        return self.arrival.carrier()
+
+    async def accept(self, request: OtpJob) -> Job | None:
+        """Return the job to process. A copy of an attempt that has already ended is acknowledged: `None`."""
+        arrival = self.arrival
+        arrival.hide_in_trace(request)
+        job = self.job = await self.shared.reader.job(arrival, request)
+        self._job_id = job.id
+        self.on_job(arrival, job.id, job)
+        if not self.shared.moved.knows(job):
+            return job
+        self.settling = True
+        await acknowledge(arrival)
+        self.settled = "ack"
+        return None
+
+    def possible(self) -> bool:
+        """Return whether the message can still be settled: a closed channel has returned it to its queue."""
+        return self.arrival.alive
+
+    async def __call__(self, settlement: Final) -> bool:
+        """Publish with a confirm where the settlement asks for it, then acknowledge.
+
+        Returns `False` if that was not possible: the broker delivers the message again.
+        """
+        self.settling = True
+        shared = self.shared
+        settled = await shared.settler.settle(self.arrival, settlement, job_id=self._job_id, job=self.job)
+        if settled:
+            self.settled = type(settlement).__name__.lower()
+            if self.job is not None and isinstance(settlement, Dead | Retry):
+                shared.moved.add(self.job)
+            if shared.events.enabled:
+                observe(self._publish_event, settlement)
+        return settled
+
+    async def refuse(self, error: str) -> None:
+        """Dead-letter a message that is no job; `error` holds no secret."""
+        await self._end_unread(malformed(error, self.arrival.attempts_made(None)))
+
+    async def crash(self, error: str) -> None:
+        """Dead-letter a message that a bug ended, unless it is settled already; `error` holds no secret."""
+        if self.settled is not None:
+            return
+        if self.job is not None:
+            await self(crashed(error, self.job.attempts_made))
+        else:
+            await self._end_unread(crashed(error, self.arrival.attempts_made(None)))
+
+    async def _end_unread(self, dead: Dead) -> None:
+        arrival, shared = self.arrival, self.shared
+        message = arrival.message
+        arrival.hide_in_trace(None)
+        # nothing tells which words of an unread body are secret, so its id is shown only if it looks harmless
+        shown_id = hidden(message.message_id or "", shared.hash_key)
+        self._job_id = said_job_id(message.body) or shown_id or uuid4().hex
+        self.on_job(arrival, self._job_id, None)
+        if await self(dead):
+            observe(shared.refused, arrival.lane, self._job_id, dead)
+
+    def _publish_event(self, settlement: Final) -> None:
+        shared = self.shared
+        shared.events.tell(event(settlement, self._job_id, self.job, at_ms=now_ms(), hash_key=shared.hash_key))

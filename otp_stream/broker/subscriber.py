@@ -1,0 +1,131 @@
+"""FastStream's subscriber for a priority lane: the same handler for every message, on a fast path where possible."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, cast
+
+from aio_pika import IncomingMessage
+from faststream import AckPolicy, Context
+from faststream._internal.endpoint.subscriber.call_item import CallsCollection
+from faststream.rabbit import RabbitExchange, RabbitMessage, RabbitQueue
+from faststream.rabbit.configs import RabbitBrokerConfig
+from faststream.rabbit.subscriber.config import RabbitSubscriberConfig, RabbitSubscriberSpecificationConfig
+from faststream.rabbit.subscriber.specification import RabbitSubscriberSpecification
+from faststream.rabbit.subscriber.usecase import RabbitSubscriber
+from faststream.response import Response, ensure_response
+from pydantic import ValidationError
+
+from otp_stream.core.job import Lane, MalformedError, OtpJob
+
+from .incoming import IncomingJob, Shared
+from .lane import LaneConsumer
+
+_INCOMING = "incoming"
+
+Incoming = Annotated[IncomingJob, Context(_INCOMING)]
+"""A handler's parameter: the message of the job, and its settlement."""
+
+
+class OtpSubscriber(RabbitSubscriber):
+    """Passes the messages of one priority lane to the handler, which settles them.
+
+    Where middlewares, dependencies, a codec or a parser are registered, each message takes FastStream's way through
+    them. Without any, the body is read and the handler called directly, which takes a small part of the time. Consumers
+    are started by `Intake`, because FastStream's own do not survive a queue that is away.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: RabbitQueue,
+        lane: Lane,
+        window: int,
+        shared: Shared,
+        config: RabbitBrokerConfig,
+        title: str | None,
+        description: str | None,
+    ) -> None:
+        calls = CallsCollection[IncomingMessage]()
+        exchange = RabbitExchange.validate(None)
+        specification = RabbitSubscriberSpecificationConfig(
+            title_=title, description_=description, include_in_schema=True, queue=queue, exchange=exchange
+        )
+        super().__init__(
+            RabbitSubscriberConfig(
+                queue=queue, exchange=exchange, no_reply=True, _ack_policy=AckPolicy.MANUAL, _outer_config=config
+            ),
+            RabbitSubscriberSpecification(
+                _outer_config=config, specification_config=specification, calls=cast("Any", calls)
+            ),
+            calls,
+        )
+        self.lane = LaneConsumer(lane, queue.name, window, shared, self._handle)
+        self._shared = shared
+        self._direct: Callable[[OtpJob, IncomingJob], Awaitable[object]] | None = None
+        """The handler, where nothing is registered that must be called before it."""
+
+    async def start(self) -> None:
+        """Build the handler's call. Does not consume."""
+        self._build_fastdepends_model()
+        self._direct = None if self._has_extensions() else cast("Any", self.calls[0].handler)
+        self._post_start()
+
+    async def stop(self) -> None:
+        """Do nothing: the broker stops the consumers first, and then waits for the jobs in flight."""
+        self.running = False
+
+    async def process_message(self, msg: IncomingMessage) -> Response:
+        """Process a message of the in-memory test broker."""
+        self._direct = None if self._has_extensions() else cast("Any", self.calls[0].handler)
+        # to cancel the publisher does not cancel the job
+        await asyncio.shield(self.lane.dispatch(msg))
+        await self._shared.events.publish_now()
+        return ensure_response(None)
+
+    def _has_extensions(self) -> bool:
+        (call,) = self.calls
+        options, config = self._call_options, self._outer_config
+        return any((
+            self._broker_middlewares,
+            config.broker_dependencies,
+            config.broker_parser,
+            config.broker_decoder,
+            config.broker_codec,
+            options.parser,
+            options.decoder is not decode,
+            options.codec,
+            call.dependencies,
+            call.item_parser,
+            call.item_decoder,
+            self._call_decorators,
+            config.fd_config.call_decorators,
+        ))  # fmt: skip
+
+    async def _handle(self, incoming: IncomingJob) -> None:
+        if self._direct is not None:
+            await self._direct(read(incoming.arrival.message.body), incoming)
+            return
+        with self._outer_config.context.scope(_INCOMING, incoming):
+            try:
+                await super().process_message(cast("IncomingMessage", incoming.arrival.message))
+            except ValidationError as error:
+                if incoming.job is not None:
+                    raise
+                # a codec of the operator's returned something else than a job; the error quotes it
+                fields = sorted({".".join(map(str, it["loc"])) or "body" for it in error.errors(include_input=False)})
+                raise MalformedError(f"{', '.join(fields)}: not as an OtpJob requires it") from None
+
+
+def read(body: bytes) -> OtpJob:
+    """Read a job. Raises `MalformedError`."""
+    try:
+        return OtpJob.from_bytes(body)
+    except MalformedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the message is dead-lettered, not left unacknowledged
+        raise MalformedError(f"body: cannot be read ({type(error).__name__})") from None
+
+
+async def decode(message: RabbitMessage) -> OtpJob:
+    """Read a job, as FastStream's decoder does. Raises `MalformedError`."""
+    return read(message.body)

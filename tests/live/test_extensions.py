@@ -1,0 +1,71 @@
+"""A middleware that an operator registers, on a real RabbitMQ: each job passes it and is settled as without it."""
+
+import json
+
+import pytest
+from conftest import Stage
+from worker import job
+
+APP = """
+from faststream import BaseMiddleware
+from otp_stream.app import app
+
+class Shouting(BaseMiddleware):
+    async def consume_scope(self, call_next, msg):
+        print("middleware before", type(await msg.decode()).__name__, flush=True)
+        try:
+            return await call_next(msg)
+        finally:
+            print("middleware after", flush=True)
+
+    async def publish_scope(self, call_next, cmd):
+        print("middleware publishes to", cmd.destination, flush=True)
+        return await call_next(cmd)
+
+app.broker.add_middleware(Shouting)
+"""
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["direct", "through middlewares"])
+async def test_jobs_end_alike_with_a_middleware_and_without(stage: Stage, extended: bool) -> None:  # noqa: FBT001
+    stage.relay.then("rcpt", "451 4.3.0 later", to="later@example.com")
+    stage.relay.then("rcpt", "550 5.1.1 no such user", to="nobody@example.com")
+    await stage.rabbit.declare()
+    worker = stage.worker()
+    if extended:
+        worker.folder.mkdir(parents=True)
+        (worker.folder / "extended.py").write_text(APP)
+        worker.app = "extended:app"
+    await worker.start()
+    await stage.rabbit.publish(
+        job("user@example.com", jobId="a"),
+        job("later@example.com", jobId="b"),
+        job("nobody@example.com", jobId="c"),
+        b"no job",
+    )
+    letters = await stage.rabbit.dead(2)
+    assert sorted(str(letter.headers["x-otp-reason"]) for letter in letters) == ["malformed", "rejected"]
+    assert {json.loads(letter.body)["jobId"] for letter in letters if letter.body != b"no job"} == {"c"}
+    await stage.relay.wait_accepted(2)
+    assert {mail.recipient for mail in stage.relay.accepted} == {"user@example.com", "later@example.com"}
+    await worker.stop()
+    passed = worker.log.count("middleware before OtpJob"), worker.log.count("middleware after")
+    assert passed == ((4, 4) if extended else (0, 0))
+    assert worker.log.count("middleware publishes to") >= (1 if extended else 0)
+    assert "739154" not in worker.log, worker.log[max(0, worker.log.index("739154") - 600) :]
+
+
+async def test_a_middleware_that_fails_costs_no_job_and_shows_no_code(stage: Stage) -> None:
+    await stage.rabbit.declare()
+    worker = stage.worker()
+    worker.folder.mkdir(parents=True)
+    failing = APP.replace("return await call_next(msg)", "raise ValueError(msg.body)")
+    (worker.folder / "extended.py").write_text(failing)
+    worker.app = "extended:app"
+    await worker.start()
+    await stage.rabbit.publish(job())
+    (letter,) = await stage.rabbit.dead()
+    assert letter.headers["x-otp-reason"] == "crashed"
+    assert letter.body == job()
+    await worker.stop()
+    assert "739154" not in worker.log, worker.log[max(0, worker.log.index("739154") - 600) :]

@@ -1,0 +1,156 @@
+"""Middlewares, dependencies and codecs that an operator registers, on FastStream's in-memory broker."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from faststream import BaseMiddleware, Depends
+from faststream.message import StreamMessage
+from faststream.rabbit import RabbitBroker
+from in_memory import Start
+from structlog.testing import capture_logs
+
+from otp_stream.core.job import OtpJob
+
+JOB: dict[str, Any] = {"email": "user@example.com", "otp": "123456", "jobId": "j-1"}
+Next = Callable[[Any], Awaitable[Any]]
+
+
+class Recorder(BaseMiddleware):
+    """Records what passes through it."""
+
+    consumed: list[Any]
+    published: list[str]
+
+    async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
+        self.consumed.append(await msg.decode())
+        return await call_next(msg)
+
+    async def publish_scope(self, call_next: Next, cmd: Any) -> Any:
+        self.published.append(cmd.destination)
+        return await call_next(cmd)
+
+
+@pytest.fixture
+def recorder() -> type[Recorder]:
+    return type("Recorder", (Recorder,), {"consumed": [], "published": []})
+
+
+async def test_a_middleware_sees_each_typed_job_and_what_is_published(
+    start_stream: Start, recorder: type[Recorder]
+) -> None:
+    stream = await start_stream(lambda broker: broker.add_middleware(recorder))
+    stream.relay.then("rcpt", "550 5.1.1 no such user")
+    await stream.publish(JOB)
+    await stream.publish(JOB | {"jobId": "j-2"})
+    jobs = [it for it in recorder.consumed if isinstance(it, OtpJob)]
+    assert [(it.email, it.job_id) for it in jobs] == [("user@example.com", "j-1"), ("user@example.com", "j-2")]
+    assert {"otp.dead", "otp.rejected", "otp.sent"} <= set(recorder.published)
+    assert stream.outcomes == ["rejected", "sent"]
+
+
+async def test_a_malformed_message_passes_the_middlewares_and_is_dead_lettered(start_stream: Start) -> None:
+    seen: list[object] = []
+
+    class Watching(BaseMiddleware):
+        async def on_receive(self) -> None:
+            seen.append(self.msg)
+
+    stream = await start_stream(lambda broker: broker.add_middleware(Watching))
+    await stream.publish(b'{"email": "user@example.com", "otp": 123456}')
+    assert seen
+    assert stream.outcomes == ["malformed"]
+    assert stream.dead[0].headers["x-otp-error"].startswith("otp: ")
+
+
+async def test_a_middleware_that_fails_costs_no_job_and_quotes_no_code(start_stream: Start) -> None:
+    class Failing(BaseMiddleware):
+        async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
+            if isinstance(await msg.decode(), OtpJob):
+                raise LookupError(msg.body)  # noqa: TRY004 - a bug, of any type
+            return await call_next(msg)
+
+    stream = await start_stream(lambda broker: broker.add_middleware(Failing))
+    with capture_logs() as logs:
+        await stream.publish(JOB)
+    (letter,) = stream.dead
+    assert letter.headers["x-otp-reason"] == "crashed"
+    assert letter.headers["x-otp-error"] == "internal error: LookupError"
+    assert json.loads(letter.body) == JOB
+    assert "123456" not in str(letter.headers) + str(logs)
+
+
+async def test_a_middleware_that_fails_after_the_job_was_sent_changes_nothing(start_stream: Start) -> None:
+    class Failing(BaseMiddleware):
+        async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
+            await call_next(msg)
+            if isinstance(await msg.decode(), OtpJob):
+                raise LookupError  # noqa: TRY004 - a bug, of any type
+
+    stream = await start_stream(lambda broker: broker.add_middleware(Failing))
+    await stream.publish(JOB)
+    assert stream.outcomes == ["sent"]
+    assert stream.dead == []
+
+
+async def test_a_middleware_that_does_not_call_the_handler_leaves_a_dead_letter(start_stream: Start) -> None:
+    class Dropping(BaseMiddleware):
+        async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
+            return None if isinstance(await msg.decode(), OtpJob) else await call_next(msg)
+
+    stream = await start_stream(lambda broker: broker.add_middleware(Dropping))
+    await stream.publish(JOB)
+    (letter,) = stream.dead
+    assert letter.headers["x-otp-reason"] == "crashed"
+    assert "did not call the handler" in letter.headers["x-otp-error"]
+
+
+async def test_a_dependency_runs_before_each_job(start_stream: Start) -> None:
+    called: list[str] = []
+
+    async def dependency() -> None:
+        called.append("dependency")
+
+    def extend(broker: RabbitBroker) -> None:
+        broker.config.broker_config.broker_dependencies = (Depends(dependency),)
+
+    stream = await start_stream(extend)
+    await stream.publish(JOB)
+    assert called[0] == "dependency"
+    assert stream.outcomes == ["sent"]
+
+
+class Colons:
+    """A codec for `address:code`, as a producer without JSON may write it."""
+
+    async def decode(self, msg: StreamMessage[Any]) -> Any:
+        if msg.body.startswith(b"{"):
+            return json.loads(msg.body)
+        email, _, otp = msg.body.decode().partition(":")
+        return {"email": email, "otp": otp}
+
+    async def encode(self, msg: Any, serializer: Any) -> tuple[bytes, str | None]:
+        return (msg, None) if isinstance(msg, bytes) else (json.dumps(msg).encode(), "application/json")
+
+
+def use_colons(broker: RabbitBroker) -> None:
+    for subscriber in broker.subscribers:
+        subscriber.add_call(parser_=None, decoder_=None, dependencies_=(), codec_=Colons())
+
+
+async def test_a_codec_reads_what_is_no_json(start_stream: Start) -> None:
+    stream = await start_stream(use_colons)
+    await stream.publish(b"user@example.com:123456")
+    (mail,) = stream.relay.accepted
+    assert mail.recipient == "user@example.com"
+    assert b"123456" in mail.content
+
+
+async def test_what_a_codec_returns_must_be_a_job(start_stream: Start) -> None:
+    stream = await start_stream(use_colons)
+    await stream.publish(b"user:123456")
+    (letter,) = stream.dead
+    assert letter.headers["x-otp-reason"] == "malformed"
+    assert "email" in letter.headers["x-otp-error"]
+    assert "123456" not in str(letter.headers)
