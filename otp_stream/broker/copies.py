@@ -28,7 +28,8 @@ from .message import LARGEST_HEADER, Delivered
 from .message import Message as Came
 
 REASON, ERROR, DIED_AT, ALLOWED_AT = "x-otp-reason", "x-otp-error", "x-otp-died-at", "x-otp-allowed-at"
-_OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, UNCERTAIN}
+REPLY_CODE = "x-otp-reply-code"
+_OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN}
 _OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
 # What the broker writes is not carried on: copied `x-death` headers have lost messages on their second pass,
 # and CC and BCC would route a copy to places that the producer has served already.
@@ -66,6 +67,8 @@ def dead_letter(arrival: Arrival, dead: Dead, *, job_id: str, died_ms: int, inje
     headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
     if dead.allowed_ms is not None:
         headers[ALLOWED_AT] = dead.allowed_ms
+    if dead.reply is not None:
+        headers[REPLY_CODE] = dead.reply.code
     observe(inject, headers)
     if not arrival.dropped:
         return _copy(arrival.message, arrival.message.body, headers)

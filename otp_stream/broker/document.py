@@ -8,7 +8,7 @@ from otp_stream.core.decision import ENDINGS, REASONS
 from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 
 from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
-from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
+from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON, REPLY_CODE
 from .events import JobEvent
 from .mac import MAC
 from .topology import Topology
@@ -60,6 +60,7 @@ _REPLAYED: Node = {
 _DIED: Node = {
     REASON: {"type": "string", "enum": list(REASONS), "description": "Why it died."},
     ERROR: {"type": "string", "description": "What the relay said or what was wrong. No secrets."},
+    REPLY_CODE: {"type": "integer", "description": "The relay's reply code, if it gave one.", "examples": [550]},
     DIED_AT: {"type": "integer", "description": "When it died, milliseconds since 1970 (UTC)."},
     ALLOWED_AT: {
         "type": "integer",

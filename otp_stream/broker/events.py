@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address
-from otp_stream.core.outcome import ReplyClass, said
+from otp_stream.core.outcome import Reply, ReplyClass
 
 from . import frames
 
@@ -76,17 +76,17 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
     match settlement:
         case Ack(ending):
             told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
-        case Dead(reason, error, attempt, allowed_ms):
-            told |= {"outcome": reason, "attempt": attempt, "error": error, **_reply(error)}
+        case Dead(reason, error, attempt, allowed_ms, reply):
+            told |= {"outcome": reason, "attempt": attempt, "error": error, **_reply(reply)}
             if allowed_ms is not None:
                 told["allowedAt"] = allowed_ms
-        case Retry(delay_ms, attempt, error):
+        case Retry(delay_ms, attempt, error, _, reply):
             told |= {
                 "outcome": "retrying",
                 "attempt": attempt,
                 "error": error,
                 **_again(at_ms, delay_ms),
-                **_reply(error),
+                **_reply(reply),
             }
         case Park(delay_ms):
             told |= {"outcome": "retrying", "attempt": attempts_made, **_again(at_ms, delay_ms)}
@@ -97,12 +97,10 @@ def _again(at_ms: int, delay_ms: int) -> dict[str, Any]:
     return {"delayMs": delay_ms, "retryAt": at_ms + delay_ms}
 
 
-def _reply(error: str) -> dict[str, Any]:
-    reply = said(error)
+def _reply(reply: Reply | None) -> dict[str, Any]:
     if reply is None:
         return {}
-    code, about = reply
-    return {"replyCode": code, "replyClass": about} if about else {"replyCode": code}
+    return {"replyCode": reply.code, "replyClass": reply.about} if reply.about else {"replyCode": reply.code}
 
 
 class Events:

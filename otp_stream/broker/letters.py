@@ -21,7 +21,7 @@ from otp_stream.core.times import LAST_MS
 
 from . import copies
 from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY
-from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON
+from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON, REPLY_CODE
 from .hands import hands_on
 from .mac import OURS, sign, verified
 from .message import Delivered, now_ms
@@ -32,6 +32,8 @@ MOST = 10_000_000
 _MADE_ID = re.compile(r"[0-9a-f]{32}")
 """An id that a worker has made."""
 _MOST_ATTEMPTS = 1_001
+_REPLY_CODES = range(200, 600)
+_CODE = re.compile(r"(?:^|last: )([245][0-9]{2})(?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?\b")
 _BY_THE_BROKER = "dead-lettered by the broker: redelivered too often"
 _UNREAD = "the headers are too large to read"
 _RENEW_AT = 10
@@ -255,6 +257,7 @@ class DeadLetters:
             job_id=job_id,
             reason=str(headers.get(REASON, reason)),
             error=error,
+            code=str(headers.get(REPLY_CODE, "")) or _code_in(error),
             attempt=_int(headers.get(ATTEMPT)) or 0,
             recipient=mask_address(ask.email) if ask else "",
             template=ask.shown_template if ask else "",
@@ -301,6 +304,9 @@ def _sanitized(came: Mapping[str, Any], ask: OtpJob | None) -> dict[str, Any]:
     made = ask and isinstance(job_id, str) and _MADE_ID.fullmatch(job_id)
     if ask and made and not tells(made[0], ask.email, ask.otp, chance=True):
         found[JOB_ID] = job_id
+    code = _int(came.get(REPLY_CODE))
+    if code in _REPLY_CODES:
+        found[REPLY_CODE] = code
     attempt = _int(came.get(ATTEMPT))
     found[ATTEMPT] = attempt if attempt is not None and 0 <= attempt <= _MOST_ATTEMPTS else 0
     moments = {name: _moment(came.get(name)) for name in (FIRST_SEEN, DIED_AT, ALLOWED_AT, REPLAYED_AT)}
@@ -309,6 +315,12 @@ def _sanitized(came: Mapping[str, Any], ask: OtpJob | None) -> dict[str, Any]:
     if seen_ms is not None:  # it may end a code's life earlier, but must not prolong it
         found[FIRST_SEEN] = min(seen_ms, now_ms())
     return found
+
+
+def _code_in(error: str) -> str:
+    """Return the reply code that an error begins or ends with: previous versions wrote no header for it."""
+    found = _CODE.search(error)
+    return found[1] if found else ""
 
 
 def _looks(message: Delivered) -> int:

@@ -1,12 +1,12 @@
 """The verdicts on a job: `admit` and `object_to` before an attempt, `decide` after it. Nowhere else is one found."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never, get_args
 
 from .admission import Objection, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .greylisting import is_greylisting
-from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
+from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Reply, Unavailable, Uncertain
 from .times import iso
 
 Ending = Literal["sent", "duplicate", "superseded"]
@@ -36,6 +36,8 @@ class Retry:
     error: str
     uncertain: str | None = None
     """The relay that may have taken the mail: it is sent again once, not more often."""
+    reply: Reply | None = field(default=None, compare=False)
+    """The relay's reply, if it gave one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Dead:
     attempt: int
     allowed_ms: int | None = None
     """With `throttled`: when it would be allowed, milliseconds since 1970."""
+    reply: Reply | None = field(default=None, compare=False)
+    """The relay's reply, if it gave one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +110,13 @@ def decide(
         case Accepted():
             return Ack("sent")
         case Rejected(reply):
-            return Dead("rejected", str(reply), attempts_made + 1)
+            return Dead("rejected", str(reply), attempts_made + 1, reply=reply)
         case Broken(error):
             return crashed(error, attempts_made)
         case Deferred(reply):
             greylisted = backoff.retry_greylisted and is_greylisting(reply)
-            return _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
+            again = _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
+            return replace(again, reply=reply)
         case Uncertain(error, relay) if may_resend:
             again = _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
             return replace(again, uncertain=relay) if isinstance(again, Retry) else again

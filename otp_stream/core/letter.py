@@ -12,7 +12,6 @@ from .address import wire_domain
 from .decision import REASONS
 from .job import Replay
 from .masking import mask_address
-from .outcome import said
 from .possible_secrets import PossibleSecrets, said_job_id
 from .times import iso
 
@@ -79,6 +78,8 @@ class Letter:
     allowed_ms: int | None
     size: int
     """Of the body, in bytes."""
+    code: str = ""
+    """The relay's reply code, empty if it gave none."""
     replay: Replay | None = None
     """The last one, if it was replayed before."""
     verified: bool = True
@@ -93,12 +94,6 @@ class Letter:
     def domain(self) -> str:
         """The recipient's domain; empty where the message was no job."""
         return self.recipient.rpartition("@")[2].lower()
-
-    @property
-    def code(self) -> str:
-        """The relay's reply code, empty where it said none."""
-        reply = said(self.error)
-        return str(reply[0]) if reply else ""
 
     @property
     def cause(self) -> Cause:

@@ -1,6 +1,5 @@
 """What one attempt met at the relay: facts that an adapter reports, never a verdict."""
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
@@ -19,13 +18,6 @@ ReplyClass = Literal["address", "mailbox", "system", "network", "protocol", "con
 _SUBJECTS: dict[str, ReplyClass] = {
     "1": "address", "2": "mailbox", "3": "system", "4": "network", "5": "protocol", "6": "content", "7": "policy",
 }  # fmt: skip
-_SAID = re.compile(r"(?:^|last: )([245][0-9]{2})(?: [245]\.([0-9]{1,3})\.[0-9]{1,3})?\b")
-
-
-def said(error: str) -> tuple[int, ReplyClass | None] | None:
-    """Return the code of the reply that an error tells of, and what it is about; `None` where it tells of none."""
-    found = _SAID.search(error)
-    return (int(found.group(1)), _SUBJECTS.get(found.group(2) or "")) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +31,11 @@ class Reply:
     enhanced: str | None
     text: str
     stage: Stage
+
+    @property
+    def about(self) -> ReplyClass | None:
+        """What the reply is about, where it has an enhanced code."""
+        return _SUBJECTS.get(self.enhanced.split(".")[1]) if self.enhanced else None
 
     def __str__(self) -> str:
         return " ".join(

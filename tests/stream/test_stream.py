@@ -184,6 +184,7 @@ async def test_a_rejected_job_leaves_a_dead_letter_with_the_body_as_it_came(stre
     assert letter.headers["x-otp-reason"] == "rejected"
     assert letter.headers["x-otp-error"] == "550 5.1.1 no such user (to RCPT)"
     assert letter.headers["x-otp-attempt"] == 1
+    assert letter.headers["x-otp-reply-code"] == 550
     assert letter.headers["x-otp-died-at"] >= letter.headers["x-otp-first-seen"]
     (event,) = stream.events
     assert (event["outcome"], event["replyCode"], event["replyClass"]) == ("rejected", 550, "address")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from deliveries import Deliveries
 
+from otp_stream.broker import letters
 from otp_stream.broker.letters import DeadLetters
 from otp_stream.broker.mac import sign, verified
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
@@ -143,3 +144,17 @@ def test_of_what_anyone_has_written_the_relays_codes_stay_and_what_may_be_a_secr
     letter = DESK._read(message(HEADERS | {"x-otp-error": said})).letter
     assert letter.error == "550 5.7.1 relay 550-5.7.26 says *** , ***== *** *** ***"
     assert letter.code == "550"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("550 5.1.1 no such user (to RCPT)", "550"),
+        ("the code expires before the next try; last: 451 4.3.0 later (to DATA)", "451"),
+        ("the code expired 5000 ms ago", ""),
+        ("over RECIPIENT_LIMIT=250/10m: allowed again", ""),
+        ("otp: must be a string, in quotes", ""),
+    ],
+)
+def test_where_no_header_names_the_reply_code_it_is_read_from_the_error(error: str, code: str) -> None:
+    assert letters._code_in(error) == code
