@@ -8,6 +8,7 @@ COPY requirements.txt ./
 RUN pip install --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY otp_stream otp_stream
+COPY templates templates
 RUN pip install --no-deps . && python -m compileall -q /opt/otp-stream
 
 FROM python:3.14-slim

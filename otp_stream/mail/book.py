@@ -34,7 +34,9 @@ from .limit import MEMORY, Sandbox, TooLongError, within
 from .message import Part
 from .uses import Parsed
 
-OURS = Path(__file__).parent.parent / "templates"
+_PACKAGE = Path(__file__).parent.parent
+OURS = next(it for it in (_PACKAGE / "templates", _PACKAGE.parent / "templates") if it.is_dir())
+"""The built-in templates: in the package, or beside it in a checkout."""
 RENDER_CPU_S = 2.0
 """Processor time for one e-mail's three templates; a usual one takes 30 µs."""
 FILES = ("subject.txt", "body.txt", "body.html")
