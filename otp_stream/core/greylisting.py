@@ -8,7 +8,15 @@ _CODES = {421, 450, 451}
 _ENHANCED = {"4.2.0", "4.7.0", "4.7.1"}
 """Of Postgrey, Postfix and milter-greylist, SQLgrey, Exchange and most appliances."""
 
+_UNKNOWN_SENDER = re.compile(
+    r"not yet (?:known|seen|white-?listed)|(?:not (?:known|seen)|unknown) (?:yet|so far|before)|"
+    r"never (?:been )?seen before|unknown sender\b(?! domain| address).{0,40}\b(?:try|retry|later|wait|come back)",
+    re.IGNORECASE,
+)
 _SAYS_SO = re.compile(
+    rf"{_UNKNOWN_SENDER.pattern}|"
+    r"retry (?:time(?:out)?|interval|period) (?:has )?not (?:yet )?(?:been )?(?:reached|elapsed|expired|passed|over)"
+    r"(?! for any host)|"  # Exim's: of the host that it would relay to
     r"gr[ea]y[ -]?list|post-?grey|sql-?grey|gld\b|first[ -](?:contact|attempt|time)|unknown triplet|"
     r"internal resources? (?:is |are )?temporarily unavailable",  # Mimecast's
     re.IGNORECASE,
@@ -23,11 +31,23 @@ _FAILURE = re.compile(
 _NOT_YET = re.compile(
     r"(?:try|retry|come|attempt|resend|send)(?: it| this| your (?:mail|message))?(?: again| back)? "
     r"(?:(?:a bit |a little )?later|in \S+|after|at a later|shortly|soon)|(?:try|retry|come back) again|"
-    r"please (?:retry|try|wait)|temporar\w+ (?:deferred|delayed|rejected|refused|blocked|denied|unavailable)|"
+    r"please (?:retry|try|wait)|"
+    r"temporar\w+ (?:defer\w*|delay\w*|reject\w*|refus\w*|block\w*|den(?:ied|ial)|unavailable)|"
     r"deferred|deferring|delayed|not yet (?:authori[sz]ed|accepted|allowed|known)|wait \S+ (?:second|minute)|"
+    r"\b(?:wait|delay)(?: (?:for|of|another|at least|about)){0,2} \d|too (?:soon|early)\b|"
     r"verification (?:is )?in progress",
     re.IGNORECASE,
 )
+
+
+def is_of_an_unknown_sender(text: str) -> bool:
+    """Return whether a 4xx reply says that its relay does not know the sender or its host yet."""
+    return _UNKNOWN_SENDER.search(text) is not None
+
+
+def asks_for_later(text: str) -> bool:
+    """Return whether the words of a 4xx reply ask for the same mail later, whatever its codes say."""
+    return bool(_SAYS_SO.search(text) or (_NOT_YET.search(text) and not _FAILURE.search(text)))
 
 
 def is_greylisting(reply: Reply) -> bool:

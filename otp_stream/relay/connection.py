@@ -4,6 +4,7 @@ from collections import deque
 from time import monotonic
 from typing import Literal, Protocol
 
+from otp_stream.core.address import one_person
 from otp_stream.core.outcome import Accepted, Outcome, Reply, Stage, Unavailable
 
 from .config import RelayConfig
@@ -89,6 +90,7 @@ class Connection(Wire):
         super().__init__()
         self._owner = owner
         self._sender = config.sender
+        self._login = config.user
         limits = config.limits
         self._waits: dict[_Step, float] = {
             "mail": limits.mail_s, "rcpt": limits.rcpt_s, "data": limits.data_s, "body": limits.body_s,
@@ -399,8 +401,14 @@ class Connection(Wire):
         self.break_off(TroubleError("unreachable", f"a reply that does not fit: {reply}"))
 
     def _reply(self, stage: Stage, code: int, text: str) -> Reply:
-        secrets = self.turn.mail.secrets if self.turn else ()
-        return to_reply((code, text), stage, sender=self._sender, secrets=secrets)
+        mail = self.turn.mail if self.turn else None
+        secrets = mail.secrets if mail else ()
+        if "@" not in text:
+            return to_reply((code, text), stage, secrets=secrets)
+        # in a mail to ourselves, our address is the recipient's: its refusal is about no other mail
+        other = one_person(mail.recipient) if mail else ""
+        sender, login = (it if it and one_person(it) != other else None for it in (self._sender, self._login))
+        return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets)
 
     def _farewell(self, code: int, text: str) -> None:
         """The relay ends the session (421), or says something that nobody asked for."""

@@ -6,6 +6,7 @@ Facts only. Whether a job is tried again is decided elsewhere.
 import re
 from collections.abc import Sequence
 
+from otp_stream.core.greylisting import asks_for_later, is_of_an_unknown_sender
 from otp_stream.core.masking import SHOWN, WINDOW, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Trouble, Unavailable
 
@@ -17,7 +18,8 @@ _AT_THE_END = re.compile(r"\(#([245]\.\d{1,3}\.\d{1,3})\)\s*\Z")
 """As qmail writes it."""
 # Begins only where a word begins: the time is linear, whatever a relay says.
 _ADDRESS = re.compile(r"(?<![^\s<>\"'(),;:\[\]@])[^\s<>\"'(),;:\[\]@]+@[^\s<>\"'(),;:\[\]]+")
-_OUR_ADDRESS = "SENDER_EMAIL"
+_SENDER, _LOGIN = "SENDER_EMAIL", "SMTP_USER"
+"""The settings that hold our addresses: a reader sees whom a reply is about."""
 
 _LOGIN_CODES = frozenset({525, 530, 534, 535, 538})
 """RFC 4954 §6 and RFC 5248: no job can pass before somebody mends the login."""
@@ -50,12 +52,14 @@ _ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
 """RFC 3463: too big for the system or the mailbox; content or media, and SMTPUTF8 (RFC 6531), not supported."""
 
 
-def to_reply(answer: Answer, stage: Stage, *, sender: str | None = None, secrets: Sequence[str] = ()) -> Reply:
+def to_reply(
+    answer: Answer, stage: Stage, *, sender: str | None = None, login: str | None = None, secrets: Sequence[str] = ()
+) -> Reply:
     """Return the reply with its enhanced code (RFC 2034) apart, on one line and without e-mail addresses.
 
-    `sender` is the envelope's MAIL FROM: it is replaced by `SENDER_EMAIL`, so that a reader sees whom the reply is
-    about. In a text that will be cut where it is shown, the mail's `secrets` are redacted before: no later search would
-    find half of a code.
+    `sender` is the envelope's MAIL FROM and `login` the user: they are replaced by `SENDER_EMAIL` and `SMTP_USER`, so
+    that a reader sees whom the reply is about. In a text that will be cut where it is shown, the mail's `secrets` are
+    redacted before: no later search would find half of a code.
     """
     code, text = answer
     enhanced = _ENHANCED.match(text) or _AT_THE_END.search(text)
@@ -66,8 +70,9 @@ def to_reply(answer: Answer, stage: Stage, *, sender: str | None = None, secrets
         # each line of a reply repeats the status
         text = "\n".join([line.removeprefix("#").removeprefix(status) for line in text.split("\n")])
     if "@" in text:
-        ours = sender.lower() if sender else None
-        text = _ADDRESS.sub(lambda found: _OUR_ADDRESS if found[0].rstrip(".").lower() == ours else "***", text)
+        ours = {name.lower(): shown for name, shown in ((login, _LOGIN), (sender, _SENDER)) if name}
+        # as in "from=otp@example.com."
+        text = _ADDRESS.sub(lambda it: ours.get(it[0].rstrip(".!?").lower().removeprefix("from="), "***"), text)
     return Reply(code, status, scrub(text, *(secrets if len(text) > SHOWN else ()), limit=WINDOW), stage)
 
 
@@ -104,13 +109,11 @@ def is_session_limit(reply: Reply) -> bool:
 
 def trouble_of(reply: Reply) -> Trouble | None:
     """Return the trouble that concerns every job; `None` where the reply is about one recipient or message."""
-    status, text = reply.enhanced or "", reply.text
+    status = reply.enhanced or ""
     if reply.stage in _OF_A_MAIL:
-        if status[2:] in _AUTHENTICITY_STATUS:
-            return None
-        if words.OUR_DOMAIN.search(text) and "***" not in text and not words.THEIRS.search(text):
-            return "sender_refused"
-        if words.AUTHENTICITY.search(text) or (words.RECIPIENTS_OWN.search(text) and not _is_our_login(reply)):
+        if _is_for_our_address(reply, status):
+            return _of_tls_or_login(reply, status) or _of_our_address(reply.text)
+        if _is_for_one_mail(reply, status):
             return None
     if trouble := _of_tls_or_login(reply, status):
         return trouble
@@ -165,6 +168,38 @@ def _names_recipient(reply: Reply) -> bool:
     return reply.stage in _OF_A_MAIL and reply.text.lstrip("<").startswith("***")
 
 
+def _is_for_our_address(reply: Reply, status: str) -> bool:
+    """Whether our address or domain is refused, and neither a recipient nor the content."""
+    text = reply.text
+    if "***" in text or status[2:] in _AUTHENTICITY_STATUS:
+        return False
+    if words.OUR_DOMAIN.search(text) and not words.THEIRS.search(text):
+        return True
+    if not (_SENDER in text or _LOGIN in text) or _is_out_of_step(reply):
+        return False
+    if words.OF_OTHERS.search(text) or words.AUTHENTICITY.search(text) or words.CONTENT.search(text):
+        return False
+    if reply.code // 100 == 4 and asks_for_later(text) and not words.BLOCKED.search(text):
+        return False
+    of_recipient = status[2:] in _RECIPIENT_STATUS | _MAILBOX_STATUS or words.RECIPIENT.search(text)
+    return not of_recipient or words.OUR_ADDRESS.search(text) is not None
+
+
+def _of_our_address(text: str) -> Trouble:
+    limited = words.QUOTA.search(text) or words.SENDER_QUOTA.search(text) or words.LIMITED.search(text)
+    return "throttled" if limited and not words.OUR_DOMAIN.search(text) else "sender_refused"
+
+
+def _is_for_one_mail(reply: Reply, status: str) -> bool:
+    """Whether the words leave no doubt that it is about the recipient, the message or a sender new to the relay."""
+    text = reply.text
+    if status[2:] in _AUTHENTICITY_STATUS or words.AUTHENTICITY.search(text):
+        return True
+    if reply.code // 100 == 4 and is_of_an_unknown_sender(text) and not _SENDER_STATUS.fullmatch(status):
+        return True
+    return bool(words.RECIPIENTS_OWN.search(text)) and not _is_our_login(reply)
+
+
 def _is_out_of_step(reply: Reply) -> bool:
     if reply.stage in _OF_A_MAIL and (reply.enhanced or "").startswith(("5.1.", "5.2.", "5.6.", "5.7.")):
         return bool(words.OUT_OF_STEP.search(reply.text))
@@ -185,19 +220,22 @@ def _asks_for_login(reply: Reply) -> bool:
 
 def _of_mail_from(reply: Reply, status: str) -> Trouble | None:
     """MAIL names no recipient: what is not about the message's size or encoding is about all mail of this sender."""
-    if _ABOUT_THE_MESSAGE.fullmatch(status) or (reply.code in {552, 555} and not status and _of_message(reply)):
+    if _ABOUT_THE_MESSAGE.fullmatch(status) or (not status and _of_message(reply)):
         return None
     if trouble := _of_account(reply, status):
         return trouble
     if _is_out_of_step(reply):
         return None
+    if words.QUOTA.search(reply.text):
+        return "throttled"
     return "sender_refused" if reply.code // 100 == 5 else "unreachable"
 
 
 def _of_message(reply: Reply) -> bool:
-    if reply.code == 552:
-        return not words.SENDER_QUOTA.search(reply.text) or bool(words.SIZE.search(reply.text))
-    return bool(words.ENCODING.search(reply.text))
+    if reply.code == 555 and words.ENCODING.search(reply.text):
+        return True
+    size = words.TOO_BIG if reply.code == 552 else words.MESSAGE_SIZE
+    return reply.code // 100 == 5 and size.search(reply.text) is not None
 
 
 def _of_account(reply: Reply, status: str) -> Trouble | None:

@@ -2,7 +2,7 @@
 
 Collected from Amazon SES, Brevo, cPanel (Exim), Exchange Online, Fastmail, GMX, Gmail, iCloud, Mailgun, NetEase, OVH,
 Postfix, QQ, Rackspace, SendGrid, SMTP2GO, SparkPost, Yahoo, Yandex and Zoho. Addresses in a reply are masked by `***`,
-the sender's own by `SENDER_EMAIL`.
+the sender's own by `SENDER_EMAIL`, the login's by `SMTP_USER`.
 """
 
 import re
@@ -15,7 +15,14 @@ def _any(*patterns: str) -> re.Pattern[str]:
 _FEW = r"(?:[\w'-]+ ){0,4}"
 _MAILS = r"(?:e-?mails?|mails?|messages?|recipients?)"
 _TIME = r"(?:seconds?|minutes?|hours?|days?|weeks?|months?|24 ?h(?:ours?)?)"
-_WHOSE = r"[<(\"']*(?:\*\*\*|SENDER_EMAIL|[\w.-]+\.[a-z]{2,})[>)\"':]*"
+_LIMIT = r"(?:limit(?:s|ation)?|quotas?|allowances?|caps?|thresholds?|maxim(?:um|a))"
+_PERIOD = r"(?:hourly|daily|weekly|monthly|yearly|annual|hour|day|month|24[ -]?h(?:ours?)?)"
+_REQUIRED = r"(?:is )?(?:required|needed|necessary|mandatory|first)"
+_LOG_IN = r"(?:log|sign)(?:ged|ned)?[ -]?(?:in|on)"
+_NO_PAGE = r"(?! (?:to|at|into|on) (?:https?:|www\.|our |the |your ))"
+"""No web page is meant, on which a recipient's provider can be asked for something."""
+_OURS = r"(?:SENDER_EMAIL|SMTP_USER)"
+_WHOSE = rf"[<(\"']*(?:\*\*\*|{_OURS}|[\w.-]+\.[a-z]{{2,}})[>)\"':]*"
 """A masked address or a domain."""
 
 STARTTLS = _any(
@@ -24,12 +31,17 @@ STARTTLS = _any(
 """The relay wants TLS first."""
 
 LOGIN = _any(
-    r"authenti(?:cation|cate)(?: is)? (?:required|needed|first)",
+    rf"\b(?:auth(?:enticat(?:ion|e))?|{_LOG_IN}) {_REQUIRED}",
     r"requires? (?:smtp )?auth",
-    r"must (?:first )?(?:be )?authenticate",
+    rf"(?:must|have to|need to|please) (?:first )?(?:be )?(?:authenticate|{_LOG_IN}\b{_NO_PAGE})",
+    rf"\b{_LOG_IN}\b.{{0,40}}\b(?:to|before) (?:you )?(?:can )?(?:send|relay|submit)",
+    r"authentication (?:must|has to) be (?:enabled|used)",
+    # beside a limit, the login was refused because of it
+    r"\b(?:auth(?:entication)?|log-?in) (?:has )?(?:failed|failure|unsuccessful|error)\b"
+    rf"(?!.{{0,80}}(?:credit|{_LIMIT}))",
     r"(?:need|issue|use|send|try)\b.{0,20}\bauth\b",
-    r"auth(?:enticate)? (?:command )?first",
-    r"log ?in first|(?:invalid|bad|wrong) credentials",
+    r"auth(?:enticate)? command first",
+    r"(?:invalid|bad|wrong|incorrect) (?:credentials|log-?in\b|password|user ?name (?:or|and) password)",
     r"(?:not|un)[ -]?(?:yet |been )?(?:authenticated|logged[ -]in)",
 )
 """The relay wants a login."""
@@ -39,6 +51,7 @@ NO_LOGIN = _any(
     r"\b(?:spf|dkim|dmarc)\b",
     r"RESOLVER\.",
     r"unauthenticated (?:e-?mails?|messages?|mails?)|(?:mail|message) is (?:un|not )authenticated",
+    r"(?:e-?mail|message|sender|domain|header) authentication (?:has )?(?:failed|failure|unsuccessful|error)",
     rf"for {_FEW}(?:mailbox|group|recipient|list)\b",
 )
 """Another authentication is meant: of the message's domain, or of a sender to a closed group."""
@@ -63,13 +76,32 @@ THEIRS = _any(
 TLS = _any(r"\btls\b|encrypt|starttls")
 MAILBOX = _any(r"\*\*\*|mail-?box|recipient")
 
+_OUT = r"(?:send|sent|out-?going|out-?bound|submi|smtp|relay)"
+_BOX = r"(?<!your )(?:mail-?box|in-?box)"
+_NO_OTHER = rf"(?!.*\b(?:{_OUT}|(?:you|your|account|client|host|ip|policy)\b|(?:recipient )?address rejected))"
+"""Beside these words, a limit is not the recipient's."""
+
 RECIPIENTS_OWN = _any(
     r"gr[ae]y-?list",
     r"RESOLVER\.",
     r"receiving (?:too )?(?:e-?mails?|mail|messages|much|many)",
     r"(?:you are |you're )?(?:trying|tried) to (?:reach|contact|e-?mail|send)",
-    rf"recipient(?:'s)? (?:{_WHOSE} )?(?:has|have|is|are|was|mailbox|inbox|account|quota|over|does|did|will|can)\b",
+    rf"recipient(?:'s)? (?:{_WHOSE} )?"
+    r"(?:has|have|is|are|was|mailbox|inbox|account|quota|over|does|did|will|can|only|requires?|accepts?|allows?)\b",
     r"recipient's ",
+    rf"(?:{_BOX}|\bgroup|\b(?:the|this|mailing) list|(?<!from )\b(?:this|that|destination) address|\*\*\*[>)\"':]*) "
+    rf"(?:(?!{_OURS})\w+ ){{0,3}}(?:requires?|accepts?|allows?)\b",
+    r"\buser (?:only |does not |doesn't )(?:accepts?|allows?)\b",
+    rf"{_BOX}\b:? (?!.{{0,100}}{_OUT})(?:(?!{_OURS})\w+ ){{0,6}}(?:limit|quota|{_MAILS} (?:per|an?|each|every) )",
+    rf"^[^\w*]*\*\*\*{_NO_OTHER}.*(?:limit|quota|rate\b|too many|more than|{_MAILS} (?:per|an?|each|every) )",
+    rf"^{_NO_OTHER}.*more than\b[^,.;:]{{0,40}} (?:to|for) [<(\"']*\*\*\*",
+    r"\bsieve\b|\bvacation (?:script|rule|filter)",
+    r"(?:user|recipient|mail-?box|personal)(?:'s|-defined)? (?:filter|rule|script)",
+    # of the message's content
+    r"\bcontain(?:s|ing) (?:\w+ ){0,3}(?:url|uri|link)s?\b",
+    r"\b(?:mail|message|body|content) contains (?:\w+ ){0,3}(?:domain|host|ip)\b",
+    r"\b(?:url|uri|link)s? (?:(?:in|of) (?:the |this |your )?(?:mail|message|body) )?(?:is |was |are |has been )?"
+    r"(?:block|list|black|bann|reject|in an? )",
     r"\bto (?:this|that|the same|each|one|a single) "
     r"(?:recipient|addressee|user|mailbox|account|person|address|group|list)\b",
     r"\b(?:for|by) (?:this|that|the same|each|one|a single) (?:recipient|addressee|mailbox|person|group|list)\b",
@@ -96,16 +128,16 @@ RECIPIENTS_OWN = _any(
 SENDER_QUOTA = _any(
     r"submission ?quota",
     rf"(?:out-?going|out-?bound|send(?:ing)?|sender(?:'s)?|submission|relay(?:ing)?|smtp) {_FEW}"
-    r"(?:limit(?:s|ed)?|quota|frequency|allowance|threshold|credits?|rate(?! of))\b",
+    rf"(?:{_LIMIT}|limited|frequency|credits?|rate(?! of))\b",
     rf"(?:limits?|quota|number|rate)s? (?:on|of|for|to) {_FEW}{_FEW}(?:out-?going|out-?bound|sent|sending|submitted)\b",
     rf"{_MAILS}(?: sent| allowed| you (?:can|may) send)? (?:per|an|a|each|every|in (?:the last|the past|one|an?)"
     rf"|within|this|today|for (?:the|this)) ?(?:\d+ )?{_TIME}",
-    rf"\b(?:per[ -])?(?:hourly|daily|weekly|monthly|hour|day|month|24[ -]hours?) {_FEW}(?:limit|quota|allowance|cap)\b",
-    rf"(?:limit|quota|maximum)\b.{{0,40}}\b(?:per|this|last|past|each|every|an) (?:\d+ )?{_TIME}",
-    r"(?:limit|quota)\b.{0,30}\b(?:for )?today\b",
-    r"(?:limit|quota) (?:for|of) (?:the |this |your )?sender\b",
+    rf"\b(?:per[ -])?{_PERIOD} {_FEW}{_LIMIT}\b",
+    rf"{_LIMIT}\b.{{0,40}}\b(?:per|this|last|past|each|every|an) (?:\d+ ?)?{_TIME}",
+    rf"{_LIMIT}\b.{{0,30}}\b(?:for )?today\b",
+    rf"{_LIMIT} (?:for|of) (?:the |this |your )?sender\b",
     r"max(?:imum)? (?:number of )?(?:e-?mails|mails|defers)\b",
-    rf"your (?!e-?mail\b|message\b|mail\b){_FEW}(?:limits?|quota|credits?|allowance|balance)\b",
+    rf"your (?!e-?mail\b|message\b|mail\b){_FEW}(?:{_LIMIT}|credits?|balance)\b",
     r"you(?:'ve| have)? (?:already |now )?(?:exceed(?:ed)?|sent too|used (?:up )?(?:all|your))\b",
     r"you(?:'ve| have)? (?:already |now )?(?:reached|hit) .{0,40}(?:limit|quota|maximum)",
     r"sent more\b.{0,30}\bthan\b",
@@ -181,11 +213,28 @@ SENDER = _any(
     r"connections? will not be accepted from",
     r"\bip(?: |-)?address is black ?listed|\bis in an? (?:\w+ )?(?:rbl|dnsbl)\b|in the \w+ dnsbl",
     r"blocked - see \S*(?:dnsbl|ipcheck)|client \[[\da-f.:]+\] blocked|\bip reputation policy|ip name lookup failed",
+    r"(?:block|ban|rejection|refusal|listing) of your (?:ip|host|server|domain|account|address)",
     r"your access to submit messages\b.{0,60}rejected",
     r"access denied.{0,40}(?:bad outbound|banned|traffic not accepted)",
 )
 """Our sender address, account or host is refused, with any code."""
 
+OUR_ADDRESS = _any(
+    r"^\W*(?:(?:the|your|user|account|mail-?box|address|domain|e-?mail|mail|from|sender|unknown|invalid|bad)\W+)*"
+    rf"{_OURS}",
+    rf"(?:unknown|no such|invalid|bad) \w+\W{{1,3}}{_OURS}|{_LIMIT}\W{{1,3}}{_OURS}",
+)
+"""Our address is the subject, not only where the mail came from."""
+OF_OTHERS = _any(
+    THEIRS.pattern,
+    r"gr[ae]y-?list",
+    r"\b(?:this|that|the) (?:recipient|mail-?box|group|user|person|list)\b",
+    r"\b(?:user|recipient|addressee)'s\b|(?:my|his|her|their) (?:contacts|address book)",
+    r"(?:allowed|accepted|approved|safe)[ -]senders?(?: |-)list",
+)
+"""Although our address is named, a recipient refuses, or a relay asks for the mail later."""
+BLOCKED = _any(r"block|bann|suspend|disabl|\block|den(?:y|ied)|reject|refus")
+"""More than a wish for the mail later."""
 RECIPIENT = _any(
     r"mail-?box|in-?box|mail ?drop",
     r"over (?:its |their |his |her |the |disk |storage |allowed )*quota",
@@ -213,7 +262,7 @@ LIMITED = _any(
     r"too many (?:(?!invalid|bad)[\w-]+ ){0,2}(?:connections|sessions|messages|mails|e-?mails|requests|log-?ins?|auth)",
     r"too many \w+ from your (?:ip|host|server|address)",
     r"too many (?:connected )?clients|too many recipients|too much mail(?! data)|too frequent|too (?:fast|quickly)",
-    r"(?:connections?|hourly|daily|sending|submission|message|e-?mail)(?: \w+)* (?:limit|quota) "
+    r"(?:connections?|hourly|daily|sending|submission|message|e-?mail)(?: \w+){0,6} (?:limit|quota)s? "
     r"(?:has been |is |was )?(?:exceeded|reached)",
     r"server (?:is )?(?:too )?busy|all server ports are busy",
     r"exceeded permitted limits",
@@ -234,11 +283,19 @@ OUT_OF_STEP = _any(
 )
 """With 4xx or 5xx: a command that came at the wrong time. Exim and Postfix do not say 503 to each of them."""
 
-QUOTA = _any(r"\bquota\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
+QUOTA = _any(r"\bquotas?\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
 """Enough beside a status X.7.X: policy, not a mailbox."""
 CONTENT = _any(
     r"spam|unsolicited|virus|malware|phish|content|attachment|\bscore\b|\bsize\b|too (?:large|big)|\bhops?\b"
     r"|\blines?\b|\blength\b|\bmime\b|\bheaders?\b|complexity"
 )
 SIZE = _any(r"\bsize\b|too (?:large|big)|bytes\b")
+MESSAGE_SIZE = _any(r"\bmessage(?:'s)? size\b|\b(?:mail|message) (?:is )?too (?:large|big|long)\b")
+"""At MAIL, with any 5xx."""
+TOO_BIG = _any(
+    r"^$|^(?!.*\b(?:mail-?box|account|hourly|daily|monthly|today|per (?:hour|day)))"
+    r".*(?:storage allocation|\bsize\b|\b(?:large|long|big)(?:g?er)?\b|\blength\b|\bbytes\b|\d ?[kmg]i?b\b"
+    r"|fixed (?:limit|maximum))"
+)
+"""At MAIL, with 552: of this one message. A mailbox is our own there, and the code alone means storage (RFC 5321)."""
 ENCODING = _any(r"smtputf8|8bitmime|\bbody\b|utf-?8|non-ascii|international")

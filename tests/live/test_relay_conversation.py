@@ -164,6 +164,21 @@ async def test_a_refused_mail_keeps_the_connection(relay: ScriptedRelay, step: s
     assert relay.connections == 1
 
 
+@pytest.mark.parametrize("who", ["sender@example.com", "Sender@Example.com", "user@example.com"])
+async def test_a_refusal_of_our_own_address_is_about_its_mail_only_where_it_is_the_recipient(
+    relay: ScriptedRelay, who: str
+):
+    relay.then("rcpt", "550 5.1.1 <sender@example.com>: User unknown")
+    async with client(relay, pool_size=1) as smtp:
+        outcome = await send(smtp, who)
+        if who == "user@example.com":
+            assert isinstance(outcome, Unavailable)
+            assert outcome.trouble == "sender_refused"
+        else:
+            assert isinstance(outcome, Rejected)
+            assert smtp.look()[0].gate == "open"
+
+
 async def test_refused_recipients_do_not_disturb_those_beside_them(relay: ScriptedRelay):
     for at in range(0, 100, 3):
         relay.always("rcpt", "550 5.1.1 no", to=f"u{at}@example.com")

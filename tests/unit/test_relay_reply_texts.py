@@ -1,7 +1,7 @@
 """Replies of relays in the field: those about our account, and those about one recipient or message.
 
-Each line is the stage of the dialogue and the reply, with a bar between its lines. Our sender is otp@example.com, the
-recipient user@example.com.
+Each line is the stage of the dialogue and the reply, with a bar between its lines. Our sender is otp@example.com, our
+login smtp@example.org, the recipient user@example.com.
 """
 
 from typing import cast
@@ -82,6 +82,42 @@ rcpt 550 User <login@example.net> has exceeded its 24-hour sending limit
 body 450 4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary error.
 rcpt 550 Daily sending limit for login@example.net exceeded
 rcpt 450 4.7.1 rate limit exceeded for user account login@example.net
+mail 552 quota exceeded
+mail 552 You are over quota
+mail 552 Mailbox quota exceeded
+mail 552 Too many mails
+mail 552 Mailbox size limit exceeded
+mail 552 Account storage quota exceeded
+mail 552 Daily size limit exceeded
+mail 452 4.2.2 over quota
+rcpt 550 Hourly limits exceeded
+body 550 Monthly limits reached
+body 550 Daily quotas exceeded
+rcpt 550 Weekly caps reached
+body 550 Daily thresholds exceeded
+rcpt 550 Daily limitation reached
+rcpt 550 Daily maximum exceeded
+rcpt 550 Yearly quota exceeded
+rcpt 550 24h quota exceeded
+data 550 Message limits reached
+body 550 Outgoing quotas exceeded
+rcpt 550 Quotas for sender reached
+rcpt 550 Limits exceeded for today
+rcpt 451 quotas per hour reached
+rcpt 550 Your allowances are used up
+rcpt 550 5.7.1 Quotas exceeded
+rcpt 550 otp@example.com has exceeded its quota
+rcpt 550 Quota exceeded for sender otp@example.com
+rcpt 550 Quota exceeded for otp@example.com
+rcpt 550 Over quota (otp@example.com)
+rcpt 552 OTP@Example.com is over quota
+rcpt 450 4.7.1 <otp@example.com>: more than 50 messages per hour
+rcpt 550 Mailbox otp@example.com has exceeded the daily limit
+rcpt 550 <otp@example.com>: mailbox has exceeded the daily limit
+rcpt 550 Mailbox has exceeded the daily sending limit
+rcpt 550 <login@example.net>: daily sending limit exceeded
+rcpt 450 <smtp@example.org>: hourly limit exceeded
+rcpt 550 smtp@example.org is over quota
 """
 
 SENDER_REFUSED = """
@@ -183,6 +219,33 @@ body 554 Blocked - see https://ipcheck.example.com/?ip=192.0.2.1
 rcpt 550 JunkMail rejected - mail.example.com [192.0.2.1]:4711 is in an RBL on zen.spamhaus.org
 rcpt 550 Service unavailable; client [192.0.2.1] blocked using Barracuda Reputation
 rcpt 550 #5.7.1 Your access to submit messages to this e-mail system has been rejected.
+mail 552 denied
+mail 552 Account disabled
+rcpt 550 <otp@example.com> is not a valid sender
+rcpt 550 otp@example.com is blocked
+body 550 OTP@Example.com is blocked
+rcpt 450 otp@example.com is blocked for now
+rcpt 550 5.7.1 <otp@example.com> blocked
+rcpt 550 5.1.1 <otp@example.com>: User unknown
+rcpt 550 <otp@example.com>: no such user
+rcpt 550 Unknown user: otp@example.com
+rcpt 553 5.1.3 otp@example.com: malformed address
+rcpt 550 You may not use otp@example.com
+rcpt 550 mail from otp@example.com is refused
+rcpt 550 Account otp@example.com suspended
+rcpt 550 5.2.1 Mailbox otp@example.com disabled
+body 554 otp@example.com: Access denied
+rcpt 550 5.7.1 Sender not yet known
+rcpt 450 4.7.1 Sender not yet verified
+rcpt 451 temporary block of your IP
+rcpt 550 5.7.1 Your IP is blocked, see URL https://relay.example/help
+body 550 5.7.1 client blocked by reverse DNS blacklist
+body 550 5.7.1 Your IP is listed in the example DNSBL, follow the link to remove it
+rcpt 550 smtp@example.org is blocked
+rcpt 550 5.2.1 <smtp@example.org>: account disabled
+rcpt 550 blocked (from=otp@example.com)
+rcpt 450 4.7.1 <otp@example.com> blocked, please try again later
+rcpt 504 5.5.2 HELO must contain a valid domain, helo not accepted
 """
 
 LOGIN_REFUSED = """
@@ -207,6 +270,27 @@ mail 451 4.7.0 authentication required
 rcpt 553 5.7.1 <otp@example.com>: Sender address rejected: not logged in
 mail 550 Unauthenticated senders not allowed
 rcpt 550 5.7.1 Invalid credentials for relay [192.0.2.1]. The IP address is not registered
+rcpt 550 SMTP AUTH is required for message submission on port 587
+rcpt 550 You must log in to send mail
+rcpt 550 5.7.1 Authentication failed
+rcpt 454 Authentication failed
+rcpt 550 Authentication unsuccessful
+body 550 5.7.0 SMTP authentication failure
+rcpt 550 SMTP authentication is mandatory
+rcpt 553 SMTP-AUTH required
+rcpt 550 You have to authenticate
+rcpt 550 authentication must be enabled
+rcpt 550 Please log in before sending
+rcpt 550 You need to be logged in
+rcpt 550 Please sign in first
+rcpt 550 Log on to your account to send mail
+rcpt 550 Login required
+body 550 Login failed
+body 550 Invalid login
+rcpt 550 Invalid username or password
+rcpt 550 Wrong password
+rcpt 550 5.7.1 Your IP address requires authentication
+rcpt 550 Mail from this address requires authentication
 """
 
 UNREACHABLE = """
@@ -608,13 +692,82 @@ rcpt 550 5.7.1 relaying disallowed to user@example.com
 body 550 5.6.0 invalid sequence of bytes in header
 body 550 5.7.26 sender domain example.com not verified by SPF or DKIM
 body 550 5.0.350 Remote server returned an error -> 550 5.7.1 Your IP is blocked
+mail 552
+mail 552 Requested mail action aborted: exceeded storage allocation
+mail 552 Message exceeds fixed maximum message size
+mail 552 Message larger than 10240000 bytes
+mail 552 message too large
+mail 552 message exceeds 10 MB
+mail 552 Message is too long
+mail 552 Outgoing message size limit exceeded
+mail 554 Message size exceeds fixed limit
+rcpt 554 5.7.1 This address does not accept mail from unauthenticated senders
+rcpt 550 5.7.1 Recipient requires authentication of sender
+rcpt 550 5.7.1 This recipient requires authentication
+rcpt 550 5.7.1 This mailbox requires sender authentication
+rcpt 550 5.7.1 Recipient only accepts mail from authenticated users; sender not authenticated
+rcpt 550 5.7.1 User does not accept messages from unauthenticated senders
+rcpt 550 5.7.1 <user@example.com> does not accept mail from unauthenticated senders
+rcpt 550 5.7.1 <user@example.com> requires authentication of the sender
+rcpt 550 5.7.1 The mailing list requires authenticated senders
+rcpt 550 5.7.1 Distribution group requires authentication
+rcpt 550 5.7.1 Please log in to https://mx.example/ to be accepted by us
+body 550 5.7.1 Sender authentication failed
+body 550 5.7.1 E-mail authentication failed
+rcpt 554 mailbox has exceeded the daily limit
+rcpt 554 The mailbox is over its hourly limit
+rcpt 554 mailbox daily limit exceeded
+rcpt 550 mailbox: too many messages per hour
+rcpt 450 mailbox receives more than 50 messages per hour
+rcpt 550 inbox has reached the daily quota
+rcpt 450 <user@example.com>: more than 50 messages per hour
+rcpt 450 <user@example.com>: hourly limit exceeded
+rcpt 450 4.7.1 <user@example.com>: too many messages
+rcpt 450 user@example.com has reached its limit of 50 messages per hour
+rcpt 451 4.7.1 <user@example.com>: rate limit exceeded
+rcpt 450 More than 50 messages per hour to <user@example.com>
+body 554 rejected by Sieve filter: sender blocked
+body 550 sieve: your host is blocked
+body 550 5.7.1 message rejected by user filter: sender blocked
+body 550 message refused by mailbox rule: sender blocked
+body 550 discarded by vacation script: sender unknown
+body 550 5.7.1 message rejected: contains URL blocked by reverse DNS blacklist
+body 550 5.7.1 URL listed by reverse DNS blacklist
+body 554 5.7.1 message contains a domain listed in the SURBL DNSBL
+body 554 5.7.1 message body contains a URI whose IP is listed
+body 550 5.7.1 Link in message is in an RBL
+rcpt 550 5.7.1 user@example.com does not accept mail from otp@example.com
+rcpt 550 5.7.1 otp@example.com is blocked by user@example.com
+rcpt 550 otp@example.com is blocked by this recipient
+rcpt 550 5.7.1 otp@example.com is not in my contacts, this mailbox only accepts known senders
+rcpt 550 5.7.1 otp@example.com is not in the recipient's safe senders list
+rcpt 550 5.7.1 otp@example.com is not allowed to send to this group
+rcpt 550 5.1.1 No such user here; if this is an error, contact us from otp@example.com
+rcpt 550 No such user (mail from otp@example.com)
+rcpt 552 5.2.2 Mailbox full, message from otp@example.com refused
+body 550 5.7.1 mail from otp@example.com looks like spam
+body 550 SPF check failed for otp@example.com
+body 552 message from otp@example.com too large
+rcpt 450 4.7.1 otp@example.com greylisted
+rcpt 451 4.7.1 otp@example.com not yet known, try again later
+rcpt 451 4.7.1 Sender not yet known
+rcpt 451 sender not known yet
+rcpt 451 4.7.1 Unknown sender, try again later
+rcpt 450 4.7.1 Client never seen before
+rcpt 450 4.7.1 <otp@example.com>: please come back later
+rcpt 550 otp@example.com is not on the user's list of friends
 """
 
 
 def _outcome(line: str) -> Outcome | None:
     stage, reply = line.split(" ", 1)
     return classify(
-        to_reply((int(reply[:3]), reply[4:].replace(" | ", "\n")), cast("Stage", stage), sender="otp@example.com")
+        to_reply(
+            (int(reply[:3]), reply[4:].replace(" | ", "\n")),
+            cast("Stage", stage),
+            sender="otp@example.com",
+            login="smtp@example.org",
+        )
     )
 
 
