@@ -2,9 +2,11 @@
 
 import json
 import re
+from binascii import a2b_base64
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Self, cast
+from itertools import groupby
+from typing import Any, NamedTuple, Self, cast
 from urllib.parse import unquote
 
 from pydantic_core import from_json
@@ -29,6 +31,8 @@ _LIKE_AN_ADDRESS = re.compile(r"[\w.+-]@\w")
 _PART = re.compile(r"[^\W_]{4,}")
 """What a program writes into a word next to other things, as in `code=123456`."""
 _AROUND_AN_ADDRESS = re.compile(r"[<>\"'(),:;=/?&|\\\[\]{}]+")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{6,}")
+_TO_STANDARD = str.maketrans("-_", "+/")
 _AT = str.maketrans({"\uff20": "@", "\ufe6b": "@"})
 
 
@@ -103,25 +107,78 @@ def suspects(body: Any, *, apart: Container[str], names: bool = True) -> set[str
     return found
 
 
+class _End(NamedTuple):
+    """Stands behind the last value of a list or an object."""
+
+    first: int
+    """How many pieces came before it."""
+
+
 def _values(body: Any, *, apart: Container[str]) -> Iterator[tuple[str | None, str | int | float]]:
-    """Yield the texts and numbers in a body with the name of their field, and the names, which have none."""
+    """Yield the texts and numbers in a body with the name of their field, and the names, which have none.
+
+    What a list or an object says when it is written in one word is yielded as well: a code may be a list of digits.
+    """
+    pieces = _Pieces()
     left: list[tuple[str | None, Any]] = [("", body)]
     while left:  # not by recursion: a body may be nested as deep as it likes
         name, value = left.pop()
         if isinstance(value, dict):
-            for key, inner in cast("dict[str, Any]", value).items():
-                yield None, key  # a program that confuses key and value writes secrets as keys
-                if key not in apart:
-                    left.append((key, inner))
+            fields = cast("dict[str, Any]", value)
+            yield from ((None, key) for key in fields)  # a program that confuses key and value writes secrets as keys
+            left.append((name, _End(len(pieces.texts))))
+            left += [(key, inner) for key, inner in reversed(fields.items()) if key not in apart]
         elif isinstance(value, list):
-            left += [(name, inner) for inner in cast("list[Any]", value)]
+            left.append((name, _End(len(pieces.texts))))
+            left += [(name, inner) for inner in reversed(cast("list[Any]", value))]
+        elif isinstance(value, _End):
+            yield from (("", it) for it in pieces.joined(value.first))
         elif isinstance(value, str):
             yield name, value
-            if _may_be_json(value):
-                with suppress(ValueError, RecursionError):
-                    left.append((name, json.loads(value)))
+            if not _may_be_json(value):
+                pieces.add(name, value)
+            left += ((name, it) for it in _said_in(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
+            pieces.add(name, f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value))
+    yield from (("", it) for it in pieces.numbers())
+
+
+def _said_in(text: str) -> Iterator[Any]:
+    """Yield what a text says as JSON and as base64."""
+    if _may_be_json(text):
+        with suppress(ValueError, RecursionError):
+            yield json.loads(text)
+    elif decoded := _from_base64(text):
+        yield decoded
+
+
+class _Pieces:
+    """The texts and numbers of a body in their order, of which several may be one code."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._ends = [0]
+        """How many characters there are up to each of them."""
+
+    def add(self, name: str | None, text: str) -> None:
+        """Add one; a word of a field that holds no code is left out."""
+        text = text.strip()
+        if text and not (name in _WORDS and text.isalpha()):
+            self.texts.append(text)
+            self._ends.append(self._ends[-1] + len(text))
+
+    def joined(self, first: int) -> Iterator[str]:
+        """Yield those from `first` on as one word, if it is as long as a code, which bounds the work."""
+        if len(self.texts) - first > 1 and SHORTEST <= self._ends[-1] - self._ends[first] <= _LONGEST_CODE:
+            yield "".join(self.texts[first:])
+
+    def numbers(self) -> Iterator[str]:
+        """Yield neighbours with equally many digits as one word, whatever stands around them."""
+        for size, numbers in groupby(self.texts, lambda it: len(it) if it.isdecimal() else 0):
+            same = list(numbers)
+            if size and len(same) > 1 and SHORTEST <= size * len(same) <= _LONGEST_CODE:
+                yield "".join(same)
 
 
 def too_many(body: Any) -> bool:
@@ -136,7 +193,7 @@ def too_many(body: Any) -> bool:
         elif isinstance(value, list):
             left += cast("list[Any]", value)
         elif isinstance(value, str):
-            short = len(value) < _LONG or _may_be_json(value)
+            short = len(value) < _LONG or _may_be_json(value) or _from_base64(value)
             words = len(_AROUND_AN_ADDRESS.findall(value)) if "@" in value else 0
             seen += len(value) // SHORTEST if short else max(words, len(value.split()), len(_PART.findall(value)))
     return seen > _MOST_VALUES
@@ -144,6 +201,16 @@ def too_many(body: Any) -> bool:
 
 def _may_be_json(text: str) -> bool:
     return text.lstrip()[:1] in ("{", "[")
+
+
+def _from_base64(text: str) -> str:
+    """Return what a text says in base64; nothing where that is no text."""
+    digits = "".join(text.split()).rstrip("=").translate(_TO_STANDARD)
+    if not _BASE64.fullmatch(digits):
+        return ""
+    with suppress(ValueError):
+        return a2b_base64(digits + "=" * (-len(digits) % 4)).decode()
+    return ""
 
 
 def _suspects_in(text: str) -> Iterator[str]:

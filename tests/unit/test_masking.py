@@ -3,6 +3,7 @@
 import json
 import string
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from functools import partial
 
@@ -16,6 +17,12 @@ from otp_stream.core.masking import cut, hash_address, hidden, mask_address, scr
 from otp_stream.core.outcome import Rejected, without_secrets
 from otp_stream.core.possible_secrets import PossibleSecrets, said_job_id, suspects, too_many
 from otp_stream.relay.reply import to_reply
+
+
+def base64(value: object) -> str:
+    """Return a value as JSON in base64, as producers wrap a job."""
+    return b64encode(json.dumps(value).encode()).decode()
+
 
 ALPHANUMERIC = string.ascii_letters + string.digits
 
@@ -211,7 +218,7 @@ def test_any_of_several_secrets_is_found(text: str, *, found: bool) -> None:
         ("a@bc", ["a@bc"]),
         ("code abcd 123456", ["123456"]),
         ({"1234": "x"}, ["1234"]),  # programs confuse names and values
-        ([["1234"], {"deep": ["5678"]}], ["1234", "5678"]),
+        ([["1234"], {"deep": ["5678"]}], ["1234", "12345678", "5678"]),
     ],
 )
 def test_words_with_a_digit_or_an_at_sign_may_be_secrets(value: object, words: list[str]) -> None:
@@ -274,6 +281,31 @@ def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
         ({"service": "auth"}, "auth-17", True),
         ({"metadata": {"purpose": "signup"}}, "signup", True),
         ({"text": "The code is QWERTY."}, "l-QWERTY", False),
+        # a code may be written in pieces: a list or an object of digits, or of longer parts
+        ({"otp": ["4", "8", "2", "9", "1", "3"]}, "otp-482913", False),
+        ({"otp": [4, 8, 2, 9, 1, 3]}, "482913", False),
+        ({"otp": [4.0, 8.0, 2.0, 9.0, 1.0, 3.0]}, "482913", False),
+        ({"otp": {"0": "4", "1": "8", "2": "2", "3": "9", "4": "1", "5": "3"}}, "otp-48-29-13", False),
+        ({"otp": ["482", "913"]}, "otp-482913", False),
+        ({"otp": ["4829", "13"]}, "NDgyOTEz", False),
+        ({"otp": ["482", "-", " 913 "]}, "otp-482913", False),
+        ({"otp": [["4", "8"], [["2", "9"], "13"]], "n": [1]}, "otp-482913", False),
+        ({"otp": {"length": 6, "digits": ["4", "8", "2", "9", "1", "3"]}}, "otp-482913", False),
+        ({"email": "u@x.example", "a": 4, "b": 8, "c": 2, "d": 9, "e": 1, "f": 3, "total": 17}, "l-482913", False),
+        ({"otp": ["OTP", "4", "8", "2", "9", "1", "3"]}, "l-482913", False),
+        ({"otp": ["K", "7", "x", "Y"]}, "l-k7xy", False),
+        ({"otp": list("QWERTY")}, "l-qwerty", False),
+        ({"data": '["4", "8", "2", "9", "1", "3"]'}, "otp-482913", False),
+        ({"type": "login", "user": 17}, "login-17", True),
+        ({"otp": ["4", "8", "2", "9", "1", "3"]}, "login-17", True),
+        ({"otp": [4, 8, 2, 9, 1, 3, True, None, float("inf")]}, "login-17", True),
+        # what is encoded says something as well
+        ({"data": base64({"otp": "482913", "email": "u@x.example"})}, "482913", False),
+        ({"data": base64(["4", "8", "2", "9", "1", "3"])}, "482913", False),
+        ({"data": base64({"data": base64({"pin": "QWERTY"})})}, "l-qwerty", False),
+        ({"code": "NDgyOTEz"}, "l-482913", False),
+        ({"code": "NDgy\r\nOTEz"}, "l-482913", False),
+        ({"data": "no base64!"}, "login-17", True),
         ({}, "Ym9AbcO8bGxlci5kZQ==", False),
         ({}, "Ym9iQGxvY2FsaG9zdA==", False),
     ],
@@ -424,6 +456,37 @@ def test_an_outline_shows_no_key_that_may_be_a_secret(body: dict[str, object], s
     assert outline(json.dumps(body).encode()) == shown
 
 
+def test_an_outline_shows_no_id_and_no_word_that_is_written_in_pieces() -> None:
+    pieces = {"otp": ["4", "8", "2", "9", "1", "3"], "jobId": "otp-482913", "purpose": "is482-913"}
+    assert outline(json.dumps(pieces).encode()) == {
+        "otp": "a list of 6", "jobId": "text of 10 characters", "purpose": "text of 9 characters",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["4"] * 900,
+        [["48", "29"]] * 300,
+        {str(at): "ab" for at in range(400)},
+        ["x" * 60_000],
+        json.loads("[" * 300 + '"4", "8"' + "]" * 300),
+        json.loads('["4", ' * 300 + "8" + "]" * 300),
+        b64encode(b"code 482913 " * 3_000).decode(),
+        b64encode(b64encode(b64encode(b"4829 " * 4_000))).decode(),
+        [b64encode(b"no 4829").decode()] * 300,
+        "A" * 60_000,
+    ],
+    ids=["digits", "pairs", "fields", "a long text", "nested", "nested pieces", "base64", "base64 of base64",
+         "many in base64", "zeros in base64"],
+)  # fmt: skip
+def test_pieces_and_base64_are_put_together_in_little_time(value: object) -> None:
+    body = json.dumps({"jobId": "482913-" * 20, "x": value}).encode()
+    # several times what it takes: 2 to 10 ms
+    assert seconds(lambda: said_job_id(body)) < 0.05
+    assert seconds(lambda: outline(body)) < 0.1
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Return the least processor time of three runs."""
     times: list[float] = []
@@ -440,6 +503,12 @@ SEARCHES: dict[str, Callable[[str], object]] = {
     "id": lambda text: said_job_id(json.dumps({"jobId": "482913-" * 20, "x": text}).encode()),
     "id and keys": lambda text: said_job_id(json.dumps({"jobId": "482913-" * 20, text: text.split()}).encode()),
     "outline": lambda text: outline(json.dumps({"x": text}).encode()),
+    "id and pieces": lambda text: said_job_id(
+        json.dumps({"jobId": "482913-" * 20, "x": list(text[: len(text) // 70])}).encode()
+    ),
+    "id and base64": lambda text: said_job_id(
+        json.dumps({"jobId": "482913-" * 20, "x": b64encode(text[: len(text) * 3 // 4].encode()).decode()}).encode()
+    ),
     "trace": lambda text: tells(text[:8000], ADDRESS, CODE, chance=True),
 }
 PIECES = [
