@@ -217,11 +217,14 @@ def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks, about
 
 
 def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
+    if any(it.startswith("TEMPLATES_DIR:") for it in problems):
+        settings = settings.model_copy(update={"templates_dir": None})
     make = partial(Mailroom, sender=settings.sender, default_locale=settings.default_locale, hash_key=settings.hash_key)
     try:
         return make(templates_dir=settings.templates_dir)
     except (TemplateError, OSError) as error:
-        problems.append(f"TEMPLATES_DIR: {error}")
+        told = f"{settings.templates_dir} cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        problems.append(f"TEMPLATES_DIR: {told}")
         return make(templates_dir=None)
 
 

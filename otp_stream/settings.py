@@ -36,6 +36,7 @@ EMBEDDED_BROKER_PORT = 5673
 _INTEGER = TypeAdapter(int)
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
+_DELAYS = {"base_delay_ms", "max_delay_ms"}
 _RABBITMQ_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
 _REDIS_EXAMPLE = "redis://user:password@redis.example.com:6379/0"
 _SMTP_EXAMPLE = "smtp://user:password@host:587 or smtps://user:password@host:465"
@@ -55,8 +56,19 @@ _LONGEST_QUEUE_NAME = 200
 """Bytes: AMQP has 255 for the name of a queue, and ours are longer than the producers'."""
 _FEW = 8
 """Different characters that a token of 16 has at least, unless it is made by hand."""
-_WORDS = ("admin", "change", "example", "letmein", "otp-stream", "passw", "qwert", "secret", "token")
-_PLACEHOLDERS = {"admin", "change-me", "changeme", "guest", "pass", "password", "secret"}
+_WORDS = ("admin", "change", "example", "letmein", "otp-stream", "otpstream", "passw", "qwert", "secret", "token")
+_PLACEHOLDERS = {
+    "admin", "changeit", "changeme", "default", "example", "guest", "letmein", "pass", "passwd", "password",
+    "placeholder", "rabbitmq", "redis", "replaceme", "root", "secret", "yourpassword",
+}  # fmt: skip
+_KEYBOARD = (
+    "1234567890 qwertyuiop asdfghjkl zxcvbnm qwertzuiop yxcvbnm azertyuiop qsdfghjklm wxcvbn "
+    "abcdefghijklmnopqrstuvwxyz "
+    "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p qazwsxedcrfvtgbyhnujm 1q2w3e4r5t6y7u8i9o0p q1w2e3r4t5y6u7i8o9p0"
+)
+_WALKS = f"{_KEYBOARD} {_KEYBOARD[::-1]}"
+_SHORTEST_PATTERN = 6
+"""Characters of a password that is checked for a pattern."""
 _LEVELS = {
     "warn": "warning", "http": "info", "verbose": "debug", "silly": "debug", "trace": "debug", "fatal": "critical",
 }  # fmt: skip
@@ -560,10 +572,18 @@ class Settings(BaseSettings):
                     f"{name}: ssl_cert_reqs and ssl_check_hostname accept any certificate, also an attacker's; "
                     "use ssl_ca_certs=/path/ca.pem"
                 )
-            if (unquote(urlsplit(url).password or "")).lower() in _PLACEHOLDERS:
+            user, password = (unquote(it or "") for it in (urlsplit(url).username, urlsplit(url).password))
+            given = dict(parse_qsl(urlsplit(url).query))
+            logins = ((user, password), (given.get("username", user), given.get("password", "")))
+            if any(is_placeholder(password, user) for user, password in logins):
                 found.append(f"{name}: its password is easy to guess; use a random one")
-        if self.smtp_pass and self.smtp_pass.get_secret_value().lower() in _PLACEHOLDERS:
-            found.append("SMTP_PASS: is a placeholder; set the relay's password")
+        if self.smtp_pass and is_placeholder(self.smtp_pass.get_secret_value(), self.smtp_user or ""):
+            found.append("SMTP_PASS: is a placeholder or easy to guess; set the relay's password")
+        found += [
+            f"SMTP_FALLBACK_URLS: the password of entry {number} is easy to guess; set the relay's password"
+            for number, relay in enumerate(self.fallbacks, 1)
+            if is_placeholder(relay.password or "", relay.user or "")
+        ]
         if self.http_token and is_guessable(self.http_token.get_secret_value()):
             found.append("HTTP_TOKEN: is guessable; make a random one: openssl rand -hex 32")
         if any(map(is_guessable, _listed(self.secret_key))):
@@ -657,7 +677,7 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
         found = error.errors(include_input=False)
         told += [_explain(item) for item in found]
         settings, more = _without(found, values)
-        return settings, [*told, *(it for it in more if it not in told)]
+        return settings, told + more
     return settings, [*told, *settings.problems()]
 
 
@@ -691,13 +711,18 @@ def _tracing_problems(environ: Mapping[str, str]) -> list[str]:
 def _without(found: list[ErrorDetails], values: dict[str, Any]) -> tuple[Settings, list[str]]:
     """Return the settings with defaults in place of what cannot be read, and what else is wrong with them."""
     bad = {str(item["loc"][0]).lower() for item in found if item["loc"]}
+    if not _DELAYS.isdisjoint(bad):
+        bad |= _DELAYS  # one of them cannot be compared with the default of the other
     defaults = {name: field.default for name, field in Settings.model_fields.items() if name in bad}
     try:
         settings = Settings(**{**values, **defaults})
     except ValidationError as error:  # what is wrong lies between fields
         more = error.errors(include_input=False)
-        return Settings.model_construct(), [_explain(item) for item in more]
-    return settings, settings.problems()
+        explained = [_explain(item) for item in more] if more != found else []
+        return Settings.model_construct(), explained
+    # what is said of a default is no news of a setting that is named already
+    bad |= {name.lower() for name in REQUIRED_FOR_LOGIN} if "smtp_auth" in bad else set()
+    return settings, [it for it in settings.problems() if it.partition(":")[0].lower() not in bad]
 
 
 def is_loopback(host: str) -> bool:
@@ -724,8 +749,29 @@ def _sender(text: str) -> tuple[str, str]:
 def is_guessable(token: str) -> bool:
     """Whether a token is a word, a sequence or a repetition instead of random characters."""
     text = token.lower()
+    if _is_pattern(text):
+        return True
     steps = {ord(after) - ord(before) for before, after in pairwise(text)}
     return len(set(text)) < _FEW or len(steps) < _FEW // 2 or any(word in text for word in _WORDS)
+
+
+def is_placeholder(password: str, user: str) -> bool:
+    """Whether a password is one that documentation has, its user's name, or a pattern. A short one may be random."""
+    text = password.lower()
+    word = re.sub(r"[\W_]", "", text)
+    return bool(
+        word.rstrip("0123456789") in _PLACEHOLDERS
+        or (text and text == user.lower())
+        or (len(text) >= _SHORTEST_PATTERN and _is_pattern(text))
+    )
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether a text repeats itself from beginning to end, or is mostly made of walks over a keyboard."""
+    if any(text[size:] == text[:-size] for size in range(1, len(text) // 2 + 1)):
+        return True
+    walked = {at + more for at in range(len(text) - 3) if text[at : at + 4] in _WALKS for more in range(4)}
+    return 2 * len(walked) >= len(text)
 
 
 def _unquoted(value: str) -> str:

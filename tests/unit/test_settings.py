@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from otp_stream.app import build
 from otp_stream.settings import FallbackRelay, Settings, is_loopback, load
 
 KEY = "c0ffee15900dc0deba5eba11"
@@ -35,6 +36,13 @@ def test_a_worker_names_everything_that_is_missing_at_once() -> None:
     _, problems = load(worker=True, smtp_auth="none")
     assert [problem.split(":")[0] for problem in problems] == ["SENDER_EMAIL", "SMTP_HOST"]
     assert load(worker=True, **LOGIN)[1] == []
+
+
+def test_a_folder_of_templates_that_cannot_be_read_is_named_once_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for name, why in (("none", "does not exist"), ("file", "cannot be read (Not a directory)")):
+        problems = list(build(*load(templates_dir=tmp_path / name)).problems)
+        assert problems == [f"TEMPLATES_DIR: {tmp_path / name} {why}"]
 
 
 def test_app_env_wins_over_node_env(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,11 +388,29 @@ SAFE = {"rabbitmq_url": "amqps://u:n8Vq2x@h/", "secret_key": KEY, **LOGIN}
         ({"redis_url": "rediss://u:n8Vq2x@h/0?ssl_check_hostname=False"}, "REDIS_URL: ssl_cert_reqs"),
         ({"rabbitmq_url": "amqps://u:change-me@h/"}, "RABBITMQ_URL: its password"),
         ({"redis_url": "rediss://u:password@h/0"}, "REDIS_URL: its password"),
+        ({"rabbitmq_url": "amqps://otp:otp@h/"}, "RABBITMQ_URL: its password"),
+        ({"rabbitmq_url": "amqps://u:qwertyuiop@h/"}, "RABBITMQ_URL: its password"),
+        ({"redis_url": "rediss://:redis@h/0"}, "REDIS_URL: its password"),
+        ({"redis_url": "rediss://h/0?username=u&password=change_me"}, "REDIS_URL: its password"),
+        ({"redis_url": "rediss://u:%63hangeme@h/0"}, "REDIS_URL: its password"),
         ({"smtp_pass": "change-me"}, "SMTP_PASS: is a placeholder"),
+        ({"smtp_pass": "Change Me!"}, "SMTP_PASS: is a placeholder"),
+        ({"smtp_user": "mailer", "smtp_pass": "mailer"}, "SMTP_PASS: is a placeholder"),
+        ({"smtp_pass": "password123"}, "SMTP_PASS: is a placeholder"),
+        ({"smtp_pass": "123456"}, "SMTP_PASS: is a placeholder"),
+        ({"smtp_fallback_urls": "smtp://u:changeme@h.example:587"}, "SMTP_FALLBACK_URLS: the password of entry 1"),
+        ({"smtp_fallback_urls": "smtp://u:n8Vq2x@h, smtps://m:m@i"}, "SMTP_FALLBACK_URLS: the password of entry 2"),
         ({"http_token": "0123456789abcdef"}, "HTTP_TOKEN: is guessable"),
         ({"http_token": "aaaaaaaaaaaaaaaa"}, "HTTP_TOKEN: is guessable"),
         ({"http_token": "changeme-changeme"}, "HTTP_TOKEN: is guessable"),
         ({"http_token": "otp-stream-token"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "q1w2e3r4t5y6u7i8"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "qazwsxedcrfvtgby"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "2wsx1qaz4rfv3edc"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "mnbvcxzlkjhgfdsa"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "otpstreamotpstream"}, "HTTP_TOKEN: is guessable"),
+        ({"http_token": "Hjk4vR1xHjk4vR1xHj"}, "HTTP_TOKEN: is guessable"),
+        ({"secret_key": "q1w2e3r4t5y6u7i8"}, "SECRET_KEY: is guessable"),
         ({"secret_key": f"{KEY}, our-secret-of-today"}, "SECRET_KEY: is guessable"),
     ],
 )
@@ -397,6 +423,38 @@ def test_what_is_never_right_is_refused_in_production_and_warned_of_elsewhere(
     assert problems == []
     [warning] = settings.warnings()
     assert warning.startswith(problem)
+    for secret in (value for value in map(str, values.values()) if "://" not in value):
+        assert secret not in f"{told} {warning}"
+
+
+def test_a_password_is_no_placeholder_because_it_is_short_or_like_a_word() -> None:
+    for password in ("n8Vq2x", "hunter2", "p", "correct-horse", "u2", secrets.token_hex(8)):
+        urls = {
+            "rabbitmq_url": f"amqps://u:{password}@h/",
+            "redis_url": f"rediss://u:{password}@h/0",
+            "smtp_fallback_urls": f"smtp://u:{password}@h",
+        }
+        assert load(app_env="production", **(SAFE | urls | {"smtp_pass": password}))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"smtp_pass": "a\nb"}, ["SMTP_PASS"]),
+        ({"smtp_host": "smtp://relay"}, ["SMTP_HOST"]),
+        ({"sender_email": "nobody"}, ["SENDER_EMAIL"]),
+        ({"smtp_auth": "non", "smtp_user": None, "smtp_pass": None}, ["SMTP_AUTH"]),
+        ({"rabbitmq_url": "amqp//u@h"}, ["RABBITMQ_URL"]),
+        ({"secret_key": "short"}, ["SECRET_KEY"]),
+        ({"smtp_user": "a\nb", "smtp_pass": None}, ["SMTP_PASS", "SMTP_USER"]),
+        ({"base_delay_ms": "5s", "max_delay_ms": 500}, ["BASE_DELAY_MS"]),
+        ({"smtp_port": "many", "base_delay_ms": 500, "max_delay_ms": 50}, ["", "SMTP_PORT"]),
+        ({"templates_dir": "/nowhere"}, ["TEMPLATES_DIR"]),
+    ],
+)
+def test_each_bad_setting_is_named_once(values: dict[str, object], named: list[str]) -> None:
+    _, problems = load(worker=True, app_env="production", **(SAFE | values))
+    assert sorted(it.partition(":")[0] if ":" in it else "" for it in problems) == named
 
 
 def test_unencrypted_ways_to_other_hosts_are_warned_of() -> None:
