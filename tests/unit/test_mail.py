@@ -6,11 +6,13 @@ import email.policy
 import json
 import re
 import resource
+import sys
 import time
 from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -20,6 +22,7 @@ from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
 from otp_stream.mail import Mailroom, TemplateError
 from otp_stream.mail.book import OURS
+from otp_stream.mail.harmless import text
 from otp_stream.mail.preview import Previews
 from otp_stream.relay.envelope import wire_form
 
@@ -179,7 +182,10 @@ def test_a_name_that_is_a_text_is_cut() -> None:
 @pytest.fixture(scope="module")
 def metadata_room(tmp_path_factory: pytest.TempPathFactory) -> Mailroom:
     """Make a template that shows whatever metadata may hold."""
-    source = "{{ userName }} {{ purpose }} {{ tenant }} {{ team }} {{ teams[0] }} {{ nested.a.b }}"
+    source = (
+        "{{ userName }} {{ purpose }} {{ tenant }} {{ team }} {{ teams[0] }} {{ nested.a.b }}"
+        "{% for key, value in nested.items() %} {{ key }} {% endfor %}"
+    )
     folder = tmp_path_factory.mktemp("metadata")
     return mailroom(write(folder, t__subject_txt="{{ team }}", t__body_txt=source, t__body_html=source))
 
@@ -190,20 +196,40 @@ def metadata_room(tmp_path_factory: pytest.TempPathFactory) -> Mailroom:
         "https://evil.example/x?y=1", "http://localhost/x", "HTTP://1.2.3.4/", "www.evil.example", "evil.com",
         "//evil.example/x", "mailto:a@evil.example", "a@evil.example", "tel:+4912345", "javascript:alert(1)",
         "10.1.22.133",
-        "пример.рф", "evil。example", "evil.\u200bexample", "e\u202evil.example", "evil.\u200dexample", "💩.la",
+        "пример.рф", "evil。example", "evil\ufe52example", "evil\u2024example", "evil\uff0eexample",
+        "10\u20241\ufe5222\uff0e133", "evil\u2488example",
+        "evil.\u200bexample", "e\u202evil.example", "evil.\u200dexample", "💩.la",
         "evil.\ufe0fexample", "evil.e\u200cxample", "evil.\u034fexample", "evil.\U000e0061example", r"\\evil\share",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("key", ["userName", "purpose", "tenant", "team", "teams", "nested"])
+@pytest.mark.parametrize("key", ["userName", "purpose", "tenant", "team", "teams", "nested", "name in nested"])
 def test_no_text_of_metadata_is_a_link(metadata_room: Mailroom, key: str, link: str) -> None:
     values = {"teams": [link], "nested": {"a": {"b": link}}}.get(key, f"Ann {link}")
-    more = {"team": "", "teams": [""], "nested": {"a": {"b": ""}}} | {key: values}
+    more: dict[str, Any] = {"team": "", "teams": [""], "nested": {"a": {"b": ""}}}
+    more |= {"nested": {"a": {"b": ""}, f"Ann {link}": 1}} if key == "name in nested" else {key: values}
     message = read(metadata_room.compose(job(template="t", **more)).content)
     for kind in ("plain", "html"):
         text = part(message, kind)
         assert "Ann" in text or key in {"teams", "nested"}
         looked_up = re.sub("[\u034f\u200b-\u200d\ufe00-\ufe0f\U000e0000-\U000e0fff]", "", text)
-        assert not re.search(r"\w:(//|\S)|\S[.。][^\W\d_]{2}|\d\.\d+\.\d+\.\d|\\\\\w", looked_up), text
+        assert not re.search(r"\w:(//|\S)|\S[.。][^\W\d_]{2}|\d\.\d+\.\d+\.\d|\\\\\w", normalize("NFKC", looked_up)), (
+            text
+        )
+
+
+def test_every_character_that_is_read_as_a_dot_ends_a_link() -> None:
+    dots = [it for it in map(chr, range(sys.maxunicode + 1)) if re.search(r"(?<!\.)\.$", normalize("NFKC", it))]
+    assert len(dots) > 20
+    for dot in (*dots, "\u3002", "\uff61"):
+        assert text(f"evil{dot}com", 100) == f"evil{dot} com", hex(ord(dot))
+    assert text("wait\u2026what", 100) == "wait\u2026what"
+
+
+def test_a_value_is_found_by_the_name_that_its_producer_gave_it(tmp_path: Path) -> None:
+    source = "{{ order['shop.id'] }} {{ order.id }} {{ order['no.id'] | default('none') }} {{ order | join(' ') }}"
+    room = mailroom(write(tmp_path, t__subject_txt="s", t__body_txt=source, t__body_html=source))
+    plain = part(read(room.compose(job(template="t", order={"shop.id": "A-17", "id": 5})).content), "plain")
+    assert plain.strip() == "A-17 5 none shop. id id"
 
 
 @pytest.mark.parametrize(
