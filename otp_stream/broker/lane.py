@@ -32,6 +32,14 @@ Handle = Callable[[IncomingJob], Awaitable[object]]
 """Read a message and pass it to the handler. Raises `MalformedError` for what is no job."""
 
 
+def _failed(task: asyncio.Task[str | None]) -> bool:
+    """Return whether the settlement itself raised, and log it. asyncio would log the texts, which may quote the job."""
+    error = task.exception()
+    if error is not None:
+        structlog.get_logger(__name__).error("job could not be settled", error=type(error).__name__)
+    return error is not None
+
+
 class LaneConsumer:
     """Takes what a queue delivers. Each job runs in a task of its own: a lost connection cancels no send."""
 
@@ -116,7 +124,7 @@ class LaneConsumer:
 
     def _ended(self, task: asyncio.Task[str | None]) -> None:
         arrival = self._held.pop(task)
-        how = None if task.cancelled() else task.result()
+        how = None if task.cancelled() or _failed(task) else task.result()
         if how is not None:
             self._let_go[how] += 1
         elif not arrival.alive:

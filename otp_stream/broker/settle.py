@@ -140,4 +140,6 @@ async def acknowledge(arrival: Arrival) -> None:
 def _told(error: BaseException) -> str:
     if isinstance(error, DeliveryError):
         return "returned or refused by the broker"
+    if not isinstance(error, AMQPError | WireError | ConnectionError):  # a middleware's may quote the message
+        return type(error).__name__
     return f"{type(error).__name__}: {error}".rstrip(": ")[:200]

@@ -5,8 +5,10 @@ import atexit
 import json
 import logging
 import os
+import re
 import stat
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -56,6 +58,7 @@ def configure_logs(*, level: str, readable: bool) -> None:
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
             processors=[
+                _without_texts,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 renderer,
@@ -195,6 +198,17 @@ def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _stamp_for_people(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event["timestamp"] = datetime.now().time().isoformat("microseconds")  # noqa: DTZ005 - the clock on their wall
+    return event
+
+
+def _without_texts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Leave out of asyncio's lines what may quote a job: the texts of exceptions that no one caught, and arguments."""
+    if event.get("logger") == "asyncio":
+        event["event"] = re.split(r"[\n(<]", str(event["event"]), maxsplit=1)[0].strip()
+        error = (event.pop("exc_info", None) or (None, None))[1]
+        if isinstance(error, BaseException):
+            event["error"] = type(error).__name__
+            event["exception"] = "".join(traceback.format_tb(error.__traceback__)).rstrip()
     return event
 
 

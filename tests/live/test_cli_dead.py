@@ -113,7 +113,7 @@ async def test_fifty_codes_that_did_not_arrive_are_found_and_sent_after_all(grou
     started = [line for line in ground.worker.lines if line["event"] == "job is replayed"]
     assert len(started) == 50
     assert "@" in started[0]["by"]
-    assert CODE not in ground.worker.log
+    assert CODE not in ground.worker.words
 
 
 async def test_a_letter_is_shown_whole_without_its_secrets(ground: Ground) -> None:
@@ -283,7 +283,7 @@ async def test_headers_that_no_worker_signed_are_believed_nowhere(ground: Ground
     assert "rejected (unverified)" in listed
     assert "1 of them are unverified" in listed
     assert "not signed with SECRET_KEY" in worker.log
-    assert CODE not in f"{worker.log}{metrics}{page}{each}{listed}"
+    assert CODE not in f"{worker.words}{metrics}{page}{each}{listed}"
     assert stage.relay.accepted == []
 
 

@@ -82,7 +82,7 @@ async def test_what_is_no_job_lies_in_the_dead_queue_as_it_came(stage: Stage, na
         assert letter.headers[name_] == value
     await stage.rabbit.publish(job())  # the worker goes on
     await stage.relay.wait_accepted(1)
-    assert CODE not in worker.log
+    assert CODE not in worker.words
 
 
 async def test_a_body_that_is_not_quite_json_is_sent_after_a_retry_too(stage: Stage) -> None:

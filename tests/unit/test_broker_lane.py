@@ -107,6 +107,22 @@ def lost(scene: Scene) -> Callable[[], None]:
     return lose
 
 
+async def test_a_settlement_that_raises_is_logged_by_its_type_and_the_job_counts_as_leaked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def quote(_: Job, incoming: IncomingJob) -> None:
+        raise ValueError(incoming.arrival.message.body)
+
+    scene = Scene(instead=quote)
+    scene.publish.ends.append(LookupError(BODY))
+    with capture_logs() as logs:
+        await scene.bring()
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("job crashed", "ValueError"), ("job could not be settled", "LookupError"),
+    ]  # fmt: skip
+    assert (caplog.records, scene.deliveries.acked, scene.consumer.state.let_go) == ([], [], {})
+
+
 async def test_a_job_is_delivered_settled_and_reported_once() -> None:
     scene = Scene()
     await scene.bring()

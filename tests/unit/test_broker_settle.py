@@ -67,6 +67,16 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return Scene()
 
 
+async def test_an_error_of_a_publish_is_logged_without_a_text_that_may_quote_the_message(scene: Scene) -> None:
+    quoting = [RuntimeError(BODY), OSError(5, BODY.decode()), TimeoutError(BODY)]
+    scene.publish.ends.extend(quoting)
+    with capture_logs() as logs:
+        assert await scene.settle(Park(5_200))
+    assert [line["error"] for line in logs] == ["RuntimeError", "OSError", "TimeoutError"]
+    code = json.loads(BODY)["otp"]
+    assert code not in f"{logs}{scene.repairs}"
+
+
 async def test_a_job_that_ended_well_is_acknowledged_and_nothing_is_published(scene: Scene) -> None:
     assert await scene.settle(Ack("sent"))
     assert (scene.deliveries.acked, scene.publish.tries) == ([1], [])

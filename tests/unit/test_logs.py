@@ -1,6 +1,7 @@
 """Log lines: what they look like, when they are written, and that none fails anybody."""
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -156,6 +157,34 @@ def test_an_error_of_ours_can_have_its_trace(out: Stream, *, readable: bool) -> 
     except ValueError:
         structlog.get_logger().error("failed", exc_info=True)
     assert "invalid literal" in out.getvalue()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_asyncio_logs_of_an_exception_quotes_no_job(out: Stream, *, readable: bool) -> None:
+    configure(out, readable=readable)
+
+    async def fail(said: str) -> None:
+        raise KeyError(said)
+
+    async def forget() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(int, "code 739154")
+        unseen = asyncio.create_task(fail("739154"))
+        await asyncio.sleep(0.01)
+        del unseen
+        gc.collect()
+
+    asyncio.run(forget())
+    said = re.sub(r":\d\d\.\d{6}", "", out.getvalue())  # the time may have these digits
+    assert "739154" not in said
+    for word in (
+        "Exception in callback int",
+        "Task exception was never retrieved",
+        "ValueError",
+        "KeyError",
+        "in fail",
+    ):
+        assert word in said
 
 
 def test_a_full_disk_fails_nobody(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
