@@ -1,7 +1,8 @@
 """A bound on HTTP connections, so that visitors never use up the descriptors that SMTP, AMQP and Redis need.
 
 uvicorn has no limit on connections that send nothing, and no time limit for a request's headers: `limit_concurrency`
-counts at a request, and `timeout_keep_alive` begins with a response.
+counts at a request, and `timeout_keep_alive` begins with a response. Nor does it limit how long a response waits for a
+client that does not read.
 """
 
 import asyncio
@@ -11,11 +12,14 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEADER_S = 10.0
-"""A connection on which no request begins for this long, or for twice as long at most, is closed."""
+"""A connection on which no request begins for this long, or twice as long at most, is closed; likewise one on which a
+response waits for the client to read."""
 MOST = 256
 _OTHERS = 64
 """Descriptors for RabbitMQ, Redis, the collector, log and event loop, and for files that are open for a moment."""
 _FEWEST = 16
+_IDLE, _UNREAD, _IN_USE = range(3)
+"""No request under way; a response that the client does not read; a request or response under way."""
 
 
 def connection_limit(smtp_connections: int) -> int:
@@ -35,11 +39,11 @@ class _Connections:
         self._open: dict[Any, asyncio.TimerHandle] = {}
 
     def add(self, protocol: Any) -> None:
-        """Take a new connection; where there are too many, close the one that has been idle the longest."""
+        """Take a new connection. If there are too many, close an older one: idle, else unread, else in use."""
         self._check_later(protocol)
         if len(self._open) > self.most:
-            # by age: a probe's connection, which is the newest, is answered however many are open
-            self._close(next((it for it in self._open if _is_idle(it)), protocol))
+            # never the newest: a probe is answered, whatever clients do on the other connections
+            self._close(min((it for it in self._open if it is not protocol), key=_use, default=protocol))
 
     def discard(self, protocol: Any) -> None:
         """Forget a connection that has ended."""
@@ -51,18 +55,21 @@ class _Connections:
         protocol.transport.abort()
 
     def _check_later(self, protocol: Any) -> None:
-        timer = asyncio.get_running_loop().call_later(HEADER_S, self._check, protocol, protocol.cycle)
+        timer = asyncio.get_running_loop().call_later(HEADER_S, self._check, protocol, protocol.cycle, _use(protocol))
         self._open[protocol] = timer  # a known one keeps its place
 
-    def _check(self, protocol: Any, before: object) -> None:
-        if _is_idle(protocol) and protocol.cycle is before:
+    def _check(self, protocol: Any, cycle_before: object, use_before: int) -> None:
+        use = _use(protocol)
+        if protocol.cycle is cycle_before and (use == _IDLE or use == use_before == _UNREAD):
             self._close(protocol)
         else:
             self._check_later(protocol)
 
 
-def _is_idle(protocol: Any) -> bool:
-    return protocol.cycle is None or protocol.cycle.response_complete
+def _use(protocol: Any) -> int:
+    if protocol.cycle is None or protocol.cycle.response_complete:
+        return _IDLE
+    return _UNREAD if protocol.flow.write_paused else _IN_USE
 
 
 def limit_connections(most: int) -> None:

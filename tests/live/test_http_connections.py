@@ -1,25 +1,28 @@
-"""Visitors who connect and say nothing cost no code and no probe."""
+"""Visitors who connect and say nothing, or read nothing, cost no code and no probe."""
 
 import asyncio
 import contextlib
 import resource
+import socket
 
 from conftest import Stage
-from worker import job
-
-DESCRIPTORS = 256
+from worker import Worker, job
 
 
-async def test_codes_go_out_and_probes_are_answered_while_idle_connections_outnumber_descriptors(stage: Stage) -> None:
-    worker = stage.worker()
+async def _start_with(descriptors: int, worker: Worker) -> None:
     worker.options = ("--workers", "1")  # not from the fork server, which has a limit of its own
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
     try:
         await worker.start(ready=False)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     await worker.wait_ready()
+
+
+async def test_codes_go_out_and_probes_are_answered_while_idle_connections_outnumber_descriptors(stage: Stage) -> None:
+    worker = stage.worker()
+    await _start_with(256, worker)
     writers: list[asyncio.StreamWriter] = []
 
     async def connect() -> None:
@@ -35,3 +38,30 @@ async def test_codes_go_out_and_probes_are_answered_while_idle_connections_outnu
     finally:
         for writer in writers:
             writer.close()
+
+
+async def test_probes_are_answered_while_clients_pipeline_requests_and_read_nothing(stage: Stage) -> None:
+    worker = stage.worker()
+    await _start_with(160, worker)  # about 70 connections
+    loop = asyncio.get_running_loop()
+    socks: list[socket.socket] = []
+
+    async def pipeline() -> None:
+        sock = socket.socket()
+        socks.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            await loop.sock_connect(sock, ("127.0.0.1", worker.port))
+            await loop.sock_sendall(sock, b"GET /asyncapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300)
+
+    try:
+        await asyncio.gather(*(pipeline() for _ in range(90)))
+        await worker.wait_ready(60)  # once it has worked off what came first
+        for _ in range(20):
+            assert (await worker.get("/livez"))[0] == 200
+            await asyncio.sleep(0.1)
+        assert "Traceback" not in worker.log
+    finally:
+        for sock in socks:
+            sock.close()

@@ -2,7 +2,8 @@
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import SimpleNamespace
 
 import pytest
@@ -11,27 +12,48 @@ from rabbitmq import free_port
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from otp_stream import http_connections
-from otp_stream.asgi import Answer, Scope, answering
+from otp_stream.asgi import Answer, Fields, Receive, Scope, Send, answering, streaming, taking
 from otp_stream.http_connections import connection_limit, limit_connections
 
 
-async def _alive(_: Scope) -> Answer:
-    return Answer(b"alive", "text/plain")
+async def _answer(scope: Scope) -> Answer:
+    return Answer(bytes(100_000) if scope["path"] == "/large" else b"alive", "text/plain")
+
+
+async def _ticks() -> AsyncGenerator[bytes]:
+    while True:
+        yield bytes(100_000) + b"\n"
+        await asyncio.sleep(0.02)
+
+
+async def _take(scope: Scope, _: Fields) -> Answer:
+    return await _answer(scope)
+
+
+_ROUTES = {"/live": streaming(_ticks, "text/plain", free=lambda: True), "/form": taking(_take)}
+
+
+async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+    await _ROUTES.get(scope["path"], answering(_answer))(scope, receive, send)
 
 
 @pytest.fixture
-async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[uvicorn.Server]:
     monkeypatch.setattr(http_connections, "HEADER_S", 0.2)
     for name in ("connection_made", "connection_lost"):
         monkeypatch.setattr(AutoHTTPProtocol, name, getattr(AutoHTTPProtocol, name))
     limit_connections(2)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(answering(_alive), port=port, log_config=None, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(_app, port=free_port(), log_config=None, lifespan="off"))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
-    yield port
+    yield server
     await server.shutdown()
+
+
+@pytest.fixture
+def port(server: uvicorn.Server) -> int:
+    return server.config.port
 
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -61,6 +83,55 @@ async def test_the_oldest_idle_connection_makes_room(port: int) -> None:
         assert b"200 OK" in await reader.readline()
     for _, writer in (first, second, third):
         writer.close()
+
+
+def _get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+UNFINISHED = b"POST /form HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+
+
+async def _send_and_never_read(port: int, requests: bytes) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    await asyncio.get_running_loop().sock_sendall(sock, requests)
+    return sock
+
+
+@pytest.mark.parametrize("requests", [_get("/large") * 300, _get("/live")])
+async def test_a_connection_on_which_no_answer_is_read_is_closed(server: uvicorn.Server, requests: bytes) -> None:
+    state = server.server_state
+    with await _send_and_never_read(server.config.port, requests):
+        async with asyncio.timeout(10):
+            for under_way in (True, False):
+                while bool(state.connections or state.tasks) is not under_way:  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("requests", [_get("/large") * 300, _get("/live"), UNFINISHED])
+async def test_a_probe_is_answered_whatever_the_other_connections_wait_for(
+    port: int, monkeypatch: pytest.MonkeyPatch, requests: bytes
+) -> None:
+    monkeypatch.setattr(http_connections, "HEADER_S", 60)
+    socks = [await _send_and_never_read(port, requests) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST)
+    assert b"200 OK" in await asyncio.wait_for(reader.readline(), 5)
+    for it in (writer, *socks):
+        it.close()
+
+
+async def test_a_stream_that_is_read_goes_on(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_000_000)
+    writer.write(_get("/live"))
+    async with asyncio.timeout(10):
+        for _ in range(60):
+            await reader.readuntil(b"\0\n")
+    writer.close()
 
 
 def test_the_limit_leaves_descriptors_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
