@@ -10,7 +10,40 @@ from itertools import zip_longest
 
 _DELAY_S = 0.25
 """RFC 8305 §5: how long one address may be silent before the next one is tried as well."""
+_MOST_FAILED = 100
+"""Addresses behind a name change: those remembered must not add up."""
 _Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+
+
+class Addresses:
+    """Connects to host names, and remembers addresses that took a connection and gave no session: they are tried last.
+
+    A frozen server, or a load balancer without a backend, still accepts connections.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[object, None] = {}
+        """The latest failure at the end."""
+
+    async def connect(self, host: str, port: int) -> socket.socket:
+        """Return a connected socket, as `connect` does."""
+        return await connect(host, port, last=self._failed)
+
+    def succeeded(self, address: object) -> None:
+        """Note that the server at this address (`getpeername`) gave a session."""
+        self._failed.pop(address, None)
+
+    def failed(self, address: object) -> None:
+        """Note that it did not."""
+        self._failed.pop(address, None)
+        self._failed[address] = None
+        if len(self._failed) > _MOST_FAILED:
+            del self._failed[next(iter(self._failed))]
+
+
+def certificate_name(host: str) -> str:
+    """Return the name that a certificate for `host` contains: without the trailing dot of an absolute DNS name."""
+    return host.removesuffix(".")
 
 
 async def connect(host: str, port: int, *, last: Collection[object] = ()) -> socket.socket:

@@ -3,9 +3,9 @@
 from .broker import OtpBroker
 from .config import RabbitConfig
 from .subscriber import Incoming
-from .transport import try_every_address
+from .transport import patch_aiormq
 
 __all__ = ["Incoming", "OtpBroker", "RabbitConfig"]
 
 # for the worker and for commands alike: all of them import this package before they connect
-try_every_address()
+patch_aiormq()

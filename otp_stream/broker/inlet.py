@@ -18,11 +18,11 @@ from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
 from otp_stream.core.job import MAX_BODY_BYTES
-from otp_stream.sockets import connect
 
 from .acks import Acks
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD
 from .message import Delivered
+from .transport import dial
 
 _DELIVER = b"\x00\x3c\x00\x3c"
 _SIZE = Struct(">Q")
@@ -184,18 +184,12 @@ class _Door(TransportFactory):
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
-        host, port, loop = str(url.host), int(url.port or 0), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         reader = Deliveries()
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            context = await provider.get_context() if url.scheme == "amqps" else None
-            transport, _ = await loop.create_connection(
-                lambda: protocol,
-                sock=await connect(host, port),
-                ssl=context,
-                server_hostname=host if context else None,
-                **kwargs,
-            )
+            dialed = await dial(url, provider)
+            transport, _ = await loop.create_connection(lambda: protocol, **dialed._asdict(), **kwargs)
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
         self.deliveries = reader

@@ -11,6 +11,7 @@ from otp_stream.core.finding import Finding, Tell, certificate
 from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Trouble
 from otp_stream.settings import is_loopback
+from otp_stream.sockets import certificate_name
 
 from .config import RelayConfig, RelayLimits
 from .envelope import Extensions
@@ -84,7 +85,8 @@ def _text(config: RelayConfig, error: TroubleError) -> str:
 
 def _cures(config: RelayConfig) -> Mapping[Trouble, str]:
     starttls = ["-starttls", "smtp"] if config.tls == "starttls" else []
-    words = ["openssl", "s_client", "-connect", config.name, "-servername", config.host, *starttls, "-showcerts"]
+    name = certificate_name(config.host)
+    words = ["openssl", "s_client", "-connect", config.name, "-servername", name, *starttls, "-showcerts"]
     return {
         "unreachable": f"is it up, and does no firewall stand between? {shlex.join(['nc', '-vz', config.host])} "
         f"{config.port}; mend SMTP_HOST, SMTP_PORT or SMTP_FALLBACK_URLS",

@@ -13,7 +13,7 @@ import idna
 
 from otp_stream.core.outcome import Reply, Stage
 from otp_stream.settings import is_loopback
-from otp_stream.sockets import connect
+from otp_stream.sockets import Addresses, certificate_name
 
 from .config import RelayConfig
 from .envelope import Extensions
@@ -43,8 +43,7 @@ class Handshake:
         """The mechanism by which the last login was accepted."""
         self._refused_logins = 0
         """Since the last accepted one; after the first, each tries one mechanism, in turn."""
-        self._failed: dict[object, None] = {}
-        """Addresses that last took a connection and gave no session, the latest at the end: the others go first."""
+        self._addresses = Addresses()
 
     async def open(self, make: Callable[[], W]) -> tuple[W, Extensions]:
         """Return a connection that is ready for MAIL, and what the relay offers. Raises `TroubleError`."""
@@ -53,18 +52,14 @@ class Handshake:
         address = wire.transport.get_extra_info("peername")
         try:
             offers = await self._greet(wire)
-            self._failed.pop(address, None)
+            self._addresses.succeeded(address)
             return wire, offers
         except BaseException as error:
             if isinstance(error, TroubleError):
-                self._fails(address)
+                self._addresses.failed(address)
             wire.transport.abort()
             await asyncio.sleep(0)  # the socket is closed in the next round of the loop
             raise
-
-    def _fails(self, address: object) -> None:
-        self._failed.pop(address, None)
-        self._failed[address] = None
 
     async def _prepare(self) -> None:
         config = self._config
@@ -81,14 +76,17 @@ class Handshake:
         loop = asyncio.get_running_loop()
         with _named("connect", config):
             async with asyncio.timeout(config.limits.connect_s):
-                sock = await connect(config.host, config.port, last=self._failed)
+                sock = await self._addresses.connect(config.host, config.port)
                 address = sock.getpeername()
                 try:
                     _, wire = await loop.create_connection(
-                        make, sock=sock, ssl=context, server_hostname=config.host if context else None
+                        make,
+                        sock=sock,
+                        ssl=context,
+                        server_hostname=certificate_name(config.host) if context else None,
                     )
                 except BaseException:
-                    self._fails(address)  # TLS failed, or never came
+                    self._addresses.failed(address)  # TLS failed, or never came
                     raise
         return wire
 
@@ -133,7 +131,8 @@ class Handshake:
         loop = asyncio.get_running_loop()
         with _named("tls", self._config):
             async with asyncio.timeout(self._config.limits.handshake_s):
-                transport = await loop.start_tls(wire.transport, wire, self._context, server_hostname=self._config.host)
+                name = certificate_name(self._config.host)
+                transport = await loop.start_tls(wire.transport, wire, self._context, server_hostname=name)
         if transport is None:
             raise TroubleError("tls_failed", "the connection was lost (at TLS)")
         wire.transport = transport

@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import unquote, urlsplit
 
-from redis.connection import Connection
+from redis.connection import Connection, SSLConnection
 from redis.connection import parse_url as _read_url  # pyright: ignore[reportUnknownVariableType]
 from redis.exceptions import RedisError, ResponseError
 
 from otp_stream.core.admission import Limit, span
 from otp_stream.core.masking import scrub
 from otp_stream.core.rate import slope
+from otp_stream.sockets import certificate_name
 
 from .ask import SLICES, slice_ms
 from .redis import AwayError
@@ -101,12 +102,24 @@ class Seen:
     schedules: tuple[Schedule, ...]
 
 
+class _TlsConnection(SSLConnection):
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        host = self.host
+        try:
+            self.host = certificate_name(host)
+            return cast("Any", super())._wrap_socket_with_ssl(sock)  # noqa: SLF001 - it offers no other way
+        finally:
+            self.host = host
+
+
 class Line:
     """One connection to Redis, on which each question waits for its answer, which comes as it is: bytes and lists."""
 
     def __init__(self, url: str) -> None:
         options: dict[str, Any] = {**_read_url(url)}
         kind: type[Connection] = options.pop("connection_class", Connection)
+        if issubclass(kind, SSLConnection):
+            kind = _TlsConnection
         # Redis 5 knows nothing of protocol 3
         options |= {"protocol": 2, "driver_info": None, "decode_responses": False}
         options |= {"socket_connect_timeout": _TIMEOUT_S, "socket_timeout": _TIMEOUT_S}

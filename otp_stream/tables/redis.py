@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
-from otp_stream.sockets import connect
+from otp_stream.sockets import Addresses, certificate_name
 from otp_stream.tasks import cancelled, is_cancelled
 from otp_stream.telemetry_errors import observe
 
@@ -101,6 +101,7 @@ class Redis:
         self._head, self._head_words = _packed(head), len(head)
         self._back, self._lost, self._observe = back, lost, observe
         self._sha = b""
+        self._addresses = Addresses()
         self._broken: asyncio.Future[str] | None = None
         """Of the connection that stands: why it is given up."""
         self._queue: deque[tuple[Operation, asyncio.Future[bytes] | None]] = deque()
@@ -171,9 +172,10 @@ class Redis:
             self._gone(f"REDIS_URL cannot be used: {type(problem).__name__}")
             return
         coming_back: asyncio.Task[None] | None = None
+        address: object = None
         try:
             async with asyncio.timeout(_CONNECT_S):
-                await _reach_every_address(connection)
+                address = await _reach_every_address(connection, self._addresses)
                 await connection.connect()
                 self._sha = await _call(connection, b"SCRIPT", b"LOAD", _SCRIPT)
                 await _warn_of_eviction(connection)
@@ -190,6 +192,8 @@ class Redis:
         except Exception as problem:  # noqa: BLE001 - whatever it is, nobody may go on waiting for answers
             error = _told(problem)
         finally:
+            if address is not None:
+                (self._addresses.succeeded if self.connected else self._addresses.failed)(address)
             # before anything is waited for: who asks in the meantime must know
             self._gone(error)
             if coming_back is not None:
@@ -284,16 +288,17 @@ def _connection(url: str) -> "Connection":
     return kind(**options)
 
 
-async def _reach_every_address(connection: "Connection") -> None:
-    """Have it use a socket that is connected already, by the first address of the name that answers."""
+async def _reach_every_address(connection: "Connection", addresses: Addresses) -> object:
+    """Have it use a socket that is connected already, by the first address of the name that answers: return that."""
     if not hasattr(connection, "host"):  # a unix socket
-        return
+        return None
     arguments = {**cast("Any", connection)._connection_arguments()}  # noqa: SLF001 - it offers no other way
     host, port = arguments.pop("host"), arguments.pop("port")
-    arguments["sock"] = await connect(host, port)
+    arguments["sock"] = await addresses.connect(host, port)
     if "ssl" in arguments:
-        arguments.setdefault("server_hostname", host)
+        arguments.setdefault("server_hostname", certificate_name(host))
     vars(connection)["_connection_arguments"] = lambda: arguments
+    return arguments["sock"].getpeername()
 
 
 def _taken_over(connection: "Connection", answers: _Answers) -> asyncio.Transport:

@@ -1,10 +1,16 @@
-"""A name whose first address swallows connections: the relay, RabbitMQ and Redis are reached by the second."""
+"""A name whose first address swallows connections or gives no session: the relay, RabbitMQ and Redis are reached."""
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import aio_pika
+import aio_pika.exceptions
 import pytest
 from addresses import Address, resolve_to, swallowing
 from aio_pika.abc import AbstractConnection
@@ -17,6 +23,7 @@ from otp_stream.broker.inlet import Inlet
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayLimits
 from otp_stream.relay.gate import Pauses
+from otp_stream.tables.inspect import opened
 from otp_stream.tables.redis import Redis
 
 
@@ -111,16 +118,125 @@ async def test_rabbitmq_is_reached(
             assert not connection.is_closed
 
 
-async def test_redis_is_reached(dead: Address, monkeypatch: pytest.MonkeyPatch, redis: RedisServer):
+@asynccontextmanager
+async def broken(fault: str) -> AsyncIterator[Address]:
+    """Have an address that takes connections, and then is mute or closes them."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        if fault == "closes":
+            writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()
+        for writer in writers:
+            writer.close()
+
+
+@asynccontextmanager
+async def behind_tls(context: ssl.SSLContext, port: int) -> AsyncIterator[Address]:
+    """Have a TLS port for a server that has none."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pass_on(reader, inner_writer), pass_on(inner_reader, writer))
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()
+
+
+@pytest.mark.parametrize("fault", ["mute", "closes"])
+@pytest.mark.parametrize("connection_class", [aio_pika.Connection, aio_pika.RobustConnection, Inlet])
+async def test_the_next_connection_tries_another_address_than_one_that_is_no_broker(
+    monkeypatch: pytest.MonkeyPatch, rabbitmq_url: str, connection_class: type[AbstractConnection], fault: str
+):
+    url = URL(rabbitmq_url)
+    async with broken(fault) as first:
+        resolve_to(monkeypatch, first, ("127.0.0.1", url.port or 5672))
+        name = url.with_host("rabbitmq.example")
+        with pytest.raises((OSError, aio_pika.exceptions.AMQPError)):
+            await aio_pika.connect(name, timeout=0.3, connection_class=connection_class)
+        for _ in range(2):
+            async with await aio_pika.connect(name, timeout=5, connection_class=connection_class) as connection:
+                assert not connection.is_closed
+
+
+@pytest.mark.parametrize("connection_class", [aio_pika.Connection, Inlet])
+async def test_a_trailing_dot_is_no_part_of_the_broker_s_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rabbitmq_url: str, connection_class: type[AbstractConnection]
+):
+    authority = Authority(tmp_path)
+    async with behind_tls(authority.server("rabbitmq.example"), URL(rabbitmq_url).port or 5672) as address:
+        resolve_to(monkeypatch, address)
+        url = f"amqps://guest:guest@rabbitmq.example.:{address[1]}/?cafile={authority.ca_file}"
+        async with await aio_pika.connect(url, timeout=5, connection_class=connection_class) as connection:
+            assert not connection.is_closed
+
+
+@pytest.mark.parametrize("mode", ["implicit", "starttls"])
+async def test_a_trailing_dot_is_no_part_of_the_relay_s_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: Literal["implicit", "starttls"]
+):
+    authority = Authority(tmp_path)
+    async with ScriptedRelay(tls=authority.server("relay.example"), mode=mode) as relay:
+        resolve_to(monkeypatch, ("127.0.0.1", relay.port))
+        async with client(relay, host="relay.example.", tls=mode, ca_file=authority.ca_file) as smtp:
+            assert isinstance(await send(smtp), Accepted)
+
+
+async def reach_redis(url: str) -> None:
+    """Return once there is a session."""
     back = asyncio.Event()
 
     async def note() -> None:
+        connection.rely()
         back.set()
 
-    resolve_to(monkeypatch, dead, ("127.0.0.1", redis.port))
-    connection = Redis("redis://redis.example:6379/0", prefix="t:", worker="w", back=note, lost=lambda *_: None)
+    connection = Redis(url, prefix="t:", worker="w", back=note, lost=lambda *_: None)
     running = asyncio.create_task(connection.run())
-    async with asyncio.timeout(5):
-        await back.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    try:
+        async with asyncio.timeout(5):
+            await back.wait()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_redis_is_reached(dead: Address, monkeypatch: pytest.MonkeyPatch, redis: RedisServer):
+    resolve_to(monkeypatch, dead, ("127.0.0.1", redis.port))
+    await reach_redis("redis://redis.example:6379/0")
+
+
+@pytest.mark.parametrize("fault", ["mute", "closes"])
+async def test_the_next_connection_tries_another_address_than_one_that_is_no_redis(
+    monkeypatch: pytest.MonkeyPatch, redis: RedisServer, fault: str
+):
+    monkeypatch.setattr("otp_stream.tables.redis._CONNECT_S", 0.5)
+    async with broken(fault) as first:
+        resolve_to(monkeypatch, first, ("127.0.0.1", redis.port))
+        await reach_redis("redis://redis.example:6379/0")
+
+
+async def test_a_trailing_dot_is_no_part_of_redis_s_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis: RedisServer
+):
+    authority = Authority(tmp_path)
+    async with behind_tls(authority.server("redis.example"), redis.port) as address:
+        resolve_to(monkeypatch, address)
+        url = f"rediss://redis.example.:{address[1]}/0?ssl_ca_certs={authority.ca_file}"
+        await reach_redis(url)
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+
+        def ask() -> None:
+            with opened(url) as line:
+                assert line.ask("PING")
+
+        await asyncio.to_thread(ask)
