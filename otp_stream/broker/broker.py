@@ -31,6 +31,7 @@ from .inlet import Inlet
 from .intake import Intake
 from .lane import LaneConsumer
 from .message import now_ms
+from .refusal import refusal
 from .settle import Settler
 from .subscriber import OtpSubscriber, decode
 from .tolerance import tolerate
@@ -189,8 +190,8 @@ class OtpBroker(RabbitBroker):
                 await self._intake.start(self.lanes)
             self.running = True
         except TROUBLES as error:
-            self._note(connected=False, error=_told(error))
-            _log.warning("waiting for RabbitMQ", broker=self._state.url, error=_told(error))
+            self._note(connected=False, **self._failure(error))
+            _log.warning("waiting for RabbitMQ", broker=self._state.url, error=self._state.error)
             await self._hang_up()
             return False
         return True
@@ -202,7 +203,7 @@ class OtpBroker(RabbitBroker):
         try:
             found = await self._control.ask(self.lanes)
         except TROUBLES as error:
-            self._note(error=_told(error))
+            self._note(**self._failure(error))
             return
         looked_ms = now_ms()
         waits = self._waits(found.waiting, looked_ms)
@@ -314,7 +315,7 @@ class OtpBroker(RabbitBroker):
             try:
                 await self._control.apply(self.lanes)
             except TROUBLES as error:
-                self._note(error=_told(error))
+                self._note(**self._failure(error))
                 self._repair.set()
             await asyncio.sleep(1.0)  # however often it is asked for, once a second is enough
 
@@ -330,11 +331,12 @@ class OtpBroker(RabbitBroker):
         if self._stopping:
             return
         self._away.add(connection)
-        told = _told(error) if error else "connection closed"
+        failure = self._failure(error) if error else {"error": "connection closed"}
+        told = failure["error"]
         if self._state.connected or told != self._state.error:  # it is tried every second, and told when it is news
             _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=told)
         # what was seen before is no news once it is back: its queues may be gone
-        self._note(connected=False, error=told, looked_ms=None)
+        self._note(connected=False, looked_ms=None, **failure)
         self._repair.set()
 
     def _back(self, connection: AbstractConnection | None) -> None:
@@ -344,11 +346,17 @@ class OtpBroker(RabbitBroker):
         self._note(connected=True, error=None)
         _log.info("RabbitMQ is back", broker=self._state.url)
 
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        found = refusal(error, self._control.url)
+        return {"error": "; ".join(found), "refused": True} if found else {"error": _told(error)}
+
     def _note(self, **changes: Any) -> None:
         if changes.get("connected", self._state.connected) != self._state.connected:
             changes["since_ms"] = now_ms()
         if changes.get("connected") or "looked_ms" in changes:
             changes.setdefault("error", None)
+        if "error" in changes:
+            changes.setdefault("refused", False)
         self._state = replace(self._state, **changes)
 
 
@@ -358,4 +366,4 @@ def _with_heartbeat(url: str) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]

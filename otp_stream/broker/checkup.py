@@ -17,7 +17,8 @@ from otp_stream.tasks import losing_it_is_an_error
 
 from . import permissions, policies, standing
 from .management import Seen, vhost
-from .reach import reach, user, version
+from .reach import reach, version
+from .refusal import user
 from .standing import Standing
 from .topology import QueueAwayError, Topology
 

@@ -20,13 +20,14 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelLockedResource, ProbableAuthenticationError
+from aiormq.exceptions import ChannelLockedResource
 
 from otp_stream.core.letter import InHandError, LettersError
 from otp_stream.tasks import losing_it_is_an_error
 
 from .inlet import OneTimeInlet
 from .message import Delivered
+from .refusal import no_connection
 from .tolerance import tolerate
 
 _TIMEOUT_S = 10.0
@@ -113,11 +114,8 @@ async def hands_on(name: str, url: str, shown_url: str, *, patience_s: float | N
     patience_s = _TIMEOUT_S if patience_s is None else patience_s
     try:
         connection = await aio_pika.connect(url, timeout=patience_s, connection_class=OneTimeInlet)
-    except ProbableAuthenticationError:
-        text = f"RABBITMQ_URL: {shown_url} refuses the login: set the right user and password"
-        raise LettersError(text) from None
     except (OSError, AMQPError, TimeoutError) as error:
-        raise LettersError(f"RABBITMQ_URL: {shown_url} does not answer ({_told(error)})") from None
+        raise LettersError(f"RABBITMQ_URL: {shown_url} {no_connection(error, url)}") from None
     try:
         with losing_it_is_an_error():
             await _be_the_only_one(connection, f"{name}.hands", patience_s)

@@ -2,11 +2,10 @@
 
 import asyncio
 import re
-import shlex
 import ssl
 import time
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import aio_pika
 import aiormq
@@ -15,9 +14,10 @@ from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
 from aiormq.connection import SSLContextProvider
 
 from otp_stream.core.finding import Finding, Tell, certificate
-from otp_stream.core.masking import scrub
+from otp_stream.sockets import certificate_name
 
 from .management import vhost
+from .refusal import error_text, no_connection, refusal, user
 
 OLDEST = (3, 10)
 """Quorum queues with a time to live and at-least-once dead-lettering."""
@@ -53,24 +53,14 @@ def version(connection: AbstractConnection) -> tuple[int, ...]:
     return _version(str(_properties(connection).get("version", "")))
 
 
-def user(url: str) -> str:
-    """Return who logs in."""
-    return unquote(urlsplit(url).username or "guest")
-
-
 def _trouble(error: Exception, url: str, where: str, allow: str) -> Finding:
-    name, password = user(url), urlsplit(url).password or ""
-    # a password that is the user's name, as guest's, cannot be told from it
-    text = scrub(str(error) or type(error).__name__, *([password, unquote(password)] if password != name else []))
+    text = error_text(error, url)
+    if found := refusal(error, url):
+        refused, fix = found
+        if not isinstance(error, ProbableAuthenticationError):
+            fix = f"{fix}: {allow}"
+        return Finding("problem", f"{where} {refused}", fix)
     match error:
-        case ProbableAuthenticationError():
-            cure = f"mend RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'change_password', name])}"
-            if name == "guest":
-                cure += "; guest may log in over loopback only: create a user for otp-stream"
-            return Finding("problem", f"{where} refuses the login of {name}", cure)
-        case _ if "Connection.OpenOk" in text:
-            text = f"{where}: there is no virtual host {vhost(url)}, or {name} may not use it"
-            return Finding("problem", text, f"{shlex.join(['rabbitmqctl', 'add_vhost', vhost(url)])}; {allow}")
         case _ if "CERTIFICATE_VERIFY_FAILED" in text:
             why = re.sub(r"^.*verify failed: | \(_ssl.*$", "", text)
             cure = "name the authority that signed it: RABBITMQ_URL=amqps://…?cafile=/path/to/ca.pem"
@@ -83,7 +73,7 @@ def _trouble(error: Exception, url: str, where: str, allow: str) -> Finding:
             return Finding("problem", f"{where} does not answer within {_CONNECT_S:g} s", cure)
         case _:
             cure = "is it up (rabbitmqctl status)? mend RABBITMQ_URL"
-            return Finding("problem", f"{where} does not answer: {text}", cure)
+            return Finding("problem", f"{where} {no_connection(error, url)}", cure)
 
 
 def _judged(product: str, version: str, text: str) -> Finding:
@@ -108,7 +98,9 @@ async def _peer_certificate(connection: aiormq.Connection) -> dict[str, Any] | N
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):
         context = await SSLContextProvider(ssl_context=None, ssl_certs=connection.ssl_certs, loop=loop).get_context()
-        _, writer = await asyncio.open_connection(connection.url.host, connection.url.port, ssl=context)
+        host, port = str(connection.url.host), connection.url.port
+        name = certificate_name(host)
+        _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=name)
     found: dict[str, Any] | None = writer.get_extra_info("peercert")
     writer.close()
     return found

@@ -1,7 +1,7 @@
-"""How aiormq's connections, also FastStream's, reach the broker.
+"""How aiormq's connections, also FastStream's, reach the broker and learn what it refuses.
 
-aiormq waits for a dead first address of the broker's name for the kernel's two minutes, and connects again to one that
-gives no session.
+aiormq waits for a dead first address of the broker's name for the kernel's two minutes, connects again to one that
+gives no session, and hides the broker's reply when it refuses a virtual host.
 """
 
 import asyncio
@@ -9,26 +9,29 @@ import ssl
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
-from aiormq import Connection
+from aiormq import Connection, spec
 from aiormq.connection import (
+    FrameReceiver,
     SSLContextProvider,
     TCPTransportFactory,
     TLSTransportFactory,
     TransportFactory,
+    exception_by_code,
 )
-from aiormq.exceptions import AMQPConnectionError
+from aiormq.exceptions import AMQPConnectionError, ProbableAuthenticationError
 from yarl import URL
 
 from otp_stream.sockets import Addresses, certificate_name
 
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_ACCESS_REFUSED = 403
 
 _addresses = Addresses()
 """Of all brokers: connections come and go, and each must know what became of the others."""
 _reached: ContextVar[list[object]] = ContextVar("_reached")
 """The address of the connection attempt under way; a list, because aiormq connects in a task of its own."""
 _connection: Any = Connection
-_connect = _connection.connect
+_connect, _rpc = _connection.connect, _connection._rpc  # noqa: SLF001 - aiormq offers no other way
 
 
 class Dialed(NamedTuple):
@@ -52,7 +55,7 @@ def patch_aiormq() -> None:
     """Have every connection of aiormq in this process use this module."""
     for factory in (TCPTransportFactory, TLSTransportFactory):
         setattr(factory, "create", _create)  # noqa: B010 - its own type is that of a method
-    _connection.connect = _connect_and_note
+    _connection.connect, _connection._rpc = _connect_and_note, staticmethod(_ask)  # noqa: SLF001 - as above
 
 
 async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Streams:  # noqa: ARG001 - it is a method
@@ -75,3 +78,23 @@ async def _connect_and_note(connection: Connection, *args: Any, **kwargs: Any) -
     for address in reached:
         _addresses.succeeded(address)
     return cast("bool", done)
+
+
+class _Replies:
+    """A receiver that raises the broker's reply to the handshake, where aiormq shows the frame as an object."""
+
+    def __init__(self, receiver: FrameReceiver) -> None:
+        self._receiver = receiver
+
+    async def get_frame(self) -> Any:
+        received = await self._receiver.get_frame()
+        frame = received[2]
+        if isinstance(frame, spec.Connection.Close):
+            if frame.reply_code == _ACCESS_REFUSED:
+                raise ProbableAuthenticationError(frame.reply_text)
+            raise exception_by_code(frame)
+        return received
+
+
+async def _ask(request: Any, writer: asyncio.StreamWriter, frame_receiver: FrameReceiver, **options: Any) -> Any:
+    return await _rpc(request, writer, _Replies(frame_receiver), **options)

@@ -7,16 +7,15 @@ from typing import TypeVar
 import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
-from aiormq.exceptions import InvalidFrameError
 
-from otp_stream.broker.management import vhost
+from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.core.backoff import Backoff
 from otp_stream.settings import Settings
 from otp_stream.tasks import losing_it_is_an_error
 
 from . import say
-from .line import LOST, find_broker, no_answer
+from .line import LOST, find_broker
 
 _CONNECT_S = 5
 T = TypeVar("T")
@@ -45,10 +44,7 @@ def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]])
         return asyncio.run(connected(settings, work))
     except TopologyError as error:
         say.fail(str(error), 1)
-    except InvalidFrameError:  # the broker's refusal, in a form that aiormq does not read
-        host = vhost(settings.amqp_url)
-        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} has no virtual host {host}, or not for this user", 1)
     except ChannelClosed as error:
         say.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check tells what is lacking", 1)
     except LOST as error:
-        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_answer(error)}", 1)
+        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}", 1)

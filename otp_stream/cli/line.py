@@ -16,8 +16,9 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 from aiormq import Channel, spec
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import AMQPError, DeliveryError, ProbableAuthenticationError, PublishError
+from aiormq.exceptions import AMQPError, DeliveryError, PublishError
 
+from otp_stream.broker.refusal import no_connection, refusal
 from otp_stream.settings import EMBEDDED_BROKER_PORT, Settings
 from otp_stream.tasks import losing_it_is_an_error
 
@@ -103,13 +104,6 @@ class Line:
         return True
 
 
-def no_answer(error: BaseException) -> str:
-    """Return why there is no connection, as the end of a sentence that begins with the broker."""
-    if isinstance(error, ProbableAuthenticationError):
-        return "refuses the login: set the right user and password in RABBITMQ_URL"
-    return f"does not answer ({error or type(error).__name__})"
-
-
 async def find_broker(settings: Settings) -> tuple[str, bool]:
     """Return the broker's URL, and whether it is an embedded one: that of `make run` where none is named."""
     if "rabbitmq_url" not in settings.model_fields_set:
@@ -127,14 +121,10 @@ async def opened(settings: Settings, *, high_lane: bool) -> AsyncGenerator[Line]
     try:
         connection = await aio_pika.connect(url, timeout=5)
     except LOST as error:
-        raise ProducerError(
-            f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_answer(error)}"
-            + (
-                ""
-                if isinstance(error, ProbableAuthenticationError)
-                else "; start the worker with `make run`, or set the URL of RabbitMQ"
-            )
-        ) from None
+        text = f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_connection(error, url)}"
+        if refusal(error, url) is None:
+            text += "; start the worker with `make run`, or set the URL of RabbitMQ"
+        raise ProducerError(text) from None
     try:
         channel = await connection.channel(on_return_raises=True)
         publishing = cast("Channel", await channel.get_underlay_channel())

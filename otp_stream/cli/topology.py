@@ -10,6 +10,7 @@ from otp_stream.broker import standing
 from otp_stream.broker.census import Census
 from otp_stream.broker.management import Management, ManagementError, vhost
 from otp_stream.broker.prune import Ended, OldRung, Pruning, every_old_rung, guessed_old_rungs
+from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.survey import Survey, definitions, look
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.settings import Settings
@@ -228,8 +229,8 @@ def _standing(settings: Settings, topology: Topology) -> dict[str, dict[str, Any
         return asyncio.run(connected(settings, ask))
     except (TopologyError, *LOST) as error:
         say.console.print(
-            f"{settings.masked_rabbitmq_url} cannot be asked ({error}): {topology.jobs} and {topology.high} are "
-            "written as plain queues, as a worker would make them.",
+            f"{settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}: "
+            f"{topology.jobs} and {topology.high} are written as plain queues, as a worker would make them.",
             style="yellow",
             markup=False,
             soft_wrap=True,

@@ -79,9 +79,8 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
 
 
 def _broker(broker: BrokerState, now_ms: int) -> Check:
-    if not broker.connected and "AuthenticationError" in (broker.error or ""):
-        text = f"{broker.url} refuses the login: set the right user and password in RABBITMQ_URL ({broker.error})"
-        return Check("broker", "unhealthy", text)
+    if not broker.connected and broker.refused:
+        return Check("broker", "unhealthy", f"{broker.url} {broker.error}")
     if not broker.connected:
         return Check("broker", "unhealthy", f"{broker.url} is away: {broker.error or 'connecting'}")
     if broker.looked_ms is None or now_ms - broker.looked_ms > STALE_MS:

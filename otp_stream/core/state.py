@@ -111,6 +111,8 @@ class BrokerState:
     """When `connected` took its value."""
     error: str | None = None
     """What it waits for, or the last trouble."""
+    refused: bool = False
+    """Whether it answers and refuses the login or the virtual host; `error` then continues "RabbitMQ …"."""
     blocked: bool = False
     """Whether the broker refuses publishes for want of memory or disk."""
     looked_ms: int | None = None

@@ -320,7 +320,7 @@ async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) 
 
     put("users/worker", password="hunter4", tags="")
     checked = await check(stage, RABBITMQ_URL=url)
-    assert "there is no virtual host /, or worker may not use it" in checked.of("problem", "RabbitMQ")[0]
+    assert "has no virtual host /, or worker may not use it" in checked.of("problem", "RabbitMQ")[0]
     put("permissions/%2F/worker", configure=f"^{prefix}\\.retry.*", write=f"^{prefix}\\..*", read="^nothing$")
     checked = await check(stage, RABBITMQ_URL=url)
     (text,) = (it for it in checked.of("problem", "RabbitMQ") if "lacks permissions" in it)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from unittest.mock import AsyncMock
 
 import aio_pika
 import pytest
-from cli import here, names, otp_stream
+from cli import Ran, here, names, otp_stream
 from conftest import Stage
 from rabbitmq import Node, Rabbit, free_port, rabbit, until, with_management
 
@@ -111,6 +112,42 @@ async def test_a_broker_or_virtual_host_that_is_not_there_is_named(stage: Stage)
         assert ran.code == 1
         assert told in ran.out
         assert "hunter2" not in ran.out
+
+
+async def _ran(folder: Path, *command: str, **env: str) -> Ran:
+    if command[0] == "send":  # it handles signals, as only a main thread can
+        return await otp_stream(folder, *command, **env)
+    return await asyncio.to_thread(here, folder, *command, **env)
+
+
+async def test_a_refused_virtual_host_is_explained_by_every_command_and_by_the_worker(stage: Stage) -> None:
+    url = f"{stage.url}nosuch"
+    told = "has no virtual host nosuch, or guest may not use it (NOT_ALLOWED - vhost nosuch not found); correct"
+    commands = ("topology", "show"), ("send", "a@example.com"), ("dead", "list"), ("dead", "drop", "--all", "--yes")
+    for command in commands:
+        ran = await _ran(stage.folder, *command, RABBITMQ_URL=url)
+        assert ran.code != 0
+        assert told in ran.out, command
+        assert "object at" not in ran.out
+    worker = stage.worker(url=url)
+    await worker.start(ready=False)
+    await worker.wait_log("waiting for RabbitMQ")
+    status, body = await worker.get("/readyz")
+    assert status == 503
+    assert told in body
+    assert told in worker.log
+    assert "away" not in body
+    assert "object at" not in body + worker.log
+
+
+async def test_a_port_that_never_answers_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"amqp://u:hunter2@127.0.0.1:{mute.getsockname()[1]}/"
+        for command in (("topology", "show"), ("send", "a@example.com")):
+            ran = await _ran(tmp_path, *command, RABBITMQ_URL=url)
+            assert ran.code != 0
+            assert "does not answer in time" in ran.out
+            assert "()" not in ran.out
 
 
 async def test_definitions_that_are_imported_are_what_the_worker_wants(node: Node, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Why RabbitMQ gives no connection, in words that say what happened and what to do."""
+
+import shlex
+from urllib.parse import unquote, urlsplit
+
+from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
+
+from otp_stream.core.masking import scrub
+
+from .management import vhost
+
+_LONGEST = 200
+"""Characters of an error's own text."""
+
+
+def user(url: str) -> str:
+    """Return the user who logs in."""
+    return unquote(urlsplit(url).username or "guest")
+
+
+def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
+    """Return what the broker refuses, as the end of a sentence that begins with it, and what to do.
+
+    `None` if it does not refuse anything.
+    """
+    name = user(url)
+    match error:
+        case ProbableAuthenticationError():
+            fix = f"correct RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'change_password', name])}"
+            if name == "guest":
+                fix += "; guest may log in over loopback only: create a user for otp-stream"
+            return f"refuses the login of {name}", fix
+        case ConnectionNotAllowed():
+            text = f"has no virtual host {vhost(url)}, or {name} may not use it ({error_text(error, url)})"
+            fix = f"correct RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'add_vhost', vhost(url)])}"
+            return text, f"{fix}, and set permissions for {name} there"
+        case _:
+            return None
+
+
+def no_connection(error: BaseException, url: str) -> str:
+    """Return why there is no connection, as the end of a sentence that begins with the broker."""
+    if found := refusal(error, url):
+        return "; ".join(found)
+    if isinstance(error, ConnectionClosed):
+        return f"closes the connection ({error_text(error, url)}); see RabbitMQ's log"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "does not answer in time; is the port right, does a firewall drop packets?"
+    return f"does not answer ({error_text(error, url)})"
+
+
+def error_text(error: BaseException, url: str) -> str:
+    """Return the text of an error without the password of `url`, or else the name of its type."""
+    name, password = user(url), urlsplit(url).password or ""
+    # a password that is the user's name, as guest's, cannot be told from it
+    secrets = [password, unquote(password)] if password != name else []
+    return scrub(str(error) or type(error).__name__, *secrets, limit=_LONGEST)
