@@ -22,7 +22,7 @@ from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelLockedResource
 
-from otp_stream.core.letter import InHandError, LettersError
+from otp_stream.core.dead_letter import InHandError, LettersError
 from otp_stream.tasks import losing_it_is_an_error
 
 from .inlet import OneTimeInlet

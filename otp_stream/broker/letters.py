@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from aio_pika import Message
 
+from otp_stream.core.dead_letter import Letter, Wanted
 from otp_stream.core.decision import REASONS
 from otp_stream.core.job import OtpJob, Replay, carry
-from otp_stream.core.letter import Letter, Wanted
 from otp_stream.core.masking import hidden, mask_address, scrub, scrub_suspects, tells
 from otp_stream.core.possible_secrets import said_job_id
 from otp_stream.core.times import LAST_MS

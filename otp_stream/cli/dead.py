@@ -23,7 +23,7 @@ from rich.table import Table
 
 from otp_stream.broker.hands import LettersError
 from otp_stream.broker.letters import DeadLetters, Found, Pass, whoami
-from otp_stream.core.letter import Group, Groups, Letter, Wanted
+from otp_stream.core.dead_letter import Group, Groups, Letter, Wanted
 from otp_stream.core.times import iso
 from otp_stream.settings import Settings
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from otp_stream.broker.letters import Found
-from otp_stream.core.letter import Group, Letter, outline
+from otp_stream.core.dead_letter import Group, Letter, outline
 from otp_stream.core.times import in_words, iso
 
 from . import say

@@ -9,8 +9,8 @@ from typing import Protocol
 import structlog
 
 from otp_stream.asgi import Answer, Fields, Scope, redirect
+from otp_stream.core.dead_letter import InHandError, Letter, Wanted, grouped, words
 from otp_stream.core.decision import REASONS
-from otp_stream.core.letter import InHandError, Letter, Wanted, grouped, words
 
 from .pages import render
 from .session import FOREIGN, TOO_MANY, Sessions, is_program, who

@@ -32,7 +32,7 @@ from otp_stream.broker.letters import DeadLetters
 from otp_stream.broker.topology import Topology
 from otp_stream.cli.main import cli
 from otp_stream.core.backoff import Backoff
-from otp_stream.core.letter import Wanted
+from otp_stream.core.dead_letter import Wanted
 
 REFUSED = "550 5.7.1 relaying denied"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from otp_stream.core.letter import InHandError, Letter, LettersError, Wanted
+from otp_stream.core.dead_letter import InHandError, Letter, LettersError, Wanted
 from otp_stream.web import dead
 from otp_stream.web.dead import DeadDesk
 from otp_stream.web.session import Sessions

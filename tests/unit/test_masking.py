@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from otp_stream.core.dead_letter import outline
 from otp_stream.core.job import OtpJob
-from otp_stream.core.letter import outline
 from otp_stream.core.masking import cut, hash_address, hidden, mask_address, scrub, tells
 from otp_stream.core.outcome import Rejected, without_secrets
 from otp_stream.core.possible_secrets import PossibleSecrets, said_job_id, suspects, too_many

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from otp_stream.core.letter import Cause, Group, Letter, Wanted, grouped, outline, words
+from otp_stream.core.dead_letter import Cause, Group, Letter, Wanted, grouped, outline, words
 from otp_stream.core.outcome import Reply
 
 
