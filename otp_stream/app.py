@@ -17,11 +17,11 @@ import structlog
 from . import __version__
 from .broker import Incoming, OtpBroker, RabbitConfig
 from .broker.document import document
-from .broker.letters import DeadLetters
 from .core.backoff import Backoff
 from .core.job import OtpJob
 from .core.probe import Probed
 from .core.state import WorkerSeen
+from .dead_letters import DeadLetterQueue
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
 from .mail import Mailroom, TemplateError
@@ -124,7 +124,7 @@ def _sources(
         shared=tables,
         flags=tables,
         probe=probe,
-        letters=_letters(app.settings, broker),
+        dead_letters=_dead_letter_queue(app.settings, broker),
         previews=Previews(mailroom, app.settings.default_locale),
         default_locale=app.settings.default_locale,
         http_token=app.settings.http_token.get_secret_value() if app.settings.http_token else None,
@@ -141,9 +141,9 @@ def _name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _letters(settings: Settings, broker: OtpBroker) -> DeadLetters:
+def _dead_letter_queue(settings: Settings, broker: OtpBroker) -> DeadLetterQueue:
     shown_url = settings.masked_rabbitmq_url
-    return DeadLetters(
+    return DeadLetterQueue(
         settings.amqp_url,
         shown_url,
         broker.topology,

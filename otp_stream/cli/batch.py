@@ -154,10 +154,10 @@ def read(lines: Iterable[bytes]) -> tuple[list[Ready], list[str]]:
 
 
 def _exported(line: bytes) -> tuple[str, bytes]:
-    """Return the id and the body of an exported letter; any other line is a body itself."""
+    """Return the id and the body of an exported dead letter; any other line is a body itself."""
     with contextlib.suppress(ValueError, RecursionError):
-        letter: Any = json.loads(line) if b'"body"' in line else None
-        fields = cast("dict[str, Any]", letter) if isinstance(letter, dict) and "email" not in letter else {}
+        found: Any = json.loads(line) if b'"body"' in line else None
+        fields = cast("dict[str, Any]", found) if isinstance(found, dict) and "email" not in found else {}
         if isinstance(fields.get("body"), str):
             body = base64.b64decode(fields["body"], validate=True).strip()
             return str(fields.get("jobId") or ""), _as_old(body, fields.get("firstSeen"))

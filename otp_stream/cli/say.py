@@ -80,9 +80,9 @@ def count(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
-def letters(number: int) -> str:
-    """Return `1 letter`, `2 letters`."""
-    return f"{count(number)} letter{'' if number == 1 else 's'}"
+def dead_letters(number: int) -> str:
+    """Return `1 dead letter`, `2 dead letters`."""
+    return f"{count(number)} dead letter{'' if number == 1 else 's'}"
 
 
 def as_json(told: object, *, indent: int | None = None) -> str:

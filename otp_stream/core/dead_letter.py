@@ -1,21 +1,20 @@
-"""Dead letters as people look at them: by cause, masked, and whether sending them again makes sense."""
+"""Dead letters without their secrets, grouped by cause, and whether a replay of them makes sense."""
 
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple, cast
 
-from .address import wire_domain
 from .decision import REASONS
 from .job import Replay
 from .masking import mask_address
 from .possible_secrets import PossibleSecrets, said_job_id
-from .times import iso
 
-_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+NO_VALUE = "none"
+"""What stands for a missing reply code in a filter."""
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
 """Fields of a job that may be seen, unless what stands in them is the code or the address."""
 _WORDS = ("template", "locale", "purpose", "priority")
@@ -30,38 +29,31 @@ _KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]{0,39}")
 _DOMAIN = re.compile(r"[\w.-]{1,253}")
 _CODE_DIGITS = 4
 _LONGEST_SHOWN = 200
-_NONE = "none"
-_PLAIN = {"reason": "reason", "code": "code", "domain": "domain", "template": "template", "job": "job_id"}
-_NOT_SAID = ("code", "domain")
-"""What some dead letters do not have."""
-_WHOLE_DOMAIN = re.compile(r"[^\s@*]{1,255}")
-_NO_DOMAIN = "domain: must be the whole part after the @, without *, or empty for dead letters without a recipient"
-_AGES = {"older": "died_before_ms", "newer": "died_after_ms"}
-_HOPELESS = "malformed"
-"""What is no job never becomes one."""
+_NEVER_VALID = "malformed"
+"""A message that is not a valid job fails again each time."""
 
 
-class LettersError(Exception):
-    """The letters cannot be reached; the text says why and what to do."""
+class DeadLettersError(Exception):
+    """The dead-letter queue cannot be read; the text says why and what to do."""
 
 
-class InHandError(LettersError):
-    """Somebody else has them in hand for a while."""
+class DeadLettersInUseError(DeadLettersError):
+    """Another user or command is reading the dead-letter queue."""
 
 
 class Cause(NamedTuple):
-    """What letters have in common that died of the same."""
+    """The fields by which dead letters are grouped."""
 
     reason: str
     """As in `x-otp-reason`."""
     code: str
-    """The relay's reply code, empty where it said none."""
+    """The relay's reply code, empty if it gave none."""
     domain: str
-    """Of the recipient; empty where the message was no job."""
+    """Of the recipient; empty if the message is not a valid job."""
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter without its secrets; times are milliseconds since 1970."""
 
     job_id: str
@@ -69,21 +61,21 @@ class Letter:
     error: str
     attempt: int
     recipient: str
-    """Masked; empty where the message was no job."""
+    """Masked; empty if the message is not a valid job."""
     template: str
     died_ms: int | None
     first_seen_ms: int | None
     expires_ms: int | None
-    """When its code ends or ended; `None` where the message was no job."""
+    """When its code expires or expired; `None` if the message is not a valid job."""
     allowed_ms: int | None
     size: int
     """Of the body, in bytes."""
     code: str = ""
     """The relay's reply code, empty if it gave none."""
     replay: Replay | None = None
-    """The last one, if it was replayed before."""
+    """The last replay."""
     verified: bool = True
-    """Whether a worker wrote its headers. Where not, what is shown of them may be forged, and is sanitized."""
+    """Whether its headers have a valid signature. If not, they may be forged, and the fields above are sanitized."""
 
     @property
     def is_job(self) -> bool:
@@ -92,166 +84,68 @@ class Letter:
 
     @property
     def domain(self) -> str:
-        """The recipient's domain; empty where the message was no job."""
+        """The recipient's domain; empty if the message is not a valid job."""
         return self.recipient.rpartition("@")[2].lower()
 
     @property
     def cause(self) -> Cause:
-        """What it died of."""
+        """Its group."""
         return Cause(self.reason, self.code, self.domain)
 
-    def stale(self, now_ms: int) -> bool:
-        """Whether its code has expired: it would only die again."""
+    def is_expired(self, now_ms: int) -> bool:
+        """Whether its code has expired, so that a replay would dead-letter it again."""
         return self.expires_ms is not None and self.expires_ms <= now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which letters are meant; what is empty or `None` is not looked at. Times are milliseconds since 1970."""
-
-    reason: str = ""
-    code: str | None = None
-    """The relay's, or its beginning: `55` is every code from 550 to 559. Empty: it said none."""
-    domain: str | None = None
-    """Empty: the message was no job."""
-    template: str = ""
-    job_id: str = ""
-    died_before_ms: int | None = None
-    died_after_ms: int | None = None
-
-    @classmethod
-    def read(cls, words: Sequence[str], now_ms: int) -> "Wanted":
-        """Read `reason=rejected`, `code=550`, `domain=example.com`, `template=`, `job=`, `older=10m`, `newer=1h`.
-
-        Raises `ValueError` that names the field and the fix.
-        """
-        told: dict[str, Any] = {}
-        for word in words:
-            name, given, value = word.partition("=")
-            if not given:
-                raise ValueError(f"{word!r}: must look like reason=rejected or domain=example.com")
-            field = _PLAIN.get(name, _AGES.get(name))
-            if field is None:
-                raise ValueError(f"{name}: is none of {', '.join([*_PLAIN, *_AGES])}")
-            if field in told:
-                raise ValueError(f"{name}: is given twice; give it once")
-            told[field] = _filter(name, value, now_ms)
-        wanted = cls(**told)
-        before_ms, after_ms = wanted.died_before_ms, wanted.died_after_ms
-        if before_ms is not None and after_ms is not None and before_ms <= after_ms:
-            raise ValueError(
-                "older, newer: no dead letter matches both; older=10m newer=1h selects ages from 10 minutes to an hour"
-            )
-        return wanted
-
-    def __bool__(self) -> bool:
-        return self != Wanted()
-
-    def __str__(self) -> str:
-        parts: list[str] = []
-        for name, field in _PLAIN.items():
-            value: str | None = getattr(self, field)
-            if value:
-                parts.append(f"{name} {value}")
-            elif value is not None and name in _NOT_SAID:
-                parts.append(f"no {name}")
-        for how, at_ms in (("before", self.died_before_ms), ("after", self.died_after_ms)):
-            parts += [] if at_ms is None else [f"died {how} {iso(at_ms)}"]
-        return ", ".join(parts) or "all"
-
-    def has(self, letter: Letter) -> bool:
-        """Whether this letter is meant."""
-        return (
-            self.reason in ("", letter.reason)
-            and (self.code is None or (letter.code.startswith(self.code) if self.code else not letter.code))
-            and self.domain in (None, letter.domain)
-            and self.template in ("", letter.template)
-            and self.job_id in ("", letter.job_id)
-            and (self.died_before_ms is None or (letter.died_ms is not None and letter.died_ms < self.died_before_ms))
-            and (self.died_after_ms is None or (letter.died_ms is not None and letter.died_ms >= self.died_after_ms))
-        )
-
-
-def _filter(name: str, value: str, now_ms: int) -> str | int:
-    """Return what one word asks for. Raises `ValueError` that names the field and the fix."""
-    if name == "domain":
-        return _domain(value)
-    if name == "code":
-        return _code(value)
-    if not value:
-        raise ValueError(f"{name}: is empty; give a value or leave it out")
-    if name == "reason" and value not in REASONS:
-        raise ValueError(f"reason: must be one of {', '.join(REASONS)}")
-    return now_ms - _span_ms(name, value) if name in _AGES else value
-
-
-def _code(value: str) -> str:
-    if value == _NONE:  # a code has digits alone, so this can mean one thing only
-        return ""
-    if not (value.isascii() and value.isdecimal() and len(value) <= 3 and value[0] in "2345"):
-        raise ValueError(f"code: must be a reply code such as 550, its first digits such as 55, or {_NONE}")
-    return value
-
-
-def _domain(value: str) -> str:
-    if value.lower() == _NONE:
-        text = "domain= (dead letters without a recipient) or domain=@none (recipients at none)"
-        raise ValueError(f"domain: none is ambiguous; write {text}")
-    if not value:
-        return ""
-    domain = _wire(value.removeprefix("@"))
-    if not _WHOLE_DOMAIN.fullmatch(domain):
-        raise ValueError(_NO_DOMAIN)
-    return domain
-
-
-def words(cause: Cause) -> dict[str, str]:
-    """Return what `Wanted.read` takes for the letters with this cause, and for no others."""
-    domain = f"@{_NONE}" if cause.domain == _NONE else cause.domain
-    return {"reason": cause.reason, "code": cause.code or _NONE, "domain": domain}
+def filter_by(cause: Cause) -> dict[str, str]:
+    """Return the conditions for `DeadLetterFilter.parse` that select exactly the dead letters with this cause."""
+    domain = f"@{NO_VALUE}" if cause.domain == NO_VALUE else cause.domain
+    return {"reason": cause.reason, "code": cause.code or NO_VALUE, "domain": domain}
 
 
 @dataclass(slots=True)
 class Group:
-    """Letters with one cause."""
+    """The dead letters with one cause."""
 
     cause: Cause
     count: int = 0
-    stale: int = 0
+    expired: int = 0
     """Of them, those whose code has expired."""
     oldest_ms: int | None = None
     newest_ms: int | None = None
     error: str = ""
-    """What was said of the newest."""
+    """Of the newest dead letter."""
 
     @property
-    def can_go(self) -> bool:
-        """Whether it can be sent again at all, and be named by its cause: others' reasons have no name here."""
-        return self.cause.reason != _HOPELESS and self.cause.reason in REASONS
+    def can_replay(self) -> bool:
+        """Whether a replay can succeed, and its reason is one that a filter accepts."""
+        return self.cause.reason != _NEVER_VALID and self.cause.reason in REASONS
 
     @property
-    def worth_it(self) -> bool:
-        """Whether to send it again would do more than have it die once more."""
-        return self.can_go and self.stale < self.count
+    def worth_replaying(self) -> bool:
+        """Whether a replay would send any of them."""
+        return self.can_replay and self.expired < self.count
 
     @property
     def command(self) -> str:
-        """What a shell is told to send it again."""
-        return f"otp-stream dead replay {shlex.join(f'{name}={value}' for name, value in words(self.cause).items())}"
+        """The shell command that replays it."""
+        return (
+            f"otp-stream dead replay {shlex.join(f'{name}={value}' for name, value in filter_by(self.cause).items())}"
+        )
 
-    def add(self, letter: Letter, now_ms: int) -> None:
+    def add(self, dead_letter: DeadLetter, now_ms: int) -> None:
         """Count a dead letter."""
         self.count += 1
-        self.stale += letter.stale(now_ms)
-        died_ms = letter.died_ms
+        self.expired += dead_letter.is_expired(now_ms)
+        died_ms = dead_letter.died_ms
         if died_ms is not None:
             self.oldest_ms = died_ms if self.oldest_ms is None else min(self.oldest_ms, died_ms)
         if self.newest_ms is None or (died_ms or 0) >= self.newest_ms:
-            self.newest_ms, self.error = died_ms, letter.error
+            self.newest_ms, self.error = died_ms, dead_letter.error
 
 
 class Groups:
-    """Counts dead letters by cause. Memory grows with the number of causes alone."""
+    """Counts dead letters by cause. Memory grows only with the number of causes."""
 
     def __init__(self, now_ms: int) -> None:
         self.count = 0
@@ -259,22 +153,22 @@ class Groups:
         self._now_ms = now_ms
         self._groups: dict[Cause, Group] = {}
 
-    def add(self, letter: Letter) -> None:
+    def add(self, dead_letter: DeadLetter) -> None:
         """Count a dead letter."""
         self.count += 1
-        self.unverified += not letter.verified
-        self._groups.setdefault(letter.cause, Group(letter.cause)).add(letter, self._now_ms)
+        self.unverified += not dead_letter.verified
+        self._groups.setdefault(dead_letter.cause, Group(dead_letter.cause)).add(dead_letter, self._now_ms)
 
     def all(self) -> list[Group]:
         """Return the groups, the largest first."""
         return sorted(self._groups.values(), key=lambda it: (-it.count, it.cause))
 
 
-def grouped(letters: Iterable[Letter], now_ms: int) -> list[Group]:
-    """Return letters by cause, the largest group first."""
+def grouped(dead_letters: Iterable[DeadLetter], now_ms: int) -> list[Group]:
+    """Return dead letters by cause, the largest group first."""
     groups = Groups(now_ms)
-    for letter in letters:
-        groups.add(letter)
+    for dead_letter in dead_letters:
+        groups.add(dead_letter)
     return groups.all()
 
 
@@ -349,18 +243,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, int | float):
         return "a number"
     return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-
-
-def _wire(domain: str) -> str:
-    """Return a domain as the letters have it: people write `straße.example`."""
-    try:
-        return wire_domain(domain)
-    except ValueError as error:
-        raise ValueError(f"domain: {error}") from None
-
-
-def _span_ms(name: str, text: str) -> int:
-    number, unit = text[:-1], text[-1:]
-    if not (number.isascii() and number.isdigit()) or unit not in _UNITS_MS:
-        raise ValueError(f"{name}: must look like 10m (s, m, h or d)")
-    return int(number) * _UNITS_MS[unit]

@@ -18,7 +18,7 @@ from otp_stream.core.decision import REASONS
 from otp_stream.core.health import Status, checks, worst
 from otp_stream.core.state import TablesState, WorkerState
 
-from .dead import DeadDesk, Letters
+from .dead_letters import DeadLetters, DeadLettersView
 from .front import Front, Shared, Watched
 from .live import MOST, Live
 from .pages import ASSETS, asyncapi_page
@@ -41,11 +41,11 @@ class Sources:
     shared: Shared
     flags: Flags | None
     probe: Probe
-    letters: Letters
+    dead_letters: DeadLetters
     previews: Previews
     default_locale: str
     http_token: str | None
-    """Whoever knows it may replay, and probe a relay."""
+    """Required to replay dead letters and to probe a relay."""
     metrics: Callable[[str], tuple[bytes, str]]
     document: Callable[[], dict[str, Any]]
     name: str
@@ -62,12 +62,14 @@ def routes(sources: Sources) -> dict[str, Route]:
     front = Front(desk.fresh, sources.watched, sources.shared, sessions, *about)
     live = Live(front.picture, stopping=lambda: sources.look().phase == "stopping")
     templates = TemplateDesk(sources.previews, sources.default_locale)
-    dead = DeadDesk(sources.letters, sessions, desk.dead_letters, lambda: sources.watched.stats().endings)
+    dead_letters = DeadLettersView(
+        sources.dead_letters, sessions, desk.dead_letter_count, lambda: sources.watched.stats().endings
+    )
     probe = ProbeRoute(sources.probe, sessions, front, sources.name)
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
     answers: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
         "/": front.page,
-        "/dead": dead.page,
+        "/dead": dead_letters.page,
         "/templates": templates.page,
         "/preview": templates.preview,
         "/health": desk.health,
@@ -79,7 +81,12 @@ def routes(sources: Sources) -> dict[str, Route]:
         "/asyncapi.yaml": partial(_asyncapi_yaml, document),
         **{f"/{name}": partial(_asset, name) for name in ASSETS},
     }
-    forms = {"/replay": dead.replay, "/login": dead.login, "/logout": dead.logout, "/probe": probe.take}
+    forms = {
+        "/replay": dead_letters.replay,
+        "/login": dead_letters.login,
+        "/logout": dead_letters.logout,
+        "/probe": probe.take,
+    }
     return {
         **{path: answering(answer) for path, answer in answers.items()},
         **{path: taking(take) for path, take in forms.items()},
@@ -130,7 +137,7 @@ class _Desk:
         body, content_type = self._sources.metrics(header(scope, b"accept"))
         return Answer(body, content_type)
 
-    async def dead_letters(self) -> int | None:
+    async def dead_letter_count(self) -> int | None:
         """Return how many there are by the broker's word; `None` where it is away, or this worker does not ask."""
         broker = (await self.fresh(_ASK_S)).broker
         return broker.dead if broker is not None and broker.connected else None

@@ -94,8 +94,8 @@ async def test_a_file_with_a_line_that_no_worker_would_take_is_not_published_unl
     assert "no worker has ever run here" in ran.out
 
 
-def test_letters_that_were_exported_are_read_as_the_jobs_in_them(tmp_path: Path) -> None:
-    def letter(content: bytes, **fields: object) -> bytes:
+def test_exported_dead_letters_are_read_as_the_jobs_in_them(tmp_path: Path) -> None:
+    def exported(content: bytes, **fields: object) -> bytes:
         return json.dumps(
             {"jobId": "made", "reason": "rejected", "body": base64.b64encode(content).decode()} | fields
         ).encode()
@@ -103,17 +103,17 @@ def test_letters_that_were_exported_are_read_as_the_jobs_in_them(tmp_path: Path)
     plain = b'{"email": "a@example.com", "otp": "739154", "body": "x"}'
     named = b'{"jobId": "j-1",\n "email": "a@example.com", "otp": "739154"}'
     odd = [b'{"body": ', b'{"otp": "123456", "metadata": {"body": "x"}}', b'{"body": 5}']
-    jobs, bad = read([letter(plain), letter(named), plain, letter(b"no job"), letter(b"", body="?"), *odd])
+    jobs, bad = read([exported(plain), exported(named), plain, exported(b"no job"), exported(b"", body="?"), *odd])
     assert [it.job_id for it in jobs[:2]] == ["made", "j-1"]
     assert json.loads(jobs[0].body)["otp"] == json.loads(jobs[2].body)["otp"] == "739154"
     assert jobs[1].body == named
     assert [it.partition(":")[0] for it in bad] == ["line 4", "line 5", "line 6", "line 7", "line 8"]
-    old = letter(plain, firstSeen="2026-01-31T12:00:00Z")
+    old = exported(plain, firstSeen="2026-01-31T12:00:00Z")
     assert json.loads(read([old])[0][0].body)["timestamp"] == 1_769_860_800_000  # its code does not grow younger
     assert "timestamp" not in json.loads(jobs[0].body)
-    null = letter(b'{"email": "a@example.com", "otp": "739154", "timestamp": null}', firstSeen="2026-01-31T12:00:00Z")
+    null = exported(b'{"email": "a@example.com", "otp": "739154", "timestamp": null}', firstSeen="2026-01-31T12:00:00Z")
     assert json.loads(read([null])[0][0].body)["timestamp"] == 1_769_860_800_000
-    assert read([letter(b'{"timestamp": []}', firstSeen="2026-01-31T12:00:00Z")])[1]
+    assert read([exported(b'{"timestamp": []}', firstSeen="2026-01-31T12:00:00Z")])[1]
 
 
 async def test_without_events_a_job_is_published_and_nobody_waits(stage: Stage) -> None:

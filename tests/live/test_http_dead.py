@@ -1,4 +1,4 @@
-"""The page of dead letters: visitors see how many, whoever knows HTTP_TOKEN sees why and may send them again."""
+"""The page of dead letters: visitors see their number; with HTTP_TOKEN, users see the causes and can replay."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ async def visitor(stage: Stage) -> Visitor:
 GROUP = {"reason": "rejected", "code": "550", "domain": "example.com"}
 
 
-async def test_a_visitor_sees_how_many_and_whoever_is_logged_in_why_and_no_one_a_secret(visitor: Visitor) -> None:
+async def test_a_visitor_sees_the_number_a_logged_in_user_the_causes_and_no_one_a_secret(visitor: Visitor) -> None:
     async def counted() -> bool:
         return "<strong>22</strong> jobs could not be sent" in visitor.get("/dead")
 
@@ -54,32 +54,32 @@ async def test_a_visitor_sees_how_many_and_whoever_is_logged_in_why_and_no_one_a
     assert CODE not in page
 
 
-async def test_a_visitor_s_look_takes_no_message_from_the_broker(visitor: Visitor, stage: Stage) -> None:
+async def test_a_visit_without_login_fetches_no_message(visitor: Visitor, stage: Stage) -> None:
     for _ in range(3):
         visitor.get("/dead")
     assert not any(message.redelivered for message in await stage.rabbit.dead(22))
 
 
-async def test_who_is_logged_in_sends_a_group_again(visitor: Visitor, stage: Stage) -> None:
+async def test_a_logged_in_user_replays_a_group(visitor: Visitor, stage: Stage) -> None:
     stage.relay.always("rcpt", None)
     assert visitor.ask("/login", token=TOKEN)[0] == 303
     assert visitor.ask("/replay", **GROUP)[0] == 403  # a form of another site does not know the key
     assert visitor.ask("/replay", key=visitor.key())[0] == 400
     assert visitor.ask("/replay", key=visitor.key(), **GROUP)[0] == 303
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return "jobs are being sent again (reason rejected, code 550, domain example.com)" in visitor.get("/dead")
 
-    await until(told, "the end of the replay")
+    await until(reported, "the end of the replay")
     assert "with an expired code stayed" in visitor.get("/dead")
     await stage.relay.wait_accepted(20)
     line = next(it for it in visitor.worker.lines if it["event"] == "dead letters replayed")
-    assert (line["by"], line["letters"], line["expired"]) == ("page@127.0.0.1", 20, 2)
+    assert (line["by"], line["dead_letters"], line["expired"]) == ("page@127.0.0.1", 20, 2)
     visitor.ask("/logout", key=visitor.key())
     assert "Send again" not in visitor.get("/dead")
 
 
-async def test_a_script_brings_the_token_itself(visitor: Visitor, stage: Stage) -> None:
+async def test_a_script_sends_the_token(visitor: Visitor, stage: Stage) -> None:
     stage.relay.always("rcpt", None)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     assert visitor.ask("/replay", bearer, reason="gone")[0] == 400
@@ -87,7 +87,7 @@ async def test_a_script_brings_the_token_itself(visitor: Visitor, stage: Stage) 
     await stage.relay.wait_accepted(20)
 
 
-async def test_a_forged_session_is_none(visitor: Visitor) -> None:
+async def test_a_forged_session_is_refused(visitor: Visitor) -> None:
     visitor.cookie = f"otp_session=99999999999.{'0' * 64}"
     assert "Send again" not in visitor.get("/dead")
     visitor.ask("/login", token=TOKEN)
@@ -96,7 +96,7 @@ async def test_a_forged_session_is_none(visitor: Visitor) -> None:
     assert "Send again" not in visitor.get("/dead")
 
 
-async def test_a_broker_that_is_away_is_told_and_nothing_else_fails(stage: Stage) -> None:
+async def test_an_unreachable_broker_is_reported_and_nothing_else_fails(stage: Stage) -> None:
     worker = await stage.run(WORKER="false", HTTP_TOKEN=TOKEN, RABBITMQ_URL="amqp://u:hunter2@127.0.0.1:9/")
     visitor = Visitor(worker)
     assert "Their number is unknown" in visitor.get("/dead")

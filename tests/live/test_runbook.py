@@ -148,13 +148,13 @@ async def _rejected(it: Fault) -> None:
     assert re.search(r"^login-4711 +u\*\*\*@corp\.example +rejected +550 .* left *$", each, re.MULTILINE)
     assert "550 5.7.1 relaying denied" in await it.run("otp-stream dead show login-4711")
     replay = "otp-stream dead replay reason=rejected domain=corp.example"
-    assert "letters=4" in await it.run(f"{replay} --dry-run")
+    assert "deadLetters=4" in await it.run(f"{replay} --dry-run")
     await it.dead(5)
     for to in people:
         it.relay.always("rcpt", None, to=to)
-    assert "letters=4" in await it.run(replay)
+    assert "deadLetters=4" in await it.run(replay)
     await it.arrive(*people)
-    assert "letters=1" in await it.run("otp-stream dead drop reason=rejected")
+    assert "deadLetters=1" in await it.run("otp-stream dead drop reason=rejected")
     await it.run("otp-stream dead list")
     await it.shows(over=True)
 
@@ -237,12 +237,12 @@ async def _other_properties(it: Fault) -> None:
     await it.run("otp-stream check", code=1)
     await it.shows()
     await it.metric('otp_phase{state="consuming"}', 0)
-    await it.run("otp-stream dead export --raw --out letters.jsonl")
-    assert _bodies(it.folder / "letters.jsonl") == [json.loads(job("old@example.com"))]
+    await it.run("otp-stream dead export --raw --out dead-letters.jsonl")
+    assert _bodies(it.folder / "dead-letters.jsonl") == [json.loads(job("old@example.com"))]
     await it.run("rabbitmqctl delete_queue otp.dead")
     await it.shows(over=True)
     await it.arrive("ada@example.com")
-    assert "sent 1" in await it.run("otp-stream send --skip-bad --file letters.jsonl")
+    assert "sent 1" in await it.run("otp-stream send --skip-bad --file dead-letters.jsonl")
     await it.arrive("ada@example.com", "old@example.com")
 
 
@@ -276,7 +276,7 @@ async def _malformed(it: Fault) -> None:
     assert "a***@example.com" in await it.run("otp-stream dead show order-17")
     await it.run("otp-stream dead export reason=malformed --raw --out malformed.jsonl")
     assert _bodies(it.folder / "malformed.jsonl") == [wrong]
-    assert "letters=1" in await it.run("otp-stream dead drop reason=malformed")
+    assert "deadLetters=1" in await it.run("otp-stream dead drop reason=malformed")
     await it.run("otp-stream dead list reason=malformed")
     await it.shows(over=True)
 
@@ -358,11 +358,11 @@ async def _expired(it: Fault) -> None:
     await it.shows()
     listed = await it.run("otp-stream dead list reason=expired")
     assert re.search(r"^ +2 +2 +expired .*example\.com", listed, re.MULTILINE)
-    assert "letters=2" in await it.run("otp-stream dead replay reason=expired newer=10m --fresh-expiry")
+    assert "deadLetters=2" in await it.run("otp-stream dead replay reason=expired newer=10m --fresh-expiry")
     await it.arrive("late@example.com", "later@example.com")
     await it.publish("gone@example.com", timestamp=now_ms - 20 * 60_000)
     await it.dead(1)
-    assert "letters=1" in await it.run("otp-stream dead drop reason=expired")
+    assert "deadLetters=1" in await it.run("otp-stream dead drop reason=expired")
     await it.run("otp-stream dead list reason=expired")
     await it.shows(over=True)
 

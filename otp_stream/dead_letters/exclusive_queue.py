@@ -1,0 +1,185 @@
+"""Exclusive access to the dead-letter queue, without losing a message.
+
+AMQP cannot browse a queue: messages are delivered, stay unacked, and are requeued in their old places when the channel
+closes. A message leaves the queue only after the broker has confirmed its copy elsewhere. A transaction over both would
+be simpler, but RabbitMQ 3.10 answers `tx.commit-ok` when a full queue refuses the copy, and the message is lost.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelLockedResource
+
+from otp_stream.broker.inlet import OneTimeInlet
+from otp_stream.broker.message import Delivered
+from otp_stream.broker.refusal import no_connection
+from otp_stream.broker.tolerance import tolerate
+from otp_stream.core.dead_letter import DeadLettersError, DeadLettersInUseError
+from otp_stream.tasks import losing_it_is_an_error
+
+_TIMEOUT_S = 10.0
+_QUIET_S = 2.0
+"""If no message arrives for so long, the queue is empty."""
+_BATCH = 12
+"""Messages that RabbitMQ sends ahead: AMQP limits their number, and a body in memory has at most 1 MiB."""
+_LOCK = "{}.hands"
+"""The name of the queue that serves as the lock, the same as in previous versions so that they respect it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExclusiveQueue:
+    """A queue that no other user or command reads meanwhile."""
+
+    channel: Channel
+    deliveries: asyncio.Queue[Delivered]
+    """From `channel`."""
+    publishing: AbstractChannel
+    name: str
+    count: int
+    """Messages in the queue at the start."""
+
+    async def messages(self, limit: int) -> AsyncGenerator[Delivered]:
+        """Return messages one after another, the oldest first.
+
+        Each batch has its own consumer: the messages before it stay unacked, and their bodies can leave the memory.
+        """
+        wanted = min(self.count, limit)
+        while wanted > 0:
+            size = min(_BATCH, wanted)
+            batch = await self._batch(size)
+            wanted = wanted - size if len(batch) == size else 0
+            while batch:
+                yield batch.popleft()
+
+    async def _batch(self, size: int) -> deque[Delivered]:
+        """Return so many messages, or fewer if there are no more.
+
+        The consumer is cancelled before an ack makes RabbitMQ send another message.
+        """
+        await self.channel.basic_qos(prefetch_count=size)
+        consumer = await self.channel.basic_consume(self.name, _ignore)
+        batch: deque[Delivered] = deque()
+        with contextlib.suppress(TimeoutError):
+            while len(batch) < size:
+                batch.append(await asyncio.wait_for(self.deliveries.get(), _QUIET_S))
+        if self.channel.is_closed:
+            raise ConnectionError("the connection was lost")
+        await self.channel.basic_cancel(str(consumer.consumer_tag))
+        return batch
+
+    async def replace(self, message: Delivered, copy: Message | None, queue: str = "") -> None:
+        """Publish a copy to another queue and wait for the confirm, then ack the message.
+
+        After a cancellation, both are done or neither. If the process is killed in between, the message is in both
+        queues: they have the same job id, and one of them is sent.
+        """
+        await _complete(self._replace(message, copy, queue))
+
+    async def _replace(self, message: Delivered, copy: Message | None, queue: str) -> None:
+        try:
+            if copy is not None:
+                exchange = self.publishing.default_exchange
+                await exchange.publish(copy, queue, mandatory=True, timeout=_TIMEOUT_S)
+        except PublishError:
+            raise DeadLettersError(
+                f"{queue} is missing: nothing was lost. Start a worker, which creates the queue, and try again"
+            ) from None
+        except DeliveryError:
+            raise DeadLettersError(
+                f"{queue} is full and refuses messages: nothing was lost, try again when it is shorter"
+            ) from None
+        await message.ack()
+
+
+async def _complete(work: Coroutine[Any, Any, None]) -> None:
+    """Finish the work even if the caller is cancelled."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+@asynccontextmanager
+async def exclusive_queue(
+    name: str, url: str, shown_url: str, *, timeout_s: float | None = None
+) -> AsyncGenerator[ExclusiveQueue]:
+    """Open a queue exclusively; messages that are not replaced are requeued at the end.
+
+    Raises `DeadLettersError`, and `DeadLettersInUseError` if another user has it open for longer than `timeout_s`.
+    """
+    tolerate()
+    timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
+    connection = await _connect(url, shown_url, timeout_s)
+    try:
+        with losing_it_is_an_error():
+            await _lock(connection, _LOCK.format(name), timeout_s)
+            deliveries: asyncio.Queue[Delivered] = asyncio.Queue()
+            channel = await connection.take(deliveries.put_nowait)
+            declared = await channel.queue_declare(name, passive=True)
+            publishing = await connection.channel(on_return_raises=True)
+            try:
+                yield ExclusiveQueue(channel, deliveries, publishing, name, declared.message_count or 0)
+            finally:
+                # any reply will do: it shows that the broker has processed every ack before it
+                with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+                    await asyncio.sleep(0)
+                    await asyncio.wait_for(channel.basic_qos(prefetch_count=1), _TIMEOUT_S)
+    except ChannelNotFoundEntity:
+        raise DeadLettersError(
+            f"{name} does not exist at {shown_url}: no worker has run with this RABBITMQ_PREFIX there, "
+            "or the virtual host is another"
+        ) from None
+    except (AMQPError, TimeoutError, OSError, RuntimeError) as error:
+        raise DeadLettersError(
+            f"{name}: {_text(error)}; unfinished dead letters are still in the queue, start again"
+        ) from error
+    finally:
+        with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+            await asyncio.wait_for(connection.close(), _TIMEOUT_S)
+
+
+async def _connect(url: str, shown_url: str, timeout_s: float) -> OneTimeInlet:
+    try:
+        connection = await aio_pika.connect(url, timeout=timeout_s, connection_class=OneTimeInlet)
+    except (OSError, AMQPError, TimeoutError) as error:
+        raise DeadLettersError(f"RABBITMQ_URL: {shown_url} {no_connection(error, url)}") from None
+    return connection
+
+
+async def _lock(connection: AbstractConnection, name: str, timeout_s: float) -> None:
+    """Declare an exclusive queue as a lock: a reader holds all messages, so a second one would find none."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            await channel.declare_queue(name, exclusive=True, auto_delete=True)
+        except ChannelLockedResource:
+            if time.monotonic() > deadline:
+                raise DeadLettersInUseError(
+                    "another user or command is reading the dead-letter queue: try again later"
+                ) from None
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
+async def _ignore(message: DeliveredMessage) -> None:
+    """Satisfy aiormq, which never sees a delivery."""
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:200]

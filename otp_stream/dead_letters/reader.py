@@ -1,0 +1,163 @@
+"""Read a message of the dead-letter queue, and trust only headers that a worker signed."""
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from otp_stream.broker.arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY
+from otp_stream.broker.copies import ALLOWED_AT, DIED_AT, ERROR, REASON, REPLY_CODE
+from otp_stream.broker.mac import OURS, verified
+from otp_stream.broker.message import Delivered, now_ms
+from otp_stream.core.dead_letter import DeadLetter
+from otp_stream.core.decision import REASONS
+from otp_stream.core.job import OtpJob, Replay, carry
+from otp_stream.core.masking import hidden, mask_address, scrub, scrub_suspects, tells
+from otp_stream.core.possible_secrets import said_job_id
+from otp_stream.core.times import LAST_MS
+
+_GENERATED_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_ATTEMPTS = 1_001
+_REPLY_CODES = range(200, 600)
+_CODE = re.compile(r"(?:^|last: )([245][0-9]{2})(?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?\b")
+_BY_THE_BROKER = "dead-lettered by the broker: redelivered too often"
+_UNREAD = "the headers are too large to read"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDeadLetter:
+    """A dead letter and its message, which contains the code: show it only to users who may see codes."""
+
+    dead_letter: DeadLetter
+    message: Delivered = field(repr=False)
+    own_headers: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    """The headers that a worker wrote; a replay keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads dead letters with the keys of a deployment."""
+
+    default_expiry_minutes: float
+    hash_key: bytes = field(repr=False)
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+
+    def read(self, message: Delivered) -> StoredDeadLetter:
+        """Return a message's dead letter. Whatever the message contains, this does not raise."""
+        request = _job(message.body)
+        all_headers: dict[str, Any] = dict(message.headers or {})
+        signed = verified(all_headers, message.body, (self.hash_key, *self.old_hash_keys))
+        headers = _sanitized(all_headers, request) if signed is None else signed
+        first_seen_ms, died_ms = _time_ms(headers.get(FIRST_SEEN)), _time_ms(headers.get(DIED_AT))
+        job_id = self._job_id(message, headers, request)
+        # the broker itself dead-letters what was redelivered too often, and adds none of our headers
+        reason, error = ("unknown", _UNREAD) if message.headers_unread else ("crashed", _BY_THE_BROKER)
+        error = str(headers.get(ERROR, error))
+        if request is not None and tells(error, request.email, request.otp, chance=True):
+            error = scrub(error, request.otp, request.email)
+        dead_letter = DeadLetter(
+            job_id=job_id,
+            reason=str(headers.get(REASON, reason)),
+            error=error,
+            code=str(headers.get(REPLY_CODE, "")) or _code_in(error),
+            attempt=_int(headers.get(ATTEMPT)) or 0,
+            recipient=mask_address(request.email) if request else "",
+            template=request.shown_template if request else "",
+            died_ms=died_ms,
+            first_seen_ms=first_seen_ms,
+            expires_ms=self._expires_ms(request, job_id, first_seen_ms or died_ms or now_ms()),
+            allowed_ms=_time_ms(headers.get(ALLOWED_AT)),
+            size=message.dropped or len(message.body),
+            replay=_replay(headers),
+            # without any of our headers, the broker dead-lettered the message, and there is nothing to verify
+            verified=signed is not None
+            or not (message.headers_unread or any(name.startswith(OURS) for name in all_headers)),
+        )
+        own_headers = signed or ({} if first_seen_ms is None else {FIRST_SEEN: first_seen_ms})
+        return StoredDeadLetter(dead_letter, message, own_headers)
+
+    def _job_id(self, message: Delivered, headers: Mapping[str, Any], request: OtpJob | None) -> str:
+        job_id = str(headers.get(JOB_ID) or self._unsigned_id(message, request))
+        if request is not None and tells(job_id, request.email, request.otp):
+            return hidden(job_id, self.hash_key)
+        return job_id
+
+    def _unsigned_id(self, message: Delivered, request: OtpJob | None) -> str:
+        """Return the id that the producer has given the job or the message, hashed if it contains a secret."""
+        if request is not None and request.job_id:
+            secret = tells(request.job_id, request.email, request.otp)
+            return hidden(request.job_id, self.hash_key) if secret else request.job_id
+        return said_job_id(message.body) or hidden(message.message_id or "", self.hash_key)
+
+    def _expires_ms(self, request: OtpJob | None, job_id: str, first_seen_ms: int) -> int | None:
+        """Return when the worker will consider the code expired after a replay without a fresh lifetime."""
+        if request is None:
+            return None
+        return carry(
+            request,
+            job_id=job_id,
+            lane="due",
+            first_seen_ms=first_seen_ms,
+            attempts_made=0,
+            default_expiry_minutes=self.default_expiry_minutes,
+        ).expires_ms
+
+
+def _job(body: bytes) -> OtpJob | None:
+    # a stored exception would keep the message, and with it the memory of its body
+    with contextlib.suppress(Exception):
+        return OtpJob.from_bytes(body)
+    return None
+
+
+def _replay(headers: Mapping[str, Any]) -> Replay | None:
+    at_ms = _time_ms(headers.get(REPLAYED_AT))
+    return None if at_ms is None else Replay(at_ms, str(headers.get(REPLAYED_BY, "")), FRESH in headers)
+
+
+def _sanitized(headers: Mapping[str, Any], request: OtpJob | None) -> dict[str, Any]:
+    """Return what may be shown of headers without a valid signature: anyone may have written them.
+
+    A previous version did not sign its headers.
+    """
+    secrets = (request.otp, request.email) if request else ()
+    shown: dict[str, Any] = {}
+    if REASON in headers:
+        shown[REASON] = headers[REASON] if headers[REASON] in REASONS else "unknown"
+        shown[ERROR] = ""
+    for name in (ERROR, REPLAYED_BY):
+        if isinstance(value := headers.get(name), str):
+            shown[name] = scrub_suspects(value, *secrets)
+    job_id = headers.get(JOB_ID)
+    # the secrets of a malformed body are not known, so any id could contain them
+    generated = request and isinstance(job_id, str) and _GENERATED_ID.fullmatch(job_id)
+    if request and generated and not tells(generated[0], request.email, request.otp, chance=True):
+        shown[JOB_ID] = job_id
+    code = _int(headers.get(REPLY_CODE))
+    if code in _REPLY_CODES:
+        shown[REPLY_CODE] = code
+    attempt = _int(headers.get(ATTEMPT))
+    shown[ATTEMPT] = attempt if attempt is not None and 0 <= attempt <= _MAX_ATTEMPTS else 0
+    times = {name: _time_ms(headers.get(name)) for name in (FIRST_SEEN, DIED_AT, ALLOWED_AT, REPLAYED_AT)}
+    shown |= {name: at_ms for name, at_ms in times.items() if at_ms is not None}
+    first_seen_ms = times[FIRST_SEEN] or times[DIED_AT]
+    if first_seen_ms is not None:  # it can shorten a code's lifetime, but must not extend it
+        shown[FIRST_SEEN] = min(first_seen_ms, now_ms())
+    return shown
+
+
+def _code_in(error: str) -> str:
+    """Return the reply code at the start or the end of an error: previous versions wrote no header for it."""
+    found = _CODE.search(error)
+    return found[1] if found else ""
+
+
+def _time_ms(value: object) -> int | None:
+    """Return a time if it is a possible one: headers of others must not make a dead letter unreadable."""
+    at_ms = _int(value)
+    return at_ms if at_ms is not None and 0 <= at_ms <= LAST_MS else None
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
