@@ -1,6 +1,6 @@
-"""The whole machine, wired in one place: settings, parts, FastStream application and HTTP.
+"""The FastStream application, assembled from the settings: the only module that wires the parts together.
 
-`faststream run otp_stream.app:app` starts it. Importing this connects to nothing and needs no setting.
+`faststream run otp_stream.app:app` starts it. Importing this module connects to nothing and requires no setting.
 """
 
 import asyncio
@@ -30,31 +30,56 @@ from .mail.preview import Previews
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
 from .tables import Asker, MemoryTables, Tables
-from .watch import Watch, configure_logs, finish_logs, monitor
+from .telemetry import Observer, configure_logs, flush_logs, monitor
 from .web import Probe, Sources, routes
 from .worker import Hooks, OtpStream
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-_PROBED_MS = 5_000
-"""How long the other workers can see that a relay takes mail again."""
+_PROBE_FLAG_TTL_MS = 5_000
+"""How long the flag for the other workers lasts that a relay accepts mail again."""
 
 
 def build(
-    settings: Settings, problems: Sequence[str], *, beside: Sequence[Callable[[], Awaitable[object]]] = ()
+    settings: Settings, problems: Sequence[str], *, background: Sequence[Callable[[], Awaitable[object]]] = ()
 ) -> OtpStream:
-    """Wire the worker; `beside` runs next to it. Where there are problems, it can make documents but will not run."""
+    """Return the application, with `background` tasks. With `problems` it can make its documents but will not run."""
     problems = list(problems)
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
-    watch = Watch()
+    observer = Observer()
     first, *fallbacks = relays(settings)
     tables = _tables(settings)
     sharing = Sharing(tables.reserve, lambda: _workers(broker)) if settings.redis_url else Sharing()
-    relay = SmtpRelay(first, fallbacks=fallbacks, on_gate=watch.gate, on_rate=watch.rate, sharing=sharing)
+    relay = SmtpRelay(
+        first,
+        fallbacks=fallbacks,
+        on_gate=observer.circuit_breaker_changed,
+        on_rate=observer.rate_changed,
+        sharing=sharing,
+    )
     tables.on_lost = relay.recheck
     mailroom = _mailroom(settings, problems)
-    delivery = Delivery(mailroom, relay, tables, watch, backoff, settings.smtp_uncertain == "resend")
-    broker = OtpBroker(_rabbit_config(settings, backoff), made=tables, refused=watch.refused, inject=watch.inject)
+    delivery = Delivery(mailroom, relay, tables, observer, backoff, settings.smtp_uncertain == "resend")
+    config = _rabbit_config(settings, backoff)
+    broker = OtpBroker(config, made=tables, refused=observer.message_refused, inject=observer.inject)
+    _subscribe(broker, delivery)
+    hooks = Hooks(
+        first=partial(_configure_logs, settings),
+        last=flush_logs,
+        close=[relay.close, mailroom.close, partial(asyncio.to_thread, observer.close)],
+    )
+    app = OtpStream(settings, problems, rabbit=broker, relay=relay, tables=tables, hooks=hooks)
+    hooks.start = [partial(observer.open, os.environ)]
+    hooks.background = list(background)
+    if settings.worker:
+        _add_worker_hooks(app, observer, relay, tables)
+    observer.metrics.expose(app.look)
+    probe = partial(_probe, relay, tables, settings)
+    for path, route in routes(_sources(app, observer, broker, tables, mailroom, probe)).items():
+        app.mount(path, route)
+    return app
 
+
+def _subscribe(broker: OtpBroker, delivery: Delivery) -> None:
     @broker.subscriber(
         broker.topology.high,
         title="sendOtpHigh",
@@ -68,45 +93,34 @@ def build(
     @broker.subscriber(
         broker.topology.due,
         title="sendOtpDue",
-        description=(
-            "Jobs whose wait is over; a lane of its own, so that retries and fresh jobs never starve each other."
-        ),
+        description=("Jobs whose wait is over; a separate lane, so that retries and new jobs never starve each other."),
     )
     async def send_otp(request: OtpJob, incoming: Incoming) -> None:  # pyright: ignore[reportUnusedFunction]
         """Send one one-time code, and settle its message."""
         if job := await incoming.accept(request):
             await delivery(job, incoming, incoming.trace_context)
 
-    hooks = Hooks(
-        first=partial(_configure_logs, settings),
-        last=finish_logs,
-        close=[relay.close, mailroom.close, partial(asyncio.to_thread, watch.close)],
-    )
-    app = OtpStream(settings, problems, rabbit=broker, relay=relay, tables=tables, hooks=hooks)
-    hooks.start = [partial(watch.open, os.environ)]
-    hooks.beside = list(beside)
-    if settings.worker:
-        if settings.templates_dir:
-            hooks.start = [*hooks.start, partial(_lint_templates, settings.templates_dir, settings.default_locale)]
-        interval_s = settings.heartbeat_interval_ms / 1000
-        watchman = partial(monitor, look=app.look, stats=watch.stats, refresh=broker.refresh, interval_s=interval_s)
-        hooks.beside = [watchman, *beside]
-        if settings.redis_url:
-            _share(tables, settings, watch, hooks, partial(_about, app, watch))
-            hooks.beside = [partial(_follow_probes, relay, tables), *hooks.beside]
-        if settings.embedded:
-            embedded = EmbeddedBroker.at(settings.amqp_url)
-            hooks.start = [*hooks.start, embedded.start]
-            hooks.close = [*hooks.close, embedded.stop]
-    watch.metrics.expose(app.look)
-    probe = partial(_probe, relay, tables, settings)
-    for path, route in routes(_sources(app, watch, broker, tables, mailroom, probe)).items():
-        app.mount(path, route)
-    return app
+
+def _add_worker_hooks(app: OtpStream, observer: Observer, relay: SmtpRelay, tables: Tables) -> None:
+    """Add what runs only where jobs are consumed."""
+    settings, hooks = app.settings, app.hooks
+    if settings.templates_dir:
+        hooks.start = [*hooks.start, partial(_lint_templates, settings.templates_dir, settings.default_locale)]
+    interval_s = settings.heartbeat_interval_ms / 1000
+    refresh = app.rabbit.refresh
+    health = partial(monitor, state=app.look, stats=observer.stats, refresh=refresh, interval_s=interval_s)
+    hooks.background = [health, *hooks.background]
+    if settings.redis_url:
+        _share(tables, settings, observer, hooks, partial(_about, app, observer))
+        hooks.background = [partial(_follow_probes, relay, tables), *hooks.background]
+    if settings.embedded:
+        embedded = EmbeddedBroker.at(settings.amqp_url)
+        hooks.start = [*hooks.start, embedded.start]
+        hooks.close = [*hooks.close, embedded.stop]
 
 
 def asyncapi(app: OtpStream) -> dict[str, Any]:
-    """Return the AsyncAPI 3 document, made from the code."""
+    """Return the AsyncAPI 3 document, generated from the code."""
     return document(app.schema.to_specification().to_jsonable(), app.rabbit.topology, __version__)
 
 
@@ -115,20 +129,20 @@ def _configure_logs(settings: Settings) -> None:
 
 
 def _sources(
-    app: OtpStream, watch: Watch, broker: OtpBroker, tables: Tables, mailroom: Mailroom, probe: Probe
+    app: OtpStream, observer: Observer, broker: OtpBroker, tables: Tables, mailroom: Mailroom, probe: Probe
 ) -> Sources:
     return Sources(
-        look=app.look,
-        watched=watch,
+        state=app.look,
+        telemetry=observer,
         refresh=broker.refresh,
-        shared=tables,
+        tables=tables,
         flags=tables,
         probe=probe,
         dead_letters=_dead_letter_queue(app.settings, broker),
         previews=Previews(mailroom, app.settings.default_locale),
         default_locale=app.settings.default_locale,
         http_token=app.settings.http_token.get_secret_value() if app.settings.http_token else None,
-        metrics=watch.metrics.render,
+        metrics=observer.metrics.render,
         document=partial(asyncapi, app),
         name=_name(),
         version=__version__,
@@ -137,7 +151,7 @@ def _sources(
 
 
 def _name() -> str:
-    """Who this worker is, for people."""
+    """Return this worker's name, as logs and pages show it."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -154,7 +168,7 @@ def _dead_letter_queue(settings: Settings, broker: OtpBroker) -> DeadLetterQueue
 
 
 def _workers(broker: OtpBroker) -> int:
-    """How many workers consume the jobs queue, by the broker's word."""
+    """Return how many workers consume the jobs queue, as RabbitMQ reports."""
     return next((lane.consumers or 1 for lane in broker.look().lanes if lane.lane == "jobs"), 1)
 
 
@@ -173,16 +187,16 @@ def _tables(settings: Settings) -> Tables:
 
 
 async def _probe(relay: SmtpRelay, tables: Tables, settings: Settings, name: str | None) -> list[Probed]:
-    """Probe relays on request, and let the other workers know of those that take mail again."""
+    """Probe relays on request, and set a flag for the other workers for each one that accepts mail again."""
     probed = await relay.probe(name) if settings.worker else []
     for it in probed:
         if it.result == "accepted":
-            await tables.set_flag(_takes_mail(it.relay.name), _PROBED_MS)
+            await tables.set_flag(_takes_mail(it.relay.name), _PROBE_FLAG_TTL_MS)
     return probed
 
 
 async def _follow_probes(relay: SmtpRelay, tables: Tables) -> None:
-    """Probe the relays that another worker has found to take mail again; called once a second."""
+    """Probe the relays that accept mail again according to another worker's probe; called once a second."""
     for it in relay.look():
         if it.gate == "closed" and await tables.has_flag(_takes_mail(it.name)):
             await relay.probe(it.name)
@@ -192,16 +206,18 @@ def _takes_mail(relay: str) -> str:
     return f"relay-takes-mail:{relay}"
 
 
-def _about(app: OtpStream, watch: Watch) -> WorkerSeen:
-    """What this worker tells the others of itself."""
+def _about(app: OtpStream, observer: Observer) -> WorkerSeen:
+    """Return what this worker publishes of itself to the others."""
     state = app.look()
-    held = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
+    unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
     gate = state.relays[0].gate if state.relays else "open"
-    return WorkerSeen(_name(), __version__, state.phase, gate, held, watch.stats().sent_last_minute)
+    return WorkerSeen(_name(), __version__, state.phase, gate, unacked, observer.stats().sent_last_minute)
 
 
-def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks, about: Callable[[], WorkerSeen]) -> None:
-    """Have every worker of this queue and prefix share one state."""
+def _share(
+    tables: Tables, settings: Settings, observer: Observer, hooks: Hooks, about: Callable[[], WorkerSeen]
+) -> None:
+    """Share the state in Redis with the other workers of this queue and prefix."""
     shared = tables.share(
         settings.redis_url.get_secret_value() if settings.redis_url else "",
         shown_url=settings.masked_redis_url or "",
@@ -209,10 +225,10 @@ def _share(tables: Tables, settings: Settings, watch: Watch, hooks: Hooks, about
         names=settings.tables_names,
         broker=settings.tables_broker,
         about=about,
-        observe=watch.metrics.redis_s.observe,
+        observe=observer.metrics.redis_s.observe,
     )
-    hooks.beside = [shared.run, *hooks.beside]
-    # after the jobs have come to their end, and before what keeps the connection ends
+    hooks.background = [shared.run, *hooks.background]
+    # after the last job, and before the background task that keeps the connection is cancelled
     hooks.drained = [shared.close]
 
 
@@ -229,7 +245,7 @@ def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
 
 
 async def _lint_templates(templates_dir: Path, default_locale: str) -> None:
-    """Log what is wrong with templates that compile: the worker sends them, but some text may be missing in a mail."""
+    """Log the lint findings of templates. They compile, so the worker sends them, but a mail may lack some text."""
     try:
         found = lint_at_start(templates_dir, default_locale)
     except Exception as error:  # noqa: BLE001 - the templates compile, so jobs can be sent

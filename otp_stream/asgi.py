@@ -1,4 +1,4 @@
-"""Answers over ASGI, with nothing in them that a browser could run or load from elsewhere."""
+"""ASGI routes and responses, with headers that keep a browser from loading anything from other sites."""
 
 import asyncio
 import ipaddress
@@ -14,15 +14,15 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Route = Callable[[Scope, Receive, Send], Awaitable[None]]
 Fields = Mapping[str, str]
-"""What a form brings."""
+"""The fields of a form."""
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-"""What a page of ours may load and do: nothing from elsewhere."""
+"""The Content-Security-Policy of our pages: everything from this worker, nothing from other sites."""
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; sandbox"
-"""What an e-mail may that is shown in a frame of ours: no more than in a mail reader."""
+"""The policy of an e-mail in a frame of our pages: no scripts and no requests, as in a mail client."""
 _SECURE = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -32,7 +32,7 @@ _SECURE = [
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole response."""
+    """A complete response."""
 
     body: bytes
     content_type: str
@@ -47,92 +47,95 @@ def as_json(content: object, status: int = 200) -> Answer:
 
 
 def redirect(to: str, *, cookie: str | None = None) -> Answer:
-    """Send a browser to another page after a form; `to` is relative, so that a path in front of ours does no harm."""
+    """Redirect a browser after a form. `to` is relative, so that it is right behind a proxy with a path prefix, too."""
     headers = ((b"location", to.encode()), *(((b"set-cookie", cookie.encode()),) if cookie else ()))
     return Answer(b"", "text/plain", 303, headers=headers)
 
 
-def answering(make: Callable[[Scope], Awaitable[Answer]]) -> Route:
-    """Return the ASGI route that gives this answer to GET and HEAD."""
+def get_route(view: Callable[[Scope], Awaitable[Answer]]) -> Route:
+    """Return an ASGI route for GET and HEAD."""
 
-    async def route(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's face
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
         allowed = scope["method"] in {"GET", "HEAD"}
-        await _send(send, await make(scope) if allowed else _only("GET, HEAD"), head=scope["method"] == "HEAD")
+        answer = await view(scope) if allowed else _method_not_allowed("GET, HEAD")
+        await _send(send, answer, head=scope["method"] == "HEAD")
 
     return route
 
 
-def streaming(make: Callable[[], AsyncGenerator[bytes]], content_type: str, *, free: Callable[[], bool]) -> Route:
-    """Return the ASGI route that goes on with its answer until its end, or until the one who asked is gone.
+def stream_route(
+    make_chunks: Callable[[], AsyncGenerator[bytes]], content_type: str, *, has_room: Callable[[], bool]
+) -> Route:
+    """Return an ASGI route that sends chunks until there are no more, or until the client disconnects.
 
-    Where there is no place `free`, the answer is 503. One who reads slowly is waited for, and so keeps the place as
-    long as the connection: to give it to somebody else would let connections add up that nobody counts.
+    Unless there `has_room` for another client, the answer is 503. A client that reads slowly counts until its
+    connection ends, so that the limit holds for open connections.
     """
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
-            await _send(send, _only("GET"))
+            await _send(send, _method_not_allowed("GET"))
             return
-        if not free():
+        if not has_room():
             await _send(send, _BUSY)
             return
-        # what stands between would like to keep it until it is whole
+        # without this header, nginx buffers the response until it is complete
         headers = _headers(Answer(b"", content_type, headers=((b"x-accel-buffering", b"no"),)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        gone = asyncio.create_task(_gone(receive))
-        chunks = make()
+        disconnected = asyncio.create_task(_wait_for_disconnect(receive))
+        chunks = make_chunks()
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    if gone.done():
+                    if disconnected.done():
                         break
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
-            gone.cancel()
+            disconnected.cancel()
 
     return route
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def taking(make: Callable[[Scope, Fields], Awaitable[Answer]]) -> Route:
-    """Return the ASGI route that takes a form by POST."""
+def form_route(submit: Callable[[Scope, Fields], Awaitable[Answer]]) -> Route:
+    """Return an ASGI route for a form, sent by POST."""
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            await _send(send, _only("POST"))
+            await _send(send, _method_not_allowed("POST"))
             return
         try:
-            async with asyncio.timeout(_FORM_S):
-                fields = await _form(receive)
+            async with asyncio.timeout(_FORM_TIMEOUT_S):
+                fields = await _read_form(receive)
         except TimeoutError:
             await _send(send, _TOO_SLOW)
             return
         except ConnectionAbortedError:
             return
-        await _send(send, _TOO_LARGE if fields is None else await make(scope, fields))
+        await _send(send, _TOO_LARGE if fields is None else await submit(scope, fields))
 
     return route
 
 
-async def _form(receive: Receive) -> Fields | None:
-    """Return the fields, `None` if they are too large. Raises `ConnectionAbortedError` if they do not arrive whole."""
+async def _read_form(receive: Receive) -> Fields | None:
+    """Return the fields, `None` if they are too large. Raises `ConnectionAbortedError` if the client disconnects."""
     body, more = b"", True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            # without its fields a request would mean more than was asked for: every relay instead of one
+            # an incomplete form could mean more than was requested: every relay instead of one
             raise ConnectionAbortedError
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > _FORM_LIMIT:
             return None
     try:
-        # an empty field is kept: `domain=` are the dead letters without a recipient, not those of any domain
+        # an empty field is kept: `domain=` selects the dead letters without a recipient, not those of every domain
         return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=20))
     except ValueError:
         return None
@@ -153,9 +156,9 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _only(methods: str) -> Answer:
-    told = f"method not allowed: use {methods.replace(', ', ' or ')}\n"
-    return Answer(told.encode(), "text/plain", 405, headers=((b"allow", methods.encode()),))
+def _method_not_allowed(allowed: str) -> Answer:
+    text = f"method not allowed: use {allowed.replace(', ', ' or ')}\n"
+    return Answer(text.encode(), "text/plain", 405, headers=((b"allow", allowed.encode()),))
 
 
 _ANY_HOST = ("/livez", "/readyz")
@@ -165,7 +168,7 @@ _NOT_FOUND = Answer(b"not found\n", "text/plain", 404)
 
 
 async def refuse(scope: Scope, send: Send, paths: Container[str], hosts: Container[str]) -> bool:
-    """Answer a request that is for no path or no host name of ours, or for a WebSocket; whether it was one."""
+    """Answer a request for an unknown path or host name, or for a WebSocket, and return whether it was one."""
     if scope["type"] == "websocket":
         await _refuse_websocket(scope, send)
     elif scope["path"] not in _ANY_HOST and not is_own_host(header(scope, b"host"), hosts):
@@ -191,7 +194,8 @@ async def _refuse_websocket(scope: Scope, send: Send) -> None:
 def is_own_host(host: str, hosts: Container[str]) -> bool:
     """Whether a `Host` can only mean this worker: an address, a name that no one can register, or one of `hosts`.
 
-    A page of another site could otherwise read ours through a name of its own that leads here (DNS rebinding).
+    Otherwise a page of another site could read ours through its domain name, if that resolves to this worker (DNS
+    rebinding).
     """
     name = host.lower()
     name = name.partition("]")[0][1:] if name.startswith("[") else name.partition(":")[0]
@@ -204,12 +208,12 @@ def is_own_host(host: str, hosts: Container[str]) -> bool:
 
 
 _FORM_LIMIT = 10_000
-_FORM_S = 10.0
+_FORM_TIMEOUT_S = 10.0
 _TOO_SLOW = Answer(b"the request did not arrive in time\n", "text/plain", 408, headers=((b"connection", b"close"),))
 _TOO_LARGE = Answer(b"too large\n", "text/plain", 413)
-_BUSY = Answer(b"too many look already\n", "text/plain", 503, headers=((b"retry-after", b"5"),))
+_BUSY = Answer(b"too many viewers: try again later\n", "text/plain", 503, headers=((b"retry-after", b"5"),))
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """Return a request header, empty where there is none."""
+    """Return a request header, or an empty string."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")

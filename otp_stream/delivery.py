@@ -1,44 +1,44 @@
-"""One job from arrival to settlement, downwards, once.
+"""One job from arrival to settlement.
 
-The rooms below are seen only through the Protocols here; `app` alone knows who stands behind them.
+The other packages are used only through the Protocols here; `app` provides the implementations.
 """
 
 import random
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from . import clock
 from .core.admission import Claim, Objection, Standing
 from .core.backoff import Backoff
 from .core.decision import Final, Hold, admit, decide, object_to
 from .core.job import Job
 from .core.mail import ComposeError, Mail
 from .core.outcome import Accepted, Broken, Lapsed, Outcome, without_secrets
-from .telemetry_errors import Observed, observe
+from .telemetry_errors import SafeSpan, observe
 
 Step = Literal["render", "send", "settle"]
 
 HOLD_LIMIT_MS = 12 * 60_000
-"""Longest wait of one job for its turn. RabbitMQ closes a channel whose job is unsettled for 30 minutes, and a relay
-may take ten for its last answer, after a minute for each one before, on two connections at most."""
+"""Longest time of one job in the send queue. RabbitMQ closes a channel with a message that is unacked for 30 minutes,
+and a relay may take ten minutes for its last reply, after one for each before it, on two connections at most."""
 
 
 class Mailroom(Protocol):
-    """Makes the e-mail of a job."""
+    """Composes the e-mail of a job."""
 
     def compose(self, job: Job) -> Mail:
-        """Return the message, the same bytes each time. Raises `ComposeError` when template or data fail."""
+        """Return the message, the same bytes each time. Raises `ComposeError` if the template or its data fail."""
         ...
 
     async def compose_apart(self, job: Job) -> Mail:
-        """Return the same, made where it cannot kill this worker."""
+        """Return the same, composed in a process that may crash without this worker."""
         ...
 
 
 class Relay(Protocol):
-    """Hands messages to the mail relay."""
+    """Sends mails to the mail relay."""
 
     async def send(
         self,
@@ -51,91 +51,88 @@ class Relay(Protocol):
         wanted: Callable[[], bool],
         prefer: str | None,
     ) -> Outcome:
-        """Wait for a turn (most urgent rank first, none while the gate is closed), then send, once.
+        """Wait in the send queue (most urgent rank first, none is sent while the gate is closed), then send, once.
 
-        Returns `Lapsed` when no turn came before `deadline_ms` (since 1970), or when it came and the mail was no longer
-        `wanted`. `prefer` names the relay that may have this mail already. Never raises for what a relay can do.
+        Returns `Lapsed` if the mail was still in the queue at `deadline_ms` (since 1970), or was no longer `wanted`
+        when it left it. `prefer` names the relay that may have accepted this mail already. Never raises for an error
+        of a relay.
         """
         ...
 
 
 class Tables(Protocol):
-    """Knows what was sent, who is at what, the newest codes, and how many went out lately."""
+    """Stores sent records, claims, the newest code of each recipient and purpose, and rates."""
 
     async def admit(self, job: Job, deadline_ms: int, sendable: bool) -> Standing:  # noqa: FBT001
-        """Claim the job for this worker, or say why it may not be sent.
+        """Claim the job for this worker, or return why it may not be sent.
 
-        Waits while another attempt is at it, until `deadline_ms` (since 1970). A job that is not `sendable` supersedes
-        no other and counts towards no limit.
+        Waits while another attempt has the claim, until `deadline_ms` (since 1970). A job that is not `sendable`
+        supersedes no other and counts towards no limit.
         """
         ...
 
 
 class Settle(Protocol):
-    """Carries a settlement out at the broker."""
+    """Settles a job at the broker."""
 
     def possible(self) -> bool:
-        """Whether the job is still ours: where its channel is gone, the broker gives it to somebody else."""
+        """Whether the job is still ours: if its channel is closed, the broker redelivers it."""
         ...
 
     async def __call__(self, settlement: Final) -> bool:
-        """Publish with a confirm where the settlement asks for it, then acknowledge.
+        """Publish with a confirm if the settlement requires it, then acknowledge.
 
-        Returns `False` when the settlement could not be made to stand: the job comes again.
+        Returns `False` if that failed: the broker redelivers the job.
         """
         ...
 
 
-class Watch(Protocol):
-    """Spans, metrics and log lines of a job's way. What it raises is counted and logged, and changes no settlement."""
+class Observer(Protocol):
+    """Logs, counts and traces jobs. What it raises is counted and logged, and changes no settlement."""
 
-    def job(self, job: Job, carrier: Mapping[str, str]) -> AbstractContextManager[object]:
-        """Span the whole of a job's stay here; `carrier` holds the producer's trace context."""
+    def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
+        """Record that a job has arrived, and return the span of its processing, as part of the producer's trace."""
         ...
 
-    def step(self, name: Step) -> AbstractContextManager[object]:
-        """Span one step of it."""
+    def step_span(self, name: Step) -> AbstractContextManager[object]:
+        """Return the span of one step, within the job's."""
         ...
 
-    def met(self, job: Job, outcome: Outcome) -> None:
-        """Tell what an attempt met."""
+    def attempt_ended(self, job: Job, outcome: Outcome) -> None:
+        """Record the outcome of an attempt to send."""
         ...
 
-    def settled(self, job: Job, settlement: Final) -> None:
-        """Tell how it ended, once that stands at the broker."""
+    def job_settled(self, job: Job, settlement: Final) -> None:
+        """Record how a job was settled, after the broker has confirmed it."""
         ...
 
-    def unsettled(self, job: Job, settlement: Final) -> None:
-        """Tell that it could not be settled and comes again."""
+    def settlement_failed(self, job: Job, settlement: Final) -> None:
+        """Record that a job could not be settled, so that the broker redelivers it."""
         ...
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The way of a job. Times are milliseconds since 1970."""
+    """Admits, composes, sends and settles jobs. Times are milliseconds since 1970."""
 
     mailroom: Mailroom
     relay: Relay
     tables: Tables
-    watch: Watch
+    observer: Observer
     backoff: Backoff
     resend_uncertain: bool = True
-    """Whether a mail that the relay may have taken is sent once more."""
-    now_ms: Callable[[], int] = _now_ms
+    """Whether a mail that the relay may have accepted is sent again."""
+    now_ms: Callable[[], int] = clock.now_ms
     fraction: Callable[[], float] = random.random
 
-    async def __call__(self, job: Job, settle: Settle, carrier: Mapping[str, str]) -> None:
-        """Bring one job to its end, or leave it to come again. Raises only for what nobody foresaw."""
-        with Observed(lambda: self.watch.job(job, carrier)):
+    async def __call__(self, job: Job, settle: Settle, trace_context: Mapping[str, str]) -> None:
+        """Process one job and settle it; if settling fails, the broker redelivers it. Raises only for bugs."""
+        with SafeSpan(lambda: self.observer.job_span(job, trace_context)):
             now_ms = self.now_ms()
             if dead := admit(now_ms=now_ms, expires_ms=job.expires_ms, attempts_made=job.attempts_made):
                 await self._settle(job, dead, settle)
                 return
-            # the broker's patience counts from here, whatever the job waits for
+            # the broker's consumer timeout starts here, whatever the job waits for
             deadline_ms = min(job.expires_ms, now_ms + HOLD_LIMIT_MS)
             mail = await self._compose(job)
             # a job that cannot be sent must not supersede one that can
@@ -157,13 +154,13 @@ class Delivery:
     async def _attempt(self, attempt: "_Attempt") -> tuple[Final, Outcome | None]:
         job, claim, mail = attempt.job, attempt.claim, attempt.mail
         while True:
-            met = mail if isinstance(mail, Broken) else await self._send(attempt, mail)
-            if isinstance(met, Lapsed) and not claim.holds():
+            result = mail if isinstance(mail, Broken) else await self._send(attempt, mail)
+            if isinstance(result, Lapsed) and not claim.holds():
                 if objection := await claim.renew(attempt.deadline_ms):
                     return self._object_to(job, objection), None
                 continue
-            # nothing shows the words with which a mail was accepted
-            outcome = met if isinstance(met, Accepted) else without_secrets(met, job.ask.otp, job.ask.email)
+            # the text of a reply that accepts the mail is shown nowhere, so it needs no redaction
+            outcome = result if isinstance(result, Accepted) else without_secrets(result, job.ask.otp, job.ask.email)
             settlement = decide(
                 outcome,
                 attempts_made=job.attempts_made,
@@ -175,7 +172,7 @@ class Delivery:
             )
             if not isinstance(settlement, Hold):
                 return settlement, outcome
-            observe(self.watch.met, job, outcome)
+            observe(self.observer.attempt_ended, job, outcome)
 
     def _object_to(self, job: Job, objection: Objection) -> Final:
         return object_to(
@@ -187,7 +184,7 @@ class Delivery:
         )
 
     async def _compose(self, job: Job) -> Mail | Broken:
-        with Observed(lambda: self.watch.step("render")):
+        with SafeSpan(lambda: self.observer.step_span("render")):
             try:
                 return await self.mailroom.compose_apart(job) if job.suspect else self.mailroom.compose(job)
             except ComposeError as error:
@@ -195,7 +192,7 @@ class Delivery:
 
     async def _send(self, attempt: "_Attempt", mail: Mail) -> Outcome:
         job = attempt.job
-        with Observed(lambda: self.watch.step("send")):
+        with SafeSpan(lambda: self.observer.step_span("send")):
             try:
                 outcome = await self.relay.send(
                     mail,
@@ -215,14 +212,14 @@ class Delivery:
         return outcome
 
     async def _settle(self, job: Job, settlement: Final, settle: Settle, outcome: Outcome | None = None) -> None:
-        stands = False
+        settled = False
         try:
-            with Observed(lambda: self.watch.step("settle")):
-                stands = await settle(settlement)
+            with SafeSpan(lambda: self.observer.step_span("settle")):
+                settled = await settle(settlement)
         finally:
             if outcome is not None:
-                observe(self.watch.met, job, outcome)
-        observe(self.watch.settled if stands else self.watch.unsettled, job, settlement)
+                observe(self.observer.attempt_ended, job, outcome)
+        observe(self.observer.job_settled if settled else self.observer.settlement_failed, job, settlement)
 
 
 @dataclass(slots=True)

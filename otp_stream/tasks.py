@@ -1,4 +1,4 @@
-"""Tasks that go on for as long as the process does."""
+"""Background tasks that run as long as the process, and cancellation."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,10 +13,10 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
-    """Run `work` again whenever it ends, until this task itself is cancelled.
+    """Run `work` again whenever it ends, until this task is cancelled.
 
-    A lost AMQP connection ends what waits for it in a `CancelledError` that nobody asked for: without this a
-    background task would be gone without a word.
+    A lost AMQP connection raises `CancelledError` in a task that waits for it, although no one has cancelled the task:
+    without this, a background task would end silently.
     """
     while True:
         try:
@@ -24,18 +24,18 @@ async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the task; its text may hold secrets
+        except Exception as error:  # noqa: BLE001 - no error may end the task; its text may contain secrets, so only the type is logged
             _log.error("background task failed and starts again", task=name, error=type(error).__name__)
         await asyncio.sleep(_PAUSE_S)
 
 
 def is_cancelled() -> bool:
-    """Whether the current task has been asked to end; if not, a `CancelledError` came from what it waited for."""
+    """Whether the current task has been cancelled; if not, a `CancelledError` came from what it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-class _LosingItIsAnError:
+class _LostConnectionAsError:
     def __enter__(self) -> None:
         pass
 
@@ -44,18 +44,19 @@ class _LosingItIsAnError:
             raise ConnectionError("the connection was lost") from None
 
 
-_LOSING_IT = _LosingItIsAnError()
+_LOST_CONNECTION_AS_ERROR = _LostConnectionAsError()
 
 
-def losing_it_is_an_error() -> AbstractContextManager[None]:
-    """Turn a `CancelledError` that nobody asked for into a `ConnectionError`: so a lost AMQP connection ends a wait."""
-    return _LOSING_IT
+def lost_connection_as_error() -> AbstractContextManager[None]:
+    """Raise `ConnectionError` where a lost AMQP connection raises `CancelledError` in a task that is not cancelled."""
+    return _LOST_CONNECTION_AS_ERROR
 
 
-async def cancelled(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait until they have ended.
 
-    More than once, if need be: in Python 3.11 a `wait_for` whose work is done at that very moment swallows it.
+    A task is cancelled again until it ends: in Python 3.11 a `wait_for` that completes at that moment swallows the
+    cancellation.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:

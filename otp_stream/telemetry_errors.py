@@ -1,4 +1,4 @@
-"""Calls into telemetry that cannot fail the job they observe: an exception is counted and logged, never raised."""
+"""Call telemetry so that it cannot fail a job: an exception is counted and logged, never raised."""
 
 import time
 from collections.abc import Callable
@@ -21,13 +21,13 @@ class _Errors:
         self._logged_at = -_LOG_EVERY_S
 
     def add(self, error: Exception) -> None:
-        """Count an exception; log it by its type alone, because its text may hold a code."""
+        """Count an exception; log its type only, because its text may contain a code."""
         self.count += 1
         now = time.monotonic()
-        if now - self._logged_at < _LOG_EVERY_S:  # what fails for one job fails for every job
+        if now - self._logged_at < _LOG_EVERY_S:  # an error in one job usually repeats in every job
             return
         self._logged_at = now
-        with suppress(Exception):  # the log itself may be what failed
+        with suppress(Exception):  # logging itself may have failed
             structlog.get_logger(__name__).error(
                 "telemetry failed, jobs are not affected", error=type(error).__name__, errors=self.count
             )
@@ -40,12 +40,12 @@ def observe(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Non
     """Call telemetry; an exception is counted and logged."""
     try:
         call(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the job goes on
+    except Exception as error:  # noqa: BLE001 - no error may fail the job
         ERRORS.add(error)
 
 
-class Observed:
-    """A span whose opening, start and end may fail without effect. It never swallows the exception of its body."""
+class SafeSpan:
+    """A span whose creation, start and end may fail without effect. It never swallows the exception of its body."""
 
     __slots__ = ("_open", "_span")
 
@@ -58,7 +58,7 @@ class Observed:
             span = self._open()
             span.__enter__()
             self._span = span
-        except Exception as error:  # noqa: BLE001 - the job goes on without its span
+        except Exception as error:  # noqa: BLE001 - the job continues without its span
             ERRORS.add(error)
 
     def __exit__(
@@ -68,5 +68,5 @@ class Observed:
             return
         try:
             self._span.__exit__(kind, error, trace)
-        except Exception as failure:  # noqa: BLE001 - the job goes on
+        except Exception as failure:  # noqa: BLE001 - no error may fail the job
             ERRORS.add(failure)

@@ -1,4 +1,4 @@
-"""The process: how it starts, what it says of itself, and how it stops step by step."""
+"""The worker process: start, signals and graceful shutdown."""
 
 import argparse
 import asyncio
@@ -26,7 +26,7 @@ from .broker import OtpBroker
 from .core.state import Phase, RelayState, TablesState, WorkerState
 from .http_connections import connection_limit, limit_connections
 from .settings import Settings
-from .tasks import cancelled, forever
+from .tasks import cancel_and_wait, forever
 
 _UVICORN_OPTIONS = (
     "host",
@@ -40,80 +40,83 @@ _UVICORN_OPTIONS = (
     "ssl_certfile",
 )
 _HTTP_GRACE_S = 2
-"""How long open HTTP requests may hold the shutdown up; the jobs have a grace time of their own."""
+"""How long open HTTP requests may delay the shutdown; SHUTDOWN_GRACE_MS applies to jobs only."""
 
-_BACKLOG = 128
-"""Connections that the system accepts ahead of us: all of them may take a descriptor in one turn of the event loop."""
+_LISTEN_BACKLOG = 128
+"""Connections in the kernel's accept queue: one iteration of the event loop may accept them all, a descriptor each."""
 
-_YOUNG = 10_000
-"""Objects more than before at which the collector looks for dead ones: a full window of jobs holds as many."""
+_GC_THRESHOLD = 10_000
+"""Generation-0 GC threshold; a full prefetch window allocates about this many objects."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Relay(Protocol):
-    """What the process wants of the relay room."""
+    """The mail relays."""
 
     def look(self) -> tuple[RelayState, ...]:
-        """Return the relays as this worker sees them, in the order in which they are used."""
+        """Return the state of each relay, in the order in which they are used."""
         ...
 
     def finish(self) -> None:
-        """Give no more turns; mails on the wire go on to their end."""
+        """Start no more sends; mails being sent are finished."""
         ...
 
 
 @dataclass(slots=True)
 class Stopping:
-    """When the worker has been asked to stop, and how much patience is left."""
+    """Whether the worker is stopping, and whether its grace time is over."""
 
     grace_s: float
     deadline: float | None = None
-    hurried: bool = False
+    at_once: bool = False
 
-    def ask(self) -> bool:
-        """Take a signal; the first starts the grace time, any further one ends it. Returns whether it is the first."""
+    def request(self) -> bool:
+        """Handle a signal: the first starts the grace time, any other ends it. Returns whether it is the first."""
         first = self.deadline is None
         if first:
             self.deadline = time.monotonic() + self.grace_s
         else:
-            self.hurried = True
+            self.at_once = True
         return first
 
     @property
     def over(self) -> bool:
         """Whether the grace time has passed."""
-        return self.hurried or (self.deadline is not None and time.monotonic() >= self.deadline)
+        return self.at_once or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
 @dataclass(slots=True)
 class Hooks:
-    """What is done first of all, starts before the broker, runs beside it and closes after it."""
+    """Functions to call at the steps of the process's life, in this order."""
 
     first: Callable[[], object] = lambda: None
+    """Before anything else."""
     start: Sequence[Callable[[], Awaitable[object]]] = ()
-    beside: Sequence[Callable[[], Awaitable[object]]] = ()
+    """Before the broker connects."""
+    background: Sequence[Callable[[], Awaitable[object]]] = ()
+    """Background tasks, restarted whenever they end."""
     drained: Sequence[Callable[[], Awaitable[object]]] = ()
-    """Done once no job is in hand, while what runs beside the broker still does."""
+    """When no job is in flight any more, while the background tasks still run."""
     close: Sequence[Callable[[], Awaitable[object]]] = ()
     last: Callable[[], object] = lambda: None
-    """Done last of all: uvicorn ends the process by the signal that stopped it, without Python's own end."""
+    """After everything else. `atexit` is no substitute: uvicorn ends the process by the signal that stopped it."""
 
 
 class Tables(Protocol):
-    """What the process wants of the tables."""
+    """The tables of claims, sent records and limits."""
 
     def finish(self) -> None:
-        """Cancel whoever waits for Redis, or for another worker."""
+        """Cancel every call that waits for Redis, or for another worker."""
         ...
 
     def look(self) -> TablesState:
-        """Return the tables as this worker sees them."""
+        """Return the state of the tables."""
         ...
 
 
 class OtpStream(AsgiFastStream):
-    """FastStream's ASGI application as this worker: consumer and HTTP in one process."""
+    """FastStream's ASGI application: consumer and HTTP in one process."""
 
     def __init__(
         self,
@@ -133,8 +136,8 @@ class OtpStream(AsgiFastStream):
         self.hooks = hooks
         self._hosts = settings.own_hosts
         self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
-        self._beside: list[asyncio.Task[None]] = []
-        self._early: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._cancelling_consumers: asyncio.Task[None] | None = None
         super().__init__(
             rabbit,
             logger=None,
@@ -144,17 +147,17 @@ class OtpStream(AsgiFastStream):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as FastStream does, but for what is not for us."""
+        """Answer as FastStream does, and refuse requests for other hosts and unknown paths."""
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
             return
-        # behind a proxy that serves us below a path (--root-path), uvicorn puts that path before each of ours
+        # behind a proxy that serves us below a path (--root-path), uvicorn prepends that path to each of ours
         scope = {**scope, "path": scope["path"].removeprefix(scope.get("root_path", ""))}
         if not await refuse(scope, send, dict(self.routes), self._hosts):
             await super().__call__(scope, receive, send)
 
     def look(self) -> WorkerState:
-        """Return the whole worker at this moment."""
+        """Return the current state of the whole worker."""
         return WorkerState(
             phase=self._phase(),
             broker=self.rabbit.look() if self.settings.worker else None,
@@ -170,9 +173,9 @@ class OtpStream(AsgiFastStream):
         return "consuming" if self.rabbit.running else "starting"
 
     async def run(self, log_level: int = logging.INFO, run_extra_options: dict[str, Any] | None = None) -> None:
-        """Serve until a signal comes. Settings that cannot work end the process with 2, all named in one message."""
+        """Serve until a signal arrives. With invalid settings, list all of them and exit with status 2."""
         if self.problems:
-            self._say_problems()
+            self._print_problems()
             sys.exit(2)
         self.hooks.first()
         options = cast_uvicorn_params(run_extra_options or {})
@@ -183,46 +186,46 @@ class OtpStream(AsgiFastStream):
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_HTTP_GRACE_S,
-            backlog=_BACKLOG,
+            backlog=_LISTEN_BACKLOG,
             **{name: options[name] for name in _UVICORN_OPTIONS if options.get(name) is not None},
         )
         _log.info("serving HTTP", host=config.host, port=config.port)
-        await _Server(config, self.asked_to_stop).serve()
+        await _Server(config, self.handle_signal).serve()
 
-    def asked_to_stop(self, signal_number: int) -> None:
-        """Take a signal: stop intake at once, whatever the HTTP side still has to do; a second one hurries."""
+    def handle_signal(self, signal_number: int) -> None:
+        """Cancel the consumers at once, before open HTTP requests end; a second signal ends the grace time."""
         name = signal.Signals(signal_number).name
-        if self._stopping.ask():
-            _log.info("stopping: intake first", signal=name, grace_ms=self.settings.shutdown_grace_ms)
-            self._early = asyncio.get_running_loop().create_task(self.rabbit.stop_intake())
+        if self._stopping.request():
+            _log.info("stopping: cancelling consumers", signal=name, grace_ms=self.settings.shutdown_grace_ms)
+            self._cancelling_consumers = asyncio.get_running_loop().create_task(self.rabbit.stop_intake())
         else:
             _log.warning("stopping at once", signal=name)
 
     def refuse_to_supervise(self) -> None:
-        """End `faststream run --workers N` with 2 where settings cannot work.
+        """Exit `faststream run --workers N` with status 2 if settings are invalid.
 
-        That process starts the workers, and starts each again that has ended: without this, for ever.
+        That process restarts each worker that has ended: without this, it would do so forever.
         """
         if self.problems and _is_supervisor(sys.argv, os.environ):
-            self._say_problems()
+            self._print_problems()
             sys.exit(2)
 
-    def _say_problems(self) -> None:
+    def _print_problems(self) -> None:
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         sys.stderr.write(f"otp-stream cannot start. Fix {len(self.problems)} setting(s):\n{lines}\n")
 
     async def _start(self) -> None:
-        if self.problems:  # started by something else than `faststream run`
-            self._say_problems()
+        if self.problems:  # not started by `faststream run`
+            self._print_problems()
             raise RuntimeError("settings: " + "; ".join(self.problems))
-        self.hooks.first()  # once more: with --workers, uvicorn runs the application without `run`
+        self.hooks.first()  # again: with --workers, uvicorn runs the application without calling `run`
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))
         self._announce()
         for start in self.hooks.start:
             await start()
-        self._beside = [asyncio.create_task(forever(run, "beside")) for run in self.hooks.beside]
-        _leave_what_stands()
+        self._background = [asyncio.create_task(forever(run, "background")) for run in self.hooks.background]
+        _tune_gc()
 
     def _announce(self) -> None:
         _log.info("otp-stream starts", version=__version__, **self.settings.shown())
@@ -237,21 +240,21 @@ class OtpStream(AsgiFastStream):
 
     async def _drain(self) -> None:
         if self._stopping.deadline is None:
-            self._stopping.ask()
+            self._stopping.request()
         await self.rabbit.stop_intake()
         state = self.look()
-        held = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
-        _log.info("stopping: intake has ended", held=held)
-        # what is not on the wire goes back at once: another worker, or the next one, should have it
+        unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
+        _log.info("stopping: consumers are cancelled", unacked=unacked)
+        # jobs that are not being sent are requeued at once, so that another worker can send them
         self._relay.finish()
         self._tables.finish()
         returned = await self.rabbit.drain(lambda: self._stopping.over)
-        _log.info("stopping: jobs are settled", finished=held - returned, returned=returned)
+        _log.info("stopping: jobs are settled", finished=unacked - returned, returned=returned)
 
     async def _close(self) -> None:
         for drained in self.hooks.drained:
             await drained()
-        await cancelled(*self._beside)
+        await cancel_and_wait(*self._background)
         for close in self.hooks.close:
             await close()
         _log.info("stopped")
@@ -259,7 +262,7 @@ class OtpStream(AsgiFastStream):
 
 
 def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether this process is `faststream run … --workers N`: it imports the application, and never runs it."""
+    """Whether this process is `faststream run … --workers N`, which imports the application but never runs it."""
     if multiprocessing.parent_process() is not None or Path(arguments[0]).name not in {"faststream", "__main__.py"}:
         return False
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -269,11 +272,11 @@ def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool
     return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
 
 
-def _leave_what_stands() -> None:
-    """Spare the collector what was made at the start: to look at it took a twentieth of all time, in long pauses."""
+def _tune_gc() -> None:
+    """Exclude the objects made at start from GC: scanning them took 5 % of the time, in long pauses."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, 10, 10)
+    gc.set_threshold(_GC_THRESHOLD, 10, 10)
 
 
 class _Server(uvicorn.Server):
@@ -282,8 +285,8 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._on_signal = on_signal
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's face
-        # Never uvicorn's forced exit: it would skip the shutdown, and with it the return of jobs.
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
+        # Never uvicorn's forced exit: it would skip the shutdown, which requeues jobs.
         self._captured_signals.append(sig)
         self.should_exit = True
         self._loop.call_soon_threadsafe(self._on_signal, sig)

@@ -65,7 +65,7 @@ class Worker:
     async def held(self) -> bool:
         """Whether it holds jobs that are not settled; one that does not answer may."""
         status, body = await self.get("/metrics")
-        held = [row for row in body.splitlines() if row.startswith("otp_ledger_held{")]
+        held = [row for row in body.splitlines() if row.startswith("otp_ledger_unacked{")]
         return status != HTTPStatus.OK or any(float(row.rpartition(" ")[2]) for row in held)
 
     @property

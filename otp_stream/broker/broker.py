@@ -19,7 +19,7 @@ from yarl import URL
 
 from otp_stream.core.job import Lane, OtpJob
 from otp_stream.core.state import BrokerState, WaitState
-from otp_stream.tasks import cancelled, forever, losing_it_is_an_error
+from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
 from .arrival import MadeIds, Reader
 from .config import RabbitConfig
@@ -182,7 +182,7 @@ class OtpBroker(RabbitBroker):
 
     async def _try_to_start(self) -> bool:
         try:
-            with losing_it_is_an_error():
+            with lost_connection_as_error():
                 await self._control.apply(self.lanes)
                 await self.connect()
                 for subscriber in self.subscribers:
@@ -256,7 +256,7 @@ class OtpBroker(RabbitBroker):
         publishing = asyncio.create_task(publish(message, exchange, routing_key))
         self._under_way.update(known)
         try:
-            with losing_it_is_an_error():
+            with lost_connection_as_error():
                 while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
                     if not await self._is_blocked():
                         raise TimeoutError
@@ -283,7 +283,7 @@ class OtpBroker(RabbitBroker):
         self._stopping = True
         for lane in self.lanes:
             lane.stop()
-        await cancelled(*self._keeping)
+        await cancel_and_wait(*self._keeping)
         await self._intake.stop()
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
@@ -295,7 +295,7 @@ class OtpBroker(RabbitBroker):
 
     async def stop(self, *args: Any, **kwargs: Any) -> None:
         """Close everything."""
-        await cancelled(*self._tasks)
+        await cancel_and_wait(*self._tasks)
         self._tasks = []
         await self._control.close()
         await self._hang_up(*args, **kwargs)

@@ -13,7 +13,7 @@ from aio_pika.exceptions import AMQPError
 
 from otp_stream.core.finding import Finding, Tell
 from otp_stream.core.masking import scrub
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 from . import permissions, policies, standing
 from .management import Seen, vhost
@@ -51,7 +51,7 @@ class Checkup:
         """
         connection = await aio_pika.connect(self.url)
         try:
-            with losing_it_is_an_error():
+            with lost_connection_as_error():
                 lacking = await _unless_blocked(connection, permissions.lacking(connection, self.topology))
         finally:
             await asyncio.wait({asyncio.create_task(connection.close())}, timeout=_CLOSE_S)
@@ -72,7 +72,7 @@ class Checkup:
         good: list[str] = []
         for name, arguments in wished.items():
             try:
-                with losing_it_is_an_error():
+                with lost_connection_as_error():
                     queue = await standing.queue(connection, name, arguments)
             except (AMQPError, QueueAwayError) as error:
                 self.tell(self._unlearnt(name, error))
@@ -85,7 +85,7 @@ class Checkup:
                 self._own(name, queue, arguments, good)
         exchanges = {it.name: it.type.value for it in (self.topology.retry, self.topology.events)}
         for name, kind in exchanges.items():
-            with losing_it_is_an_error():
+            with lost_connection_as_error():
                 await self._exchange(connection, name, kind, missing, good)
         if good:
             self.tell(Finding("ok", f"as they should be: {self._listed(good)}"))

@@ -11,7 +11,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 from . import standing
 from .lane import LaneConsumer
@@ -48,7 +48,7 @@ class Control:
                 if self._connection is None:
                     self._connection = await aio_pika.connect(self.url, timeout=TIMEOUT_S)
             try:
-                with losing_it_is_an_error():
+                with lost_connection_as_error():
                     yield self._connection
             except TopologyError:
                 raise
@@ -99,5 +99,5 @@ class Control:
 
 async def leave(closing: Awaitable[object], timeout_s: float) -> None:
     """Close something, whatever becomes of it: what comes after must not be skipped."""
-    with contextlib.suppress(*TROUBLES), losing_it_is_an_error():
+    with contextlib.suppress(*TROUBLES), lost_connection_as_error():
         await asyncio.wait_for(closing, timeout_s)

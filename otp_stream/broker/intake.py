@@ -11,7 +11,7 @@ from aiormq import Channel
 from aiormq.abc import AbstractConnection as Transport
 from aiormq.abc import DeliveredMessage
 
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 from .acks import Acks
 from .control import TROUBLES, leave
@@ -164,7 +164,7 @@ class Intake:
         if connection is None or transport is None or transport.is_closed or deliveries is None:
             raise ConnectionError("not connected")
         try:
-            with losing_it_is_an_error():
+            with lost_connection_as_error():
                 await asyncio.wait_for(self._open(lane, connection, transport, deliveries), _START_TIMEOUT_S)
         except TimeoutError:
             if not any(map(self._stands, self._consumers)):

@@ -11,7 +11,7 @@ import structlog
 
 from otp_stream.core.job import Job, Lane, MalformedError, too_large
 from otp_stream.core.state import LaneState
-from otp_stream.tasks import cancelled
+from otp_stream.tasks import cancel_and_wait
 
 from .arrival import Arrival
 from .backlog import Backlog
@@ -182,7 +182,7 @@ class LaneConsumer:
         while self._held and not give_up():
             await asyncio.wait(list(self._held), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
             await self._give_back()
-        await cancelled(*self._held)
+        await cancel_and_wait(*self._held)
         await self._give_back()
         return self._let_go["returned"]
 

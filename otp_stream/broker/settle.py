@@ -14,7 +14,7 @@ from aiormq.exceptions import AMQPError as WireError
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 from . import copies
 from .arrival import Arrival
@@ -92,7 +92,7 @@ class Settler:
                 if counts_returns and not arrival.dropped:
                     await self.renew(arrival, queue)
                 else:
-                    with losing_it_is_an_error():
+                    with lost_connection_as_error():
                         await arrival.message.nack(requeue=True)
 
     async def _retry(
@@ -131,7 +131,7 @@ class Settler:
 async def acknowledge(arrival: Arrival) -> None:
     """Acknowledge; where the channel is gone the message comes again, and the sent table knows it."""
     try:
-        with losing_it_is_an_error():
+        with lost_connection_as_error():
             await arrival.message.ack()
     except _REFUSALS as error:
         structlog.get_logger(__name__).warning("acknowledgement lost, the job comes again", error=_told(error))

@@ -12,7 +12,7 @@ from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.core.backoff import Backoff
 from otp_stream.settings import Settings
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 from . import say
 from .line import LOST, find_broker
@@ -30,7 +30,7 @@ def topology_of(settings: Settings) -> Topology:
 async def connected(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
     """Do some work over a connection. Raises one of `LOST`, and what the work does."""
     url, _ = await find_broker(settings)
-    with losing_it_is_an_error():
+    with lost_connection_as_error():
         async with await aio_pika.connect(url, timeout=_CONNECT_S) as connection:
             return await work(connection)
 

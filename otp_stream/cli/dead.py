@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from otp_stream import clock
 from otp_stream.core.dead_letter import DeadLetter, Group, Groups
 from otp_stream.dead_letters import StoredDeadLetter, Summary, current_user
 
@@ -18,7 +19,6 @@ from . import dead_output, say
 from .dead_access import (
     confirm,
     dead_letter_queue,
-    now_ms,
     parse_filter,
     private_file,
     require_filter,
@@ -55,7 +55,7 @@ def list_(
     """
     selected = parse_filter(which)
     queue = dead_letter_queue(say.settings())
-    started_ms = now_ms()
+    started_ms = clock.now_ms()
     counted = Groups(started_ms)
     found: list[DeadLetter] = []
 
@@ -109,7 +109,7 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
 
     def take(it: StoredDeadLetter) -> None:
         if it.dead_letter.job_id == job_id:
-            found.append(dead_output.message_json(it, now_ms()))
+            found.append(dead_output.message_json(it, clock.now_ms()))
 
     not_read = run(dead_letter_queue(say.settings()).for_each(take))
     if as_json:
@@ -149,7 +149,7 @@ def replay(
             number,
             selected,
             summary,
-            now_ms(),
+            clock.now_ms(),
             as_json=as_json,
             fresh=fresh,
             dry_run=dry_run,
@@ -188,7 +188,7 @@ def drop(
 
     def audit(action: str, number: int, summary: Summary, *, finished: bool = True) -> None:
         dead_output.print_audit(
-            action, number, selected, summary, now_ms(), as_json=as_json, dry_run=dry_run, finished=finished
+            action, number, selected, summary, clock.now_ms(), as_json=as_json, dry_run=dry_run, finished=finished
         )
 
     summary = run(queue.drop(selected, dry_run=True))
@@ -224,7 +224,7 @@ def export(
         if not selected.matches(it.dead_letter):
             return
         unread += raw and it.message.dropped > 0
-        typer.echo(say.as_json(dead_output.message_json(it, now_ms(), raw=raw)), file)
+        typer.echo(say.as_json(dead_output.message_json(it, clock.now_ms(), raw=raw)), file)
         written += 1
 
     with contextlib.nullcontext(sys.stdout) if out is None else private_file(out) as file:

@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from otp_stream import clock
 from otp_stream.core.dead_letter import DeadLettersError
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.dead_letters import DeadLetterQueue, Summary
@@ -41,7 +42,7 @@ def dead_letter_queue(settings: Settings) -> DeadLetterQueue:
 def parse_filter(which: list[str] | None) -> DeadLetterFilter:
     """Return the filter that the arguments describe; an invalid one ends the command."""
     try:
-        return DeadLetterFilter.parse(which or [], now_ms())
+        return DeadLetterFilter.parse(which or [], clock.now_ms())
     except ValueError as error:
         say.fail(str(error))
 
@@ -113,6 +114,3 @@ def private_file(path: Path) -> Generator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
-def now_ms() -> int:
-    """Return milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -70,7 +70,7 @@ def make(*, port: int, samples: bool, log_level: str) -> Demo:
     app = build(settings, problems)
     demo = Demo(app, http_port, broker_port, inbox)
     app.hooks.start = [*app.hooks.start, inbox.start]
-    app.hooks.beside = [*app.hooks.beside, partial(_show, demo, samples)]
+    app.hooks.background = [*app.hooks.background, partial(_show, demo, samples)]
     app.hooks.close = [*app.hooks.close, inbox.stop]
     for path, route in inbox.routes().items():
         app.mount(path, route)

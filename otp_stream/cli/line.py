@@ -20,7 +20,7 @@ from aiormq.exceptions import AMQPError, DeliveryError, PublishError
 
 from otp_stream.broker.refusal import no_connection, refusal
 from otp_stream.settings import EMBEDDED_BROKER_PORT, Settings
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Line:
         """Publish a job, confirmed. Raises `ProducerError` where the broker refuses it, or one of `LOST`."""
         for last in (False, True):
             try:
-                with losing_it_is_an_error():
+                with lost_connection_as_error():
                     await self._publishing.basic_publish(
                         body,
                         routing_key=self.queue,

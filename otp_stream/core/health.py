@@ -1,4 +1,4 @@
-"""Whether codes are going out: judged once, here, for health, readiness, the monitor and the page."""
+"""Health checks: the one place that decides whether codes are going out, for /health, /readyz, monitor and page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from .state import BrokerState, LaneState, RelayState, Stats, TablesState, Worke
 from .times import in_words
 
 STALE_MS = 15_000
-"""Older than this, the broker's word about our consumers is no news."""
-_MANY = 5
-"""Fewer dead letters are single mistakes, whatever the share."""
-_SHARE = 10
-"""One job in so many may die: people mistype their addresses."""
+"""Maximum age of the broker's figures; with older ones, the broker counts as unresponsive."""
+_MIN_DEAD = 5
+"""Fewer dead letters a minute are no problem, whatever their share."""
+_DEAD_SHARE = 10
+"""One job in this number may be dead-lettered: people mistype their addresses."""
 LATE_MS = 10_000
-"""A code is wanted within the second; one that waits longer than this is late, whatever the reason."""
+"""A code should arrive within a second; one that waits longer than this is late, whatever the reason."""
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must be right; `degraded` still sends codes."""
+    """The result of one check; with `degraded`, codes are still sent."""
 
     name: Literal["phase", "broker", "relay", "tables", "endings", "pace"]
     status: Status
@@ -29,7 +29,7 @@ class Check:
 
 
 def checks(state: WorkerState, stats: Stats, now_ms: int) -> tuple[Check, ...]:
-    """Return every check with what there is to say."""
+    """Return the result of every check that applies."""
     return tuple(_checks(state, stats, now_ms))
 
 
@@ -39,17 +39,17 @@ def worst(found: tuple[Check, ...]) -> Status:
     return "unhealthy" if "unhealthy" in statuses else "degraded" if "degraded" in statuses else "healthy"
 
 
-def kept_apart(state: WorkerState) -> str | None:
-    """Return what it means and how to mend it where several workers consume the jobs and do not share their state."""
+def unshared_state(state: WorkerState) -> str | None:
+    """Return the consequences and the fix if several workers consume the jobs without shared state, else `None`."""
     if state.broker is None or state.tables is None or state.tables.url is not None:
         return None
     jobs = next((lane for lane in state.broker.lanes if lane.lane == "jobs"), None)
     if jobs is None or (jobs.consumers or 0) < 2:
         return None
     return (
-        f"{jobs.consumers} consumers on {jobs.queue} and no REDIS_URL: each worker knows only what it did itself. "
-        "A job that comes again to another one may be sent twice; limits and newest codes count for each worker apart. "
-        "Set REDIS_URL, the same for all, and they share their state."
+        f"{jobs.consumers} consumers on {jobs.queue} and no REDIS_URL: each worker knows only its own jobs. "
+        "A job that is redelivered to another worker may be sent twice; limits and newest codes count per worker. "
+        "Set REDIS_URL to the same value for all workers."
     )
 
 
@@ -63,7 +63,7 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
             yield Check("phase", "unhealthy", "stopping")
         case "consuming":
             away = state.broker is not None and not state.broker.connected
-            yield Check("phase", "healthy", "consumes again once the broker is there" if away else "consuming")
+            yield Check("phase", "healthy", "consuming resumes when RabbitMQ is back" if away else "consuming")
     if state.broker is not None:
         yield _broker(state.broker, now_ms)
     if state.relays:
@@ -72,7 +72,7 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
         yield _tables(state.tables)
     if state.phase == "consuming":
         yield _endings(stats)
-    # behind closed gates codes are late, too, and the relay's check says so
+    # while all gates are closed codes are late, too, but the relay's check reports that
     flows = any(relay.gate == "open" for relay in state.relays)
     if state.broker is not None and state.broker.connected and state.phase == "consuming" and flows:
         yield _pace(state.broker.lanes, now_ms)
@@ -90,40 +90,40 @@ def _broker(broker: BrokerState, now_ms: int) -> Check:
         return Check("broker", "unhealthy", f"the broker sees no consumer on {', '.join(without)}")
     away = {lane.lane: lane.queue for lane in broker.lanes if lane.depth is None}
     if away:
-        # its node is down, or it is about to be made again; no other worker could serve it either
+        # its node is down, or the queue is about to be declared again; no other worker could consume it either
         status = "unhealthy" if "jobs" in away else "degraded"
-        return Check("broker", status, f"away at the broker: {', '.join(away.values())}")
+        return Check("broker", status, f"not available at the broker: {', '.join(away.values())}")
     if broker.blocked:
-        return Check("broker", "degraded", f"{broker.url} refuses publishes for want of memory or disk")
+        return Check("broker", "degraded", f"{broker.url} refuses publishes: it is low on memory or disk space")
     if broker.error:
         return Check("broker", "degraded", f"{broker.url}: {broker.error}")
     return Check("broker", "healthy", f"{broker.url} delivers to us")
 
 
 def _relay(relays: tuple[RelayState, ...]) -> Check:
-    told = "; ".join(map(_gate, relays))
+    text = "; ".join(map(_gate, relays))
     gates = [relay.gate for relay in relays]
     if "open" in gates:
-        # a fallback that was never needed is open, too: what counts is the first
-        well = gates[0] == "open" and not relays[0].stalled
-        return Check("relay", "healthy" if well else "degraded", told)
-    return Check("relay", "degraded" if "half_open" in gates else "unhealthy", told)
+        # a fallback that was never used is open, too, so the first relay decides
+        healthy = gates[0] == "open" and not relays[0].stalled
+        return Check("relay", "healthy" if healthy else "degraded", text)
+    return Check("relay", "degraded" if "half_open" in gates else "unhealthy", text)
 
 
 def _tables(tables: TablesState) -> Check:
     if tables.connected:
-        return Check("tables", "healthy", f"{tables.url} shares the state")
+        return Check("tables", "healthy", f"state is shared in {tables.url}")
     if tables.fail == "closed":
         return Check("tables", "unhealthy", f"{tables.url} is away, jobs wait (STATE_FAIL=closed): {tables.error}")
-    told = f"{tables.url} is away, {tables.unshared} codes went out without shared state: {tables.error}"
-    return Check("tables", "degraded", told)
+    text = f"{tables.url} is away, {tables.unshared} codes were sent without shared state: {tables.error}"
+    return Check("tables", "degraded", text)
 
 
 def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
     late: list[str] = []
     for lane in lanes:
         if lane.oldest_held_ms is not None and now_ms - lane.oldest_held_ms > LATE_MS:
-            late.append(f"the oldest job in hand from {lane.queue} came {in_words(now_ms - lane.oldest_held_ms)} ago")
+            late.append(f"the oldest unacked job of {lane.queue} arrived {in_words(now_ms - lane.oldest_held_ms)} ago")
         if lane.waiting_ms is not None and now_ms - lane.waiting_ms > LATE_MS:
             since = in_words(now_ms - lane.waiting_ms)
             late.append(f"{lane.depth} wait in {lane.queue}, the oldest for {since}")
@@ -134,10 +134,10 @@ def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
 
 def _endings(stats: Stats) -> Check:
     died, sent = stats.died_last_minute, stats.sent_last_minute
-    told = f"{died} jobs died in the last minute, {sent} were sent"
-    if died >= _MANY and died * _SHARE > died + sent:
-        return Check("endings", "degraded", f"{told}: otp-stream dead list, or the page /dead, says why")
-    return Check("endings", "healthy", told)
+    text = f"{died} jobs failed in the last minute, {sent} were sent"
+    if died >= _MIN_DEAD and died * _DEAD_SHARE > died + sent:
+        return Check("endings", "degraded", f"{text}: otp-stream dead list, or the page /dead, shows why")
+    return Check("endings", "healthy", text)
 
 
 def _gate(relay: RelayState) -> str:

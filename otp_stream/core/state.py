@@ -1,4 +1,4 @@
-"""What the parts report of themselves: facts for health, metrics, the monitor and the page. Never a secret."""
+"""The state of each part of the worker for health, metrics, the monitor and the page. Contains no secret."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Phase = Literal["http_only", "starting", "consuming", "stopping"]
 
 
 Fail = Literal["open", "closed"]
-"""While Redis is away: send on what this worker alone knows, or wait."""
+"""While Redis is disconnected: send with this worker's own state, or wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,51 +40,51 @@ class RelayState:
     connections: int = 0
     """Connections open now."""
     sending: int = 0
-    """Mails on the wire now."""
+    """Mails being sent now."""
     waiting: int = 0
-    """Jobs that wait for a turn; those that wait for whichever relay takes them are told with the first."""
+    """Jobs in the send queue; those that any relay may take count with the first relay."""
     stalled: bool = False
-    """Whether it has work and has given no answer for a while."""
+    """Whether mails are being sent and no reply has come for a while."""
     connects: int = 0
     """Connections opened since start."""
     replies: Mapping[str, int] = field(default_factory=dict[str, int])
     """Final replies by code, such as `{"250": 1032, "451": 3}`."""
     rate: float | None = None
-    """Mails per second that may go there now; `None` where nothing limits them."""
+    """Mails per second allowed now; `None` if there is no limit."""
     slowed: bool = False
-    """Whether that is less than usual, after a throttle."""
+    """Whether the rate is reduced after a throttle."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One lane as seen from both sides."""
+    """One lane, as this worker and RabbitMQ see it."""
 
     lane: Lane
     queue: str
     window: int
-    """Jobs that this worker may hold unsettled."""
+    """Prefetch count: unacked jobs allowed."""
     held: int = 0
-    """Jobs that it holds unsettled now."""
+    """Unacked jobs now."""
     received: int = 0
     """Deliveries since start."""
     unverified: int = 0
-    """Of them, retries whose headers no key of ours signed."""
+    """Of them, retries whose headers have no valid signature."""
     let_go: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Deliveries that are no longer held, by how they were settled: `received` is their sum and what is held."""
+    """Deliveries that are no longer unacked, by how they ended: `received` is their sum plus `held`."""
     depth: int | None = None
-    """Jobs ready in the queue, by the broker's word; `None` when it was not asked yet."""
+    """Jobs ready in the queue, as RabbitMQ reports; `None` before the first report."""
     consumers: int | None = None
-    """Consumers on the queue, by the broker's word."""
+    """Consumers on the queue, as RabbitMQ reports."""
     empty_ms: int | None = None
-    """When the broker last said that it was empty (milliseconds since 1970); nothing in it waits longer."""
+    """When RabbitMQ last reported it as empty (milliseconds since 1970); no job in it has waited longer."""
     waiting_ms: int | None = None
-    """Since when something waits in it (milliseconds since 1970); `None` where nothing is known to wait."""
+    """Since when a job has been waiting in it (milliseconds since 1970); `None` if none is known to wait."""
     waited_ms: int | None = None
-    """How old the last job was that came in here, by its `timestamp`."""
+    """Age of the last job received here, from its `timestamp`."""
     came_ms: int | None = None
-    """When that one came (milliseconds since 1970)."""
+    """When that job was received (milliseconds since 1970)."""
     oldest_held_ms: int | None = None
-    """When the oldest of the jobs in hand came in (milliseconds since 1970)."""
+    """When the oldest unacked job was received (milliseconds since 1970)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,9 @@ class WaitState:
     delay_ms: int
     """How long a job stays in it."""
     depth: int | None = None
-    """By the broker's word; `None` when it was not asked yet, or the queue is away."""
+    """As RabbitMQ reports; `None` before the first report, or if the queue is not available."""
     empty_ms: int | None = None
-    """When the broker last said that it was empty (milliseconds since 1970)."""
+    """When RabbitMQ last reported it as empty (milliseconds since 1970)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +108,26 @@ class BrokerState:
     """Masked."""
     connected: bool = False
     since_ms: int = 0
-    """When `connected` took its value."""
+    """When `connected` last changed."""
     error: str | None = None
-    """What it waits for, or the last trouble."""
+    """What it waits for, or the last error."""
     refused: bool = False
-    """Whether it answers and refuses the login or the virtual host; `error` then continues "RabbitMQ …"."""
+    """Whether it responds, but refuses the login or the virtual host; `error` then continues "RabbitMQ …"."""
     blocked: bool = False
-    """Whether the broker refuses publishes for want of memory or disk."""
+    """Whether the broker refuses publishes because it is low on memory or disk space."""
     looked_ms: int | None = None
-    """When the broker was last asked for depths and consumers, with an answer."""
+    """When the broker last reported depths and consumers."""
     lanes: tuple[LaneState, ...] = ()
     dead: int | None = None
-    """Dead letters, by the broker's word."""
+    """Dead letters, as RabbitMQ reports."""
     waits: tuple[WaitState, ...] = ()
     """The wait queues, the shortest first."""
     events_dropped: int = 0
-    """Events that could not be published; no job depends on them."""
+    """Events that could not be published. No job depends on them."""
 
     @property
     def waiting(self) -> int | None:
-        """Jobs in the wait queues, by the broker's word; `None` when it was not asked yet."""
+        """Jobs in the wait queues, as RabbitMQ reports; `None` before the first report."""
         return sum(it.depth or 0 for it in self.waits) if self.waits else None
 
 
@@ -136,37 +136,37 @@ class TablesState:
     """Keyed state as this worker sees it; keys are hashed."""
 
     url: str | None = None
-    """Of Redis, masked; `None` where state is in this worker's memory alone."""
+    """Of Redis, masked; `None` if the state is in this worker's memory only."""
     connected: bool | None = None
-    """Whether Redis answers."""
+    """Whether Redis is connected; `None` without Redis."""
     error: str | None = None
     since_ms: int = 0
-    """When `connected` took its value (milliseconds since 1970)."""
+    """When `connected` last changed (milliseconds since 1970)."""
     fail: Fail = "open"
-    """What happens while Redis is away: codes go out, or jobs wait."""
+    """What happens while Redis is disconnected: codes are sent, or jobs wait."""
     workers: int | None = None
-    """Workers that share the state, by Redis's word."""
+    """Workers that share the state, as Redis reports."""
     claims: int = 0
-    """Jobs that this worker is at."""
+    """Jobs that this worker has claimed."""
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Entries in this worker's memory, by table."""
     evicted: int = 0
-    """Entries that this worker's memory dropped before their time, because it is bounded; Redis still has them."""
+    """Entries evicted from this worker's bounded memory before their TTL; Redis still has them."""
     asked: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Questions since start, by what was answered."""
+    """Admission checks since start, by result."""
     unshared: int = 0
-    """Jobs that went on while Redis was away: another worker may have sent them, too."""
+    """Jobs sent while Redis was disconnected: another worker may have sent them, too."""
     reused: int = 0
     """Jobs whose `jobId` was used before with another recipient or code."""
     owed: int = 0
-    """Marks of sent jobs that Redis does not have yet."""
+    """Sent records that are not in Redis yet."""
     throttled: Mapping[str, int] = field(default_factory=dict[str, int])
     """What was over a limit most often, by limit and hashed key."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSeen:
-    """A worker that shares our state, as it told of itself."""
+    """A worker that shares our state, as it has reported itself."""
 
     name: str
     """`host:pid`."""
@@ -177,7 +177,7 @@ class WorkerSeen:
     held: int
     sent_last_minute: int
     silent_ms: int = 0
-    """How long ago it was last heard of."""
+    """How long ago it last reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,27 +195,27 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a worker did within a few seconds; times are milliseconds."""
+    """The totals of a few seconds; times are milliseconds."""
 
     at_ms: int
-    """When it began, since 1970."""
+    """Start of the step, since 1970."""
     sent: int = 0
     retried: int = 0
     dead: int = 0
     p50_ms: int | None = None
-    """Of the mails accepted in it, half took no longer, from `timestamp` to acceptance."""
+    """Median time from `timestamp` to acceptance, of the mails accepted in this step."""
     p95_ms: int | None = None
     p99_ms: int | None = None
 
 
 class Recent(NamedTuple):
-    """What became of one job lately; a tuple, for one is made for each job."""
+    """How a recent job ended. A tuple, because one is made for each job."""
 
     at_ms: int
     job_id: str
     lane: Lane
     recipient: str
-    """Masked; empty where the message was no job."""
+    """Masked; empty for a malformed message."""
     template: str
     what: str
     """How it ended, or `retry`."""
@@ -227,7 +227,7 @@ class Recent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What this worker has done since it started; times are milliseconds since 1970."""
+    """Statistics since the start of this worker; times are milliseconds since 1970."""
 
     started_ms: int
     received: int = 0
@@ -239,7 +239,7 @@ class Stats:
     last_error_ms: int | None = None
     sent_last_minute: int = 0
     died_last_minute: int = 0
-    """Without those that were over a limit: that is what limits are for."""
+    """Without throttled jobs: those are intended."""
     p50_ms: int | None = None
     """Median time from `timestamp` to acceptance, over the last mails of the last minute."""
     p99_ms: int | None = None

@@ -27,7 +27,7 @@ from otp_stream.broker.message import Delivered
 from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.tolerance import tolerate
 from otp_stream.core.dead_letter import DeadLettersError, DeadLettersInUseError
-from otp_stream.tasks import losing_it_is_an_error
+from otp_stream.tasks import lost_connection_as_error
 
 _TIMEOUT_S = 10.0
 _QUIET_S = 2.0
@@ -125,7 +125,7 @@ async def exclusive_queue(
     timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     connection = await _connect(url, shown_url, timeout_s)
     try:
-        with losing_it_is_an_error():
+        with lost_connection_as_error():
             await _lock(connection, _LOCK.format(name), timeout_s)
             deliveries: asyncio.Queue[Delivered] = asyncio.Queue()
             channel = await connection.take(deliveries.put_nowait)

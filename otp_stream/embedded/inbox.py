@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from otp_stream.asgi import FRAME_POLICY, POLICY, Answer, Route, Scope, answering
+from otp_stream.asgi import FRAME_POLICY, POLICY, Answer, Route, Scope, get_route
 
 _HERE = Path(__file__).parent
 _KEPT = 500
@@ -62,11 +62,11 @@ class Inbox:
     def routes(self) -> dict[str, Route]:
         """Return the inbox's pages by path."""
         return {
-            "/inbox": answering(self._list),
-            "/inbox/mail": answering(self._mail),
-            "/inbox/newest": answering(self._newest),
-            "/inbox/inbox.css": answering(partial(_file, "inbox.css", "text/css")),
-            "/inbox/inbox.js": answering(partial(_file, "inbox.js", "text/javascript")),
+            "/inbox": get_route(self._list),
+            "/inbox/mail": get_route(self._mail),
+            "/inbox/newest": get_route(self._newest),
+            "/inbox/inbox.css": get_route(partial(_file, "inbox.css", "text/css")),
+            "/inbox/inbox.js": get_route(partial(_file, "inbox.js", "text/javascript")),
         }
 
     # aiosmtpd calls these by their names

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from otp_stream import clock
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Lapsed, Outcome
 from otp_stream.core.probe import Probed
@@ -29,11 +30,7 @@ _THAW_PULSES = 4
 not timed: on a machine that is short of processors, time passes without a look at what the network brought."""
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-_STEADY_FROM_MS = _now_ms() - time.monotonic_ns() // 1_000_000
+_STEADY_FROM_MS = clock.now_ms() - time.monotonic_ns() // 1_000_000
 
 
 def _steady_ms() -> int:
@@ -59,7 +56,7 @@ class SmtpRelay:
         on_gate: Callable[[RelayState], None] | None = None,
         on_rate: Callable[[RelayState], None] | None = None,
         sharing: Sharing = Sharing(),  # noqa: B008 - frozen
-        now_ms: Callable[[], int] = _now_ms,
+        now_ms: Callable[[], int] = clock.now_ms,
         steady_ms: Callable[[], int] = _steady_ms,
         fraction: Callable[[], float] = random.random,
     ) -> None:

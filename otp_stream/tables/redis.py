@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 from otp_stream.sockets import Addresses, certificate_name
-from otp_stream.tasks import cancelled, is_cancelled
+from otp_stream.tasks import cancel_and_wait, is_cancelled
 from otp_stream.telemetry_errors import observe
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Redis:
             # before anything is waited for: who asks in the meantime must know
             self._gone(error)
             if coming_back is not None:
-                await cancelled(coming_back)
+                await cancel_and_wait(coming_back)
             await connection.disconnect(nowait=True)
 
     def _break_off(self, why: str) -> None:

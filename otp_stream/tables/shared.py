@@ -15,7 +15,7 @@ import structlog
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
 from otp_stream.core.rate import Grant
 from otp_stream.core.state import WorkerSeen
-from otp_stream.tasks import cancelled, forever
+from otp_stream.tasks import cancel_and_wait, forever
 
 from .ask import Ask, Names, slice_ms
 from .memory import Answer, MemoryTables
@@ -150,7 +150,7 @@ class SharedTables:
         try:
             await self.redis.run()
         finally:
-            await cancelled(keeping)
+            await cancel_and_wait(keeping)
 
     async def first_answer(self) -> None:
         """Wait, but not for long, until it is known whether Redis answers: after that, return at once."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from otp_stream import clock
 from otp_stream.core.admission import (
     Objection,
     SentBefore,
@@ -32,10 +33,6 @@ _TOP = 10
 """How many of those that are throttled most are shown."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Claim:
@@ -123,7 +120,7 @@ class Tables:
         memory: MemoryTables,
         *,
         fail: Fail = "open",
-        now_ms: Callable[[], int] = _now_ms,
+        now_ms: Callable[[], int] = clock.now_ms,
     ) -> None:
         self._asker, self._memory, self._now_ms = asker, memory, now_ms
         self._fail: Fail = fail

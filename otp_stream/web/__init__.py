@@ -1,4 +1,4 @@
-"""The HTTP side: health, metrics, the AsyncAPI document and the operations page."""
+"""HTTP: health, metrics, the AsyncAPI document and the web pages."""
 
 from .probe import Probe
 from .routes import Sources, routes

@@ -1,6 +1,6 @@
-"""Charts as paths of an SVG that is stretched to its place: one unit wide for each step, a hundred high.
+"""Charts as SVG paths, one unit wide for each step and 100 units high.
 
-What is written beside them is HTML, which is not stretched.
+The page stretches the SVG to its box. Labels are HTML, so that they are not stretched.
 """
 
 import math
@@ -10,59 +10,59 @@ from dataclasses import dataclass
 from otp_stream.core.state import Step
 
 HEIGHT = 100
-_LATELY = 12
-"""Steps after which a figure says nothing of now."""
-_LEAST = 2.0
-"""So high stands what is there at all: one dead letter beside a thousand mails a second must be seen."""
+_CURRENT_STEPS = 12
+"""A value that is older than this number of steps is not shown as current."""
+_MIN_HEIGHT = 2.0
+"""Minimum height of a bar: one dead letter must be visible next to a thousand mails a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One row of figures."""
+    """One line, or one colour of bars."""
 
     name: str
     path: str
     """SVG path data."""
     now: float | None
-    """The newest figure; of what is counted, the newest that is not still growing; `None` where it is a minute old."""
+    """The current value; of counts, that of the last complete step; `None` if there is none of the last minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Some rows of figures over one time."""
+    """Several series over the same steps."""
 
     width: int
     series: tuple[Series, ...]
     scale: tuple[float, ...]
-    """What the grid's lines mean, from the top down; evenly spaced."""
-    most: float | None
-    """The highest figure of all."""
+    """The values of the evenly spaced grid lines, from top to bottom."""
+    maximum: float | None
+    """The highest value of all series."""
 
 
 def rates(steps: Sequence[Step], step_s: float) -> Chart:
-    """Return jobs a second, by what became of them: bars, one on the other."""
+    """Return jobs per second by how they ended, as stacked bars."""
     rows = {
         "sent": [step.sent / step_s for step in steps],
         "retried": [step.retried / step_s for step in steps],
         "dead": [step.dead / step_s for step in steps],
     }
-    most = max(map(sum, zip(*rows.values(), strict=True)), default=0)
-    top = _ceiling(most)
+    maximum = max(map(sum, zip(*rows.values(), strict=True)), default=0)
+    top = _ceiling(maximum)
     floors = [0.0] * len(steps)
     series: list[Series] = []
     for name, row in rows.items():
         path = ""
         for place, value in enumerate(row):
             if value:
-                height = max(value / top * HEIGHT, _LEAST)
+                height = max(value / top * HEIGHT, _MIN_HEIGHT)
                 path += f"M{place} {HEIGHT - floors[place]:.4g}v-{height:.4g}h.8v{height:.4g}z"
                 floors[place] += height
         series.append(Series(name, path, row[-2] if len(row) > 1 else None))
-    return Chart(len(steps), tuple(series), (top, top / 2, 0), most)
+    return Chart(len(steps), tuple(series), (top, top / 2, 0), maximum)
 
 
 def times(steps: Sequence[Step]) -> Chart:
-    """Return times to acceptance in milliseconds, by percentile: lines on a logarithmic scale."""
+    """Return times to acceptance in milliseconds by percentile, as lines on a logarithmic scale."""
     rows: dict[str, list[int | None]] = {
         "p50": [step.p50_ms for step in steps],
         "p95": [step.p95_ms for step in steps],
@@ -81,22 +81,22 @@ def times(steps: Sequence[Step]) -> Chart:
 
 
 def _line(row: Sequence[int | None], height: Callable[[int], float]) -> str:
-    """Return a line with gaps where nothing is known; a figure alone is a dot, for its ends are round."""
-    path, on = "", False
+    """Return a line with gaps where there is no value; a single value is a dot, because line ends are round."""
+    path, connected = "", False
     for place, value in enumerate(row):
         if value is not None:
-            path += f"{'L' if on else 'M'}{place + 0.5} {height(value):.4g}"
-            path += "" if on else "h.01"
-        on = value is not None
+            path += f"{'L' if connected else 'M'}{place + 0.5} {height(value):.4g}"
+            path += "" if connected else "h.01"
+        connected = value is not None
     return path
 
 
 def _newest(row: Sequence[int | None]) -> float | None:
-    return next((value for value in row[: -_LATELY - 1 : -1] if value is not None), None)
+    return next((value for value in row[: -_CURRENT_STEPS - 1 : -1] if value is not None), None)
 
 
 def _ceiling(value: float) -> float:
-    """Return the next of 1, 2, 5, 10, …, which a reader can halve."""
+    """Return the next higher of 1, 2, 5, 10, …, so that the label at half of it is short."""
     if value <= 1:
         return 1
     unit = 10.0 ** math.floor(math.log10(value))

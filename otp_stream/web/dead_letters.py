@@ -9,12 +9,13 @@ from typing import Protocol
 import structlog
 
 from otp_stream.asgi import Answer, Fields, Scope, redirect
+from otp_stream import clock
 from otp_stream.core.dead_letter import DeadLetter, DeadLettersInUseError, filter_by, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.decision import REASONS
 
 from .pages import render
-from .session import FOREIGN, TOO_MANY, Sessions, is_program, who
+from .session import FOREIGN_FORM, TOO_MANY, Sessions, client_name, is_program
 
 _LIMIT = 5_000
 """Dead letters that the page reads."""
@@ -97,7 +98,7 @@ class DeadLettersView:
         """Show dead letters by cause, or to visitors only their number; `refused` says what was not done, and why."""
         if self.sessions.is_blocked(scope):
             return TOO_MANY
-        if await self.sessions.knows(scope):
+        if await self.sessions.is_authorized(scope):
             return await self._by_cause(scope, refused, status)
         html = render(
             "dead_letter_count.html",
@@ -113,7 +114,7 @@ class DeadLettersView:
         if self._done is None:
             await self._fetch()
         dead_letters, not_read = self._fetched
-        now_ms = _now_ms()
+        now_ms = clock.now_ms()
         report = self._report if self._report and now_ms - self._report.at_ms < _REPORT_S * 1000 else None
         groups = grouped(dead_letters, now_ms)
         html = render(
@@ -148,7 +149,7 @@ class DeadLettersView:
             return await self._refuse(scope, *refusal)
         try:
             conditions = [f"{name}={fields[name]}" for name in _FIELDS if name in fields]
-            which = DeadLetterFilter.parse(conditions, _now_ms())
+            which = DeadLetterFilter.parse(conditions, clock.now_ms())
         except ValueError as error:
             return await self._refuse(scope, str(error), 400)
         if not which:
@@ -156,7 +157,7 @@ class DeadLettersView:
         if self._running is not None:
             return await self._refuse(scope, "a replay is running: wait until it ends", 409)
         self._done, self._report, self._error = 0, None, None
-        self._running = asyncio.create_task(self._replay(which, who(scope), fresh=fields.get("fresh") == "yes"))
+        self._running = asyncio.create_task(self._replay(which, client_name(scope), fresh=fields.get("fresh") == "yes"))
         return redirect("dead")
 
     async def login(self, scope: Scope, fields: Fields) -> Answer:
@@ -170,8 +171,8 @@ class DeadLettersView:
 
     async def logout(self, scope: Scope, fields: Fields) -> Answer:
         """Close the session."""
-        if not self.sessions.own_form(scope, fields.get("key", "")):
-            return await self._refuse(scope, FOREIGN, 403)
+        if not self.sessions.is_own_form(scope, fields.get("key", "")):
+            return await self._refuse(scope, FOREIGN_FORM, 403)
         return redirect("dead", cookie=await self.sessions.close(scope))
 
     async def _fetch(self) -> None:
@@ -210,18 +211,14 @@ class DeadLettersView:
                 text = f"no dead letter was left to send again ({which})"
             if summary.expired:
                 text += f"; {summary.expired} with an expired code stayed"
-            self._report = ReplayReport(_now_ms(), by, text)
+            self._report = ReplayReport(clock.now_ms(), by, text)
             _log.info("dead letters replayed", by=by, which=str(which), dead_letters=number, expired=summary.expired)
         except Exception as error:  # noqa: BLE001 - the page shows the error
             text = str(error) or type(error).__name__
-            self._report = ReplayReport(_now_ms(), by, f"{text} ({which})", failed=True)
+            self._report = ReplayReport(clock.now_ms(), by, f"{text} ({which})", failed=True)
             _log.warning("replay failed, start it again to continue", by=by, which=str(which), error=text)
         finally:
             self._done, self._running, self._outdated = None, None, True
 
 
 _FIELDS = ("reason", "code", "domain")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""The pages, made on the server: small, without a script that is needed, without another host."""
+"""Server-side rendering of the pages. They work without scripts and load nothing from other hosts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,11 @@ from markupsafe import Markup, escape
 from otp_stream.core.times import in_words
 
 _HERE = Path(__file__).parent / "pages"
-_KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_CONTENT_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 ASSETS: Mapping[str, tuple[str, bytes]] = {
-    path.name: (_KINDS[path.suffix], path.read_bytes()) for path in sorted(_HERE.iterdir()) if path.suffix in _KINDS
+    path.name: (_CONTENT_TYPES[path.suffix], path.read_bytes())
+    for path in sorted(_HERE.iterdir())
+    if path.suffix in _CONTENT_TYPES
 }
 """File name to content type and bytes."""
 
@@ -22,19 +24,19 @@ Node = dict[str, Any]
 
 
 def render(page: str, **fields: Any) -> str:
-    """Return a page by the name of its template."""
+    """Return the HTML of a page; `page` is the name of its template."""
     return _PAGES.get_template(page).render(**fields)
 
 
 def parts(page: str, names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return some blocks of a page, by their names."""
+    """Return the HTML of some blocks of a page, by name."""
     template = _PAGES.get_template(page)
     context = template.new_context(dict(fields))
     return {name: "".join(template.blocks[name](context)) for name in names}
 
 
 def asyncapi_page(document: Node) -> str:
-    """Return the AsyncAPI document as a page for people."""
+    """Return the AsyncAPI document as an HTML page."""
     reader = _Reader(document)
     operations: dict[str, Node] = document["operations"]
     used = {op["channel"]["$ref"].rpartition("/")[2]: op["action"] for op in operations.values()}
@@ -43,7 +45,7 @@ def asyncapi_page(document: Node) -> str:
             "name": name,
             "does": "The worker consumes" if used.get(name) == "receive" else "The worker publishes",
             "channel": channel,
-            "message": reader.follow(next(iter(channel["messages"].values()))),
+            "message": reader.resolve(next(iter(channel["messages"].values()))),
             "is_job": name in _JOBS,
         }
         for name, channel in sorted(document["channels"].items(), key=lambda it: _ORDER.index(it[0]))
@@ -62,13 +64,13 @@ _ORDER = [*_JOBS, "events"]
 
 
 class _Reader:
-    """Finds what the document refers to, and lays schemas out as rows."""
+    """Resolves the document's references, and turns schemas into table rows."""
 
     def __init__(self, document: Node) -> None:
         self._document = document
 
-    def follow(self, node: Node) -> Node:
-        """Return what a reference stands for."""
+    def resolve(self, node: Node) -> Node:
+        """Return the node that a reference points to; other nodes unchanged."""
         while "$ref" in node:
             found: Any = self._document
             for part in node["$ref"].removeprefix("#/").split("/"):
@@ -78,7 +80,7 @@ class _Reader:
 
     def rows(self, schema: Node, prefix: str = "") -> list[Node]:
         """Return one row for each field: name, type, whether it is required, limits, description."""
-        schema = self.follow(schema)
+        schema = self.resolve(schema)
         required: list[str] = schema.get("required", [])
         found: list[Node] = []
         for name, field in schema.get("properties", {}).items():
@@ -97,9 +99,9 @@ class _Reader:
         return found
 
     def _plain(self, field: Node) -> Node:
-        field = self.follow(field)
+        field = self.resolve(field)
         choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
-        return {**self.follow(choices[0]), **field} if choices else field
+        return {**self.resolve(choices[0]), **field} if choices else field
 
 
 _LIMITS = {
@@ -113,14 +115,14 @@ _LIMITS = {
 
 
 def _limits(field: Node) -> str:
-    told = [" | ".join(map(str, field["enum"]))] if "enum" in field else []
+    limits = [" | ".join(map(str, field["enum"]))] if "enum" in field else []
     if isinstance(field.get("default"), str | int):
-        told.append(f"default {field['default']}")
-    return ", ".join(told + [text.format(field[key]) for key, text in _LIMITS.items() if key in field])
+        limits.append(f"default {field['default']}")
+    return ", ".join(limits + [text.format(field[key]) for key, text in _LIMITS.items() if key in field])
 
 
 def _prose(text: str) -> Markup:
-    # the little Markdown that our own descriptions use: paragraphs, **strong** and `code`
+    # only the Markdown that our own descriptions use: paragraphs, **strong** and `code`
     paragraphs = str(escape(text)).strip().split("\n\n")
     html = "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
     html = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html)

@@ -1,4 +1,4 @@
-"""Who may do more than look: whoever knows HTTP_TOKEN. Sessions are signed, not stored: every worker accepts them."""
+"""Authorization with HTTP_TOKEN. Sessions are signed, not stored, so that every worker accepts them."""
 
 import asyncio
 import hashlib
@@ -14,153 +14,153 @@ import structlog
 from otp_stream.asgi import Answer, Fields, Scope, header
 
 COOKIE = "otp_session"
-_LIFE_S = 8 * 3600
-_PAUSE_S = 0.5
-_WRONG_S = 60.0
-_MOST_WRONG = 10
-"""Wrong tokens of one client within a minute; then it gets 429, whatever it sends."""
-_MOST_KNOWN = 1_000
+_SESSION_LIFETIME_S = 8 * 3600
+_FAILED_LOGIN_DELAY_S = 0.5
+_FAILURE_WINDOW_S = 60.0
+_MAX_FAILURES = 10
+"""Wrong tokens of one client within a minute; after them every request of the client gets 429."""
+_MAX_ENTRIES = 1_000
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Flags(Protocol):
-    """What all workers of a deployment know for a while."""
+    """Flags with a TTL that the workers share."""
 
     async def set_flag(self, name: str, ttl_ms: int) -> bool:
-        """Set a flag for all workers; `False` where they do not share one now."""
+        """Set a flag for all workers; `False` if they share no state at the moment."""
         ...
 
     async def has_flag(self, name: str) -> bool:
-        """Whether a worker has set it, as far as is known."""
+        """Whether a worker has set it; `False` if that cannot be read."""
         ...
 
 
 @dataclass(slots=True)
 class Sessions:
-    """Opens sessions and knows them again; with no `token`, nobody gets one."""
+    """Opens and checks sessions; without a `token`, no one gets one."""
 
     token: str | None = field(repr=False)
     flags: Flags | None = None
-    """Where a logout is shared; `None`: only this process knows of it."""
-    _wrong: OrderedDict[str, list[float]] = field(default_factory=OrderedDict[str, list[float]])
-    """When a client's last wrong tokens came, by address."""
-    _ended: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
-    """Cookies of sessions that are known to be closed."""
-    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Shares logouts with the other workers; `None`: a logout counts in this process only."""
+    _failures: OrderedDict[str, list[float]] = field(default_factory=OrderedDict[str, list[float]])
+    """Times of the last wrong tokens, by client address."""
+    _closed: OrderedDict[str, None] = field(default_factory=OrderedDict[str, None])
+    """Cookies of closed sessions."""
+    _login_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def open(self, said: str, *, secure: bool, scope: Scope | None = None) -> str | None:
-        """Return the `Set-Cookie` of a session for the right token; a wrong one waits."""
-        async with self._one_at_a_time:
-            if self.token is None or not hmac.compare_digest(said.encode(), self.token.encode()):
-                self._note_wrong(scope or {})
-                await asyncio.sleep(_PAUSE_S)
+    async def open(self, token: str, *, secure: bool, scope: Scope | None = None) -> str | None:
+        """Return the `Set-Cookie` of a new session, or `None` after a delay if the token is wrong."""
+        async with self._login_lock:
+            if self.token is None or not hmac.compare_digest(token.encode(), self.token.encode()):
+                self._record_failure(scope or {})
+                await asyncio.sleep(_FAILED_LOGIN_DELAY_S)
                 return None
-        until, nonce = str(int(time.time()) + _LIFE_S), secrets.token_hex(8)
-        flags = f"Path=/; HttpOnly; SameSite=Strict; Max-Age={_LIFE_S}{'; Secure' if secure else ''}"
+        until, nonce = str(int(time.time()) + _SESSION_LIFETIME_S), secrets.token_hex(8)
+        flags = f"Path=/; HttpOnly; SameSite=Strict; Max-Age={_SESSION_LIFETIME_S}{'; Secure' if secure else ''}"
         return f"{COOKIE}={until}.{nonce}-{self._sign('session', f'{until}.{nonce}')}; {flags}"
 
     async def close(self, scope: Scope) -> str:
-        """End a session, at all workers that share flags, and return the `Set-Cookie` that ends it in the browser."""
+        """Close a session for all workers that share flags, and return the `Set-Cookie` that deletes its cookie."""
         cookie = _cookie(scope)
         left_s = self._seconds_left(cookie)
         if left_s > 0:
-            self._remember_end(cookie)
-            if not (self.flags and await self.flags.set_flag(_ended_flag(cookie), left_s * 1000)):
+            self._remember_closed(cookie)
+            if not (self.flags and await self.flags.set_flag(_logout_flag(cookie), left_s * 1000)):
                 _log.warning("logout is known to this process only", others_accept_the_cookie_for_s=left_s)
         return f"{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
 
     def is_blocked(self, scope: Scope) -> bool:
         """Whether this client has sent too many wrong tokens within the last minute."""
-        times = [at for at in self._wrong.get(_client(scope), ()) if time.monotonic() - at < _WRONG_S]
-        return len(times) >= _MOST_WRONG
+        times = [at for at in self._failures.get(_client(scope), ()) if time.monotonic() - at < _FAILURE_WINDOW_S]
+        return len(times) >= _MAX_FAILURES
 
-    def _note_wrong(self, scope: Scope) -> None:
+    def _record_failure(self, scope: Scope) -> None:
         client = _client(scope)
         _log.warning("wrong HTTP_TOKEN", client=client, path=scope.get("path"))
-        self._wrong[client] = [*self._wrong.pop(client, ()), time.monotonic()][-_MOST_WRONG:]
-        if len(self._wrong) > _MOST_KNOWN:
-            self._wrong.popitem(last=False)
+        self._failures[client] = [*self._failures.pop(client, ()), time.monotonic()][-_MAX_FAILURES:]
+        if len(self._failures) > _MAX_ENTRIES:
+            self._failures.popitem(last=False)
 
-    async def knows(self, scope: Scope) -> bool:
-        """Whether the request comes from an open session, or brings the token itself (`Authorization: Bearer`)."""
+    async def is_authorized(self, scope: Scope) -> bool:
+        """Whether the request has the cookie of an open session, or the token itself (`Authorization: Bearer`)."""
         if self.token is None or self.is_blocked(scope):
             return False
-        if self._brings_token(scope):
+        if self._has_token(scope):
             return True
         if is_program(scope):
-            self._note_wrong(scope)
+            self._record_failure(scope)
         cookie = _cookie(scope)
         if self._seconds_left(cookie) <= 0:
             return False
-        if self.flags is not None and await self.flags.has_flag(_ended_flag(cookie)):
-            self._remember_end(cookie)
+        if self.flags is not None and await self.flags.has_flag(_logout_flag(cookie)):
+            self._remember_closed(cookie)
             return False
         return True
 
     def form_key(self, scope: Scope) -> str:
-        """Return what a form of this session must bring along, so that no other site can send one."""
+        """Return the CSRF token of this session's forms, without which another site's form is refused."""
         return self._sign("form", _cookie(scope))
 
     async def refusal(self, scope: Scope, fields: Fields) -> tuple[str, int] | None:
-        """Return why this request may change nothing, with its status; `None` where it may."""
-        if not await self.knows(scope):
-            return NEEDED, 403
-        return None if self.own_form(scope, fields.get("key", "")) else (FOREIGN, 403)
+        """Return the reason and the status if this request may not change anything, else `None`."""
+        if not await self.is_authorized(scope):
+            return LOGIN_REQUIRED, 403
+        return None if self.is_own_form(scope, fields.get("key", "")) else (FOREIGN_FORM, 403)
 
-    def own_form(self, scope: Scope, key: str) -> bool:
-        """Whether a form is ours; whoever brings the token itself needs none."""
-        if self.token is None or self._brings_token(scope):
+    def is_own_form(self, scope: Scope, key: str) -> bool:
+        """Whether a form is from our pages. A request with the token itself needs no form key."""
+        if self.token is None or self._has_token(scope):
             return self.token is not None
         return hmac.compare_digest(key.encode(), self.form_key(scope).encode())
 
-    def _brings_token(self, scope: Scope) -> bool:
-        said, known = _bearer(scope) or "", (self.token or "").encode()
-        return bool(known) and hmac.compare_digest(said.encode(), known)
+    def _has_token(self, scope: Scope) -> bool:
+        sent, expected = _bearer(scope) or "", (self.token or "").encode()
+        return bool(expected) and hmac.compare_digest(sent.encode(), expected)
 
     def _seconds_left(self, cookie: str) -> int:
-        """Return how long a session lasts; 0 where the cookie is of none, or its end is known here."""
-        if self.token is None or cookie in self._ended:
+        """Return the remaining lifetime of a session; 0 if it is closed or the cookie is invalid."""
+        if self.token is None or cookie in self._closed:
             return 0
         until, _, rest = cookie.partition(".")
         nonce, _, signature = rest.partition("-")
-        fits = hmac.compare_digest(signature.encode(), self._sign("session", f"{until}.{nonce}").encode())
-        return max(int(until) - int(time.time()), 0) if fits else 0
+        valid = hmac.compare_digest(signature.encode(), self._sign("session", f"{until}.{nonce}").encode())
+        return max(int(until) - int(time.time()), 0) if valid else 0
 
-    def _remember_end(self, cookie: str) -> None:
-        self._ended[cookie] = None
-        if len(self._ended) > _MOST_KNOWN:
-            self._ended.popitem(last=False)
+    def _remember_closed(self, cookie: str) -> None:
+        self._closed[cookie] = None
+        if len(self._closed) > _MAX_ENTRIES:
+            self._closed.popitem(last=False)
 
-    def _sign(self, what: str, text: str) -> str:
-        return hmac.new((self.token or "").encode(), f"{what}:{text}".encode(), hashlib.sha256).hexdigest()
+    def _sign(self, purpose: str, text: str) -> str:
+        return hmac.new((self.token or "").encode(), f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
 
 
-NEEDED = "log in with HTTP_TOKEN first"
-FOREIGN = "this form is from another site, or the session has ended: log in and try again"
+LOGIN_REQUIRED = "log in with HTTP_TOKEN first"
+FOREIGN_FORM = "this form is from another site, or the session has ended: log in and try again"
 TOO_MANY = Answer(
     b"too many wrong tokens: try again in a minute\n", "text/plain", 429, headers=((b"retry-after", b"60"),)
 )
 
 
 def is_program(scope: Scope) -> bool:
-    """Whether a program sent the request: a browser sends a cookie, no bearer token."""
+    """Whether a program sent the request: it sends a bearer token, a browser sends a cookie."""
     return _bearer(scope) is not None
 
 
 def _bearer(scope: Scope) -> str | None:
-    # a browser behind a proxy that asks for a password sends that as `Basic` with each request
-    kind, _, said = header(scope, b"authorization").partition(" ")
-    return said.strip() if kind.lower() == "bearer" else None
+    # behind a proxy that requires a password, a browser sends that as `Basic` with each request
+    scheme, _, value = header(scope, b"authorization").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else None
 
 
-def who(scope: Scope) -> str:
-    """Return who sent it, for the log."""
+def client_name(scope: Scope) -> str:
+    """Return the client's name for log lines."""
     return f"page@{_client(scope)}"
 
 
-def _ended_flag(cookie: str) -> str:
-    # hashed: whoever reads Redis must not find a cookie there
+def _logout_flag(cookie: str) -> str:
+    # hashed: a reader of Redis must not find a valid cookie there
     return f"logout:{hashlib.sha256(cookie.encode()).hexdigest()}"
 
 
@@ -169,6 +169,6 @@ def _client(scope: Scope) -> str:
 
 
 def _cookie(scope: Scope) -> str:
-    # by hand: a strict reader gives up at what other applications on this host have left there
+    # parsed by hand: a strict parser stops at an invalid cookie of another application on this host
     pairs = (pair.strip().partition("=") for pair in header(scope, b"cookie").split(";"))
     return next((value for name, _, value in pairs if name == COOKIE), "")

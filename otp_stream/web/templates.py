@@ -1,4 +1,4 @@
-"""The page of templates: which there are, and how each looks on a sample job."""
+"""The page of templates, each with the e-mail of a sample job."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .pages import render
 
 
 class Email(Protocol):
-    """An e-mail as its reader gets it."""
+    """A composed e-mail."""
 
     @property
     def subject(self) -> str: ...  # noqa: D102
@@ -23,28 +23,28 @@ class Email(Protocol):
 
 
 class Previews(Protocol):
-    """Makes the e-mails of a sample job."""
+    """Composes the e-mails of a sample job."""
 
     def languages(self) -> Mapping[str, list[str]]:
-        """Return every template's name with its languages; `""` is what all others get."""
+        """Return every template's name with its languages; `""` is the default for all other languages."""
         ...
 
     async def make(self, name: str, language: str) -> Email:
-        """Return one. Raises `ComposeError`."""
+        """Return the e-mail. Raises `ComposeError`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateDesk:
-    """Answers for the templates. What is shown is what the worker sends: it has read them at its start."""
+class TemplatesView:
+    """Shows the templates as the worker has loaded them at its start."""
 
     previews: Previews
     default_locale: str
 
     async def page(self, scope: Scope) -> Answer:
-        """Show all, and one of them whole."""
+        """Return the page with the list of templates and a preview of one."""
         languages = self.previews.languages()
-        name, language = _chosen(scope)
+        name, language = _selected(scope)
         if not name:
             name = "otp" if "otp" in languages else next(iter(languages))
             language = next(iter(languages[name]))
@@ -65,15 +65,15 @@ class TemplateDesk:
         return Answer(html.encode(), "text/html; charset=utf-8", policy=f"{POLICY}; frame-src 'self'")
 
     async def preview(self, scope: Scope) -> Answer:
-        """Return the HTML part alone, for the page's frames."""
+        """Return the HTML part of an e-mail, for the page's frames."""
         try:
-            email = await self.previews.make(*_chosen(scope))
+            email = await self.previews.make(*_selected(scope))
         except ComposeError as failed:
             return Answer(f"{failed}\n".encode(), "text/plain; charset=utf-8", 404)
-        # sandboxed: an e-mail runs nothing and loads nothing, in a mail reader and here
+        # sandboxed: as in a mail client, an e-mail must not run scripts or load anything
         return Answer(email.html.encode(), "text/html; charset=utf-8", policy=FRAME_POLICY)
 
 
-def _chosen(scope: Scope) -> tuple[str, str]:
-    asked = parse_qs(scope["query_string"].decode("latin-1"))
-    return asked.get("name", [""])[0], asked.get("language", [""])[0]
+def _selected(scope: Scope) -> tuple[str, str]:
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    return query.get("name", [""])[0], query.get("language", [""])[0]

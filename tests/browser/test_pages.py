@@ -22,7 +22,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from worker import CODE, Worker, job
 
-from otp_stream.web.live import MOST
+from otp_stream.web.stream import MAX_VIEWERS
 
 ADDRESS = "ada.lovelace@example.com"
 LOOKS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
@@ -170,10 +170,10 @@ async def test_a_broker_that_is_away_is_told_steadily_and_the_page_stays_whole(
             assert (
                 text(chromium, "#lanes tbody td").removeprefix("Waiting: ") == "\N{EN DASH}"
             )  # what was seen before is no news
-            assert not chromium.find_element(By.ID, "silence").is_displayed()
+            assert not chromium.find_element(By.ID, "no-answer").is_displayed()
         proxy.refuse = False
         await headed(chromium, "Codes are going out")
-        assert chromium.find_element(By.ID, "said").get_attribute("textContent") == "Codes are going out"
+        assert chromium.find_element(By.ID, "announcement").get_attribute("textContent") == "Codes are going out"
         assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
@@ -233,7 +233,7 @@ async def test_who_finds_no_place_among_the_viewers_is_kept_up_to_date_all_the_s
 ) -> None:
     worker = await stage.run()
     with contextlib.ExitStack() as crowd:
-        for _ in range(MOST):
+        for _ in range(MAX_VIEWERS):
             crowd.enter_context(viewer(worker))
         look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
         await stage.rabbit.publish(job())
@@ -242,7 +242,7 @@ async def test_who_finds_no_place_among_the_viewers_is_kept_up_to_date_all_the_s
         chromium.execute_script("window.began = Date.now()")
         wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "a time that would be a silence")
         assert chromium.title.startswith("Codes are going out")
-        assert not chromium.find_element(By.ID, "silence").is_displayed()
+        assert not chromium.find_element(By.ID, "no-answer").is_displayed()
 
 
 IN_THE_BACKGROUND = """
@@ -278,7 +278,7 @@ async def test_a_tab_that_nobody_looks_at_holds_no_stream_and_comes_back_without
     wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "a time that is a silence")
     chromium.execute_script("turn(false)")
     assert chromium.execute_script("return document.body.classList.contains('stale')")
-    assert not chromium.find_element(By.ID, "silence").is_displayed()  # the worker may answer in a moment
+    assert not chromium.find_element(By.ID, "no-answer").is_displayed()  # the worker may answer in a moment
     wait(lambda: chromium.title.startswith("No answer"), "the silence")
 
 
@@ -447,7 +447,7 @@ async def test_the_tables_show_what_holds_jobs_off_and_that_workers_do_not_share
     look(chromium, f"http://127.0.0.1:{worker.port}/", width, scheme)
     assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
     assert text(chromium, ".tables .figures dd") == "in memory"
-    assert text(chromium, ".answers").split("\n") == ["admitted 1 33.3 %", "throttled recipient 2 66.7 %"]
+    assert text(chromium, ".admissions").split("\n") == ["admitted 1 33.3 %", "throttled recipient 2 66.7 %"]
     assert "sent 1" in text(chromium, ".sizes")
     assert "recipient 1/1h 1" in text(chromium, ".sizes")
     assert text(chromium, "table.throttled tbody th").startswith("recipient ")

@@ -120,7 +120,7 @@ async def test_acknowledgements_are_lost_with_the_connection(
 
 
 async def _let_go(stage: Stage, worker: Worker) -> bool:
-    return await stage.rabbit.depth() == 0 and await worker.metric('otp_ledger_held{lane="jobs"}') == 0
+    return await stage.rabbit.depth() == 0 and await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
 
 
 @pytest.mark.parametrize("ends_as", ["a dead letter", "a retry"])
@@ -241,7 +241,7 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
 
 async def _all_ended(stage: Stage, ledger: Ledger, worker: Worker) -> None:
     async def ended() -> bool:
-        held = await worker.metric('otp_ledger_held{lane="jobs"}')
+        held = await worker.metric('otp_ledger_unacked{lane="jobs"}')
         return not ledger.lost and held == 0 and await stage.rabbit.depth() == 0
 
     await until(ended, "end of all jobs", 30)

@@ -189,7 +189,7 @@ async def test_a_worker_starts_while_the_node_of_a_classic_high_lane_is_down(sce
         await scene.ledger.balance()
         assert _seconds(worker, "otp-stream starts", "job started") < AWAY_S
         assert (await worker.get("/readyz"))[0] == 200
-        assert f"away at the broker: {rabbit.queue}.high" in (await worker.get("/health"))[1]
+        assert f"not available at the broker: {rabbit.queue}.high" in (await worker.get("/health"))[1]
     finally:
         await asyncio.to_thread(holder.start)
     await worker.wait_log("consuming again", timeout=60)

@@ -24,7 +24,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
     late_low, late, soon, high, lane = (range(*it) for it in ((0, 30), (30, 60), (60, 90), (90, 95), (95, 100)))
 
     async def waiting() -> bool:
-        return await worker.metric("otp_relay_turns_waiting") >= JOBS - 1
+        return await worker.metric("otp_relay_sends_pending") >= JOBS - 1
 
     await until(waiting, "all jobs behind the gate")
     known = stage.relay.connections
@@ -49,7 +49,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
     )
     for urgent, next_ in zip(last, first[1:], strict=False):
         assert urgent < next_ + CONNECTIONS  # as far as those on the wire can overtake
-    assert "job is tried again" not in worker.log
+    assert "job will be retried" not in worker.log
 
 
 async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
@@ -71,7 +71,7 @@ async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
     row = ledger.row("relay down: half of the codes expire")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"expired": JOBS})
     assert len(stage.relay.accepted) == JOBS
-    assert await worker.metric('otp_ledger_held{lane="jobs"}') == 0
+    assert await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
 
 
 async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage) -> None:
@@ -95,7 +95,7 @@ async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage
     await ledger.balance()
     row = ledger.row("relay throttles: one job probes at a time")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert "job is tried again" not in worker.log
+    assert "job will be retried" not in worker.log
 
 
 async def _closed_again(log: str) -> bool:

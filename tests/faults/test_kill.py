@@ -142,7 +142,7 @@ async def test_killed_while_every_job_waits_for_its_retry(stage: Stage, ledger: 
     first = await begin(stage, ledger, BASE_DELAY_MS="4000")
 
     async def waiting() -> bool:
-        return first.log.count("job is tried again") == JOBS
+        return first.log.count("job will be retried") == JOBS
 
     await until(waiting, "all jobs in the wait queues")
     assert not stage.relay.accepted

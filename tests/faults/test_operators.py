@@ -146,7 +146,7 @@ async def test_a_broker_that_is_short_of_memory_is_told_and_its_jobs_end_afterwa
         await stage.relay.start()
 
         async def told() -> bool:
-            return "refuses publishes for want of memory" in (await worker.get("/health"))[1]
+            return "refuses publishes: it is low on memory" in (await worker.get("/health"))[1]
 
         await until(told, "word about the memory")
     finally:
@@ -306,7 +306,7 @@ async def _consumes_again(worker: Worker, times: int) -> bool:
 
 
 async def _in_hand_at(worker: Worker, at: float) -> bool:
-    return time.monotonic() >= at and await worker.metric('otp_ledger_held{lane="jobs"}') == JOBS
+    return time.monotonic() >= at and await worker.metric('otp_ledger_unacked{lane="jobs"}') == JOBS
 
 
 async def test_the_jobs_queue_is_deleted_with_jobs_in_hand(stage: Stage, ledger: Ledger) -> None:

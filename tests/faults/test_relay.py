@@ -124,7 +124,7 @@ async def test_the_relay_refuses_connections_for_a_while(stage: Stage) -> None:
     await ledger.balance(30)
     row = ledger.row("relay refuses connections until two probes have failed")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert '"event":"job is tried again"' not in worker.log
+    assert '"event":"job will be retried"' not in worker.log
 
 
 async def test_the_relay_answers_byte_by_byte(stage: Stage) -> None:
@@ -165,7 +165,7 @@ async def test_the_relay_fails_while_a_connection_is_set_up(stage: Stage, tmp_pa
     await ledger.balance()
     row = ledger.row(f"relay {does} at {step.upper()}")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert "job is tried again" not in worker.log
+    assert "job will be retried" not in worker.log
 
 
 @pytest.mark.waits
@@ -182,7 +182,7 @@ async def test_the_relay_never_answers_some_commands(stage: Stage) -> None:
     await ledger.balance(90)
     row = ledger.row("relay never replies: greeting, EHLO, MAIL, RCPT, DATA, once each")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert "job is tried again" not in worker.log
+    assert "job will be retried" not in worker.log
 
 
 CERTIFICATES: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -206,7 +206,7 @@ async def test_the_certificate_is_not_to_be_trusted_for_a_while(stage: Stage, tm
     await ledger.balance(30)
     row = ledger.row(f"relay's certificate {name}, then replaced")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert "job is tried again" not in worker.log
+    assert "job will be retried" not in worker.log
     assert "MAIL" not in stage.relay.commands(1)
 
 
@@ -222,6 +222,6 @@ async def test_our_login_is_refused_for_a_while(stage: Stage) -> None:
     await ledger.balance(30)
     row = ledger.row("relay refuses the login, then accepts it")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert "job is tried again" not in worker.log
+    assert "job will be retried" not in worker.log
     # refused on each connection that was being set up, probed once, then one for each connection
     assert stage.relay.commands().count("AUTH") <= 5 + 1 + 5

@@ -207,7 +207,7 @@ async def _check_growth(scene: Scene, early: tuple[int, int] | None) -> None:
     body = (await scene.steady.get("/metrics"))[1]
     received, settled, held = (
         sum(float(value) for value in re.findall(rf"^otp_ledger_{name}{{.*}} (\S+)$", body, re.MULTILINE))
-        for name in ("received_total", "settled_total", "held")
+        for name in ("received_total", "settled_total", "unacked")
     )
     assert received == settled + held
 

@@ -76,7 +76,7 @@ async def test_stopped(stage: Stage, ledger: Ledger, name: str) -> None:
     await sending(stage, worker)
     worker.signal()
     if twice:
-        await worker.wait_log("stopping: intake has ended")
+        await worker.wait_log("stopping: consumers are cancelled")
         worker.signal()
     assert await worker.stopped() in {0, -signal.SIGTERM}
     await go_on(stage, ledger)

@@ -208,7 +208,7 @@ async def test_redis_that_dies_and_comes_back_empty_loses_nothing(stage: Stage, 
     assert (row.lost, ledger.reasons.total()) == (0, 0)
     assert unshared > 0
     assert row.duplicated <= unshared
-    assert await total("otp_tables_owed", *workers) == 0
+    assert await total("otp_sent_records_pending", *workers) == 0
     # what either has sent, before, during or after the outage, both know now; but for what goes on while Redis is
     # away once more, as it may be for a machine that stands still
     sent = len(stage.relay.accepted)

@@ -117,7 +117,7 @@ def _waits(worker: Worker) -> list[tuple[float, float, float]]:
     for line in worker.lines:
         job_id = str(line.get("job_id"))
         at_ms = dt.datetime.fromisoformat(line["timestamp"]).timestamp() * 1000
-        if line["event"] == "job is tried again":
+        if line["event"] == "job will be retried":
             asked[job_id].append((line["delay_ms"], at_ms))
         elif line["event"] == "job started":
             began[job_id].append(at_ms)

@@ -58,7 +58,7 @@ async def settled(worker: Worker, messages: float) -> bool:
     rows = [row.rpartition(" ") for row in body.splitlines() if row.startswith("otp_ledger_")]
     received, done, held = (
         sum(float(value) for name, _, value in rows if name.startswith(f"otp_ledger_{which}"))
-        for which in ("received_total", "settled_total", "held")
+        for which in ("received_total", "settled_total", "unacked")
     )
     return received >= messages and received == done and held == 0
 

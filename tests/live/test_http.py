@@ -47,8 +47,8 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
     relay = f'relay="127.0.0.1:{stage.relay.port}"'
     for line, value in {
         'otp_retries_total{attempt="1"}': 1,
-        'otp_attempts_total{met="deferred"}': 1,
-        'otp_attempts_total{met="accepted"}': 1,
+        'otp_attempts_total{outcome="deferred"}': 1,
+        'otp_attempts_total{outcome="accepted"}': 1,
         'otp_received_total{lane="jobs"}': 1,
         'otp_received_total{lane="due"}': 1,
         "otp_time_to_accept_seconds_count": 1,
@@ -57,7 +57,7 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
         f'otp_relay_replies_total{{code="451",{relay}}}': 1,
         f"otp_relay_connections_limit{{{relay}}}": 20,
         f"otp_relay_sends_in_flight{{{relay}}}": 0,
-        'otp_window_size{lane="high"}': 200,
+        'otp_prefetch_count{lane="high"}': 200,
         "otp_broker_connected": 1,
         'otp_phase{state="consuming"}': 1,
     }.items():
@@ -76,7 +76,7 @@ async def test_the_books_balance_whatever_becomes_of_jobs(stage: Stage) -> None:
     for how, count in {"ack": 1, "retry": 1, "dead": 2, "returned": 0, "taken_back": 0}.items():
         assert await worker.metric(f'otp_ledger_settled_total{{how="{how}",lane="jobs"}}') == count, how
     assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == 4
-    assert await worker.metric('otp_ledger_held{lane="jobs"}') == 0
+    assert await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
 
 
 async def _is(worker: Worker, line: str, value: float) -> bool:

@@ -16,8 +16,8 @@ from rabbitmq import until
 from redis_server import RedisServer
 from worker import CODE, Worker, job
 
-from otp_stream.web.front import PARTS
-from otp_stream.web.live import MOST
+from otp_stream.web.dashboard import PARTS
+from otp_stream.web.stream import MAX_VIEWERS
 
 ADDRESS = "ada.lovelace@example.com"
 
@@ -104,7 +104,7 @@ async def test_without_a_worker_there_is_a_page_as_well(stage: Stage) -> None:
 async def test_there_are_so_many_places_and_who_leaves_makes_room(stage: Stage) -> None:
     worker = await stage.run()
     with ExitStack() as crowd:
-        first, *_ = [crowd.enter_context(viewer(worker)) for _ in range(MOST)]
+        first, *_ = [crowd.enter_context(viewer(worker)) for _ in range(MAX_VIEWERS)]
         first.event()
         with viewer(worker) as late:
             assert late.answer.status == 503

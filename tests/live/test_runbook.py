@@ -169,18 +169,18 @@ async def _late(it: Fault) -> None:
     await it.publish(*people)
     await it.run("otp-stream check")
     await it.shows()
-    wanted = ('queue_ready{queue="service_send_otp"} ', 'window_size{lane="jobs"} 1', 'window_held{lane="jobs"} 1')
+    wanted = ('queue_ready{queue="service_send_otp"} ', 'prefetch_count{lane="jobs"} 1', 'jobs_unacked{lane="jobs"} 1')
 
     async def full() -> str:
         told = await it.run(figures)  # between two jobs it holds none
         return told if all(f"otp_{name}" in told for name in wanted) else ""
 
-    narrow = await until(full, "full window of one job")
-    assert "otp_relay_turns_waiting 0.0" in narrow
+    narrow = await until(full, "one unacked job at PREFETCH_COUNT=1")
+    assert "otp_relay_sends_pending 0.0" in narrow
     await it.start(PREFETCH_COUNT="200", SMTP_POOL_SIZE="3", **often)
     await it.relay.wait(lambda: it.relay.open_connections == 2, "all connections but that for urgent jobs")
     narrow = await it.run(figures)
-    assert re.search(r"^otp_relay_turns_waiting [1-9]", narrow, re.MULTILINE)
+    assert re.search(r"^otp_relay_sends_pending [1-9]", narrow, re.MULTILINE)
     assert re.search(r"^otp_relay_connections\{.*\} 2\.0$", narrow, re.MULTILINE)
     await it.start(PREFETCH_COUNT="200", **often)
     await it.arrive(*people)

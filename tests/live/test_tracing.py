@@ -88,7 +88,7 @@ async def test_a_retried_job_is_one_trace_from_the_producer_on(stage: Stage, col
     for name in ("render", "send", "settle"):
         assert [span.parent_span_id for span in named(spans, name)] == [first.span_id, second.span_id]
     assert (attributes(first)["otp.attempt"], attributes(second)["otp.attempt"]) == (1, 2)
-    assert (attributes(first)["otp.met"], attributes(second)["otp.met"]) == ("deferred", "accepted")
+    assert (attributes(first)["otp.outcome"], attributes(second)["otp.outcome"]) == ("deferred", "accepted")
     assert attributes(second)["otp.settlement"] == "sent"
     assert collector.services == {"otp-stream"}
     assert CODE.encode() not in collector.raw

@@ -112,7 +112,7 @@ async def test_a_deferred_job_is_delivered_once_and_no_sooner_than_the_formula_s
     await stage.relay.wait_accepted(1, timeout=15)
     took_s = stage.relay.accepted[0].at - began
     assert took_s >= 1 + 2
-    retries = [line for line in worker.lines if line["event"] == "job is tried again"]
+    retries = [line for line in worker.lines if line["event"] == "job will be retried"]
     assert [line["attempt"] for line in retries] == [1, 2]
     assert 1000 <= retries[0]["delay_ms"] <= 1300
     assert 2000 <= retries[1]["delay_ms"] <= 2600
@@ -344,7 +344,7 @@ async def test_within_the_window_high_goes_before_normal_before_low(stage: Stage
     await stage.rabbit.publish(*(job(f"{p}{n}@example.com", priority=p) for n, p in enumerate(order)))
 
     async def held() -> bool:
-        return await worker.metric('otp_window_held{lane="jobs"}') == len(order)
+        return await worker.metric('otp_jobs_unacked{lane="jobs"}') == len(order)
 
     await until(held, "all in the window")
     await stage.relay.start()

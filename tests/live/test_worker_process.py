@@ -179,7 +179,12 @@ async def test_at_a_stop_the_mail_on_the_wire_is_finished_and_the_rest_goes_back
     await until(sending, "a mail on the wire")
     assert await worker.stop() in {0, -signal.SIGTERM}
     steps = [line["event"] for line in worker.lines if line["event"].startswith("stop")]
-    assert steps == ["stopping: intake first", "stopping: intake has ended", "stopping: jobs are settled", "stopped"]
+    assert steps == [
+        "stopping: cancelling consumers",
+        "stopping: consumers are cancelled",
+        "stopping: jobs are settled",
+        "stopped",
+    ]
     accepted = len(stage.relay.accepted)
     assert accepted == 1  # of two connections one is kept for urgent jobs
     assert await stage.rabbit.depth() == 19
@@ -209,7 +214,7 @@ async def test_a_second_signal_hurries(stage: Stage) -> None:
     await stage.rabbit.publish(job())
     await worker.wait_log("job started")
     worker.signal()
-    await worker.wait_log("stopping: intake has ended")
+    await worker.wait_log("stopping: consumers are cancelled")
     began = time.monotonic()
     worker.signal()
     assert await worker.stopped() in {0, -signal.SIGTERM}
@@ -228,7 +233,7 @@ async def test_a_killed_worker_loses_nothing(stage: Stage) -> None:
     await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(10)))
 
     async def held() -> bool:
-        return await worker.metric('otp_window_held{lane="jobs"}') == 10
+        return await worker.metric('otp_jobs_unacked{lane="jobs"}') == 10
 
     await until(held, "jobs in hand")
     await worker.kill()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from otp_stream import asgi
-from otp_stream.asgi import Answer, Fields, Scope, is_own_host, streaming, taking
+from otp_stream.asgi import Answer, Fields, Scope, form_route, is_own_host, stream_route
 
 SCOPE = {"method": "GET", "headers": []}
 
@@ -57,7 +57,7 @@ async def soon(condition: Any) -> None:
 
 async def test_who_reads_slowly_keeps_the_place_as_long_as_the_connection() -> None:
     places, reader = Places(), Reader()
-    route = streaming(places.stream, "text/plain", free=lambda: True)
+    route = stream_route(places.stream, "text/plain", has_room=lambda: True)
     asked = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
     await soon(lambda: len(reader.got) > 5)
     reader.reads.clear()
@@ -73,7 +73,7 @@ async def test_who_reads_slowly_keeps_the_place_as_long_as_the_connection() -> N
 
 async def test_what_fails_while_a_stream_is_made_is_nobody_elses_slowness() -> None:
     places, reader = Places(TimeoutError("ours")), Reader()
-    route = streaming(places.stream, "text/plain", free=lambda: True)
+    route = stream_route(places.stream, "text/plain", has_room=lambda: True)
     with pytest.raises(TimeoutError, match="ours"):
         await asyncio.wait_for(route(SCOPE, reader.receive, reader.send), 10)
     assert places.held == 0
@@ -83,13 +83,13 @@ async def test_a_form_that_never_arrives_ends(monkeypatch: pytest.MonkeyPatch) -
     async def take(_: Scope, __: Fields) -> Answer:
         raise AssertionError
 
-    monkeypatch.setattr(asgi, "_FORM_S", 0.01)
+    monkeypatch.setattr(asgi, "_FORM_TIMEOUT_S", 0.01)
     reader, sent = Reader(), list[MutableMapping[str, Any]]()
 
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    await taking(take)({"method": "POST", "headers": []}, reader.receive, send)
+    await form_route(take)({"method": "POST", "headers": []}, reader.receive, send)
     assert sent[0]["status"] == 408
 
 
@@ -103,7 +103,7 @@ async def test_a_form_that_breaks_off_is_not_acted_on() -> None:
         return next(messages)
 
     reader = Reader()
-    await taking(take)({"method": "POST", "headers": []}, receive, reader.send)
+    await form_route(take)({"method": "POST", "headers": []}, receive, reader.send)
     assert reader.got == []
 
 

@@ -16,7 +16,7 @@ def test_bars_stand_on_each_other_in_their_true_height() -> None:
     chart = rates([Step(0), Step(5000, sent=500, retried=250, dead=250), Step(10_000, sent=1000)], 5)
     sent, retried, dead = chart.series
     assert chart.scale == (200, 100, 0)
-    assert chart.most == 200
+    assert chart.maximum == 200
     assert bars(sent) == [(1, 0, 50), (2, 0, 100)]
     assert bars(retried) == [(1, 50, 25)]
     assert bars(dead) == [(1, 75, 25)]
@@ -45,7 +45,7 @@ def test_times_lie_on_a_logarithmic_scale_and_pauses_are_gaps() -> None:
     assert chart.scale == (1000, 100, 10)
     assert median.path == "M0.5 100h.01M2.5 50h.01L3.5 0"
     assert last.path == "M0.5 0h.01"
-    assert (median.now, last.now, chart.most) == (1000, 1000, 1000)
+    assert (median.now, last.now, chart.maximum) == (1000, 1000, 1000)
 
 
 def test_what_is_written_beside_lines_is_of_the_last_minute() -> None:
@@ -57,4 +57,4 @@ def test_what_is_written_beside_lines_is_of_the_last_minute() -> None:
 def test_nothing_and_less_than_a_millisecond_have_a_scale_as_well() -> None:
     assert times([Step(0), Step(1)]).scale == (1000, 100, 10)
     assert times([Step(0, p50_ms=0, p95_ms=0, p99_ms=0)]).scale == (10, 1)
-    assert times([]).most is None
+    assert times([]).maximum is None

@@ -30,7 +30,7 @@ def make_tables(*limits: Limit, supersede: bool = False) -> Tables:
 
 @dataclass
 class Rooms:
-    """Mailroom, relay and watch in one."""
+    """Mailroom, relay and observer in one."""
 
     outcomes: list[Outcome | Exception | Callable[[], Awaitable[Outcome]]] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
@@ -68,11 +68,11 @@ class Rooms:
     failing: frozenset[str] = frozenset()
     """The calls of telemetry that raise."""
 
-    def job(self, job: Job, carrier: object) -> AbstractContextManager[None]:
+    def job_span(self, job: Job, trace_context: object) -> AbstractContextManager[None]:
         self.fail("job")
         return self.span("job")
 
-    def step(self, name: str) -> AbstractContextManager[None]:
+    def step_span(self, name: str) -> AbstractContextManager[None]:
         self.steps.append(name)
         self.fail(name)
         return self.span(name)
@@ -88,19 +88,19 @@ class Rooms:
         if name in self.failing:
             raise KeyError(name)
 
-    def met(self, job: Job, outcome: Outcome) -> None:
-        self.told.append(("met", outcome))
-        self.ended.append("met")
-        self.fail("met")
+    def attempt_ended(self, job: Job, outcome: Outcome) -> None:
+        self.told.append(("attempt_ended", outcome))
+        self.ended.append("attempt_ended")
+        self.fail("attempt_ended")
 
-    def settled(self, job: Job, settlement: Final) -> None:
-        self.told.append(("settled", settlement))
-        self.ended.append("settled")
-        self.fail("settled")
+    def job_settled(self, job: Job, settlement: Final) -> None:
+        self.told.append(("job_settled", settlement))
+        self.ended.append("job_settled")
+        self.fail("job_settled")
 
-    def unsettled(self, job: Job, settlement: Final) -> None:
-        self.told.append(("unsettled", settlement))
-        self.fail("unsettled")
+    def settlement_failed(self, job: Job, settlement: Final) -> None:
+        self.told.append(("settlement_failed", settlement))
+        self.fail("settlement_failed")
 
     async def deliver(self, job: Job) -> Final | None:
         way = Delivery(
@@ -136,14 +136,20 @@ async def test_a_job_is_rendered_sent_and_settled_in_this_order() -> None:
     rooms = Rooms([OK])
     assert await rooms.deliver(job()) == Ack("sent")
     assert rooms.steps == ["render", "send", "settle"]
-    assert rooms.told == [("met", OK), ("settled", Ack("sent"))]
+    assert rooms.told == [("attempt_ended", OK), ("job_settled", Ack("sent"))]
     assert rooms.asked == [
         {"rank": 2, "lane": "jobs", "expires_ms": NOW + 900_000, "deadline_ms": NOW + HOLD_LIMIT_MS, "prefer": None}
     ]
 
 
 STEPS = ("job", "render", "send", "settle")
-TELEMETRY = [*STEPS, *(f"{end} {step}" for end in ("enter", "exit") for step in STEPS), "met", "settled", "unsettled"]
+TELEMETRY = [
+    *STEPS,
+    *(f"{end} {step}" for end in ("enter", "exit") for step in STEPS),
+    "attempt_ended",
+    "job_settled",
+    "settlement_failed",
+]
 
 
 @pytest.mark.parametrize("call", TELEMETRY)
@@ -170,7 +176,7 @@ async def test_a_mail_that_the_relay_accepted_is_recorded_as_sent_before_any_tel
     rooms.tables = Claims(Asker(b"k" * 32), MemoryTables((), sent_ttl_ms=1_000, sent_limit=1_000), now_ms=lambda: NOW)
     await rooms.deliver(job())
     assert asked == [["render"]]
-    assert rooms.ended == ["render", "send", "settle", "met", "settled", "job"]
+    assert rooms.ended == ["render", "send", "settle", "attempt_ended", "job_settled", "job"]
 
 
 async def test_a_job_that_comes_again_is_composed_apart() -> None:
@@ -245,7 +251,7 @@ async def test_what_the_relay_quotes_never_leaves() -> None:
 async def test_a_settlement_that_does_not_stand_is_told_as_such_and_the_mail_is_not_sent_twice() -> None:
     rooms = Rooms([OK], stands=False)
     await rooms.deliver(job())
-    assert rooms.told[-1] == ("unsettled", Ack("sent"))
+    assert rooms.told[-1] == ("settlement_failed", Ack("sent"))
     rooms.stands = True
     assert await rooms.deliver(job()) == Ack("duplicate")
 
@@ -381,7 +387,7 @@ async def test_a_mail_that_the_relay_may_have_is_not_sent_again_where_that_is_no
 async def test_what_was_met_is_reported_without_code_and_address() -> None:
     rooms = Rooms([Uncertain("lost after 123456 for user@example.com", "relay:25")])
     await rooms.deliver(job())
-    assert rooms.told[0][0] == "met"
+    assert rooms.told[0][0] == "attempt_ended"
     assert "123456" not in str(rooms.told) + str(rooms.settlements)
     assert "user@" not in str(rooms.told) + str(rooms.settlements)
 
@@ -413,7 +419,7 @@ async def test_a_mail_is_not_wanted_once_the_broker_has_taken_its_job_back() -> 
 
     rooms.outcomes = [taken_back]
     await rooms.deliver(job())
-    assert rooms.told[-1] == ("unsettled", Park(5200))
+    assert rooms.told[-1] == ("settlement_failed", Park(5200))
 
 
 async def test_a_job_is_marked_as_sent_before_it_is_settled() -> None:

@@ -9,7 +9,7 @@ from otp_stream.broker.backlog import Backlog
 from otp_stream.broker.incoming import Shared
 from otp_stream.broker.lane import Handle, LaneConsumer
 from otp_stream.broker.topology import Depth
-from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, kept_apart, worst
+from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, unshared_state, worst
 from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, Stats, TablesState, WorkerState
 
 NOW = 1_700_000_000_000
@@ -35,7 +35,7 @@ def test_all_is_well() -> None:
         Check("phase", "healthy", "consuming"),
         Check("broker", "healthy", "amqp://h delivers to us"),
         Check("relay", "healthy", "relay:25: the gate is open"),
-        Check("endings", "healthy", "0 jobs died in the last minute, 0 were sent"),
+        Check("endings", "healthy", "0 jobs failed in the last minute, 0 were sent"),
         Check("pace", "healthy", "no job waits long"),
     )
 
@@ -74,9 +74,13 @@ def test_a_worker_that_does_not_consume_gives_the_reason(phase: Phase, status: S
             "unhealthy",
             "the broker sees no consumer on q.jobs, q.high",
         ),
-        ({"lanes": (LANES[0], gone(LANES[1]), gone(LANES[2]))}, "degraded", "away at the broker: q.high, q.due"),
-        ({"lanes": (gone(LANES[0]), LANES[1])}, "unhealthy", "away at the broker: q.jobs"),
-        ({"blocked": True}, "degraded", "amqp://h refuses publishes for want of memory or disk"),
+        (
+            {"lanes": (LANES[0], gone(LANES[1]), gone(LANES[2]))},
+            "degraded",
+            "not available at the broker: q.high, q.due",
+        ),
+        ({"lanes": (gone(LANES[0]), LANES[1])}, "unhealthy", "not available at the broker: q.jobs"),
+        ({"blocked": True}, "degraded", "amqp://h refuses publishes: it is low on memory or disk space"),
         ({"error": "odd"}, "degraded", "amqp://h: odd"),
     ],
 )
@@ -91,7 +95,7 @@ def test_a_broker_that_delivers_no_jobs_is_reported_with_the_reason(
 def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
     late = replace(LANES[0], oldest_held_ms=LATE)
     found = checks(replace(GOOD, broker=replace(BROKER, connected=False, lanes=(late,))), NONE, NOW)
-    assert found[0] == Check("phase", "healthy", "consumes again once the broker is there")
+    assert found[0] == Check("phase", "healthy", "consuming resumes when RabbitMQ is back")
     assert "pace" not in [check.name for check in found]
 
 
@@ -151,7 +155,7 @@ def test_health_follows_the_first_relay_and_reports_every_one(
 @pytest.mark.parametrize(
     ("lanes", "text"),
     [
-        ((replace(LANES[0], oldest_held_ms=LATE),), "the oldest job in hand from q.jobs came 10 s ago"),
+        ((replace(LANES[0], oldest_held_ms=LATE),), "the oldest unacked job of q.jobs arrived 10 s ago"),
         ((replace(LANES[0], depth=7, waiting_ms=LATE),), "7 wait in q.jobs, the oldest for 10 s"),
         ((replace(LANES[0], depth=7, waiting_ms=NOW - 150_000),), "7 wait in q.jobs, the oldest for 2.5 min"),
         (
@@ -160,7 +164,7 @@ def test_health_follows_the_first_relay_and_reports_every_one(
                 LANES[1],
                 replace(LANES[2], depth=1, waiting_ms=NOW - 60_000),
             ),
-            "the oldest job in hand from q.jobs came 10 s ago; 1 wait in q.due, the oldest for 60 s",
+            "the oldest unacked job of q.jobs arrived 10 s ago; 1 wait in q.due, the oldest for 60 s",
         ),
     ],
 )
@@ -245,8 +249,8 @@ AWAY = replace(REDIS, connected=False, error="refused", unshared=3)
 @pytest.mark.parametrize(
     ("tables", "status", "text"),
     [
-        (REDIS, "healthy", "redis://h shares the state"),
-        (AWAY, "degraded", "redis://h is away, 3 codes went out without shared state: refused"),
+        (REDIS, "healthy", "state is shared in redis://h"),
+        (AWAY, "degraded", "redis://h is away, 3 codes were sent without shared state: refused"),
         (replace(AWAY, fail="closed"), "unhealthy", "redis://h is away, jobs wait (STATE_FAIL=closed): refused"),
     ],
 )
@@ -262,14 +266,14 @@ def test_state_in_memory_is_nothing_to_judge() -> None:
     ]  # fmt: skip
 
 
-def test_several_workers_without_redis_are_told_of_with_consequence_and_cure_and_healthy() -> None:
+def test_several_workers_without_redis_are_healthy_and_reported_with_consequence_and_fix() -> None:
     several = replace(BROKER, lanes=(replace(LANES[0], consumers=2), *LANES[1:]))
     state = replace(GOOD, broker=several, tables=TablesState())
-    note = kept_apart(state) or ""
+    note = unshared_state(state) or ""
     assert note == (
-        "2 consumers on q.jobs and no REDIS_URL: each worker knows only what it did itself. "
-        "A job that comes again to another one may be sent twice; limits and newest codes count for each worker apart. "
-        "Set REDIS_URL, the same for all, and they share their state."
+        "2 consumers on q.jobs and no REDIS_URL: each worker knows only its own jobs. "
+        "A job that is redelivered to another worker may be sent twice; limits and newest codes count per worker. "
+        "Set REDIS_URL to the same value for all workers."
     )
     assert worst(checks(state, NONE, NOW)) == "healthy"
     for well in (
@@ -284,7 +288,7 @@ def test_several_workers_without_redis_are_told_of_with_consequence_and_cure_and
         replace(state, tables=AWAY),
         WorkerState("http_only", None, ()),
     ):
-        assert kept_apart(well) is None
+        assert unshared_state(well) is None
 
 
 @pytest.mark.parametrize(
@@ -295,8 +299,8 @@ def test_codes_that_die_instead_of_going_out_are_trouble(died: int, sent: int, s
     found = checks(GOOD, Stats(0, died_last_minute=died, sent_last_minute=sent), NOW)
     assert worst(found) == status
     (endings,) = [it for it in found if it.name == "endings"]
-    where = ": otp-stream dead list, or the page /dead, says why" if status == "degraded" else ""
-    assert endings == Check("endings", status, f"{died} jobs died in the last minute, {sent} were sent{where}")
+    where = ": otp-stream dead list, or the page /dead, shows why" if status == "degraded" else ""
+    assert endings == Check("endings", status, f"{died} jobs failed in the last minute, {sent} were sent{where}")
 
 
 def test_without_worker_nothing_can_be_wrong() -> None:

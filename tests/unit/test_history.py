@@ -1,7 +1,7 @@
 """What the page's charts and its list of recent jobs are made of."""
 
 from otp_stream.core.state import Recent, Step
-from otp_stream.watch.history import STEP_MS, STEPS, History
+from otp_stream.telemetry.history import STEP_MS, STEPS, History
 
 NOW = 1_800_000_000_000
 SILENT = 0, 0, 0, None, None, None
@@ -18,9 +18,9 @@ def figures(step: Step) -> tuple[int | None, ...]:
 def test_a_step_counts_what_was_sent_retried_and_dead_and_how_long_mails_took() -> None:
     history = History()
     for took_ms in range(1, 101):
-        history.accept(took_ms, NOW)
+        history.mail_accepted(took_ms, NOW)
     for number, what in enumerate(("sent", "sent", "retry", "rejected", "malformed", "duplicate", "superseded")):
-        history.note(recent(what, NOW, number))
+        history.add(recent(what, NOW, number))
     *before, last = history.steps(NOW + STEP_MS - 1)
     assert figures(last) == (2, 1, 2, 51, 97, 101)
     assert len(before) == STEPS - 1
@@ -30,7 +30,7 @@ def test_a_step_counts_what_was_sent_retried_and_dead_and_how_long_mails_took() 
 def test_times_are_true_to_a_sixtieth_however_long() -> None:
     history = History()
     for took_ms in (3, 900, 65_432, 7_000_000):
-        history.accept(took_ms, NOW)
+        history.mail_accepted(took_ms, NOW)
         step = history.steps(NOW)[-1]
         assert step.p99_ms is not None
         assert abs(step.p99_ms - took_ms) <= took_ms / 60
@@ -39,7 +39,7 @@ def test_times_are_true_to_a_sixtieth_however_long() -> None:
 def test_steps_move_on_and_the_oldest_are_forgotten() -> None:
     history = History()
     for number in range(STEPS + 20):
-        history.note(recent("sent", NOW + number * STEP_MS))
+        history.add(recent("sent", NOW + number * STEP_MS))
     steps = history.steps(NOW + (STEPS + 19) * STEP_MS)
     assert [step.sent for step in steps] == [1] * STEPS
     assert [step.at_ms for step in steps] == sorted(step.at_ms for step in steps)
@@ -50,18 +50,18 @@ def test_steps_move_on_and_the_oldest_are_forgotten() -> None:
 
 def test_a_clock_that_was_set_back_does_not_stop_the_charts() -> None:
     history = History()
-    history.note(recent("sent", NOW + 86_400_000))
-    history.note(recent("sent", NOW))
-    history.note(recent("sent", NOW + STEP_MS))
-    history.note(recent("sent", NOW + STEP_MS - 1))  # two clocks of one machine may differ by a moment
+    history.add(recent("sent", NOW + 86_400_000))
+    history.add(recent("sent", NOW))
+    history.add(recent("sent", NOW + STEP_MS))
+    history.add(recent("sent", NOW + STEP_MS - 1))  # two clocks of one machine may differ by a moment
     assert [step.sent for step in history.steps(NOW + STEP_MS)[-2:]] == [1, 2]
 
 
 def test_what_went_ill_stays_in_sight_however_much_goes_well() -> None:
     history = History()
-    history.note(recent("rejected", NOW, 1))
+    history.add(recent("rejected", NOW, 1))
     for number in range(100):
-        history.note(recent("sent", NOW + 1 + number, number))
-    told = history.recent()
-    assert [it.what for it in told] == ["sent"] * 10 + ["rejected"]
-    assert [it.at_ms for it in told] == sorted((it.at_ms for it in told), reverse=True)
+        history.add(recent("sent", NOW + 1 + number, number))
+    kept = history.recent()
+    assert [it.what for it in kept] == ["sent"] * 10 + ["rejected"]
+    assert [it.at_ms for it in kept] == sorted((it.at_ms for it in kept), reverse=True)

@@ -12,7 +12,7 @@ from rabbitmq import free_port
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from otp_stream import http_connections
-from otp_stream.asgi import Answer, Fields, Receive, Scope, Send, answering, streaming, taking
+from otp_stream.asgi import Answer, Fields, Receive, Scope, Send, form_route, get_route, stream_route
 from otp_stream.http_connections import connection_limit, limit_connections
 
 
@@ -30,11 +30,11 @@ async def _take(scope: Scope, _: Fields) -> Answer:
     return await _answer(scope)
 
 
-_ROUTES = {"/live": streaming(_ticks, "text/plain", free=lambda: True), "/form": taking(_take)}
+_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=lambda: True), "/form": form_route(_take)}
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    await _ROUTES.get(scope["path"], answering(_answer))(scope, receive, send)
+    await _ROUTES.get(scope["path"], get_route(_answer))(scope, receive, send)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 import structlog
 
 from otp_stream.core.job import OtpJob, carry
-from otp_stream.watch import configure_logs, finish_logs
-from otp_stream.watch.log_pipe import DROPPED, LogPipe
-from otp_stream.watch.tracing import CURRENT
+from otp_stream.telemetry import configure_logs, flush_logs
+from otp_stream.telemetry.current_span import CURRENT_SPAN
+from otp_stream.telemetry.log_pipe import DROPPED, LogPipe
 
 
 class Stream(io.StringIO):
@@ -48,7 +48,7 @@ def out() -> Iterator[Stream]:
 
 
 class Span:
-    trace, span = "a" * 32, "b" * 16
+    trace_id, span_id = "a" * 32, "b" * 16
 
 
 def test_lines_of_one_turn_are_written_at_once_and_in_order(out: Stream) -> None:
@@ -112,13 +112,13 @@ def test_a_foreign_error_for_people_has_its_trace_below(out: Stream) -> None:
 
 def test_a_line_for_machines_has_time_level_and_span(out: Stream) -> None:
     configure(out)
-    token = CURRENT.set(Span())
+    token = CURRENT_SPAN.set(Span())
     structlog.get_logger().warning("half a pair", text="\ud800", odd=object)
-    CURRENT.reset(token)
+    CURRENT_SPAN.reset(token)
     line = json.loads(out.getvalue())
     assert line["timestamp"].endswith("Z")
     assert len(line["timestamp"]) == len("2026-11-25T16:54:25.123456Z")
-    assert (line["level"], line["trace_id"], line["span_id"]) == ("warning", Span.trace, Span.span)
+    assert (line["level"], line["trace_id"], line["span_id"]) == ("warning", Span.trace_id, Span.span_id)
 
 
 def test_a_word_that_the_stream_cannot_write_takes_no_line_with_it(
@@ -314,7 +314,7 @@ def test_a_second_start_writes_the_last_lines_of_loggers_that_were_used_before_i
             configure_logs(level="info", readable=False)
             structlog.get_logger().info("second")
             log.info("last")
-            finish_logs()
+            flush_logs()
 
         asyncio.run(turn())
         lines = os.read(reader, 10_000).decode().splitlines()
@@ -364,7 +364,7 @@ def test_lines_for_a_pipe_are_written_by_a_thread_and_the_last_ones_too(out: Str
 
         async def turn() -> None:
             structlog.get_logger().info("said", word="größer")
-            finish_logs()
+            flush_logs()
 
         asyncio.run(turn())
         line = os.read(reader, 10_000).decode("ascii")

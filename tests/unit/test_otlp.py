@@ -21,9 +21,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace.status import Status, StatusCode
 
 from otp_stream.core.job import OtpJob, carry
-from otp_stream.watch.otel import OtelTracer
-from otp_stream.watch.otlp import Outlet, Span, written
-from otp_stream.watch.tracing import CURRENT, NoTracer, open_tracer
+from otp_stream.telemetry.current_span import CURRENT_SPAN
+from otp_stream.telemetry.otel_tracer import OtelTracer
+from otp_stream.telemetry.otlp import Span, SpanExporter, encode_span
+from otp_stream.telemetry.tracing import NoTracer, open_tracer
 
 ids = st.integers(1, (1 << 64) - 1)
 values = st.one_of(st.text(max_size=300), st.integers(-(1 << 63), (1 << 63) - 1))
@@ -65,7 +66,7 @@ def test_a_span_is_written_as_the_sdk_writes_it(
         bool(parent and remote),
         state, 1, name, kind, 1_700_000_000_000_000_000, 1_700_000_000_000_000_001, attributes, failed,
     )  # fmt: skip
-    (ours,) = ScopeSpans.FromString(written(span)).spans
+    (ours,) = ScopeSpans.FromString(encode_span(span)).spans
     theirs = by_the_sdk(span)
     theirs.flags |= 1  # it was sampled; the SDK leaves that unsaid
     ours.status.SetInParent()  # the SDK says that there is nothing to say
@@ -117,17 +118,19 @@ def settings(collector: Collector, **more: str) -> dict[str, str]:
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}/", **more}
 
 
-def outlet(environ: dict[str, str]) -> Outlet:
-    return Outlet(environ, {"service.name": "codes"}, ("otp-stream", "1"))
+def exporter(environ: dict[str, str]) -> SpanExporter:
+    return SpanExporter(environ, {"service.name": "codes"}, ("otp-stream", "1"))
 
 
 def a_span(number: int = 1) -> bytes:
-    return written(Span(bytes(15) + b"\x01", number.to_bytes(8, "big"), b"", False, "", 1, "send", 3, 1, 2, {}, False))
+    return encode_span(
+        Span(bytes(15) + b"\x01", number.to_bytes(8, "big"), b"", False, "", 1, "send", 3, 1, 2, {}, False)
+    )
 
 
 def test_spans_reach_the_collector_with_what_was_set(collector: Collector) -> None:
     more = {"OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b, x=1", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
-    it = outlet(settings(collector, **more))
+    it = exporter(settings(collector, **more))
     it.put([a_span(number) for number in range(1, 6_001)])
     it.close(10)
     assert len({span.span_id for span in collector.spans}) == 6_000
@@ -141,7 +144,7 @@ def test_spans_reach_the_collector_with_what_was_set(collector: Collector) -> No
 
 def test_a_collector_that_is_busy_is_asked_again(collector: Collector) -> None:
     collector.statuses = [503]
-    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="20"))
+    it = exporter(settings(collector, OTEL_BSP_SCHEDULE_DELAY="20"))
     it.put([a_span()])
     deadline = threading.Event()
     while not collector.spans and not deadline.wait(0.02):
@@ -152,7 +155,7 @@ def test_a_collector_that_is_busy_is_asked_again(collector: Collector) -> None:
 
 def test_what_a_collector_refuses_is_dropped_and_the_rest_goes_on(collector: Collector) -> None:
     collector.statuses = [400]
-    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="20"))
+    it = exporter(settings(collector, OTEL_BSP_SCHEDULE_DELAY="20"))
     it.put([a_span(1)])
     while collector.statuses:
         threading.Event().wait(0.01)
@@ -162,7 +165,7 @@ def test_what_a_collector_refuses_is_dropped_and_the_rest_goes_on(collector: Col
 
 
 def test_without_a_collector_spans_are_dropped_and_nobody_waits() -> None:
-    it = outlet({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "10"})
+    it = exporter({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "10"})
     for number in range(1, 100):
         it.put([a_span(number)] * 10)
     it.close(5)
@@ -176,7 +179,7 @@ def test_without_a_collector_spans_are_dropped_and_nobody_waits() -> None:
     ],
 )
 def test_a_setting_that_fails_each_post_leaves_the_thread_alive(collector: Collector, broken: dict[str, str]) -> None:
-    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10") | broken)
+    it = exporter(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10") | broken)
     deadline = time.monotonic() + 10
     for _ in range(3):
         # what is put later is taken only by a thread that has outlived the post before
@@ -191,7 +194,7 @@ def test_a_setting_that_fails_each_post_leaves_the_thread_alive(collector: Colle
 
 @pytest.mark.parametrize("delay", ["0", "-1", "inf", "nan"])
 def test_a_delay_that_is_none_neither_spins_nor_ends_the_thread(collector: Collector, delay: str) -> None:
-    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY=delay))
+    it = exporter(settings(collector, OTEL_BSP_SCHEDULE_DELAY=delay))
     spent = time.process_time()
     threading.Event().wait(0.3)
     assert time.process_time() - spent < 0.2
@@ -203,7 +206,7 @@ def test_a_delay_that_is_none_neither_spins_nor_ends_the_thread(collector: Colle
 
 def test_a_busy_collector_is_given_time_however_much_comes(collector: Collector) -> None:
     collector.statuses = [503] * 1_000
-    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10"))
+    it = exporter(settings(collector, OTEL_BSP_SCHEDULE_DELAY="10"))
     for _ in range(40):
         it.put([a_span()] * 500)
         threading.Event().wait(0.02)
@@ -212,20 +215,20 @@ def test_a_busy_collector_is_given_time_however_much_comes(collector: Collector)
 
 
 def test_a_collectors_password_is_told_to_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    it = outlet({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://user:s3cret@127.0.0.1:9/v1/traces?key=k3y"})
+    it = exporter({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://user:s3cret@127.0.0.1:9/v1/traces?key=k3y"})
     it.put([a_span()])
     it.close(5)
-    told = capsys.readouterr().out
-    assert "http://127.0.0.1:9/" in told
-    assert "s3cret" not in told
-    assert "k3y" not in told
+    output = capsys.readouterr().out
+    assert "http://127.0.0.1:9/" in output
+    assert "s3cret" not in output
+    assert "k3y" not in output
 
 
 def test_the_certificate_that_was_set_counts(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
     used: list[Any] = []
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "cert_verify", lambda *given: used.append(given[3]))
-    it = outlet(settings(collector, OTEL_EXPORTER_OTLP_CERTIFICATE="/the/right/ca.pem"))
+    it = exporter(settings(collector, OTEL_EXPORTER_OTLP_CERTIFICATE="/the/right/ca.pem"))
     it.put([a_span()])
     it.close(5)
     assert used == ["/the/right/ca.pem"]
@@ -236,7 +239,7 @@ def test_another_exporter_than_otlp_means_no_tracing(collector: Collector) -> No
 
 
 def test_what_is_no_number_does_not_keep_the_worker_from_starting(collector: Collector) -> None:
-    it = outlet(settings(collector, OTEL_BSP_SCHEDULE_DELAY="soon", OTEL_EXPORTER_OTLP_TIMEOUT="x"))
+    it = exporter(settings(collector, OTEL_BSP_SCHEDULE_DELAY="soon", OTEL_EXPORTER_OTLP_TIMEOUT="x"))
     it.put([a_span()])
     it.close(5)
     assert len(collector.spans) == 1
@@ -254,7 +257,7 @@ PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
     ("always_off", {}, 0), ("parentbased_always_off", {"traceparent": f"{PARENT}-01"}, 2),
     ("", {"traceparent": "x"}, 2),
 ])  # fmt: skip
-def test_what_is_sampled_is_the_samplers_word(
+def test_the_sampler_decides_which_jobs_are_traced(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, sampler: str, parent: dict[str, str], count: int
 ) -> None:
     if sampler:
@@ -262,15 +265,15 @@ def test_what_is_sampled_is_the_samplers_word(
     tracer = open_tracer(settings(collector))
     assert isinstance(tracer, OtelTracer)
     headers: dict[str, str] = {}
-    with tracer.job(JOB, {**parent, "tracestate": "vendor=1"}), tracer.step("settle"):
+    with tracer.job_span(JOB, {**parent, "tracestate": "vendor=1"}), tracer.step_span("settle"):
         tracer.inject(headers)
-        current = CURRENT.get()
+        current = CURRENT_SPAN.get()
         assert current is not None
-        assert headers["traceparent"][3:52] == f"{current.trace}-{current.span}"
-    assert CURRENT.get() is None
+        assert headers["traceparent"][3:52] == f"{current.trace_id}-{current.span_id}"
+    assert CURRENT_SPAN.get() is None
     tracer.close()
     assert len(collector.spans) == count
     assert headers["traceparent"].endswith("-01" if count else "-00")
     if parent.get("traceparent", "").startswith(PARENT):
-        assert current.trace == PARENT[3:35]
+        assert current.trace_id == PARENT[3:35]
         assert all(span.trace_state == "vendor=1" for span in collector.spans)

@@ -12,7 +12,7 @@ from otp_stream.cli.main import cli
 from otp_stream.core.probe import Probed, Result
 from otp_stream.core.state import Gate, RelayState
 from otp_stream.web import probe as probe_module
-from otp_stream.web.probe import ProbeRoute
+from otp_stream.web.probe import ProbeView
 from otp_stream.web.session import Sessions
 
 TOKEN = "correct-horse-battery"
@@ -40,7 +40,7 @@ def test_every_result_is_shown_in_words(it: Probed, result: Result, text: str, *
     assert text in it.text
 
 
-class Front:
+class Dashboard:
     """The operations page, as far as a refusal shows it."""
 
     async def page(self, scope: Any, refused: str | None = None, status: int = 200) -> Answer:
@@ -62,11 +62,11 @@ class Relays:
         return self.results
 
 
-def route(relays: Relays) -> ProbeRoute:
-    return ProbeRoute(relays.probe, Sessions(TOKEN), Front(), "host:1")
+def route(relays: Relays) -> ProbeView:
+    return ProbeView(relays.probe, Sessions(TOKEN), Dashboard(), "host:1")
 
 
-async def browser(route: ProbeRoute) -> dict[str, Any]:
+async def browser(route: ProbeView) -> dict[str, Any]:
     cookie = str(await route.sessions.open(TOKEN, secure=False)).partition(";")[0]
     return {"headers": [(b"cookie", cookie.encode())], "client": ("192.0.2.8", 1)}
 
@@ -75,34 +75,34 @@ async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe
     relays = Relays(probed("open"))
     it = route(relays)
     scope = await browser(it)
-    assert (await it.take({"headers": []}, {"relay": "mx:25"})).status == 403
+    assert (await it.submit({"headers": []}, {"relay": "mx:25"})).status == 403
     wrong = {"headers": [(b"authorization", b"Bearer guess")]}
-    answer = await it.take(wrong, {"relay": "mx:25"})
+    answer = await it.submit(wrong, {"relay": "mx:25"})
     assert (answer.status, answer.body) == (403, b"log in with HTTP_TOKEN first\n")
-    assert (await it.take(scope, {"relay": "mx:25", "key": "forged"})).status == 403
+    assert (await it.submit(scope, {"relay": "mx:25", "key": "forged"})).status == 403
     assert relays.asked == []
-    answer = await it.take(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
+    answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
     assert (answer.status, dict(answer.headers)[b"location"]) == (303, b".")
     assert relays.asked == ["mx:25"]
 
 
 async def test_a_program_gets_what_came_back_of_every_relay() -> None:
     it = route(Relays(probed("open"), probed("closed")))
-    answer = await it.take(BEARER, {})
+    answer = await it.submit(BEARER, {})
     body = json.loads(answer.body)
     assert answer.status == 200
     assert (body["worker"], body["accepted"]) == ("host:1", False)
     assert [relay["result"] for relay in body["relays"]] == ["accepted", "refused"]
-    assert (await route(Relays()).take(BEARER, {"relay": "other:25"})).status == 404
+    assert (await route(Relays()).submit(BEARER, {"relay": "other:25"})).status == 404
 
 
 async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_module, "_BROWSER_S", 0.01)
+    monkeypatch.setattr(probe_module, "_BROWSER_WAIT_S", 0.01)
     relays = Relays(probed("open"))
     relays.free.clear()
     it = route(relays)
     scope = await browser(it)
-    answer = await it.take(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
+    answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
     assert answer.status == 303
     assert len(it._running) == 1
     relays.free.set()
@@ -112,7 +112,7 @@ async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(mo
 async def test_a_browser_that_asks_too_soon_is_shown_when_it_may_again() -> None:
     it = route(Relays(probed("closed", sent=False, again_in_ms=3000)))
     scope = await browser(it)
-    answer = await it.take(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
+    answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
     assert answer.status == 429
     assert b"try again in 3 s" in answer.body
 

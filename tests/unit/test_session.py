@@ -23,10 +23,10 @@ async def test_guesses_by_bearer_token_are_bounded_and_logged(capsys: pytest.Cap
     sessions = Sessions(TOKEN)
     for number in range(10):
         assert not sessions.is_blocked(scope())
-        assert not await sessions.knows(scope(authorization=f"Bearer guess-{number}"))
+        assert not await sessions.is_authorized(scope(authorization=f"Bearer guess-{number}"))
     assert sessions.is_blocked(scope())
-    assert not await sessions.knows(scope(authorization=f"Bearer {TOKEN}"))  # or guesses would go on
-    assert await sessions.knows(scope("192.0.2.2", authorization=f"Bearer {TOKEN}"))
+    assert not await sessions.is_authorized(scope(authorization=f"Bearer {TOKEN}"))  # or guesses would go on
+    assert await sessions.is_authorized(scope("192.0.2.2", authorization=f"Bearer {TOKEN}"))
     logged = capsys.readouterr().out
     assert logged.count("wrong HTTP_TOKEN") == 10
     assert "192.0.2.1" in logged
@@ -38,31 +38,31 @@ async def test_the_login_of_a_proxy_in_front_of_the_page_is_no_guess_and_no_prog
 ) -> None:
     sessions = Sessions(TOKEN)
     for _ in range(20):
-        assert not await sessions.knows(scope(authorization="Basic dXNlcjpwYXNz"))
+        assert not await sessions.is_authorized(scope(authorization="Basic dXNlcjpwYXNz"))
     assert not sessions.is_blocked(scope())
     cookie = str(await sessions.open(TOKEN, secure=False)).partition(";")[0]
     behind = scope(cookie=cookie, authorization="Basic dXNlcjpwYXNz")
-    assert await sessions.knows(behind)
+    assert await sessions.is_authorized(behind)
     assert not is_program(behind)
     assert is_program(scope(authorization="bearer guess"))
     assert "wrong HTTP_TOKEN" not in capsys.readouterr().out
 
 
 async def test_a_client_may_try_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_PAUSE_S", 0)
+    monkeypatch.setattr(session, "_FAILED_LOGIN_DELAY_S", 0)
     sessions = Sessions(TOKEN)
     for _ in range(10):
         assert await sessions.open("guess", secure=False, scope=scope()) is None
     assert sessions.is_blocked(scope())
-    monkeypatch.setattr(session, "_WRONG_S", 0)
-    assert await sessions.knows(scope(authorization=f"Bearer {TOKEN}"))
+    monkeypatch.setattr(session, "_FAILURE_WINDOW_S", 0)
+    assert await sessions.is_authorized(scope(authorization=f"Bearer {TOKEN}"))
 
 
 async def test_many_clients_take_a_bounded_memory() -> None:
     sessions = Sessions(TOKEN)
     for number in range(1_200):
-        await sessions.knows(scope(f"client{number}", authorization="Bearer guess"))
-    assert len(sessions._wrong) == 1_000  # pyright: ignore[reportPrivateUsage]
+        await sessions.is_authorized(scope(f"client{number}", authorization="Bearer guess"))
+    assert len(sessions._failures) == 1_000  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_the_cookie_of_a_closed_session_is_refused_and_others_are_not() -> None:
@@ -70,17 +70,17 @@ async def test_the_cookie_of_a_closed_session_is_refused_and_others_are_not() ->
     cookies = [str(await sessions.open(TOKEN, secure=False)).partition(";")[0] for _ in range(2)]
     first, second = (scope(cookie=cookie) for cookie in cookies)
     assert all(cookie.startswith(f"{COOKIE}=") for cookie in cookies)
-    assert await sessions.knows(first)
-    assert await sessions.knows(second)
+    assert await sessions.is_authorized(first)
+    assert await sessions.is_authorized(second)
     await sessions.close(first)
-    assert not await sessions.knows(first)
-    assert await sessions.knows(second)
-    assert await Sessions(TOKEN).knows(second)  # another worker
+    assert not await sessions.is_authorized(first)
+    assert await sessions.is_authorized(second)
+    assert await Sessions(TOKEN).is_authorized(second)  # another worker
 
 
 async def test_a_cookie_that_is_made_up_is_refused() -> None:
     for cookie in ("", ".", "9999999999.0", "x-y.z", f"{'9' * 5000}.a"):
-        assert not await Sessions(TOKEN).knows(scope(cookie=f"{COOKIE}={cookie}"))
+        assert not await Sessions(TOKEN).is_authorized(scope(cookie=f"{COOKIE}={cookie}"))
 
 
 class Redis:
@@ -104,15 +104,15 @@ async def test_a_logout_counts_at_every_worker_that_shares_a_redis(capsys: pytes
     one, other = Sessions(TOKEN, redis), Sessions(TOKEN, redis)
     cookies = [str(await one.open(TOKEN, secure=False)).partition(";")[0] for _ in range(2)]
     first, second = (scope(cookie=cookie) for cookie in cookies)
-    assert await other.knows(first)
+    assert await other.is_authorized(first)
     await one.close(first)
-    assert not await other.knows(first)
-    assert await other.knows(second)
+    assert not await other.is_authorized(first)
+    assert await other.is_authorized(second)
     [(flag, ttl_ms)] = redis.flags.items()
     assert cookies[0].partition("=")[2] not in flag
     assert 0 < ttl_ms <= 8 * 3600 * 1000
     redis.away = True
-    assert not await other.knows(first)  # it has seen the end already
+    assert not await other.is_authorized(first)  # it has seen the end already
     assert "logout is known to this process only" not in capsys.readouterr().out
 
 
@@ -123,7 +123,7 @@ async def test_a_logout_that_cannot_be_shared_is_logged(capsys: pytest.CaptureFi
         sessions = Sessions(TOKEN, flags)
         cookie = str(await sessions.open(TOKEN, secure=False)).partition(";")[0]
         await sessions.close(scope(cookie=cookie))
-        assert not await sessions.knows(scope(cookie=cookie))
+        assert not await sessions.is_authorized(scope(cookie=cookie))
         assert "logout is known to this process only" in capsys.readouterr().out
 
 
@@ -134,4 +134,4 @@ async def test_what_is_no_session_is_closed_without_a_flag() -> None:
     signed_with_nothing = hmac.new(b"", b"session:9999999999.0", "sha256").hexdigest()
     await no_token.close(scope(cookie=f"{COOKIE}=9999999999.0-{signed_with_nothing}"))
     assert redis.flags == {}
-    assert not no_token.own_form(scope(), hmac.new(b"", b"form:", "sha256").hexdigest())
+    assert not no_token.is_own_form(scope(), hmac.new(b"", b"form:", "sha256").hexdigest())

@@ -46,5 +46,5 @@ async def test_a_task_that_swallows_its_cancellation_is_cancelled_again(monkeypa
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await tasks.cancelled(task)
+        await tasks.cancel_and_wait(task)
     assert (swallowed, task.cancelled()) == (2, True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from otp_stream.settings import load
+from otp_stream.telemetry.otlp import SpanExporter
 from otp_stream.urls import read_url, without_secrets
-from otp_stream.watch.otlp import Outlet
 
 PIECES = ("Zq7x", "Kw9j", "Vy4f")
 BETWEEN = [*"@/?#:[]%\\ ;,&=|^{}\"'<>`~!$*()+", "\n", "\t", "\u2100", "://", "@@", "%40", "/@", "#@", "?@", "[::1]"]
@@ -90,9 +90,9 @@ def test_a_url_is_shown_without_its_secrets(url: str, as_shown: str) -> None:
 
 def test_what_exports_spans_shows_no_password() -> None:
     endpoint = "http://otp:Se@cret#x@host/"
-    outlet = Outlet({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}, {}, ("otp-stream", "0"))
-    outlet.close(1)
-    assert outlet._shown == "http://***"  # pyright: ignore[reportPrivateUsage]
+    exporter = SpanExporter({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}, {}, ("otp-stream", "0"))
+    exporter.close(1)
+    assert exporter._masked_url == "http://***"  # pyright: ignore[reportPrivateUsage]
 
 
 def test_the_embedded_broker_listens_on_loopback_only() -> None:

@@ -1,13 +1,13 @@
-// Keeps the page as the worker is, by server-sent events. Without this script the page reloads itself.
+// Updates the page by server-sent events. Without this script the page reloads itself.
 "use strict";
-const SILENCE_MS = 8000;
-const AGAIN_MS = 2000;
+const TIMEOUT_MS = 8000;
+const CHECK_INTERVAL_MS = 2000;
 let source = null;
-let heard = Date.now();
-let shown = heard;
+let updatedAt = Date.now();
+let visibleSince = updatedAt;
 let announced = null;
 
-// Changes only what differs, so that a selection, the focus and an opened table stay as they are.
+// Changes only what differs, so that the selection, the focus and open tables are kept.
 function morph(old, fresh) {
   if (old.nodeName !== fresh.nodeName) {
     old.replaceWith(fresh);
@@ -17,85 +17,86 @@ function morph(old, fresh) {
     for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
     for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
     const before = [...old.childNodes], after = [...fresh.childNodes];
-    after.forEach((node, place) => (before[place] ? morph(before[place], node) : old.append(node)));
+    after.forEach((node, index) => (before[index] ? morph(before[index], node) : old.append(node)));
     before.slice(after.length).forEach((node) => node.remove());
   }
 }
 
-function take(event) {
+function handleEvent(event) {
   const { title, parts } = JSON.parse(event.data);
   for (const [name, html] of Object.entries(parts)) {
-    const place = document.getElementById(name);
-    const fresh = place.cloneNode(false);
+    const element = document.getElementById(name);
+    const fresh = element.cloneNode(false);
     fresh.innerHTML = html;
-    morph(place, fresh);
+    morph(element, fresh);
   }
-  hear(`${title} · otp-stream`);
+  updated(`${title} · otp-stream`);
 }
 
-function hear(title) {
-  heard = Date.now();
+// Records an update, and announces a changed status to screen readers.
+function updated(title) {
+  updatedAt = Date.now();
   if (document.title !== title) document.title = title;
-  const troubles = [...document.querySelectorAll("#status .checks :is(.degraded, .unhealthy)")];
-  const news = [title, ...troubles.map((it) => it.dataset.check)].join();
-  if (announced !== null && news !== announced) {
-    document.getElementById("said").textContent = [title.split(" · ")[0], ...troubles.map((it) => it.innerText)].join(". ");
+  const problems = [...document.querySelectorAll("#status .checks :is(.degraded, .unhealthy)")];
+  const status = [title, ...problems.map((it) => it.dataset.check)].join();
+  if (announced !== null && status !== announced) {
+    document.getElementById("announcement").textContent = [title.split(" · ")[0], ...problems.map((it) => it.innerText)].join(". ");
   }
-  announced = news;
-  listen(false);
+  announced = status;
+  showNoAnswer(false);
   document.body.classList.remove("stale");
 }
 
-// Where there is no place among the viewers, or something in between lets no stream through, the page tells as much.
-async function ask() {
+// Fetches the whole page if there are too many viewers, or if a proxy blocks the stream.
+async function fetchPage() {
   try {
-    const answer = await fetch(".", { signal: AbortSignal.timeout(SILENCE_MS) });
-    if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const response = await fetch(".", { signal: AbortSignal.timeout(TIMEOUT_MS) });
+    if (!response.ok) return;
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     for (const part of fresh.querySelectorAll("[data-live]")) morph(document.getElementById(part.id), part);
-    hear(fresh.title);
+    updated(fresh.title);
   } catch {
-    // nobody answers: the silence tells
+    // no answer: check() reports it after TIMEOUT_MS
   }
 }
 
-// A worker that is started anew is back within seconds: nobody needs to be startled by that.
-function listen(silent) {
-  const place = document.getElementById("silence");
-  if (silent && place.hidden) {
+// Shown only after TIMEOUT_MS, because a worker that restarts is back within seconds.
+function showNoAnswer(show) {
+  const notice = document.getElementById("no-answer");
+  if (show && notice.hidden) {
     document.title = "No answer · otp-stream";
-    place.textContent = `No answer from the worker since ${new Date(heard).toISOString().slice(11, 19)} UTC. What you see is how it was then.`;
+    notice.textContent = `No answer from the worker since ${new Date(updatedAt).toISOString().slice(11, 19)} UTC. The page shows the state of that time.`;
   }
-  place.hidden = !silent;
+  notice.hidden = !show;
 }
 
-function open() {
+function connect() {
   source?.close();
   source = new EventSource("live");
-  source.onmessage = take;
+  source.onmessage = handleEvent;
 }
 
-function look() {
+function check() {
   if (document.hidden) return;
   const now = Date.now();
-  listen(now - Math.max(heard, shown) > SILENCE_MS);
-  document.body.classList.toggle("stale", now - heard > SILENCE_MS);
+  showNoAnswer(now - Math.max(updatedAt, visibleSince) > TIMEOUT_MS);
+  document.body.classList.toggle("stale", now - updatedAt > TIMEOUT_MS);
   if (source?.readyState === EventSource.CLOSED) {
-    open(); // after an answer that was no stream it does not try again
-    ask();
+    connect(); // EventSource does not reconnect after a response that is no event stream
+    fetchPage();
   }
 }
 
 document.addEventListener("visibilitychange", () => {
-  // a browser has few connections to one host, and tabs that nobody looks at would hold them all
+  // a browser allows few connections to one host, and hidden tabs would use them up
   if (document.hidden) {
     source?.close();
     document.title = "Paused · otp-stream";
   } else {
-    shown = Date.now();
-    open();
-    look();
+    visibleSince = Date.now();
+    connect();
+    check();
   }
 });
-if (!document.hidden) open();
-setInterval(look, AGAIN_MS);
+if (!document.hidden) connect();
+setInterval(check, CHECK_INTERVAL_MS);

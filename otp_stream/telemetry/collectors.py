@@ -1,6 +1,6 @@
-"""Metrics that each job touches, as plain numbers: the library's take a lock for each and cost ten times as much.
+"""Counters and histograms that are updated for every job, as plain numbers without locks.
 
-Everything here runs in the one thread of the event loop.
+Those of prometheus_client take a lock, and ten times as long. These are used in the event loop's thread only.
 """
 
 from bisect import bisect_left
@@ -11,27 +11,27 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 
-class Counts(Collector):
-    """Counters of one name, by one label whose values are known beforehand: a new one would be a `KeyError`."""
+class LabelledCounter(Collector):
+    """A counter with one label, whose values are fixed: any other raises `KeyError`."""
 
     def __init__(self, name: str, text: str, label: str, values: Iterable[str]) -> None:
         self._name, self._text, self._label = name, text, label
         self._counts = dict.fromkeys(values, 0)
 
-    def add(self, value: str) -> None:
-        """Count one."""
+    def inc(self, value: str) -> None:
+        """Add one to the series of this label value."""
         self._counts[value] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """Return them as Prometheus wants them."""
+        """Return one sample for each label value."""
         family = CounterMetricFamily(self._name, self._text, labels=[self._label])
         for value, count in self._counts.items():
             family.add_metric([value], count)
         yield family
 
 
-class Times(Collector):
-    """A histogram of durations in seconds; `bounds` are the upper ends of its buckets, in order."""
+class DurationHistogram(Collector):
+    """A histogram of durations in seconds; `bounds` are the upper ends of its buckets, in ascending order."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
         self._name, self._text, self._bounds = name, text, bounds
@@ -39,12 +39,12 @@ class Times(Collector):
         self._sum_s = 0.0
 
     def observe(self, took_s: float) -> None:
-        """Add one."""
+        """Add one duration."""
         self._counts[bisect_left(self._bounds, took_s)] += 1
         self._sum_s += took_s
 
     def collect(self) -> Iterator[Metric]:
-        """Return it as Prometheus wants it."""
+        """Return the cumulative buckets."""
         ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         buckets = [(end, float(count)) for end, count in zip(ends, accumulate(self._counts), strict=True)]
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)

@@ -22,26 +22,26 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from otp_stream.telemetry_errors import ERRORS
 
+from .current_span import CURRENT_SPAN
 from .log_pipe import LogPipe
-from .tracing import CURRENT
 
-# These write what they send and receive at their lower levels, and with it addresses and codes.
-_TALKATIVE = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
+# At debug and info level these loggers write what they send and receive, including addresses and codes.
+_WARNINGS_ONLY = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
 
 _PLAIN = (str, int, float, NoneType)
 
-# These tell once more, every second, what the broker room tells when it is news.
-_ECHOES = ("aiormq", "aio_pika")
+# These repeat every second what the broker package logs once.
+_SILENCED = ("aiormq", "aio_pika")
 
 _outputs: list["_Output"] = []
-"""Where lines go now; one at most."""
+"""The current output; one at most."""
 
 
 def configure_logs(*, level: str, readable: bool) -> None:
     """Send our lines and those of every library to standard output, one line each."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    people = _console() if sys.stdout.isatty() else _readable
-    renderer = people if readable else structlog.processors.JSONRenderer(_dumps)
+    for_people = _console() if sys.stdout.isatty() else _readable
+    renderer = for_people if readable else structlog.processors.JSONRenderer(_dumps)
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         _stamp_for_people if readable else _stamp,
@@ -66,16 +66,16 @@ def configure_logs(*, level: str, readable: bool) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
-    for name in _ECHOES:
+    for name in _SILENCED:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for name in _TALKATIVE:
+    for name in _WARNINGS_ONLY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 
 
 def _output(stream: TextIO, note: Callable[[int], str]) -> "_Output":
-    """Return the output to this stream: the same at a second start, because loggers keep what they were given first."""
+    """Return the output to this stream; a second call returns the same, because loggers cache their first output."""
     if not _outputs or _outputs[-1].stream is not stream:
-        finish_logs()
+        flush_logs()
         _outputs[:] = [_Output(stream, note)]
     return _outputs[-1]
 
@@ -94,7 +94,7 @@ def _bound_logger(level: int) -> type:
     def write(logger: Any, level: str, event: str | None = None, **fields: Any) -> None:
         try:
             filtering._proxy_to_logger(logger, level, event, **fields)  # noqa: SLF001 - made to be overridden
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller goes on
+        except Exception as error:  # noqa: BLE001 - no error may reach the caller
             ERRORS.count += 1
             with suppress(Exception):
                 line = {"level": level, "event": str(event)[:200], "fields_not_logged": type(error).__name__}
@@ -104,10 +104,10 @@ def _bound_logger(level: int) -> type:
 
 
 class _Output:
-    """A stream that fails no one and waits for no reader: neither a full disk nor a collector may keep a code back.
+    """A text stream that never raises and never blocks: neither a full disk nor a slow log collector may delay a code.
 
-    Lines of one turn of the event loop are written at its end, at once: a write for each line took as long as to make
-    it. A pipe or terminal is written to by a thread; a file, which takes everything, at once.
+    The lines of one iteration of the event loop are written together at its end, because a write for each line takes as
+    long as rendering it. A thread writes to a pipe or terminal; a file is written directly, because it does not block.
     """
 
     def __init__(self, stream: TextIO, note: Callable[[int], str]) -> None:
@@ -116,13 +116,13 @@ class _Output:
         self._pipe = _pipe(stream, note)
         self._lines: list[str] = []
         self._due_in: asyncio.AbstractEventLoop | None = None
-        """The loop that will write them. One that ended may have left that to the next."""
+        """The loop that will write them. A loop that was closed before it could leaves them to the next one."""
         atexit.register(self.finish)
 
     def write(self, text: str) -> int:
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # before it runs, after its end, or in another thread
+        except RuntimeError:  # no loop runs, or this is another thread
             self._put(text)
         else:
             self._lines.append(text)
@@ -132,10 +132,10 @@ class _Output:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: each line is flushed in time."""
+        """Do nothing: lines are flushed at the end of the loop's iteration."""
 
     def finish(self) -> None:
-        """Write what is left; a reader that does not read is waited for for a moment only."""
+        """Write the remaining lines; wait only briefly for a reader that does not read."""
         self._send()
         if self._pipe:
             self._pipe.flush()
@@ -153,13 +153,13 @@ class _Output:
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
             try:
                 self.stream.write(text)
-            except UnicodeError:  # one word that this stream cannot write must not take the others with it
+            except UnicodeError:  # the stream's encoding lacks a character: the rest of the text must be written anyway
                 self.stream.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
             self.stream.flush()
 
 
 def _pipe(stream: TextIO, note: Callable[[int], str]) -> LogPipe | None:
-    """Return the thread for a stream whose other side may not read."""
+    """Return a thread that writes to the stream if it is a pipe or terminal, where a write may block."""
     with suppress(OSError, ValueError):
         descriptor = stream.fileno()
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -168,8 +168,8 @@ def _pipe(stream: TextIO, note: Callable[[int], str]) -> LogPipe | None:
     return None
 
 
-def finish_logs() -> None:
-    """Write the lines that are not written yet: the process is about to end, perhaps by a signal."""
+def flush_logs() -> None:
+    """Write the remaining lines. `atexit` does not run where a signal ends the process."""
     if _outputs:
         _outputs[-1].finish()
 
@@ -179,7 +179,7 @@ def _console() -> structlog.dev.ConsoleRenderer:
 
 
 def _readable(_: WrappedLogger, __: str, event: EventDict) -> str:
-    """Render as the console does, without its colours and in a sixth of its time."""
+    """Render like structlog's console renderer, without colours, in a sixth of the time."""
     at, level, what = event.pop("timestamp", ""), event.pop("level", ""), event.pop("event", "")
     trace = event.pop("exception", None)
     pairs = " ".join([f"{name}={_shown(value)}" for name, value in sorted(event.items())])
@@ -197,7 +197,7 @@ def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _stamp_for_people(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    event["timestamp"] = datetime.now().time().isoformat("microseconds")  # noqa: DTZ005 - the clock on their wall
+    event["timestamp"] = datetime.now().time().isoformat("microseconds")  # noqa: DTZ005 - local time, for people
     return event
 
 
@@ -213,18 +213,18 @@ def _without_texts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    # what is no plain value is shown by its own word: the encoder would open it, and jobs hide their codes in `repr`
+    # other values are shown by `str`: the encoder would dump their fields, and jobs hide their codes in `repr`
     shown = {
         name: it if isinstance(it, _PLAIN) else json.loads(json.dumps(it, default=str)) for name, it in value.items()
     }
     try:
         return to_json(shown).decode()
-    except ValueError:  # half a surrogate pair, which is no text
+    except ValueError:  # a lone surrogate, which UTF-8 cannot encode
         return json.dumps(shown)
 
 
 def _add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    if current := CURRENT.get():
-        event["trace_id"] = current.trace
-        event["span_id"] = current.span
+    if span := CURRENT_SPAN.get():
+        event["trace_id"] = span.trace_id
+        event["span_id"] = span.span_id
     return event

@@ -1,4 +1,4 @@
-"""The few figures that health and the page show."""
+"""The statistics of this process for health, the monitor and the dashboard."""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from otp_stream.core.state import Stats
 
 _MINUTE_MS = 60_000
 _RECENT = 1000
-_MEANT = {"throttled"}
-"""Deaths that somebody has asked for."""
+_INTENDED = {"throttled"}
+"""Reasons that are no failure: the operator has set the limits."""
 
 
 @dataclass(slots=True)
 class _LastMinute:
-    """A count of what happened within the last minute, to the second."""
+    """A count over the last 60 seconds, in steps of one second."""
 
     seconds: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
 
@@ -25,20 +25,20 @@ class _LastMinute:
             self.seconds.append((second, count + 1))
         else:
             self.seconds.append((second, 1))
-            self._forget(at_ms)
+            self._evict(at_ms)
 
     def count(self, now_ms: int) -> int:
-        self._forget(now_ms)
+        self._evict(now_ms)
         return sum(count for _, count in self.seconds)
 
-    def _forget(self, now_ms: int) -> None:
+    def _evict(self, now_ms: int) -> None:
         while self.seconds and self.seconds[0][0] * 1000 <= now_ms - _MINUTE_MS:
             self.seconds.popleft()
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts of this process; times are milliseconds since 1970."""
+class StatsRecorder:
+    """Counts since the start of this process; times are milliseconds since 1970."""
 
     started_ms: int
     received: int = 0
@@ -48,28 +48,28 @@ class Tally:
     last_error: str | None = None
     last_error_ms: int | None = None
     _took_ms: deque[tuple[int, int]] = field(default_factory=lambda: deque[tuple[int, int]](maxlen=_RECENT))
-    """(when, how long) of the last mails."""
+    """(when, how long) of the last accepted mails."""
     _accepted: _LastMinute = field(default_factory=_LastMinute)
     _died: _LastMinute = field(default_factory=_LastMinute)
 
-    def end(self, how: str, at_ms: int) -> None:
-        """Count a job that ended."""
+    def job_ended(self, how: str, at_ms: int) -> None:
+        """Count a job by how it ended, such as `sent` or `expired`."""
         self.endings[how] += 1
         self.last_processed_ms = at_ms
-        if how in REASONS and how not in _MEANT:
+        if how in REASONS and how not in _INTENDED:
             self._died.add(at_ms)
 
-    def accept(self, took_ms: int, at_ms: int) -> None:
-        """Count a mail that the relay took."""
+    def mail_accepted(self, took_ms: int, at_ms: int) -> None:
+        """Count a mail that the relay accepted."""
         self._took_ms.append((at_ms, took_ms))
         self._accepted.add(at_ms)
 
-    def fail(self, error: str, at_ms: int) -> None:
-        """Keep the last error."""
+    def failed(self, error: str, at_ms: int) -> None:
+        """Remember the last error."""
         self.last_error, self.last_error_ms = error, at_ms
 
-    def look(self, now_ms: int) -> Stats:
-        """Return the figures at this moment."""
+    def snapshot(self, now_ms: int) -> Stats:
+        """Return the current statistics."""
         took = sorted(took_ms for at_ms, took_ms in self._took_ms if at_ms > now_ms - _MINUTE_MS)
         return Stats(
             started_ms=self.started_ms,

@@ -1,4 +1,4 @@
-"""What Prometheus may ask: counts at the moment they become true, gauges at the moment of the question."""
+"""The metrics for Prometheus. Counters are updated as things happen, gauges are computed for each scrape."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
@@ -23,82 +23,82 @@ from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import BrokerState, Gate, Phase, RelayState, TablesState, WorkerState
 from otp_stream.telemetry_errors import ERRORS
 
-from .counts import Counts, Times
+from .collectors import DurationHistogram, LabelledCounter
 from .log_pipe import DROPPED
 
 disable_created_metrics()
 
-# a code is wanted within the second and useless after the quarter of an hour
-_LIFE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+# a code should arrive within a second, and most expire after 15 minutes
+_AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# derived from the unions, so that nothing can happen that has no name here
+# derived from the unions, so that every value has a series
 _LANES: tuple[str, ...] = get_args(Lane)
-_LET_GO = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "returned", "taken_back")
-_MET = tuple(kind.__name__.lower() for kind in get_args(Outcome))
+_SETTLED_HOW = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "returned", "taken_back")
+_OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
 _GATES: tuple[str, ...] = get_args(Gate)
 _PHASES: tuple[str, ...] = get_args(Phase)
 
 
 class Metrics:
-    """All metrics of one worker, in a registry of its own."""
+    """All metrics of one worker, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.received = self._counts("received", "Jobs that arrived and were read, by lane.", "lane", _LANES)
-        self.ended = self._counts("jobs", "Jobs that ended, by how: each job is counted once.", "outcome", ENDINGS)
-        self.met = self._counts("attempts", "What attempts met at the relay.", "met", _MET)
+        self.received = self._labelled_counter("received", "Jobs and malformed messages received.", "lane", _LANES)
+        self.ended = self._labelled_counter(
+            "jobs", "Jobs that ended, by how: each job is counted once.", "outcome", ENDINGS
+        )
+        self.attempts = self._labelled_counter("attempts", "Attempts to send, by outcome.", "outcome", _OUTCOMES)
         self.retries = self._counter("retries", "Retries scheduled, by the attempt that failed.", "attempt")
         self.parked = self._counter("parked", "Jobs moved to the broker after waiting long behind a closed gate.")
-        self.unsettled = self._counter(
-            "unsettled", "Settlements that did not stand at the broker: the job comes again."
-        )
-        self.clock_ahead = self._counter("clock_ahead", "Jobs whose timestamp lay in the future, beyond tolerance.")
-        self.lenient = self._counts(
+        self.unsettled = self._counter("unsettled", "Settlements that failed: the broker redelivers the job.")
+        self.clock_ahead = self._counter("clock_ahead", "Jobs whose timestamp was in the future, beyond tolerance.")
+        self.lenient = self._labelled_counter(
             "lenient",
             "Optional fields that did not match the documentation and were coerced or ignored.",
             "field",
             LENIENT_FIELDS,
         )
-        self.accept_s = self._times("time_to_accept", "From the job's timestamp to the relay's 250.", _LIFE_S)
-        self.arrive_s = self._times("time_to_arrive", "From the job's timestamp to its first sight here.", _LIFE_S)
-        self.send_s = self._times("send", "From asking for a turn at the relay to its reply.", _SEND_S)
-        self.redis_s = self._times("redis_call", "From a call of the shared tables to Redis's answer.", _SEND_S)
+        self.accept_s = self._histogram("time_to_accept", "From the job's timestamp to the relay's 250.", _AGE_S)
+        self.arrive_s = self._histogram("time_to_arrive", "From the job's timestamp to its first delivery.", _AGE_S)
+        self.send_s = self._histogram("send", "From entering the send queue to the relay's reply.", _SEND_S)
+        self.redis_s = self._histogram("redis_call", "From a call of the shared tables to Redis's reply.", _SEND_S)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"otp_{name}", text, labels, registry=self.registry)
 
-    def _counts(self, name: str, text: str, label: str, values: Iterable[str]) -> Counts:
-        counts = Counts(f"otp_{name}", text, label, values)
-        self.registry.register(counts)
-        return counts
+    def _labelled_counter(self, name: str, text: str, label: str, values: Iterable[str]) -> LabelledCounter:
+        counter = LabelledCounter(f"otp_{name}", text, label, values)
+        self.registry.register(counter)
+        return counter
 
-    def _times(self, name: str, text: str, bounds: tuple[float, ...]) -> Times:
-        times = Times(f"otp_{name}_seconds", text, bounds)
-        self.registry.register(times)
-        return times
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> DurationHistogram:
+        histogram = DurationHistogram(f"otp_{name}_seconds", text, bounds)
+        self.registry.register(histogram)
+        return histogram
 
-    def expose(self, look: Callable[[], WorkerState]) -> None:
-        """Add the gauges, which are read when they are asked for."""
-        self.registry.register(_States(look))
+    def expose(self, state: Callable[[], WorkerState]) -> None:
+        """Add the metrics that are computed from the worker's state at each scrape."""
+        self.registry.register(_StateCollector(state))
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition and its content type, as the scraper's `Accept` header asks."""
+        """Return the exposition and its content type, in the format that the `Accept` header requests."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
 
-class _States(Collector):
-    def __init__(self, look: Callable[[], WorkerState]) -> None:
-        self._look = look
+class _StateCollector(Collector):
+    def __init__(self, state: Callable[[], WorkerState]) -> None:
+        self._state = state
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        state = self._look()
+        state = self._state()
         yield _one_of("phase", "What the worker is doing.", state.phase, *_PHASES)
         yield _total("telemetry_errors", "Exceptions in telemetry. No job is affected.", ERRORS.count)
         yield _total("log_lines_dropped", "Log lines dropped because standard output was not read.", DROPPED.count)
@@ -114,33 +114,33 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
     yield _gauge("broker_connected", "Whether RabbitMQ is connected.", broker.connected)
     yield _gauge("broker_blocked", "Whether RabbitMQ refuses publishes.", broker.blocked)
     lanes = broker.lanes
-    yield _by("window_size", "Jobs that this worker may hold.", "lane", {it.lane: it.window for it in lanes})
-    yield _by("window_held", "Jobs that this worker holds unsettled.", "lane", {it.lane: it.held for it in lanes})
+    yield _by("prefetch_count", "Unacked jobs allowed at this worker.", "lane", {it.lane: it.window for it in lanes})
+    yield _by("jobs_unacked", "Unacked jobs at this worker.", "lane", {it.lane: it.held for it in lanes})
     yield from _ledger(broker)
-    yield _by("queue_ready", "Jobs ready, by the broker's word.", "queue", {it.queue: it.depth for it in lanes})
-    yield _by("queue_consumers", "Consumers, by the broker's word.", "queue", {it.queue: it.consumers for it in lanes})
+    yield _by("queue_ready", "Jobs ready, as RabbitMQ reports.", "queue", {it.queue: it.depth for it in lanes})
+    yield _by("queue_consumers", "Consumers, as RabbitMQ reports.", "queue", {it.queue: it.consumers for it in lanes})
     unverified = sum(it.unverified for it in lanes)
     yield _total("unverified_retries", "Retries without a valid signature, processed as new jobs.", unverified)
     yield _total("events_dropped", "Events that could not be published.", broker.events_dropped)
     if broker.dead is not None:
-        yield _gauge("dead_letters", "Dead letters, by the broker's word.", broker.dead)
+        yield _gauge("dead_letters", "Dead letters, as RabbitMQ reports.", broker.dead)
     if broker.waiting is not None:
-        yield _gauge("retries_waiting", "Jobs in the wait queues, by the broker's word.", broker.waiting)
+        yield _gauge("retries_waiting", "Jobs in the wait queues, as RabbitMQ reports.", broker.waiting)
 
 
 def _ledger(broker: BrokerState) -> Iterator[Metric]:
-    """Books that must balance: received = settled, by how, + held."""
+    """Return the balance of deliveries: received = settled + unacked."""
     received = CounterMetricFamily("otp_ledger_received", "Deliveries, by lane.", labels=["lane"])
     settled = CounterMetricFamily(
-        "otp_ledger_settled", "Deliveries that are no longer held, by what became of them.", labels=["lane", "how"]
+        "otp_ledger_settled", "Deliveries that are no longer unacked, by how they ended.", labels=["lane", "how"]
     )
     for lane in broker.lanes:
         received.add_metric([lane.lane], lane.received)
-        for how in _LET_GO:
+        for how in _SETTLED_HOW:
             settled.add_metric([lane.lane, how], lane.let_go.get(how, 0))
     yield received
     yield settled
-    yield _by("ledger_held", "Deliveries in hand, by lane.", "lane", {it.lane: it.held for it in broker.lanes})
+    yield _by("ledger_unacked", "Unacked deliveries, by lane.", "lane", {it.lane: it.held for it in broker.lanes})
 
 
 def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
@@ -158,28 +158,28 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     yield replies
     yield _by("relay_connections", "Open connections.", "relay", {it.name: it.connections for it in relays})
     yield _by("relay_connections_limit", "Connections allowed.", "relay", {it.name: it.size for it in relays})
-    yield _by("relay_sends_in_flight", "Mails on the wire.", "relay", {it.name: it.sending for it in relays})
+    yield _by("relay_sends_in_flight", "Mails being sent.", "relay", {it.name: it.sending for it in relays})
     yield _by("relay_rate_limit", "Mails per second allowed now.", "relay", {it.name: it.rate for it in relays})
-    yield _gauge("relay_turns_waiting", "Jobs that wait for a turn at a relay.", sum(it.waiting for it in relays))
+    yield _gauge("relay_sends_pending", "Jobs in the send queues.", sum(it.waiting for it in relays))
 
 
 def _tables(tables: TablesState) -> Iterator[Metric]:
     if tables.connected is not None:
-        yield _gauge("redis_connected", "Whether Redis answers: state is shared.", tables.connected)
-        yield _gauge("tables_owed", "Marks of sent jobs that Redis does not have yet.", tables.owed)
+        yield _gauge("redis_connected", "Whether Redis is connected: state is shared.", tables.connected)
+        yield _gauge("sent_records_pending", "Sent records that are not in Redis yet.", tables.owed)
         if tables.workers is not None:
-            yield _gauge("tables_workers", "Workers that share the state, by Redis's word.", tables.workers)
-    asked = CounterMetricFamily("otp_tables_asked", "Questions about jobs, by the answer.", labels=["answer"])
-    for answer in ANSWERS:
-        asked.add_metric([answer], tables.asked.get(answer, 0))
-    yield asked
+            yield _gauge("tables_workers", "Workers that share the state, as Redis reports.", tables.workers)
+    admissions = CounterMetricFamily("otp_admissions", "Admission checks of jobs, by result.", labels=["result"])
+    for result in ANSWERS:
+        admissions.add_metric([result], tables.asked.get(result, 0))
+    yield admissions
     for name, text, count in (
-        ("possible_duplicates", "Jobs that went on while Redis was away: another may have sent them.", tables.unshared),
+        ("possible_duplicates", "Jobs sent without shared state: another worker may have sent them.", tables.unshared),
         ("job_ids_reused", "Jobs whose jobId was used before with another recipient or code.", tables.reused),
-        ("tables_evicted", "Entries that memory here dropped before their time, for want of room.", tables.evicted),
+        ("tables_evicted", "Entries evicted from this worker's memory before their TTL.", tables.evicted),
     ):
         yield _total(name, text, count)
-    yield _gauge("claims", "Jobs that this worker is at.", tables.claims)
+    yield _gauge("claims", "Jobs claimed by this worker.", tables.claims)
     yield _by("table_entries", "Entries in this worker's memory.", "table", dict(tables.sizes))
 
 

@@ -1,4 +1,4 @@
-"""The health monitor: looks at the whole from time to time, and says what it sees."""
+"""The health monitor: refreshes the broker's figures and logs the worker's health at an interval."""
 
 import asyncio
 import math
@@ -7,47 +7,48 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from otp_stream.core.health import checks, kept_apart, worst
+from otp_stream import clock
+from otp_stream.core.health import checks, unshared_state, worst
 from otp_stream.core.state import Stats, WorkerState
 
-_LAG_MS = 250
-_SET_MS = 1_000
-_REMIND_S = 3_600.0
+_LOOP_LAG_MS = 250
+_CLOCK_JUMP_MS = 1_000
+_REMINDER_INTERVAL_S = 3_600.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 async def monitor(
     *,
-    look: Callable[[], WorkerState],
+    state: Callable[[], WorkerState],
     stats: Callable[[], Stats],
     refresh: Callable[[], Awaitable[None]],
     interval_s: float,
 ) -> None:
     """Ask the broker and log a line every `interval_s` seconds, until cancelled."""
-    ahead_s = _ahead_s()
-    apart = Reminder()
+    offset_s = _clock_offset_s()
+    reminder = Reminder()
     while True:
         began = time.monotonic()
         await asyncio.sleep(interval_s)
         lag_ms = round((time.monotonic() - began - interval_s) * 1000)
-        before_s, ahead_s = ahead_s, _ahead_s()
-        set_ms = round((ahead_s - before_s) * 1000)
-        if abs(set_ms) > _SET_MS:
-            # codes live by it: forward, they all seem to have expired
-            _log.warning("the clock was set", by_ms=set_ms)
+        before_s, offset_s = offset_s, _clock_offset_s()
+        jump_ms = round((offset_s - before_s) * 1000)
+        if abs(jump_ms) > _CLOCK_JUMP_MS:
+            # expiry depends on it: after a jump forward, all codes seem to have expired
+            _log.warning("the clock was set", by_ms=jump_ms)
         await refresh()
-        state = look()
-        _tell(state, stats(), lag_ms)
-        if apart.due(note := kept_apart(state), time.monotonic()):
+        now = state()
+        _log_health(now, stats(), lag_ms)
+        if reminder.due(note := unshared_state(now), time.monotonic()):
             _log.warning("workers do not share their state", why=note)
 
 
 class Reminder:
-    """When to say what goes on: once it was seen twice in a row, and once an hour while it stays.
+    """When to log a lasting condition: when it is seen the second time in a row, then once an hour.
 
-    Seen once it may pass: a worker that takes another's place is there a moment before that one goes, and a lost
-    connection counts as a consumer until the broker misses it.
+    Seen only once, it may be temporary: a new worker starts a moment before the one that it replaces stops, and a lost
+    connection counts as a consumer until the broker notices.
     """
 
     def __init__(self) -> None:
@@ -55,23 +56,23 @@ class Reminder:
         self._next_s = -math.inf
 
     def due(self, note: str | None, now_s: float) -> bool:
-        """Tell whether to say it now (monotonic seconds)."""
+        """Return whether to log `note` now (monotonic seconds); `None` means that the condition has ended."""
         seen_before, self._seen = self._seen, note is not None
         if note is None:
             self._next_s = -math.inf
         if not (seen_before and self._seen) or now_s < self._next_s:
             return False
-        self._next_s = now_s + _REMIND_S
+        self._next_s = now_s + _REMINDER_INTERVAL_S
         return True
 
 
-def _ahead_s() -> float:
-    """How far the wall clock is ahead of the one that nobody sets."""
+def _clock_offset_s() -> float:
+    """Return the wall clock minus the monotonic one; it changes only when the wall clock is set."""
     return time.time() - time.monotonic()
 
 
-def _tell(state: WorkerState, stats: Stats, lag_ms: int) -> None:
-    found = checks(state, stats, time.time_ns() // 1_000_000)
+def _log_health(state: WorkerState, stats: Stats, lag_ms: int) -> None:
+    found = checks(state, stats, clock.now_ms())
     status = worst(found)
     figures: dict[str, object] = {
         "status": status,
@@ -80,17 +81,17 @@ def _tell(state: WorkerState, stats: Stats, lag_ms: int) -> None:
         "retried": stats.retried,
     }
     if state.broker is not None:
-        figures["held"] = sum(lane.held for lane in state.broker.lanes)
+        figures["unacked"] = sum(lane.held for lane in state.broker.lanes)
         figures["queued"] = sum(lane.depth or 0 for lane in state.broker.lanes)
         figures["retries_waiting"] = state.broker.waiting
         figures["dead_letters"] = state.broker.dead
     if state.relays:
         figures["gates"] = {relay.name: relay.gate for relay in state.relays}
         figures["connections"] = sum(relay.connections for relay in state.relays)
-    if lag_ms > _LAG_MS:
+    if lag_ms > _LOOP_LAG_MS:
         figures["loop_lag_ms"] = lag_ms
-    troubles = [check.text for check in found if check.status != "healthy"]
+    problems = [check.text for check in found if check.status != "healthy"]
     if status == "healthy":
         _log.info("health", **figures)
     else:
-        _log.warning("health", **figures, troubles=troubles)
+        _log.warning("health", **figures, problems=problems)

@@ -1,7 +1,7 @@
-"""A thread that writes log lines, so that a reader of standard output that does not read stops no job.
+"""A thread that writes log lines, so that no job is blocked when nothing reads standard output.
 
-A pipe or terminal takes what its buffer holds; a write beyond it waits for the reader. Here only the thread waits. What
-it cannot write in time is kept up to a limit, then dropped and counted.
+A write to a pipe or terminal blocks when its buffer is full. Here only the thread blocks. Lines that it cannot write
+yet are kept up to a limit; lines beyond it are dropped and counted.
 """
 
 import os
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 LIMIT = 1 << 20
-"""Bytes that wait for the reader, about 4,000 lines."""
+"""Maximum number of bytes kept for the reader, about 4,000 lines."""
 _EXIT_S = 2.0
-"""How long the end of the process waits for the reader, in all."""
+"""How long the process waits for the reader at its end, in total."""
 
 
 class _Dropped:
-    """The lines of this process that were not written."""
+    """The number of lines that this process did not write."""
 
     count = 0
 
@@ -27,23 +27,23 @@ DROPPED = _Dropped()
 
 
 class LogPipe:
-    """Writes to a file descriptor in the order of `put`; `note` makes the line that says how many were dropped."""
+    """Writes to a file descriptor in the order of `put`; `note` makes the line that reports how many were dropped."""
 
     def __init__(self, descriptor: int, note: Callable[[int], str], limit: int = LIMIT) -> None:
-        # its own one: the number of a descriptor that others close may become another file's while the thread writes
+        # a duplicate: the number of a closed descriptor may be reused for another file while the thread writes
         self._descriptor = os.dup(descriptor)
         self._note = note
         self._limit = limit
         self._changed = threading.Condition()
         self._waiting: list[bytes] = []
         self._size = 0
-        """Bytes that are not written yet, with those that the thread writes now."""
+        """Bytes that are not written yet, including those that the thread is writing."""
         self._unreported = 0
         self._thread: threading.Thread | None = None
         self._patience_s = _EXIT_S
 
     def put(self, lines: bytes) -> None:
-        """Have lines written, or drop them; never waits for the reader."""
+        """Queue lines, or drop them if the limit is reached; never blocks."""
         with self._changed:
             if self._size + len(lines) > self._limit:
                 count = lines.count(b"\n")
@@ -53,15 +53,15 @@ class LogPipe:
             self._waiting.append(lines)
             self._size += len(lines)
             if self._thread is None:
-                # a daemon: it must not hold up the end of the process
+                # a daemon: it must not delay the end of the process
                 thread = threading.Thread(target=self._run, name="log", daemon=True)
-                with suppress(RuntimeError):  # the system has none left: the next line tries again
+                with suppress(RuntimeError):  # no more threads are available: the next line tries again
                     thread.start()
                     self._thread = thread
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, for two seconds of the process's life at most."""
+        """Wait until everything is written, for two seconds over all calls at most."""
         began = time.monotonic()
         with self._changed:
             self._changed.wait_for(lambda: not self._size, self._patience_s)
@@ -82,12 +82,12 @@ class LogPipe:
                 self._changed.notify_all()
 
     def _write(self, lines: bytes) -> bool:
-        """Write all of it; whether there is still a reader."""
+        """Write all bytes; return whether there is still a reader."""
         left = memoryview(lines)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # another process has made the pipe, which both share, non-blocking
+            except BlockingIOError:  # another process that shares the pipe has made it non-blocking
                 select.select([], [self._descriptor], [])
             except OSError:
                 return False

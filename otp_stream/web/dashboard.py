@@ -1,0 +1,154 @@
+"""The operations page, which shows whether codes are going out."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from otp_stream import clock
+from otp_stream.asgi import Answer, Scope
+from otp_stream.core.decision import GOOD, REASONS
+from otp_stream.core.health import Status, checks, unshared_state, worst
+from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
+
+from . import charts
+from .pages import parts, render
+from .session import Sessions
+from .stream import Snapshot
+
+PARTS = ("status", "figures", "charts", "lanes", "endings", "recent", "relays", "workers", "tables")
+"""The parts that are updated: blocks of the template, each in an element with its name as id."""
+_TITLES = {
+    "healthy": "Codes are going out",
+    "degraded": "Codes are going out, with problems",
+    "unhealthy": "No codes are going out",
+}
+_STEPS_A_MINUTE = 12
+_T = TypeVar("_T")
+_TIMEOUT_S = 1.0
+"""A broker or Redis that does not answer must not keep the page from showing this."""
+
+
+class Telemetry(Protocol):
+    """The statistics of this worker."""
+
+    def stats(self) -> Stats:
+        """Return the statistics since start."""
+        ...
+
+    def history(self) -> tuple[Step, ...]:
+        """Return the last 15 minutes in steps, the oldest first."""
+        ...
+
+    def recent(self) -> list[Recent]:
+        """Return how recent jobs ended, the newest first."""
+        ...
+
+
+class Tables(Protocol):
+    """The state that the workers share."""
+
+    async def most_throttled(self) -> Mapping[str, int]:
+        """Return what was over a limit most often, by limit and hashed key."""
+        ...
+
+    async def seen(self) -> list[WorkerSeen]:
+        """Return the workers that have reported recently; none if they share no state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """Makes the page.
+
+    `fresh_state` returns the worker's state with current figures of the broker, or with older ones after a timeout in
+    seconds.
+    """
+
+    fresh_state: Callable[[float], Awaitable[WorkerState]]
+    telemetry: Telemetry
+    tables: Tables
+    sessions: Sessions
+    name: str
+    """This worker's."""
+    version: str
+    environment: str
+
+    async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+        """Answer with the whole page; `refused` is the reason why a form was refused."""
+        logged_in = await self.sessions.is_authorized(scope)
+        form_key = self.sessions.form_key(scope) if logged_in else ""
+        fields = await self._fields()
+        html = render("dashboard.html", **fields, logged_in=logged_in, form_key=form_key, refused=refused)
+        return Answer(html.encode(), "text/html; charset=utf-8", status)
+
+    async def snapshot(self) -> Snapshot:
+        """Return the parts that are updated. They contain nothing of a session, because all viewers get the same."""
+        fields = await self._fields()
+        return Snapshot(fields["title"], parts("dashboard.html", PARTS, fields))
+
+    async def _fields(self) -> dict[str, Any]:
+        state = await self.fresh_state(_TIMEOUT_S)
+        now_ms = clock.now_ms()
+        stats = self.telemetry.stats()
+        found = checks(state, stats, now_ms)
+        steps = self.telemetry.history()
+        return {
+            "state": state,
+            "stats": stats,
+            "checks": found,
+            "status": worst(found),
+            "title": _title(state, stats, worst(found)),
+            "unshared_state": unshared_state(state),
+            "rates": charts.rates(steps, _step_s(steps)),
+            "times": charts.times(steps),
+            "minutes": _minutes(steps),
+            "recent": self.telemetry.recent(),
+            "admissions": _admissions(state.tables),
+            "throttled": await _or_default(self.tables.most_throttled(), dict[str, int]()) if state.tables else {},
+            "workers": await _or_default(self.tables.seen(), list[WorkerSeen]()) if state.tables else [],
+            "now_ms": now_ms,
+            "name": self.name,
+            "version": self.version,
+            "environment": self.environment,
+            "can_log_in": self.sessions.token is not None,
+            "good": GOOD,
+            "bad": REASONS,
+        }
+
+
+async def _or_default(call: Awaitable[_T], default: _T) -> _T:
+    try:
+        return await asyncio.wait_for(call, _TIMEOUT_S)
+    except Exception:  # noqa: BLE001 - the rest of the page must appear whatever Redis contains
+        return default
+
+
+def _title(state: WorkerState, stats: Stats, status: Status) -> str:
+    if state.phase == "http_only":
+        return "Serving HTTP only"
+    if status == "degraded" and stats.died_last_minute > stats.sent_last_minute:
+        return "More jobs are failing than being sent"
+    return _TITLES[status]
+
+
+def _step_s(steps: tuple[Step, ...]) -> float:
+    return (steps[1].at_ms - steps[0].at_ms) / 1000
+
+
+def _minutes(steps: tuple[Step, ...]) -> list[tuple[int, int, int, int, int | None]]:
+    """Return (minutes ago, sent, retried, dead, slowest p95) for each minute, the newest first."""
+    found: list[tuple[int, int, int, int, int | None]] = []
+    for ago, end in enumerate(range(len(steps), 0, -_STEPS_A_MINUTE)):
+        minute = steps[max(end - _STEPS_A_MINUTE, 0) : end]
+        slowest = max((it.p95_ms for it in minute if it.p95_ms is not None), default=None)
+        sent, retried, dead = (sum(row) for row in zip(*((it.sent, it.retried, it.dead) for it in minute), strict=True))
+        found.append((ago, sent, retried, dead, slowest))
+    return found
+
+
+def _admissions(tables: TablesState | None) -> list[tuple[str, int, float]]:
+    """Return each result of admission with its count and its share; without `busy`, after which the check repeats."""
+    counts = {name: count for name, count in tables.asked.items() if name != "busy"} if tables else {}
+    total = sum(counts.values())
+    return [(name.replace("_", " "), count, count / total) for name, count in sorted(counts.items()) if count]

@@ -1,0 +1,133 @@
+"""Health, readiness and metrics, and the worker's state with recent figures of the broker."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from otp_stream import clock
+from otp_stream.asgi import Answer, Scope, as_json, header
+from otp_stream.core.decision import REASONS
+from otp_stream.core.health import Check, Status, checks, worst
+from otp_stream.core.state import Stats, TablesState, WorkerState
+
+_FRESH_MS = 2_000
+"""How old the broker's figures may be before they are requested again."""
+_REFRESH_TIMEOUT_S = 3.0
+
+
+class HealthView:
+    """Answers `/health`, `/livez`, `/readyz` and `/metrics`."""
+
+    def __init__(
+        self,
+        state: Callable[[], WorkerState],
+        stats: Callable[[], Stats],
+        refresh: Callable[[], Awaitable[None]],
+        metrics: Callable[[str], tuple[bytes, str]],
+        version: str,
+    ) -> None:
+        self._state = state
+        self._stats = stats
+        self._refresh = refresh
+        self._metrics = metrics
+        self._version = version
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def alive(self, _: Scope) -> Answer:
+        """Answer as long as the event loop runs."""
+        return as_json({"status": "alive"})
+
+    async def ready(self, _: Scope) -> Answer:
+        """Answer 503 where no codes are going out."""
+        found = checks(await self.fresh_state(_REFRESH_TIMEOUT_S), self._stats(), clock.now_ms())
+        status = worst(found)
+        return as_json({"status": status, "checks": _checks(found)}, _http_status(status))
+
+    async def health(self, _: Scope) -> Answer:
+        """Answer with checks and statistics, with 503 where no codes are going out."""
+        state, stats, now_ms = await self.fresh_state(_REFRESH_TIMEOUT_S), self._stats(), clock.now_ms()
+        found = checks(state, stats, now_ms)
+        status = worst(found)
+        dead = sum(count for ending, count in stats.endings.items() if ending in REASONS)
+        body = {
+            "status": status,
+            "stats": {
+                "processedJobs": sum(stats.endings.values()) - dead,
+                "failedJobs": dead,
+                "retriedJobs": stats.retried,
+                "startTime": _iso(stats.started_ms),
+                "lastProcessedAt": _iso(stats.last_processed_ms),
+            },
+            "uptime": (now_ms - stats.started_ms) / 1000,
+            "memoryUsage": _memory(),
+            "lastError": stats.last_error,
+            "lastErrorAt": _iso(stats.last_error_ms),
+            "phase": state.phase,
+            "outcomes": stats.endings,
+            "sentLastMinute": stats.sent_last_minute,
+            "timeToAcceptMs": {"p50": stats.p50_ms, "p99": stats.p99_ms},
+            "tables": _tables(state.tables),
+            "checks": _checks(found),
+            "version": self._version,
+        }
+        return as_json(body, _http_status(status))
+
+    async def metrics(self, scope: Scope) -> Answer:
+        """Answer in the format that the `Accept` header requests."""
+        body, content_type = self._metrics(header(scope, b"accept"))
+        return Answer(body, content_type)
+
+    async def dead_letters(self) -> int | None:
+        """Return the number of dead letters that RabbitMQ reports; `None` if it is disconnected or not consumed."""
+        broker = (await self.fresh_state(_REFRESH_TIMEOUT_S)).broker
+        return broker.dead if broker is not None and broker.connected else None
+
+    async def fresh_state(self, timeout_s: float) -> WorkerState:
+        """Return the state with the broker's figures of the last seconds, or older ones after `timeout_s`."""
+        broker = self._state().broker
+        if broker is not None and broker.connected and clock.now_ms() - (broker.looked_ms or 0) > _FRESH_MS:
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = asyncio.create_task(self._refresh_broker())
+            await asyncio.wait({self._refreshing}, timeout=timeout_s)
+        return self._state()
+
+    async def _refresh_broker(self) -> None:
+        with contextlib.suppress(TimeoutError):  # the figures become stale, which the health check reports
+            await asyncio.wait_for(self._refresh(), _REFRESH_TIMEOUT_S)
+
+
+def _checks(found: tuple[Check, ...]) -> list[dict[str, str]]:
+    return [{"name": check.name, "status": check.status, "text": check.text} for check in found]
+
+
+def _http_status(status: Status) -> int:
+    return 503 if status == "unhealthy" else 200
+
+
+def _tables(tables: TablesState | None) -> dict[str, object] | None:
+    if tables is None:
+        return None
+    return {
+        "connected": tables.connected,
+        "workers": tables.workers,
+        "answers": dict(tables.asked),
+        "possibleDuplicates": tables.unshared,
+    }
+
+
+def _iso(at_ms: int | None) -> str | None:
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _memory() -> dict[str, int]:
+    """Return the resident set size in bytes on Linux; nothing elsewhere."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return {}
+    return {"rss": pages * os.sysconf("SC_PAGE_SIZE")}
