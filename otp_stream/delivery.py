@@ -136,11 +136,11 @@ class Delivery:
             deadline_ms = min(job.expires_ms, now_ms + HOLD_LIMIT_MS)
             mail = await self._compose(job)
             # a job that cannot be sent must not supersede one that can
-            standing = await self.tables.admit(job, deadline_ms, isinstance(mail, Mail))
-            if isinstance(standing, Objection):
-                await self._settle(job, self._object_to(job, standing), settle)
+            admission = await self.tables.admit(job, deadline_ms, isinstance(mail, Mail))
+            if isinstance(admission, Objection):
+                await self._settle(job, self._object_to(job, admission), settle)
             else:
-                await self._claimed(_Attempt(job, mail, standing, deadline_ms, settle))
+                await self._claimed(_Attempt(job, mail, admission, deadline_ms, settle))
 
     async def _claimed(self, attempt: "_Attempt") -> None:
         outcome: Outcome | None = None

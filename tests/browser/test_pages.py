@@ -45,7 +45,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def chromium(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
-    """Open a tab of its own, without what other tests left: cookies, cached files, emulation and logs."""
+    """Open a new tab, without what other tests left: cookies, cached files, emulation and logs."""
     others = browser.window_handles
     browser.switch_to.new_window("tab")
     tab = browser.current_window_handle
@@ -62,7 +62,7 @@ def chromium(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
 
 
 def look(browser: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
-    """Open a page as somebody with this screen and this taste."""
+    """Open a page with this screen size and colour scheme."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -124,7 +124,7 @@ async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
     assert text(chromium, "h1")  # the last picture stays
 
 
-async def test_what_somebody_has_opened_selected_and_focused_stays_while_figures_change(
+async def test_what_someone_has_opened_selected_and_focused_stays_while_figures_change(
     stage: Stage, chromium: webdriver.Chrome
 ) -> None:
     worker = await stage.run()
@@ -156,12 +156,12 @@ async def test_a_broker_that_is_away_is_told_steadily_and_the_page_stays_whole(
         await headed(chromium, "No codes are going out")
         chromium.execute_script("""
             window.seen = new Set();
-            window.told = 0;
-            const watch = () => { told += 1; seen.add(document.querySelector('h1').innerText); };
-            new MutationObserver(watch).observe(
+            window.updates = 0;
+            const count = () => { updates += 1; seen.add(document.querySelector('h1').innerText); };
+            new MutationObserver(count).observe(
               document.getElementById('status'), { subtree: true, childList: true, characterData: true });
         """)
-        await until(lambda: asyncio.to_thread(chromium.execute_script, "return told >= 3"), "some seconds")
+        await until(lambda: asyncio.to_thread(chromium.execute_script, "return updates >= 3"), "some seconds")
         assert chromium.execute_script("return [...seen]") == ["No codes are going out"]
         for width, scheme in LOOKS:  # who comes now sees the same at once
             await asyncio.to_thread(look, chromium, page, width, scheme)
@@ -178,7 +178,7 @@ async def test_a_broker_that_is_away_is_told_steadily_and_the_page_stays_whole(
 
 
 async def headed(chromium: webdriver.Chrome, heading: str) -> None:
-    """Wait for a heading, while what runs here goes on."""
+    """Wait for a heading, while the tasks of this test continue."""
 
     async def so() -> bool:
         return await asyncio.to_thread(text, chromium, "h1") == heading
@@ -196,7 +196,7 @@ async def test_long_names_and_bad_news_push_nothing_out_of_sight(
     stage.relay.always("rcpt", "550 5.7.1 relaying denied " + "x" * 120)
     worker = await stage.run(REDIS_URL=redis.url, HTTP_TOKEN="correct-horse-battery")
     await stage.rabbit.publish(
-        job(f"somebody@{LONG}", jobId="j" * 200),
+        job(f"someone@{LONG}", jobId="j" * 200),
         job(metadata={"template": "t" * 60}),
         b"nonsense",
     )
@@ -216,7 +216,7 @@ async def test_long_names_and_bad_news_push_nothing_out_of_sight(
 
 
 def fits(browser: webdriver.Chrome) -> None:
-    """See that nobody has to push the page, or a table in it, to the side."""
+    """Check that neither the page nor a table in it needs to be scrolled sideways."""
     assert not browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
     assert (
         browser.execute_script("""
@@ -294,19 +294,19 @@ async def test_without_scripts_the_page_reloads_itself(stage: Stage, chromium: w
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1)
 
-    def told() -> bool:
-        # the page may be replaced between two steps; the driver has no error of its own for each of them
+    def counted() -> bool:
+        # the page may be replaced between two steps; the driver has no separate error for each of them
         with contextlib.suppress(WebDriverException):
             return "sent 1" in chromium.find_element(By.CLASS_NAME, "endings").text.replace("\n", " ")
         return False
 
-    wait(told, "the count")
+    wait(counted, "the count")
 
 
 async def test_a_full_page_weighs_less_than_a_hundred_kibibytes(stage: Stage) -> None:
     stage.relay.always("rcpt", "550 5.1.1 " + "no such user here " * 12)
     worker = await stage.run()
-    await stage.rabbit.publish(*(job(f"somebody{number}@example.com") for number in range(40)))
+    await stage.rabbit.publish(*(job(f"someone{number}@example.com") for number in range(40)))
     await stage.rabbit.dead(40)
     paths = ("/", "/page.css", "/page.js", "/favicon.svg")
     assert sum([len((await worker.get(path))[1].encode()) for path in paths]) < 100 * 1024
@@ -325,10 +325,10 @@ async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_sh
     assert "corp.example" not in text(chromium, "main")
     chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
     wait(lambda: "Send again" in text(chromium, "main"), "the button")
-    told = text(chromium, "main")
-    assert "50 jobs could not be sent" in told
-    assert "550 5.7.1 relaying denied" in told
-    assert "corp.example" in told
+    page = text(chromium, "main")
+    assert "50 jobs could not be sent" in page
+    assert "550 5.7.1 relaying denied" in page
+    assert "corp.example" in page
     stage.relay.always("rcpt", None)
     assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
     chromium.find_element(By.CSS_SELECTOR, "td button").click()
@@ -349,7 +349,7 @@ async def test_a_relay_that_is_repaired_is_probed_from_the_page(stage: Stage, ch
     assert not chromium.find_element(By.CSS_SELECTOR, "form[action=probe]").is_displayed()
     chromium.find_element(By.CSS_SELECTOR, token).send_keys("correct-horse-battery")
     chromium.execute_script("window.began = Date.now()")
-    wait(lambda: chromium.execute_script("return Date.now() - began > 2500"), "changes of the page while one types")
+    wait(lambda: chromium.execute_script("return Date.now() - began > 2500"), "changes of the page while someone types")
     chromium.find_element(By.CSS_SELECTOR, token).send_keys("\n")
     wait(lambda: "Log out" in text(chromium, "body"), "the session")
     assert chromium.current_url.endswith("/")
@@ -395,7 +395,7 @@ async def test_the_inbox_shows_a_mail_as_a_person_sees_it(chromium: webdriver.Ch
     assert hosts(chromium) == {"127.0.0.1"}
 
 
-async def test_the_inbox_shows_what_comes_and_keeps_open_what_somebody_reads(
+async def test_the_inbox_shows_what_comes_and_keeps_open_what_someone_reads(
     chromium: webdriver.Chrome, demo: Worker
 ) -> None:
     port = int(re.findall(r"SMTP_PORT\W+(\d+)", demo.log, re.IGNORECASE)[0])

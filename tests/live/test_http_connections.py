@@ -1,4 +1,4 @@
-"""Visitors who connect and say nothing, or read nothing, cost no code and no probe."""
+"""HTTP connections that send nothing, or read nothing, delay no code and no probe."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from worker import Worker, job
 
 
 async def _start_with(descriptors: int, worker: Worker) -> None:
-    worker.options = ("--workers", "1")  # not from the fork server, which has a limit of its own
+    worker.options = ("--workers", "1")  # not from the fork server, which has a separate limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
     try:

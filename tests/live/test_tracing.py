@@ -103,11 +103,11 @@ async def test_a_job_without_a_trace_starts_one_and_a_dead_letter_carries_it(
         OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"http://127.0.0.1:{collector.port}/v1/traces", OTEL_SERVICE_NAME="codes"
     )
     await stage.rabbit.publish(job())
-    (letter,) = await stage.rabbit.dead()
+    (dead,) = await stage.rabbit.dead()
     await worker.stop()  # hands the last spans over
     spans = await collector.wait(4)
     (process,) = named(spans, "process")
-    assert str(letter.headers["traceparent"]).split("-")[1] == process.trace_id.hex()
+    assert str(dead.headers["traceparent"]).split("-")[1] == process.trace_id.hex()
     assert process.status.code == 2
     assert collector.services == {"codes"}
 
@@ -123,5 +123,5 @@ async def test_where_nothing_is_configured_nothing_of_opentelemetry_is_loaded(st
     traced = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     stage.relay.always("rcpt", "550 5.1.1 no")
     await stage.rabbit.publish(job(), headers=traced)
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["traceparent"] == traced["traceparent"]  # as it came
+    (dead,) = await stage.rabbit.dead()
+    assert dead.headers["traceparent"] == traced["traceparent"]  # unchanged

@@ -32,7 +32,7 @@ class Places:
 
 
 class Reader:
-    """Somebody who asks; `reads` is cleared while nothing is read."""
+    """A client; `reads` is cleared while nothing is read."""
 
     def __init__(self) -> None:
         self.reads = asyncio.Event()

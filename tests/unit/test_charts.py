@@ -1,4 +1,4 @@
-"""Charts as paths: what is in them, and what stands at their side."""
+"""Charts: their SVG paths, their scales and their current values."""
 
 import re
 

@@ -18,7 +18,7 @@ LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in
 BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
 GOOD = WorkerState("consuming", BROKER, (RELAY,))
-SHUT = replace(RELAY, gate="closed", trouble="tls_failed", error="expired")
+CLOSED = replace(RELAY, gate="closed", trouble="tls_failed", error="expired")
 PROBED = replace(RELAY, gate="half_open", trouble="throttled", error="454 later")
 FALLBACK = RelayState("fallback:25")
 LATE = NOW - LATE_MS - 1
@@ -52,7 +52,7 @@ def test_a_worker_that_does_not_consume_gives_the_reason(phase: Phase, status: S
     found = checks(replace(GOOD, phase=phase), NONE, NOW)
     assert found[0] == Check("phase", status, text)
     assert worst(found) == status
-    # it has no dead jobs and no late ones of its own
+    # it has no dead jobs and no late jobs
     assert [check.name for check in found] == ["phase", "broker", "relay"]
 
 
@@ -102,15 +102,15 @@ def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
 @pytest.mark.parametrize(
     ("relays", "status", "text"),
     [
-        ((SHUT,), "unhealthy", "relay:25: the gate is closed, tls_failed: expired"),
+        ((CLOSED,), "unhealthy", "relay:25: the gate is closed, tls_failed: expired"),
         ((PROBED,), "degraded", "relay:25: probing after throttled: 454 later"),
         (
-            (SHUT, FALLBACK),
+            (CLOSED, FALLBACK),
             "degraded",
             "relay:25: the gate is closed, tls_failed: expired; fallback:25: the gate is open",
         ),
         (
-            (FALLBACK, SHUT),
+            (FALLBACK, CLOSED),
             "healthy",
             "fallback:25: the gate is open; relay:25: the gate is closed, tls_failed: expired",
         ),
@@ -121,12 +121,12 @@ def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
             "relay:25: the gate is open; fallback:25: the gate is open, but the relay does not answer",
         ),
         (
-            (SHUT, replace(PROBED, name="fallback:25")),
+            (CLOSED, replace(PROBED, name="fallback:25")),
             "degraded",
             "relay:25: the gate is closed, tls_failed: expired; fallback:25: probing after throttled: 454 later",
         ),
         (
-            (SHUT, replace(SHUT, name="fallback:25", trouble="unreachable", error="refused")),
+            (CLOSED, replace(CLOSED, name="fallback:25", trouble="unreachable", error="refused")),
             "unhealthy",
             "relay:25: the gate is closed, tls_failed: expired; fallback:25: the gate is closed, unreachable: refused",
         ),
@@ -181,9 +181,9 @@ def test_a_job_that_came_just_now_is_not_late() -> None:
 
 def test_behind_closed_gates_the_relay_is_the_trouble_and_told_of_alone() -> None:
     late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_held_ms=LATE)
-    shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(SHUT,))
+    shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(CLOSED,))
     assert [it.name for it in checks(shut, NONE, NOW)] == ["phase", "broker", "relay", "endings"]
-    assert [it.name for it in checks(replace(shut, relays=(SHUT, RELAY)), NONE, NOW)][-1] == "pace"
+    assert [it.name for it in checks(replace(shut, relays=(CLOSED, RELAY)), NONE, NOW)][-1] == "pace"
 
 
 def test_a_lane_knows_since_when_at_least_something_waits_in_its_queue() -> None:
@@ -222,10 +222,10 @@ def test_beside_other_consumers_looks_say_nothing_and_what_came_last_does(monkey
     monkeypatch.setattr("otp_stream.broker.lane.now_ms", lambda: 100_000)
     lane = LaneConsumer("jobs", "q", 10, cast("Shared", None), cast("Handle", None))
     lane.saw(Depth(30, 2))
-    assert lane.state.waiting_ms is None  # no job has told when it was made
+    assert lane.state.waiting_ms is None  # no job has a timestamp yet
     lane._made_ms, lane._came_ms = 70_000, 95_000
     assert lane.state.waiting_ms == 70_000
-    lane._came_ms = 80_000  # since then the others may have taken all that stood behind it
+    lane._came_ms = 80_000  # since then other workers may have taken all jobs behind it
     assert lane.state.waiting_ms is None
     lane._came_ms = 99_000
     lane.saw(Depth(0, 2))

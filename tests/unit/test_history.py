@@ -1,4 +1,4 @@
-"""What the page's charts and its list of recent jobs are made of."""
+"""The history behind the charts and the list of recent jobs on the dashboard."""
 
 from otp_stream.core.state import Recent, Step
 from otp_stream.telemetry.history import STEP_MS, STEPS, History

@@ -131,7 +131,7 @@ def test_a_word_that_the_stream_cannot_write_takes_no_line_with_it(
 
     async def turn() -> None:
         for word in ("one", "2 €", "three"):
-            structlog.get_logger().info("said", word=word)
+            structlog.get_logger().info("logged", word=word)
 
     asyncio.run(turn())
     assert [json.loads(line)["word"] for line in b"".join(written).decode("latin-1").splitlines()] == [
@@ -363,12 +363,12 @@ def test_lines_for_a_pipe_are_written_by_a_thread_and_the_last_ones_too(out: Str
         configure_logs(level="info", readable=readable)
 
         async def turn() -> None:
-            structlog.get_logger().info("said", word="größer")
+            structlog.get_logger().info("logged", word="größer")
             flush_logs()
 
         asyncio.run(turn())
         line = os.read(reader, 10_000).decode("ascii")
-    assert "said" in line
+    assert "logged" in line
     assert "gr\\xf6" in line or "gr\\u00f6" in line
     os.close(reader)
 
@@ -388,8 +388,8 @@ def test_the_line_about_dropped_ones_looks_like_any_other(out: Stream, *, readab
     if readable:
         assert "[warning ] log lines were dropped: nothing read standard output dropped=" in line
     else:
-        said = json.loads(line)
-        assert (said["level"], said["event"].partition(":")[0]) == ("warning", "log lines were dropped")
-        assert said["dropped"] > 0
-        assert said["timestamp"]
+        dropped = json.loads(line)
+        assert (dropped["level"], dropped["event"].partition(":")[0]) == ("warning", "log lines were dropped")
+        assert dropped["dropped"] > 0
+        assert dropped["timestamp"]
     os.close(reader)

@@ -69,7 +69,7 @@ def test_a_span_is_written_as_the_sdk_writes_it(
     (ours,) = ScopeSpans.FromString(encode_span(span)).spans
     theirs = by_the_sdk(span)
     theirs.flags |= 1  # it was sampled; the SDK leaves that unsaid
-    ours.status.SetInParent()  # the SDK says that there is nothing to say
+    ours.status.SetInParent()  # the SDK writes an empty status
     assert ours == theirs
 
 

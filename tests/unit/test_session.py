@@ -25,7 +25,7 @@ async def test_guesses_by_bearer_token_are_bounded_and_logged(capsys: pytest.Cap
         assert not sessions.is_blocked(scope())
         assert not await sessions.is_authorized(scope(authorization=f"Bearer guess-{number}"))
     assert sessions.is_blocked(scope())
-    assert not await sessions.is_authorized(scope(authorization=f"Bearer {TOKEN}"))  # or guesses would go on
+    assert not await sessions.is_authorized(scope(authorization=f"Bearer {TOKEN}"))  # or it could keep guessing
     assert await sessions.is_authorized(scope("192.0.2.2", authorization=f"Bearer {TOKEN}"))
     logged = capsys.readouterr().out
     assert logged.count("wrong HTTP_TOKEN") == 10
