@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -112,5 +111,3 @@ def private_file(path: Path) -> Generator[TextIO]:
         say.fail(f"--out: {path}: {error.strerror}")
     finally:
         temporary.unlink(missing_ok=True)
-
-

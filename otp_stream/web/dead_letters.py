@@ -8,8 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from otp_stream.asgi import Answer, Fields, Scope, redirect
 from otp_stream import clock
+from otp_stream.asgi import Answer, Fields, Scope, redirect
 from otp_stream.core.dead_letter import DeadLetter, DeadLettersInUseError, filter_by, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.decision import REASONS
