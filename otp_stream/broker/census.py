@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from aio_pika.abc import AbstractConnection
 
-from .management import Management, ManagementError, nodes, queue_path
+from .management_api import Management, ManagementError, nodes, queue_path
 
 _Row = Mapping[str, Any]
 

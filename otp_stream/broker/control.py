@@ -13,7 +13,7 @@ from aio_pika.exceptions import AMQPError
 
 from otp_stream.tasks import lost_connection_as_error
 
-from . import standing
+from . import queue_inspect as standing
 from .lane import LaneConsumer
 from .topology import Topology, TopologyError
 

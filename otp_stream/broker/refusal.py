@@ -7,7 +7,7 @@ from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAu
 
 from otp_stream.core.masking import scrub
 
-from .management import vhost
+from .management_api import vhost
 
 _LONGEST = 200
 """Characters of an error's own text."""

@@ -8,6 +8,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 
+from otp_stream.broker.management_api import vhost
 from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.core.backoff import Backoff

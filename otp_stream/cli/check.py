@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from otp_stream.core.finding import Finding, Level, Tell
+from otp_stream.core.check_result import Finding, Level, Tell
 from otp_stream.core.job import MalformedError, OtpJob
 
 from . import say
@@ -68,7 +68,7 @@ def check(
 async def look(report: Report, ask: OtpJob | None) -> None:
     """Look at everything; `ask` is a job to be sent as well."""
     from . import check_mail  # noqa: PLC0415 - as above
-    from . import check_parts as parts  # noqa: PLC0415
+    from . import check_systems as parts  # noqa: PLC0415
 
     known = parts.Known.read()
     parts.settings(known, report.about("Settings"))

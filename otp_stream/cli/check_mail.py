@@ -4,7 +4,7 @@ import json
 import secrets
 import time
 
-from otp_stream.core.finding import Finding, Tell
+from otp_stream.core.check_result import Finding, Tell
 from otp_stream.core.job import OtpJob
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address

@@ -17,7 +17,7 @@ from otp_stream.core.masking import mask_address
 from . import figures, line, producer, say
 from .line import EVENTS_OFF, ProducerError
 from .mailbox import Mailbox
-from .probes import OUTCOMES, Prober, Result, Route
+from .prober import OUTCOMES, Prober, Result, Route
 from .say import AsJson
 
 _KEPT = 10_000

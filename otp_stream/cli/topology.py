@@ -6,17 +6,18 @@ from typing import Annotated, Any
 import typer
 from aio_pika.abc import AbstractConnection
 
-from otp_stream.broker import standing
+from otp_stream.broker import queue_inspect as standing
 from otp_stream.broker.census import Census
-from otp_stream.broker.management import Management, ManagementError, vhost
-from otp_stream.broker.prune import Ended, OldRung, Pruning, every_old_rung, guessed_old_rungs
+from otp_stream.broker.management_api import Management, ManagementError, vhost
 from otp_stream.broker.refusal import no_connection
-from otp_stream.broker.survey import Survey, definitions, look
 from otp_stream.broker.topology import Topology, TopologyError
+from otp_stream.checks.prune import Ended, OldRung, Pruning, every_old_rung, guessed_old_rungs
+from otp_stream.checks.topology_drift import Survey, definitions, look
 from otp_stream.settings import Settings
 from otp_stream.urls import read_url
 
-from . import say, surveyed
+from . import say
+from . import topology_output as surveyed
 from .amqp import connected, talk, topology_of
 from .line import LOST
 from .say import AsJson

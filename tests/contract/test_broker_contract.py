@@ -13,7 +13,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelLockedResource
 from rabbitmq import until
 
-from otp_stream.broker import standing
+from otp_stream.broker import queue_inspect as standing
 from otp_stream.embedded import EmbeddedBroker
 
 

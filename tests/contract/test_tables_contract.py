@@ -12,6 +12,7 @@ from rabbitmq import until
 from redis_server import RedisServer
 from structlog.testing import capture_logs
 
+from otp_stream.checks.redis import checkup
 from otp_stream.core.admission import (
     Claim,
     Limit,
@@ -22,10 +23,9 @@ from otp_stream.core.admission import (
     Unknown,
     read_limits,
 )
-from otp_stream.core.finding import Finding
+from otp_stream.core.check_result import Finding
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.tables import Asker, MemoryTables, Tables
-from otp_stream.tables.checkup import checkup
 from otp_stream.tables.inspect import Line
 
 NOW = 1_700_000_000_000

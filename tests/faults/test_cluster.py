@@ -17,7 +17,7 @@ from rabbitmq import Cluster, Node, speaks_amqp, until
 from smtp_relay import Act
 from worker import Worker, job
 
-from otp_stream.broker import standing
+from otp_stream.broker import queue_inspect as standing
 
 JOBS = 100
 

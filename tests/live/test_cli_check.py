@@ -25,7 +25,7 @@ from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
 from worker import job, settings
 
-from otp_stream.broker import standing
+from otp_stream.broker import queue_inspect as standing
 from otp_stream.cli.check import Report, look
 from otp_stream.cli.check_mail import made_up
 

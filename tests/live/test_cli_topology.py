@@ -17,14 +17,14 @@ from cli import Ran, here, names, otp_stream
 from conftest import Stage
 from rabbitmq import Node, Rabbit, free_port, rabbit, until, with_management
 
-from otp_stream.broker import standing
-from otp_stream.broker.checkup import Checkup
+from otp_stream.broker import queue_inspect as standing
 from otp_stream.broker.control import Control
 from otp_stream.broker.lane import LaneConsumer
-from otp_stream.broker.management import Management, Seen, descriptors
+from otp_stream.broker.management_api import Management, Seen, descriptors
 from otp_stream.broker.topology import Topology
+from otp_stream.checks.rabbitmq import Checkup
 from otp_stream.core.backoff import Backoff
-from otp_stream.core.finding import Finding
+from otp_stream.core.check_result import Finding
 from otp_stream.embedded import EmbeddedBroker
 
 HTTP_PORT = free_port()

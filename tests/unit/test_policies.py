@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from otp_stream.broker.management import Policy
-from otp_stream.broker.policies import cluster_risks, risks
-from otp_stream.broker.standing import Standing
+from otp_stream.broker.management_api import Policy
+from otp_stream.broker.queue_inspect import Standing
 from otp_stream.broker.topology import Topology
+from otp_stream.checks.policies import cluster_risks, risks
 from otp_stream.core.backoff import Backoff
-from otp_stream.core.finding import Finding
+from otp_stream.core.check_result import Finding
 
 TOPOLOGY = Topology("jobs", "otp", Backoff(1000, 30000, 3))
 QUORUM = {"x-queue-type": "quorum"}

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from otp_stream.broker import prune
 from otp_stream.broker.census import Holding
-from otp_stream.broker.prune import Ended, OldRung, Pruning
 from otp_stream.broker.topology import Topology
+from otp_stream.checks import prune
+from otp_stream.checks.prune import Ended, OldRung, Pruning
 from otp_stream.core.backoff import Backoff
 
 RUNG = OldRung("otp.retry.77", 77, 0, 0)

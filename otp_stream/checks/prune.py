@@ -15,11 +15,10 @@ from typing import Literal
 
 from aio_pika.abc import AbstractConnection
 
+from otp_stream.broker.census import Census, Holding
+from otp_stream.broker.queue_inspect import on_channel
+from otp_stream.broker.topology import Depth, Topology
 from otp_stream.core.backoff import Backoff
-
-from .census import Census, Holding
-from .standing import on_channel
-from .topology import Depth, Topology
 
 _POLL_S = 0.5
 _FRESH = 2

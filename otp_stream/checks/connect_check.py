@@ -13,11 +13,10 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
 from aiormq.connection import SSLContextProvider
 
-from otp_stream.core.finding import Finding, Tell, certificate
+from otp_stream.broker.management_api import vhost
+from otp_stream.broker.refusal import error_text, no_connection, refusal, user
+from otp_stream.core.check_result import Finding, Tell, certificate
 from otp_stream.sockets import certificate_name
-
-from .management import vhost
-from .refusal import error_text, no_connection, refusal, user
 
 OLDEST = (3, 10)
 """Quorum queues with a time to live and at-least-once dead-lettering."""

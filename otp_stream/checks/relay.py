@@ -7,16 +7,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from otp_stream.core.finding import Finding, Tell, certificate
+from otp_stream.core.check_result import Finding, Tell, certificate
 from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Trouble
+from otp_stream.relay.config import RelayConfig, RelayLimits
+from otp_stream.relay.envelope import Extensions
+from otp_stream.relay.handshake import Handshake
+from otp_stream.relay.wire import TroubleError, Wire
 from otp_stream.settings import is_loopback
 from otp_stream.sockets import certificate_name
-
-from .config import RelayConfig, RelayLimits
-from .envelope import Extensions
-from .handshake import Handshake
-from .wire import TroubleError, Wire
 
 _LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # somebody waits; a relay may let strangers wait for its greeting
 _SMALL = 65_536

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from email import message_from_bytes
 from typing import Any
 
-from otp_stream.core.finding import Finding, Tell
+from otp_stream.core.check_result import Finding, Tell
 from otp_stream.core.mail import ComposeError
-
-from .lint import SAMPLE, SAMPLE_CODE, sample_job
-from .mailroom import Mailroom
+from otp_stream.mail.lint import SAMPLE, SAMPLE_CODE, sample_job
+from otp_stream.mail.mailroom import Mailroom
 
 _SAMPLES: tuple[Mapping[str, Any], ...] = (
     {**SAMPLE, "userName": "Zoë <Ada>", "tenant": "shop-17"},

@@ -4,11 +4,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from otp_stream.core.finding import Finding, Level
-
-from .management import Policy, Seen
-from .standing import Standing
-from .topology import Topology
+from otp_stream.broker.management_api import Policy, Seen
+from otp_stream.broker.queue_inspect import Standing
+from otp_stream.broker.topology import Topology
+from otp_stream.core.check_result import Finding, Level
 
 _DEFAULT_LIMIT = 20
 """Returns of a message of a quorum queue that has no `delivery-limit`, on RabbitMQ 4."""

@@ -11,16 +11,18 @@ import aiormq
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
-from otp_stream.core.finding import Finding, Tell
+from otp_stream.broker import queue_inspect as standing
+from otp_stream.broker.management_api import Seen, vhost
+from otp_stream.broker.queue_inspect import Standing
+from otp_stream.broker.topology import QueueAwayError, Topology
+from otp_stream.core.check_result import Finding, Tell
 from otp_stream.core.masking import scrub
 from otp_stream.tasks import lost_connection_as_error
 
-from . import permissions, policies, standing
-from .management import Seen, vhost
-from .reach import reach, version
-from .refusal import user
-from .standing import Standing
-from .topology import QueueAwayError, Topology
+from otp_stream.broker.refusal import user
+
+from . import permissions, policies
+from .connect_check import reach, version
 
 _QUIET_S = 2.0
 _CLOSE_S = 2.0

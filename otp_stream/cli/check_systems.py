@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from otp_stream.app import relays
-from otp_stream.broker import management
-from otp_stream.broker.checkup import Checkup
-from otp_stream.broker.management import Seen
+from otp_stream.broker import management_api as management
+from otp_stream.broker.management_api import Seen
 from otp_stream.broker.topology import Topology
-from otp_stream.core.finding import Finding, Tell
+from otp_stream.checks.rabbitmq import Checkup
+from otp_stream.checks.redis import Clock
+from otp_stream.checks.redis import checkup as tables_checkup
+from otp_stream.checks.relay import checkup as relay_checkup
+from otp_stream.checks.templates import checkup as mail_checkup
+from otp_stream.core.check_result import Finding, Tell
 from otp_stream.core.job import CLOCK_TOLERANCE_MS
 from otp_stream.mail import Mailroom, TemplateError
-from otp_stream.mail.checkup import checkup as mail_checkup
 from otp_stream.relay import RelayConfig
-from otp_stream.relay.checkup import checkup as relay_checkup
 from otp_stream.settings import REQUIRED_FOR_LOGIN, Settings, load
-from otp_stream.tables.checkup import Clock
-from otp_stream.tables.checkup import checkup as tables_checkup
 
 from . import say
 from .amqp import topology_of

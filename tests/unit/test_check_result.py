@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from otp_stream.core.finding import Finding, certificate
+from otp_stream.core.check_result import Finding, certificate
 
 FOUND = {
     "issuer": ((("countryName", "DE"),), (("commonName", "An Authority"),)),

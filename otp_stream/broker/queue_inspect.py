@@ -112,7 +112,7 @@ async def apply(topology: Topology, connection: AbstractConnection, url: str, ap
 async def _is_cluster(topology: Topology, connection: AbstractConnection, url: str, api_url: str | None) -> bool:
     # its HTTP client would take 6 MB and 70 ms of every worker, for one question in the life of a queue
     from .census import Census  # noqa: PLC0415
-    from .management import Management  # noqa: PLC0415
+    from .management_api import Management  # noqa: PLC0415
 
     with suppress(TimeoutError):
         async with asyncio.timeout(_API_S):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitExchange
 
-from . import standing
-from .topology import Depth, QueueAwayError, Topology
+from otp_stream.broker import queue_inspect as standing
+from otp_stream.broker.topology import Depth, QueueAwayError, Topology
 
 State = Literal["stands", "missing", "differs", "away", "unknown"]
 """`differs`: it stands with other properties; `away`: its node is down; `unknown`: nobody can be asked."""

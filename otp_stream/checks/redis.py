@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
-from otp_stream.core.finding import Finding, Tell
-
-from .inspect import Line, Server, ask_server, opened
-from .redis import AwayError
-from .shared import LEASE_S
+from otp_stream.core.check_result import Finding, Tell
+from otp_stream.tables.inspect import Line, Server, ask_server, opened
+from otp_stream.tables.redis import AwayError
+from otp_stream.tables.shared import LEASE_S
 
 _OLDEST = 5
 _FULL = 0.9

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from otp_stream.cli import probes
+from otp_stream.cli import prober as probes
 from otp_stream.cli.line import ProducerError
-from otp_stream.cli.probes import Prober, Result, Route
+from otp_stream.cli.prober import Prober, Result, Route
 
 
 @dataclass

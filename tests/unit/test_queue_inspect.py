@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from otp_stream.broker import standing
+from otp_stream.broker import queue_inspect as standing
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 

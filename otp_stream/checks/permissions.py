@@ -10,8 +10,8 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed, DeliveryError
 from aiormq.exceptions import ChannelAccessRefused
 
-from .standing import on_channel
-from .topology import Topology
+from otp_stream.broker.queue_inspect import on_channel
+from otp_stream.broker.topology import Topology
 
 Act = Literal["configure", "write", "read"]
 DEFAULT_EXCHANGE = "amq.default"

@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from otp_stream.broker.management import vhost
-from otp_stream.broker.prune import Ended, OldRung, Verdict
-from otp_stream.broker.survey import State, Survey
+from otp_stream.broker.management_api import vhost
+from otp_stream.checks.prune import Ended, OldRung, Verdict
+from otp_stream.checks.topology_drift import State, Survey
 from otp_stream.settings import Settings
 
 from . import say

@@ -1,0 +1,1 @@
+"""The checks behind `otp-stream check` and `otp-stream topology`, by system. Only the command line imports them."""
