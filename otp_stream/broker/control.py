@@ -13,7 +13,7 @@ from aio_pika.exceptions import AMQPError
 
 from otp_stream.tasks import lost_connection_as_error
 
-from . import queue_inspect as standing
+from . import queue_inspect
 from .lane import LaneConsumer
 from .topology import Topology, TopologyError
 
@@ -60,10 +60,10 @@ class Control:
     async def apply(self, lanes: list[LaneConsumer]) -> None:
         """Make everything stand, and learn which of the producers' queues count returns."""
         async with self._talking(TIMEOUT_S * 2) as connection:
-            away = await standing.apply(self.topology, connection, self.url)
+            away = await queue_inspect.apply_topology(self.topology, connection, self.url)
             for lane in lanes:
                 if lane.queue not in away:
-                    is_quorum = lane.lane == "due" or await standing.is_quorum(connection, lane.queue)
+                    is_quorum = lane.lane == "due" or await queue_inspect.is_quorum(connection, lane.queue)
                     lane.counts_returns = is_quorum
 
     async def exists(self, queue: str) -> bool:

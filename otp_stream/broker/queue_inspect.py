@@ -1,8 +1,8 @@
-"""What stands at the broker, learnt in a way that can make nothing.
+"""The properties of existing queues and exchanges, read without declaring any.
 
-AMQP has no question for a queue's arguments; but a declare of something else is refused, and the refusal quotes one
-difference. So each declare here carries an argument that no broker accepts for a new queue or exchange, and that is
-compared last for one that stands: such a declare makes nothing, even where the queue is deleted a moment before.
+AMQP has no request for a queue's arguments, but RabbitMQ refuses a declare with other arguments, and the refusal quotes
+one difference. Each declare here has an argument that no broker accepts for a new queue or exchange, and that it
+compares last for an existing one: such a declare creates nothing, even if the queue was deleted a moment before.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ _EXCHANGE_GUARD = "alternate-exchange"
 _NEVER_AN_EXCHANGE: dict[str, Any] = {_EXCHANGE_GUARD: 5}  # must be a name
 _TYPE = "x-queue-type"
 _API_S = 5.0
-"""How long the management API is waited for: a start must not fail for it, whatever holds its answer up."""
+"""Time limit for the management API: a worker's start must not fail because its answer is late."""
 _ROUNDS = 20
-"""Each round learns one property, and no queue has so many."""
+"""Each round reveals one property, and no queue has so many."""
 _DIFFERENCE = re.compile(
     r"inequivalent arg '(?P<key>[^']+)' for .* received .* but current is (?P<value>.*)", re.DOTALL
 )
@@ -34,8 +34,8 @@ _TEXTS = ("longstr", "shortstr")
 
 
 @dataclass(slots=True)
-class Standing:
-    """A queue as it stands."""
+class InspectedQueue:
+    """The properties of an existing queue."""
 
     messages: int
     consumers: int
@@ -48,21 +48,21 @@ class Standing:
         """`classic`, `quorum` or `stream`."""
         return self.arguments.get(_TYPE, "classic")
 
-    def differences(self, wished: Mapping[str, Any]) -> list[str]:
-        """Return how it differs from a durable queue with these arguments, each as `what is x, must be y`."""
+    def differences(self, expected: Mapping[str, Any]) -> list[str]:
+        """Return each difference from a durable queue with these arguments, as `KEY is X, must be Y`."""
         found = [] if self.durable else ["it is not durable, and must be"]
-        found += ["it deletes itself, and must not"] if self.auto_delete else []
-        known = {_TYPE: self.kind, **self.arguments}  # RabbitMQ 3 quotes no type of a plain queue, 4 does
-        for key in sorted({*wished, *self.arguments}):
-            now, must = known.get(key), wished.get(key)
+        found += ["it is auto-delete, and must not be"] if self.auto_delete else []
+        known = {_TYPE: self.kind, **self.arguments}  # RabbitMQ 4 quotes the type of a plain queue, 3 does not
+        for key in sorted({*expected, *self.arguments}):
+            now, must = known.get(key), expected.get(key)
             if now != must:
                 found.append(f"{key} is {_shown(now)}, must be {_shown(must)}")
         return found
 
 
 @asynccontextmanager
-async def on_channel(connection: AbstractConnection) -> AsyncGenerator[AbstractChannel]:
-    """Open a channel for one question: a refusal closes it."""
+async def temporary_channel(connection: AbstractConnection) -> AsyncGenerator[AbstractChannel]:
+    """Open a channel for one request: a refusal closes the channel."""
     channel = await connection.channel(publisher_confirms=False)
     try:
         yield channel
@@ -70,37 +70,41 @@ async def on_channel(connection: AbstractConnection) -> AsyncGenerator[AbstractC
         await channel.close()
 
 
-async def queue(connection: AbstractConnection, name: str, guess: Mapping[str, Any]) -> Standing | None:
-    """Learn what a queue is; `None` where there is none. `guess` is what its arguments should be, which saves rounds.
+async def inspect_queue(
+    connection: AbstractConnection, name: str, expected: Mapping[str, Any]
+) -> InspectedQueue | None:
+    """Return a queue's properties; `None` if it does not exist. With the right `expected` arguments it takes one round.
 
-    Raises `QueueAwayError` and AMQP's own errors, as where a permission is lacking.
+    Raises `QueueAwayError`, and AMQP errors such as a missing permission.
     """
     try:
-        async with on_channel(connection) as channel, answer_about(name, connection):
+        async with temporary_channel(connection) as channel, answer_about(name, connection):
             declared = (await channel.declare_queue(name, passive=True)).declaration_result
     except ChannelNotFoundEntity as error:
         if is_missing(error):
             return None
         raise QueueAwayError(str(error)) from None
-    # The type is always named: where none is, a virtual host with a `default_queue_type` adds it, and every type that
-    # is the default there would be taken for classic.
-    arguments = {_TYPE: "classic", **guess}
-    found = Standing(declared.message_count or 0, declared.consumer_count or 0, arguments=arguments)
+    # The declare always contains the type. Otherwise a virtual host with a `default_queue_type` would add it, and a
+    # queue of that type would look like a classic one.
+    arguments = {_TYPE: "classic", **expected}
+    found = InspectedQueue(declared.message_count or 0, declared.consumer_count or 0, arguments=arguments)
     for _ in range(_ROUNDS):
         refusal = await _refusal(connection, name, found)
-        if refusal is None or not _learn(found, refusal):
+        if refusal is None or not _adopt(found, refusal):
             break
-    if found.kind == "classic" and _TYPE not in guess:
+    if found.kind == "classic" and _TYPE not in expected:
         found.arguments.pop(_TYPE, None)
     return found
 
 
-async def apply(topology: Topology, connection: AbstractConnection, url: str, api_url: str | None = None) -> set[str]:
-    """Make everything that is missing at `url`. Returns and raises what `Topology.apply` does.
+async def apply_topology(
+    topology: Topology, connection: AbstractConnection, url: str, api_url: str | None = None
+) -> set[str]:
+    """Declare everything that is missing at `url`. Returns and raises what `Topology.apply` does.
 
-    The high lane is made as a quorum queue if the jobs queue is one or RabbitMQ is a cluster: there a classic queue is
-    away while its node is down. AMQP does not say whether it is a cluster; where the management API does not say so
-    either, it is taken for a single node, to which producers may declare a plain queue.
+    The high lane is declared as a quorum queue if the jobs queue is one or RabbitMQ is a cluster, where a classic queue
+    is unavailable while its node is down. AMQP does not report whether it is a cluster. If the management API does not
+    answer, a single node is assumed, on which producers may declare a plain queue.
     """
 
     async def high_is_quorum() -> bool:
@@ -110,34 +114,33 @@ async def apply(topology: Topology, connection: AbstractConnection, url: str, ap
 
 
 async def _is_cluster(topology: Topology, connection: AbstractConnection, url: str, api_url: str | None) -> bool:
-    # its HTTP client would take 6 MB and 70 ms of every worker, for one question in the life of a queue
-    from .census import Census  # noqa: PLC0415
-    from .management_api import Management  # noqa: PLC0415
+    # its HTTP client would cost every worker 6 MB and 70 ms, and is used once in the life of a queue
+    from .management_api import ManagementApi  # noqa: PLC0415
 
     with suppress(TimeoutError):
         async with asyncio.timeout(_API_S):
-            return await Census(Management.beside(url, api_url)).is_cluster(connection, topology.dead)
+            return await ManagementApi.of_broker(url, api_url).is_cluster(connection, topology.dead)
     return False
 
 
 async def is_quorum(connection: AbstractConnection, name: str) -> bool:
-    """Whether a producers' queue is a quorum queue: those count every return of a message."""
+    """Return whether a producers' queue is a quorum queue, which counts every return of a message."""
     try:
-        found = await queue(connection, name, {})
-    except (QueueAwayError, ChannelNotFoundEntity):  # it is away, as only a classic queue with its node can be
+        found = await inspect_queue(connection, name, {})
+    except (QueueAwayError, ChannelNotFoundEntity):  # only a classic queue is unavailable with its node
         return False
     return found is not None and found.kind == "quorum"
 
 
-async def exchange(connection: AbstractConnection, name: str, kind: str) -> str | None:
+async def inspect_exchange(connection: AbstractConnection, name: str, kind: str) -> str | None:
     """Return how an exchange differs from a durable one of this type, `""` if it does not; `None` if it is missing."""
     try:
-        async with on_channel(connection) as channel:
+        async with temporary_channel(connection) as channel:
             await channel.get_exchange(name, ensure=True)
     except ChannelNotFoundEntity:
         return None
     try:
-        async with on_channel(connection) as channel:
+        async with temporary_channel(connection) as channel:
             await channel.declare_exchange(name, kind, durable=True, arguments=_NEVER_AN_EXCHANGE)
     except ChannelPreconditionFailed as error:
         difference = _DIFFERENCE.search(str(error))
@@ -150,9 +153,9 @@ async def exchange(connection: AbstractConnection, name: str, kind: str) -> str 
     return ""
 
 
-async def _refusal(connection: AbstractConnection, name: str, found: Standing) -> str | None:
+async def _refusal(connection: AbstractConnection, name: str, found: InspectedQueue) -> str | None:
     try:
-        async with on_channel(connection) as channel:
+        async with temporary_channel(connection) as channel:
             await channel.declare_queue(
                 name,
                 durable=found.durable,
@@ -164,8 +167,8 @@ async def _refusal(connection: AbstractConnection, name: str, found: Standing) -
     return None  # classic queues of RabbitMQ 3.10 are not compared by our argument
 
 
-def _learn(found: Standing, refusal: str) -> bool:
-    """Take one difference over; returns whether there may be another."""
+def _adopt(found: InspectedQueue, refusal: str) -> bool:
+    """Adopt one difference; return whether there may be another."""
     difference = _DIFFERENCE.search(refusal)
     if difference is None:
         return False
@@ -182,7 +185,7 @@ def _learn(found: Standing, refusal: str) -> bool:
 
 
 def _read(current: str) -> Any:
-    """Return the value that a refusal quotes; `None` for none."""
+    """Return the value that a refusal quotes; `None` if there is none."""
     quoted = _VALUE.fullmatch(current.strip())
     if quoted is None:
         return None

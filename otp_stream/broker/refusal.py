@@ -7,7 +7,7 @@ from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAu
 
 from otp_stream.core.masking import scrub
 
-from .management_api import vhost
+from .management_api import virtual_host
 
 _LONGEST = 200
 """Characters of an error's own text."""
@@ -31,8 +31,8 @@ def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
                 fix += "; guest may log in over loopback only: create a user for otp-stream"
             return f"refuses the login of {name}", fix
         case ConnectionNotAllowed():
-            text = f"has no virtual host {vhost(url)}, or {name} may not use it ({error_text(error, url)})"
-            fix = f"correct RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'add_vhost', vhost(url)])}"
+            text = f"has no virtual host {virtual_host(url)}, or {name} may not use it ({error_text(error, url)})"
+            fix = f"correct RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'add_vhost', virtual_host(url)])}"
             return text, f"{fix}, and set permissions for {name} there"
         case _:
             return None

@@ -1,4 +1,4 @@
-"""The way to RabbitMQ, step by step: what stands in it, in words that say what to mend."""
+"""The connection to RabbitMQ: address, TLS, login, virtual host, version."""
 
 import asyncio
 import re
@@ -13,37 +13,33 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
 from aiormq.connection import SSLContextProvider
 
-from otp_stream.broker.management_api import vhost
-from otp_stream.broker.refusal import error_text, no_connection, refusal, user
-from otp_stream.core.check_result import Finding, Tell, certificate
+from otp_stream.broker.refusal import error_text, no_connection, refusal
+from otp_stream.core.check_result import CheckResult, Report, check_certificate
 from otp_stream.sockets import certificate_name
 
 OLDEST = (3, 10)
-"""Quorum queues with a time to live and at-least-once dead-lettering."""
+"""The first version with TTL and at-least-once dead-lettering of quorum queues."""
 _CONNECT_S = 5.0
 
 
-async def reach(url: str, shown_url: str, allow: str, tell: Tell) -> AbstractConnection | None:
-    """Connect and tell how that went; `None` where it cannot be done. `allow` is the command that gives permissions."""
+async def check_connection(url: str, shown_url: str, grant: str, report: Report) -> AbstractConnection | None:
+    """Connect, and report the result; return `None` if it fails. `grant` is the command that grants permissions."""
     try:
         async with asyncio.timeout(_CONNECT_S):
             connection = await aio_pika.connect(url)
     except (AMQPError, OSError, TimeoutError) as error:
-        tell(_trouble(error, url, shown_url, allow))
+        report(_failure(error, url, shown_url, grant))
         return None
     underlay = cast("aiormq.Connection", connection.transport and connection.transport.connection)
     properties = _properties(connection)
     product, version = str(properties.get("product", "a broker")), str(properties.get("version", "?"))
-    tell(
-        _judged(
-            product, version, f"{product} {version} at {shown_url}: login as {user(url)}, virtual host {vhost(url)}"
-        )
-    )
+    text = f"{product} {version} at {shown_url}: login as {user(url)}, virtual host {virtual_host(url)}"
+    report(_check_version(product, version, text))
     if urlsplit(url).scheme == "amqps":
         try:
-            tell(certificate(await _peer_certificate(underlay), "RabbitMQ's TLS port", time.time()))
+            report(check_certificate(await _peer_certificate(underlay), "RabbitMQ's TLS port", time.time()))
         except (OSError, TimeoutError, ssl.SSLError):
-            tell(Finding("note", "RabbitMQ's certificate was not looked at: a second connection was not answered"))
+            report(CheckResult("note", "RabbitMQ's certificate was not checked: a second connection failed"))
     return connection
 
 
@@ -52,35 +48,35 @@ def version(connection: AbstractConnection) -> tuple[int, ...]:
     return _version(str(_properties(connection).get("version", "")))
 
 
-def _trouble(error: Exception, url: str, where: str, allow: str) -> Finding:
+def _failure(error: Exception, url: str, where: str, grant: str) -> CheckResult:
     text = error_text(error, url)
     if found := refusal(error, url):
         refused, fix = found
         if not isinstance(error, ProbableAuthenticationError):
-            fix = f"{fix}: {allow}"
-        return Finding("problem", f"{where} {refused}", fix)
+            fix = f"{fix}: {grant}"
+        return CheckResult("problem", f"{where} {refused}", fix)
     match error:
         case _ if "CERTIFICATE_VERIFY_FAILED" in text:
             why = re.sub(r"^.*verify failed: | \(_ssl.*$", "", text)
-            cure = "name the authority that signed it: RABBITMQ_URL=amqps://…?cafile=/path/to/ca.pem"
-            return Finding("problem", f"{where}: its certificate is not accepted: {why}", cure)
+            fix = "set the file of the CA that signed it: RABBITMQ_URL=amqps://…?cafile=/path/to/ca.pem"
+            return CheckResult("problem", f"{where}: its certificate is not accepted: {why}", fix)
         case _ if "SSL" in text:
-            cure = "amqps:// is for the broker's TLS port, mostly 5671; amqp:// for the other, mostly 5672"
-            return Finding("problem", f"{where}: TLS fails at this port ({text})", cure)
+            fix = "use amqps:// with the broker's TLS port, usually 5671, and amqp:// with the other, usually 5672"
+            return CheckResult("problem", f"{where}: TLS fails at this port ({text})", fix)
         case TimeoutError():
-            cure = "is the port right, does a firewall drop it?"
-            return Finding("problem", f"{where} does not answer within {_CONNECT_S:g} s", cure)
+            fix = "check the port in RABBITMQ_URL, and whether a firewall drops the packets"
+            return CheckResult("problem", f"{where} does not answer within {_CONNECT_S:g} s", fix)
         case _:
-            cure = "is it up (rabbitmqctl status)? mend RABBITMQ_URL"
-            return Finding("problem", f"{where} {no_connection(error, url)}", cure)
+            fix = "check that it is running (rabbitmqctl status), and the address in RABBITMQ_URL"
+            return CheckResult("problem", f"{where} {no_connection(error, url)}", fix)
 
 
-def _judged(product: str, version: str, text: str) -> Finding:
+def _check_version(product: str, version: str, text: str) -> CheckResult:
     if product != "RabbitMQ":
-        return Finding("warning", f"{text}: the worker is tested with RabbitMQ only")
+        return CheckResult("warning", f"{text}: the worker is tested with RabbitMQ only")
     if _version(version) < OLDEST:
-        return Finding("problem", f"{text}: too old", "RabbitMQ 3.10 or newer is needed: see docs/rabbitmq.md")
-    return Finding("ok", text)
+        return CheckResult("problem", f"{text}: too old", "upgrade to RabbitMQ 3.10 or newer: see docs/rabbitmq.md")
+    return CheckResult("ok", text)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -93,7 +89,7 @@ def _properties(connection: AbstractConnection) -> dict[str, Any]:
 
 
 async def _peer_certificate(connection: aiormq.Connection) -> dict[str, Any] | None:
-    """Return the certificate of the broker's port, over a connection of its own: the client does not show its."""
+    """Return the certificate of the broker's port, from a second connection: the client does not expose its own."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):
         context = await SSLContextProvider(ssl_context=None, ssl_certs=connection.ssl_certs, loop=loop).get_context()

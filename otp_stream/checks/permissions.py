@@ -1,4 +1,4 @@
-"""Whether the user may do what the worker does, found out by acts that change nothing."""
+"""Whether the user has the permissions that the worker needs, tested by requests that change nothing."""
 
 import re
 import shlex
@@ -10,71 +10,71 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed, DeliveryError
 from aiormq.exceptions import ChannelAccessRefused
 
-from otp_stream.broker.queue_inspect import on_channel
+from otp_stream.broker.queue_inspect import temporary_channel
 from otp_stream.broker.topology import Topology
 
-Act = Literal["configure", "write", "read"]
+Action = Literal["configure", "write", "read"]
 DEFAULT_EXCHANGE = "amq.default"
-"""What permissions call the exchange without a name."""
+"""The name of the default exchange in permissions."""
 
 
-async def lacking(connection: AbstractConnection, topology: Topology) -> dict[Act, list[str]]:
-    """Return the names on which the user lacks a permission that the worker needs."""
-    rungs = [topology.rung(ms) for ms in topology.backoff.waits_ms]
+async def missing_permissions(connection: AbstractConnection, topology: Topology) -> dict[Action, list[str]]:
+    """Return the queues and exchanges for which the user lacks a permission that the worker needs."""
+    wait_queues = [topology.rung(ms) for ms in topology.backoff.waits_ms]
     exchanges = [topology.retry.name, topology.events.name]
-    needed: list[tuple[Act, str]] = [
+    needed: list[tuple[Action, str]] = [
         *(("configure", it) for it in (topology.jobs, topology.high, *topology.arguments, *exchanges)),
-        *(("write", it) for it in (*rungs, *exchanges, DEFAULT_EXCHANGE)),
-        # a queue with a dead letter exchange is made only by who may read it
-        *(("read", it) for it in (*topology.lanes.values(), *rungs, topology.retry.name)),
+        *(("write", it) for it in (*wait_queues, *exchanges, DEFAULT_EXCHANGE)),
+        # to declare a queue with a dead-letter exchange, a user needs to be allowed to read it
+        *(("read", it) for it in (*topology.lanes.values(), *wait_queues, topology.retry.name)),
     ]
-    found: dict[Act, list[str]] = {}
-    # one after another: where many channels are refused at once, the client opens one number twice
-    for act, name in needed:
-        if await _is_refused(connection, act, name, rungs[0]):
-            found.setdefault(act, []).append(name)
-    return found
+    missing: dict[Action, list[str]] = {}
+    # one after another: if many channels are refused at once, the client opens one channel number twice
+    for action, name in needed:
+        if await _is_refused(connection, action, name, wait_queues[0]):
+            missing.setdefault(action, []).append(name)
+    return missing
 
 
-def command(vhost: str, user: str, topology: Topology) -> str:
-    """Return the command that gives the user every permission that the worker needs."""
-    ours = f"{re.escape(topology.prefix)}\\..*"
+def grant_command(virtual_host: str, user: str, topology: Topology) -> str:
+    """Return the command that grants the user every permission that the worker needs."""
+    prefixed = f"{re.escape(topology.prefix)}\\..*"
     jobs = f"{re.escape(topology.jobs)}(\\.high)?"
-    patterns = (f"^({jobs}|{ours})$", f"^(amq\\.default|{ours})$", f"^({jobs}|{ours})$")
-    return shlex.join(["rabbitmqctl", "set_permissions", "-p", vhost, user, *patterns])
+    patterns = (f"^({jobs}|{prefixed})$", f"^(amq\\.default|{prefixed})$", f"^({jobs}|{prefixed})$")
+    return shlex.join(["rabbitmqctl", "set_permissions", "-p", virtual_host, user, *patterns])
 
 
-async def _is_refused(connection: AbstractConnection, act: Act, name: str, own: str) -> bool:
+async def _is_refused(connection: AbstractConnection, action: Action, name: str, wait_queue: str) -> bool:
     try:
-        match act:
+        match action:
             case "configure":
                 await _configure(connection, name)
             case "write" if name == DEFAULT_EXCHANGE:
-                await _publish_to_nobody(connection, f"{own}.{token_hex(8)}")
+                await _publish_unroutable(connection, f"{wait_queue}.{token_hex(8)}")
             case "write":
                 await _unbind(connection, name, name)
             case "read":
-                await _unbind(connection, own, name)
+                await _unbind(connection, wait_queue, name)
     except ChannelAccessRefused as error:
-        # an unbind asks for write on the queue, then for read on the exchange: the text says which was refused
-        return act == "configure" or name == DEFAULT_EXCHANGE or ("to exchange" in str(error)) == (act == "read")
-    except (ChannelClosed, DeliveryError):  # what comes after the permission
+        # an unbind needs write on the queue, then read on the exchange; the text says which of them was refused
+        return action == "configure" or name == DEFAULT_EXCHANGE or ("to exchange" in str(error)) == (action == "read")
+    except (ChannelClosed, DeliveryError):  # the permission was checked first, and granted
         return False
     return False
 
 
 async def _configure(connection: AbstractConnection, name: str) -> None:
-    # no queue can have a negative time to live: none is made, and none that stands is like it
-    async with on_channel(connection) as channel:
+    # no queue can have a negative TTL, so this declare creates none and matches no existing one
+    async with temporary_channel(connection) as channel:
         await channel.declare_queue(name, durable=True, arguments={"x-message-ttl": -1})
 
 
 async def _unbind(connection: AbstractConnection, queue: str, exchange: str) -> None:
-    async with on_channel(connection) as channel:
+    async with temporary_channel(connection) as channel:
         underlay = await channel.get_underlay_channel()
-        await underlay.queue_unbind(queue, exchange, token_hex(8))  # a binding that nobody has made
+        await underlay.queue_unbind(queue, exchange, token_hex(8))  # a binding that does not exist
 
 
-async def _publish_to_nobody(connection: AbstractConnection, name: str) -> None:
+async def _publish_unroutable(connection: AbstractConnection, name: str) -> None:
     async with connection.channel(on_return_raises=True) as channel:
         await channel.default_exchange.publish(aio_pika.Message(b""), name, mandatory=True)

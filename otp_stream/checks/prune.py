@@ -1,9 +1,9 @@
-"""Wait queues of retry settings that nobody has any more: found, and deleted once they hold nothing.
+"""Find wait queues of retry settings that are no longer used, and delete them once they are empty.
 
-AMQP cannot tell when that is. Of a quorum queue it counts what is ready, but not what is being handed over, which stays
-where it is as long as the queue behind it is full or away; and quorum queues know neither `if-empty` nor `if-unused`
-(RabbitMQ 3.10 ends the connection with 540). So only the management API's word counts, and only figures that were
-taken after the queue was cut off from new messages.
+AMQP cannot tell when a queue is empty. It counts a quorum queue's ready messages, but not those that are being handed
+over, which stay there while the target queue is full or unavailable; and quorum queues support neither `if-empty` nor
+`if-unused` (RabbitMQ 3.10 closes the connection with 540). So only the management API's statistics count, and only
+those that were taken after the queue was unbound.
 """
 
 import asyncio
@@ -15,26 +15,27 @@ from typing import Literal
 
 from aio_pika.abc import AbstractConnection
 
-from otp_stream.broker.census import Census, Holding
-from otp_stream.broker.queue_inspect import on_channel
+from otp_stream.broker.queue_inspect import temporary_channel
 from otp_stream.broker.topology import Depth, Topology
 from otp_stream.core.backoff import Backoff
 
+from .management_queries import ManagementQueries, QueueStatistics
+
 _POLL_S = 0.5
 _FRESH = 2
-"""How often figures must have changed. The first that are new may have been taken before the queue was cut off."""
-_NO_FIGURES_S = 15.0
-"""After so long without any figures RabbitMQ collects none: by default there are new ones every 5 s."""
+"""How often the statistics must change. The first new ones may have been taken before the queue was unbound."""
+_NO_STATISTICS_S = 15.0
+"""Without any statistics for so long, RabbitMQ collects none: by default there are new ones every 5 s."""
 _MANY_RETRIES = 100
-"""As many as a setting can ask for: fewer retries only have fewer rungs."""
+"""The largest setting: with fewer retries there are only fewer wait queues."""
 
-Verdict = Literal["deleted", "gone", "in use", "holds", "unseen"]
-"""`in use`: bound again, or consumed from; `unseen`: RabbitMQ reported no fresh statistics in time."""
+Verdict = Literal["deleted", "gone", "in use", "not empty", "unknown"]
+"""`in use`: bound again, or consumed from; `unknown`: RabbitMQ reported no new statistics in time."""
 
 
 @dataclass(frozen=True, slots=True)
-class OldRung:
-    """A wait queue that is no rung of today's ladder; `messages` is what is known of them, `None` for nothing."""
+class OldWaitQueue:
+    """A wait queue that is not part of the current topology; `messages` is `None` if unknown."""
 
     name: str
     wait_ms: int
@@ -43,117 +44,123 @@ class OldRung:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """What became of an old wait queue."""
+class PruneResult:
+    """The result for one old wait queue."""
 
-    rung: OldRung
+    queue: OldWaitQueue
     verdict: Verdict
     messages: int = 0
 
 
-async def every_old_rung(topology: Topology, census: Census) -> list[OldRung]:
-    """Return all there are, with the arguments of ours. Raises `ManagementError`."""
+async def find_old_wait_queues(topology: Topology, management: ManagementQueries) -> list[OldWaitQueue]:
+    """Return all queues with our prefix and a wait queue's arguments. Raises `ManagementError`."""
     pattern = re.compile(re.escape(f"{topology.prefix}.retry.") + "([1-9][0-9]*)")
-    found: list[OldRung] = []
-    for name, arguments in (await census.queues()).items():
+    found: list[OldWaitQueue] = []
+    for name, arguments in (await management.queue_arguments()).items():
         match = pattern.fullmatch(name)
         if match is None or name in topology.arguments:
             continue
         ours = (arguments.get("x-message-ttl"), arguments.get("x-dead-letter-routing-key"))
-        holding = await census.holding(name)
-        if ours == (int(match[1]), topology.due) and holding is not None:
-            found.append(OldRung(name, int(match[1]), holding.messages, holding.consumers))
+        statistics = await management.statistics(name)
+        if ours == (int(match[1]), topology.due) and statistics is not None:
+            found.append(OldWaitQueue(name, int(match[1]), statistics.messages, statistics.consumers))
     return sorted(found, key=lambda it: it.wait_ms)
 
 
-async def guessed_old_rungs(
+async def guess_old_wait_queues(
     topology: Topology, connection: AbstractConnection, settings: Iterable[tuple[int, int]]
-) -> list[OldRung]:
-    """Return those that stand and that some base and longest delay (milliseconds) would make, or would have made."""
+) -> list[OldWaitQueue]:
+    """Return the existing queues that one of these pairs of base and maximum delay (milliseconds) would declare."""
     backoffs = [Backoff(base_ms, cap_ms, _MANY_RETRIES) for base_ms, cap_ms in settings]
     waits = {ms for it in backoffs for ms in (*it.rungs_ms, *it.earlier_rungs_ms)}
-    found: list[OldRung] = []
+    found: list[OldWaitQueue] = []
     for wait_ms in sorted(waits - set(topology.backoff.waits_ms)):
         name = topology.rung(wait_ms)
         depth = await topology.depth(connection, name)
         if depth is not None:
-            found.append(OldRung(name, wait_ms, None, depth.consumers))
+            found.append(OldWaitQueue(name, wait_ms, None, depth.consumers))
     return found
 
 
 @dataclass(slots=True)
-class _Watch:
-    """How fresh the figures of one queue are."""
+class _Freshness:
+    """Whether the statistics of one queue are newer than its last binding."""
 
-    mark: int | None = None
+    revision: int | None = None
     changes: int = -1
     began: float = field(default_factory=time.monotonic)
 
-    def note(self, holding: Holding) -> bool:
-        """Return whether these figures were taken after the first that were noted."""
-        if holding.mark is not None and holding.mark != self.mark:
-            self.mark = holding.mark
+    def note(self, statistics: QueueStatistics) -> bool:
+        """Return whether these statistics were taken after the first ones that were noted."""
+        if statistics.revision is not None and statistics.revision != self.revision:
+            self.revision = statistics.revision
             self.changes += 1
         return self.changes >= _FRESH
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """Cuts old wait queues off and deletes those that hold nothing; what is in them goes on when its wait is over."""
+class Pruner:
+    """Unbinds old wait queues and deletes the empty ones. Messages move to the due queue when their wait ends."""
 
     topology: Topology
-    census: Census
+    management: ManagementQueries
 
     async def prune(
         self,
         connection: AbstractConnection,
-        rungs: Sequence[OldRung],
+        queues: Sequence[OldWaitQueue],
         *,
-        patience_s: float,
-        told: Callable[[Ended], object],
-    ) -> list[Ended]:
-        """Return what became of each, and tell it at once. Raises `ManagementError` and what a lost connection does."""
-        await self.census.verify(connection)
-        for rung in rungs:
-            await self._cut_off(connection, rung)
-        watched = {rung: _Watch() for rung in rungs}
-        ended: list[Ended] = []
-        ends = time.monotonic() + patience_s
-        while watched:
+        timeout_s: float,
+        report: Callable[[PruneResult], object],
+    ) -> list[PruneResult]:
+        """Return the result for each queue, and report it at once.
+
+        Raises `ManagementError`, and the errors of a lost connection.
+        """
+        await self.management.verify(connection)
+        for queue in queues:
+            await self._unbind(connection, queue)
+        pending = {queue: _Freshness() for queue in queues}
+        results: list[PruneResult] = []
+        ends = time.monotonic() + timeout_s
+        while pending:
             left_s = ends - time.monotonic()
-            for rung, watch in list(watched.items()):
-                if end := await self._judge(connection, rung, watch, left_s):
-                    del watched[rung]
-                    ended.append(end)
-                    told(end)
-            await asyncio.sleep(_POLL_S if watched else 0)
-        return ended
+            for queue, freshness in list(pending.items()):
+                if result := await self._judge(connection, queue, freshness, left_s):
+                    del pending[queue]
+                    results.append(result)
+                    report(result)
+            await asyncio.sleep(_POLL_S if pending else 0)
+        return results
 
-    async def _cut_off(self, connection: AbstractConnection, rung: OldRung) -> None:
-        for exchange, key in await self.census.bindings(rung.name):
+    async def _unbind(self, connection: AbstractConnection, queue: OldWaitQueue) -> None:
+        for exchange, key in await self.management.queue_bindings(queue.name):
             if exchange == self.topology.retry.name:
-                async with on_channel(connection) as channel:
-                    await (await channel.get_queue(rung.name, ensure=False)).unbind(exchange, key)
+                async with temporary_channel(connection) as channel:
+                    await (await channel.get_queue(queue.name, ensure=False)).unbind(exchange, key)
 
-    async def _judge(self, connection: AbstractConnection, rung: OldRung, watch: _Watch, left_s: float) -> Ended | None:
-        holding = await self.census.holding(rung.name)
-        if holding is None:
-            return Ended(rung, "gone")
-        if holding.consumers or await self.census.bindings(rung.name):
-            return Ended(rung, "in use")
-        fresh = watch.note(holding) and holding.messages is not None
-        if fresh and not holding.messages and await self._deleted(connection, rung):
-            return Ended(rung, "deleted")
-        if watch.mark is None and time.monotonic() - watch.began > _NO_FIGURES_S:
-            return Ended(rung, "unseen")
-        if left_s <= 0 or (fresh and holding.messages and left_s < rung.wait_ms / 1000):
-            return Ended(rung, "holds", holding.messages) if holding.messages else Ended(rung, "unseen")
+    async def _judge(
+        self, connection: AbstractConnection, queue: OldWaitQueue, freshness: _Freshness, left_s: float
+    ) -> PruneResult | None:
+        statistics = await self.management.statistics(queue.name)
+        if statistics is None:
+            return PruneResult(queue, "gone")
+        if statistics.consumers or await self.management.queue_bindings(queue.name):
+            return PruneResult(queue, "in use")
+        messages = statistics.messages
+        fresh = freshness.note(statistics) and messages is not None
+        if fresh and not messages and await self._delete_if_empty(connection, queue):
+            return PruneResult(queue, "deleted")
+        if freshness.revision is None and time.monotonic() - freshness.began > _NO_STATISTICS_S:
+            return PruneResult(queue, "unknown")
+        if left_s <= 0 or (fresh and messages and left_s < queue.wait_ms / 1000):
+            return PruneResult(queue, "not empty", messages) if messages else PruneResult(queue, "unknown")
         return None
 
-    async def _deleted(self, connection: AbstractConnection, rung: OldRung) -> bool:
-        # The last look is AMQP's, at this moment: a job may have come by another way than the exchange.
-        if await self.topology.depth(connection, rung.name) != Depth(messages=0, consumers=0):
+    async def _delete_if_empty(self, connection: AbstractConnection, queue: OldWaitQueue) -> bool:
+        # AMQP's count is the latest: a job may have been published to the queue directly
+        if await self.topology.depth(connection, queue.name) != Depth(messages=0, consumers=0):
             return False
-        async with on_channel(connection) as channel:
-            await channel.queue_delete(rung.name)
+        async with temporary_channel(connection) as channel:
+            await channel.queue_delete(queue.name)
         return True

@@ -1,4 +1,4 @@
-"""Looks whether a relay would take our mail: everything up to the login, and no MAIL."""
+"""Check a mail relay: everything up to the login, without MAIL."""
 
 import base64
 import contextlib
@@ -7,72 +7,73 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from otp_stream.core.check_result import Finding, Tell, certificate
+from otp_stream.core.check_result import CheckResult, Report, check_certificate
 from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Trouble
 from otp_stream.relay.config import RelayConfig, RelayLimits
 from otp_stream.relay.envelope import Extensions
 from otp_stream.relay.handshake import Handshake
 from otp_stream.relay.wire import TroubleError, Wire
-from otp_stream.settings import is_loopback
 from otp_stream.sockets import certificate_name
 
-_LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # somebody waits; a relay may let strangers wait for its greeting
+_LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # a person waits, but a relay may delay its greeting
 _SMALL = 65_536
-"""A relay that takes no larger message refuses e-mails with a picture in them."""
+"""A relay that accepts no larger message refuses e-mails with a picture."""
 
 
-async def checkup(config: RelayConfig, tell: Tell, *, login: bool = True) -> bool:
-    """Tell what there is to know of a relay; returns whether it would take mail. `login` is whether to try that.
+async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, login: bool = True) -> bool:
+    """Report the results of one relay; return whether it accepts mail. `login` is whether to try that.
 
-    Twice it is connected to, so that a login that is refused hides nothing of TLS.
+    Connects twice, so that a refused login does not hide problems of TLS. `loopback` is whether it is this machine.
     """
     config = replace(config, limits=_LIMITS)
     try:
-        await _look(replace(config, user=None, password=None), tell)
+        await _check_greeting(replace(config, user=None, password=None), report, loopback=loopback)
         if not login:
             return False
         if config.user is None:
-            tell(Finding("ok", f"{config.name}: no login is asked for here (SMTP_AUTH=none, or a URL without a user)"))
+            text = f"{config.name}: no login is configured (SMTP_AUTH=none, or a URL without a user)"
+            report(CheckResult("ok", text))
             return True
         wire, _ = await Handshake(config).open(Wire)
-        await _leave(wire)
+        await _quit(wire)
     except TroubleError as error:
-        tell(Finding("problem", _text(config, error), _cures(config)[error.trouble]))
+        report(CheckResult("problem", _text(config, error), _fixes(config)[error.trouble]))
         return False
-    tell(Finding("ok", f"{config.name}: the login is accepted"))
+    report(CheckResult("ok", f"{config.name}: the login is accepted"))
     return True
 
 
-async def _look(config: RelayConfig, tell: Tell) -> None:
-    wire, offers = await Handshake(config).open(Wire)
+async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool) -> None:
+    wire, extensions = await Handshake(config).open(Wire)
     tls = wire.transport.get_extra_info("ssl_object")
     version = f"{tls.version()} ({config.tls})" if tls else "no TLS"
-    found = tls and tls.getpeercert()
-    await _leave(wire)
-    text = f"{config.name} answers, {version}, {_offered(offers)}"
-    if tls is None and not is_loopback(config.host):
-        tell(Finding("warning", f"{text}: codes go out in the clear", "SMTP_TLS=starttls, or implicit"))
-    elif 0 < offers.size_limit < _SMALL:
-        tell(
-            Finding("warning", f"{text}: larger e-mails are refused", "ask who runs the relay, or keep templates small")
-        )
+    certificate = tls and tls.getpeercert()
+    await _quit(wire)
+    text = f"{config.name} answers, {version}, {_described(extensions)}"
+    if tls is None and not loopback:
+        report(CheckResult("warning", f"{text}: codes are sent unencrypted", "set SMTP_TLS=starttls or implicit"))
+    elif 0 < extensions.size_limit < _SMALL:
+        fix = "ask the relay's operator for a higher limit, or keep templates small"
+        report(CheckResult("warning", f"{text}: larger e-mails are refused", fix))
     else:
-        tell(Finding("ok", text))
+        report(CheckResult("ok", text))
     if tls is not None:
-        tell(certificate(found, config.name, time.time()))
+        report(check_certificate(certificate, config.name, time.time()))
 
 
-async def _leave(wire: Wire) -> None:
-    with contextlib.suppress(TroubleError):  # who does not say goodbye may still take mail
+async def _quit(wire: Wire) -> None:
+    with contextlib.suppress(TroubleError):  # a relay that does not answer QUIT may still accept mail
         await wire.ask(b"QUIT\r\n", _LIMITS.quit_s)
     wire.transport.abort()
     await wire.closed
 
 
-def _offered(offers: Extensions) -> str:
-    size = f"messages up to {offers.size_limit:,} bytes".replace(",", " ") if offers.size_limit else "no limit of size"
-    return f"{size}, {'' if offers.pipelining else 'no '}PIPELINING"
+def _described(extensions: Extensions) -> str:
+    size = "no size limit"
+    if extensions.size_limit:
+        size = f"messages up to {extensions.size_limit:,} bytes".replace(",", " ")
+    return f"{size}, {'' if extensions.pipelining else 'no '}PIPELINING"
 
 
 def _text(config: RelayConfig, error: TroubleError) -> str:
@@ -82,15 +83,15 @@ def _text(config: RelayConfig, error: TroubleError) -> str:
     return text if config.name in text else f"{config.name}: {text}"
 
 
-def _cures(config: RelayConfig) -> Mapping[Trouble, str]:
+def _fixes(config: RelayConfig) -> Mapping[Trouble, str]:
     starttls = ["-starttls", "smtp"] if config.tls == "starttls" else []
     name = certificate_name(config.host)
-    words = ["openssl", "s_client", "-connect", config.name, "-servername", name, *starttls, "-showcerts"]
+    openssl = ["openssl", "s_client", "-connect", config.name, "-servername", name, *starttls, "-showcerts"]
     return {
-        "unreachable": f"is it up, and does no firewall stand between? {shlex.join(['nc', '-vz', config.host])} "
-        f"{config.port}; mend SMTP_HOST, SMTP_PORT or SMTP_FALLBACK_URLS",
-        "tls_failed": f"see its certificates: {shlex.join(words)} </dev/null",
-        "login_refused": "mend user and password: SMTP_USER and SMTP_PASS, or those in SMTP_FALLBACK_URLS",
+        "unreachable": "check that it is running and that no firewall blocks it: "
+        f"{shlex.join(['nc', '-vz', config.host])} {config.port}; correct SMTP_HOST, SMTP_PORT or SMTP_FALLBACK_URLS",
+        "tls_failed": f"show its certificates: {shlex.join(openssl)} </dev/null",
+        "login_refused": "correct user and password: SMTP_USER and SMTP_PASS, or those in SMTP_FALLBACK_URLS",
         "sender_refused": "have the relay accept SENDER_EMAIL and this host: verification, reverse DNS, block lists",
-        "throttled": "it limits us: fewer connections (SMTP_POOL_SIZE), or its quota in SMTP_RATE_PER_SECOND",
+        "throttled": "it limits us: use fewer connections (SMTP_POOL_SIZE), or set SMTP_RATE_PER_SECOND to its quota",
     }

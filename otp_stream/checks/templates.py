@@ -1,47 +1,46 @@
-"""Makes a sample e-mail of every template in every language."""
+"""Check the templates: render each one in each language with sample data."""
 
 import time
 from collections.abc import Mapping
 from email import message_from_bytes
 from typing import Any
 
-from otp_stream.core.check_result import Finding, Tell
+from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.mail import ComposeError
 from otp_stream.mail.lint import SAMPLE, SAMPLE_CODE, sample_job
 from otp_stream.mail.mailroom import Mailroom
 
 _SAMPLES: tuple[Mapping[str, Any], ...] = (
     {**SAMPLE, "userName": "Zoë <Ada>", "tenant": "shop-17"},
-    {},  # what producers may leave out, they leave out
+    {},  # producers may leave out every optional field
 )
 
 
-def checkup(mailroom: Mailroom, tell: Tell) -> None:
-    """Tell which templates fail on sample data, or print no code."""
+def check_templates(mailroom: Mailroom, report: Report) -> None:
+    """Report which templates fail on sample data, or do not contain the code."""
     good: list[str] = []
     for name in mailroom.book.names:
-        for tongue in mailroom.book.languages(name):
-            shown = f"{name} ({tongue})" if tongue else name
-            metadata: dict[str, Any] = {"template": name, **({"locale": tongue} if tongue else {})}
-            if found := _try(mailroom, shown, metadata):
-                tell(found)
+        for language in mailroom.book.languages(name):
+            shown = f"{name} ({language})" if language else name
+            metadata: dict[str, Any] = {"template": name, **({"locale": language} if language else {})}
+            if failure := _render(mailroom, shown, metadata):
+                report(failure)
             else:
                 good.append(shown)
     if good:
-        tell(Finding("ok", f"rendered with sample data: {', '.join(good)}"))
+        report(CheckResult("ok", f"rendered with sample data: {', '.join(good)}"))
 
 
-def _try(mailroom: Mailroom, shown: str, metadata: Mapping[str, Any]) -> Finding | None:
-    for given in _SAMPLES:
+def _render(mailroom: Mailroom, shown: str, metadata: Mapping[str, Any]) -> CheckResult | None:
+    for sample in _SAMPLES:
         try:
-            content = mailroom.compose(sample_job({**given, **metadata}, time.time_ns() // 1_000_000)).content
+            content = mailroom.compose(sample_job({**sample, **metadata}, time.time_ns() // 1_000_000)).content
         except ComposeError as error:
             if "give it in metadata" in str(error):
-                return Finding("note", f"{shown} wants more than the sample data: {error}")
-            return Finding("problem", f"{shown} cannot be rendered: {error}", "mend that line of the template")
+                return CheckResult("note", f"{shown} needs more than the sample data: {error}")
+            return CheckResult("problem", f"{shown} cannot be rendered: {error}", "correct that line of the template")
         texts = [part.get_payload(decode=True) for part in message_from_bytes(content).walk()]
         if not all(SAMPLE_CODE.encode() in text for text in texts if isinstance(text, bytes)):
-            return Finding(
-                "warning", f"{shown} does not print the code in both text and HTML", "{{ otp }} belongs there"
-            )
+            text = f"{shown} does not contain the code in both text and HTML"
+            return CheckResult("warning", text, "add {{ otp }} there")
     return None

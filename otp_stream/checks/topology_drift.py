@@ -1,4 +1,4 @@
-"""What of the topology stands at the broker, and the same as RabbitMQ's definitions."""
+"""How the broker's queues, exchanges and bindings differ from the topology, which is also written as definitions."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from typing import Any, Literal
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitExchange
 
-from otp_stream.broker import queue_inspect as standing
+from otp_stream.broker.queue_inspect import inspect_exchange, inspect_queue
 from otp_stream.broker.topology import Depth, QueueAwayError, Topology
 
-State = Literal["stands", "missing", "differs", "away", "unknown"]
-"""`differs`: it stands with other properties; `away`: its node is down; `unknown`: nobody can be asked."""
+State = Literal["exists", "missing", "differs", "unavailable", "unknown"]
+"""`differs`: it exists with other properties; `unavailable`: its node is down; `unknown`: it could not be checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange as it should be, and what was found."""
+    """A required exchange and its state at the broker."""
 
     name: str
     type: str
@@ -26,20 +26,20 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A queue as it stands, or as it should where it does not; what the producers own is as they chose."""
+    """A required queue: its actual properties if it exists, otherwise the required ones."""
 
     name: str
     type: str
     arguments: Mapping[str, Any]
     state: State
     depth: Depth | None = None
-    """Messages that are ready. RabbitMQ does not tell over AMQP what is being handed over."""
+    """Messages that are ready. AMQP does not count messages that are being handed over."""
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A wait queue's binding, and whether it stands; AMQP has no question for that."""
+    """A wait queue's binding and whether it exists, which AMQP does not report."""
 
     source: str
     routing_key: str
@@ -48,8 +48,8 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
-    """Everything that must stand at the broker, and what was found there."""
+class TopologyDrift:
+    """The whole topology and its state at the broker."""
 
     exchanges: list[Exchange] = field(default_factory=list[Exchange])
     queues: list[Queue] = field(default_factory=list[Queue])
@@ -57,7 +57,7 @@ class Survey:
 
     @property
     def all(self) -> list[tuple[str, State, str | None]]:
-        """Everything as (what it is, state, what is wrong with it)."""
+        """Everything as (kind and name, state, problem)."""
         return [
             *((f"exchange {it.name}", it.state, it.problem) for it in self.exchanges),
             *((f"queue {it.name}", it.state, it.problem) for it in self.queues),
@@ -65,82 +65,84 @@ class Survey:
         ]
 
 
-async def look(topology: Topology, connection: AbstractConnection, bound: Collection[tuple[str, str]] | None) -> Survey:
-    """Ask the broker for everything, and change nothing.
+async def inspect_topology(
+    topology: Topology, connection: AbstractConnection, bound: Collection[tuple[str, str]] | None
+) -> TopologyDrift:
+    """Compare the broker with the topology, and change nothing.
 
-    `bound` are the retry exchange's bindings as (routing key, queue), where they are known.
+    `bound` are the retry exchange's bindings as (routing key, queue), or `None` if they are unknown.
     """
-    found = Survey()
+    drift = TopologyDrift()
     for exchange in (topology.retry, topology.events):
-        found.exchanges.append(await _exchange(connection, exchange))
+        drift.exchanges.append(await _exchange(connection, exchange))
     for name in (topology.high, topology.jobs):
-        found.queues.append(await _queue(connection, name, None))
+        drift.queues.append(await _queue(connection, name, None))
     for name, arguments in topology.arguments.items():
-        found.queues.append(await _queue(connection, name, arguments))
-    for rung_ms in topology.backoff.waits_ms:
-        key, queue = str(rung_ms), topology.rung(rung_ms)
-        state: State = "unknown" if bound is None else "stands" if (key, queue) in bound else "missing"
-        found.bindings.append(Binding(topology.retry.name, key, queue, state))
-    return found
+        drift.queues.append(await _queue(connection, name, arguments))
+    for wait_ms in topology.backoff.waits_ms:
+        key, queue = str(wait_ms), topology.rung(wait_ms)
+        state: State = "unknown" if bound is None else "exists" if (key, queue) in bound else "missing"
+        drift.bindings.append(Binding(topology.retry.name, key, queue, state))
+    return drift
 
 
 def definitions(
-    topology: Topology, virtual_host: str, standing: Mapping[str, Mapping[str, Any]] | None = None
+    topology: Topology, virtual_host: str, existing: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Return the topology as `rabbitmqctl import_definitions` takes it.
+    """Return the topology in the format of `rabbitmqctl import_definitions`.
 
-    `standing` are the arguments of the producers' queues that exist, the type among them: without it, the one of a
-    virtual host with a `default_queue_type` would be another one.
+    `existing` are the arguments of the producers' queues that exist, including the type: without it, a virtual host
+    with a `default_queue_type` would set another one.
 
-    The virtual host must exist where it is imported: to name it among the definitions would reset its properties.
+    The virtual host must exist where the definitions are imported: to include it would reset its properties.
     """
-    queues = {topology.jobs: {}, topology.high: {}, **(standing or {}), **topology.arguments}
-    own = {"vhost": virtual_host, "durable": True, "auto_delete": False}
+    queues = {topology.jobs: {}, topology.high: {}, **(existing or {}), **topology.arguments}
+    common = {"vhost": virtual_host, "durable": True, "auto_delete": False}
     return {
         "exchanges": [
-            {"name": it.name, **own, "type": it.type.value, "internal": False, "arguments": {}}
+            {"name": it.name, **common, "type": it.type.value, "internal": False, "arguments": {}}
             for it in (topology.retry, topology.events)
         ],
-        "queues": [{"name": name, **own, "arguments": arguments} for name, arguments in queues.items()],
+        "queues": [{"name": name, **common, "arguments": arguments} for name, arguments in queues.items()],
         "bindings": [
             {
                 "source": topology.retry.name,
                 "vhost": virtual_host,
-                "destination": topology.rung(rung_ms),
+                "destination": topology.rung(wait_ms),
                 "destination_type": "queue",
-                "routing_key": str(rung_ms),
+                "routing_key": str(wait_ms),
                 "arguments": {},
             }
-            for rung_ms in topology.backoff.waits_ms
+            for wait_ms in topology.backoff.waits_ms
         ],
     }
 
 
 async def _exchange(connection: AbstractConnection, exchange: RabbitExchange) -> Exchange:
     name, kind = exchange.name, exchange.type.value
-    difference = await standing.exchange(connection, name, kind)
+    difference = await inspect_exchange(connection, name, kind)
     if difference is None:
         return Exchange(name, kind, "missing")
     if difference:
         return Exchange(name, kind, "differs", _differs(name, difference))
-    return Exchange(name, kind, "stands")
+    return Exchange(name, kind, "exists")
 
 
-async def _queue(connection: AbstractConnection, name: str, wished: Mapping[str, Any] | None) -> Queue:
-    """Look at a queue; `wished` are its arguments where it is ours."""
-    usual = "classic" if wished is None else "quorum"
+async def _queue(connection: AbstractConnection, name: str, expected: Mapping[str, Any] | None) -> Queue:
+    """Inspect a queue; `expected` are its arguments, or `None` for a producers' queue, which may have any."""
+    usual = "classic" if expected is None else "quorum"
     try:
-        found = await standing.queue(connection, name, wished or {})
+        found = await inspect_queue(connection, name, expected or {})
     except QueueAwayError as error:
-        return Queue(name, usual, wished or {}, "away", problem=f"{name} is away: {error}")
+        return Queue(name, usual, expected or {}, "unavailable", problem=f"{name} is unavailable: {error}")
     if found is None:
-        return Queue(name, usual, wished or {}, "missing")
+        return Queue(name, usual, expected or {}, "missing")
     depth = Depth(found.messages, found.consumers)
-    differences = [] if wished is None else found.differences(wished)
+    differences = [] if expected is None else found.differences(expected)
     if differences:
         problem = _differs(name, "; ".join(differences))
         return Queue(name, found.kind, found.arguments, "differs", depth, problem)
-    return Queue(name, found.kind, found.arguments, "stands", depth)
+    return Queue(name, found.kind, found.arguments, "exists", depth)
 
 
 def _differs(name: str, how: str) -> str:

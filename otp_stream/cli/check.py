@@ -1,6 +1,6 @@
-"""`otp-stream check`: all that a worker needs, looked at without sending or consuming anything.
+"""`otp-stream check`: check everything that a worker needs, without sending or consuming anything.
 
-Ends with 0 when nothing is a problem, with 1 when something is, with 2 for wrong words.
+Exits with 0 if there is no problem, with 1 if there is one, with 2 for invalid arguments.
 """
 
 import asyncio
@@ -11,51 +11,52 @@ from typing import Annotated
 
 import typer
 
-from otp_stream.core.check_result import Finding, Level, Tell
+from otp_stream.checks.clock import check_clock
+from otp_stream.core.check_result import CheckResult, Level, Report
 from otp_stream.core.job import MalformedError, OtpJob
 
 from . import say
 from .say import AsJson
 
-_MARKS: dict[Level, str] = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold red"}
+_STYLES: dict[Level, str] = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold red"}
 
 
 @dataclass(slots=True)
-class Report:
-    """What was found, by what it is about, in the order in which that is shown."""
+class CheckReport:
+    """The results by subject, in the order in which they are shown."""
 
-    findings: dict[str, list[Finding]] = field(default_factory=dict[str, list[Finding]])
+    results: dict[str, list[CheckResult]] = field(default_factory=dict[str, list[CheckResult]])
 
-    def about(self, subject: str) -> Tell:
-        """Return where to tell of a subject."""
-        return self.findings.setdefault(subject, []).append
+    def about(self, subject: str) -> Report:
+        """Return the function that adds a result about a subject."""
+        return self.results.setdefault(subject, []).append
 
     def count(self) -> Counter[Level]:
-        """Return how many findings there are of each level."""
-        return Counter(finding.level for found in self.findings.values() for finding in found)
+        """Return the number of results of each level."""
+        return Counter(it.level for results in self.results.values() for it in results)
 
 
 def check(
     send_to: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Send one real mail with a made-up code there.")
+        str | None, typer.Option(metavar="ADDRESS", help="Send one real mail with a test code there.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look whether a worker with these settings would run: settings, RabbitMQ, relays, Redis, templates, clock.
+    """Check everything that a worker with these settings needs: settings, templates, RabbitMQ, relays, Redis, clock.
 
-    Nothing is made, sent or consumed, but for --send-to. Ends with 1 when something is a problem.
+    Declares, sends and consumes nothing, except with --send-to. Exits with 1 if there is a problem.
     """
-    # what goes wrong is told as a finding: a library's own lines would come between, and may say more than they should
+    # failures are reported as results: log lines of libraries would disturb the output, and may contain secrets
     logging.disable()
-    from . import check_mail  # noqa: PLC0415 - the list of commands needs none of the rooms
+    from . import check_mail  # noqa: PLC0415 - to list the commands must not import the subject packages
 
     try:
-        ask = check_mail.made_up(send_to) if send_to is not None else None
+        request = check_mail.make_request(send_to) if send_to is not None else None
     except MalformedError as error:
         say.fail(str(error).replace("email", "--send-to", 1))
-    report = Report()
-    with say.console.status("looking …"):
-        asyncio.run(look(report, ask))
+    report = CheckReport()
+    with say.console.status("checking …"):
+        asyncio.run(run_checks(report, request))
     counted = report.count()
     if as_json:
         _write(report)
@@ -65,50 +66,50 @@ def check(
         raise typer.Exit(1)
 
 
-async def look(report: Report, ask: OtpJob | None) -> None:
-    """Look at everything; `ask` is a job to be sent as well."""
-    from . import check_mail  # noqa: PLC0415 - as above
-    from . import check_systems as parts  # noqa: PLC0415
+async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
+    """Run every check; `request` is a job to be sent as well."""
+    from . import check_mail, check_systems  # noqa: PLC0415 - as above
+    from .check_settings import CheckedSettings, check_settings  # noqa: PLC0415
 
-    known = parts.Known.read()
-    parts.settings(known, report.about("Settings"))
-    mailroom = parts.templates(known, report.about("Templates"))
-    rabbit = parts.broker(known, report.about("RabbitMQ"))
+    checked = CheckedSettings.read()
+    check_settings(checked, report.about("Settings"))
+    mailroom = check_systems.templates(checked, report.about("Templates"))
+    rabbitmq = check_systems.rabbitmq(checked, report.about("RabbitMQ"))
     smtp = [
-        parts.relay(known, number, config, report.about(f"Relay {number}"))
-        for number, config in enumerate(known.relays, 1)
+        check_systems.relay(checked, number, config, report.about(f"Relay {number}"))
+        for number, config in enumerate(checked.relays, 1)
     ]
-    redis = parts.redis(known, report.about("Redis"))
-    seen, redis_clock, usable = await asyncio.gather(rabbit, redis, asyncio.gather(*smtp))
-    parts.clock(redis_clock, seen, report.about("Clock"))
-    if ask is not None:
-        takers = [config for config in usable if config is not None]
-        await check_mail.send(ask, mailroom, takers, report.about("Mail"))
+    redis = check_systems.redis(checked, report.about("Redis"))
+    status, redis_ahead_s, usable = await asyncio.gather(rabbitmq, redis, asyncio.gather(*smtp))
+    check_clock(redis_ahead_s, status and status.ahead_s, report.about("Clock"))
+    if request is not None:
+        accepting = [config for config in usable if config is not None]
+        await check_mail.send(request, mailroom, accepting, report.about("Mail"))
 
 
-def _write(report: Report) -> None:
+def _write(report: CheckReport) -> None:
     counted = report.count()
     say.write(
         {
             "ok": not counted["problem"],
             "problems": counted["problem"],
             "warnings": counted["warning"],
-            "findings": [
-                {"about": subject, **asdict(finding)} for subject, found in report.findings.items() for finding in found
+            "results": [
+                {"about": subject, **asdict(it)} for subject, results in report.results.items() for it in results
             ],
         }
     )
 
 
-def _show(report: Report) -> None:
+def _show(report: CheckReport) -> None:
     out, counted = say.out(), report.count()
-    for subject, found in report.findings.items():
+    for subject, results in report.results.items():
         out.print(subject, style="bold", markup=False)
-        for finding in found:
-            out.print(f"  {finding.level:<8} ", style=_MARKS[finding.level], end="")
-            out.print(finding.text, markup=False, soft_wrap=True)
-            if finding.cure and finding.level != "ok":
-                out.print(f"           {finding.cure}", style="cyan", markup=False, soft_wrap=True)
+        for it in results:
+            out.print(f"  {it.level:<8} ", style=_STYLES[it.level], end="")
+            out.print(it.text, markup=False, soft_wrap=True)
+            if it.fix and it.level != "ok":
+                out.print(f"           {it.fix}", style="cyan", markup=False, soft_wrap=True)
     problems, warnings = (
         f"{counted[level] or 'no'} {level}{'' if counted[level] == 1 else 's'}" for level in ("problem", "warning")
     )

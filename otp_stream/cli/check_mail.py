@@ -4,7 +4,7 @@ import json
 import secrets
 import time
 
-from otp_stream.core.check_result import Finding, Tell
+from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.job import OtpJob
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address
@@ -14,34 +14,34 @@ from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
 
 _LIFE_MS = 20_000
-"""So long the mail may wait for a connection."""
+"""How long the mail may wait for a connection."""
 
 
-def made_up(address: str) -> OtpJob:
-    """Return a job with a made-up code. Raises `MalformedError` for what is no address."""
+def make_request(address: str) -> OtpJob:
+    """Return a job with a random code. Raises `MalformedError` for an invalid address."""
     body = {"email": address, "otp": f"{secrets.randbelow(10**6):06}"}
     return OtpJob.from_bytes(json.dumps(body).encode())
 
 
-async def send(ask: OtpJob, mailroom: Mailroom | None, usable: list[RelayConfig], tell: Tell) -> None:
-    """Send it through the first relay that takes it, and tell what that relay said."""
-    whom = mask_address(ask.email)
+async def send(request: OtpJob, mailroom: Mailroom | None, usable: list[RelayConfig], report: Report) -> None:
+    """Send it through the first relay that answers, and report the reply."""
+    recipient = mask_address(request.email)
     if mailroom is None or not usable:
-        why = "no relay takes mail" if mailroom else "the templates cannot be loaded"
-        tell(Finding("problem", f"nothing was sent to {whom}: {why}", "mend what is said above"))
+        why = "no relay accepts mail" if mailroom else "the templates cannot be loaded"
+        report(CheckResult("problem", f"nothing was sent to {recipient}: {why}", "fix the problems above"))
         return
     try:
-        mail = mailroom.compose(sample_job({}, time.time_ns() // 1_000_000, email=ask.email, code=ask.otp))
+        mail = mailroom.compose(sample_job({}, time.time_ns() // 1_000_000, email=request.email, code=request.otp))
     except ComposeError as error:
-        tell(Finding("problem", f"nothing was sent to {whom}: {error}", "mend the template otp"))
+        report(CheckResult("problem", f"nothing was sent to {recipient}: {error}", "correct the template otp"))
         return
     for config in usable:
-        if await _through(config, mail, whom, tell):
+        if await _send_through(config, mail, recipient, report):
             return
 
 
-async def _through(config: RelayConfig, mail: Mail, whom: str, tell: Tell) -> bool:
-    """Returns whether the relay has spoken, so that no other needs to be asked."""
+async def _send_through(config: RelayConfig, mail: Mail, recipient: str, report: Report) -> bool:
+    """Return whether the relay may have the mail or has refused it, so that no other one is tried."""
     relay = SmtpRelay(config)
     ends_ms = time.time_ns() // 1_000_000 + _LIFE_MS
     try:
@@ -50,14 +50,15 @@ async def _through(config: RelayConfig, mail: Mail, whom: str, tell: Tell) -> bo
         await relay.close()
     match without_secrets(outcome, *mail.secrets):
         case Accepted(reply):
-            tell(Finding("ok", f"{config.name} took a mail to {whom}: {reply}"))
+            report(CheckResult("ok", f"{config.name} accepted a mail to {recipient}: {reply}"))
         case Deferred(reply) | Rejected(reply):
-            cure = "what it says is about this address or this message: try another address, see the provider's page"
-            tell(Finding("problem", f"{config.name} took no mail to {whom}: {reply}", cure))
+            fix = "the reply is about this address or this message: try another address, or search the provider's help"
+            report(CheckResult("problem", f"{config.name} refused a mail to {recipient}: {reply}", fix))
         case Unavailable(_, error):
-            tell(Finding("problem", f"{config.name} takes no mail: {error}"))
+            report(CheckResult("problem", f"{config.name} accepts no mail: {error}"))
             return False
         case outcome:
-            error = getattr(outcome, "error", "no turn in time")
-            tell(Finding("problem", f"{config.name}: whether it took the mail to {whom} is not known: {error}"))
+            error = getattr(outcome, "error", "no free connection in time")
+            text = f"{config.name}: it is unknown whether the mail to {recipient} was accepted: {error}"
+            report(CheckResult("problem", text))
     return True

@@ -1,99 +1,33 @@
-"""What `otp-stream check` looks at: each part for itself, so that one failure hides no other."""
+"""Run the check of each system with the worker's settings, so that a failure of one does not hide the others."""
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
-from otp_stream.app import relays
-from otp_stream.broker import management_api as management
-from otp_stream.broker.management_api import Seen
-from otp_stream.broker.topology import Topology
-from otp_stream.checks.rabbitmq import Checkup
-from otp_stream.checks.redis import Clock
-from otp_stream.checks.redis import checkup as tables_checkup
-from otp_stream.checks.relay import checkup as relay_checkup
-from otp_stream.checks.templates import checkup as mail_checkup
-from otp_stream.core.check_result import Finding, Tell
-from otp_stream.core.job import CLOCK_TOLERANCE_MS
+from otp_stream.checks.management_status import ManagementStatus, read_status
+from otp_stream.checks.rabbitmq import RabbitmqCheck
+from otp_stream.checks.redis import check_redis
+from otp_stream.checks.relay import check_relay
+from otp_stream.checks.templates import check_templates
+from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.mail import Mailroom, TemplateError
 from otp_stream.relay import RelayConfig
-from otp_stream.settings import REQUIRED_FOR_LOGIN, Settings, load
+from otp_stream.settings import REQUIRED_FOR_LOGIN, is_loopback
 
-from . import say
-from .amqp import topology_of
+from .check_settings import CheckedSettings
 
 _LIMIT_S = 25.0
-"""For each part; whatever is asked has shorter limits of its own."""
+"""For each system; its requests have shorter limits of their own."""
 _TOPOLOGY = {"RABBITMQ_QUEUE_NAME", "RABBITMQ_PREFIX", "BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}
-_SMTP = {"SENDER_EMAIL", "SMTP_HOST", "SMTP_PORT", "SMTP_TLS", "SMTP_AUTH", "SMTP_CA_FILE"}
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Known:
-    """The settings as a worker would have them."""
-
-    settings: Settings
-    problems: list[str]
-    unreadable: set[str] = field(default_factory=set[str])
-    """Settings in whose place stands the default, so that what they name cannot be looked at."""
-
-    @classmethod
-    def read(cls) -> "Known":
-        """Read them, whether or not WORKER is set here."""
-        settings, problems = load(worker=True)
-        settings = say.at_demo(settings)
-        problems = [*(it for it in load()[1] if it.startswith("WORKER:")), *problems]
-        unreadable = {it.partition(":")[0] for it in problems} - {it.partition(":")[0] for it in settings.problems()}
-        if not settings.worker:
-            # what is wrong lies between the two delays, and left nothing but defaults: all else is worth a look still
-            settings, more = load(worker=True, base_delay_ms=1000, max_delay_ms=30_000)
-            problems += [it for it in more if it not in problems]
-            unreadable |= {"BASE_DELAY_MS", "MAX_DELAY_MS"}
-        return cls(settings, problems, unreadable)
-
-    @property
-    def topology(self) -> Topology:
-        """What must stand at the broker."""
-        return topology_of(self.settings)
-
-    @property
-    def relays(self) -> list[RelayConfig | None]:
-        """Every relay, in order; `None` in place of the first one where its settings cannot be read."""
-        first, *others = relays(self.settings)
-        return [None if self.settings.smtp_host is None or self.unreadable & _SMTP else first, *others]
-
-
-def settings(known: Known, tell: Tell) -> None:
-    """Tell what is wrong with the settings, and what is allowed and unwise."""
-    it = known.settings
-    for problem in known.problems:
-        tell(Finding("problem", problem))
-    if not known.problems:
-        tell(Finding("ok", f"a worker would start with them ({it.app_env})"))
-    for warning in it.warnings():
-        tell(Finding("warning", warning))
-    if it.prefetch_count == 1 and "PREFETCH_COUNT" not in known.unreadable:
-        text = "PREFETCH_COUNT=1: one job at a time, each waits for the one before"
-        tell(Finding("warning", text, "PREFETCH_COUNT=200"))
-    limits = [f"{limit.name.upper()}_LIMIT={limit}" for limit in it.limits]
-    if it.smtp_rate_per_second:
-        limits.append(f"SMTP_RATE_PER_SECOND={it.smtp_rate_per_second:g}")
-    if limits and it.redis_url is None and "REDIS_URL" not in known.unreadable:
-        tell(Finding("note", f"{', '.join(limits)} without REDIS_URL: of several workers each counts for itself"))
-    if it.redis_url and it.hash_key_is_known:
-        text = "anyone who can read the Redis can reverse its hashes: their key is not secret"
-        tell(Finding("warning", text, "set SECRET_KEY"))
-    elif it.secret_key is None and it.app_env != "production" and "SECRET_KEY" not in known.unreadable:
-        tell(Finding("note", "SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords"))
-
-
-def templates(known: Known, tell: Tell) -> Mailroom | None:
-    """Tell of the templates; returns who makes e-mails of them, `None` where they cannot be loaded."""
-    it = known.settings
-    if "TEMPLATES_DIR" in known.unreadable or (it.templates_dir is not None and not it.templates_dir.exists()):
-        tell(Finding("note", "TEMPLATES_DIR cannot be read: ours are looked at in its place"))
+def templates(checked: CheckedSettings, report: Report) -> Mailroom | None:
+    """Check the templates; return what composes e-mails from them, `None` if they cannot be loaded."""
+    it = checked.settings
+    if "TEMPLATES_DIR" in checked.unreadable or (it.templates_dir is not None and not it.templates_dir.exists()):
+        text = "TEMPLATES_DIR cannot be read: the built-in templates are checked instead"
+        report(CheckResult("note", text))
         it = it.model_copy(update={"templates_dir": None})
     try:
         mailroom = Mailroom(
@@ -103,88 +37,74 @@ def templates(known: Known, tell: Tell) -> Mailroom | None:
             hash_key=it.hash_key,
         )
     except (TemplateError, OSError) as error:
-        tell(Finding("problem", f"TEMPLATES_DIR: {error}", "no worker starts with them: mend that line"))
+        fix = "correct that line: no worker starts with these templates"
+        report(CheckResult("problem", f"TEMPLATES_DIR: {error}", fix))
         return None
-    mail_checkup(mailroom, tell)
+    check_templates(mailroom, report)
     return mailroom
 
 
-async def broker(known: Known, tell: Tell) -> Seen | None:
-    """Tell of RabbitMQ; returns what the management API told."""
-    it = known.settings
-    if it.embedded or "RABBITMQ_URL" in known.unreadable:
+async def rabbitmq(checked: CheckedSettings, report: Report) -> ManagementStatus | None:
+    """Check RabbitMQ; return what the management API reported."""
+    it = checked.settings
+    if it.embedded or "RABBITMQ_URL" in checked.unreadable:
         why = "RABBITMQ_URL cannot be read" if not it.embedded else "the embedded broker needs no check"
-        tell(Finding("note", f"not looked at: {why}"))
+        report(CheckResult("note", f"not checked: {why}"))
         return None
-    topology = known.topology
+    topology = checked.topology
     queues = [topology.jobs, topology.high, *topology.arguments]
-    asked = asyncio.create_task(asyncio.to_thread(management.look, it.amqp_url, queues, topology.dead))
-    checkup = Checkup(it.amqp_url, it.masked_rabbitmq_url, topology, tell, shared=it.redis_url is not None)
-    connection = await apart(checkup.connect(), tell)
-    seen = await asked
+    reading = asyncio.create_task(asyncio.to_thread(read_status, it.amqp_url, queues, topology.dead))
+    check = RabbitmqCheck(it.amqp_url, it.masked_rabbitmq_url, topology, report, shared=it.redis_url is not None)
+    connection = await _isolated(check.connect(), report)
+    status = await reading
     if connection is not None:
         async with connection:
-            if known.unreadable & _TOPOLOGY:
-                tell(Finding("note", "queues were not looked at: mend the settings first"))
+            if checked.unreadable & _TOPOLOGY:
+                report(CheckResult("note", "queues were not checked: correct the settings first"))
             else:
-                await apart(checkup.permissions(), tell)
-                await apart(checkup.queues(connection, seen), tell)
-    return seen
+                await _isolated(check.permissions(), report)
+                await _isolated(check.queues(connection, status), report)
+    return status
 
 
-async def relay(known: Known, number: int, config: RelayConfig | None, tell: Tell) -> RelayConfig | None:
-    """Tell of one relay; returns it if it takes mail."""
-    it = known.settings
+async def relay(
+    checked: CheckedSettings, number: int, config: RelayConfig | None, report: Report
+) -> RelayConfig | None:
+    """Check one relay; return it if it accepts mail."""
+    it = checked.settings
     if config is None:
-        tell(Finding("note", "not looked at: mend the settings first"))
+        report(CheckResult("note", "not checked: correct the settings first"))
         return None
+    loopback = is_loopback(config.host)
     if number == 1 and it.smtp_auth == "login" and (it.smtp_user is None or it.smtp_pass is None):
-        tell(Finding("note", f"the login was not tried: {' and '.join(REQUIRED_FOR_LOGIN)} are not both set"))
-        await apart(relay_checkup(config, tell, login=False), tell)
+        report(CheckResult("note", f"the login was not tried: {' and '.join(REQUIRED_FOR_LOGIN)} are not both set"))
+        await _isolated(check_relay(config, report, loopback=loopback, login=False), report)
         return None
-    return config if await apart(relay_checkup(config, tell), tell) else None
+    return config if await _isolated(check_relay(config, report, loopback=loopback), report) else None
 
 
-async def redis(known: Known, tell: Tell) -> Clock | None:
-    """Tell of Redis; returns its clock."""
-    it = known.settings
+async def redis(checked: CheckedSettings, report: Report) -> float | None:
+    """Check Redis; return how far its clock is ahead (seconds)."""
+    it = checked.settings
     if it.redis_url is None:
-        why = "REDIS_URL cannot be read" if "REDIS_URL" in known.unreadable else "REDIS_URL is not set"
-        tell(Finding("note", f"not looked at: {why}; each worker keeps its own state in memory"))
+        why = "REDIS_URL cannot be read" if "REDIS_URL" in checked.unreadable else "REDIS_URL is not set"
+        report(CheckResult("note", f"not checked: {why}; each worker keeps its own state in memory"))
         return None
     url, shown = it.redis_url.get_secret_value(), it.masked_redis_url or ""
-    checked = asyncio.to_thread(
-        tables_checkup, url, shown, it.tables_prefix, it.tables_names, it.state_fail, tell, broker=it.tables_broker
+    checking = asyncio.to_thread(
+        check_redis, url, shown, it.tables_prefix, it.tables_names, it.state_fail, report, broker=it.tables_broker
     )
-    return await apart(checked, tell)
+    return await _isolated(checking, report)
 
 
-def clock(redis_clock: Clock | None, seen: Seen | None, tell: Tell) -> None:
-    """Tell how this machine's clock stands against those that could be asked."""
-    others = {"Redis": redis_clock and redis_clock.ahead_s, "RabbitMQ's management API": seen and seen.ahead_s}
-    told = {whose: ahead_s for whose, ahead_s in others.items() if ahead_s is not None}
-    if not told:
-        tell(
-            Finding("note", "not looked at: neither Redis nor RabbitMQ's management API could be asked", "timedatectl")
-        )
-    for whose, ahead_s in told.items():
-        text = f"{whose} is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine"
-        if abs(ahead_s) * 1000 > CLOCK_TOLERANCE_MS:
-            cure = "codes expire early or late by that: timedatectl set-ntp true, on both machines"
-            tell(Finding("warning", text, cure))
-        else:
-            tell(Finding("ok", text))
-
-
-async def apart(work: Awaitable[T], tell: Tell) -> T | None:
-    """Await one part; what becomes of it touches no other. Returns `None` where it failed."""
+async def _isolated(work: Awaitable[T], report: Report) -> T | None:
+    """Await one check, and report its failure as a result; return `None` if it failed."""
     try:
         async with asyncio.timeout(_LIMIT_S):
             return await work
     except TimeoutError:
-        tell(
-            Finding("problem", f"no answer within {_LIMIT_S:g} s", "see what stands between: a firewall, an overload?")
-        )
-    except Exception as error:  # noqa: BLE001 - whatever it is, all else is looked at; its text may hold secrets
-        tell(Finding("problem", f"this part of the check failed: {type(error).__name__}"))
+        fix = "check for a firewall on the way, and for overload"
+        report(CheckResult("problem", f"no answer within {_LIMIT_S:g} s", fix))
+    except Exception as error:  # noqa: BLE001 - any failure is a result; its text may contain secrets
+        report(CheckResult("problem", f"this part of the check failed: {type(error).__name__}"))
     return None

@@ -1,4 +1,4 @@
-"""`otp-stream topology`: what must stand at RabbitMQ, what does, and what is left of other settings."""
+"""`otp-stream topology`: show and declare RabbitMQ's queues and exchanges, and delete those of old settings."""
 
 import asyncio
 from typing import Annotated, Any
@@ -6,31 +6,30 @@ from typing import Annotated, Any
 import typer
 from aio_pika.abc import AbstractConnection
 
-from otp_stream.broker import queue_inspect as standing
-from otp_stream.broker.census import Census
-from otp_stream.broker.management_api import Management, ManagementError, vhost
+from otp_stream.broker.management_api import ManagementApi, ManagementError, virtual_host
+from otp_stream.broker.queue_inspect import apply_topology, inspect_queue
 from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
-from otp_stream.checks.prune import Ended, OldRung, Pruning, every_old_rung, guessed_old_rungs
-from otp_stream.checks.topology_drift import Survey, definitions, look
+from otp_stream.checks.management_queries import ManagementQueries
+from otp_stream.checks.prune import OldWaitQueue, Pruner, PruneResult, find_old_wait_queues, guess_old_wait_queues
+from otp_stream.checks.topology_drift import TopologyDrift, definitions, inspect_topology
 from otp_stream.settings import Settings
 from otp_stream.urls import read_url
 
-from . import say
-from . import topology_output as surveyed
+from . import say, topology_output
 from .amqp import connected, talk, topology_of
 from .line import LOST
 from .say import AsJson
 
-cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Queues and exchanges: look, make, clear away.")
+cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Queues and exchanges: show, declare, prune.")
 
 _DEFAULTS = (int(Settings.model_fields["base_delay_ms"].default), int(Settings.model_fields["max_delay_ms"].default))
 _EMBEDDED = "the embedded broker has no management API"
-_UNSEEN = (
-    "Nothing is deleted: without the management API nobody can tell whether a wait queue is empty (AMQP counts nothing "
-    "that is being handed over). Enable it (rabbitmq-plugins enable rabbitmq_management), name it with "
-    "--management-url, or look and delete yourself:\n"
-    "  rabbitmqctl list_queues name messages      must be 0, more than 5 s after the last new job came in\n"
+_NOT_DELETED = (
+    "Nothing was deleted: without the management API it is unknown whether a wait queue is empty (AMQP does not count "
+    "messages that are being handed over). Enable the API (rabbitmq-plugins enable rabbitmq_management), pass its "
+    "address with --management-url, or check and delete the queues yourself:\n"
+    "  rabbitmqctl list_queues name messages      must be 0, more than 5 s after the last new job arrived\n"
     "  rabbitmqctl delete_queue NAME"
 )
 
@@ -42,7 +41,7 @@ def _api_url(url: str | None) -> str | None:
         except ValueError as error:
             say.fail(f"--management-url {error}")
         if login is not None:
-            say.fail("--management-url takes user and password from RABBITMQ_URL: leave them out")
+            say.fail("--management-url must not contain user and password: those of RABBITMQ_URL are used")
     return url
 
 
@@ -54,7 +53,7 @@ _ApiUrl = Annotated[
         help="URL of the management API. Default: http://HOST:15672 (amqps: https, 15671).",
     ),
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell, and change nothing.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")]
 _Definitions = Annotated[
     bool, typer.Option("--definitions", help="Write RabbitMQ definitions, for `rabbitmqctl import_definitions`.")
 ]
@@ -66,54 +65,56 @@ def show(
     management_url: _ApiUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show exchanges, queues and bindings as they must be, and whether they stand.
+    """Show the required exchanges, queues and bindings, and whether they exist.
 
-    Messages are those that are ready, as the broker counts them. Bindings are known where the management API answers.
-    Ends with 1 when something is missing or has other properties, or RabbitMQ does not answer.
+    Messages are those that are ready, as the broker counts them. Bindings are known only if the management API answers.
+    Exits with 1 if something is missing or has other properties, or if RabbitMQ does not answer.
     """
     settings = say.settings()
     topology = topology_of(settings)
     if as_definitions:
-        say.write(definitions(topology, vhost(settings.amqp_url), _standing(settings, topology)))
+        host = virtual_host(settings.amqp_url)
+        say.write(definitions(topology, host, _producers_queues(settings, topology)))
         return
-    found, old, why = talk(settings, lambda connection: _survey(settings, topology, management_url, connection))
+    drift, old, why = talk(settings, lambda connection: _inspect(settings, topology, management_url, connection))
     if as_json:
-        say.write(surveyed.told(found, settings, [it.name for it in old]))
+        say.write(topology_output.drift_json(drift, settings, [it.name for it in old]))
     else:
-        surveyed.show(found, settings)
+        topology_output.show_drift(drift, settings)
         if why:
             say.console.print(f"Bindings are not known: {why}.", style="yellow", markup=False, soft_wrap=True)
     if old:
         say.console.print(
-            f"{len(old)} wait queues of other settings stand too: otp-stream topology prune", style="yellow"
+            f"{len(old)} wait queues of other settings exist too: otp-stream topology prune", style="yellow"
         )
-    surveyed.end(found)
+    topology_output.exit_on_drift(drift)
 
 
 @cli.command()
 def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJson = False) -> None:
-    """Make what is missing, as a worker's start does; what stands is left as it is.
+    """Declare what is missing, as a worker's start does; existing queues and exchanges are not changed.
 
-    Ends with 1 when something stands with other properties (then nothing is made) or RabbitMQ does not answer, and
-    after --dry-run when something is missing.
+    Exits with 1 if something exists with other properties (then nothing is declared) or RabbitMQ does not answer, and
+    after --dry-run if something is missing.
     """
     settings = say.settings()
     topology = topology_of(settings)
-    before = talk(settings, lambda connection: look(topology, connection, None))
+    before = talk(settings, lambda connection: inspect_topology(topology, connection, None))
     wrong = [it for it in before.all if it[1] == "differs"]
-    made = [name for name, state, _ in before.all if state == "missing"]
+    missing = [name for name, state, _ in before.all if state == "missing"]
     if not wrong and not dry_run:
-        talk(settings, lambda connection: standing.apply(topology, connection, settings.amqp_url, management_url))
+        talk(settings, lambda connection: apply_topology(topology, connection, settings.amqp_url, management_url))
     if as_json:
-        say.write({"missing" if wrong or dry_run else "made": made, "problems": [problem for *_, problem in wrong]})
+        key = "missing" if wrong or dry_run else "declared"
+        say.write({key: missing, "problems": [problem for *_, problem in wrong]})
     elif not wrong:
-        for name in made:
-            say.out().print(f"{'missing' if dry_run else 'made'}: {name}", markup=False, soft_wrap=True)
-        if not made:
-            say.out().print("Everything stands.")
+        for name in missing:
+            say.out().print(f"{'missing' if dry_run else 'declared'}: {name}", markup=False, soft_wrap=True)
+        if not missing:
+            say.out().print("Everything exists.")
     if wrong:
         say.fail("\n".join(str(problem) for *_, problem in wrong), 1)
-    if dry_run and made:
+    if dry_run and missing:
         raise typer.Exit(1)
 
 
@@ -121,18 +122,18 @@ def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJ
 def prune(
     dry_run: _DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for queues to drain, and for figures.")] = 60,
-    base_delay_ms: Annotated[int | None, typer.Option(min=1, help="BASE_DELAY_MS as it was.")] = None,
-    max_delay_ms: Annotated[int | None, typer.Option(min=1, help="MAX_DELAY_MS as it was.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for queues to drain, and for statistics.")] = 60,
+    base_delay_ms: Annotated[int | None, typer.Option(min=1, help="The old BASE_DELAY_MS.")] = None,
+    max_delay_ms: Annotated[int | None, typer.Option(min=1, help="The old MAX_DELAY_MS.")] = None,
     management_url: _ApiUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete wait queues of retry settings that no worker has any more, once they are empty.
+    """Delete the wait queues of old retry settings, once they are empty.
 
-    Run it when every worker has the new settings. A queue is first cut off from new jobs; what is in it goes on when
-    its wait is over. None that holds a message is deleted. Old queues are found, and known to be empty, by the
-    management API; where it does not answer, those that the old settings would have made are told.
-    Ends with 1 when old queues are left, or nobody says yes.
+    Run it when every worker has the new settings. It first unbinds the queues, so that no new job arrives; those that
+    wait there are retried when their wait ends. A queue with messages is never deleted. The management API finds old
+    queues and reports when they are empty; if it does not answer, the queues of the old settings are only listed.
+    Exits with 1 if old queues are left, or if you do not confirm.
     """
     settings = say.settings()
     topology = topology_of(settings)
@@ -142,96 +143,101 @@ def prune(
         else:
             say.out().print(f"Nothing to prune: {_EMBEDDED}, and its queues are lost when it stops.")
         return
-    census = Census(Management.beside(settings.amqp_url, management_url))
+    api = ManagementApi.of_broker(settings.amqp_url, management_url)
+    management = ManagementQueries(api)
 
-    async def find(connection: AbstractConnection) -> list[OldRung]:
-        await census.verify(connection)
-        return await every_old_rung(topology, census)
+    async def find(connection: AbstractConnection) -> list[OldWaitQueue]:
+        await api.verify(connection)
+        return await find_old_wait_queues(topology, management)
 
     try:
         old = talk(settings, find)
     except ManagementError as error:
-        _guess(settings, topology, (base_delay_ms, max_delay_ms), str(error), as_json=as_json)
+        _list_guesses(settings, topology, (base_delay_ms, max_delay_ms), str(error), as_json=as_json)
         return
     if dry_run or not old or not as_json:
-        surveyed.list_old(old, as_json=as_json)
+        topology_output.list_old_wait_queues(old, as_json=as_json)
     if dry_run or not old:
         return
     if not yes and not typer.confirm(f"Delete {len(old)} at {settings.masked_rabbitmq_url} once empty?", err=True):
         raise typer.Exit(1)
-    ended = _clear(settings, old, Pruning(topology, census), wait, as_json=as_json)
-    if any(it.verdict not in {"deleted", "gone"} for it in ended):
+    results = _delete(settings, old, Pruner(topology, management), wait, as_json=as_json)
+    if any(it.verdict not in {"deleted", "gone"} for it in results):
         raise typer.Exit(1)
 
 
-def _clear(settings: Settings, old: list[OldRung], pruning: Pruning, wait_s: float, *, as_json: bool) -> list[Ended]:
-    """Prune, and tell what becomes of each as soon as that is known."""
+def _delete(
+    settings: Settings, old: list[OldWaitQueue], pruner: Pruner, wait_s: float, *, as_json: bool
+) -> list[PruneResult]:
+    """Prune, and print each result as soon as it is known."""
 
-    async def work(connection: AbstractConnection) -> list[Ended]:
-        def told(end: Ended) -> None:
+    async def work(connection: AbstractConnection) -> list[PruneResult]:
+        def report(result: PruneResult) -> None:
             if not as_json:
-                surveyed.tell(end)
+                topology_output.show_prune_result(result)
 
-        return await pruning.prune(connection, old, patience_s=wait_s, told=told)
+        return await pruner.prune(connection, old, timeout_s=wait_s, report=report)
 
-    with say.console.status("Cut off from new jobs; waiting for fresh figures (5 to 15 s) and for waits to end …"):
+    with say.console.status("Unbound; waiting for new statistics (5 to 15 s) and for waits to end …"):
         try:
-            ended = talk(settings, work)
+            results = talk(settings, work)
         except ManagementError as error:
-            say.fail(f"{error}; what is cut off stays so and drains. Run it again", 1)
+            say.fail(f"{error}; the unbound queues stay unbound and drain. Run it again", 1)
     if as_json:
-        say.write([surveyed.told_end(it) for it in ended])
-    return ended
+        say.write([topology_output.prune_result_json(it) for it in results])
+    return results
 
 
-def _guess(
+def _list_guesses(
     settings: Settings, topology: Topology, old: tuple[int | None, int | None], why: str, *, as_json: bool
 ) -> None:
-    """Tell the old wait queues that can be found without the management API."""
+    """List the old wait queues that can be found without the management API."""
     backoff = topology.backoff
     guesses = {_DEFAULTS, (backoff.base_ms, backoff.cap_ms), (old[0] or backoff.base_ms, old[1] or backoff.cap_ms)}
-    found = talk(settings, lambda connection: guessed_old_rungs(topology, connection, guesses))
-    surveyed.list_old(found, as_json=as_json)
+    found = talk(settings, lambda connection: guess_old_wait_queues(topology, connection, guesses))
+    topology_output.list_old_wait_queues(found, as_json=as_json)
     tried = ", ".join(f"{base_ms}/{cap_ms}" for base_ms, cap_ms in sorted(guesses))
     say.console.print(
-        f"{why}. Looked for what BASE_DELAY_MS/MAX_DELAY_MS {tried} would have made; name others with --base-delay-ms "
-        "and --max-delay-ms.",
+        f"{why}. Searched for the queues of BASE_DELAY_MS/MAX_DELAY_MS {tried}; for others, pass --base-delay-ms and "
+        "--max-delay-ms.",
         style="yellow",
         markup=False,
         soft_wrap=True,
     )
     if found:
-        say.fail(_UNSEEN, 1)
+        say.fail(_NOT_DELETED, 1)
 
 
-async def _survey(
+async def _inspect(
     settings: Settings, topology: Topology, url: str | None, connection: AbstractConnection
-) -> tuple[Survey, list[OldRung], str | None]:
-    """Return what stands, old wait queues, and why the management API does not tell, if it does not."""
-    if settings.embedded:  # what answers at the usual port of the API is another broker's
-        return await look(topology, connection, None), [], _EMBEDDED
-    census = Census(Management.beside(settings.amqp_url, url))
+) -> tuple[TopologyDrift, list[OldWaitQueue], str | None]:
+    """Return the drift, old wait queues, and why the bindings are unknown, if they are."""
+    if settings.embedded:  # the API at the default port is that of another broker
+        return await inspect_topology(topology, connection, None), [], _EMBEDDED
+    api = ManagementApi.of_broker(settings.amqp_url, url)
+    management = ManagementQueries(api)
     try:
-        await census.verify(connection)
-        bound, old = await census.bound(topology.retry.name), await every_old_rung(topology, census)
+        await api.verify(connection)
+        bound = await management.exchange_bindings(topology.retry.name)
+        old = await find_old_wait_queues(topology, management)
     except ManagementError as error:
-        return await look(topology, connection, None), [], str(error)
-    return await look(topology, connection, bound), old, None
+        return await inspect_topology(topology, connection, None), [], str(error)
+    return await inspect_topology(topology, connection, bound), old, None
 
 
-def _standing(settings: Settings, topology: Topology) -> dict[str, dict[str, Any]]:
+def _producers_queues(settings: Settings, topology: Topology) -> dict[str, dict[str, Any]]:
     """Return the arguments of the producers' queues that exist; none, and a warning, if RabbitMQ does not answer."""
 
-    async def ask(connection: AbstractConnection) -> dict[str, dict[str, Any]]:
-        found = {name: await standing.queue(connection, name, {}) for name in (topology.jobs, topology.high)}
+    async def inspect(connection: AbstractConnection) -> dict[str, dict[str, Any]]:
+        found = {name: await inspect_queue(connection, name, {}) for name in (topology.jobs, topology.high)}
         return {name: {"x-queue-type": it.kind, **it.arguments} for name, it in found.items() if it}
 
     try:
-        return asyncio.run(connected(settings, ask))
+        return asyncio.run(connected(settings, inspect))
     except (TopologyError, *LOST) as error:
         say.console.print(
             f"{settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}: "
-            f"{topology.jobs} and {topology.high} are written as plain queues, as a worker would make them.",
+            f"{topology.jobs} and {topology.high} are written as plain queues, as a worker would declare them.",
             style="yellow",
             markup=False,
             soft_wrap=True,

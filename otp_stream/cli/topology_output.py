@@ -1,35 +1,35 @@
-"""What `otp-stream topology` shows."""
+"""The output of `otp-stream topology`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from otp_stream.broker.management_api import vhost
-from otp_stream.checks.prune import Ended, OldRung, Verdict
-from otp_stream.checks.topology_drift import State, Survey
+from otp_stream.broker.management_api import virtual_host
+from otp_stream.checks.prune import OldWaitQueue, PruneResult, Verdict
+from otp_stream.checks.topology_drift import State, TopologyDrift
 from otp_stream.settings import Settings
 
 from . import say
 
-_ENDED: dict[Verdict, str] = {
+_VERDICTS: dict[Verdict, str] = {
     "deleted": "deleted",
-    "gone": "is gone",
-    "in use": "left alone: a worker with those settings, or somebody else, has bound it or consumes from it",
-    "holds": "left alone: holds {messages}, which go on within {within}; nothing new comes in. Run it again after that",
-    "unseen": "left alone: RabbitMQ reported no fresh statistics in time. Wait longer with --wait. If its management "
+    "gone": "already deleted by someone else",
+    "in use": "kept: a worker with the old settings, or another application, has bound it or consumes from it",
+    "not empty": "kept: its {messages} messages move on within {within}, and no new ones arrive. Run prune again then",
+    "unknown": "kept: RabbitMQ reported no new statistics in time. Wait longer with --wait. If its management "
     "API collects none (management_agent.disable_metrics_collector), check with rabbitmqctl list_queues name messages "
     "that it is empty, and delete it with rabbitmqctl delete_queue",
 }
-_BOUND: dict[State, str] = {"stands": "yes", "missing": "no"}
+_BOUND: dict[State, str] = {"exists": "yes", "missing": "no"}
 
 
-def told(found: Survey, settings: Settings, old: list[str]) -> dict[str, Any]:
-    """Return a survey as JSON has it; `old` are wait queues of other settings."""
+def drift_json(drift: TopologyDrift, settings: Settings, old: list[str]) -> dict[str, Any]:
+    """Return the JSON of `topology show`; `old` are wait queues of other settings."""
     return {
-        "rabbitmq": {"url": settings.masked_rabbitmq_url, "virtualHost": vhost(settings.amqp_url)},
+        "rabbitmq": {"url": settings.masked_rabbitmq_url, "virtualHost": virtual_host(settings.amqp_url)},
         "exchanges": [
-            {"name": it.name, "type": it.type, "state": it.state, "problem": it.problem} for it in found.exchanges
+            {"name": it.name, "type": it.type, "state": it.state, "problem": it.problem} for it in drift.exchanges
         ],
         "queues": [
             {
@@ -41,44 +41,44 @@ def told(found: Survey, settings: Settings, old: list[str]) -> dict[str, Any]:
                 "consumers": it.depth and it.depth.consumers,
                 "problem": it.problem,
             }
-            for it in found.queues
+            for it in drift.queues
         ],
         "bindings": [
             {"source": it.source, "routingKey": it.routing_key, "destination": it.destination, "state": it.state}
-            for it in found.bindings
+            for it in drift.bindings
         ],
         "old": old,
     }
 
 
-def show(found: Survey, settings: Settings) -> None:
-    """Print a survey."""
+def show_drift(drift: TopologyDrift, settings: Settings) -> None:
+    """Print the tables of `topology show`."""
     out = say.out()
     out.print(
-        f"{settings.masked_rabbitmq_url}, virtual host {vhost(settings.amqp_url)}\n",
+        f"{settings.masked_rabbitmq_url}, virtual host {virtual_host(settings.amqp_url)}\n",
         markup=False,
         soft_wrap=True,
     )
-    out.print(_table(("Exchange", "Type", "State"), [(it.name, it.type, it.state) for it in found.exchanges]))
-    bound = {it.destination: _BOUND.get(it.state, "?") for it in found.bindings}
+    out.print(_table(("Exchange", "Type", "State"), [(it.name, it.type, it.state) for it in drift.exchanges]))
+    bound = {it.destination: _BOUND.get(it.state, "?") for it in drift.bindings}
     rows: list[tuple[str, ...]] = []
-    for it in found.queues:
+    for it in drift.queues:
         depth = ("", "") if it.depth is None else (say.count(it.depth.messages), say.count(it.depth.consumers))
-        rows.append((it.name, it.type, it.state, bound.get(it.name, ""), *depth, _way(it.arguments)))
+        rows.append((it.name, it.type, it.state, bound.get(it.name, ""), *depth, _path(it.arguments)))
     out.print(_table(("Queue", "Type", "State", "Bound", "Ready", "Consumers", ""), rows))
 
 
-def end(found: Survey) -> None:
-    """Say what is wrong and what cures it, and end with 1; do nothing where all stands."""
-    lines = [problem for *_, problem in found.all if problem]
-    if missing := sum(state == "missing" for _, state, _ in found.all):
-        lines.append(f"{missing} missing: `otp-stream topology apply` makes them; so does a worker's start.")
+def exit_on_drift(drift: TopologyDrift) -> None:
+    """Print the problems with their fixes and exit with 1; return if there are none."""
+    lines = [problem for *_, problem in drift.all if problem]
+    if missing := sum(state == "missing" for _, state, _ in drift.all):
+        lines.append(f"{missing} missing: `otp-stream topology apply` declares them; so does a worker's start.")
     if lines:
         say.fail("\n".join(lines), 1)
 
 
-def list_old(old: Sequence[OldRung], *, as_json: bool) -> None:
-    """Print old wait queues."""
+def list_old_wait_queues(old: Sequence[OldWaitQueue], *, as_json: bool) -> None:
+    """Print a table of the queues, or their JSON."""
     if as_json:
         say.write(
             [{"queue": it.name, "waitMs": it.wait_ms, "messages": it.messages, "consumers": it.consumers} for it in old]
@@ -93,37 +93,38 @@ def list_old(old: Sequence[OldRung], *, as_json: bool) -> None:
         say.out().print(_table(("Wait queue of other settings", "Drains within", "Messages", "Consumers"), rows))
 
 
-def tell(ended: Ended) -> None:
-    """Print what became of one."""
-    text = _ENDED[ended.verdict].format(messages=say.count(ended.messages), within=_time(ended.rung.wait_ms))
-    say.out().print(f"{ended.rung.name}: {text}", markup=False, soft_wrap=True)
+def show_prune_result(result: PruneResult) -> None:
+    """Print one line of `topology prune`."""
+    queue = result.queue
+    text = _VERDICTS[result.verdict].format(messages=say.count(result.messages), within=_time(queue.wait_ms))
+    say.out().print(f"{queue.name}: {text}", markup=False, soft_wrap=True)
 
 
-def told_end(ended: Ended) -> dict[str, Any]:
-    """Return the same as JSON has it."""
+def prune_result_json(result: PruneResult) -> dict[str, Any]:
+    """Return the JSON of one result of `topology prune`."""
     return {
-        "queue": ended.rung.name,
-        "verdict": ended.verdict,
-        "messages": ended.messages,
-        "drainsWithinMs": ended.rung.wait_ms,
+        "queue": result.queue.name,
+        "verdict": result.verdict,
+        "messages": result.messages,
+        "drainsWithinMs": result.queue.wait_ms,
     }
 
 
 def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    made = Table(box=None, caption=" ", pad_edge=False, header_style="bold")
+    table = Table(box=None, caption=" ", pad_edge=False, header_style="bold")
     for title in titles:
-        made.add_column(
+        table.add_column(
             title,
             justify="right" if title in {"Ready", "Consumers", "Messages", "Drains within"} else "left",
             no_wrap=bool(title),
         )
     for row in rows:
-        made.add_row(*map(say.plain, row))
-    return made
+        table.add_row(*map(say.plain, row))
+    return table
 
 
-def _way(arguments: Mapping[str, Any]) -> str:
-    """Return in words what a queue does with what is in it."""
+def _path(arguments: Mapping[str, Any]) -> str:
+    """Return what happens to the messages of a queue."""
     target = arguments.get("x-dead-letter-routing-key")
     if wait_ms := arguments.get("x-message-ttl"):
         return f"waits {_time(wait_ms)}, then {target}"

@@ -1,4 +1,4 @@
-"""What somebody finds who looks whether all is as it should be."""
+"""The result of one check, as `otp-stream check` reports it."""
 
 import ssl
 from collections.abc import Callable, Mapping
@@ -7,34 +7,40 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 Level = Literal["ok", "note", "warning", "problem"]
-"""`note`: it could not be looked at, or is worth knowing. A `problem` keeps codes from going out, or loses them."""
+"""`note`: not checked, or for information. A `problem` keeps codes from going out, or loses them."""
 
-SOON_DAYS = 14
-"""A certificate that ends sooner is warned of."""
+WARN_DAYS = 14
+"""A certificate that expires sooner gives a warning."""
 _DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of a report, with what mends it: words, or a command to be copied. It holds no secret."""
+class CheckResult:
+    """One line of a report. It contains no secret."""
 
     level: Level
     text: str
-    cure: str = ""
+    fix: str = ""
+    """An instruction, or a command to be copied; empty if there is none."""
 
 
-Tell = Callable[[Finding], object]
+Report = Callable[[CheckResult], object]
+"""Is called with each result as soon as it is known."""
 
 
-def certificate(found: Mapping[str, Any] | None, whose: str, now_s: float) -> Finding:
-    """Tell who signed a server's certificate and when it ends; `found` is what `SSLSocket.getpeercert` returns."""
-    if not found:  # only a certificate that was verified is read
-        return Finding("warning", f"{whose}: its certificate is not verified: anybody could answer in its place")
-    ends_s = ssl.cert_time_to_seconds(found["notAfter"])
-    days = int((ends_s - now_s) // _DAY_S)
-    issuer = {name: value for part in found["issuer"] for name, value in part}
-    by = issuer.get("organizationName") or issuer.get("commonName") or "an issuer without a name"
-    text = f"{whose}: certificate by {by}, until {datetime.fromtimestamp(ends_s, UTC):%Y-%m-%d} ({days} days)"
-    if days < SOON_DAYS:
-        return Finding("warning", text, f"renew it: once it has ended, nobody connects to {whose} any more")
-    return Finding("ok", text)
+def check_certificate(certificate: Mapping[str, Any] | None, server: str, now_s: float) -> CheckResult:
+    """Report who issued a server's certificate and when it expires.
+
+    `certificate` is the return value of `SSLSocket.getpeercert`.
+    """
+    if not certificate:  # ssl parses a certificate only if it was verified
+        return CheckResult("warning", f"{server}: the certificate is not verified: any server could answer instead")
+    expires_s = ssl.cert_time_to_seconds(certificate["notAfter"])
+    days = int((expires_s - now_s) // _DAY_S)
+    names = {name: value for part in certificate["issuer"] for name, value in part}
+    issuer = names.get("organizationName") or names.get("commonName") or "an unnamed issuer"
+    date = f"{datetime.fromtimestamp(expires_s, UTC):%Y-%m-%d}"
+    text = f"{server}: certificate by {issuer}, valid until {date} ({days} days)"
+    if days < WARN_DAYS:
+        return CheckResult("warning", text, f"renew it: when it has expired, no client connects to {server} any more")
+    return CheckResult("ok", text)

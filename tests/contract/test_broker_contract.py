@@ -13,7 +13,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelLockedResource
 from rabbitmq import until
 
-from otp_stream.broker import queue_inspect as standing
+from otp_stream.broker.queue_inspect import inspect_queue
 from otp_stream.embedded import EmbeddedBroker
 
 
@@ -68,7 +68,7 @@ async def test_what_a_queue_is_can_be_learnt(
     await channel.declare_queue(name, durable=True, arguments=arguments)
     try:
         for guess in (arguments, {"x-queue-type": "quorum", "x-delivery-limit": 3}):
-            found = await standing.queue(connection, name, guess)
+            found = await inspect_queue(connection, name, guess)
             assert found is not None
             assert (found.kind, found.arguments) == ("quorum", arguments)
     finally:

@@ -12,7 +12,7 @@ from rabbitmq import until
 from redis_server import RedisServer
 from structlog.testing import capture_logs
 
-from otp_stream.checks.redis import checkup
+from otp_stream.checks.redis import check_redis
 from otp_stream.core.admission import (
     Claim,
     Limit,
@@ -23,7 +23,7 @@ from otp_stream.core.admission import (
     Unknown,
     read_limits,
 )
-from otp_stream.core.check_result import Finding
+from otp_stream.core.check_result import CheckResult
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.tables import Asker, MemoryTables, Tables
 from otp_stream.tables.inspect import Line
@@ -341,12 +341,12 @@ async def test_a_check_warns_of_another_deployment_and_of_an_earlier_version(gro
     ground.now_ms = time.time_ns() // 1_000_000
 
     async def warnings(prefix: str) -> list[str]:
-        found: list[Finding] = []
+        found: list[CheckResult] = []
         url, names = ground.url or "", ground.prefix
         await asyncio.to_thread(
-            checkup, url, "redis", f"{names}{prefix}", names, "open", found.append, broker="rabbit-1/otp"
+            check_redis, url, "redis", f"{names}{prefix}", names, "open", found.append, broker="rabbit-1/otp"
         )
-        return [f"{it.text}; {it.cure}" for it in found if it.level == "warning"]
+        return [f"{it.text}; {it.fix}" for it in found if it.level == "warning"]
 
     await ground.tables(deployment="a:")
     assert await warnings("a:") == []

@@ -17,7 +17,7 @@ from rabbitmq import Cluster, Node, speaks_amqp, until
 from smtp_relay import Act
 from worker import Worker, job
 
-from otp_stream.broker import queue_inspect as standing
+from otp_stream.broker.queue_inspect import inspect_queue
 
 JOBS = 100
 
@@ -160,7 +160,7 @@ async def test_the_high_lane_of_a_cluster_is_made_as_a_quorum_queue(scene: Scene
         env = {**names(scene.stage), "RABBITMQ_URL": scene.ours.url}
         made = await asyncio.to_thread(here, scene.stage.folder, "topology", "apply", "--management-url", api, **env)
         assert f"made: queue {rabbit.queue}.high\n" in made.out
-        found = await standing.queue(rabbit.connection, f"{rabbit.queue}.high", {})
+        found = await inspect_queue(rabbit.connection, f"{rabbit.queue}.high", {})
         assert found is not None
         assert found.kind == "quorum"
     finally:

@@ -256,7 +256,7 @@ async def _missing(it: Fault) -> None:
     now = {"BASE_DELAY_MS": "1000"}
     await it.run("otp-stream topology show", code=1, **now)
     await it.shows()
-    assert f"made: queue {QUEUE}\n" in await it.run("otp-stream topology apply", **now)
+    assert f"declared: queue {QUEUE}\n" in await it.run("otp-stream topology apply", **now)
     assert f"{PREFIX}.retry.575 " in await it.run("otp-stream topology prune --dry-run", **now)
     assert f"{PREFIX}.retry.575: deleted" in await it.run("otp-stream topology prune", **now)
     await it.run("otp-stream topology prune --dry-run", **now)

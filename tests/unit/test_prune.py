@@ -6,57 +6,61 @@ from typing import Any, cast
 
 import pytest
 
-from otp_stream.broker.census import Holding
 from otp_stream.broker.topology import Topology
 from otp_stream.checks import prune
-from otp_stream.checks.prune import Ended, OldRung, Pruning
+from otp_stream.checks.management_queries import QueueStatistics
+from otp_stream.checks.prune import OldWaitQueue, Pruner, PruneResult
 from otp_stream.core.backoff import Backoff
 
-RUNG = OldRung("otp.retry.77", 77, 0, 0)
+QUEUE = OldWaitQueue("otp.retry.77", 77, 0, 0)
 
 
-class Figures:
-    """A management API that tells these figures, one after another; the last stays."""
+class FakeManagement:
+    """A management API that reports these statistics, one after another, then the last one always."""
 
-    def __init__(self, *told: Holding) -> None:
-        self.told = list(told)
+    def __init__(self, *reported: QueueStatistics) -> None:
+        self.reported = list(reported)
 
     async def verify(self, connection: object) -> None: ...
 
-    async def bindings(self, queue: str) -> set[tuple[str, str]]:
+    async def queue_bindings(self, queue: str) -> set[tuple[str, str]]:
         return set()
 
-    async def holding(self, queue: str) -> Holding:
-        return self.told.pop(0) if len(self.told) > 1 else self.told[0]
+    async def statistics(self, queue: str) -> QueueStatistics:
+        return self.reported.pop(0) if len(self.reported) > 1 else self.reported[0]
 
 
-async def ends(monkeypatch: pytest.MonkeyPatch, *told: Holding) -> tuple[list[str], Sequence[Ended]]:
-    """Prune one queue that AMQP takes for empty; returns what was deleted, and the verdicts."""
+async def prune_one(
+    monkeypatch: pytest.MonkeyPatch, *reported: QueueStatistics
+) -> tuple[list[str], Sequence[PruneResult]]:
+    """Prune one queue that looks empty in AMQP; return the deleted queues and the results."""
     deleted: list[str] = []
 
-    async def delete(_: Pruning, __: object, rung: OldRung) -> bool:
-        deleted.append(rung.name)
+    async def delete(_: Pruner, __: object, queue: OldWaitQueue) -> bool:
+        deleted.append(queue.name)
         return True
 
     monkeypatch.setattr(prune, "_POLL_S", 0)
-    monkeypatch.setattr(Pruning, "_deleted", delete)
-    pruning = Pruning(Topology("jobs", "otp", Backoff(1000, 30_000, 3)), cast("Any", Figures(*told)))
-    found = await pruning.prune(cast("Any", SimpleNamespace()), [RUNG], patience_s=0.05, told=lambda _: None)
+    monkeypatch.setattr(Pruner, "_delete_if_empty", delete)
+    pruner = Pruner(Topology("jobs", "otp", Backoff(1000, 30_000, 3)), cast("Any", FakeManagement(*reported)))
+    found = await pruner.prune(cast("Any", SimpleNamespace()), [QUEUE], timeout_s=0.05, report=lambda _: None)
     return deleted, found
 
 
-async def test_figures_of_before_it_was_cut_off_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = Holding(0, 0, 7)
-    deleted, found = await ends(monkeypatch, old, old, Holding(0, 0, 8), Holding(1, 0, 9))
-    assert (deleted, [it.verdict for it in found]) == ([], ["holds"])
+async def test_statistics_from_before_the_unbind_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = QueueStatistics(0, 0, 7)
+    deleted, found = await prune_one(monkeypatch, old, old, QueueStatistics(0, 0, 8), QueueStatistics(1, 0, 9))
+    assert (deleted, [it.verdict for it in found]) == ([], ["not empty"])
 
 
-async def test_figures_that_never_change_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for mark in (7, None):
-        deleted, found = await ends(monkeypatch, Holding(0, 0, mark))
-        assert (deleted, [it.verdict for it in found]) == ([], ["unseen"])
+async def test_statistics_that_never_change_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for revision in (7, None):
+        deleted, found = await prune_one(monkeypatch, QueueStatistics(0, 0, revision))
+        assert (deleted, [it.verdict for it in found]) == ([], ["unknown"])
 
 
-async def test_fresh_figures_that_say_nothing_is_there_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    deleted, found = await ends(monkeypatch, Holding(0, 0, 7), Holding(0, 0, 8), Holding(0, 0, 9))
-    assert (deleted, [it.verdict for it in found]) == ([RUNG.name], ["deleted"])
+async def test_new_statistics_without_messages_prove_that_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted, found = await prune_one(
+        monkeypatch, QueueStatistics(0, 0, 7), QueueStatistics(0, 0, 8), QueueStatistics(0, 0, 9)
+    )
+    assert (deleted, [it.verdict for it in found]) == ([QUEUE.name], ["deleted"])

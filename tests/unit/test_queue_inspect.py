@@ -1,4 +1,4 @@
-"""What a worker asks the management API at its start holds it up for a moment only."""
+"""A slow management API delays a worker's start for a moment only."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from otp_stream.broker import queue_inspect as standing
+from otp_stream.broker import queue_inspect
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 
@@ -16,7 +16,7 @@ TOPOLOGY = Topology("jobs", "otp", Backoff(1000, 30000, 3))
 
 @asynccontextmanager
 async def never_ending_answer() -> AsyncGenerator[str]:
-    """Serve HTTP whose answer goes on and on, so that no time limit between two bytes ends it."""
+    """Serve an HTTP response that never ends, so that no time limit between two bytes applies."""
     ended, tasks = asyncio.Event(), set[asyncio.Task[Any]]()
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,9 +36,9 @@ async def never_ending_answer() -> AsyncGenerator[str]:
             await asyncio.gather(*tasks)
 
 
-async def test_a_management_api_that_does_not_end_its_answer_does_not_hold_up_the_start(
+async def test_a_management_api_whose_response_never_ends_does_not_delay_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(standing, "_API_S", 0.2, raising=False)
+    monkeypatch.setattr(queue_inspect, "_API_S", 0.2, raising=False)
     async with never_ending_answer() as url, asyncio.timeout(5):
-        assert not await standing._is_cluster(TOPOLOGY, cast("Any", None), "amqp://127.0.0.1", url)
+        assert not await queue_inspect._is_cluster(TOPOLOGY, cast("Any", None), "amqp://127.0.0.1", url)

@@ -1,0 +1,103 @@
+"""What the management API reports to `otp-stream check`: policies, nodes, file descriptors, its clock."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from otp_stream.broker.management_api import ManagementApi, ManagementError, member_count, queue_path
+
+_QUEUES = {"all", "queues", "classic_queues", "quorum_queues"}
+"""Values of a policy's `apply-to` that include queues."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The policy that is in effect for one queue."""
+
+    name: str
+    """Its kind and name, for messages."""
+    clear: tuple[str, ...]
+    """Arguments of `rabbitmqctl` that remove it, without the virtual host."""
+    definition: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """File descriptors of the node that has the fewest left."""
+
+    node: str
+    used: int
+    total: int
+
+    @property
+    def free(self) -> int:
+        """How many are left."""
+        return self.total - self.used
+
+
+@dataclass(slots=True)
+class ManagementStatus:
+    """What the API reported."""
+
+    policies: dict[str, Policy] = field(default_factory=dict[str, Policy])
+    """By queue, whether or not the queue exists."""
+    error: str = ""
+    """Why the policies are unknown; empty if they are known."""
+    nodes: int = 1
+    """On how many nodes RabbitMQ keeps our quorum queues."""
+    descriptors: Descriptors | None = None
+    """`None` if unknown: the API reports them only to a user with the tag `monitoring`."""
+    ahead_s: float | None = None
+    """How far its clock is ahead of ours, to the second; `None` if unknown."""
+
+
+def read_status(url: str, queues: Iterable[str], quorum_queue: str) -> ManagementStatus:
+    """Return the policies of these queues, and on how many nodes `quorum_queue` is, which need not exist."""
+    api = ManagementApi.of_broker(url)
+    status = ManagementStatus()
+    listed: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for kind, path in (("policy", "policies"), ("operator policy", "operator-policies")):
+            listed[kind], status.ahead_s = api.get(f"{path}/{{virtual_host}}")
+        status.policies = {name: found for name in queues if (found := _effective_policy(name, listed))}
+        status.nodes = member_count(api.get(queue_path(quorum_queue), missing_ok=True)[0])
+    except (ManagementError, re.error) as error:
+        status.error = str(error)
+    else:
+        status.descriptors = read_descriptors(api)
+    return status
+
+
+def read_descriptors(api: ManagementApi) -> Descriptors | None:
+    """Return those of the node that has the fewest left; `None` if the API does not report them."""
+    try:
+        listed: list[dict[str, Any]]
+        listed, _ = api.get("nodes", {"columns": "name,fd_used,fd_total"})
+    except ManagementError:
+        return None
+    # 0 means that the node does not count them
+    found = [Descriptors(it["name"], it["fd_used"], it["fd_total"]) for it in listed if it.get("fd_used")]
+    return min(found, key=lambda it: it.free, default=None)
+
+
+def _effective_policy(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Policy | None:
+    """Return what is in effect for a queue: of each kind the match of highest priority; the lower of two numbers."""
+    names: dict[str, str] = {}
+    definition: dict[str, Any] = {}
+    for kind, listed in kinds.items():
+        matching = [it for it in listed if it["apply-to"] in _QUEUES and re.search(it["pattern"], name)]
+        if matching:
+            best = max(matching, key=lambda it: it.get("priority", 0))
+            names[kind] = best["name"]
+            for key, value in best["definition"].items():
+                both = isinstance(value, int) and isinstance(definition.get(key), int)
+                definition[key] = min(value, definition[key]) if both else value
+    if not names:
+        return None
+    kind, first = next(iter(names.items()))
+    return Policy(
+        " with ".join(f"{kind} {it}" for kind, it in names.items()),
+        (f"clear_{kind.replace(' ', '_')}", first),
+        definition,
+    )
