@@ -1,7 +1,7 @@
-"""Since when something waits in a queue, as far as that can be known without taking it out.
+"""The age of the oldest message in a queue, estimated without consuming it.
 
-AMQP tells how many messages are ready, and not how old they are. But a queue hands out first what came first: what
-stood at its end at one look is gone once as many have left it. Who consumes alone knows how many those were.
+AMQP reports how many messages are ready, but not their age. A queue delivers the oldest message first: the message that
+was last in it at one reading has left it once that many have been delivered. A single consumer knows how many.
 """
 
 from collections import deque
@@ -9,27 +9,27 @@ from collections import deque
 from .topology import Depth
 
 _LOOKS = 200
-"""Looks that are remembered; while they are too many, the newest is not."""
+"""Maximum number of readings kept; beyond it, the newest is dropped."""
 
 
 class Backlog:
-    """Looks at one queue, and what has left it since; times are milliseconds since 1970."""
+    """Readings of one queue's depth, and how many messages have left it since. Times are milliseconds since 1970."""
 
     def __init__(self) -> None:
         self._looks: deque[tuple[int, int]] = deque()
-        """When, and how many must have left until what was last then is gone."""
+        """When, and how many messages must have left the queue until the one that was last then has left it."""
         self._end = 0
-        """The same of the last look, remembered or not."""
+        """The second number of the latest reading, kept or not."""
         self._left = 0
         self._taken = 0
 
     def saw(self, depth: Depth, taken: int, at_ms: int) -> None:
-        """Take note of a look; `taken` are the deliveries to us since the beginning."""
-        # what is ready now can only be less than it was because it has left, whoever took it
+        """Record a reading; `taken` is the total number of deliveries to us."""
+        # if fewer are ready than before, the difference has left the queue, also to other consumers
         self._left = max(self._gone(taken), self._end - depth.messages)
         self._taken = taken
         self._end = self._left + depth.messages
-        if depth.consumers > 1:  # how much the others take nobody tells
+        if depth.consumers > 1:  # the number of deliveries to the others is unknown
             self._looks.clear()
             return
         while self._looks and self._looks[0][1] <= self._left:
@@ -38,7 +38,7 @@ class Backlog:
             self._looks.append((at_ms, self._end))
 
     def since_ms(self, taken: int) -> int | None:
-        """Return since when at least something waits; `None` where nothing is known to."""
+        """Return since when a message has waited at least; `None` if none is known to wait."""
         gone = self._gone(taken)
         return next((at_ms for at_ms, end in self._looks if end > gone), None)
 

@@ -1,4 +1,4 @@
-"""A second, plain connection for questions and declarations, so that a refusal never touches the consumers."""
+"""A second, plain connection for declares and depths, so that a refusal never affects the consumers."""
 
 import asyncio
 import contextlib
@@ -20,21 +20,21 @@ from .topology import Topology, TopologyError
 TIMEOUT_S = 10.0
 _HANG_UP_S = 1.0
 TROUBLES = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
-"""What talking to a broker that is away, full or configured otherwise can raise."""
+"""Errors of a broker that is unreachable, in alarm, or has queues with other properties."""
 
 
 class Asked(NamedTuple):
-    """What the broker said of our own queues; `None` is the depth of one that is away."""
+    """The depths of our own queues; `None` for one that is unavailable."""
 
     dead: int | None
     waiting: dict[int, int | None]
-    """By the wait queue's delay."""
+    """By the wait queue's delay in milliseconds."""
     missing: list[str]
 
 
 @dataclass(slots=True)
 class Control:
-    """Makes the topology stand and asks for depths."""
+    """Declares the topology and reads depths."""
 
     url: str = field(repr=False)
     topology: Topology
@@ -53,12 +53,12 @@ class Control:
             except TopologyError:
                 raise
             except BaseException:
-                # A plain connection does not say that it was lost: after any trouble the next question opens another.
+                # A plain connection does not report that it was lost: after any error the next request opens another.
                 await self.close()
                 raise
 
     async def apply(self, lanes: list[LaneConsumer]) -> None:
-        """Make everything stand, and learn which of the producers' queues count returns."""
+        """Declare what is missing, and find out which of the producers' queues count returns."""
         async with self._talking(TIMEOUT_S * 2) as connection:
             away = await queue_inspect.apply_topology(self.topology, connection, self.url)
             for lane in lanes:
@@ -67,14 +67,14 @@ class Control:
                     lane.counts_returns = is_quorum
 
     async def exists(self, queue: str) -> bool:
-        """Tell whether a queue is there for anyone."""
+        """Return whether a queue exists and its node is up."""
         async with self._talking(TIMEOUT_S) as connection:
             return await self.topology.depth(connection, queue) is not None
 
     async def ask(self, lanes: list[LaneConsumer]) -> Asked:
-        """Refresh the lanes' depths, and return those of our own queues with the names of what is missing."""
+        """Update the lanes' depths; return those of our own queues, and the names of missing queues and exchanges."""
         async with self._talking(TIMEOUT_S) as connection:
-            # together: about a queue whose node is down there may be no answer for seconds
+            # concurrently: for a queue whose node is down there may be no answer for seconds
             found = await asyncio.gather(*(self.topology.depth(connection, lane.queue) for lane in lanes))
             for lane, depth in zip(lanes, found, strict=True):
                 lane.saw(depth)
@@ -91,13 +91,13 @@ class Control:
             return Asked(dead, {rung_ms: depth for rung_ms, depth in depths.items() if rung_ms is not None}, missing)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await leave(connection.close(), _HANG_UP_S)
 
 
 async def leave(closing: Awaitable[object], timeout_s: float) -> None:
-    """Close something, whatever becomes of it: what comes after must not be skipped."""
+    """Await a close and suppress its errors, so that the caller's next steps are not skipped."""
     with contextlib.suppress(*TROUBLES), lost_connection_as_error():
         await asyncio.wait_for(closing, timeout_s)

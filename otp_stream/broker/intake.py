@@ -1,4 +1,4 @@
-"""The consumers. Each lane's is watched by itself, so that a queue which is away stops no other lane."""
+"""The consumers, one for each lane. An unavailable queue does not stop the other lanes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,7 +21,7 @@ from .message import now_ms
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
-_LOOK_S = 0.25
+_CHECK_S = 0.25
 _TRY_AGAIN_S = 1.0
 _UNSEEN_S = 5.0
 _SHORTEST_TIMEOUT_MS = 2_000
@@ -37,18 +37,18 @@ class _Consumer:
     tag: str | None = None
 
     @property
-    def stands(self) -> bool:
+    def is_active(self) -> bool:
         return self.tag in self.channel.consumers and not self.channel.is_closed
 
 
 class Intake:
-    """Consumes, straight from the wire, and starts each consumer again that is gone.
+    """Starts a consumer for each lane, and restarts each one that is lost.
 
-    FastStream's subscribers describe the lanes and take jobs on the in-memory broker; here, dispatch by dispatch, they
-    would take most of a job's time. And aio-pika restores consumers as one: where one queue cannot be consumed (its
-    node is down), it gives the whole connection up, and with it every other lane. `exists` asks the broker for a queue,
-    because the attempt to consume one that is away costs the channel; `repair` is told of one. `connection` is the one
-    that consumes.
+    FastStream's subscribers describe the lanes and receive jobs on the in-memory broker; here their dispatch would take
+    most of a job's time. aio-pika restores all consumers or none: if one queue cannot be consumed because its node is
+    down, it closes the connection, and with it every other lane. `exists` returns whether a queue is available, because
+    an attempt to consume an unavailable one closes the channel; `repair` is called with a message about such a queue.
+    `connection` returns the connection that consumes.
     """
 
     def __init__(
@@ -68,26 +68,26 @@ class Intake:
         """The deliveries of each lane when its consumer was last restarted."""
 
     async def start(self, lanes: Iterable[LaneConsumer]) -> None:
-        """Consume from every queue that is there. Raises what the broker says of one that is there and refuses."""
-        # together: about a queue whose node is down there is no answer for seconds, which the others do not wait for
+        """Consume from every available queue. Raises the broker's error if it refuses to let us consume from one."""
+        # concurrently: for a queue whose node is down there is no answer for seconds, and the others do not wait for it
         for came in await asyncio.gather(*map(self._consume, lanes), return_exceptions=True):
             if isinstance(came, BaseException):
                 raise came
 
     async def keep(self, lanes: Iterable[LaneConsumer]) -> None:
-        """Look after the consumers until cancelled."""
+        """Restart lost consumers, until cancelled."""
         await asyncio.gather(*map(self._keep, lanes))
 
     async def stop(self) -> None:
-        """Cancel the consumers; what was delivered stays in hand."""
+        """Cancel the consumers; delivered jobs stay in flight."""
         for consumer in self._consumers.values():
-            if consumer.stands:
+            if consumer.is_active:
                 await leave(consumer.channel.basic_cancel(str(consumer.tag)), _CANCEL_TIMEOUT_S)
 
     async def flush(self) -> None:
         """Return once the broker has every acknowledgement."""
         channels = [consumer.channel for consumer in self._consumers.values() if not consumer.channel.is_closed]
-        # any answer will do: the broker takes what comes over one channel in order
+        # any request will do: the broker handles the requests of one channel in order
         await asyncio.gather(*(leave(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
 
     async def compare(self, lanes: Iterable[LaneConsumer]) -> None:
@@ -98,7 +98,7 @@ class Intake:
         """
         for lane in lanes:
             consumer = self._consumers.get(lane.queue)
-            lost = consumer is not None and consumer.stands and self._loss(lane)
+            lost = consumer is not None and consumer.is_active and self._loss(lane)
             if consumer is None or not lost:
                 self._unseen.pop(lane.queue, None)
                 continue
@@ -113,12 +113,12 @@ class Intake:
                 await self._end(consumer, idle=not lane.state.held)
 
     def _loss(self, lane: LaneConsumer) -> str:
-        """Return what the broker's figures say against the lane's consumer; empty if nothing."""
+        """Return why the lane's consumer seems lost, by the broker's figures; empty if it does not."""
         if lane.depth is None:
             return ""
         if not lane.depth.consumers:
             return "the broker does not know our consumer, it is started again"
-        # once for the same deliveries: with single active consumer, the one that waits gets nothing, either
+        # once for the same number of deliveries: a consumer that waits for a single active one gets nothing, either
         again = self._restarted.get(lane.queue) == lane.state.received
         if lane.depth.messages and not lane.state.held and not again:
             return "jobs wait and RabbitMQ delivers none, the consumer is started again"
@@ -126,19 +126,19 @@ class Intake:
 
     async def _end(self, consumer: _Consumer, *, idle: bool) -> None:
         tag, consumer.tag = consumer.tag, None
-        # what is held can be acknowledged over its own channel alone
+        # jobs in flight can be acknowledged only over their own channel
         ending = consumer.channel.close() if idle else consumer.channel.basic_cancel(str(tag))
         await leave(ending, _CANCEL_TIMEOUT_S)
 
     async def _keep(self, lane: LaneConsumer) -> None:
         well = True
         while True:
-            await asyncio.sleep(_LOOK_S if well else _TRY_AGAIN_S)
-            well = self._stands(lane.queue) or await self._try_to_consume(lane)
+            await asyncio.sleep(_CHECK_S if well else _TRY_AGAIN_S)
+            well = self._is_active(lane.queue) or await self._try_to_consume(lane)
 
-    def _stands(self, queue: str) -> bool:
+    def _is_active(self, queue: str) -> bool:
         consumer = self._consumers.get(queue)
-        return consumer is not None and consumer.stands
+        return consumer is not None and consumer.is_active
 
     async def _try_to_consume(self, lane: LaneConsumer) -> bool:
         try:
@@ -167,10 +167,10 @@ class Intake:
             with lost_connection_as_error():
                 await asyncio.wait_for(self._open(lane, connection, transport, deliveries), _START_TIMEOUT_S)
         except TimeoutError:
-            if not any(map(self._stands, self._consumers)):
-                # It lives and gives no answer: what hangs in it would hang for ever. Closed, it is opened again.
-                told = ConnectionError(f"no answer to the request to consume from {queue}")
-                await leave(transport.close(told), _CANCEL_TIMEOUT_S)
+            if not any(map(self._is_active, self._consumers)):
+                # The connection is open but does not answer, and would block every request. Closed, it is opened again.
+                reason = ConnectionError(f"no answer to the request to consume from {queue}")
+                await leave(transport.close(reason), _CANCEL_TIMEOUT_S)
             raise
         self._away.discard(queue)
         return True
@@ -180,8 +180,8 @@ class Intake:
         cancelled = consumer is not None and consumer.tag is not None and not consumer.channel.is_closed
         away = lane.queue in self._away
         if consumer is not None and cancelled and not away and _requeues(transport) and _timed_out(lane):
-            # RabbitMQ has cancelled it for its consumer timeout: what is in flight is back in its queue and comes
-            # again, as often as that happens. Without the channel, the copies here are known to be settled.
+            # RabbitMQ has cancelled it after its consumer timeout, and redelivers what is in flight, each time again.
+            # When the channel is closed, the jobs in flight here count as settled.
             _log.warning("RabbitMQ has cancelled our consumer, its messages in flight are given back", queue=lane.queue)
             await leave(consumer.channel.close(), _CANCEL_TIMEOUT_S)
         if consumer is None or consumer.channel.is_closed:
@@ -190,7 +190,7 @@ class Intake:
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             await channel.basic_qos(prefetch_count=lane.window)
             deliveries.deliver(channel, Taker(channel, acks, lane.dispatch, connection.large))
-        # else only the consumer is gone: what came over the channel before can be acknowledged there alone
+        # otherwise only the consumer is lost: earlier deliveries can be acknowledged only over their channel
         answer = await consumer.channel.basic_consume(lane.queue, _nothing)
         consumer.tag = answer.consumer_tag
 
@@ -198,21 +198,21 @@ class Intake:
 def _requeues(transport: Transport) -> bool:
     """Return whether a cancelled consumer's messages are back in their queue: from RabbitMQ 4.3, at its timeout.
 
-    Earlier versions cancel a consumer only when its queue is deleted. Then no message comes again.
+    Earlier versions cancel a consumer only when its queue is deleted, and then no message is redelivered.
     """
     version = str(transport.server_properties.get("version", "")).split(".")
     return len(version) > 1 and all(it.isdecimal() for it in version[:2]) and tuple(map(int, version[:2])) >= (4, 3)
 
 
 def _timed_out(lane: LaneConsumer) -> bool:
-    """Return whether a consumer timeout is possible: something has been in flight for so long, in a quorum queue.
+    """Return whether a consumer timeout is possible: a job of a quorum queue has been in flight for long enough.
 
-    If not, its queue was deleted and made again at once, and what was in flight comes from nowhere else. RabbitMQ 4.3
-    has no consumer timeout for classic queues.
+    If not, the queue was deleted and declared again at once, and what is in flight exists only here. RabbitMQ 4.3 has
+    no consumer timeout for classic queues.
     """
     since_ms = lane.state.oldest_held_ms
     return lane.counts_returns and since_ms is not None and now_ms() - since_ms >= _SHORTEST_TIMEOUT_MS
 
 
 async def _nothing(message: DeliveredMessage) -> None:
-    """Stand for the consumer at aiormq, which sees no delivery."""
+    """Stand in for the callback that aiormq requires; it receives no delivery."""

@@ -1,7 +1,7 @@
-"""Whatever a producer writes into a message's properties, the message arrives.
+"""Decode every message, whatever a producer has written into its properties.
 
-pamqp gives up on a time that no calendar holds, on text that is no UTF-8 and on a table that it cannot read; aiormq
-then gives the whole connection up. The broker delivers the message again, and one message has stopped the worker.
+pamqp raises an exception for a time outside the calendar, for text that is not UTF-8 and for a malformed table, and
+aiormq then closes the connection. The broker redelivers the message, so that one message would stop the worker.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 from pamqp import decode
 
 _SHORT = 255
-"""Bytes of a short string."""
+"""Maximum length of a short string in bytes."""
 
 
 def tolerate() -> None:
-    """Let this process read every message: what cannot be read of its properties is left out."""
+    """Patch pamqp in this process, so that it leaves out properties that it cannot decode."""
     decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp
     decode.METHODS["shortstr"] = _short_text
     decode.METHODS["table"] = _headers
@@ -32,7 +32,7 @@ def _short_text(value: bytes) -> tuple[int, Any]:
     try:
         return end, value[1:end].decode()
     except ValueError:
-        # the text is published again with the copy, and must still fit into its 255 bytes there
+        # the text is published again with a retry, and must still fit into 255 bytes
         return end, value[1:end].decode(errors="replace").encode()[:_SHORT].decode(errors="ignore")
 
 
@@ -46,7 +46,7 @@ def _table(value: bytes) -> tuple[int, Any]:
 def _headers(value: bytes) -> tuple[int, Any]:
     try:
         return _table(value)
-    except RecursionError:  # tables nested that deep could not be published again
+    except RecursionError:  # such deeply nested tables could not be published again
         return _length(value), {}
 
 

@@ -1,9 +1,9 @@
 """Find wait queues of retry settings that are no longer used, and delete them once they are empty.
 
-AMQP cannot tell when a queue is empty. It counts a quorum queue's ready messages, but not those that are being handed
-over, which stay there while the target queue is full or unavailable; and quorum queues support neither `if-empty` nor
-`if-unused` (RabbitMQ 3.10 closes the connection with 540). So only the management API's statistics count, and only
-those that were taken after the queue was unbound.
+AMQP does not report when a queue is empty. It counts a quorum queue's ready messages, but not those that are being
+handed over, which stay there while the target queue is full or unavailable; and quorum queues support neither
+`if-empty` nor `if-unused` (RabbitMQ 3.10 closes the connection with 540). So only the management API's statistics
+count, and only those that were taken after the queue was unbound.
 """
 
 import asyncio

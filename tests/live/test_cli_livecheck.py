@@ -44,7 +44,7 @@ async def test_a_mail_with_another_code_is_not_taken_for_ours(stage: Stage) -> N
     await stage.run(SMTP_PORT=str(port), TEMPLATES_DIR=str(folder.parent))
     ran = await otp_stream(stage.folder, *CHECK, "--listen", f"127.0.0.1:{port}", **names(stage))
     assert ran.code == 1
-    assert "wrong code: the mail has come with another code" in ran.out
+    assert "wrong code: the mail contains another code" in ran.out
     assert not _CODE.search(ran.out)
 
 
@@ -57,7 +57,7 @@ async def test_what_is_slow_lost_or_never_arrives_ends_with_1(stage: Stage) -> N
     options = ("--timeout", "0.5", "--listen", f"127.0.0.1:{free_port()}")
     ran = await otp_stream(stage.folder, *CHECK, *options, **names(stage))
     assert ran.code == 1
-    assert "(not arrived: accepted, and no mail within 0.5 s)" in ran.out
+    assert "(not arrived: accepted, but no mail within 0.5 s)" in ran.out
     job = stage.relay.accepted[0].content
     assert _CODE.search(job.decode())
     assert b"1 minute" in job

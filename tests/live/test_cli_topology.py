@@ -227,9 +227,8 @@ async def test_old_wait_queues_are_deleted_once_they_are_empty_and_no_other_queu
             return await client.depth(stuck) == 0
 
         await until(over, "the end of its wait")
-        await TOPOLOGY.apply(
-            client.connection
-        )  # the hand-over is retried after three minutes; AMQP counts no message until then
+        # RabbitMQ retries the hand-over after three minutes; until then AMQP counts no message
+        await TOPOLOGY.apply(client.connection)
         empty, draining = await old_wait_queue(client, 500), await old_wait_queue(client, 4_000, b"soon")
         waiting = await old_wait_queue(client, 600_000, b"later")
         consumed = await old_wait_queue(client, 700)

@@ -1,4 +1,4 @@
-"""A consumer that stands here, and of which the broker knows nothing, is started again."""
+"""The consumers: those that the broker does not know or that get no jobs are restarted."""
 
 import asyncio
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ class Channel:
 
 
 @pytest.mark.parametrize(("held", "did"), [(0, ["close"]), (3, ["cancel tag"])])
-async def test_it_is_ended_once_it_was_unknown_for_long(
+async def test_a_consumer_that_was_unknown_for_long_is_closed(
     monkeypatch: pytest.MonkeyPatch, held: int, did: list[str]
 ) -> None:
     now = 100.0
@@ -48,7 +48,7 @@ async def test_it_is_ended_once_it_was_unknown_for_long(
     lane = SimpleNamespace(
         queue="q", depth=SimpleNamespace(consumers=0, messages=0), state=SimpleNamespace(held=held, received=3)
     )
-    looks = [0, 0, 1, 0, 0]  # consumers by the broker's word, three seconds apart: seen once, it counts anew
+    looks = [0, 0, 1, 0, 0]  # consumers by the broker's count, three seconds apart: one that is seen restarts the timer
     for consumers in looks:
         lane.depth.consumers = consumers
         await it.compare([cast("Any", lane)])
@@ -56,12 +56,14 @@ async def test_it_is_ended_once_it_was_unknown_for_long(
     assert channel.did == []
     await it.compare([cast("Any", lane)])
     assert channel.did == did
-    assert not it._stands("q")
+    assert not it._is_active("q")
     await it.compare([cast("Any", lane)])  # already gone
     assert channel.did == did
 
 
-async def test_one_that_gets_nothing_although_jobs_wait_is_restarted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 100.0
     monkeypatch.setattr(intake, "monotonic", lambda: now)
     it, channel = Intake(cast("Any", None), lambda: None, lambda _: None), Channel()
@@ -79,7 +81,7 @@ async def test_one_that_gets_nothing_although_jobs_wait_is_restarted_once(monkey
         it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", channel), cast("Any", None), "tag"))
 
     consume()
-    # three seconds apart; in between it got a job, or had some in flight
+    # three seconds apart; meanwhile it got a job, or had some in flight
     for received, held in [(3, 0), (3, 0), (4, 0), (4, 0), (4, 2), (4, 0), (4, 0)]:
         await look(received, held)
     assert channel.did == []
@@ -87,7 +89,7 @@ async def test_one_that_gets_nothing_although_jobs_wait_is_restarted_once(monkey
     assert channel.did == ["close"]
     consume()
     for _ in range(5):
-        await look(4)  # in vain: with single active consumer, another one gets the jobs
+        await look(4)  # no effect: with single active consumer, another one gets the jobs
     assert channel.did == ["close"]
     for _ in range(3):
         await look(5)
@@ -99,14 +101,14 @@ async def test_one_that_gets_nothing_although_jobs_wait_is_restarted_once(monkey
     [
         ("4.3.6", True, False, 3000, ["close"], ["qos 5", "consume q"]),
         ("4.3.6", True, True, 3000, ["consume q"], []),
-        # its queue was deleted, and only what is in flight here is left
+        # its queue was deleted, and what is in flight exists only here
         ("4.3.6", True, False, 1000, ["consume q"], []),
         ("4.3.6", False, False, 3000, ["consume q"], []),
         ("4.0.5", True, False, 3000, ["consume q"], []),
         ("3.10.8", True, False, 3000, ["consume q"], []),
     ],
 )
-async def test_what_a_consumer_had_is_given_back_if_the_broker_cancelled_it(
+async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeued(
     *, version: str, quorum: bool, ended_by_us: bool, held_ms: int, old: list[str], new: list[str]
 ) -> None:
     it, before, after = Intake(cast("Any", None), lambda: None, lambda _: None), Channel(), Channel()
@@ -127,11 +129,11 @@ async def test_what_a_consumer_had_is_given_back_if_the_broker_cancelled_it(
     assert (before.did, after.did) == (old, new)
 
 
-async def test_no_lane_waits_at_the_start_for_the_word_about_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_lane_waits_at_the_start_for_the_answer_about_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, opened = asyncio.Event(), asyncio.Event()
 
     async def exists(queue: str) -> bool:
-        if queue == "high":  # RabbitMQ gives no answer about it
+        if queue == "high":  # RabbitMQ does not answer about it
             asked.set()
             await opened.wait()
             return False
