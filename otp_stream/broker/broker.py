@@ -21,21 +21,21 @@ from otp_stream.core.job import Lane, OtpJob
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
+from .amqp_stream import ConsumingConnection
 from .arrival import MadeIds, Reader
 from .config import RabbitConfig
-from .control import TROUBLES, Control, leave
+from .consumers import Consumers
 from .copies import Inject
 from .events import Events, JobEvent
 from .incoming import Refused, Shared
-from .inlet import Inlet
-from .intake import Intake
 from .lane import LaneConsumer
 from .message import now_ms
+from .pamqp_patch import patch_pamqp
 from .refusal import refusal
 from .settle import Settler
 from .subscriber import OtpSubscriber, decode
-from .tolerance import tolerate
 from .topology import Topology
+from .topology_admin import TROUBLES, TopologyAdmin, leave
 
 HEARTBEAT_S = 10
 """A half-open connection is noticed after three heartbeats."""
@@ -56,7 +56,7 @@ class OtpBroker(RabbitBroker):
     """
 
     def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
-        tolerate()
+        patch_pamqp()
         url = _with_heartbeat(config.url)
         super().__init__(
             url,
@@ -107,10 +107,10 @@ class OtpBroker(RabbitBroker):
         self._window = config.window
         self._lanes: dict[Lane, LaneConsumer] = {}
         self._enabled = config.enabled
-        self._control = Control(url, topology)
+        self._admin = TopologyAdmin(url, topology)
         self._state = BrokerState(url=config.shown_url, since_ms=now_ms(), error=None)
-        self._intake = Intake(self._control.exists, lambda: self._inlet, self.repair)
-        self._inlet: Inlet | None = None
+        self._consumers = Consumers(self._admin.exists, lambda: self._consuming, self.repair)
+        self._consuming: ConsumingConnection | None = None
         self._away: set[AbstractConnection | None] = set()
         self._repair = asyncio.Event()
         self._why: str | None = None
@@ -172,22 +172,22 @@ class OtpBroker(RabbitBroker):
             asyncio.create_task(forever(self._keep_topology, "topology")),
             asyncio.create_task(forever(self._publish_events, "events")),
         ]
-        self._keeping = [asyncio.create_task(forever(partial(self._intake.keep, self.lanes), "intake"))]
+        self._keeping = [asyncio.create_task(forever(partial(self._consumers.keep, self.lanes), "consumers"))]
 
     async def _connect(self) -> RobustConnection:
-        self._inlet = await connect_robust(**self._connection_kwargs, connection_class=Inlet)
-        self._inlet.close_callbacks.add(self._lost)
-        self._inlet.reconnect_callbacks.add(self._back)
+        self._consuming = await connect_robust(**self._connection_kwargs, connection_class=ConsumingConnection)
+        self._consuming.close_callbacks.add(self._lost)
+        self._consuming.reconnect_callbacks.add(self._back)
         return await super()._connect()  # FastStream's own connection publishes
 
     async def _try_to_start(self) -> bool:
         try:
             with lost_connection_as_error():
-                await self._control.apply(self.lanes)
+                await self._admin.apply(self.lanes)
                 await self.connect()
                 for subscriber in self.subscribers:
                     await subscriber.start()
-                await self._intake.start(self.lanes)
+                await self._consumers.start(self.lanes)
             self.running = True
         except TROUBLES as error:
             self._note(connected=False, **self._failure(error))
@@ -201,14 +201,14 @@ class OtpBroker(RabbitBroker):
         if not self._enabled:
             return
         try:
-            found = await self._control.ask(self.lanes)
+            found = await self._admin.ask(self.lanes)
         except TROUBLES as error:
             self._note(**self._failure(error))
             return
         looked_ms = now_ms()
         waits = self._waits(found.waiting, looked_ms)
         self._note(dead=found.dead, waits=waits, looked_ms=looked_ms, blocked=await self._is_blocked())
-        await self._intake.compare(self.lanes)
+        await self._consumers.compare(self.lanes)
         self._why = self._why if found.missing else None
         if found.missing:
             self.repair(f"missing at the broker: {', '.join(found.missing)}")
@@ -284,12 +284,12 @@ class OtpBroker(RabbitBroker):
         for lane in self.lanes:
             lane.stop()
         await cancel_and_wait(*self._keeping)
-        await self._intake.stop()
+        await self._consumers.stop()
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Let the jobs in hand come to their end until `give_up`; return the rest, and say how many."""
         returned = sum(await asyncio.gather(*(lane.drain(give_up) for lane in self.lanes)))
-        await self._intake.flush()
+        await self._consumers.flush()
         await self.events.flush(1.0)
         return returned
 
@@ -297,15 +297,15 @@ class OtpBroker(RabbitBroker):
         """Close everything."""
         await cancel_and_wait(*self._tasks)
         self._tasks = []
-        await self._control.close()
+        await self._admin.close()
         await self._hang_up(*args, **kwargs)
 
     async def _hang_up(self, *args: Any, **kwargs: Any) -> None:
         # a connection from which the broker reads nothing cannot be closed in good order
         await leave(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
-        inlet, self._inlet = self._inlet, None
-        if inlet is not None:
-            await leave(inlet.close(), _CANCEL_TIMEOUT_S)
+        consuming, self._consuming = self._consuming, None
+        if consuming is not None:
+            await leave(consuming.close(), _CANCEL_TIMEOUT_S)
         self._away.clear()
 
     async def _keep_topology(self) -> None:
@@ -313,7 +313,7 @@ class OtpBroker(RabbitBroker):
             await self._repair.wait()
             self._repair.clear()
             try:
-                await self._control.apply(self.lanes)
+                await self._admin.apply(self.lanes)
             except TROUBLES as error:
                 self._note(**self._failure(error))
                 self._repair.set()

@@ -14,10 +14,10 @@ from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancel_and_wait
 
 from .arrival import Arrival
-from .backlog import Backlog
 from .incoming import IncomingJob, Shared
 from .mac import verified
 from .message import Message, now_ms
+from .queue_age import QueueAge
 from .topology import Depth
 
 RENEW_AT = 3
@@ -53,7 +53,7 @@ class LaneConsumer:
         self._shared = shared
         self._handle = handle
         self._empty_ms: int | None = None
-        self._backlog = Backlog()
+        self._queue_age = QueueAge()
         self._waited_ms: int | None = None
         self._made_ms = 0
         self._came_ms: int | None = None
@@ -92,7 +92,7 @@ class LaneConsumer:
         self.depth = depth
         if depth is None:
             return
-        self._backlog.saw(depth, self._received, now_ms())
+        self._queue_age.saw(depth, self._received, now_ms())
         if not depth.messages:
             self._empty_ms = now_ms()
 
@@ -103,7 +103,7 @@ class LaneConsumer:
             # what comes next was published soon after the last one that came; without one nothing is known
             known = now_ms() - (self._came_ms or 0) <= _NEWS_MS
             return max(self._made_ms, self._empty_ms or 0) if known else None
-        since_ms = self._backlog.since_ms(self._received)
+        since_ms = self._queue_age.since_ms(self._received)
         return None if since_ms is None else max(since_ms, self._made_ms)
 
     def dispatch(self, message: Message) -> asyncio.Task[str | None]:

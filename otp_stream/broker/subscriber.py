@@ -31,7 +31,7 @@ class OtpSubscriber(RabbitSubscriber):
 
     Where middlewares, dependencies, a codec or a parser are registered, each message takes FastStream's way through
     them. Without any, the body is read and the handler called directly, which takes a small part of the time. Consumers
-    are started by `Intake`, because FastStream's own do not survive a queue that is away.
+    are started by `Consumers`, because FastStream's own do not survive a queue that is away.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from otp_stream import __version__
-from otp_stream.broker.tolerance import tolerate
+from otp_stream.broker.pamqp_patch import patch_pamqp
 
 from . import check, dead, documents, livecheck, load, relay, send, tables, templates, topology
 
@@ -40,7 +40,7 @@ def _about(
     """One-time-code jobs on RabbitMQ become e-mails that a relay has accepted."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here Ctrl-C ended the process, without a traceback
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    tolerate()
+    patch_pamqp()
     if version:
         sys.stdout.write(f"otp-stream {__version__}\n")
         raise typer.Exit

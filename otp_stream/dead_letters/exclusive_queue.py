@@ -22,10 +22,10 @@ from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelLockedResource
 
-from otp_stream.broker.inlet import OneTimeInlet
+from otp_stream.broker.amqp_stream import PlainConsumingConnection
 from otp_stream.broker.message import Delivered
 from otp_stream.broker.refusal import no_connection
-from otp_stream.broker.tolerance import tolerate
+from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.core.dead_letter import DeadLettersError, DeadLettersInUseError
 from otp_stream.tasks import lost_connection_as_error
 
@@ -121,7 +121,7 @@ async def exclusive_queue(
 
     Raises `DeadLettersError`, and `DeadLettersInUseError` if another user has it open for longer than `timeout_s`.
     """
-    tolerate()
+    patch_pamqp()
     timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     connection = await _connect(url, shown_url, timeout_s)
     try:
@@ -152,9 +152,9 @@ async def exclusive_queue(
             await asyncio.wait_for(connection.close(), _TIMEOUT_S)
 
 
-async def _connect(url: str, shown_url: str, timeout_s: float) -> OneTimeInlet:
+async def _connect(url: str, shown_url: str, timeout_s: float) -> PlainConsumingConnection:
     try:
-        connection = await aio_pika.connect(url, timeout=timeout_s, connection_class=OneTimeInlet)
+        connection = await aio_pika.connect(url, timeout=timeout_s, connection_class=PlainConsumingConnection)
     except (OSError, AMQPError, TimeoutError) as error:
         raise DeadLettersError(f"RABBITMQ_URL: {shown_url} {no_connection(error, url)}") from None
     return connection

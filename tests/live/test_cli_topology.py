@@ -17,11 +17,11 @@ from cli import Ran, here, names, otp_stream
 from conftest import Stage
 from rabbitmq import Node, Rabbit, free_port, rabbit, until, with_management
 
-from otp_stream.broker.control import Control
 from otp_stream.broker.lane import LaneConsumer
 from otp_stream.broker.management_api import ManagementApi
 from otp_stream.broker.queue_inspect import inspect_queue
 from otp_stream.broker.topology import Topology
+from otp_stream.broker.topology_admin import TopologyAdmin
 from otp_stream.checks.management_status import ManagementStatus, read_descriptors
 from otp_stream.checks.rabbitmq import RabbitmqCheck
 from otp_stream.core.backoff import Backoff
@@ -176,12 +176,12 @@ async def test_a_type_that_is_the_default_of_the_virtual_host_is_recognised(node
     async with rabbit(env["RABBITMQ_URL"], "jobs", "shop", tidy=False) as client:
         await client.declare("jobs")
         await client.declare("jobs.high", **{"x-queue-type": "classic"})
-        control = Control(env["RABBITMQ_URL"], TOPOLOGY)
+        admin = TopologyAdmin(env["RABBITMQ_URL"], TOPOLOGY)
         lanes = [
             cast("LaneConsumer", SimpleNamespace(lane=lane, queue=queue)) for lane, queue in TOPOLOGY.lanes.items()
         ]
-        await control.apply(lanes)
-        await control.close()
+        await admin.apply(lanes)
+        await admin.close()
     # at a stop, messages of a quorum queue are published again, because the queue counts returned ones
     assert {it.lane: it.counts_returns for it in lanes} == {"high": False, "jobs": True, "due": True}
     found = {it["name"]: it["type"] for it in (await shown(tmp_path, *API, **env))["queues"]}

@@ -19,7 +19,7 @@ from redis_server import RedisServer
 from smtp_relay import Act, ScriptedRelay, client, send
 from yarl import URL
 
-from otp_stream.broker.inlet import Inlet
+from otp_stream.broker.amqp_stream import ConsumingConnection
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayLimits
 from otp_stream.relay.gate import Pauses
@@ -105,7 +105,7 @@ async def test_an_address_that_fails_once_is_tried_before_one_that_has_failed_si
             assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable, Unavailable, Accepted]
 
 
-@pytest.mark.parametrize("connection_class", [aio_pika.Connection, aio_pika.RobustConnection, Inlet])
+@pytest.mark.parametrize("connection_class", [aio_pika.Connection, aio_pika.RobustConnection, ConsumingConnection])
 async def test_rabbitmq_is_reached(
     dead: Address, monkeypatch: pytest.MonkeyPatch, rabbitmq_url: str, connection_class: type[AbstractConnection]
 ):

@@ -16,11 +16,11 @@ from pydantic_core import to_json
 
 from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
+from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeBodies
 from otp_stream.broker.events import JobEvent, event
-from otp_stream.broker.inlet import Deliveries, LargeBodies, Taker
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
+from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.broker.subscriber import read as read_job
-from otp_stream.broker.tolerance import tolerate
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import MAX_BODY_BYTES, Job, MalformedError, OtpJob, carry
 
@@ -123,7 +123,7 @@ async def test_acknowledgements_wait_for_room_on_the_connection() -> None:
     ],
 )
 def test_properties_that_nobody_can_read_cost_no_connection(flag: int, value: bytes) -> None:
-    tolerate()
+    patch_pamqp()
     payload = struct.pack(">HHQH", 60, 0, 5, flag) + value
     _, _, it = frame.unmarshal(struct.pack(">BHI", 2, 7, len(payload)) + payload + b"\xce")
     assert isinstance(it, header.ContentHeader)
@@ -131,7 +131,7 @@ def test_properties_that_nobody_can_read_cost_no_connection(flag: int, value: by
 
 
 def test_a_text_that_is_not_utf_8_can_be_published_again() -> None:
-    tolerate()
+    patch_pamqp()
     payload = struct.pack(">HHQH", 60, 0, 0, 1 << 7) + b"\xff" * 256
     _, _, it = frame.unmarshal(struct.pack(">BHI", 2, 7, len(payload)) + payload + b"\xce")
     assert isinstance(it, header.ContentHeader)
@@ -162,8 +162,8 @@ async def through(pieces: list[bytes]) -> tuple[list[Delivered], bytes]:
     """Feed a stream of which channel 7 is ours; return what was delivered there, and what went to aiormq."""
     came: list[Delivered] = []
     channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
-    deliveries = Deliveries()
-    deliveries.deliver(channel, Taker(channel, cast("Acks", None), came.append))
+    deliveries = DeliveryReader()
+    deliveries.deliver(channel, DeliveryAssembler(channel, cast("Acks", None), came.append))
     for piece in pieces:
         deliveries.feed_data(piece)
     deliveries.feed_eof()
@@ -209,8 +209,8 @@ def test_large_bodies_are_limited_together_and_make_room_when_they_are_gone() ->
     channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
 
     async def feed() -> None:
-        deliveries = Deliveries()
-        deliveries.deliver(channel, Taker(channel, cast("Acks", None), came.append, large))
+        deliveries = DeliveryReader()
+        deliveries.deliver(channel, DeliveryAssembler(channel, cast("Acks", None), came.append, large))
         for tag in range(1, 21):
             deliveries.feed_data(delivery(7, tag, b"x" * 1024 * 1024, None, 100_000))
         # a connection that is lost in the middle of a body
@@ -244,7 +244,7 @@ def test_half_a_frame_at_the_end_is_handed_on() -> None:
 
 
 def test_tables_nested_without_end_leave_the_body() -> None:
-    tolerate()
+    patch_pamqp()
     table = b""
     for _ in range(3_000):
         table = b"\x01aF" + struct.pack(">I", len(table)) + table
@@ -307,8 +307,8 @@ def test_a_delivery_that_fails_costs_no_other() -> None:
 
     async def feed() -> None:
         channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
-        deliveries = Deliveries()
-        deliveries.deliver(channel, Taker(channel, cast("Acks", None), receive))
+        deliveries = DeliveryReader()
+        deliveries.deliver(channel, DeliveryAssembler(channel, cast("Acks", None), receive))
         for tag, content in enumerate((b"bad", b"good"), 1):
             deliveries.feed_data(delivery(7, tag, content, None, 10))
 

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from otp_stream.broker.backlog import Backlog
 from otp_stream.broker.incoming import Shared
 from otp_stream.broker.lane import Handle, LaneConsumer
+from otp_stream.broker.queue_age import QueueAge
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, unshared_state, worst
 from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, Stats, TablesState, WorkerState
@@ -200,25 +200,25 @@ def test_a_lane_knows_since_when_at_least_something_waits_in_its_queue() -> None
 
 
 def test_what_was_seen_waiting_counts_until_as_many_have_left() -> None:
-    backlog = Backlog()
-    backlog.saw(Depth(3, 1), taken=100, at_ms=1000)
-    assert [backlog.since_ms(100), backlog.since_ms(102), backlog.since_ms(103)] == [1000, 1000, None]
+    age = QueueAge()
+    age.saw(Depth(3, 1), taken=100, at_ms=1000)
+    assert [age.since_ms(100), age.since_ms(102), age.since_ms(103)] == [1000, 1000, None]
     # a queue that is busy at every look, and whose jobs are all quick: nothing is late
-    backlog.saw(Depth(2, 1), taken=500, at_ms=12_000)
-    assert backlog.since_ms(500) == 12_000
+    age.saw(Depth(2, 1), taken=500, at_ms=12_000)
+    assert age.since_ms(500) == 12_000
     # one of which less leaves than comes: the second look's last is still there
-    backlog.saw(Depth(40, 1), taken=501, at_ms=14_000)
-    backlog.saw(Depth(70, 1), taken=510, at_ms=16_000)
-    assert backlog.since_ms(510) == 14_000
-    backlog.saw(Depth(0, 1), taken=511, at_ms=18_000)
-    assert backlog.since_ms(511) is None
+    age.saw(Depth(40, 1), taken=501, at_ms=14_000)
+    age.saw(Depth(70, 1), taken=510, at_ms=16_000)
+    assert age.since_ms(510) == 14_000
+    age.saw(Depth(0, 1), taken=511, at_ms=18_000)
+    assert age.since_ms(511) is None
 
 
 def test_beside_other_consumers_looks_say_nothing_and_what_came_last_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    backlog = Backlog()
-    backlog.saw(Depth(30, 1), taken=0, at_ms=1000)
-    backlog.saw(Depth(30, 2), taken=0, at_ms=3000)  # the other may have taken all of them
-    assert backlog.since_ms(0) is None
+    age = QueueAge()
+    age.saw(Depth(30, 1), taken=0, at_ms=1000)
+    age.saw(Depth(30, 2), taken=0, at_ms=3000)  # the other may have taken all of them
+    assert age.since_ms(0) is None
     monkeypatch.setattr("otp_stream.broker.lane.now_ms", lambda: 100_000)
     lane = LaneConsumer("jobs", "q", 10, cast("Shared", None), cast("Handle", None))
     lane.saw(Depth(30, 2))
@@ -234,12 +234,12 @@ def test_beside_other_consumers_looks_say_nothing_and_what_came_last_does(monkey
 
 
 def test_a_backlog_of_hours_is_remembered_from_its_beginning() -> None:
-    backlog = Backlog()
+    age = QueueAge()
     for look in range(1000):
-        backlog.saw(Depth(10 + look, 1), taken=look // 100, at_ms=look)
-    assert backlog.since_ms(9) == 0
-    backlog.saw(Depth(2000, 1), taken=900, at_ms=2000)
-    assert backlog.since_ms(900) in range(9, 2001)
+        age.saw(Depth(10 + look, 1), taken=look // 100, at_ms=look)
+    assert age.since_ms(9) == 0
+    age.saw(Depth(2000, 1), taken=900, at_ms=2000)
+    assert age.since_ms(900) in range(9, 2001)
 
 
 REDIS = TablesState(url="redis://h", connected=True)

@@ -14,10 +14,10 @@ from aiormq.abc import DeliveredMessage
 from otp_stream.tasks import lost_connection_as_error
 
 from .acks import Acks
-from .control import TROUBLES, leave
-from .inlet import Deliveries, Inlet, Taker
+from .amqp_stream import ConsumingConnection, DeliveryAssembler, DeliveryReader
 from .lane import LaneConsumer
 from .message import now_ms
+from .topology_admin import TROUBLES, leave
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
@@ -41,7 +41,7 @@ class _Consumer:
         return self.tag in self.channel.consumers and not self.channel.is_closed
 
 
-class Intake:
+class Consumers:
     """Starts a consumer for each lane, and restarts each one that is lost.
 
     FastStream's subscribers describe the lanes and receive jobs on the in-memory broker; here their dispatch would take
@@ -54,7 +54,7 @@ class Intake:
     def __init__(
         self,
         exists: Callable[[str], Awaitable[bool]],
-        connection: Callable[[], Inlet | None],
+        connection: Callable[[], ConsumingConnection | None],
         repair: Callable[[str], None],
     ) -> None:
         self._exists = exists
@@ -175,7 +175,9 @@ class Intake:
         self._away.discard(queue)
         return True
 
-    async def _open(self, lane: LaneConsumer, connection: Inlet, transport: Transport, deliveries: Deliveries) -> None:
+    async def _open(
+        self, lane: LaneConsumer, connection: ConsumingConnection, transport: Transport, deliveries: DeliveryReader
+    ) -> None:
         consumer = self._consumers.get(lane.queue)
         cancelled = consumer is not None and consumer.tag is not None and not consumer.channel.is_closed
         away = lane.queue in self._away
@@ -189,7 +191,7 @@ class Intake:
             acks = Acks(channel)
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             await channel.basic_qos(prefetch_count=lane.window)
-            deliveries.deliver(channel, Taker(channel, acks, lane.dispatch, connection.large))
+            deliveries.deliver(channel, DeliveryAssembler(channel, acks, lane.dispatch, connection.large))
         # otherwise only the consumer is lost: earlier deliveries can be acknowledged only over their channel
         answer = await consumer.channel.basic_consume(lane.queue, _nothing)
         consumer.tag = answer.consumer_tag

@@ -12,7 +12,7 @@ _LOOKS = 200
 """Maximum number of readings kept; beyond it, the newest is dropped."""
 
 
-class Backlog:
+class QueueAge:
     """Readings of one queue's depth, and how many messages have left it since. Times are milliseconds since 1970."""
 
     def __init__(self) -> None:

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from otp_stream.broker import intake
-from otp_stream.broker.inlet import Deliveries
-from otp_stream.broker.intake import Intake
+from otp_stream.broker import consumers
+from otp_stream.broker.amqp_stream import DeliveryReader
+from otp_stream.broker.consumers import Consumers
 from otp_stream.broker.message import now_ms
 
 
@@ -42,15 +42,15 @@ async def test_a_consumer_that_was_unknown_for_long_is_closed(
     monkeypatch: pytest.MonkeyPatch, held: int, did: list[str]
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(intake, "monotonic", lambda: now)
-    it, channel = Intake(cast("Any", None), lambda: None, lambda _: None), Channel()
-    it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", channel), cast("Any", None), "tag"))
+    monkeypatch.setattr(consumers, "monotonic", lambda: now)
+    it, channel = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel()
+    it._consumers["q"] = cast("Any", consumers._Consumer(cast("Any", channel), cast("Any", None), "tag"))
     lane = SimpleNamespace(
         queue="q", depth=SimpleNamespace(consumers=0, messages=0), state=SimpleNamespace(held=held, received=3)
     )
     looks = [0, 0, 1, 0, 0]  # consumers by the broker's count, three seconds apart: one that is seen restarts the timer
-    for consumers in looks:
-        lane.depth.consumers = consumers
+    for count in looks:
+        lane.depth.consumers = count
         await it.compare([cast("Any", lane)])
         now += 3
     assert channel.did == []
@@ -65,8 +65,8 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(intake, "monotonic", lambda: now)
-    it, channel = Intake(cast("Any", None), lambda: None, lambda _: None), Channel()
+    monkeypatch.setattr(consumers, "monotonic", lambda: now)
+    it, channel = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel()
     state = SimpleNamespace(held=0, received=3)
     lane = SimpleNamespace(queue="q", depth=SimpleNamespace(consumers=1, messages=5), state=state)
 
@@ -78,7 +78,7 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
 
     def consume() -> None:
         channel.is_closed = False
-        it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", channel), cast("Any", None), "tag"))
+        it._consumers["q"] = cast("Any", consumers._Consumer(cast("Any", channel), cast("Any", None), "tag"))
 
     consume()
     # three seconds apart; meanwhile it got a job, or had some in flight
@@ -111,10 +111,10 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
 async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeued(
     *, version: str, quorum: bool, ended_by_us: bool, held_ms: int, old: list[str], new: list[str]
 ) -> None:
-    it, before, after = Intake(cast("Any", None), lambda: None, lambda _: None), Channel(), Channel()
+    it, before, after = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel(), Channel()
     before.consumers.clear()
     tag = None if ended_by_us else "tag"
-    it._consumers["q"] = cast("Any", intake._Consumer(cast("Any", before), cast("Any", None), tag))
+    it._consumers["q"] = cast("Any", consumers._Consumer(cast("Any", before), cast("Any", None), tag))
 
     async def channel(**_: Any) -> Channel:
         return after
@@ -125,7 +125,7 @@ async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeu
         SimpleNamespace(large=None),
         SimpleNamespace(channel=channel, server_properties={"version": version}),
     )
-    await it._open(cast("Any", lane), cast("Any", connection), cast("Any", transport), Deliveries())
+    await it._open(cast("Any", lane), cast("Any", connection), cast("Any", transport), DeliveryReader())
     assert (before.did, after.did) == (old, new)
 
 
@@ -139,14 +139,14 @@ async def test_no_lane_waits_at_the_start_for_the_answer_about_another_one(monke
             return False
         return True
 
-    async def _open(self: Intake, lane: Any, *_: Any) -> None:
+    async def _open(self: Consumers, lane: Any, *_: Any) -> None:
         assert lane.queue == "jobs"
         opened.set()
 
-    monkeypatch.setattr(Intake, "_open", _open)
+    monkeypatch.setattr(Consumers, "_open", _open)
     transport = SimpleNamespace(connection=SimpleNamespace(is_closed=False))
     connection = SimpleNamespace(transport=transport, deliveries=object())
-    it = Intake(exists, lambda: cast("Any", connection), lambda _: None)
+    it = Consumers(exists, lambda: cast("Any", connection), lambda _: None)
     async with asyncio.timeout(5):
         await it.start([cast("Any", SimpleNamespace(queue=queue)) for queue in ("high", "jobs")])
     assert asked.is_set()
@@ -158,6 +158,6 @@ async def test_a_refusal_at_the_start_is_raised() -> None:
             raise ConnectionError("refused")
         return False
 
-    it = Intake(exists, lambda: None, lambda _: None)
+    it = Consumers(exists, lambda: None, lambda _: None)
     with pytest.raises(ConnectionError, match="refused"):
         await it.start([cast("Any", SimpleNamespace(queue=queue)) for queue in ("high", "jobs")])

@@ -23,7 +23,7 @@ TROUBLES = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
 """Errors of a broker that is unreachable, in alarm, or has queues with other properties."""
 
 
-class Asked(NamedTuple):
+class Depths(NamedTuple):
     """The depths of our own queues; `None` for one that is unavailable."""
 
     dead: int | None
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(slots=True)
-class Control:
+class TopologyAdmin:
     """Declares the topology and reads depths."""
 
     url: str = field(repr=False)
@@ -71,7 +71,7 @@ class Control:
         async with self._talking(TIMEOUT_S) as connection:
             return await self.topology.depth(connection, queue) is not None
 
-    async def ask(self, lanes: list[LaneConsumer]) -> Asked:
+    async def ask(self, lanes: list[LaneConsumer]) -> Depths:
         """Update the lanes' depths; return those of our own queues, and the names of missing queues and exchanges."""
         async with self._talking(TIMEOUT_S) as connection:
             # concurrently: for a queue whose node is down there may be no answer for seconds
@@ -88,7 +88,7 @@ class Control:
             for exchange in (self.topology.retry, self.topology.events):
                 missing += [] if await self.topology.has_exchange(connection, exchange.name) else [exchange.name]
             dead = depths.pop(None)
-            return Asked(dead, {rung_ms: depth for rung_ms, depth in depths.items() if rung_ms is not None}, missing)
+            return Depths(dead, {rung_ms: depth for rung_ms, depth in depths.items() if rung_ms is not None}, missing)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -61,7 +61,7 @@ class _Reservation:
         self._bodies.bytes -= self._size
 
 
-class Taker:
+class DeliveryAssembler:
     """Puts one channel's deliveries together and hands them to `receive`."""
 
     def __init__(
@@ -117,19 +117,19 @@ class Taker:
             _log.error("delivery not received", error=type(error).__name__)
 
 
-class Deliveries(asyncio.StreamReader):
-    """What comes from the broker: each channel's deliveries to its taker, all the rest to whoever reads the stream."""
+class DeliveryReader(asyncio.StreamReader):
+    """The broker's bytes: each channel's deliveries go to its assembler, and all else to the reader of the stream."""
 
     def __init__(self) -> None:
         super().__init__(loop=asyncio.get_running_loop())
-        self._takers: dict[int, Taker] = {}
+        self._assemblers: dict[int, DeliveryAssembler] = {}
         self._rest = b""
         self._astray = False
         self._told_alive = 0.0
 
-    def deliver(self, channel: Channel, taker: Taker) -> None:
-        """Hand what is delivered on this channel from now on to `taker`."""
-        self._takers[channel.number] = taker
+    def deliver(self, channel: Channel, assembler: DeliveryAssembler) -> None:
+        """Hand what is delivered on this channel from now on to `assembler`."""
+        self._assemblers[channel.number] = assembler
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         """Take bytes from the connection."""
@@ -152,7 +152,7 @@ class Deliveries(asyncio.StreamReader):
 
     def _part(self, data: bytes, passed: list[bytes]) -> int:
         """Hand over each whole frame. Returns where the first one begins that is not whole."""
-        takers, length = self._takers, len(data)
+        assemblers, length = self._assemblers, len(data)
         at = 0
         while length - at >= 7:
             kind, channel, size = HEAD.unpack_from(data, at)
@@ -164,8 +164,8 @@ class Deliveries(asyncio.StreamReader):
                 return length
             if end >= length:
                 break
-            taker = takers.get(channel)
-            if taker is None or not taker.take(kind, data[at + 7 : end]):
+            assembler = assemblers.get(channel)
+            if assembler is None or not assembler.take(kind, data[at + 7 : end]):
                 passed.append(data[at : end + 1])
             at = end + 1
         return at
@@ -178,14 +178,14 @@ class Deliveries(asyncio.StreamReader):
         super().feed_eof()
 
 
-class _Door(TransportFactory):
+class _StreamFactory(TransportFactory):
     def __init__(self) -> None:
-        self.deliveries: Deliveries | None = None
+        self.deliveries: DeliveryReader | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
         loop = asyncio.get_running_loop()
-        reader = Deliveries()
+        reader = DeliveryReader()
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
             dialed = await dial(url, provider)
@@ -196,34 +196,34 @@ class _Door(TransportFactory):
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
-class Inlet(RobustConnection):
+class ConsumingConnection(RobustConnection):
     """A connection whose deliveries can be taken past aiormq."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.large = LargeBodies()
-        self._door = _Door()
-        self.kwargs["transport_factory"] = self._door
+        self._factory = _StreamFactory()
+        self.kwargs["transport_factory"] = self._factory
 
     @property
-    def deliveries(self) -> Deliveries | None:
+    def deliveries(self) -> DeliveryReader | None:
         """What comes over the connection as it stands now."""
-        return self._door.deliveries
+        return self._factory.deliveries
 
 
-class OneTimeInlet(Connection):
+class PlainConsumingConnection(Connection):
     """The same, for one piece of work: a connection that is lost stays lost."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._door = _Door()
-        self.kwargs["transport_factory"] = self._door
+        self._factory = _StreamFactory()
+        self.kwargs["transport_factory"] = self._factory
 
     async def take(self, receive: Callable[[Delivered], object]) -> Channel:
         """Open a channel whose deliveries go to `receive`."""
-        transport, deliveries = self.transport and self.transport.connection, self._door.deliveries
+        transport, deliveries = self.transport and self.transport.connection, self._factory.deliveries
         if transport is None or deliveries is None:
             raise ConnectionError("not connected")
         channel = cast("Channel", await transport.channel(publisher_confirms=False))
-        deliveries.deliver(channel, Taker(channel, Acks(channel), receive))
+        deliveries.deliver(channel, DeliveryAssembler(channel, Acks(channel), receive))
         return channel

@@ -12,7 +12,7 @@ _SHORT = 255
 """Maximum length of a short string in bytes."""
 
 
-def tolerate() -> None:
+def patch_pamqp() -> None:
     """Patch pamqp in this process, so that it leaves out properties that it cannot decode."""
     decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp
     decode.METHODS["shortstr"] = _short_text
