@@ -347,7 +347,7 @@ class OtpBroker(RabbitBroker):
         _log.info("RabbitMQ is back", broker=self._state.url)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
-        found = refusal(error, self._control.url)
+        found = refusal(error, self._admin.url)
         return {"error": "; ".join(found), "refused": True} if found else {"error": _told(error)}
 
     def _note(self, **changes: Any) -> None:

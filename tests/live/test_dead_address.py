@@ -153,7 +153,7 @@ async def behind_tls(context: ssl.SSLContext, port: int) -> AsyncIterator[Addres
 
 
 @pytest.mark.parametrize("fault", ["mute", "closes"])
-@pytest.mark.parametrize("connection_class", [aio_pika.Connection, aio_pika.RobustConnection, Inlet])
+@pytest.mark.parametrize("connection_class", [aio_pika.Connection, aio_pika.RobustConnection, ConsumingConnection])
 async def test_the_next_connection_tries_another_address_than_one_that_is_no_broker(
     monkeypatch: pytest.MonkeyPatch, rabbitmq_url: str, connection_class: type[AbstractConnection], fault: str
 ):
@@ -168,7 +168,7 @@ async def test_the_next_connection_tries_another_address_than_one_that_is_no_bro
                 assert not connection.is_closed
 
 
-@pytest.mark.parametrize("connection_class", [aio_pika.Connection, Inlet])
+@pytest.mark.parametrize("connection_class", [aio_pika.Connection, ConsumingConnection])
 async def test_a_trailing_dot_is_no_part_of_the_broker_s_certificate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rabbitmq_url: str, connection_class: type[AbstractConnection]
 ):
