@@ -15,7 +15,7 @@ from .core.backoff import Backoff
 from .core.decision import Final, Hold, admit, decide, object_to
 from .core.job import Job
 from .core.mail import ComposeError, Mail
-from .core.outcome import Accepted, Broken, Lapsed, Outcome, without_secrets
+from .core.outcome import Accepted, Crashed, Outcome, TimedOut, without_secrets
 from .telemetry_errors import SafeSpan, observe
 
 Step = Literal["render", "send", "settle"]
@@ -53,7 +53,7 @@ class Relay(Protocol):
     ) -> Outcome:
         """Wait in the send queue (most urgent rank first, none is sent while the gate is closed), then send, once.
 
-        Returns `Lapsed` if the mail was still in the queue at `deadline_ms` (since 1970), or was no longer `wanted`
+        Returns `TimedOut` if the mail was still in the queue at `deadline_ms` (since 1970), or was no longer `wanted`
         when it left it. `prefer` names the relay that may have accepted this mail already. Never raises for an error
         of a relay.
         """
@@ -154,8 +154,8 @@ class Delivery:
     async def _attempt(self, attempt: "_Attempt") -> tuple[Final, Outcome | None]:
         job, claim, mail = attempt.job, attempt.claim, attempt.mail
         while True:
-            result = mail if isinstance(mail, Broken) else await self._send(attempt, mail)
-            if isinstance(result, Lapsed) and not claim.holds():
+            result = mail if isinstance(mail, Crashed) else await self._send(attempt, mail)
+            if isinstance(result, TimedOut) and not claim.holds():
                 if objection := await claim.renew(attempt.deadline_ms):
                     return self._object_to(job, objection), None
                 continue
@@ -183,12 +183,12 @@ class Delivery:
             backoff=self.backoff,
         )
 
-    async def _compose(self, job: Job) -> Mail | Broken:
+    async def _compose(self, job: Job) -> Mail | Crashed:
         with SafeSpan(lambda: self.observer.step_span("render")):
             try:
                 return await self.mailroom.compose_apart(job) if job.suspect else self.mailroom.compose(job)
             except ComposeError as error:
-                return Broken(str(error))
+                return Crashed(str(error))
 
     async def _send(self, attempt: "_Attempt", mail: Mail) -> Outcome:
         job = attempt.job
@@ -204,7 +204,7 @@ class Delivery:
                     prefer=job.uncertain,
                 )
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
-                return Broken(f"internal error: {type(error).__name__}")
+                return Crashed(f"internal error: {type(error).__name__}")
             if isinstance(outcome, Accepted):
                 # nothing runs between the relay's 250 and this record, not even the end of the span
                 attempt.sent = True
@@ -227,7 +227,7 @@ class _Attempt:
     """One attempt at a job that is ours to send."""
 
     job: Job
-    mail: Mail | Broken
+    mail: Mail | Crashed
     claim: Claim
     deadline_ms: int
     settle: Settle

@@ -7,12 +7,12 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Ending, Hold, Park, Reason, Retry, Settlement, decide
 from otp_stream.core.outcome import (
     Accepted,
-    Broken,
+    Crashed,
     Deferred,
-    Lapsed,
     Outcome,
     Rejected,
     Reply,
+    TimedOut,
     Unavailable,
     Uncertain,
 )
@@ -28,8 +28,8 @@ _OUTCOMES: dict[str, tuple[str, Outcome]] = {
     "5xx": ("sending", Rejected(Reply(550, None, "", "rcpt"))),
     "no reply to the final dot": ("sending", Uncertain("", "relay")),
     "no connection, login refused or throttled": ("sending", Unavailable("unreachable", "")),
-    f"not sent within {HOLD_LIMIT_MS // 60_000} minutes": ("held", Lapsed()),
-    "template or data failed": ("held", Broken("")),
+    f"not sent within {HOLD_LIMIT_MS // 60_000} minutes": ("held", TimedOut()),
+    "template or data failed": ("held", Crashed("")),
 }
 # label, attempts made, end of the code's life, whether an uncertain mail may be sent again
 _CIRCUMSTANCES: list[tuple[str, int, int, bool]] = [

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from otp_stream.core.check_result import CheckResult, Report, check_certificate
 from otp_stream.core.masking import scrub
-from otp_stream.core.outcome import Trouble
+from otp_stream.core.outcome import UnavailableReason
 from otp_stream.relay.config import RelayConfig, RelayLimits
 from otp_stream.relay.envelope import Extensions
 from otp_stream.relay.handshake import Handshake
-from otp_stream.relay.wire import TroubleError, Wire
+from otp_stream.relay.wire import RelayUnavailableError, Wire
 from otp_stream.sockets import certificate_name
 
 _LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # a person waits, but a relay may delay its greeting
@@ -37,8 +37,8 @@ async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, lo
             return True
         wire, _ = await Handshake(config).open(Wire)
         await _quit(wire)
-    except TroubleError as error:
-        report(CheckResult("problem", _text(config, error), _fixes(config)[error.trouble]))
+    except RelayUnavailableError as error:
+        report(CheckResult("problem", _text(config, error), _fixes(config)[error.reason]))
         return False
     report(CheckResult("ok", f"{config.name}: the login is accepted"))
     return True
@@ -63,7 +63,7 @@ async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool
 
 
 async def _quit(wire: Wire) -> None:
-    with contextlib.suppress(TroubleError):  # a relay that does not answer QUIT may still accept mail
+    with contextlib.suppress(RelayUnavailableError):  # a relay that does not answer QUIT may still accept mail
         await wire.ask(b"QUIT\r\n", _LIMITS.quit_s)
     wire.transport.abort()
     await wire.closed
@@ -76,14 +76,14 @@ def _described(extensions: Extensions) -> str:
     return f"{size}, {'' if extensions.pipelining else 'no '}PIPELINING"
 
 
-def _text(config: RelayConfig, error: TroubleError) -> str:
+def _text(config: RelayConfig, error: RelayUnavailableError) -> str:
     user, password = config.user or "", config.password or ""
     tokens = [base64.b64encode(it.encode()).decode() for it in (user, password, f"\0{user}\0{password}")]
     text = scrub(str(error), *(secret for secret in (password, *tokens) if secret), user)
     return text if config.name in text else f"{config.name}: {text}"
 
 
-def _fixes(config: RelayConfig) -> Mapping[Trouble, str]:
+def _fixes(config: RelayConfig) -> Mapping[UnavailableReason, str]:
     starttls = ["-starttls", "smtp"] if config.tls == "starttls" else []
     name = certificate_name(config.host)
     openssl = ["openssl", "s_client", "-connect", config.name, "-servername", name, *starttls, "-showcerts"]

@@ -6,7 +6,7 @@ from typing import Literal, assert_never, get_args
 from .admission import Objection, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .greylisting import is_greylisting
-from .outcome import Accepted, Broken, Deferred, Lapsed, Outcome, Rejected, Reply, Unavailable, Uncertain
+from .outcome import Accepted, Crashed, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from .times import iso
 
 Ending = Literal["sent", "duplicate", "superseded"]
@@ -111,7 +111,7 @@ def decide(
             return Ack("sent")
         case Rejected(reply):
             return Dead("rejected", str(reply), attempts_made + 1, reply=reply)
-        case Broken(error):
+        case Crashed(error):
             return crashed(error, attempts_made)
         case Deferred(reply):
             greylisted = backoff.retry_greylisted and is_greylisting(reply)
@@ -125,7 +125,7 @@ def decide(
             return Dead("retries_exhausted", told, attempts_made + 1)
         case Unavailable():
             return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
-        case Lapsed():
+        case TimedOut():
             return _aside(attempts_made, now_ms, expires_ms, backoff)
         case _:
             assert_never(outcome)
@@ -155,7 +155,7 @@ def _aside(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -
         return expired(now_ms, expires_ms, attempts_made)
     rung_ms = backoff.longest_rung_ms(expires_ms - now_ms)
     if rung_ms is None:
-        return Dead("expired", "its turn never came, and the code expires before another wait ends", attempts_made)
+        return Dead("expired", "it was not sent in time, and the code expires before another wait ends", attempts_made)
     return Park(rung_ms)
 
 

@@ -149,6 +149,6 @@ def _gate(relay: RelayState) -> str:
         case "open":
             return f"{relay.name}: the gate is open"
         case "half_open":
-            return f"{relay.name}: probing after {relay.trouble}: {relay.error}"
+            return f"{relay.name}: probing after {relay.reason}: {relay.error}"
         case "closed":
-            return f"{relay.name}: the gate is closed, {relay.trouble}: {relay.error}"
+            return f"{relay.name}: the gate is closed, {relay.reason}: {relay.error}"

@@ -8,7 +8,7 @@ from .masking import WINDOW, cut, scrub
 Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
 """The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""
 
-Trouble = Literal["unreachable", "tls_failed", "login_refused", "sender_refused", "throttled"]
+UnavailableReason = Literal["unreachable", "tls_failed", "login_refused", "sender_refused", "throttled"]
 """Why a relay cannot take any job at present."""
 
 
@@ -75,9 +75,9 @@ class Uncertain:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """The relay is down, refuses our login or throttles us: no word about this job at all."""
+    """The relay is down, refuses our login or throttles us: nothing is known about this job."""
 
-    trouble: Trouble
+    reason: UnavailableReason
     error: str
     code: int | None = field(default=None, compare=False)
     """Of the reply that said so, where it was one to this mail."""
@@ -86,18 +86,18 @@ class Unavailable:
 
 
 @dataclass(frozen=True, slots=True)
-class Lapsed:
-    """The job's turn did not come before the moment up to which it could wait."""
+class TimedOut:
+    """The job was not sent before the deadline of its wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """Our own fault: a template or its data failed, or the code did."""
+class Crashed:
+    """Our fault: a template or its data failed, or the code did."""
 
     error: str
 
 
-Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | Lapsed | Broken
+Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | TimedOut | Crashed
 
 
 def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
@@ -105,9 +105,9 @@ def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
             return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets, limit=WINDOW)))
-        case Uncertain(error) | Unavailable(_, error) | Broken(error):
+        case Uncertain(error) | Unavailable(_, error) | Crashed(error):
             return replace(outcome, error=scrub(error, *secrets))
-        case Lapsed():
+        case TimedOut():
             return outcome
         case _:
             assert_never(outcome)

@@ -45,11 +45,11 @@ class Probed:
             case "connected":
                 return f"{name} is connected; no job waits, so the next one is the probe"
             case "refused":
-                return f"{name} still accepts no mail: {self.relay.trouble}: {self.relay.error}"
+                return f"{name} still accepts no mail: {self.relay.reason}: {self.relay.error}"
             case "no_answer":
                 return f"{name} has not answered yet; the probe is still running"
             case "too_soon":
                 wait = in_words(max(self.again_in_ms, 1))
-                return f"{name} was probed a moment ago ({self.relay.trouble}: {self.relay.error}): try again in {wait}"
+                return f"{name} was probed a moment ago ({self.relay.reason}: {self.relay.error}): try again in {wait}"
             case "not_needed":
                 return f"{name} accepts mail; there is nothing to probe"

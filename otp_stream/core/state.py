@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from .job import Lane
-from .outcome import Trouble
+from .outcome import UnavailableReason
 
 Gate = Literal["open", "half_open", "closed"]
 """Whether jobs may go to the relay: all of them, one as a probe, or none."""
@@ -27,10 +27,10 @@ class RelayState:
     gate: Gate = "open"
     since_ms: int = 0
     """When the gate took this state."""
-    trouble: Trouble | None = None
+    reason: UnavailableReason | None = None
     """Why the gate is not open."""
     error: str | None = None
-    """The last trouble's text, kept while the gate is not open."""
+    """The text of the last failure, kept while the gate is not open."""
     probe_ms: int | None = None
     """When the next probe goes out."""
     probing: bool = False

@@ -9,9 +9,9 @@ from otp_stream.core.outcome import Accepted, Outcome, Reply, Stage, Unavailable
 
 from .config import RelayConfig
 from .envelope import Envelopes, Extensions, wire_form
-from .reply import classify, is_session_limit, names_no_reason, out_of_step, to_reply, trouble_of
+from .reply import classify, is_session_limit, names_no_reason, out_of_step, to_reply, unavailable_reason
 from .turns import Turn
-from .wire import TroubleError, Wire
+from .wire import RelayUnavailableError, Wire
 
 _Step = Stage | Literal["rset", "quit"]
 
@@ -60,7 +60,7 @@ class Owner(Protocol):
         """The envelope that went ahead was in vain: nothing of this mail has left."""
         ...
 
-    def broke(self, connection: "Connection", turn: Turn | None, error: TroubleError) -> None:
+    def broke(self, connection: "Connection", turn: Turn | None, error: RelayUnavailableError) -> None:
         """The connection is gone, and `turn` with it if there was one."""
         ...
 
@@ -166,7 +166,7 @@ class Connection(Wire):
                 self._owner.refused_ahead()
                 self._take_back(self.turn, "the relay lost an envelope that was sent ahead")
             else:
-                self.break_off(TroubleError("unreachable", "no reply in time"))
+                self.break_off(RelayUnavailableError("unreachable", "no reply in time"))
         elif now - self._follows_from >= FOLLOW_S:
             self.recall()
 
@@ -191,7 +191,7 @@ class Connection(Wire):
             self._step(self._expected.popleft(), code, text)
             self.overdue_at = monotonic() + self._wait_s() if self._expected else None
 
-    def break_off(self, error: TroubleError) -> None:
+    def break_off(self, error: RelayUnavailableError) -> None:
         """End the connection at once and give the mail on it back."""
         if self.lost is not None:
             return
@@ -203,7 +203,7 @@ class Connection(Wire):
             self._owner.answered_ahead(taken=False)
         self.turn = self.following = None
         if turn is not None and self._expected:
-            error = TroubleError(error.trouble, f"{error} (at {self._expected[0].upper()})")
+            error = RelayUnavailableError(error.reason, f"{error} (at {self._expected[0].upper()})")
         if following is not None:
             self._owner.give_back(following)
         self._owner.broke(self, turn, error)
@@ -239,12 +239,12 @@ class Connection(Wire):
         self._owner.pipelined(works=False)
         if self.turn is not None:
             self.turn.withdrawn = True
-        self.break_off(TroubleError("unreachable", "the relay lost a pipelined command"))
+        self.break_off(RelayUnavailableError("unreachable", "the relay lost a pipelined command"))
 
     def _take_back(self, turn: Turn, why: str) -> None:
         """End the session, which is at fault: the mail goes over another one, with no attempt counted."""
         turn.withdrawn, turn.written, turn.refusal = True, False, None
-        self.break_off(TroubleError("unreachable", why))
+        self.break_off(RelayUnavailableError("unreachable", why))
 
     def _step(self, step: _Step, code: int, text: str) -> None:
         turn = self.turn
@@ -274,7 +274,7 @@ class Connection(Wire):
                 return
             if step == "mail" and self._is_stale(turn, reply):
                 turn.answered = False
-                self.break_off(TroubleError("unreachable", str(reply)))
+                self.break_off(RelayUnavailableError("unreachable", str(reply)))
                 return
             turn.refusal = turn.refusal or reply
         if self._pipelining:
@@ -304,11 +304,13 @@ class Connection(Wire):
         if ahead or self._is_session_limit(reply):
             self._take_back(turn, str(reply))
         else:
-            self.break_off(TroubleError("unreachable", f"a reply that does not fit: {reply}"))
+            self.break_off(RelayUnavailableError("unreachable", f"a reply that does not fit: {reply}"))
 
     def _is_stale(self, turn: Turn, reply: Reply) -> bool:
         # the relay gave the session up while it was idle, and says so when it is spoken to: another connection, once
-        return not self.fresh and not turn.losses and reply.code // 100 == 4 and trouble_of(reply) == "unreachable"
+        return (
+            not self.fresh and not turn.losses and reply.code // 100 == 4 and unavailable_reason(reply) == "unreachable"
+        )
 
     def _on_data(self, turn: Turn, code: int, text: str) -> None:
         if code != 354:
@@ -320,7 +322,7 @@ class Connection(Wire):
         if turn.refusal is not None and turn.refusal.stage == "mail":
             # whose transaction it waits in is not known: a lone dot could send an empty mail to another recipient
             self._end(turn, turn.refusal)
-            self.break_off(TroubleError("unreachable", "content is wanted after MAIL was refused"))
+            self.break_off(RelayUnavailableError("unreachable", "content is wanted after MAIL was refused"))
         elif turn.refusal is not None:
             # DATA was pipelined behind a refused RCPT, and the relay waits for content: a lone dot (RFC 2920 §3.1)
             self._say(b".\r\n", "body")
@@ -347,12 +349,12 @@ class Connection(Wire):
         else:
             # after DATA only the end of the connection takes a mail back
             turn.withdrawn = True
-            self.break_off(TroubleError("unreachable", "the job was taken back"))
+            self.break_off(RelayUnavailableError("unreachable", "the job was taken back"))
 
     def _go_on(self, *, accepted: bool) -> None:
         if self._in_vain:
             # after DATA only the end of the connection takes an envelope back
-            self.break_off(TroubleError("unreachable", "the mail behind was given back"))
+            self.break_off(RelayUnavailableError("unreachable", "the mail behind was given back"))
         elif self.following is not None:
             self.turn, self.following = self.following, None
             self._sent_ahead, self._accepted_before = True, accepted
@@ -386,9 +388,9 @@ class Connection(Wire):
         self.mails += 1
         self._refusals += not isinstance(outcome, Accepted)
         self._owner.ended(turn, outcome)
-        if isinstance(outcome, Unavailable) and outcome.trouble != "throttled":
+        if isinstance(outcome, Unavailable) and outcome.reason != "throttled":
             # a login that was withdrawn does not come back on the same connection
-            self.break_off(TroubleError(outcome.trouble, outcome.error))
+            self.break_off(RelayUnavailableError(outcome.reason, outcome.error))
 
     def _does_not_fit(self, turn: Turn, reply: Reply) -> None:
         turn.refusal = None
@@ -398,7 +400,7 @@ class Connection(Wire):
                 # the envelope behind the content may be what it is against
                 self._owner.refused_ahead()
                 turn.withdrawn = True
-        self.break_off(TroubleError("unreachable", f"a reply that does not fit: {reply}"))
+        self.break_off(RelayUnavailableError("unreachable", f"a reply that does not fit: {reply}"))
 
     def _reply(self, stage: Stage, code: int, text: str) -> Reply:
         mail = self.turn.mail if self.turn else None
@@ -420,11 +422,11 @@ class Connection(Wire):
             turn.withdrawn = True
         elif turn is not None and (turn.answered or self.fresh):
             self._end(turn, turn.refusal or reply)
-        self.break_off(TroubleError("unreachable", str(reply)))
+        self.break_off(RelayUnavailableError("unreachable", str(reply)))
 
     def _is_session_limit(self, reply: Reply) -> bool:
         """Whether the relay has had enough of this session, as after many refused recipients: a new one is welcome."""
-        after_refusals = reply.code == 421 and self._refusals > 0 and trouble_of(reply) == "unreachable"
+        after_refusals = reply.code == 421 and self._refusals > 0 and unavailable_reason(reply) == "unreachable"
         return self.mails > 0 and (after_refusals or is_session_limit(reply))
 
     def _between_mails(self, step: _Step, code: int) -> None:
@@ -432,4 +434,4 @@ class Connection(Wire):
             if not self._pipelining:
                 self._owner.free(self)
         else:
-            self.break_off(TroubleError("unreachable", f"the relay answered {code} to {step.upper()}"))
+            self.break_off(RelayUnavailableError("unreachable", f"the relay answered {code} to {step.upper()}"))

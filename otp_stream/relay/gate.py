@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from otp_stream.core.outcome import Trouble
+from otp_stream.core.outcome import UnavailableReason
 from otp_stream.core.state import Gate as GateState
 
 # First and longest pause, milliseconds. Somebody waits at a login page for a relay that comes back; a login is mended
 # by people, and repeated failures lock accounts.
-_PAUSES: dict[Trouble, tuple[int, int]] = {
+_PAUSES: dict[UnavailableReason, tuple[int, int]] = {
     "unreachable": (1_000, 5_000),
     "tls_failed": (1_000, 30_000),
     "throttled": (2_000, 30_000),
@@ -22,19 +22,19 @@ ON_REQUEST_MS = 5_000
 class Pauses:
     """Growing pauses between tries: each doubles the one before and is up to a quarter longer, up to a cap.
 
-    Another kind of trouble starts with its own shortest pause.
+    Each reason starts with its shortest pause.
     """
 
     def __init__(self, fraction: Callable[[], float]) -> None:
         self._fraction = fraction
         self._tries = 0
-        self._trouble: Trouble | None = None
+        self._reason: UnavailableReason | None = None
 
-    def next_ms(self, trouble: Trouble) -> int:
+    def next_ms(self, reason: UnavailableReason) -> int:
         """Return the pause after one more failure, milliseconds."""
-        first, cap = _PAUSES[trouble]
-        if trouble != self._trouble:
-            self._trouble, self._tries = trouble, 0
+        first, cap = _PAUSES[reason]
+        if reason != self._reason:
+            self._reason, self._tries = reason, 0
         pause = first << min(self._tries, 16)
         self._tries += 1
         return min(round(pause * (1 + _JITTER * self._fraction())), cap)
@@ -53,7 +53,7 @@ class Gate:
     def __init__(self, now_ms: int, fraction: Callable[[], float]) -> None:
         self.state: GateState = "open"
         self.since_ms = now_ms
-        self.trouble: Trouble | None = None
+        self.reason: UnavailableReason | None = None
         self.error: str | None = None
         self.probe_ms: int | None = None
         self.probing = False
@@ -64,15 +64,15 @@ class Gate:
         """Whether one more job may pass."""
         return self.state == "open" or (self.state == "half_open" and not self.probing)
 
-    def close(self, trouble: Trouble, error: str, now_ms: int, *, probe: bool = False) -> bool:
-        """Close after a trouble.
+    def close(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
+        """Close for a reason.
 
         What jobs that were already on the wire meet while the gate is not open says nothing new: only the probe counts.
         """
         if self.state == "closed" or (self.state == "half_open" and self.probing and not probe):
             return False
-        self.trouble, self.error, self.probing = trouble, error, False
-        self.probe_ms = now_ms + self._pauses.next_ms(trouble)
+        self.reason, self.error, self.probing = reason, error, False
+        self.probe_ms = now_ms + self._pauses.next_ms(reason)
         self._turn_to("closed", now_ms)
         return True
 
@@ -92,7 +92,7 @@ class Gate:
         """Open after the probe came through."""
         if self.state == "open":
             return False
-        self.trouble = self.error = self.probe_ms = None
+        self.reason = self.error = self.probe_ms = None
         self.probing = False
         self._pauses.reset()
         self._turn_to("open", now_ms)

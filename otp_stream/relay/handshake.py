@@ -18,8 +18,8 @@ from otp_stream.sockets import Addresses, certificate_name
 from .config import RelayConfig
 from .envelope import Extensions
 from .parser import Answer
-from .reply import refusal, to_reply
-from .wire import TroubleError, Wire
+from .reply import handshake_reason, to_reply
+from .wire import RelayUnavailableError, Wire
 
 W = TypeVar("W", bound=Wire)
 
@@ -46,7 +46,7 @@ class Handshake:
         self._addresses = Addresses()
 
     async def open(self, make: Callable[[], W]) -> tuple[W, Extensions]:
-        """Return a connection that is ready for MAIL, and what the relay offers. Raises `TroubleError`."""
+        """Return a connection that is ready for MAIL, and what the relay offers. Raises `RelayUnavailableError`."""
         await self._prepare()
         wire = await self._connect(make)
         address = wire.transport.get_extra_info("peername")
@@ -55,7 +55,7 @@ class Handshake:
             self._addresses.succeeded(address)
             return wire, offers
         except BaseException as error:
-            if isinstance(error, TroubleError):
+            if isinstance(error, RelayUnavailableError):
                 self._addresses.failed(address)
             wire.transport.abort()
             await asyncio.sleep(0)  # the socket is closed in the next round of the loop
@@ -64,7 +64,7 @@ class Handshake:
     async def _prepare(self) -> None:
         config = self._config
         if config.user is not None and config.tls == "none" and not is_loopback(config.host):
-            raise TroubleError(
+            raise RelayUnavailableError(
                 "tls_failed", "SMTP_TLS=none: a login goes out without TLS to loopback only; use starttls or implicit"
             )
         if self._context is None and config.tls != "none":
@@ -103,12 +103,12 @@ class Handshake:
     async def _ask(self, wire: Wire, command: bytes, stage: Stage, *wanted: int) -> Answer:
         try:
             answer = await wire.ask(command, self._config.limits.handshake_s)
-        except TroubleError as error:
+        except RelayUnavailableError as error:
             hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
-            raise TroubleError(error.trouble, f"{error} (at {stage.upper()}){hint}") from None
+            raise RelayUnavailableError(error.reason, f"{error} (at {stage.upper()}){hint}") from None
         if wanted and answer[0] not in wanted:
             reply = to_reply(answer, stage)
-            raise TroubleError(refusal(reply), str(reply))
+            raise RelayUnavailableError(handshake_reason(reply), str(reply))
         return answer
 
     async def _ehlo(self, wire: Wire) -> Extensions:
@@ -121,20 +121,20 @@ class Handshake:
 
     async def _start_tls(self, wire: Wire, offers: Extensions) -> None:
         if not offers.starttls or self._context is None:
-            raise TroubleError(
+            raise RelayUnavailableError(
                 "tls_failed", "the relay does not offer STARTTLS; use the port that does, or SMTP_TLS=implicit"
             )
         await self._ask(wire, b"STARTTLS\r\n", "tls", 220)
         if not wire.quiet():
             # sent in the clear, to be taken for the relay's word under TLS (CVE-2011-0411)
-            raise TroubleError("tls_failed", "the relay's side sent more than its answer to STARTTLS")
+            raise RelayUnavailableError("tls_failed", "the relay's side sent more than its answer to STARTTLS")
         loop = asyncio.get_running_loop()
         with _named("tls", self._config):
             async with asyncio.timeout(self._config.limits.handshake_s):
                 name = certificate_name(self._config.host)
                 transport = await loop.start_tls(wire.transport, wire, self._context, server_hostname=name)
         if transport is None:
-            raise TroubleError("tls_failed", "the connection was lost (at TLS)")
+            raise RelayUnavailableError("tls_failed", "the connection was lost (at TLS)")
         wire.transport = transport
 
     async def _login(self, wire: Wire, offers: Extensions, user: str, password: str) -> None:
@@ -142,7 +142,7 @@ class Handshake:
         mechanisms = [it for it in _MECHANISMS if it in offers.logins]
         if not mechanisms:
             offered = ", ".join(sorted(offers.logins)) or "none"
-            raise TroubleError(
+            raise RelayUnavailableError(
                 "login_refused",
                 f"the relay offers no login by {', '.join(_MECHANISMS)} (it offers {offered}); see SMTP_AUTH",
             )
@@ -156,7 +156,7 @@ class Handshake:
         for mechanism in mechanisms:
             try:
                 code, text = await self._authenticate(wire, mechanism, user, password)
-            except TroubleError:
+            except RelayUnavailableError:
                 if refused is None:
                     raise
                 break  # the relay hung up after the refusal: the next connection tries the next mechanism
@@ -166,7 +166,7 @@ class Handshake:
             reply = to_reply((code, text), "auth")
             if code // 100 == 4 and mechanism == self._mechanism:
                 # it has worked before: "not now" is no news of it
-                raise TroubleError(refusal(reply), str(reply))
+                raise RelayUnavailableError(handshake_reason(reply), str(reply))
             refused = refused if refused and refused.code == _BAD_CREDENTIALS else reply
             credentials += code == _BAD_CREDENTIALS
             if code not in _TRY_THE_NEXT or credentials >= _MOST_FAILED_LOGINS:
@@ -174,7 +174,7 @@ class Handshake:
         assert refused is not None  # noqa: S101 - told to the type checker only: there was a mechanism
         self._mechanism = None
         self._refused_logins += 1
-        raise TroubleError(refusal(refused), str(refused))
+        raise RelayUnavailableError(handshake_reason(refused), str(refused))
 
     async def _authenticate(self, wire: Wire, mechanism: str, user: str, password: str) -> Answer:
         """Return the relay's last answer."""
@@ -192,7 +192,7 @@ class Handshake:
                     response = _cram_md5(answer[1], user, password)
             answer = await self._ask(wire, response + b"\r\n", "auth")
         if answer[0] == 334:
-            raise TroubleError("login_refused", "the relay asked for more than user and password (at AUTH)")
+            raise RelayUnavailableError("login_refused", "the relay asked for more than user and password (at AUTH)")
         return answer
 
 
@@ -221,29 +221,33 @@ def _tls_context(config: RelayConfig) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=config.ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise TroubleError("tls_failed", f"SMTP_CA_FILE cannot be read: {type(error).__name__}") from None
+        raise RelayUnavailableError("tls_failed", f"SMTP_CA_FILE cannot be read: {type(error).__name__}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
 @contextmanager
 def _named(stage: Stage, config: RelayConfig) -> Generator[None]:
-    """Turn what the network and TLS raise into a trouble that says what to mend."""
+    """Turn what the network and TLS raise into a reason that tells the operator what to fix."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
-        raise TroubleError("tls_failed", _certificate_text(error, config)) from None
+        raise RelayUnavailableError("tls_failed", _certificate_text(error, config)) from None
     except ssl.SSLError as error:
         hint = "; does this port want SMTP_TLS=starttls?" if config.tls == "implicit" else ""
-        raise TroubleError("tls_failed", f"TLS failed: {error.reason or type(error).__name__}{hint}") from None
+        raise RelayUnavailableError("tls_failed", f"TLS failed: {error.reason or type(error).__name__}{hint}") from None
     except TimeoutError:
-        raise TroubleError("unreachable", f"{config.name}: no connection in time (at {stage.upper()})") from None
+        raise RelayUnavailableError(
+            "unreachable", f"{config.name}: no connection in time (at {stage.upper()})"
+        ) from None
     except socket.gaierror:
-        raise TroubleError("unreachable", f"the name {config.host} is not known to DNS; check SMTP_HOST") from None
+        raise RelayUnavailableError(
+            "unreachable", f"the name {config.host} is not known to DNS; check SMTP_HOST"
+        ) from None
     except OSError as error:
         why = error.strerror or type(error).__name__
-        trouble = "tls_failed" if stage == "tls" else "unreachable"
-        raise TroubleError(trouble, f"{config.name}: {why} (at {stage.upper()})") from None
+        reason = "tls_failed" if stage == "tls" else "unreachable"
+        raise RelayUnavailableError(reason, f"{config.name}: {why} (at {stage.upper()})") from None
 
 
 def _certificate_text(error: ssl.SSLCertVerificationError, config: RelayConfig) -> str:

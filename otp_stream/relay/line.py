@@ -17,7 +17,7 @@ from .pool import Pool
 from .rate import Rate
 from .reply import classify
 from .turns import URGENT, Turn, Turns
-from .wire import TroubleError
+from .wire import RelayUnavailableError
 
 STALLED_S = 10.0
 """A relay that has work and gives no answer for so long is passed by, where there is another."""
@@ -99,7 +99,7 @@ class Line:
         self._replies: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()
         """Replies to a mail that were about every mail: none was taken with them."""
-        self._in_trouble: set[str] = set()
+        self._failed_recipients: set[str] = set()
         """Recipients whose mail failed since the circuit breaker opened: the next probe is for another recipient."""
         self._closer: str | None = None
         """The recipient whose mail closed the gate."""
@@ -113,7 +113,7 @@ class Line:
             name=self.config.name,
             gate=gate.state,
             since_ms=gate.since_ms,
-            trouble=gate.trouble,
+            reason=gate.reason,
             error=gate.error,
             probe_ms=gate.probe_ms,
             probing=self.probing,
@@ -241,7 +241,7 @@ class Line:
             self._refusals[outcome.code] += 1
         self._off_the_wire(turn, outcome)
 
-    def broke(self, connection: Connection, turn: Turn | None, error: TroubleError) -> None:
+    def broke(self, connection: Connection, turn: Turn | None, error: RelayUnavailableError) -> None:
         """Decide what a lost connection means for the mail that was on it."""
         self._heard_at = monotonic()
         self.pool.forget(connection)
@@ -264,19 +264,19 @@ class Line:
             turn.probe = False
             self._dispatcher.push(turn)
         else:
-            self._off_the_wire(turn, Unavailable(error.trouble, str(error)))
+            self._off_the_wire(turn, Unavailable(error.reason, str(error)))
         self._dispatcher.serve()
 
-    def unopened(self, error: TroubleError) -> None:
+    def unopened(self, error: RelayUnavailableError) -> None:
         """Close the gate when no connection can be had; while others work or may do, only stop growing for a while."""
-        if self.pool.open or (error.trouble in {"throttled", "unreachable"} and self.pool.opening):
-            self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.trouble)
+        if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
+            self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
         turn = self._dispatcher.next_for(self, urgent_only=False)
         text = scrub(str(error), self.config.password or "")  # a relay may quote the login
-        if self.gate.close(error.trouble, text, self._now_ms()):
+        if self.gate.close(error.reason, text, self._now_ms()):
             if turn is not None:
-                turn.end(Unavailable(error.trouble, text))
+                turn.end(Unavailable(error.reason, text))
             self._gate_changed()
         elif turn is not None:
             self._dispatcher.push(turn)
@@ -301,7 +301,7 @@ class Line:
         # behind an ordinary mail another one takes no more connections than there are taken
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
         turn = self._dispatcher.next_for(self, urgent_only=urgent_only)
-        if turn is not None and self.gate.state == "half_open" and turn.mail.recipient in self._in_trouble:
+        if turn is not None and self.gate.state == "half_open" and turn.mail.recipient in self._failed_recipients:
             turn = self._untried(turn, urgent_only=urgent_only)
         if limited and turn is not None:
             self.rate.use(monotonic())
@@ -315,12 +315,12 @@ class Line:
             other = self._dispatcher.next_for(self, urgent_only=urgent_only)
             if other is None:
                 break
-            if other.mail.recipient in self._in_trouble:
+            if other.mail.recipient in self._failed_recipients:
                 passed.append(other)
             else:
                 found = other
         if found is None:
-            self._in_trouble.clear()  # each of them in turn
+            self._failed_recipients.clear()  # each of them in turn
             found = passed.pop(0)
         for other in passed:
             self._dispatcher.push(other)
@@ -346,15 +346,15 @@ class Line:
             case Unavailable(_, error) if self._is_alone_with(turn, outcome):
                 # everybody else's mail is taken: one address must not hold up all of them
                 outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
-            case Unavailable(trouble, error):
+            case Unavailable(reason, error):
                 # where the gate is told of, nobody knows whose secrets these words may hold
-                changed = self.gate.close(trouble, scrub(error, *turn.mail.secrets), now_ms, probe=turn.probe)
-                self._in_trouble.add(recipient)
+                changed = self.gate.close(reason, scrub(error, *turn.mail.secrets), now_ms, probe=turn.probe)
+                self._failed_recipients.add(recipient)
                 if changed:
                     self._closer = recipient
-                    if trouble == "throttled":
+                    if reason == "throttled":
                         self.pace.throttled()
-                    if turn.probe or (trouble == "unreachable" and outcome.code not in {None, 421}):
+                    if turn.probe or (reason == "unreachable" and outcome.code not in {None, 421}):
                         # it refuses all mail and ends no session: it may take mail in a new one only
                         self.pool.renew()
             case Uncertain(error) if turn.probe:
@@ -374,8 +374,8 @@ class Line:
         return self._offences[turn.mail.recipient] >= _OFFENCES and outcome.stage != "mail" and not turn.probe
 
     def _gate_changed(self) -> None:
-        if self.gate.state == "open" or len(self._in_trouble) > _REMEMBERED:
-            self._in_trouble.clear()
+        if self.gate.state == "open" or len(self._failed_recipients) > _REMEMBERED:
+            self._failed_recipients.clear()
         if self.gate.state == "closed":
             self.rate.hold(monotonic())
         else:

@@ -8,7 +8,7 @@ from typing import Protocol
 from .config import RelayConfig
 from .connection import Connection, Owner
 from .handshake import Handshake
-from .wire import TroubleError
+from .wire import RelayUnavailableError
 
 _ALONE_S = 3.0
 """How long the first login is tried alone: a wrong password makes one failed login, not as many as connections."""
@@ -17,7 +17,7 @@ _ALONE_S = 3.0
 class PoolOwner(Owner, Protocol):
     """Who gives the pool's connections their work."""
 
-    def unopened(self, error: TroubleError) -> None:
+    def unopened(self, error: RelayUnavailableError) -> None:
         """No connection could be set up."""
         ...
 
@@ -76,7 +76,7 @@ class Pool:
             connection, offers = await self._handshake.open(lambda: Connection(self._owner, self._config))
             if connection.lost is not None:
                 raise connection.lost
-        except TroubleError as error:
+        except RelayUnavailableError as error:
             self._done_opening()
             self._owner.unopened(error)
             return
@@ -151,7 +151,7 @@ class Pool:
         if everything:
             await asyncio.wait(everything, timeout=grace_s)
         for connection in self.open | self._leaving:
-            connection.break_off(TroubleError("unreachable", "the worker is stopping"))
+            connection.break_off(RelayUnavailableError("unreachable", "the worker is stopping"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await asyncio.gather(*self._opening, *everything, return_exceptions=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from otp_stream import clock
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Lapsed, Outcome
+from otp_stream.core.outcome import Outcome, TimedOut
 from otp_stream.core.probe import Probed
 from otp_stream.core.state import RelayState
 from otp_stream.telemetry_errors import observe
@@ -85,7 +85,7 @@ class SmtpRelay:
         """Wait for a turn (none while every gate is closed), then send, once.
 
         `rank` is 0 to 3, most urgent first; within a rank the lane `due` and the rest alternate, each by `expires_ms`.
-        Returns `Lapsed` when no turn came before `deadline_ms`, or when it came and `wanted` said no: a job that
+        Returns `TimedOut` when no turn came before `deadline_ms`, or when it came and `wanted` said no: a job that
         another worker has by now must not be sent twice. Times are milliseconds since 1970. `prefer` names the relay
         that may have this mail already: it is asked first, as long as its gate is not closed, because it can know the
         copy by its Message-ID. A call that is cancelled gives its place up; a mail whose content has left goes on.
@@ -126,7 +126,7 @@ class SmtpRelay:
         """End the wait of mails that are not `wanted` any more, whether or not their turn would come."""
         for turns in self._all_turns():
             for turn in turns.unwanted():
-                turn.end(Lapsed())
+                turn.end(TimedOut())
 
     def finish(self) -> None:
         """Give no more turns: calls that wait for one are cancelled, mails on the wire go on to their end."""
@@ -178,7 +178,7 @@ class SmtpRelay:
             while turn := turns.take(urgent_only=urgent_only):
                 if self._now_ms() < turn.deadline_ms and turn.wanted():
                     return turn
-                turn.end(Lapsed())
+                turn.end(TimedOut())
         return None
 
     def wants(self, turn: Turn) -> bool:
@@ -227,7 +227,7 @@ class SmtpRelay:
         now_ms = self._now_ms()
         for turns in self._all_turns():
             for turn in turns.lapsed(now_ms):
-                turn.end(Lapsed())
+                turn.end(TimedOut())
         for line in self._lines:
             line.pulse()
             if line.stalled:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from otp_stream.core.greylisting import asks_for_later, is_of_an_unknown_sender
 from otp_stream.core.masking import SHOWN, WINDOW, scrub
-from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Trouble, Unavailable
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Unavailable, UnavailableReason
 
 from . import reply_words as words
 from .parser import Answer
@@ -83,8 +83,8 @@ def classify(reply: Reply) -> Outcome | None:
         return Accepted(reply)
     if kind not in {4, 5}:
         return None
-    if trouble := trouble_of(reply):
-        return Unavailable(trouble, str(reply), reply.code, reply.stage)
+    if reason := unavailable_reason(reply):
+        return Unavailable(reason, str(reply), reply.code, reply.stage)
     if out_of_step(reply):
         return None
     return Rejected(reply) if kind == 5 else Deferred(reply)
@@ -92,12 +92,14 @@ def classify(reply: Reply) -> Outcome | None:
 
 def out_of_step(reply: Reply) -> bool:
     """Return whether the relay did not expect the command (RFC 5321 §4.3.2): about the session, not the recipient."""
-    return _is_out_of_step(reply) and reply.stage in {"mail", "rcpt", "data", "body"} and trouble_of(reply) is None
+    return (
+        _is_out_of_step(reply) and reply.stage in {"mail", "rcpt", "data", "body"} and unavailable_reason(reply) is None
+    )
 
 
 def names_no_reason(reply: Reply) -> bool:
     """Return whether MAIL was refused with nothing said of the sender, the account or the message."""
-    by_default = reply.stage == "mail" and trouble_of(reply) in {"sender_refused", "unreachable"}
+    by_default = reply.stage == "mail" and unavailable_reason(reply) in {"sender_refused", "unreachable"}
     return by_default and _of_account(reply, reply.enhanced or "") is None
 
 
@@ -107,16 +109,16 @@ def is_session_limit(reply: Reply) -> bool:
     return reply.code // 100 in {4, 5} and bool(ended or words.SESSION.search(reply.text))
 
 
-def trouble_of(reply: Reply) -> Trouble | None:
-    """Return the trouble that concerns every job; `None` where the reply is about one recipient or message."""
+def unavailable_reason(reply: Reply) -> UnavailableReason | None:
+    """Return why no mail can be sent now; `None` where the reply is about one recipient or message."""
     status = reply.enhanced or ""
     if reply.stage in _OF_A_MAIL:
         if _is_for_our_address(reply, status):
             return _of_tls_or_login(reply, status) or _of_our_address(reply.text)
         if _is_for_one_mail(reply, status):
             return None
-    if trouble := _of_tls_or_login(reply, status):
-        return trouble
+    if reason := _of_tls_or_login(reply, status):
+        return reason
     if reply.stage == "mail":
         return _of_mail_from(reply, status)
     if reply.stage in _OF_A_MAIL and status[2:] in _RECIPIENT_STATUS:
@@ -124,10 +126,10 @@ def trouble_of(reply: Reply) -> Trouble | None:
     return _of_account(reply, status) or ("unreachable" if _is_closed(reply, status) else None)
 
 
-def refusal(reply: Reply) -> Trouble:
-    """Return the trouble that a refusal before the first MAIL means: there is no job yet that it could be about."""
-    if trouble := trouble_of(reply):
-        return trouble
+def handshake_reason(reply: Reply) -> UnavailableReason:
+    """Return what a refusal before the first MAIL means: there is no job yet that it could be about."""
+    if reason := unavailable_reason(reply):
+        return reason
     match reply.stage:
         case "auth":
             return "login_refused"
@@ -137,7 +139,7 @@ def refusal(reply: Reply) -> Trouble:
             return "unreachable"
 
 
-def _of_tls_or_login(reply: Reply, status: str) -> Trouble | None:
+def _of_tls_or_login(reply: Reply, status: str) -> UnavailableReason | None:
     text = reply.text
     if words.STARTTLS.search(text) or (reply.code in _LOGIN_CODES and "starttls" in text.lower()):
         return "tls_failed"
@@ -185,7 +187,7 @@ def _is_for_our_address(reply: Reply, status: str) -> bool:
     return not of_recipient or words.OUR_ADDRESS.search(text) is not None
 
 
-def _of_our_address(text: str) -> Trouble:
+def _of_our_address(text: str) -> UnavailableReason:
     limited = words.QUOTA.search(text) or words.SENDER_QUOTA.search(text) or words.LIMITED.search(text)
     return "throttled" if limited and not words.OUR_DOMAIN.search(text) else "sender_refused"
 
@@ -218,12 +220,12 @@ def _asks_for_login(reply: Reply) -> bool:
     return bool(words.LOGIN.search(reply.text)) and not words.NO_LOGIN.search(reply.text)
 
 
-def _of_mail_from(reply: Reply, status: str) -> Trouble | None:
+def _of_mail_from(reply: Reply, status: str) -> UnavailableReason | None:
     """MAIL names no recipient: what is not about the message's size or encoding is about all mail of this sender."""
     if _ABOUT_THE_MESSAGE.fullmatch(status) or (not status and _of_message(reply)):
         return None
-    if trouble := _of_account(reply, status):
-        return trouble
+    if reason := _of_account(reply, status):
+        return reason
     if _is_out_of_step(reply):
         return None
     if words.QUOTA.search(reply.text):
@@ -238,8 +240,8 @@ def _of_message(reply: Reply) -> bool:
     return reply.code // 100 == 5 and size.search(reply.text) is not None
 
 
-def _of_account(reply: Reply, status: str) -> Trouble | None:
-    """Return the trouble where the reply is about our account's quota or rate, our sender address or our host."""
+def _of_account(reply: Reply, status: str) -> UnavailableReason | None:
+    """Return the reason where the reply is about our account's quota or rate, our sender address or our host."""
     text, subject = reply.text.replace("\u2019", "'"), status[2:4]
     if _QUOTA_STATUS.fullmatch(status) or words.RELAYED.search(text):
         return "throttled"

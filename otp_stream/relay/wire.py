@@ -6,7 +6,7 @@ import socket
 from collections import deque
 from typing import cast
 
-from otp_stream.core.outcome import Trouble
+from otp_stream.core.outcome import UnavailableReason
 
 from .parser import Answer, GarbageError, ReplyParser
 
@@ -15,12 +15,12 @@ from .parser import Answer, GarbageError, ReplyParser
 _DEAD_PEER_MS = 20_000
 
 
-class TroubleError(Exception):
+class RelayUnavailableError(Exception):
     """The relay cannot take any job at present; the text is for an operator and holds no secret."""
 
-    def __init__(self, trouble: Trouble, text: str) -> None:
+    def __init__(self, reason: UnavailableReason, text: str) -> None:
         super().__init__(text)
-        self.trouble: Trouble = trouble
+        self.reason: UnavailableReason = reason
 
 
 class Wire(asyncio.Protocol):
@@ -30,7 +30,7 @@ class Wire(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.parser = ReplyParser()
-        self.lost: TroubleError | None = None
+        self.lost: RelayUnavailableError | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers: deque[Answer] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -55,12 +55,12 @@ class Wire(asyncio.Protocol):
             if self.lost is None:
                 self.hear(code, text)
         if garbage is not None:
-            self.break_off(TroubleError("unreachable", str(garbage)))
+            self.break_off(RelayUnavailableError("unreachable", str(garbage)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits for a reply."""
         why = f": {type(exc).__name__}" if exc else ""
-        self.break_off(TroubleError("unreachable", f"the connection was lost{why}"))
+        self.break_off(RelayUnavailableError("unreachable", f"the connection was lost{why}"))
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -69,7 +69,7 @@ class Wire(asyncio.Protocol):
         self._answers.append((code, text))
         self._wake()
 
-    def break_off(self, error: TroubleError) -> None:
+    def break_off(self, error: RelayUnavailableError) -> None:
         """End the connection at once, for the first reason given."""
         if self.lost is None:
             self.lost = error
@@ -77,7 +77,7 @@ class Wire(asyncio.Protocol):
             self.transport.abort()
 
     async def ask(self, command: bytes, timeout_s: float) -> Answer:
-        """Send a command (nothing, to await the greeting) and return the reply. Raises `TroubleError`."""
+        """Send a command (nothing, to await the greeting) and return the reply. Raises `RelayUnavailableError`."""
         if command:
             self.transport.write(command)
         try:
@@ -86,10 +86,10 @@ class Wire(asyncio.Protocol):
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
         except TimeoutError:
-            raise TroubleError("unreachable", f"no answer within {timeout_s:g} s") from None
+            raise RelayUnavailableError("unreachable", f"no answer within {timeout_s:g} s") from None
         if self._answers:
             return self._answers.popleft()
-        raise self.lost or TroubleError("unreachable", "the connection was lost")
+        raise self.lost or RelayUnavailableError("unreachable", "the connection was lost")
 
     def quiet(self) -> bool:
         """Whether nothing has come that was not asked for."""

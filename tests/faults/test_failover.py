@@ -95,7 +95,7 @@ async def test_with_both_down_jobs_wait_for_whichever_comes_back(
     await second.stop()
     worker = await begin(stage, second)
     await ledger.publish(JOBS)
-    await worker.wait_log(f'"relay":"127.0.0.1:{second.port}","trouble":"unreachable"')
+    await worker.wait_log(f'"relay":"127.0.0.1:{second.port}","reason":"unreachable"')
     await second.start()
     ledger.mended()
     await ledger.balance()

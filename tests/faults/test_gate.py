@@ -80,7 +80,7 @@ async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage
     worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
     await worker.start()
     await ledger.publish(JOBS)
-    await worker.wait_log('"trouble":"throttled"')
+    await worker.wait_log('"reason":"throttled"')
 
     async def answered() -> bool:
         return await worker.metric(f'otp_relay_sends_in_flight{{relay="127.0.0.1:{stage.relay.port}"}}') == 0

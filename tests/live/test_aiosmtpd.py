@@ -83,7 +83,7 @@ async def test_a_wrong_password_closes_the_gate_and_costs_no_attempt(stage: Stag
         }
         worker = await stage.run(**env, SMTP_USER="otp", SMTP_PASS="wrong")
         await stage.rabbit.publish(job())
-        await worker.wait_log('"trouble":"login_refused"')
+        await worker.wait_log('"reason":"login_refused"')
         assert (await worker.get("/readyz"))[0] == 503
         await worker.stop()
         assert not mailbox.mails

@@ -25,7 +25,7 @@ from smtp_relay import (
 )
 
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.relay import RelayLimits
 from otp_stream.relay import connection as connection_module
 from otp_stream.relay.gate import Pauses
@@ -128,7 +128,7 @@ async def test_a_mail_behind_another_is_asked_once_more_whether_it_is_wanted(rel
         await relay.wait(lambda: relay.commands().count("MAIL") == 2, "second envelope")
         wanted = False
         assert isinstance(await first, Accepted)
-        assert isinstance(await second, Lapsed)
+        assert isinstance(await second, TimedOut)
     assert [mail.recipient for mail in relay.accepted] == ["first@example.com"]
 
 
@@ -173,7 +173,7 @@ async def test_a_refusal_of_our_own_address_is_about_its_mail_only_where_it_is_t
         outcome = await send(smtp, who)
         if who == "user@example.com":
             assert isinstance(outcome, Unavailable)
-            assert outcome.trouble == "sender_refused"
+            assert outcome.reason == "sender_refused"
         else:
             assert isinstance(outcome, Rejected)
             assert smtp.look()[0].gate == "open"
@@ -231,7 +231,7 @@ async def test_a_fresh_connection_lost_before_the_final_dot_is_the_relay_s_troub
     async with client(relay, limits=limits) as smtp:
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
-        assert outcome.trouble == "unreachable"
+        assert outcome.reason == "unreachable"
         assert smtp.look()[0].gate == "closed"
     assert relay.accepted == []
 
@@ -411,7 +411,7 @@ async def test_a_job_whose_turn_does_not_come_lapses_at_its_deadline(relay: Scri
         on_wire = asyncio.create_task(send(smtp))
         await relay.wait(lambda: smtp.look()[0].sending == 1, "mail on the wire")
         begun = time.monotonic()
-        assert await send(smtp, life_ms=200) == Lapsed()
+        assert await send(smtp, life_ms=200) == TimedOut()
         assert 0.15 < time.monotonic() - begun < 3
         relay.cut()
         assert isinstance(await on_wire, Uncertain)
@@ -419,7 +419,7 @@ async def test_a_job_whose_turn_does_not_come_lapses_at_its_deadline(relay: Scri
 
 async def test_a_job_past_its_deadline_is_never_offered_to_the_relay(relay: ScriptedRelay):
     async with client(relay) as smtp:
-        assert await send(smtp, life_ms=0) == Lapsed()
+        assert await send(smtp, life_ms=0) == TimedOut()
         await send(smtp)
     assert len(relay.accepted) == 1
 
@@ -428,7 +428,7 @@ async def test_a_job_past_its_deadline_is_never_offered_to_the_relay(relay: Scri
 async def test_a_code_that_expires_while_the_relay_thinks_is_not_sent(relay: ScriptedRelay, step: str):
     relay.then(step, Act(delay_s=0.5))
     async with client(relay) as smtp:
-        assert await send(smtp, life_ms=250) == Lapsed()
+        assert await send(smtp, life_ms=250) == TimedOut()
         assert isinstance(await send(smtp), Accepted)
     assert len(relay.accepted) == 1
 
@@ -508,7 +508,7 @@ async def test_a_mail_that_is_no_longer_wanted_when_its_turn_comes_is_not_sent()
             deadline_ms=ends,
             wanted=lambda: False,
         )
-        assert outcome == Lapsed()
+        assert outcome == TimedOut()
         assert "MAIL" not in relay.commands()
 
 
@@ -776,7 +776,7 @@ async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_kept_bac
         await connection.reply("250 first", *ACCEPTS)
         await connection.expect_end()
         assert isinstance(await first, Accepted)
-        assert await second == Lapsed()
+        assert await second == TimedOut()
         assert smtp.look()[0].sending == 0
 
 
@@ -1076,7 +1076,7 @@ async def test_a_relay_that_is_out_of_step_rejects_no_job(
     async with client(relay) as smtp:
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
-        assert outcome.trouble == "unreachable"
+        assert outcome.reason == "unreachable"
         assert isinstance(await send(smtp), Accepted)
     assert len(relay.accepted) == 1
     assert relay.contents == 1 + (step == "body")
@@ -1109,4 +1109,4 @@ async def test_a_relay_that_asks_for_a_login_by_503_says_so(relay: ScriptedRelay
     async with client(relay) as smtp:
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
-        assert outcome.trouble == "login_refused"
+        assert outcome.reason == "login_refused"

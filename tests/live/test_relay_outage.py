@@ -25,7 +25,7 @@ from smtp_relay import (
 )
 
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
 from otp_stream.relay import RelayLimits, SmtpRelay
 from otp_stream.relay import connection as connection_module
@@ -64,7 +64,7 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     jobs = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(50)]
     await relay.wait(lambda: changes.gates().count("closed") >= 2, "second failed probe")
     await relay.wait(lambda: smtp.look()[0].waiting == 50, "all jobs behind the gate")
-    assert smtp.look()[0].trouble == "unreachable"
+    assert smtp.look()[0].reason == "unreachable"
     assert not any(job.done() for job in jobs)
     await relay.start()
     ended = await asyncio.gather(*jobs)
@@ -74,7 +74,7 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     assert len({mail.recipient for mail in relay.accepted}) == len(relay.accepted) == 50
     assert changes.gates()[-2:] == ["half_open", "open"]
     state = smtp.look()[0]
-    assert (state.gate, state.trouble, state.error, state.probe_ms, state.waiting) == ("open", None, None, None, 0)
+    assert (state.gate, state.reason, state.error, state.probe_ms, state.waiting) == ("open", None, None, None, 0)
     await smtp.close()
 
 
@@ -109,7 +109,7 @@ async def test_a_requested_probe_lets_jobs_go_at_once(relay: ScriptedRelay):
     smtp, jobs = await refused(relay, clock, 20)
     before = relay.connections
     [still] = await smtp.probe()
-    assert (still.result, still.relay.trouble) == ("refused", "login_refused")
+    assert (still.result, still.relay.reason) == ("refused", "login_refused")
     assert relay.connections == before + 1
     [again] = await smtp.probe()
     assert again.result == "too_soon"
@@ -228,7 +228,7 @@ async def test_throttling_holds_all_back_and_keeps_the_connection(relay: Scripte
     async with client(relay, pool_size=1) as smtp:
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
-        assert outcome.trouble == "throttled"
+        assert outcome.reason == "throttled"
         begun = time.monotonic()
         assert isinstance(await send(smtp), Accepted)
         assert time.monotonic() - begun >= 1.9
@@ -308,7 +308,7 @@ async def test_jobs_lapse_behind_a_closed_gate(relay: ScriptedRelay):
     async with client(relay) as smtp:
         assert isinstance(await send(smtp), Unavailable)
         begun = now_ms()
-        assert await send(smtp, life_ms=200) == Lapsed()
+        assert await send(smtp, life_ms=200) == TimedOut()
         assert now_ms() - begun < 900
         assert smtp.look()[0].waiting == 0
 
@@ -690,7 +690,7 @@ async def test_a_code_that_waits_for_one_relay_lapses_at_its_deadline_and_is_rec
     on_wire = [asyncio.create_task(pair.send(f"wire{at}", prefer=pair.second)) for at in range(2)]
     await pair.second.wait(lambda: pair.second.contents == 2, "two mails on the wire")
     begun = now_ms()
-    assert await pair.send("late", prefer=pair.second, life_ms=300) == Lapsed()
+    assert await pair.send("late", prefer=pair.second, life_ms=300) == TimedOut()
     assert now_ms() - begun < 3_000
     ends, wanted = now_ms() + 60_000, True
     rechecked = asyncio.create_task(
@@ -703,7 +703,7 @@ async def test_a_code_that_waits_for_one_relay_lapses_at_its_deadline_and_is_rec
     wanted = False
     pair.smtp.recheck()
     async with asyncio.timeout(1):
-        assert await rechecked == Lapsed()
+        assert await rechecked == TimedOut()
     stopped = asyncio.create_task(pair.send("stopped", prefer=pair.second))
     await until(lambda: pair.smtp.look()[1].waiting == 1, "job for the second relay")
     pair.smtp.finish()
@@ -723,7 +723,7 @@ async def test_a_newer_code_ends_the_wait_of_an_older_one_at_once(relay: Scripte
         wanted = False
         smtp.recheck()
         async with asyncio.timeout(0.5):
-            assert await older == Lapsed()
+            assert await older == TimedOut()
 
 
 async def test_a_relay_of_two_connections_is_no_trouble_on_a_cold_start(relay: ScriptedRelay):

@@ -33,11 +33,11 @@ async def secured(relay: ScriptedRelay, authority: Authority, **changes: object)
         await smtp.close(grace_s=0.2)
 
 
-async def trouble(smtp: SmtpRelay) -> Unavailable:
+async def unavailable(smtp: SmtpRelay) -> Unavailable:
     outcome = await send(smtp)
     assert isinstance(outcome, Unavailable)
     assert smtp.look()[0].gate == "closed"
-    assert smtp.look()[0].trouble == outcome.trouble
+    assert smtp.look()[0].reason == outcome.reason
     return outcome
 
 
@@ -83,8 +83,8 @@ async def test_a_wrong_certificate_is_refused_with_the_cure(
     relay = ScriptedRelay(tls=authority.server(*hosts, expired=expired), mode=mode)
     changes = {} if trusted else {"ca_file": None}
     async with relay, secured(relay, authority, **changes) as smtp:
-        outcome = await trouble(smtp)
-        assert outcome.trouble == "tls_failed"
+        outcome = await unavailable(smtp)
+        assert outcome.reason == "tls_failed"
         assert outcome.error.startswith("the certificate of localhost is not accepted: ")
         assert cure in outcome.error
     assert "MAIL" not in relay.commands()
@@ -92,45 +92,45 @@ async def test_a_wrong_certificate_is_refused_with_the_cure(
 
 async def test_tls_is_required_where_it_is_not_offered(authority: Authority):
     async with ScriptedRelay() as relay, secured(relay, authority, tls="starttls") as smtp:
-        outcome = await trouble(smtp)
-        assert (outcome.trouble, "does not offer STARTTLS" in outcome.error) == ("tls_failed", True)
+        outcome = await unavailable(smtp)
+        assert (outcome.reason, "does not offer STARTTLS" in outcome.error) == ("tls_failed", True)
     assert relay.commands() == ["EHLO"]
 
 
 async def test_a_refused_starttls_ends_it(authority: Authority):
     async with starttls(authority) as relay, secured(relay, authority) as smtp:
         relay.then("starttls", "454 4.7.0 TLS not available due to temporary reason")
-        assert (await trouble(smtp)).trouble == "tls_failed"
+        assert (await unavailable(smtp)).reason == "tls_failed"
 
 
 @pytest.mark.parametrize("injected", ["250 injected", "250-inj"])
 async def test_words_smuggled_in_before_tls_are_refused(authority: Authority, injected: str):
     async with starttls(authority) as relay, secured(relay, authority) as smtp:
         relay.then("starttls", f"220 go ahead\r\n{injected}")
-        outcome = await trouble(smtp)
-        assert outcome.trouble == "tls_failed"
+        outcome = await unavailable(smtp)
+        assert outcome.reason == "tls_failed"
         assert "more than its answer to STARTTLS" in outcome.error
 
 
 async def test_implicit_tls_at_a_port_that_speaks_plainly_says_so(authority: Authority):
     async with ScriptedRelay() as relay, secured(relay, authority, tls="implicit") as smtp:
-        outcome = await trouble(smtp)
-        assert outcome.trouble == "tls_failed"
+        outcome = await unavailable(smtp)
+        assert outcome.reason == "tls_failed"
         assert "SMTP_TLS=starttls" in outcome.error
 
 
 async def test_starttls_at_a_port_that_wants_tls_at_once_says_so(authority: Authority):
     relay = ScriptedRelay(tls=authority.server("localhost"), mode="implicit")
     async with relay, secured(relay, authority, tls="starttls", limits=RelayLimits(handshake_s=0.2)) as smtp:
-        outcome = await trouble(smtp)
-        assert outcome.trouble == "unreachable"
+        outcome = await unavailable(smtp)
+        assert outcome.reason == "unreachable"
         assert "SMTP_TLS=implicit" in outcome.error
 
 
 async def test_an_authority_file_that_cannot_be_read_is_named(authority: Authority, tmp_path: Path):
     (tmp_path / "ca.pem").write_text("no certificate")
     async with starttls(authority) as relay, secured(relay, authority, ca_file=tmp_path / "ca.pem") as smtp:
-        assert "SMTP_CA_FILE" in (await trouble(smtp)).error
+        assert "SMTP_CA_FILE" in (await unavailable(smtp)).error
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ async def test_login_by_what_is_offered(mechanisms: str, *, initial_response: bo
 async def test_a_refused_login_closes_the_gate_and_shows_no_secret(mechanisms: str):
     async with ScriptedRelay(login=LOGIN, mechanisms=mechanisms) as relay:
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password="wrong-pässword"))
-        outcome = await trouble(smtp)
-        assert outcome.trouble == "login_refused"
+        outcome = await unavailable(smtp)
+        assert outcome.reason == "login_refused"
         assert outcome.error == "535 5.7.8 authentication credentials invalid (to AUTH)"
         assert "wrong" not in repr(config(relay, user=LOGIN[0], password="wrong-pässword"))
         await smtp.close()
@@ -160,15 +160,15 @@ async def test_a_refused_login_closes_the_gate_and_shows_no_secret(mechanisms: s
 async def test_a_relay_without_a_login_that_we_know_says_what_it_offers():
     async with ScriptedRelay(login=LOGIN, mechanisms="GSSAPI XOAUTH2") as relay:
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]))
-        outcome = await trouble(smtp)
-        assert (outcome.trouble, "GSSAPI, XOAUTH2" in outcome.error) == ("login_refused", True)
+        outcome = await unavailable(smtp)
+        assert (outcome.reason, "GSSAPI, XOAUTH2" in outcome.error) == ("login_refused", True)
         await smtp.close()
 
 
 async def test_a_login_never_leaves_the_machine_without_tls():
     smtp = SmtpRelay(RelayConfig("relay.example", 25, "s@example.com", tls="none", user="u", password="p"))
-    outcome = await trouble(smtp)
-    assert outcome.trouble == "tls_failed"
+    outcome = await unavailable(smtp)
+    assert outcome.reason == "tls_failed"
     assert "loopback" in outcome.error
     await smtp.close()
 
@@ -179,7 +179,7 @@ async def test_a_handshake_that_stalls_ends_in_time(step: str):
         relay.always(step, SILENCE)
         limits = RelayLimits(handshake_s=0.2)
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=limits))
-        outcome = await trouble(smtp)
+        outcome = await unavailable(smtp)
         assert outcome.error == f"no answer within 0.2 s (at {step.upper()})"
         await smtp.close()
 
@@ -197,7 +197,7 @@ async def test_a_refused_greeting_names_its_trouble(greeting: Act, expected: str
     async with ScriptedRelay() as relay:
         relay.then("greeting", greeting)
         smtp = SmtpRelay(config(relay))
-        assert (await trouble(smtp)).trouble == expected
+        assert (await unavailable(smtp)).reason == expected
         await smtp.close()
 
 
@@ -269,7 +269,7 @@ async def test_a_relay_that_closes_after_a_refused_login_gets_the_next_mechanism
     async with ScriptedRelay(login=LOGIN) as relay:
         relay.then("auth", Act("535 5.7.8 no", then="close"))
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]), fraction=lambda: 0.0)
-        assert (await trouble(smtp)).trouble == "login_refused"
+        assert (await unavailable(smtp)).reason == "login_refused"
         assert isinstance(await send(smtp), Accepted)
         await smtp.close()
 
@@ -304,6 +304,6 @@ async def test_the_sender_s_domain_is_our_name():
 async def test_a_wrong_password_is_refused_twice_at_first_and_then_once_in_each_probe():
     async with ScriptedRelay(login=LOGIN, mechanisms="PLAIN LOGIN CRAM-MD5") as relay:
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password="wrong"), fraction=lambda: 0.0)
-        assert (await trouble(smtp)).trouble == "login_refused"
+        assert (await unavailable(smtp)).reason == "login_refused"
         assert relay.commands().count("AUTH") == 2
         await smtp.close()

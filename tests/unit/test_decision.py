@@ -9,12 +9,12 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Hold, Park, Retry, admit, decide, object_to
 from otp_stream.core.outcome import (
     Accepted,
-    Broken,
+    Crashed,
     Deferred,
-    Lapsed,
     Outcome,
     Rejected,
     Reply,
+    TimedOut,
     Unavailable,
     Uncertain,
     without_secrets,
@@ -36,11 +36,11 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
     [
         (Accepted(Reply(250, None, "ok", "body")), Ack("sent")),
         (Rejected(Reply(550, "5.1.1", "no", "rcpt")), Dead("rejected", "550 5.1.1 no (to RCPT)", 1)),
-        (Broken("template otp/body.txt: x"), Dead("crashed", "template otp/body.txt: x", 0)),
+        (Crashed("template otp/body.txt: x"), Dead("crashed", "template otp/body.txt: x", 0)),
         (Deferred(LATER), Retry(1150, 1, "451 4.3.0 later (to RCPT)")),
         (Uncertain("lost", "relay:25"), Retry(1150, 1, "lost", uncertain="relay:25")),
         (Unavailable("unreachable", "refused"), Hold()),
-        (Lapsed(), Park(5200)),
+        (TimedOut(), Park(5200)),
     ],
 )
 def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
@@ -80,7 +80,7 @@ def test_a_wait_that_would_outlive_the_code_is_not_begun() -> None:
     assert "451 4.3.0 later" in dead.error
 
 
-@pytest.mark.parametrize("outcome", [Unavailable("unreachable", "refused"), Lapsed()])
+@pytest.mark.parametrize("outcome", [Unavailable("unreachable", "refused"), TimedOut()])
 def test_a_job_behind_the_gate_dies_with_its_code_and_no_attempt_counted(outcome: Outcome) -> None:
     dead = judge(outcome, attempts_made=1, now_ms=EXPIRES)
     assert isinstance(dead, Dead)
@@ -88,18 +88,18 @@ def test_a_job_behind_the_gate_dies_with_its_code_and_no_attempt_counted(outcome
 
 
 def test_a_job_is_put_aside_for_no_longer_than_its_code_lives() -> None:
-    assert judge(Lapsed(), expires_ms=NOW + 5200) == Park(4800)
-    assert judge(Lapsed(), expires_ms=NOW + 1151) == Park(1150)
-    dead = judge(Lapsed(), expires_ms=NOW + 1150)
+    assert judge(TimedOut(), expires_ms=NOW + 5200) == Park(4800)
+    assert judge(TimedOut(), expires_ms=NOW + 1151) == Park(1150)
+    dead = judge(TimedOut(), expires_ms=NOW + 1150)
     assert isinstance(dead, Dead)
     assert (dead.reason, dead.attempt) == ("expired", 0)
 
 
 def test_a_job_that_is_not_sent_any_more_keeps_the_last_error_or_says_why() -> None:
     assert judge(Deferred(LATER), attempts_made=3) == Dead("retries_exhausted", "451 4.3.0 later (to RCPT)", 4)
-    assert judge(Lapsed(), now_ms=EXPIRES) == Dead("expired", "the code expired 0 ms ago", 0)
+    assert judge(TimedOut(), now_ms=EXPIRES) == Dead("expired", "the code expired 0 ms ago", 0)
     error = "its turn never came, and the code expires before another wait ends"
-    assert judge(Lapsed(), attempts_made=1, now_ms=EXPIRES - 1) == Dead("expired", error, 1)
+    assert judge(TimedOut(), attempts_made=1, now_ms=EXPIRES - 1) == Dead("expired", error, 1)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_a_relay_quotes_is_blotted_out() -> None:
     told = without_secrets(Rejected(Reply(550, None, "<u@x.y> 123456\r\nno", "rcpt")), "123456", "u@x.y")
     assert told == Rejected(Reply(550, None, "<***> *** no", "rcpt"))
     assert without_secrets(Uncertain("lost 123456", "relay:25"), "123456") == Uncertain("lost ***", "relay:25")
-    assert without_secrets(Lapsed(), "123456") == Lapsed()
+    assert without_secrets(TimedOut(), "123456") == TimedOut()
 
 
 @given(

@@ -13,7 +13,7 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError, Mail
-from otp_stream.core.outcome import Accepted, Deferred, Lapsed, Outcome, Rejected, Reply, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
 from otp_stream.tables import Asker, MemoryTables, Tables
 from otp_stream.telemetry_errors import ERRORS
@@ -225,7 +225,7 @@ async def test_a_closed_gate_holds_the_job_and_counts_nothing() -> None:
 
 
 async def test_a_job_is_held_no_longer_than_the_broker_allows() -> None:
-    rooms = Rooms([Lapsed()])
+    rooms = Rooms([TimedOut()])
     long = carry(job().ask, job_id="j", lane="jobs", first_seen_ms=NOW, attempts_made=2, default_expiry_minutes=600)
     assert await rooms.deliver(long) == Park(5200)
     assert rooms.asked[0]["deadline_ms"] == NOW + HOLD_LIMIT_MS
@@ -289,7 +289,7 @@ async def test_a_job_that_waits_for_the_relay_ends_as_superseded_when_a_newer_co
         assert wanted()
         assert await rooms.deliver(job("j-2", otp="222222", at=NOW)) == Ack("sent")
         assert not wanted()
-        return Lapsed()
+        return TimedOut()
 
     # the newer one has a timestamp that is not older, and arrives later
     rooms.outcomes = [until_unwanted, OK]
@@ -328,7 +328,7 @@ async def test_an_id_with_another_code_is_another_job_and_is_sent() -> None:
 
 async def test_a_claim_that_was_lost_and_holds_again_goes_back_to_wait_for_its_turn() -> None:
     rooms = Rooms(tables=_Flickering())
-    rooms.outcomes = [Lapsed(), OK]
+    rooms.outcomes = [TimedOut(), OK]
     assert await rooms.deliver(job()) == Ack("sent")
     assert len(rooms.asked) == 2
 
@@ -415,7 +415,7 @@ async def test_a_mail_is_not_wanted_once_the_broker_has_taken_its_job_back() -> 
         assert wanted()
         rooms.stands = False
         assert not wanted()
-        return Lapsed()
+        return TimedOut()
 
     rooms.outcomes = [taken_back]
     await rooms.deliver(job())
@@ -437,7 +437,7 @@ async def test_a_job_is_marked_as_sent_before_it_is_settled() -> None:
     assert asked == [SentBefore()]
 
 
-@pytest.mark.parametrize("outcome", [LATER, Rejected(Reply(550, None, "no", "rcpt")), Lapsed(), ValueError("bug")])
+@pytest.mark.parametrize("outcome", [LATER, Rejected(Reply(550, None, "no", "rcpt")), TimedOut(), ValueError("bug")])
 async def test_a_job_that_was_not_sent_can_be_claimed_again(outcome: Outcome | Exception) -> None:
     rooms = Rooms([outcome, OK])
     await rooms.deliver(job())

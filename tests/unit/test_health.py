@@ -18,8 +18,8 @@ LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in
 BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
 GOOD = WorkerState("consuming", BROKER, (RELAY,))
-CLOSED = replace(RELAY, gate="closed", trouble="tls_failed", error="expired")
-PROBED = replace(RELAY, gate="half_open", trouble="throttled", error="454 later")
+CLOSED = replace(RELAY, gate="closed", reason="tls_failed", error="expired")
+PROBED = replace(RELAY, gate="half_open", reason="throttled", error="454 later")
 FALLBACK = RelayState("fallback:25")
 LATE = NOW - LATE_MS - 1
 
@@ -126,7 +126,7 @@ def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
             "relay:25: the gate is closed, tls_failed: expired; fallback:25: probing after throttled: 454 later",
         ),
         (
-            (CLOSED, replace(CLOSED, name="fallback:25", trouble="unreachable", error="refused")),
+            (CLOSED, replace(CLOSED, name="fallback:25", reason="unreachable", error="refused")),
             "unhealthy",
             "relay:25: the gate is closed, tls_failed: expired; fallback:25: the gate is closed, unreachable: refused",
         ),

@@ -20,7 +20,7 @@ BEARER = {"headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "client":
 
 
 def probed(gate: Gate, *, sent: bool = True, probing: bool = False, again_in_ms: int = 0) -> Probed:
-    relay = RelayState("mx:25", gate, trouble="login_refused", error="535 5.7.8 no", probing=probing)
+    relay = RelayState("mx:25", gate, reason="login_refused", error="535 5.7.8 no", probing=probing)
     return Probed(relay, sent, again_in_ms)
 
 

@@ -2,28 +2,28 @@ from typing import cast
 
 import pytest
 
-from otp_stream.core.outcome import Trouble
+from otp_stream.core.outcome import UnavailableReason
 from otp_stream.relay.gate import ON_REQUEST_MS, Gate
 
 NOW = 1_000_000
 
 
-def closed(trouble: Trouble = "unreachable", fraction: float = 0.0) -> Gate:
+def closed(reason: UnavailableReason = "unreachable", fraction: float = 0.0) -> Gate:
     gate = Gate(NOW, lambda: fraction)
-    assert gate.close(trouble, "why", NOW)
+    assert gate.close(reason, "why", NOW)
     return gate
 
 
-def pauses(trouble: Trouble, count: int, fraction: float = 0.0) -> list[int]:
+def pauses(reason: UnavailableReason, count: int, fraction: float = 0.0) -> list[int]:
     """Fail one probe after another."""
-    gate = closed(trouble, fraction)
+    gate = closed(reason, fraction)
     found: list[int] = []
     for _ in range(count):
         assert gate.probe_ms is not None
         found.append(gate.probe_ms - gate.since_ms)
         assert gate.half_open(gate.probe_ms)
         gate.probing = True
-        assert gate.close(trouble, "again", gate.since_ms, probe=True)
+        assert gate.close(reason, "again", gate.since_ms, probe=True)
     return found
 
 
@@ -33,14 +33,14 @@ def test_an_open_gate_lets_all_pass():
     assert not gate.open(NOW)
 
 
-def test_a_trouble_closes_it_and_keeps_the_reason():
+def test_a_failure_closes_it_and_keeps_the_reason():
     gate = closed("login_refused")
-    assert (gate.state, gate.trouble, gate.error, gate.since_ms) == ("closed", "login_refused", "why", NOW)
+    assert (gate.state, gate.reason, gate.error, gate.since_ms) == ("closed", "login_refused", "why", NOW)
     assert not gate.passable
 
 
 @pytest.mark.parametrize(
-    ("trouble", "expected"),
+    ("reason", "expected"),
     [
         ("unreachable", [1000, 2000, 4000, 5000, 5000]),
         ("tls_failed", [1000, 2000, 4000, 8000, 16000, 30000, 30000]),
@@ -49,8 +49,8 @@ def test_a_trouble_closes_it_and_keeps_the_reason():
         ("sender_refused", [5000, 10000, 20000, 40000, 60000, 60000]),
     ],
 )
-def test_pauses_double_up_to_their_cap(trouble: Trouble, expected: list[int]):
-    assert pauses(trouble, len(expected)) == expected
+def test_pauses_double_up_to_their_cap(reason: UnavailableReason, expected: list[int]):
+    assert pauses(reason, len(expected)) == expected
 
 
 def test_jitter_makes_a_pause_up_to_a_quarter_longer():
@@ -61,12 +61,12 @@ def test_no_pause_is_longer_than_its_cap():
     assert max(pauses("login_refused", 6, fraction=1.0)) == 60_000
 
 
-def test_another_kind_of_trouble_starts_with_its_shortest_pause():
+def test_another_reason_starts_with_its_shortest_pause():
     gate = closed("unreachable")
-    for at, trouble in enumerate(("unreachable", "unreachable", "login_refused", "login_refused", "throttled")):
+    for at, reason in enumerate(("unreachable", "unreachable", "login_refused", "login_refused", "throttled")):
         gate.half_open(NOW + 10**6 * (at + 1))
         gate.probing = True
-        gate.close(cast("Trouble", trouble), "again", NOW + 10**6 * (at + 1), probe=True)
+        gate.close(cast("UnavailableReason", reason), "again", NOW + 10**6 * (at + 1), probe=True)
         assert gate.probe_ms is not None
         expected = {0: 2000, 1: 4000, 2: 5000, 3: 10_000, 4: 2000}[at]
         assert gate.probe_ms - gate.since_ms == expected
@@ -117,7 +117,7 @@ def test_a_probe_that_comes_through_opens_it_and_shortens_the_next_pause():
     gate.probing = True
     assert gate.open(NOW + 10**6)
     assert gate.passable
-    assert (gate.trouble, gate.error, gate.probe_ms) == (None, None, None)
+    assert (gate.reason, gate.error, gate.probe_ms) == (None, None, None)
     gate.close("unreachable", "why", NOW)
     assert gate.probe_ms == NOW + 1000
 

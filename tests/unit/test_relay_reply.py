@@ -1,7 +1,7 @@
 import pytest
 
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Stage, Unavailable
-from otp_stream.relay.reply import classify, refusal, to_reply
+from otp_stream.relay.reply import classify, handshake_reason, to_reply
 
 MARK = {Deferred: "later", Rejected: "never", Accepted: "sent"}
 
@@ -9,7 +9,7 @@ MARK = {Deferred: "later", Rejected: "never", Accepted: "sent"}
 def verdict(line: str, stage: Stage) -> str:
     outcome: Outcome | None = classify(to_reply((int(line[:3]), line[4:]), stage))
     if isinstance(outcome, Unavailable):
-        return outcome.trouble
+        return outcome.reason
     return MARK[type(outcome)]
 
 
@@ -98,7 +98,7 @@ def test_a_reply_that_fits_nowhere_has_no_outcome(stage: Stage, code: int):
     ],
 )
 def test_refusals_before_the_first_mail_name_their_trouble(stage: Stage, line: str, expected: str):
-    assert refusal(to_reply((int(line[:3]), line[4:]), stage)) == expected
+    assert handshake_reason(to_reply((int(line[:3]), line[4:]), stage)) == expected
 
 
 def test_the_enhanced_code_stands_apart_from_the_text():

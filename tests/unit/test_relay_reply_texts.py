@@ -776,7 +776,7 @@ def _table(kind: str, lines: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "line"),
+    ("reason", "line"),
     [
         *_table("throttled", LIMITS),
         *_table("sender_refused", SENDER_REFUSED),
@@ -784,10 +784,10 @@ def _table(kind: str, lines: str) -> list[tuple[str, str]]:
         *_table("unreachable", UNREACHABLE),
     ],
 )
-def test_a_reply_about_our_account_is_about_every_mail(trouble: str, line: str):
+def test_a_reply_about_our_account_is_about_every_mail(reason: str, line: str):
     outcome = _outcome(line)
     assert isinstance(outcome, Unavailable), outcome
-    assert outcome.trouble == trouble
+    assert outcome.reason == reason
 
 
 def test_the_sender_is_found_behind_a_long_display_name():
@@ -796,7 +796,7 @@ def test_the_sender_is_found_behind_a_long_display_name():
         f"EU-WEST-1: {'Example International Trading and Holding Company ' * 4} <otp@example.com>"
     )
     assert isinstance(outcome, Unavailable)
-    assert outcome.trouble == "sender_refused"
+    assert outcome.reason == "sender_refused"
 
 
 @pytest.mark.parametrize("line", SOME_TROUBLE.strip().splitlines())
@@ -815,7 +815,7 @@ def test_a_reply_about_our_account_in_other_words_is_about_every_mail(line: str)
 def test_a_relay_that_wants_tls_first_says_so_with_any_code(line: str):
     outcome = _outcome(line)
     assert isinstance(outcome, Unavailable)
-    assert outcome.trouble == "tls_failed"
+    assert outcome.reason == "tls_failed"
 
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "body"])

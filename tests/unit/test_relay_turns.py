@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Lapsed
+from otp_stream.core.outcome import TimedOut
 from otp_stream.relay.turns import Turn, Turns
 
 
@@ -119,9 +119,9 @@ def test_places_that_were_left_do_not_pile_up(line: Line):
 
 def test_an_outcome_is_handed_out_once(line: Line):
     turn = line.push("a")
-    turn.end(Lapsed())
-    turn.end(Lapsed())
-    assert turn.result.result() == Lapsed()
+    turn.end(TimedOut())
+    turn.end(TimedOut())
+    assert turn.result.result() == TimedOut()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["push", "take", "leave", "lapse"]), st.integers(0, 99)), max_size=80))
