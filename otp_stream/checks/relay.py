@@ -13,7 +13,7 @@ from otp_stream.core.outcome import UnavailableReason
 from otp_stream.relay.config import RelayConfig, RelayLimits
 from otp_stream.relay.envelope import Extensions
 from otp_stream.relay.handshake import Handshake
-from otp_stream.relay.wire import RelayUnavailableError, Wire
+from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 from otp_stream.sockets import certificate_name
 
 _LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # a person waits, but a relay may delay its greeting
@@ -35,8 +35,8 @@ async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, lo
             text = f"{config.name}: no login is configured (SMTP_AUTH=none, or a URL without a user)"
             report(CheckResult("ok", text))
             return True
-        wire, _ = await Handshake(config).open(Wire)
-        await _quit(wire)
+        protocol, _ = await Handshake(config).open(SmtpProtocol)
+        await _quit(protocol)
     except RelayUnavailableError as error:
         report(CheckResult("problem", _text(config, error), _fixes(config)[error.reason]))
         return False
@@ -45,11 +45,11 @@ async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, lo
 
 
 async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool) -> None:
-    wire, extensions = await Handshake(config).open(Wire)
-    tls = wire.transport.get_extra_info("ssl_object")
+    protocol, extensions = await Handshake(config).open(SmtpProtocol)
+    tls = protocol.transport.get_extra_info("ssl_object")
     version = f"{tls.version()} ({config.tls})" if tls else "no TLS"
     certificate = tls and tls.getpeercert()
-    await _quit(wire)
+    await _quit(protocol)
     text = f"{config.name} answers, {version}, {_described(extensions)}"
     if tls is None and not loopback:
         report(CheckResult("warning", f"{text}: codes are sent unencrypted", "set SMTP_TLS=starttls or implicit"))
@@ -62,11 +62,11 @@ async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool
         report(check_certificate(certificate, config.name, time.time()))
 
 
-async def _quit(wire: Wire) -> None:
+async def _quit(protocol: SmtpProtocol) -> None:
     with contextlib.suppress(RelayUnavailableError):  # a relay that does not answer QUIT may still accept mail
-        await wire.ask(b"QUIT\r\n", _LIMITS.quit_s)
-    wire.transport.abort()
-    await wire.closed
+        await protocol.execute(b"QUIT\r\n", _LIMITS.quit_s)
+    protocol.transport.abort()
+    await protocol.closed
 
 
 def _described(extensions: Extensions) -> str:

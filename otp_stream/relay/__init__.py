@@ -1,7 +1,7 @@
 """All SMTP: the pool of connections, the meaning of replies, the gate before the relay, and its rate."""
 
 from .config import RelayConfig, RelayLimits
-from .pace import Reserve, Sharing
+from .rate_limiter import Reserve, Sharing
 from .relay import SmtpRelay
 
 __all__ = ["RelayConfig", "RelayLimits", "Reserve", "Sharing", "SmtpRelay"]

@@ -1,4 +1,4 @@
-"""What the relay room is told: where the relay is, and how long anything may take."""
+"""Where a relay is, how to log in, and how long anything may take."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ Tls = Literal["starttls", "implicit", "none"]
 class RelayLimits:
     """How long a connection may live and how long the relay may take to answer, in seconds.
 
-    The answer to the final dot gets the time of RFC 5321 §4.5.3.2.6, because giving up early there makes copies.
+    The answer to the final dot gets the time of RFC 5321 §4.5.3.2.6, because a shorter limit there makes copies.
     Before it nothing has left that could be copied, and the RFC's five minutes for MAIL and for RCPT would take two
     thirds of a code's life.
     """
@@ -52,6 +52,11 @@ class RelayConfig:
     helo: str | None = None
     """Our name in EHLO; the sender's domain when absent."""
     limits: RelayLimits = RelayLimits()
+
+    @property
+    def ordinary_connections(self) -> int:
+        """Connections that ordinary jobs may use. The others are kept for urgent jobs, whatever the load."""
+        return self.pool_size - (max(1, self.pool_size // 50) if self.pool_size > 1 else 0)
 
     @property
     def name(self) -> str:

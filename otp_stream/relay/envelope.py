@@ -1,4 +1,4 @@
-"""The bytes of one mail on the wire: its envelope for what the relay can do, and its content."""
+"""The bytes of one mail in SMTP: its envelope, for the extensions that the relay offers, and its content."""
 
 import re
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Extensions:
     starttls: bool = False
     size: bool = False
     size_limit: int = 0
-    """Bytes of the largest message that it takes (RFC 1870); 0 where it does not say."""
+    """Bytes of the largest message that it takes (RFC 1870); 0 if it names no limit."""
     eight_bit: bool = False
     utf8: bool = False
     logins: frozenset[str] = field(default_factory=frozenset[str])

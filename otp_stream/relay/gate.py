@@ -5,8 +5,8 @@ from collections.abc import Callable
 from otp_stream.core.outcome import UnavailableReason
 from otp_stream.core.state import Gate as GateState
 
-# First and longest pause, milliseconds. Somebody waits at a login page for a relay that comes back; a login is mended
-# by people, and repeated failures lock accounts.
+# First and longest pause, milliseconds. A person waits at a login page for a relay that comes back; a login is
+# fixed by people, and repeated failures lock accounts.
 _PAUSES: dict[UnavailableReason, tuple[int, int]] = {
     "unreachable": (1_000, 5_000),
     "tls_failed": (1_000, 30_000),
@@ -67,7 +67,7 @@ class Gate:
     def close(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
         """Close for a reason.
 
-        What jobs that were already on the wire meet while the gate is not open says nothing new: only the probe counts.
+        The failure of a job that was already in flight is no news while the gate is not open: only the probe counts.
         """
         if self.state == "closed" or (self.state == "half_open" and self.probing and not probe):
             return False
@@ -84,9 +84,9 @@ class Gate:
         return True
 
     def next_probe_ms(self, *, requested: bool = False) -> int:
-        """Return when a probe may go out at the soonest, by itself or when it is `requested`."""
-        by_itself_ms = self.since_ms if self.probe_ms is None else self.probe_ms
-        return min(by_itself_ms, self.since_ms + ON_REQUEST_MS) if requested else by_itself_ms
+        """Return when a probe may go out at the soonest, as scheduled or when it is `requested`."""
+        scheduled_ms = self.since_ms if self.probe_ms is None else self.probe_ms
+        return min(scheduled_ms, self.since_ms + ON_REQUEST_MS) if requested else scheduled_ms
 
     def open(self, now_ms: int) -> bool:
         """Open after the probe came through."""

@@ -18,10 +18,10 @@ from otp_stream.sockets import Addresses, certificate_name
 from .config import RelayConfig
 from .envelope import Extensions
 from .parser import Answer
+from .protocol import RelayUnavailableError, SmtpProtocol
 from .reply import handshake_reason, to_reply
-from .wire import RelayUnavailableError, Wire
 
-W = TypeVar("W", bound=Wire)
+P = TypeVar("P", bound=SmtpProtocol)
 
 _MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 """In this order: under TLS all of them are as safe."""
@@ -33,7 +33,7 @@ _MOST_FAILED_LOGINS = 2
 
 
 class Handshake:
-    """Sets connections up; what is costly to find out (authorities, our own name) is found out once, off the loop."""
+    """Opens connections. What is costly to determine (authorities, our own name) is determined once, off the loop."""
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
@@ -42,22 +42,22 @@ class Handshake:
         self._mechanism: str | None = None
         """The mechanism by which the last login was accepted."""
         self._refused_logins = 0
-        """Since the last accepted one; after the first, each tries one mechanism, in turn."""
+        """Since the last accepted one; after the first, each tries one mechanism, one after the other."""
         self._addresses = Addresses()
 
-    async def open(self, make: Callable[[], W]) -> tuple[W, Extensions]:
+    async def open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         """Return a connection that is ready for MAIL, and what the relay offers. Raises `RelayUnavailableError`."""
         await self._prepare()
-        wire = await self._connect(make)
-        address = wire.transport.get_extra_info("peername")
+        protocol = await self._connect(make)
+        address = protocol.transport.get_extra_info("peername")
         try:
-            offers = await self._greet(wire)
+            offers = await self._greet(protocol)
             self._addresses.succeeded(address)
-            return wire, offers
+            return protocol, offers
         except BaseException as error:
             if isinstance(error, RelayUnavailableError):
                 self._addresses.failed(address)
-            wire.transport.abort()
+            protocol.transport.abort()
             await asyncio.sleep(0)  # the socket is closed in the next round of the loop
             raise
 
@@ -70,7 +70,7 @@ class Handshake:
         if self._context is None and config.tls != "none":
             self._context = await asyncio.to_thread(_tls_context, config)
 
-    async def _connect(self, make: Callable[[], W]) -> W:
+    async def _connect(self, make: Callable[[], P]) -> P:
         config = self._config
         context = self._context if config.tls == "implicit" else None
         loop = asyncio.get_running_loop()
@@ -79,7 +79,7 @@ class Handshake:
                 sock = await self._addresses.connect(config.host, config.port)
                 address = sock.getpeername()
                 try:
-                    _, wire = await loop.create_connection(
+                    _, protocol = await loop.create_connection(
                         make,
                         sock=sock,
                         ssl=context,
@@ -88,21 +88,21 @@ class Handshake:
                 except BaseException:
                     self._addresses.failed(address)  # TLS failed, or never came
                     raise
-        return wire
+        return protocol
 
-    async def _greet(self, wire: Wire) -> Extensions:
-        await self._ask(wire, b"", "greeting", 220)
-        offers = await self._ehlo(wire)
+    async def _greet(self, protocol: SmtpProtocol) -> Extensions:
+        await self._ask(protocol, b"", "greeting", 220)
+        offers = await self._ehlo(protocol)
         if self._config.tls == "starttls":
-            await self._start_tls(wire, offers)
-            offers = await self._ehlo(wire)
+            await self._start_tls(protocol, offers)
+            offers = await self._ehlo(protocol)
         if self._config.user is not None:
-            await self._login(wire, offers, self._config.user, self._config.password or "")
+            await self._login(protocol, offers, self._config.user, self._config.password or "")
         return offers
 
-    async def _ask(self, wire: Wire, command: bytes, stage: Stage, *wanted: int) -> Answer:
+    async def _ask(self, protocol: SmtpProtocol, command: bytes, stage: Stage, *wanted: int) -> Answer:
         try:
-            answer = await wire.ask(command, self._config.limits.handshake_s)
+            answer = await protocol.execute(command, self._config.limits.handshake_s)
         except RelayUnavailableError as error:
             hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
             raise RelayUnavailableError(error.reason, f"{error} (at {stage.upper()}){hint}") from None
@@ -111,33 +111,33 @@ class Handshake:
             raise RelayUnavailableError(handshake_reason(reply), str(reply))
         return answer
 
-    async def _ehlo(self, wire: Wire) -> Extensions:
+    async def _ehlo(self, protocol: SmtpProtocol) -> Extensions:
         name = self._helo
         if "." not in name and not name.startswith("["):
             # no full name: an address literal is what RFC 5321 §4.1.3 has for that
-            address: str = wire.transport.get_extra_info("sockname")[0]
+            address: str = protocol.transport.get_extra_info("sockname")[0]
             name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-        return Extensions.read(await self._ask(wire, f"EHLO {name}\r\n".encode(), "ehlo", 250))
+        return Extensions.read(await self._ask(protocol, f"EHLO {name}\r\n".encode(), "ehlo", 250))
 
-    async def _start_tls(self, wire: Wire, offers: Extensions) -> None:
+    async def _start_tls(self, protocol: SmtpProtocol, offers: Extensions) -> None:
         if not offers.starttls or self._context is None:
             raise RelayUnavailableError(
                 "tls_failed", "the relay does not offer STARTTLS; use the port that does, or SMTP_TLS=implicit"
             )
-        await self._ask(wire, b"STARTTLS\r\n", "tls", 220)
-        if not wire.quiet():
+        await self._ask(protocol, b"STARTTLS\r\n", "tls", 220)
+        if not protocol.quiet():
             # sent in the clear, to be taken for the relay's word under TLS (CVE-2011-0411)
-            raise RelayUnavailableError("tls_failed", "the relay's side sent more than its answer to STARTTLS")
+            raise RelayUnavailableError("tls_failed", "the relay sent more than its answer to STARTTLS")
         loop = asyncio.get_running_loop()
         with _named("tls", self._config):
             async with asyncio.timeout(self._config.limits.handshake_s):
                 name = certificate_name(self._config.host)
-                transport = await loop.start_tls(wire.transport, wire, self._context, server_hostname=name)
+                transport = await loop.start_tls(protocol.transport, protocol, self._context, server_hostname=name)
         if transport is None:
             raise RelayUnavailableError("tls_failed", "the connection was lost (at TLS)")
-        wire.transport = transport
+        protocol.transport = transport
 
-    async def _login(self, wire: Wire, offers: Extensions, user: str, password: str) -> None:
+    async def _login(self, protocol: SmtpProtocol, offers: Extensions, user: str, password: str) -> None:
         """Log in by the first mechanism that the relay offers and takes, and by that one alone from then on."""
         mechanisms = [it for it in _MECHANISMS if it in offers.logins]
         if not mechanisms:
@@ -155,11 +155,11 @@ class Handshake:
         """How often the relay may have counted a wrong password."""
         for mechanism in mechanisms:
             try:
-                code, text = await self._authenticate(wire, mechanism, user, password)
+                code, text = await self._authenticate(protocol, mechanism, user, password)
             except RelayUnavailableError:
                 if refused is None:
                     raise
-                break  # the relay hung up after the refusal: the next connection tries the next mechanism
+                break  # the relay closed the connection after the refusal: the next connection tries the next mechanism
             if code == 235:
                 self._mechanism, self._refused_logins = mechanism, 0
                 return
@@ -171,15 +171,15 @@ class Handshake:
             credentials += code == _BAD_CREDENTIALS
             if code not in _TRY_THE_NEXT or credentials >= _MOST_FAILED_LOGINS:
                 break
-        assert refused is not None  # noqa: S101 - told to the type checker only: there was a mechanism
+        assert refused is not None  # noqa: S101 - for the type checker only: there was a mechanism
         self._mechanism = None
         self._refused_logins += 1
         raise RelayUnavailableError(handshake_reason(refused), str(refused))
 
-    async def _authenticate(self, wire: Wire, mechanism: str, user: str, password: str) -> Answer:
+    async def _authenticate(self, protocol: SmtpProtocol, mechanism: str, user: str, password: str) -> Answer:
         """Return the relay's last answer."""
         token = b" " + _b64(f"\0{user}\0{password}") if mechanism == "PLAIN" else b""
-        answer = await self._ask(wire, b"AUTH " + mechanism.encode() + token + b"\r\n", "auth")
+        answer = await self._ask(protocol, b"AUTH " + mechanism.encode() + token + b"\r\n", "auth")
         for step in range(2 if mechanism == "LOGIN" else 1):
             if answer[0] != 334:
                 return answer
@@ -190,7 +190,7 @@ class Handshake:
                     response = _b64(password if step else user)
                 case _:
                     response = _cram_md5(answer[1], user, password)
-            answer = await self._ask(wire, response + b"\r\n", "auth")
+            answer = await self._ask(protocol, response + b"\r\n", "auth")
         if answer[0] == 334:
             raise RelayUnavailableError("login_refused", "the relay asked for more than user and password (at AUTH)")
         return answer
@@ -228,7 +228,7 @@ def _tls_context(config: RelayConfig) -> ssl.SSLContext:
 
 @contextmanager
 def _named(stage: Stage, config: RelayConfig) -> Generator[None]:
-    """Turn what the network and TLS raise into a reason that tells the operator what to fix."""
+    """Raise what the network and TLS raise as `RelayUnavailableError`, with a text that names the fix."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -253,9 +253,9 @@ def _named(stage: Stage, config: RelayConfig) -> Generator[None]:
 def _certificate_text(error: ssl.SSLCertVerificationError, config: RelayConfig) -> str:
     why = error.verify_message
     if "expired" in why or "not yet valid" in why:
-        cure = "the relay needs a new one, or this machine's clock is wrong"
+        fix = "the relay needs a new one, or this machine's clock is wrong"
     elif "ostname" in why or "IP address" in why:
-        cure = "SMTP_HOST must be a name in it"
+        fix = "SMTP_HOST must be a name in it"
     else:
-        cure = "name the authority that signed it in SMTP_CA_FILE"
-    return f"the certificate of {config.host} is not accepted: {why}; {cure}"
+        fix = "name the authority that signed it in SMTP_CA_FILE"
+    return f"the certificate of {config.host} is not accepted: {why}; {fix}"

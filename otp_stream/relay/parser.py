@@ -1,7 +1,7 @@
 """Reads SMTP replies (RFC 5321 §4.2) from bytes that come in any pieces."""
 
 Answer = tuple[int, str]
-"""A reply as it came: its code, and its lines without the code, parted by newlines."""
+"""A reply: its code, and its lines without the code, separated by newlines."""
 
 # RFC 5321 §4.5.3.1.5 allows 512 octets a line. Relays go beyond it, but not without end.
 MAX_LINE = 4096
@@ -9,7 +9,7 @@ MAX_REPLY = 65_536
 
 
 class GarbageError(Exception):
-    """What came is no SMTP reply; the text says why and quotes nothing."""
+    """The bytes are no SMTP reply; the text gives the reason and quotes nothing."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

@@ -20,7 +20,7 @@ class Rate:
     """Additive increase, multiplicative decrease below `ceiling` (mails per second; `None`: as fast as it goes).
 
     Slots are evenly spaced, and one that is not used has passed: an idle worker saves up no burst. Where there is no
-    ceiling, a throttle sets one for a while: what the relay took of late. Alone, a worker keeps a schedule of its own,
+    ceiling, a throttle sets one for a while: what the relay took of late. Alone, a worker keeps its own schedule,
     at its `share` of the rate (how many workers use the relay); otherwise slots are granted.
     """
 
@@ -31,7 +31,7 @@ class Rate:
         self.limited = ceiling is not None
         """Whether slots count at all. Looked at for every mail."""
         self.alone = True
-        """Whether nobody grants slots."""
+        """Whether slots are on our schedule, not granted."""
         self.slowed = False
         """Whether it is below the full rate, as of the last `settle`."""
         self._recovery_s = recovery_s
@@ -41,7 +41,7 @@ class Rate:
         """From when on `_base` grows; never while the gate is closed."""
         self._decreased_at = self._last = -math.inf
         """`_last`: the slot that was used last, as scheduled."""
-        self._in_vain_from: float | None = None
+        self._unused_since: float | None = None
         self._granted: deque[float] = deque()
         self._taken: deque[tuple[float, int]] = deque()
 
@@ -64,12 +64,12 @@ class Rate:
         slots = self.slots(now)
         if not slots:
             return 0
-        if self._in_vain_from is None:
-            self._in_vain_from = now
-        return slots + int((now - self._in_vain_from) / self._steps(now)[0])
+        if self._unused_since is None:
+            self._unused_since = now
+        return slots + int((now - self._unused_since) / self._steps(now)[0])
 
     def wait_s(self, now: float) -> float | None:
-        """Return when to look again for a slot, in seconds; `None` where one must be granted first."""
+        """Return in how many seconds to check for a slot again; `None` where one must be granted first."""
         every, early = self._steps(now)
         if self.alone:
             wait = self._last + every - early - now
@@ -81,7 +81,7 @@ class Rate:
 
     def use(self, now: float) -> None:
         """Use a slot."""
-        self._in_vain_from = None
+        self._unused_since = None
         if self.alone:
             self._last = max(self._last + self._steps(now)[0], now)
         else:
@@ -104,7 +104,7 @@ class Rate:
         self._since = now
 
     def settle(self, now: float) -> bool:
-        """Lift a limit that has served its time; tell whether `slowed` has changed."""
+        """Lift a limit after its time; return whether `slowed` has changed."""
         before = self.slowed
         # what others write down may be rounded
         self.slowed = self.limited and self._allowed(now) < self._full * 0.999
@@ -143,8 +143,8 @@ class Rate:
         if not held:
             self._granted.extend(now + grant.first_in_s + at * grant.every_s for at in range(grant.count))
 
-    def nobody_grants(self) -> None:
-        """Go on alone."""
+    def no_grants(self) -> None:
+        """Use our own schedule."""
         self.alone = True
         self._granted.clear()
 
@@ -152,7 +152,7 @@ class Rate:
         return min(self._full, self._base + slope(self._full, self._recovery_s) * max(now - self._since, 0.0))
 
     def _steps(self, now: float) -> tuple[float, float]:
-        """Return the time between two slots of our own, and how far ahead of its time one may be used."""
+        """Return the time between two slots of our schedule, and how far ahead of its time one may be used."""
         every = max(self._share(), 1) / self._allowed(now)
         return every, max(CHUNK_S - every, _EARLY_S)
 

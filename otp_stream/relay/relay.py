@@ -1,4 +1,4 @@
-"""The relays as the worker uses them: one call for each mail, in the right order, through the first open gate."""
+"""The relays as the worker uses them: one call for each mail, most urgent first, to the first relay that takes mail."""
 
 import asyncio
 import random
@@ -14,38 +14,38 @@ from otp_stream.core.state import RelayState
 from otp_stream.telemetry_errors import observe
 
 from .config import RelayConfig
-from .line import Line
-from .pace import Sharing
-from .turns import Turn, Turns
+from .rate_limiter import Sharing
+from .send_queue import PendingSend, SendQueue
+from .upstream import Upstream
 
-_PULSE_S = 0.1
-"""How often time limits are looked at: one timer for all connections, jobs and gates."""
+_TICK_S = 0.1
+"""How often time limits are checked: one timer for all connections, jobs and gates."""
 _FROZEN_S = 1.0
-"""A pulse as late as this means that the process stood still: the broker may have given its jobs to others."""
+"""A tick as late as this means that the process was suspended: the broker may have given its jobs to others."""
 _PROBE_S = 25.0
-"""How long a requested probe is waited for; it goes on after that."""
+"""How long a caller waits for a requested probe, which continues after that."""
 _PROBE_LOOK_S = 0.05
-_THAW_PULSES = 4
-"""After that, for how many pulses no turn is given, so that a lost connection to the broker is noticed first. Counted,
-not timed: on a machine that is short of processors, time passes without a look at what the network brought."""
+_THAW_TICKS = 4
+"""After that, for how many ticks no mail is sent, so that a lost connection to the broker is noticed first. Counted,
+not timed: on a machine that is short of processors, time passes without a read from the network."""
 
 
 _STEADY_FROM_MS = clock.now_ms() - time.monotonic_ns() // 1_000_000
 
 
 def _steady_ms() -> int:
-    # for pauses: a clock that is set back by an hour must not keep a gate shut for an hour
+    # for pauses: a clock that is set back by an hour must not keep a gate closed for an hour
     return _STEADY_FROM_MS + time.monotonic_ns() // 1_000_000
 
 
 class SmtpRelay:
     """Sends mail through the first relay whose gate is open: `config`'s, or else one of the `fallbacks`, in order.
 
-    All relays draw on one list of waiting jobs, so jobs move to the next relay when a gate closes, and back when it
-    opens, without being moved. Nothing connects before the first `send`. `on_gate` hears of every change of a gate,
+    All relays take from one queue of waiting jobs, so the next relay takes them when a gate closes, and the first one
+    again when it opens. Nothing connects before the first `send`. `on_gate` is called for every change of a gate,
     `on_rate` when a relay is slowed down and when it has its full rate again; `sharing` is how workers share a rate.
-    `now_ms` is the clock that codes live by (milliseconds since 1970), `steady_ms` the one for pauses, which nobody
-    sets, and `fraction` the randomness of the gates' pauses, in [0, 1).
+    `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the one for pauses, which is never set
+    back, and `fraction` the randomness of the gates' pauses, in [0, 1).
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class SmtpRelay:
         self._on_gate = on_gate
         self._on_rate = on_rate
         self._now_ms = now_ms
-        self._turns = Turns()
-        self._lines = [Line(one, self, steady_ms, fraction, sharing) for one in (config, *fallbacks)]
-        self._pulse_timer: asyncio.TimerHandle | None = None
-        self._pulsed = 0.0
+        self._queue = SendQueue()
+        self._upstreams = [Upstream(one, self, steady_ms, fraction, sharing) for one in (config, *fallbacks)]
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked_at = 0.0
         self._thawing = 0
         self.closed = False
-        """Whether no more turns are given."""
+        """Whether no more mail is sent."""
 
     async def send(
         self,
@@ -82,159 +82,166 @@ class SmtpRelay:
         wanted: Callable[[], bool] = lambda: True,
         prefer: str | None = None,
     ) -> Outcome:
-        """Wait for a turn (none while every gate is closed), then send, once.
+        """Wait for a connection (none while every gate is closed), then send, once.
 
         `rank` is 0 to 3, most urgent first; within a rank the lane `due` and the rest alternate, each by `expires_ms`.
-        Returns `TimedOut` when no turn came before `deadline_ms`, or when it came and `wanted` said no: a job that
-        another worker has by now must not be sent twice. Times are milliseconds since 1970. `prefer` names the relay
-        that may have this mail already: it is asked first, as long as its gate is not closed, because it can know the
-        copy by its Message-ID. A call that is cancelled gives its place up; a mail whose content has left goes on.
-        After `finish` the call is cancelled.
+        Returns `TimedOut` if no connection was available before `deadline_ms`, or if `wanted` returned false then: a
+        job that another worker has by now must not be sent twice. Times are milliseconds since 1970. `prefer` names the
+        relay that may have this mail already: it is used first, as long as its gate is not closed, because it can
+        recognise the copy by its Message-ID. A call that is cancelled leaves the queue; a mail whose content is sent
+        is completed. After `finish` the call is cancelled.
         """
-        turn = Turn(mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future(), wanted)
-        turn.prefer = prefer
+        pending = PendingSend(
+            mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future(), wanted
+        )
+        pending.prefer = prefer
         if self.closed:
-            turn.result.cancel()
+            pending.result.cancel()
         else:
-            self.push(turn)
+            self.push(pending)
             self.serve()
         try:
-            return await turn.result
+            return await pending.result
         finally:
-            if turn.home is not None:
-                turn.home.leave(turn)
+            if pending.queue is not None:
+                pending.queue.remove(pending)
 
     def look(self) -> tuple[RelayState, ...]:
-        """Return what there is to know of each relay; jobs that wait for any of them are told with the first."""
-        first, *others = (line.look() for line in self._lines)
-        return replace(first, waiting=first.waiting + len(self._turns)), *others
+        """Return the state of each relay; jobs that wait for any of them are counted with the first."""
+        first, *others = (upstream.look() for upstream in self._upstreams)
+        return replace(first, waiting=first.waiting + len(self._queue)), *others
 
     async def probe(self, name: str | None = None, *, wait_s: float = _PROBE_S) -> list[Probed]:
         """Send the next probe now to relays that take no mail: to all, or to the one of this `name`.
 
-        Waits at most `wait_s` seconds for what comes back. A probe that is on its way already is waited for, and no
-        other one is sent.
+        Waits at most `wait_s` seconds for what comes back. If a probe is in flight already, waits for that
+        one and sends no other.
         """
-        lines = [line for line in self._lines if name in {None, line.config.name}]
-        probed = [(line, not self.closed and line.gate.state != "open" and line.probe()) for line in lines]
+        upstreams = [upstream for upstream in self._upstreams if name in {None, upstream.config.name}]
+        probed = [
+            (upstream, not self.closed and upstream.gate.state != "open" and upstream.probe()) for upstream in upstreams
+        ]
         ends = time.monotonic() + wait_s
-        while any(line.probing for line in lines) and not self.closed and time.monotonic() < ends:  # noqa: ASYNC110
+        while any(upstream.probing for upstream in upstreams) and not self.closed and time.monotonic() < ends:  # noqa: ASYNC110
             await asyncio.sleep(_PROBE_LOOK_S)
-        return [Probed(line.look(), sent, line.probe_in_ms()) for line, sent in probed]
+        return [Probed(upstream.look(), sent, upstream.probe_in_ms()) for upstream, sent in probed]
 
     def recheck(self) -> None:
-        """End the wait of mails that are not `wanted` any more, whether or not their turn would come."""
-        for turns in self._all_turns():
-            for turn in turns.unwanted():
-                turn.end(TimedOut())
+        """End the wait of mails that are no longer `wanted`."""
+        for queue in self._all_queues():
+            for pending in queue.pop_unwanted():
+                pending.resolve(TimedOut())
 
     def finish(self) -> None:
-        """Give no more turns: calls that wait for one are cancelled, mails on the wire go on to their end."""
+        """Send no more mail: waiting calls are cancelled, mails in flight are completed."""
         self.closed = True
-        for line in self._lines:
-            line.pool.recall()
-        for turns in self._all_turns():
-            while turn := turns.take():
-                turn.result.cancel()
+        for upstream in self._upstreams:
+            upstream.pool.recall()
+        for queue in self._all_queues():
+            while pending := queue.take():
+                pending.result.cancel()
 
     async def close(self, *, grace_s: float = 1.0) -> None:
-        """Let mails on the wire finish within `grace_s` seconds and QUIT; calls that still wait are cancelled."""
+        """Let mails in flight finish within `grace_s` seconds and QUIT; calls that still wait are cancelled."""
         self.finish()
-        if self._pulse_timer is not None:
-            self._pulse_timer.cancel()
-        for line in self._lines:
-            line.pace.close()
-        await asyncio.gather(*(line.pool.close(grace_s) for line in self._lines))
+        if self._timer is not None:
+            self._timer.cancel()
+        for upstream in self._upstreams:
+            upstream.limiter.close()
+        await asyncio.gather(*(upstream.pool.close(grace_s) for upstream in self._upstreams))
 
-    # the lines call from here on
+    # called by the upstreams
 
-    def push(self, turn: Turn) -> None:
+    def push(self, pending: PendingSend) -> None:
         """Let a job wait, for all relays or for the one that is preferred."""
-        for line in self._lines:
-            if turn.prefer == line.config.name and line.gate.state != "closed" and not line.stalled:
-                line.own.push(turn)
+        for upstream in self._upstreams:
+            if pending.prefer == upstream.config.name and upstream.gate.state != "closed" and not upstream.stalled:
+                upstream.own_queue.push(pending)
                 return
-        self._turns.push(turn)
+        self._queue.push(pending)
 
     def serve(self) -> None:
-        """Give turns to whichever line may have one."""
-        for line in self._lines:
-            line.serve()
-        if self._pulse_timer is None and not self.closed:
-            self._pulsed = time.monotonic()
-            self._pulse_timer = asyncio.get_running_loop().call_later(_PULSE_S, self._pulse)
+        """Send waiting mail over every relay that may take it."""
+        for upstream in self._upstreams:
+            upstream.serve()
+        if self._timer is None and not self.closed:
+            self._ticked_at = time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
-    def waiting_for(self, line: Line) -> tuple[int, int]:
-        """How many jobs this line may take now: urgent ones, and others."""
-        sources = self._sources(line)
-        urgent = sum(turns.urgent for turns in sources)
+    def waiting_for(self, upstream: Upstream) -> tuple[int, int]:
+        """Return how many jobs this upstream may take now: urgent ones, and others."""
+        sources = self._sources(upstream)
+        urgent = sum(queue.urgent for queue in sources)
         return urgent, sum(map(len, sources)) - urgent
 
-    def next_for(self, line: Line, *, urgent_only: bool) -> Turn | None:
-        """Take the job whose turn it is; those that may not or need not be sent any more end on the way."""
+    def next_for(self, upstream: Upstream, *, urgent_only: bool) -> PendingSend | None:
+        """Take the next job. Those that are past their deadline or no longer wanted end as `TimedOut` on the way."""
         if self._is_frozen():
             return None
-        for turns in self._sources(line):
-            while turn := turns.take(urgent_only=urgent_only):
-                if self._now_ms() < turn.deadline_ms and turn.wanted():
-                    return turn
-                turn.end(TimedOut())
+        for queue in self._sources(upstream):
+            while pending := queue.take(urgent_only=urgent_only):
+                if self._now_ms() < pending.deadline_ms and pending.wanted():
+                    return pending
+                pending.resolve(TimedOut())
         return None
 
-    def wants(self, turn: Turn) -> bool:
-        """Tell whether the job is still ours, as far as can be known at this moment, and its code still alive."""
-        return self._now_ms() < turn.expires_ms and turn.wanted() and not self._is_frozen()
+    def wants(self, pending: PendingSend) -> bool:
+        """Return whether the job is still ours, as far as is known at this moment, and its code not expired."""
+        return self._now_ms() < pending.expires_ms and pending.wanted() and not self._is_frozen()
 
-    def gate_changed(self, line: Line) -> None:
-        """Tell of it, and let the jobs go where they can go now."""
-        if line.gate.state == "closed":
-            self._let_go(line)
+    def gate_changed(self, upstream: Upstream) -> None:
+        """Report the change, and send the waiting jobs where they can be sent now."""
+        if upstream.gate.state == "closed":
+            self._release(upstream)
         if self._on_gate is not None:
-            observe(self._on_gate, replace(line.look(), waiting=sum(map(len, self._all_turns()))))
+            observe(self._on_gate, replace(upstream.look(), waiting=sum(map(len, self._all_queues()))))
         # the caller may be in the middle of something
         asyncio.get_running_loop().call_soon(self.serve)
 
-    def rate_changed(self, line: Line) -> None:
-        """Tell of it."""
+    def rate_changed(self, upstream: Upstream) -> None:
+        """Report that a relay was slowed down, or has its full rate again."""
         if self._on_rate is not None:
-            observe(self._on_rate, line.look())
+            observe(self._on_rate, upstream.look())
 
-    def _sources(self, line: Line) -> list[Turns]:
-        """Whence a line may take: the common list only while no relay before it takes mail."""
-        for before in self._lines:
-            if before is line:
-                return [line.own, self._turns]
+    def _sources(self, upstream: Upstream) -> list[SendQueue]:
+        """Where an upstream may take jobs from: the common queue only while no relay before it takes mail."""
+        for before in self._upstreams:
+            if before is upstream:
+                return [upstream.own_queue, self._queue]
             if before.gate.state == "open" and not before.stalled:
                 break
-        return [line.own]
+        return [upstream.own_queue]
 
-    def _let_go(self, line: Line) -> None:
-        while turn := line.own.take():
-            self._turns.push(turn)
+    def _release(self, upstream: Upstream) -> None:
+        while pending := upstream.own_queue.take():
+            self._queue.push(pending)
 
-    def _all_turns(self) -> list[Turns]:
-        return [self._turns, *(line.own for line in self._lines)]
+    def _all_queues(self) -> list[SendQueue]:
+        return [self._queue, *(upstream.own_queue for upstream in self._upstreams)]
 
     def _is_frozen(self) -> bool:
-        return self._thawing > 0 or (self._pulse_timer is not None and time.monotonic() - self._pulsed > _FROZEN_S)
+        return self._thawing > 0 or (self._timer is not None and time.monotonic() - self._ticked_at > _FROZEN_S)
 
-    def _pulse(self) -> None:
-        if time.monotonic() - self._pulsed > _FROZEN_S:
-            self._thawing = _THAW_PULSES
+    def _tick(self) -> None:
+        if time.monotonic() - self._ticked_at > _FROZEN_S:
+            self._thawing = _THAW_TICKS
         elif self._thawing:
             self._thawing -= 1
-        self._pulse_timer = None
+        self._timer = None
         now_ms = self._now_ms()
-        for turns in self._all_turns():
-            for turn in turns.lapsed(now_ms):
-                turn.end(TimedOut())
-        for line in self._lines:
-            line.pulse()
-            if line.stalled:
-                self._let_go(line)
+        for queue in self._all_queues():
+            for pending in queue.pop_timed_out(now_ms):
+                pending.resolve(TimedOut())
+        for upstream in self._upstreams:
+            upstream.tick()
+            if upstream.stalled:
+                self._release(upstream)
         if (
             self._thawing
-            or any(self._all_turns())
-            or any(line.pool.alive or line.gate.state == "closed" or line.rate.slowed for line in self._lines)
+            or any(self._all_queues())
+            or any(
+                upstream.pool.alive or upstream.gate.state == "closed" or upstream.rate.slowed
+                for upstream in self._upstreams
+            )
         ):
             self.serve()

@@ -16,25 +16,25 @@ from .parser import Answer
 _ENHANCED = re.compile(r"#?([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
 _AT_THE_END = re.compile(r"\(#([245]\.\d{1,3}\.\d{1,3})\)\s*\Z")
 """As qmail writes it."""
-# Begins only where a word begins: the time is linear, whatever a relay says.
+# Begins only where a word begins: the time is linear, whatever a relay sends.
 _ADDRESS = re.compile(r"(?<![^\s<>\"'(),;:\[\]@])[^\s<>\"'(),;:\[\]@]+@[^\s<>\"'(),;:\[\]]+")
 _SENDER, _LOGIN = "SENDER_EMAIL", "SMTP_USER"
 """The settings that hold our addresses: a reader sees whom a reply is about."""
 
 _LOGIN_CODES = frozenset({525, 530, 534, 535, 538})
-"""RFC 4954 §6 and RFC 5248: no job can pass before somebody mends the login."""
+"""RFC 4954 §6 and RFC 5248: no job can pass before the login is fixed."""
 # 7.30, 7.57 and 7.139 are Exchange Online's: basic authentication, no login, SMTP login disabled.
 _LOGIN_STATUS = frozenset({"7.8", "7.9", "7.30", "7.57", "7.139"})
 """With words of a login: Yahoo gives 5.7.9 to mail that breaks a policy, Gmail 5.7.30 to mail without DKIM."""
 _TLS_STATUS = frozenset({"7.10", "7.11"})
 _CLOSED_STATUS = frozenset({"4.3.2", "4.3.5"})
-"""RFC 3463: the system accepts no messages now (Postfix's postscreen says so until the client connects again), or it is
-not configured well."""
+"""RFC 3463: the system accepts no messages now (Postfix's postscreen replies so until the client connects again), or it
+is not configured well."""
 # RFC 3463: system full, congestion; a rate by Gmail's word. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.
 _THROTTLED_STATUS = frozenset({"4.3.1", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
 _FULL_STATUS = frozenset({"4.3.1", "4.4.5"})
-"""Those of the system as a whole: a mailbox that is full is 4.2.2, whatever the text says of storage."""
+"""Those of the system as a whole: a mailbox that is full is 4.2.2, whatever its text about storage."""
 # By Exchange Online: daily recipients, permitted limits, tenant's threshold; 4.7.5xx and 4.7.6xx limit the client.
 _QUOTA_STATUS = re.compile(r"[45]\.(?:1\.90|7\.508|7\.705)|4\.7\.[56]\d\d")
 # RFC 3463 and 7372: the sender's address, the client's reverse DNS; by Exchange Online: may not send as, relay for or
@@ -77,7 +77,7 @@ def to_reply(
 
 
 def classify(reply: Reply) -> Outcome | None:
-    """Return what a reply to MAIL, RCPT, DATA or the final dot says of the job; `None` for one that fits nowhere."""
+    """Return what a reply to MAIL, RCPT, DATA or the final dot means for the job; `None` for one that fits nowhere."""
     kind = reply.code // 100
     if kind == 2 and reply.stage == "body":
         return Accepted(reply)
@@ -98,7 +98,7 @@ def out_of_step(reply: Reply) -> bool:
 
 
 def names_no_reason(reply: Reply) -> bool:
-    """Return whether MAIL was refused with nothing said of the sender, the account or the message."""
+    """Return whether MAIL was refused without naming the sender, the account or the message."""
     by_default = reply.stage == "mail" and unavailable_reason(reply) in {"sender_refused", "unreachable"}
     return by_default and _of_account(reply, reply.enhanced or "") is None
 

@@ -1,4 +1,4 @@
-"""Wordings of replies that no code tells apart: one recipient's own refusal, and a limit or block of our account.
+"""Wordings of replies that no code distinguishes: one recipient's own refusal, and a limit or block of our account.
 
 Collected from Amazon SES, Brevo, cPanel (Exim), Exchange Online, Fastmail, GMX, Gmail, iCloud, Mailgun, NetEase, OVH,
 Postfix, QQ, Rackspace, SendGrid, SMTP2GO, SparkPost, Yahoo, Yandex and Zoho. Addresses in a reply are masked by `***`,
@@ -123,7 +123,7 @@ RECIPIENTS_OWN = _any(
     r"unverified address|\b(?:said|says|replied|responded): ?[245]\d\d\b",  # of a server that the relay asked
     r"^\W*\*\*\*[>)\"':]* (?:cannot|can't|could not) be verified",
 )
-"""Whatever else is said, it is about this recipient."""
+"""Whatever else the text contains, it is about this recipient."""
 
 SENDER_QUOTA = _any(
     r"submission ?quota",
@@ -151,7 +151,7 @@ SENDER_QUOTA = _any(
 """A quota or rate of what we send, with any code."""
 
 RELAYED = _any(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b")
-"""A quota of what we send, even beside the status of a mailbox: Google Workspace's relay says so."""
+"""A quota of what we send, even beside the status of a mailbox: Google Workspace's relay replies so."""
 
 _REFUSED = (
     r"(?:reject|refus|deni|den(?:y|ied)|block|disabl|suspend|bann|blacklist|unverified|invalid|unknown|unauthori[sz]ed"
@@ -267,7 +267,7 @@ LIMITED = _any(
     r"server (?:is )?(?:too )?busy|all server ports are busy",
     r"exceeded permitted limits",
 )
-"""A limit without an owner; a greylisting host speaks of none of them, and a mailbox has words of its own."""
+"""A limit without an owner; a greylisting host speaks of none of them, and a mailbox has its own words."""
 
 SESSION = _any(r"\b(?:per|this|one|single|each|current) (?:smtp )?(?:connection|session)\b")
 """The limit of one session."""
@@ -281,7 +281,7 @@ OUT_OF_STEP = _any(
     r"(?:smtp|protocol) synchroni[sz]ation",
     r"(?:bad|wrong|invalid|out of|improper) (?:command )?sequence\b(?! of (?!commands))",
 )
-"""With 4xx or 5xx: a command that came at the wrong time. Exim and Postfix do not say 503 to each of them."""
+"""With 4xx or 5xx: a command that came at the wrong time. Exim and Postfix do not reply 503 to each of them."""
 
 QUOTA = _any(r"\bquotas?\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
 """Enough beside a status X.7.X: policy, not a mailbox."""

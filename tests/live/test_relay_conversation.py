@@ -27,7 +27,7 @@ from smtp_relay import (
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.relay import RelayLimits
-from otp_stream.relay import connection as connection_module
+from otp_stream.relay import pipeline as pipeline_module
 from otp_stream.relay.gate import Pauses
 
 WITHOUT_PIPELINING = tuple(word for word in KEYWORDS if word != "PIPELINING")
@@ -1018,7 +1018,7 @@ async def test_a_relay_that_refuses_every_envelope_ahead_gets_none_after_the_thi
 async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
     manual: ManualRelay, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(connection_module, "_AHEAD_S", 0.2)
+    monkeypatch.setattr(pipeline_module, "_AHEAD_S", 0.2)
     async with client(manual, pool_size=1) as smtp:
         jobs = [asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second", "third")]
         connection = await ahead(manual)

@@ -28,8 +28,8 @@ from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
 from otp_stream.relay import RelayLimits, SmtpRelay
-from otp_stream.relay import connection as connection_module
-from otp_stream.relay import line as line_module
+from otp_stream.relay import pipeline as pipeline_module
+from otp_stream.relay import upstream as upstream_module
 from otp_stream.relay.gate import Pauses
 
 pytestmark = pytest.mark.waits
@@ -666,7 +666,7 @@ async def test_mails_that_wait_for_one_relay_move_to_the_other_when_that_one_goe
 
 
 async def test_the_fallback_takes_over_from_a_relay_that_gives_no_answer(pair: Pair, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(line_module, "STALLED_S", 0.3)
+    monkeypatch.setattr(upstream_module, "STALLED_S", 0.3)
     pair.first.always("body", SILENCE)
     stuck = [asyncio.create_task(pair.send(f"stuck{at}")) for at in range(2)]
     await pair.first.wait(lambda: pair.first.contents == 2, "two mails on the wire")
@@ -837,7 +837,7 @@ async def test_an_idle_close_with_451_charges_nothing(relay: ScriptedRelay, repl
 async def test_a_relay_that_loses_pipelined_commands_gets_them_one_by_one(
     monkeypatch: pytest.MonkeyPatch, answered: int
 ):
-    monkeypatch.setattr(connection_module, "_UNPROVEN_S", 0.2)
+    monkeypatch.setattr(pipeline_module, "_UNPROVEN_S", 0.2)
     async with ManualRelay() as relay, client(relay, pool_size=2) as smtp:
         jobs = [begin(smtp, "first")]
         lossy = await relay.ready_connection()
@@ -875,7 +875,7 @@ async def test_a_relay_that_loses_mail_alone_gets_commands_one_by_one():
 
 
 async def test_a_relay_that_once_answered_pipelined_commands_may_take_its_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection_module, "_UNPROVEN_S", 0.2)
+    monkeypatch.setattr(pipeline_module, "_UNPROVEN_S", 0.2)
     async with ScriptedRelay() as relay, client(relay, pool_size=1) as smtp:
         assert isinstance(await send(smtp), Accepted)
         relay.then("rcpt", Act(delay_s=0.6))

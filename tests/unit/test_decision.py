@@ -98,7 +98,7 @@ def test_a_job_is_put_aside_for_no_longer_than_its_code_lives() -> None:
 def test_a_job_that_is_not_sent_any_more_keeps_the_last_error_or_says_why() -> None:
     assert judge(Deferred(LATER), attempts_made=3) == Dead("retries_exhausted", "451 4.3.0 later (to RCPT)", 4)
     assert judge(TimedOut(), now_ms=EXPIRES) == Dead("expired", "the code expired 0 ms ago", 0)
-    error = "its turn never came, and the code expires before another wait ends"
+    error = "it was not sent in time, and the code expires before another wait ends"
     assert judge(TimedOut(), attempts_made=1, now_ms=EXPIRES - 1) == Dead("expired", error, 1)
 
 

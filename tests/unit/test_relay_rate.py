@@ -198,7 +198,7 @@ def test_alone_each_worker_keeps_its_share():
     rate = Rate(40.0, share=lambda: 4)
     rate.take(Grant(0.0, 0.025, 2, 40.0), NOW, news=True)
     rate.use(NOW)
-    rate.nobody_grants()
+    rate.no_grants()
     times = leave(rate, NOW, NOW + 2)
     assert len(times) == pytest.approx(20, abs=1)
     assert times[0] >= NOW + 0.09  # not at once after the slot that was granted

@@ -1,4 +1,4 @@
-"""One TCP connection to the relay: bytes out, whole replies in."""
+"""One TCP connection to a relay: bytes out, whole replies in."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from otp_stream.core.outcome import UnavailableReason
 
 from .parser import Answer, GarbageError, ReplyParser
 
-# Unacknowledged bytes for so long mean that nobody is there any more. A relay that is slow but alive still
+# Bytes that are unacknowledged for so long mean that the peer is gone. A relay that is slow but alive still
 # acknowledges, so this does not cut the long answer times of RFC 5321 short.
 _DEAD_PEER_MS = 20_000
 
@@ -23,8 +23,8 @@ class RelayUnavailableError(Exception):
         self.reason: UnavailableReason = reason
 
 
-class Wire(asyncio.Protocol):
-    """During the handshake replies are asked for one by one; afterwards `hear` takes them as they come."""
+class SmtpProtocol(asyncio.Protocol):
+    """During the handshake `execute` returns each reply; afterwards `reply_received` is called for each one."""
 
     transport: asyncio.Transport
 
@@ -44,7 +44,7 @@ class Wire(asyncio.Protocol):
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MS)
 
     def data_received(self, data: bytes) -> None:
-        """Hear each reply that is complete."""
+        """Pass on each complete reply."""
         garbage: GarbageError | None = None
         try:
             answers = self.parser.feed(data)
@@ -53,30 +53,30 @@ class Wire(asyncio.Protocol):
             garbage, answers = error, error.before
         for code, text in answers:
             if self.lost is None:
-                self.hear(code, text)
+                self.reply_received(code, text)
         if garbage is not None:
-            self.break_off(RelayUnavailableError("unreachable", str(garbage)))
+            self.abort(RelayUnavailableError("unreachable", str(garbage)))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits for a reply."""
+        """End what waits for a reply."""
         why = f": {type(exc).__name__}" if exc else ""
-        self.break_off(RelayUnavailableError("unreachable", f"the connection was lost{why}"))
+        self.abort(RelayUnavailableError("unreachable", f"the connection was lost{why}"))
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def hear(self, code: int, text: str) -> None:
-        """Keep a reply for `ask`."""
+    def reply_received(self, code: int, text: str) -> None:
+        """Keep a reply for `execute`."""
         self._answers.append((code, text))
         self._wake()
 
-    def break_off(self, error: RelayUnavailableError) -> None:
+    def abort(self, error: RelayUnavailableError) -> None:
         """End the connection at once, for the first reason given."""
         if self.lost is None:
             self.lost = error
             self._wake()
             self.transport.abort()
 
-    async def ask(self, command: bytes, timeout_s: float) -> Answer:
+    async def execute(self, command: bytes, timeout_s: float) -> Answer:
         """Send a command (nothing, to await the greeting) and return the reply. Raises `RelayUnavailableError`."""
         if command:
             self.transport.write(command)
@@ -92,7 +92,7 @@ class Wire(asyncio.Protocol):
         raise self.lost or RelayUnavailableError("unreachable", "the connection was lost")
 
     def quiet(self) -> bool:
-        """Whether nothing has come that was not asked for."""
+        """Whether no unexpected bytes have arrived."""
         return not self._answers and not self.parser.pending
 
     def _wake(self) -> None:

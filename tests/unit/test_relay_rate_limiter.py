@@ -6,8 +6,8 @@ import pytest
 import rabbitmq
 
 from otp_stream.core.rate import Grant
-from otp_stream.relay.pace import Pace
 from otp_stream.relay.rate import Rate
+from otp_stream.relay.rate_limiter import RateLimiter
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Others:
 
 
 @dataclass
-class Line:
-    """What stands before a pace: jobs that wait, and somebody who sends them when called."""
+class Sender:
+    """Waiting jobs, and the callback that sends them."""
 
     rate: Rate
     others: Others | None = None
@@ -36,7 +36,7 @@ class Line:
     calls: int = 0
 
     def __post_init__(self) -> None:
-        self.pace = Pace("relay:25", self.rate, self.others, lambda: self.waiting, self.serve)
+        self.limiter = RateLimiter("relay:25", self.rate, self.others, lambda: self.waiting, self.serve)
 
     def serve(self) -> None:
         self.calls += 1
@@ -44,7 +44,7 @@ class Line:
     def send(self) -> int:
         """Use every slot that is there."""
         sent = 0
-        while self.waiting and self.pace.slots():
+        while self.waiting and self.limiter.slots():
             self.rate.use(asyncio.get_running_loop().time())
             self.waiting -= 1
             sent += 1
@@ -63,117 +63,117 @@ def others():
     return Others()
 
 
-async def test_it_comes_back_when_a_slot_is_due():
-    line = Line(Rate(20.0))
-    assert line.send() == 1
-    await until(lambda: line.calls == 1)
-    assert line.send() == 1
-    line.pace.close()
+async def test_it_calls_back_when_a_slot_is_due():
+    sender = Sender(Rate(20.0))
+    assert sender.send() == 1
+    await until(lambda: sender.calls == 1)
+    assert sender.send() == 1
+    sender.limiter.close()
 
 
-async def test_with_nobody_waiting_there_is_nothing_to_come_back_for(others: Others):
-    line = Line(Rate(20.0), others, waiting=0)
-    assert line.pace.slots() == 0
-    assert line.pace.lacking() == 0
-    assert line.pace._timer is line.pace._asking is None
+async def test_without_waiting_jobs_there_is_no_timer(others: Others):
+    sender = Sender(Rate(20.0), others, waiting=0)
+    assert sender.limiter.slots() == 0
+    assert sender.limiter.lacking() == 0
+    assert sender.limiter._timer is sender.limiter._reserving is None
     assert others.asked == []
 
 
-async def test_slots_are_asked_for_and_used(others: Others):
-    line = Line(Rate(100.0), others)
-    assert line.send() == 0
-    assert line.send() == 0
+async def test_slots_are_reserved_and_used(others: Others):
+    sender = Sender(Rate(100.0), others)
+    assert sender.send() == 0
+    assert sender.send() == 0
     await until(lambda: bool(others.asked))
     assert others.asked == [("relay:25", 5, 100.0, False)]  # one question at a time
     others.answer(Grant(0.0, 0.01, 5, 100.0))
-    await until(lambda: line.calls == 1)
-    await until(lambda: line.send() >= 0 and line.waiting == 95)
+    await until(lambda: sender.calls == 1)
+    await until(lambda: sender.send() >= 0 and sender.waiting == 95)
     await until(lambda: len(others.asked) == 2)  # ahead of their end
-    line.pace.close()
+    sender.limiter.close()
 
 
-async def test_while_nobody_can_be_asked_each_keeps_its_share(others: Others):
-    line = Line(Rate(100.0, share=lambda: 2), others)
-    line.send()
+async def test_without_reservations_each_worker_keeps_its_share(others: Others):
+    sender = Sender(Rate(100.0, share=lambda: 2), others)
+    sender.send()
     await until(lambda: bool(others.asked))
     others.answer(None)
-    await until(lambda: line.calls == 1)
-    assert line.rate.alone
-    assert 1 <= line.send() <= 3
+    await until(lambda: sender.calls == 1)
+    assert sender.rate.alone
+    assert 1 <= sender.send() <= 3
     assert len(others.asked) == 1
-    line.pace._ask_from = 0.0  # a second later
-    line.pace.slots()
+    sender.limiter._reserve_from = 0.0  # a second later
+    sender.limiter.slots()
     await until(lambda: len(others.asked) == 2)
-    assert line.rate.alone  # the question keeps nobody waiting
+    assert sender.rate.alone  # a reservation in flight delays no one
     others.answer(Grant(0.0, 0.01, 1, 100.0))
-    await until(lambda: not line.rate.alone)
-    line.pace.close()
+    await until(lambda: not sender.rate.alone)
+    sender.limiter.close()
 
 
 async def test_an_answer_that_fails_counts_as_none(others: Others):
-    line = Line(Rate(100.0), others)
-    line.send()
-    asking = line.pace._asking
+    sender = Sender(Rate(100.0), others)
+    sender.send()
+    asking = sender.limiter._reserving
     await until(lambda: bool(others.asked))
     others.answers[-1].set_exception(OSError("away"))
-    await until(lambda: line.rate.alone)
+    await until(lambda: sender.rate.alone)
     assert asking is not None
     assert isinstance(asking.exception(), OSError)
-    line.pace.close()
+    sender.limiter.close()
 
 
 async def test_an_answer_that_does_not_come_counts_as_none(others: Others, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("otp_stream.relay.pace._ANSWER_S", 0.01)
-    line = Line(Rate(100.0), others)
-    line.send()
-    await until(lambda: line.rate.alone)
-    line.pace.close()
+    monkeypatch.setattr("otp_stream.relay.rate_limiter._ANSWER_S", 0.01)
+    sender = Sender(Rate(100.0), others)
+    sender.send()
+    await until(lambda: sender.rate.alone)
+    sender.limiter.close()
 
 
 async def test_a_throttle_is_reported_at_once_and_once(others: Others):
-    line = Line(Rate(100.0), others)
-    line.pace.throttled()
-    assert line.rate.allowed(asyncio.get_running_loop().time()) == pytest.approx(50, abs=0.1)
+    sender = Sender(Rate(100.0), others)
+    sender.limiter.throttled()
+    assert sender.rate.allowed(asyncio.get_running_loop().time()) == pytest.approx(50, abs=0.1)
     await until(lambda: bool(others.asked))
     assert others.asked == [("relay:25", 1, 100.0, True)]
     others.answer(Grant(0.0, 0.02, 1, 50.0))
-    await until(lambda: line.calls == 1)
-    line.send()
+    await until(lambda: sender.calls == 1)
+    sender.send()
     await until(lambda: len(others.asked) == 2)
     assert others.asked[1][3] is False
-    line.pace.close()
+    sender.limiter.close()
 
 
 async def test_a_throttle_while_a_question_is_out_is_reported_with_the_next(others: Others):
-    line = Line(Rate(100.0), others)
-    line.send()
+    sender = Sender(Rate(100.0), others)
+    sender.send()
     await until(lambda: len(others.asked) == 1)
-    line.pace.throttled()
+    sender.limiter.throttled()
     others.answer(Grant(0.0, 0.01, 5, 100.0))
     await until(lambda: len(others.asked) == 2)
     assert [slowed for *_, slowed in others.asked] == [False, True]
-    assert line.rate.allowed(asyncio.get_running_loop().time()) == pytest.approx(50, abs=0.5)
-    line.pace.close()
+    assert sender.rate.allowed(asyncio.get_running_loop().time()) == pytest.approx(50, abs=0.5)
+    sender.limiter.close()
 
 
-async def test_without_a_ceiling_nobody_is_asked(others: Others):
-    line = Line(Rate(None), others)
-    line.pace.throttled()
-    assert line.rate.alone
-    assert line.pace._asking is None
+async def test_without_a_ceiling_nothing_is_reserved(others: Others):
+    sender = Sender(Rate(None), others)
+    sender.limiter.throttled()
+    assert sender.rate.alone
+    assert sender.limiter._reserving is None
 
 
-async def test_after_the_end_it_comes_back_no_more(others: Others):
-    line = Line(Rate(20.0), others)
-    line.send()
-    asking = line.pace._asking
-    line.pace.close()
+async def test_after_close_it_does_not_call_back(others: Others):
+    sender = Sender(Rate(20.0), others)
+    sender.send()
+    asking = sender.limiter._reserving
+    sender.limiter.close()
     assert asking is not None
     await asyncio.gather(asking, return_exceptions=True)
-    alone = Line(Rate(20.0))
+    alone = Sender(Rate(20.0))
     alone.send()
-    timer = alone.pace._timer
-    alone.pace.close()
+    timer = alone.limiter._timer
+    alone.limiter.close()
     assert timer is not None
     assert timer.cancelled()
-    assert (line.calls, line.send(), alone.calls) == (0, 0, 0)
+    assert (sender.calls, sender.send(), alone.calls) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Keeps a relay's rate: comes back when a slot is due, and asks those who share the rate for slots."""
+"""Keeps a relay's rate: calls back when a slot is due, and reserves slots where workers share the rate."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,31 +12,31 @@ from .rate import Rate
 
 _ANSWER_S = 1.0
 _ALONE_S = 1.0
-"""How long to go on alone before asking again."""
+"""How long to send at our share of the rate before reserving again."""
 
 
 class Reserve(Protocol):
     """Grants slots of a schedule that several workers share."""
 
     async def __call__(self, relay: str, count: int, ceiling: float, slowed: bool) -> Grant | None:  # noqa: FBT001
-        """Reserve up to `count` slots (at least one); `slowed` reports a throttle, once. `None`: nobody can be asked.
+        """Reserve up to `count` slots (at least one); `slowed` reports a throttle, once. `None`: it cannot.
 
-        `ceiling` is mails per second. Must not raise; an answer that takes a second counts as none.
+        `ceiling` is mails per second. Must not raise; an answer that takes a second counts as `None`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How workers share a relay's rate; by default this one has it to itself."""
+    """How workers share a relay's rate; by default it belongs to this one alone."""
 
     reserve: Reserve | None = None
     share: Callable[[], int] = lambda: 1
-    """How many workers share it, for as long as nobody can be asked."""
+    """How many workers share it, while no slots can be reserved."""
 
 
-class Pace:
-    """Tells how many mails may leave now. Where none may and jobs wait, `serve` is called when one may."""
+class RateLimiter:
+    """How many mails may be sent now. If none may and jobs wait, it calls `serve` as soon as one may."""
 
     def __init__(
         self, relay: str, rate: Rate, reserve: Reserve | None, waiting: Callable[[], int], serve: Callable[[], None]
@@ -47,51 +47,51 @@ class Pace:
         self._waiting = waiting
         self._serve = serve
         self._timer: asyncio.TimerHandle | None = None
-        self._asking: asyncio.Task[None] | None = None
-        self._ask_from = 0.0
+        self._reserving: asyncio.Task[None] | None = None
+        self._reserve_from = 0.0
         self._throttled = False
         """Whether there is a throttle to report."""
         self._closed = False
         rate.alone = self._reserve is None
 
     def slots(self) -> int:
-        """Return how many mails may leave now."""
+        """Return how many mails may be sent now."""
         now = monotonic()
         slots = self._rate.slots(now)
-        self._look_ahead(now, slots)
+        self._plan(now, slots)
         return slots
 
     def lacking(self) -> int:
         """Return how many connections more could be used."""
         now = monotonic()
         lacking = self._rate.lacking(now)
-        self._look_ahead(now, lacking)
+        self._plan(now, lacking)
         return lacking
 
     def throttled(self) -> None:
-        """Slow down, and let the others know at once: the gate is closed, so we might not ask again for long."""
+        """Slow down, and report it at once: the gate is closed, so the next reservation may be far off."""
         self._rate.slow(monotonic())
         if self._reserve is not None:
             self._throttled = True
-            if self._asking is None:
-                self._ask(self._reserve, 1)
+            if self._reserving is None:
+                self._start_reserving(self._reserve, 1)
 
     def close(self) -> None:
-        """Come back no more."""
+        """Cancel the timer and the reservation."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._asking is not None:
-            self._asking.cancel()
+        if self._reserving is not None:
+            self._reserving.cancel()
 
-    def _look_ahead(self, now: float, slots: int) -> None:
+    def _plan(self, now: float, slots: int) -> None:
         waiting = self._waiting()
         if self._closed or not waiting:
             return
-        if self._reserve is not None and self._asking is None and now >= self._ask_from:
+        if self._reserve is not None and self._reserving is None and now >= self._reserve_from:
             short = self._rate.short(waiting, now)
             if short > 0:
-                self._ask(self._reserve, short)
+                self._start_reserving(self._reserve, short)
         if not slots and self._timer is None and (wait_s := self._rate.wait_s(now)) is not None:
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
@@ -99,10 +99,10 @@ class Pace:
         self._timer = None
         self._serve()
 
-    def _ask(self, reserve: Reserve, count: int) -> None:
-        self._asking = asyncio.get_running_loop().create_task(self._hear(reserve, count))
+    def _start_reserving(self, reserve: Reserve, count: int) -> None:
+        self._reserving = asyncio.get_running_loop().create_task(self._await_grant(reserve, count))
 
-    async def _hear(self, reserve: Reserve, count: int) -> None:
+    async def _await_grant(self, reserve: Reserve, count: int) -> None:
         slowed, self._throttled = self._throttled, False
         grant = None
         try:
@@ -111,21 +111,21 @@ class Pace:
         except TimeoutError:
             pass
         finally:
-            self._asking = None
+            self._reserving = None
             if not self._closed:
-                self._answered(reserve, grant)
+                self._grant_received(reserve, grant)
 
-    def _answered(self, reserve: Reserve, grant: Grant | None) -> None:
+    def _grant_received(self, reserve: Reserve, grant: Grant | None) -> None:
         now = monotonic()
         if grant is None:
-            self._rate.nobody_grants()
-            self._ask_from = now + _ALONE_S
+            self._rate.no_grants()
+            self._reserve_from = now + _ALONE_S
         else:
-            # it does not know of our throttle yet
+            # the grant was made before our throttle was reported
             self._rate.take(grant, now, news=not self._throttled)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._throttled:
-            self._ask(reserve, 1)
+            self._start_reserving(reserve, 1)
         self._serve()

@@ -1,0 +1,176 @@
+"""The mails and commands in flight on one connection, and until when the relay must reply to them."""
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Literal
+
+from otp_stream.core.address import one_person
+from otp_stream.core.outcome import Reply, Stage
+
+from .config import RelayConfig
+from .envelope import Envelopes, Extensions
+from .pipelining import PipeliningSupport
+from .protocol import RelayUnavailableError, SmtpProtocol
+from .reply import to_reply
+from .send_queue import PendingSend
+
+Step = Stage | Literal["rset", "quit"]
+
+_UNPROVEN_S = 10.0
+"""Time limit of pipelined commands at a relay that has answered none yet: some announce PIPELINING and lose them."""
+_AHEAD_S = 10.0
+"""Time limit of MAIL in an envelope that was sent ahead: some relays discard what they have read behind a final dot.
+Another try alone loses nothing."""
+_FOLLOW_S = 1.0
+"""How long an envelope waits behind the mail before it: a relay may take minutes for its last answer."""
+
+
+class Pipeline(SmtpProtocol):
+    """Sends one mail at a time and the envelope of the next.
+
+    Where the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet, behind the content of the mail before
+    if there is one (RFC 2920 §3.1 lets content open a group): that saves a round trip for each mail. Replies are
+    matched to the steps that they answer by their order.
+    """
+
+    def __init__(self, config: RelayConfig, support: PipeliningSupport, requeue: Callable[[PendingSend], None]) -> None:
+        super().__init__()
+        self._sender = config.sender
+        self._login = config.user
+        self._support = support
+        self._requeue = requeue
+        limits = config.limits
+        self._waits: dict[Step, float] = {
+            "mail": limits.mail_s, "rcpt": limits.rcpt_s, "data": limits.data_s, "body": limits.body_s,
+            "rset": limits.handshake_s, "quit": limits.quit_s,
+        }  # fmt: skip
+        self._expected: deque[Step] = deque()
+        self._pipelining = False
+        self._unproven = False
+        """Whether no pipelined commands have been answered yet."""
+        self._envelopes: Envelopes | None = None
+        self._rcpt = b""
+        self._unsent = b""
+        """Content that is sent together with the next command."""
+        self._asked_at: float | None = None
+        self._follows_from = 0.0
+        self._sent_ahead = False
+        """Whether the envelope of `current` was sent ahead, behind the content before."""
+        self._accepted_before = False
+        """Whether the relay accepted that content."""
+        self._following_withdrawn = False
+        """Whether the mail whose envelope was sent ahead has been requeued."""
+        self.current: PendingSend | None = None
+        self.following: PendingSend | None = None
+        """The mail whose envelope was sent behind the content of `current`."""
+        self.overdue_at: float | None = None
+        """When the reply that it waits for is late, by the monotonic clock."""
+
+    def become_ready(self, extensions: Extensions) -> None:
+        """Take mail from now on."""
+        self._envelopes = Envelopes(self._sender, extensions)
+        self._pipelining = extensions.pipelining
+        self._unproven = extensions.pipelining
+        self._apply_support()
+
+    def start(self, pending: PendingSend) -> Reply | None:
+        """Begin with a mail. Returns our own refusal, with nothing sent, for what this relay cannot take."""
+        assert self._envelopes is not None  # noqa: S101 - for the type checker only: see `become_ready`
+        commands = self._envelopes.write(pending.mail)
+        if isinstance(commands, Reply):
+            return commands
+        if self._unproven:
+            self._apply_support()
+        pending.begin()
+        if self.current is None:
+            self.current, self._asked_at, self._sent_ahead = pending, monotonic(), False
+        else:
+            self.following, self._follows_from = pending, monotonic()
+        mail, self._rcpt = commands
+        if self.following is not None:
+            # sent behind the content, together with it
+            self._unsent += mail + self._rcpt + b"DATA\r\n"
+            self._expected.extend(("mail", "rcpt", "data"))
+        elif self._pipelining:
+            self._send(mail + self._rcpt + b"DATA\r\n", "mail", "rcpt", "data")
+        else:
+            self._send(mail, "mail")
+        return None
+
+    def check_timeouts(self, now: float) -> None:
+        """End what is overdue; `now` is the monotonic clock."""
+        if self.overdue_at is not None and now >= self.overdue_at:
+            if self._is_unproven_step() and self._waits[self._expected[0]] > _UNPROVEN_S:
+                self._pipelining_fails()
+            elif self.current is not None and self._is_ahead_step() and self._waits["mail"] > _AHEAD_S:
+                self._support.ahead = False
+                self._withdraw(self.current, "the relay lost an envelope that was sent ahead")
+            else:
+                self.abort(RelayUnavailableError("unreachable", "no reply in time"))
+        elif now - self._follows_from >= _FOLLOW_S:
+            self.recall()
+
+    def recall(self) -> None:
+        """Requeue the following mail, if there is one: its content has not been sent."""
+        following, self.following = self.following, None
+        if following is not None:
+            self._following_withdrawn = True
+            self._requeue(following)
+
+    def quit(self) -> None:
+        """Send QUIT (RFC 5321 §4.1.1.10); the relay closes."""
+        self._send(b"QUIT\r\n", "quit")
+
+    def _send(self, data: bytes, *steps: Step) -> None:
+        self._expected.extend(steps)
+        self.overdue_at = monotonic() + self._wait_s()
+        self.transport.write(self._unsent + data)
+        self._unsent = b""
+
+    def _wait_s(self) -> float:
+        wait_s = self._waits[self._expected[0]]
+        if self._is_ahead_step():
+            return min(wait_s, _AHEAD_S)
+        return min(wait_s, _UNPROVEN_S) if self._is_unproven_step() else wait_s
+
+    def _is_unproven_step(self) -> bool:
+        return self._unproven and self._expected[0] in {"mail", "rcpt", "data"}
+
+    def _is_ahead_step(self) -> bool:
+        """Whether it waits for the first reply to an envelope that was sent behind an accepted content."""
+        waits = bool(self._expected) and self._expected[0] == "mail"
+        return waits and self.current is not None and self._sent_ahead and self._accepted_before
+
+    def _apply_support(self) -> None:
+        works = self._support.works
+        if works is not None:
+            self._unproven = False
+            self._pipelining = self._pipelining and works
+
+    def _prove(self, *, works: bool) -> None:
+        if self._unproven:
+            self._unproven = False
+            self._support.works = works
+
+    def _pipelining_fails(self) -> None:
+        """Use no pipelining at this relay any more: its mail goes over a new connection, command by command."""
+        self._support.works = False
+        if self.current is not None:
+            self.current.withdrawn = True
+        self.abort(RelayUnavailableError("unreachable", "the relay lost a pipelined command"))
+
+    def _withdraw(self, pending: PendingSend, why: str) -> None:
+        """End the session, which is at fault: the mail goes over another one, with no attempt counted."""
+        pending.withdrawn, pending.written, pending.refusal = True, False, None
+        self.abort(RelayUnavailableError("unreachable", why))
+
+    def _reply(self, stage: Stage, code: int, text: str) -> Reply:
+        mail = self.current.mail if self.current else None
+        secrets = mail.secrets if mail else ()
+        if "@" not in text:
+            return to_reply((code, text), stage, secrets=secrets)
+        # in a mail to ourselves, our address is the recipient's: its refusal is about no other mail
+        other = one_person(mail.recipient) if mail else ""
+        sender, login = (it if it and one_person(it) != other else None for it in (self._sender, self._login))
+        return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets)

@@ -1,0 +1,298 @@
+"""One of the configured relays: its gate, its rate, its connections, and what its replies mean for them."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+
+from otp_stream.core.masking import scrub
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Unavailable, Uncertain
+from otp_stream.core.state import RelayState
+
+from .config import RelayConfig
+from .connection import Connection
+from .dispatcher import Dispatcher
+from .failed_recipients import FailedRecipients
+from .gate import Gate, Pauses
+from .pool import Pool
+from .protocol import RelayUnavailableError
+from .rate import Rate
+from .rate_limiter import RateLimiter, Sharing
+from .reply import classify
+from .send_queue import URGENT, PendingSend, SendQueue
+
+STALLED_S = 10.0
+"""A relay that has work and does not answer for so long is passed over, if there is another."""
+
+
+class Upstream:
+    """Sends what its dispatcher gives it. Nothing connects before the first job."""
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        dispatcher: "Dispatcher[Upstream]",
+        now_ms: Callable[[], int],
+        fraction: Callable[[], float],
+        sharing: Sharing,
+    ) -> None:
+        self.config = config
+        self.own_queue = SendQueue()
+        """Jobs that are for this relay alone while it takes any: it may have their mail already."""
+        self.gate = Gate(now_ms(), fraction)
+        self.pool = Pool(config, self)
+        self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
+        self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting, dispatcher.serve)
+        self._dispatcher = dispatcher
+        self._now_ms = now_ms
+        self._growth = Pauses(fraction)
+        self._grow_from_ms = 0
+        self._ordinary_limit = config.ordinary_connections
+        self._ordinary = 0
+        self._sending = 0
+        self._replied_at = monotonic()
+        self._replies: Counter[int] = Counter()
+        self._refusals: Counter[int] = Counter()  # replies to a mail that were about every mail
+        self._recipients = FailedRecipients()
+
+    def look(self) -> RelayState:
+        """Return the state at this moment."""
+        gate = self.gate
+        return RelayState(
+            name=self.config.name,
+            gate=gate.state,
+            since_ms=gate.since_ms,
+            reason=gate.reason,
+            error=gate.error,
+            probe_ms=gate.probe_ms,
+            probing=self.probing,
+            size=self.config.pool_size,
+            connections=len(self.pool.open),
+            sending=self._sending,
+            waiting=len(self.own_queue) + sum(connection.following is not None for connection in self.pool.open),
+            stalled=self.stalled,
+            connects=self.pool.connects,
+            replies={str(code): count for code, count in (self._replies + self._refusals).items()},
+            rate=self.rate.allowed(monotonic()),
+            slowed=self.rate.slowed,
+        )
+
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is in flight: a job, one that waits for its connection, or a connection alone."""
+        return self.gate.state == "half_open" and bool(self.gate.probing or self.pool.opening or self._waiting())
+
+    def probe(self) -> bool:
+        """Send the next probe now. Returns whether one is in flight; none is sent right after the last one failed."""
+        if self.gate.half_open(self._now_ms(), requested=True):
+            self._gate_changed()
+        if self.gate.state != "half_open":
+            return False
+        # a connection alone shows whether the relay accepts the login; with one open, a failure would change nothing
+        if not self._waiting() and not self.pool.open:
+            self.pool.grow(1)
+        return True
+
+    def probe_in_ms(self) -> int:
+        """Return in how many milliseconds a probe may be requested."""
+        return max(self.gate.next_probe_ms(requested=True) - self._now_ms(), 0)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has something to answer and does not."""
+        return self._busy and monotonic() - self._replied_at > STALLED_S
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._sending or self.pool.opening)
+
+    def serve(self) -> None:
+        """Send waiting mail over the idle connections; open more if they are not enough."""
+        idle = self.pool.idle
+        while idle:
+            connection = idle.pop()
+            if not self._occupy(connection):
+                idle.append(connection)
+                break
+        self._grow()
+
+    def tick(self) -> None:
+        """Check time limits; the gate opens half when its pause is over."""
+        self.pool.check_timeouts()
+        if self.gate.half_open(self._now_ms()):
+            self._gate_changed()
+        now = monotonic()
+        if not self.rate.limited:
+            self.rate.count(self._replies.total(), now)
+        if self.rate.settle(now):
+            self._dispatcher.rate_changed(self)
+
+    def available(self, connection: Connection) -> None:
+        """Give the connection its next mail, or keep it idle."""
+        self._replied_at = monotonic()
+        if connection.fresh:
+            self._growth.reset()
+        if self.pool.usable(connection) and not self._occupy(connection):
+            self.pool.rest(connection)
+        self._grow()
+
+    def wants(self, pending: PendingSend) -> bool:
+        """Return whether the job is still ours, as far as is known at this moment."""
+        return not pending.result.done() and self._dispatcher.wants(pending)
+
+    def follow(self, connection: Connection) -> None:
+        """Send the next mail's envelope behind the content of the one before."""
+        if self.gate.state == "open" and not self.pool.worn(connection, connection.mails + 1):
+            self._occupy(connection)
+
+    def started(self, pending: PendingSend) -> None:
+        """Count a mail from the moment when it has its connection to itself."""
+        self._replied_at = monotonic()
+        self._count(pending, 1)
+
+    def requeue(self, pending: PendingSend) -> None:
+        """Let a mail wait for another connection."""
+        if self._dispatcher.closed or pending.result.done():
+            pending.result.cancel()
+        else:
+            self._dispatcher.push(pending)
+            self._dispatcher.serve()
+
+    def finished(self, pending: PendingSend, outcome: Outcome) -> None:
+        """Count the relay's reply and return it to the sender."""
+        if isinstance(outcome, Accepted | Rejected | Deferred):
+            self._replies[outcome.reply.code] += 1
+        elif isinstance(outcome, Unavailable) and outcome.code is not None:
+            self._refusals[outcome.code] += 1
+        self._finish(pending, outcome)
+
+    def disconnected(self, connection: Connection, pending: PendingSend | None, error: RelayUnavailableError) -> None:
+        """Decide what a lost connection means for the mail that was on it."""
+        self._replied_at = monotonic()
+        self.pool.forget(connection)
+        if pending is None:
+            pass
+        elif pending.refusal is not None and (outcome := classify(pending.refusal)) is not None:
+            self.finished(pending, outcome)
+        elif pending.written:
+            self._finish(pending, Uncertain(f"{error}, after the final dot", self.config.name))
+        elif self._dispatcher.closed or pending.result.done():
+            self._count(pending, -1)
+            # the caller of this probe is gone: the next job takes its place
+            self.gate.probing = self.gate.probing and not pending.probe
+            pending.result.cancel()
+        elif pending.withdrawn or (not connection.fresh and not (pending.answered and pending.losses)):
+            # a stale connection shows nothing about the relay, and nothing of the mail was sent
+            pending.losses += not pending.withdrawn
+            self._count(pending, -1)
+            self.gate.probing = self.gate.probing and not pending.probe
+            pending.probe = False
+            self._dispatcher.push(pending)
+        else:
+            self._finish(pending, Unavailable(error.reason, str(error)))
+        self._dispatcher.serve()
+
+    def connect_failed(self, error: RelayUnavailableError) -> None:
+        """Close the gate if no connection can be opened; while others work or may do, only stop growing for a while."""
+        if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
+            self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
+            return
+        pending = self._dispatcher.next_for(self, urgent_only=False)
+        text = scrub(str(error), self.config.password or "")  # a relay may quote the login
+        if self.gate.close(error.reason, text, self._now_ms()):
+            if pending is not None:
+                pending.resolve(Unavailable(error.reason, text))
+            self._gate_changed()
+        elif pending is not None:
+            self._dispatcher.push(pending)
+
+    def _occupy(self, connection: Connection) -> bool:
+        before = connection.current
+        while pending := self._take(before):
+            refusal = connection.start(pending)
+            if refusal is None:
+                self._replied_at = self._replied_at if self._busy else monotonic()
+                pending.probe = self.gate.probing = self.gate.state == "half_open"
+                if before is None:
+                    self._count(pending, 1)
+                return True
+            pending.resolve(Rejected(refusal))
+        return False
+
+    def _take(self, before: PendingSend | None) -> PendingSend | None:
+        limited = self.rate.limited
+        if not self.gate.passable or (limited and not self.limiter.slots()):
+            return None
+        # behind an ordinary mail another one takes no more connections than there are taken
+        urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
+        pending = self._dispatcher.next_for(self, urgent_only=urgent_only)
+        if pending is not None and self.gate.state == "half_open" and pending.mail.recipient in self._recipients.failed:
+            take_next = partial(self._dispatcher.next_for, self, urgent_only=urgent_only)
+            pending = self._recipients.choose_probe(pending, take_next, self._dispatcher.push)
+        if limited and pending is not None:
+            self.rate.use(monotonic())
+        return pending
+
+    def _grow(self) -> None:
+        if self.pool.room <= 0 or not self.gate.passable:
+            return
+        urgent, others = self._dispatcher.waiting_for(self)
+        if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self._grow_from_ms):
+            return
+        self._replied_at = self._replied_at if self._busy else monotonic()
+        ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
+        wanted = urgent + ordinary if self.gate.state == "open" else 1
+        self.pool.grow(min(wanted, self.limiter.lacking()) if self.rate.limited else wanted)
+
+    def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
+        self._count(pending, -1)
+        recipient = pending.mail.recipient
+        changed = False
+        match outcome:
+            case Unavailable(_, error) if self._is_at_fault(pending, outcome):
+                # all other mail is taken: one address must not hold up all of them
+                outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
+            case Unavailable(reason, error):
+                # the gate's error is shown where the secrets of this mail are not known
+                text = scrub(error, *pending.mail.secrets)
+                changed = self.gate.close(reason, text, self._now_ms(), probe=pending.probe)
+                self._recipients.failed.add(recipient)
+                if changed:
+                    self._recipients.closed_gate(recipient)
+                    if reason == "throttled":
+                        self.limiter.throttled()
+                    if pending.probe or (reason == "unreachable" and outcome.code not in {None, 421}):
+                        # it refuses all mail and ends no session: it may take mail in a new one only
+                        self.pool.renew()
+            case Uncertain(error) if pending.probe:
+                text = scrub(error, *pending.mail.secrets)
+                changed = self.gate.close("unreachable", text, self._now_ms(), probe=True)
+            case _:
+                if self._recipients.offences and isinstance(outcome, Accepted):
+                    del self._recipients.offences[recipient]
+                changed = pending.probe and self.gate.open(self._now_ms())
+                if changed:
+                    self._recipients.opened_gate(recipient)
+        pending.resolve(outcome)
+        if changed:
+            self._gate_changed()
+
+    def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
+        # MAIL names no recipient, and a probe may get the reply that every mail would get
+        return self._recipients.is_at_fault(pending.mail.recipient) and outcome.stage != "mail" and not pending.probe
+
+    def _gate_changed(self) -> None:
+        self._recipients.forget_failed(gate_is_open=self.gate.state == "open")
+        if self.gate.state == "closed":
+            self.rate.hold(monotonic())
+        else:
+            self.rate.resume(monotonic())
+        self._dispatcher.gate_changed(self)
+
+    def _waiting(self) -> int:
+        return sum(self._dispatcher.waiting_for(self))
+
+    def _count(self, pending: PendingSend, change: int) -> None:
+        self._sending += change
+        if pending.rank >= URGENT:
+            self._ordinary += change
