@@ -1,4 +1,4 @@
-"""A mail relay on the wire that does as it is told: any answer, delay or fault at any step.
+"""A scripted mail relay on a real socket: any answer, delay or fault at any step.
 
     async with ScriptedRelay() as relay:
         relay.then("rcpt", "451 4.3.0 later", "451 4.3.0 later", to="user@example.com")  # then 250 again
@@ -50,7 +50,7 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class Act:
-    """What to do at a step: wait, answer, then perhaps hang up or say no more.
+    """What to do at a step: wait, answer, then perhaps close the connection or stop answering.
 
     `reply` is the usual one when `None`, none at all when empty.
     """
@@ -59,7 +59,7 @@ class Act:
     delay_s: float = 0
     until: asyncio.Event | None = None
     """Wait for it, too."""
-    then: Literal["go on", "close", "reset", "hang"] = "go on"
+    then: Literal["continue", "close", "reset", "hang"] = "continue"
     keep: bool = False
     """Take the mail at the final dot, whatever is answered."""
 
@@ -81,13 +81,13 @@ class Received:
     parameters: str = ""
 
 
-class _HangUpError(Exception):
+class _CloseError(Exception):
     pass
 
 
 @dataclass
 class ScriptedRelay:
-    """An SMTP server in this process, on a port of its own."""
+    """An SMTP server in this process, on its own port."""
 
     keywords: tuple[str, ...] = KEYWORDS
     tls: ssl.SSLContext | None = None
@@ -113,7 +113,7 @@ class ScriptedRelay:
         self._once: dict[tuple[str, str | None], deque[Act]] = {}
         self._always: dict[tuple[str, str | None], Act] = {}
         self._server: asyncio.Server | None = None
-        self._talks: dict[asyncio.Task[None], _Talk] = {}
+        self._sessions: dict[asyncio.Task[None], _Session] = {}
 
     def then(self, step: str, *acts: str | Act, to: str | None = None) -> None:
         """Queue answers, each used once; `to` limits them to mails for one recipient."""
@@ -137,21 +137,21 @@ class ScriptedRelay:
         return Act()
 
     def commands(self, connection: int | None = None) -> list[str]:
-        """Return the verbs as they came, of all connections or of one."""
+        """Return the verbs in order of arrival, of all connections or of one."""
         return [line.split(maxsplit=1)[0].upper() for at, line in self.log if connection in {None, at}]
 
     @property
     def open_connections(self) -> int:
         """Connections open now."""
-        return len(self._talks)
+        return len(self._sessions)
 
     @property
     def is_busy(self) -> bool:
-        """Whether somebody waits for an answer, or has begun a mail: on a connection that the other side keeps open."""
+        """Whether a client waits for an answer, or has begun a mail: on a connection that it keeps open."""
         return any(
-            (talk.busy or talk.sender is not None)
-            and not talk.reader._eof  # a killed worker has closed its connections
-            for talk in self._talks.values()
+            (session.busy or session.sender is not None)
+            and not session.reader._eof  # a killed worker has closed its connections
+            for session in self._sessions.values()
         )
 
     async def start(self) -> None:
@@ -168,7 +168,7 @@ class ScriptedRelay:
             self._server = None
             await rounds()
         self.cut()
-        tasks = list(self._talks)
+        tasks = list(self._sessions)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -176,8 +176,8 @@ class ScriptedRelay:
 
     def cut(self) -> None:
         """Cut every connection, without a word."""
-        for talk in self._talks.values():
-            talk.writer.transport.abort()
+        for session in self._sessions.values():
+            session.writer.transport.abort()
 
     def ahead_of_rate_s(self, began: float, per_s: float) -> float:
         """Return how many seconds a mail came before its time at most, if the rate is kept from `began` on.
@@ -208,21 +208,21 @@ class ScriptedRelay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        talk = _Talk(self, reader, writer, self.connections)
+        session = _Session(self, reader, writer, self.connections)
         task = asyncio.current_task()
         assert task is not None
-        self._talks[task] = talk
+        self._sessions[task] = session
         try:
-            await talk.run()
-        except (_HangUpError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await session.run()
+        except (_CloseError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
-            del self._talks[task]
+            del self._sessions[task]
             writer.transport.abort()
 
 
-class _Talk:
-    """One connection's dialogue."""
+class _Session:
+    """The dialogue on one connection."""
 
     def __init__(
         self, relay: ScriptedRelay, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
@@ -269,9 +269,9 @@ class _Talk:
                 await self.do("rset")
             case "QUIT":
                 await self.do("quit")
-                raise _HangUpError
+                raise _CloseError
             case _:
-                await self.say("500 5.5.2 what?")
+                await self.reply("500 5.5.2 what?")
 
     def offers(self) -> str:
         lines = ["relay.example", *self.relay.keywords]
@@ -283,7 +283,7 @@ class _Talk:
 
     async def authenticate(self, words: list[str]) -> None:
         async def ask(prompt: bytes) -> bytes:
-            await self.say(f"334 {base64.b64encode(prompt).decode()}".rstrip())
+            await self.reply(f"334 {base64.b64encode(prompt).decode()}".rstrip())
             line = (await self.reader.readline()).strip()
             self.relay.log.append((self.number, "(response)"))
             return base64.b64decode(line)
@@ -305,7 +305,7 @@ class _Talk:
 
     async def mail(self, command: str) -> None:
         if self.sender is not None:
-            await self.say("503 5.5.1 nested MAIL command")
+            await self.reply("503 5.5.1 nested MAIL command")
             return
         path, _, self.parameters = command.partition(">")
         if (await self.do("mail")).startswith("2"):
@@ -313,7 +313,7 @@ class _Talk:
 
     async def rcpt(self, command: str) -> None:
         if self.sender is None:
-            await self.say("503 5.5.1 MAIL first")
+            await self.reply("503 5.5.1 MAIL first")
             return
         recipient = command.partition("<")[2].partition(">")[0]
         if (await self.do("rcpt", recipient=recipient)).startswith("2"):
@@ -321,7 +321,7 @@ class _Talk:
 
     async def data(self) -> None:
         if self.recipient is None and self.sender is None:
-            await self.say("503 5.5.1 MAIL first")
+            await self.reply("503 5.5.1 MAIL first")
             return
         # like many relays, 354 even where no recipient was taken
         if not (await self.do("data")).startswith("354"):
@@ -329,12 +329,12 @@ class _Talk:
         lines: list[bytes] = []
         while (line := await self.reader.readline()) != b".\r\n":
             if not line:
-                raise _HangUpError
+                raise _CloseError
             lines.append(line[1:] if line.startswith(b".") else line)
         self.relay.contents += 1
         if self.recipient is None:
             self.forget()
-            await self.say("554 5.5.1 no valid recipients")
+            await self.reply("554 5.5.1 no valid recipients")
             return
         mail = Received(
             self.sender or "", self.recipient, b"".join(lines), time.monotonic(), self.number, self.parameters.strip()
@@ -360,12 +360,12 @@ class _Talk:
         if mail is not None and (act.keep or reply.startswith("2")):
             self.relay.accepted.append(mail)
         if reply:
-            await self.say(reply)
+            await self.reply(reply)
         if act.then == "reset":
             linger = struct.pack("ii", 1, 0)  # the kernel then sends RST, not FIN
             self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.writer.transport.abort()
-        if act.then != "go on":
+        if act.then != "continue":
             if act.then == "hang":
                 while await self.reader.read(65_536):
                     pass
@@ -373,10 +373,10 @@ class _Talk:
                 self.writer.close()
                 with contextlib.suppress(OSError, ssl.SSLError):
                     await self.writer.wait_closed()
-            raise _HangUpError
+            raise _CloseError
         return reply
 
-    async def say(self, reply: str) -> None:
+    async def reply(self, reply: str) -> None:
         data = reply.encode() + b"\r\n"
         for piece in (data[at : at + 1] for at in range(len(data))) if self.relay.byte_by_byte else (data,):
             self.writer.write(piece)
@@ -428,7 +428,7 @@ async def send(
 class ManualRelay:
     """A relay whose side of each connection the test plays itself: what it reads and writes, to the byte.
 
-    `pipelining` is whether it offers that; `byte_by_byte` sends each byte of a reply by itself.
+    `pipelining` is whether it offers that; `byte_by_byte` sends each byte of a reply alone.
     """
 
     def __init__(self, *, pipelining: bool = True, byte_by_byte: bool = False) -> None:
@@ -499,7 +499,7 @@ class ManualConnection:
         assert self._read == b""
 
     async def reply(self, *lines: str) -> None:
-        """Write these lines in one segment, or each byte by itself, as long as anyone reads them."""
+        """Write these lines in one segment, or each byte alone, as long as anyone reads them."""
         data = "".join(f"{line}\r\n" for line in lines).encode()
         with contextlib.suppress(ConnectionError):
             for piece in (data[at : at + 1] for at in range(len(data))) if self._byte_by_byte else (data,):
@@ -508,7 +508,7 @@ class ManualConnection:
                 await asyncio.sleep(0)
 
     async def accept(self, recipient: str, *, alone: bool = False) -> None:
-        """Take one mail, as a relay does that has nothing against it; `alone`: nothing is sent ahead behind it."""
+        """Take one mail, as a relay does; `alone`: nothing is sent ahead behind it."""
         await self.expect(envelope(recipient))
         await self.reply(*ACCEPTS)
         await (self.expect_alone if alone else self.expect)(ENDED)

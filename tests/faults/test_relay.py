@@ -1,4 +1,4 @@
-"""The relay fails at every step and in every manner: nothing is lost, and a copy is only where nobody can know."""
+"""The relay fails at every step and in every way: nothing is lost, and only an unknown outcome makes a copy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +118,7 @@ async def test_the_relay_refuses_connections_for_a_while(stage: Stage) -> None:
     await stage.relay.stop()
     await ledger.publish(JOBS)
     await worker.wait_log("gate closed")
-    await worker.wait_log("gate closed", times=3)  # two probes in vain
+    await worker.wait_log("gate closed", times=3)  # two failed probes
     await stage.relay.start()
     ledger.mended()
     await ledger.balance(30)
@@ -177,7 +177,7 @@ async def test_the_relay_never_answers_some_commands(stage: Stage) -> None:
     worker = stage.worker(SMTP_POOL_SIZE="8")
     await worker.start()
     await ledger.publish(JOBS)
-    await stage.relay.wait_accepted(JOBS - 3, timeout=30)  # their neighbours go on
+    await stage.relay.wait_accepted(JOBS - 3, timeout=30)  # the other jobs are sent
     ledger.mended()
     await ledger.balance(90)
     row = ledger.row("relay never replies: greeting, EHLO, MAIL, RCPT, DATA, once each")

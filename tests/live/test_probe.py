@@ -1,4 +1,4 @@
-"""Probe now: whoever has repaired a relay does not wait for the next probe."""
+"""Probe now: after a repair of the relay, an operator need not wait for the next probe."""
 
 import json
 import re
@@ -78,13 +78,13 @@ async def test_a_repaired_login_is_used_at_once_by_every_worker_that_shares_the_
     for worker in (first, second):
         await until(lambda worker=worker: flows(worker), "mail that flows")
         assert was_early(worker)
-    code, said = await probe(stage, url, f"http://127.0.0.1:{second.port}/", json_=False)
+    code, output = await probe(stage, url, f"http://127.0.0.1:{second.port}/", json_=False)
     assert code == 0
-    assert said.count("accepts mail; there is nothing to probe") == 2
+    assert output.count("accepts mail; there is nothing to probe") == 2
     await second.kill()
-    code, said = await probe(stage, f"http://127.0.0.1:{second.port}", json_=False)
+    code, output = await probe(stage, f"http://127.0.0.1:{second.port}", json_=False)
     assert code == 1
-    assert "no answer" in said
+    assert "no answer" in output
 
 
 async def test_the_page_offers_a_probe_to_who_is_logged_in_while_no_mail_flows(stage: Stage) -> None:

@@ -72,7 +72,7 @@ async def test_the_next_envelope_goes_out_behind_the_content():
         await read(b"\r\n", b"250-relay.example", b"250 PIPELINING")
         await read(b"DATA\r\n", b"250 ok", b"250 ok", b"354 go on")
         await read(b"\r\n.\r\n")
-        # the relay says nothing of the first mail before it has the second one's envelope
+        # the relay does not reply to the first mail before it has the envelope of the second
         await read(b"DATA\r\n", b"250 first", b"250 ok", b"250 ok", b"354 go on")
         await read(b"\r\n.\r\n", b"250 second")
         await read(b"QUIT\r\n")
@@ -273,8 +273,8 @@ async def test_a_mail_that_breaks_idle_connections_breaks_two_at_most(relay: Scr
 async def test_a_goodbye_to_an_idle_connection_is_heard(relay: ScriptedRelay):
     async with client(relay) as smtp:
         await send(smtp)
-        [talk] = relay._talks.values()
-        await talk.say("421 4.4.2 idle for too long")
+        [session] = relay._sessions.values()
+        await session.reply("421 4.4.2 idle for too long")
         await relay.wait(lambda: smtp.look()[0].connections == 0, "end of the connection")
         assert isinstance(await send(smtp), Accepted)
 
@@ -522,7 +522,7 @@ async def manual(request: pytest.FixtureRequest):
 
 
 @pytest.mark.parametrize(
-    ("replies", "last", "kind", "told"),
+    ("replies", "last", "kind", "shown"),
     [
         (["250 ok", "550 5.1.1 no"], "554 5.5.1 no valid recipients", Rejected, "550 5.1.1 no (to RCPT)"),
         (["250 ok", "550 5.1.1 no"], "250 2.0.0 queued", Rejected, "550 5.1.1 no (to RCPT)"),
@@ -532,7 +532,7 @@ async def manual(request: pytest.FixtureRequest):
     ],
 )
 async def test_a_relay_that_wants_content_after_a_refused_envelope_gets_a_lone_dot(
-    manual: ManualRelay, replies: list[str], last: str, kind: type[Outcome], told: str
+    manual: ManualRelay, replies: list[str], last: str, kind: type[Outcome], shown: str
 ):
     async with client(manual, pool_size=1) as smtp:
         refused = asyncio.create_task(send(smtp, "no@example.com"))
@@ -546,7 +546,7 @@ async def test_a_relay_that_wants_content_after_a_refused_envelope_gets_a_lone_d
             await connection.reply("250 flushed")
         outcome = await refused
         assert isinstance(outcome, kind)
-        assert str(outcome.reply) == told  # type: ignore[attr-defined]
+        assert str(outcome.reply) == shown  # type: ignore[attr-defined]
         accepted = asyncio.create_task(send(smtp))
         await connection.accept("user@example.com")
         assert isinstance(await accepted, Accepted)
@@ -573,12 +573,12 @@ async def test_a_relay_that_wants_content_after_a_refused_sender_gets_no_dot_and
         await connection.expect_end()
         outcome = await refused
         assert isinstance(outcome, kind)
-        told = outcome.error if isinstance(outcome, Unavailable) else str(outcome.reply)  # type: ignore[attr-defined]
-        assert told == f"{mail_reply} (to MAIL)"
+        shown = outcome.error if isinstance(outcome, Unavailable) else str(outcome.reply)  # type: ignore[attr-defined]
+        assert shown == f"{mail_reply} (to MAIL)"
 
 
 @pytest.mark.parametrize(
-    ("replies", "kind", "told"),
+    ("replies", "kind", "shown"),
     [
         (["250 ok", "550-5.1.1 no", "550 5.1.1 user", "554 no recipients"], Rejected, "550 5.1.1 no user (to RCPT)"),
         (["250 ok", "450 4.2.0 later", "554 no recipients"], Deferred, "450 4.2.0 later (to RCPT)"),
@@ -588,7 +588,7 @@ async def test_a_relay_that_wants_content_after_a_refused_sender_gets_no_dot_and
     ],
 )
 async def test_a_relay_that_refused_data_gets_a_reset_and_no_content(
-    manual: ManualRelay, replies: list[str], kind: type[Outcome], told: str
+    manual: ManualRelay, replies: list[str], kind: type[Outcome], shown: str
 ):
     async with client(manual, pool_size=1) as smtp:
         refused = asyncio.create_task(send(smtp, "no@example.com"))
@@ -598,7 +598,7 @@ async def test_a_relay_that_refused_data_gets_a_reset_and_no_content(
         await connection.expect_alone(b"RSET\r\n")
         outcome = await refused
         assert isinstance(outcome, kind)
-        assert str(outcome.reply) == told  # type: ignore[attr-defined]
+        assert str(outcome.reply) == shown  # type: ignore[attr-defined]
         await connection.reply("250 flushed")
         accepted = asyncio.create_task(send(smtp))
         await connection.accept("user@example.com")
@@ -771,7 +771,7 @@ async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_kept_bac
         ends = now_ms() + 500
         second = asyncio.create_task(send(smtp, "second@example.com", life_ms=500, rank=3))
         connection = await ahead(manual)
-        while now_ms() <= ends + 20:  # noqa: ASYNC110 - nothing tells when a code expires
+        while now_ms() <= ends + 20:  # noqa: ASYNC110 - no event marks the expiry of a code
             await asyncio.sleep(0.01)
         await connection.reply("250 first", *ACCEPTS)
         await connection.expect_end()
@@ -877,7 +877,7 @@ async def test_an_envelope_that_is_sent_ahead_has_its_slot_of_the_rate(manual: M
         assert isinstance(await second, Accepted)
 
 
-# relays that are out of step with an envelope: what they say then is about the session, never about a recipient
+# relays that are out of step with an envelope: their reply is then about the session, never about a recipient
 
 
 @pytest.mark.parametrize("pipelining", [True, False])
@@ -1045,7 +1045,7 @@ async def test_whether_a_job_is_ours_is_asked_last_of_all_before_its_content_lea
 
 
 async def test_content_that_is_refused_for_the_envelope_behind_it_is_sent_alone(manual: ManualRelay):
-    # Postfix says so at END-OF-MESSAGE with reject_unauth_pipelining
+    # Postfix replies so at END-OF-MESSAGE with reject_unauth_pipelining
     async with client(manual, pool_size=1) as smtp:
         jobs = [asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second")]
         connection = await ahead(manual)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.waits
 
 
 class Changes(list[RelayState]):
-    """Every state that `on_gate` was told."""
+    """Every state that was passed to `on_gate`."""
 
     def gates(self) -> list[str]:
         return [state.gate for state in self]
@@ -69,7 +69,7 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     await relay.start()
     ended = await asyncio.gather(*jobs)
     assert all(isinstance(outcome, Accepted) for outcome, _ in ended)
-    # only the one whose probe failed, or who found the relay gone, was told so
+    # only the one whose probe failed, or that found the relay gone, got `Unavailable`
     assert sum(held for _, held in ended) == changes.gates().count("closed")
     assert len({mail.recipient for mail in relay.accepted}) == len(relay.accepted) == 50
     assert changes.gates()[-2:] == ["half_open", "open"]
@@ -361,7 +361,7 @@ async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_
     assert isinstance(outcome, Deferred)
     assert "by this recipient alone" in str(outcome.reply)
     assert held == changes.gates().count("closed") == 2
-    assert isinstance((await deliver(smtp, "odd@example.com"))[0], Deferred)  # its next attempt disturbs nobody
+    assert isinstance((await deliver(smtp, "odd@example.com"))[0], Deferred)  # its next attempt disturbs no other mail
     assert changes.gates().count("closed") == 2
     relay.always("rcpt", None, to="odd@example.com")
     assert isinstance((await deliver(smtp, "odd@example.com"))[0], Accepted)
@@ -628,7 +628,7 @@ async def test_the_fallback_takes_over_while_the_first_relay_is_away_and_gives_b
     await until(lambda: pair.smtp.look()[0].gate == "half_open", "half-open gate")
     await pair.first.start()
     sent = 0
-    while pair.smtp.look()[0].gate != "open":  # the fallback goes on until a job finds the first relay connected
+    while pair.smtp.look()[0].gate != "open":  # the fallback sends until a job finds the first relay connected
         sent += 1
         assert sent < 500
         assert isinstance(await pair.send(f"meanwhile{sent}"), Accepted)
@@ -825,8 +825,8 @@ async def test_an_idle_close_with_451_charges_nothing(relay: ScriptedRelay, repl
     assert isinstance(await send(smtp), Accepted)
     relay.then("mail", Act(reply, then="close"))
     assert isinstance(await send(smtp), Accepted)
-    [talk] = relay._talks.values()
-    await talk.say(reply)
+    [session] = relay._sessions.values()
+    await session.reply(reply)
     await relay.wait(lambda: smtp.look()[0].connections == 0, "end of the connection")
     assert isinstance(await send(smtp), Accepted)
     assert changes == []

@@ -104,7 +104,7 @@ async def test_a_throttle_slows_down_and_the_full_rate_comes_back(relay: Scripte
     assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
     await smtp.close()
     after = sorted(mail.at for mail in relay.accepted)[3:]
-    # ½ of the rate, and half of what a second gives back
+    # ½ of the rate, and half of what a second adds
     assert sum(at < after[0] + 0.5 for at in after) <= 13 + SLACK
     assert len(changes) == 2
 
@@ -185,11 +185,11 @@ async def test_a_worker_that_is_throttled_says_so(stage: Stage) -> None:
     await stage.rabbit.publish(*(job(f"u{at}@example.com", jobId=f"j{at}") for at in range(10)))
     await worker.wait_log("relay throttles: slowed down")
 
-    async def told() -> bool:
+    async def reported() -> bool:
         health = await worker.health()
         return health["status"] == "healthy" and "the gate is open, slowed to 1" in str(health["checks"])
 
-    await until(told, "word of the slower rate")
+    await until(reported, "report of the slower rate")
     assert await worker.metric(f'otp_relay_replies_total{{code="454",relay="127.0.0.1:{stage.relay.port}"}}') == 1
     await stage.relay.wait_accepted(10)
     assert "Slowed to, a second" in (await worker.get("/"))[1]

@@ -70,7 +70,7 @@ async def test_an_address_in_the_certificate_is_checked_too(authority: Authority
 
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
 @pytest.mark.parametrize(
-    ("hosts", "expired", "trusted", "cure"),
+    ("hosts", "expired", "trusted", "fix"),
     [
         (("localhost",), True, True, "needs a new one"),
         (("other.example",), False, True, "SMTP_HOST must be a name in it"),
@@ -78,7 +78,7 @@ async def test_an_address_in_the_certificate_is_checked_too(authority: Authority
     ],
 )
 async def test_a_wrong_certificate_is_refused_with_the_cure(
-    authority: Authority, mode: str, hosts: tuple[str], *, expired: bool, trusted: bool, cure: str
+    authority: Authority, mode: str, hosts: tuple[str], *, expired: bool, trusted: bool, fix: str
 ):
     relay = ScriptedRelay(tls=authority.server(*hosts, expired=expired), mode=mode)
     changes = {} if trusted else {"ca_file": None}
@@ -86,7 +86,7 @@ async def test_a_wrong_certificate_is_refused_with_the_cure(
         outcome = await unavailable(smtp)
         assert outcome.reason == "tls_failed"
         assert outcome.error.startswith("the certificate of localhost is not accepted: ")
-        assert cure in outcome.error
+        assert fix in outcome.error
     assert "MAIL" not in relay.commands()
 
 

@@ -1,4 +1,4 @@
-"""A requested probe: what is said of its result, who may request one, and that the command refuses bad input."""
+"""A requested probe: its result as text, who may request one, and that the command refuses bad input."""
 
 import asyncio
 import json
