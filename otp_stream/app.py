@@ -52,7 +52,7 @@ def build(
     relay = SmtpRelay(
         first,
         fallbacks=fallbacks,
-        on_gate=observer.circuit_breaker_changed,
+        on_circuit_breaker=observer.circuit_breaker_changed,
         on_rate=observer.rate_changed,
         sharing=sharing,
     )
@@ -198,7 +198,7 @@ async def _probe(relay: SmtpRelay, tables: Tables, settings: Settings, name: str
 async def _follow_probes(relay: SmtpRelay, tables: Tables) -> None:
     """Probe the relays that accept mail again according to another worker's probe; called once a second."""
     for it in relay.look():
-        if it.gate == "closed" and await tables.has_flag(_takes_mail(it.name)):
+        if it.circuit_breaker == "open" and await tables.has_flag(_takes_mail(it.name)):
             await relay.probe(it.name)
 
 
@@ -210,8 +210,8 @@ def _about(app: OtpStream, observer: Observer) -> WorkerSeen:
     """Return what this worker publishes of itself to the others."""
     state = app.look()
     unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
-    gate = state.relays[0].gate if state.relays else "open"
-    return WorkerSeen(_name(), __version__, state.phase, gate, unacked, observer.stats().sent_last_minute)
+    breaker = state.relays[0].circuit_breaker if state.relays else "closed"
+    return WorkerSeen(_name(), __version__, state.phase, breaker, unacked, observer.stats().sent_last_minute)
 
 
 def _share(

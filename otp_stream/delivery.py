@@ -51,7 +51,7 @@ class Relay(Protocol):
         wanted: Callable[[], bool],
         prefer: str | None,
     ) -> Outcome:
-        """Wait in the send queue (most urgent rank first, none is sent while the gate is closed), then send, once.
+        """Wait in the send queue (most urgent rank first; none is sent while the circuit breaker is open), then send.
 
         Returns `TimedOut` if the mail was still in the queue at `deadline_ms` (since 1970), or was no longer `wanted`
         when it left it. `prefer` names the relay that may have accepted this mail already. Never raises for an error

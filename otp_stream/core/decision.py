@@ -42,7 +42,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Wait in the broker instead of in this worker, with no attempt counted: the gate has been closed too long."""
+    """Wait in the broker instead of in this worker, with no attempt counted: the relay took no mail for too long."""
 
     delay_ms: int
 
@@ -62,7 +62,7 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep it unsettled behind the closed gate; no attempt is counted."""
+    """Keep it unsettled behind the open circuit breaker; no attempt is counted."""
 
 
 Final = Ack | Retry | Park | Dead

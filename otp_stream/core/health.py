@@ -72,8 +72,8 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
         yield _tables(state.tables)
     if state.phase == "consuming":
         yield _endings(stats)
-    # while all gates are closed codes are late, too, but the relay's check reports that
-    flows = any(relay.gate == "open" for relay in state.relays)
+    # while all circuit breakers are open, codes are late, too, but the relay's check reports that
+    flows = any(relay.circuit_breaker == "closed" for relay in state.relays)
     if state.broker is not None and state.broker.connected and state.phase == "consuming" and flows:
         yield _pace(state.broker.lanes, now_ms)
 
@@ -101,13 +101,13 @@ def _broker(broker: BrokerState, now_ms: int) -> Check:
 
 
 def _relay(relays: tuple[RelayState, ...]) -> Check:
-    text = "; ".join(map(_gate, relays))
-    gates = [relay.gate for relay in relays]
-    if "open" in gates:
+    text = "; ".join(map(_breaker, relays))
+    breakers = [relay.circuit_breaker for relay in relays]
+    if "closed" in breakers:
         # a fallback that was never used is open, too, so the first relay decides
-        healthy = gates[0] == "open" and not relays[0].stalled
+        healthy = breakers[0] == "closed" and not relays[0].stalled
         return Check("relay", "healthy" if healthy else "degraded", text)
-    return Check("relay", "degraded" if "half_open" in gates else "unhealthy", text)
+    return Check("relay", "degraded" if "half_open" in breakers else "unhealthy", text)
 
 
 def _tables(tables: TablesState) -> Check:
@@ -140,15 +140,15 @@ def _endings(stats: Stats) -> Check:
     return Check("endings", "healthy", text)
 
 
-def _gate(relay: RelayState) -> str:
-    match relay.gate:
-        case "open" if relay.stalled:
-            return f"{relay.name}: the gate is open, but the relay does not answer"
-        case "open" if relay.slowed and relay.rate is not None:
-            return f"{relay.name}: the gate is open, slowed to {round(relay.rate, 1):g}/s after a throttle"
-        case "open":
-            return f"{relay.name}: the gate is open"
+def _breaker(relay: RelayState) -> str:
+    match relay.circuit_breaker:
+        case "closed" if relay.stalled:
+            return f"{relay.name}: circuit breaker closed, but the relay does not answer"
+        case "closed" if relay.slowed and relay.rate is not None:
+            return f"{relay.name}: circuit breaker closed, slowed to {round(relay.rate, 1):g}/s after a throttle"
+        case "closed":
+            return f"{relay.name}: circuit breaker closed"
         case "half_open":
             return f"{relay.name}: probing after {relay.reason}: {relay.error}"
-        case "closed":
-            return f"{relay.name}: the gate is closed, {relay.reason}: {relay.error}"
+        case "open":
+            return f"{relay.name}: circuit breaker open, {relay.reason}: {relay.error}"

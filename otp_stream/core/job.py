@@ -249,7 +249,7 @@ class Replay:
 class Job:
     """One job in the worker's hands: what was asked, and what it knows of its way so far.
 
-    Times are milliseconds since 1970. `attempts_made` counts real attempts; a closed gate costs none.
+    Times are milliseconds since 1970. `attempts_made` counts real attempts; an open circuit breaker counts none.
     """
 
     id: str

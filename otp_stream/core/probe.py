@@ -22,12 +22,12 @@ class Probed:
     @property
     def result(self) -> Result:
         """What came of it. `connected`: no job waited to be the probe, and nothing was refused so far."""
-        match self.relay.gate:
-            case "open":
+        match self.relay.circuit_breaker:
+            case "closed":
                 return "accepted" if self.sent else "not_needed"
             case "half_open":
                 return "no_answer" if self.relay.probing else "connected"
-            case "closed":
+            case "open":
                 return "refused" if self.sent else "too_soon"
 
     @property

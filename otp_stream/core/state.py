@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from .job import Lane
 from .outcome import UnavailableReason
 
-Gate = Literal["open", "half_open", "closed"]
+CircuitBreakerState = Literal["closed", "half_open", "open"]
 """Whether jobs may go to the relay: all of them, one as a probe, or none."""
 
 Phase = Literal["http_only", "starting", "consuming", "stopping"]
@@ -24,13 +24,13 @@ class RelayState:
 
     name: str
     """`host:port`."""
-    gate: Gate = "open"
+    circuit_breaker: CircuitBreakerState = "closed"
     since_ms: int = 0
-    """When the gate took this state."""
+    """When the circuit breaker took this state."""
     reason: UnavailableReason | None = None
-    """Why the gate is not open."""
+    """Why the circuit breaker is not closed."""
     error: str | None = None
-    """The text of the last failure, kept while the gate is not open."""
+    """The text of the last failure, kept while the circuit breaker is not closed."""
     probe_ms: int | None = None
     """When the next probe goes out."""
     probing: bool = False
@@ -172,7 +172,7 @@ class WorkerSeen:
     """`host:pid`."""
     version: str
     phase: str
-    gate: str
+    circuit_breaker: str
     """Of its first relay."""
     held: int
     sent_last_minute: int

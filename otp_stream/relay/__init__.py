@@ -1,4 +1,4 @@
-"""All SMTP: the pool of connections, the meaning of replies, the gate before the relay, and its rate."""
+"""All SMTP: the pool of connections, the meaning of replies, the circuit breaker before the relay, and its rate."""
 
 from .config import RelayConfig, RelayLimits
 from .rate_limiter import Reserve, Sharing

@@ -35,8 +35,8 @@ class Dispatcher(Protocol[U_contra]):
         """Send waiting mail over every relay that may take it."""
         ...
 
-    def gate_changed(self, upstream: U_contra) -> None:
-        """Handle the change of a gate."""
+    def breaker_changed(self, upstream: U_contra) -> None:
+        """Handle the change of a circuit breaker."""
         ...
 
     def rate_changed(self, upstream: U_contra) -> None:

@@ -17,29 +17,29 @@ class FailedRecipients:
         self.failed: set[str] = set()
         """Recipients whose mail failed since the circuit breaker opened: the next probe is for another recipient."""
         self.offences: Counter[str] = Counter()
-        """How often a recipient's mail has closed the gate and another's has opened it, since one was accepted."""
-        self._closer: str | None = None
-        """The recipient whose mail closed the gate."""
+        """How often a recipient's mail opened the circuit breaker and another's closed it, since one was accepted."""
+        self._opener: str | None = None
+        """The recipient whose mail opened the circuit breaker."""
 
     def is_at_fault(self, recipient: str) -> bool:
         """Return whether it was this recipient's mail alone that failed."""
         return self.offences[recipient] >= _OFFENCES
 
-    def closed_gate(self, recipient: str) -> None:
-        """Remember whose mail closed the gate."""
-        self._closer = recipient
+    def opened_breaker(self, recipient: str) -> None:
+        """Remember whose mail opened the circuit breaker."""
+        self._opener = recipient
 
-    def opened_gate(self, recipient: str) -> None:
-        """Blame the recipient whose mail closed the gate, if the probe was for another one."""
-        closer, self._closer = self._closer, None
-        if closer is not None and closer != recipient:
-            self.offences[closer] += 1
+    def closed_breaker(self, recipient: str) -> None:
+        """Blame the recipient whose mail opened the circuit breaker, if the probe was for another one."""
+        opener, self._opener = self._opener, None
+        if opener is not None and opener != recipient:
+            self.offences[opener] += 1
         if len(self.offences) > _REMEMBERED:
             self.offences.clear()
 
-    def forget_failed(self, *, gate_is_open: bool) -> None:
+    def forget_failed(self, *, breaker_is_closed: bool) -> None:
         """Start again when mail flows, or when there are too many to remember."""
-        if gate_is_open or len(self.failed) > _REMEMBERED:
+        if breaker_is_closed or len(self.failed) > _REMEMBERED:
             self.failed.clear()
 
     def choose_probe(

@@ -38,7 +38,7 @@ class Rate:
         self._share = share
         self._full = self._base = ceiling or 0.0
         self._since = 0.0
-        """From when on `_base` grows; never while the gate is closed."""
+        """From when on `_base` grows; never while the circuit breaker is open."""
         self._decreased_at = self._last = -math.inf
         """`_last`: the slot that was used last, as scheduled."""
         self._unused_since: float | None = None
@@ -113,12 +113,12 @@ class Rate:
         return self.slowed != before
 
     def hold(self, now: float) -> None:
-        """The gate has closed: nothing leaves, so nothing shows that the relay would take more."""
+        """The circuit breaker has opened: nothing leaves, so nothing shows that the relay would take more."""
         self._base, self._since = self._allowed(now), math.inf
         self._granted.clear()
 
     def resume(self, now: float) -> None:
-        """The gate lets mail pass again."""
+        """The circuit breaker lets mail pass again."""
         self._since = min(self._since, now)
 
     def count(self, total: int, now: float) -> None:

@@ -69,7 +69,7 @@ class RateLimiter:
         return lacking
 
     def throttled(self) -> None:
-        """Slow down, and report it at once: the gate is closed, so the next reservation may be far off."""
+        """Slow down, and report it at once: circuit breaker open, so the next reservation may be far off."""
         self._rate.slow(monotonic())
         if self._reserve is not None:
             self._throttled = True

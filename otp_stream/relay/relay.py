@@ -19,7 +19,7 @@ from .send_queue import PendingSend, SendQueue
 from .upstream import Upstream
 
 _TICK_S = 0.1
-"""How often time limits are checked: one timer for all connections, jobs and gates."""
+"""How often time limits are checked: one timer for all connections, jobs and breakers."""
 _FROZEN_S = 1.0
 """A tick as late as this means that the process was suspended: the broker may have given its jobs to others."""
 _PROBE_S = 25.0
@@ -34,18 +34,18 @@ _STEADY_FROM_MS = clock.now_ms() - time.monotonic_ns() // 1_000_000
 
 
 def _steady_ms() -> int:
-    # for pauses: a clock that is set back by an hour must not keep a gate closed for an hour
+    # for pauses: a clock that is set back by an hour must not keep a circuit breaker open for an hour
     return _STEADY_FROM_MS + time.monotonic_ns() // 1_000_000
 
 
 class SmtpRelay:
-    """Sends mail through the first relay whose gate is open: `config`'s, or else one of the `fallbacks`, in order.
+    """Sends mail through the first relay whose circuit breaker is closed: `config`'s, or one of `fallbacks`, in order.
 
-    All relays take from one queue of waiting jobs, so the next relay takes them when a gate closes, and the first one
-    again when it opens. Nothing connects before the first `send`. `on_gate` is called for every change of a gate,
-    `on_rate` when a relay is slowed down and when it has its full rate again; `sharing` is how workers share a rate.
-    `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the one for pauses, which is never set
-    back, and `fraction` the randomness of the gates' pauses, in [0, 1).
+    All relays take from one queue of waiting jobs, so the next relay takes them when a circuit breaker opens, and the
+    first one again when it closes. Nothing connects before the first `send`. `on_circuit_breaker` is called for every
+    change of a circuit breaker, `on_rate` when a relay is slowed down and when it has its full rate again; `sharing` is
+    how workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the one for
+    pauses, which is never set back, and `fraction` the randomness of the pauses, in [0, 1).
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class SmtpRelay:
         config: RelayConfig,
         *,
         fallbacks: Sequence[RelayConfig] = (),
-        on_gate: Callable[[RelayState], None] | None = None,
+        on_circuit_breaker: Callable[[RelayState], None] | None = None,
         on_rate: Callable[[RelayState], None] | None = None,
         sharing: Sharing = Sharing(),  # noqa: B008 - frozen
         now_ms: Callable[[], int] = clock.now_ms,
         steady_ms: Callable[[], int] = _steady_ms,
         fraction: Callable[[], float] = random.random,
     ) -> None:
-        self._on_gate = on_gate
+        self._on_circuit_breaker = on_circuit_breaker
         self._on_rate = on_rate
         self._now_ms = now_ms
         self._queue = SendQueue()
@@ -82,14 +82,14 @@ class SmtpRelay:
         wanted: Callable[[], bool] = lambda: True,
         prefer: str | None = None,
     ) -> Outcome:
-        """Wait for a connection (none while every gate is closed), then send, once.
+        """Wait for a connection (none while every circuit breaker is open), then send, once.
 
         `rank` is 0 to 3, most urgent first; within a rank the lane `due` and the rest alternate, each by `expires_ms`.
         Returns `TimedOut` if no connection was available before `deadline_ms`, or if `wanted` returned false then: a
         job that another worker has by now must not be sent twice. Times are milliseconds since 1970. `prefer` names the
-        relay that may have this mail already: it is used first, as long as its gate is not closed, because it can
-        recognise the copy by its Message-ID. A call that is cancelled leaves the queue; a mail whose content is sent
-        is completed. After `finish` the call is cancelled.
+        relay that may have this mail already: it is used first, as long as its circuit breaker is not open, because it
+        can recognise the copy by its Message-ID. A call that is cancelled leaves the queue; a mail whose content is
+        sent is completed. After `finish` the call is cancelled.
         """
         pending = PendingSend(
             mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future(), wanted
@@ -119,7 +119,8 @@ class SmtpRelay:
         """
         upstreams = [upstream for upstream in self._upstreams if name in {None, upstream.config.name}]
         probed = [
-            (upstream, not self.closed and upstream.gate.state != "open" and upstream.probe()) for upstream in upstreams
+            (upstream, not self.closed and upstream.breaker.state != "closed" and upstream.probe())
+            for upstream in upstreams
         ]
         ends = time.monotonic() + wait_s
         while any(upstream.probing for upstream in upstreams) and not self.closed and time.monotonic() < ends:  # noqa: ASYNC110
@@ -155,7 +156,7 @@ class SmtpRelay:
     def push(self, pending: PendingSend) -> None:
         """Let a job wait, for all relays or for the one that is preferred."""
         for upstream in self._upstreams:
-            if pending.prefer == upstream.config.name and upstream.gate.state != "closed" and not upstream.stalled:
+            if pending.prefer == upstream.config.name and upstream.breaker.state != "open" and not upstream.stalled:
                 upstream.own_queue.push(pending)
                 return
         self._queue.push(pending)
@@ -189,12 +190,12 @@ class SmtpRelay:
         """Return whether the job is still ours, as far as is known at this moment, and its code not expired."""
         return self._now_ms() < pending.expires_ms and pending.wanted() and not self._is_frozen()
 
-    def gate_changed(self, upstream: Upstream) -> None:
+    def breaker_changed(self, upstream: Upstream) -> None:
         """Report the change, and send the waiting jobs where they can be sent now."""
-        if upstream.gate.state == "closed":
+        if upstream.breaker.state == "open":
             self._release(upstream)
-        if self._on_gate is not None:
-            observe(self._on_gate, replace(upstream.look(), waiting=sum(map(len, self._all_queues()))))
+        if self._on_circuit_breaker is not None:
+            observe(self._on_circuit_breaker, replace(upstream.look(), waiting=sum(map(len, self._all_queues()))))
         # the caller may be in the middle of something
         asyncio.get_running_loop().call_soon(self.serve)
 
@@ -208,7 +209,7 @@ class SmtpRelay:
         for before in self._upstreams:
             if before is upstream:
                 return [upstream.own_queue, self._queue]
-            if before.gate.state == "open" and not before.stalled:
+            if before.breaker.state == "closed" and not before.stalled:
                 break
         return [upstream.own_queue]
 
@@ -240,7 +241,7 @@ class SmtpRelay:
             self._thawing
             or any(self._all_queues())
             or any(
-                upstream.pool.alive or upstream.gate.state == "closed" or upstream.rate.slowed
+                upstream.pool.alive or upstream.breaker.state == "open" or upstream.rate.slowed
                 for upstream in self._upstreams
             )
         ):

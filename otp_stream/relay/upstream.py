@@ -1,4 +1,4 @@
-"""One of the configured relays: its gate, its rate, its connections, and what its replies mean for them."""
+"""One of the configured relays: its circuit breaker, its rate, its connections, and what its replies mean for them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
 
+from .circuit_breaker import CircuitBreaker, Pauses
 from .config import RelayConfig
 from .connection import Connection
 from .dispatcher import Dispatcher
 from .failed_recipients import FailedRecipients
-from .gate import Gate, Pauses
 from .pool import Pool
 from .protocol import RelayUnavailableError
 from .rate import Rate
@@ -39,7 +39,7 @@ class Upstream:
         self.config = config
         self.own_queue = SendQueue()
         """Jobs that are for this relay alone while it takes any: it may have their mail already."""
-        self.gate = Gate(now_ms(), fraction)
+        self.breaker = CircuitBreaker(now_ms(), fraction)
         self.pool = Pool(config, self)
         self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
         self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting, dispatcher.serve)
@@ -57,14 +57,14 @@ class Upstream:
 
     def look(self) -> RelayState:
         """Return the state at this moment."""
-        gate = self.gate
+        breaker = self.breaker
         return RelayState(
             name=self.config.name,
-            gate=gate.state,
-            since_ms=gate.since_ms,
-            reason=gate.reason,
-            error=gate.error,
-            probe_ms=gate.probe_ms,
+            circuit_breaker=breaker.state,
+            since_ms=breaker.since_ms,
+            reason=breaker.reason,
+            error=breaker.error,
+            probe_ms=breaker.probe_ms,
             probing=self.probing,
             size=self.config.pool_size,
             connections=len(self.pool.open),
@@ -80,13 +80,13 @@ class Upstream:
     @property
     def probing(self) -> bool:
         """Whether a probe is in flight: a job, one that waits for its connection, or a connection alone."""
-        return self.gate.state == "half_open" and bool(self.gate.probing or self.pool.opening or self._waiting())
+        return self.breaker.state == "half_open" and bool(self.breaker.probing or self.pool.opening or self._waiting())
 
     def probe(self) -> bool:
         """Send the next probe now. Returns whether one is in flight; none is sent right after the last one failed."""
-        if self.gate.half_open(self._now_ms(), requested=True):
-            self._gate_changed()
-        if self.gate.state != "half_open":
+        if self.breaker.half_open(self._now_ms(), requested=True):
+            self._breaker_changed()
+        if self.breaker.state != "half_open":
             return False
         # a connection alone shows whether the relay accepts the login; with one open, a failure would change nothing
         if not self._waiting() and not self.pool.open:
@@ -95,7 +95,7 @@ class Upstream:
 
     def probe_in_ms(self) -> int:
         """Return in how many milliseconds a probe may be requested."""
-        return max(self.gate.next_probe_ms(requested=True) - self._now_ms(), 0)
+        return max(self.breaker.next_probe_ms(requested=True) - self._now_ms(), 0)
 
     @property
     def stalled(self) -> bool:
@@ -117,10 +117,10 @@ class Upstream:
         self._grow()
 
     def tick(self) -> None:
-        """Check time limits; the gate opens half when its pause is over."""
+        """Check time limits; the circuit breaker becomes half-open when its pause is over."""
         self.pool.check_timeouts()
-        if self.gate.half_open(self._now_ms()):
-            self._gate_changed()
+        if self.breaker.half_open(self._now_ms()):
+            self._breaker_changed()
         now = monotonic()
         if not self.rate.limited:
             self.rate.count(self._replies.total(), now)
@@ -142,7 +142,7 @@ class Upstream:
 
     def follow(self, connection: Connection) -> None:
         """Send the next mail's envelope behind the content of the one before."""
-        if self.gate.state == "open" and not self.pool.worn(connection, connection.mails + 1):
+        if self.breaker.state == "closed" and not self.pool.worn(connection, connection.mails + 1):
             self._occupy(connection)
 
     def started(self, pending: PendingSend) -> None:
@@ -179,13 +179,13 @@ class Upstream:
         elif self._dispatcher.closed or pending.result.done():
             self._count(pending, -1)
             # the caller of this probe is gone: the next job takes its place
-            self.gate.probing = self.gate.probing and not pending.probe
+            self.breaker.probing = self.breaker.probing and not pending.probe
             pending.result.cancel()
         elif pending.withdrawn or (not connection.fresh and not (pending.answered and pending.losses)):
             # a stale connection shows nothing about the relay, and nothing of the mail was sent
             pending.losses += not pending.withdrawn
             self._count(pending, -1)
-            self.gate.probing = self.gate.probing and not pending.probe
+            self.breaker.probing = self.breaker.probing and not pending.probe
             pending.probe = False
             self._dispatcher.push(pending)
         else:
@@ -193,16 +193,16 @@ class Upstream:
         self._dispatcher.serve()
 
     def connect_failed(self, error: RelayUnavailableError) -> None:
-        """Close the gate if no connection can be opened; while others work or may do, only stop growing for a while."""
+        """Open the circuit breaker if no connection can be opened; while others work or may do, only pause growth."""
         if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
         pending = self._dispatcher.next_for(self, urgent_only=False)
         text = scrub(str(error), self.config.password or "")  # a relay may quote the login
-        if self.gate.close(error.reason, text, self._now_ms()):
+        if self.breaker.open(error.reason, text, self._now_ms()):
             if pending is not None:
                 pending.resolve(Unavailable(error.reason, text))
-            self._gate_changed()
+            self._breaker_changed()
         elif pending is not None:
             self._dispatcher.push(pending)
 
@@ -212,7 +212,7 @@ class Upstream:
             refusal = connection.start(pending)
             if refusal is None:
                 self._replied_at = self._replied_at if self._busy else monotonic()
-                pending.probe = self.gate.probing = self.gate.state == "half_open"
+                pending.probe = self.breaker.probing = self.breaker.state == "half_open"
                 if before is None:
                     self._count(pending, 1)
                 return True
@@ -221,12 +221,16 @@ class Upstream:
 
     def _take(self, before: PendingSend | None) -> PendingSend | None:
         limited = self.rate.limited
-        if not self.gate.passable or (limited and not self.limiter.slots()):
+        if not self.breaker.passable or (limited and not self.limiter.slots()):
             return None
         # behind an ordinary mail another one takes no more connections than there are taken
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
         pending = self._dispatcher.next_for(self, urgent_only=urgent_only)
-        if pending is not None and self.gate.state == "half_open" and pending.mail.recipient in self._recipients.failed:
+        if (
+            pending is not None
+            and self.breaker.state == "half_open"
+            and pending.mail.recipient in self._recipients.failed
+        ):
             take_next = partial(self._dispatcher.next_for, self, urgent_only=urgent_only)
             pending = self._recipients.choose_probe(pending, take_next, self._dispatcher.push)
         if limited and pending is not None:
@@ -234,14 +238,14 @@ class Upstream:
         return pending
 
     def _grow(self) -> None:
-        if self.pool.room <= 0 or not self.gate.passable:
+        if self.pool.room <= 0 or not self.breaker.passable:
             return
         urgent, others = self._dispatcher.waiting_for(self)
         if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self._grow_from_ms):
             return
         self._replied_at = self._replied_at if self._busy else monotonic()
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
-        wanted = urgent + ordinary if self.gate.state == "open" else 1
+        wanted = urgent + ordinary if self.breaker.state == "closed" else 1
         self.pool.grow(min(wanted, self.limiter.lacking()) if self.rate.limited else wanted)
 
     def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
@@ -253,12 +257,12 @@ class Upstream:
                 # all other mail is taken: one address must not hold up all of them
                 outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
             case Unavailable(reason, error):
-                # the gate's error is shown where the secrets of this mail are not known
+                # the circuit breaker's error is shown where the secrets of this mail are not known
                 text = scrub(error, *pending.mail.secrets)
-                changed = self.gate.close(reason, text, self._now_ms(), probe=pending.probe)
+                changed = self.breaker.open(reason, text, self._now_ms(), probe=pending.probe)
                 self._recipients.failed.add(recipient)
                 if changed:
-                    self._recipients.closed_gate(recipient)
+                    self._recipients.opened_breaker(recipient)
                     if reason == "throttled":
                         self.limiter.throttled()
                     if pending.probe or (reason == "unreachable" and outcome.code not in {None, 421}):
@@ -266,28 +270,28 @@ class Upstream:
                         self.pool.renew()
             case Uncertain(error) if pending.probe:
                 text = scrub(error, *pending.mail.secrets)
-                changed = self.gate.close("unreachable", text, self._now_ms(), probe=True)
+                changed = self.breaker.open("unreachable", text, self._now_ms(), probe=True)
             case _:
                 if self._recipients.offences and isinstance(outcome, Accepted):
                     del self._recipients.offences[recipient]
-                changed = pending.probe and self.gate.open(self._now_ms())
+                changed = pending.probe and self.breaker.close(self._now_ms())
                 if changed:
-                    self._recipients.opened_gate(recipient)
+                    self._recipients.closed_breaker(recipient)
         pending.resolve(outcome)
         if changed:
-            self._gate_changed()
+            self._breaker_changed()
 
     def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
         # MAIL names no recipient, and a probe may get the reply that every mail would get
         return self._recipients.is_at_fault(pending.mail.recipient) and outcome.stage != "mail" and not pending.probe
 
-    def _gate_changed(self) -> None:
-        self._recipients.forget_failed(gate_is_open=self.gate.state == "open")
-        if self.gate.state == "closed":
+    def _breaker_changed(self) -> None:
+        self._recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
+        if self.breaker.state == "open":
             self.rate.hold(monotonic())
         else:
             self.rate.resume(monotonic())
-        self._dispatcher.gate_changed(self)
+        self._dispatcher.breaker_changed(self)
 
     def _waiting(self) -> int:
         return sum(self._dispatcher.waiting_for(self))

@@ -402,9 +402,9 @@ def _seen(about: str, silent_ms: int) -> WorkerSeen | None:
     """Return what a worker told about itself; `None` for one of another version, or whoever else wrote it."""
     try:
         told = json.loads(about)
-        texts = (str(told[it])[:_TOLD_LIMIT] for it in ("name", "version", "phase", "gate"))
-        name, version, phase, gate = (text.encode(errors="replace").decode() for text in texts)
-        return WorkerSeen(name, version, phase, gate, int(told["held"]), int(told["sent_last_minute"]), silent_ms)
+        texts = (str(told[it])[:_TOLD_LIMIT] for it in ("name", "version", "phase", "circuit_breaker"))
+        name, version, phase, breaker = (text.encode(errors="replace").decode() for text in texts)
+        return WorkerSeen(name, version, phase, breaker, int(told["held"]), int(told["sent_last_minute"]), silent_ms)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 

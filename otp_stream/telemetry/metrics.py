@@ -20,7 +20,7 @@ from otp_stream.core.decision import ENDINGS, Final
 from otp_stream.core.job import Lane
 from otp_stream.core.lenient import LENIENT_FIELDS
 from otp_stream.core.outcome import Outcome
-from otp_stream.core.state import BrokerState, Gate, Phase, RelayState, TablesState, WorkerState
+from otp_stream.core.state import BrokerState, CircuitBreakerState, Phase, RelayState, TablesState, WorkerState
 from otp_stream.telemetry_errors import ERRORS
 
 from .collectors import DurationHistogram, LabelledCounter
@@ -35,7 +35,7 @@ _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 _LANES: tuple[str, ...] = get_args(Lane)
 _SETTLED_HOW = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "returned", "taken_back")
 _OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
-_GATES: tuple[str, ...] = get_args(Gate)
+_CIRCUIT_BREAKER_STATES: tuple[str, ...] = get_args(CircuitBreakerState)
 _PHASES: tuple[str, ...] = get_args(Phase)
 
 
@@ -53,7 +53,9 @@ class Metrics:
         )
         self.attempts = self._labelled_counter("attempts", "Attempts to send, by outcome.", "outcome", _OUTCOMES)
         self.retries = self._counter("retries", "Retries scheduled, by the attempt that failed.", "attempt")
-        self.parked = self._counter("parked", "Jobs moved to the broker after waiting long behind a closed gate.")
+        self.parked = self._counter(
+            "parked", "Jobs moved to the broker after waiting long behind an open circuit breaker."
+        )
         self.unsettled = self._counter("unsettled", "Settlements that failed: the broker redelivers the job.")
         self.clock_ahead = self._counter("clock_ahead", "Jobs whose timestamp was in the future, beyond tolerance.")
         self.lenient = self._labelled_counter(
@@ -144,16 +146,18 @@ def _ledger(broker: BrokerState) -> Iterator[Metric]:
 
 
 def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
-    gates = GaugeMetricFamily("otp_relay_gate", "The gate before a relay. 1 for its state.", labels=["relay", "state"])
+    breakers = GaugeMetricFamily(
+        "otp_circuit_breaker_state", "The circuit breaker of a relay. 1 for its state.", labels=["relay", "state"]
+    )
     connects = CounterMetricFamily("otp_relay_connects", "Connections opened.", labels=["relay"])
     replies = CounterMetricFamily("otp_relay_replies", "Final replies, by code.", labels=["relay", "code"])
     for relay in relays:
-        for state in _GATES:
-            gates.add_metric([relay.name, state], relay.gate == state)
+        for state in _CIRCUIT_BREAKER_STATES:
+            breakers.add_metric([relay.name, state], relay.circuit_breaker == state)
         connects.add_metric([relay.name], relay.connects)
         for code, count in relay.replies.items():
             replies.add_metric([relay.name, code], count)
-    yield gates
+    yield breakers
     yield connects
     yield replies
     yield _by("relay_connections", "Open connections.", "relay", {it.name: it.connections for it in relays})

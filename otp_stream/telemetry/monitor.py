@@ -86,7 +86,7 @@ def _log_health(state: WorkerState, stats: Stats, lag_ms: int) -> None:
         figures["retries_waiting"] = state.broker.waiting
         figures["dead_letters"] = state.broker.dead
     if state.relays:
-        figures["gates"] = {relay.name: relay.gate for relay in state.relays}
+        figures["circuit_breakers"] = {relay.name: relay.circuit_breaker for relay in state.relays}
         figures["connections"] = sum(relay.connections for relay in state.relays)
     if lag_ms > _LOOP_LAG_MS:
         figures["loop_lag_ms"] = lag_ms

@@ -133,15 +133,15 @@ class Observer:
     def circuit_breaker_changed(self, relay: RelayState) -> None:
         """Log the new state of a relay's circuit breaker."""
         fields = {"relay": relay.name, "reason": relay.reason, "error": relay.error, "waiting": relay.waiting}
-        match relay.gate:
-            case "open":
-                _log.info("relay takes mail again: gate open", relay=relay.name, waiting=relay.waiting)
-            case "half_open":
-                _log.info("relay is probed: gate half open", **fields)
+        match relay.circuit_breaker:
             case "closed":
+                _log.info("relay takes mail again: circuit breaker closed", relay=relay.name, waiting=relay.waiting)
+            case "half_open":
+                _log.info("relay is probed: circuit breaker half-open", **fields)
+            case "open":
                 self._stats.failed(f"{relay.reason}: {relay.error}", self._now_ms())
                 pause_ms = max((relay.probe_ms or 0) - self._now_ms(), 0)
-                _log.warning("relay takes no mail: gate closed, jobs wait", **fields, probe_in_ms=pause_ms)
+                _log.warning("relay takes no mail: circuit breaker open, jobs wait", **fields, probe_in_ms=pause_ms)
 
     def rate_changed(self, relay: RelayState) -> None:
         """Log that a relay is slowed down, or gets mail at the full rate again."""

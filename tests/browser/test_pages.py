@@ -116,7 +116,7 @@ async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
     wait(lambda: "sent 1" in text(chromium, ".endings"), "the count")
     await stage.relay.stop()
     await stage.rabbit.publish(job())
-    await worker.wait_log("gate closed")
+    await worker.wait_log("circuit breaker open")
     wait(lambda: text(chromium, "h1") == "No codes are going out", "the bad news")
     assert "unreachable" in text(chromium, ".checks")
     await worker.kill()
@@ -204,7 +204,7 @@ async def test_long_names_and_bad_news_push_nothing_out_of_sight(
     await stage.relay.stop()
     redis.remove()
     await stage.rabbit.publish(job())
-    await worker.wait_log("gate closed")
+    await worker.wait_log("circuit breaker open")
     page = f"http://127.0.0.1:{worker.port}"
     look(chromium, f"{page}/", width, "light")
     wait(lambda: "Redis away for" in text(chromium, "#tables"), "the bad news of Redis")

@@ -45,7 +45,7 @@ async def test_jobs_move_to_the_next_relay_and_back(stage: Stage, second: Script
     await stage.relay.start()
     ledger.mended()
     fed = 0
-    while "gate open" not in worker.log:  # a job is the probe
+    while "circuit breaker closed" not in worker.log:  # a job is the probe
         await ledger.publish(1)
         fed += 1
         await asyncio.sleep(0.1)
@@ -139,4 +139,4 @@ async def test_a_recipient_that_is_refused_is_not_tried_elsewhere(
     row = ledger.row("first relay refuses one recipient: no fallback")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": 1})
     assert not second.connections
-    assert "gate closed" not in worker.log
+    assert "circuit breaker open" not in worker.log

@@ -54,7 +54,7 @@ async def test_its_clock_is_set(stage: Stage, ledger: Ledger, jump_s: int) -> No
     await ledger.publish(JOBS)
     await stage.relay.wait_accepted(20)
     await stage.relay.stop()
-    await worker.wait_log("gate closed")
+    await worker.wait_log("circuit breaker open")
     clock.write_text(f"{jump_s:+d}")
     await worker.wait_log("the clock was set")
     await stage.relay.start()

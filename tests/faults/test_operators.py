@@ -140,7 +140,7 @@ async def test_a_broker_that_is_short_of_memory_is_told_and_its_jobs_end_afterwa
     stage.relay.always("rcpt", "550 5.1.1 no such user")
     worker = await begin(stage, HEARTBEAT_INTERVAL_MS="500")
     await stage.rabbit.publish(job())
-    await worker.wait_log("gate closed")
+    await worker.wait_log("circuit breaker open")
     try:
         await steer(node, *short)
         await stage.relay.start()

@@ -108,7 +108,7 @@ async def test_a_5xx_for_some_ends_just_them(stage: Stage, step: str) -> None:
     row = ledger.row(f"relay replies 5xx to some at {step.upper() if step != 'body' else 'the final dot'}")
     assert (row.lost, row.duplicated) == (0, 0)
     assert ledger.reasons == {"rejected": TIMES}
-    assert "gate closed" not in worker.log
+    assert "circuit breaker open" not in worker.log
 
 
 async def test_the_relay_refuses_connections_for_a_while(stage: Stage) -> None:
@@ -117,8 +117,8 @@ async def test_the_relay_refuses_connections_for_a_while(stage: Stage) -> None:
     await worker.start()
     await stage.relay.stop()
     await ledger.publish(JOBS)
-    await worker.wait_log("gate closed")
-    await worker.wait_log("gate closed", times=3)  # two failed probes
+    await worker.wait_log("circuit breaker open")
+    await worker.wait_log("circuit breaker open", times=3)  # two failed probes
     await stage.relay.start()
     ledger.mended()
     await ledger.balance(30)

@@ -72,7 +72,7 @@ async def test_a_job_goes_out_over_tls_with_login(stage: Stage, tmp_path: Path, 
     assert "pa:ss" not in worker.log
 
 
-async def test_a_wrong_password_closes_the_gate_and_costs_no_attempt(stage: Stage, tmp_path: Path) -> None:
+async def test_a_wrong_password_opens_the_circuit_breaker_and_costs_no_attempt(stage: Stage, tmp_path: Path) -> None:
     authority, mailbox = Authority(tmp_path), Mailbox()
     async with relay(mailbox, authority.server("127.0.0.1"), implicit=False) as port:
         env = {

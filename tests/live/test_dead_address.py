@@ -22,7 +22,7 @@ from yarl import URL
 from otp_stream.broker.amqp_stream import ConsumingConnection
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayLimits
-from otp_stream.relay.gate import Pauses
+from otp_stream.relay.circuit_breaker import Pauses
 from otp_stream.tables.inspect import opened
 from otp_stream.tables.redis import Redis
 
@@ -38,7 +38,7 @@ async def test_the_relay_is_reached(dead: Address, monkeypatch: pytest.MonkeyPat
         resolve_to(monkeypatch, dead, ("127.0.0.1", relay.port))
         async with client(relay, host="relay.example") as smtp:
             assert isinstance(await send(smtp), Accepted)
-            assert smtp.look()[0].gate == "open"
+            assert smtp.look()[0].circuit_breaker == "closed"
 
 
 async def test_the_relay_s_certificate_is_for_its_name(dead: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -52,7 +52,7 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
         'otp_received_total{lane="jobs"}': 1,
         'otp_received_total{lane="due"}': 1,
         "otp_time_to_accept_seconds_count": 1,
-        f'otp_relay_gate{{{relay},state="open"}}': 1,
+        f'otp_circuit_breaker_state{{{relay},state="closed"}}': 1,
         f'otp_relay_replies_total{{code="250",{relay}}}': 1,
         f'otp_relay_replies_total{{code="451",{relay}}}': 1,
         f"otp_relay_connections_limit{{{relay}}}": 20,

@@ -149,7 +149,7 @@ async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis
 
     await until(seen, "both workers")
     key = redis.command("KEYS", "*:workers").split("\r\n")[-1]
-    hostile = {"name": "<script>alert(1)</script>", "version": [], "phase": {}, "gate": 0, "held": 1}
+    hostile = {"name": "<script>alert(1)</script>", "version": [], "phase": {}, "circuit_breaker": 0, "held": 1}
     for number, about in enumerate(
         ("{", "1", "[]", "{}", '{"held":1e999}', "[" * 50_000, json.dumps(hostile | {"sent_last_minute": "many"}))
     ):

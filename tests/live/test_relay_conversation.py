@@ -28,7 +28,7 @@ from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.relay import RelayLimits
 from otp_stream.relay import pipeline as pipeline_module
-from otp_stream.relay.gate import Pauses
+from otp_stream.relay.circuit_breaker import Pauses
 
 WITHOUT_PIPELINING = tuple(word for word in KEYWORDS if word != "PIPELINING")
 
@@ -93,7 +93,7 @@ async def test_a_mail_behind_one_that_broke_goes_over_another_connection(relay: 
     async with client(relay, pool_size=1) as smtp:
         first, second = await asyncio.gather(send(smtp, "first@example.com"), send(smtp, "second@example.com"))
         assert isinstance(first, Uncertain | Unavailable)
-        assert isinstance(second, Accepted | Unavailable)  # it met the gate that the 421 had closed, and waits
+        assert isinstance(second, Accepted | Unavailable)  # it met the circuit breaker that the 421 had open, and waits
     assert [mail.recipient for mail in relay.accepted].count("second@example.com") <= 1
 
 
@@ -159,7 +159,7 @@ async def test_a_refused_mail_keeps_the_connection(relay: ScriptedRelay, step: s
         assert isinstance(refused, kind)
         assert str(refused.reply) == f"{reply} (to {step.upper()})"
         assert isinstance(await send(smtp, "second@example.com"), Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
     assert [mail.recipient for mail in relay.accepted] == ["second@example.com"]
     assert relay.connections == 1
 
@@ -176,7 +176,7 @@ async def test_a_refusal_of_our_own_address_is_about_its_mail_only_where_it_is_t
             assert outcome.reason == "sender_refused"
         else:
             assert isinstance(outcome, Rejected)
-            assert smtp.look()[0].gate == "open"
+            assert smtp.look()[0].circuit_breaker == "closed"
 
 
 async def test_refused_recipients_do_not_disturb_those_beside_them(relay: ScriptedRelay):
@@ -232,7 +232,7 @@ async def test_a_fresh_connection_lost_before_the_final_dot_is_the_relay_s_troub
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
         assert outcome.reason == "unreachable"
-        assert smtp.look()[0].gate == "closed"
+        assert smtp.look()[0].circuit_breaker == "open"
     assert relay.accepted == []
 
 
@@ -244,7 +244,7 @@ async def test_a_connection_that_went_stale_costs_a_reconnect_and_no_job(relay: 
         assert isinstance(await send(smtp), Accepted)
         relay.then("mail", fault)
         assert isinstance(await send(smtp), Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
     assert relay.connections == 2
 
 
@@ -287,7 +287,7 @@ async def test_421_in_the_middle_is_the_relay_s_trouble(relay: ScriptedRelay, st
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
         assert outcome.error == f"421 4.3.0 shutting down (to {step.upper()})"
-        assert smtp.look()[0].gate == "closed"
+        assert smtp.look()[0].circuit_breaker == "open"
     assert len(relay.accepted) == 1
 
 
@@ -932,10 +932,10 @@ async def test_an_envelope_that_meets_the_transaction_of_a_refused_mail_goes_ove
         await connection.expect_alone(ENDED)
         await connection.reply("250 third")
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(second, third))
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
-async def test_an_envelope_that_meets_refused_mails_again_and_again_closes_no_gate(manual: ManualRelay):
+async def test_an_envelope_that_meets_refused_mails_again_and_again_closes_no_breaker(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         refused = [asyncio.create_task(send(smtp, "first@example.com"))]
         second = asyncio.create_task(send(smtp, "second@example.com"))
@@ -967,7 +967,7 @@ async def test_a_relay_that_refuses_envelopes_sent_ahead_gets_no_more_of_them(ma
         for name in ("second", "third"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
 @pytest.mark.parametrize(
@@ -992,7 +992,7 @@ async def test_a_mail_whose_envelope_was_refused_ahead_is_tried_alone(manual: Ma
         await (await manual.ready_connection()).accept("second@example.com")
         assert isinstance(await first, Accepted)
         assert isinstance(await second, Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
 @pytest.mark.parametrize("reply", ["554 5.5.1 what?", "421 4.7.0 protocol violation", None])
@@ -1012,7 +1012,7 @@ async def test_a_relay_that_refuses_every_envelope_ahead_gets_none_after_the_thi
         for name in ("u3", "u4"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
 async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
@@ -1028,7 +1028,7 @@ async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
         for name in ("second", "third"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
 async def test_whether_a_job_is_ours_is_asked_last_of_all_before_its_content_leaves():
@@ -1055,7 +1055,7 @@ async def test_content_that_is_refused_for_the_envelope_behind_it_is_sent_alone(
         for name in ("first", "second"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])

@@ -1,4 +1,4 @@
-"""The relay is down, full or strict for a while: jobs wait behind the gate, and none is lost."""
+"""The relay is down, full or strict for a while: jobs wait behind the circuit breaker, and none is lost."""
 
 import asyncio
 import time
@@ -30,16 +30,16 @@ from otp_stream.core.state import RelayState
 from otp_stream.relay import RelayLimits, SmtpRelay
 from otp_stream.relay import pipeline as pipeline_module
 from otp_stream.relay import upstream as upstream_module
-from otp_stream.relay.gate import Pauses
+from otp_stream.relay.circuit_breaker import Pauses
 
 pytestmark = pytest.mark.waits
 
 
 class Changes(list[RelayState]):
-    """Every state that was passed to `on_gate`."""
+    """Every state that was passed to `on_circuit_breaker`."""
 
-    def gates(self) -> list[str]:
-        return [state.gate for state in self]
+    def breakers(self) -> list[str]:
+        return [state.circuit_breaker for state in self]
 
 
 async def deliver(smtp: SmtpRelay, to: str = "user@example.com", **settings: int) -> tuple[Outcome, int]:
@@ -60,21 +60,27 @@ async def relay():
 async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: ScriptedRelay):
     changes = Changes()
     await relay.stop()
-    smtp = SmtpRelay(config(relay, pool_size=4), on_gate=changes.append, fraction=lambda: 0.0)
+    smtp = SmtpRelay(config(relay, pool_size=4), on_circuit_breaker=changes.append, fraction=lambda: 0.0)
     jobs = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(50)]
-    await relay.wait(lambda: changes.gates().count("closed") >= 2, "second failed probe")
-    await relay.wait(lambda: smtp.look()[0].waiting == 50, "all jobs behind the gate")
+    await relay.wait(lambda: changes.breakers().count("open") >= 2, "second failed probe")
+    await relay.wait(lambda: smtp.look()[0].waiting == 50, "all jobs behind the circuit breaker")
     assert smtp.look()[0].reason == "unreachable"
     assert not any(job.done() for job in jobs)
     await relay.start()
     ended = await asyncio.gather(*jobs)
     assert all(isinstance(outcome, Accepted) for outcome, _ in ended)
     # only the one whose probe failed, or that found the relay gone, got `Unavailable`
-    assert sum(held for _, held in ended) == changes.gates().count("closed")
+    assert sum(held for _, held in ended) == changes.breakers().count("open")
     assert len({mail.recipient for mail in relay.accepted}) == len(relay.accepted) == 50
-    assert changes.gates()[-2:] == ["half_open", "open"]
+    assert changes.breakers()[-2:] == ["half_open", "closed"]
     state = smtp.look()[0]
-    assert (state.gate, state.reason, state.error, state.probe_ms, state.waiting) == ("open", None, None, None, 0)
+    assert (state.circuit_breaker, state.reason, state.error, state.probe_ms, state.waiting) == (
+        "closed",
+        None,
+        None,
+        None,
+        0,
+    )
     await smtp.close()
 
 
@@ -93,10 +99,10 @@ async def refused(relay: ScriptedRelay, clock: Clock, jobs: int) -> tuple[SmtpRe
     relay.login = ("mailer", "right")
     changes = Changes()
     logs_in = config(relay, user="mailer", password="wrong")
-    smtp = SmtpRelay(logs_in, on_gate=changes.append, steady_ms=clock, fraction=lambda: 0.0)
+    smtp = SmtpRelay(logs_in, on_circuit_breaker=changes.append, steady_ms=clock, fraction=lambda: 0.0)
     waiting = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(jobs)]
     for refusals in range(1, 6):
-        await relay.wait(lambda refusals=refusals: changes.gates().count("closed") == refusals, f"refusal {refusals}")
+        await relay.wait(lambda refusals=refusals: changes.breakers().count("open") == refusals, f"refusal {refusals}")
         clock.ahead_ms += 60_000 if refusals < 5 else 0
     state = smtp.look()[0]
     assert (state.probe_ms or 0) - state.since_ms == 60_000
@@ -153,12 +159,12 @@ async def test_where_no_job_waits_a_requested_probe_connects_and_logs_in(relay: 
     relay.login = ("mailer", "wrong")
     clock.ahead_ms += 6_000
     [probed] = await smtp.probe()
-    assert (probed.result, probed.relay.gate) == ("connected", "half_open")
+    assert (probed.result, probed.relay.circuit_breaker) == ("connected", "half_open")
     connections = relay.connections
     assert [it.result for it in await smtp.probe()] == ["connected"]
     assert relay.connections == connections
     assert isinstance(await send(smtp), Accepted)
-    assert smtp.look()[0].gate == "open"
+    assert smtp.look()[0].circuit_breaker == "closed"
     await smtp.close()
 
 
@@ -169,11 +175,11 @@ def relay_name(relay: ScriptedRelay) -> str:
 async def test_pauses_between_probes_grow(relay: ScriptedRelay):
     changes = Changes()
     await relay.stop()
-    smtp = SmtpRelay(config(relay), on_gate=changes.append, fraction=lambda: 0.0)
+    smtp = SmtpRelay(config(relay), on_circuit_breaker=changes.append, fraction=lambda: 0.0)
     job = asyncio.create_task(deliver(smtp))
-    await relay.wait(lambda: changes.gates().count("closed") >= 2, "second failed probe")
-    closed = [state for state in changes if state.gate == "closed"]
-    assert [state.probe_ms - state.since_ms for state in closed if state.probe_ms] == [1000, 2000]
+    await relay.wait(lambda: changes.breakers().count("open") >= 2, "second failed probe")
+    opened = [state for state in changes if state.circuit_breaker == "open"]
+    assert [state.probe_ms - state.since_ms for state in opened if state.probe_ms] == [1000, 2000]
     assert all(later.since_ms >= earlier.since_ms for earlier, later in pairwise(changes))
     job.cancel()
     await smtp.close()
@@ -185,37 +191,39 @@ async def test_one_probe_goes_out_before_the_rest(relay: ScriptedRelay):
     async with client(relay, pool_size=4) as smtp:
         assert isinstance(await send(smtp), Unavailable)
         jobs = [asyncio.create_task(send(smtp)) for _ in range(6)]
-        await relay.wait(lambda: smtp.look()[0].gate == "half_open" and smtp.look()[0].sending > 0, "probe on the wire")
+        await relay.wait(
+            lambda: smtp.look()[0].circuit_breaker == "half_open" and smtp.look()[0].sending > 0, "probe on the wire"
+        )
         assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (1, 5)
         await asyncio.gather(*jobs)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
-async def test_a_probe_that_is_refused_for_its_recipient_opens_the_gate(relay: ScriptedRelay):
+async def test_a_probe_that_is_refused_for_its_recipient_opens_the_breaker(relay: ScriptedRelay):
     relay.then("mail", CLOSE)
     relay.always("rcpt", "550 5.1.1 no", to="no@example.com")
     async with client(relay) as smtp:
         assert isinstance(await send(smtp), Unavailable)
         assert isinstance(await send(smtp, "no@example.com"), Rejected)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
-async def test_one_mail_that_breaks_connections_does_not_keep_the_gate_shut(relay: ScriptedRelay):
+async def test_one_mail_that_breaks_connections_does_not_keep_the_circuit_breaker_open(relay: ScriptedRelay):
     relay.always("rcpt", CLOSE, to="poison@example.com")
     async with client(relay, pool_size=2) as smtp:
         poison = asyncio.create_task(deliver(smtp, "poison@example.com", rank=0))
-        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
         # it is the most urgent, and yet another goes first
         outcome, _ = await deliver(smtp, "good@example.com", rank=3)
         assert isinstance(outcome, Accepted)
         poison.cancel()
 
 
-async def test_the_mail_that_closed_the_gate_is_sent_after_the_probe(relay: ScriptedRelay):
+async def test_the_mail_that_opened_the_circuit_breaker_is_sent_after_the_probe(relay: ScriptedRelay):
     relay.then("rcpt", CLOSE, to="suspect@example.com")
     async with client(relay, pool_size=2) as smtp:
         suspect = asyncio.create_task(deliver(smtp, "suspect@example.com", rank=0))
-        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
         assert isinstance((await deliver(smtp, "good@example.com", rank=3))[0], Accepted)
         await asyncio.wait({suspect}, timeout=3)
         assert suspect.done()
@@ -252,16 +260,16 @@ async def test_a_relay_that_takes_mail_on_a_new_connection_only_is_probed_over_o
     assert relay.accepted[-1].connection == 5
 
 
-async def test_mails_on_the_wire_finish_when_the_gate_closes(relay: ScriptedRelay):
+async def test_mails_on_the_wire_finish_when_the_circuit_breaker_opens(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.2), to="slow@example.com")
     relay.always("body", "454 Throttling failure: slow down", to="fast@example.com")
     async with client(relay, pool_size=4) as smtp:
         slow = [asyncio.create_task(send(smtp, "slow@example.com")) for _ in range(2)]
         await relay.wait(lambda: relay.commands().count("DATA") == 2, "two mails on the wire")
         assert isinstance(await send(smtp, "fast@example.com"), Unavailable)
-        assert smtp.look()[0].gate == "closed"
+        assert smtp.look()[0].circuit_breaker == "open"
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*slow))
-        assert smtp.look()[0].gate == "closed"
+        assert smtp.look()[0].circuit_breaker == "open"
 
 
 async def test_a_relay_that_takes_fewer_connections_than_we_want_is_used_with_those(relay: ScriptedRelay):
@@ -269,7 +277,7 @@ async def test_a_relay_that_takes_fewer_connections_than_we_want_is_used_with_th
     relay.always("body", Act(delay_s=0.02))
     relay.then("greeting", Act(), Act())
     relay.always("greeting", Act("432 4.3.2 Concurrent connections limit exceeded", then="close"))
-    smtp = SmtpRelay(config(relay, pool_size=10), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay, pool_size=10), on_circuit_breaker=changes.append)
     # the first two are set up one after another, so that both come through
     await send(smtp)
     await asyncio.gather(send(smtp), send(smtp, rank=0))
@@ -303,7 +311,7 @@ async def test_a_willing_relay_gets_as_many_connections_again_as_it_has(relay: S
     assert time.monotonic() - begun < 10
 
 
-async def test_jobs_lapse_behind_a_closed_gate(relay: ScriptedRelay):
+async def test_jobs_lapse_behind_a_opened_breaker(relay: ScriptedRelay):
     await relay.stop()
     async with client(relay) as smtp:
         assert isinstance(await send(smtp), Unavailable)
@@ -313,15 +321,15 @@ async def test_jobs_lapse_behind_a_closed_gate(relay: ScriptedRelay):
         assert smtp.look()[0].waiting == 0
 
 
-async def test_the_gate_opens_half_although_nobody_waits(relay: ScriptedRelay):
+async def test_the_circuit_breaker_becomes_half_open_although_no_job_waits(relay: ScriptedRelay):
     await relay.stop()
     changes = Changes()
-    smtp = SmtpRelay(config(relay), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay), on_circuit_breaker=changes.append)
     assert isinstance(await send(smtp), Unavailable)
-    await relay.wait(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+    await relay.wait(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
     await relay.start()
     assert isinstance(await send(smtp), Accepted)
-    assert changes.gates() == ["closed", "half_open", "open"]
+    assert changes.breakers() == ["open", "half_open", "closed"]
     await smtp.close()
 
 
@@ -348,10 +356,12 @@ async def test_nothing_connects_before_the_first_mail(relay: ScriptedRelay):
 
 
 @pytest.mark.parametrize("fault", [Act("421 4.3.0 try later"), Act("450 4.7.1 rate limit exceeded"), CLOSE])
-async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_gate(relay: ScriptedRelay, fault: Act):
+async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_breaker(
+    relay: ScriptedRelay, fault: Act
+):
     relay.always("rcpt", fault, to="odd@example.com")
     changes = Changes()
-    smtp = SmtpRelay(config(relay, pool_size=3), on_gate=changes.append, fraction=lambda: 0.0)
+    smtp = SmtpRelay(config(relay, pool_size=3), on_circuit_breaker=changes.append, fraction=lambda: 0.0)
     odd = asyncio.create_task(deliver(smtp, "odd@example.com"))
     others = 0
     while not odd.done():
@@ -360,9 +370,9 @@ async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_
     outcome, held = await odd
     assert isinstance(outcome, Deferred)
     assert "by this recipient alone" in str(outcome.reply)
-    assert held == changes.gates().count("closed") == 2
+    assert held == changes.breakers().count("open") == 2
     assert isinstance((await deliver(smtp, "odd@example.com"))[0], Deferred)  # its next attempt disturbs no other mail
-    assert changes.gates().count("closed") == 2
+    assert changes.breakers().count("open") == 2
     relay.always("rcpt", None, to="odd@example.com")
     assert isinstance((await deliver(smtp, "odd@example.com"))[0], Accepted)
     await smtp.close()
@@ -392,17 +402,17 @@ async def test_mails_that_all_meet_trouble_do_not_take_the_probes_from_another(
     async with client(relay, pool_size=1) as smtp:
         # they are more urgent
         bad = [asyncio.create_task(deliver(smtp, f"bad{number}@example.com", rank=1)) for number in range(5)]
-        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
         good, _ = await deliver(smtp, "good@example.com", rank=3)
         assert isinstance(good, Accepted)
         for task in bad:
             task.cancel()
 
 
-async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
+async def test_no_circuit_breaker_shows_what_a_relay_quotes(relay: ScriptedRelay):
     relay.then("body", "421 4.7.0 too many messages like 'Your code is 739154' for user@example.com")
     changes = Changes()
-    smtp = SmtpRelay(config(relay), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay), on_circuit_breaker=changes.append)
     ends = now_ms() + 60_000
     mail = Mail("user@example.com", CONTENT, secrets=("739154", "user@example.com"))
     outcome = await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends)
@@ -412,23 +422,23 @@ async def test_no_gate_tells_what_a_relay_quotes(relay: ScriptedRelay):
     await smtp.close()
 
 
-async def test_no_gate_tells_what_a_relay_quotes_in_a_reply_that_does_not_fit(relay: ScriptedRelay):
+async def test_no_circuit_breaker_shows_what_a_relay_quotes_in_a_reply_that_does_not_fit(relay: ScriptedRelay):
     relay.then("mail", Act("421 4.3.0 down", then="close"))
     relay.then("body", "354 more than 'Your code is 739154' for user@example.com?")
     changes = Changes()
-    smtp = SmtpRelay(config(relay), on_gate=changes.append, fraction=lambda: 0.0)
+    smtp = SmtpRelay(config(relay), on_circuit_breaker=changes.append, fraction=lambda: 0.0)
     mail = Mail("user@example.com", CONTENT, secrets=("739154", "user@example.com"))
     ends = now_ms() + 60_000
     assert isinstance(await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends), Unavailable)
     assert isinstance(await smtp.send(mail, rank=2, lane="jobs", expires_ms=ends, deadline_ms=ends), Uncertain)
-    assert changes.gates() == ["closed", "half_open", "closed"]
+    assert changes.breakers() == ["open", "half_open", "open"]
     assert "more than" in str(changes[-1].error)
     assert "739154" not in str(changes)
     assert "user@" not in str(changes)
     await smtp.close()
 
 
-# no envelope is sent ahead while the gate is not open
+# no envelope is sent ahead while the circuit breaker is not closed
 
 
 def begin(smtp: SmtpRelay, name: str, rank: int = 0) -> asyncio.Task[Outcome]:
@@ -443,13 +453,13 @@ async def at_data(relay: ManualRelay, smtp: SmtpRelay, name: str) -> tuple[async
     return job, connection
 
 
-async def test_no_envelope_is_sent_ahead_while_the_gate_is_closed():
+async def test_no_envelope_is_sent_ahead_while_the_circuit_breaker_is_open():
     async with ManualRelay() as relay, client(relay, pool_size=3) as smtp:
         slow, connection = await at_data(relay, smtp, "slow")
         failing, other = await at_data(relay, smtp, "failing")
         await other.reply("421 4.3.0 down")
         assert isinstance(await failing, Unavailable)
-        assert smtp.look()[0].gate == "closed"
+        assert smtp.look()[0].circuit_breaker == "open"
         waiting = begin(smtp, "waiting")
         await until(lambda: smtp.look()[0].waiting == 1, "job that waits")
         await connection.reply(*ACCEPTS)
@@ -459,16 +469,16 @@ async def test_no_envelope_is_sent_ahead_while_the_gate_is_closed():
         # the connection is still good: it takes the probe
         await connection.accept("waiting@example.com", alone=True)
         assert isinstance(await waiting, Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
-async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_gate_closed():
+async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_circuit_breaker_opened():
     async with ManualRelay() as relay, client(relay, pool_size=3) as smtp:
         slow, connection = await at_data(relay, smtp, "slow")
         failing, other = await at_data(relay, smtp, "failing")
         await other.reply("421 4.3.0 down")
         assert isinstance(await failing, Unavailable)
-        await until(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+        await until(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
         probe = begin(smtp, "probe")
         third = await relay.connection()
         await connection.reply(*ACCEPTS)
@@ -477,7 +487,7 @@ async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_gate_cl
         await third.greet()
         await third.accept("probe@example.com", alone=True)
         assert isinstance(await probe, Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
         assert not slow.done()
         await connection.reply("250 queued")
         assert isinstance(await slow, Accepted)
@@ -491,7 +501,7 @@ async def test_no_envelope_is_sent_ahead_behind_the_probe():
         probe, waiting = begin(smtp, "probe"), begin(smtp, "waiting", rank=3)
         connection = await relay.ready_connection()
         await connection.expect(envelope("probe@example.com"))
-        assert smtp.look()[0].gate == "half_open"
+        assert smtp.look()[0].circuit_breaker == "half_open"
         await connection.reply(*ACCEPTS)
         await connection.expect_alone(ENDED)
         await connection.reply("250 queued")
@@ -500,7 +510,7 @@ async def test_no_envelope_is_sent_ahead_behind_the_probe():
         assert isinstance(await waiting, Accepted)
 
 
-async def test_a_probe_that_may_have_been_taken_is_uncertain_and_closes_the_gate_again():
+async def test_a_probe_that_may_have_been_taken_is_uncertain_and_opens_the_circuit_breaker_again():
     async with ManualRelay() as relay, client(relay, pool_size=1) as smtp:
         failing, connection = await at_data(relay, smtp, "failing")
         await connection.reply("421 4.3.0 down")
@@ -512,8 +522,8 @@ async def test_a_probe_that_may_have_been_taken_is_uncertain_and_closes_the_gate
         await connection.expect_alone(ENDED)
         connection.close()
         assert isinstance(await probe, Uncertain)
-        assert smtp.look()[0].gate == "closed"
-        await until(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+        assert smtp.look()[0].circuit_breaker == "open"
+        await until(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
         again = begin(smtp, "again")
         connection = await relay.ready_connection()
         await connection.accept("again@example.com", alone=True)
@@ -536,7 +546,7 @@ async def test_a_probe_that_is_taken_back_leaves_its_place_to_the_next(relay: Sc
         release.set()
         async with asyncio.timeout(5):
             assert isinstance(await send(smtp, "next@example.com"), Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
         await asyncio.gather(probe, return_exceptions=True)
     assert [mail.recipient for mail in relay.accepted] == ["next@example.com"]
 
@@ -553,7 +563,7 @@ async def test_one_probe_goes_out_although_more_connections_are_idle(relay: Scri
         relay.then("rcpt", Act("421 4.3.0 down", then="close"))
         assert isinstance(await send(smtp), Unavailable)
         assert smtp.look()[0].connections == 2
-        await until(lambda: smtp.look()[0].gate == "half_open", "half-open gate")
+        await until(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
         release = asyncio.Event()
         relay.always("body", Act(until=release))
         jobs = [begin(smtp, f"v{at}") for at in range(5)]
@@ -563,7 +573,7 @@ async def test_one_probe_goes_out_although_more_connections_are_idle(relay: Scri
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
 
 
-async def test_a_mail_from_before_the_gate_closed_does_not_open_it(relay: ScriptedRelay):
+async def test_a_mail_from_before_the_circuit_breaker_opened_does_not_close_it(relay: ScriptedRelay):
     release = asyncio.Event()
     relay.then("body", Act(until=release), to="slow@example.com")
     relay.then("mail", Act(), Act("421 4.3.0 down", then="close"))
@@ -573,7 +583,7 @@ async def test_a_mail_from_before_the_gate_closed_does_not_open_it(relay: Script
         assert isinstance(await send(smtp, "failing@example.com", rank=0), Unavailable)
         release.set()
         assert isinstance(await slow, Accepted)
-        assert smtp.look()[0].gate == "closed"
+        assert smtp.look()[0].circuit_breaker == "open"
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -625,10 +635,12 @@ async def test_the_fallback_takes_over_while_the_first_relay_is_away_and_gives_b
     await pair.first.stop()
     assert isinstance(await pair.send("one"), Unavailable)
     assert isinstance(await pair.send("two"), Accepted)
-    await until(lambda: pair.smtp.look()[0].gate == "half_open", "half-open gate")
+    await until(lambda: pair.smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
     await pair.first.start()
     sent = 0
-    while pair.smtp.look()[0].gate != "open":  # the fallback sends until a job finds the first relay connected
+    while (
+        pair.smtp.look()[0].circuit_breaker != "closed"
+    ):  # the fallback sends until a job finds the first relay connected
         sent += 1
         assert sent < 500
         assert isinstance(await pair.send(f"meanwhile{sent}"), Accepted)
@@ -647,7 +659,7 @@ async def test_a_mail_that_the_fallback_may_have_goes_to_the_fallback_again(pair
 async def test_a_mail_that_a_relay_may_have_goes_elsewhere_while_that_one_is_away(pair: Pair):
     await pair.second.stop()
     assert isinstance(await pair.send("first try", prefer=pair.second), Unavailable)
-    assert pair.smtp.look()[1].gate == "closed"
+    assert pair.smtp.look()[1].circuit_breaker == "open"
     assert isinstance(await pair.send("copy", prefer=pair.second), Accepted)
     assert pair.recipients() == (["copy"], [])
 
@@ -731,7 +743,7 @@ async def test_a_relay_of_two_connections_is_no_trouble_on_a_cold_start(relay: S
     relay.then("greeting", Act(delay_s=0.2), Act())
     relay.always("greeting", Act("421 4.3.0 no more connections", then="close"))
     relay.always("body", Act(delay_s=0.02))
-    smtp = SmtpRelay(config(relay, pool_size=10), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay, pool_size=10), on_circuit_breaker=changes.append)
     outcomes = await asyncio.gather(*(send(smtp, f"u{at}@example.com") for at in range(30)))
     assert all(isinstance(outcome, Accepted) for outcome in outcomes)
     assert changes == []
@@ -744,7 +756,7 @@ async def test_a_wrong_password_makes_one_failed_login_at_a_time():
         client(relay, pool_size=10, user="otp", password="wrong") as smtp,
     ):
         jobs = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(10)]
-        await relay.wait(lambda: smtp.look()[0].gate == "closed", "closed gate")
+        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
         assert relay.commands().count("AUTH") == 1
         for job in jobs:
             job.cancel()
@@ -755,7 +767,7 @@ async def test_a_wrong_password_makes_one_failed_login_at_a_time():
 )
 async def test_the_end_of_a_session_after_refused_recipients_costs_no_job(relay: ScriptedRelay, reply: str):
     changes = Changes()
-    smtp = SmtpRelay(config(relay, pool_size=1), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay, pool_size=1), on_circuit_breaker=changes.append)
     for at in range(3):
         relay.then("rcpt", "550 5.1.1 no such user")
         assert isinstance(await send(smtp, f"no{at}@example.com"), Rejected)
@@ -777,7 +789,7 @@ async def test_the_end_of_a_session_after_refused_recipients_costs_no_job(relay:
 )
 async def test_a_session_s_limit_of_mails_costs_no_job(relay: ScriptedRelay, step: str, act: Act):
     changes = Changes()
-    smtp = SmtpRelay(config(relay, pool_size=1), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay, pool_size=1), on_circuit_breaker=changes.append)
     assert isinstance(await send(smtp), Accepted)
     relay.then(step, act)
     assert isinstance(await send(smtp), Accepted)
@@ -821,7 +833,7 @@ async def test_a_probe_that_is_throttled_is_followed_by_one_on_a_new_connection(
 )
 async def test_an_idle_close_with_451_charges_nothing(relay: ScriptedRelay, reply: str):
     changes = Changes()
-    smtp = SmtpRelay(config(relay, pool_size=1), on_gate=changes.append)
+    smtp = SmtpRelay(config(relay, pool_size=1), on_circuit_breaker=changes.append)
     assert isinstance(await send(smtp), Accepted)
     relay.then("mail", Act(reply, then="close"))
     assert isinstance(await send(smtp), Accepted)
@@ -857,7 +869,7 @@ async def test_a_relay_that_loses_pipelined_commands_gets_them_one_by_one(
             assert isinstance(await jobs[-1], Accepted)
             if name == "first":
                 jobs.append(begin(smtp, "second"))
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
 
 
 async def test_a_relay_that_loses_mail_alone_gets_commands_one_by_one():

@@ -79,7 +79,7 @@ async def test_the_slot_goes_to_the_most_urgent(relay: ScriptedRelay):
         await asyncio.gather(*jobs)
 
 
-async def test_an_open_gate_lets_no_burst_out(relay: ScriptedRelay):
+async def test_a_closed_circuit_breaker_lets_no_burst_out(relay: ScriptedRelay):
     relay.then("mail", Act("421 4.3.0 down", then="close"))
     async with client(relay, rate=20.0) as smtp:
         outcomes = await asyncio.gather(*(deliver(smtp, f"u{at}@example.com") for at in range(30)))
@@ -98,7 +98,7 @@ async def test_a_throttle_slows_down_and_the_full_rate_comes_back(relay: Scripte
     await relay.wait(lambda: bool(changes), "word of a slower rate")
     assert changes[0].slowed
     assert changes[0].rate == pytest.approx(20.0, abs=0.1)
-    assert changes[0].gate == "closed"
+    assert changes[0].circuit_breaker == "open"
     await relay.wait(lambda: len(changes) == 2, "word of the full rate", timeout=8)
     assert (changes[1].slowed, changes[1].rate) == (False, 40.0)
     assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
@@ -187,7 +187,7 @@ async def test_a_worker_that_is_throttled_says_so(stage: Stage) -> None:
 
     async def reported() -> bool:
         health = await worker.health()
-        return health["status"] == "healthy" and "the gate is open, slowed to 1" in str(health["checks"])
+        return health["status"] == "healthy" and "the circuit breaker is closed, slowed to 1" in str(health["checks"])
 
     await until(reported, "report of the slower rate")
     assert await worker.metric(f'otp_relay_replies_total{{code="454",relay="127.0.0.1:{stage.relay.port}"}}') == 1

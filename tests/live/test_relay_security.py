@@ -13,7 +13,7 @@ from smtp_relay import CONTENT, SILENCE, Act, ScriptedRelay, config, send
 
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayConfig, RelayLimits, SmtpRelay
-from otp_stream.relay.gate import Pauses
+from otp_stream.relay.circuit_breaker import Pauses
 
 LOGIN = ("user@example.com", "pässword")
 
@@ -36,7 +36,7 @@ async def secured(relay: ScriptedRelay, authority: Authority, **changes: object)
 async def unavailable(smtp: SmtpRelay) -> Unavailable:
     outcome = await send(smtp)
     assert isinstance(outcome, Unavailable)
-    assert smtp.look()[0].gate == "closed"
+    assert smtp.look()[0].circuit_breaker == "open"
     assert smtp.look()[0].reason == outcome.reason
     return outcome
 
@@ -146,7 +146,7 @@ async def test_login_by_what_is_offered(mechanisms: str, *, initial_response: bo
 
 
 @pytest.mark.parametrize("mechanisms", ["PLAIN", "LOGIN"])
-async def test_a_refused_login_closes_the_gate_and_shows_no_secret(mechanisms: str):
+async def test_a_refused_login_opens_the_circuit_breaker_and_shows_no_secret(mechanisms: str):
     async with ScriptedRelay(login=LOGIN, mechanisms=mechanisms) as relay:
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password="wrong-pässword"))
         outcome = await unavailable(smtp)
@@ -259,7 +259,7 @@ async def test_a_mechanism_that_is_refused_is_followed_by_the_next_which_is_reme
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=RelayLimits(messages=1)))
         assert isinstance(await send(smtp), Accepted)
         assert isinstance(await send(smtp), Accepted)
-        assert smtp.look()[0].gate == "open"
+        assert smtp.look()[0].circuit_breaker == "closed"
         await smtp.close()
     logins = [line.split()[1] for _, line in relay.log if line.startswith("AUTH")]
     assert logins == ["PLAIN", "LOGIN", "LOGIN"]

@@ -63,7 +63,7 @@ async def _unreachable(it: Fault) -> None:
     await it.publish("ada@example.com", "bob@example.com")
     await it.run("otp-stream check", code=1)
     await it.shows()
-    await it.metric(f'otp_relay_gate{{relay="127.0.0.1:{it.relay.port}",state="open"}}', 0)
+    await it.metric(f'otp_circuit_breaker_state{{relay="127.0.0.1:{it.relay.port}",state="closed"}}', 0)
     await it.relay.start()
     await it.run("otp-stream check --send-to you@example.com")
     await it.shows(over=True)

@@ -205,7 +205,7 @@ async def test_no_retry_is_scheduled_past_the_codes_expiry(stage: Stage) -> None
     assert letter.headers["x-otp-attempt"] == 1
 
 
-async def test_a_code_that_expires_behind_the_closed_gate_is_dead_in_time(stage: Stage) -> None:
+async def test_a_code_that_expires_behind_the_opened_breaker_is_dead_in_time(stage: Stage) -> None:
     stage.relay.always("greeting", CLOSE)
     worker = stage.worker()
     await worker.start()
@@ -266,9 +266,9 @@ async def test_a_relay_that_is_closed_for_a_while_costs_no_job_and_no_attempt(st
     worker = await stage.run()
     await stage.relay.stop()
     await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(50)))
-    await worker.wait_log("gate closed")
+    await worker.wait_log("circuit breaker open")
     status, body = await worker.get("/readyz")
-    assert (status, "gate is closed" in body) == (503, True)
+    assert (status, "circuit breaker is open" in body) == (503, True)
     assert await stage.rabbit.depth() == 0  # they wait inside the window
     await stage.relay.start()
     await stage.relay.wait_accepted(50, timeout=30)

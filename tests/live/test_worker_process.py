@@ -98,7 +98,7 @@ async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_l
         await worker.start()
         await stage.relay.stop()
         await stage.rabbit.publish(*(job(f"u{n}@example.com", jobId=f"j{n}") for n in range(20)))
-        await worker.wait_log("gate closed")
+        await worker.wait_log("circuit breaker open")
         await broker.stop()
         await worker.wait_log("RabbitMQ is away")
         # OtpBrokerAway says so: for OtpNobodyConsumes it is still a worker that consumes
@@ -201,7 +201,7 @@ async def test_a_quorum_queues_delivery_count_is_not_burned_by_a_clean_stop(stag
     for _ in range(3):
         worker = stage.worker()
         await worker.start(ready=False)
-        await worker.wait_log("gate closed")
+        await worker.wait_log("circuit breaker open")
         await worker.stop()
     (message,) = await stage.rabbit.take(stage.rabbit.queue)
     assert not message.headers.get("x-delivery-count")

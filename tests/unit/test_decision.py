@@ -81,7 +81,7 @@ def test_a_wait_that_would_outlive_the_code_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize("outcome", [Unavailable("unreachable", "refused"), TimedOut()])
-def test_a_job_behind_the_gate_dies_with_its_code_and_no_attempt_counted(outcome: Outcome) -> None:
+def test_a_job_behind_the_circuit_breaker_dies_with_its_code_and_no_attempt_counted(outcome: Outcome) -> None:
     dead = judge(outcome, attempts_made=1, now_ms=EXPIRES)
     assert isinstance(dead, Dead)
     assert (dead.reason, dead.attempt) == ("expired", 1)

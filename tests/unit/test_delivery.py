@@ -217,7 +217,7 @@ async def test_two_copies_at_once_are_sent_once() -> None:
     ]  # fmt: skip
 
 
-async def test_a_closed_gate_holds_the_job_and_counts_nothing() -> None:
+async def test_a_opened_breaker_holds_the_job_and_counts_nothing() -> None:
     away = Unavailable("unreachable", "refused")
     rooms = Rooms([away, away, OK])
     assert await rooms.deliver(job()) == Ack("sent")

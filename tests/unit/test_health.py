@@ -18,8 +18,8 @@ LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in
 BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
 GOOD = WorkerState("consuming", BROKER, (RELAY,))
-CLOSED = replace(RELAY, gate="closed", reason="tls_failed", error="expired")
-PROBED = replace(RELAY, gate="half_open", reason="throttled", error="454 later")
+CLOSED = replace(RELAY, circuit_breaker="open", reason="tls_failed", error="expired")
+PROBED = replace(RELAY, circuit_breaker="half_open", reason="throttled", error="454 later")
 FALLBACK = RelayState("fallback:25")
 LATE = NOW - LATE_MS - 1
 
@@ -34,7 +34,7 @@ def test_all_is_well() -> None:
     assert found == (
         Check("phase", "healthy", "consuming"),
         Check("broker", "healthy", "amqp://h delivers to us"),
-        Check("relay", "healthy", "relay:25: the gate is open"),
+        Check("relay", "healthy", "relay:25: circuit breaker closed"),
         Check("endings", "healthy", "0 jobs failed in the last minute, 0 were sent"),
         Check("pace", "healthy", "no job waits long"),
     )
@@ -102,46 +102,53 @@ def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
 @pytest.mark.parametrize(
     ("relays", "status", "text"),
     [
-        ((CLOSED,), "unhealthy", "relay:25: the gate is closed, tls_failed: expired"),
+        ((CLOSED,), "unhealthy", "relay:25: circuit breaker open, tls_failed: expired"),
         ((PROBED,), "degraded", "relay:25: probing after throttled: 454 later"),
         (
             (CLOSED, FALLBACK),
             "degraded",
-            "relay:25: the gate is closed, tls_failed: expired; fallback:25: the gate is open",
+            "relay:25: circuit breaker open, tls_failed: expired; fallback:25: circuit breaker closed",
         ),
         (
             (FALLBACK, CLOSED),
             "healthy",
-            "fallback:25: the gate is open; relay:25: the gate is closed, tls_failed: expired",
+            "fallback:25: circuit breaker closed; relay:25: circuit breaker open, tls_failed: expired",
         ),
-        ((replace(RELAY, stalled=True),), "degraded", "relay:25: the gate is open, but the relay does not answer"),
+        (
+            (replace(RELAY, stalled=True),),
+            "degraded",
+            "relay:25: circuit breaker closed, but the relay does not answer",
+        ),
         (
             (RELAY, replace(FALLBACK, stalled=True)),
             "healthy",
-            "relay:25: the gate is open; fallback:25: the gate is open, but the relay does not answer",
+            "relay:25: circuit breaker closed; fallback:25: circuit breaker closed, but the relay does not answer",
         ),
         (
             (CLOSED, replace(PROBED, name="fallback:25")),
             "degraded",
-            "relay:25: the gate is closed, tls_failed: expired; fallback:25: probing after throttled: 454 later",
+            "relay:25: circuit breaker open, tls_failed: expired; fallback:25: probing after throttled: 454 later",
         ),
         (
             (CLOSED, replace(CLOSED, name="fallback:25", reason="unreachable", error="refused")),
             "unhealthy",
-            "relay:25: the gate is closed, tls_failed: expired; fallback:25: the gate is closed, unreachable: refused",
+            (
+                "relay:25: circuit breaker open, tls_failed: expired; "
+                "fallback:25: circuit breaker open, unreachable: refused"
+            ),
         ),
         (
             (replace(RELAY, rate=12.04, slowed=True),),
             "healthy",
-            "relay:25: the gate is open, slowed to 12/s after a throttle",
+            "relay:25: circuit breaker closed, slowed to 12/s after a throttle",
         ),
         (
             (replace(RELAY, rate=0.26, slowed=True),),
             "healthy",
-            "relay:25: the gate is open, slowed to 0.3/s after a throttle",
+            "relay:25: circuit breaker closed, slowed to 0.3/s after a throttle",
         ),
-        ((replace(RELAY, rate=None, slowed=True),), "healthy", "relay:25: the gate is open"),
-        ((replace(RELAY, rate=12.0),), "healthy", "relay:25: the gate is open"),
+        ((replace(RELAY, rate=None, slowed=True),), "healthy", "relay:25: circuit breaker closed"),
+        ((replace(RELAY, rate=12.0),), "healthy", "relay:25: circuit breaker closed"),
     ],
 )
 def test_health_follows_the_first_relay_and_reports_every_one(
@@ -179,7 +186,7 @@ def test_a_job_that_came_just_now_is_not_late() -> None:
     assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NONE, NOW)) == "healthy"
 
 
-def test_behind_closed_gates_the_relay_is_the_trouble_and_told_of_alone() -> None:
+def test_behind_opened_breakers_the_relay_is_the_trouble_and_told_of_alone() -> None:
     late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_held_ms=LATE)
     shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(CLOSED,))
     assert [it.name for it in checks(shut, NONE, NOW)] == ["phase", "broker", "relay", "endings"]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from otp_stream.asgi import Answer
 from otp_stream.cli.main import cli
 from otp_stream.core.probe import Probed, Result
-from otp_stream.core.state import Gate, RelayState
+from otp_stream.core.state import CircuitBreakerState, RelayState
 from otp_stream.web import probe as probe_module
 from otp_stream.web.probe import ProbeView
 from otp_stream.web.session import Sessions
@@ -19,20 +19,20 @@ TOKEN = "correct-horse-battery"
 BEARER = {"headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "client": ("192.0.2.7", 1)}
 
 
-def probed(gate: Gate, *, sent: bool = True, probing: bool = False, again_in_ms: int = 0) -> Probed:
-    relay = RelayState("mx:25", gate, reason="login_refused", error="535 5.7.8 no", probing=probing)
+def probed(breaker: CircuitBreakerState, *, sent: bool = True, probing: bool = False, again_in_ms: int = 0) -> Probed:
+    relay = RelayState("mx:25", breaker, reason="login_refused", error="535 5.7.8 no", probing=probing)
     return Probed(relay, sent, again_in_ms)
 
 
 @pytest.mark.parametrize(
     ("it", "result", "good", "text"),
     [
-        (probed("open"), "accepted", True, "mx:25 accepts mail again"),
-        (probed("open", sent=False), "not_needed", True, "mx:25 accepts mail"),
+        (probed("closed"), "accepted", True, "mx:25 accepts mail again"),
+        (probed("closed", sent=False), "not_needed", True, "mx:25 accepts mail"),
         (probed("half_open"), "connected", True, "no job waits, so the next one is the probe"),
         (probed("half_open", probing=True), "no_answer", False, "mx:25 has not answered yet"),
-        (probed("closed"), "refused", False, "mx:25 still accepts no mail: login_refused: 535 5.7.8 no"),
-        (probed("closed", sent=False, again_in_ms=4200), "too_soon", False, "try again in 4.2 s"),
+        (probed("open"), "refused", False, "mx:25 still accepts no mail: login_refused: 535 5.7.8 no"),
+        (probed("open", sent=False, again_in_ms=4200), "too_soon", False, "try again in 4.2 s"),
     ],
 )
 def test_every_result_is_shown_in_words(it: Probed, result: Result, text: str, *, good: bool) -> None:
@@ -72,7 +72,7 @@ async def browser(route: ProbeView) -> dict[str, Any]:
 
 
 async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe() -> None:
-    relays = Relays(probed("open"))
+    relays = Relays(probed("closed"))
     it = route(relays)
     scope = await browser(it)
     assert (await it.submit({"headers": []}, {"relay": "mx:25"})).status == 403
@@ -87,7 +87,7 @@ async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe
 
 
 async def test_a_program_gets_what_came_back_of_every_relay() -> None:
-    it = route(Relays(probed("open"), probed("closed")))
+    it = route(Relays(probed("closed"), probed("open")))
     answer = await it.submit(BEARER, {})
     body = json.loads(answer.body)
     assert answer.status == 200
@@ -98,7 +98,7 @@ async def test_a_program_gets_what_came_back_of_every_relay() -> None:
 
 async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_module, "_BROWSER_WAIT_S", 0.01)
-    relays = Relays(probed("open"))
+    relays = Relays(probed("closed"))
     relays.free.clear()
     it = route(relays)
     scope = await browser(it)
@@ -110,7 +110,7 @@ async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(mo
 
 
 async def test_a_browser_that_asks_too_soon_is_shown_when_it_may_again() -> None:
-    it = route(Relays(probed("closed", sent=False, again_in_ms=3000)))
+    it = route(Relays(probed("open", sent=False, again_in_ms=3000)))
     scope = await browser(it)
     answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
     assert answer.status == 429

@@ -105,7 +105,7 @@ def test_slots_follow_a_rate_that_recovers():
     assert len(leave(rate, NOW, NOW + 2)) == pytest.approx(15, abs=1)
 
 
-def test_a_closed_gate_is_no_time_of_recovery():
+def test_a_opened_breaker_is_no_time_of_recovery():
     rate = slowed(Rate(100.0))
     rate.hold(NOW)
     assert rate.allowed(NOW + 30) == 50.0
@@ -174,7 +174,7 @@ def test_no_more_is_asked_for_than_jobs_wait_nor_than_50_ms_hold():
     assert Rate(3.0).short(500, NOW) == 1
 
 
-def test_granted_slots_are_dropped_when_the_gate_closes():
+def test_granted_slots_are_dropped_when_the_circuit_breaker_opens():
     rate = Rate(20.0)
     rate.take(Grant(0.0, 0.05, 3, 20.0), NOW, news=True)
     rate.hold(NOW)

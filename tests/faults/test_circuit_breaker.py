@@ -1,4 +1,4 @@
-"""While the relay takes no mail, jobs wait behind the gate: none is charged, none stays longer than its code lives."""
+"""While the relay takes no mail, jobs wait: no attempt is counted, and none stays longer than its code is valid."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
     async def waiting() -> bool:
         return await worker.metric("otp_relay_sends_pending") >= JOBS - 1
 
-    await until(waiting, "all jobs behind the gate")
+    await until(waiting, "all jobs behind the circuit breaker")
     known = stage.relay.connections
     probed = asyncio.Event()
     stage.relay.then("body", Act(until=probed))
@@ -87,7 +87,7 @@ async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage
 
     await until(answered, "answer to all that was on the wire")
     before = stage.relay.commands().count("MAIL")
-    await worker.wait_log("gate half open")
+    await worker.wait_log("circuit breaker half-open")
     await until(lambda: _closed_again(worker.log), "end of the probe")
     assert stage.relay.commands().count("MAIL") - before == 1
     stage.relay.always("mail", None)
@@ -99,4 +99,4 @@ async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage
 
 
 async def _closed_again(log: str) -> bool:
-    return log.count("gate closed") > log.count("gate half open")
+    return log.count("circuit breaker open") > log.count("circuit breaker half-open")

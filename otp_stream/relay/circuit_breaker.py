@@ -1,9 +1,9 @@
-"""The gate before the relay: open, closed, or half open for one job as a probe. Pure: the clock is an argument."""
+"""Circuit breaker of a relay: closed (mail flows), open, or half-open for one job as a probe. Pure."""
 
 from collections.abc import Callable
 
 from otp_stream.core.outcome import UnavailableReason
-from otp_stream.core.state import Gate as GateState
+from otp_stream.core.state import CircuitBreakerState
 
 # First and longest pause, milliseconds. A person waits at a login page for a relay that comes back; a login is
 # fixed by people, and repeated failures lock accounts.
@@ -44,14 +44,14 @@ class Pauses:
         self._tries = 0
 
 
-class Gate:
+class CircuitBreaker:
     """Circuit breaker over the whole relay; times are milliseconds since 1970.
 
     `fraction` gives the jitter's share in [0, 1). Each method returns whether the state changed.
     """
 
     def __init__(self, now_ms: int, fraction: Callable[[], float]) -> None:
-        self.state: GateState = "open"
+        self.state: CircuitBreakerState = "closed"
         self.since_ms = now_ms
         self.reason: UnavailableReason | None = None
         self.error: str | None = None
@@ -62,42 +62,43 @@ class Gate:
     @property
     def passable(self) -> bool:
         """Whether one more job may pass."""
-        return self.state == "open" or (self.state == "half_open" and not self.probing)
+        return self.state == "closed" or (self.state == "half_open" and not self.probing)
 
-    def close(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
-        """Close for a reason.
+    def open(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
+        """Open for a reason.
 
-        The failure of a job that was already in flight is no news while the gate is not open: only the probe counts.
+        The failure of a job that was already in flight is ignored while the circuit breaker is not closed: only the
+        probe counts.
         """
-        if self.state == "closed" or (self.state == "half_open" and self.probing and not probe):
+        if self.state == "open" or (self.state == "half_open" and self.probing and not probe):
             return False
         self.reason, self.error, self.probing = reason, error, False
         self.probe_ms = now_ms + self._pauses.next_ms(reason)
-        self._turn_to("closed", now_ms)
+        self._set("open", now_ms)
         return True
 
     def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
         """Let the next job pass as the probe, if the pause is over; where it is `requested`, before that."""
-        if self.state != "closed" or now_ms < self.next_probe_ms(requested=requested):
+        if self.state != "open" or now_ms < self.next_probe_ms(requested=requested):
             return False
-        self._turn_to("half_open", now_ms)
+        self._set("half_open", now_ms)
         return True
 
     def next_probe_ms(self, *, requested: bool = False) -> int:
-        """Return when a probe may go out at the soonest, as scheduled or when it is `requested`."""
+        """Return when a probe may be sent at the earliest, as scheduled or when it is `requested`."""
         scheduled_ms = self.since_ms if self.probe_ms is None else self.probe_ms
         return min(scheduled_ms, self.since_ms + ON_REQUEST_MS) if requested else scheduled_ms
 
-    def open(self, now_ms: int) -> bool:
-        """Open after the probe came through."""
-        if self.state == "open":
+    def close(self, now_ms: int) -> bool:
+        """Close after the probe was accepted."""
+        if self.state == "closed":
             return False
         self.reason = self.error = self.probe_ms = None
         self.probing = False
         self._pauses.reset()
-        self._turn_to("open", now_ms)
+        self._set("closed", now_ms)
         return True
 
-    def _turn_to(self, state: GateState, now_ms: int) -> None:
+    def _set(self, state: CircuitBreakerState, now_ms: int) -> None:
         self.state = state
         self.since_ms = now_ms
