@@ -168,7 +168,7 @@ async def test_a_worker_keeps_the_rate_and_shows_it(stage: Stage) -> None:
     assert stage.relay.ahead_of_rate_s(begun, 20) <= AHEAD_S
     name = f"127.0.0.1:{stage.relay.port}"
     assert await worker.metric(f'otp_relay_rate_limit{{relay="{name}"}}') == 20
-    assert "Limit, mails a second" in (await worker.get("/"))[1]
+    assert "Limit, mails per second" in (await worker.get("/"))[1]
 
     async def all_sent() -> bool:
         return (await worker.health())["outcomes"].get("sent") == 60
@@ -192,6 +192,6 @@ async def test_a_worker_that_is_throttled_says_so(stage: Stage) -> None:
     await until(reported, "report of the slower rate")
     assert await worker.metric(f'otp_relay_replies_total{{code="454",relay="127.0.0.1:{stage.relay.port}"}}') == 1
     await stage.relay.wait_accepted(10)
-    assert "Slowed to, a second" in (await worker.get("/"))[1]
+    assert "Slowed to, per second" in (await worker.get("/"))[1]
     assert len({mail.recipient for mail in stage.relay.accepted}) == 10
     await worker.stop()
