@@ -13,7 +13,7 @@ import psutil
 from otp_stream.app import app
 from otp_stream.core.admission import Objection, read_limits
 from otp_stream.core.job import Job, OtpJob, carry
-from otp_stream.tables import Asker, MemoryTables, Tables
+from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 
 _LIMITS = (
     *read_limits("recipient", "5/10m,20/1d"), *read_limits("domain", "1000/1h"),
@@ -51,15 +51,15 @@ async def _fill() -> None:
         sent_limit=settings.sent_memory_limit,
         entries_limit=settings.tables_memory_limit,
     )
-    tables = Tables(Asker(b"k" * 32, supersede=True, limits=_LIMITS), memory)
+    tables = Tables(KeyBuilder(b"k" * 32, supersede=True, limits=_LIMITS), memory)
     _say(f"empty: {_rss_mib():.0f} MiB")
     number, full = 0, False
-    while len(memory.marks) < settings.sent_memory_limit:
+    while len(memory.sent) < settings.sent_memory_limit:
         now_ms = time.time_ns() // 1_000_000
         claim = await tables.admit(_job(number, now_ms), now_ms + 60_000)
         if isinstance(claim, Objection):
             raise TypeError(claim)
-        claim.mark()
+        claim.mark_sent()
         number += 1
         if memory.evicted and not full:
             full = True

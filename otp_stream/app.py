@@ -29,7 +29,7 @@ from .mail.lint import lint_at_start
 from .mail.preview import Previews
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
-from .tables import Asker, MemoryTables, Tables
+from .tables import KeyBuilder, MemoryTables, Tables
 from .telemetry import Observer, configure_logs, flush_logs, monitor
 from .web import Probe, Sources, routes
 from .worker import Hooks, OtpStream
@@ -175,7 +175,9 @@ def _workers(broker: OtpBroker) -> int:
 def _tables(settings: Settings) -> Tables:
     limits = settings.limits
     supersede = settings.supersede == "latest"
-    asker = Asker(settings.hash_key, supersede=supersede, limits=limits, old_hash_keys=settings.old_hash_keys)
+    key_builder = KeyBuilder(
+        settings.hash_key, supersede=supersede, limits=limits, old_hash_keys=settings.old_hash_keys
+    )
     sent_ttl_ms = round(settings.sent_ttl_hours * 3_600_000)
     memory = MemoryTables(
         limits,
@@ -183,7 +185,7 @@ def _tables(settings: Settings) -> Tables:
         sent_limit=settings.sent_memory_limit,
         entries_limit=settings.tables_memory_limit,
     )
-    return Tables(asker, memory, fail=settings.state_fail)
+    return Tables(key_builder, memory, fail=settings.state_fail)
 
 
 async def _probe(relay: SmtpRelay, tables: Tables, settings: Settings, name: str | None) -> list[Probed]:
@@ -218,7 +220,7 @@ def _share(
     tables: Tables, settings: Settings, observer: Observer, hooks: Hooks, about: Callable[[], WorkerSeen]
 ) -> None:
     """Share the state in Redis with the other workers of this queue and prefix."""
-    shared = tables.share(
+    session = tables.share(
         settings.redis_url.get_secret_value() if settings.redis_url else "",
         shown_url=settings.masked_redis_url or "",
         prefix=settings.tables_prefix,
@@ -227,9 +229,9 @@ def _share(
         about=about,
         observe=observer.metrics.redis_s.observe,
     )
-    hooks.background = [shared.run, *hooks.background]
+    hooks.background = [session.run, *hooks.background]
     # after the last job, and before the background task that keeps the connection is cancelled
-    hooks.drained = [shared.close]
+    hooks.drained = [session.close]
 
 
 def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:

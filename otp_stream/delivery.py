@@ -208,7 +208,7 @@ class Delivery:
             if isinstance(outcome, Accepted):
                 # nothing runs between the relay's 250 and this record, not even the end of the span
                 attempt.sent = True
-                attempt.claim.mark()
+                attempt.claim.mark_sent()
         return outcome
 
     async def _settle(self, job: Job, settlement: Final, settle: Settle, outcome: Outcome | None = None) -> None:

@@ -6,9 +6,9 @@ import time
 from redis.exceptions import ResponseError
 
 from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.tables.inspect import Line, Server, ask_server, opened
-from otp_stream.tables.redis import AwayError
-from otp_stream.tables.shared import LEASE_S
+from otp_stream.tables.inspect import RedisClient, Server, connected, read_server
+from otp_stream.tables.redis_pipeline import RedisUnavailableError
+from otp_stream.tables.redis_session import LEASE_S
 
 _OLDEST = 5
 _FULL = 0.9
@@ -25,18 +25,18 @@ def check_redis(
     `broker` is our RabbitMQ, for messages.
     """
     try:
-        with opened(url) as line:
+        with connected(url) as client:
             began = time.time()
-            seconds, micros = line.ask("TIME")
+            seconds, micros = client.execute("TIME")
             ahead_s = int(seconds) + int(micros) / 1e6 - (began + time.time()) / 2
-            server = ask_server(line)
+            server = read_server(client)
             since_ms = (int(seconds) - LEASE_S) * 1000
-            workers = _workers(line, prefix, since_ms)
+            workers = _workers(client, prefix, since_ms)
             _check_server(server, f"{server.version or 'Redis'} at {shown_url}, shared by {workers}", report)
-            _check_permissions(line, prefix, names, report)
-            _check_deployments(line, prefix, names, broker, since_ms, report)
+            _check_permissions(client, prefix, names, report)
+            _check_deployments(client, prefix, names, broker, since_ms, report)
             return ahead_s
-    except AwayError as error:
+    except RedisUnavailableError as error:
         meanwhile = "each worker uses its own state" if state_fail == "open" else "jobs wait"
         text = f"{shown_url} does not answer: {error}; meanwhile {meanwhile} (STATE_FAIL={state_fail})"
         report(CheckResult("problem", text, _connect_fix(str(error))))
@@ -49,9 +49,9 @@ def _connect_fix(error: str) -> str:
     return "check that it is running (redis-cli ping), and the address in REDIS_URL"
 
 
-def _workers(line: Line, prefix: str, since_ms: float) -> str:
+def _workers(client: RedisClient, prefix: str, since_ms: float) -> str:
     try:
-        number: int = line.ask("ZCOUNT", f"{prefix}workers", f"({round(since_ms)}", "+inf")
+        number: int = client.execute("ZCOUNT", f"{prefix}workers", f"({round(since_ms)}", "+inf")
     except ResponseError:  # _check_permissions reports it
         return "an unknown number of workers"
     return f"{number} worker{'' if number == 1 else 's'}"
@@ -74,14 +74,14 @@ def _check_server(server: Server, text: str, report: Report) -> None:
         report(CheckResult("ok", f"maxmemory-policy {server.policy}, {limit} memory limit"))
 
 
-def _check_permissions(line: Line, prefix: str, names: str, report: Report) -> None:
+def _check_permissions(client: RedisClient, prefix: str, names: str, report: Report) -> None:
     try:
-        line.ask("EVAL", _SCRIPT, 1, f"{prefix}check")
+        client.execute("EVAL", _SCRIPT, 1, f"{prefix}check")
     except ResponseError as error:
         fix = f"ACL SETUSER <user> ~{names}* +@read +@write +@scripting +time +select +info (see docs/tables.md)"
         report(CheckResult("problem", f"Redis refuses commands that the tables need: {error}", fix))
     try:
-        role = line.ask("ROLE")[0]
+        role = client.execute("ROLE")[0]
     except ResponseError:
         return
     if role == b"slave":
@@ -89,12 +89,14 @@ def _check_permissions(line: Line, prefix: str, names: str, report: Report) -> N
         report(CheckResult("problem", text, "set REDIS_URL to its primary"))
 
 
-def _check_deployments(line: Line, prefix: str, names: str, broker: str, since_ms: float, report: Report) -> None:
+def _check_deployments(
+    client: RedisClient, prefix: str, names: str, broker: str, since_ms: float, report: Report
+) -> None:
     try:
-        found: list[bytes] = line.ask("ZRANGEBYSCORE", f"{names}deployments", f"({round(since_ms)}", "+inf")
-        earlier: int = line.ask("ZCOUNT", f"{names}workers", f"({round(since_ms)}", "+inf")
+        found: list[bytes] = client.execute("ZRANGEBYSCORE", f"{names}deployments", f"({round(since_ms)}", "+inf")
+        earlier: int = client.execute("ZCOUNT", f"{names}workers", f"({round(since_ms)}", "+inf")
         others = [it for it in found if it != prefix.encode()]
-        answers: list[bytes | None] = line.ask("HMGET", f"{names}brokers", *others) if others else []
+        answers: list[bytes | None] = client.execute("HMGET", f"{names}brokers", *others) if others else []
     except ResponseError:  # _check_permissions reports it
         return
     if others:

@@ -103,7 +103,7 @@ class Claim(Protocol):
         """Ask again, for a claim that does not hold; `None` when it holds now."""
         ...
 
-    def mark(self) -> None:
+    def mark_sent(self) -> None:
         """Remember that the job was sent, and end the claim."""
         ...
 

@@ -1,7 +1,7 @@
-"""Keyed state in the Faust sense: what was sent and who is at it, the newest codes, windowed counts."""
+"""Keyed state in the Faust sense: sent records and claims, the newest codes, windowed counts."""
 
-from .ask import Asker
+from .keys import KeyBuilder
 from .memory import MemoryTables
 from .tables import Tables
 
-__all__ = ["Asker", "MemoryTables", "Tables"]
+__all__ = ["KeyBuilder", "MemoryTables", "Tables"]

@@ -1,38 +1,40 @@
--- The tables in Redis: a list of operations, done one after another and answered with one word each.
+-- The tables in Redis: executes a list of operations in order, and replies with one word for each.
 --
--- KEYS[1]  any key with the hash tag: all keys of a deployment lie in one slot
+-- KEYS[1]  any key with the hash tag: all keys of a deployment are in one slot
 -- ARGV     prefix, worker, now (ms since 1970; '' is this server's clock), number of limits,
 --          for each limit its name, count and slice in ms, then the operations with their arguments:
---   admit    old-key made_ms ttl_ms counted number, then so often: job recipient purpose code key-for-each-limit…
---            ('' where there is none). The first are the names under the hash key that is used; the others are those
---            under the old hash keys: they are read, never written.
---   mark     job ttl_ms
---   release  job ttl_ms            (0 forgets it)
---   beat     lease_ms marks whole about names broker   (late where the lease had run out; `marks` is taken if it had not, and is `whole`)
---   others   lease_ms names         [broker, …] of other deployments with these names
---   seen                            [[ms since it was heard of, what it told about itself], …]
---   resume                          how many marks of this worker are here
+--   admit    old-key made_ms ttl_ms counted number, then `number` times: job recipient purpose code
+--            key-for-each-limit… ('' if there is none). The first are the keys under the current hash key; the others
+--            are those under the old hash keys, which are read, never written.
+--   mark     job ttl_ms             write a sent record
+--   release  job ttl_ms            (0 deletes it)
+--   beat     lease_ms records complete about names broker     renews the lease; `late` if it had expired. `records` is
+--            how many sent records of this worker are here: stored if the lease had not expired and they are `complete`
+--   others   lease_ms names         [broker, …] of other live deployments with these names
+--   seen                            [[ms since its last renewal, facts about it], …] of the live workers
+--   resume                          how many sent records of this worker are here
 --   keep     content id ttl_ms              recall  content old-key
 --   count    name by
---   top      number                 what was over a limit most often
---   reserve  relay number ceiling slowed     (rate; ceiling in mails per second)
---   flag     name ttl_ms                    flagged  name    (1 where it is set)
+--   top      number                 the keys over a limit most often
+--   reserve  relay number ceiling slowed     (ceiling and rate are e-mails per second)
+--   flag     name ttl_ms                    flagged  name    (1 if it is set)
 --
--- An old-key is what earlier versions wrote, by the id alone and below another prefix: it is read, never written.
+-- An old-key is what earlier versions wrote, by the id alone and under another prefix: it is read, never written.
 --
 -- job:<hash>        s | c:<worker>:<arrival>:<made_ms> | r::<arrival>:<made_ms>    sent, claimed, or seen and released
 -- newest:<hash>     hash of purposes: made_ms:arrival:until_ms:code
--- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last look
--- worker:<id>       what it tells about itself, while that worker lives     log:<id>  how many of its marks are here     workers  by last sight, once they had brought all
--- <names>deployments  prefixes of the deployments with these names, by last sight     <names>brokers  their RabbitMQ, by prefix
--- made:<hash>       the id made for a job that has nothing but its content
--- throttled         what was over a limit most often, in a day       stats  what was asked
+-- limit:<name>:<slice>:<hash>   hash of slices of the window with their counts; `at` and `sum` of the last read
+-- worker:<id>       facts about the worker, until its lease expires     log:<id>  how many of its sent records are here
+-- workers           workers that have restored everything, by last renewal
+-- <names>deployments  prefixes of the deployments with these names, by last renewal     <names>brokers  their RabbitMQ, by prefix
+-- made:<hash>       the id generated for a job without one, by its content
+-- throttled         keys over a limit most often, for a day       stats  counts of answers to jobs
 -- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
--- flag:<name>       what all workers know for a while: the end of a session, a relay that takes mail again
+-- flag:<name>       what all workers know for a while: a session that ended, a relay that accepts mail again
 
 local P, me = ARGV[1], ARGV[2]
 local SLICES, DAY = 100, 86400000
-local KEEP = 60000 -- how much longer than its code lives what is known of a job is kept, by tables/ask.py
+local KEEP = 60000 -- how much longer than its code is valid a job stays here, as in tables/keys.py
 local now_us, at = nil, 5
 local limits = {}
 for i = 1, tonumber(ARGV[4]) do
@@ -65,8 +67,8 @@ local function next_arg()
   return ARGV[at - 1]
 end
 
--- Forget what has left the window; returns how many it holds. Only the first look in a slice reads them all.
-local function held(key, slice)
+-- Drop the slices that have left the window; returns its number of jobs. Only the first call in a slice reads all.
+local function jobs_in(key, slice)
   local found = redis.call('HMGET', key, 'at', 'sum')
   if tonumber(found[1]) == slice then return tonumber(found[2]) end
   local all, sum, gone = redis.call('HGETALL', key), 0, {}
@@ -81,8 +83,8 @@ local function held(key, slice)
   return sum
 end
 
--- When one of the earliest has left, so that there is room.
-local function allowed(keys, limit)
+-- When enough of the earliest jobs have left that there is room for one more.
+local function allowed_at(keys, limit)
   local places, counts, over = {}, {}, 1 - limit.count
   for _, key in ipairs(keys) do
     local all = redis.call('HGETALL', key)
@@ -102,8 +104,8 @@ local function allowed(keys, limit)
   end
 end
 
--- Count the job in every window, or in none: returns the full one in which there is room last. `windows` has for each
--- limit its keys, under the hash key that is used and the old ones.
+-- Count the job in every window, or in none: returns the full window that has room last. `windows` has the keys of each
+-- limit, under the current hash key and the old ones.
 local function over_limit(windows)
   local now = now_ms()
   local sums, full, from = {}, nil, 0
@@ -111,10 +113,10 @@ local function over_limit(windows)
     local keys = windows[i]
     if keys then
       local slice = math.floor(now / limit.slice)
-      sums[i] = held(keys[1], slice)
+      sums[i] = jobs_in(keys[1], slice)
       local sum = sums[i]
-      for k = 2, #keys do sum = sum + held(keys[k], slice) end
-      local room = sum >= limit.count and allowed(keys, limit) or 0
+      for k = 2, #keys do sum = sum + jobs_in(keys[k], slice) end
+      local room = sum >= limit.count and allowed_at(keys, limit) or 0
       if room > from then full, from = i, room end
     end
   end
@@ -125,7 +127,7 @@ local function over_limit(windows)
     if redis.call('PTTL', P .. 'throttled') < 0 then redis.call('PEXPIRE', P .. 'throttled', DAY) end
     return 'over:' .. full .. ':' .. whole(from)
   end
-  local counted = {} -- several limits for one period look at the same window
+  local counted = {} -- several limits for one period share a window
   for i, limit in ipairs(limits) do
     local key = windows[i] and windows[i][1]
     if key and not counted[key] then
@@ -138,8 +140,8 @@ local function over_limit(windows)
   end
 end
 
--- Bound a recipient's purposes: beyond 64 the 32 codes that expire first are forgotten, so that no call takes long. What
--- is forgotten supersedes no older code any more.
+-- Bound a recipient's purposes: beyond 64, all but the 32 that expire last are dropped, so that no call takes long. A
+-- code that was dropped supersedes no older one any more.
 local function sweep(newest)
   local size = redis.call('HLEN', newest)
   if size <= 64 and size % 50 ~= 0 then return end
@@ -157,8 +159,8 @@ local function sweep(newest)
   for i = 1, #entries - 32 do redis.call('HDEL', newest, entries[i][1]) end
 end
 
--- The names of a job, its recipient and its limits, under each hash key.
-local function read_names()
+-- The keys of a job, its recipient and its limits, under each hash key.
+local function read_keys()
   local jobs, newests, windows = {}, {}, {}
   for n = 1, tonumber(next_arg()) do
     jobs[n] = P .. 'job:' .. next_arg()
@@ -175,7 +177,7 @@ local function read_names()
   return jobs, newests, windows
 end
 
--- What is known of a job under any of its keys: 'sent', 'busy' or the first record, and when it was made as first told.
+-- What is known of a job under any of its keys: 'sent', 'busy' or its first record, and its earliest timestamp.
 local function look_up(jobs, old_key, made)
   local known, holder, arrival
   for n = 1, #jobs + 1 do
@@ -196,7 +198,7 @@ end
 
 local function admit()
   local old_key, made, ttl, counted = next_arg(), tonumber(next_arg()), next_arg(), next_arg() == '1'
-  local jobs, newests, windows = read_names()
+  local jobs, newests, windows = read_keys()
   local job, newest = jobs[1], newests[1]
   local known, holder, arrival
   known, holder, arrival, made = look_up(jobs, old_key, made)
@@ -210,11 +212,11 @@ local function admit()
       if entry then
         local its_made, its_arrival, until_ms, its_code = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
         its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
-        -- a newer code that is gone long before this one may never be sent: it supersedes only what it outlives
+        -- a newer code that expires long before this one may never be sent: it supersedes only what it outlives
         local older = tonumber(until_ms) >= now_ms() + tonumber(ttl) - KEEP
           and (made < its_made or (made == its_made and arrival < its_arrival))
         if older and its_code ~= it.code then
-          -- a mail of ours may be on its way: until we release it, no copy may be sent
+          -- this worker may be sending it: until it releases the claim, no copy may be sent
           local state = holder == me and 'c:' .. me or 'r:'
           redis.call('SET', job, state .. ':' .. whole(arrival) .. ':' .. whole(made), 'PX', ttl)
           return 'old'
@@ -257,13 +259,13 @@ local function release()
 end
 
 local function beat()
-  local lease, marks, whole_log, about = next_arg(), next_arg(), next_arg() == '1', next_arg()
+  local lease, records, complete, about = next_arg(), next_arg(), next_arg() == '1', next_arg()
   local names, broker = next_arg(), next_arg()
   local now = clock_us() / 1000
   local lived = redis.call('EXISTS', P .. 'worker:' .. me) == 1
   redis.call('SET', P .. 'worker:' .. me, about, 'PX', lease)
-  if whole_log then
-    if lived then redis.call('SET', P .. 'log:' .. me, marks, 'PX', DAY + 3600000) end
+  if complete then
+    if lived then redis.call('SET', P .. 'log:' .. me, records, 'PX', DAY + 3600000) end
     redis.call('ZADD', P .. 'workers', whole(now), me)
   end
   if names ~= P then
@@ -279,20 +281,20 @@ end
 local function others()
   local since, names, found = now_ms() - tonumber(next_arg()), next_arg(), {}
   for _, prefix in ipairs(redis.call('ZRANGEBYSCORE', names .. 'deployments', '(' .. whole(since), '+inf')) do
-    -- an answer is one word
+    -- a reply is one word
     if prefix ~= P then found[#found + 1] = string.gsub(redis.call('HGET', names .. 'brokers', prefix) or '?', '%s', '_') end
   end
   return 'ok:' .. (#found == 0 and '[]' or cjson.encode(found))
 end
 
 local function seen()
-  local found, told, now = redis.call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), {}, now_ms()
+  local found, reply, now = redis.call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), {}, now_ms()
   for i = 1, #found, 2 do
     local about = redis.pcall('GET', P .. 'worker:' .. found[i])
-    -- an answer is one word: no space may be in it, whoever wrote it
-    if type(about) == 'string' then told[#told + 1] = { math.max(now - tonumber(found[i + 1]), 0), (string.gsub(about, '%s', '_')) } end
+    -- a reply is one word: it must not contain a space, whatever another version wrote
+    if type(about) == 'string' then reply[#reply + 1] = { math.max(now - tonumber(found[i + 1]), 0), (string.gsub(about, '%s', '_')) } end
   end
-  return 'ok:' .. (#told == 0 and '[]' or cjson.encode(told))
+  return 'ok:' .. (#reply == 0 and '[]' or cjson.encode(reply))
 end
 
 local function resume()
@@ -317,9 +319,9 @@ local function count()
 end
 
 local function top()
-  local found, told = redis.call('ZREVRANGE', P .. 'throttled', 0, tonumber(next_arg()) - 1, 'WITHSCORES'), {}
-  for i = 1, #found, 2 do told[#told + 1] = found[i] .. '=' .. found[i + 1] end
-  return 'ok:' .. table.concat(told, ',')
+  local found, reply = redis.call('ZREVRANGE', P .. 'throttled', 0, tonumber(next_arg()) - 1, 'WITHSCORES'), {}
+  for i = 1, #found, 2 do reply[#reply + 1] = found[i] .. '=' .. found[i + 1] end
+  return 'ok:' .. table.concat(reply, ',')
 end
 
 -- Evenly spaced slots for all workers, by the rule of core/rate.py.

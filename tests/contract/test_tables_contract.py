@@ -25,8 +25,8 @@ from otp_stream.core.admission import (
 )
 from otp_stream.core.check_result import CheckResult
 from otp_stream.core.job import Job, OtpJob, carry
-from otp_stream.tables import Asker, MemoryTables, Tables
-from otp_stream.tables.inspect import Line
+from otp_stream.tables import KeyBuilder, MemoryTables, Tables
+from otp_stream.tables.inspect import RedisClient
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000
@@ -46,9 +46,9 @@ class Ground:
     ) -> Tables:
         """Make the tables of one worker of a deployment."""
         memory = MemoryTables(limits, sent_ttl_ms=24 * HOUR, sent_limit=sent_limit)
-        tables = Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: self.now_ms)
+        tables = Tables(KeyBuilder(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: self.now_ms)
         if self.url:
-            shared = tables.share(
+            session = tables.share(
                 self.url,
                 shown_url=self.url,
                 prefix=f"{self.prefix}{deployment}",
@@ -56,9 +56,9 @@ class Ground:
                 broker=f"{deployment}broker with a name",
                 server_ms=lambda: self.now_ms,
             )
-            self.running.append(asyncio.create_task(shared.run()))
-            assert await shared.returned(5)
-            assert await until(_true(lambda: shared.connected), "Redis")
+            self.running.append(asyncio.create_task(session.run()))
+            assert await session.reconnected(5)
+            assert await until(_true(lambda: session.connected), "Redis")
         return tables
 
     async def close(self) -> None:
@@ -108,12 +108,12 @@ def job(
 
 async def claim(tables: Tables, a_job: Job) -> Claim:
     standing = await tables.admit(a_job, NOW + HOUR)
-    assert hasattr(standing, "mark"), standing
+    assert hasattr(standing, "mark_sent"), standing
     return standing
 
 
 async def send(tables: Tables, a_job: Job) -> None:
-    (await claim(tables, a_job)).mark()
+    (await claim(tables, a_job)).mark_sent()
 
 
 async def test_a_flag_is_seen_by_all_who_share_and_by_no_one_else(ground: Ground) -> None:
@@ -161,7 +161,7 @@ async def test_a_second_attempt_waits_for_the_first_and_learns_that_it_was_sent(
     second = asyncio.create_task(tables.admit(job(), NOW + HOUR))
     await asyncio.sleep(0)
     assert not second.done()
-    first.mark()
+    first.mark_sent()
     assert await second == SentBefore()
 
 
@@ -175,7 +175,7 @@ async def test_only_one_of_many_waiting_gets_the_claim(ground: Ground) -> None:
     assert not any(task.done() for task in rest)
     second = done.result()
     assert hasattr(second, "mark")
-    second.mark()
+    second.mark_sent()
     assert await asyncio.gather(*rest) == [SentBefore()] * 4
 
 
@@ -186,7 +186,7 @@ async def test_a_cancelled_wait_leaves_the_claim_to_its_holder(ground: Ground) -
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    first.mark()
+    first.mark_sent()
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
@@ -204,7 +204,7 @@ async def test_copies_that_come_at_once_are_claimed_one_after_another(ground: Gr
         (claimed,) = (task for task in waiting if task.done())
         waiting.remove(claimed)
         holder = claimed.result()
-    holder.mark()
+    holder.mark_sent()
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
@@ -251,7 +251,7 @@ async def test_copies_of_a_slow_job_do_not_all_wait_here(ground: Ground) -> None
     waiting = [copy for copy in copies if not copy.done()]
     assert len(waiting) == 8
     assert all(isinstance(copy.result(), Unknown) for copy in copies if copy.done())
-    first.mark()
+    first.mark_sent()
     assert await asyncio.gather(*waiting) == [SentBefore()] * 8
 
 
@@ -260,12 +260,12 @@ async def test_endless_purposes_of_one_recipient_take_no_call_long(ground: Groun
     for number in range(2_000):
         await ask(tables, job(f"j{number}", purpose=f"p{number}"))
     if tables.shared is not None:
-        line = Line(ground.url or "")
+        client = RedisClient(ground.url or "")
         try:
-            (key,) = (it for it in line.ask("KEYS", "*newest:*") if it.decode().startswith(ground.prefix))
-            assert line.ask("HLEN", key) <= 65
+            (key,) = (it for it in client.execute("KEYS", "*newest:*") if it.decode().startswith(ground.prefix))
+            assert client.execute("HLEN", key) <= 65
         finally:
-            line.close()
+            client.close()
     await claim(tables, job("new", otp="222222", at=NOW + 1, purpose="p1999"))
     assert await tables.admit(job("old", otp="333333", purpose="p1999"), NOW + HOUR) == Superseded()
 
@@ -295,7 +295,7 @@ async def test_an_id_that_is_in_flight_does_not_hold_up_another_job_with_it(
         second = await claim(tables, job(**other))
     assert first.holds()
     assert second.holds()
-    second.mark()
+    second.mark_sent()
     assert first.holds()
 
 
@@ -310,8 +310,8 @@ async def test_an_id_alone_that_an_earlier_version_recorded_as_sent_still_suppre
     tables = await ground.tables()
     if tables.shared is None:
         return  # memory does not outlive a version
-    by_id = Asker(b"k" * 32).ask(job()).id_key
-    await tables.shared.redis.ask("mark", by_id, HOUR)
+    by_id = KeyBuilder(b"k" * 32).keys_of(job()).id_key
+    await tables.shared.session.pipeline.request("mark", by_id, HOUR)
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
     await claim(tables, job("b"))
 
@@ -328,8 +328,8 @@ async def test_the_records_of_an_earlier_version_count_for_every_deployment_with
         return
     earlier = await ground.tables()
     assert earlier.shared is not None
-    await earlier.shared.redis.ask("mark", Asker(b"k" * 32).ask(job()).id_key, HOUR)
-    await earlier.shared.redis.ask("keep", "content", "made-before", HOUR)
+    await earlier.shared.session.pipeline.request("mark", KeyBuilder(b"k" * 32).keys_of(job()).id_key, HOUR)
+    await earlier.shared.session.pipeline.request("keep", "content", "made-before", HOUR)
     upgraded = await ground.tables(deployment="a:")
     assert await upgraded.admit(job(), NOW + HOUR) == SentBefore()
     assert await upgraded.recall("content") == "made-before"
@@ -597,8 +597,8 @@ async def test_no_window_of_the_period_ever_holds_more_than_the_limit(ground: Gr
     for step in range(400):
         ground.now_ms = NOW + step * 137
         standing = await tables.admit(job(f"j{step}", at=NOW), NOW + HOUR)
-        if hasattr(standing, "mark"):
-            standing.mark()
+        if hasattr(standing, "mark_sent"):
+            standing.mark_sent()
             sent.append(ground.now_ms)
     for at in sent:
         assert sum(at <= other < at + 10_000 for other in sent) <= 7

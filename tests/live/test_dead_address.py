@@ -23,8 +23,8 @@ from otp_stream.broker.amqp_stream import ConsumingConnection
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayLimits
 from otp_stream.relay.circuit_breaker import Pauses
-from otp_stream.tables.inspect import opened
-from otp_stream.tables.redis import Redis
+from otp_stream.tables.inspect import connected
+from otp_stream.tables.redis_pipeline import RedisPipeline
 
 
 @pytest.fixture
@@ -196,10 +196,10 @@ async def reach_redis(url: str) -> None:
     back = asyncio.Event()
 
     async def note() -> None:
-        connection.rely()
+        connection.set_ready()
         back.set()
 
-    connection = Redis(url, prefix="t:", worker="w", back=note, lost=lambda *_: None)
+    connection = RedisPipeline(url, prefix="t:", worker="w", on_connected=note, on_lost=lambda *_: None)
     running = asyncio.create_task(connection.run())
     try:
         async with asyncio.timeout(5):
@@ -218,7 +218,7 @@ async def test_redis_is_reached(dead: Address, monkeypatch: pytest.MonkeyPatch, 
 async def test_the_next_connection_tries_another_address_than_one_that_is_no_redis(
     monkeypatch: pytest.MonkeyPatch, redis: RedisServer, fault: str
 ):
-    monkeypatch.setattr("otp_stream.tables.redis._CONNECT_S", 0.5)
+    monkeypatch.setattr("otp_stream.tables.redis_pipeline.CONNECT_TIMEOUT_S", 0.5)
     async with broken(fault) as first:
         resolve_to(monkeypatch, first, ("127.0.0.1", redis.port))
         await reach_redis("redis://redis.example:6379/0")
@@ -236,7 +236,7 @@ async def test_a_trailing_dot_is_no_part_of_redis_s_certificate(
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
 
         def ask() -> None:
-            with opened(url) as line:
-                assert line.ask("PING")
+            with connected(url) as client:
+                assert client.execute("PING")
 
         await asyncio.to_thread(ask)

@@ -31,12 +31,10 @@ from otp_stream.core.admission import (
 )
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.masking import hidden
-from otp_stream.tables import Asker, MemoryTables, Tables
-from otp_stream.tables import redis as redis_module
-from otp_stream.tables import shared as shared_module
+from otp_stream.tables import KeyBuilder, MemoryTables, Tables, redis_pipeline, redis_session
 
 LEASE_S = 0.8
-BEAT_S = 0.1
+RENEW_S = 0.1
 DAY_MS = 86_400_000
 KEY, NEW_KEY = b"k" * 32, b"n" * 32
 
@@ -73,10 +71,10 @@ class World:
     ) -> Tables:
         """Start the tables of one worker; the first of its `keys` is used, the others are old ones."""
         memory = MemoryTables(limits, sent_ttl_ms=DAY_MS, sent_limit=sent_limit)
-        asker = Asker(keys[0], supersede=supersede, limits=limits, old_hash_keys=keys[1:])
-        tables = Tables(asker, memory, fail=fail, now_ms=clock or now_ms)
-        shared = tables.share(self.url, shown_url="redis", prefix=self.prefix, server_ms=clock)
-        self.running[tables] = asyncio.create_task(shared.run())
+        key_builder = KeyBuilder(keys[0], supersede=supersede, limits=limits, old_hash_keys=keys[1:])
+        tables = Tables(key_builder, memory, fail=fail, now_ms=clock or now_ms)
+        session = tables.share(self.url, shown_url="redis", prefix=self.prefix, server_ms=clock)
+        self.running[tables] = asyncio.create_task(session.run())
         if ready:
             await is_(tables, connected=True)
         return tables
@@ -115,7 +113,7 @@ _KEYS = "return table.concat(redis.call('KEYS', ARGV[1]), ' ')"
 async def is_(tables: Tables, *, connected: bool) -> None:
     async def so() -> bool:
         assert tables.shared is not None
-        return tables.shared.connected is connected
+        return tables.shared.session.connected is connected
 
     await until(so, f"tables that are {'' if connected else 'not '}connected", 10)
 
@@ -151,7 +149,7 @@ async def world_of(server: RedisServer, url: str | None = None) -> AsyncIterator
 
 @pytest.fixture
 async def world(steady: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(redis_module, "ANSWER_S", 2.0)  # a busy machine is no outage here
+    monkeypatch.setattr(redis_pipeline, "REPLY_TIMEOUT_S", 2.0)  # a busy machine is no outage here
     async with world_of(steady) as world:
         yield world
 
@@ -164,8 +162,8 @@ async def frail_world(redis: RedisServer) -> AsyncIterator[World]:
 
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_module, "LEASE_S", LEASE_S)
-    monkeypatch.setattr(shared_module, "_BEAT_S", BEAT_S)
+    monkeypatch.setattr(redis_session, "LEASE_S", LEASE_S)
+    monkeypatch.setattr(redis_session, "_RENEW_S", RENEW_S)
 
 
 async def ask(tables: Tables, a_job: Job, wait_s: float = 10) -> Standing:
@@ -192,17 +190,17 @@ class Frozen:
 
     def __init__(self, tables: Tables) -> None:
         assert tables.shared is not None
-        self._shared, self._thawed = tables.shared, asyncio.Event()
-        beat = tables.shared._beat
+        self._session, self._thawed = tables.shared.session, asyncio.Event()
+        beat = tables.shared.session._renew_lease
 
         async def later(*_: Any) -> Any:
             await self._thawed.wait()
             return await beat()
 
-        tables.shared._beat = later
+        tables.shared.session._renew_lease = later
 
     def thaw(self) -> None:
-        del self._shared._beat
+        del self._session._renew_lease
         self._thawed.set()
 
 
@@ -235,7 +233,7 @@ async def test_a_claim_outlives_a_relay_that_takes_its_time(world: World, short_
         await asyncio.sleep(LEASE_S / 2)
         assert await is_busy(two, job())
         assert first.holds()
-    first.mark()
+    first.mark_sent()
     assert await ask(two, job()) == SentBefore()
 
 
@@ -248,7 +246,7 @@ async def test_a_worker_that_stood_still_asks_again_before_it_sends(world: World
     frozen.thaw()
     assert await first.renew(now_ms()) == Unknown()
     assert not first.holds()
-    second.mark()
+    second.mark_sent()
     assert await first.renew(now_ms() + 1000) == SentBefore()
     if not other.holds():
         assert await other.renew(now_ms()) is None
@@ -265,8 +263,8 @@ async def test_a_new_job_makes_nobody_forget_that_the_lease_had_run_out(world: W
     (await claim(one, job("new"))).release()  # its question renews the lease
     for _ in range(20):
         assert not first.holds()  # it is the other worker's
-        await asyncio.sleep(BEAT_S / 4)
-    second.mark()
+        await asyncio.sleep(RENEW_S / 4)
+    second.mark_sent()
     assert await first.renew(now_ms() + 1000) == SentBefore()
 
 
@@ -292,7 +290,7 @@ async def test_a_cancelled_wait_for_another_worker_leaves_its_claim(world: World
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     assert await is_busy(three, job())
-    first.mark()
+    first.mark_sent()
 
 
 async def test_only_one_of_many_workers_gets_a_job(world: World) -> None:
@@ -303,7 +301,7 @@ async def test_only_one_of_many_workers_gets_a_job(world: World) -> None:
         [winner] = done
         standing = winner.result()
         assert not isinstance(standing, Objection)
-        standing.mark()
+        standing.mark_sent()
         assert await asyncio.gather(*rest) == [SentBefore()] * 3
 
 
@@ -319,7 +317,7 @@ async def test_a_newer_code_at_another_worker_is_noticed_within_a_second(world: 
     await asyncio.sleep(0.6)
     assert old.holds()
     began = time.monotonic()
-    (await claim(two, job("new", otp="222222", at=at))).mark()
+    (await claim(two, job("new", otp="222222", at=at))).mark_sent()
     async with asyncio.timeout(5):
         await noticed.wait()
     assert time.monotonic() - began < 1.2
@@ -331,13 +329,13 @@ async def test_no_copy_of_a_superseded_job_passes_its_mail_that_is_on_the_way(wo
     one, two = await world.worker(supersede=True), await world.worker(supersede=True)
     at = now_ms()
     held = await claim(one, job("a", otp="111111", at=at - 3))
-    (await claim(two, job("b", otp="222222", at=at - 2))).mark()
+    (await claim(two, job("b", otp="222222", at=at - 2))).mark_sent()
     await asyncio.sleep(1.2)
     assert not held.holds()
     # the first code again: nothing but the claim stands against a copy now
-    (await claim(two, job("c", otp="111111", at=at - 1))).mark()
+    (await claim(two, job("c", otp="111111", at=at - 1))).mark_sent()
     assert await is_busy(two, job("a", otp="111111", at=at - 3))
-    held.mark()
+    held.mark_sent()
     assert await ask(two, job("a", otp="111111", at=at - 3)) == SentBefore()
 
 
@@ -345,7 +343,7 @@ async def test_a_superseded_job_leaves_no_claim(world: World) -> None:
     one, two = await world.worker(supersede=True), await world.worker(supersede=True)
     at = now_ms()
     held = await claim(one, job("a", otp="111111", at=at - 2))
-    (await claim(two, job("b", otp="222222", at=at - 1))).mark()
+    (await claim(two, job("b", otp="222222", at=at - 1))).mark_sent()
     assert await held.renew(now_ms() + 1000) == Superseded()
     held.release()
     await world.has_heard()
@@ -381,15 +379,15 @@ async def test_a_job_counts_once_for_all_workers(world: World, short_lease: None
     (await claim(one, job("retried"))).release()
     await claim(one, job("taken over"))
     await world.kill(one)
-    (await claim(two, job("retried"))).mark()
-    (await claim(two, job("taken over"))).mark()
+    (await claim(two, job("retried"))).mark_sent()
+    (await claim(two, job("taken over"))).mark_sent()
     assert isinstance(await ask(two, job("third")), Throttled)
 
 
 @pytest.mark.parametrize("text", ["2/1h,2/1h", "2/1h,3/1h", "3/1h,2/1h"])
 async def test_two_limits_for_one_period_count_a_job_once(world: World, text: str) -> None:
     limits = read_limits("recipient", text)
-    shared, alone = await world.worker(*limits), Tables(Asker(KEY, limits=limits), memory_of(limits))
+    shared, alone = await world.worker(*limits), Tables(KeyBuilder(KEY, limits=limits), memory_of(limits))
     for tables in (shared, alone):
         answers = [await ask(tables, job(f"j{number}")) for number in range(3)]
         assert [isinstance(it, Throttled) for it in answers] == [False, False, True]
@@ -404,13 +402,13 @@ def memory_of(limits: tuple[Limit, ...] = ()) -> MemoryTables:
 
 async def test_one_call_for_each_job_and_fewer_in_a_burst(world: World) -> None:
     one = await world.worker()
-    shared = one.shared
-    assert shared is not None
+    assert one.shared is not None
+    session = one.shared.session
     before = await calls(world)
     claims = await asyncio.gather(*(claim(one, job(f"j{number}")) for number in range(1000)))
     for it in claims:
-        it.mark()
-    await shared.close()
+        it.mark_sent()
+    await session.close()
     assert await calls(world) - before <= 30  # ten for the questions, ten for the marks, and the lease
     assert len(await world.keys("job:*")) == 1000
 
@@ -419,11 +417,11 @@ async def test_a_great_burst_is_no_outage(world: World) -> None:
     limits = (*read_limits("recipient", "5/1h"), *read_limits("total", "100000/1h"))
     one = await world.worker(*limits, supersede=True)
     assert one.shared is not None
-    redis = one.shared.redis
+    redis = one.shared.session.pipeline
     asking = asyncio.gather(*(claim(one, job(f"j{number}", email=f"u{number}@example.com")) for number in range(3000)))
     most = 0
     while not asking.done():
-        most = max(most, len(redis._asked))
+        most = max(most, len(redis._calls))
         await asyncio.sleep(0)
     await asking
     assert 1 < most <= 10  # what waits here is not what Redis is late with
@@ -442,16 +440,16 @@ async def test_a_question_is_one_call(world: World, keys: tuple[bytes, ...]) -> 
     one = await world.worker(*limits, supersede=True, keys=keys)
     assert one.shared is not None
     asked: list[tuple[Any, ...]] = []
-    add = one.shared.redis._add
+    add = one.shared.session.pipeline._add
 
     def counting(operation: tuple[Any, ...], answer: asyncio.Future[bytes] | None) -> None:
         if answer is not None and operation[0] != "beat":
             asked.append(operation)
         add(operation, answer)
 
-    one.shared.redis._add = counting
+    one.shared.session.pipeline._add = counting
     for number in range(20):
-        (await claim(one, job(f"j{number}"))).mark()
+        (await claim(one, job(f"j{number}"))).mark_sent()
     assert len(asked) == 20
 
 
@@ -470,7 +468,7 @@ async def test_a_copy_of_a_job_that_was_sent_with_another_key_is_not_sent(
 ) -> None:
     one, other = await world.worker(keys=before), await world.worker(keys=after)
     at = now_ms()
-    (await claim(one, job(at=at))).mark()
+    (await claim(one, job(at=at))).mark_sent()
     assert await ask(other, job(at=at)) == SentBefore()
     await claim(other, job("b", at=at))
 
@@ -483,7 +481,7 @@ async def test_a_job_is_busy_for_workers_with_another_key(world: World, short_le
     held.release()
     again = await claim(other, job(at=at))
     assert await is_busy(one, job(at=at))
-    again.mark()
+    again.mark_sent()
     assert await ask(one, job(at=at)) == SentBefore()
 
 
@@ -497,7 +495,7 @@ async def test_the_id_that_holds_a_secret_is_known_with_every_key(world: World) 
 
     # as a copy that its producer publishes has it, and as a retry from before the change has it
     (await claim(one, named(KEY))).release()
-    (await claim(other, named(KEY))).mark()
+    (await claim(other, named(KEY))).mark_sent()
     assert await ask(other, named(NEW_KEY)) == SentBefore()
     assert await ask(one, named(KEY)) == SentBefore()
 
@@ -510,8 +508,8 @@ async def test_a_limit_goes_on_counting_with_another_key(
     limits = (*read_limits(name, "4/1h"), *read_limits(name, "9/1d"))
     one, other = await world.worker(*limits, keys=before), await world.worker(*limits, keys=after)
     for number in range(3):
-        (await claim(one, job(f"one{number}", tenant="t"))).mark()
-    (await claim(other, job("other", tenant="t"))).mark()
+        (await claim(one, job(f"one{number}", tenant="t"))).mark_sent()
+    (await claim(other, job("other", tenant="t"))).mark_sent()
     over = await ask(other, job("over", tenant="t"))
     assert isinstance(over, Throttled)
     assert over.limit == limits[0]
@@ -536,7 +534,7 @@ async def test_the_newest_code_is_the_newest_with_another_key(
     one = await world.worker(supersede=True, keys=before)
     other = await world.worker(supersede=True, keys=after)
     at = now_ms()
-    (await claim(one, job("new", otp="222222", at=at))).mark()
+    (await claim(one, job("new", otp="222222", at=at))).mark_sent()
     assert await ask(other, job("old", otp="111111", at=at - 1_000)) == Superseded()
     await claim(other, job("same", otp="222222", at=at - 1_000))
     await claim(other, job("newer", otp="333333", at=at + 1))
@@ -549,7 +547,7 @@ async def test_nothing_in_redis_tells_who_gets_which_code(world: World) -> None:
     limits = (*read_limits("recipient", "1/1h"), *read_limits("domain", "9/1h"), *read_limits("tenant", "9/1h"))
     one = await world.worker(*limits, supersede=True)
     secret = {"email": "secret.person@hidden.example", "tenant": "my-tenant", "purpose": "my-purpose"}
-    (await claim(one, job("my-job-id", otp="739154", **secret))).mark()
+    (await claim(one, job("my-job-id", otp="739154", **secret))).mark_sent()
     (await claim(one, job("held", otp="739154", email="secret.person@other.example"))).release()
     await ask(one, job("over", otp="864209", **secret))
     await asyncio.sleep(0.6)
@@ -577,7 +575,7 @@ return table.concat(out, ' ')
 async def test_every_key_has_an_end(world: World) -> None:
     limits = read_limits("recipient", "1/1h")
     one = await world.worker(*limits, supersede=True)
-    (await claim(one, job())).mark()
+    (await claim(one, job())).mark_sent()
     await ask(one, job("over"))
     assert await one.reserve("relay:25", 1, 10.0, False) is not None
     await asyncio.sleep(0.6)
@@ -595,11 +593,11 @@ async def test_a_recipient_with_ever_new_purposes_takes_no_ever_growing_room(wor
     one = await world.worker(supersede=True, clock=lambda: clock)
     for number in range(120):
         old = await claim(one, job(f"old{number}", at=clock, purpose=f"p{number}"))
-        old.mark()
+        old.mark_sent()
     clock += 60 * 60_000
     await ask(one, job("other", email="other@example.com", at=clock, purpose="p"))
     for number in range(30):
-        (await claim(one, job(f"new{number}", at=clock, purpose=f"n{number}"))).mark()
+        (await claim(one, job(f"new{number}", at=clock, purpose=f"n{number}"))).mark_sent()
     keys = [world.prefix + key for key in await world.keys("newest:*")]
     sizes = [int((await asyncio.to_thread(world.server.command, "HLEN", key)).removeprefix(":")) for key in keys]
     assert sorted(sizes) == [1, 30]
@@ -608,8 +606,8 @@ async def test_a_recipient_with_ever_new_purposes_takes_no_ever_growing_room(wor
 async def test_a_newest_code_is_forgotten_at_its_end(world: World) -> None:
     clock = now_ms()
     one = await world.worker(supersede=True, clock=lambda: clock)
-    (await claim(one, job("new", at=clock + 1000, otp="222222"))).mark()
-    (await claim(one, job("else", at=clock, purpose="else", expiryMinutes=60))).mark()  # keeps the recipient's key
+    (await claim(one, job("new", at=clock + 1000, otp="222222"))).mark_sent()
+    (await claim(one, job("else", at=clock, purpose="else", expiryMinutes=60))).mark_sent()  # keeps the recipient's key
     assert await ask(one, job("old", at=clock)) == Superseded()
     clock += 20 * 60_000
     assert not isinstance(await ask(one, job("late", at=clock - 20 * 60_000, expiryMinutes=60)), Superseded)
@@ -622,14 +620,14 @@ async def test_redis_comes_back_empty_and_learns_again_what_each_worker_knows(fr
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     for number in range(250):
-        (await claim(one, job(f"sent{number}"))).mark()
+        (await claim(one, job(f"sent{number}"))).mark_sent()
     held = await claim(one, job("held"))
     await restart(server, one, two)
     for number in range(250):
         assert await ask(two, job(f"sent{number}"), 0) == SentBefore(), number
     assert await is_busy(two, job("held"))
     assert held.holds()
-    held.mark()
+    held.mark_sent()
     assert await ask(two, job("held")) == SentBefore()
     assert one.look().owed == 0
 
@@ -639,16 +637,16 @@ async def test_nobody_relies_on_an_empty_redis_before_the_others_have_brought_wh
 ) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
-    (await claim(one, job("sent"))).mark()
+    (await claim(one, job("sent"))).mark_sent()
     assert one.shared is not None
-    restore, may_go_on, reached = one.shared._restore, asyncio.Event(), asyncio.Event()
+    restore, may_go_on, reached = one.shared.session.replica.restore, asyncio.Event(), asyncio.Event()
 
     async def restore_late() -> int:
         reached.set()
         await may_go_on.wait()
         return await restore()
 
-    one.shared._restore = restore_late
+    one.shared.session.replica.restore = restore_late
     server.kill()
     await asyncio.gather(is_(one, connected=False), is_(two, connected=False))
     server.start()
@@ -663,15 +661,15 @@ async def test_nobody_relies_on_an_empty_redis_before_the_others_have_brought_wh
 async def test_a_beat_before_marks_are_brought_does_not_say_that_they_are_there(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
-    (await claim(one, job("sent"))).mark()
+    (await claim(one, job("sent"))).mark_sent()
     assert one.shared is not None
-    bring_back = one.shared._bring_back
+    restore = one.shared.session._restore
 
-    async def beat_and_bring_back() -> Any:
-        await one.shared._beat()  # as the one that comes twice a second may  # type: ignore[union-attr]
-        return await bring_back()
+    async def renew_and_restore() -> Any:
+        await one.shared.session._renew_lease()  # as the one that comes twice a second may  # type: ignore[union-attr]
+        return await restore()
 
-    one.shared._bring_back = beat_and_bring_back
+    one.shared.session._restore = renew_and_restore
     await asyncio.sleep(1.2)  # until Redis has said that it has the mark
     await restart(server, one, two)
     assert await ask(two, job("sent")) == SentBefore()
@@ -694,9 +692,9 @@ async def test_what_is_marked_and_released_during_an_outage_reaches_redis(frail_
     marked, released = await claim(one, job("marked")), await claim(one, job("released"))
     pause(server)
     await is_(one, connected=False)
-    marked.mark()
+    marked.mark_sent()
     released.release()
-    (await claim(one, job("new"))).mark()
+    (await claim(one, job("new"))).mark_sent()
     assert one.look().unshared == 1
     assert one.look().owed >= 2
     resume(server)
@@ -729,7 +727,7 @@ async def test_an_old_release_does_not_end_the_claim_that_came_after_it(frail_wo
     for tables in (one, two):
         await is_(tables, connected=True)
     assert await is_busy(two, job())
-    second.mark()
+    second.mark_sent()
     assert await ask(two, job()) == SentBefore()
 
 
@@ -737,12 +735,12 @@ async def test_an_old_release_does_not_end_the_claim_that_came_after_it(frail_wo
 async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_world: World, turns: int) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
-    shared, loop = one.shared, asyncio.get_running_loop()
-    assert shared is not None
+    assert one.shared is not None
+    session, loop = one.shared.session, asyncio.get_running_loop()
     pause(server)
     await is_(one, connected=False)
     held = await claim(one, job())
-    bring_back, claims = shared._bring_back, shared._held
+    restore, claims = session._restore, session.held
 
     def end_in(turns: int) -> None:
         if turns:
@@ -751,15 +749,15 @@ async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_worl
             held.release()
 
     def claims_that_end() -> Any:
-        shared._held = claims
+        session.held = claims
         loop.call_soon(end_in, turns)
         return claims()
 
-    async def bring_back_what_ends() -> Any:
-        shared._held = claims_that_end
-        return await bring_back()
+    async def restore_what_ends() -> Any:
+        session.held = claims_that_end
+        return await restore()
 
-    shared._bring_back = bring_back_what_ends
+    session._restore = restore_what_ends
     resume(server)
     for tables in (one, two):
         await is_(tables, connected=True)
@@ -771,8 +769,8 @@ async def test_a_claim_made_while_marks_are_brought_back_is_shared(frail_world: 
     one, two = await world.worker(), await world.worker()
     assert one.shared is not None
     for number in range(500):
-        (await claim(one, job(f"sent{number}"))).mark()
-    restore = one.shared._restore
+        (await claim(one, job(f"sent{number}"))).mark_sent()
+    restore = one.shared.session.replica.restore
     between: list[Claim] = []
 
     async def restore_slowly() -> int:
@@ -781,10 +779,10 @@ async def test_a_claim_made_while_marks_are_brought_back_is_shared(frail_world: 
             between.append(await claim(one, job("between")))
         return count
 
-    one.shared._restore = restore_slowly
+    one.shared.session.replica.restore = restore_slowly
     await restart(server, one, two)
     assert await is_busy(two, job("between"))
-    between[0].mark()
+    between[0].mark_sent()
 
 
 async def test_a_job_that_waited_for_redis_is_counted(frail_world: World) -> None:
@@ -809,7 +807,7 @@ async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World
     async def keep_asking(name: str) -> int:
         count = 0
         while not stopped.is_set():
-            (await claim(one, job(f"{name}.{count}"))).mark()
+            (await claim(one, job(f"{name}.{count}"))).mark_sent()
             count += 1
             await asyncio.sleep(0.002)
         return count
@@ -821,7 +819,7 @@ async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World
     stopped.set()
     counts = await asyncio.gather(*asking)
     assert one.shared is not None
-    await one.shared.close()
+    await one.shared.session.close()
     assert one.look().owed == 0
     assert len(await world.keys("job:*")) == sum(counts)
 
@@ -831,8 +829,8 @@ def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(redis: RedisServ
         async with world_of(redis) as world:
             one = await world.worker()
             assert one.shared is not None
-            assert one.shared.redis._transport is not None
-            one.shared.redis._transport.abort()
+            assert one.shared.session.pipeline._transport is not None
+            one.shared.session.pipeline._transport.abort()
             asking: list[asyncio.Task[Standing]] = []
             for number in range(20):  # one in each turn of the loop
                 asking.append(asyncio.create_task(ask(one, job(f"j{number}"))))
@@ -890,8 +888,8 @@ async def test_codes_go_out_while_redis_is(frail_world: World, name: str) -> Non
     await is_(one, connected=False)
     assert before.holds()
     assert during.holds()
-    before.mark()
-    during.mark()
+    before.mark_sent()
+    during.mark_sent()
     state = one.look()
     assert state.connected is False
     assert failure.error in (state.error or "")
@@ -919,9 +917,9 @@ async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: st
     failure.mend(server)
     standing = await waiting
     assert not isinstance(standing, Objection)
-    standing.mark()
+    standing.mark_sent()
     assert await before.renew(now_ms() + 1000) is None
-    before.mark()
+    before.mark_sent()
     await is_(two, connected=True)
     for job_id in ("waits", "before"):
         assert await ask(two, job(job_id)) == SentBefore()
@@ -933,7 +931,7 @@ async def test_flushed_scripts_are_loaded_again(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one = await world.worker()
     server.command("SCRIPT", "FLUSH")
-    (await claim(one, job())).mark()
+    (await claim(one, job())).mark_sent()
     await is_(one, connected=True)
     two = await world.worker()
     assert await ask(two, job()) == SentBefore()
@@ -942,14 +940,14 @@ async def test_flushed_scripts_are_loaded_again(frail_world: World) -> None:
 async def test_a_flushed_database_is_filled_again(frail_world: World, short_lease: None) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
-    (await claim(one, job("sent"))).mark()
+    (await claim(one, job("sent"))).mark_sent()
     held = await claim(one, job("held"))
-    await asyncio.sleep(2 * BEAT_S)
+    await asyncio.sleep(2 * RENEW_S)
     server.command("FLUSHALL")
     await asyncio.sleep(LEASE_S)
     assert await ask(two, job("sent"), 0) == SentBefore()
     assert await is_busy(two, job("held"))
-    held.mark()
+    held.mark_sent()
 
 
 async def test_the_state_tells_since_when_it_is_away(frail_world: World) -> None:
@@ -970,12 +968,12 @@ async def test_marks_of_which_redis_never_said_that_it_has_them_are_owed(frail_w
     world, server = frail_world, frail_world.server
     one = await world.worker()
     server.freeze()
-    (await claim(one, job("during"))).mark()
+    (await claim(one, job("during"))).mark_sent()
     before = one.look()
     assert (before.connected, before.owed) == (False, 1)
     server.thaw()
     await is_(one, connected=True)
-    (await claim(one, job("told"))).mark()
+    (await claim(one, job("told"))).mark_sent()
     server.freeze()
     await is_(one, connected=False)
     assert one.look().owed >= 1
@@ -986,7 +984,7 @@ async def test_marks_of_which_redis_never_said_that_it_has_them_are_owed(frail_w
 
 async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World) -> None:
     one = await world.worker()
-    (await claim(one, job())).mark()
+    (await claim(one, job())).mark_sent()
     await world.has_heard()
     two = await world.worker(ready=False)
     assert await ask(two, job()) == SentBefore()
@@ -1000,9 +998,9 @@ async def test_a_worker_that_ends_while_redis_stands_still_for_a_moment_takes_no
     held = await claim(one, job())
     pause(redis)
     await is_(one, connected=False)
-    held.mark()
+    held.mark_sent()
     assert one.shared is not None
-    closing = asyncio.create_task(one.shared.close())
+    closing = asyncio.create_task(one.shared.session.close())
     await asyncio.sleep(0.1)
     resume(redis)
     await closing
@@ -1014,7 +1012,7 @@ async def test_a_worker_that_ends_while_redis_stands_still_for_a_moment_takes_no
 async def test_a_url_that_nothing_can_be_made_of_is_told_and_codes_go_out(frail_world: World) -> None:
     frail_world.url = "rediss://:hunter2@h/0?ssl_cert_reqs=bogus"
     one = await frail_world.worker(ready=False)
-    (await claim(one, job())).mark()
+    (await claim(one, job())).mark_sent()
     assert (one.look().error or "").startswith("REDIS_URL cannot be used")
 
 
@@ -1023,7 +1021,7 @@ async def test_a_worker_starts_without_redis(frail_world: World) -> None:
     server.kill()
     one = await world.worker(ready=False)
     began = time.monotonic()
-    (await claim(one, job())).mark()
+    (await claim(one, job())).mark_sent()
     assert time.monotonic() - began < 0.5
     server.start()
     two = await world.worker()
@@ -1035,16 +1033,16 @@ async def test_marks_beyond_the_limit_are_brought_back_once(frail_world: World) 
     world, server = frail_world, frail_world.server
     one = await world.worker(sent_limit=100)
     for number in range(1050):
-        (await claim(one, job(f"j{number}"))).mark()
+        (await claim(one, job(f"j{number}"))).mark_sent()
     assert one.shared is not None
     told: list[str] = []
-    add = one.shared.redis._add
+    add = one.shared.session.pipeline._add
 
     def noting(operation: tuple[Any, ...], answer: asyncio.Future[bytes] | None) -> None:
         told.append(operation[0])
         add(operation, answer)
 
-    one.shared.redis._add = noting
+    one.shared.session.pipeline._add = noting
     await restart(server, one)
     assert told.count("mark") == 100
     assert one.look().owed == 0
@@ -1052,9 +1050,9 @@ async def test_marks_beyond_the_limit_are_brought_back_once(frail_world: World) 
 
 async def test_a_job_that_was_forgotten_and_sent_again_is_known_again() -> None:
     clock = [now_ms()]
-    tables = Tables(Asker(KEY), memory_of(), now_ms=lambda: clock[0])
+    tables = Tables(KeyBuilder(KEY), memory_of(), now_ms=lambda: clock[0])
     for _ in range(2):
-        (await claim(tables, job())).mark()
+        (await claim(tables, job())).mark_sent()
         assert await ask(tables, job()) == SentBefore()
         clock[0] += DAY_MS
 
@@ -1067,11 +1065,11 @@ async def test_a_password_lets_in_and_a_wrong_one_does_not(tmp_path: Path) -> No
     server.start()
     try:
         async with world_of(server, f"redis://:sesame@127.0.0.1:{server.port}/0") as right:
-            (await claim(await right.worker(), job())).mark()
+            (await claim(await right.worker(), job())).mark_sent()
         for wrong in (f"redis://:wrong-word@127.0.0.1:{server.port}/0", server.url):
             async with world_of(server, wrong) as world:
                 one = await world.worker(ready=False)
-                (await claim(one, job())).mark()
+                (await claim(one, job())).mark_sent()
 
                 async def refused(tables: Tables = one) -> bool:
                     return "auth" in (tables.look().error or "").lower()
@@ -1095,7 +1093,7 @@ async def test_tls_is_spoken_and_a_stranger_is_not_trusted(tmp_path: Path) -> No
         url = f"rediss://127.0.0.1:{port}/0"
         async with world_of(server, f"{url}?ssl_ca_certs={authority.ca_file}") as world:
             one, two = await world.worker(), await world.worker()
-            (await claim(one, job())).mark()
+            (await claim(one, job())).mark_sent()
             assert await ask(two, job()) == SentBefore()
         async with world_of(server, url) as world:
             one = await world.worker(ready=False)
@@ -1115,7 +1113,7 @@ async def test_a_unix_socket_will_do(tmp_path_factory: pytest.TempPathFactory) -
     try:
         async with world_of(server, f"unix://{folder / 's'}?db=3") as world:
             one, two = await world.worker(), await world.worker()
-            (await claim(one, job())).mark()
+            (await claim(one, job())).mark_sent()
             assert await ask(two, job()) == SentBefore()
     finally:
         server.remove()
@@ -1149,7 +1147,7 @@ def test_memory_and_redis_give_the_same_answers(
     spread: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redis_module, "ANSWER_S", 5.0)
+        patch.setattr(redis_pipeline, "REPLY_TIMEOUT_S", 5.0)
         asyncio.run(_compare(steady, steps, supersede=supersede, limits=_LIMITS[limits], spread=spread))
 
 
@@ -1169,8 +1167,8 @@ async def _compare(
         for number in range(8)
     ]
     async with world_of(server) as world:
-        asker = Asker(KEY, supersede=supersede, limits=limits)
-        alone = Tables(asker, memory_of(limits), now_ms=lambda: clock[0])
+        key_builder = KeyBuilder(KEY, supersede=supersede, limits=limits)
+        alone = Tables(key_builder, memory_of(limits), now_ms=lambda: clock[0])
         both = alone, await world.worker(*limits, supersede=supersede, clock=lambda: clock[0])
         held: dict[int, tuple[Claim, Claim]] = {}
         for step, number in steps:

@@ -15,7 +15,7 @@ from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
-from otp_stream.tables import Asker, MemoryTables, Tables
+from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 from otp_stream.telemetry_errors import ERRORS
 
 NOW = 1_700_000_000_000
@@ -25,7 +25,7 @@ LATER = Deferred(Reply(451, None, "later", "rcpt"))
 
 def make_tables(*limits: Limit, supersede: bool = False) -> Tables:
     memory = MemoryTables(limits, sent_ttl_ms=86_400_000, sent_limit=1_000)
-    return Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
+    return Tables(KeyBuilder(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
 
 
 @dataclass
@@ -169,11 +169,13 @@ async def test_a_mail_that_the_relay_accepted_is_recorded_as_sent_before_any_tel
     asked: list[object] = []
 
     class Claims(Tables):
-        def mark(self, claim: Any) -> None:
+        def mark_sent(self, claim: Any) -> None:
             asked.append(list(rooms.ended))
-            super().mark(claim)
+            super().mark_sent(claim)
 
-    rooms.tables = Claims(Asker(b"k" * 32), MemoryTables((), sent_ttl_ms=1_000, sent_limit=1_000), now_ms=lambda: NOW)
+    rooms.tables = Claims(
+        KeyBuilder(b"k" * 32), MemoryTables((), sent_ttl_ms=1_000, sent_limit=1_000), now_ms=lambda: NOW
+    )
     await rooms.deliver(job())
     assert asked == [["render"]]
     assert rooms.ended == ["render", "send", "settle", "attempt_ended", "job_settled", "job"]
@@ -343,7 +345,7 @@ class _Flickering(Tables):
     """Its first claim does not hold until it is asked again."""
 
     def __init__(self) -> None:
-        super().__init__(Asker(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
+        super().__init__(KeyBuilder(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
         self.asked = 0
 
     @property
@@ -357,7 +359,7 @@ class _Flickering(Tables):
 
 class _Silent(Tables):
     def __init__(self) -> None:
-        super().__init__(Asker(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
+        super().__init__(KeyBuilder(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
 
     async def admit(self, *args: Any) -> Any:
         return Unknown()

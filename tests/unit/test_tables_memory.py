@@ -9,9 +9,8 @@ from structlog.testing import capture_logs
 
 from otp_stream.core.admission import Claim, Limit, Throttled, read_limits
 from otp_stream.core.job import Job, OtpJob, carry
-from otp_stream.tables import Asker, MemoryTables, Tables
-from otp_stream.tables.ask import SLICES
-from otp_stream.tables.bounded import EMPTY, Window, jobs_in, room_from, slid, with_one_more
+from otp_stream.tables import KeyBuilder, MemoryTables, Tables
+from otp_stream.tables.sliding_window import EMPTY, SLICES, Window, add_job, advance, free_from, jobs_in
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000
@@ -23,7 +22,7 @@ EVERY_LIMIT = (
 
 def tables(*limits: Limit, entries_limit: int, supersede: bool = False, sent_limit: int = 10_000) -> Tables:
     memory = MemoryTables(limits, sent_ttl_ms=24 * HOUR, sent_limit=sent_limit, entries_limit=entries_limit)
-    return Tables(Asker(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
+    return Tables(KeyBuilder(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: NOW)
 
 
 def job(job_id: str, email: str = "user@example.com") -> Job:
@@ -34,13 +33,13 @@ def job(job_id: str, email: str = "user@example.com") -> Job:
 
 async def claim(it: Tables, a_job: Job) -> Claim:
     standing = await it.admit(a_job, NOW + HOUR)
-    assert hasattr(standing, "mark"), standing
+    assert hasattr(standing, "mark_sent"), standing
     return standing
 
 
 async def send_to_others(it: Tables, count: int) -> None:
     for number in range(count):
-        (await claim(it, job(f"other{number}", f"u{number}@d{number}.example"))).mark()
+        (await claim(it, job(f"other{number}", f"u{number}@d{number}.example"))).mark_sent()
 
 
 async def test_all_tables_together_keep_to_the_limit() -> None:
@@ -59,7 +58,7 @@ async def test_all_tables_together_keep_to_the_limit() -> None:
 async def test_who_is_throttled_is_not_admitted_again_after_many_others() -> None:
     it = tables(Limit("recipient", 2, HOUR), Limit("domain", 100_000, HOUR), entries_limit=200)
     for number in range(2):
-        (await claim(it, job(f"j{number}"))).mark()
+        (await claim(it, job(f"j{number}"))).mark_sent()
     await send_to_others(it, 1_000)
     assert isinstance(await it.admit(job("late"), NOW + HOUR), Throttled)
     assert it.look().evicted > 0
@@ -73,7 +72,7 @@ async def test_a_job_in_flight_is_not_counted_again_after_many_others() -> None:
     held.release()
     assert it.look().evicted > 0
     await claim(it, job("held"))
-    (await claim(it, job("last"))).mark()
+    (await claim(it, job("last"))).mark_sent()
     assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
 
 
@@ -87,7 +86,7 @@ async def test_no_job_in_flight_is_counted_again_however_many_there_are() -> Non
         one.release()
     for number in range(100):
         await claim(it, job(f"held{number}"))
-    (await claim(it, job("last"))).mark()
+    (await claim(it, job("last"))).mark_sent()
     assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
 
 
@@ -135,18 +134,18 @@ def test_a_window_holds_what_came_within_its_slices(steps: list[tuple[int, bool]
     slice_ = 17
     for wait, comes in steps:
         slice_ += wait * 30
-        window = slid(window, slice_)
+        window = advance(window, slice_)
         within = [it for it in came if it >= slice_ - SLICES]
         assert jobs_in(window) == len(within)
         if len(within) >= most:
-            assert room_from(window, most) == within[len(within) - most] + SLICES + 1
+            assert free_from(window, most) == within[len(within) - most] + SLICES + 1
         if comes:
-            window = with_one_more(window, slice_)
+            window = add_job(window, slice_)
             came.append(slice_)
 
 
 def test_a_clock_that_is_set_back_loses_no_count() -> None:
-    window = with_one_more(with_one_more(EMPTY, 1_000), 400)
-    assert jobs_in(slid(window, 400)) == 2
-    assert jobs_in(slid(window, 1_000 + SLICES)) == 2
-    assert jobs_in(slid(window, 1_001 + SLICES)) == 0
+    window = add_job(add_job(EMPTY, 1_000), 400)
+    assert jobs_in(advance(window, 400)) == 2
+    assert jobs_in(advance(window, 1_000 + SLICES)) == 2
+    assert jobs_in(advance(window, 1_001 + SLICES)) == 0

@@ -1,0 +1,141 @@
+"""The claims of this worker: the jobs that it may send, and which of them supersede others."""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from otp_stream.core.admission import Objection
+
+from .keys import KEEP_MS, JobKeys
+from .memory import Answer
+from .redis_script import Busy
+
+if TYPE_CHECKING:
+    from .tables import Tables
+
+
+class Claim:
+    """A job that this worker may send."""
+
+    __slots__ = (
+        "_tables",
+        "admitted",
+        "arrival",
+        "claimed_at",
+        "copies",
+        "doubted",
+        "ended",
+        "keys",
+        "lost",
+        "shared",
+        "unshared",
+    )
+
+    def __init__(self, tables: "Tables", keys: JobKeys) -> None:
+        self._tables = tables
+        self.keys = keys
+        self.admitted = False
+        """Whether the tables have admitted the job."""
+        self.arrival = 0
+        self.lost = False
+        """Whether the claim was superseded, or was refused when it was renewed."""
+        self.doubted = False
+        """Whether another worker may have claimed the job. In both cases it is renewed before the job is sent."""
+        self.shared = False
+        """Whether Redis may know of it."""
+        self.unshared = False
+        """Whether the job was admitted without Redis."""
+        self.ended: asyncio.Future[None] | None = None
+        """Set when the claim ends; `None` while no copy of the job waits for that."""
+        self.copies = 0
+        """How many copies of the job wait for it."""
+        self.claimed_at = time.monotonic()
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its position among the codes for one recipient and purpose."""
+        return self.keys.made_ms, self.arrival
+
+    @property
+    def purpose_key(self) -> str:
+        """Key of its recipient and purpose, of which only the newest code is sent."""
+        return f"{self.keys.recipient}:{self.keys.purpose}"
+
+    def holds(self) -> bool:
+        """Whether the job may still be sent, without asking Redis."""
+        return not self.lost and not self.doubted and self._tables.may_send
+
+    async def renew(self, deadline_ms: int) -> Objection | None:
+        """Renew a claim that does not hold; `None` when it holds again."""
+        return await self._tables.renew(self, deadline_ms)
+
+    def mark_sent(self) -> None:
+        """Record that the job was sent, and end the claim."""
+        self._tables.mark_sent(self)
+
+    def release(self) -> None:
+        """End the claim of a job that was not sent."""
+        self._tables.release(self)
+
+    def doubt(self) -> None:
+        """Suspend the claim until Redis confirms it: another worker may have claimed the job."""
+        self.doubted = True
+
+    def update(self, answer: Answer | Busy) -> None:
+        """Apply the answer to a renewed claim."""
+        if isinstance(answer, int):
+            self.arrival, self.doubted = answer, False
+        elif not self.lost:
+            self.lost = True
+            self._tables.on_lost()
+
+
+class Claims:
+    """All claims of this worker, by job, and by recipient and purpose."""
+
+    def __init__(self) -> None:
+        self._by_job: dict[str, Claim] = {}
+        self._by_purpose: dict[str, dict[str, Claim]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_job)
+
+    def get(self, key: str) -> Claim | None:
+        """Return the claim on a job, by its key."""
+        return self._by_job.get(key)
+
+    def add(self, claim: Claim) -> None:
+        """Hold a claim, admitted or not yet."""
+        self._by_job[claim.keys.key] = claim
+
+    def remove(self, claim: Claim) -> None:
+        """Drop a claim that has ended."""
+        keys = claim.keys
+        del self._by_job[keys.key]
+        if keys.recipient and (others := self._by_purpose.get(claim.purpose_key)):
+            others.pop(keys.key, None)
+            if not others:
+                del self._by_purpose[claim.purpose_key]
+
+    def admitted(self) -> list[Claim]:
+        """Return the claims that the tables have admitted."""
+        return [claim for claim in self._by_job.values() if claim.admitted]
+
+    def supersede_older(self, claim: Claim) -> bool:
+        """Mark the claims with an older code as lost; returns whether there were any."""
+        others = self._by_purpose.setdefault(claim.purpose_key, {})
+        others[claim.keys.key] = claim
+        older = [it for it in others.values() if _supersedes(claim, it)]
+        for it in older:
+            it.lost = True
+        return bool(older)
+
+
+def _supersedes(newer: Claim, claim: Claim) -> bool:
+    """Whether `claim` loses to a newer code; a code that expires long before it may never be sent."""
+    return (
+        claim.order < newer.order
+        and claim.keys.code != newer.keys.code
+        and claim.keys.expires_ms <= newer.keys.expires_ms + KEEP_MS
+        and not claim.lost
+    )

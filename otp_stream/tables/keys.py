@@ -1,0 +1,127 @@
+"""Keys of a job, its recipient and its limits: digests, so that the tables hold neither an address nor a code."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import isfinite
+from typing import NamedTuple
+
+from otp_stream.core.admission import Limit
+from otp_stream.core.job import Job
+from otp_stream.core.masking import hash_address, hidden
+
+KEEP_MS = 60_000
+"""How much longer than its code is valid an unsent job stays in the tables: clocks of workers differ."""
+
+
+class HashedKeys(NamedTuple):
+    """Keys of a job, its recipient and its limits under one hash key of the deployment."""
+
+    key: str
+    recipient: str = ""
+    purpose: str = ""
+    code: str = ""
+    limits: tuple[str, ...] = ()
+
+
+class JobKeys(NamedTuple):
+    """Everything the tables need to know about a job; times are milliseconds, since 1970 where they are moments."""
+
+    key: str
+    """Keyed hash of the job's id, recipient and code. A producer may use one id for several jobs."""
+    id_key: str
+    """Hash of the id alone, as earlier versions wrote it."""
+    made_ms: int
+    expires_ms: int
+    recipient: str = ""
+    """Empty if newer codes do not supersede this job."""
+    purpose: str = ""
+    code: str = ""
+    limits: tuple[str, ...] = ()
+    """One key for each limit; empty if the limit does not count this job."""
+    old: tuple[HashedKeys, ...] = ()
+    """Keys under the old hash keys, which other or earlier workers may have used: read, never written."""
+
+    @property
+    def job_only(self) -> "JobKeys":
+        """The keys that tell whether the job was sent or is claimed, without newer codes and limits."""
+        old = tuple(HashedKeys(keys.key) for keys in self.old)
+        return self._replace(recipient="", purpose="", code="", limits=(), old=old)
+
+    def ttl_ms(self, now_ms: int) -> int:
+        """Return how long the job can be claimed again."""
+        return max(self.expires_ms - now_ms, 0) + KEEP_MS
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBuilder:
+    """Builds the keys of a job. `hash_key` is the deployment's: the same for all its workers, and secret.
+
+    `old_hash_keys` were in use before a change of the key, or will be after it.
+    """
+
+    hash_key: bytes = field(repr=False)
+    supersede: bool = False
+    limits: Sequence[Limit] = ()
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+
+    def keys_of(self, job: Job) -> JobKeys:
+        """Return the keys of a job under the current hash key and the old ones."""
+        id_key = blake2b(job.id.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+        job_id = self._id(job, self.hash_key) if self.old_hash_keys else job.id
+        key, recipient, purpose, code, limits = self._hashed(job, job_id, self.hash_key)
+        keys = JobKeys(key, id_key, job.made_ms, job.expires_ms, recipient, purpose, code, limits)
+        if not self.old_hash_keys:
+            return keys
+        return keys._replace(old=tuple(self._old(job, limits, it) for it in self.old_hash_keys))
+
+    def _old(self, job: Job, limits: tuple[str, ...], hash_key: bytes) -> HashedKeys:
+        keys = self._hashed(job, self._id(job, hash_key), hash_key)
+        # a key that is the same under both hash keys must not be counted twice
+        others = (old if old != new else "" for old, new in zip(keys.limits, limits, strict=True))
+        return keys._replace(limits=tuple(others))
+
+    def _hashed(self, job: Job, job_id: str, hash_key: bytes) -> HashedKeys:
+        key = _digest(f"{job_id}\0{job.ask.email}\0{job.ask.otp}", hash_key, size=12)
+        if not self.limits and not self.supersede:
+            return HashedKeys(key)
+        recipient = hash_address(job.ask.email, hash_key)
+        limits = tuple(_limit_key(limit, job, recipient, hash_key) for limit in self.limits)
+        if not self.supersede:
+            return HashedKeys(key, limits=limits)
+        # a producer that sets no purpose may still have a template for each
+        purpose = job.ask.metadata.purpose or f"\0{job.ask.metadata.template}"
+        code = _digest(f"{recipient}\0{job.ask.otp}", hash_key)
+        return HashedKeys(key, recipient, _digest(purpose, hash_key), code, limits)
+
+    def _id(self, job: Job, hash_key: bytes) -> str:
+        """Return the job's id under this hash key: an id that contains a secret is replaced by its hash."""
+        given = job.ask.job_id
+        if not given or given == job.id:
+            return job.id
+        # a retry has the hash under the key that was in use when the job arrived
+        is_hidden = any(job.id == hidden(given, it) for it in (self.hash_key, *self.old_hash_keys))
+        return hidden(given, hash_key) if is_hidden else job.id
+
+
+def _limit_key(limit: Limit, job: Job, recipient: str, hash_key: bytes) -> str:
+    match limit.name:
+        case "recipient":
+            return recipient
+        case "domain":
+            return _digest(job.ask.email.rpartition("@")[2].lower(), hash_key)
+        case "tenant":
+            return _digest(tenant, hash_key) if (tenant := _tenant(job.ask.metadata.tenant)) else ""
+        case "total":
+            return "all"
+
+
+def _tenant(value: object) -> str:
+    """Return the tenant as text, the same for 1, 1.0 and "1"; empty if it is not a tenant."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else str(value) if isfinite(value) else ""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _digest(text: str, hash_key: bytes, size: int = 8) -> str:
+    return blake2b(text.encode(errors="surrogatepass"), key=hash_key, digest_size=size).hexdigest()

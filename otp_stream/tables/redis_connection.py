@@ -1,0 +1,88 @@
+"""A connection to Redis: opened and logged in by redis-py, then read and written by the pipeline."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+
+from otp_stream.sockets import Addresses, certificate_name
+
+if TYPE_CHECKING:
+    from redis.asyncio import Connection
+
+CONNECT_TIMEOUT_S = 3.0
+
+Argument = bytes | int | float | str
+
+
+def new_connection(url: str) -> "Connection":
+    """Return a connection that is not open yet. Raises an error whose text may contain the password."""
+    # the import loads OpenTelemetry's SDK, which a worker without shared state does not need
+    from redis.asyncio.connection import Connection, parse_url  # noqa: PLC0415
+
+    options: dict[str, Any] = {**parse_url(url)}
+    kind: type[Connection] = options.pop("connection_class", Connection)
+    # the pipeline has its own timeout for replies, and Redis 5 does not support protocol 3
+    options |= {"protocol": 2, "driver_info": None, "socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": None}
+    return kind(**options)
+
+
+async def use_first_reachable_address(connection: "Connection", addresses: Addresses) -> object:
+    """Have it use a socket connected to the first address of the name that answers, and return that address."""
+    if not hasattr(connection, "host"):  # a unix socket
+        return None
+    arguments = {**cast("Any", connection)._connection_arguments()}  # noqa: SLF001 - it offers no other way
+    host, port = arguments.pop("host"), arguments.pop("port")
+    arguments["sock"] = await addresses.connect(host, port)
+    if "ssl" in arguments:
+        arguments.setdefault("server_hostname", certificate_name(host))
+    vars(connection)["_connection_arguments"] = lambda: arguments
+    return arguments["sock"].getpeername()
+
+
+def take_over(connection: "Connection", protocol: asyncio.Protocol) -> asyncio.Transport:
+    """Let `protocol` receive the connection's data from now on; it must be logged in, with no reply outstanding."""
+    writer: asyncio.StreamWriter = cast("Any", connection)._writer  # noqa: SLF001 - it offers no other way
+    transport = cast("asyncio.Transport", writer.transport)
+    transport.set_protocol(protocol)
+    return transport
+
+
+async def execute(connection: "Connection", *arguments: Argument) -> bytes:
+    """Send one command and return its reply."""
+    await connection.send_packed_command(b"*%d\r\n%b" % (len(arguments), encode(arguments)), check_health=False)
+    return cast("bytes", await connection.read_response(timeout=math.inf, disable_decoding=True))
+
+
+def encode(arguments: Sequence[Argument]) -> bytes:
+    """Return arguments of a command in the Redis protocol, without the count that precedes them."""
+    encoded = [it if isinstance(it, bytes) else str(it).encode() for it in arguments]
+    return b"".join([b"$%d\r\n%b\r\n" % (len(it), it) for it in encoded])
+
+
+async def warn_of_eviction(connection: "Connection") -> None:
+    """Log a warning if Redis may evict sent records before they expire."""
+    from redis.exceptions import ResponseError  # noqa: PLC0415 - see above
+
+    try:
+        info = (await execute(connection, b"INFO", b"memory")).decode(errors="replace")
+    except ResponseError:  # the user may lack the permission
+        return
+    facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and facts.get("maxmemory", "0") != "0":
+        structlog.get_logger(__name__).warning(
+            "Redis may evict sent records before they expire: set maxmemory-policy to noeviction", policy=policy
+        )
+
+
+def error_text(error: BaseException) -> str:
+    """Return the class and the text of an error in one short line."""
+    return f"{type(error).__name__}: {reply_text(str(error))}"
+
+
+def reply_text(text: str) -> str:
+    """Return an error reply in one short line, without the name of the script that Redis appends."""
+    return " ".join(text.split()).partition(" script: ")[0][:200]

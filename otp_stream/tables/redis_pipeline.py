@@ -1,0 +1,282 @@
+"""A pipeline to Redis: operations are sent one after another, without waiting for replies."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from otp_stream.sockets import Addresses
+from otp_stream.tasks import cancel_and_wait, is_cancelled
+from otp_stream.telemetry_errors import observe
+
+from .redis_connection import (
+    CONNECT_TIMEOUT_S,
+    Argument,
+    encode,
+    error_text,
+    execute,
+    new_connection,
+    reply_text,
+    take_over,
+    use_first_reachable_address,
+    warn_of_eviction,
+)
+
+REPLY_TIMEOUT_S = 0.25
+"""Someone waits for the code at a login page: a slower Redis does not help."""
+_RECONNECT_DELAYS_S = (0.1, 0.2, 0.5, 1.0)
+_LATE_S = 0.05
+_BATCH_LIMIT = 100
+"""Operations in one call: Redis serves no one else meanwhile."""
+_CALLS_LIMIT = 10
+"""Unanswered calls: a burst that takes Redis longer than `REPLY_TIMEOUT_S` is not an outage."""
+_SCRIPT = (Path(__file__).parent / "tables.lua").read_bytes()
+
+Operation = tuple[Argument, ...]
+
+
+class RedisUnavailableError(Exception):
+    """Redis did not reply; whether it has done the operation is unknown."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """One unanswered call of the script."""
+
+    operations: list[Operation]
+    replies: list[asyncio.Future[bytes] | None]
+    sent_at: float
+
+
+class _ReplyReader(asyncio.Protocol):
+    """Reads the script's replies: a bulk string for each call, or an error. Streams would take twice as long."""
+
+    def __init__(self, on_reply: Callable[[bytes], object], on_failure: Callable[[str], object]) -> None:
+        self._on_reply, self._on_failure = on_reply, on_failure
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (line_end := self._buffer.find(b"\r\n")) >= 0:
+            kind, line = self._buffer[:1], self._buffer[1:line_end]
+            if kind != b"$":
+                self._on_failure(reply_text(line.decode(errors="replace")))
+                return
+            start = line_end + 2
+            end = start + int(line)
+            if len(self._buffer) < end + 2:
+                return
+            reply, self._buffer = self._buffer[start:end], self._buffer[end + 2 :]
+            self._on_reply(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_failure(error_text(exc) if exc else "it closed the connection")
+
+
+class RedisPipeline:
+    """Executes operations in order, many in one call of the script; `run` keeps the connection.
+
+    `prefix` precedes all keys, `worker` is this worker's name, `limits` are the limits as the script reads them.
+    `on_connected` runs after each connect, and calls `set_ready` when the replies can be trusted. `on_lost` is called
+    at once when a connection is lost, with the error (empty if we closed it) and the unanswered operations. `observe`
+    gets the seconds that each call took. `now_ms` replaces the server's clock in tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        worker: str,
+        limits: Sequence[Argument] = (),
+        on_connected: Callable[[], Awaitable[object]],
+        on_lost: Callable[[str, list[Operation]], object],
+        observe: Callable[[float], object] = lambda _: None,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self.ready = False
+        """Whether replies can be trusted."""
+        self.error: str | None = "connecting"
+        """Why it is not ready."""
+        self._url = url
+        self._prefix, self._worker, self._now_ms = prefix, worker, now_ms
+        self._limits, self._limits_arguments = encode(limits), len(limits)
+        self._on_connected, self._on_lost, self._observe = on_connected, on_lost, observe
+        self._sha = b""
+        self._addresses = Addresses()
+        self._failure: asyncio.Future[str] | None = None
+        """Of the open connection: why it is closed."""
+        self._queue: deque[tuple[Operation, asyncio.Future[bytes] | None]] = deque()
+        self._calls: deque[_Call] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._flush_scheduled = False
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._late = False
+        self._attempts = 0
+        """Failed attempts to connect since it was last ready."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, ready or not."""
+        return self._failure is not None
+
+    @property
+    def has_unanswered(self) -> bool:
+        """Whether operations are queued, or sent without a reply yet."""
+        return bool(self._queue or self._calls)
+
+    def request(self, *operation: Argument) -> asyncio.Future[bytes]:
+        """Send an operation; the reply comes within `REPLY_TIMEOUT_S`, or raises `RedisUnavailableError`."""
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if self._failure is None:
+            reply.set_exception(RedisUnavailableError(self.error))
+        else:
+            self._add(operation, reply)
+        return reply
+
+    def send(self, *operation: Argument) -> bool:
+        """Send an operation without waiting for its reply. Returns `False` if there is no connection."""
+        if self._failure is None:
+            return False
+        self._add(operation, None)
+        return True
+
+    def _add(self, operation: Operation, reply: asyncio.Future[bytes] | None) -> None:
+        self._queue.append((operation, reply))
+        if self._calls:
+            self._schedule_flush()
+        else:
+            self._flush()
+
+    def _schedule_flush(self) -> None:
+        # operations of one iteration of the event loop share a call
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    async def run(self) -> None:
+        """Connect, and reconnect when the connection is lost, until cancelled."""
+        while True:
+            await self._run_connection()
+            await asyncio.sleep(_RECONNECT_DELAYS_S[min(self._attempts, len(_RECONNECT_DELAYS_S) - 1)])
+            self._attempts += 1
+
+    def set_ready(self) -> None:
+        """Declare that replies can be trusted."""
+        self.ready, self.error, self._attempts = True, None, 0
+
+    async def _run_connection(self) -> None:
+        """Open one connection, and return when it is lost."""
+        error = ""
+        try:
+            connection = new_connection(self._url)
+        except Exception as problem:  # noqa: BLE001 - its text may contain the password
+            self._close(f"REDIS_URL cannot be used: {type(problem).__name__}")
+            return
+        preparing: asyncio.Task[None] | None = None
+        address: object = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                address = await use_first_reachable_address(connection, self._addresses)
+                await connection.connect()
+                self._sha = await execute(connection, b"SCRIPT", b"LOAD", _SCRIPT)
+                await warn_of_eviction(connection)
+            failure = self._failure = asyncio.get_running_loop().create_future()
+            self._transport = take_over(connection, _ReplyReader(self._receive, self._fail))
+            preparing = asyncio.create_task(self._prepare())
+            error = await failure
+        except TimeoutError:
+            error = f"no answer within {CONNECT_TIMEOUT_S:g} s"
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            error = "the connection was lost"
+        except Exception as problem:  # noqa: BLE001 - after any error, no one may go on waiting for replies
+            error = error_text(problem)
+        finally:
+            if address is not None:
+                (self._addresses.succeeded if self.ready else self._addresses.failed)(address)
+            # before the first await: requests in the meantime must fail
+            self._close(error)
+            if preparing is not None:
+                await cancel_and_wait(preparing)
+            await connection.disconnect(nowait=True)
+
+    def _fail(self, error: str) -> None:
+        self._transport = None  # uvloop raises on a write to a closed transport
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(error)
+
+    async def _prepare(self) -> None:
+        try:
+            await self._on_connected()
+        except Exception as error:  # noqa: BLE001 - without it, the replies must not be trusted
+            self._fail(error_text(error))
+
+    def _close(self, error: str) -> None:
+        self._failure = self._transport = None
+        self.ready, self.error = False, error or "closed"
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        operations = [operation for call in self._calls for operation in call.operations]
+        replies = [reply for call in self._calls for reply in call.replies]
+        for operation, reply in self._queue:
+            operations.append(operation)
+            replies.append(reply)
+        self._calls.clear()
+        self._queue.clear()
+        self._on_lost(error, operations)
+        for reply in replies:
+            if reply is not None and not reply.done():
+                reply.set_exception(RedisUnavailableError(error))
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        while self._queue and self._transport is not None and len(self._calls) < _CALLS_LIMIT:
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_LIMIT))]
+            operations = [operation for operation, _ in batch]
+            self._calls.append(_Call(operations, [reply for _, reply in batch], monotonic()))
+            self._transport.write(self._encode_call(operations))
+        if self._calls and self._watchdog is None:
+            self._start_watchdog(REPLY_TIMEOUT_S)
+
+    def _receive(self, replies: bytes) -> None:
+        if not self._calls:
+            return  # the connection has failed already
+        call = self._calls.popleft()
+        observe(self._observe, monotonic() - call.sent_at)
+        for future, reply in zip(call.replies, replies.split(b" "), strict=True):
+            if future is not None and not future.done():
+                future.set_result(reply)
+        if self._queue:
+            self._schedule_flush()
+
+    def _encode_call(self, operations: list[Operation]) -> bytes:
+        now = b"" if self._now_ms is None else self._now_ms()
+        arguments = [argument for operation in operations for argument in operation]
+        first = (b"EVALSHA", self._sha, 1, self._prefix, self._prefix, self._worker, now, self._limits_arguments // 3)
+        total = len(first) + self._limits_arguments + len(arguments)
+        return b"*%d\r\n%b%b%b" % (total, encode(first), self._limits, encode(arguments))
+
+    def _start_watchdog(self, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(delay_s, self._check_timeout, monotonic() + delay_s)
+
+    def _check_timeout(self, due: float) -> None:
+        self._watchdog = None
+        if not self._calls:
+            self._late = False
+            return
+        left_s = self._calls[0].sent_at + REPLY_TIMEOUT_S - monotonic()
+        if left_s > 0:
+            self._start_watchdog(left_s)
+        elif monotonic() - due > _LATE_S and not self._late:
+            # this process was stopped or busy itself: the reply may have arrived and wait to be read
+            self._late = True
+            self._start_watchdog(_LATE_S)
+        else:
+            self._late = False
+            self._fail(f"no answer within {REPLY_TIMEOUT_S * 1000:g} ms")

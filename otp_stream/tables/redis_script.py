@@ -1,0 +1,103 @@
+"""Arguments and replies of the operations in tables.lua."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
+from otp_stream.core.rate import Grant
+from otp_stream.core.state import WorkerSeen
+
+from .keys import HashedKeys, JobKeys
+from .memory import Answer
+from .redis_connection import Argument
+from .redis_pipeline import Operation
+from .sliding_window import slice_ms
+
+_TEXT_LIMIT = 200
+
+
+class Busy:
+    """Another live worker has claimed the job."""
+
+
+def limits_arguments(limits: Sequence[Limit]) -> list[Argument]:
+    """Return name, count and slice in milliseconds of each limit."""
+    return [argument for limit in limits for argument in (limit.name, limit.count, slice_ms(limit))]
+
+
+def admit_operation(names: str, keys: JobKeys, ttl_ms: int, limits: Sequence[Limit], *, counted: bool) -> Operation:
+    """Return the operation that claims a job; a `counted` job does not count towards its limits again."""
+
+    def arguments(hashed: JobKeys | HashedKeys) -> tuple[str, ...]:
+        limit_keys = hashed.limits or ("",) * len(limits)
+        return hashed.key, hashed.recipient, hashed.purpose, hashed.code, *limit_keys
+
+    return (
+        "admit",
+        f"{names}job:{keys.id_key}",
+        keys.made_ms,
+        ttl_ms,
+        int(counted),
+        1 + len(keys.old),
+        *arguments(keys),
+        *(argument for hashed in keys.old for argument in arguments(hashed)),
+    )
+
+
+def read_admission(reply: bytes, limits: Sequence[Limit]) -> Answer | Busy:
+    """Return the answer to an `admit` operation; `limits` are those that were sent with it."""
+    kind, _, rest = reply.decode().partition(":")
+    match kind:
+        case "ok":
+            return int(rest)
+        case "sent":
+            return SentBefore()
+        case "old":
+            return Superseded()
+        case "busy":
+            return Busy()
+        case _:
+            index, _, allowed_ms = rest.partition(":")
+            return Throttled(limits[int(index) - 1], int(allowed_ms))
+
+
+def read_grant(reply: bytes, slots: int) -> Grant:
+    """Return the slots that a `reserve` operation has taken."""
+    _, first_us, every_us, rate = reply.decode().split(":")
+    return Grant(int(first_us) / 1e6, int(every_us) / 1e6, slots, float(rate))
+
+
+def read_throttled(reply: bytes) -> dict[str, int]:
+    """Return how often each limit and hashed key was throttled."""
+    pairs = [pair.rpartition("=") for pair in reply.decode().removeprefix("ok:").split(",") if pair]
+    return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
+
+
+def encode_worker(worker: WorkerSeen) -> str:
+    """Return what other workers may know about this one. Workers of other versions read it: keep its keys."""
+    facts = {name: value for name, value in asdict(worker).items() if name != "silent_ms"}
+    return json.dumps(facts, separators=(",", ":"))
+
+
+def read_workers(reply: bytes) -> list[WorkerSeen]:
+    """Return the workers in a reply, by name."""
+    facts: list[tuple[int, str]] = json.loads(reply.removeprefix(b"ok:").decode(errors="replace"))
+    found = [_read_worker(about, silent_ms) for silent_ms, about in facts]
+    return sorted((it for it in found if it is not None), key=lambda it: it.name)
+
+
+def _read_worker(about: str, silent_ms: int) -> WorkerSeen | None:
+    """Return a worker; `None` if another version, or another program, wrote it."""
+    try:
+        facts = json.loads(about)
+        texts = (str(facts[it])[:_TEXT_LIMIT] for it in ("name", "version", "phase", "gate"))
+        name, version, phase, gate = (text.encode(errors="replace").decode() for text in texts)
+        return WorkerSeen(name, version, phase, gate, int(facts["held"]), int(facts["sent_last_minute"]), silent_ms)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
+        return None
+
+
+def read_brokers(reply: bytes) -> list[str]:
+    """Return the RabbitMQ of each other deployment in a reply."""
+    return json.loads(reply.removeprefix(b"ok:").decode(errors="replace"))

@@ -1,0 +1,54 @@
+"""Tables in Redis, which all workers share."""
+
+from otp_stream.core.rate import Grant
+from otp_stream.core.state import WorkerSeen
+
+from .keys import JobKeys
+from .memory import Answer
+from .redis_script import Busy, read_admission, read_grant, read_throttled, read_workers
+from .redis_session import RedisSession
+
+
+class RedisTables:
+    """What `MemoryTables` does, for all workers with the same Redis, queue and prefix.
+
+    Every coroutine raises `RedisUnavailableError`.
+    """
+
+    def __init__(self, session: RedisSession) -> None:
+        self.session = session
+        self._pipeline = session.pipeline
+
+    async def admit(self, keys: JobKeys, *, counted: bool = False) -> Answer | Busy:
+        """Claim a job, or return why it may not be sent; a `counted` job does not count towards its limits again."""
+        await self.session.ensure_lease()
+        return read_admission(await self.session.claim(keys, counted=counted), self.session.config.limits)
+
+    def keep(self, content: str, job_id: str) -> None:
+        """Remember the id generated for a job with this content."""
+        self._pipeline.send("keep", content, job_id, self.session.sent.ttl_ms)
+
+    async def recall(self, content: str) -> str | None:
+        """Return the id generated for a job with this content."""
+        reply = await self._pipeline.request("recall", content, f"{self.session.config.names}made:{content}")
+        return reply.decode().partition(":")[2] or None
+
+    async def reserve(self, relay: str, count: int, ceiling: float, *, slowed: bool) -> Grant:
+        """Reserve slots in the schedule of a relay."""
+        return read_grant(await self._pipeline.request("reserve", relay, count, f"{ceiling:.6f}", int(slowed)), count)
+
+    async def most_throttled(self, count: int) -> dict[str, int]:
+        """Return the keys over a limit most often, as limit and hashed key."""
+        return read_throttled(await self._pipeline.request("top", count))
+
+    async def set_flag(self, name: str, ttl_ms: int) -> None:
+        """Set a flag for all workers."""
+        await self._pipeline.request("flag", name, ttl_ms)
+
+    async def has_flag(self, name: str) -> bool:
+        """Return whether a worker has set a flag."""
+        return await self._pipeline.request("flagged", name) == b"ok:1"
+
+    async def seen(self) -> list[WorkerSeen]:
+        """Return the live workers by name."""
+        return read_workers(await self._pipeline.request("seen"))

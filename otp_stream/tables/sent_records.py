@@ -1,0 +1,56 @@
+"""Sent records: which jobs were sent, and so must not be sent again."""
+
+from collections import deque
+from itertools import islice
+
+
+class SentRecords:
+    """Jobs that were sent, until they may be sent again; beyond `limit`, the oldest are evicted first.
+
+    It is a log as well: records are numbered, and those after a number can be read to restore Redis.
+    """
+
+    def __init__(self, ttl_ms: int, limit: int) -> None:
+        self.ttl_ms = ttl_ms
+        self.evicted = 0
+        """Records evicted before they expired."""
+        self.last_number = 0
+        """The number of the latest record."""
+        self._limit = limit
+        self._expires_ms: dict[str, int] = {}
+        # in order of insertion; asking a dict for its oldest key costs as much as was deleted before it
+        self._order: deque[str] = deque()
+
+    def __len__(self) -> int:
+        return len(self._expires_ms)
+
+    @property
+    def last_dropped(self) -> int:
+        """The number of the latest record that was dropped, because it expired or was evicted."""
+        return self.last_number - len(self._order)
+
+    def add(self, key: str, now_ms: int) -> None:
+        """Record that a job was sent; a known job keeps its record and expiry."""
+        self._drop(now_ms)
+        if key in self._expires_ms:
+            return
+        self._order.append(key)
+        self._expires_ms[key] = now_ms + self.ttl_ms
+        self.last_number += 1
+        if len(self._order) > self._limit:
+            self._drop(now_ms)
+
+    def contains(self, key: str, now_ms: int) -> bool:
+        """Whether a job was sent, and its record has not expired."""
+        return self._expires_ms.get(key, 0) > now_ms
+
+    def after(self, number: int) -> list[tuple[str, int]]:
+        """Return the records after the one with this number: key, and when it expires (milliseconds since 1970)."""
+        start = number - self.last_dropped
+        return [(key, self._expires_ms[key]) for key in islice(self._order, max(start, 0), None)]
+
+    def _drop(self, now_ms: int) -> None:
+        order, expires_ms = self._order, self._expires_ms
+        while order and (expires_ms[order[0]] <= now_ms or len(order) > self._limit):
+            self.evicted += expires_ms[order[0]] > now_ms
+            del expires_ms[order.popleft()]

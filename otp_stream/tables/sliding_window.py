@@ -1,0 +1,64 @@
+"""Sliding windows for rate limits: how many jobs of one key arrived, by slice of time."""
+
+from struct import Struct
+
+from otp_stream.core.admission import Limit
+
+SLICES = 100
+"""Slices in a window: a limit is never exceeded, and frees up late by at most a hundredth of its period."""
+
+Window = bytes
+"""Jobs of one key by slice: their sum, then pairs of slice and count in the order of time.
+
+There is a window for each recipient, and most hold one job: 64 bytes each, where objects would take 400.
+"""
+
+EMPTY: Window = bytes(4)
+_SUM, _SLICE = Struct("<I"), Struct("<QI")
+
+
+def slice_ms(limit: Limit) -> int:
+    """Return the length of one slice of the limit's window."""
+    return -(-limit.period_ms // SLICES)
+
+
+def jobs_in(window: Window) -> int:
+    """Return the number of jobs in a window."""
+    return _SUM.unpack_from(window)[0]
+
+
+def advance(window: Window, slice_: int) -> Window:
+    """Return the window that ends with this slice, without the slices that have left it."""
+    start, total = _SUM.size, jobs_in(window)
+    while start < len(window):
+        at, jobs = _SLICE.unpack_from(window, start)
+        if at >= slice_ - SLICES:
+            break
+        start, total = start + _SLICE.size, total - jobs
+    return window if start == _SUM.size else _SUM.pack(total) + window[start:]
+
+
+def add_job(window: Window, slice_: int) -> Window:
+    """Return the window with one more job in its last slice."""
+    total, before, jobs = jobs_in(window), window[_SUM.size :], 0
+    if before:
+        last, in_last = _SLICE.unpack_from(before, len(before) - _SLICE.size)
+        # if the clock was set back, count in the latest slice that it has reached
+        if last >= slice_:
+            before, slice_, jobs = before[: -_SLICE.size], last, in_last
+    return _SUM.pack(total + 1) + before + _SLICE.pack(slice_, jobs + 1)
+
+
+def last_slice(window: Window) -> int:
+    """Return the last slice with jobs; there must be one."""
+    return _SLICE.unpack_from(window, len(window) - _SLICE.size)[0]
+
+
+def free_from(window: Window, limit: int) -> int:
+    """Return the slice from which a full window has room for one more job."""
+    over = jobs_in(window) - limit + 1
+    for slice_, jobs in _SLICE.iter_unpack(window[_SUM.size :]):
+        over -= jobs
+        if over <= 0:
+            return slice_ + SLICES + 1
+    raise AssertionError("a window that is not full has room at once")
