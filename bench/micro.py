@@ -15,7 +15,7 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, admit, decide
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.outcome import Accepted, Reply
-from otp_stream.mail import Mailroom
+from otp_stream.mail import Composer
 from otp_stream.relay.envelope import Envelopes, Extensions, wire_form
 from otp_stream.relay.parser import ReplyParser
 
@@ -42,9 +42,9 @@ def steps() -> dict[str, Callable[[], object]]:
     ).encode()  # fmt: skip
     ask = OtpJob.from_bytes(body)
     job = _job(ask)
-    mailroom = Mailroom(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en", hash_key=_KEY)
-    mail = mailroom.compose(job)
-    layout, data = mailroom.book.find("otp", None), job.template_data()
+    composer = Composer(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en", hash_key=_KEY)
+    mail = composer.compose(job)
+    layout, data = composer.templates.find("otp", None), job.template_data()
     envelopes = Envelopes("no-reply@example.com", Extensions(pipelining=True))
     backoff = Backoff(1_000, 300_000, 3)
     met = Accepted(Reply(250, "2.0.0", "Ok: queued", "body"))
@@ -54,7 +54,7 @@ def steps() -> dict[str, Callable[[], object]]:
         "decode: bytes to typed job": lambda: OtpJob.from_bytes(body),
         "build the job object": lambda: _job(ask),
         "admit": lambda: admit(now_ms=0, expires_ms=1, attempts_made=0),
-        "compose: the whole message": lambda: mailroom.compose(job),
+        "compose: the whole message": lambda: composer.compose(job),
         "render with Jinja, if the template cannot be precompiled": lambda: layout.render(data),
         "write the envelope": lambda: envelopes.write(mail),
         "write the content for DATA": lambda: wire_form(mail),

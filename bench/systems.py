@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from otp_stream.mail.book import TemplateBook
+from otp_stream.mail.templates import Templates
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -48,9 +48,7 @@ def _templates() -> Path:
     folder = Path(tempfile.gettempdir()) / f"otp-stream-bench-templates-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     given = {name: f"{{{{ {name} }}}}" for name in ("otp", "userName", "expiryMinutes")}
-    _, text, html = (
-        TemplateBook(None, "en").find("otp", None).render(given | {"purpose": None, "validUntil": "14:32 UTC"})
-    )
+    _, text, html = Templates(None, "en").find("otp", None).render(given | {"purpose": None, "validUntil": "14:32 UTC"})
     (folder / "otp.txt").write_text(text)
     (folder / "otp.html").write_text(html)
     return folder

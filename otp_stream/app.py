@@ -24,7 +24,7 @@ from .core.state import WorkerSeen
 from .dead_letters import DeadLetterQueue
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
-from .mail import Mailroom, TemplateError
+from .mail import Composer, TemplateError
 from .mail.lint import lint_at_start
 from .mail.preview import Previews
 from .relay import RelayConfig, Sharing, SmtpRelay
@@ -57,15 +57,15 @@ def build(
         sharing=sharing,
     )
     tables.on_lost = relay.recheck
-    mailroom = _mailroom(settings, problems)
-    delivery = Delivery(mailroom, relay, tables, observer, backoff, settings.smtp_uncertain == "resend")
+    composer = _composer(settings, problems)
+    delivery = Delivery(composer, relay, tables, observer, backoff, settings.smtp_uncertain == "resend")
     config = _rabbit_config(settings, backoff)
     broker = OtpBroker(config, made=tables, refused=observer.message_refused, inject=observer.inject)
     _subscribe(broker, delivery)
     hooks = Hooks(
         first=partial(_configure_logs, settings),
         last=flush_logs,
-        close=[relay.close, mailroom.close, partial(asyncio.to_thread, observer.close)],
+        close=[relay.close, composer.close, partial(asyncio.to_thread, observer.close)],
     )
     app = OtpStream(settings, problems, rabbit=broker, relay=relay, tables=tables, hooks=hooks)
     hooks.start = [partial(observer.open, os.environ)]
@@ -74,7 +74,7 @@ def build(
         _add_worker_hooks(app, observer, relay, tables)
     observer.metrics.expose(app.look)
     probe = partial(_probe, relay, tables, settings)
-    for path, route in routes(_sources(app, observer, broker, tables, mailroom, probe)).items():
+    for path, route in routes(_sources(app, observer, broker, tables, composer, probe)).items():
         app.mount(path, route)
     return app
 
@@ -129,7 +129,7 @@ def _configure_logs(settings: Settings) -> None:
 
 
 def _sources(
-    app: OtpStream, observer: Observer, broker: OtpBroker, tables: Tables, mailroom: Mailroom, probe: Probe
+    app: OtpStream, observer: Observer, broker: OtpBroker, tables: Tables, composer: Composer, probe: Probe
 ) -> Sources:
     return Sources(
         state=app.look,
@@ -139,7 +139,7 @@ def _sources(
         flags=tables,
         probe=probe,
         dead_letters=_dead_letter_queue(app.settings, broker),
-        previews=Previews(mailroom, app.settings.default_locale),
+        previews=Previews(composer, app.settings.default_locale),
         default_locale=app.settings.default_locale,
         http_token=app.settings.http_token.get_secret_value() if app.settings.http_token else None,
         metrics=observer.metrics.render,
@@ -234,10 +234,10 @@ def _share(
     hooks.drained = [session.close]
 
 
-def _mailroom(settings: Settings, problems: list[str]) -> Mailroom:
+def _composer(settings: Settings, problems: list[str]) -> Composer:
     if any(it.startswith("TEMPLATES_DIR:") for it in problems):
         settings = settings.model_copy(update={"templates_dir": None})
-    make = partial(Mailroom, sender=settings.sender, default_locale=settings.default_locale, hash_key=settings.hash_key)
+    make = partial(Composer, sender=settings.sender, default_locale=settings.default_locale, hash_key=settings.hash_key)
     try:
         return make(templates_dir=settings.templates_dir)
     except (TemplateError, OSError) as error:

@@ -25,14 +25,14 @@ HOLD_LIMIT_MS = 12 * 60_000
 and a relay may take ten minutes for its last reply, after one for each before it, on two connections at most."""
 
 
-class Mailroom(Protocol):
+class Composer(Protocol):
     """Composes the e-mail of a job."""
 
     def compose(self, job: Job) -> Mail:
         """Return the message, the same bytes each time. Raises `ComposeError` if the template or its data fail."""
         ...
 
-    async def compose_apart(self, job: Job) -> Mail:
+    async def compose_isolated(self, job: Job) -> Mail:
         """Return the same, composed in a process that may crash without this worker."""
         ...
 
@@ -115,7 +115,7 @@ class Observer(Protocol):
 class Delivery:
     """Admits, composes, sends and settles jobs. Times are milliseconds since 1970."""
 
-    mailroom: Mailroom
+    composer: Composer
     relay: Relay
     tables: Tables
     observer: Observer
@@ -186,7 +186,7 @@ class Delivery:
     async def _compose(self, job: Job) -> Mail | Crashed:
         with SafeSpan(lambda: self.observer.step_span("render")):
             try:
-                return await self.mailroom.compose_apart(job) if job.suspect else self.mailroom.compose(job)
+                return await self.composer.compose_isolated(job) if job.suspect else self.composer.compose(job)
             except ComposeError as error:
                 return Crashed(str(error))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.mail import ComposeError
+from otp_stream.mail.composer import Composer
 from otp_stream.mail.lint import SAMPLE, SAMPLE_CODE, sample_job
-from otp_stream.mail.mailroom import Mailroom
 
 _SAMPLES: tuple[Mapping[str, Any], ...] = (
     {**SAMPLE, "userName": "Zoë <Ada>", "tenant": "shop-17"},
@@ -16,14 +16,14 @@ _SAMPLES: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def check_templates(mailroom: Mailroom, report: Report) -> None:
+def check_templates(composer: Composer, report: Report) -> None:
     """Report which templates fail on sample data, or do not contain the code."""
     good: list[str] = []
-    for name in mailroom.book.names:
-        for language in mailroom.book.languages(name):
+    for name in composer.templates.names:
+        for language in composer.templates.languages(name):
             shown = f"{name} ({language})" if language else name
             metadata: dict[str, Any] = {"template": name, **({"locale": language} if language else {})}
-            if failure := _render(mailroom, shown, metadata):
+            if failure := _render(composer, shown, metadata):
                 report(failure)
             else:
                 good.append(shown)
@@ -31,10 +31,10 @@ def check_templates(mailroom: Mailroom, report: Report) -> None:
         report(CheckResult("ok", f"rendered with sample data: {', '.join(good)}"))
 
 
-def _render(mailroom: Mailroom, shown: str, metadata: Mapping[str, Any]) -> CheckResult | None:
+def _render(composer: Composer, shown: str, metadata: Mapping[str, Any]) -> CheckResult | None:
     for sample in _SAMPLES:
         try:
-            content = mailroom.compose(sample_job({**sample, **metadata}, time.time_ns() // 1_000_000)).content
+            content = composer.compose(sample_job({**sample, **metadata}, time.time_ns() // 1_000_000)).content
         except ComposeError as error:
             if "give it in metadata" in str(error):
                 return CheckResult("note", f"{shown} needs more than the sample data: {error}")

@@ -73,7 +73,7 @@ async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
 
     checked = CheckedSettings.read()
     check_settings(checked, report.about("Settings"))
-    mailroom = check_systems.templates(checked, report.about("Templates"))
+    composer = check_systems.templates(checked, report.about("Templates"))
     rabbitmq = check_systems.rabbitmq(checked, report.about("RabbitMQ"))
     smtp = [
         check_systems.relay(checked, number, config, report.about(f"Relay {number}"))
@@ -84,7 +84,7 @@ async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
     check_clock(redis_ahead_s, status and status.ahead_s, report.about("Clock"))
     if request is not None:
         accepting = [config for config in usable if config is not None]
-        await check_mail.send(request, mailroom, accepting, report.about("Mail"))
+        await check_mail.send(request, composer, accepting, report.about("Mail"))
 
 
 def _write(report: CheckReport) -> None:

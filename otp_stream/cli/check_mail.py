@@ -9,7 +9,7 @@ from otp_stream.core.job import OtpJob
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address
 from otp_stream.core.outcome import Accepted, Deferred, Rejected, Unavailable, without_secrets
-from otp_stream.mail import Mailroom
+from otp_stream.mail import Composer
 from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
 
@@ -23,15 +23,15 @@ def make_request(address: str) -> OtpJob:
     return OtpJob.from_bytes(json.dumps(body).encode())
 
 
-async def send(request: OtpJob, mailroom: Mailroom | None, usable: list[RelayConfig], report: Report) -> None:
+async def send(request: OtpJob, composer: Composer | None, usable: list[RelayConfig], report: Report) -> None:
     """Send it through the first relay that answers, and report the reply."""
     recipient = mask_address(request.email)
-    if mailroom is None or not usable:
-        why = "no relay accepts mail" if mailroom else "the templates cannot be loaded"
+    if composer is None or not usable:
+        why = "no relay accepts mail" if composer else "the templates cannot be loaded"
         report(CheckResult("problem", f"nothing was sent to {recipient}: {why}", "fix the problems above"))
         return
     try:
-        mail = mailroom.compose(sample_job({}, time.time_ns() // 1_000_000, email=request.email, code=request.otp))
+        mail = composer.compose(sample_job({}, time.time_ns() // 1_000_000, email=request.email, code=request.otp))
     except ComposeError as error:
         report(CheckResult("problem", f"nothing was sent to {recipient}: {error}", "correct the template otp"))
         return

@@ -10,7 +10,7 @@ from otp_stream.checks.redis import check_redis
 from otp_stream.checks.relay import check_relay
 from otp_stream.checks.templates import check_templates
 from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.mail import Mailroom, TemplateError
+from otp_stream.mail import Composer, TemplateError
 from otp_stream.relay import RelayConfig
 from otp_stream.settings import REQUIRED_FOR_LOGIN, is_loopback
 
@@ -22,7 +22,7 @@ _TOPOLOGY = {"RABBITMQ_QUEUE_NAME", "RABBITMQ_PREFIX", "BASE_DELAY_MS", "MAX_DEL
 T = TypeVar("T")
 
 
-def templates(checked: CheckedSettings, report: Report) -> Mailroom | None:
+def templates(checked: CheckedSettings, report: Report) -> Composer | None:
     """Check the templates; return what composes e-mails from them, `None` if they cannot be loaded."""
     it = checked.settings
     if "TEMPLATES_DIR" in checked.unreadable or (it.templates_dir is not None and not it.templates_dir.exists()):
@@ -30,7 +30,7 @@ def templates(checked: CheckedSettings, report: Report) -> Mailroom | None:
         report(CheckResult("note", text))
         it = it.model_copy(update={"templates_dir": None})
     try:
-        mailroom = Mailroom(
+        composer = Composer(
             sender=it.sender,
             templates_dir=it.templates_dir,
             default_locale=it.default_locale,
@@ -40,8 +40,8 @@ def templates(checked: CheckedSettings, report: Report) -> Mailroom | None:
         fix = "correct that line: no worker starts with these templates"
         report(CheckResult("problem", f"TEMPLATES_DIR: {error}", fix))
         return None
-    check_templates(mailroom, report)
-    return mailroom
+    check_templates(composer, report)
+    return composer
 
 
 async def rabbitmq(checked: CheckedSettings, report: Report) -> ManagementStatus | None:

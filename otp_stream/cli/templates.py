@@ -1,4 +1,4 @@
-"""`otp-stream templates`: which there are, how they look, and what is wrong with them."""
+"""`otp-stream templates`: list, preview and check templates."""
 
 import sys
 import time
@@ -11,22 +11,23 @@ from rich.table import Table
 
 from otp_stream.core.job import MalformedError
 from otp_stream.core.mail import ComposeError
-from otp_stream.mail import Mailroom, TemplateError
-from otp_stream.mail.book import FILES, TemplateBook
+from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.lint import SAMPLE, sample_job
 from otp_stream.mail.lint import lint as find
+from otp_stream.mail.mail_template import FILES
 from otp_stream.mail.preview import preview as read
+from otp_stream.mail.templates import Templates
 from otp_stream.settings import Settings
 
 from . import say
 from .say import AsJson
 
-cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Templates: which there are, preview, lint.")
+cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="List, preview and check templates.")
 
 _SENDER = ("otp-stream", "no-reply@example.com")
 _Data = Annotated[
     list[str] | None,
-    typer.Option("--data", metavar="KEY=VALUE", help="A key of metadata, such as userName=Zoë; more than once."),
+    typer.Option("--data", metavar="KEY=VALUE", help="A key of metadata, such as userName=Zoë. Repeatable."),
 ]
 
 
@@ -34,21 +35,23 @@ _Data = Annotated[
 def list_(as_json: AsJson = False) -> None:
     """List every template in every language, and which files are from TEMPLATES_DIR."""
     settings = say.written_settings()
-    book = _book(settings)
-    rows = _rows(book)
-    shared = [{"file": it.name, "own": book.is_own(it)} for it in book.shared()]
+    templates = _templates(settings)
+    rows = _rows(templates)
+    shared = [{"file": it.name, "own": templates.is_own(it)} for it in templates.shared()]
     if as_json:
         say.write({"templates": rows, "shared": shared})
         return
-    made = Table("Template", "Locale", *FILES, box=None, caption=" ", pad_edge=False, header_style="bold")
+    table = Table("Template", "Locale", *FILES, box=None, caption=" ", pad_edge=False, header_style="bold")
     for row in rows:
-        places = [_mark(str(Path(it["file"]).parent), own=it["own"]) for it in row["files"].values()]
-        made.add_row(
+        places = [_starred(str(Path(it["file"]).parent), own=it["own"]) for it in row["files"].values()]
+        table.add_row(
             *map(say.plain, (row["template"], row["locale"] or f"others ({settings.default_locale})", *places))
         )
-    say.out().print(made)
-    told = ", ".join(_mark(str(it["file"]), own=bool(it["own"])) for it in shared)
-    say.out().print(f"Shared by all: {told}\n* from TEMPLATES_DIR, all else built in", markup=False, soft_wrap=True)
+    say.out().print(table)
+    files = ", ".join(_starred(str(it["file"]), own=bool(it["own"])) for it in shared)
+    say.out().print(
+        f"Shared by all: {files}\n* from TEMPLATES_DIR; all others are built in", markup=False, soft_wrap=True
+    )
 
 
 @cli.command()
@@ -60,36 +63,36 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the e-mail of a sample job, as the worker would, and write it or one part of it."""
+    """Compose the e-mail of a sample job, as the worker does, and write it or one part of it."""
     settings = say.written_settings()
     sender = settings.sender if settings.sender_email else _SENDER
     try:
         job = sample_job({**SAMPLE, **_read(data), "template": name, "locale": locale}, time.time_ns() // 1_000_000)
-        room = Mailroom(
+        composer = Composer(
             sender=sender,
             templates_dir=settings.templates_dir,
             default_locale=settings.default_locale,
             hash_key=settings.hash_key,
         )
-        if name not in room.book.names:
-            say.fail(f"NAME: there is no template {name}; known: {', '.join(room.book.names)}")
-        content = room.compose(job).content
+        if name not in composer.templates.names:
+            say.fail(f"NAME: there is no template {name}; known: {', '.join(composer.templates.names)}")
+        content = composer.compose(job).content
     except MalformedError as error:
         say.fail(str(error).replace("metadata.template", "NAME").replace("metadata.", "--data "))
     except (TemplateError, ComposeError, OSError) as error:
         say.fail(str(error).replace("give it in metadata", "give it with --data"), 1)
     if as_json:
-        told = read(content)
-        say.write({"subject": told.subject, "text": told.text, "html": told.html})
+        shown = read(content)
+        say.write({"subject": shown.subject, "text": shown.text, "html": shown.html})
     else:
         _put(content if form == "eml" else _part(content, form), out)
 
 
 @cli.command()
 def lint(data: _Data = None, as_json: AsJson = False) -> None:
-    """Look for what keeps a template from being sent, in any language, and for what makes it a bad code e-mail.
+    """Check all templates in all languages for errors, and for what makes an e-mail with a code hard to read or use.
 
-    Ends with 1 when there are errors; warnings are told, and for you to decide.
+    Exits with 1 if there are errors. Warnings are for you to decide.
     """
     settings = say.written_settings()
     try:
@@ -110,27 +113,27 @@ def lint(data: _Data = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _mark(text: str, *, own: bool) -> str:
+def _starred(text: str, *, own: bool) -> str:
     return f"{text} *" if own else text
 
 
-def _book(settings: Settings) -> TemplateBook:
+def _templates(settings: Settings) -> Templates:
     try:
-        return TemplateBook(settings.templates_dir, settings.default_locale)
+        return Templates(settings.templates_dir, settings.default_locale)
     except (TemplateError, OSError) as error:
-        say.fail(f"{error}; otp-stream templates lint finds them all", 1)
+        say.fail(f"{error}. otp-stream templates lint lists all errors", 1)
 
 
-def _rows(book: TemplateBook) -> list[dict[str, Any]]:
+def _rows(templates: Templates) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for name in book.names:
-        for tongue in book.languages(name):
-            layout = book.layout(name, tongue)
+    for name in templates.names:
+        for locale in templates.languages(name):
+            it = templates.get(name, locale)
             files = {
-                part: {"file": template.name, "own": book.is_own(template)}
-                for part, template in zip(FILES, (layout.subject, layout.text, layout.html), strict=True)
+                part: {"file": template.name, "own": templates.is_own(template)}
+                for part, template in zip(FILES, (it.subject, it.text, it.html), strict=True)
             }
-            rows.append({"template": name, "locale": tongue or None, "files": files})
+            rows.append({"template": name, "locale": locale or None, "files": files})
     return rows
 
 
@@ -146,7 +149,7 @@ def _read(pairs: list[str] | None) -> Mapping[str, str]:
 
 
 def _part(content: bytes, form: str) -> bytes:
-    """Return one part of a message as a person reads it; the text with its subject."""
+    """Return one part of a message, decoded; the text with its subject."""
     subject, text, html = read(content)
     return (html if form == "html" else f"Subject: {subject}\n\n{text}").encode(errors="replace")
 

@@ -1,4 +1,4 @@
-"""The finished message that goes from the mailroom to the relay."""
+"""The finished message that goes from the composer to the relay."""
 
 from dataclasses import dataclass, field
 

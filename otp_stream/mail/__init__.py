@@ -1,6 +1,6 @@
-"""All e-mail: templates, and the bytes of a message."""
+"""E-mails: templates, and the bytes of a message."""
 
-from .book import TemplateError
-from .mailroom import Mailroom
+from .composer import Composer
+from .templates import TemplateError
 
-__all__ = ["Mailroom", "TemplateError"]
+__all__ = ["Composer", "TemplateError"]

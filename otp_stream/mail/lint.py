@@ -1,4 +1,4 @@
-"""Looks through every template in every language, as the worker would find and fill them."""
+"""Checks every template in every language, found and rendered as the worker does."""
 
 import json
 import re
@@ -14,84 +14,85 @@ from jinja2 import TemplateError as JinjaError
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
 
-from .book import Layout, TemplateBook, TemplateError
+from .mail_template import MailTemplate
 from .nesting import Nesting
-from .places import Marks, Rendered
+from .places import Rendered, SourceMarkers
 from .rules import Level, Remark, of_html, of_subject, of_text, visible
 from .sources import misspelt, of_files, of_source
+from .templates import TemplateError, Templates
 
 SAMPLE_CODE = "123456"
-"""Nobody's."""
+"""Of no real job."""
 SAMPLE: Mapping[str, Any] = {"userName": "Ada Lovelace", "purpose": "login", "expiryMinutes": 10}
 _OPTIONAL = ("userName", "purpose", "locale", "tenant")
 _PLACE = re.compile(r"template (?P<file>.+?)(, line (?P<line>\d+))?: (?P<text>.*)", re.DOTALL)
 _UNKNOWN = re.compile(r"'(\w+)' is undefined")
 _TWICE = re.compile(r"block '.+' defined twice")
 _NONE = re.compile(r"\bNone\b")
-_MOST_UNKNOWN = 50
-_OTHER_LIFE: Mapping[str, Any] = {"expiryMinutes": 47, "validUntil": "23:58 UTC"}
-_NO_EXPIRY = "does not say until when the code is valid; write {{ validUntil }} or {{ expiryMinutes }}"
+_UNKNOWN_LIMIT = 50
+_OTHER_EXPIRY: Mapping[str, Any] = {"expiryMinutes": 47, "validUntil": "23:58 UTC"}
+_NO_EXPIRY = "does not show when the code expires; write {{ validUntil }} or {{ expiryMinutes }}"
 
 _Parts = tuple[Rendered, Rendered, Rendered]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """Something about a file, as it is named below the templates' folder; `line` where it is known."""
+    """An error or warning about a file, by its path below the templates' folder; `line` if it is known."""
 
     file: str
     line: int | None
     level: Level
     text: str
     unknown: str | None = None
-    """The name that no job gives, where the finding is about one."""
+    """The name that no job has, if the finding is about one."""
 
 
 def sample_job(
     metadata: Mapping[str, Any], at_ms: int, *, email: str = "user@example.com", code: str = SAMPLE_CODE
 ) -> Job:
-    """Return a job as if it had just come in. Raises `MalformedError` where a worker would ignore metadata."""
+    """Return a job as if it had just arrived. Raises `MalformedError` if a worker would ignore metadata."""
     job = {"email": email, "otp": code, "timestamp": at_ms, "metadata": dict(metadata)}
     body = json.dumps(job).encode()
-    ask = OtpJob.from_bytes(body)
-    if any(it.what == "ignored" and it.field.startswith("metadata.") for it in ask.lenient):
-        ask = OtpJob.from_bytes(body, strict=True)  # somebody has written it by hand and shall know
+    request = OtpJob.from_bytes(body)
+    if any(it.what == "ignored" and it.field.startswith("metadata.") for it in request.lenient):
+        request = OtpJob.from_bytes(body, strict=True)  # metadata typed by a person: report the error instead
     job_id = f"sample-{at_ms}"
-    return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15)
+    return carry(request, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15)
 
 
 def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str, Any]) -> list[Finding]:
-    """Return everything that was found; `metadata` are keys that producers always give, with an example each.
+    """Return all findings; `metadata` are the keys that producers always set, with an example for each.
 
     Raises `MalformedError` for metadata that no job can have.
     """
     faults: list[TemplateError] = []
-    book = TemplateBook(templates_dir, default_locale, faults, (Marks,))
+    templates = Templates(templates_dir, default_locale, faults, (SourceMarkers,))
     found = {_finding(fault) for fault in faults}
-    for name in _concerned(book.names, templates_dir):
-        for tongue in book.languages(name):
-            data = sample_job({**SAMPLE, **metadata, "template": name, "locale": tongue or None}, 0).template_data()
-            found.update(_Look(book.layout(name, tongue), tongue, dict(data)).findings())
+    for name in _affected(templates.names, templates_dir):
+        for locale in templates.languages(name):
+            data = sample_job({**SAMPLE, **metadata, "template": name, "locale": locale or None}, 0).template_data()
+            found.update(_TemplateCheck(templates.get(name, locale), locale, dict(data)).findings())
     reported = {_place(it) for it in found if it.unknown}
-    found.update(it for it in _unrendered(book, templates_dir, metadata) if _place(it) not in reported)
+    found.update(it for it in _unrendered(templates, templates_dir, metadata) if _place(it) not in reported)
     return _in_order(found)
 
 
 def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
-    """Return what a worker reports of its templates. It renders none: one may kill the process, and only its jobs may.
+    """Return what a worker logs about its templates at start. It renders none, because one may crash the process.
 
-    Names that producers may give in metadata are left out, unless they look like a misspelt one.
+    Names that producers may set in metadata are left out, unless they look misspelt.
     """
-    book = TemplateBook(templates_dir, default_locale, [], (Marks,))
-    return _in_order(_unrendered(book, templates_dir, {}))
+    templates = Templates(templates_dir, default_locale, [], (SourceMarkers,))
+    return _in_order(_unrendered(templates, templates_dir, {}))
 
 
-def _unrendered(book: TemplateBook, templates_dir: Path | None, metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    for file in sorted(book.read):
-        with suppress(JinjaError):  # one that does not compile, or whose layout does not, is reported already
-            yield from (Finding(*flaw) for flaw in of_source(book, file, metadata))
+def _unrendered(templates: Templates, templates_dir: Path | None, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    for file in sorted(templates.read):
+        with suppress(JinjaError):  # a file that does not compile, or whose layout does not, is reported already
+            yield from (Finding(*flaw) for flaw in of_source(templates, file, metadata))
     if templates_dir is not None:
-        yield from (Finding(*flaw) for flaw in of_files(book, templates_dir))
+        yield from (Finding(*flaw) for flaw in of_files(templates, templates_dir))
 
 
 def _place(it: Finding) -> tuple[str, int | None, str | None]:
@@ -102,75 +103,77 @@ def _in_order(found: Iterable[Finding]) -> list[Finding]:
     return sorted(set(found), key=lambda it: (it.file, it.line or 0, it.level, it.text))
 
 
-def _concerned(names: Iterable[str], templates_dir: Path | None) -> Iterable[str]:
-    """Return the templates in which a file can be the operator's; all of them where a shared file, a layout, is."""
+def _affected(names: Iterable[str], templates_dir: Path | None) -> Iterable[str]:
+    """Return the templates that may use an operator's file; all of them if a shared file, such as a layout, is one."""
     if templates_dir is None or any(it.suffix in {".html", ".txt"} for it in templates_dir.iterdir()):
         return names
     return [name for name in names if (templates_dir / name).is_dir()]
 
 
 @dataclass(slots=True)
-class _Look:
-    """A look at one template in one language."""
+class _TemplateCheck:
+    """The check of one template in one language."""
 
-    layout: Layout
-    tongue: str
+    template: MailTemplate
+    locale: str
     data: dict[str, Any]
 
     def findings(self) -> Iterable[Finding]:
         found: set[Finding] = set()
         full = self._render({}, found)
         self._render(dict.fromkeys(_OPTIONAL), found, f", for a job without {', '.join(_OPTIONAL)}")
-        # as long as a code may be, and the life of one that has another grammatical number
-        self._render({"otp": "A1" * 32, "expiryMinutes": 1}, found, ", for a code of 64 letters that lives one minute")
+        # the longest code, and a lifetime with another grammatical number
+        self._render(
+            {"otp": "A1" * 32, "expiryMinutes": 1}, found, ", for a code of 64 letters that is valid for one minute"
+        )
         if full is None:
             return found
         for key in _OPTIONAL:
             if bare := self._render({key: None}, found):
-                found.update(self._holes(full, bare, key))
+                found.update(self._printed_none(full, bare, key))
                 found.update(_nesting(bare[2]))
         subject, text, html = full
-        found.update(_about(self.layout.subject, of_subject(subject.text, SAMPLE_CODE)))
-        found.update(_about(self.layout.text, of_text(text.text, SAMPLE_CODE)))
-        found.update(_about(self.layout.html, of_html(html.text, SAMPLE_CODE, self.tongue)))
+        found.update(_about(self.template.subject, of_subject(subject.text, SAMPLE_CODE)))
+        found.update(_about(self.template.text, of_text(text.text, SAMPLE_CODE)))
+        found.update(_about(self.template.html, of_html(html.text, SAMPLE_CODE, self.locale)))
         found.update(_nesting(html))
-        if other := self._render(_OTHER_LIFE, found):
+        if other := self._render(_OTHER_EXPIRY, found):
             if other[1].text == text.text:
-                found.add(Finding(str(self.layout.text.name), None, "warning", _NO_EXPIRY))
+                found.add(Finding(str(self.template.text.name), None, "warning", _NO_EXPIRY))
             if visible(other[2].text) == visible(html.text):
-                found.add(Finding(str(self.layout.html.name), None, "warning", _NO_EXPIRY))
+                found.add(Finding(str(self.template.html.name), None, "warning", _NO_EXPIRY))
         return found
 
     def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Parts | None:
-        """Return the three parts; what is unknown is noted, and then given, so that the next can be found."""
-        for _ in range(_MOST_UNKNOWN):
+        """Return the three parts; an unknown name is reported and then given a value, so that the next can be found."""
+        for _ in range(_UNKNOWN_LIMIT):
             try:
-                subject, text, html = self.layout.render({**self.data, **changes})
+                subject, text, html = self.template.render({**self.data, **changes})
             except ComposeError as error:
                 unknown = _UNKNOWN.search(str(error))
                 if unknown is None:
                     found.add(_finding(ComposeError(f"{error}{when}")))
                     return None
-                found.add(replace(_finding(error, _cure(unknown[1])), unknown=unknown[1]))
+                found.add(replace(_finding(error, _unknown_name(unknown[1])), unknown=unknown[1]))
                 self.data[unknown[1]] = "x"
             else:
                 return Rendered(subject), Rendered(text), Rendered(html)
         return None
 
-    def _holes(self, full: _Parts, bare: _Parts, key: str) -> Iterable[Finding]:
+    def _printed_none(self, full: _Parts, bare: _Parts, key: str) -> Iterable[Finding]:
         for template, with_it, without in zip(
-            (self.layout.subject, self.layout.text, self.layout.html), full, bare, strict=True
+            (self.template.subject, self.template.text, self.template.html), full, bare, strict=True
         ):
             if len(_NONE.findall(without.text)) > len(_NONE.findall(with_it.text)):
                 text = f"prints None for a job without {key}; write {{% if {key} %}} around it"
                 yield Finding(str(template.name), None, "error", text)
 
 
-def _cure(name: str) -> str:
+def _unknown_name(name: str) -> str:
     if meant := misspelt(name, ()):
         return f"'{name}' is unknown, so a job without it is not sent; did you mean {meant}?"
     return (
-        f"'{name}' is unknown: a job without it is not sent. If producers always give it in metadata, say so with "
+        f"'{name}' is unknown: a job without it is not sent. If producers always set it in metadata, add "
         f'--data {name}=EXAMPLE; otherwise write {{{{ {name} | default("…") }}}}'
     )
 

@@ -1,4 +1,4 @@
-"""The bytes of a message: a skeleton that is prepared once, and little work for each mail.
+"""The bytes of a message: a skeleton that is prepared once, and little work for each e-mail.
 
 The standard library's `EmailMessage` builds the same message in 2 ms; this takes about a fiftieth of it.
 """
@@ -28,7 +28,7 @@ class Skeleton:
         self._head = (
             f"From: {shown}\r\n"
             "MIME-Version: 1.0\r\n"
-            # RFC 3834 §5 and its Exchange counterpart: no holiday notes in answer to a code
+            # RFC 3834 §5 and its Exchange counterpart: no automatic replies to a code
             "Auto-Submitted: auto-generated\r\n"
             "X-Auto-Response-Suppress: OOF, AutoReply\r\n"
         )
@@ -36,9 +36,9 @@ class Skeleton:
     def build(self, *, recipient: str, subject: str, text: "Part", html: "Part", at_s: int, token: str) -> bytes:
         """Return the whole message with CRLF lines, the same bytes for the same arguments.
 
-        `at_s` is its date (seconds since 1970); `token` makes Message-ID and boundary and must tell nothing.
+        `at_s` is its date (seconds since 1970); `token` is part of Message-ID and boundary, and must reveal nothing.
         """
-        # no quoted-printable text can hold "=_", and nobody can guess the rest of it (RFC 2046 §5.1.1)
+        # no quoted-printable text contains "=_", and no one can guess the rest (RFC 2046 §5.1.1)
         boundary = f"=_{token}"
         head = (
             f"{self._head}"
@@ -60,8 +60,8 @@ class Part(NamedTuple):
 
     plain: bool
     content: bytes
-    tame: bool
-    """Whether no line of it begins with a dot. That all end with CRLF is certain."""
+    dot_safe: bool
+    """Whether no line begins with a dot. All lines end with CRLF."""
 
     @classmethod
     def of(cls, content: str) -> "Part":
@@ -69,7 +69,7 @@ class Part(NamedTuple):
         content = normal(content)
         plain = is_plain(content)
         encoded = content.replace("\n", "\r\n").encode("ascii") if plain else quoted(content)
-        return cls(plain, encoded, is_tame(encoded))
+        return cls(plain, encoded, is_dot_safe(encoded))
 
 
 _ENCODINGS = {
@@ -94,17 +94,17 @@ def normal(content: str) -> str:
 
 
 def quoted(content: str) -> bytes:
-    """Return LF lines as quoted-printable (RFC 2045 §6.7). Each line by itself gives the same as all at once."""
+    """Return LF lines as quoted-printable (RFC 2045 §6.7). Encoding line by line gives the same result."""
     return b2a_qp(content.replace("\n", "\r\n").encode(errors="replace"))
 
 
-def is_tame(lines: bytes) -> bool:
-    """Whether no line begins with a dot, which SMTP would have to be told of (RFC 5321 §4.5.2)."""
+def is_dot_safe(lines: bytes) -> bool:
+    """Whether no line begins with a dot, which SMTP would have to double (RFC 5321 §4.5.2)."""
     return not lines.startswith(b".") and b"\n." not in lines
 
 
 def is_plain(content: str) -> bool:
-    """Whether a text can go as it is."""
+    """Whether a text needs no encoding."""
     if not content.isascii() or content.encode().translate(None, _PLAIN):
         return False
     return max(map(len, content.split("\n"))) <= MAX_PLAIN_LINE
@@ -125,5 +125,5 @@ def _phrase(name: str) -> str:
 
 @lru_cache(256)
 def _date(at_s: int) -> str:
-    # "-0000" would say that UTC is a guess (RFC 5322 §3.3)
+    # "-0000" would mean that the local time zone is unknown (RFC 5322 §3.3)
     return formatdate(at_s).replace("-0000", "+0000")

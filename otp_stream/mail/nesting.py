@@ -38,11 +38,11 @@ _ENDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 _FOREIGN = frozenset({"svg", "math"})
 _CONDITION = re.compile(r"\s*\[if\b", re.IGNORECASE)
 _CONDITION_END = re.compile(r"<!\[endif\]\s*$|^\s*\[if[^\]]*\]>\s*(<!-*)?\s*$", re.IGNORECASE)
-"""The end of what Outlook alone reads, or a comment that is only the start of what others read, too."""
+"""The end of a part for Outlook only, or a comment that starts a part for other programs too."""
 
 
 class Flaw(NamedTuple):
-    """What is wrong, with the fix, and where: characters from the start of the body."""
+    """An error with its fix, and its position in characters from the start of the body."""
 
     at: int
     text: str
@@ -62,7 +62,7 @@ class Nesting(HTMLParser):
         self.flaws: list[Flaw] = []
         self._open: list[_Open] = []
         self._forgiven: list[str] = []
-        """Elements that are reported already: their own end tag, which now closes nothing, is not a second flaw."""
+        """Elements that are reported already: their end tag, which now closes nothing, is not a second flaw."""
         self._starts: list[int] = []
 
     def check(self, html: str) -> list[Flaw]:
@@ -120,12 +120,12 @@ class Nesting(HTMLParser):
             self._report(f"</{tag}> closes nothing; remove it, or open <{tag}> before it")
 
     def handle_comment(self, data: str) -> None:
-        """Look at the comments that Outlook reads."""
+        """Check a comment that Outlook reads."""
         if _CONDITION.match(data) and not _CONDITION_END.search(data):
             self._report("this comment for Outlook has no end for it; write <![endif]--> in place of -->")
 
     def _pop_to(self, size: int, by: str, *, kept: bool = False) -> None:
-        """End the elements beyond `size`; `kept`: those that HTML opens again stay, and only what it ends goes."""
+        """Close the elements beyond `size`; with `kept`, those that HTML opens again stay open."""
         ended, self._open = self._open[size:], self._open[:size]
         for it in ended:
             if it.tag in _OPTIONAL_END:

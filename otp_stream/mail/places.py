@@ -1,4 +1,4 @@
-"""Where each character of a rendered template is from: a file and a line."""
+"""The source of each character of a rendered template: a file and a line."""
 
 import re
 from bisect import bisect_right
@@ -8,14 +8,14 @@ from typing import NamedTuple
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 
-_MARK = re.compile("\uf8fd([^\uf8fd\uf8fe]*)\uf8fe([0-9]+)\uf8fe")
+_MARKER = re.compile("\uf8fd([^\uf8fd\uf8fe]*)\uf8fe([0-9]+)\uf8fe")
 
 
-class Marks(Extension):
-    """Jinja writes the file and line of each piece of constant text before it, for `Rendered` to take out again."""
+class SourceMarkers(Extension):
+    """Precedes each piece of constant text with its file and line, which `Rendered` removes again."""
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
-        """Mark the pieces that have text: a blank one would be true where it was not before."""
+        """Mark the pieces with text: a blank piece must stay false in a condition."""
         for token in stream:
             if token.type == "data" and token.value.strip():
                 yield Token(token.lineno, "data", f"\uf8fd{stream.name}\uf8fe{token.lineno}\uf8fe{token.value}")
@@ -31,10 +31,10 @@ class Place(NamedTuple):
 
 
 class Rendered:
-    """A rendered template without the marks; `text` is what the e-mail has."""
+    """A rendered template without the markers; `text` is the text of the e-mail."""
 
     def __init__(self, marked: str) -> None:
-        pieces = _MARK.split(marked)
+        pieces = _MARKER.split(marked)
         self.text = "".join(pieces[::3])
         self._starts: list[int] = []
         self._places: list[Place] = []
@@ -45,7 +45,7 @@ class Rendered:
             length += len(text)
 
     def place(self, at: int) -> Place | None:
-        """Return where the character at this position is from."""
+        """Return the source of the character at this position."""
         found = bisect_right(self._starts, at) - 1
         if found < 0:
             return None
@@ -53,6 +53,6 @@ class Rendered:
         return Place(file, line + self.text.count("\n", self._starts[found], at))
 
 
-def unmarked(text: str) -> str:
-    """Return constant text without its marks."""
-    return _MARK.sub("", text)
+def without_markers(text: str) -> str:
+    """Return constant text without its markers."""
+    return _MARKER.sub("", text)

@@ -1,4 +1,4 @@
-"""How templates look, on a sample job: for the command line and the page."""
+"""Previews of templates with a sample job, for the command line and the web page."""
 
 import time
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from otp_stream.core.mail import ComposeError
 
+from .composer import Composer
 from .lint import SAMPLE, sample_job
-from .mailroom import Mailroom
 
 
 class Preview(NamedTuple):
-    """An e-mail as its reader gets it."""
+    """An e-mail as its recipient sees it."""
 
     subject: str
     text: str
@@ -22,41 +22,41 @@ class Preview(NamedTuple):
 
 
 def preview(content: bytes) -> Preview:
-    """Read a message of ours."""
+    """Read a message that `Composer` made."""
     message = message_from_bytes(content, policy=policy.default)
     return Preview(message["subject"], _part(message, "plain"), _part(message, "html"))
 
 
 @dataclass(frozen=True, slots=True)
 class Previews:
-    """Makes previews apart from the worker's own process, for templates may fail in any way.
+    """Makes previews outside the worker's process, because templates may fail in any way.
 
-    Each is tried once: jobs that come again need that process, and must not wait for somebody who looks.
+    Each is made once: redelivered jobs need that process, and must not wait for a visitor of the page.
     """
 
-    mailroom: Mailroom
+    composer: Composer
     default_locale: str
     _made: dict[tuple[str, str], Preview | str] = field(default_factory=dict[tuple[str, str], Preview | str])
-    """Each, or why there is none."""
+    """Each preview, or why it failed."""
 
     def languages(self) -> Mapping[str, list[str]]:
-        """Return every template's name with its languages; `""` is what all others get."""
+        """Return every template's name with its languages; `""` is for all others."""
         default = self.default_locale.replace("_", "-").lower()
         found: dict[str, list[str]] = {}
-        for name in self.mailroom.book.names:
-            written = self.mailroom.book.languages(name)
-            has_default = any(f"{default}-".startswith(f"{it}-") for it in written if it)
-            found[name] = [it for it in written if it or not has_default]
+        for name in self.composer.templates.names:
+            locales = self.composer.templates.languages(name)
+            has_default = any(f"{default}-".startswith(f"{it}-") for it in locales if it)
+            found[name] = [it for it in locales if it or not has_default]
         return found
 
     async def make(self, name: str, language: str) -> Preview:
-        """Return the e-mail of a sample job. Raises `ComposeError`, also for what is not there."""
+        """Return the e-mail of a sample job. Raises `ComposeError`, also for an unknown template."""
         if language not in self.languages().get(name, ()):
             raise ComposeError(f"there is no template {name!r} in {language!r}")
         if (name, language) not in self._made:
             metadata: dict[str, Any] = {**SAMPLE, "template": name, "locale": language or None}
             try:
-                mail = await self.mailroom.compose_apart(sample_job(metadata, time.time_ns() // 1_000_000))
+                mail = await self.composer.compose_isolated(sample_job(metadata, time.time_ns() // 1_000_000))
                 self._made[name, language] = preview(mail.content)
             except ComposeError as error:
                 self._made[name, language] = str(error)
@@ -68,6 +68,6 @@ class Previews:
 
 def _part(message: EmailMessage, kind: str) -> str:
     body = message.get_body((kind,))
-    assert isinstance(body, EmailMessage)  # noqa: S101 - the mailroom makes both
+    assert isinstance(body, EmailMessage)  # noqa: S101 - the composer makes both
     text: str = body.get_content()
     return text

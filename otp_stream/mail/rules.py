@@ -1,6 +1,6 @@
-"""What makes a good code e-mail, as rules for one that was rendered. Each says what it found, and the cure.
+"""Rules for a rendered e-mail with a code. Each remark gives the problem and the fix.
 
-An error keeps the code from people, or breaks the mail; a warning is told and decided by people.
+An error keeps people from reading the code, or breaks the e-mail; a warning is for the operator to decide.
 """
 
 import re
@@ -23,7 +23,7 @@ _LINK = re.compile(r"\bhttps?://", re.IGNORECASE)
 
 
 def of_subject(subject: str, code: str) -> Iterator[Remark]:
-    """Judge a subject as the template made it."""
+    """Check a subject as the template rendered it."""
     line = subject.strip()
     if not line:
         yield "error", "is empty"
@@ -36,7 +36,7 @@ def of_subject(subject: str, code: str) -> Iterator[Remark]:
 
 
 def of_text(text: str, code: str) -> Iterator[Remark]:
-    """Judge a plain text."""
+    """Check a plain text."""
     yield from _code(text, code, "error")
     if _LINK.search(text):
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
@@ -50,8 +50,8 @@ def visible(html: str) -> str:
     return "\n".join(page.texts)
 
 
-def of_html(html: str, code: str, tongue: str) -> Iterator[Remark]:
-    """Judge an HTML body in a language (`""` where that is nobody's)."""
+def of_html(html: str, code: str, locale: str) -> Iterator[Remark]:
+    """Check an HTML body in a language; `""` if the template has none."""
     page = _Page()
     page.feed(html)
     page.close()
@@ -64,15 +64,15 @@ def of_html(html: str, code: str, tongue: str) -> Iterator[Remark]:
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
     if (size := len(html.encode(errors="replace"))) > _GMAIL_LIMIT:
         yield "warning", f"has {size / 1000:.0f} kB; Gmail cuts it off beyond {_GMAIL_LIMIT // 1000} kB"
-    yield from _language(page, tongue)
+    yield from _language(page, locale)
 
 
-def _language(page: "_Page", tongue: str) -> Iterator[Remark]:
-    expected, lang = tongue.partition("-")[0], (page.lang or "").replace("_", "-").partition("-")[0].lower()
+def _language(page: "_Page", locale: str) -> Iterator[Remark]:
+    expected, lang = locale.partition("-")[0], (page.lang or "").replace("_", "-").partition("-")[0].lower()
     if not lang:
-        yield "warning", 'has no language; write <html lang="…">, so that it is read aloud rightly'
+        yield "warning", 'has no language; write <html lang="…">, so that screen readers pronounce it correctly'
     elif expected and lang != expected:
-        yield "warning", f'says lang="{page.lang}" in the mail for {tongue}'
+        yield "warning", f'has lang="{page.lang}" in the e-mail for {locale}'
     if (expected or lang) in _RIGHT_TO_LEFT and page.direction != "rtl":
         yield "warning", f'is in {expected or lang}, which runs from right to left; write <html dir="rtl">'
 
@@ -84,13 +84,16 @@ def _code(text: str, code: str, scattered: Level) -> Iterator[Remark]:
     if whole:
         return
     if code in re.sub(r"[\W_]+", "", text):
-        yield scattered, "does not show the code as one word, to be selected and offered; write {{ otp }} by itself"
+        yield (
+            scattered,
+            "does not show the code as one word, which people can select; write {{ otp }} alone",
+        )
     else:
         yield "error", "does not show the code; write {{ otp }}"
 
 
 class _Page(HTMLParser):
-    """What of an HTML body the rules ask for."""
+    """The facts about an HTML body that the rules need."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,27 +106,27 @@ class _Page(HTMLParser):
         self._unseen = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
+        """Record a start tag."""
         self.tags.add(tag)
         self._unseen += tag in {"style", "script", "title"}
         for name, value in attrs:
-            told = value or ""
-            outside = bool(_EXTERNAL.match(told))
+            content = value or ""
+            outside = bool(_EXTERNAL.match(content))
             if (name in _LOADING or (tag == "link" and name == "href")) and outside:
                 self.loads.add(f"<{tag} {name}>")
-            if name == "style" and _STYLE_LOAD.search(told):
+            if name == "style" and _STYLE_LOAD.search(content):
                 self.loads.add(f"style of <{tag}>")
             self.links |= tag in {"a", "area", "form"} and name in {"href", "action"} and outside
             if tag in {"html", "body"}:
                 self.lang = value if name == "lang" else self.lang
-                self.direction = told.lower() if name == "dir" else self.direction
+                self.direction = content.lower() if name == "dir" else self.direction
 
     def handle_endtag(self, tag: str) -> None:
-        """Note its end."""
+        """Record an end tag."""
         self._unseen -= tag in {"style", "script", "title"}
 
     def handle_data(self, data: str) -> None:
-        """Note a text."""
+        """Record a text."""
         if self._unseen <= 0:
             self.texts.append(data)
         elif _STYLE_LOAD.search(data):

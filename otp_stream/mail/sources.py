@@ -1,4 +1,4 @@
-"""What is wrong with templates by their sources and file names alone: what is never read or never printed."""
+"""Errors that sources and file names alone show: files that are never read, text that is never printed."""
 
 import re
 from collections.abc import Container, Iterable, Iterator
@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 from jinja2 import nodes
 
-from .book import FILES, LOCALE, NAME, OURS, TemplateBook, normal_locale
-from .places import unmarked
+from .locales import LOCALE, normal_locale
+from .mail_template import FILES
+from .places import without_markers
 from .rules import Level
+from .templates import BUILT_IN, NAME, Templates
 
 NAMES = ("otp", "expiryMinutes", "validUntil", "userName", "purpose", "locale", "tenant", "email")
-"""What a template may use of every job."""
+"""Names that a template may use for every job."""
 _TEXTUAL = re.compile(r"\.(html?|xhtml|txt|text|j2|jinja2?|tmpl)$", re.IGNORECASE)
-_LOCAL = re.compile(r"(subject|body)[._-]([A-Za-z]{2}(?:[-_][A-Za-z]{2})?)(\.txt|\.html)")
-"""A language in the file's name, where it is the folder's."""
+_LOCALE_IN_NAME = re.compile(r"(subject|body)[._-]([A-Za-z]{2}(?:[-_][A-Za-z]{2})?)(\.txt|\.html)")
+"""A file with the language in its name, which should be in its folder's."""
 _LANGUAGES = {
     "deutsch": "de", "german": "de", "english": "en", "español": "es", "espanol": "es", "spanish": "es",
     "français": "fr", "francais": "fr", "french": "fr", "italiano": "it", "italian": "it", "nederlands": "nl",
@@ -25,14 +27,14 @@ _LANGUAGES = {
 
 
 class Flaw(NamedTuple):
-    """What is wrong with a file, as it is named below the templates' folder."""
+    """An error in a file, by its path below the templates' folder."""
 
     file: str
     line: int | None
     level: Level
     text: str
     unknown: str | None = None
-    """The name that no job gives, where the flaw is about one."""
+    """The name that no job has, if the flaw is about one."""
 
 
 def likely(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -43,29 +45,29 @@ def likely(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def misspelt(name: str, given: Container[str]) -> str | None:
-    """Return the name that was probably meant by one that no job and no producer gives."""
+    """Return the name that was probably meant by one that no job and no producer sets."""
     if name in given or name in NAMES:
         return None
     return next((it for it in NAMES if sorted(it) == sorted(name)), None) or likely(name, NAMES, 0.75)
 
 
-def of_source(book: TemplateBook, file: str, given: Container[str]) -> Iterator[Flaw]:
-    """Judge the source of one file; `given` are the keys that producers give in metadata."""
-    tree = book.parse(file)
+def of_source(templates: Templates, file: str, given: Container[str]) -> Iterator[Flaw]:
+    """Check the source of one file; `given` are the keys that producers set in metadata."""
+    tree = templates.parse(file)
     assigned = {it.name for it in tree.find_all(nodes.Name) if it.ctx != "load"}
     for it in tree.find_all(nodes.Name):
         if it.ctx == "load" and it.name not in assigned and (meant := misspelt(it.name, given)):
             text = f"'{it.name}' is unknown; did you mean {meant}?"
             yield Flaw(file, it.lineno, "warning", text, it.name)
-    parents = _parents(book, tree)
+    parents = _parents(templates, tree)
     if not parents:
         return
-    known = _blocks(book, parents)
+    known = _blocks(templates, parents)
     for child in _outside_blocks(tree):
         if isinstance(child, nodes.Block):
             if child.name in known:
                 continue
-            if book.is_own_file(file):
+            if templates.is_own_file(file):
                 yield Flaw(file, child.lineno, "error", _unknown_block(child.name, parents[0], known))
             else:
                 text = f"has no block '{child.name}', so what the built-in templates write into it is never printed"
@@ -77,7 +79,7 @@ def of_source(book: TemplateBook, file: str, given: Container[str]) -> Iterator[
 
 def _line(output: nodes.Output) -> int:
     first = output.nodes[0]
-    lead = unmarked(first.data) if isinstance(first, nodes.TemplateData) else ""
+    lead = without_markers(first.data) if isinstance(first, nodes.TemplateData) else ""
     return first.lineno + lead[: len(lead) - len(lead.lstrip())].count("\n")
 
 
@@ -87,22 +89,22 @@ def _unknown_block(name: str, parent: str, known: Iterable[str]) -> str:
     return f"{parent} has no block '{name}', so its content is never printed; {hint} {', '.join(known) or 'none'}"
 
 
-def _parents(book: TemplateBook, tree: nodes.Template) -> list[str]:
-    """Return what a file extends, nearest first; nothing where a name is computed."""
+def _parents(templates: Templates, tree: nodes.Template) -> list[str]:
+    """Return the files that a file extends, nearest first; nothing if a name is computed."""
     found: list[str] = []
     while (it := next(tree.find_all(nodes.Extends), None)) is not None:
         if not isinstance(it.template, nodes.Const) or it.template.value in found:
             return []
         found.append(str(it.template.value))
-        tree = book.parse(found[-1])
+        tree = templates.parse(found[-1])
     return found
 
 
-def _blocks(book: TemplateBook, parents: list[str]) -> list[str]:
+def _blocks(templates: Templates, parents: list[str]) -> list[str]:
     """Return the names of the blocks that are printed, from the outermost file on, in order."""
     known: dict[str, None] = {}
     for file in reversed(parents):
-        tree = book.parse(file)
+        tree = templates.parse(file)
         for it in tree.find_all(nodes.Block) if file == parents[-1] else _blocks_within(tree, known):
             known[it.name] = None
     return list(known)
@@ -124,13 +126,13 @@ def _outside_blocks(node: nodes.Node) -> Iterator[nodes.Block | nodes.Output]:
 
 
 def _is_blank(output: nodes.Output) -> bool:
-    return all(isinstance(it, nodes.TemplateData) and not unmarked(it.data).strip() for it in output.nodes)
+    return all(isinstance(it, nodes.TemplateData) and not without_markers(it.data).strip() for it in output.nodes)
 
 
-def of_files(book: TemplateBook, root: Path) -> Iterator[Flaw]:
-    """Judge the names of an operator's files and folders: which of them are never read."""
-    used = book.read | book.referenced
-    built_in = {it.name for it in OURS.iterdir()}
+def of_files(templates: Templates, root: Path) -> Iterator[Flaw]:
+    """Check the names of an operator's files and folders: which of them are never read."""
+    used = templates.read | templates.referenced
+    built_in = {it.name for it in BUILT_IN.iterdir()}
     for path in _entries(root):
         if path.is_dir():
             yield from _of_template(path, used, built_in)
@@ -148,7 +150,7 @@ def _of_template(folder: Path, used: Container[str], built_in: Iterable[str]) ->
         return
     twin = next((it for it in built_in if _plain(it) == _plain(name) and it != name), None)
     if twin:
-        text = f"is a template of its own and does not change {twin}; rename it to {twin} if it should"
+        text = f"is a separate template and does not change {twin}; rename it to {twin} if it should"
         yield Flaw(name, None, "warning", text)
     locales: dict[str, str] = {}
     for path in _entries(folder):
@@ -171,8 +173,8 @@ def _of_locale(folder: Path, shown: str, used: Container[str], locales: dict[str
                 text = f"is not read; name the folder of a regional language {folder.name}-{path.name}, beside {shown}"
                 yield Flaw(file, None, "error", text)
         elif path.name in FILES:
-            tongue = f"{normal_locale(folder.name)}/{path.name}"
-            other = locales.setdefault(tongue, file)
+            canonical = f"{normal_locale(folder.name)}/{path.name}"
+            other = locales.setdefault(canonical, file)
             if other != file:
                 yield Flaw(file, None, "error", f"is not read, because {other} is the same language; remove one")
         else:
@@ -180,11 +182,11 @@ def _of_locale(folder: Path, shown: str, used: Container[str], locales: dict[str
 
 
 def _unread(file: str, name: str, expected: Iterable[str], used: Container[str]) -> Iterator[Flaw]:
-    """Judge a file that is none of those expected here."""
+    """Check a file that is not expected here."""
     if file in used or name in expected:
         return
-    local = _LOCAL.fullmatch(name)
-    meant = f"{local[2]}/{local[1]}{local[3]}" if local else likely(name, expected, 0.75)
+    match = _LOCALE_IN_NAME.fullmatch(name)
+    meant = f"{match[2]}/{match[1]}{match[3]}" if match else likely(name, expected, 0.75)
     if meant:
         yield Flaw(file, None, "error", f"is not read; rename it to {meant}")
     elif _TEXTUAL.search(name):
@@ -193,7 +195,7 @@ def _unread(file: str, name: str, expected: Iterable[str], used: Container[str])
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return what is in a folder, without what editors and Kubernetes put there."""
+    """Return the entries of a folder, except those that editors and Kubernetes create."""
     entries = sorted(folder.iterdir())
     return [it for it in entries if not it.name.startswith((".", "_", "#")) and not it.name.endswith("~")]
 

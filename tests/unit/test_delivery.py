@@ -30,7 +30,7 @@ def make_tables(*limits: Limit, supersede: bool = False) -> Tables:
 
 @dataclass
 class Rooms:
-    """Mailroom, relay and observer in one."""
+    """Composer, relay and observer in one."""
 
     outcomes: list[Outcome | Exception | Callable[[], Awaitable[Outcome]]] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Rooms:
             raise self.compose_error
         return Mail(job.ask.email, b"mail")
 
-    async def compose_apart(self, job: Job) -> Mail:
+    async def compose_isolated(self, job: Job) -> Mail:
         self.steps.append("apart")
         return self.compose(job)
 

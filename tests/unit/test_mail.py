@@ -20,23 +20,23 @@ from hypothesis import strategies as st
 
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.core.mail import ComposeError
-from otp_stream.mail import Mailroom, TemplateError
-from otp_stream.mail.book import OURS
+from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.harmless import text
 from otp_stream.mail.preview import Previews
+from otp_stream.mail.templates import BUILT_IN
 from otp_stream.relay.envelope import wire_form
 
 NOW_MS = 1_700_000_000_500
 
 
-def mailroom(templates_dir: Path | None = None, *, locale: str = "en", sender: str = "Example") -> Mailroom:
-    return Mailroom(
+def new_composer(templates_dir: Path | None = None, *, locale: str = "en", sender: str = "Example") -> Composer:
+    return Composer(
         sender=(sender, "no-reply@example.com"), templates_dir=templates_dir, default_locale=locale, hash_key=b"k" * 32
     )
 
 
-ROOM = mailroom()
-"""The shipped templates; a test that starts a process makes a room of its own."""
+COMPOSER = new_composer()
+"""The shipped templates; a test that starts a process makes its own composer."""
 
 
 def job(
@@ -75,7 +75,7 @@ def write(root: Path, **files: str) -> Path:
 
 
 def test_a_message_is_whole() -> None:
-    message = read(ROOM.compose(job(userName="John Doe", expiryMinutes=10)).content)
+    message = read(COMPOSER.compose(job(userName="John Doe", expiryMinutes=10)).content)
     assert message["from"] == "Example <no-reply@example.com>"
     assert message["to"] == "user@example.com"
     assert message["subject"] == "Your one-time code"
@@ -96,7 +96,7 @@ def test_a_message_is_whole() -> None:
 def test_every_template_renders_in_every_language_with_and_without_a_name(
     name: str, locale: str | None, user: str | None
 ) -> None:
-    message = read(ROOM.compose(job(template=name, locale=locale, userName=user, expiryMinutes=1)).content)
+    message = read(COMPOSER.compose(job(template=name, locale=locale, userName=user, expiryMinutes=1)).content)
     german = (locale or "").startswith("de")
     assert ("Code" in part(message, "plain")) if german else ("code" in part(message, "plain"))
     assert ("1 Minute " if german else "1 minute ") in part(message, "html")
@@ -108,22 +108,22 @@ def test_every_template_renders_in_every_language_with_and_without_a_name(
 
 
 def test_the_default_locale_serves_jobs_that_name_none_or_an_unknown_one() -> None:
-    room = mailroom(locale="de-CH")
-    assert read(room.compose(job()).content)["subject"] == "Ihr Einmalcode"
-    assert read(room.compose(job(locale="fr")).content)["subject"] == "Ihr Einmalcode"
+    composer = new_composer(locale="de-CH")
+    assert read(composer.compose(job()).content)["subject"] == "Ihr Einmalcode"
+    assert read(composer.compose(job(locale="fr")).content)["subject"] == "Ihr Einmalcode"
 
 
 def test_a_job_makes_the_same_bytes_whenever_it_is_rendered() -> None:
-    first = ROOM.compose(job(userName="Zoë"))
-    again = ROOM.compose(job(userName="Zoë", seen_ms=NOW_MS + 60_000))
+    first = COMPOSER.compose(job(userName="Zoë"))
+    again = COMPOSER.compose(job(userName="Zoë", seen_ms=NOW_MS + 60_000))
     assert first == again
 
 
 def test_an_internationalised_domain_is_written_as_a_labels_in_every_header() -> None:
-    room = Mailroom(
+    composer = Composer(
         sender=("Größe", "s@faß.example"), templates_dir=None, default_locale="en", hash_key=b"k" * 32
     )  # fmt: skip
-    mail = room.compose(job(email="u@straße.example"))
+    mail = composer.compose(job(email="u@straße.example"))
     assert mail.recipient == "u@xn--strae-oqa.example"
     assert mail.content.isascii()
     message = read(mail.content)
@@ -134,32 +134,32 @@ def test_an_internationalised_domain_is_written_as_a_labels_in_every_header() ->
 
 
 def test_a_non_ascii_local_part_stays_in_its_header_as_smtputf8_has_it() -> None:
-    content = ROOM.compose(job(email="jürgen@bücher.example")).content
+    content = COMPOSER.compose(job(email="jürgen@bücher.example")).content
     assert "To: <jürgen@xn--bcher-kva.example>\r\n".encode() in content
 
 
 def test_a_clock_far_ahead_does_not_date_the_mail_in_the_future() -> None:
-    message = read(ROOM.compose(job(timestamp=NOW_MS + 3_600_000)).content)
+    message = read(COMPOSER.compose(job(timestamp=NOW_MS + 3_600_000)).content)
     assert message["date"] == "Tue, 14 Nov 2023 22:13:20 +0000"
 
 
 def test_the_code_is_in_no_header() -> None:
-    content = ROOM.compose(job("SECRET99", job_id="j")).content
+    content = COMPOSER.compose(job("SECRET99", job_id="j")).content
     assert b"SECRET99" not in content.partition(b"\r\n\r\n")[0]
 
 
 def test_two_jobs_have_two_message_ids_and_the_key_is_needed_to_guess_one() -> None:
-    other = Mailroom(sender=("", "a@b.c"), templates_dir=None, default_locale="en", hash_key=b"other")
+    other = Composer(sender=("", "a@b.c"), templates_dir=None, default_locale="en", hash_key=b"other")
     ids = [
-        read(room.compose(job(job_id=name)).content)["message-id"].partition("@")[0]
-        for room, name in ((mailroom(), "a"), (mailroom(), "b"), (other, "a"))
+        read(composer.compose(job(job_id=name)).content)["message-id"].partition("@")[0]
+        for composer, name in ((new_composer(), "a"), (new_composer(), "b"), (other, "a"))
     ]
     assert len(set(ids)) == 3
 
 
 def test_another_code_under_the_same_id_is_another_message() -> None:
     # a mailbox drops what has the Message-ID of a message that it holds
-    first, second = (read(ROOM.compose(job(otp, job_id="j")).content) for otp in ("123456", "654321"))
+    first, second = (read(COMPOSER.compose(job(otp, job_id="j")).content) for otp in ("123456", "654321"))
     assert first["message-id"] != second["message-id"]
 
 
@@ -168,26 +168,26 @@ def test_another_code_under_the_same_id_is_another_message() -> None:
 )
 def test_line_breaks_in_data_start_no_header(tmp_path: Path, attack: str) -> None:
     write(tmp_path, otp__subject_txt="Hello {{ userName }} {{ team }}")
-    message = read(mailroom(tmp_path).compose(job(userName=attack, team=attack)).content)
+    message = read(new_composer(tmp_path).compose(job(userName=attack, team=attack)).content)
     assert message["bcc"] is None
     assert message["subject"].startswith("Hello x B")
-    assert set(message.keys()) == set(read(ROOM.compose(job()).content).keys())
+    assert set(message.keys()) == set(read(COMPOSER.compose(job()).content).keys())
 
 
 def test_a_name_that_is_a_text_is_cut() -> None:
-    plain = part(read(ROOM.compose(job(userName="Buy now! " * 1000)).content), "plain")
+    plain = part(read(COMPOSER.compose(job(userName="Buy now! " * 1000)).content), "plain")
     assert plain.count("Buy now!") < 25
 
 
 @pytest.fixture(scope="module")
-def metadata_room(tmp_path_factory: pytest.TempPathFactory) -> Mailroom:
+def metadata_composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
     """Make a template that shows whatever metadata may hold."""
     source = (
         "{{ userName }} {{ purpose }} {{ tenant }} {{ team }} {{ teams[0] }} {{ nested.a.b }}"
         "{% for key, value in nested.items() %} {{ key }} {% endfor %}"
     )
     folder = tmp_path_factory.mktemp("metadata")
-    return mailroom(write(folder, t__subject_txt="{{ team }}", t__body_txt=source, t__body_html=source))
+    return new_composer(write(folder, t__subject_txt="{{ team }}", t__body_txt=source, t__body_html=source))
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def metadata_room(tmp_path_factory: pytest.TempPathFactory) -> Mailroom:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["userName", "purpose", "tenant", "team", "teams", "nested", "name in nested"])
-def test_no_text_of_metadata_is_a_link(metadata_room: Mailroom, key: str, link: str) -> None:
+def test_no_text_of_metadata_is_a_link(metadata_composer: Composer, key: str, link: str) -> None:
     values = {"teams": [link], "nested": {"a": {"b": link}}}.get(key, f"Ann {link}")
     more: dict[str, Any] = {"team": "", "teams": [""], "nested": {"a": {"b": ""}}}
     more |= {"nested": {"a": {"b": ""}, f"Ann {link}": 1}} if key == "name in nested" else {key: values}
-    message = read(metadata_room.compose(job(template="t", **more)).content)
+    message = read(metadata_composer.compose(job(template="t", **more)).content)
     for kind in ("plain", "html"):
         text = part(message, kind)
         assert "Ann" in text or key in {"teams", "nested"}
@@ -227,8 +227,8 @@ def test_every_character_that_is_read_as_a_dot_ends_a_link() -> None:
 
 def test_a_value_is_found_by_the_name_that_its_producer_gave_it(tmp_path: Path) -> None:
     source = "{{ order['shop.id'] }} {{ order.id }} {{ order['no.id'] | default('none') }} {{ order | join(' ') }}"
-    room = mailroom(write(tmp_path, t__subject_txt="s", t__body_txt=source, t__body_html=source))
-    plain = part(read(room.compose(job(template="t", order={"shop.id": "A-17", "id": 5})).content), "plain")
+    composer = new_composer(write(tmp_path, t__subject_txt="s", t__body_txt=source, t__body_html=source))
+    plain = part(read(composer.compose(job(template="t", order={"shop.id": "A-17", "id": 5})).content), "plain")
     assert plain.strip() == "A-17 5 none shop. id id"
 
 
@@ -237,15 +237,15 @@ def test_a_value_is_found_by_the_name_that_its_producer_gave_it(tmp_path: Path) 
     ["John Q. Public", "J.R. Smith", "Zoë O'Neil-Ünal", "12.50", "1.234.567,00", "24:00", "نامه\u200cای", "№ 7 (b)"],
 )
 def test_a_text_that_is_no_link_is_left_alone(name: str) -> None:
-    content = ROOM.compose(job(userName=name, purpose=name)).content
+    content = COMPOSER.compose(job(userName=name, purpose=name)).content
     assert part(read(content), "plain").count(name) == 2
 
 
 def test_names_and_other_texts_have_one_line_and_an_end(tmp_path: Path) -> None:
     source = "{{ purpose }}|{{ tenant }}|{{ other }}"
-    room = mailroom(write(tmp_path, t__subject_txt="s", t__body_txt=source, t__body_html=source))
+    composer = new_composer(write(tmp_path, t__subject_txt="s", t__body_txt=source, t__body_html=source))
     data = {"purpose": "a\r\nb" + "x" * 999, "tenant": ["a", "b"], "other": "c\u2028d" + "y" * 9999}
-    purpose, tenant, other = part(read(room.compose(job(template="t", **data)).content), "plain").strip().split("|")
+    purpose, tenant, other = part(read(composer.compose(job(template="t", **data)).content), "plain").strip().split("|")
     assert (purpose, tenant, other) == ("a b" + "x" * 97, "None", "c d" + "y" * 497)
 
 
@@ -253,13 +253,13 @@ def test_a_mail_that_leaves_late_says_until_when_the_code_is_valid() -> None:
     late = job(timestamp=NOW_MS - 14 * 60_000, expiryMinutes=15)
     for locale, told in ((None, "until 22:14 UTC"), ("de", "bis 22:14 UTC")):
         asked = replace(late, ask=late.ask.model_copy(update={"metadata": job(locale=locale).ask.metadata}))
-        message = read(ROOM.compose(asked).content)
+        message = read(COMPOSER.compose(asked).content)
         assert told in part(message, "plain")
         assert told in part(message, "html")
 
 
 def test_html_in_data_stays_text() -> None:
-    message = read(ROOM.compose(job('a"<b>&', userName="<script>alert(1)</script>")).content)
+    message = read(COMPOSER.compose(job('a"<b>&', userName="<script>alert(1)</script>")).content)
     assert "<script>" not in part(message, "html")
     assert "a&#34;&lt;b&gt;&amp;" in part(message, "html")
     assert 'a"<b>&' in part(message, "plain")
@@ -268,21 +268,21 @@ def test_html_in_data_stays_text() -> None:
 def test_long_and_foreign_subjects_are_folded_encoded_words(tmp_path: Path) -> None:
     subject = "Ваш код подтверждения для входа в личный кабинет интернет-магазина " * 2
     write(tmp_path, otp__subject_txt=subject)
-    content = mailroom(tmp_path).compose(job()).content
+    content = new_composer(tmp_path).compose(job()).content
     assert read(content)["subject"] == subject.strip()
     assert max(map(len, content.partition(b"\r\n\r\n")[0].split(b"\r\n"))) <= 78
 
 
 @pytest.mark.parametrize("sender", ["Müller & Söhne", 'The "Best" Shop', "A, B; C", ""])
 def test_a_senders_name_survives(sender: str) -> None:
-    message = read(mailroom(sender=sender).compose(job()).content)
+    message = read(new_composer(sender=sender).compose(job()).content)
     (address,) = message["from"].addresses
     assert (address.display_name, address.addr_spec) == (sender, "no-reply@example.com")
 
 
 @given(name=st.text(max_size=2000), extra=st.text(max_size=200))
 def test_any_text_travels_in_lines_that_smtp_can_carry(name: str, extra: str) -> None:
-    content = ROOM.compose(job(userName=name, purpose=extra)).content
+    content = COMPOSER.compose(job(userName=name, purpose=extra)).content
     assert all(len(line) <= 998 for line in content.split(b"\r\n"))
     assert content.replace(b"\r\n", b"").count(b"\n") == content.replace(b"\r\n", b"").count(b"\r") == 0
     assert content.isascii()
@@ -294,20 +294,20 @@ def test_any_text_travels_in_lines_that_smtp_can_carry(name: str, extra: str) ->
 )
 @pytest.mark.parametrize("name", ["John", ".John", "...", "=.", "x" * 75 + ".", "é" * 30 + "." * 100])
 def test_a_mail_that_is_called_tame_is_sent_like_any_other(tmp_path: Path, text: str, name: str) -> None:
-    room = mailroom(write(tmp_path, t__subject_txt="s", t__body_txt=text, t__body_html=text))
+    composer = new_composer(write(tmp_path, t__subject_txt="s", t__body_txt=text, t__body_html=text))
     for _ in range(3):
-        mail = room.compose(job(template="t", userName=name))
+        mail = composer.compose(job(template="t", userName=name))
         assert wire_form(mail) == wire_form(replace(mail, tame=False))
 
 
 def test_our_mails_are_tame() -> None:
-    assert ROOM.compose(job(userName="John Doe")).tame
+    assert COMPOSER.compose(job(userName="John Doe")).tame
 
 
 def test_an_operators_file_goes_before_ours_one_by_one(tmp_path: Path) -> None:
     write(tmp_path, otp__subject_txt="Our code for you", otp__fr__body_txt="Votre code : {{ otp }}")
-    room = mailroom(tmp_path)
-    english, french = read(room.compose(job()).content), read(room.compose(job(locale="fr-CA")).content)
+    composer = new_composer(tmp_path)
+    english, french = read(composer.compose(job()).content), read(composer.compose(job(locale="fr-CA")).content)
     assert english["subject"] == french["subject"] == "Our code for you"
     assert "your one-time code is" in part(english, "plain")
     assert part(french, "plain").strip() == "Votre code : 123456"
@@ -316,31 +316,34 @@ def test_an_operators_file_goes_before_ours_one_by_one(tmp_path: Path) -> None:
 
 def test_an_operators_layout_serves_our_templates(tmp_path: Path) -> None:
     write(tmp_path, layout_html="<b>{{ otp }}</b> {% block heading %}{% endblock %}")
-    assert part(read(mailroom(tmp_path).compose(job()).content), "html").strip() == "<b>123456</b> Your one-time code"
+    assert (
+        part(read(new_composer(tmp_path).compose(job()).content), "html").strip() == "<b>123456</b> Your one-time code"
+    )
 
 
 def test_an_operators_own_template_needs_all_three_files(tmp_path: Path) -> None:
     write(tmp_path, invite__subject_txt="Come", invite__body_txt="{{ otp }} {{ team }}")
     with pytest.raises(TemplateError, match=r"template invite/body.html: is missing"):
-        mailroom(tmp_path)
+        new_composer(tmp_path)
     write(tmp_path, invite__body_html="{{ otp }} {{ team }}")
     assert (
-        part(read(mailroom(tmp_path).compose(job(template="invite", team="A")).content), "html").strip() == "123456 A"
+        part(read(new_composer(tmp_path).compose(job(template="invite", team="A")).content), "html").strip()
+        == "123456 A"
     )
 
 
 def test_a_template_that_cannot_be_compiled_is_named_with_its_line(tmp_path: Path) -> None:
     write(tmp_path, otp__body_txt="one\n{% if %}\n")
     with pytest.raises(TemplateError, match=r"template otp/body.txt, line 2: Expected an expression"):
-        mailroom(tmp_path)
+        new_composer(tmp_path)
 
 
 def test_a_layout_that_cannot_be_compiled_is_named_with_its_line(tmp_path: Path) -> None:
     write(tmp_path, layout_html="<p>\n{% block a %}\n")
     with pytest.raises(TemplateError, match=r"template layout.html, line 2: Unexpected end of template"):
-        mailroom(tmp_path)
+        new_composer(tmp_path)
     write(tmp_path, layout_html="{% include 'none.html' ignore missing %}{% include 'layout.html' ignore missing %}")
-    assert mailroom(tmp_path).book.names == ["otp", "password_reset", "welcome"]
+    assert new_composer(tmp_path).templates.names == ["otp", "password_reset", "welcome"]
 
 
 def test_data_that_a_template_needs_is_named_when_it_is_missing(tmp_path: Path) -> None:
@@ -348,13 +351,13 @@ def test_data_that_a_template_needs_is_named_when_it_is_missing(tmp_path: Path) 
     with pytest.raises(
         ComposeError, match=r"template otp/body.txt, line 2: 'orderNumber' is undefined; give it in metadata"
     ):
-        mailroom(tmp_path).compose(job())
+        new_composer(tmp_path).compose(job())
 
 
 def test_a_template_that_fails_tells_no_data(tmp_path: Path) -> None:
     write(tmp_path, otp__body_html="{{ {}[otp ~ userName] }}")
     with pytest.raises(ComposeError) as caught:
-        mailroom(tmp_path).compose(job("SECRET99", userName="Mallory"))
+        new_composer(tmp_path).compose(job("SECRET99", userName="Mallory"))
     assert str(caught.value).startswith("template otp/body.html, line 1: ")
     assert "SECRET99" not in str(caught.value)
     assert "Mallory" not in str(caught.value)
@@ -382,7 +385,7 @@ def test_a_template_reaches_nothing_but_what_it_is_given(attack: str, tmp_path: 
     with pytest.raises(
         ComposeError, match=r"^template otp/body.txt, line 1: (uses something|'|[A-Z]\w+Error)"
     ) as caught:
-        mailroom(tmp_path).compose(job())
+        new_composer(tmp_path).compose(job())
     assert "takes more" not in str(caught.value)
 
 
@@ -400,91 +403,91 @@ def test_a_template_that_takes_much_memory_fails_alone(attack: str, tmp_path: Pa
     before = resource.getrlimit(resource.RLIMIT_AS)
     write(tmp_path, otp__body_txt="{{ otp }}" + attack)
     with pytest.raises(ComposeError, match="line 1: takes more than 64 MiB of memory"):
-        mailroom(tmp_path).compose(job())
+        new_composer(tmp_path).compose(job())
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    assert ROOM.compose(job())
+    assert COMPOSER.compose(job())
 
 
 @pytest.mark.parametrize("loops", [2, 8])
 def test_a_template_that_loops_for_ever_fails_alone(
     loops: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("otp_stream.mail.book.RENDER_CPU_S", 0.2)
+    monkeypatch.setattr("otp_stream.mail.mail_template.RENDER_CPU_S", 0.2)
     body = "{% for i in range(90000) %}" * loops + "{% endfor %}" * loops
     write(tmp_path, otp__body_txt="{{ otp }}" + body)
     with pytest.raises(ComposeError, match="an endless loop"):
-        mailroom(tmp_path).compose(job())
+        new_composer(tmp_path).compose(job())
 
 
 def test_an_unknown_template_is_named_with_those_there_are() -> None:
     with pytest.raises(ComposeError, match="none named nope; known: otp, password_reset, welcome"):
-        ROOM.compose(job(template="nope"))
+        COMPOSER.compose(job(template="nope"))
 
 
 def test_ours_are_all_there() -> None:
-    assert ROOM.book.names == ["otp", "password_reset", "welcome"]
-    assert ROOM.book.languages("otp") == ["", "de"]
-    assert (OURS / "layout.html").is_file()
+    assert COMPOSER.templates.names == ["otp", "password_reset", "welcome"]
+    assert COMPOSER.templates.languages("otp") == ["", "de"]
+    assert (BUILT_IN / "layout.html").is_file()
 
 
 async def test_a_mail_made_apart_is_the_same(tmp_path: Path) -> None:
-    room = mailroom()
+    composer = new_composer()
     try:
-        assert await room.compose_apart(job()) == room.compose(job())
+        assert await composer.compose_isolated(job()) == composer.compose(job())
         with pytest.raises(ComposeError, match="none named nope"):
-            await room.compose_apart(job(template="nope"))
-        assert await room.compose_apart(job()) == room.compose(job())
+            await composer.compose_isolated(job(template="nope"))
+        assert await composer.compose_isolated(job()) == composer.compose(job())
     finally:
-        await room.close()
+        await composer.close()
 
 
 async def test_a_process_that_rested_long_enough_is_gone_and_the_next_suspect_gets_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("otp_stream.mail.apart._REST_S", 0.05)
-    room = mailroom()
+    monkeypatch.setattr("otp_stream.mail.render_process._IDLE_S", 0.05)
+    composer = new_composer()
     try:
-        assert await room.compose_apart(job()) == room.compose(job())
+        assert await composer.compose_isolated(job()) == composer.compose(job())
         await asyncio.sleep(0.1)
-        assert await room.compose_apart(job()) == room.compose(job())
+        assert await composer.compose_isolated(job()) == composer.compose(job())
     finally:
-        await room.close()
+        await composer.close()
 
 
 async def test_a_process_in_use_is_not_sent_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otp_stream.mail.apart._REST_S", 0.05)
-    room = mailroom()
+    monkeypatch.setattr("otp_stream.mail.render_process._IDLE_S", 0.05)
+    composer = new_composer()
     ends = time.monotonic() + 0.5
     try:
         while time.monotonic() < ends:
-            await room.compose_apart(job())
+            await composer.compose_isolated(job())
     finally:
-        await room.close()
+        await composer.close()
 
 
 async def test_a_suspect_is_not_blamed_for_a_process_that_died_of_something_else() -> None:
-    room = mailroom()
+    composer = new_composer()
     try:
-        await room.compose_apart(job())
-        child = room._apart._child
+        await composer.compose_isolated(job())
+        child = composer._process._child
         assert child is not None
         child.kill()
-        assert await room.compose_apart(job()) == room.compose(job())
+        assert await composer.compose_isolated(job()) == composer.compose(job())
     finally:
-        await room.close()
+        await composer.close()
 
 
 async def test_a_preview_is_tried_once_whatever_comes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "otp").mkdir()
     (tmp_path / "otp" / "body.html").write_text("{{ otp[9:][0] }}")
-    room, tried = mailroom(tmp_path), list[str]()
+    composer, tried = new_composer(tmp_path), list[str]()
 
     async def counted(asked: Job) -> Any:
         tried.append(asked.ask.metadata.template)
-        return room.compose(asked)
+        return composer.compose(asked)
 
-    monkeypatch.setattr(room, "compose_apart", counted)
-    previews = Previews(room, "en")
+    monkeypatch.setattr(composer, "compose_isolated", counted)
+    previews = Previews(composer, "en")
     for _ in range(2):
         with pytest.raises(ComposeError, match=r"template otp/body.html, line 1"):
             await previews.make("otp", "")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from otp_stream.mail.book import TemplateBook, TemplateError
 from otp_stream.mail.lint import Finding, lint, lint_at_start
+from otp_stream.mail.templates import TemplateError, Templates
 
 GOOD = {
     "subject.txt": "Your code",
@@ -59,8 +59,8 @@ def test_a_template_without_a_fault_has_none(tmp_path: Path) -> None:
         ({"body_html": PAGE + "<a href='https://a.b/'>x</a>"}, "body.html", "warning", "has a link"),
         ({"body_html": PAGE + "<p>x</p>" * 13_000}, "body.html", "warning", "has 104 kB; Gmail"),
         ({"body_html": "<p>{{ otp }}"}, "body.html", "warning", "has no language"),
-        ({"body_txt": "{{ otp }}"}, "body.txt", "warning", "does not say until when"),
-        ({"body_html": "<html lang=en><title>{{ validUntil }}</title>{{ otp }}"}, "body.html", "warning", "until when"),
+        ({"body_txt": "{{ otp }}"}, "body.txt", "warning", "does not show when the code expires"),
+        ({"body_html": "<html lang=en><title>{{ validUntil }}</title>{{ otp }}"}, "body.html", "warning", "when the code expires"),
         ({"body_html": "<html lang=ar>{{ otp }}"}, "body.html", "warning", 'write <html dir="rtl">'),
     ],
 )  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_language_whose_html_says_another_one_is_told(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path / "mine", "fr-CA")
     assert [(it.file, it.text) for it in found(tmp_path)] == [
-        ("mine/fr-CA/body.html", 'says lang="en" in the mail for fr-ca')
+        ("mine/fr-CA/body.html", 'has lang="en" in the e-mail for fr-ca')
     ]
 
 
@@ -170,14 +170,14 @@ def test_a_file_that_does_not_exist_is_named_and_ends_the_start(tmp_path: Path, 
     assert (it.file, it.line, it.level) == ("mine/body.html", 2, "error")
     assert f"there is no file {missing} in the templates' folder" in it.text
     with pytest.raises(TemplateError, match=r"mine/body\.html, line 2: there is no file"):
-        TemplateBook(tmp_path, "en")
+        Templates(tmp_path, "en")
 
 
 @pytest.mark.parametrize("tag", ["include 'a.html' ignore missing", "include ['a.html', 'b.html']", "include name"])
 def test_a_file_that_may_be_missing_is_no_error(tmp_path: Path, tag: str) -> None:
     put(tmp_path, b_html="<p>b</p>")
     write(tmp_path, body_html=GOOD["body.html"] + f"{{% if not userName %}}{{% {tag} %}}{{% endif %}}")
-    book = TemplateBook(tmp_path, "en")
+    book = Templates(tmp_path, "en")
     assert "mine" in book.names
 
 
@@ -274,16 +274,16 @@ def test_both_ways_to_write_a_language_are_read_and_a_file_in_both_is_an_error(t
     write(tmp_path, body_html='<html lang="{{ locale or "en" }}">{{ otp }} {{ validUntil }}')
     put(tmp_path, **{"mine__fr-CA__body_txt": "fr {{ otp }} {{ validUntil }}", "mine__fr_CA__subject_txt": "Code fr"})
     assert found(tmp_path) == []
-    layout = TemplateBook(tmp_path, "en").layout("mine", "fr-ca")
-    assert (layout.subject.name, layout.text.name) == ("mine/fr_CA/subject.txt", "mine/fr-CA/body.txt")
+    template = Templates(tmp_path, "en").get("mine", "fr-ca")
+    assert (template.subject.name, template.text.name) == ("mine/fr_CA/subject.txt", "mine/fr-CA/body.txt")
     put(tmp_path, mine__fr_CA__body_txt="other {{ otp }}")
     assert places(tmp_path) == [("mine/fr_CA/body.txt", None, "error")]
 
 
 def test_a_folder_in_capitals_does_not_hide_our_files_of_that_language(tmp_path: Path) -> None:
     put(tmp_path, otp__DE__subject_txt="Code")
-    layout = TemplateBook(tmp_path, "en").layout("otp", "de")
-    assert (layout.subject.name, layout.text.name) == ("otp/DE/subject.txt", "otp/de/body.txt")
+    template = Templates(tmp_path, "en").get("otp", "de")
+    assert (template.subject.name, template.text.name) == ("otp/DE/subject.txt", "otp/de/body.txt")
 
 
 def test_a_misspelt_name_is_told_with_the_one_that_was_meant(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_worker_reports_what_it_can_see_without_rendering(tmp_path: Path) -> N
 def test_a_fault_of_a_shared_file_is_one_of_every_template_that_uses_it(tmp_path: Path) -> None:
     (tmp_path / "layout.html").write_text("{% include 'missing.html' %}")
     faults: list[TemplateError] = []
-    book = TemplateBook(tmp_path, "", faults)
+    book = Templates(tmp_path, "", faults)
     assert all(not book.languages(name) for name in book.names)
     assert len(faults) == 6
     assert all("there is no file missing.html" in str(it) for it in faults)

@@ -1,4 +1,4 @@
-"""What templates do with the values that they are given, read from the templates themselves."""
+"""How templates use their values: printed, tested, measured, or otherwise."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from jinja2 import Environment, Template, nodes
 from jinja2 import TemplateError as JinjaError
 
-BLANKS = re.compile("[\ue000-\uf8ff]")
-"""Private characters, which stand for values in a form: no text has them."""
+PLACEHOLDERS = re.compile("[\ue000-\uf8ff]")
+"""Private-use characters, which are placeholders for values: no text has them."""
 
-# Whatever is not here (loops, assignments, macros, calls, captured blocks) may change what it prints on its way.
-_CLEAR = (
+# Other nodes (loops, assignments, macros, calls, captured blocks) may change a value before it is printed.
+_TRANSPARENT = (
     nodes.Template, nodes.Block, nodes.Extends, nodes.Include, nodes.Output, nodes.If, nodes.CondExpr,
     nodes.Literal, nodes.Compare, nodes.Operand, nodes.Test, nodes.Filter, nodes.Keyword,
     nodes.BinExpr, nodes.UnaryExpr, nodes.Concat, nodes.Getattr, nodes.Getitem,
@@ -23,25 +23,25 @@ Parsed = tuple[str, nodes.Template]
 
 
 class _UnclearError(Exception):
-    """It cannot be told beforehand."""
+    """The uses of a value cannot be determined from the source."""
 
 
 @dataclass(slots=True)
-class Uses:
-    """Names, by their use. One name can have several."""
+class ValueUses:
+    """Names of values by their use. One name can have several."""
 
     printed: set[str] = field(default_factory=set[str])
-    asked: set[str] = field(default_factory=set[str])
-    """Whether there is anything in them: `{% if userName %}`."""
+    tested: set[str] = field(default_factory=set[str])
+    """Tested for truth: `{% if userName %}`."""
     measured: set[str] = field(default_factory=set[str])
-    """How long they are: `{{ otp | length }}`."""
+    """Of which the length is used: `{{ otp | length }}`."""
     other: set[str] = field(default_factory=set[str])
 
-    def visit(self, node: nodes.Node, *, asked: bool = False) -> None:
-        """Note every use in a part of a template. Raises `_UnclearError`."""
+    def visit(self, node: nodes.Node, *, tested: bool = False) -> None:
+        """Add every use in a part of a template. Raises `_UnclearError`."""
         match node:
             case nodes.Name(name=name, ctx="load"):
-                (self.asked if asked else self.other).add(name)
+                (self.tested if tested else self.other).add(name)
             case nodes.Filter(name="length", node=nodes.Name(name=name)):
                 self.measured.add(name)
             case nodes.Filter(name="random"):
@@ -52,16 +52,16 @@ class Uses:
                         self.printed.add(shown.name)
                     else:
                         self.visit(shown)
-            case _ if isinstance(node, _CLEAR):
+            case _ if isinstance(node, _TRANSPARENT):
                 for child in node.iter_child_nodes():
-                    self.visit(child, asked=_is_asked(node, child, asked=asked))
+                    self.visit(child, tested=_is_tested(node, child, tested=tested))
             case _:
                 raise _UnclearError
 
 
-def uses_of(jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> Uses | None:
-    """Return how templates, and those that they extend or include, use names; `None` where that is unclear."""
-    uses = Uses()
+def analyze(jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> ValueUses | None:
+    """Return how templates, and those that they extend or include, use values; `None` if that is unclear."""
+    uses = ValueUses()
     try:
         for template in templates:
             name = str(template.name)
@@ -71,9 +71,9 @@ def uses_of(jinja: Environment, templates: Iterable[Template], parse: Callable[[
     return uses
 
 
-def _read(uses: Uses, jinja: Environment, name: str, parse: Callable[[str], Parsed], *, escapes: bool) -> None:
+def _read(uses: ValueUses, jinja: Environment, name: str, parse: Callable[[str], Parsed], *, escapes: bool) -> None:
     source, tree = parse(name)
-    if BLANKS.search(source) or _escapes(jinja, name) != escapes:
+    if PLACEHOLDERS.search(source) or _escapes(jinja, name) != escapes:
         raise _UnclearError
     for near in tree.find_all((nodes.Extends, nodes.Include)):
         if not isinstance(near.template, nodes.Const):
@@ -87,7 +87,7 @@ def _escapes(jinja: Environment, name: str) -> bool:
     return how if isinstance(how, bool) else how(name)
 
 
-def _is_asked(node: nodes.Node, child: nodes.Node, *, asked: bool) -> bool:
+def _is_tested(node: nodes.Node, child: nodes.Node, *, tested: bool) -> bool:
     if isinstance(node, nodes.If | nodes.CondExpr):
         return child is node.test
-    return asked and isinstance(node, nodes.Not | nodes.And | nodes.Or)
+    return tested and isinstance(node, nodes.Not | nodes.And | nodes.Or)

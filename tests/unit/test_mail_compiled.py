@@ -1,4 +1,4 @@
-"""A form that is filled in gives the bytes of the template rendered anew; templates that cannot have one have none."""
+"""A compiled variant gives the same bytes as the rendered template; a template that cannot be analysed has none."""
 
 import gc
 from collections.abc import Mapping
@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otp_stream.core.mail import ComposeError
-from otp_stream.mail.book import Layout, TemplateBook
-from otp_stream.mail.form import Forms, Parts
+from otp_stream.mail.compiled import CompiledVariants, Parts
+from otp_stream.mail.mail_template import MailTemplate
 from otp_stream.mail.message import Part
+from otp_stream.mail.templates import Templates
 
-BOOK = TemplateBook(None, "en")
-LAYOUTS = [BOOK.find(name, locale) for name in BOOK.names for locale in ("", "de")]
+TEMPLATES = Templates(None, "en")
+SHIPPED = [TEMPLATES.find(name, locale) for name in TEMPLATES.names for locale in ("", "de")]
 
 texts = st.one_of(
     st.sampled_from(
@@ -44,8 +45,8 @@ codes = st.one_of(
 )
 
 
-def anew(layout: Layout, data: Mapping[str, Any]) -> Parts:
-    subject, text, html = layout.render(data)
+def rendered(template: MailTemplate, data: Mapping[str, Any]) -> Parts:
+    subject, text, html = template.render(data)
     return subject, Part.of(text), Part.of(html)
 
 
@@ -58,43 +59,43 @@ def data(**more: Any) -> dict[str, Any]:
 
 
 @given(
-    st.sampled_from(LAYOUTS), codes, st.one_of(st.none(), texts, st.integers(), st.booleans()), st.none() | texts,
+    st.sampled_from(SHIPPED), codes, st.one_of(st.none(), texts, st.integers(), st.booleans()), st.none() | texts,
     st.sampled_from([0.5, 1, 1.0, True, 15]),
 )  # fmt: skip
-def test_a_filled_form_is_what_the_template_would_have_been(
-    layout: Layout, otp: str, user_name: object, purpose: str | None, minutes: float
+def test_a_filled_variant_equals_the_rendered_template(
+    template: MailTemplate, otp: str, user_name: object, purpose: str | None, minutes: float
 ) -> None:
-    # with the values of others first: a form that kept anything of them would show it here
+    # first with the values of others: a variant that kept any of them would show it here
     for given_otp, name in (("654321", "Ann"), ("987654", "Bob"), (otp[::-1], "Üwe"), (otp[::-1], "Öle")):
-        layout.parts(data(otp=given_otp, userName=name, purpose=purpose, expiryMinutes=minutes))
+        template.parts(data(otp=given_otp, userName=name, purpose=purpose, expiryMinutes=minutes))
     asked = data(otp=otp, userName=user_name, purpose=purpose, expiryMinutes=minutes)
     for _ in range(3):
-        assert layout.parts(asked) == anew(layout, asked)
+        assert template.parts(asked) == rendered(template, asked)
 
 
-def layout_of(root: Path, html: str, text: str = "{{ otp }}", **files: str) -> Layout:
+def template_of(root: Path, html: str, text: str = "{{ otp }}", **files: str) -> MailTemplate:
     for name, content in {"subject.txt": "s", "body.txt": text, "body.html": html}.items():
         path = root / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     for name, content in files.items():
         (root / f"mine/{name}").with_suffix(".html").write_text(content)
-    return TemplateBook(root, "en").find("mine", None)
+    return Templates(root, "en").find("mine", None)
 
 
-def times_rendered(layout: Layout, *asked: Mapping[str, Any]) -> int:
+def times_rendered(template: MailTemplate, *asked: Mapping[str, Any]) -> int:
     """Fill in and compare; return how often the template itself was needed."""
     count = 0
 
     def render(given: Mapping[str, Any]) -> tuple[str, str, str]:
         nonlocal count
         count += 1
-        return layout.render(given)
+        return template.render(given)
 
     for it in asked:
-        parts = layout.forms.fill(it, render)
+        parts = template.compiled.fill(it, render)
         count += parts is None
-        assert parts is None or parts == anew(layout, it)
+        assert parts is None or parts == rendered(template, it)
     return count
 
 
@@ -115,10 +116,10 @@ def times_rendered(layout: Layout, *asked: Mapping[str, Any]) -> int:
     ],
 )
 def test_what_only_prints_and_asks_is_rendered_twice_and_then_filled_in(tmp_path: Path, html: str) -> None:
-    layout = layout_of(tmp_path, html)
+    template = template_of(tmp_path, html)
     asked = [data(otp=f"{number:06}", userName=name, team={}) for number, name in enumerate(("Ann", "<b>", "C & A"))]
     asked = [{**it, "team": None} for it in asked]
-    assert times_rendered(layout, *asked, *asked, *asked) == 2
+    assert times_rendered(template, *asked, *asked, *asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -145,68 +146,68 @@ def test_what_only_prints_and_asks_is_rendered_twice_and_then_filled_in(tmp_path
     ],
 )
 def test_what_does_more_with_a_value_is_always_rendered(tmp_path: Path, html: str) -> None:
-    layout = layout_of(tmp_path, html)
+    template = template_of(tmp_path, html)
     asked = [data(otp=f"{number:06}", userName="Ann", expiryMinutes=5) for number in range(4)]
-    assert times_rendered(layout, *asked) == len(asked)
+    assert times_rendered(template, *asked) == len(asked)
 
 
-def test_a_value_that_differs_in_each_mail_makes_no_forms(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ userName|upper }} {{ otp }}")
+def test_a_value_that_differs_in_each_mail_makes_no_variants(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{{ userName|upper }} {{ otp }}")
     asked = [data(userName=f"name {number}") for number in range(2_000)]
-    assert times_rendered(layout, *asked) == len(asked)
+    assert times_rendered(template, *asked) == len(asked)
 
 
-def test_forms_are_forgotten_when_there_are_many(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ expiryMinutes }} {{ otp }}")
+def test_the_number_of_variants_is_limited(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{{ expiryMinutes }} {{ otp }}")
     asked = [data(expiryMinutes=number) for number in range(1_000) for _ in range(3)]
-    assert times_rendered(layout, *asked) == 2_000
-    assert times_rendered(layout, data(expiryMinutes=0), data(expiryMinutes=0)) == 2
+    assert times_rendered(template, *asked) == 2_000
+    assert times_rendered(template, data(expiryMinutes=0), data(expiryMinutes=0)) == 2
 
 
 def test_a_line_that_a_value_makes_too_long_is_quoted(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "x" * 890 + "{{ userName }}")
+    template = template_of(tmp_path, "x" * 890 + "{{ userName }}")
     asked = [data(userName="A" * length) for length in (2, 2, 2, 10, 11, 50)]
-    assert times_rendered(layout, *asked) == 4
+    assert times_rendered(template, *asked) == 4
 
 
 def test_a_value_that_looks_like_a_blank_fills_none(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ purpose|upper }} {{ otp }}")
-    assert times_rendered(layout, *[data(purpose="\ue000")] * 4) == 4
+    template = template_of(tmp_path, "{{ purpose|upper }} {{ otp }}")
+    assert times_rendered(template, *[data(purpose="\ue000")] * 4) == 4
 
 
-def test_numbers_that_are_equal_and_print_differently_have_forms_of_their_own(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ userName }} {{ expiryMinutes * 1 }} {{ otp }}")
+def test_numbers_that_are_equal_and_print_differently_have_separate_variants(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{{ userName }} {{ expiryMinutes * 1 }} {{ otp }}")
     asked = [data(userName=value, expiryMinutes=value) for value in (0.0, -0.0, 0, False, 1, 1.0, True)]
-    times_rendered(layout, *asked, *asked, *asked)
+    times_rendered(template, *asked, *asked, *asked)
 
 
-def test_a_long_text_is_kept_in_no_form(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ purpose|upper }} {{ otp }}")
-    assert times_rendered(layout, *[data(purpose="x" * 65)] * 4) == 4
-    assert times_rendered(layout, *[data(purpose="x" * 64)] * 4) == 2
+def test_a_long_text_makes_no_variant(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{{ purpose|upper }} {{ otp }}")
+    assert times_rendered(template, *[data(purpose="x" * 65)] * 4) == 4
+    assert times_rendered(template, *[data(purpose="x" * 64)] * 4) == 2
 
 
 def test_values_without_a_hash_are_rendered(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ items|join }} {{ otp }}")
-    assert times_rendered(layout, *[data(items=["a", "b"])] * 3) == 3
+    template = template_of(tmp_path, "{{ items|join }} {{ otp }}")
+    assert times_rendered(template, *[data(items=["a", "b"])] * 3) == 3
 
 
-def test_what_is_missing_is_named_with_forms_too(tmp_path: Path) -> None:
-    layout = layout_of(tmp_path, "{{ team }} {{ otp }}")
+def test_an_error_names_a_missing_value_with_variants_too(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{{ team }} {{ otp }}")
     for _ in range(3):
         with pytest.raises(ComposeError, match="'team' is undefined; give it in metadata"):
-            layout.parts(data())
-    assert layout.parts(data(team="A")) == layout.parts(data(team="A"))
+            template.parts(data())
+    assert template.parts(data(team="A")) == template.parts(data(team="A"))
 
 
-def test_templates_that_include_each_other_have_no_form(tmp_path: Path) -> None:
+def test_templates_that_include_each_other_have_no_variant(tmp_path: Path) -> None:
     inner = "{% if again %}{% include 'mine/body.html' %}{% endif %}"
     gc.collect()  # what other tests left would be finalised at the limit of recursion, and fail there
-    layout = layout_of(tmp_path, "{{ otp }}{% include 'mine/inner.html' %}", inner=inner)
-    assert times_rendered(layout, *[data(again=False)] * 3) == 3
+    template = template_of(tmp_path, "{{ otp }}{% include 'mine/inner.html' %}", inner=inner)
+    assert times_rendered(template, *[data(again=False)] * 3) == 3
 
 
-def test_our_templates_have_forms() -> None:
-    for layout in LAYOUTS:
-        assert times_rendered(layout, *[data(otp=f"{number:06}", userName="Ann") for number in range(9)]) <= 2
-    assert isinstance(LAYOUTS[0].forms, Forms)
+def test_built_in_templates_have_variants() -> None:
+    for template in SHIPPED:
+        assert times_rendered(template, *[data(otp=f"{number:06}", userName="Ann") for number in range(9)]) <= 2
+    assert isinstance(SHIPPED[0].compiled, CompiledVariants)

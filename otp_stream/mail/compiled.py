@@ -1,0 +1,204 @@
+"""Templates rendered once with placeholders, whose values are inserted for each e-mail.
+
+Jinja and quoted-printable take most of the time to compose an e-mail, and nearly all of their output is the same each
+time. The analysis of a template tells which values have placeholders: those that it prints unchanged, and of which it
+tests at most the truth and the length. If it depends on other values (`{{ "minute" if expiryMinutes == 1 }}`), there is
+a variant for each of them. A template that cannot be analysed is rendered again for each e-mail.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, Template
+from markupsafe import escape
+
+from .message import MAX_PLAIN_LINE, Part, is_dot_safe, is_plain, normal, quoted
+from .template_analysis import PLACEHOLDERS, Parsed, ValueUses, analyze
+
+_VARIANTS_LIMIT = 128
+_SEEN_LIMIT = 512
+_FIRST_PLACEHOLDER = 0xE000
+_MISSING = object()
+_NO_VARIANT = object()
+_LONG = 64
+"""A longer text, in characters, is not a word that many e-mails share."""
+
+Parts = tuple[str, Part, Part]
+"""Subject, plain text and HTML."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line with placeholders: `pieces` are constant at even indexes, and names of values at odd ones."""
+
+    pieces: tuple[str, ...]
+
+    def text(self, values: Mapping[str, str]) -> str:
+        return "".join([values[it] if at % 2 else it for at, it in enumerate(self.pieces)])
+
+
+@dataclass(frozen=True, slots=True)
+class _VariantPart:
+    """One part of a message; `pieces` are encoded bytes, and lines with placeholders."""
+
+    plain: bool
+    pieces: tuple[bytes | _Line, ...]
+    dot_safe: bool
+    """Whether the encoded pieces are."""
+
+    def fill(self, values: Mapping[str, str]) -> Part | None:
+        finished: list[bytes] = []
+        dot_safe = self.dot_safe
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                finished.append(piece)
+                continue
+            line = piece.text(values)
+            if not self.plain:
+                encoded = quoted(line + "\n")
+                dot_safe = dot_safe and is_dot_safe(encoded)
+            elif len(line) <= MAX_PLAIN_LINE:
+                encoded = line.encode("ascii") + b"\r\n"
+                dot_safe = dot_safe and not line.startswith(".")
+            else:
+                return None
+            finished.append(encoded)
+        return Part(self.plain, b"".join(finished), dot_safe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    subject: _Line
+    text: _VariantPart
+    html: _VariantPart
+
+    def fill(self, values: Mapping[str, str]) -> Parts | None:
+        text = self.text.fill(values)
+        html = self.html.fill({name: str(escape(value)) for name, value in values.items()})
+        return None if text is None or html is None else (self.subject.text(values), text, html)
+
+
+class CompiledVariants:
+    """The variants of one template; `templates` are its subject, plain text and HTML, `parse` reads a file.
+
+    A variant is made when it is needed for the second time, so that a value that differs in each e-mail makes none.
+    """
+
+    def __init__(self, jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> None:
+        uses = analyze(jinja, templates, parse) or ValueUses()
+        # a template that tests more of the code than its length would need a variant for each
+        self._usable = bool(uses.printed) and not uses.other & {"otp", "email"}
+        self._placeholders = tuple(sorted((uses.printed | uses.tested | uses.measured) - uses.other))
+        self._measured = uses.measured
+        self._keys = tuple(sorted(uses.other))
+        self._variants: OrderedDict[object, _Variant | None] = OrderedDict()
+        self._seen: OrderedDict[object, None] = OrderedDict()
+
+    def fill(
+        self, given: Mapping[str, Any], render: Callable[[Mapping[str, Any]], tuple[str, str, str]]
+    ) -> Parts | None:
+        """Return the parts of a message; `None` if this e-mail must be rendered. `render` is used to make variants."""
+        if not self._usable:
+            return None
+        values: dict[str, str] = {}
+        shape: list[object] = []
+        for name in self._placeholders:
+            value: object = given.get(name, _MISSING)
+            if not value or not isinstance(value, str):
+                # not for a placeholder: the text may have "0" or "None" there, or differ altogether
+                shape.append(_key(value))
+                continue
+            if not value.isprintable():
+                return None
+            values[name] = value
+            shape.append(len(value) if name in self._measured else None)
+            shape.append(value.isascii())
+        for name in self._keys:
+            value = given.get(name, _MISSING)
+            shape.append(_key(value))
+        if _NO_VARIANT in shape:
+            return None
+        key = tuple(shape)
+        variant = self._variant(key, given, values, render)
+        return variant.fill(values) if variant else None
+
+    def _variant(
+        self,
+        shape: tuple[object, ...],
+        given: Mapping[str, Any],
+        values: Mapping[str, str],
+        render: Callable[[Mapping[str, Any]], tuple[str, str, str]],
+    ) -> _Variant | None:
+        if shape in self._variants:
+            return self._variants[shape]
+        if shape not in self._seen:
+            _store(self._seen, shape, None, _SEEN_LIMIT)
+            return None
+        variant = self._make(given, values, render)
+        _store(self._variants, shape, variant, _VARIANTS_LIMIT)
+        return variant
+
+    def _make(
+        self,
+        given: Mapping[str, Any],
+        values: Mapping[str, str],
+        render: Callable[[Mapping[str, Any]], tuple[str, str, str]],
+    ) -> _Variant | None:
+        placeholders = {
+            name: chr(character) * (len(value) if name in self._measured else 1)
+            for character, (name, value) in enumerate(values.items(), _FIRST_PLACEHOLDER)
+        }
+        if any(PLACEHOLDERS.search(str(given.get(name))) for name in self._keys):
+            return None
+        subject, text, html = render({**given, **placeholders})
+        ascii_ = {name for name, value in values.items() if value.isascii()}
+        text_part, html_part = (_part(content, placeholders, ascii_) for content in (text, html))
+        return _Variant(_line(subject, placeholders), text_part, html_part)
+
+
+def _key(value: object) -> object:
+    """Return the key of a value in a shape: equal for values that are printed alike, and for no others."""
+    match value:
+        case str():
+            return value if len(value) <= _LONG else _NO_VARIANT
+        case None | bool() | int() | float():
+            return type(value), repr(value)
+        case _:  # a list or an object; a missing value has a variant, too
+            return _MISSING if value is _MISSING else _NO_VARIANT
+
+
+def _store(cache: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:
+    cache[key] = value
+    if len(cache) > limit:
+        cache.popitem(last=False)
+
+
+def _line(line: str, placeholders: Mapping[str, str]) -> _Line:
+    if not placeholders:
+        return _Line((line,))
+    names = {placeholder: name for name, placeholder in placeholders.items()}
+    pieces = re.split(f"({'|'.join(placeholders.values())})", line)
+    return _Line(tuple(names[it] if at % 2 else it for at, it in enumerate(pieces)))
+
+
+def _part(content: str, placeholders: Mapping[str, str], ascii_: set[str]) -> _VariantPart:
+    content = normal(content)
+    lines = [_line(line, placeholders) for line in content.removesuffix("\n").split("\n")]
+    constant = "".join(it for line in lines for it in (*line.pieces[::2], "\n"))
+    plain = is_plain(constant) and all(name in ascii_ for line in lines for name in line.pieces[1::2])
+    pieces: list[bytes | _Line] = []
+    for line in lines:
+        first, *more = line.pieces
+        if more:
+            pieces.append(line)
+            continue
+        text = first + "\n"
+        finished = text.replace("\n", "\r\n").encode("ascii") if plain else quoted(text)
+        if pieces and isinstance(before := pieces[-1], bytes):
+            pieces[-1] = before + finished
+        else:
+            pieces.append(finished)
+    return _VariantPart(plain, tuple(pieces), all(is_dot_safe(it) for it in pieces if isinstance(it, bytes)))

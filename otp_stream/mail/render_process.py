@@ -1,0 +1,156 @@
+"""Composes e-mails in a separate process, which may crash without harm.
+
+A job that is delivered again without a settlement may have crashed its worker. Templates are foreign code, and they run
+in one step only, when the e-mail is composed. That step runs in a separate process for such jobs, so that one job
+crashes a worker once at most.
+"""
+
+import asyncio
+import contextlib
+import pickle
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO, Protocol
+
+import structlog
+
+from otp_stream.core.job import Job
+from otp_stream.core.mail import ComposeError, Mail
+
+from .cpu_limit import limit_memory
+
+_TIMEOUT_S = 10.0
+"""For one e-mail. A template that only uses CPU time fails sooner, by the limit that applies in every process."""
+_START_TIMEOUT_S = 30.0
+_IDLE_S = 30.0
+"""How long an idle process is kept."""
+_MEMORY = 1 << 30
+_LENGTH = struct.Struct("!I")
+
+
+class Composes(Protocol):
+    """Composes e-mails."""
+
+    def compose(self, job: Job) -> Mail:
+        """Return the message. Raises `ComposeError`."""
+        ...
+
+
+class RenderProcess:
+    """One process at a time, started when it is needed; `make` is pickled, and makes the composer there."""
+
+    def __init__(self, make: Callable[[], Composes]) -> None:
+        self._make = make
+        self._child: asyncio.subprocess.Process | None = None
+        self._lock = asyncio.Lock()
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    async def compose(self, job: Job) -> Mail:
+        """Return the message. Raises `ComposeError`, also if the process crashes, and `OSError` if it cannot start."""
+        async with self._lock:
+            # The process can be killed from outside, and time out because the machine was suspended: only a second
+            # failure is the job's fault.
+            answer = await self._compose(job, retry=True) or await self._compose(job)
+        if isinstance(answer, ComposeError):
+            raise answer
+        return answer
+
+    async def _compose(self, job: Job, *, retry: bool = False) -> Any:
+        """Return the child's answer; `None` if the child failed and there is to be a `retry`."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        child = self._child or await self._start()
+        try:
+            answer = await _request(child, pickle.dumps(job), _TIMEOUT_S)
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
+            ending = await self._end()
+            if retry:
+                return None
+            raise ComposeError(f"composing it {ending}") from None
+        except BaseException:
+            await self._end()
+            raise
+        self._idle_timer = asyncio.get_running_loop().call_later(_IDLE_S, self._stop_idle)
+        return answer
+
+    def _stop_idle(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+
+    async def close(self) -> None:
+        """Stop the process."""
+        async with self._lock:
+            await self._end()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        self._child = child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            # what it writes when it crashes may contain a code
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        structlog.get_logger(__name__).info("started a render process for redelivered jobs and previews", pid=child.pid)
+        try:
+            await _request(child, pickle.dumps(self._make), _START_TIMEOUT_S)
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
+            raise OSError(f"the render process {await self._end()}") from None
+        return child
+
+    async def _end(self) -> str:
+        """Stop the process and return how it ended, as the end of a sentence."""
+        child, self._child = self._child, None
+        if child is None:
+            return "was not started"
+        # a process that crashed has closed its pipe by now, but may not have been waited for
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(child.wait(), 0.5 if child.stdout is not None and child.stdout.at_eof() else 0)
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+            return f"took more than {_TIMEOUT_S:g} s"
+        code = child.returncode
+        return f"killed the process ({signal.Signals(-code).name})" if code < 0 else f"ended the process ({code})"
+
+
+async def _request(child: asyncio.subprocess.Process, message: bytes, timeout_s: float) -> Any:
+    assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018 - for the type checker
+    async with asyncio.timeout(timeout_s):
+        child.stdin.write(_LENGTH.pack(len(message)) + message)
+        await child.stdin.drain()
+        (length,) = _LENGTH.unpack(await child.stdout.readexactly(_LENGTH.size))
+        return pickle.loads(await child.stdout.readexactly(length))  # noqa: S301 - our own process wrote it
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Run in the child: read how to make the composer, then one job after another, until the parent exits."""
+    limit_memory(_MEMORY)
+    composer: Composes = _read(requests)()
+    _write(answers, None)
+    with contextlib.suppress(EOFError):
+        while True:
+            job: Job = _read(requests)
+            try:
+                _write(answers, composer.compose(job))
+            except ComposeError as error:
+                _write(answers, ComposeError(str(error)))
+
+
+def _read(stream: BinaryIO) -> Any:
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    return pickle.loads(stream.read(_LENGTH.unpack(head)[0]))  # noqa: S301 - our own parent wrote it
+
+
+def _write(stream: BinaryIO, answer: object) -> None:
+    pickled = pickle.dumps(answer)
+    stream.write(_LENGTH.pack(len(pickled)) + pickled)
+    stream.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)
