@@ -18,7 +18,7 @@ _START_S = 20
 
 @dataclass
 class RedisServer:
-    """One Redis with its files in `folder`; it keeps nothing over a restart unless told to."""
+    """One Redis with its files in `folder`; a restart loses all data unless `settings` say otherwise."""
 
     folder: Path
     port: int = field(default_factory=free_port)

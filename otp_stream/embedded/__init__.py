@@ -1,4 +1,4 @@
-"""A small broker and a mail inbox in this process, for trying things out. Nothing here outlives the process."""
+"""A small broker and an e-mail inbox in this process, for `make run`. Nothing is kept when the process exits."""
 
 from .amqp import EmbeddedBroker
 from .inbox import Inbox

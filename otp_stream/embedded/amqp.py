@@ -15,7 +15,7 @@ _HEARTBEAT_S = 30
 
 
 class EmbeddedBroker:
-    """Listens on `host:port` from `start` to `stop`; takes any user and password, for it is on loopback only."""
+    """Listens on `host:port` from `start` to `stop`. It accepts any user and password, so use loopback only."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -25,17 +25,17 @@ class EmbeddedBroker:
 
     @classmethod
     def at(cls, url: str) -> "EmbeddedBroker":
-        """Make the one that this URL leads to."""
+        """Return a broker that listens where this URL points."""
         parts = urlsplit(url)
         return cls(parts.hostname or "127.0.0.1", parts.port or 5672)
 
     async def start(self) -> None:
-        """Listen; port 0 takes any free one."""
+        """Start listening; port 0 is any free port."""
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Cut every connection and stop listening."""
+        """Close every connection and stop listening."""
         if self._server is not None:
             self._server.close()
         for connection in self._connections:
@@ -48,7 +48,7 @@ class EmbeddedBroker:
         try:
             await self._connections[connection]
         except (OSError, asyncio.IncompleteReadError, exceptions.PAMQPException):
-            pass  # a client that went away, or spoke something else: this connection ends, and only this
+            pass  # the client disconnected, or does not speak AMQP: only its own connection ends
         finally:
             connection.end()
             del self._connections[connection]
@@ -60,7 +60,7 @@ class _Connection:
         self.store = store
         self._reader, self._writer = reader, writer
         self._channels: dict[int, Channel] = {}
-        self._pulse: asyncio.Task[None] | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
 
     def send(self, channel: int, *frames: base.Frame | header.ContentHeader | body.ContentBody) -> None:
         if not self._writer.is_closing():
@@ -70,8 +70,8 @@ class _Connection:
         self._writer.transport.abort()
 
     def end(self) -> None:
-        if self._pulse is not None:
-            self._pulse.cancel()
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
         for channel in list(self._channels.values()):
             channel.close()
         for name in [queue.name for queue in self.store.queues.values() if queue.owner is self]:
@@ -81,16 +81,16 @@ class _Connection:
         if await self._reader.readexactly(8) != b"AMQP\x00\x00\x09\x01":
             self._writer.write(b"AMQP\x00\x00\x09\x01")
             return
-        self.send(0, _greeting())
+        self.send(0, _start_method())
         while (found := await self._read()) is not None:
             number, it = found
             if number == 0:
-                if not self._talk(it):
+                if not self._handle_connection_method(it):
                     return
             elif isinstance(it, commands.Channel.Open):
                 self._channels[number] = Channel(self, number)
                 self.send(number, commands.Channel.OpenOk())
-            elif (channel := self._channels.get(number)) is not None and channel.take(it):
+            elif (channel := self._channels.get(number)) is not None and channel.handle(it):
                 del self._channels[number]
 
     async def _read(self) -> tuple[int, Any] | None:
@@ -103,14 +103,14 @@ class _Connection:
         _, number, it = frame.unmarshal(head + rest)
         return number, it
 
-    def _talk(self, it: object) -> bool:
-        """Return whether the connection goes on."""
+    def _handle_connection_method(self, it: object) -> bool:
+        """Return whether the connection stays open."""
         match it:
             case commands.Connection.StartOk():
                 self.send(0, commands.Connection.Tune(2047, FRAME_MAX, _HEARTBEAT_S))
             case commands.Connection.TuneOk():
                 if it.heartbeat:
-                    self._pulse = asyncio.get_running_loop().create_task(self._beat(it.heartbeat / 2))
+                    self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats(it.heartbeat / 2))
             case commands.Connection.Open():
                 self.send(0, commands.Connection.OpenOk())
             case commands.Connection.Close():
@@ -120,14 +120,14 @@ class _Connection:
                 pass
         return True
 
-    async def _beat(self, interval_s: float) -> None:
+    async def _send_heartbeats(self, interval_s: float) -> None:
         while not self._writer.is_closing():
             await asyncio.sleep(interval_s)
             self._writer.write(heartbeat.Heartbeat().marshal())
 
 
-def _greeting() -> commands.Connection.Start:
-    can = (
+def _start_method() -> commands.Connection.Start:
+    capabilities = (
         "publisher_confirms",
         "basic.nack",
         "consumer_cancel_notify",
@@ -137,6 +137,6 @@ def _greeting() -> commands.Connection.Start:
     properties: dict[str, Any] = {
         "product": "otp-stream embedded broker",
         "version": __version__,
-        "capabilities": dict.fromkeys(can, True),
+        "capabilities": dict.fromkeys(capabilities, True),
     }
     return commands.Connection.Start(0, 9, properties, "PLAIN", "en_US")

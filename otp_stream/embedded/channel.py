@@ -1,4 +1,4 @@
-"""One channel of the embedded broker: what it publishes, consumes and has not settled."""
+"""Channels of the embedded broker: publishing, consuming and acknowledging."""
 
 import contextlib
 import itertools
@@ -16,7 +16,7 @@ _REPLY_TO = "amq.rabbitmq.reply-to"
 
 
 class Connection(Protocol):
-    """What a channel asks of its connection."""
+    """What a channel needs of its connection."""
 
     store: VirtualHost
 
@@ -27,7 +27,7 @@ class Connection(Protocol):
 
 @dataclass(slots=True)
 class _Publishing:
-    """A message of which not all frames have arrived."""
+    """A message whose frames have not all arrived."""
 
     method: Basic.Publish
     properties: Basic.Properties = field(default_factory=Basic.Properties)
@@ -36,12 +36,12 @@ class _Publishing:
 
 
 class Channel:
-    """One channel: what it publishes, consumes and has not settled."""
+    """One channel, with its consumers and unacked messages."""
 
     def __init__(self, connection: Connection, number: int) -> None:
         self.connection, self.number = connection, number
         self.prefetch = 0
-        self.unsettled: dict[int, tuple[Queue, Message, _Consumer | None]] = {}
+        self.unacked: dict[int, tuple[Queue, Message, _Consumer | None]] = {}
         self._consumers: dict[str, _Consumer] = {}
         self._tags = itertools.count(1)
         self._names = itertools.count(1)
@@ -49,8 +49,8 @@ class Channel:
         self._publishing: _Publishing | None = None
         self._refused = False
 
-    def take(self, it: Any) -> bool:
-        """Do what a frame asks for; returns whether the channel is over."""
+    def handle(self, it: Any) -> bool:
+        """Execute a method; returns whether the channel is closed."""
         if isinstance(it, commands.Channel.Close):
             self.close()
             self._send(commands.Channel.CloseOk())
@@ -59,24 +59,24 @@ class Channel:
             return True
         if not self._refused:
             try:
-                self._do(it)
+                self._execute(it)
             except BrokerError as error:
                 self._refuse(error, it)
         return False
 
     def close(self) -> None:
-        """Give back what is not settled, and consume no more."""
+        """Cancel the consumers, and requeue unacked messages."""
         for consumer in self._consumers.values():
-            consumer.leave()
+            consumer.cancel()
         self._consumers.clear()
-        self._settle(0, multiple=True, then=Queue.give_back)
+        self._settle(0, multiple=True, then=Queue.requeue)
 
     def deliver(self, consumer: "_Consumer", queue: Queue, message: Message) -> None:
         """Send a message to a consumer of this channel."""
         tag = next(self._tags)
         if not consumer.no_ack:
-            self.unsettled[tag] = (queue, message, consumer)
-            consumer.held += 1
+            self.unacked[tag] = (queue, message, consumer)
+            consumer.unacked += 1
         deliver = Basic.Deliver(consumer.tag, tag, message.redelivered, message.exchange, message.routing_key)
         self._send(deliver, *_content(message))
 
@@ -89,11 +89,11 @@ class Channel:
         index = getattr(it, "index", 0)
         self._send(commands.Channel.Close(error.code, str(error), index >> 16, index & 0xFFFF))
 
-    def _do(self, it: object) -> None:
-        does = _DOES.get(type(it))
-        if does is None:
+    def _execute(self, it: object) -> None:
+        method = _METHODS.get(type(it))
+        if method is None:
             raise BrokerError(540, f"NOT_IMPLEMENTED - {getattr(it, 'name', type(it).__name__)} by the embedded broker")
-        answer = does(self, it)
+        answer = method(self, it)
         if answer is not None and not getattr(it, "nowait", False):
             self._send(answer)
 
@@ -156,11 +156,11 @@ class Channel:
         consumer = self._consumers[tag] = _Consumer(self, queue, tag, it.no_ack, self.prefetch)
         self._send(Basic.ConsumeOk(tag))
         queue.consumers.append(consumer)
-        queue.pump()
+        queue.dispatch()
 
     def cancel(self, it: Basic.Cancel) -> Any:
         if (consumer := self._consumers.pop(it.consumer_tag or "", None)) is not None:
-            consumer.leave()
+            consumer.cancel()
         return Basic.CancelOk(it.consumer_tag)
 
     def get(self, it: Basic.Get) -> Any:
@@ -169,33 +169,33 @@ class Channel:
             return Basic.GetEmpty()
         message, tag = queue.ready.popleft(), next(self._tags)
         if not it.no_ack:
-            self.unsettled[tag] = (queue, message, None)
-        told = Basic.GetOk(tag, message.redelivered, message.exchange, message.routing_key, len(queue.ready))
-        self._send(told, *_content(message))
+            self.unacked[tag] = (queue, message, None)
+        get_ok = Basic.GetOk(tag, message.redelivered, message.exchange, message.routing_key, len(queue.ready))
+        self._send(get_ok, *_content(message))
         return None
 
     def ack(self, it: Basic.Ack) -> Any:
-        self._settle(it.delivery_tag, multiple=it.multiple, then=_forget)
+        self._settle(it.delivery_tag, multiple=it.multiple, then=_drop)
 
     def nack(self, it: Basic.Nack) -> Any:
-        self._settle(it.delivery_tag, multiple=it.multiple, then=Queue.give_back if it.requeue else Queue.bury)
+        self._settle(it.delivery_tag, multiple=it.multiple, then=Queue.requeue if it.requeue else Queue.dead_letter)
 
     def reject(self, it: Basic.Reject) -> Any:
-        self._settle(it.delivery_tag or 0, multiple=False, then=Queue.give_back if it.requeue else Queue.bury)
+        self._settle(it.delivery_tag or 0, multiple=False, then=Queue.requeue if it.requeue else Queue.dead_letter)
 
     def _settle(self, tag: int, *, multiple: bool, then: Callable[[Queue, Message], None]) -> None:
-        tags = [known for known in self.unsettled if known <= tag or tag == 0] if multiple else [tag]
-        if not multiple and tag not in self.unsettled:
+        tags = [known for known in self.unacked if known <= tag or tag == 0] if multiple else [tag]
+        if not multiple and tag not in self.unacked:
             raise BrokerError(406, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
         touched: dict[str, Queue] = {}
-        for known in reversed(tags):  # so that what goes back stands in its old order
-            queue, message, consumer = self.unsettled.pop(known)
+        for known in reversed(tags):  # so that requeued messages keep their order
+            queue, message, consumer = self.unacked.pop(known)
             if consumer is not None:
-                consumer.held -= 1
+                consumer.unacked -= 1
             touched[queue.name] = queue
             then(queue, message)
         for queue in touched.values():
-            queue.pump()
+            queue.dispatch()
 
     def publish(self, it: Basic.Publish) -> Any:
         self._publishing = _Publishing(it)
@@ -230,21 +230,21 @@ class _Consumer:
     tag: str
     no_ack: bool
     prefetch: int
-    held: int = 0
+    unacked: int = 0
 
     def has_room(self) -> bool:
-        return self.no_ack or not self.prefetch or self.held < self.prefetch
+        return self.no_ack or not self.prefetch or self.unacked < self.prefetch
 
     def deliver(self, queue: Queue, message: Message) -> None:
         self.channel.deliver(self, queue, message)
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         with contextlib.suppress(ValueError):
             self.queue.consumers.remove(self)
 
 
-def _forget(_: Queue, __: Message) -> None:
-    """Do nothing more: it is settled."""
+def _drop(_: Queue, __: Message) -> None:
+    """Do nothing: an acked message is gone."""
 
 
 def _content(message: Message) -> list[header.ContentHeader | body.ContentBody]:
@@ -256,7 +256,7 @@ def _content(message: Message) -> list[header.ContentHeader | body.ContentBody]:
     ]
 
 
-_DOES = cast(
+_METHODS = cast(
     "dict[type, Callable[[Channel, Any], Any]]",
     {
         Basic.Qos: Channel.qos,

@@ -1,9 +1,9 @@
-// Shows new e-mails as they come. Without this script the page reloads itself.
+// Shows new e-mails as they arrive. Without this script, the page reloads itself.
 "use strict";
 const EVERY_MS = 1000;
 const main = document.querySelector("main");
 
-// An e-mail that was chosen, or in which something was opened, stays as it is.
+// An e-mail that was selected, or whose details are open, is not replaced.
 function isRead() {
   return "chosen" in main.dataset || main.querySelector(".mail details[open]") !== null;
 }
@@ -28,14 +28,14 @@ function show(fresh) {
   const fromEnd = list.scrollHeight - list.scrollTop;
   const scrolled = list.scrollTop > 0;
   list.replaceChildren(...links.childNodes);
-  if (scrolled) list.scrollTop = list.scrollHeight - fromEnd; // what was in view stays there: new ones come in above it
+  if (scrolled) list.scrollTop = list.scrollHeight - fromEnd; // keep the view: new e-mails are added above it
   if (focused !== null) linkTo(list, focused)?.focus({ preventScroll: true });
   document.getElementById("kept").textContent = fresh.getElementById("kept").textContent;
   document.title = fresh.title;
   main.dataset.newest = fresh.querySelector("main").dataset.newest;
 }
 
-async function look() {
+async function poll() {
   try {
     const newest = await (await fetch("inbox/newest")).text();
     if (newest !== main.dataset.newest) {
@@ -43,9 +43,9 @@ async function look() {
       show(new DOMParser().parseFromString(page, "text/html"));
     }
   } catch {
-    // the demo has ended, or starts again
+    // the demo has stopped, or is restarting
   }
-  setTimeout(look, EVERY_MS);
+  setTimeout(poll, EVERY_MS);
 }
 
-setTimeout(look, EVERY_MS);
+setTimeout(poll, EVERY_MS);

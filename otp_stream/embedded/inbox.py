@@ -1,6 +1,6 @@
-"""A mail relay that keeps what it takes, and shows it as a person would see it. Two addresses give trouble on purpose.
+"""A mail relay that keeps the e-mails it accepts and shows them in a web page. Two addresses fail on purpose.
 
-`later@…` is deferred once (451) and taken the second time; `nobody@…` is refused (550).
+`later@…` is deferred once (451) and accepted the second time; `nobody@…` is rejected (550).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _KEPT = 500
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One e-mail as it came in."""
+    """One e-mail that was accepted."""
 
     number: int
     recipient: str
@@ -40,7 +40,7 @@ class Received:
 
 
 class Inbox:
-    """An SMTP server on `host:port` from `start` to `stop`, without TLS and login, for it is on loopback only."""
+    """An SMTP server on `host:port` from `start` to `stop`, without TLS and login, so use loopback only."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -50,12 +50,12 @@ class Inbox:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen; port 0 takes any free one."""
-        self._server = await asyncio.get_running_loop().create_server(self._speak, self.host, self.port)
+        """Start listening; port 0 is any free port."""
+        self._server = await asyncio.get_running_loop().create_server(self._protocol, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening; connections end with their clients."""
+        """Stop listening; open connections stay until their clients close them."""
         if self._server is not None:
             self._server.close()
 
@@ -95,13 +95,13 @@ class Inbox:
             self.mails.appendleft(Received(next(self._numbers), recipient, datetime.now(UTC), message))
         return "250 2.0.0 kept in the inbox"
 
-    def _speak(self) -> SMTP:
+    def _protocol(self) -> SMTP:
         return SMTP(self, hostname="inbox.localhost", enable_SMTPUTF8=True, loop=asyncio.get_running_loop())
 
     async def _list(self, scope: Scope) -> Answer:
-        shown = self._chosen(scope) or next(iter(self.mails), None)
+        shown = self._selected(scope) or next(iter(self.mails), None)
         html = _PAGES.get_template("inbox.html").render(
-            mails=self.mails, shown=shown, chosen=self._chosen(scope) is not None, newest=self._newest_number
+            mails=self.mails, shown=shown, chosen=self._selected(scope) is not None, newest=self._newest_number
         )
         return Answer(html.encode(), "text/html; charset=utf-8", policy=f"{POLICY}; frame-src 'self'")
 
@@ -113,13 +113,13 @@ class Inbox:
         return self.mails[0].number if self.mails else 0
 
     async def _mail(self, scope: Scope) -> Answer:
-        mail = self._chosen(scope)
+        mail = self._selected(scope)
         if mail is None:
             return Answer(b"no such mail\n", "text/plain", 404)
-        # sandboxed: an e-mail runs nothing and loads nothing, in a mail reader and here
+        # sandboxed: an e-mail must run and load nothing, as in a mail program
         return Answer(mail.part("html").encode(), "text/html; charset=utf-8", policy=FRAME_POLICY)
 
-    def _chosen(self, scope: Scope) -> Received | None:
+    def _selected(self, scope: Scope) -> Received | None:
         wanted = parse_qs(scope["query_string"].decode("latin-1")).get("id", [""])[0]
         return next((mail for mail in self.mails if str(mail.number) == wanted), None)
 

@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 
 
 class BrokerError(Exception):
-    """What a client is told when it asks for something impossible; `code` as in AMQP 0-9-1 §1.2."""
+    """An error that closes the client's channel; `code` as in AMQP 0-9-1 §1.2."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -33,14 +33,14 @@ class Message:
 
 
 class Consumer(Protocol):
-    """Whoever takes messages from a queue."""
+    """A consumer of a queue."""
 
     def has_room(self) -> bool:
-        """Whether its window has room."""
+        """Whether its prefetch allows one more message."""
         ...
 
     def deliver(self, queue: "Queue", message: Message) -> None:
-        """Take one message."""
+        """Deliver one message."""
         ...
 
 
@@ -85,44 +85,44 @@ class Queue:
         self._timer: asyncio.TimerHandle | None = None
 
     def push(self, message: Message) -> None:
-        """Take a message in."""
+        """Append a message."""
         waits = [float(ms) for ms in (self.arguments.get("x-message-ttl"), message.properties.expiration) if ms]
         message.expires = time.monotonic() + min(waits) / 1000 if waits else None
         self.ready.append(message)
-        self.pump()
+        self.dispatch()
 
-    def give_back(self, message: Message) -> None:
-        """Take a message back that was delivered and not settled."""
+    def requeue(self, message: Message) -> None:
+        """Put an unacked message back, or dead-letter it beyond the delivery limit."""
         message.redelivered = True
         message.returns += 1
         limit = self.arguments.get("x-delivery-limit")
         if limit is not None and message.returns > limit:
-            self.bury(message)
+            self.dead_letter(message)
         else:
             self.ready.appendleft(message)
 
-    def bury(self, message: Message) -> None:
-        """Hand a message to the dead letter exchange, if there is one."""
+    def dead_letter(self, message: Message) -> None:
+        """Publish a message to the dead-letter exchange, if there is one, and drop it otherwise."""
         exchange = self.arguments.get("x-dead-letter-exchange")
         if exchange is not None:
             message.properties.expiration = None
             key = self.arguments.get("x-dead-letter-routing-key", message.routing_key)
             self._host.publish(Message(exchange, key, message.properties, message.body))
 
-    def pump(self) -> None:
-        """Deliver what can be delivered, to one consumer after the other."""
-        passed = 0
-        while self.ready and passed < len(self.consumers):
+    def dispatch(self) -> None:
+        """Deliver ready messages to the consumers in turn, as far as their prefetch allows."""
+        skipped = 0
+        while self.ready and skipped < len(self.consumers):
             consumer = self.consumers[0]
             self.consumers.rotate(-1)
             if consumer.has_room():
-                passed = 0
+                skipped = 0
                 consumer.deliver(self, self.ready.popleft())
             else:
-                passed += 1
-        self._watch_time()
+                skipped += 1
+        self._schedule_expiry()
 
-    def _watch_time(self) -> None:
+    def _schedule_expiry(self) -> None:
         if self._timer is None and self.ready and (expires := self.ready[0].expires) is not None:
             delay = max(expires - time.monotonic(), 0)
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
@@ -131,11 +131,11 @@ class Queue:
         self._timer = None
         now = time.monotonic()
         while self.ready and (expires := self.ready[0].expires) is not None and expires <= now:
-            self.bury(self.ready.popleft())
-        self._watch_time()
+            self.dead_letter(self.ready.popleft())
+        self._schedule_expiry()
 
     def close(self) -> None:
-        """Forget everything."""
+        """Drop all messages."""
         if self._timer is not None:
             self._timer.cancel()
         self.ready.clear()
@@ -153,7 +153,7 @@ class VirtualHost:
         self.queues: dict[str, Queue] = {}
 
     def publish(self, message: Message) -> bool:
-        """Route a message; returns whether any queue took it. Raises `BrokerError` for an unknown exchange."""
+        """Route a message; returns whether it reached any queue. Raises `BrokerError` for an unknown exchange."""
         if message.exchange == "":
             names = {message.routing_key} & self.queues.keys()
         else:
@@ -175,7 +175,7 @@ class VirtualHost:
         return self.queues[name]
 
     def declare_exchange(self, name: str, kind: str) -> None:
-        """Make an exchange, or find the same one. Raises `BrokerError` when another kind exists."""
+        """Declare an exchange. Raises `BrokerError` if one of another kind exists."""
         found = self.exchanges.setdefault(name, Exchange(kind))
         if found.kind != kind:
             raise BrokerError(
@@ -185,7 +185,7 @@ class VirtualHost:
             )
 
     def declare_queue(self, name: str, arguments: Mapping[str, Any], owner: object | None) -> Queue:
-        """Make a queue, or find the same one. Raises `BrokerError` when one with other arguments exists."""
+        """Declare a queue. Raises `BrokerError` if one with other arguments exists."""
         found = self.queues.get(name)
         if found is None:
             found = self.queues[name] = Queue(name, arguments, self, owner)
@@ -200,12 +200,12 @@ class VirtualHost:
                 raise BrokerError(
                     406,
                     f"PRECONDITION_FAILED - inequivalent arg '{key}' for queue '{name}' in vhost '/': "
-                    f"received {_told(arguments.get(key))} but current is {_told(found.arguments.get(key))}",
+                    f"received {_quoted(arguments.get(key))} but current is {_quoted(found.arguments.get(key))}",
                 )
         return found
 
     def delete_queue(self, name: str) -> int:
-        """Delete a queue; returns how many messages went with it."""
+        """Delete a queue; returns how many messages it had."""
         queue = self.queues.pop(name, None)
         if queue is None:
             return 0
@@ -216,8 +216,8 @@ class VirtualHost:
         return count
 
 
-def _told(value: object) -> str:
-    """Return an argument as RabbitMQ's refusals quote it: people and `otp-stream` read those."""
+def _quoted(value: object) -> str:
+    """Return an argument as RabbitMQ quotes it in errors, which `otp-stream` parses."""
     return (
         "none"
         if value is None

@@ -1,7 +1,7 @@
 """Templates rendered once with placeholders, whose values are inserted for each e-mail.
 
 Jinja and quoted-printable take most of the time to compose an e-mail, and nearly all of their output is the same each
-time. The analysis of a template tells which values have placeholders: those that it prints unchanged, and of which it
+time. The analysis of a template finds the values that get placeholders: those that it prints unchanged, and of which it
 tests at most the truth and the length. If it depends on other values (`{{ "minute" if expiryMinutes == 1 }}`), there is
 a variant for each of them. A template that cannot be analysed is rendered again for each e-mail.
 """

@@ -40,7 +40,7 @@ class Admission:
     async def claim(
         self, redis: RedisTables | None, claim: Claim, deadline_ms: int, *, counted: bool, waited: bool
     ) -> tuple[JobKeys, Answer | Unknown]:
-        """Return the keys that were used, and the answer; `waited` tells whether the job has waited before."""
+        """Return the keys that were used, and the answer; with `waited`, the job has waited before."""
         while redis is not None:
             now_ms, session = self._now_ms(), redis.session
             if session.connected:

@@ -44,7 +44,7 @@ class JobKeys(NamedTuple):
 
     @property
     def job_only(self) -> "JobKeys":
-        """The keys that tell whether the job was sent or is claimed, without newer codes and limits."""
+        """Only the keys of the job itself: whether it was sent or is claimed, without newer codes and limits."""
         old = tuple(HashedKeys(keys.key) for keys in self.old)
         return self._replace(recipient="", purpose="", code="", limits=(), old=old)
 

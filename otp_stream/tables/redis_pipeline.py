@@ -193,7 +193,7 @@ class RedisPipeline:
             if is_cancelled():
                 raise
             error = "the connection was lost"
-        except Exception as problem:  # noqa: BLE001 - after any error, no one may go on waiting for replies
+        except Exception as problem:  # noqa: BLE001 - after any error, no one may keep waiting for replies
             error = error_text(problem)
         finally:
             if address is not None:

@@ -1,4 +1,4 @@
-"""The tables in memory and in Redis, held to the same words: what one says of a job, the other says."""
+"""The tables in memory and in Redis give the same answers."""
 
 import asyncio
 import time
@@ -174,7 +174,7 @@ async def test_only_one_of_many_waiting_gets_the_claim(ground: Ground) -> None:
     (done,), rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     assert not any(task.done() for task in rest)
     second = done.result()
-    assert hasattr(second, "mark")
+    assert hasattr(second, "mark_sent")
     second.mark_sent()
     assert await asyncio.gather(*rest) == [SentBefore()] * 4
 
@@ -208,7 +208,7 @@ async def test_copies_that_come_at_once_are_claimed_one_after_another(ground: Gr
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
-async def test_a_copy_that_stops_waiting_leaves_the_others_their_turn(ground: Ground) -> None:
+async def test_a_copy_that_stops_waiting_does_not_block_the_others(ground: Ground) -> None:
     tables = await ground.tables()
     holder = await claim(tables, job())
     gone, stays = (asyncio.create_task(claim(tables, job())) for _ in range(2))
@@ -220,19 +220,19 @@ async def test_a_copy_that_stops_waiting_leaves_the_others_their_turn(ground: Gr
         assert (await stays).holds()
 
 
-@pytest.mark.parametrize("end", ["mark", "release"])
-async def test_a_claim_that_has_ended_is_forgotten(ground: Ground, end: str) -> None:
+@pytest.mark.parametrize("end", ["mark_sent", "release"])
+async def test_a_claim_that_has_ended_is_dropped(ground: Ground, end: str) -> None:
     tables = await ground.tables(Limit("total", 10, HOUR), supersede=True)
     lost: list[bool] = []
     tables.on_lost = lambda: lost.append(True)
     older = await claim(tables, job("older", otp="111111"))
     getattr(older, end)()
     await claim(tables, job("newer", otp="222222", at=NOW + 1))
-    assert lost == []  # nobody waits with the older one
+    assert lost == []  # no one waits with the older one
     assert tables.look().claims == 1
 
 
-async def test_marks_are_forgotten_after_their_time_and_not_before(ground: Ground) -> None:
+async def test_sent_records_expire_after_their_ttl_and_not_before(ground: Ground) -> None:
     tables = await ground.tables()
     await send(tables, job())
     ground.now_ms = NOW + 24 * HOUR - 1
@@ -353,8 +353,8 @@ async def test_a_check_warns_of_another_deployment_and_of_an_earlier_version(gro
     await ground.tables(deployment="b:")
     assert await until(warned(warnings, "1 other deployment"), "the warning of another deployment")
     (text,) = await warnings("a:")
-    for said in ("uses RabbitMQ rabbit-1/otp", "b:broker with a name", "set REDIS_NAMESPACE"):
-        assert said in text
+    for part in ("uses RabbitMQ rabbit-1/otp", "b:broker with a name", "set REDIS_NAMESPACE"):
+        assert part in text
     await ground.tables()
     assert await until(warned(warnings, "of an earlier version"), "the warning of an earlier version")
 
@@ -486,7 +486,7 @@ async def test_a_code_that_is_throttled_supersedes_nothing(ground: Ground) -> No
     await claim(tables, job("old", otp="111111"))
 
 
-async def test_off_means_that_every_code_goes_out(ground: Ground) -> None:
+async def test_off_means_that_every_code_is_sent(ground: Ground) -> None:
     tables = await ground.tables()
     await claim(tables, job("new", otp="222222", at=NOW + 1))
     await claim(tables, job("old", otp="111111"))
@@ -606,7 +606,7 @@ async def test_no_window_of_the_period_ever_holds_more_than_the_limit(ground: Gr
     assert len(sent) >= 7 * (spent_ms // 10_100)  # and no more than a hundredth is given away
 
 
-async def test_entries_of_limits_are_gone_after_their_window(ground: Ground) -> None:
+async def test_entries_of_limits_expire_after_their_window(ground: Ground) -> None:
     tables = await ground.tables(Limit("recipient", 1, 1_000))
     await send(tables, job())
     ground.now_ms += 2_000
@@ -617,7 +617,7 @@ async def test_entries_of_limits_are_gone_after_their_window(ground: Ground) -> 
 # ids made for jobs that have nothing but their content
 
 
-async def test_the_last_id_that_was_made_for_a_content_is_found_again(ground: Ground) -> None:
+async def test_the_last_id_generated_for_a_content_is_found_again(ground: Ground) -> None:
     tables = await ground.tables()
     assert await tables.recall("content") is None
     tables.keep("content", "one")

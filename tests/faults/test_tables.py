@@ -134,11 +134,11 @@ class Slot:
         await self.worker.kill()
 
     def was_killed_between(self, accepted_at: float, again_at: float) -> bool:
-        """Tell whether there was a kill that explains why a mail was sent again."""
+        """Whether there was a kill that explains why a mail was sent again."""
         return any(accepted_at - LATEST_S - WINDOW_S < kill < again_at for kill in self.kills)
 
     def was_killed_after(self, accepted_at: float) -> bool:
-        """Tell whether a kill came so soon after a 250, or so shortly before it, that it explains a copy."""
+        """Whether a kill came so soon after a 250, or so shortly before it, that it explains a copy."""
         return any(-LATEST_S - WINDOW_S < kill - accepted_at < WINDOW_S for kill in self.kills)
 
 
@@ -168,8 +168,8 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
     assert (row.lost, ledger.reasons.total()) == (0, 0)
     assert ledger.copies_are_identical
     assert row.duplicated <= kills * PREFETCH
-    told = Counter(re.findall(r'"job_id":"(\w+)".*"event":"job sent"', "".join(it.log for it in stage.workers)))
-    assert told
+    logged = Counter(re.findall(r'"job_id":"(\w+)".*"event":"job sent"', "".join(it.log for it in stage.workers)))
+    assert logged
     sent: dict[str, list[tuple[float, Slot]]] = {}
     for slot in slots:
         for mail in slot.relay.accepted:
@@ -180,12 +180,12 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
         for (accepted_at, slot), (again_at, _) in pairwise(mails):
             assert slot.was_killed_between(accepted_at, again_at), recipient
             # on a busy machine the 250 may reach a worker late; one that knew of it had no time to share that
-            assert slot.was_killed_after(accepted_at) or told[recipient.partition("@")[0]] <= 1, recipient
+            assert slot.was_killed_after(accepted_at) or logged[recipient.partition("@")[0]] <= 1, recipient
     workers = [slot.worker for slot in slots if slot.worker]
     assert await total("otp_possible_duplicates_total", *workers) == 0
 
 
-async def test_redis_that_dies_and_comes_back_empty_loses_nothing(stage: Stage, redis: RedisServer) -> None:
+async def test_redis_that_crashes_and_comes_back_empty_loses_nothing(stage: Stage, redis: RedisServer) -> None:
     chance = random.Random(SEED)  # noqa: S311
     random_delays(stage.relay, chance)
     ledger = Ledger(stage)
@@ -251,7 +251,7 @@ async def test_a_copy_is_not_sent_by_a_worker_with_a_new_key(stage: Stage, redis
     await shares(two)
     await stage.rabbit.publish(job(jobId="first", timestamp=made))
     await until(partial(_has_ended, "duplicate", two, 1), "a duplicate")
-    # the limit goes on counting: there is room for one more
+    # the limit keeps its count: there is room for one more
     await stage.rabbit.publish(job(jobId="second", timestamp=made + 1), job(jobId="third", timestamp=made + 2))
     (letter,) = await stage.rabbit.dead(1)
     assert letter.headers["x-otp-reason"] == "throttled"
@@ -328,7 +328,7 @@ async def _has_ended(how: str, it: Worker, count: int) -> bool:
     return await ended(how, it) == count
 
 
-async def test_a_worker_that_stood_still_leaves_its_jobs_to_the_other(stage: Stage, redis: RedisServer) -> None:
+async def test_a_suspended_worker_leaves_its_jobs_to_the_other(stage: Stage, redis: RedisServer) -> None:
     one = worker(stage, redis, url=f"{stage.url}?heartbeat=2")
     await one.start()
     await shares(one)
@@ -343,7 +343,7 @@ async def test_a_worker_that_stood_still_leaves_its_jobs_to_the_other(stage: Sta
         await stage.relay.wait_accepted(40, 25)  # the broker first, then the lease must give the first one up
     finally:
         one.signal(signal.SIGCONT)
-    await until(partial(_has_ended, "sent", two, 40), "marks")
+    await until(partial(_has_ended, "sent", two, 40), "sent records")
     await sees(one, "otp_claims", 0)
     assert len(stage.relay.accepted) == 40
 
@@ -358,7 +358,7 @@ async def test_closed_means_that_jobs_wait_for_redis_from_the_first_one_on(stage
         (redis.kill, redis.start),
         (redis.freeze, redis.thaw),
     ]
-    for number, (harm, mend) in enumerate(outages):
+    for number, (harm, recover) in enumerate(outages):
         harm()
         await one.wait_log("Redis does not answer")
         if number:
@@ -368,16 +368,14 @@ async def test_closed_means_that_jobs_wait_for_redis_from_the_first_one_on(stage
         await asyncio.sleep(0.5)
         assert len(stage.relay.accepted) == 30 * number
         assert (await one.health())["status"] == "unhealthy"
-        mend()
+        recover()
         await stage.relay.wait_accepted(30 * (number + 1))
     await empty(stage)
     assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 60
     assert await one.metric("otp_possible_duplicates_total") == 0
 
 
-async def test_a_worker_that_is_asked_to_stop_leaves_no_claim_and_waits_for_nobody(
-    stage: Stage, redis: RedisServer
-) -> None:
+async def test_a_worker_that_stops_leaves_no_claim_and_waits_for_no_one(stage: Stage, redis: RedisServer) -> None:
     one, two = await two_workers(stage, redis, PREFETCH_COUNT="20")
     await stage.relay.stop()
     ledger = Ledger(stage)
@@ -391,7 +389,7 @@ async def test_a_worker_that_is_asked_to_stop_leaves_no_claim_and_waits_for_nobo
     assert len(await _claims(redis)) == 1
     redis.freeze()
     try:
-        assert await two.stop() in {0, -signal.SIGTERM}  # its releases reach nobody
+        assert await two.stop() in {0, -signal.SIGTERM}  # its releases reach no server
         assert time.monotonic() - began < 12
     finally:
         redis.thaw()
@@ -420,5 +418,5 @@ async def _claims(redis: RedisServer) -> Counter[str]:
         "local out = {} for _, key in ipairs(redis.call('KEYS', '*:job:*')) do "
         "out[#out + 1] = redis.call('GET', key) end return table.concat(out, ' ')"
     )
-    told = (await asyncio.to_thread(redis.command, "EVAL", script, "0")).split("\r\n", 1)[-1]
-    return Counter(word.split(":")[1] for word in told.split() if word.startswith("c:"))
+    reply = (await asyncio.to_thread(redis.command, "EVAL", script, "0")).split("\r\n", 1)[-1]
+    return Counter(word.split(":")[1] for word in reply.split() if word.startswith("c:"))

@@ -1,4 +1,4 @@
-"""`otp-stream tables`, as an operator uses it: on a Redis of its own, next to workers."""
+"""`otp-stream tables`, as an operator uses it: on a separate Redis, next to workers."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture(autouse=True)
 def _answers_with_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    # without the password it still says that it is there
+    # without the password it still answers that it is there
     monkeypatch.setattr(RedisServer, "answers", lambda server: "NOAUTH" in _ping(server))
 
 
@@ -52,30 +52,30 @@ async def start(stage: Stage, redis: RedisServer) -> Worker:
     return await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest")
 
 
-async def told(stage: Stage, redis: RedisServer) -> dict[str, Any]:
-    """Return what `tables --json` says."""
+async def report(stage: Stage, redis: RedisServer) -> dict[str, Any]:
+    """Return the output of `tables --json`."""
     ran = await otp_stream(stage.folder, "tables", "--json", **env(stage, redis))
     assert ran.code == 0, ran.out
     return json.loads(ran.out)
 
 
 def hashed(stage: Stage) -> str:
-    """Return what stands for the address, as in events."""
+    """Return the hash of the address, as in events."""
     # without the file that `make run` leaves in this folder
     return hash_address(ADDRESS, Settings(_env_file=None, rabbitmq_url=stage.url).hash_key)
 
 
-async def test_sizes_answers_and_throttled_keys_are_told_and_nothing_secret(stage: Stage, redis: RedisServer) -> None:
+async def test_sizes_answers_and_throttled_keys_are_shown_and_nothing_secret(stage: Stage, redis: RedisServer) -> None:
     worker = await start(stage, redis)
     await stage.rabbit.publish(*(job(ADDRESS, jobId=f"j-{number}") for number in range(4)))
     assert len(await stage.rabbit.dead(2)) == 2
     await stage.rabbit.publish(job(ADDRESS, jobId="j-0"))
 
-    async def counted() -> bool:  # workers tell their counts twice a second
-        return (await told(stage, redis))["answers"].get("duplicate", {}).get("count") == 1
+    async def counted() -> bool:  # workers report their counts twice a second
+        return (await report(stage, redis))["answers"].get("duplicate", {}).get("count") == 1
 
     await until(counted, "the counts")
-    found = await told(stage, redis)
+    found = await report(stage, redis)
     assert found["entries"] == {"sent": 2, "claimed": 0, "seen": 0, "made": 0, "newest": 1, "recipient 2/1h": 1}
     assert found["answers"] == {
         "admitted": {"count": 2, "share": 0.4},
@@ -101,8 +101,8 @@ async def test_a_forgotten_recipient_has_the_whole_limit_again(stage: Stage, red
     await stage.rabbit.publish(*(job(ADDRESS) for _ in range(3)))
     await stage.rabbit.dead()
     asked = await otp_stream(stage.folder, "tables", "forget", ADDRESS, **env(stage, redis))
-    assert asked.code == 1  # nobody is there to say yes
-    assert (await told(stage, redis))["entries"]["newest"] == 1
+    assert asked.code == 1  # there is no terminal to confirm on
+    assert (await report(stage, redis))["entries"]["newest"] == 1
     ran = await otp_stream(stage.folder, "tables", "forget", ADDRESS, "--yes", "--json", **env(stage, redis))
     assert ran.code == 0, ran.out
     forgotten = json.loads(ran.out)
@@ -110,7 +110,7 @@ async def test_a_forgotten_recipient_has_the_whole_limit_again(stage: Stage, red
     assert forgotten["hash"] == hashed(stage)
     assert forgotten["deleted"] == {"newest": 1, "recipient": 1, "throttled": 1}
     assert "nothing about a person" in forgotten["kept"]
-    after = await told(stage, redis)
+    after = await report(stage, redis)
     assert (after["entries"]["newest"], after["entries"]["recipient 2/1h"], after["throttled"]) == (0, 0, [])
     assert after["entries"]["sent"] == 2
     await stage.rabbit.publish(job(ADDRESS))
@@ -124,7 +124,7 @@ async def test_a_forgotten_recipient_has_the_whole_limit_again(stage: Stage, red
         assert "hunter2" not in out
 
 
-async def test_what_is_kept_under_an_old_secret_key_is_forgotten_too(stage: Stage, redis: RedisServer) -> None:
+async def test_entries_under_an_old_secret_key_are_deleted_too(stage: Stage, redis: RedisServer) -> None:
     old, new = "an old key of 24 letters", "a new key of 24 letters."
     await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest", SECRET_KEY=old)
     await stage.rabbit.publish(job(ADDRESS))
@@ -134,9 +134,7 @@ async def test_what_is_kept_under_an_old_secret_key_is_forgotten_too(stage: Stag
     assert json.loads(ran.out)["deleted"] == {"newest": 1, "recipient": 1, "throttled": 0}
 
 
-async def test_redis_that_is_away_or_refuses_ends_with_1_and_says_what_holds_meanwhile(
-    tmp_path: Path, redis: RedisServer
-) -> None:
+async def test_an_unavailable_redis_exits_with_1_and_the_consequence(tmp_path: Path, redis: RedisServer) -> None:
     for where in (f"redis://u:hunter2@127.0.0.1:{free_port()}/", f"redis://:hunter3@127.0.0.1:{redis.port}/0"):
         for command in (("tables",), ("tables", "--json"), ("tables", "forget", ADDRESS, "--yes")):
             ran = await otp_stream(tmp_path, *command, REDIS_URL=where)
@@ -147,11 +145,11 @@ async def test_redis_that_is_away_or_refuses_ends_with_1_and_says_what_holds_mea
             assert "ovelace" not in ran.out
 
 
-async def test_what_cannot_be_asked_ends_with_2_and_its_cure(tmp_path: Path) -> None:
+async def test_invalid_settings_and_arguments_exit_with_2_and_the_fix(tmp_path: Path) -> None:
     ran = await otp_stream(tmp_path, "tables")
     assert ran.code == 2
     assert "REDIS_URL: is not set" in ran.out
-    assert "ends by itself" in ran.out
+    assert "is lost when the process exits" in ran.out
     ran = await otp_stream(tmp_path, "tables", "forget", "nobody", "--yes", REDIS_URL="redis://127.0.0.1")
     assert ran.code == 2
     assert "RECIPIENT: must be one e-mail address" in ran.out
@@ -161,13 +159,13 @@ async def test_what_cannot_be_asked_ends_with_2_and_its_cure(tmp_path: Path) -> 
     assert "hunter" not in ran.out
 
 
-async def test_a_redis_that_drops_marks_when_full_is_warned_of(tmp_path: Path) -> None:
+async def test_a_redis_that_evicts_sent_records_is_warned_of(tmp_path: Path) -> None:
     settings = ("--requirepass", "hunter2", "--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
     server = RedisServer(tmp_path / "redis", settings=settings)
     server.start()
     try:
         ran = await otp_stream(tmp_path, "tables", REDIS_URL=url(server))
-        told = json.loads(
+        report = json.loads(
             (await otp_stream(tmp_path, "tables", "--json", REDIS_URL=url(server))).out.partition("\n\n")[0]
         )
     finally:
@@ -175,7 +173,7 @@ async def test_a_redis_that_drops_marks_when_full_is_warned_of(tmp_path: Path) -
     assert ran.code == 0
     assert "maxmemory-policy is allkeys-lru" in ran.out
     assert "of 52.4" in ran.out
-    assert "Set maxmemory-policy noeviction" in told["warnings"][0]
+    assert "Set maxmemory-policy noeviction" in report["warnings"][0]
 
 
 async def test_several_workers_without_redis_are_warned_of_once_and_with_it_are_not(

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, str]:
-    """Make a folder with a subject, a layout and a template of its own."""
+    """Make a folder with a subject, a layout and an additional template."""
     for name, content in {
         "otp/subject.txt": "Our code for you",
         "otp/fr/body.txt": "Votre code : {{ otp }} ({{ validUntil }})",
@@ -35,8 +35,8 @@ def own(tmp_path: Path) -> dict[str, str]:
 def test_templates_are_listed_with_where_each_file_is_from(tmp_path: Path, own: dict[str, str]) -> None:
     ran = here(tmp_path, "templates", "list", "--json", **own)
     assert ran.code == 0
-    told = json.loads(ran.out)
-    files = {(it["template"], it["locale"]): it["files"] for it in told["templates"]}
+    report = json.loads(ran.out)
+    files = {(it["template"], it["locale"]): it["files"] for it in report["templates"]}
     assert files["otp", "fr"] == {
         "subject.txt": {"file": "otp/subject.txt", "own": True},
         "body.txt": {"file": "otp/fr/body.txt", "own": True},
@@ -44,7 +44,7 @@ def test_templates_are_listed_with_where_each_file_is_from(tmp_path: Path, own: 
     }
     assert files["otp", "de"]["subject.txt"] == {"file": "otp/de/subject.txt", "own": False}
     assert files.keys() >= {("invite", None), ("welcome", "de")}
-    assert told["shared"] == [{"file": "layout.html", "own": True}]
+    assert report["shared"] == [{"file": "layout.html", "own": True}]
     shown = here(tmp_path, "templates", "list", **own).out
     assert "otp/fr *" in shown
     assert "Shared by all: layout.html *" in shown
@@ -66,7 +66,7 @@ def test_a_preview_is_what_the_worker_would_send(tmp_path: Path, own: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (("nope",), 2, "NAME: there is no template nope; known: invite, otp, password_reset, welcome"),
         (("../x",), 2, "NAME: must consist of"),
@@ -77,14 +77,14 @@ def test_a_preview_is_what_the_worker_would_send(tmp_path: Path, own: dict[str, 
         (("invite", "--data", "team=A"), 0, "A 123456"),
     ],
 )
-def test_what_cannot_be_previewed_is_told_with_its_cure(
-    tmp_path: Path, own: dict[str, str], arguments: tuple[str, ...], code: int, told: str
+def test_a_preview_that_fails_names_the_fix(
+    tmp_path: Path, own: dict[str, str], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     ran = here(tmp_path, "templates", "preview", *arguments, **own)
-    assert (ran.code, told in ran.out) == (code, True), ran.out
+    assert (ran.code, message in ran.out) == (code, True), ran.out
 
 
-def test_lint_ends_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) -> None:
+def test_lint_exits_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) -> None:
     assert here(tmp_path, "templates", "lint").out == "errors: 0, warnings: 0\n"
     ran = here(tmp_path, "templates", "lint", **own)
     assert ran.code == 1
@@ -95,9 +95,9 @@ def test_lint_ends_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) -
     assert "\nerrors: 1, warnings: " in ran.out
     warned = here(tmp_path, "templates", "lint", "--data", "team=A", "--json", **own)
     assert warned.code == 0
-    told = json.loads(warned.out)
-    assert told["errors"] == 0
-    assert told["warnings"] == len(told["findings"]) > 0
+    report = json.loads(warned.out)
+    assert report["errors"] == 0
+    assert report["warnings"] == len(report["findings"]) > 0
 
 
 def test_a_broken_file_is_named_by_lint_and_list(tmp_path: Path, own: dict[str, str]) -> None:

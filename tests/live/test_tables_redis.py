@@ -207,10 +207,8 @@ class Frozen:
 # claims between workers
 
 
-@pytest.mark.parametrize("end", ["mark", "release", "die"])
-async def test_a_job_is_busy_until_its_worker_has_done_with_it_or_died(
-    world: World, short_lease: None, end: str
-) -> None:
+@pytest.mark.parametrize("end", ["mark_sent", "release", "die"])
+async def test_a_job_is_busy_until_its_worker_ends_the_claim_or_dies(world: World, short_lease: None, end: str) -> None:
     one, two = await world.worker(), await world.worker()
     first = await claim(one, job())
     second = asyncio.create_task(ask(two, job()))
@@ -222,7 +220,7 @@ async def test_a_job_is_busy_until_its_worker_has_done_with_it_or_died(
     else:
         getattr(first, end)()
     standing = await second
-    assert standing == SentBefore() if end == "mark" else not isinstance(standing, Objection)
+    assert standing == SentBefore() if end == "mark_sent" else not isinstance(standing, Objection)
     assert time.monotonic() - began < (LEASE_S if end == "die" else 0) + 0.5
 
 
@@ -237,7 +235,7 @@ async def test_a_claim_outlives_a_relay_that_takes_its_time(world: World, short_
     assert await ask(two, job()) == SentBefore()
 
 
-async def test_a_worker_that_stood_still_asks_again_before_it_sends(world: World, short_lease: None) -> None:
+async def test_a_suspended_worker_renews_its_claim_before_it_sends(world: World, short_lease: None) -> None:
     one, two = await world.worker(), await world.worker()
     first, other = await claim(one, job()), await claim(one, job("b"))
     frozen = Frozen(one)
@@ -254,7 +252,7 @@ async def test_a_worker_that_stood_still_asks_again_before_it_sends(world: World
     assert await is_busy(two, job("b"))
 
 
-async def test_a_new_job_makes_nobody_forget_that_the_lease_had_run_out(world: World, short_lease: None) -> None:
+async def test_a_new_job_does_not_hide_that_the_lease_had_expired(world: World, short_lease: None) -> None:
     one, two = await world.worker(), await world.worker()
     first = await claim(one, job())
     frozen = Frozen(one)
@@ -268,7 +266,7 @@ async def test_a_new_job_makes_nobody_forget_that_the_lease_had_run_out(world: W
     assert await first.renew(now_ms() + 1000) == SentBefore()
 
 
-async def test_a_cancelled_question_leaves_no_claim(world: World) -> None:
+async def test_a_cancelled_request_leaves_no_claim(world: World) -> None:
     one, two = await world.worker(), await world.worker()
     for turns in range(6):
         asked = asyncio.create_task(ask(one, job(f"j{turns}")))
@@ -349,7 +347,7 @@ async def test_a_superseded_job_leaves_no_claim(world: World) -> None:
     await world.has_heard()
 
 
-async def test_a_superseded_job_stays_superseded_however_often_it_is_asked_for(world: World) -> None:
+async def test_a_superseded_job_stays_superseded_however_often_it_is_claimed(world: World) -> None:
     one, two = await world.worker(supersede=True), await world.worker(supersede=True)
     at = now_ms()
     await claim(one, job("old", otp="111111", at=at))
@@ -363,7 +361,7 @@ async def test_a_superseded_job_stays_superseded_however_often_it_is_asked_for(w
 # limits
 
 
-async def test_a_limit_is_exact_however_many_workers_ask_at_once(world: World) -> None:
+async def test_a_limit_is_exact_however_many_workers_claim_at_once(world: World) -> None:
     limits = read_limits("recipient", "50/1h")
     one, two = await world.worker(*limits), await world.worker(*limits)
     asked = [ask((one, two)[number % 2], job(f"j{number}")) for number in range(300)]
@@ -409,7 +407,7 @@ async def test_one_call_for_each_job_and_fewer_in_a_burst(world: World) -> None:
     for it in claims:
         it.mark_sent()
     await session.close()
-    assert await calls(world) - before <= 30  # ten for the questions, ten for the marks, and the lease
+    assert await calls(world) - before <= 30  # ten for the claims, ten for the sent records, and the lease
     assert len(await world.keys("job:*")) == 1000
 
 
@@ -435,7 +433,7 @@ async def calls(world: World) -> int:
 
 
 @pytest.mark.parametrize("keys", [(KEY,), (KEY, NEW_KEY)], ids=["one-key", "two-keys"])
-async def test_a_question_is_one_call(world: World, keys: tuple[bytes, ...]) -> None:
+async def test_a_request_is_one_call(world: World, keys: tuple[bytes, ...]) -> None:
     limits = read_limits("recipient", "50/1h")
     one = await world.worker(*limits, supersede=True, keys=keys)
     assert one.shared is not None
@@ -502,7 +500,7 @@ async def test_the_id_that_holds_a_secret_is_known_with_every_key(world: World) 
 
 @ROTATIONS
 @pytest.mark.parametrize("name", ["recipient", "domain", "tenant", "total"])
-async def test_a_limit_goes_on_counting_with_another_key(
+async def test_a_limit_keeps_its_count_with_another_key(
     world: World, name: LimitName, before: tuple[bytes, ...], after: tuple[bytes, ...]
 ) -> None:
     limits = (*read_limits(name, "4/1h"), *read_limits(name, "9/1d"))
@@ -543,7 +541,7 @@ async def test_the_newest_code_is_the_newest_with_another_key(
 # what Redis is told
 
 
-async def test_nothing_in_redis_tells_who_gets_which_code(world: World) -> None:
+async def test_nothing_in_redis_reveals_who_gets_which_code(world: World) -> None:
     limits = (*read_limits("recipient", "1/1h"), *read_limits("domain", "9/1h"), *read_limits("tenant", "9/1h"))
     one = await world.worker(*limits, supersede=True)
     secret = {"email": "secret.person@hidden.example", "tenant": "my-tenant", "purpose": "my-purpose"}
@@ -572,7 +570,7 @@ return table.concat(out, ' ')
 """
 
 
-async def test_every_key_has_an_end(world: World) -> None:
+async def test_every_key_expires(world: World) -> None:
     limits = read_limits("recipient", "1/1h")
     one = await world.worker(*limits, supersede=True)
     (await claim(one, job())).mark_sent()
@@ -588,7 +586,7 @@ async def test_every_key_has_an_end(world: World) -> None:
     assert kinds == {"job", "newest", "limit", "worker", "log", "rate", "throttled", *lasting}
 
 
-async def test_a_recipient_with_ever_new_purposes_takes_no_ever_growing_room(world: World) -> None:
+async def test_a_recipient_with_ever_new_purposes_takes_bounded_memory(world: World) -> None:
     clock = now_ms()
     one = await world.worker(supersede=True, clock=lambda: clock)
     for number in range(120):
@@ -603,7 +601,7 @@ async def test_a_recipient_with_ever_new_purposes_takes_no_ever_growing_room(wor
     assert sorted(sizes) == [1, 30]
 
 
-async def test_a_newest_code_is_forgotten_at_its_end(world: World) -> None:
+async def test_a_newest_code_is_dropped_when_it_expires(world: World) -> None:
     clock = now_ms()
     one = await world.worker(supersede=True, clock=lambda: clock)
     (await claim(one, job("new", at=clock + 1000, otp="222222"))).mark_sent()
@@ -616,7 +614,7 @@ async def test_a_newest_code_is_forgotten_at_its_end(world: World) -> None:
 # when Redis fails
 
 
-async def test_redis_comes_back_empty_and_learns_again_what_each_worker_knows(frail_world: World) -> None:
+async def test_workers_restore_their_state_in_a_redis_that_comes_back_empty(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     for number in range(250):
@@ -632,7 +630,7 @@ async def test_redis_comes_back_empty_and_learns_again_what_each_worker_knows(fr
     assert one.look().owed == 0
 
 
-async def test_nobody_relies_on_an_empty_redis_before_the_others_have_brought_what_they_know(
+async def test_no_worker_trusts_an_empty_redis_before_the_others_have_restored_their_state(
     frail_world: World,
 ) -> None:
     world, server = frail_world, frail_world.server
@@ -658,7 +656,7 @@ async def test_nobody_relies_on_an_empty_redis_before_the_others_have_brought_wh
     assert await ask(two, job("sent")) == SentBefore()
 
 
-async def test_a_beat_before_marks_are_brought_does_not_say_that_they_are_there(frail_world: World) -> None:
+async def test_a_lease_renewed_before_records_are_restored_does_not_confirm_them(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     (await claim(one, job("sent"))).mark_sent()
@@ -675,7 +673,7 @@ async def test_a_beat_before_marks_are_brought_does_not_say_that_they_are_there(
     assert await ask(two, job("sent")) == SentBefore()
 
 
-async def test_who_never_comes_back_is_not_waited_for_long(frail_world: World, short_lease: None) -> None:
+async def test_a_worker_that_never_comes_back_is_not_waited_for_long(frail_world: World, short_lease: None) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     assert one.shared is not None
@@ -686,7 +684,7 @@ async def test_who_never_comes_back_is_not_waited_for_long(frail_world: World, s
     await is_(one, connected=True)
 
 
-async def test_what_is_marked_and_released_during_an_outage_reaches_redis(frail_world: World) -> None:
+async def test_jobs_sent_and_released_during_an_outage_reach_redis(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     marked, released = await claim(one, job("marked")), await claim(one, job("released"))
@@ -732,7 +730,7 @@ async def test_an_old_release_does_not_end_the_claim_that_came_after_it(frail_wo
 
 
 @pytest.mark.parametrize("turns", range(4))
-async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_world: World, turns: int) -> None:
+async def test_a_claim_that_ends_while_it_is_restored_is_released(frail_world: World, turns: int) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     assert one.shared is not None
@@ -764,7 +762,7 @@ async def test_a_claim_that_ends_while_it_is_brought_back_is_no_claim(frail_worl
     await claim(two, job(), 0.5)
 
 
-async def test_a_claim_made_while_marks_are_brought_back_is_shared(frail_world: World) -> None:
+async def test_a_claim_made_while_records_are_restored_is_shared(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     assert one.shared is not None
@@ -799,7 +797,7 @@ async def test_a_job_that_waited_for_redis_is_counted(frail_world: World) -> Non
     assert sum(isinstance(it, Throttled) for it in answers) == 3
 
 
-async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World) -> None:
+async def test_jobs_that_arrive_as_the_connection_is_lost_continue(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one = await world.worker(sent_limit=1_000_000)
     stopped = asyncio.Event()
@@ -824,7 +822,7 @@ async def test_jobs_that_come_at_the_moment_of_the_loss_go_on(frail_world: World
     assert len(await world.keys("job:*")) == sum(counts)
 
 
-def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(redis: RedisServer) -> None:
+def test_a_job_that_arrives_before_the_loss_is_handled_continues(redis: RedisServer) -> None:
     async def meet() -> list[Standing]:
         async with world_of(redis) as world:
             one = await world.worker()
@@ -842,7 +840,7 @@ def test_a_job_that_comes_before_the_loss_is_dealt_with_goes_on(redis: RedisServ
         assert not any(isinstance(it, Objection) for it in runner.run(meet()))
 
 
-async def test_a_job_that_asks_again_while_redis_is_away_counts_as_one_possible_duplicate(frail_world: World) -> None:
+async def test_a_job_claimed_again_during_an_outage_counts_as_one_possible_duplicate(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one = await world.worker()
     server.kill()
@@ -857,10 +855,10 @@ async def test_a_job_that_asks_again_while_redis_is_away_counts_as_one_possible_
 
 @dataclass
 class Failure:
-    """How Redis fails, and how it is mended; `error` is in what is told of it."""
+    """How Redis fails, and how it recovers; `error` is in the message about it."""
 
     harm: Callable[[RedisServer], object]
-    mend: Callable[[RedisServer], object]
+    recover: Callable[[RedisServer], object]
     error: str
 
 
@@ -877,7 +875,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-async def test_codes_go_out_while_redis_is(frail_world: World, name: str) -> None:
+async def test_codes_are_sent_while_redis_is(frail_world: World, name: str) -> None:
     world, server, failure = frail_world, frail_world.server, FAILURES[name]
     one, two = await world.worker(), await world.worker()
     before = await claim(one, job("before"))
@@ -894,7 +892,7 @@ async def test_codes_go_out_while_redis_is(frail_world: World, name: str) -> Non
     assert state.connected is False
     assert failure.error in (state.error or "")
     assert state.unshared >= 1
-    failure.mend(server)
+    failure.recover(server)
     for tables in (one, two):
         await is_(tables, connected=True)
     for job_id in ("before", "during"):
@@ -914,7 +912,7 @@ async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: st
     waiting = asyncio.create_task(ask(one, job("waits")))
     await asyncio.sleep(0.5)
     assert not waiting.done()
-    failure.mend(server)
+    failure.recover(server)
     standing = await waiting
     assert not isinstance(standing, Objection)
     standing.mark_sent()
@@ -937,7 +935,7 @@ async def test_flushed_scripts_are_loaded_again(frail_world: World) -> None:
     assert await ask(two, job()) == SentBefore()
 
 
-async def test_a_flushed_database_is_filled_again(frail_world: World, short_lease: None) -> None:
+async def test_a_flushed_database_is_restored(frail_world: World, short_lease: None) -> None:
     world, server = frail_world, frail_world.server
     one, two = await world.worker(), await world.worker()
     (await claim(one, job("sent"))).mark_sent()
@@ -950,7 +948,7 @@ async def test_a_flushed_database_is_filled_again(frail_world: World, short_leas
     held.mark_sent()
 
 
-async def test_the_state_tells_since_when_it_is_away(frail_world: World) -> None:
+async def test_the_state_shows_since_when_redis_is_unavailable(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one = await world.worker()
     await asyncio.sleep(0.05)
@@ -964,7 +962,7 @@ async def test_the_state_tells_since_when_it_is_away(frail_world: World) -> None
     assert one.look().since_ms > went
 
 
-async def test_marks_of_which_redis_never_said_that_it_has_them_are_owed(frail_world: World) -> None:
+async def test_records_that_redis_never_confirmed_are_still_missing(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one = await world.worker()
     server.freeze()
@@ -982,7 +980,7 @@ async def test_marks_of_which_redis_never_said_that_it_has_them_are_owed(frail_w
     assert one.look().owed == 0
 
 
-async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World) -> None:
+async def test_a_starting_worker_claims_its_first_job_in_redis(world: World) -> None:
     one = await world.worker()
     (await claim(one, job())).mark_sent()
     await world.has_heard()
@@ -991,7 +989,7 @@ async def test_a_worker_that_starts_asks_redis_about_its_first_job(world: World)
     assert two.look().unshared == 0
 
 
-async def test_a_worker_that_ends_while_redis_stands_still_for_a_moment_takes_no_mark_with_it(
+async def test_a_worker_that_stops_during_a_short_stall_of_redis_loses_no_record(
     frail_world: World, redis: RedisServer
 ) -> None:
     one, two = await frail_world.worker(), await frail_world.worker()
@@ -1009,7 +1007,7 @@ async def test_a_worker_that_ends_while_redis_stands_still_for_a_moment_takes_no
     assert await ask(two, job()) == SentBefore()
 
 
-async def test_a_url_that_nothing_can_be_made_of_is_told_and_codes_go_out(frail_world: World) -> None:
+async def test_an_unusable_url_is_reported_and_codes_are_sent(frail_world: World) -> None:
     frail_world.url = "rediss://:hunter2@h/0?ssl_cert_reqs=bogus"
     one = await frail_world.worker(ready=False)
     (await claim(one, job())).mark_sent()
@@ -1029,7 +1027,7 @@ async def test_a_worker_starts_without_redis(frail_world: World) -> None:
     assert await ask(two, job()) == SentBefore()
 
 
-async def test_marks_beyond_the_limit_are_brought_back_once(frail_world: World) -> None:
+async def test_records_beyond_the_limit_are_restored_once(frail_world: World) -> None:
     world, server = frail_world, frail_world.server
     one = await world.worker(sent_limit=100)
     for number in range(1050):
@@ -1048,7 +1046,7 @@ async def test_marks_beyond_the_limit_are_brought_back_once(frail_world: World) 
     assert one.look().owed == 0
 
 
-async def test_a_job_that_was_forgotten_and_sent_again_is_known_again() -> None:
+async def test_a_job_that_was_evicted_and_sent_again_is_known_again() -> None:
     clock = [now_ms()]
     tables = Tables(KeyBuilder(KEY), memory_of(), now_ms=lambda: clock[0])
     for _ in range(2):
@@ -1080,7 +1078,7 @@ async def test_a_password_lets_in_and_a_wrong_one_does_not(tmp_path: Path) -> No
         server.remove()
 
 
-async def test_tls_is_spoken_and_a_stranger_is_not_trusted(tmp_path: Path) -> None:
+async def test_tls_is_used_and_an_unknown_certificate_is_refused(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("127.0.0.1")
     port = free_port()
@@ -1106,7 +1104,7 @@ async def test_tls_is_spoken_and_a_stranger_is_not_trusted(tmp_path: Path) -> No
         server.remove()
 
 
-async def test_a_unix_socket_will_do(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_a_unix_socket_works(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("r")
     server = RedisServer(folder / "redis", settings=("--unixsocket", str(folder / "s")))
     server.start()
@@ -1125,7 +1123,7 @@ _JOBS = st.integers(0, 7)
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("admit"), _JOBS),
-        st.tuples(st.sampled_from(["mark", "release"]), _JOBS),
+        st.tuples(st.sampled_from(["mark_sent", "release"]), _JOBS),
         st.tuples(st.just("wait"), st.integers(1, 20_000)),
     ),
     max_size=30,
@@ -1178,7 +1176,7 @@ async def _compare(
                 case "admit" if number not in held:
                     answers = [await tables.admit(jobs[number], clock[0]) for tables in both]
                     _same(held, number, answers)
-                case "mark" | "release" if number in held:
+                case "mark_sent" | "release" if number in held:
                     for it in held.pop(number):
                         getattr(it, step)()
             await _still_the_same(held, clock[0])

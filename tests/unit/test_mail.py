@@ -251,11 +251,11 @@ def test_names_and_other_texts_have_one_line_and_an_end(tmp_path: Path) -> None:
 
 def test_a_mail_that_leaves_late_says_until_when_the_code_is_valid() -> None:
     late = job(timestamp=NOW_MS - 14 * 60_000, expiryMinutes=15)
-    for locale, told in ((None, "until 22:14 UTC"), ("de", "bis 22:14 UTC")):
+    for locale, expiry in ((None, "until 22:14 UTC"), ("de", "bis 22:14 UTC")):
         asked = replace(late, ask=late.ask.model_copy(update={"metadata": job(locale=locale).ask.metadata}))
         message = read(COMPOSER.compose(asked).content)
-        assert told in part(message, "plain")
-        assert told in part(message, "html")
+        assert expiry in part(message, "plain")
+        assert expiry in part(message, "html")
 
 
 def test_html_in_data_stays_text() -> None:
@@ -304,7 +304,7 @@ def test_our_mails_are_tame() -> None:
     assert COMPOSER.compose(job(userName="John Doe")).tame
 
 
-def test_an_operators_file_goes_before_ours_one_by_one(tmp_path: Path) -> None:
+def test_an_operators_files_override_built_in_ones_one_by_one(tmp_path: Path) -> None:
     write(tmp_path, otp__subject_txt="Our code for you", otp__fr__body_txt="Votre code : {{ otp }}")
     composer = new_composer(tmp_path)
     english, french = read(composer.compose(job()).content), read(composer.compose(job(locale="fr-CA")).content)
@@ -424,13 +424,13 @@ def test_an_unknown_template_is_named_with_those_there_are() -> None:
         COMPOSER.compose(job(template="nope"))
 
 
-def test_ours_are_all_there() -> None:
+def test_all_built_in_templates_are_found() -> None:
     assert COMPOSER.templates.names == ["otp", "password_reset", "welcome"]
     assert COMPOSER.templates.languages("otp") == ["", "de"]
     assert (BUILT_IN / "layout.html").is_file()
 
 
-async def test_a_mail_made_apart_is_the_same(tmp_path: Path) -> None:
+async def test_a_mail_composed_in_another_process_is_the_same(tmp_path: Path) -> None:
     composer = new_composer()
     try:
         assert await composer.compose_isolated(job()) == composer.compose(job())
@@ -441,7 +441,7 @@ async def test_a_mail_made_apart_is_the_same(tmp_path: Path) -> None:
         await composer.close()
 
 
-async def test_a_process_that_rested_long_enough_is_gone_and_the_next_suspect_gets_another(
+async def test_an_idle_process_stops_and_the_next_job_starts_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("otp_stream.mail.render_process._IDLE_S", 0.05)
@@ -454,7 +454,7 @@ async def test_a_process_that_rested_long_enough_is_gone_and_the_next_suspect_ge
         await composer.close()
 
 
-async def test_a_process_in_use_is_not_sent_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_in_use_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otp_stream.mail.render_process._IDLE_S", 0.05)
     composer = new_composer()
     ends = time.monotonic() + 0.5
@@ -465,7 +465,7 @@ async def test_a_process_in_use_is_not_sent_to_rest(monkeypatch: pytest.MonkeyPa
         await composer.close()
 
 
-async def test_a_suspect_is_not_blamed_for_a_process_that_died_of_something_else() -> None:
+async def test_a_job_is_not_blamed_for_a_process_that_was_killed_from_outside() -> None:
     composer = new_composer()
     try:
         await composer.compose_isolated(job())

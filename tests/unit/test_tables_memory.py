@@ -55,7 +55,7 @@ async def test_all_tables_together_keep_to_the_limit() -> None:
     assert "TABLES_MEMORY_LIMIT" in warning["event"]
 
 
-async def test_who_is_throttled_is_not_admitted_again_after_many_others() -> None:
+async def test_a_throttled_recipient_is_not_admitted_again_after_many_others() -> None:
     it = tables(Limit("recipient", 2, HOUR), Limit("domain", 100_000, HOUR), entries_limit=200)
     for number in range(2):
         (await claim(it, job(f"j{number}"))).mark_sent()
@@ -100,7 +100,7 @@ async def test_more_jobs_in_flight_than_there_is_room_for_are_all_known() -> Non
     assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
 
 
-async def test_sent_records_that_are_evicted_are_warned_of() -> None:
+async def test_eviction_of_sent_records_logs_a_warning() -> None:
     it = tables(entries_limit=100, sent_limit=10)
     with capture_logs() as logs:
         await send_to_others(it, 30)
