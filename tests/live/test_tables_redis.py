@@ -427,8 +427,8 @@ async def test_a_great_burst_is_no_outage(world: World) -> None:
 
 
 async def calls(world: World) -> int:
-    told = await asyncio.to_thread(world.server.command, "INFO", "commandstats")
-    [line] = [line for line in told.splitlines() if line.startswith("cmdstat_evalsha:")]
+    info = await asyncio.to_thread(world.server.command, "INFO", "commandstats")
+    [line] = [line for line in info.splitlines() if line.startswith("cmdstat_evalsha:")]
     return int(line.partition("calls=")[2].partition(",")[0])
 
 
@@ -538,7 +538,7 @@ async def test_the_newest_code_is_the_newest_with_another_key(
     await claim(other, job("newer", otp="333333", at=at + 1))
 
 
-# what Redis is told
+# what is written to Redis
 
 
 async def test_nothing_in_redis_reveals_who_gets_which_code(world: World) -> None:
@@ -1033,16 +1033,16 @@ async def test_records_beyond_the_limit_are_restored_once(frail_world: World) ->
     for number in range(1050):
         (await claim(one, job(f"j{number}"))).mark_sent()
     assert one.shared is not None
-    told: list[str] = []
+    sent: list[str] = []
     add = one.shared.session.pipeline._add
 
     def noting(operation: tuple[Any, ...], answer: asyncio.Future[bytes] | None) -> None:
-        told.append(operation[0])
+        sent.append(operation[0])
         add(operation, answer)
 
     one.shared.session.pipeline._add = noting
     await restart(server, one)
-    assert told.count("mark") == 100
+    assert sent.count("mark") == 100
     assert one.look().owed == 0
 
 

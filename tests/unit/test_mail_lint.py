@@ -28,7 +28,7 @@ def found(root: Path | None, **metadata: Any) -> list[Finding]:
     return lint(root, "en", metadata)
 
 
-def test_ours_have_no_fault() -> None:
+def test_built_in_templates_have_no_findings() -> None:
     assert found(None) == []
 
 
@@ -37,7 +37,7 @@ def test_a_template_without_a_fault_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "file", "level", "told"),
+    ("files", "file", "level", "message"),
     [
         ({"subject_txt": " \n"}, "subject.txt", "error", "is empty"),
         ({"subject_txt": "one\ntwo"}, "subject.txt", "warning", "has a line break"),
@@ -65,9 +65,9 @@ def test_a_template_without_a_fault_has_none(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_each_rule_finds_what_it_is_for(
-    tmp_path: Path, files: dict[str, str], file: str, level: str, told: str
+    tmp_path: Path, files: dict[str, str], file: str, level: str, message: str
 ) -> None:
-    (it,) = [one for one in found(write(tmp_path, **files)) if told in one.text]
+    (it,) = [one for one in found(write(tmp_path, **files)) if message in one.text]
     assert (it.file, it.level) == (f"mine/{file}", level)
 
 
@@ -84,7 +84,7 @@ def test_all_unknown_names_are_found_with_file_and_line_wherever_they_are_reache
     assert found(root, team="A", first="B", second="C") == []
 
 
-def test_every_file_that_cannot_be_compiled_is_told_and_others_are_looked_through(tmp_path: Path) -> None:
+def test_every_file_that_cannot_be_compiled_is_reported_and_others_are_checked(tmp_path: Path) -> None:
     write(tmp_path, "one", body_txt="\n{% if %}")
     write(tmp_path, "two", body_html="{{ otp")
     write(tmp_path, "three", body_txt="no code {{ validUntil }}")
@@ -98,7 +98,7 @@ def test_every_file_that_cannot_be_compiled_is_told_and_others_are_looked_throug
     ]
 
 
-def test_a_language_whose_html_says_another_one_is_told(tmp_path: Path) -> None:
+def test_a_language_whose_html_has_another_one_is_reported(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path / "mine", "fr-CA")
     assert [(it.file, it.text) for it in found(tmp_path)] == [
@@ -286,7 +286,7 @@ def test_a_folder_in_capitals_does_not_hide_our_files_of_that_language(tmp_path:
     assert (template.subject.name, template.text.name) == ("otp/DE/subject.txt", "otp/de/body.txt")
 
 
-def test_a_misspelt_name_is_told_with_the_one_that_was_meant(tmp_path: Path) -> None:
+def test_a_misspelt_name_is_reported_with_the_one_that_was_meant(tmp_path: Path) -> None:
     text = "{{ otp }} {{ validUntil }}\n{{ opt }}\n{{ username | default('') }}\n"
     text += "{% if tenant == 'x' %}{{ otpp }}{% endif %}"
     root = write(tmp_path, body_txt=text)
