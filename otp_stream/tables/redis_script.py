@@ -91,9 +91,9 @@ def _read_worker(about: str, silent_ms: int) -> WorkerSeen | None:
     """Return a worker; `None` if another version, or another program, wrote it."""
     try:
         facts = json.loads(about)
-        texts = (str(facts[it])[:_TEXT_LIMIT] for it in ("name", "version", "phase", "gate"))
-        name, version, phase, gate = (text.encode(errors="replace").decode() for text in texts)
-        return WorkerSeen(name, version, phase, gate, int(facts["held"]), int(facts["sent_last_minute"]), silent_ms)
+        texts = (str(facts[it])[:_TEXT_LIMIT] for it in ("name", "version", "phase", "circuit_breaker"))
+        name, version, phase, breaker = (text.encode(errors="replace").decode() for text in texts)
+        return WorkerSeen(name, version, phase, breaker, int(facts["held"]), int(facts["sent_last_minute"]), silent_ms)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 
