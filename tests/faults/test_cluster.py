@@ -159,7 +159,7 @@ async def test_the_high_lane_of_a_cluster_is_made_as_a_quorum_queue(scene: Scene
         api = f"http://127.0.0.1:{scene.cluster.api_port}"
         env = {**names(scene.stage), "RABBITMQ_URL": scene.ours.url}
         made = await asyncio.to_thread(here, scene.stage.folder, "topology", "apply", "--management-url", api, **env)
-        assert f"made: queue {rabbit.queue}.high\n" in made.out
+        assert f"declared: queue {rabbit.queue}.high\n" in made.out
         found = await inspect_queue(rabbit.connection, f"{rabbit.queue}.high", {})
         assert found is not None
         assert found.kind == "quorum"

@@ -250,7 +250,7 @@ async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Le
     await stage.relay.wait_accepted(10)
     await steer(node, "change_password", "otp", "wrong")
     await steer(node, "close_all_user_connections", "otp", "password changed")
-    await worker.wait_log("ACCESS_REFUSED")
+    await worker.wait_log("refuses the login of otp")
     status, _ = await worker.get("/readyz")
     assert status == 503
     await steer(node, "change_password", "otp", "right")

@@ -42,7 +42,7 @@ def was_early(worker: Worker) -> bool:
 
 
 async def flows(worker: Worker) -> bool:
-    return "the circuit breaker is closed" in (await worker.get("/readyz"))[1]
+    return "circuit breaker closed" in (await worker.get("/readyz"))[1]
 
 
 async def probe(stage: Stage, *words: str, token: str = TOKEN, json_: bool = True) -> tuple[int, Any]:
