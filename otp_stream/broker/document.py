@@ -26,7 +26,7 @@ durable, or not at all; both orders work. `{{high}}` takes the same job and is s
 
 Delivery is at least once. A `jobId` that was sent is not sent again for 24 hours, unless the operator has set another
 time; a job without one is known by its recipient, code, template and timestamp. Over a limit that the operator has set,
-a job is not sent: its event and its dead letter, `throttled`, say when it would be.
+a job is not sent: its event and its dead letter, `throttled`, give the time at which it would be.
 """
 
 _TRACE: Node = {

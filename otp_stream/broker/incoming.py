@@ -85,7 +85,9 @@ class IncomingJob:
         return self.arrival.carrier()
 
     async def accept(self, request: OtpJob) -> Job | None:
-        """Return the job to process. A copy of an attempt that has already ended is acknowledged: `None`."""
+        """Return the job to process; `None` if the message is settled, or a copy of an attempt that has ended."""
+        if self.settled is not None:
+            return None  # a middleware called the handler again: a second acknowledgement would close the channel
         arrival = self.arrival
         arrival.hide_in_trace(request)
         job = self.job = await self.shared.reader.job(arrival, request)
@@ -135,7 +137,7 @@ class IncomingJob:
         arrival, shared = self.arrival, self.shared
         message = arrival.message
         arrival.hide_in_trace(None)
-        # nothing tells which words of an unread body are secret, so its id is shown only if it looks harmless
+        # any word of an unread body may be secret, so its id is shown only if it looks harmless
         shown_id = hidden(message.message_id or "", shared.hash_key)
         self._job_id = said_job_id(message.body) or shown_id or uuid4().hex
         self.on_job(arrival, self._job_id, None)

@@ -132,7 +132,7 @@ class LaneConsumer:
         elif task.cancelled() and self._stopping:
             self._let_go["returned"] += 1
             self._cut.append(arrival)
-        # else it is stranded: unsettled at the broker, and nobody's here; the books show it
+        # else it is leaked: unacked at the broker but owned by no task; visible in `otp_ledger_*`
 
     async def _process(self, arrival: Arrival) -> str | None:
         """Return how the message was settled; `None` if it was not."""

@@ -65,9 +65,9 @@ class Settler:
             case Park(delay_ms):
                 stands = await self._retry(arrival, delay_ms, job_id, attempts_made)
             case Dead():
-                letter = copies.dead_letter(arrival, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
-                sign(letter.headers, letter.body, self.key)
-                stands = await self._confirmed(arrival, letter, exchange="", routing_key=self.topology.dead)
+                message = copies.dead_letter(arrival, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
+                sign(message.headers, message.body, self.key)
+                stands = await self._confirmed(arrival, message, exchange="", routing_key=self.topology.dead)
             case _:
                 assert_never(settlement)
         if stands:

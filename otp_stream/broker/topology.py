@@ -25,7 +25,7 @@ waits for three seconds."""
 _SAFE_HOP = {
     "x-queue-type": "quorum",
     "x-dead-letter-exchange": "",
-    # with the default strategy, a letter whose target is full or missing is lost
+    # with the default strategy, a message whose target is full or missing is lost
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
 }

@@ -14,9 +14,9 @@ from .masking import mask_address
 from .possible_secrets import PossibleSecrets, said_job_id
 
 NO_VALUE = "none"
-"""What stands for a missing reply code in a filter."""
+"""The word for a missing reply code in a filter."""
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
-"""Fields of a job that may be seen, unless what stands in them is the code or the address."""
+"""Fields of a job that may be seen, unless their value is the code or the address."""
 _WORDS = ("template", "locale", "purpose", "priority")
 """Fields of a few words; a number in them is shown only if it is too short for a code."""
 _KNOWN = {"email", "otp", "metadata", "userName", "tenant", *_SHOWN}

@@ -13,7 +13,7 @@ Ending = Literal["sent", "duplicate", "superseded"]
 """How a job ends well: it is acknowledged and leaves no letter behind."""
 
 Reason = Literal["malformed", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
-"""Why a job lies in the dead-letter queue (`x-otp-reason`). Dashboards depend on these words."""
+"""Why a job is in the dead-letter queue (`x-otp-reason`). Dashboards depend on these words."""
 
 GOOD: tuple[str, ...] = get_args(Ending)
 REASONS: tuple[str, ...] = get_args(Reason)

@@ -106,6 +106,19 @@ async def test_a_middleware_that_does_not_call_the_handler_leaves_a_dead_letter(
     assert "did not call the handler" in letter.headers["x-otp-error"]
 
 
+async def test_a_middleware_that_calls_the_handler_twice_sends_and_settles_once(start_stream: Start) -> None:
+    class Repeating(BaseMiddleware):
+        async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
+            await call_next(msg)
+            return await call_next(msg) if isinstance(await msg.decode(), OtpJob) else None
+
+    stream = await start_stream(lambda broker: broker.add_middleware(Repeating))
+    await stream.publish(JOB)
+    assert stream.recipients == ["user@example.com"]
+    assert stream.outcomes[0] == "sent"
+    assert set(stream.outcomes) == {"sent"}
+
+
 async def test_a_dependency_runs_before_each_job(start_stream: Start) -> None:
     called: list[str] = []
 
