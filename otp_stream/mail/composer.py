@@ -3,8 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import structlog
-
 from otp_stream.core.job import Job
 from otp_stream.core.mail import Mail
 from otp_stream.core.masking import hidden
@@ -58,6 +56,8 @@ class Composer:
         try:
             return await self._process.compose(job)
         except OSError as error:
+            import structlog  # noqa: PLC0415 - a third of the start of a render process, which logs nothing
+
             structlog.get_logger(__name__).warning(
                 "cannot start a render process; composing in this one", error=type(error).__name__
             )

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
-import structlog
-
 from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError, Mail
 
@@ -86,6 +84,8 @@ class RenderProcess:
             await self._end()
 
     async def _start(self) -> asyncio.subprocess.Process:
+        import structlog  # noqa: PLC0415 - a third of the start of the process, which logs nothing
+
         self._child = child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
