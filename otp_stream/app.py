@@ -72,7 +72,7 @@ def build(
     hooks.background = list(background)
     if settings.worker:
         _add_worker_hooks(app, observer, relay, tables)
-    observer.metrics.expose(app.look)
+    observer.metrics.expose(app.state)
     probe = partial(_probe, relay, tables, settings)
     for path, route in routes(_sources(app, observer, broker, tables, composer, probe)).items():
         app.mount(path, route)
@@ -108,7 +108,7 @@ def _add_worker_hooks(app: OtpStream, observer: Observer, relay: SmtpRelay, tabl
         hooks.start = [*hooks.start, partial(_lint_templates, settings.templates_dir, settings.default_locale)]
     interval_s = settings.heartbeat_interval_ms / 1000
     refresh = app.rabbit.refresh
-    health = partial(monitor, state=app.look, stats=observer.stats, refresh=refresh, interval_s=interval_s)
+    health = partial(monitor, state=app.state, stats=observer.stats, refresh=refresh, interval_s=interval_s)
     hooks.background = [health, *hooks.background]
     if settings.redis_url:
         _share(tables, settings, observer, hooks, partial(_about, app, observer))
@@ -132,7 +132,7 @@ def _sources(
     app: OtpStream, observer: Observer, broker: OtpBroker, tables: Tables, composer: Composer, probe: Probe
 ) -> Sources:
     return Sources(
-        state=app.look,
+        state=app.state,
         telemetry=observer,
         refresh=broker.refresh,
         tables=tables,
@@ -169,7 +169,7 @@ def _dead_letter_queue(settings: Settings, broker: OtpBroker) -> DeadLetterQueue
 
 def _workers(broker: OtpBroker) -> int:
     """Return how many workers consume the jobs queue, as RabbitMQ reports."""
-    return next((lane.consumers or 1 for lane in broker.look().lanes if lane.lane == "jobs"), 1)
+    return next((lane.consumers or 1 for lane in broker.state().lanes if lane.lane == "jobs"), 1)
 
 
 def _tables(settings: Settings) -> Tables:
@@ -199,7 +199,7 @@ async def _probe(relay: SmtpRelay, tables: Tables, settings: Settings, name: str
 
 async def _follow_probes(relay: SmtpRelay, tables: Tables) -> None:
     """Probe the relays that accept mail again according to another worker's probe; called once a second."""
-    for it in relay.look():
+    for it in relay.state():
         if it.circuit_breaker == "open" and await tables.has_flag(_takes_mail(it.name)):
             await relay.probe(it.name)
 
@@ -210,7 +210,7 @@ def _takes_mail(relay: str) -> str:
 
 def _about(app: OtpStream, observer: Observer) -> WorkerSeen:
     """Return what this worker publishes of itself to the others."""
-    state = app.look()
+    state = app.state()
     unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
     breaker = state.relays[0].circuit_breaker if state.relays else "closed"
     return WorkerSeen(_name(), __version__, state.phase, breaker, unacked, observer.stats().sent_last_minute)

@@ -54,7 +54,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Relay(Protocol):
     """The mail relays."""
 
-    def look(self) -> tuple[RelayState, ...]:
+    def state(self) -> tuple[RelayState, ...]:
         """Return the state of each relay, in the order in which they are used."""
         ...
 
@@ -110,7 +110,7 @@ class Tables(Protocol):
         """Cancel every call that waits for Redis, or for another worker."""
         ...
 
-    def look(self) -> TablesState:
+    def state(self) -> TablesState:
         """Return the state of the tables."""
         ...
 
@@ -156,13 +156,13 @@ class OtpStream(AsgiFastStream):
         if not await refuse(scope, send, dict(self.routes), self._hosts):
             await super().__call__(scope, receive, send)
 
-    def look(self) -> WorkerState:
+    def state(self) -> WorkerState:
         """Return the current state of the whole worker."""
         return WorkerState(
             phase=self._phase(),
-            broker=self.rabbit.look() if self.settings.worker else None,
-            relays=self._relay.look() if self.settings.worker else (),
-            tables=self._tables.look() if self.settings.worker else None,
+            broker=self.rabbit.state() if self.settings.worker else None,
+            relays=self._relay.state() if self.settings.worker else (),
+            tables=self._tables.state() if self.settings.worker else None,
         )
 
     def _phase(self) -> Phase:
@@ -242,7 +242,7 @@ class OtpStream(AsgiFastStream):
         if self._stopping.deadline is None:
             self._stopping.request()
         await self.rabbit.stop_intake()
-        state = self.look()
+        state = self.state()
         unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
         _log.info("stopping: consumers are cancelled", unacked=unacked)
         # jobs that are not being sent are requeued at once, so that another worker can send them

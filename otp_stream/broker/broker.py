@@ -153,7 +153,7 @@ class OtpBroker(RabbitBroker):
             dependencies_=options.get("dependencies", ()),
         )
 
-    def look(self) -> BrokerState:
+    def state(self) -> BrokerState:
         """Return the broker as this worker sees it."""
         lanes = tuple(lane.state for lane in self.lanes)
         return replace(self._state, lanes=lanes, events_dropped=self.events.dropped)

@@ -98,7 +98,7 @@ def _free(port: int) -> int:
 
 
 async def _show(demo: Demo, samples: bool) -> None:
-    while demo.app.look().phase != "consuming":  # noqa: ASYNC110 - a demonstration may ask
+    while demo.app.state().phase != "consuming":  # noqa: ASYNC110 - a demonstration may ask
         await asyncio.sleep(_PAUSE_S)
     if samples:
         await _publish(demo, _sample_jobs())

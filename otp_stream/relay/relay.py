@@ -106,9 +106,9 @@ class SmtpRelay:
             if pending.queue is not None:
                 pending.queue.remove(pending)
 
-    def look(self) -> tuple[RelayState, ...]:
+    def state(self) -> tuple[RelayState, ...]:
         """Return the state of each relay; jobs that wait for any of them are counted with the first."""
-        first, *others = (upstream.look() for upstream in self._upstreams)
+        first, *others = (upstream.state() for upstream in self._upstreams)
         return replace(first, waiting=first.waiting + len(self._queue)), *others
 
     async def probe(self, name: str | None = None, *, wait_s: float = _PROBE_S) -> list[Probed]:
@@ -125,7 +125,7 @@ class SmtpRelay:
         ends = time.monotonic() + wait_s
         while any(upstream.probing for upstream in upstreams) and not self.closed and time.monotonic() < ends:  # noqa: ASYNC110
             await asyncio.sleep(_PROBE_LOOK_S)
-        return [Probed(upstream.look(), sent, upstream.probe_in_ms()) for upstream, sent in probed]
+        return [Probed(upstream.state(), sent, upstream.probe_in_ms()) for upstream, sent in probed]
 
     def recheck(self) -> None:
         """End the wait of mails that are no longer `wanted`."""
@@ -195,14 +195,14 @@ class SmtpRelay:
         if upstream.breaker.state == "open":
             self._release(upstream)
         if self._on_circuit_breaker is not None:
-            observe(self._on_circuit_breaker, replace(upstream.look(), waiting=sum(map(len, self._all_queues()))))
+            observe(self._on_circuit_breaker, replace(upstream.state(), waiting=sum(map(len, self._all_queues()))))
         # the caller may be in the middle of something
         asyncio.get_running_loop().call_soon(self.serve)
 
     def rate_changed(self, upstream: Upstream) -> None:
         """Report that a relay was slowed down, or has its full rate again."""
         if self._on_rate is not None:
-            observe(self._on_rate, upstream.look())
+            observe(self._on_rate, upstream.state())
 
     def _sources(self, upstream: Upstream) -> list[SendQueue]:
         """Where an upstream may take jobs from: the common queue only while no relay before it takes mail."""

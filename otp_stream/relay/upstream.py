@@ -55,7 +55,7 @@ class Upstream:
         self._refusals: Counter[int] = Counter()  # replies to a mail that were about every mail
         self._recipients = FailedRecipients()
 
-    def look(self) -> RelayState:
+    def state(self) -> RelayState:
         """Return the state at this moment."""
         breaker = self.breaker
         return RelayState(

@@ -99,7 +99,7 @@ class Tables:
         self.shared = RedisTables(session)
         return session
 
-    def look(self) -> TablesState:
+    def state(self) -> TablesState:
         """Return the present state."""
         session = self.shared.session if self.shared else None
         return TablesState(
@@ -122,7 +122,7 @@ class Tables:
     async def most_throttled(self) -> Mapping[str, int]:
         """Return the keys over a limit most often, of all workers; of this worker alone if Redis is unavailable."""
         found = await self._from_redis(lambda it: it.most_throttled(_TOP))
-        return self.look().throttled if found is None else found
+        return self.state().throttled if found is None else found
 
     async def seen(self) -> list[WorkerSeen]:
         """Return the live workers; none if Redis is not used or unavailable."""

@@ -229,7 +229,7 @@ async def test_a_claim_that_has_ended_is_dropped(ground: Ground, end: str) -> No
     getattr(older, end)()
     await claim(tables, job("newer", otp="222222", at=NOW + 1))
     assert lost == []  # no one waits with the older one
-    assert tables.look().claims == 1
+    assert tables.state().claims == 1
 
 
 async def test_sent_records_expire_after_their_ttl_and_not_before(ground: Ground) -> None:
@@ -280,7 +280,7 @@ async def test_an_id_with_another_recipient_or_code_is_another_job(ground: Groun
     tables = await ground.tables()
     await send(tables, job(given_id=True))
     await send(tables, job(given_id=True, **other))
-    assert tables.look().reused == 1
+    assert tables.state().reused == 1
     assert await tables.admit(job(given_id=True), NOW + HOUR) == SentBefore()
     assert await tables.admit(job(given_id=True, **other), NOW + HOUR) == SentBefore()
 
@@ -303,7 +303,7 @@ async def test_a_job_that_is_tried_again_is_no_reuse_of_its_id(ground: Ground) -
     tables = await ground.tables()
     for _ in range(3):
         await ask(tables, job(given_id=True))
-    assert tables.look().reused == 0
+    assert tables.state().reused == 0
 
 
 async def test_an_id_alone_that_an_earlier_version_recorded_as_sent_still_suppresses_its_copy(ground: Ground) -> None:
@@ -611,7 +611,7 @@ async def test_entries_of_limits_expire_after_their_window(ground: Ground) -> No
     await send(tables, job())
     ground.now_ms += 2_000
     await send(tables, job("b", email="other@example.com"))
-    assert tables.look().sizes.get("recipient 1/1s", 1) == (1 if ground.url is None else 0)
+    assert tables.state().sizes.get("recipient 1/1s", 1) == (1 if ground.url is None else 0)
 
 
 # ids made for jobs that have nothing but their content

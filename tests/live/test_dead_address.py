@@ -38,7 +38,7 @@ async def test_the_relay_is_reached(dead: Address, monkeypatch: pytest.MonkeyPat
         resolve_to(monkeypatch, dead, ("127.0.0.1", relay.port))
         async with client(relay, host="relay.example") as smtp:
             assert isinstance(await send(smtp), Accepted)
-            assert smtp.look()[0].circuit_breaker == "closed"
+            assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_the_relay_s_certificate_is_for_its_name(dead: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

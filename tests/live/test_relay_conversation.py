@@ -58,7 +58,7 @@ async def test_many_mails_share_few_connections(relay: ScriptedRelay):
         assert all(isinstance(outcome, Accepted) for outcome in outcomes)
         assert {mail.recipient for mail in relay.accepted} == {f"u{at}@example.com" for at in range(60)}
         assert relay.connections <= 3
-        state = smtp.look()[0]
+        state = smtp.state()[0]
         assert (state.replies, state.sending, state.waiting) == ({"250": 60}, 0, 0)
 
 
@@ -103,7 +103,7 @@ async def test_no_mail_waits_long_behind_another(relay: ScriptedRelay):
         slow = asyncio.create_task(send(smtp, "slow@example.com"))
         others = await asyncio.gather(*(send(smtp, f"u{at}@example.com") for at in range(30)))
         assert all(isinstance(outcome, Accepted) for outcome in others)
-        assert smtp.look()[0].waiting == 0
+        assert smtp.state()[0].waiting == 0
         relay.cut()
         assert isinstance(await slow, Uncertain)
 
@@ -159,7 +159,7 @@ async def test_a_refused_mail_keeps_the_connection(relay: ScriptedRelay, step: s
         assert isinstance(refused, kind)
         assert str(refused.reply) == f"{reply} (to {step.upper()})"
         assert isinstance(await send(smtp, "second@example.com"), Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
     assert [mail.recipient for mail in relay.accepted] == ["second@example.com"]
     assert relay.connections == 1
 
@@ -176,7 +176,7 @@ async def test_a_refusal_of_our_own_address_is_about_its_mail_only_where_it_is_t
             assert outcome.reason == "sender_refused"
         else:
             assert isinstance(outcome, Rejected)
-            assert smtp.look()[0].circuit_breaker == "closed"
+            assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_refused_recipients_do_not_disturb_those_beside_them(relay: ScriptedRelay):
@@ -232,7 +232,7 @@ async def test_a_fresh_connection_lost_before_the_final_dot_is_the_relay_s_troub
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
         assert outcome.reason == "unreachable"
-        assert smtp.look()[0].circuit_breaker == "open"
+        assert smtp.state()[0].circuit_breaker == "open"
     assert relay.accepted == []
 
 
@@ -244,7 +244,7 @@ async def test_a_connection_that_went_stale_costs_a_reconnect_and_no_job(relay: 
         assert isinstance(await send(smtp), Accepted)
         relay.then("mail", fault)
         assert isinstance(await send(smtp), Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
     assert relay.connections == 2
 
 
@@ -267,7 +267,7 @@ async def test_a_mail_that_breaks_idle_connections_breaks_two_at_most(relay: Scr
         together.set()
         await asyncio.gather(*jobs)
         assert isinstance(await send(smtp, "poison@example.com"), Unavailable)
-        assert smtp.look()[0].connections == 2
+        assert smtp.state()[0].connections == 2
 
 
 async def test_a_goodbye_to_an_idle_connection_is_heard(relay: ScriptedRelay):
@@ -275,7 +275,7 @@ async def test_a_goodbye_to_an_idle_connection_is_heard(relay: ScriptedRelay):
         await send(smtp)
         [session] = relay._sessions.values()
         await session.reply("421 4.4.2 idle for too long")
-        await relay.wait(lambda: smtp.look()[0].connections == 0, "end of the connection")
+        await relay.wait(lambda: smtp.state()[0].connections == 0, "end of the connection")
         assert isinstance(await send(smtp), Accepted)
 
 
@@ -287,7 +287,7 @@ async def test_421_in_the_middle_is_the_relay_s_trouble(relay: ScriptedRelay, st
         outcome = await send(smtp)
         assert isinstance(outcome, Unavailable)
         assert outcome.error == f"421 4.3.0 shutting down (to {step.upper()})"
-        assert smtp.look()[0].circuit_breaker == "open"
+        assert smtp.state()[0].circuit_breaker == "open"
     assert len(relay.accepted) == 1
 
 
@@ -331,7 +331,7 @@ async def test_closing_does_not_wait_for_a_relay_that_is_silent(relay: ScriptedR
         on_wire = asyncio.create_task(send(smtp))
         await relay.wait(lambda: "DATA" in relay.commands(), "mail on the wire")
         waiting = asyncio.create_task(send(smtp))
-        await relay.wait(lambda: smtp.look()[0].waiting == 1, "waiting job")
+        await relay.wait(lambda: smtp.state()[0].waiting == 1, "waiting job")
         begun = time.monotonic()
         await smtp.close(grace_s=0.2)
         assert time.monotonic() - begun < 2
@@ -354,7 +354,7 @@ async def test_a_mail_whose_connection_breaks_during_a_stop_ends_with_the_stop(r
         stopping.set()
         await asyncio.wait({sending}, timeout=2)
         assert sending.cancelled()
-        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (0, 0)
+        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
 async def test_a_cancelled_send_that_waits_gives_its_place_up(relay: ScriptedRelay):
@@ -363,7 +363,7 @@ async def test_a_cancelled_send_that_waits_gives_its_place_up(relay: ScriptedRel
         first = asyncio.create_task(send(smtp, "first@example.com"))
         await relay.wait(lambda: "DATA" in relay.commands(), "mail on the wire")
         second = asyncio.create_task(send(smtp, "second@example.com"))
-        await relay.wait(lambda: smtp.look()[0].waiting == 1, "waiting job")
+        await relay.wait(lambda: smtp.state()[0].waiting == 1, "waiting job")
         second.cancel()
         assert isinstance(await send(smtp, "third@example.com"), Accepted)
         assert isinstance(await first, Accepted)
@@ -386,7 +386,7 @@ async def test_urgent_jobs_pass_those_that_wait(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.02))
     async with client(relay, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
-        await relay.wait(lambda: smtp.look()[0].sending == 1, "mail on the wire")
+        await relay.wait(lambda: smtp.state()[0].sending == 1, "mail on the wire")
         rest = [asyncio.create_task(send(smtp, f"rank{rank}@example.com", rank=rank)) for rank in (3, 2, 1, 0)]
         await asyncio.gather(first, *rest)
     order = [mail.recipient for mail in relay.accepted]
@@ -397,9 +397,9 @@ async def test_a_connection_is_kept_for_urgent_jobs(relay: ScriptedRelay):
     relay.always("body", SILENCE, to="user@example.com")
     async with client(relay, pool_size=3) as smtp:
         slow = [asyncio.create_task(send(smtp)) for _ in range(5)]
-        await relay.wait(lambda: smtp.look()[0].sending == 2, "two mails on the wire")
+        await relay.wait(lambda: smtp.state()[0].sending == 2, "two mails on the wire")
         assert isinstance(await send(smtp, "urgent@example.com", rank=0), Accepted)
-        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (2, 3)
+        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (2, 3)
         relay.always("body", None, to="user@example.com")
         relay.cut()
         await asyncio.gather(*slow)
@@ -409,7 +409,7 @@ async def test_a_job_whose_turn_does_not_come_lapses_at_its_deadline(relay: Scri
     relay.always("body", SILENCE)
     async with client(relay, pool_size=1) as smtp:
         on_wire = asyncio.create_task(send(smtp))
-        await relay.wait(lambda: smtp.look()[0].sending == 1, "mail on the wire")
+        await relay.wait(lambda: smtp.state()[0].sending == 1, "mail on the wire")
         begun = time.monotonic()
         assert await send(smtp, life_ms=200) == TimedOut()
         assert 0.15 < time.monotonic() - begun < 3
@@ -446,13 +446,13 @@ async def test_a_call_that_is_cancelled_while_it_waits_for_one_relay_leaves_no_t
                 lane="due",
                 expires_ms=ends,
                 deadline_ms=ends,
-                prefer=smtp.look()[0].name,
+                prefer=smtp.state()[0].name,
             )
         )
-        await relay.wait(lambda: smtp.look()[0].waiting == 1, "job that waits for this relay")
+        await relay.wait(lambda: smtp.state()[0].waiting == 1, "job that waits for this relay")
         preferring.cancel()
         await asyncio.gather(preferring, return_exceptions=True)
-        assert smtp.look()[0].waiting == 0
+        assert smtp.state()[0].waiting == 0
         relay.cut()
         await asyncio.gather(first, return_exceptions=True)
 
@@ -731,7 +731,7 @@ async def test_a_stop_takes_the_envelope_back_that_was_sent_ahead(manual: Manual
         assert isinstance(await first, Accepted)
         await asyncio.wait({second}, timeout=1)
         assert second.cancelled()
-        assert smtp.look()[0].sending == smtp.look()[0].waiting == 0
+        assert smtp.state()[0].sending == smtp.state()[0].waiting == 0
 
 
 async def test_a_cancelled_job_whose_envelope_was_sent_ahead_has_its_content_kept_back(manual: ManualRelay):
@@ -746,7 +746,7 @@ async def test_a_cancelled_job_whose_envelope_was_sent_ahead_has_its_content_kep
         assert isinstance(await first, Accepted)
         await (await manual.ready_connection()).accept("third@example.com")
         assert isinstance(await third, Accepted)
-        assert smtp.look()[0].sending == 0
+        assert smtp.state()[0].sending == 0
 
 
 async def test_a_cancelled_job_whose_envelope_was_sent_ahead_is_not_sent_when_the_connection_breaks(
@@ -762,7 +762,7 @@ async def test_a_cancelled_job_whose_envelope_was_sent_ahead_is_not_sent_when_th
         assert isinstance(await first, Uncertain)
         await (await manual.ready_connection()).accept("third@example.com")
         assert isinstance(await third, Accepted)
-        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (0, 0)
+        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
 async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_kept_back(manual: ManualRelay):
@@ -777,7 +777,7 @@ async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_kept_bac
         await connection.expect_end()
         assert isinstance(await first, Accepted)
         assert await second == TimedOut()
-        assert smtp.look()[0].sending == 0
+        assert smtp.state()[0].sending == 0
 
 
 @pytest.mark.parametrize("last", [None, "421 4.3.2 closing", "garbage"])
@@ -793,7 +793,7 @@ async def test_a_job_whose_envelope_was_sent_ahead_goes_over_another_connection_
         assert isinstance(await first, Unavailable if last and "421" in last else Uncertain)
         await (await manual.ready_connection()).accept("second@example.com")
         assert isinstance(await second, Accepted)
-        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (0, 0)
+        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
 async def test_a_mail_that_waited_too_long_behind_another_is_taken_back_and_its_envelope_ends_the_connection(
@@ -828,7 +828,7 @@ async def test_no_mail_enters_the_transaction_of_an_envelope_that_was_taken_back
         await connections[1].expect(ENDED)
         third = asyncio.create_task(send(smtp, "third@example.com", rank=0))
         async with asyncio.timeout(5):
-            while smtp.look()[0].waiting != 1:  # noqa: ASYNC110 - a plain field
+            while smtp.state()[0].waiting != 1:  # noqa: ASYNC110 - a plain field
                 await asyncio.sleep(0.005)
         await connections[0].reply("250 first", *ACCEPTS)
         await connections[0].expect_end()
@@ -923,7 +923,7 @@ async def test_an_envelope_that_meets_the_transaction_of_a_refused_mail_goes_ove
         await connection.expect(envelope("second@example.com"))
         third = asyncio.create_task(send(smtp, "third@example.com"))
         async with asyncio.timeout(5):
-            while smtp.look()[0].waiting != 1:  # noqa: ASYNC110 - a plain field
+            while smtp.state()[0].waiting != 1:  # noqa: ASYNC110 - a plain field
                 await asyncio.sleep(0.005)
         await connection.reply(*ACCEPTS)
         # that was one refused content: envelopes are still sent ahead
@@ -932,7 +932,7 @@ async def test_an_envelope_that_meets_the_transaction_of_a_refused_mail_goes_ove
         await connection.expect_alone(ENDED)
         await connection.reply("250 third")
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(second, third))
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_an_envelope_that_meets_refused_mails_again_and_again_closes_no_breaker(manual: ManualRelay):
@@ -967,7 +967,7 @@ async def test_a_relay_that_refuses_envelopes_sent_ahead_gets_no_more_of_them(ma
         for name in ("second", "third"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 @pytest.mark.parametrize(
@@ -992,7 +992,7 @@ async def test_a_mail_whose_envelope_was_refused_ahead_is_tried_alone(manual: Ma
         await (await manual.ready_connection()).accept("second@example.com")
         assert isinstance(await first, Accepted)
         assert isinstance(await second, Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 @pytest.mark.parametrize("reply", ["554 5.5.1 what?", "421 4.7.0 protocol violation", None])
@@ -1012,7 +1012,7 @@ async def test_a_relay_that_refuses_every_envelope_ahead_gets_none_after_the_thi
         for name in ("u3", "u4"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
@@ -1028,7 +1028,7 @@ async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
         for name in ("second", "third"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_whether_a_job_is_ours_is_asked_last_of_all_before_its_content_leaves():
@@ -1055,7 +1055,7 @@ async def test_content_that_is_refused_for_the_envelope_behind_it_is_sent_alone(
         for name in ("first", "second"):
             await connection.accept(f"{name}@example.com", alone=True)
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])

@@ -63,8 +63,8 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     smtp = SmtpRelay(config(relay, pool_size=4), on_circuit_breaker=changes.append, fraction=lambda: 0.0)
     jobs = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(50)]
     await relay.wait(lambda: changes.breakers().count("open") >= 2, "second failed probe")
-    await relay.wait(lambda: smtp.look()[0].waiting == 50, "all jobs behind the circuit breaker")
-    assert smtp.look()[0].reason == "unreachable"
+    await relay.wait(lambda: smtp.state()[0].waiting == 50, "all jobs behind the circuit breaker")
+    assert smtp.state()[0].reason == "unreachable"
     assert not any(job.done() for job in jobs)
     await relay.start()
     ended = await asyncio.gather(*jobs)
@@ -73,7 +73,7 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
     assert sum(held for _, held in ended) == changes.breakers().count("open")
     assert len({mail.recipient for mail in relay.accepted}) == len(relay.accepted) == 50
     assert changes.breakers()[-2:] == ["half_open", "closed"]
-    state = smtp.look()[0]
+    state = smtp.state()[0]
     assert (state.circuit_breaker, state.reason, state.error, state.probe_ms, state.waiting) == (
         "closed",
         None,
@@ -104,7 +104,7 @@ async def refused(relay: ScriptedRelay, clock: Clock, jobs: int) -> tuple[SmtpRe
     for refusals in range(1, 6):
         await relay.wait(lambda refusals=refusals: changes.breakers().count("open") == refusals, f"refusal {refusals}")
         clock.ahead_ms += 60_000 if refusals < 5 else 0
-    state = smtp.look()[0]
+    state = smtp.state()[0]
     assert (state.probe_ms or 0) - state.since_ms == 60_000
     clock.ahead_ms += 6_000
     return smtp, waiting
@@ -164,7 +164,7 @@ async def test_where_no_job_waits_a_requested_probe_connects_and_logs_in(relay: 
     assert [it.result for it in await smtp.probe()] == ["connected"]
     assert relay.connections == connections
     assert isinstance(await send(smtp), Accepted)
-    assert smtp.look()[0].circuit_breaker == "closed"
+    assert smtp.state()[0].circuit_breaker == "closed"
     await smtp.close()
 
 
@@ -192,11 +192,11 @@ async def test_one_probe_goes_out_before_the_rest(relay: ScriptedRelay):
         assert isinstance(await send(smtp), Unavailable)
         jobs = [asyncio.create_task(send(smtp)) for _ in range(6)]
         await relay.wait(
-            lambda: smtp.look()[0].circuit_breaker == "half_open" and smtp.look()[0].sending > 0, "probe on the wire"
+            lambda: smtp.state()[0].circuit_breaker == "half_open" and smtp.state()[0].sending > 0, "probe on the wire"
         )
-        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (1, 5)
+        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (1, 5)
         await asyncio.gather(*jobs)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_a_probe_that_is_refused_for_its_recipient_opens_the_breaker(relay: ScriptedRelay):
@@ -205,14 +205,14 @@ async def test_a_probe_that_is_refused_for_its_recipient_opens_the_breaker(relay
     async with client(relay) as smtp:
         assert isinstance(await send(smtp), Unavailable)
         assert isinstance(await send(smtp, "no@example.com"), Rejected)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_one_mail_that_breaks_connections_does_not_keep_the_circuit_breaker_open(relay: ScriptedRelay):
     relay.always("rcpt", CLOSE, to="poison@example.com")
     async with client(relay, pool_size=2) as smtp:
         poison = asyncio.create_task(deliver(smtp, "poison@example.com", rank=0))
-        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
+        await relay.wait(lambda: smtp.state()[0].circuit_breaker == "open", "open circuit breaker")
         # it is the most urgent, and yet another goes first
         outcome, _ = await deliver(smtp, "good@example.com", rank=3)
         assert isinstance(outcome, Accepted)
@@ -223,7 +223,7 @@ async def test_the_mail_that_opened_the_circuit_breaker_is_sent_after_the_probe(
     relay.then("rcpt", CLOSE, to="suspect@example.com")
     async with client(relay, pool_size=2) as smtp:
         suspect = asyncio.create_task(deliver(smtp, "suspect@example.com", rank=0))
-        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
+        await relay.wait(lambda: smtp.state()[0].circuit_breaker == "open", "open circuit breaker")
         assert isinstance((await deliver(smtp, "good@example.com", rank=3))[0], Accepted)
         await asyncio.wait({suspect}, timeout=3)
         assert suspect.done()
@@ -256,7 +256,7 @@ async def test_a_relay_that_takes_mail_on_a_new_connection_only_is_probed_over_o
         outcome, held = await deliver(smtp)
         assert isinstance(outcome, Accepted)
         assert held == 1
-        assert smtp.look()[0].slowed is False
+        assert smtp.state()[0].slowed is False
     assert relay.accepted[-1].connection == 5
 
 
@@ -267,9 +267,9 @@ async def test_mails_on_the_wire_finish_when_the_circuit_breaker_opens(relay: Sc
         slow = [asyncio.create_task(send(smtp, "slow@example.com")) for _ in range(2)]
         await relay.wait(lambda: relay.commands().count("DATA") == 2, "two mails on the wire")
         assert isinstance(await send(smtp, "fast@example.com"), Unavailable)
-        assert smtp.look()[0].circuit_breaker == "open"
+        assert smtp.state()[0].circuit_breaker == "open"
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*slow))
-        assert smtp.look()[0].circuit_breaker == "open"
+        assert smtp.state()[0].circuit_breaker == "open"
 
 
 async def test_a_relay_that_takes_fewer_connections_than_we_want_is_used_with_those(relay: ScriptedRelay):
@@ -284,7 +284,7 @@ async def test_a_relay_that_takes_fewer_connections_than_we_want_is_used_with_th
     outcomes = await asyncio.gather(*(send(smtp) for _ in range(40)))
     assert all(isinstance(outcome, Accepted) for outcome in outcomes)
     assert changes == []
-    assert smtp.look()[0].connections == 2
+    assert smtp.state()[0].connections == 2
     assert relay.connections < 20
     await smtp.close()
 
@@ -318,7 +318,7 @@ async def test_jobs_lapse_behind_a_opened_breaker(relay: ScriptedRelay):
         begun = now_ms()
         assert await send(smtp, life_ms=200) == TimedOut()
         assert now_ms() - begun < 900
-        assert smtp.look()[0].waiting == 0
+        assert smtp.state()[0].waiting == 0
 
 
 async def test_the_circuit_breaker_becomes_half_open_although_no_job_waits(relay: ScriptedRelay):
@@ -326,7 +326,7 @@ async def test_the_circuit_breaker_becomes_half_open_although_no_job_waits(relay
     changes = Changes()
     smtp = SmtpRelay(config(relay), on_circuit_breaker=changes.append)
     assert isinstance(await send(smtp), Unavailable)
-    await relay.wait(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
+    await relay.wait(lambda: smtp.state()[0].circuit_breaker == "half_open", "half-open circuit breaker")
     await relay.start()
     assert isinstance(await send(smtp), Accepted)
     assert changes.breakers() == ["open", "half_open", "closed"]
@@ -349,7 +349,7 @@ async def test_a_relay_that_restarts_under_load_loses_no_job(relay: ScriptedRela
 
 async def test_nothing_connects_before_the_first_mail(relay: ScriptedRelay):
     smtp = SmtpRelay(config(relay))
-    [state] = smtp.look()
+    [state] = smtp.state()
     assert state == RelayState(name=f"127.0.0.1:{relay.port}", since_ms=state.since_ms, size=20)
     await smtp.close()
     assert relay.connections == 0
@@ -402,7 +402,7 @@ async def test_mails_that_all_meet_trouble_do_not_take_the_probes_from_another(
     async with client(relay, pool_size=1) as smtp:
         # they are more urgent
         bad = [asyncio.create_task(deliver(smtp, f"bad{number}@example.com", rank=1)) for number in range(5)]
-        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
+        await relay.wait(lambda: smtp.state()[0].circuit_breaker == "open", "open circuit breaker")
         good, _ = await deliver(smtp, "good@example.com", rank=3)
         assert isinstance(good, Accepted)
         for task in bad:
@@ -459,9 +459,9 @@ async def test_no_envelope_is_sent_ahead_while_the_circuit_breaker_is_open():
         failing, other = await at_data(relay, smtp, "failing")
         await other.reply("421 4.3.0 down")
         assert isinstance(await failing, Unavailable)
-        assert smtp.look()[0].circuit_breaker == "open"
+        assert smtp.state()[0].circuit_breaker == "open"
         waiting = begin(smtp, "waiting")
-        await until(lambda: smtp.look()[0].waiting == 1, "job that waits")
+        await until(lambda: smtp.state()[0].waiting == 1, "job that waits")
         await connection.reply(*ACCEPTS)
         await connection.expect_alone(ENDED)
         await connection.reply("250 queued")
@@ -469,7 +469,7 @@ async def test_no_envelope_is_sent_ahead_while_the_circuit_breaker_is_open():
         # the connection is still good: it takes the probe
         await connection.accept("waiting@example.com", alone=True)
         assert isinstance(await waiting, Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_circuit_breaker_opened():
@@ -478,7 +478,7 @@ async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_circuit
         failing, other = await at_data(relay, smtp, "failing")
         await other.reply("421 4.3.0 down")
         assert isinstance(await failing, Unavailable)
-        await until(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
+        await until(lambda: smtp.state()[0].circuit_breaker == "half_open", "half-open circuit breaker")
         probe = begin(smtp, "probe")
         third = await relay.connection()
         await connection.reply(*ACCEPTS)
@@ -487,7 +487,7 @@ async def test_the_probe_is_not_sent_ahead_behind_a_mail_from_before_the_circuit
         await third.greet()
         await third.accept("probe@example.com", alone=True)
         assert isinstance(await probe, Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
         assert not slow.done()
         await connection.reply("250 queued")
         assert isinstance(await slow, Accepted)
@@ -501,7 +501,7 @@ async def test_no_envelope_is_sent_ahead_behind_the_probe():
         probe, waiting = begin(smtp, "probe"), begin(smtp, "waiting", rank=3)
         connection = await relay.ready_connection()
         await connection.expect(envelope("probe@example.com"))
-        assert smtp.look()[0].circuit_breaker == "half_open"
+        assert smtp.state()[0].circuit_breaker == "half_open"
         await connection.reply(*ACCEPTS)
         await connection.expect_alone(ENDED)
         await connection.reply("250 queued")
@@ -522,8 +522,8 @@ async def test_a_probe_that_may_have_been_taken_is_uncertain_and_opens_the_circu
         await connection.expect_alone(ENDED)
         connection.close()
         assert isinstance(await probe, Uncertain)
-        assert smtp.look()[0].circuit_breaker == "open"
-        await until(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
+        assert smtp.state()[0].circuit_breaker == "open"
+        await until(lambda: smtp.state()[0].circuit_breaker == "half_open", "half-open circuit breaker")
         again = begin(smtp, "again")
         connection = await relay.ready_connection()
         await connection.accept("again@example.com", alone=True)
@@ -546,7 +546,7 @@ async def test_a_probe_that_is_taken_back_leaves_its_place_to_the_next(relay: Sc
         release.set()
         async with asyncio.timeout(5):
             assert isinstance(await send(smtp, "next@example.com"), Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
         await asyncio.gather(probe, return_exceptions=True)
     assert [mail.recipient for mail in relay.accepted] == ["next@example.com"]
 
@@ -562,13 +562,13 @@ async def test_one_probe_goes_out_although_more_connections_are_idle(relay: Scri
         # an answer in the middle of a mail is about the relay, on whatever connection
         relay.then("rcpt", Act("421 4.3.0 down", then="close"))
         assert isinstance(await send(smtp), Unavailable)
-        assert smtp.look()[0].connections == 2
-        await until(lambda: smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
+        assert smtp.state()[0].connections == 2
+        await until(lambda: smtp.state()[0].circuit_breaker == "half_open", "half-open circuit breaker")
         release = asyncio.Event()
         relay.always("body", Act(until=release))
         jobs = [begin(smtp, f"v{at}") for at in range(5)]
         await relay.wait(lambda: relay.contents == 4, "probe on the wire")
-        assert (smtp.look()[0].sending, smtp.look()[0].waiting) == (1, 4)
+        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (1, 4)
         release.set()
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
 
@@ -583,7 +583,7 @@ async def test_a_mail_from_before_the_circuit_breaker_opened_does_not_close_it(r
         assert isinstance(await send(smtp, "failing@example.com", rank=0), Unavailable)
         release.set()
         assert isinstance(await slow, Accepted)
-        assert smtp.look()[0].circuit_breaker == "open"
+        assert smtp.state()[0].circuit_breaker == "open"
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -635,11 +635,11 @@ async def test_the_fallback_takes_over_while_the_first_relay_is_away_and_gives_b
     await pair.first.stop()
     assert isinstance(await pair.send("one"), Unavailable)
     assert isinstance(await pair.send("two"), Accepted)
-    await until(lambda: pair.smtp.look()[0].circuit_breaker == "half_open", "half-open circuit breaker")
+    await until(lambda: pair.smtp.state()[0].circuit_breaker == "half_open", "half-open circuit breaker")
     await pair.first.start()
     sent = 0
     while (
-        pair.smtp.look()[0].circuit_breaker != "closed"
+        pair.smtp.state()[0].circuit_breaker != "closed"
     ):  # the fallback sends until a job finds the first relay connected
         sent += 1
         assert sent < 500
@@ -659,7 +659,7 @@ async def test_a_mail_that_the_fallback_may_have_goes_to_the_fallback_again(pair
 async def test_a_mail_that_a_relay_may_have_goes_elsewhere_while_that_one_is_away(pair: Pair):
     await pair.second.stop()
     assert isinstance(await pair.send("first try", prefer=pair.second), Unavailable)
-    assert pair.smtp.look()[1].circuit_breaker == "open"
+    assert pair.smtp.state()[1].circuit_breaker == "open"
     assert isinstance(await pair.send("copy", prefer=pair.second), Accepted)
     assert pair.recipients() == (["copy"], [])
 
@@ -670,7 +670,7 @@ async def test_mails_that_wait_for_one_relay_move_to_the_other_when_that_one_goe
     on_wire = [asyncio.create_task(pair.send(f"wire{at}", prefer=pair.second)) for at in range(2)]
     await pair.second.wait(lambda: pair.second.contents == 2, "two mails on the wire")
     waiting = [asyncio.create_task(pair.send(f"waiting{at}", prefer=pair.second)) for at in range(3)]
-    await until(lambda: pair.smtp.look()[1].waiting == 3, "three jobs for the second relay")
+    await until(lambda: pair.smtp.state()[1].waiting == 3, "three jobs for the second relay")
     release.set()
     assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*waiting))
     assert {type(outcome) for outcome in await asyncio.gather(*on_wire)} == {Unavailable}
@@ -687,7 +687,7 @@ async def test_the_fallback_takes_over_from_a_relay_that_gives_no_answer(pair: P
     assert isinstance(await pair.send("any"), Accepted)
     assert isinstance(await named, Accepted)
     assert isinstance(await pair.send("later", prefer=pair.first), Accepted)
-    assert pair.smtp.look()[0].stalled
+    assert pair.smtp.state()[0].stalled
     assert pair.recipients()[1] == ["any", "named", "later"] or sorted(pair.recipients()[1]) == [
         "any",
         "later",
@@ -711,13 +711,13 @@ async def test_a_code_that_waits_for_one_relay_lapses_at_its_deadline_and_is_rec
             wanted=lambda: wanted, prefer=f"127.0.0.1:{pair.second.port}",
         )
     )  # fmt: skip
-    await until(lambda: pair.smtp.look()[1].waiting == 1, "job for the second relay")
+    await until(lambda: pair.smtp.state()[1].waiting == 1, "job for the second relay")
     wanted = False
     pair.smtp.recheck()
     async with asyncio.timeout(1):
         assert await rechecked == TimedOut()
     stopped = asyncio.create_task(pair.send("stopped", prefer=pair.second))
-    await until(lambda: pair.smtp.look()[1].waiting == 1, "job for the second relay")
+    await until(lambda: pair.smtp.state()[1].waiting == 1, "job for the second relay")
     pair.smtp.finish()
     await asyncio.wait({stopped}, timeout=1)
     assert stopped.cancelled()
@@ -731,7 +731,7 @@ async def test_a_newer_code_ends_the_wait_of_an_older_one_at_once(relay: Scripte
         assert isinstance(await send(smtp), Unavailable)
         wanted = True
         older = asyncio.create_task(send(smtp, wanted=lambda: wanted))
-        await until(lambda: smtp.look()[0].waiting == 1, "job that waits")
+        await until(lambda: smtp.state()[0].waiting == 1, "job that waits")
         wanted = False
         smtp.recheck()
         async with asyncio.timeout(0.5):
@@ -756,7 +756,7 @@ async def test_a_wrong_password_makes_one_failed_login_at_a_time():
         client(relay, pool_size=10, user="otp", password="wrong") as smtp,
     ):
         jobs = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(10)]
-        await relay.wait(lambda: smtp.look()[0].circuit_breaker == "open", "open circuit breaker")
+        await relay.wait(lambda: smtp.state()[0].circuit_breaker == "open", "open circuit breaker")
         assert relay.commands().count("AUTH") == 1
         for job in jobs:
             job.cancel()
@@ -839,7 +839,7 @@ async def test_an_idle_close_with_451_charges_nothing(relay: ScriptedRelay, repl
     assert isinstance(await send(smtp), Accepted)
     [session] = relay._sessions.values()
     await session.reply(reply)
-    await relay.wait(lambda: smtp.look()[0].connections == 0, "end of the connection")
+    await relay.wait(lambda: smtp.state()[0].connections == 0, "end of the connection")
     assert isinstance(await send(smtp), Accepted)
     assert changes == []
     await smtp.close()
@@ -869,7 +869,7 @@ async def test_a_relay_that_loses_pipelined_commands_gets_them_one_by_one(
             assert isinstance(await jobs[-1], Accepted)
             if name == "first":
                 jobs.append(begin(smtp, "second"))
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
 
 
 async def test_a_relay_that_loses_mail_alone_gets_commands_one_by_one():

@@ -44,7 +44,7 @@ async def test_mails_leave_at_the_rate_that_is_set(relay: ScriptedRelay):
     begun = time.monotonic()
     async with client(relay, rate=50.0) as smtp:
         outcomes = await asyncio.gather(*(send(smtp, f"u{at}@example.com") for at in range(100)))
-        [state] = smtp.look()
+        [state] = smtp.state()
     assert all(isinstance(outcome, Accepted) for outcome in outcomes)
     assert relay.ahead_of_rate_s(begun, 50) <= AHEAD_S
     assert 1.9 <= time.monotonic() - begun <= 6
@@ -55,7 +55,7 @@ async def test_no_connection_is_opened_for_a_job_without_a_slot(relay: ScriptedR
     async with client(relay, rate=10.0) as smtp:
         jobs = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(200)]
         await relay.wait_accepted(8)
-        assert smtp.look()[0].waiting > 150
+        assert smtp.state()[0].waiting > 150
         assert relay.connections <= 2
         smtp.finish()
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -84,7 +84,7 @@ async def test_a_closed_circuit_breaker_lets_no_burst_out(relay: ScriptedRelay):
     async with client(relay, rate=20.0) as smtp:
         outcomes = await asyncio.gather(*(deliver(smtp, f"u{at}@example.com") for at in range(30)))
         assert all(isinstance(outcome, Accepted) for outcome in outcomes)
-        assert smtp.look()[0].slowed is False
+        assert smtp.state()[0].slowed is False
     assert most_within_a_second(relay.accepted) <= 20 + SLACK
     assert most_within_a_second(relay.accepted, 0.25) <= 5 + SLACK
 
@@ -116,7 +116,7 @@ async def test_without_a_ceiling_a_throttle_sets_one_for_a_while(relay: Scripted
     smtp = SmtpRelay(config(relay, pool_size=4, limits=limits), on_rate=changes.append, fraction=lambda: 0.0)
     jobs = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(200)]
     await relay.wait_accepted(60)
-    assert smtp.look()[0].rate is None
+    assert smtp.state()[0].rate is None
     relay.then("body", THROTTLE)
     await relay.wait(lambda: bool(changes), "word of a slower rate")
     assert changes[0].slowed

@@ -36,8 +36,8 @@ async def secured(relay: ScriptedRelay, authority: Authority, **changes: object)
 async def unavailable(smtp: SmtpRelay) -> Unavailable:
     outcome = await send(smtp)
     assert isinstance(outcome, Unavailable)
-    assert smtp.look()[0].circuit_breaker == "open"
-    assert smtp.look()[0].reason == outcome.reason
+    assert smtp.state()[0].circuit_breaker == "open"
+    assert smtp.state()[0].reason == outcome.reason
     return outcome
 
 
@@ -245,8 +245,8 @@ async def test_another_server_takes_our_tls_login_and_mail(authority: Authority,
         outcomes = await asyncio.gather(*(send(smtp, content=content) for _ in range(6)))
         assert all(isinstance(outcome, Accepted) for outcome in outcomes)
         assert [mail.content for mail in mailbox.mails] == [content] * 6
-        assert logins == [LOGIN] * smtp.look()[0].connects
-        assert smtp.look()[0].connects <= 2
+        assert logins == [LOGIN] * smtp.state()[0].connects
+        assert smtp.state()[0].connects <= 2
     finally:
         await smtp.close()
         server.close()
@@ -259,7 +259,7 @@ async def test_a_mechanism_that_is_refused_is_followed_by_the_next_which_is_reme
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=RelayLimits(messages=1)))
         assert isinstance(await send(smtp), Accepted)
         assert isinstance(await send(smtp), Accepted)
-        assert smtp.look()[0].circuit_breaker == "closed"
+        assert smtp.state()[0].circuit_breaker == "closed"
         await smtp.close()
     logins = [line.split()[1] for _, line in relay.log if line.startswith("AUTH")]
     assert logins == ["PLAIN", "LOGIN", "LOGIN"]

@@ -277,7 +277,7 @@ async def test_a_cancelled_request_leaves_no_claim(world: World) -> None:
         if not isinstance(standing, BaseException):  # it was answered before
             standing.release()
         await claim(two, job(f"j{turns}"), 1)
-    assert one.look().claims == 0
+    assert one.state().claims == 0
 
 
 async def test_a_cancelled_wait_for_another_worker_leaves_its_claim(world: World) -> None:
@@ -423,7 +423,7 @@ async def test_a_great_burst_is_no_outage(world: World) -> None:
         await asyncio.sleep(0)
     await asking
     assert 1 < most <= 10  # what waits here is not what Redis is late with
-    assert one.look().unshared == 0
+    assert one.state().unshared == 0
 
 
 async def calls(world: World) -> int:
@@ -627,7 +627,7 @@ async def test_workers_restore_their_state_in_a_redis_that_comes_back_empty(frai
     assert held.holds()
     held.mark_sent()
     assert await ask(two, job("held")) == SentBefore()
-    assert one.look().owed == 0
+    assert one.state().owed == 0
 
 
 async def test_no_worker_trusts_an_empty_redis_before_the_others_have_restored_their_state(
@@ -650,7 +650,7 @@ async def test_no_worker_trusts_an_empty_redis_before_the_others_have_restored_t
     server.start()
     await reached.wait()
     await asyncio.sleep(0.5)  # time enough for the other, if it did not wait
-    assert two.look().connected is False
+    assert two.state().connected is False
     may_go_on.set()
     await asyncio.gather(is_(one, connected=True), is_(two, connected=True))
     assert await ask(two, job("sent")) == SentBefore()
@@ -693,12 +693,12 @@ async def test_jobs_sent_and_released_during_an_outage_reach_redis(frail_world: 
     marked.mark_sent()
     released.release()
     (await claim(one, job("new"))).mark_sent()
-    assert one.look().unshared == 1
-    assert one.look().owed >= 2
+    assert one.state().unshared == 1
+    assert one.state().owed >= 2
     resume(server)
     for tables in (one, two):
         await is_(tables, connected=True)
-    assert one.look().owed == 0
+    assert one.state().owed == 0
     assert await ask(two, job("marked")) == SentBefore()
     assert await ask(two, job("new")) == SentBefore()
     await claim(two, job("released"), 0)
@@ -818,7 +818,7 @@ async def test_jobs_that_arrive_as_the_connection_is_lost_continue(frail_world: 
     counts = await asyncio.gather(*asking)
     assert one.shared is not None
     await one.shared.session.close()
-    assert one.look().owed == 0
+    assert one.state().owed == 0
     assert len(await world.keys("job:*")) == sum(counts)
 
 
@@ -848,9 +848,9 @@ async def test_a_job_claimed_again_during_an_outage_counts_as_one_possible_dupli
     held = await claim(one, job())
     for _ in range(3):
         assert await held.renew(now_ms() + 5000) is None
-    assert one.look().unshared == 1
+    assert one.state().unshared == 1
     await claim(one, job("other"))
-    assert one.look().unshared == 2
+    assert one.state().unshared == 2
 
 
 @dataclass
@@ -888,7 +888,7 @@ async def test_codes_are_sent_while_redis_is(frail_world: World, name: str) -> N
     assert during.holds()
     before.mark_sent()
     during.mark_sent()
-    state = one.look()
+    state = one.state()
     assert state.connected is False
     assert failure.error in (state.error or "")
     assert state.unshared >= 1
@@ -897,7 +897,7 @@ async def test_codes_are_sent_while_redis_is(frail_world: World, name: str) -> N
         await is_(tables, connected=True)
     for job_id in ("before", "during"):
         assert await ask(two, job(job_id)) == SentBefore()
-    assert one.look().error is None
+    assert one.state().error is None
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -921,8 +921,8 @@ async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: st
     await is_(two, connected=True)
     for job_id in ("waits", "before"):
         assert await ask(two, job(job_id)) == SentBefore()
-    assert one.look().unshared == 0
-    assert two.look().owed == 0
+    assert one.state().unshared == 0
+    assert two.state().owed == 0
 
 
 async def test_flushed_scripts_are_loaded_again(frail_world: World) -> None:
@@ -952,14 +952,14 @@ async def test_the_state_shows_since_when_redis_is_unavailable(frail_world: Worl
     world, server = frail_world, frail_world.server
     one = await world.worker()
     await asyncio.sleep(0.05)
-    came = one.look().since_ms
+    came = one.state().since_ms
     server.kill()
     await is_(one, connected=False)
-    went = one.look().since_ms
+    went = one.state().since_ms
     assert went > came
     server.start()
     await is_(one, connected=True)
-    assert one.look().since_ms > went
+    assert one.state().since_ms > went
 
 
 async def test_records_that_redis_never_confirmed_are_still_missing(frail_world: World) -> None:
@@ -967,17 +967,17 @@ async def test_records_that_redis_never_confirmed_are_still_missing(frail_world:
     one = await world.worker()
     server.freeze()
     (await claim(one, job("during"))).mark_sent()
-    before = one.look()
+    before = one.state()
     assert (before.connected, before.owed) == (False, 1)
     server.thaw()
     await is_(one, connected=True)
     (await claim(one, job("told"))).mark_sent()
     server.freeze()
     await is_(one, connected=False)
-    assert one.look().owed >= 1
+    assert one.state().owed >= 1
     server.thaw()
     await is_(one, connected=True)
-    assert one.look().owed == 0
+    assert one.state().owed == 0
 
 
 async def test_a_starting_worker_claims_its_first_job_in_redis(world: World) -> None:
@@ -986,7 +986,7 @@ async def test_a_starting_worker_claims_its_first_job_in_redis(world: World) -> 
     await world.has_heard()
     two = await world.worker(ready=False)
     assert await ask(two, job()) == SentBefore()
-    assert two.look().unshared == 0
+    assert two.state().unshared == 0
 
 
 async def test_a_worker_that_stops_during_a_short_stall_of_redis_loses_no_record(
@@ -1011,7 +1011,7 @@ async def test_an_unusable_url_is_reported_and_codes_are_sent(frail_world: World
     frail_world.url = "rediss://:hunter2@h/0?ssl_cert_reqs=bogus"
     one = await frail_world.worker(ready=False)
     (await claim(one, job())).mark_sent()
-    assert (one.look().error or "").startswith("REDIS_URL cannot be used")
+    assert (one.state().error or "").startswith("REDIS_URL cannot be used")
 
 
 async def test_a_worker_starts_without_redis(frail_world: World) -> None:
@@ -1043,7 +1043,7 @@ async def test_records_beyond_the_limit_are_restored_once(frail_world: World) ->
     one.shared.session.pipeline._add = noting
     await restart(server, one)
     assert sent.count("mark") == 100
-    assert one.look().owed == 0
+    assert one.state().owed == 0
 
 
 async def test_a_job_that_was_evicted_and_sent_again_is_known_again() -> None:
@@ -1070,10 +1070,10 @@ async def test_a_password_lets_in_and_a_wrong_one_does_not(tmp_path: Path) -> No
                 (await claim(one, job())).mark_sent()
 
                 async def refused(tables: Tables = one) -> bool:
-                    return "auth" in (tables.look().error or "").lower()
+                    return "auth" in (tables.state().error or "").lower()
 
                 await until(refused, "refused login", 5)
-                assert "wrong-word" not in (one.look().error or "")
+                assert "wrong-word" not in (one.state().error or "")
     finally:
         server.remove()
 
@@ -1097,7 +1097,7 @@ async def test_tls_is_used_and_an_unknown_certificate_is_refused(tmp_path: Path)
             one = await world.worker(ready=False)
 
             async def refused() -> bool:
-                return "certificate" in (one.look().error or "").lower()
+                return "certificate" in (one.state().error or "").lower()
 
             await until(refused, "refused certificate", 5)
     finally:

@@ -46,11 +46,11 @@ async def test_all_tables_together_keep_to_the_limit() -> None:
     it = tables(*EVERY_LIMIT, entries_limit=100, supersede=True)
     with capture_logs() as logs:
         await send_to_others(it, 500)
-    sizes = it.look().sizes
+    sizes = it.state().sizes
     entries = sum(number for name, number in sizes.items() if name != "sent")
     assert 90 <= entries <= 100
     assert min(number for name, number in sizes.items() if name not in {"seen", "total 1000000/1d"}) >= 15
-    assert it.look().evicted == 500 * 5 + 1 - entries
+    assert it.state().evicted == 500 * 5 + 1 - entries
     (warning,) = (log for log in logs if log["log_level"] == "warning")  # and it is said once
     assert "TABLES_MEMORY_LIMIT" in warning["event"]
 
@@ -61,7 +61,7 @@ async def test_a_throttled_recipient_is_not_admitted_again_after_many_others() -
         (await claim(it, job(f"j{number}"))).mark_sent()
     await send_to_others(it, 1_000)
     assert isinstance(await it.admit(job("late"), NOW + HOUR), Throttled)
-    assert it.look().evicted > 0
+    assert it.state().evicted > 0
 
 
 async def test_a_job_in_flight_is_not_counted_again_after_many_others() -> None:
@@ -70,7 +70,7 @@ async def test_a_job_in_flight_is_not_counted_again_after_many_others() -> None:
     for number in range(300):
         (await claim(it, job(f"other{number}", f"u{number}@example.com"))).release()
     held.release()
-    assert it.look().evicted > 0
+    assert it.state().evicted > 0
     await claim(it, job("held"))
     (await claim(it, job("last"))).mark_sent()
     assert isinstance(await it.admit(job("over"), NOW + HOUR), Throttled)
@@ -81,7 +81,7 @@ async def test_no_job_in_flight_is_counted_again_however_many_there_are() -> Non
     held = [await claim(it, job(f"held{number}")) for number in range(100)]
     for number in range(600):
         (await claim(it, job(f"other{number}", f"u{number}@example.com"))).release()
-    assert it.look().evicted > 0
+    assert it.state().evicted > 0
     for one in held:
         one.release()
     for number in range(100):
@@ -93,7 +93,7 @@ async def test_no_job_in_flight_is_counted_again_however_many_there_are() -> Non
 async def test_more_jobs_in_flight_than_there_is_room_for_are_all_known() -> None:
     it = tables(Limit("total", 300, HOUR), entries_limit=100)
     held = [await claim(it, job(f"held{number}")) for number in range(300)]
-    assert it.look().sizes["seen"] == 300
+    assert it.state().sizes["seen"] == 300
     for one in held:
         one.release()
     await claim(it, job("held0"))
@@ -104,7 +104,7 @@ async def test_eviction_of_sent_records_logs_a_warning() -> None:
     it = tables(entries_limit=100, sent_limit=10)
     with capture_logs() as logs:
         await send_to_others(it, 30)
-    assert it.look().evicted == 20
+    assert it.state().evicted == 20
     (warning,) = (log for log in logs if log["log_level"] == "warning")
     assert "SENT_MEMORY_LIMIT" in warning["event"]
 
@@ -123,7 +123,7 @@ async def test_an_entry_takes_no_more_memory_than_is_documented() -> None:
     taken = sum(it.size for it in ours.traces)
     assert taken > 100 * 4_000
     # the shorter names of the tables' first use are in them already
-    entries = sum(number for name, number in it.look().sizes.items() if name != "sent") - 501
+    entries = sum(number for name, number in it.state().sizes.items() if name != "sent") - 501
     assert taken / entries < 350
 
 
