@@ -9,7 +9,7 @@ class Mail:
 
     recipient: str = field(repr=False)
     content: bytes = field(repr=False)
-    tame: bool = False
+    dot_safe: bool = False
     """Whether it is known that all lines end with CRLF and none begins with a dot."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What must not show where a relay's words are told."""

@@ -80,7 +80,7 @@ class Envelopes:
 def wire_form(mail: Mail) -> bytes:
     """Return the content as DATA takes it: dots doubled at line starts (RFC 5321 §4.5.2), the final dot at its end."""
     content = mail.content
-    if mail.tame:
+    if mail.dot_safe:
         return content + b".\r\n"
     ends = content.count(b"\r\n")
     if content.count(b"\n") != ends or content.count(b"\r") != ends:

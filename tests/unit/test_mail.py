@@ -293,15 +293,15 @@ def test_any_text_travels_in_lines_that_smtp_can_carry(name: str, extra: str) ->
     "text", ["{{ userName }}\n", ".{{ otp }}\n", "ü\n{{ userName }}", "x" * 74 + "{{ userName }}ü"]
 )
 @pytest.mark.parametrize("name", ["John", ".John", "...", "=.", "x" * 75 + ".", "é" * 30 + "." * 100])
-def test_a_mail_that_is_called_tame_is_sent_like_any_other(tmp_path: Path, text: str, name: str) -> None:
+def test_a_mail_that_is_called_dot_safe_is_sent_like_any_other(tmp_path: Path, text: str, name: str) -> None:
     composer = new_composer(write(tmp_path, t__subject_txt="s", t__body_txt=text, t__body_html=text))
     for _ in range(3):
         mail = composer.compose(job(template="t", userName=name))
-        assert wire_form(mail) == wire_form(replace(mail, tame=False))
+        assert wire_form(mail) == wire_form(replace(mail, dot_safe=False))
 
 
-def test_our_mails_are_tame() -> None:
-    assert COMPOSER.compose(job(userName="John Doe")).tame
+def test_our_mails_are_dot_safe() -> None:
+    assert COMPOSER.compose(job(userName="John Doe")).dot_safe
 
 
 def test_an_operators_files_override_built_in_ones_one_by_one(tmp_path: Path) -> None:
