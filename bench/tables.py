@@ -11,7 +11,7 @@ import time
 import psutil
 
 from otp_stream.app import app
-from otp_stream.core.admission import Objection, read_limits
+from otp_stream.core.admission import Refusal, read_limits
 from otp_stream.core.job import Job, OtpJob, carry
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 
@@ -57,7 +57,7 @@ async def _fill() -> None:
     while len(memory.sent) < settings.sent_memory_limit:
         now_ms = time.time_ns() // 1_000_000
         claim = await tables.admit(_job(number, now_ms), now_ms + 60_000)
-        if isinstance(claim, Objection):
+        if isinstance(claim, Refusal):
             raise TypeError(claim)
         claim.mark_sent()
         number += 1

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from . import clock
-from .core.admission import Claim, Objection, Standing
+from .core.admission import Claim, Refusal
 from .core.backoff import Backoff
-from .core.decision import Final, Hold, admit, decide, object_to
+from .core.decision import Final, Hold, admit, decide, refuse
 from .core.job import Job
 from .core.mail import ComposeError, Mail
 from .core.outcome import Accepted, Crashed, Outcome, TimedOut, without_secrets
@@ -63,7 +63,7 @@ class Relay(Protocol):
 class Tables(Protocol):
     """Stores sent records, claims, the newest code of each recipient and purpose, and rates."""
 
-    async def admit(self, job: Job, deadline_ms: int, sendable: bool) -> Standing:  # noqa: FBT001
+    async def admit(self, job: Job, deadline_ms: int, sendable: bool) -> Claim | Refusal:  # noqa: FBT001
         """Claim the job for this worker, or return why it may not be sent.
 
         Waits while another attempt has the claim, until `deadline_ms` (since 1970). A job that is not `sendable`
@@ -137,8 +137,8 @@ class Delivery:
             mail = await self._compose(job)
             # a job that cannot be sent must not supersede one that can
             admission = await self.tables.admit(job, deadline_ms, isinstance(mail, Mail))
-            if isinstance(admission, Objection):
-                await self._settle(job, self._object_to(job, admission), settle)
+            if isinstance(admission, Refusal):
+                await self._settle(job, self._refuse(job, admission), settle)
             else:
                 await self._claimed(_Attempt(job, mail, admission, deadline_ms, settle))
 
@@ -156,8 +156,8 @@ class Delivery:
         while True:
             result = mail if isinstance(mail, Crashed) else await self._send(attempt, mail)
             if isinstance(result, TimedOut) and not claim.holds():
-                if objection := await claim.renew(attempt.deadline_ms):
-                    return self._object_to(job, objection), None
+                if refusal := await claim.renew(attempt.deadline_ms):
+                    return self._refuse(job, refusal), None
                 continue
             # the text of a reply that accepts the mail is shown nowhere, so it needs no redaction
             outcome = result if isinstance(result, Accepted) else without_secrets(result, job.ask.otp, job.ask.email)
@@ -174,9 +174,9 @@ class Delivery:
                 return settlement, outcome
             observe(self.observer.attempt_ended, job, outcome)
 
-    def _object_to(self, job: Job, objection: Objection) -> Final:
-        return object_to(
-            objection,
+    def _refuse(self, job: Job, refusal: Refusal) -> Final:
+        return refuse(
+            refusal,
             attempts_made=job.attempts_made,
             now_ms=self.now_ms(),
             expires_ms=job.expires_ms,

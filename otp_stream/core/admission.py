@@ -65,13 +65,13 @@ class Unknown:
     """Nobody could say before the job's deadline: the tables are away, or another worker is at it."""
 
 
-Objection = SentBefore | Superseded | Throttled | Unknown
+Refusal = SentBefore | Superseded | Throttled | Unknown
 """Why a job may not be attempted."""
 
 
-def answer_name(objection: Objection | None) -> str:
+def answer_name(refusal: Refusal | None) -> str:
     """Return the name under which an answer of the tables is counted; `None` is a job that was admitted."""
-    match objection:
+    match refusal:
         case None:
             return "admitted"
         case SentBefore():
@@ -83,7 +83,7 @@ def answer_name(objection: Objection | None) -> str:
         case Unknown():
             return "unknown"
         case _:
-            assert_never(objection)
+            assert_never(refusal)
 
 
 ANSWERS = (
@@ -99,7 +99,7 @@ class Claim(Protocol):
         """Whether it may still be sent, as far as can be known without asking."""
         ...
 
-    async def renew(self, deadline_ms: int) -> Objection | None:
+    async def renew(self, deadline_ms: int) -> Refusal | None:
         """Ask again, for a claim that does not hold; `None` when it holds now."""
         ...
 
@@ -110,6 +110,3 @@ class Claim(Protocol):
     def release(self) -> None:
         """End the claim unsent."""
         ...
-
-
-Standing = Claim | Objection

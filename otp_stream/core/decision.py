@@ -1,9 +1,9 @@
-"""The verdicts on a job: `admit` and `object_to` before an attempt, `decide` after it. Nowhere else is one found."""
+"""The verdicts on a job: `admit` and `refuse` before an attempt, `decide` after it. Nowhere else is one found."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never, get_args
 
-from .admission import Objection, SentBefore, Superseded, Throttled, Unknown
+from .admission import Refusal, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .greylisting import is_greylisting
 from .outcome import Accepted, Crashed, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
@@ -74,9 +74,9 @@ def admit(*, now_ms: int, expires_ms: int, attempts_made: int) -> Dead | None:
     return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else None
 
 
-def object_to(objection: Objection, *, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Final:
+def refuse(refusal: Refusal, *, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Final:
     """Turn what the tables have against an attempt into the job's settlement."""
-    match objection:
+    match refusal:
         case SentBefore():
             return Ack("duplicate")
         case Superseded():
@@ -87,7 +87,7 @@ def object_to(objection: Objection, *, attempts_made: int, now_ms: int, expires_
         case Unknown():
             return _aside(attempts_made, now_ms, expires_ms, backoff)
         case _:
-            assert_never(objection)
+            assert_never(refusal)
 
 
 def decide(

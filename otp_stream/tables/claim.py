@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from otp_stream.core.admission import Objection
+from otp_stream.core.admission import Refusal
 
 from .keys import KEEP_MS, JobKeys
 from .memory import Answer
@@ -65,7 +65,7 @@ class Claim:
         """Whether the job may still be sent, without asking Redis."""
         return not self.lost and not self.doubted and self._tables.may_send
 
-    async def renew(self, deadline_ms: int) -> Objection | None:
+    async def renew(self, deadline_ms: int) -> Refusal | None:
         """Renew a claim that does not hold; `None` when it holds again."""
         return await self._tables.renew(self, deadline_ms)
 

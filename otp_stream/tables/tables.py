@@ -8,12 +8,7 @@ from typing import TypeVar
 import structlog
 
 from otp_stream import clock
-from otp_stream.core.admission import (
-    Objection,
-    Standing,
-    Unknown,
-    answer_name,
-)
+from otp_stream.core.admission import Refusal, Unknown, answer_name
 from otp_stream.core.job import Job
 from otp_stream.core.rate import Grant
 from otp_stream.core.state import Fail, TablesState, WorkerSeen
@@ -151,7 +146,7 @@ class Tables:
         session = self.shared.session
         return session.leased or (self._fail == "open" and not session.connected)
 
-    async def admit(self, job: Job, deadline_ms: int, sendable: bool = True) -> Standing:  # noqa: FBT001, FBT002
+    async def admit(self, job: Job, deadline_ms: int, sendable: bool = True) -> Claim | Refusal:  # noqa: FBT001, FBT002
         """Claim a job for this worker, or return why it may not be sent.
 
         Waits while another attempt has claimed it, here or elsewhere, and with `fail` `closed` while Redis is
@@ -185,7 +180,7 @@ class Tables:
             if not isinstance(answer, int):
                 self._end(claim)
         self._count(answer)
-        return answer if isinstance(answer, Objection) else claim
+        return answer if isinstance(answer, Refusal) else claim
 
     async def recall(self, content: str) -> str | None:
         """Return the id generated for a job with this content, by this worker or another."""
@@ -202,11 +197,11 @@ class Tables:
         """Reserve slots in the schedule of a relay, shared by all workers; `None` while Redis is unavailable."""
         return await self._from_redis(lambda it: it.reserve(relay, count, ceiling, slowed=slowed))
 
-    async def renew(self, claim: Claim, deadline_ms: int) -> Objection | None:
+    async def renew(self, claim: Claim, deadline_ms: int) -> Refusal | None:
         """Renew a claim of this worker; returns why its job may no longer be sent, or `None`."""
         claim.lost = claim.doubted = False  # an answer that arrives from now on applies
         answer = await self._answer(claim, deadline_ms, counted=True, waited=True)
-        if isinstance(answer, Objection):
+        if isinstance(answer, Refusal):
             claim.lost = True
             self._count(answer)
             return answer
@@ -253,7 +248,7 @@ class Tables:
             claim.ended.set_result(None)
 
     def _count(self, answer: Answer | Unknown) -> None:
-        name = answer_name(answer if isinstance(answer, Objection) else None)
+        name = answer_name(answer if isinstance(answer, Refusal) else None)
         self._admission.answers[name] += 1
         if self.shared is not None:
             self.shared.session.answers[name] += 1

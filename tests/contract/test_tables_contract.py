@@ -16,8 +16,8 @@ from otp_stream.checks.redis import check_redis
 from otp_stream.core.admission import (
     Claim,
     Limit,
+    Refusal,
     SentBefore,
-    Standing,
     Superseded,
     Throttled,
     Unknown,
@@ -107,9 +107,9 @@ def job(
 
 
 async def claim(tables: Tables, a_job: Job) -> Claim:
-    standing = await tables.admit(a_job, NOW + HOUR)
-    assert hasattr(standing, "mark_sent"), standing
-    return standing
+    admission = await tables.admit(a_job, NOW + HOUR)
+    assert hasattr(admission, "mark_sent"), admission
+    return admission
 
 
 async def send(tables: Tables, a_job: Job) -> None:
@@ -132,12 +132,12 @@ async def _is_gone(tables: Tables, name: str) -> bool:
     return not await tables.has_flag(name)
 
 
-async def ask(tables: Tables, a_job: Job) -> Standing:
+async def ask(tables: Tables, a_job: Job) -> Claim | Refusal:
     """Ask for a job, and leave it again."""
-    standing = await tables.admit(a_job, NOW + HOUR)
-    if hasattr(standing, "release"):
-        standing.release()
-    return standing
+    admission = await tables.admit(a_job, NOW + HOUR)
+    if hasattr(admission, "release"):
+        admission.release()
+    return admission
 
 
 # sent once
@@ -596,9 +596,9 @@ async def test_no_window_of_the_period_ever_holds_more_than_the_limit(ground: Gr
     sent: list[int] = []
     for step in range(400):
         ground.now_ms = NOW + step * 137
-        standing = await tables.admit(job(f"j{step}", at=NOW), NOW + HOUR)
-        if hasattr(standing, "mark_sent"):
-            standing.mark_sent()
+        admission = await tables.admit(job(f"j{step}", at=NOW), NOW + HOUR)
+        if hasattr(admission, "mark_sent"):
+            admission.mark_sent()
             sent.append(ground.now_ms)
     for at in sent:
         assert sum(at <= other < at + 10_000 for other in sent) <= 7

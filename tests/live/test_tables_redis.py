@@ -21,9 +21,8 @@ from otp_stream.core.admission import (
     Claim,
     Limit,
     LimitName,
-    Objection,
+    Refusal,
     SentBefore,
-    Standing,
     Superseded,
     Throttled,
     Unknown,
@@ -166,23 +165,23 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_session, "_RENEW_S", RENEW_S)
 
 
-async def ask(tables: Tables, a_job: Job, wait_s: float = 10) -> Standing:
+async def ask(tables: Tables, a_job: Job, wait_s: float = 10) -> Claim | Refusal:
     async with asyncio.timeout(wait_s + 5):
         return await tables.admit(a_job, now_ms() + round(wait_s * 1000))
 
 
 async def claim(tables: Tables, a_job: Job, wait_s: float = 10) -> Claim:
-    standing = await ask(tables, a_job, wait_s)
-    assert not isinstance(standing, Objection), standing
-    return standing
+    admission = await ask(tables, a_job, wait_s)
+    assert not isinstance(admission, Refusal), admission
+    return admission
 
 
 async def is_busy(tables: Tables, a_job: Job) -> bool:
     """Tell whether another worker is at a job; leaves it if not."""
-    standing = await ask(tables, a_job, 0)
-    if not isinstance(standing, Objection):
-        standing.release()
-    return standing == Unknown()
+    admission = await ask(tables, a_job, 0)
+    if not isinstance(admission, Refusal):
+        admission.release()
+    return admission == Unknown()
 
 
 class Frozen:
@@ -219,8 +218,8 @@ async def test_a_job_is_busy_until_its_worker_ends_the_claim_or_dies(world: Worl
         await world.kill(one)
     else:
         getattr(first, end)()
-    standing = await second
-    assert standing == SentBefore() if end == "mark_sent" else not isinstance(standing, Objection)
+    admission = await second
+    assert admission == SentBefore() if end == "mark_sent" else not isinstance(admission, Refusal)
     assert time.monotonic() - began < (LEASE_S if end == "die" else 0) + 0.5
 
 
@@ -273,9 +272,9 @@ async def test_a_cancelled_request_leaves_no_claim(world: World) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         asked.cancel()
-        (standing,) = await asyncio.gather(asked, return_exceptions=True)
-        if not isinstance(standing, BaseException):  # it was answered before
-            standing.release()
+        (admission,) = await asyncio.gather(asked, return_exceptions=True)
+        if not isinstance(admission, BaseException):  # it was answered before
+            admission.release()
         await claim(two, job(f"j{turns}"), 1)
     assert one.state().claims == 0
 
@@ -297,9 +296,9 @@ async def test_only_one_of_many_workers_gets_a_job(world: World) -> None:
         asked = [asyncio.create_task(ask(it, job(f"j{number}"))) for it in workers]
         done, rest = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         [winner] = done
-        standing = winner.result()
-        assert not isinstance(standing, Objection)
-        standing.mark_sent()
+        admission = winner.result()
+        assert not isinstance(admission, Refusal)
+        admission.mark_sent()
         assert await asyncio.gather(*rest) == [SentBefore()] * 3
 
 
@@ -823,13 +822,13 @@ async def test_jobs_that_arrive_as_the_connection_is_lost_continue(frail_world: 
 
 
 def test_a_job_that_arrives_before_the_loss_is_handled_continues(redis: RedisServer) -> None:
-    async def meet() -> list[Standing]:
+    async def meet() -> list[Claim | Refusal]:
         async with world_of(redis) as world:
             one = await world.worker()
             assert one.shared is not None
             assert one.shared.session.pipeline._transport is not None
             one.shared.session.pipeline._transport.abort()
-            asking: list[asyncio.Task[Standing]] = []
+            asking: list[asyncio.Task[Claim | Refusal]] = []
             for number in range(20):  # one in each turn of the loop
                 asking.append(asyncio.create_task(ask(one, job(f"j{number}"))))
                 await asyncio.sleep(0)
@@ -837,7 +836,7 @@ def test_a_job_that_arrives_before_the_loss_is_handled_continues(redis: RedisSer
 
     # uvloop is what a worker runs on; it refuses to write to what is closed, and asyncio's own loop does not
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert not any(isinstance(it, Objection) for it in runner.run(meet()))
+        assert not any(isinstance(it, Refusal) for it in runner.run(meet()))
 
 
 async def test_a_job_claimed_again_during_an_outage_counts_as_one_possible_duplicate(frail_world: World) -> None:
@@ -913,9 +912,9 @@ async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: st
     await asyncio.sleep(0.5)
     assert not waiting.done()
     failure.recover(server)
-    standing = await waiting
-    assert not isinstance(standing, Objection)
-    standing.mark_sent()
+    admission = await waiting
+    assert not isinstance(admission, Refusal)
+    admission.mark_sent()
     assert await before.renew(now_ms() + 1000) is None
     before.mark_sent()
     await is_(two, connected=True)
@@ -1182,9 +1181,9 @@ async def _compare(
             await _still_the_same(held, clock[0])
 
 
-def _same(held: dict[int, tuple[Claim, Claim]], number: int, answers: list[Standing]) -> None:
+def _same(held: dict[int, tuple[Claim, Claim]], number: int, answers: list[Claim | Refusal]) -> None:
     memory, redis = answers
-    if isinstance(memory, Objection) or isinstance(redis, Objection):
+    if isinstance(memory, Refusal) or isinstance(redis, Refusal):
         assert memory == redis
     else:
         held[number] = memory, redis

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otp_stream.core.admission import Limit, Objection, SentBefore, Superseded, Throttled, Unknown
+from otp_stream.core.admission import Limit, Refusal, SentBefore, Superseded, Throttled, Unknown
 from otp_stream.core.backoff import Backoff
-from otp_stream.core.decision import Ack, Dead, Hold, Park, Retry, admit, decide, object_to
+from otp_stream.core.decision import Ack, Dead, Hold, Park, Retry, admit, decide, refuse
 from otp_stream.core.outcome import (
     Accepted,
     Crashed,
@@ -103,7 +103,7 @@ def test_a_job_that_is_not_sent_any_more_keeps_the_last_error_or_says_why() -> N
 
 
 @pytest.mark.parametrize(
-    ("objection", "now_ms", "settlement"),
+    ("refusal", "now_ms", "settlement"),
     [
         (SentBefore(), NOW, Ack("duplicate")),
         (Superseded(), NOW, Ack("superseded")),
@@ -121,10 +121,8 @@ def test_a_job_that_is_not_sent_any_more_keeps_the_last_error_or_says_why() -> N
         (Unknown(), EXPIRES + 7, Dead("expired", "the code expired 7 ms ago", 2)),
     ],
 )
-def test_a_job_that_may_not_be_attempted_costs_no_attempt(
-    objection: Objection, now_ms: int, settlement: object
-) -> None:
-    found = object_to(objection, attempts_made=2, now_ms=now_ms, expires_ms=EXPIRES, backoff=BACKOFF)
+def test_a_job_that_may_not_be_attempted_costs_no_attempt(refusal: Refusal, now_ms: int, settlement: object) -> None:
+    found = refuse(refusal, attempts_made=2, now_ms=now_ms, expires_ms=EXPIRES, backoff=BACKOFF)
     assert found == settlement
 
 

@@ -32,9 +32,9 @@ def job(job_id: str, email: str = "user@example.com") -> Job:
 
 
 async def claim(it: Tables, a_job: Job) -> Claim:
-    standing = await it.admit(a_job, NOW + HOUR)
-    assert hasattr(standing, "mark_sent"), standing
-    return standing
+    admission = await it.admit(a_job, NOW + HOUR)
+    assert hasattr(admission, "mark_sent"), admission
+    return admission
 
 
 async def send_to_others(it: Tables, count: int) -> None:

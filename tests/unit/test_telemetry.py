@@ -80,8 +80,8 @@ def test_every_outcome_ending_lane_and_admission_result_has_a_series() -> None:
     for lane in get_args(Lane):
         metrics.received.inc(lane)
     limits = [Throttled(Limit(name, 1, 1000), 0) for name in get_args(LimitName)]
-    for objection in (None, SentBefore(), Superseded(), Unknown(), *limits):
-        assert answer_name(objection) in ANSWERS
+    for refusal in (None, SentBefore(), Superseded(), Unknown(), *limits):
+        assert answer_name(refusal) in ANSWERS
     lines = rendered(TablesState())
     assert {f'otp_admissions_total{{result="{name}"}} 0.0' for name in ANSWERS} <= set(lines)
 
