@@ -13,7 +13,7 @@ from statistics import median
 from otp_stream.broker.events import event
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, admit, decide
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.core.outcome import Accepted, Reply
 from otp_stream.mail import Composer
 from otp_stream.relay.envelope import Envelopes, Extensions, wire_form
@@ -40,8 +40,8 @@ def steps() -> dict[str, Callable[[], object]]:
             "timestamp": 1_700_000_000_000, "metadata": {"userName": "John Doe", "expiryMinutes": 15},
         }
     ).encode()  # fmt: skip
-    ask = OtpJob.from_bytes(body)
-    job = _job(ask)
+    request = OtpJob.from_bytes(body)
+    job = _job(request)
     composer = Composer(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en", hash_key=_KEY)
     mail = composer.compose(job)
     layout, data = composer.templates.find("otp", None), job.template_data()
@@ -52,7 +52,7 @@ def steps() -> dict[str, Callable[[], object]]:
     parser = ReplyParser()
     return {
         "decode: bytes to typed job": lambda: OtpJob.from_bytes(body),
-        "build the job object": lambda: _job(ask),
+        "build the job object": lambda: _job(request),
         "admit": lambda: admit(now_ms=0, expires_ms=1, attempts_made=0),
         "compose: the whole message": lambda: composer.compose(job),
         "render with Jinja, if the template cannot be precompiled": lambda: layout.render(data),
@@ -66,9 +66,9 @@ def steps() -> dict[str, Callable[[], object]]:
     }
 
 
-def _job(ask: OtpJob) -> Job:
-    return carry(
-        ask, job_id=ask.job_id or "", lane="jobs", first_seen_ms=1_700_000_000_500, attempts_made=0,
+def _job(request: OtpJob) -> Job:
+    return Job.from_request(
+        request, job_id=request.job_id or "", lane="jobs", first_seen_ms=1_700_000_000_500, attempts_made=0,
         default_expiry_minutes=15,
     )  # fmt: skip
 

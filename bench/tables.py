@@ -12,7 +12,7 @@ import psutil
 
 from otp_stream.app import app
 from otp_stream.core.admission import Refusal, read_limits
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 
 _LIMITS = (
@@ -27,9 +27,9 @@ def _job(number: int, at_ms: int) -> Job:
         "email": f"user{number}@domain{number}.example", "otp": f"{number % 1_000_000:06}", "jobId": f"job{number}",
         "timestamp": at_ms, "metadata": {"tenant": f"tenant{number}"},
     }  # fmt: skip
-    ask = OtpJob.model_validate(body)
-    return carry(
-        ask, job_id=body["jobId"], lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15
+    request = OtpJob.model_validate(body)
+    return Job.from_request(
+        request, job_id=body["jobId"], lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15
     )
 
 

@@ -160,7 +160,9 @@ class Delivery:
                     return self._refuse(job, refusal), None
                 continue
             # the text of a reply that accepts the mail is shown nowhere, so it needs no redaction
-            outcome = result if isinstance(result, Accepted) else without_secrets(result, job.ask.otp, job.ask.email)
+            outcome = (
+                result if isinstance(result, Accepted) else without_secrets(result, job.request.otp, job.request.email)
+            )
             settlement = decide(
                 outcome,
                 attempts_made=job.attempts_made,

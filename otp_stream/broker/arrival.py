@@ -7,8 +7,8 @@ from hashlib import blake2b
 from typing import Any, Protocol, TypeGuard
 from uuid import uuid4
 
-from otp_stream.core.job import Job, Lane, OtpJob, Replay, carry
-from otp_stream.core.masking import hidden, tells
+from otp_stream.core.job import Job, Lane, OtpJob, Replay
+from otp_stream.core.masking import contains_secret, keyed_hash
 
 from .message import Delivered, Message
 
@@ -73,17 +73,17 @@ class Arrival:
             return None
         return Replay(at_ms, self.header(REPLAYED_BY, str) or "", self.header(FRESH, str) is not None)
 
-    def attempts_made(self, ask: OtpJob | None) -> int:
+    def attempts_made(self, request: OtpJob | None) -> int:
         """Return the attempts before this delivery; a producer's `retryCount` seeds the count."""
         counted: int | None = self.header(ATTEMPT, int)
-        return counted if counted is not None else ask.retry_count if ask else 0
+        return counted if counted is not None else request.retry_count if request else 0
 
     def carrier(self) -> dict[str, str]:
         """Return the producer's trace context (W3C)."""
         headers = self.message.headers
         return {name: str(headers[name]) for name in TRACE if name in headers} if headers else {}
 
-    def hide_in_trace(self, ask: OtpJob | None) -> None:
+    def hide_in_trace(self, request: OtpJob | None) -> None:
         """Drop a producer's trace context that no tracer wrote or that holds the address or the code.
 
         It goes into spans and copies.
@@ -97,7 +97,9 @@ class Arrival:
             value = headers[name]
             # the search for secrets takes long in text that no tracer writes, so that is dropped before
             kept = _is_trace(value, name) and (
-                name == "traceparent" if ask is None else not tells(value, ask.email, ask.otp, chance=True)
+                name == "traceparent"
+                if request is None
+                else not contains_secret(value, request.email, request.otp, partial=True)
             )
             if not kept:
                 del headers[name]
@@ -133,33 +135,33 @@ class Reader:
     made: MadeIds
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
 
-    async def job(self, arrival: Arrival, ask: OtpJob) -> Job:
+    async def job(self, arrival: Arrival, request: OtpJob) -> Job:
         """Take a job into the worker's hands."""
-        return carry(
-            ask,
-            job_id=await self.job_id(arrival, ask),
+        return Job.from_request(
+            request,
+            job_id=await self.job_id(arrival, request),
             lane=arrival.lane,
             first_seen_ms=arrival.first_seen_ms,
-            attempts_made=arrival.attempts_made(ask),
+            attempts_made=arrival.attempts_made(request),
             default_expiry_minutes=self.default_expiry_minutes,
             suspect=bool(arrival.message.redelivered),
             uncertain=arrival.uncertain,
             replay=arrival.replay,
         )
 
-    async def job_id(self, arrival: Arrival, ask: OtpJob) -> str:
+    async def job_id(self, arrival: Arrival, request: OtpJob) -> str:
         """Return the job's id: the producer's, unless it tells a secret, or one made from its content."""
         if known := arrival.header(JOB_ID, str):
             return known
-        if ask.job_id and tells(ask.job_id, ask.email, ask.otp):
+        if request.job_id and contains_secret(request.job_id, request.email, request.otp):
             # ids stand in logs, headers and events
-            return hidden(ask.job_id, self.hash_key)
-        return ask.job_id or await self._made_id(arrival, ask)
+            return keyed_hash(request.job_id, self.hash_key)
+        return request.job_id or await self._made_id(arrival, request)
 
-    async def _made_id(self, arrival: Arrival, ask: OtpJob) -> str:
+    async def _made_id(self, arrival: Arrival, request: OtpJob) -> str:
         message = arrival.message
-        moment = ask.timestamp if ask.timestamp is not None else message.message_id or message.timestamp
-        content = "\0".join((ask.email, ask.otp, ask.metadata.template, str(moment or "")))
+        moment = request.timestamp if request.timestamp is not None else message.message_id or message.timestamp
+        content = "\0".join((request.email, request.otp, request.metadata.template, str(moment or "")))
         digests = [_digest(content, key) for key in (self.hash_key, *self.old_hash_keys)]
         if moment and not self.old_hash_keys:
             return digests[0]

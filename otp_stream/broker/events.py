@@ -70,9 +70,9 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
     attempts_made = job.attempts_made if job else 0
     told: dict[str, Any] = {"jobId": job_id, "at": at_ms}
     if job:
-        ask = job.ask
-        told["recipient"] = hash_address(ask.email, hash_key)
-        told["template"] = ask.shown_template
+        request = job.request
+        told["recipient"] = hash_address(request.email, hash_key)
+        told["template"] = request.shown_template
     match settlement:
         case Ack(ending):
             told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}

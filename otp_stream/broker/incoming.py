@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from otp_stream.core.decision import Dead, Final, Retry, crashed, malformed
 from otp_stream.core.job import Job, Lane, OtpJob
-from otp_stream.core.masking import hidden
-from otp_stream.core.possible_secrets import said_job_id
+from otp_stream.core.masking import keyed_hash
+from otp_stream.core.possible_secrets import readable_job_id
 from otp_stream.telemetry_errors import observe
 
 from .arrival import Arrival, Reader
@@ -138,8 +138,8 @@ class IncomingJob:
         message = arrival.message
         arrival.hide_in_trace(None)
         # any word of an unread body may be secret, so its id is shown only if it looks harmless
-        shown_id = hidden(message.message_id or "", shared.hash_key)
-        self._job_id = said_job_id(message.body) or shown_id or uuid4().hex
+        shown_id = keyed_hash(message.message_id or "", shared.hash_key)
+        self._job_id = readable_job_id(message.body) or shown_id or uuid4().hex
         self.on_job(arrival, self._job_id, None)
         if await self(dead):
             observe(shared.refused, arrival.lane, self._job_id, dead)

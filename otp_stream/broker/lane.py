@@ -159,7 +159,7 @@ class LaneConsumer:
 
     def _on_job(self, arrival: Arrival, job_id: str, job: Job | None) -> None:
         self._warn_if_unverified(arrival, job_id)
-        if job is None or job.ask.timestamp is None or self.lane == "due":
+        if job is None or job.request.timestamp is None or self.lane == "due":
             return
         self._waited_ms = max(arrival.seen_ms - job.made_ms, 0)
         if not arrival.message.redelivered:  # a redelivered message came before its turn

@@ -13,7 +13,7 @@ from time import monotonic
 from pydantic_core import from_json
 
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.masking import tells
+from otp_stream.core.masking import contains_secret
 from otp_stream.settings import Settings
 
 from .line import LOST, NO_WORKER, Line, ProducerError, opened, told
@@ -187,7 +187,7 @@ class Prober:
     def take(self, text: str) -> None:
         """Compare a mail with the probes in flight; ignore other mail."""
         for probe in self._in_flight.values():
-            matches = tells(text, "", probe.code)
+            matches = contains_secret(text, "", probe.code)
             if probe.published_at is None or not (matches or _MARK + probe.job_id.rpartition("-")[2] in text):
                 continue
             if probe.arrive_s is None:

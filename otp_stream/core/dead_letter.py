@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from .decision import REASONS
 from .job import Replay
 from .masking import mask_address
-from .possible_secrets import PossibleSecrets, said_job_id
+from .possible_secrets import PossibleSecrets, readable_job_id
 
 NO_VALUE = "none"
 """The word for a missing reply code in a filter."""
@@ -181,7 +181,7 @@ def outline(body: bytes) -> object:
     secrets, of_values = (PossibleSecrets.of(content, apart=_SHOWN, names=names) for names in (True, False))
     if secrets is None or of_values is None:
         return f"{_kind(content)}: too many values to show"
-    return _Outline(secrets, of_values, said_job_id(body)).of("", content, _DEPTH)
+    return _Outline(secrets, of_values, readable_job_id(body)).of("", content, _DEPTH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 from pydantic.alias_generators import to_camel
@@ -24,7 +24,7 @@ from .lenient import (
     read_leniently,
     unreadable,
 )
-from .masking import tells
+from .masking import contains_secret
 
 Priority = Literal["low", "normal", "high"]
 Lane = Literal["jobs", "high", "due"]
@@ -162,7 +162,7 @@ class OtpJob(BaseModel):
     def shown_template(self) -> str:
         """The template's name for logs, traces, events and pages: anything could be written there, even the code."""
         name = self.metadata.template
-        return "***" if tells(name, self.email, self.otp, chance=True) else name
+        return "***" if contains_secret(name, self.email, self.otp, partial=True) else name
 
     @classmethod
     def from_bytes(cls, body: bytes, *, strict: bool = False) -> "OtpJob":
@@ -253,7 +253,7 @@ class Job:
     """
 
     id: str
-    ask: OtpJob
+    request: OtpJob
     lane: Lane
     first_seen_ms: int
     attempts_made: int
@@ -267,13 +267,49 @@ class Job:
     replay: Replay | None = None
     """The last one, if it was a dead letter before."""
 
+    @classmethod
+    def from_request(  # noqa: PLR0913 - all that is known of it
+        cls,
+        request: OtpJob,
+        *,
+        job_id: str,
+        lane: Lane,
+        first_seen_ms: int,
+        attempts_made: int,
+        default_expiry_minutes: float,
+        suspect: bool = False,
+        uncertain: str | None = None,
+        replay: Replay | None = None,
+    ) -> Self:
+        """Return the job for a request, with the times at which its code was made and expires.
+
+        A producer's clock that runs ahead would keep a code alive too long, so `timestamp` counts only up to the moment
+        at which we first saw the job; how far it was ahead is kept for the report. A clock that runs behind looks like
+        a job that waited: the code's life counts from `timestamp`, and the lag is a metric.
+        """
+        made_ms = first_seen_ms if request.timestamp is None else min(request.timestamp, first_seen_ms)
+        minutes = request.metadata.expiry_minutes or default_expiry_minutes
+        return cls(
+            id=job_id,
+            request=request,
+            lane=lane,
+            first_seen_ms=first_seen_ms,
+            attempts_made=attempts_made,
+            made_ms=made_ms,
+            expires_ms=_alive_from_ms(made_ms, replay) + round(minutes * 60_000),
+            clock_ahead_ms=max((request.timestamp or 0) - first_seen_ms, 0),
+            suspect=suspect,
+            uncertain=uncertain,
+            replay=replay,
+        )
+
     @property
     def identity(self) -> int:
         """What makes it the same job, in this process: its id, its recipient and its code."""
-        return hash((self.id, self.ask.email, self.ask.otp))
+        return hash((self.id, self.request.email, self.request.otp))
 
     @property
-    def asked_ms(self) -> int:
+    def requested_ms(self) -> int:
         """When somebody last asked for it to be sent."""
         return self.replay.at_ms if self.replay else self.made_ms
 
@@ -283,30 +319,30 @@ class Job:
 
         It is the producer's own where that is believable: it survives a crash, our first sight of the job does not.
         """
-        stated_ms = self.ask.timestamp if self.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
+        stated_ms = self.request.timestamp if self.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
         return self.made_ms if stated_ms is None else stated_ms
 
     @property
     def rank(self) -> int:
         """Its place in the window, most urgent first: 0 high lane, 1 high, 2 normal, 3 low."""
-        return rank(self.lane, self.ask.priority)
+        return rank(self.lane, self.request.priority)
 
     def template_data(self) -> Mapping[str, Any]:
         """Return what a template may use: every metadata key, `email`, `otp`, `expiryMinutes`, `validUntil`."""
         life_ms = self.expires_ms - _alive_from_ms(self.made_ms, self.replay)
         minutes = life_ms / 60_000
-        data = dict(self.ask.metadata.__pydantic_extra__ or {})
+        data = dict(self.request.metadata.__pydantic_extra__ or {})
         data.update(
-            userName=self.ask.metadata.user_name,
-            purpose=self.ask.metadata.purpose,
-            tenant=self.ask.metadata.tenant,
-            locale=self.ask.metadata.locale,
+            userName=self.request.metadata.user_name,
+            purpose=self.request.metadata.purpose,
+            tenant=self.request.metadata.tenant,
+            locale=self.request.metadata.locale,
             expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
             validUntil=_time_of_day(
                 _alive_from_ms(self.dated_ms, self.replay) + life_ms, dated=life_ms >= _HALF_DAY_MS
             ),
-            email=self.ask.email,
-            otp=self.ask.otp,
+            email=self.request.email,
+            otp=self.request.otp,
         )
         return data
 
@@ -317,41 +353,6 @@ _RANKS = {"high": 1, "normal": 2, "low": 3}
 def rank(lane: Lane, priority: Priority) -> int:
     """Return the place in the window, most urgent first; the high lane stands before every priority."""
     return 0 if lane == "high" else _RANKS[priority]
-
-
-def carry(  # noqa: PLR0913 - all that is known of it
-    ask: OtpJob,
-    *,
-    job_id: str,
-    lane: Lane,
-    first_seen_ms: int,
-    attempts_made: int,
-    default_expiry_minutes: float,
-    suspect: bool = False,
-    uncertain: str | None = None,
-    replay: Replay | None = None,
-) -> Job:
-    """Take a job into the worker's hands.
-
-    A producer's clock that runs ahead would keep a code alive too long, so `timestamp` counts only up to the moment
-    at which we first saw the job; how far it was ahead is kept for the report. A clock that runs behind can't be told
-    from a job that waited: the code's life counts from `timestamp`, and the lag is a metric.
-    """
-    made_ms = first_seen_ms if ask.timestamp is None else min(ask.timestamp, first_seen_ms)
-    minutes = ask.metadata.expiry_minutes or default_expiry_minutes
-    return Job(
-        id=job_id,
-        ask=ask,
-        lane=lane,
-        first_seen_ms=first_seen_ms,
-        attempts_made=attempts_made,
-        made_ms=made_ms,
-        expires_ms=_alive_from_ms(made_ms, replay) + round(minutes * 60_000),
-        clock_ahead_ms=max((ask.timestamp or 0) - first_seen_ms, 0),
-        suspect=suspect,
-        uncertain=uncertain,
-        replay=replay,
-    )
 
 
 def _alive_from_ms(made_ms: int, replay: Replay | None) -> int:

@@ -70,25 +70,25 @@ def hash_address(address: str, key: bytes) -> str:
     return blake2b(one_person(address).encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
 
 
-def hidden(name: str, key: bytes) -> str:
+def keyed_hash(name: str, key: bytes) -> str:
     """Return a keyed hash of what somebody has called a thing, where it may be a secret; nothing for nothing."""
     return name and blake2b(name.encode(errors="replace"), key=key, digest_size=16).hexdigest()
 
 
-def tells(text: str, address: str, code: str, *, chance: bool = False) -> bool:
+def contains_secret(text: str, address: str, code: str, *, partial: bool = False) -> bool:
     """Return whether `text` holds the address or the code, in whatever case or encoding.
 
-    A number within a longer one, or a local part alone, is `chance` and does not count unless asked for.
+    A number within a longer one, or a local part alone, is `partial` and does not count unless asked for.
     """
-    if not _may_tell(text, address, code):
+    if not _may_contain(text, address, code):
         return False
     # producers name jobs after people, and look for them by that name
-    needles = [*_of_wire_address(address, shortest=SHORTEST if chance else len(address)), *of_code(code)]
+    needles = [*_of_wire_address(address, shortest=SHORTEST if partial else len(address)), *of_code(code)]
     searched = Searched(text)
-    return any(searched.spans(needles)) if chance else is_told(searched, needles)
+    return any(searched.spans(needles)) if partial else contains_any(searched, needles)
 
 
-def _may_tell(text: str, address: str, code: str) -> bool:
+def _may_contain(text: str, address: str, code: str) -> bool:
     """Return whether it is worth to look closer: each job's id is searched, and almost none holds a secret."""
     local = address.rpartition("@")[0].partition("+")[0]
     secrets = (code, local if len(local) >= SHORTEST else address)
@@ -216,7 +216,7 @@ def _is_word(it: str) -> bool:
     return it.isascii() and it.isalnum()
 
 
-def is_told(searched: "Searched", needles: Iterable[Needle]) -> bool:
+def contains_any(searched: "Searched", needles: Iterable[Needle]) -> bool:
     """Return whether any of them is in the text, not as a part of something longer."""
     return any(
         bounded and not needle.quoted

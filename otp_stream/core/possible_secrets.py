@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from .address import IGNORABLE
 from .job import MAX_BODY_BYTES
-from .masking import SHORTEST, SPACED, Needle, Searched, fold_compact, is_told, of_address, of_code
+from .masking import SHORTEST, SPACED, Needle, Searched, contains_any, fold_compact, of_address, of_code
 
 _MOST_VALUES = 1_000
 """Values and words of a body that are looked at."""
@@ -64,10 +64,10 @@ class PossibleSecrets:
         if any(_LIKE_AN_ADDRESS.search(it.folded) for it in searched.decoded):
             return True
         within = "\0".join(part for it in searched.readings for part in (it.folded, it.compact))
-        return is_told(searched, [it for it in self._needles if it.text in within])
+        return contains_any(searched, [it for it in self._needles if it.text in within])
 
 
-def said_job_id(body: bytes) -> str | None:
+def readable_job_id(body: bytes) -> str | None:
     """Return the `jobId` of a malformed body if it can be shown: an operator searches for the job by it."""
     try:
         said = from_json(body) if len(body) <= MAX_BODY_BYTES else None

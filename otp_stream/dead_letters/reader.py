@@ -12,9 +12,9 @@ from otp_stream.broker.mac import OURS, verified
 from otp_stream.broker.message import Delivered, now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.decision import REASONS
-from otp_stream.core.job import OtpJob, Replay, carry
-from otp_stream.core.masking import hidden, mask_address, scrub, scrub_suspects, tells
-from otp_stream.core.possible_secrets import said_job_id
+from otp_stream.core.job import Job, OtpJob, Replay
+from otp_stream.core.masking import contains_secret, keyed_hash, mask_address, scrub, scrub_suspects
+from otp_stream.core.possible_secrets import readable_job_id
 from otp_stream.core.times import LAST_MS
 
 _GENERATED_ID = re.compile(r"[0-9a-f]{32}")
@@ -54,7 +54,7 @@ class Reader:
         # the broker itself dead-letters what was redelivered too often, and adds none of our headers
         reason, error = ("unknown", _UNREAD) if message.headers_unread else ("crashed", _BY_THE_BROKER)
         error = str(headers.get(ERROR, error))
-        if request is not None and tells(error, request.email, request.otp, chance=True):
+        if request is not None and contains_secret(error, request.email, request.otp, partial=True):
             error = scrub(error, request.otp, request.email)
         dead_letter = DeadLetter(
             job_id=job_id,
@@ -79,22 +79,22 @@ class Reader:
 
     def _job_id(self, message: Delivered, headers: Mapping[str, Any], request: OtpJob | None) -> str:
         job_id = str(headers.get(JOB_ID) or self._unsigned_id(message, request))
-        if request is not None and tells(job_id, request.email, request.otp):
-            return hidden(job_id, self.hash_key)
+        if request is not None and contains_secret(job_id, request.email, request.otp):
+            return keyed_hash(job_id, self.hash_key)
         return job_id
 
     def _unsigned_id(self, message: Delivered, request: OtpJob | None) -> str:
         """Return the id that the producer has given the job or the message, hashed if it contains a secret."""
         if request is not None and request.job_id:
-            secret = tells(request.job_id, request.email, request.otp)
-            return hidden(request.job_id, self.hash_key) if secret else request.job_id
-        return said_job_id(message.body) or hidden(message.message_id or "", self.hash_key)
+            secret = contains_secret(request.job_id, request.email, request.otp)
+            return keyed_hash(request.job_id, self.hash_key) if secret else request.job_id
+        return readable_job_id(message.body) or keyed_hash(message.message_id or "", self.hash_key)
 
     def _expires_ms(self, request: OtpJob | None, job_id: str, first_seen_ms: int) -> int | None:
         """Return when the worker will consider the code expired after a replay without a fresh lifetime."""
         if request is None:
             return None
-        return carry(
+        return Job.from_request(
             request,
             job_id=job_id,
             lane="due",
@@ -132,7 +132,7 @@ def _sanitized(headers: Mapping[str, Any], request: OtpJob | None) -> dict[str, 
     job_id = headers.get(JOB_ID)
     # the secrets of a malformed body are not known, so any id could contain them
     generated = request and isinstance(job_id, str) and _GENERATED_ID.fullmatch(job_id)
-    if request and generated and not tells(generated[0], request.email, request.otp, chance=True):
+    if request and generated and not contains_secret(generated[0], request.email, request.otp, partial=True):
         shown[JOB_ID] = job_id
     code = _int(headers.get(REPLY_CODE))
     if code in _REPLY_CODES:

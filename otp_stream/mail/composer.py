@@ -5,7 +5,7 @@ from pathlib import Path
 
 from otp_stream.core.job import Job
 from otp_stream.core.mail import Mail
-from otp_stream.core.masking import hidden
+from otp_stream.core.masking import keyed_hash
 
 from .harmless import harmless
 from .message import Skeleton
@@ -33,7 +33,7 @@ class Composer:
 
     def compose(self, job: Job) -> Mail:
         """Return the message, always the same bytes for one job. Raises `ComposeError` if template or data fail."""
-        request = job.ask
+        request = job.request
         template = self.templates.find(request.metadata.template, request.metadata.locale)
         data = harmless(job.template_data())
         subject, text, html = template.parts(data)
@@ -70,4 +70,4 @@ class Composer:
     def _token(self, job: Job) -> str:
         # a copy sent after a crash is the same message; another code with the same id is not, or a mailbox would take
         # it for a copy and drop it
-        return hidden(f"{job.id}\0{job.ask.email}\0{job.ask.otp}", self._hash_key)
+        return keyed_hash(f"{job.id}\0{job.request.email}\0{job.request.otp}", self._hash_key)

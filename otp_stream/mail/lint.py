@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2 import TemplateError as JinjaError
 
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.core.mail import ComposeError
 
 from .mail_template import MailTemplate
@@ -58,7 +58,9 @@ def sample_job(
     if any(it.what == "ignored" and it.field.startswith("metadata.") for it in request.lenient):
         request = OtpJob.from_bytes(body, strict=True)  # metadata typed by a person: report the error instead
     job_id = f"sample-{at_ms}"
-    return carry(request, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15)
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15
+    )
 
 
 def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str, Any]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from otp_stream.core.admission import Limit
 from otp_stream.core.job import Job
-from otp_stream.core.masking import hash_address, hidden
+from otp_stream.core.masking import hash_address, keyed_hash
 
 KEEP_MS = 60_000
 """How much longer than its code is valid an unsent job stays in the tables: clocks of workers differ."""
@@ -82,26 +82,26 @@ class KeyBuilder:
         return keys._replace(limits=tuple(others))
 
     def _hashed(self, job: Job, job_id: str, hash_key: bytes) -> HashedKeys:
-        key = _digest(f"{job_id}\0{job.ask.email}\0{job.ask.otp}", hash_key, size=12)
+        key = _digest(f"{job_id}\0{job.request.email}\0{job.request.otp}", hash_key, size=12)
         if not self.limits and not self.supersede:
             return HashedKeys(key)
-        recipient = hash_address(job.ask.email, hash_key)
+        recipient = hash_address(job.request.email, hash_key)
         limits = tuple(_limit_key(limit, job, recipient, hash_key) for limit in self.limits)
         if not self.supersede:
             return HashedKeys(key, limits=limits)
         # a producer that sets no purpose may still have a template for each
-        purpose = job.ask.metadata.purpose or f"\0{job.ask.metadata.template}"
-        code = _digest(f"{recipient}\0{job.ask.otp}", hash_key)
+        purpose = job.request.metadata.purpose or f"\0{job.request.metadata.template}"
+        code = _digest(f"{recipient}\0{job.request.otp}", hash_key)
         return HashedKeys(key, recipient, _digest(purpose, hash_key), code, limits)
 
     def _id(self, job: Job, hash_key: bytes) -> str:
         """Return the job's id under this hash key: an id that contains a secret is replaced by its hash."""
-        given = job.ask.job_id
+        given = job.request.job_id
         if not given or given == job.id:
             return job.id
         # a retry has the hash under the key that was in use when the job arrived
-        is_hidden = any(job.id == hidden(given, it) for it in (self.hash_key, *self.old_hash_keys))
-        return hidden(given, hash_key) if is_hidden else job.id
+        is_hidden = any(job.id == keyed_hash(given, it) for it in (self.hash_key, *self.old_hash_keys))
+        return keyed_hash(given, hash_key) if is_hidden else job.id
 
 
 def _limit_key(limit: Limit, job: Job, recipient: str, hash_key: bytes) -> str:
@@ -109,9 +109,9 @@ def _limit_key(limit: Limit, job: Job, recipient: str, hash_key: bytes) -> str:
         case "recipient":
             return recipient
         case "domain":
-            return _digest(job.ask.email.rpartition("@")[2].lower(), hash_key)
+            return _digest(job.request.email.rpartition("@")[2].lower(), hash_key)
         case "tenant":
-            return _digest(tenant, hash_key) if (tenant := _tenant(job.ask.metadata.tenant)) else ""
+            return _digest(tenant, hash_key) if (tenant := _tenant(job.request.metadata.tenant)) else ""
         case "total":
             return "all"
 

@@ -155,7 +155,7 @@ class Tables:
         no other job and counts towards no limit.
         """
         keys = self._key_builder.keys_of(job)
-        if job.ask.job_id and job.lane != "due" and self._memory.reuses_id(keys, self._now_ms()):
+        if job.request.job_id and job.lane != "due" and self._memory.reuses_id(keys, self._now_ms()):
             self._warn_of_reuse(job)
         if not sendable:
             keys = keys.job_only

@@ -50,19 +50,19 @@ class Observer:
         """Count and log that a job has arrived, and return the span of its processing."""
         self._stats.received += 1
         self.metrics.received.inc(job.lane)
-        if job.lane != "due" and job.ask.timestamp is not None:
+        if job.lane != "due" and job.request.timestamp is not None:
             self._check_clock(job)
-        if job.ask.lenient and job.lane != "due":
+        if job.request.lenient and job.lane != "due":
             self._count_lenience(job)
         if self._logs_jobs:
             _log.info(
                 "job started",
                 job_id=job.id,
                 lane=job.lane,
-                priority=job.ask.priority,
+                priority=job.request.priority,
                 attempt=job.attempts_made + 1,
-                template=job.ask.shown_template,
-                recipient=mask_address(job.ask.email),
+                template=job.request.shown_template,
+                recipient=mask_address(job.request.email),
             )
         if job.replay is not None and not job.attempts_made:
             _log.info("job is replayed", job_id=job.id, by=job.replay.by, fresh_expiry=job.replay.fresh)
@@ -81,7 +81,7 @@ class Observer:
         match outcome:
             case Accepted():
                 now_ms = self._now_ms()
-                took_ms = max(now_ms - job.asked_ms, 0)
+                took_ms = max(now_ms - job.requested_ms, 0)
                 self.metrics.accept_s.observe(took_ms / 1000)
                 self._stats.mail_accepted(took_ms, now_ms)
                 self._history.mail_accepted(took_ms, now_ms)
@@ -183,9 +183,9 @@ class Observer:
         _log.error("job is dead-lettered", job_id=job_id, reason=dead.reason, error=dead.error, attempt=dead.attempt)
 
     def _add_recent(self, job: Job, what: str, attempt: int, now_ms: int, error: str = "") -> None:
-        took_ms = max(now_ms - job.asked_ms, 0)
-        template = job.ask.shown_template
-        recipient = mask_address(job.ask.email)
+        took_ms = max(now_ms - job.requested_ms, 0)
+        template = job.request.shown_template
+        recipient = mask_address(job.request.email)
         self._history.add(Recent(now_ms, job.id, job.lane, recipient, template, what, attempt, took_ms, error))
 
     def _check_clock(self, job: Job) -> None:
@@ -204,7 +204,7 @@ class Observer:
             )
 
     def _count_lenience(self, job: Job) -> None:
-        for field, what in job.ask.lenient:
+        for field, what in job.request.lenient:
             self.metrics.lenient.inc(field)
             self._warn_of_producer(
                 f"a producer's optional field is not as documented: {field}",

@@ -66,7 +66,7 @@ class OtelTracer:
             "messaging.message.id": job.id,
             "otp.lane": job.lane,
             "otp.attempt": job.attempts_made + 1,
-            "otp.template": job.ask.shown_template,
+            "otp.template": job.request.shown_template,
         }
         sampled = self._sampler.should_sample(context, trace_id, "process", trace.SpanKind.CONSUMER, attributes)
         export = self._export if sampled.decision is Decision.RECORD_AND_SAMPLE else None

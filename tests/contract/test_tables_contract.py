@@ -24,7 +24,7 @@ from otp_stream.core.admission import (
     read_limits,
 )
 from otp_stream.core.check_result import CheckResult
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 from otp_stream.tables.inspect import RedisClient
 
@@ -100,9 +100,9 @@ def job(
     **more: Any,
 ) -> Job:
     body = {"email": email, "otp": otp, "timestamp": at, "metadata": more}
-    ask = OtpJob.model_validate(body | ({"jobId": job_id} if given_id else {}))
-    return carry(
-        ask, job_id=job_id, lane="jobs", first_seen_ms=max(at, NOW), attempts_made=0, default_expiry_minutes=15
+    request = OtpJob.model_validate(body | ({"jobId": job_id} if given_id else {}))
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=max(at, NOW), attempts_made=0, default_expiry_minutes=15
     )
 
 

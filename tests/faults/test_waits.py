@@ -102,8 +102,8 @@ async def test_a_wait_is_never_shorter_than_asked_and_late_by_little(stage: Stag
     waits = _waits(worker)
     assert len(waits) == sum(1 + number % 3 for number in range(jobs))
     # the message says so once the wait has begun, so the attempt before stands for its beginning
-    assert min(after_attempt_ms - asked_ms for asked_ms, after_attempt_ms, _ in waits) >= 0
-    late = sorted(after_word_ms - asked_ms * 1.1 for asked_ms, _, after_word_ms in waits)
+    assert min(after_attempt_ms - requested_ms for requested_ms, after_attempt_ms, _ in waits) >= 0
+    late = sorted(after_word_ms - requested_ms * 1.1 for requested_ms, _, after_word_ms in waits)
     row = ledger.row(f"{len(waits)} waits, at most delay + 10 % + {late[-1]:.0f} ms")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     # on a busy machine some of the words come late, not the median; a wrong wait queue makes it 500 ms late

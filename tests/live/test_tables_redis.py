@@ -28,8 +28,8 @@ from otp_stream.core.admission import (
     Unknown,
     read_limits,
 )
-from otp_stream.core.job import Job, OtpJob, carry
-from otp_stream.core.masking import hidden
+from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.masking import keyed_hash
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables, redis_pipeline, redis_session
 
 LEASE_S = 0.8
@@ -43,9 +43,9 @@ def now_ms() -> int:
 
 
 def job(job_id: str = "a", *, email: str = "user@example.com", otp: str = "123456", at: int = 0, **more: Any) -> Job:
-    ask = OtpJob.model_validate({"email": email, "otp": otp, "timestamp": at or now_ms(), "metadata": more})
-    return carry(
-        ask, job_id=job_id, lane="jobs", first_seen_ms=max(at, now_ms()), attempts_made=0, default_expiry_minutes=15
+    request = OtpJob.model_validate({"email": email, "otp": otp, "timestamp": at or now_ms(), "metadata": more})
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=max(at, now_ms()), attempts_made=0, default_expiry_minutes=15
     )
 
 
@@ -487,8 +487,8 @@ async def test_the_id_that_holds_a_secret_is_known_with_every_key(world: World) 
     given, at = "login-user@example.com", now_ms()
 
     def named(key: bytes) -> Job:
-        it = job(hidden(given, key), at=at)
-        return replace(it, ask=it.ask.model_copy(update={"job_id": given}))
+        it = job(keyed_hash(given, key), at=at)
+        return replace(it, request=it.request.model_copy(update={"job_id": given}))
 
     # as a copy that its producer publishes has it, and as a retry from before the change has it
     (await claim(one, named(KEY))).release()

@@ -24,7 +24,7 @@ from otp_stream.broker.subscriber import read
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, Lane, OtpJob, carry
+from otp_stream.core.job import Job, Lane, OtpJob
 
 BACKOFF = Backoff(1000, 30000, 3)
 LATER = Retry(1100, 1, "451 later (to RCPT)")
@@ -239,9 +239,9 @@ async def test_a_settlement_that_does_not_stand_leaves_the_copy_to_be_delivered(
 
 
 def moved_job(job_id: str, attempts_made: int = 0) -> Job:
-    ask = OtpJob.from_bytes(BODY)
-    return carry(
-        ask, job_id=job_id, lane="jobs", first_seen_ms=1, attempts_made=attempts_made, default_expiry_minutes=15,
+    request = OtpJob.from_bytes(BODY)
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=1, attempts_made=attempts_made, default_expiry_minutes=15,
         suspect=True,
     )  # fmt: skip
 
@@ -275,7 +275,7 @@ def test_of_too_many_attempts_that_were_moved_the_oldest_is_forgotten(monkeypatc
 
 async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_quotes_it() -> None:
     async def crash(job: Job, settle: IncomingJob) -> None:
-        raise ValueError(f"{job.ask.email} {job.ask.otp}")
+        raise ValueError(f"{job.request.email} {job.request.otp}")
 
     scene = Scene(instead=crash)
     with capture_logs() as logs:
@@ -523,5 +523,5 @@ def test_another_job_with_the_id_of_one_that_was_moved_is_not_taken_for_its_copy
     moved.add(moved_job("a"))
     other = moved_job("a")
     for changed in ({"otp": "654321"}, {"email": "other@example.com"}):
-        assert not moved.knows(replace(other, ask=other.ask.model_copy(update=changed)))
+        assert not moved.knows(replace(other, request=other.request.model_copy(update=changed)))
     assert moved.knows(other)

@@ -22,7 +22,7 @@ from otp_stream.broker.settle import Settler, acknowledge
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 
 BACKOFF = Backoff(1000, 30000, 3)
 PUBLISHED = [Retry(1100, 3, "451 later"), Park(5_200), Dead("rejected", "550 no", 3)]
@@ -47,7 +47,7 @@ class Scene:
 
 
 def job(attempts_made: int = 2) -> Job:
-    return carry(
+    return Job.from_request(
         OtpJob.from_bytes(BODY), job_id="j-1", lane="jobs", first_seen_ms=1, attempts_made=attempts_made,
         default_expiry_minutes=15,
     )  # fmt: skip

@@ -22,9 +22,9 @@ from otp_stream.broker.message import LARGEST_HEADER, Delivered
 from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.broker.subscriber import read as read_job
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import MAX_BODY_BYTES, Job, MalformedError, OtpJob, carry
+from otp_stream.core.job import MAX_BODY_BYTES, Job, MalformedError, OtpJob
 
-ASKED = carry(
+ASKED = Job.from_request(
     OtpJob(email="User@example.com", otp="123456"),
     job_id="j-1", lane="jobs", first_seen_ms=1, attempts_made=1, default_expiry_minutes=15,
 )  # fmt: skip

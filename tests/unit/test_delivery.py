@@ -11,7 +11,7 @@ import pytest
 from otp_stream.core.admission import Limit, SentBefore, Unknown
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
@@ -49,7 +49,7 @@ class Rooms:
     def compose(self, job: Job) -> Mail:
         if self.compose_error:
             raise self.compose_error
-        return Mail(job.ask.email, b"mail")
+        return Mail(job.request.email, b"mail")
 
     async def compose_isolated(self, job: Job) -> Mail:
         self.steps.append("apart")
@@ -126,9 +126,9 @@ class _Settle:
 
 
 def job(job_id: str = "j-1", *, attempts_made: int = 0, otp: str = "123456", at: int | None = None) -> Job:
-    ask = OtpJob.model_validate({"email": "user@example.com", "otp": otp, "timestamp": at})
-    return carry(
-        ask, job_id=job_id, lane="jobs", first_seen_ms=NOW, attempts_made=attempts_made, default_expiry_minutes=15
+    request = OtpJob.model_validate({"email": "user@example.com", "otp": otp, "timestamp": at})
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=NOW, attempts_made=attempts_made, default_expiry_minutes=15
     )
 
 
@@ -228,7 +228,9 @@ async def test_a_opened_breaker_holds_the_job_and_counts_nothing() -> None:
 
 async def test_a_job_is_held_no_longer_than_the_broker_allows() -> None:
     rooms = Rooms([TimedOut()])
-    long = carry(job().ask, job_id="j", lane="jobs", first_seen_ms=NOW, attempts_made=2, default_expiry_minutes=600)
+    long = Job.from_request(
+        job().request, job_id="j", lane="jobs", first_seen_ms=NOW, attempts_made=2, default_expiry_minutes=600
+    )
     assert await rooms.deliver(long) == Park(5200)
     assert rooms.asked[0]["deadline_ms"] == NOW + HOLD_LIMIT_MS
 
@@ -396,9 +398,13 @@ async def test_what_was_met_is_reported_without_code_and_address() -> None:
 
 async def test_rank_lane_and_times_of_a_job_reach_the_relay() -> None:
     rooms = Rooms([OK, OK])
-    ask = job().ask
-    urgent = carry(ask, job_id="a", lane="high", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=5)
-    waited = carry(ask, job_id="b", lane="due", first_seen_ms=NOW, attempts_made=1, default_expiry_minutes=600)
+    request = job().request
+    urgent = Job.from_request(
+        request, job_id="a", lane="high", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=5
+    )
+    waited = Job.from_request(
+        request, job_id="b", lane="due", first_seen_ms=NOW, attempts_made=1, default_expiry_minutes=600
+    )
     await rooms.deliver(urgent)
     await rooms.deliver(waited)
     # no job waits for longer than its code lives, nor than the broker allows

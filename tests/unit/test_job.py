@@ -10,7 +10,7 @@ from calls import counted
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, carry, rank
+from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, rank
 from otp_stream.core.lenient import LENIENT_FIELDS
 
 SEEN = 1_700_000_000_000
@@ -28,7 +28,7 @@ def error(*, strict: bool = False, **fields: Any) -> str:
 
 
 def job_of(lane: Lane = "jobs", *, minutes: float = 15, replay: Replay | None = None, **fields: Any) -> Job:
-    return carry(
+    return Job.from_request(
         read(**fields), job_id="j", lane=lane, first_seen_ms=SEEN, attempts_made=0, default_expiry_minutes=minutes,
         replay=replay,
     )  # fmt: skip
@@ -48,7 +48,9 @@ def test_null_means_absent() -> None:
 
 def test_unknown_keys_are_kept_out_of_the_way_and_metadata_keeps_its_own() -> None:
     job = read(colour="blue", metadata={"orderNumber": 7, "userName": "John"})
-    carried = carry(job, job_id="j", lane="jobs", first_seen_ms=SEEN, attempts_made=0, default_expiry_minutes=15)
+    carried = Job.from_request(
+        job, job_id="j", lane="jobs", first_seen_ms=SEEN, attempts_made=0, default_expiry_minutes=15
+    )
     data = carried.template_data()
     assert (data["orderNumber"], data["userName"], data["otp"], data["expiryMinutes"]) == (7, "John", "123456", 15)
 
@@ -100,7 +102,7 @@ def test_a_template_is_given_the_time_until_which_the_code_is_valid(
 def test_a_copy_that_is_seen_later_is_valid_until_the_same_time() -> None:
     asked = read(timestamp=SEEN + 41_000)  # our clock is a little behind the producer's
     first, again = (
-        carry(asked, job_id="j", lane="jobs", first_seen_ms=seen, attempts_made=0, default_expiry_minutes=15)
+        Job.from_request(asked, job_id="j", lane="jobs", first_seen_ms=seen, attempts_made=0, default_expiry_minutes=15)
         for seen in (SEEN + 39_000, SEEN + 60_000)
     )
     assert first.template_data() == again.template_data()
@@ -112,19 +114,19 @@ def test_a_replay_counts_as_the_last_request_and_renews_the_code_only_if_asked_t
 ) -> None:
     replay = Replay(at_ms=SEEN + 60_000, by="operator", fresh=renews)
     job = job_of(timestamp=SEEN - 5000, replay=replay, metadata={"expiryMinutes": 2})
-    assert (job.asked_ms, job.made_ms, job.expires_ms) == (SEEN + 60_000, SEEN - 5000, alive_from_ms + 120_000)
+    assert (job.requested_ms, job.made_ms, job.expires_ms) == (SEEN + 60_000, SEEN - 5000, alive_from_ms + 120_000)
     assert job.template_data()["expiryMinutes"] == 2
     assert job.replay is replay
-    assert job_of(timestamp=SEEN - 5000).asked_ms == SEEN - 5000
+    assert job_of(timestamp=SEEN - 5000).requested_ms == SEEN - 5000
 
 
 def test_a_job_keeps_what_is_known_of_its_earlier_attempts() -> None:
     request = read()
-    job = carry(
+    job = Job.from_request(
         request, job_id="j", lane="due", first_seen_ms=SEEN, attempts_made=2, default_expiry_minutes=15, suspect=True,
         uncertain="relay:25",
     )  # fmt: skip
-    assert (job.id, job.ask, job.lane, job.first_seen_ms, job.attempts_made) == ("j", request, "due", SEEN, 2)
+    assert (job.id, job.request, job.lane, job.first_seen_ms, job.attempts_made) == ("j", request, "due", SEEN, 2)
     assert (job.suspect, job.uncertain, job.replay) == (True, "relay:25", None)
     assert (job_of().suspect, job_of().uncertain) == (False, None)
 
@@ -592,7 +594,7 @@ def test_no_error_quotes_what_it_was_given(email: str, otp: str) -> None:
     ids=["absent", "past", "future", "2001"],
 )
 def test_a_producers_clock_counts_only_up_to_the_first_sight(timestamp: int | None, made: int, ahead: int) -> None:
-    job = carry(
+    job = Job.from_request(
         read(timestamp=timestamp, metadata={"expiryMinutes": 2}),
         job_id="j", lane="jobs", first_seen_ms=SEEN, attempts_made=0, default_expiry_minutes=15,
     )  # fmt: skip

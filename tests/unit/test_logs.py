@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 import pytest
 import structlog
 
-from otp_stream.core.job import OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.telemetry import configure_logs, flush_logs
 from otp_stream.telemetry.current_span import CURRENT_SPAN
 from otp_stream.telemetry.log_pipe import DROPPED, LogPipe
@@ -142,9 +142,11 @@ def test_a_word_that_the_stream_cannot_write_takes_no_line_with_it(
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_job_that_somebody_logs_shows_no_code(out: Stream, *, readable: bool) -> None:
     configure(out, readable=readable)
-    ask = OtpJob(email="user@example.com", otp="739154")
-    held = carry(ask, job_id="j", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15)
-    structlog.get_logger().info("careless", ask=ask, job=held, several=[ask], named={"a": held})
+    request = OtpJob(email="user@example.com", otp="739154")
+    held = Job.from_request(
+        request, job_id="j", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15
+    )
+    structlog.get_logger().info("careless", request=request, job=held, several=[request], named={"a": held})
     assert "739154" not in out.getvalue()
     assert "user@" not in out.getvalue()
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.core.mail import ComposeError
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.harmless import text
@@ -49,8 +49,10 @@ def job(
     **meta: Any,
 ) -> Job:
     asked = {"email": email, "otp": otp, "timestamp": timestamp, "metadata": meta}
-    ask = OtpJob.from_bytes(json.dumps(asked).encode())
-    return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=seen_ms, attempts_made=0, default_expiry_minutes=15)
+    request = OtpJob.from_bytes(json.dumps(asked).encode())
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=seen_ms, attempts_made=0, default_expiry_minutes=15
+    )
 
 
 def read(content: bytes) -> EmailMessage:
@@ -252,7 +254,7 @@ def test_names_and_other_texts_have_one_line_and_an_end(tmp_path: Path) -> None:
 def test_a_mail_that_leaves_late_says_until_when_the_code_is_valid() -> None:
     late = job(timestamp=NOW_MS - 14 * 60_000, expiryMinutes=15)
     for locale, expiry in ((None, "until 22:14 UTC"), ("de", "bis 22:14 UTC")):
-        asked = replace(late, ask=late.ask.model_copy(update={"metadata": job(locale=locale).ask.metadata}))
+        asked = replace(late, request=late.request.model_copy(update={"metadata": job(locale=locale).request.metadata}))
         message = read(COMPOSER.compose(asked).content)
         assert expiry in part(message, "plain")
         assert expiry in part(message, "html")
@@ -483,7 +485,7 @@ async def test_a_preview_is_tried_once_whatever_comes_of_it(tmp_path: Path, monk
     composer, tried = new_composer(tmp_path), list[str]()
 
     async def counted(asked: Job) -> Any:
-        tried.append(asked.ask.metadata.template)
+        tried.append(asked.request.metadata.template)
         return composer.compose(asked)
 
     monkeypatch.setattr(composer, "compose_isolated", counted)

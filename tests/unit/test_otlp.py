@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace.status import Status, StatusCode
 
-from otp_stream.core.job import OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.telemetry.current_span import CURRENT_SPAN
 from otp_stream.telemetry.otel_tracer import OtelTracer
 from otp_stream.telemetry.otlp import Span, SpanExporter, encode_span
@@ -245,7 +245,7 @@ def test_what_is_no_number_does_not_keep_the_worker_from_starting(collector: Col
     assert len(collector.spans) == 1
 
 
-JOB = carry(
+JOB = Job.from_request(
     OtpJob(email="user@example.com", otp="123456"),
     job_id="j-1", lane="jobs", first_seen_ms=1, attempts_made=1, default_expiry_minutes=15,
 )  # fmt: skip

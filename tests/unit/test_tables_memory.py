@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from otp_stream.core.admission import Claim, Limit, Throttled, read_limits
-from otp_stream.core.job import Job, OtpJob, carry
+from otp_stream.core.job import Job, OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 from otp_stream.tables.sliding_window import EMPTY, SLICES, Window, add_job, advance, free_from, jobs_in
 
@@ -27,8 +27,10 @@ def tables(*limits: Limit, entries_limit: int, supersede: bool = False, sent_lim
 
 def job(job_id: str, email: str = "user@example.com") -> Job:
     body: dict[str, Any] = {"email": email, "otp": "123456", "timestamp": NOW, "metadata": {"tenant": email}}
-    ask = OtpJob.model_validate(body)
-    return carry(ask, job_id=job_id, lane="jobs", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=15)
+    request = OtpJob.model_validate(body)
+    return Job.from_request(
+        request, job_id=job_id, lane="jobs", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=15
+    )
 
 
 async def claim(it: Tables, a_job: Job) -> Claim:

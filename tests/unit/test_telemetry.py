@@ -17,7 +17,7 @@ from otp_stream.core.admission import (
     answer_name,
 )
 from otp_stream.core.decision import ENDINGS, Retry
-from otp_stream.core.job import Lane, OtpJob, carry
+from otp_stream.core.job import Job, Lane, OtpJob
 from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import TablesState, WorkerState
 from otp_stream.telemetry.metrics import Metrics
@@ -121,8 +121,8 @@ def test_tables_in_memory_have_no_metrics_of_redis() -> None:
 
 def test_the_number_of_series_of_attempts_is_limited() -> None:
     observer = Observer(now_ms=lambda: 1_000)
-    ask = OtpJob(email="user@example.com", otp="123456")
-    job = carry(ask, job_id="j", lane="due", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15)
+    request = OtpJob(email="user@example.com", otp="123456")
+    job = Job.from_request(request, job_id="j", lane="due", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15)
     for attempt in range(1, 1_001):
         observer.job_settled(job, Retry(900, attempt, "451 later"))
     body, _ = observer.metrics.render("text/plain")
