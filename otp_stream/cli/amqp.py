@@ -14,8 +14,8 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.settings import Settings
 from otp_stream.tasks import lost_connection_as_error
 
-from . import say
-from .line import LOST, find_broker
+from . import output
+from .line import LOST
 
 _CONNECT_S = 5
 T = TypeVar("T")
@@ -29,9 +29,8 @@ def topology_of(settings: Settings) -> Topology:
 
 async def connected(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
     """Await `work` with a connection. Raises one of `LOST`, and what `work` raises."""
-    url, _ = await find_broker(settings)
     with lost_connection_as_error():
-        async with await aio_pika.connect(url, timeout=_CONNECT_S) as connection:
+        async with await aio_pika.connect(settings.amqp_url, timeout=_CONNECT_S) as connection:
             return await work(connection)
 
 
@@ -43,8 +42,8 @@ def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]])
     try:
         return asyncio.run(connected(settings, work))
     except TopologyError as error:
-        say.fail(str(error), 1)
+        output.fail(str(error), 1)
     except ChannelClosed as error:
-        say.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check shows missing permissions", 1)
+        output.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check shows missing permissions", 1)
     except LOST as error:
-        say.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}", 1)
+        output.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}", 1)

@@ -15,8 +15,8 @@ from otp_stream.checks.clock import check_clock
 from otp_stream.core.check_result import CheckResult, Level, Report
 from otp_stream.core.job import MalformedError, OtpJob
 
-from . import say
-from .say import AsJson
+from . import output
+from .output import AsJson
 
 _STYLES: dict[Level, str] = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold red"}
 
@@ -53,9 +53,9 @@ def check(
     try:
         request = check_mail.make_request(send_to) if send_to is not None else None
     except MalformedError as error:
-        say.fail(str(error).replace("email", "--send-to", 1))
+        output.fail(str(error).replace("email", "--send-to", 1))
     report = CheckReport()
-    with say.console.status("checking …"):
+    with output.console.status("checking …"):
         asyncio.run(run_checks(report, request))
     counted = report.count()
     if as_json:
@@ -89,7 +89,7 @@ async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
 
 def _write(report: CheckReport) -> None:
     counted = report.count()
-    say.write(
+    output.write_json(
         {
             "ok": not counted["problem"],
             "problems": counted["problem"],
@@ -102,7 +102,7 @@ def _write(report: CheckReport) -> None:
 
 
 def _show(report: CheckReport) -> None:
-    out, counted = say.out(), report.count()
+    out, counted = output.results(), report.count()
     for subject, results in report.results.items():
         out.print(subject, style="bold", markup=False)
         for it in results:

@@ -8,8 +8,8 @@ from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.relay import RelayConfig
 from otp_stream.settings import Settings, load
 
-from . import say
 from .amqp import topology_of
+from .settings import with_demo_broker
 
 _SMTP = {"SENDER_EMAIL", "SMTP_HOST", "SMTP_PORT", "SMTP_TLS", "SMTP_AUTH", "SMTP_CA_FILE"}
 
@@ -27,7 +27,7 @@ class CheckedSettings:
     def read(cls) -> "CheckedSettings":
         """Read them, whether or not WORKER is set here."""
         settings, problems = load(worker=True)
-        settings = say.at_demo(settings)
+        settings = with_demo_broker(settings)
         problems = [*(it for it in load()[1] if it.startswith("WORKER:")), *problems]
         unreadable = {it.partition(":")[0] for it in problems} - {it.partition(":")[0] for it in settings.problems()}
         if not settings.worker:

@@ -15,7 +15,7 @@ from otp_stream import clock
 from otp_stream.core.dead_letter import DeadLetter, Group, Groups
 from otp_stream.dead_letters import StoredDeadLetter, Summary, current_user
 
-from . import dead_output, say
+from . import dead_output, output
 from .dead_access import (
     confirm,
     dead_letter_queue,
@@ -25,7 +25,8 @@ from .dead_access import (
     run,
     run_with_progress,
 )
-from .say import AsJson
+from .output import AsJson
+from .settings import broker_settings
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -54,7 +55,7 @@ def list_(
     Exits with 1 if some of them were not read.
     """
     selected = parse_filter(which)
-    queue = dead_letter_queue(say.settings())
+    queue = dead_letter_queue(broker_settings())
     started_ms = clock.now_ms()
     counted = Groups(started_ms)
     found: list[DeadLetter] = []
@@ -70,7 +71,7 @@ def list_(
     found.sort(key=lambda it: it.died_ms or 0)
     groups = counted.all()
     if as_json:
-        say.write(
+        output.write_json(
             {
                 "queue": queue.topology.dead,
                 "deadLetters": counted.count,
@@ -81,25 +82,27 @@ def list_(
         )
         raise typer.Exit(1 if not_read else 0)
     expired = sum(it.expired for it in groups)
-    count = say.dead_letters(counted.count)
-    say.out().print(
-        f"{queue.topology.dead}: {count}, {say.count(expired)} of them with an expired code\n", markup=False
+    count = output.dead_letters(counted.count)
+    output.results().print(
+        f"{queue.topology.dead}: {count}, {output.count(expired)} of them with an expired code\n", markup=False
     )
     if counted.count:
         table = dead_output.each_table(found, started_ms) if each else dead_output.group_table(groups, started_ms)
-        say.out().print(table)
+        output.results().print(table)
         _print_replay_command(groups)
     if counted.unverified:
-        say.console.print(dead_output.UNVERIFIED.format(say.count(counted.unverified)), style="yellow", soft_wrap=True)
+        output.console.print(
+            dead_output.UNVERIFIED.format(output.count(counted.unverified)), style="yellow", soft_wrap=True
+        )
     if not_read:
-        say.fail(_MORE.format(say.count(not_read)), 1)
+        output.fail(_MORE.format(output.count(not_read)), 1)
 
 
 def _print_replay_command(groups: list[Group]) -> None:
     """Print the command that replays the largest group worth replaying."""
     group = next((it for it in groups if it.worth_replaying), None)
     if group is not None:
-        say.console.print(say.plain(f"Replay a group: {group.command}"), soft_wrap=True)
+        output.console.print(output.plain(f"Replay a group: {group.command}"), soft_wrap=True)
 
 
 @cli.command()
@@ -111,15 +114,15 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
         if it.dead_letter.job_id == job_id:
             found.append(dead_output.message_json(it, clock.now_ms()))
 
-    not_read = run(dead_letter_queue(say.settings()).for_each(take))
+    not_read = run(dead_letter_queue(broker_settings()).for_each(take))
     if as_json:
-        say.write(found)
+        output.write_json(found)
     for fields in [] if as_json else found:
-        say.out().print(dead_output.fields_table(fields))
+        output.results().print(dead_output.fields_table(fields))
     if found and not_read:
-        say.console.print(_MORE.format(say.count(not_read)), style="yellow")
+        output.console.print(_MORE.format(output.count(not_read)), style="yellow")
     if not found:
-        say.fail(f"{job_id}: no dead letter has this id{dead_output.of_those_read(not_read)}", 1)
+        output.fail(f"{job_id}: no dead letter has this id{dead_output.of_those_read(not_read)}", 1)
 
 
 @cli.command()
@@ -140,7 +143,7 @@ def replay(
     a job and when; the worker logs it.
     """
     selected = require_filter(which, everything)
-    queue = dead_letter_queue(say.settings())
+    queue = dead_letter_queue(broker_settings())
     user = current_user()
 
     def audit(action: str, number: int, summary: Summary, *, finished: bool = True) -> None:
@@ -158,11 +161,12 @@ def replay(
 
     summary = run(queue.replay(selected, by=user, fresh=fresh, dry_run=True))
     stay = (
-        summary.expired and f"{say.count(summary.expired)} with an expired code stay (--fresh-expiry sends them, too)"
+        summary.expired
+        and f"{output.count(summary.expired)} with an expired code stay (--fresh-expiry sends them, too)"
     )
     if not dry_run and summary.replayed:
         rest = f"; {stay}" if stay else ""
-        confirm(f"Send {say.dead_letters(summary.replayed)} again ({selected}){rest}?", yes)
+        confirm(f"Send {output.dead_letters(summary.replayed)} again ({selected}){rest}?", yes)
         summary = run_with_progress(
             "replaying", summary.replayed,
             lambda progress: queue.replay(selected, by=user, fresh=fresh, rate=rate, progress=progress),
@@ -170,7 +174,7 @@ def replay(
         )  # fmt: skip
     audit("would be replayed" if dry_run else "replayed", summary.replayed, summary)
     if stay and not as_json:
-        say.console.print(stay, style="yellow")
+        output.console.print(stay, style="yellow")
     raise typer.Exit(1 if summary.expired or summary.not_read else 0)
 
 
@@ -184,7 +188,7 @@ def drop(
 ) -> None:
     """Delete dead letters permanently."""
     selected = require_filter(which, everything)
-    queue = dead_letter_queue(say.settings())
+    queue = dead_letter_queue(broker_settings())
 
     def audit(action: str, number: int, summary: Summary, *, finished: bool = True) -> None:
         dead_output.print_audit(
@@ -193,7 +197,7 @@ def drop(
 
     summary = run(queue.drop(selected, dry_run=True))
     if not dry_run and summary.dropped:
-        confirm(f"Delete {say.dead_letters(summary.dropped)} permanently ({selected})?", yes)
+        confirm(f"Delete {output.dead_letters(summary.dropped)} permanently ({selected})?", yes)
         summary = run_with_progress(
             "dropping", summary.dropped, lambda progress: queue.drop(selected, progress=progress),
             lambda done: audit("dropped", done, Summary(), finished=False),
@@ -216,7 +220,7 @@ def export(
     """Write dead letters as JSON lines. They stay in the queue. `--raw` needs a file, which only you can read."""
     selected = parse_filter(which)
     if raw and out is None:
-        say.fail("--raw: needs --out FILE, because codes must not appear on a terminal or in a log")
+        output.fail("--raw: needs --out FILE, because codes must not appear on a terminal or in a log")
     written = unread = 0
 
     def take(it: StoredDeadLetter) -> None:
@@ -224,19 +228,19 @@ def export(
         if not selected.matches(it.dead_letter):
             return
         unread += raw and it.message.dropped > 0
-        typer.echo(say.as_json(dead_output.message_json(it, clock.now_ms(), raw=raw)), file)
+        typer.echo(output.as_json(dead_output.message_json(it, clock.now_ms(), raw=raw)), file)
         written += 1
 
     with contextlib.nullcontext(sys.stdout) if out is None else private_file(out) as file:
-        not_read = run(dead_letter_queue(say.settings()).for_each(take))
+        not_read = run(dead_letter_queue(broker_settings()).for_each(take))
     if out is not None and as_json:
-        say.write({"deadLetters": written, "file": str(out), "notRead": not_read, "bodiesNotRead": unread})
+        output.write_json({"deadLetters": written, "file": str(out), "notRead": not_read, "bodiesNotRead": unread})
     elif out is not None:
-        say.console.print(say.plain(f"{say.dead_letters(written)} in {out}"), soft_wrap=True)
+        output.console.print(output.plain(f"{output.dead_letters(written)} in {out}"), soft_wrap=True)
     if unread:
-        say.console.print(
-            f"{say.count(unread)} bodies of more than 1 MiB were not read, `body` is null", style="yellow"
+        output.console.print(
+            f"{output.count(unread)} bodies of more than 1 MiB were not read, `body` is null", style="yellow"
         )
     if not_read:
-        say.fail(f"{say.count(not_read)} more were not read, and are not in the output", 1)
+        output.fail(f"{output.count(not_read)} more were not read, and are not in the output", 1)
     raise typer.Exit(1 if unread else 0)

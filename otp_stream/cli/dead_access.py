@@ -18,7 +18,7 @@ from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.dead_letters import DeadLetterQueue, Summary
 from otp_stream.settings import Settings
 
-from . import line, say
+from . import output
 from .amqp import topology_of
 
 T = TypeVar("T")
@@ -26,10 +26,9 @@ T = TypeVar("T")
 
 def dead_letter_queue(settings: Settings) -> DeadLetterQueue:
     """Return the deployment's dead-letter queue."""
-    url, embedded = asyncio.run(line.find_broker(settings))
-    shown_url = "the embedded broker" if embedded else settings.masked_rabbitmq_url
+    shown_url = "the embedded broker" if settings.embedded else settings.masked_rabbitmq_url
     return DeadLetterQueue(
-        url,
+        settings.amqp_url,
         shown_url,
         topology_of(settings),
         settings.otp_expiry_minutes,
@@ -43,13 +42,13 @@ def parse_filter(which: list[str] | None) -> DeadLetterFilter:
     try:
         return DeadLetterFilter.parse(which or [], clock.now_ms())
     except ValueError as error:
-        say.fail(str(error))
+        output.fail(str(error))
 
 
 def require_filter(which: list[str] | None, everything: bool) -> DeadLetterFilter:
     """Return the filter of a command that changes the queue: it needs a filter or `--all`."""
     if not which and not everything:
-        say.fail("Which dead letters? Give a filter (reason=rejected domain=example.com, …) or --all")
+        output.fail("Which dead letters? Give a filter (reason=rejected domain=example.com, …) or --all")
     return parse_filter(which)
 
 
@@ -64,7 +63,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except DeadLettersError as error:
-        say.fail(str(error), 1)
+        output.fail(str(error), 1)
 
 
 def run_with_progress(
@@ -78,7 +77,7 @@ def run_with_progress(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM prints the audit line, too
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=say.console, transient=True) as bar:
+    with Progress(*columns, console=output.console, transient=True) as bar:
         task = bar.add_task(name, total=total)
 
         def update(now: int, _: int) -> None:
@@ -92,8 +91,10 @@ def run_with_progress(
             bar.stop()
             on_interrupt(done)
             if isinstance(error, DeadLettersError):
-                say.fail(str(error), 1)
-            say.fail(f"interrupted after {say.count(done)} of {say.count(total)}: run the same command to continue", 1)
+                output.fail(str(error), 1)
+            output.fail(
+                f"interrupted after {output.count(done)} of {output.count(total)}: run the same command to continue", 1
+            )
 
 
 @contextlib.contextmanager
@@ -101,13 +102,13 @@ def private_file(path: Path) -> Generator[TextIO]:
     """Write a file that only the user can read. It replaces an existing one when it is complete."""
     path = path.resolve()
     if path.exists() and not path.is_file():
-        say.fail(f"--out: {path} is not a file")
+        output.fail(f"--out: {path} is not a file")
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             yield file
         temporary.replace(path)
     except OSError as error:
-        say.fail(f"--out: {path}: {error.strerror}")
+        output.fail(f"--out: {path}: {error.strerror}")
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.times import in_words, iso
 from otp_stream.dead_letters import StoredDeadLetter, Summary, current_user
 
-from . import say
+from . import output
 
 UNVERIFIED = (
     "{} of them are unverified: their headers have no valid signature. They come from a previous version, a worker "
@@ -28,8 +28,8 @@ def group_table(groups: list[Group], now_ms: int) -> Table:
         table.add_column(title, overflow="fold")
     for it in groups:
         table.add_row(
-            say.count(it.count), say.count(it.expired), *map(say.plain, it.cause), _ago(it.newest_ms, now_ms),
-            say.plain(it.error),
+            output.count(it.count), output.count(it.expired), *map(output.plain, it.cause), _ago(it.newest_ms, now_ms),
+            output.plain(it.error),
         )  # fmt: skip
     return table
 
@@ -49,7 +49,7 @@ def each_table(dead_letters: list[DeadLetter], now_ms: int) -> Table:
             _ago(it.died_ms, now_ms),
             _lifetime(it, now_ms),
         )
-        table.add_row(*map(say.plain, row))
+        table.add_row(*map(output.plain, row))
     return table
 
 
@@ -58,7 +58,7 @@ def fields_table(fields: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, caption=" ")
     for name, value in fields.items():
         shown = json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, dict) else str(value)
-        table.add_row(name, say.plain(shown))
+        table.add_row(name, output.plain(shown))
     return table
 
 
@@ -109,18 +109,18 @@ def print_audit(
         "finished": finished,
     }  # fmt: skip
     if as_json:
-        say.write(audit)
+        output.write_json(audit)
         return
     audit_line = " ".join(f"{name}={json.dumps(value)}" for name, value in audit.items())
-    say.out().print(say.plain(audit_line), soft_wrap=True)
+    output.results().print(output.plain(audit_line), soft_wrap=True)
     if finished and not number and not summary.expired:
         text = f"No dead letter matches{of_those_read(summary.not_read)}: otp-stream dead list shows all"
-        say.console.print(text, style="yellow", soft_wrap=True)
+        output.console.print(text, style="yellow", soft_wrap=True)
 
 
 def of_those_read(not_read: int) -> str:
     """Return a remark if some dead letters were not read."""
-    return f" (of those read; {say.count(not_read)} more were not read)" if not_read else ""
+    return f" (of those read; {output.count(not_read)} more were not read)" if not_read else ""
 
 
 def _ago(at_ms: int | None, now_ms: int) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 import yaml
 
-from . import say
+from . import output
+from .settings import read_settings
 
 
 def asyncapi(
@@ -16,7 +17,7 @@ def asyncapi(
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Write the AsyncAPI 3 document of queues, exchanges and messages: the same as a worker's /asyncapi.yaml."""
-    settings = say.written_settings()
+    settings = read_settings()
     from otp_stream.app import asyncapi as make  # noqa: PLC0415 - the whole worker: other commands start without it
     from otp_stream.app import build  # noqa: PLC0415
 
@@ -31,4 +32,4 @@ def asyncapi(
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        say.fail(f"--out: {error}")
+        output.fail(f"--out: {error}")

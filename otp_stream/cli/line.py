@@ -19,7 +19,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import AMQPError, DeliveryError, PublishError
 
 from otp_stream.broker.refusal import no_connection, refusal
-from otp_stream.settings import EMBEDDED_BROKER_PORT, Settings
+from otp_stream.settings import Settings
 from otp_stream.tasks import lost_connection_as_error
 
 T = TypeVar("T")
@@ -104,20 +104,10 @@ class Line:
         return True
 
 
-async def find_broker(settings: Settings) -> tuple[str, bool]:
-    """Return the broker's URL, and whether it is an embedded one: that of `make run` where none is named."""
-    if "rabbitmq_url" not in settings.model_fields_set:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", EMBEDDED_BROKER_PORT)
-            writer.close()
-            return f"amqp://guest:guest@127.0.0.1:{EMBEDDED_BROKER_PORT}/", True
-    return settings.amqp_url, settings.embedded
-
-
 @asynccontextmanager
 async def opened(settings: Settings, *, high_lane: bool) -> AsyncGenerator[Line]:
     """Open a line to the jobs queue or to the high lane. Raises `ProducerError` where the broker does not answer."""
-    url, _ = await find_broker(settings)
+    url = settings.amqp_url
     try:
         connection = await aio_pika.connect(url, timeout=5)
     except LOST as error:

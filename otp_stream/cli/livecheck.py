@@ -14,11 +14,12 @@ from prometheus_client import Counter as Count
 
 from otp_stream.core.masking import mask_address
 
-from . import figures, line, producer, say
+from . import charts, line, output, producer
 from .line import EVENTS_OFF, ProducerError
 from .mailbox import Mailbox
+from .output import AsJson
 from .prober import OUTCOMES, Prober, Result, Route
-from .say import AsJson
+from .settings import broker_settings
 
 _KEPT = 10_000
 """The newest times, of which percentiles are told: a sidecar runs for months."""
@@ -45,13 +46,13 @@ def livecheck(
     The code is random, lives a minute, and is never shown. metadata.purpose is livecheck. Ends with 1 when one was not
     sent in time, did not arrive, or came with another code.
     """
-    settings = say.settings()
+    settings = broker_settings()
     if not settings.events:
-        say.fail(f"{EVENTS_OFF}, and this measures just that: set EVENTS=true, for the workers and here")
+        output.fail(f"{EVENTS_OFF}, and this measures just that: set EVENTS=true, for the workers and here")
     try:
         producer.check_recipient(recipient, "RECIPIENT")
     except ProducerError as error:
-        say.fail(str(error))
+        output.fail(str(error))
     metrics = None if metrics_port is None else _serve(metrics_host, metrics_port)
     report = Report(mask_address(recipient), timeout, metrics)
     route = Route(recipient, high_lane, timeout, mailbox=listen is not None)
@@ -63,12 +64,12 @@ def livecheck(
             try:
                 await mailbox.start()
             except OSError as error:
-                say.fail(f"--listen: cannot listen at {listen}: {error.strerror}")
+                output.fail(f"--listen: cannot listen at {listen}: {error.strerror}")
         await prober.run(count, every)
 
     line.run(work())
     if as_json:
-        say.write(report.told())
+        output.write_json(report.told())
     else:
         report.show()
     raise typer.Exit(0 if report.good(max_p95_ms) else 1)
@@ -111,14 +112,14 @@ def _serve(host: str, port: int) -> _Metrics:
     try:
         start_http_server(port, host, metrics.registry)
     except OSError as error:
-        say.fail(f"--metrics-port: cannot listen at {host}:{port}: {error.strerror}")
+        output.fail(f"--metrics-port: cannot listen at {host}:{port}: {error.strerror}")
     return metrics
 
 
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        say.fail("--listen: must be HOST:PORT, such as 0.0.0.0:2525")
+        output.fail("--listen: must be HOST:PORT, such as 0.0.0.0:2525")
     return host.strip("[]"), int(port)
 
 
@@ -147,13 +148,13 @@ class Report:
         quiet_s = monotonic() - self._good_at
         if result.good:
             if self._stalled:
-                say.console.print(f"codes come through again, after {quiet_s:.0f} s", style="green")
+                output.console.print(f"codes come through again, after {quiet_s:.0f} s", style="green")
             self._good_at, self._stalled = monotonic(), False
             return
         why = f"{result.outcome.replace('_', ' ')}: {result.error}" if result.error else result.outcome
         self._stalled = self._stalled or quiet_s >= self.timeout_s
         text = f"stalled: nothing has come through for {quiet_s:.0f} s ({why})" if self._stalled else why
-        say.console.print(text, style="yellow", markup=False, soft_wrap=True)
+        output.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def good(self, max_p95_ms: float | None) -> bool:
         """Whether every code came through, and in time."""
@@ -163,7 +164,7 @@ class Report:
     def percentiles(self) -> dict[str, dict[str, float | None]]:
         """Return percentiles in milliseconds of each of the times that were taken."""
         return {
-            name: {share: figures.ms(figures.percentile(sorted(some), it)) for share, it in _SHARES.items()}
+            name: {share: charts.ms(charts.percentile(sorted(some), it)) for share, it in _SHARES.items()}
             for name, some in self.times.items() if some
         }  # fmt: skip
 
@@ -179,9 +180,11 @@ class Report:
 
     def show(self) -> None:
         """Write it for people."""
-        out = say.out()
-        ends = ", ".join(f"{name.replace('_', ' ')} {say.count(it)}" for name, it in self.outcomes.most_common())
-        out.print(f"{say.count(self.outcomes.total())} codes to {self.recipient}: {ends or 'none yet'}", markup=False)
+        out = output.results()
+        ends = ", ".join(f"{name.replace('_', ' ')} {output.count(it)}" for name, it in self.outcomes.most_common())
+        out.print(
+            f"{output.count(self.outcomes.total())} codes to {self.recipient}: {ends or 'none yet'}", markup=False
+        )
         rows = [(name, *(f"{it:.1f}" for it in some.values())) for name, some in self.percentiles().items()]
         if rows:
-            out.print(say.table("p50", rows, "Milliseconds from publishing until", *list(_SHARES)[1:]))
+            out.print(output.table("p50", rows, "Milliseconds from publishing until", *list(_SHARES)[1:]))

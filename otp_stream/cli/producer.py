@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from otp_stream.core.decision import ENDINGS
 from otp_stream.core.job import MalformedError, OtpJob
-from otp_stream.settings import Settings, load
+from otp_stream.settings import Settings
 
 from .line import LOST, Line, ProducerError, opened, told
 
@@ -56,18 +56,10 @@ def check_recipient(address: str, name: str) -> None:
         raise ProducerError(str(error).replace("email", name, 1)) from None
 
 
-def settings() -> Settings:
-    """Return the settings, of which a producer needs few. Raises `ProducerError`."""
-    found, problems = load()
-    if problems and "RABBITMQ_URL" in " ".join(problems):
-        raise ProducerError("\n".join(problems))
-    return found
-
-
-async def publish(job: Job, *, high_lane: bool, wait_s: float) -> Told:
+async def publish(job: Job, settings: Settings, *, high_lane: bool, wait_s: float) -> Told:
     """Publish a job, confirmed, and wait for its event. Raises `ProducerError`."""
     heard: asyncio.Queue[bytes] = asyncio.Queue()
-    async with opened(settings(), high_lane=high_lane) as line:
+    async with opened(settings, high_lane=high_lane) as line:
         told_of = bool(wait_s) and await line.follow(heard.put_nowait)
         began = time.monotonic()
         try:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import say
+from . import output
 
 _LOOK_S = 0.1
 
@@ -27,7 +27,7 @@ class Going(Protocol):
 def shown(jobs: Going, total: int | None) -> Generator[Callable[[], None]]:
     """Show how far they are; yields what looks again, at most ten times a second."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=say.console, transient=True, disable=not say.console.is_terminal) as bar:
+    with Progress(*columns, console=output.console, transient=True, disable=not output.console.is_terminal) as bar:
         published, ended = bar.add_task("published", total=total), bar.add_task("ended", total=total)
         looked = 0.0
 

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 import requests
 import typer
 
-from . import say
-from .say import AsJson
+from . import output
+from .output import AsJson
+from .settings import read_settings
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -42,13 +43,13 @@ def probe(
     Needs the workers' HTTP_TOKEN. Each worker is asked for itself; workers that share a Redis follow the first one
     whose probe is accepted. Exits with 1 when a relay still takes no mail or a worker does not answer.
     """
-    settings = say.written_settings()
+    settings = read_settings()
     if settings.http_token is None:
-        say.fail("HTTP_TOKEN: is not set; set the same value as for the workers")
+        output.fail("HTTP_TOKEN: is not set; set the same value as for the workers")
     urls = [_checked(url) for url in workers or ["http://127.0.0.1:8000"]]
     answers = [_ask(url, settings.http_token.get_secret_value(), relay) for url in urls]
     if as_json:
-        say.write(answers)
+        output.write_json(answers)
     else:
         for answer in answers:
             _show(answer)
@@ -63,7 +64,7 @@ def _checked(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        say.fail(f"URL: must be the HTTP address of a worker, such as http://127.0.0.1:8000, not {url}")
+        output.fail(f"URL: must be the HTTP address of a worker, such as http://127.0.0.1:8000, not {url}")
     return url.rstrip("/")
 
 
@@ -73,7 +74,7 @@ def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
     try:
         with requests.Session() as session:
             session.trust_env = False  # .netrc must not replace the token, and a worker stands behind no proxy
-            with say.console.status(f"{url} …"):
+            with output.console.status(f"{url} …"):
                 answer = session.post(
                     f"{url}/probe",
                     data={"relay": relay} if relay else {},
@@ -99,6 +100,6 @@ def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
 
 def _show(answer: dict[str, Any]) -> None:
     if "error" in answer:
-        say.console.print(say.plain(f"{answer['url']}: {answer['error']}"), style="red", soft_wrap=True)
+        output.console.print(output.plain(f"{answer['url']}: {answer['error']}"), style="red", soft_wrap=True)
     for it in answer["relays"]:
-        say.out().print(say.plain(f"{answer['worker']}: {it['text']}"), soft_wrap=True)
+        output.results().print(output.plain(f"{answer['worker']}: {it['text']}"), soft_wrap=True)

@@ -15,10 +15,11 @@ import typer
 from otp_stream.core.job import Priority
 from otp_stream.settings import load
 
-from . import batch, line, producer, progress, say
+from . import batch, line, output, producer, progress
 from .batch import Batch, Ready
 from .line import EVENTS_OFF, ProducerError
-from .say import AsJson
+from .output import AsJson
+from .settings import producer_settings
 
 _SHOWN = 20
 """Bad lines that are told one by one."""
@@ -51,33 +52,33 @@ def send(
     that no worker would take is not published at all, unless --skip-bad. Ends with 1 when not all were sent.
     """
     if priority not in get_args(Priority):
-        say.fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
+        output.fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
     metadata: dict[str, Any] = {
         "userName": name, "template": template, "locale": locale, "expiryMinutes": expiry_minutes
     }  # fmt: skip
     if wait and not load()[0].events:
-        say.console.print(EVENTS_OFF, style="yellow")
+        output.console.print(EVENTS_OFF, style="yellow")
         wait = 0
     if file is not None:
         if email or otp or job_id or repeat > 1 or priority != "normal" or any(metadata.values()):
-            say.fail("--file: its lines say everything about their jobs; leave EMAIL, the fields and --repeat out")
+            output.fail("--file: its lines say everything about their jobs; leave EMAIL, the fields and --repeat out")
         _send_file(file, skip_bad=skip_bad, high_lane=high_lane, rate=rate, wait_s=wait, as_json=as_json)
         return
     if email is None:
-        say.fail("EMAIL: is required, or --file")
+        output.fail("EMAIL: is required, or --file")
     fields: dict[str, Any] = {
         "email": email, "otp": otp, "job_id": job_id, "priority": priority, "metadata": metadata
     }  # fmt: skip
     try:
         job = producer.make_job(**fields)
         if repeat == 1 and not as_json:
-            told = asyncio.run(producer.publish(job, high_lane=high_lane, wait_s=wait))
-            say.console.print(told.text, soft_wrap=True, markup=False, style="green" if told.good else "yellow")
+            told = asyncio.run(producer.publish(job, producer_settings(), high_lane=high_lane, wait_s=wait))
+            output.console.print(told.text, soft_wrap=True, markup=False, style="green" if told.good else "yellow")
             if not told.good:
                 raise typer.Exit(1)
             return
     except ProducerError as error:
-        say.fail(str(error))
+        output.fail(str(error))
 
     def make(_: int) -> Ready:
         job = producer.make_job(**fields)
@@ -90,15 +91,15 @@ def _send_file(file: str, *, skip_bad: bool, high_lane: bool, rate: float | None
     try:
         jobs, bad = batch.read(sys.stdin.buffer if file == "-" else Path(file).read_bytes().splitlines())
     except OSError as error:
-        say.fail(f"--file: {file} cannot be read: {error.strerror}")
+        output.fail(f"--file: {file} cannot be read: {error.strerror}")
     for text in bad[:_SHOWN]:
-        say.console.print(text, style="yellow", markup=False, soft_wrap=True)
+        output.console.print(text, style="yellow", markup=False, soft_wrap=True)
     if len(bad) > _SHOWN:
-        say.console.print(f"… and {say.count(len(bad) - _SHOWN)} more such lines", style="yellow")
+        output.console.print(f"… and {output.count(len(bad) - _SHOWN)} more such lines", style="yellow")
     if bad and not skip_bad:
-        say.fail("nothing was published: mend these lines, or pass over them with --skip-bad", 1)
+        output.fail("nothing was published: mend these lines, or pass over them with --skip-bad", 1)
     if not jobs:
-        say.fail(f"--file: there is no job in {'standard input' if file == '-' else file}", 1)
+        output.fail(f"--file: there is no job in {'standard input' if file == '-' else file}", 1)
     many = Batch(len(jobs), jobs.__getitem__)
     _finish(many, high_lane=high_lane, rate=rate, wait_s=wait_s, as_json=as_json, skipped=len(bad))
 
@@ -110,15 +111,15 @@ def _finish(
     finished = False
     try:
         with progress.shown(many, many.total) as look:
-            work = many.go(producer.settings(), high_lane=high_lane, rate=rate, wait_s=wait_s, look=look)
+            work = many.go(producer_settings(), high_lane=high_lane, rate=rate, wait_s=wait_s, look=look)
             finished = line.run(work)
     except ProducerError as error:
-        say.fail(str(error))
+        output.fail(str(error))
     if as_json:
-        say.write(_told(many, skipped, finished=finished))
+        output.write_json(_told(many, skipped, finished=finished))
     else:
         for text in many.ends.lines():
-            say.out().print(text, markup=False, soft_wrap=True)
+            output.results().print(text, markup=False, soft_wrap=True)
     _comment(many, skipped, finished=finished, wait_s=wait_s)
     raise typer.Exit(0 if finished and many.good else 1)
 
@@ -137,12 +138,12 @@ def _told(many: Batch, skipped: int, *, finished: bool) -> dict[str, Any]:
 
 
 def _comment(many: Batch, skipped: int, *, finished: bool, wait_s: float) -> None:
-    published = f"{say.count(many.published)} of {say.count(many.total)} published"
+    published = f"{output.count(many.published)} of {output.count(many.total)} published"
     took = f", {many.seconds:.1f} s" if finished else ", then stopped"
-    say.console.print(f"{published}{took}{f', {skipped} lines passed over' if skipped else ''}", soft_wrap=True)
+    output.console.print(f"{published}{took}{f', {skipped} lines passed over' if skipped else ''}", soft_wrap=True)
     open_ends = many.published - many.ended
     if many.followed and open_ends > 0:
         after = f" after {wait_s:g} s without news" if finished and many.trouble is None else ""
-        say.console.print(f"no end known of {say.count(open_ends)}{after}", style="yellow")
+        output.console.print(f"no end known of {output.count(open_ends)}{after}", style="yellow")
     if many.trouble:
-        say.console.print(many.trouble, style="red", markup=False, soft_wrap=True)
+        output.console.print(many.trouble, style="red", markup=False, soft_wrap=True)

@@ -19,8 +19,9 @@ from otp_stream.tables import inspect
 from otp_stream.tables.inspect import Progress, RedisClient, TablesReport
 from otp_stream.tables.redis_pipeline import RedisUnavailableError
 
-from . import say
-from .say import AsJson
+from . import output
+from .output import AsJson
+from .settings import broker_settings
 
 cli = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 
@@ -58,7 +59,7 @@ def show(context: typer.Context, as_json: AsJson = False) -> None:
             client, settings.tables_prefix, settings.limits, ceiling=settings.smtp_rate_per_second, progress=progress
         )
     if as_json:
-        say.write(_as_json(report, settings))
+        output.write_json(_as_json(report, settings))
     else:
         _print(report, settings)
 
@@ -85,9 +86,9 @@ def forget(
         for it in old:
             deleted.update(inspect.forget(client, settings.tables_prefix, it, progress=progress))
     if as_json or context.obj:
-        say.write({"recipient": masked, "hash": hashed, "deleted": dict(deleted), "kept": _KEPT})
+        output.write_json({"recipient": masked, "hash": hashed, "deleted": dict(deleted), "kept": _KEPT})
         return
-    out = say.out()
+    out = output.results()
     out.print(f"Forgotten: {masked}, in events and tables {hashed}", soft_wrap=True, markup=False)
     for text, number in zip(
         ("newest codes", "windows of its limit", "count among the throttled"), deleted.values(), strict=True
@@ -95,13 +96,13 @@ def forget(
         out.print(f"  {text}: {number}")
     out.print(_KEPT, soft_wrap=True)
     if not any(deleted.values()):
-        say.console.print(_NOTHING, style="yellow", soft_wrap=True)
+        output.console.print(_NOTHING, style="yellow", soft_wrap=True)
 
 
 def _settings() -> Settings:
-    settings = say.settings()
+    settings = broker_settings()
     if settings.redis_url is None:
-        say.fail(_NO_REDIS)
+        output.fail(_NO_REDIS)
     return settings
 
 
@@ -110,17 +111,17 @@ def _address(text: str) -> str:
     try:
         return OtpJob.from_bytes(json.dumps({"email": text, "otp": "0000"}).encode()).email
     except MalformedError as error:
-        say.fail(str(error).replace("email", "RECIPIENT", 1))
+        output.fail(str(error).replace("email", "RECIPIENT", 1))
 
 
 @contextmanager
 def _connected(settings: Settings) -> Generator[tuple[RedisClient, Progress]]:
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     try:
-        with say.console.status("Redis …") as status, inspect.connected(url) as client:
-            yield client, lambda read: status.update(f"Redis: about {say.count(read)} keys read …")
+        with output.console.status("Redis …") as status, inspect.connected(url) as client:
+            yield client, lambda read: status.update(f"Redis: about {output.count(read)} keys read …")
     except RedisUnavailableError as error:
-        say.fail(
+        output.fail(
             f"{settings.masked_redis_url} does not answer: {error}\n"
             f"Meanwhile {_MEANWHILE[settings.state_fail]} (STATE_FAIL={settings.state_fail}). "
             "See a worker's page or /health, and try again when Redis answers.",
@@ -159,7 +160,7 @@ def _as_json(report: TablesReport, settings: Settings) -> dict[str, Any]:
 
 
 def _print(report: TablesReport, settings: Settings) -> None:
-    out, server = say.out(), report.server
+    out, server = output.results(), report.server
     out.print(
         f"{server.version or 'Redis'} at {settings.masked_redis_url}, keys {settings.tables_prefix}*",
         markup=False,
@@ -168,19 +169,19 @@ def _print(report: TablesReport, settings: Settings) -> None:
     memory = "" if server.memory_bytes is None else f", {server.memory_bytes / 1e6:.1f} MB in use"
     limit = f" of {server.memory_limit / 1e6:.1f}" if server.memory_limit else ""
     out.print(f"Shared by {report.workers} worker{'' if report.workers == 1 else 's'}{memory}{limit}\n")
-    out.print(say.table("Entries", [(name, say.count(number)) for name, number in report.sizes.items()], "Table"))
-    shares = [(name.replace("_", " "), say.count(number), f"{share:.1%}") for name, number, share in _shares(report)]
+    out.print(output.table("Entries", [(name, output.count(number)) for name, number in report.sizes.items()], "Table"))
+    shares = [(name.replace("_", " "), output.count(number), f"{share:.1%}") for name, number, share in _shares(report)]
     if shares:
-        out.print(say.table("Jobs", shares, "Answer", "Share"))
+        out.print(output.table("Jobs", shares, "Answer", "Share"))
     if report.throttled:
-        rows = [(who, say.count(number)) for who, number in report.throttled.items()]
-        out.print(say.table("Times", rows, "Most often over a limit, by hashed key"))
+        rows = [(who, output.count(number)) for who, number in report.throttled.items()]
+        out.print(output.table("Times", rows, "Most often over a limit, by hashed key"))
     for it in report.schedules:
         rate = "" if it.rate is None else f", {it.rate:.1f} e-mails per second"
         throttled = "" if it.throttled_s is None else f", throttled {it.throttled_s:.0f} s ago"
         out.print(f"{it.relay}: slots reserved {it.ahead_s:.1f} s ahead{rate}{throttled}", markup=False, soft_wrap=True)
     if server.warning:
-        say.console.print(server.warning, style="yellow", soft_wrap=True)
+        output.console.print(server.warning, style="yellow", soft_wrap=True)
 
 
 def _shares(report: TablesReport) -> list[tuple[str, int, float]]:

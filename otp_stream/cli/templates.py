@@ -19,8 +19,9 @@ from otp_stream.mail.preview import preview as read
 from otp_stream.mail.templates import Templates
 from otp_stream.settings import Settings
 
-from . import say
-from .say import AsJson
+from . import output
+from .output import AsJson
+from .settings import read_settings
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="List, preview and check templates.")
 
@@ -34,22 +35,22 @@ _Data = Annotated[
 @cli.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List every template in every language, and which files are from TEMPLATES_DIR."""
-    settings = say.written_settings()
+    settings = read_settings()
     templates = _templates(settings)
     rows = _rows(templates)
     shared = [{"file": it.name, "own": templates.is_own(it)} for it in templates.shared()]
     if as_json:
-        say.write({"templates": rows, "shared": shared})
+        output.write_json({"templates": rows, "shared": shared})
         return
     table = Table("Template", "Locale", *FILES, box=None, caption=" ", pad_edge=False, header_style="bold")
     for row in rows:
         places = [_starred(str(Path(it["file"]).parent), own=it["own"]) for it in row["files"].values()]
         table.add_row(
-            *map(say.plain, (row["template"], row["locale"] or f"others ({settings.default_locale})", *places))
+            *map(output.plain, (row["template"], row["locale"] or f"others ({settings.default_locale})", *places))
         )
-    say.out().print(table)
+    output.results().print(table)
     files = ", ".join(_starred(str(it["file"]), own=bool(it["own"])) for it in shared)
-    say.out().print(
+    output.results().print(
         f"Shared by all: {files}\n* from TEMPLATES_DIR; all others are built in", markup=False, soft_wrap=True
     )
 
@@ -64,7 +65,7 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Compose the e-mail of a sample job, as the worker does, and write it or one part of it."""
-    settings = say.written_settings()
+    settings = read_settings()
     sender = settings.sender if settings.sender_email else _SENDER
     try:
         job = sample_job({**SAMPLE, **_read(data), "template": name, "locale": locale}, time.time_ns() // 1_000_000)
@@ -75,15 +76,15 @@ def preview(
             hash_key=settings.hash_key,
         )
         if name not in composer.templates.names:
-            say.fail(f"NAME: there is no template {name}; known: {', '.join(composer.templates.names)}")
+            output.fail(f"NAME: there is no template {name}; known: {', '.join(composer.templates.names)}")
         content = composer.compose(job).content
     except MalformedError as error:
-        say.fail(str(error).replace("metadata.template", "NAME").replace("metadata.", "--data "))
+        output.fail(str(error).replace("metadata.template", "NAME").replace("metadata.", "--data "))
     except (TemplateError, ComposeError, OSError) as error:
-        say.fail(str(error).replace("give it in metadata", "give it with --data"), 1)
+        output.fail(str(error).replace("give it in metadata", "give it with --data"), 1)
     if as_json:
         shown = read(content)
-        say.write({"subject": shown.subject, "text": shown.text, "html": shown.html})
+        output.write_json({"subject": shown.subject, "text": shown.text, "html": shown.html})
     else:
         _put(content if form == "eml" else _part(content, form), out)
 
@@ -94,21 +95,21 @@ def lint(data: _Data = None, as_json: AsJson = False) -> None:
 
     Exits with 1 if there are errors. Warnings are for you to decide.
     """
-    settings = say.written_settings()
+    settings = read_settings()
     try:
         found = find(settings.templates_dir, settings.default_locale, _read(data))
     except MalformedError as error:
-        say.fail(str(error).replace("metadata.", "--data "))
+        output.fail(str(error).replace("metadata.", "--data "))
     errors = sum(it.level == "error" for it in found)
     if as_json:
         findings = [{"file": it.file, "line": it.line, "level": it.level, "text": it.text} for it in found]
-        say.write({"errors": errors, "warnings": len(found) - errors, "findings": findings})
+        output.write_json({"errors": errors, "warnings": len(found) - errors, "findings": findings})
     else:
         for it in found:
             place = f"{it.file}:{it.line}" if it.line else it.file
             style = "red" if it.level == "error" else "yellow"
-            say.out().print(f"{place}: {it.level}: {it.text}", style=style, markup=False, soft_wrap=True)
-        say.out().print(f"errors: {errors}, warnings: {len(found) - errors}")
+            output.results().print(f"{place}: {it.level}: {it.text}", style=style, markup=False, soft_wrap=True)
+        output.results().print(f"errors: {errors}, warnings: {len(found) - errors}")
     if errors:
         raise typer.Exit(1)
 
@@ -121,7 +122,7 @@ def _templates(settings: Settings) -> Templates:
     try:
         return Templates(settings.templates_dir, settings.default_locale)
     except (TemplateError, OSError) as error:
-        say.fail(f"{error}. otp-stream templates lint lists all errors", 1)
+        output.fail(f"{error}. otp-stream templates lint lists all errors", 1)
 
 
 def _rows(templates: Templates) -> list[dict[str, Any]]:
@@ -143,7 +144,7 @@ def _read(pairs: list[str] | None) -> Mapping[str, str]:
     for pair in pairs or ():
         key, given, value = pair.partition("=")
         if not given or not key:
-            say.fail(f"--data: must look like KEY=VALUE, not {pair}")
+            output.fail(f"--data: must look like KEY=VALUE, not {pair}")
         found[key] = value
     return found
 
@@ -161,4 +162,4 @@ def _put(content: bytes, out: Path | None) -> None:
     try:
         out.write_bytes(content)
     except OSError as error:
-        say.fail(f"--out: {error}")
+        output.fail(f"--out: {error}")

@@ -16,10 +16,11 @@ from otp_stream.checks.topology_drift import TopologyDrift, definitions, inspect
 from otp_stream.settings import Settings
 from otp_stream.urls import read_url
 
-from . import say, topology_output
+from . import output, topology_output
 from .amqp import connected, talk, topology_of
 from .line import LOST
-from .say import AsJson
+from .output import AsJson
+from .settings import broker_settings
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Queues and exchanges: show, declare, prune.")
 
@@ -39,9 +40,9 @@ def _api_url(url: str | None) -> str | None:
         try:
             login = read_url(url, {"http", "https"}, "http://rabbitmq.example.com:15672").username
         except ValueError as error:
-            say.fail(f"--management-url {error}")
+            output.fail(f"--management-url {error}")
         if login is not None:
-            say.fail("--management-url must not contain user and password: those of RABBITMQ_URL are used")
+            output.fail("--management-url must not contain user and password: those of RABBITMQ_URL are used")
     return url
 
 
@@ -70,21 +71,21 @@ def show(
     Messages are those that are ready, as the broker counts them. Bindings are known only if the management API answers.
     Exits with 1 if something is missing or has other properties, or if RabbitMQ does not answer.
     """
-    settings = say.settings()
+    settings = broker_settings()
     topology = topology_of(settings)
     if as_definitions:
         host = virtual_host(settings.amqp_url)
-        say.write(definitions(topology, host, _producers_queues(settings, topology)))
+        output.write_json(definitions(topology, host, _producers_queues(settings, topology)))
         return
     drift, old, why = talk(settings, lambda connection: _inspect(settings, topology, management_url, connection))
     if as_json:
-        say.write(topology_output.drift_json(drift, settings, [it.name for it in old]))
+        output.write_json(topology_output.drift_json(drift, settings, [it.name for it in old]))
     else:
         topology_output.show_drift(drift, settings)
         if why:
-            say.console.print(f"Bindings are not known: {why}.", style="yellow", markup=False, soft_wrap=True)
+            output.console.print(f"Bindings are not known: {why}.", style="yellow", markup=False, soft_wrap=True)
     if old:
-        say.console.print(
+        output.console.print(
             f"{len(old)} wait queues of other settings exist too: otp-stream topology prune", style="yellow"
         )
     topology_output.exit_on_drift(drift)
@@ -97,7 +98,7 @@ def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJ
     Exits with 1 if something exists with other properties (then nothing is declared) or RabbitMQ does not answer, and
     after --dry-run if something is missing.
     """
-    settings = say.settings()
+    settings = broker_settings()
     topology = topology_of(settings)
     before = talk(settings, lambda connection: inspect_topology(topology, connection, None))
     wrong = [it for it in before.all if it[1] == "differs"]
@@ -106,14 +107,14 @@ def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJ
         talk(settings, lambda connection: apply_topology(topology, connection, settings.amqp_url, management_url))
     if as_json:
         key = "missing" if wrong or dry_run else "declared"
-        say.write({key: missing, "problems": [problem for *_, problem in wrong]})
+        output.write_json({key: missing, "problems": [problem for *_, problem in wrong]})
     elif not wrong:
         for name in missing:
-            say.out().print(f"{'missing' if dry_run else 'declared'}: {name}", markup=False, soft_wrap=True)
+            output.results().print(f"{'missing' if dry_run else 'declared'}: {name}", markup=False, soft_wrap=True)
         if not missing:
-            say.out().print("Everything exists.")
+            output.results().print("Everything exists.")
     if wrong:
-        say.fail("\n".join(str(problem) for *_, problem in wrong), 1)
+        output.fail("\n".join(str(problem) for *_, problem in wrong), 1)
     if dry_run and missing:
         raise typer.Exit(1)
 
@@ -135,13 +136,13 @@ def prune(
     queues and reports when they are empty; if it does not answer, the queues of the old settings are only listed.
     Exits with 1 if old queues are left, or if you do not confirm.
     """
-    settings = say.settings()
+    settings = broker_settings()
     topology = topology_of(settings)
     if settings.embedded:
         if as_json:
-            say.write([])
+            output.write_json([])
         else:
-            say.out().print(f"Nothing to prune: {_EMBEDDED}, and its queues are lost when it stops.")
+            output.results().print(f"Nothing to prune: {_EMBEDDED}, and its queues are lost when it stops.")
         return
     api = ManagementApi.of_broker(settings.amqp_url, management_url)
     management = ManagementQueries(api)
@@ -178,13 +179,13 @@ def _delete(
 
         return await pruner.prune(connection, old, timeout_s=wait_s, report=report)
 
-    with say.console.status("Unbound; waiting for new statistics (5 to 15 s) and for waits to end …"):
+    with output.console.status("Unbound; waiting for new statistics (5 to 15 s) and for waits to end …"):
         try:
             results = talk(settings, work)
         except ManagementError as error:
-            say.fail(f"{error}; the unbound queues stay unbound and drain. Run it again", 1)
+            output.fail(f"{error}; the unbound queues stay unbound and drain. Run it again", 1)
     if as_json:
-        say.write([topology_output.prune_result_json(it) for it in results])
+        output.write_json([topology_output.prune_result_json(it) for it in results])
     return results
 
 
@@ -197,7 +198,7 @@ def _list_guesses(
     found = talk(settings, lambda connection: guess_old_wait_queues(topology, connection, guesses))
     topology_output.list_old_wait_queues(found, as_json=as_json)
     tried = ", ".join(f"{base_ms}/{cap_ms}" for base_ms, cap_ms in sorted(guesses))
-    say.console.print(
+    output.console.print(
         f"{why}. Searched for the queues of BASE_DELAY_MS/MAX_DELAY_MS {tried}; for others, pass --base-delay-ms and "
         "--max-delay-ms.",
         style="yellow",
@@ -205,7 +206,7 @@ def _list_guesses(
         soft_wrap=True,
     )
     if found:
-        say.fail(_NOT_DELETED, 1)
+        output.fail(_NOT_DELETED, 1)
 
 
 async def _inspect(
@@ -235,7 +236,7 @@ def _producers_queues(settings: Settings, topology: Topology) -> dict[str, dict[
     try:
         return asyncio.run(connected(settings, inspect))
     except (TopologyError, *LOST) as error:
-        say.console.print(
+        output.console.print(
             f"{settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}: "
             f"{topology.jobs} and {topology.high} are written as plain queues, as a worker would declare them.",
             style="yellow",

@@ -10,7 +10,7 @@ from otp_stream.checks.prune import OldWaitQueue, PruneResult, Verdict
 from otp_stream.checks.topology_drift import State, TopologyDrift
 from otp_stream.settings import Settings
 
-from . import say
+from . import output
 
 _VERDICTS: dict[Verdict, str] = {
     "deleted": "deleted",
@@ -53,7 +53,7 @@ def drift_json(drift: TopologyDrift, settings: Settings, old: list[str]) -> dict
 
 def show_drift(drift: TopologyDrift, settings: Settings) -> None:
     """Print the tables of `topology show`."""
-    out = say.out()
+    out = output.results()
     out.print(
         f"{settings.masked_rabbitmq_url}, virtual host {virtual_host(settings.amqp_url)}\n",
         markup=False,
@@ -63,7 +63,7 @@ def show_drift(drift: TopologyDrift, settings: Settings) -> None:
     bound = {it.destination: _BOUND.get(it.state, "?") for it in drift.bindings}
     rows: list[tuple[str, ...]] = []
     for it in drift.queues:
-        depth = ("", "") if it.depth is None else (say.count(it.depth.messages), say.count(it.depth.consumers))
+        depth = ("", "") if it.depth is None else (output.count(it.depth.messages), output.count(it.depth.consumers))
         rows.append((it.name, it.type, it.state, bound.get(it.name, ""), *depth, _path(it.arguments)))
     out.print(_table(("Queue", "Type", "State", "Bound", "Ready", "Consumers", ""), rows))
 
@@ -74,30 +74,30 @@ def exit_on_drift(drift: TopologyDrift) -> None:
     if missing := sum(state == "missing" for _, state, _ in drift.all):
         lines.append(f"{missing} missing: `otp-stream topology apply` declares them; so does a worker's start.")
     if lines:
-        say.fail("\n".join(lines), 1)
+        output.fail("\n".join(lines), 1)
 
 
 def list_old_wait_queues(old: Sequence[OldWaitQueue], *, as_json: bool) -> None:
     """Print a table of the queues, or their JSON."""
     if as_json:
-        say.write(
+        output.write_json(
             [{"queue": it.name, "waitMs": it.wait_ms, "messages": it.messages, "consumers": it.consumers} for it in old]
         )
     elif not old:
-        say.out().print("No wait queue of other settings was found.")
+        output.results().print("No wait queue of other settings was found.")
     else:
         rows = [
-            (it.name, _time(it.wait_ms), "?" if it.messages is None else say.count(it.messages), str(it.consumers))
+            (it.name, _time(it.wait_ms), "?" if it.messages is None else output.count(it.messages), str(it.consumers))
             for it in old
         ]
-        say.out().print(_table(("Wait queue of other settings", "Drains within", "Messages", "Consumers"), rows))
+        output.results().print(_table(("Wait queue of other settings", "Drains within", "Messages", "Consumers"), rows))
 
 
 def show_prune_result(result: PruneResult) -> None:
     """Print one line of `topology prune`."""
     queue = result.queue
-    text = _VERDICTS[result.verdict].format(messages=say.count(result.messages), within=_time(queue.wait_ms))
-    say.out().print(f"{queue.name}: {text}", markup=False, soft_wrap=True)
+    text = _VERDICTS[result.verdict].format(messages=output.count(result.messages), within=_time(queue.wait_ms))
+    output.results().print(f"{queue.name}: {text}", markup=False, soft_wrap=True)
 
 
 def prune_result_json(result: PruneResult) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
             no_wrap=bool(title),
         )
     for row in rows:
-        table.add_row(*map(say.plain, row))
+        table.add_row(*map(output.plain, row))
     return table
 
 

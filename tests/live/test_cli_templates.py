@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli import here
 
-from otp_stream.cli import say
+from otp_stream.cli import settings as cli_settings
 from otp_stream.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_a_broken_file_is_named_by_lint_and_list(tmp_path: Path, own: dict[str, 
 def test_the_asyncapi_document_is_the_generated_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a `make run` on the same machine changes nothing
     with socket.create_server(("127.0.0.1", 0)) as demo:
-        monkeypatch.setattr(say, "EMBEDDED_BROKER_PORT", demo.getsockname()[1])
+        monkeypatch.setattr(cli_settings, "EMBEDDED_BROKER_PORT", demo.getsockname()[1])
         for form in ("yaml", "json"):
             ran = here(tmp_path, "asyncapi", "--format", form)
             assert ran.code == 0

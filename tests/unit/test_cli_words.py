@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from otp_stream.cli import demo, say
+from otp_stream.cli import demo, output
 from otp_stream.cli.main import cli
 from otp_stream.settings import load
 
@@ -73,15 +73,15 @@ def test_a_load_test_on_this_machine_asks_nothing() -> None:
 
 
 def test_what_others_have_written_is_no_markup_and_commands_no_terminal() -> None:
-    assert say.plain("[/x] [red]a\x1b[2J\x9bb\u202e\n é").plain == "[/x] [red]a\ufffd[2J\ufffdb\ufffd\n é"
-    assert say.table("N", [("[/odd]", "1")], "Name").columns[0]._cells[0].plain == "[/odd]"  # type: ignore[union-attr]
+    assert output.plain("[/x] [red]a\x1b[2J\x9bb\u202e\n é").plain == "[/x] [red]a\ufffd[2J\ufffdb\ufffd\n é"
+    assert output.table("N", [("[/odd]", "1")], "Name").columns[0]._cells[0].plain == "[/odd]"  # type: ignore[union-attr]
 
 
 def test_into_a_pipe_lines_are_as_long_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert say.out().width > 1000
+    assert output.results().width > 1000
     monkeypatch.setenv("COLUMNS", "70")
-    assert say.out().width == 70
+    assert output.results().width == 70
 
 
 def test_the_demo_touches_nothing_that_an_env_file_names(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Times and rates as figures: percentiles, a histogram, a time line; drawn in a terminal or as SVG."""
+"""Times and rates as charts: percentiles, a histogram, a time line; drawn in a terminal or as SVG."""
 
 import math
 from collections.abc import Sequence

@@ -56,7 +56,7 @@ class Order:
 
 
 @dataclass
-class Volley:
+class LoadTest:
     """The jobs of one load test; moments are seconds from its beginning."""
 
     order: Order

@@ -1,0 +1,70 @@
+"""The output of every command: results to standard output, everything else to standard error, and never a code.
+
+Exit codes: 0 for success; 1 for a negative result, or if a server does not answer; 2 for invalid arguments or settings.
+"""
+
+import json
+import os
+import sys
+import unicodedata
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False)
+"""For people: progress, warnings and errors."""
+
+_PIPE_COLUMNS = 5_000
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+def results() -> Console:
+    """Return the console for results; it does not wrap the lines that it writes to a pipe."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
+    return Console(highlight=False, width=width)
+
+
+def plain(text: str) -> Text:
+    """Return text of other origin without markup and without characters that control a terminal."""
+    return Text("".join(it if it == "\n" or unicodedata.category(it)[0] != "C" else _REPLACEMENT for it in text))
+
+
+def table(numbers: str, rows: list[Any], first: str, *more: str) -> Table:
+    """Return a table whose first column is text, and all others numbers."""
+    made = Table(first, box=None, caption=" ", pad_edge=False, header_style="bold")
+    for title in (numbers, *more):
+        made.add_column(title, justify="right")
+    for row in rows:
+        made.add_row(*map(plain, row))
+    return made
+
+
+def count(number: int) -> str:
+    """Return `12 345`."""
+    return f"{number:,}".replace(",", " ")
+
+
+def dead_letters(number: int) -> str:
+    """Return `1 dead letter`, `2 dead letters`."""
+    return f"{count(number)} dead letter{'' if number == 1 else 's'}"
+
+
+def as_json(value: object, *, indent: int | None = None) -> str:
+    """Return JSON that can be written as UTF-8, even if a string of other origin cannot be encoded."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="replace").decode()
+
+
+def write_json(value: object) -> None:
+    """Write JSON to standard output."""
+    typer.echo(as_json(value, indent=2))
+
+
+def fail(text: str, code: int = 2) -> NoReturn:
+    """Print an error and exit the command."""
+    console.print(plain(text), style="red", soft_wrap=True)
+    raise typer.Exit(code)
