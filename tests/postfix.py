@@ -150,7 +150,7 @@ class Postfix:
     """A private Postfix that discards what it accepts, started with `async with`. Needs root, as every Postfix does."""
 
     access: bool = False
-    """Whether an access map refuses, and not the policy server. It knows no senders and says every 4xx again."""
+    """Whether an access map refuses, and not the policy server. It knows no senders and repeats every 4xx."""
     refuse_sender_every: int = 0
     tls: tuple[Path, Path] | None = None
     """Certificate and key: STARTTLS is required then."""
@@ -170,7 +170,7 @@ class Postfix:
         serves = (policy.serve, Logins(self.login, self.mechanism).serve)
         self._servers = [await asyncio.start_server(serve, "127.0.0.1", 0) for serve in serves]
         self._write_files(*(server.sockets[0].getsockname()[1] for server in self._servers))
-        # `master` logs to a file by the daemon `postlogd`; what it says before that is here
+        # `master` logs to a file by the daemon `postlogd`; its earlier output is here
         output = self.folder / "out"
         with output.open("wb") as out:
             self._process = await asyncio.create_subprocess_exec(

@@ -1,7 +1,7 @@
-"""Relays that nobody here wrote: Haraka and npm's smtp-server, as private servers on 127.0.0.1 (Postfix: postfix.py).
+"""Haraka and npm's smtp-server, as private servers on 127.0.0.1 (Postfix: postfix.py).
 
 What they refuse depends on the recipient's name, so that a test knows how each job has to end: `rcpt-550-7@example.com`
-is refused at RCPT with 550; a 4xx is said once, then the mail is taken. Names that begin otherwise are not refused.
+is refused at RCPT with 550; a 4xx is given once, then the mail is taken. Names that begin otherwise are not refused.
 """
 
 import asyncio
@@ -110,7 +110,7 @@ class NodeRelay:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Haraka ends by itself only when its clients have gone
+        # Haraka exits only when its clients have disconnected
         await stop(self._process, signal.SIGKILL)
 
     def _haraka(self) -> list[str]:

@@ -126,7 +126,7 @@ class Handshake:
             )
         await self._ask(protocol, b"STARTTLS\r\n", "tls", 220)
         if not protocol.quiet():
-            # sent in the clear, to be taken for the relay's word under TLS (CVE-2011-0411)
+            # injected before TLS, to be read as a reply under TLS (CVE-2011-0411)
             raise RelayUnavailableError("tls_failed", "the relay sent more than its answer to STARTTLS")
         loop = asyncio.get_running_loop()
         with _named("tls", self._config):
@@ -165,7 +165,7 @@ class Handshake:
                 return
             reply = to_reply((code, text), "auth")
             if code // 100 == 4 and mechanism == self._mechanism:
-                # it has worked before: "not now" is no news of it
+                # the mechanism has worked before, so a temporary failure is not about it
                 raise RelayUnavailableError(handshake_reason(reply), str(reply))
             refused = refused if refused and refused.code == _BAD_CREDENTIALS else reply
             credentials += code == _BAD_CREDENTIALS

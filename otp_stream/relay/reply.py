@@ -30,7 +30,7 @@ _TLS_STATUS = frozenset({"7.10", "7.11"})
 _CLOSED_STATUS = frozenset({"4.3.2", "4.3.5"})
 """RFC 3463: the system accepts no messages now (Postfix's postscreen replies so until the client connects again), or it
 is not configured well."""
-# RFC 3463: system full, congestion; a rate by Gmail's word. 4.5.3 is "too many recipients":
+# RFC 3463: system full, congestion; a rate, as Gmail uses it. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.
 _THROTTLED_STATUS = frozenset({"4.3.1", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
 _FULL_STATUS = frozenset({"4.3.1", "4.4.5"})

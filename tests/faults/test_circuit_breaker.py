@@ -48,7 +48,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
         for pick in (min, max)
     )
     for urgent, next_ in zip(last, first[1:], strict=False):
-        assert urgent < next_ + CONNECTIONS  # as far as those on the wire can overtake
+        assert urgent < next_ + CONNECTIONS  # mails in flight may overtake
     assert "job will be retried" not in worker.log
 
 
@@ -74,7 +74,7 @@ async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
     assert await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
 
 
-async def test_a_relay_that_throttles_is_asked_by_one_job_at_a_time(stage: Stage) -> None:
+async def test_a_relay_that_throttles_is_probed_by_one_job_at_a_time(stage: Stage) -> None:
     ledger = Ledger(stage)
     stage.relay.always("mail", "450 4.7.0 rate limit exceeded")
     worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))

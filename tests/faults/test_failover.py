@@ -70,13 +70,13 @@ async def test_jobs_move_to_the_next_relay_and_back(stage: Stage, second: Script
     ],
     ids=["throttles", "shuts down", "refuses this host", "sends no greeting", "does not reply to MAIL"],
 )
-async def test_whatever_the_first_relay_has_the_second_takes_over(
+async def test_the_second_relay_takes_over_in_every_fault_of_the_first(
     stage: Stage, second: ScriptedRelay, ledger: Ledger, step: str, act: Act, request: pytest.FixtureRequest
 ) -> None:
     stage.relay.always(step, act)
     worker = await begin(stage, second)
     await ledger.publish(JOBS)
-    # what hangs on the wire there stays there until the relay lets go
+    # mails in flight there wait until the relay closes
     await second.wait_accepted(JOBS - 5, timeout=30)
     stage.relay.always(step, None)
     await stage.relay.stop()
@@ -88,7 +88,7 @@ async def test_whatever_the_first_relay_has_the_second_takes_over(
     assert "job will be retried" not in worker.log
 
 
-async def test_with_both_down_jobs_wait_for_whichever_comes_back(
+async def test_with_both_down_jobs_wait_for_the_first_that_recovers(
     stage: Stage, second: ScriptedRelay, ledger: Ledger
 ) -> None:
     await stage.relay.stop()

@@ -66,7 +66,7 @@ async def test_the_relay(stage: Stage, name: str) -> None:
     assert ledger.reasons.total() == 0
 
 
-async def test_it_takes_the_mail_and_says_nothing_twice(stage: Stage) -> None:
+async def test_it_takes_the_mail_and_does_not_reply_twice(stage: Stage) -> None:
     ledger = Ledger(stage)
     stage.relay.always("body", TAKEN_THEN_CLOSED, to="job0@example.com")
     worker = stage.worker(SMTP_POOL_SIZE="5", BASE_DELAY_MS="100", MAX_RETRIES="3")
@@ -170,7 +170,7 @@ async def test_the_relay_fails_while_a_connection_is_set_up(stage: Stage, tmp_pa
 
 @pytest.mark.waits
 async def test_the_relay_never_answers_some_commands(stage: Stage) -> None:
-    """It takes its minute: what is on the wire there waits as long as we do."""
+    """Takes a minute: the mails in flight there wait for our time limits."""
     ledger = Ledger(stage)
     for step in ("greeting", "ehlo", "mail", "rcpt", "data"):
         stage.relay.then(step, SILENCE)

@@ -1,4 +1,4 @@
-"""The whole worker against somebody else's SMTP server, with TLS and login."""
+"""The whole worker against aiosmtpd, with TLS and login."""
 
 import asyncio
 import email

@@ -1,4 +1,4 @@
-"""The whole worker against relays that nobody here wrote. Each job ends as the relay's own record says."""
+"""The whole worker against Postfix, Haraka and npm's smtp-server. Each job ends as the relay recorded it."""
 
 import asyncio
 import itertools
@@ -83,7 +83,7 @@ async def every_job_ends_as_its_relay_said(
         missing = set(to) - {taken.recipient for taken in relay.accepted} - dead_letters.keys()
         raise AssertionError(f"{error}: {sorted(missing)}\n{worker.log[-3000:]}") from None
 
-    # a 550 to MAIL tells nothing of a recipient; those that met one may be dead, and nobody else
+    # a 550 to MAIL is about no recipient: only jobs that got one may be dead
     at_mail = {it for it, (_, error) in dead_letters.items() if error.endswith("(to MAIL)")}
     assert len(at_mail) <= relay.refused[None, 550]
     assert dead_letters.keys() - at_mail == never - at_mail

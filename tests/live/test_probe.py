@@ -121,7 +121,7 @@ async def test_the_page_offers_a_probe_to_who_is_logged_in_while_no_mail_flows(s
     assert "Probe now" not in visitor.get("/")
 
 
-async def test_a_process_that_sends_nothing_has_no_relay_to_probe(stage: Stage) -> None:
+async def test_a_process_without_a_worker_has_no_relay_to_probe(stage: Stage) -> None:
     worker = await stage.run(WORKER="false", HTTP_TOKEN=TOKEN)
     code, [answer] = await probe(stage, f"http://127.0.0.1:{worker.port}")
     assert (code, answer["status"]) == (2, 404)

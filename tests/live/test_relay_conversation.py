@@ -1,4 +1,4 @@
-"""One mail after another, on the wire."""
+"""SMTP transactions, tested over real sockets."""
 
 import asyncio
 import time
@@ -70,10 +70,10 @@ async def test_the_next_envelope_goes_out_behind_the_content():
 
         writer.write(b"220 relay.example\r\n")
         await read(b"\r\n", b"250-relay.example", b"250 PIPELINING")
-        await read(b"DATA\r\n", b"250 ok", b"250 ok", b"354 go on")
+        await read(b"DATA\r\n", b"250 ok", b"250 ok", b"354 go ahead")
         await read(b"\r\n.\r\n")
         # the relay does not reply to the first mail before it has the envelope of the second
-        await read(b"DATA\r\n", b"250 first", b"250 ok", b"250 ok", b"354 go on")
+        await read(b"DATA\r\n", b"250 first", b"250 ok", b"250 ok", b"354 go ahead")
         await read(b"\r\n.\r\n", b"250 second")
         await read(b"QUIT\r\n")
         writer.close()
@@ -93,7 +93,7 @@ async def test_a_mail_behind_one_that_broke_goes_over_another_connection(relay: 
     async with client(relay, pool_size=1) as smtp:
         first, second = await asyncio.gather(send(smtp, "first@example.com"), send(smtp, "second@example.com"))
         assert isinstance(first, Uncertain | Unavailable)
-        assert isinstance(second, Accepted | Unavailable)  # it met the circuit breaker that the 421 had open, and waits
+        assert isinstance(second, Accepted | Unavailable)  # the 421 has opened the circuit breaker
     assert [mail.recipient for mail in relay.accepted].count("second@example.com") <= 1
 
 
@@ -108,7 +108,7 @@ async def test_no_mail_waits_long_behind_another(relay: ScriptedRelay):
         assert isinstance(await slow, Uncertain)
 
 
-async def test_no_mail_goes_behind_another_where_the_relay_thinks_for_long(relay: ScriptedRelay):
+async def test_no_envelope_is_sent_ahead_where_the_relay_is_slow(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.05))
     async with client(relay, pool_size=1) as smtp:
         assert isinstance(await send(smtp, "first@example.com"), Accepted)
@@ -119,7 +119,7 @@ async def test_no_mail_goes_behind_another_where_the_relay_thinks_for_long(relay
     assert relay.accepted[2].recipient == "urgent@example.com"
 
 
-async def test_a_mail_behind_another_is_asked_once_more_whether_it_is_wanted(relay: ScriptedRelay):
+async def test_a_mail_sent_ahead_is_checked_once_more_before_its_content_is_sent(relay: ScriptedRelay):
     relay.then("mail", Act(), Act(delay_s=0.2))
     wanted = True
     async with client(relay, pool_size=1) as smtp:
@@ -132,7 +132,7 @@ async def test_a_mail_behind_another_is_asked_once_more_whether_it_is_wanted(rel
     assert [mail.recipient for mail in relay.accepted] == ["first@example.com"]
 
 
-async def test_dots_and_long_content_arrive_as_they_were(relay: ScriptedRelay):
+async def test_dots_and_long_content_arrive_unchanged(relay: ScriptedRelay):
     content = b".\r\n..\r\n.first\r\nmid.\r\n" + b".line of text\r\n" * 20_000 + b".\r\n"
     async with client(relay) as smtp:
         assert isinstance(await send(smtp, content=content), Accepted)
@@ -223,7 +223,7 @@ async def test_garbage_after_the_final_dot_is_uncertain(relay: ScriptedRelay):
 
 @pytest.mark.parametrize("fault", [CLOSE, RESET, SILENCE, Act("garbage"), Act("250-"), Act("334 hm")])
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data"])
-async def test_a_fresh_connection_lost_before_the_final_dot_is_the_relay_s_trouble(
+async def test_a_fresh_connection_lost_before_the_final_dot_makes_the_relay_unavailable(
     relay: ScriptedRelay, step: str, fault: Act
 ):
     relay.then(step, fault)
@@ -270,7 +270,7 @@ async def test_a_mail_that_breaks_idle_connections_breaks_two_at_most(relay: Scr
         assert smtp.state()[0].connections == 2
 
 
-async def test_a_goodbye_to_an_idle_connection_is_heard(relay: ScriptedRelay):
+async def test_421_on_an_idle_connection_closes_it(relay: ScriptedRelay):
     async with client(relay) as smtp:
         await send(smtp)
         [session] = relay._sessions.values()
@@ -280,7 +280,7 @@ async def test_a_goodbye_to_an_idle_connection_is_heard(relay: ScriptedRelay):
 
 
 @pytest.mark.parametrize("step", ["rcpt", "data", "body"])
-async def test_421_in_the_middle_is_the_relay_s_trouble(relay: ScriptedRelay, step: str):
+async def test_421_during_a_mail_makes_the_relay_unavailable(relay: ScriptedRelay, step: str):
     async with client(relay) as smtp:
         await send(smtp)
         relay.then(step, Act("421 4.3.0 shutting down", then="close"))
@@ -306,7 +306,7 @@ async def test_connections_are_replaced_after_so_many_mails(relay: ScriptedRelay
 
 
 @pytest.mark.parametrize("limits", [RelayLimits(idle_s=0.1), RelayLimits(age_s=0.1)])
-async def test_connections_leave_politely_when_idle_or_old(relay: ScriptedRelay, limits: RelayLimits):
+async def test_idle_and_old_connections_end_with_quit(relay: ScriptedRelay, limits: RelayLimits):
     async with client(relay, limits=limits) as smtp:
         await send(smtp)
         await relay.wait(lambda: relay.open_connections == 0, "end of the connection")
@@ -314,7 +314,7 @@ async def test_connections_leave_politely_when_idle_or_old(relay: ScriptedRelay,
         assert isinstance(await send(smtp), Accepted)
 
 
-async def test_closing_lets_the_mail_on_the_wire_finish(relay: ScriptedRelay):
+async def test_closing_lets_mail_in_flight_finish(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.2))
     async with client(relay) as smtp:
         sending = asyncio.create_task(send(smtp))
@@ -357,7 +357,7 @@ async def test_a_mail_whose_connection_breaks_during_a_stop_ends_with_the_stop(r
         assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
-async def test_a_cancelled_send_that_waits_gives_its_place_up(relay: ScriptedRelay):
+async def test_a_cancelled_send_that_waits_leaves_the_queue(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.1))
     async with client(relay, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
@@ -371,7 +371,7 @@ async def test_a_cancelled_send_that_waits_gives_its_place_up(relay: ScriptedRel
     assert [mail.recipient for mail in relay.accepted] == ["first@example.com", "third@example.com"]
 
 
-async def test_a_cancelled_send_on_the_wire_stays_on_the_wire(relay: ScriptedRelay):
+async def test_a_cancelled_send_whose_content_is_sent_is_completed(relay: ScriptedRelay):
     relay.then("body", Act(delay_s=0.1))
     async with client(relay, pool_size=1) as smtp:
         sending = asyncio.create_task(send(smtp, "first@example.com"))
@@ -405,7 +405,7 @@ async def test_a_connection_is_kept_for_urgent_jobs(relay: ScriptedRelay):
         await asyncio.gather(*slow)
 
 
-async def test_a_job_whose_turn_does_not_come_lapses_at_its_deadline(relay: ScriptedRelay):
+async def test_a_job_without_a_connection_times_out_at_its_deadline(relay: ScriptedRelay):
     relay.always("body", SILENCE)
     async with client(relay, pool_size=1) as smtp:
         on_wire = asyncio.create_task(send(smtp))
@@ -425,7 +425,7 @@ async def test_a_job_past_its_deadline_is_never_offered_to_the_relay(relay: Scri
 
 
 @pytest.mark.parametrize("step", ["mail", "rcpt", "data"])
-async def test_a_code_that_expires_while_the_relay_thinks_is_not_sent(relay: ScriptedRelay, step: str):
+async def test_a_code_that_expires_while_the_relay_delays_is_not_sent(relay: ScriptedRelay, step: str):
     relay.then(step, Act(delay_s=0.5))
     async with client(relay) as smtp:
         assert await send(smtp, life_ms=250) == TimedOut()
@@ -497,7 +497,7 @@ async def test_no_address_shows_in_an_outcome(relay: ScriptedRelay):
         assert "user@" not in str(await send(smtp))
 
 
-async def test_a_mail_that_is_no_longer_wanted_when_its_turn_comes_is_not_sent():
+async def test_a_mail_that_is_no_longer_wanted_when_a_connection_is_free_is_not_sent():
     async with ScriptedRelay() as relay, client(relay) as smtp:
         ends = now_ms() + 5_000
         outcome = await smtp.send(
@@ -512,7 +512,7 @@ async def test_a_mail_that_is_no_longer_wanted_when_its_turn_comes_is_not_sent()
         assert "MAIL" not in relay.commands()
 
 
-# every byte of a connection: what a relay reads of a mail whose recipient it refused
+# every byte that a relay reads of a mail whose recipient it refused
 
 
 @pytest.fixture(params=[False, True], ids=["in one segment", "byte by byte"])
@@ -605,7 +605,7 @@ async def test_a_relay_that_refused_data_gets_a_reset_and_no_content(
         assert isinstance(await accepted, Accepted)
 
 
-async def test_the_envelope_that_was_sent_ahead_is_refused_by_itself(manual: ManualRelay):
+async def test_the_envelope_that_was_sent_ahead_is_refused_alone(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         first, second, third = (
             asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second", "third")
@@ -625,7 +625,7 @@ async def test_the_envelope_that_was_sent_ahead_is_refused_by_itself(manual: Man
         assert isinstance(await third, Accepted)
 
 
-async def test_the_envelope_that_was_sent_ahead_is_taken_although_the_mail_before_it_is_refused(manual: ManualRelay):
+async def test_the_envelope_that_was_sent_ahead_is_accepted_although_the_mail_before_it_is_refused(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second"))
         connection = await manual.ready_connection()
@@ -693,7 +693,7 @@ async def test_without_pipelining_every_command_waits_for_the_reply_to_the_one_b
         assert all(isinstance(outcome, Accepted) for outcome in accepted)
 
 
-@pytest.mark.parametrize("reply", ["250 ok", "334 go on", "355 go on"])
+@pytest.mark.parametrize("reply", ["250 ok", "334 go ahead", "355 go ahead"])
 async def test_content_is_sent_after_354_and_after_no_other_reply_to_data(relay: ScriptedRelay, reply: str):
     relay.then("data", reply)
     async with client(relay) as smtp:
@@ -721,7 +721,7 @@ async def ahead(manual: ManualRelay) -> ManualConnection:
     return connection
 
 
-async def test_a_stop_takes_the_envelope_back_that_was_sent_ahead(manual: ManualRelay):
+async def test_a_stop_withdraws_the_envelope_that_was_sent_ahead(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second"))
         connection = await ahead(manual)
@@ -734,7 +734,7 @@ async def test_a_stop_takes_the_envelope_back_that_was_sent_ahead(manual: Manual
         assert smtp.state()[0].sending == smtp.state()[0].waiting == 0
 
 
-async def test_a_cancelled_job_whose_envelope_was_sent_ahead_has_its_content_kept_back(manual: ManualRelay):
+async def test_the_content_of_a_cancelled_job_whose_envelope_was_sent_ahead_is_withheld(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second"))
         connection = await ahead(manual)
@@ -765,7 +765,7 @@ async def test_a_cancelled_job_whose_envelope_was_sent_ahead_is_not_sent_when_th
         assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
-async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_kept_back(manual: ManualRelay):
+async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_withheld(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
         ends = now_ms() + 500
@@ -796,7 +796,7 @@ async def test_a_job_whose_envelope_was_sent_ahead_goes_over_another_connection_
         assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
-async def test_a_mail_that_waited_too_long_behind_another_is_taken_back_and_its_envelope_ends_the_connection(
+async def test_a_mail_that_waited_too_long_behind_another_is_withdrawn_and_its_envelope_ends_the_connection(
     manual: ManualRelay,
 ):
     async with client(manual, pool_size=2) as smtp:
@@ -814,7 +814,7 @@ async def test_a_mail_that_waited_too_long_behind_another_is_taken_back_and_its_
         assert isinstance(await first, Accepted)
 
 
-async def test_no_mail_enters_the_transaction_of_an_envelope_that_was_taken_back(manual: ManualRelay):
+async def test_no_mail_enters_the_transaction_of_a_withdrawn_envelope(manual: ManualRelay):
     # its content would go to the recipient of the other one
     async with client(manual, pool_size=2) as smtp:
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com", rank=0)) for name in ("first", "second"))
@@ -935,7 +935,7 @@ async def test_an_envelope_that_meets_the_transaction_of_a_refused_mail_goes_ove
         assert smtp.state()[0].circuit_breaker == "closed"
 
 
-async def test_an_envelope_that_meets_refused_mails_again_and_again_closes_no_breaker(manual: ManualRelay):
+async def test_repeated_envelopes_behind_refused_mails_close_no_breaker(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         refused = [asyncio.create_task(send(smtp, "first@example.com"))]
         second = asyncio.create_task(send(smtp, "second@example.com"))
@@ -1031,8 +1031,8 @@ async def test_a_relay_that_loses_an_envelope_ahead_gets_no_more_of_them(
         assert smtp.state()[0].circuit_breaker == "closed"
 
 
-async def test_whether_a_job_is_ours_is_asked_last_of_all_before_its_content_leaves():
-    # the mail behind is prepared before: the process may be frozen in the meantime
+async def test_ownership_is_checked_last_before_the_content_is_sent():
+    # the following mail is prepared first, and the process may be suspended in the meantime
     asked: list[int] = []
 
     def wanted(number: int) -> bool:
@@ -1104,7 +1104,7 @@ async def test_a_relay_that_refuses_pipelined_commands_gets_them_one_by_one(
 
 
 @pytest.mark.parametrize("step", ["mail", "rcpt"])
-async def test_a_relay_that_asks_for_a_login_by_503_says_so(relay: ScriptedRelay, step: str):
+async def test_503_that_asks_for_a_login_is_reported_as_login_refused(relay: ScriptedRelay, step: str):
     relay.then(step, "503 5.5.1 authentication required")
     async with client(relay) as smtp:
         outcome = await send(smtp)

@@ -85,7 +85,7 @@ async def test_while_the_relay_is_down_jobs_wait_and_then_all_are_sent(relay: Sc
 
 
 class Clock:
-    """Time of the pauses, set forth by hand."""
+    """The clock of the pauses, moved by the test."""
 
     def __init__(self) -> None:
         self.ahead_ms = 0
@@ -260,7 +260,7 @@ async def test_a_relay_that_takes_mail_on_a_new_connection_only_is_probed_over_o
     assert relay.accepted[-1].connection == 5
 
 
-async def test_mails_on_the_wire_finish_when_the_circuit_breaker_opens(relay: ScriptedRelay):
+async def test_mails_in_flight_finish_when_the_circuit_breaker_opens(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.2), to="slow@example.com")
     relay.always("body", "454 Throttling failure: slow down", to="fast@example.com")
     async with client(relay, pool_size=4) as smtp:
@@ -278,7 +278,7 @@ async def test_a_relay_that_takes_fewer_connections_than_we_want_is_used_with_th
     relay.then("greeting", Act(), Act())
     relay.always("greeting", Act("432 4.3.2 Concurrent connections limit exceeded", then="close"))
     smtp = SmtpRelay(config(relay, pool_size=10), on_circuit_breaker=changes.append)
-    # the first two are set up one after another, so that both come through
+    # the first two are set up one after another, so that both succeed
     await send(smtp)
     await asyncio.gather(send(smtp), send(smtp, rank=0))
     outcomes = await asyncio.gather(*(send(smtp) for _ in range(40)))
@@ -311,7 +311,7 @@ async def test_a_willing_relay_gets_as_many_connections_again_as_it_has(relay: S
     assert time.monotonic() - begun < 10
 
 
-async def test_jobs_lapse_behind_a_opened_breaker(relay: ScriptedRelay):
+async def test_jobs_time_out_behind_an_open_breaker(relay: ScriptedRelay):
     await relay.stop()
     async with client(relay) as smtp:
         assert isinstance(await send(smtp), Unavailable)
@@ -356,9 +356,7 @@ async def test_nothing_connects_before_the_first_mail(relay: ScriptedRelay):
 
 
 @pytest.mark.parametrize("fault", [Act("421 4.3.0 try later"), Act("450 4.7.1 rate limit exceeded"), CLOSE])
-async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_breaker(
-    relay: ScriptedRelay, fault: Act
-):
+async def test_a_fault_of_one_recipient_alone_does_not_keep_the_breaker(relay: ScriptedRelay, fault: Act):
     relay.always("rcpt", fault, to="odd@example.com")
     changes = Changes()
     smtp = SmtpRelay(config(relay, pool_size=3), on_circuit_breaker=changes.append, fraction=lambda: 0.0)
@@ -378,7 +376,7 @@ async def test_one_recipient_who_meets_what_nobody_else_meets_does_not_keep_the_
     await smtp.close()
 
 
-async def test_what_everybody_would_meet_is_no_matter_of_one_recipient(relay: ScriptedRelay):
+async def test_a_fault_of_every_mail_is_not_blamed_on_one_recipient(relay: ScriptedRelay):
     relay.always("rcpt", "421 4.3.0 try later", to="odd@example.com")
     async with client(relay, pool_size=3) as smtp:
         odd = asyncio.create_task(deliver(smtp, "odd@example.com"))
@@ -393,7 +391,7 @@ async def test_what_everybody_would_meet_is_no_matter_of_one_recipient(relay: Sc
         assert isinstance(await send(smtp, "odd@example.com"), Deferred)
 
 
-async def test_mails_that_all_meet_trouble_do_not_take_the_probes_from_another(
+async def test_mails_that_all_fail_do_not_take_the_probes_from_another(
     relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
@@ -531,7 +529,7 @@ async def test_a_probe_that_may_have_been_taken_is_uncertain_and_opens_the_circu
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "unwanted"])
-async def test_a_probe_that_is_taken_back_leaves_its_place_to_the_next(relay: ScriptedRelay, ending: str):
+async def test_a_withdrawn_probe_is_replaced_by_the_next_job(relay: ScriptedRelay, ending: str):
     relay.then("mail", Act("421 4.3.0 down", then="close"))
     async with client(relay, pool_size=2) as smtp:
         assert isinstance(await send(smtp), Unavailable)
@@ -631,7 +629,7 @@ async def test_the_fallback_gets_nothing_while_the_first_relay_takes_mail(pair: 
     assert pair.second.connections == 0
 
 
-async def test_the_fallback_takes_over_while_the_first_relay_is_away_and_gives_back(pair: Pair):
+async def test_the_fallback_sends_while_the_first_relay_is_down_and_no_longer(pair: Pair):
     await pair.first.stop()
     assert isinstance(await pair.send("one"), Unavailable)
     assert isinstance(await pair.send("two"), Accepted)
@@ -656,7 +654,7 @@ async def test_a_mail_that_the_fallback_may_have_goes_to_the_fallback_again(pair
     assert pair.recipients() == (["other"], ["copy"])
 
 
-async def test_a_mail_that_a_relay_may_have_goes_elsewhere_while_that_one_is_away(pair: Pair):
+async def test_a_mail_that_a_relay_may_have_goes_elsewhere_while_that_one_is_down(pair: Pair):
     await pair.second.stop()
     assert isinstance(await pair.send("first try", prefer=pair.second), Unavailable)
     assert pair.smtp.state()[1].circuit_breaker == "open"
@@ -664,7 +662,7 @@ async def test_a_mail_that_a_relay_may_have_goes_elsewhere_while_that_one_is_awa
     assert pair.recipients() == (["copy"], [])
 
 
-async def test_mails_that_wait_for_one_relay_move_to_the_other_when_that_one_goes_away(pair: Pair):
+async def test_mails_that_wait_for_one_relay_move_to_the_other_when_that_one_is_down(pair: Pair):
     release = asyncio.Event()
     pair.second.always("body", Act("421 4.3.0 down", until=release, then="close"))
     on_wire = [asyncio.create_task(pair.send(f"wire{at}", prefer=pair.second)) for at in range(2)]
@@ -697,7 +695,7 @@ async def test_the_fallback_takes_over_from_a_relay_that_gives_no_answer(pair: P
     assert all(isinstance(outcome, Uncertain) for outcome in await asyncio.gather(*stuck))
 
 
-async def test_a_code_that_waits_for_one_relay_lapses_at_its_deadline_and_is_rechecked_like_any(pair: Pair):
+async def test_a_code_that_waits_for_one_relay_times_out_and_is_rechecked_like_any(pair: Pair):
     pair.second.always("body", SILENCE)
     on_wire = [asyncio.create_task(pair.send(f"wire{at}", prefer=pair.second)) for at in range(2)]
     await pair.second.wait(lambda: pair.second.contents == 2, "two mails on the wire")
@@ -738,7 +736,7 @@ async def test_a_newer_code_ends_the_wait_of_an_older_one_at_once(relay: Scripte
             assert await older == TimedOut()
 
 
-async def test_a_relay_of_two_connections_is_no_trouble_on_a_cold_start(relay: ScriptedRelay):
+async def test_a_relay_of_two_connections_stays_available_on_a_cold_start(relay: ScriptedRelay):
     changes = Changes()
     relay.then("greeting", Act(delay_s=0.2), Act())
     relay.always("greeting", Act("421 4.3.0 no more connections", then="close"))
@@ -787,7 +785,7 @@ async def test_the_end_of_a_session_after_refused_recipients_costs_no_job(relay:
         Act("550 5.7.0 Message limit per session reached"),
     ],
 )
-async def test_a_session_s_limit_of_mails_costs_no_job(relay: ScriptedRelay, step: str, act: Act):
+async def test_a_session_limit_costs_no_job(relay: ScriptedRelay, step: str, act: Act):
     changes = Changes()
     smtp = SmtpRelay(config(relay, pool_size=1), on_circuit_breaker=changes.append)
     assert isinstance(await send(smtp), Accepted)
@@ -797,7 +795,7 @@ async def test_a_session_s_limit_of_mails_costs_no_job(relay: ScriptedRelay, ste
     await smtp.close()
 
 
-async def test_a_session_s_limit_that_meets_the_first_mail_is_the_relay_s_trouble(relay: ScriptedRelay):
+async def test_a_session_limit_at_the_first_mail_makes_the_relay_unavailable(relay: ScriptedRelay):
     relay.then("rcpt", "452 4.5.3 Too many messages in this session")
     async with client(relay) as smtp:
         assert isinstance(await send(smtp), Unavailable)

@@ -61,7 +61,7 @@ async def test_no_connection_is_opened_for_a_job_without_a_slot(relay: ScriptedR
         await asyncio.gather(*jobs, return_exceptions=True)
 
 
-async def test_a_relay_that_thinks_gets_connections_until_the_rate_is_kept(relay: ScriptedRelay):
+async def test_a_slow_relay_gets_connections_until_the_rate_is_kept(relay: ScriptedRelay):
     relay.always("body", Act(delay_s=0.3))
     async with client(relay, rate=30.0) as smtp:
         begun = time.monotonic()
@@ -95,11 +95,11 @@ async def test_a_throttle_slows_down_and_the_full_rate_comes_back(relay: Scripte
     limits = RelayLimits(recovery_s=1.0)
     smtp = SmtpRelay(config(relay, rate=40.0, limits=limits), on_rate=changes.append, fraction=lambda: 0.0)
     jobs = [asyncio.create_task(deliver(smtp, f"u{at}@example.com")) for at in range(90)]
-    await relay.wait(lambda: bool(changes), "word of a slower rate")
+    await relay.wait(lambda: bool(changes), "report of a slower rate")
     assert changes[0].slowed
     assert changes[0].rate == pytest.approx(20.0, abs=0.1)
     assert changes[0].circuit_breaker == "open"
-    await relay.wait(lambda: len(changes) == 2, "word of the full rate", timeout=8)
+    await relay.wait(lambda: len(changes) == 2, "report of the full rate", timeout=8)
     assert (changes[1].slowed, changes[1].rate) == (False, 40.0)
     assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
     await smtp.close()
@@ -118,10 +118,10 @@ async def test_without_a_ceiling_a_throttle_sets_one_for_a_while(relay: Scripted
     await relay.wait_accepted(60)
     assert smtp.state()[0].rate is None
     relay.then("body", THROTTLE)
-    await relay.wait(lambda: bool(changes), "word of a slower rate")
+    await relay.wait(lambda: bool(changes), "report of a slower rate")
     assert changes[0].slowed
     assert 5 <= (changes[0].rate or 0) <= 45
-    await relay.wait(lambda: len(changes) == 2, "word of the full rate", timeout=8)
+    await relay.wait(lambda: len(changes) == 2, "report of the full rate", timeout=8)
     assert (changes[1].slowed, changes[1].rate) == (False, None)
     assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*jobs))
     await smtp.close()
@@ -178,7 +178,7 @@ async def test_a_worker_keeps_the_rate_and_shows_it(stage: Stage) -> None:
     await worker.stop()
 
 
-async def test_a_worker_that_is_throttled_says_so(stage: Stage) -> None:
+async def test_a_worker_that_is_throttled_logs_it(stage: Stage) -> None:
     stage.relay.then("body", THROTTLE)
     worker = stage.worker(SMTP_RATE_PER_SECOND="20")
     await worker.start()

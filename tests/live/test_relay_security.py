@@ -1,4 +1,4 @@
-"""TLS and login, on the wire."""
+"""TLS and login, tested over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -77,7 +77,7 @@ async def test_an_address_in_the_certificate_is_checked_too(authority: Authority
         (("localhost",), False, False, "SMTP_CA_FILE"),
     ],
 )
-async def test_a_wrong_certificate_is_refused_with_the_cure(
+async def test_a_wrong_certificate_is_refused_with_the_fix(
     authority: Authority, mode: str, hosts: tuple[str], *, expired: bool, trusted: bool, fix: str
 ):
     relay = ScriptedRelay(tls=authority.server(*hosts, expired=expired), mode=mode)
@@ -97,14 +97,14 @@ async def test_tls_is_required_where_it_is_not_offered(authority: Authority):
     assert relay.commands() == ["EHLO"]
 
 
-async def test_a_refused_starttls_ends_it(authority: Authority):
+async def test_a_refused_starttls_ends_the_connection(authority: Authority):
     async with starttls(authority) as relay, secured(relay, authority) as smtp:
         relay.then("starttls", "454 4.7.0 TLS not available due to temporary reason")
         assert (await unavailable(smtp)).reason == "tls_failed"
 
 
 @pytest.mark.parametrize("injected", ["250 injected", "250-inj"])
-async def test_words_smuggled_in_before_tls_are_refused(authority: Authority, injected: str):
+async def test_replies_injected_before_tls_are_refused(authority: Authority, injected: str):
     async with starttls(authority) as relay, secured(relay, authority) as smtp:
         relay.then("starttls", f"220 go ahead\r\n{injected}")
         outcome = await unavailable(smtp)
@@ -112,14 +112,14 @@ async def test_words_smuggled_in_before_tls_are_refused(authority: Authority, in
         assert "more than its answer to STARTTLS" in outcome.error
 
 
-async def test_implicit_tls_at_a_port_that_speaks_plainly_says_so(authority: Authority):
+async def test_the_error_of_implicit_tls_at_a_plain_port_names_starttls(authority: Authority):
     async with ScriptedRelay() as relay, secured(relay, authority, tls="implicit") as smtp:
         outcome = await unavailable(smtp)
         assert outcome.reason == "tls_failed"
         assert "SMTP_TLS=starttls" in outcome.error
 
 
-async def test_starttls_at_a_port_that_wants_tls_at_once_says_so(authority: Authority):
+async def test_the_error_of_starttls_at_a_port_of_implicit_tls_names_that(authority: Authority):
     relay = ScriptedRelay(tls=authority.server("localhost"), mode="implicit")
     async with relay, secured(relay, authority, tls="starttls", limits=RelayLimits(handshake_s=0.2)) as smtp:
         outcome = await unavailable(smtp)
@@ -157,7 +157,7 @@ async def test_a_refused_login_opens_the_circuit_breaker_and_shows_no_secret(mec
     assert "MAIL" not in relay.commands()
 
 
-async def test_a_relay_without_a_login_that_we_know_says_what_it_offers():
+async def test_the_error_names_the_mechanisms_where_none_is_supported():
     async with ScriptedRelay(login=LOGIN, mechanisms="GSSAPI XOAUTH2") as relay:
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1]))
         outcome = await unavailable(smtp)
@@ -193,7 +193,7 @@ async def test_a_handshake_that_stalls_ends_in_time(step: str):
         (Act("SSH-2.0-OpenSSH_9.2", then="close"), "unreachable"),
     ],
 )
-async def test_a_refused_greeting_names_its_trouble(greeting: Act, expected: str):
+async def test_a_refused_greeting_names_its_reason(greeting: Act, expected: str):
     async with ScriptedRelay() as relay:
         relay.then("greeting", greeting)
         smtp = SmtpRelay(config(relay))
@@ -211,7 +211,7 @@ class _Mailbox:
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
-async def test_another_server_takes_our_tls_login_and_mail(authority: Authority, tls: str):
+async def test_aiosmtpd_accepts_our_tls_login_and_mail(authority: Authority, tls: str):
     mailbox = _Mailbox()
     logins: list[tuple[str, str]] = []
     context = authority.server("localhost")

@@ -1,4 +1,4 @@
-// What a relay says to a recipient, by the recipient's name: the same rules as `Policy` in relays.py.
+// How a relay replies to a recipient, by the recipient's name: the same rules as `Policy` in relays.py.
 'use strict'
 
 const fs = require('node:fs')
@@ -11,7 +11,7 @@ function record(entry) {
   fs.appendFileSync(process.env.OTP_TEST_RECORD, JSON.stringify(entry) + '\n')
 }
 
-// rcpt-550-7@example.com is refused at RCPT with 550; a 4xx is said once, then the mail is taken.
+// rcpt-550-7@example.com is refused at RCPT with 550; a 4xx is given once, then the mail is taken.
 exports.decide = (stage, recipient) => {
   const [at, digits] = recipient.split('@')[0].split('-')
   const code = Number(digits)

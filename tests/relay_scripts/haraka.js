@@ -1,4 +1,4 @@
-// A plugin of Haraka: takes every mail and records it, except what the recipient's name says to refuse (relays.py).
+// A plugin of Haraka: takes every mail and records it, except where the recipient's name is to be refused (relays.py).
 'use strict'
 
 const { decide, record, refusesSender } = require(process.env.OTP_TEST_DECIDE)

@@ -1,4 +1,4 @@
-// npm's smtp-server: takes every mail and records it, except what the recipient's name says to refuse (relays.py).
+// npm's smtp-server: takes every mail and records it, except where the recipient's name is to be refused (relays.py).
 'use strict'
 
 const { SMTPServer } = require(`${process.env.OTP_TEST_NODE_MODULES}/smtp-server`)

@@ -72,7 +72,7 @@ def test_another_reason_starts_with_its_shortest_pause():
         assert breaker.probe_ms - breaker.since_ms == expected
 
 
-def test_it_opens_half_only_when_the_pause_is_over():
+def test_it_becomes_half_open_only_when_the_pause_is_over():
     breaker = opened()
     assert not breaker.half_open(NOW + 999)
     assert breaker.half_open(NOW + 1000)
@@ -93,7 +93,7 @@ def test_a_requested_probe_does_not_wait_for_the_pause_but_for_a_few_seconds_aft
     assert not breaker.half_open(breaker.since_ms + ON_REQUEST_MS, requested=True)
 
 
-def test_a_requested_probe_never_waits_longer_than_one_that_goes_out_by_itself():
+def test_a_requested_probe_never_waits_longer_than_a_scheduled_one():
     breaker = opened("unreachable")
     assert not breaker.half_open(NOW + 999, requested=True)
     assert breaker.half_open(NOW + 1000, requested=True)
@@ -107,7 +107,7 @@ def test_half_open_lets_one_probe_pass():
     assert not breaker.passable
 
 
-def test_a_probe_that_comes_through_closes_it_and_shortens_the_next_pause():
+def test_an_accepted_probe_closes_it_and_shortens_the_next_pause():
     breaker = opened()
     for _ in range(3):
         breaker.half_open(NOW + 10**6)
@@ -122,13 +122,13 @@ def test_a_probe_that_comes_through_closes_it_and_shortens_the_next_pause():
     assert breaker.probe_ms == NOW + 1000
 
 
-def test_what_earlier_jobs_meet_does_not_lengthen_the_pause():
+def test_failures_of_earlier_jobs_do_not_lengthen_the_pause():
     breaker = opened()
     assert not breaker.open("unreachable", "also", NOW + 500)
     assert (breaker.error, breaker.probe_ms) == ("why", NOW + 1000)
 
 
-def test_only_the_probe_speaks_while_it_is_out():
+def test_only_the_probe_counts_while_it_is_in_flight():
     breaker = opened()
     breaker.half_open(NOW + 1000)
     breaker.probing = True

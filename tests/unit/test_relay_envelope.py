@@ -27,11 +27,11 @@ def test_the_relay_s_own_name_is_no_offer():
     assert Extensions.read((250, "PIPELINING")) == Extensions()
 
 
-def test_a_plain_mail_says_its_size():
+def test_a_plain_mail_announces_its_size():
     assert write("u@example.com") == (b"MAIL FROM:<s@example.com> SIZE=2\r\n", b"RCPT TO:<u@example.com>\r\n")
 
 
-def test_nothing_is_said_that_was_not_offered():
+def test_no_parameter_is_sent_that_was_not_offered():
     assert write("u@example.com", b"\xff", OLD) == (b"MAIL FROM:<s@example.com>\r\n", b"RCPT TO:<u@example.com>\r\n")
 
 

@@ -40,7 +40,7 @@ def test_replies_in_any_pieces_are_the_same(cuts: list[int]):
     assert read(*(STREAM[start:end] for start, end in pairwise(edges))) == ANSWERS
 
 
-def test_bare_line_feeds_are_taken():
+def test_bare_line_feeds_are_accepted():
     assert read(b"250-a\n250 b\n") == [(250, "a\nb")]
 
 
@@ -70,13 +70,13 @@ def test_half_a_reply_is_pending():
         b"250-" + b"x" * 4000 + b"\r\n" + (b"250-" + b"x" * 4000 + b"\r\n") * 20,
     ],
 )
-def test_what_is_no_reply_is_refused(garbage: bytes):
+def test_bytes_that_are_no_reply_are_refused(garbage: bytes):
     with pytest.raises(GarbageError):
         ReplyParser().feed(garbage)
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_do_anything_but_parse_or_be_refused(data: bytes):
+def test_any_bytes_are_parsed_or_refused(data: bytes):
     try:
         answers = ReplyParser().feed(data)
     except GarbageError:

@@ -91,7 +91,7 @@ def test_no_number_of_throttles_stops_it():
     assert low.allowed(NOW) == 0.05
 
 
-def test_it_recovers_steadily_within_20_seconds_and_tells_once():
+def test_it_recovers_steadily_within_20_seconds_and_reports_it_once():
     rate = slowed(Rate(40.0))
     assert rate.allowed(NOW + 10) == pytest.approx(30.0)
     assert not rate.settle(NOW + 19)
@@ -105,7 +105,7 @@ def test_slots_follow_a_rate_that_recovers():
     assert len(leave(rate, NOW, NOW + 2)) == pytest.approx(15, abs=1)
 
 
-def test_a_opened_breaker_is_no_time_of_recovery():
+def test_the_rate_does_not_recover_while_the_breaker_is_open():
     rate = slowed(Rate(100.0))
     rate.hold(NOW)
     assert rate.allowed(NOW + 30) == 50.0
@@ -163,7 +163,7 @@ def test_a_granted_slot_that_is_not_used_passes():
     assert rate.slots(NOW + 1) == 0
 
 
-def test_no_more_is_asked_for_than_jobs_wait_nor_than_50_ms_hold():
+def test_no_more_is_reserved_than_jobs_wait_nor_than_50_ms_hold():
     rate = Rate(100.0)
     assert [rate.short(waiting, NOW) for waiting in (1, 3, 5, 500)] == [1, 3, 5, 5]
     rate.take(Grant(0.0, 0.01, 5, 100.0), NOW, news=True)

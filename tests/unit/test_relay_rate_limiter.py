@@ -144,7 +144,7 @@ async def test_a_throttle_is_reported_at_once_and_once(others: Others):
     sender.limiter.close()
 
 
-async def test_a_throttle_while_a_question_is_out_is_reported_with_the_next(others: Others):
+async def test_a_throttle_during_a_reservation_is_reported_with_the_next(others: Others):
     sender = Sender(Rate(100.0), others)
     sender.send()
     await until(lambda: len(others.asked) == 1)

@@ -47,7 +47,7 @@ def verdict(line: str, stage: Stage) -> str:
         ("mail", "550 5.7.8 bad credentials", "login_refused"),
         ("mail", "530 5.7.0 Must issue a STARTTLS command first", "tls_failed"),
         ("mail", "550 5.7.10 encryption needed", "tls_failed"),
-        # about the relay: pace
+        # about the relay: rate
         ("body", "454 Throttling failure: Maximum sending rate exceeded.", "throttled"),
         ("body", "454 Throttling failure: Daily message quota exceeded.", "throttled"),
         ("mail", "421 4.7.28 unusual rate of mail", "throttled"),
@@ -66,12 +66,12 @@ def verdict(line: str, stage: Stage) -> str:
         ("body", "451 4.7.500 Server busy. Please try again later", "throttled"),
         ("body", "550 5.4.5 Daily user sending limit exceeded", "throttled"),
         ("mail", "421 4.7.0 relay.example Error: too many connections from 192.0.2.1", "throttled"),
-        # about the relay: gone
+        # about the relay: unreachable
         ("mail", "421 4.3.0 relay.example Service not available", "unreachable"),
         ("body", "421 4.4.2 relay.example Error: timeout exceeded", "unreachable"),
     ],
 )
-def test_replies_are_told_apart(stage: Stage, line: str, expected: str):
+def test_replies_are_classified(stage: Stage, line: str, expected: str):
     assert verdict(line, stage) == expected
 
 
@@ -97,11 +97,11 @@ def test_a_reply_that_fits_nowhere_has_no_outcome(stage: Stage, code: int):
         ("auth", "421 4.3.0 shutting down", "unreachable"),
     ],
 )
-def test_refusals_before_the_first_mail_name_their_trouble(stage: Stage, line: str, expected: str):
+def test_refusals_before_the_first_mail_name_their_reason(stage: Stage, line: str, expected: str):
     assert handshake_reason(to_reply((int(line[:3]), line[4:]), stage)) == expected
 
 
-def test_the_enhanced_code_stands_apart_from_the_text():
+def test_the_enhanced_code_is_separated_from_the_text():
     reply = to_reply((550, "5.1.1 no such\n5.1.1 user here"), "rcpt")
     assert (reply.enhanced, reply.text) == ("5.1.1", "no such user here")
 

@@ -812,7 +812,7 @@ def test_a_reply_about_our_account_in_other_words_is_about_every_mail(line: str)
         "body 454 please use STARTTLS",
     ],
 )
-def test_a_relay_that_wants_tls_first_says_so_with_any_code(line: str):
+def test_a_relay_that_wants_tls_first_is_recognised_with_any_code(line: str):
     outcome = _outcome(line)
     assert isinstance(outcome, Unavailable)
     assert outcome.reason == "tls_failed"
