@@ -16,7 +16,7 @@ import structlog
 
 from . import __version__
 from .broker import Incoming, OtpBroker, RabbitConfig
-from .broker.document import document
+from .broker.asyncapi import document
 from .core.backoff import Backoff
 from .core.job import OtpJob
 from .core.probe import Probed

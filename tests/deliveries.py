@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from otp_stream.broker.acks import Acks
-from otp_stream.broker.arrival import Arrival
+from otp_stream.broker.job_message import JobMessage
 from otp_stream.broker.message import Delivered
 from otp_stream.core.job import Lane
 
@@ -56,12 +56,12 @@ class Deliveries:
         method = deliver(self._tags, redelivered=redelivered)
         return Delivered(cast("Channel", self), cast("Acks", self), method, header, body, dropped)
 
-    def arrival(
+    def message(
         self, body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = False, **properties: Any
-    ) -> Arrival:
+    ) -> JobMessage:
         """Return the next delivery as it arrived in a lane."""
         message = self.delivered(body, redelivered=redelivered, **properties)
-        return Arrival(message, lane, 1_000, message.headers if lane == "due" else None)
+        return JobMessage(message, lane, 1_000, message.headers if lane == "due" else None)
 
     def ack(self, tag: int) -> None:
         self.acked.append(tag)

@@ -22,14 +22,14 @@ from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
 from .amqp_stream import ConsumingConnection
-from .arrival import MadeIds, Reader
 from .config import RabbitConfig
 from .consumers import Consumers
-from .copies import Inject
 from .events import Events, JobEvent
 from .incoming import Refused, Shared
+from .job_message import MadeIds, Reader
 from .lane import LaneConsumer
 from .message import now_ms
+from .outgoing import Inject
 from .pamqp_patch import patch_pamqp
 from .refusal import refusal
 from .settle import Settler

@@ -13,8 +13,8 @@ from otp_stream.core.masking import keyed_hash
 from otp_stream.core.possible_secrets import readable_job_id
 from otp_stream.telemetry_errors import observe
 
-from .arrival import Arrival, Reader
 from .events import Events, event
+from .job_message import JobMessage, Reader
 from .message import now_ms
 from .settle import Settler, acknowledge
 
@@ -68,9 +68,9 @@ class Shared:
 class IncomingJob:
     """One message between its delivery and its acknowledgement. Calling it settles the message."""
 
-    arrival: Arrival
+    message: JobMessage
     shared: Shared = field(repr=False)
-    on_job: Callable[[Arrival, str, Job | None], None]
+    on_job: Callable[[JobMessage, str, Job | None], None]
     """Called with the job's id once it is known; the job is `None` for a malformed message."""
     job: Job | None = None
     settling: bool = False
@@ -82,27 +82,27 @@ class IncomingJob:
     @property
     def trace_context(self) -> Mapping[str, str]:
         """The producer's trace context (W3C)."""
-        return self.arrival.carrier()
+        return self.message.carrier()
 
     async def accept(self, request: OtpJob) -> Job | None:
         """Return the job to process; `None` if the message is settled, or a copy of an attempt that has ended."""
         if self.settled is not None:
             return None  # a middleware called the handler again: a second acknowledgement would close the channel
-        arrival = self.arrival
-        arrival.hide_in_trace(request)
-        job = self.job = await self.shared.reader.job(arrival, request)
+        message = self.message
+        message.hide_in_trace(request)
+        job = self.job = await self.shared.reader.job(message, request)
         self._job_id = job.id
-        self.on_job(arrival, job.id, job)
+        self.on_job(message, job.id, job)
         if not self.shared.moved.knows(job):
             return job
         self.settling = True
-        await acknowledge(arrival)
+        await acknowledge(message)
         self.settled = "ack"
         return None
 
     def possible(self) -> bool:
         """Return whether the message can still be settled: a closed channel has returned it to its queue."""
-        return self.arrival.alive
+        return self.message.alive
 
     async def __call__(self, settlement: Final) -> bool:
         """Publish with a confirm where the settlement asks for it, then acknowledge.
@@ -111,7 +111,7 @@ class IncomingJob:
         """
         self.settling = True
         shared = self.shared
-        settled = await shared.settler.settle(self.arrival, settlement, job_id=self._job_id, job=self.job)
+        settled = await shared.settler.settle(self.message, settlement, job_id=self._job_id, job=self.job)
         if settled:
             self.settled = type(settlement).__name__.lower()
             if self.job is not None and isinstance(settlement, Dead | Retry):
@@ -122,7 +122,7 @@ class IncomingJob:
 
     async def refuse(self, error: str) -> None:
         """Dead-letter a message that is no job; `error` holds no secret."""
-        await self._end_unread(malformed(error, self.arrival.attempts_made(None)))
+        await self._end_unread(malformed(error, self.message.attempts_made(None)))
 
     async def crash(self, error: str) -> None:
         """Dead-letter a message that a bug ended, unless it is settled already; `error` holds no secret."""
@@ -131,18 +131,17 @@ class IncomingJob:
         if self.job is not None:
             await self(crashed(error, self.job.attempts_made))
         else:
-            await self._end_unread(crashed(error, self.arrival.attempts_made(None)))
+            await self._end_unread(crashed(error, self.message.attempts_made(None)))
 
     async def _end_unread(self, dead: Dead) -> None:
-        arrival, shared = self.arrival, self.shared
-        message = arrival.message
-        arrival.hide_in_trace(None)
+        message, shared = self.message, self.shared
+        message.hide_in_trace(None)
         # any word of an unread body may be secret, so its id is shown only if it looks harmless
-        shown_id = keyed_hash(message.message_id or "", shared.hash_key)
-        self._job_id = readable_job_id(message.body) or shown_id or uuid4().hex
-        self.on_job(arrival, self._job_id, None)
+        shown_id = keyed_hash(message.raw.message_id or "", shared.hash_key)
+        self._job_id = readable_job_id(message.raw.body) or shown_id or uuid4().hex
+        self.on_job(message, self._job_id, None)
         if await self(dead):
-            observe(shared.refused, arrival.lane, self._job_id, dead)
+            observe(shared.refused, message.lane, self._job_id, dead)
 
     def _publish_event(self, settlement: Final) -> None:
         shared = self.shared

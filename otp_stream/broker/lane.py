@@ -13,10 +13,10 @@ from otp_stream.core.job import Job, Lane, MalformedError, too_large
 from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancel_and_wait
 
-from .arrival import Arrival
+from .headers import verified
 from .incoming import IncomingJob, Shared
-from .mac import verified
-from .message import Message, now_ms
+from .job_message import JobMessage
+from .message import RawMessage, now_ms
 from .queue_age import QueueAge
 from .topology import Depth
 
@@ -57,13 +57,13 @@ class LaneConsumer:
         self._waited_ms: int | None = None
         self._made_ms = 0
         self._came_ms: int | None = None
-        self._held: dict[asyncio.Task[str | None], Arrival] = {}
+        self._held: dict[asyncio.Task[str | None], JobMessage] = {}
         self._received = 0
         self._unverified = 0
         self._warned_at = float("-inf")
         self._let_go: Counter[str] = Counter()
         self._stopping = False
-        self._cut: list[Arrival] = []
+        self._cut: list[JobMessage] = []
         """What did not come to its end here, and is still to go back."""
 
     @property
@@ -106,42 +106,42 @@ class LaneConsumer:
         since_ms = self._queue_age.since_ms(self._received)
         return None if since_ms is None else max(since_ms, self._made_ms)
 
-    def dispatch(self, message: Message) -> asyncio.Task[str | None]:
+    def dispatch(self, raw: RawMessage) -> asyncio.Task[str | None]:
         """Start processing a message. Every message comes here, from RabbitMQ and from the in-memory test broker."""
         # no header of ours is looked for on the producers' queues
-        ours = self._verified(message) if self.lane == "due" else None
-        arrival = Arrival(message, self.lane, now_ms(), ours)
-        task = asyncio.create_task(self._process(arrival))
+        ours = self._verified(raw) if self.lane == "due" else None
+        message = JobMessage(raw, self.lane, now_ms(), ours)
+        task = asyncio.create_task(self._process(message))
         self._received += 1
-        self._held[task] = arrival
+        self._held[task] = message
         task.add_done_callback(self._ended)
         return task
 
-    def _verified(self, message: Message) -> Mapping[str, Any] | None:
-        ours = verified(message.headers, message.body, (self._shared.hash_key, *self._shared.old_hash_keys))
+    def _verified(self, raw: RawMessage) -> Mapping[str, Any] | None:
+        ours = verified(raw.headers, raw.body, (self._shared.hash_key, *self._shared.old_hash_keys))
         self._unverified += ours is None
         return ours
 
     def _ended(self, task: asyncio.Task[str | None]) -> None:
-        arrival = self._held.pop(task)
+        message = self._held.pop(task)
         how = None if task.cancelled() or _failed(task) else task.result()
         if how is not None:
             self._let_go[how] += 1
-        elif not arrival.alive:
+        elif not message.alive:
             self._let_go["taken_back"] += 1
         elif task.cancelled() and self._stopping:
             self._let_go["returned"] += 1
-            self._cut.append(arrival)
+            self._cut.append(message)
         # else it is leaked: unacked at the broker but owned by no task; visible in `otp_ledger_*`
 
-    async def _process(self, arrival: Arrival) -> str | None:
+    async def _process(self, message: JobMessage) -> str | None:
         """Return how the message was settled; `None` if it was not."""
-        if arrival.returns >= RENEW_AT and not arrival.dropped:
-            return "renewed" if await self._shared.settler.renew(arrival, self.queue) else None
-        incoming = IncomingJob(arrival, self._shared, self._on_job)
+        if message.returns >= RENEW_AT and not message.dropped:
+            return "renewed" if await self._shared.settler.renew(message, self.queue) else None
+        incoming = IncomingJob(message, self._shared, self._on_job)
         try:
-            if arrival.dropped:
-                await incoming.refuse(str(too_large(arrival.dropped)))
+            if message.dropped:
+                await incoming.refuse(str(too_large(message.dropped)))
             else:
                 await self._handle(incoming)
             if not incoming.settling:
@@ -157,16 +157,16 @@ class LaneConsumer:
             await incoming.crash(f"internal error: {kind}")
         return incoming.settled
 
-    def _on_job(self, arrival: Arrival, job_id: str, job: Job | None) -> None:
-        self._warn_if_unverified(arrival, job_id)
+    def _on_job(self, message: JobMessage, job_id: str, job: Job | None) -> None:
+        self._warn_if_unverified(message, job_id)
         if job is None or job.request.timestamp is None or self.lane == "due":
             return
-        self._waited_ms = max(arrival.seen_ms - job.made_ms, 0)
-        if not arrival.message.redelivered:  # a redelivered message came before its turn
-            self._made_ms, self._came_ms = job.made_ms, arrival.seen_ms
+        self._waited_ms = max(message.seen_ms - job.made_ms, 0)
+        if not message.raw.redelivered:  # a redelivered message came before its turn
+            self._made_ms, self._came_ms = job.made_ms, message.seen_ms
 
-    def _warn_if_unverified(self, arrival: Arrival, job_id: str) -> None:
-        if self.lane != "due" or arrival.ours is not None:
+    def _warn_if_unverified(self, message: JobMessage, job_id: str) -> None:
+        if self.lane != "due" or message.ours is not None:
             return
         if monotonic() - self._warned_at > _WARN_EVERY_S:
             self._warned_at = monotonic()

@@ -129,7 +129,7 @@ def _without_headers(header: bytes) -> bytes:
     return header[:at] + len(table).to_bytes(4, "big") + table + header[end:]
 
 
-Message = IncomingMessage | Delivered
+RawMessage = IncomingMessage | Delivered
 """As it came from the in-memory broker, or from a real one."""
 
 

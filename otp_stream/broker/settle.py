@@ -16,11 +16,11 @@ from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.tasks import lost_connection_as_error
 
-from . import copies
-from .arrival import Arrival
-from .copies import Inject
-from .mac import sign
+from . import outgoing
+from .headers import sign
+from .job_message import JobMessage
 from .message import now_ms
+from .outgoing import Inject
 from .topology import Topology
 
 GIVE_BACK_S = 5.0
@@ -54,34 +54,34 @@ class Settler:
     key: bytes = field(repr=False)
     """Signs our headers."""
 
-    async def settle(self, arrival: Arrival, settlement: Final, *, job_id: str, job: Job | None) -> bool:
+    async def settle(self, message: JobMessage, settlement: Final, *, job_id: str, job: Job | None) -> bool:
         """Carry a settlement out. Returns whether it stands; if not, the message comes again."""
         attempts_made = job.attempts_made if job else 0
         match settlement:
             case Ack():
                 stands = True
             case Retry(delay_ms, attempt, _, uncertain):
-                stands = await self._retry(arrival, delay_ms, job_id, attempt, uncertain=uncertain)
+                stands = await self._retry(message, delay_ms, job_id, attempt, uncertain=uncertain)
             case Park(delay_ms):
-                stands = await self._retry(arrival, delay_ms, job_id, attempts_made)
+                stands = await self._retry(message, delay_ms, job_id, attempts_made)
             case Dead():
-                message = copies.dead_letter(arrival, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
-                sign(message.headers, message.body, self.key)
-                stands = await self._confirmed(arrival, message, exchange="", routing_key=self.topology.dead)
+                letter = outgoing.dead_letter(message, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
+                sign(letter.headers, letter.body, self.key)
+                stands = await self._confirmed(message, letter, exchange="", routing_key=self.topology.dead)
             case _:
                 assert_never(settlement)
         if stands:
-            await acknowledge(arrival)
+            await acknowledge(message)
         return stands
 
-    async def renew(self, arrival: Arrival, queue: str) -> bool:
+    async def renew(self, message: JobMessage, queue: str) -> bool:
         """Put a message back into its queue as a new one, without a mark on it. Returns whether that stands."""
-        stands = await self._confirmed(arrival, copies.unchanged(arrival), exchange="", routing_key=queue)
+        stands = await self._confirmed(message, outgoing.unchanged(message.raw), exchange="", routing_key=queue)
         if stands:
-            await acknowledge(arrival)
+            await acknowledge(message)
         return stands
 
-    async def give_back(self, arrival: Arrival, queue: str, *, counts_returns: bool) -> None:
+    async def give_back(self, message: JobMessage, queue: str, *, counts_returns: bool) -> None:
         """Let another worker have a message, at a stop.
 
         A quorum queue counts what is returned by closing, nack and reject, so it gets a new message. A classic queue
@@ -89,28 +89,28 @@ class Settler:
         """
         with contextlib.suppress(TimeoutError, *_REFUSALS):
             async with asyncio.timeout(GIVE_BACK_S):
-                if counts_returns and not arrival.dropped:
-                    await self.renew(arrival, queue)
+                if counts_returns and not message.dropped:
+                    await self.renew(message, queue)
                 else:
                     with lost_connection_as_error():
-                        await arrival.message.nack(requeue=True)
+                        await message.raw.nack(requeue=True)
 
     async def _retry(
-        self, arrival: Arrival, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
+        self, message: JobMessage, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
     ) -> bool:
-        message = copies.retry(
-            arrival, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain
+        copy = outgoing.retry(
+            message, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain
         )
-        sign(message.headers, message.body, self.key)
-        rung = str(self.backoff.rung_ms(delay_ms))
-        return await self._confirmed(arrival, message, exchange=self.topology.retry.name, routing_key=rung)
+        sign(copy.headers, copy.body, self.key)
+        wait = str(self.backoff.rung_ms(delay_ms))
+        return await self._confirmed(message, copy, exchange=self.topology.retry.name, routing_key=wait)
 
-    async def _confirmed(self, arrival: Arrival, message: Message, *, exchange: str, routing_key: str) -> bool:
+    async def _confirmed(self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str) -> bool:
         """Publish until the broker confirms; `False` once the message has left our hands, and comes again."""
         tries = 0
-        while arrival.alive:
+        while message.alive:
             try:
-                await self.publish(message, exchange=exchange, routing_key=routing_key, afresh=tries > 0)
+                await self.publish(copy, exchange=exchange, routing_key=routing_key, afresh=tries > 0)
             except (TimeoutError, *_REFUSALS) as error:
                 pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1
@@ -128,11 +128,11 @@ class Settler:
         return False
 
 
-async def acknowledge(arrival: Arrival) -> None:
+async def acknowledge(message: JobMessage) -> None:
     """Acknowledge; where the channel is gone the message comes again, and the sent table knows it."""
     try:
         with lost_connection_as_error():
-            await arrival.message.ack()
+            await message.raw.ack()
     except _REFUSALS as error:
         structlog.get_logger(__name__).warning("acknowledgement lost, the job comes again", error=_told(error))
 

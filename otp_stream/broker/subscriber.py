@@ -103,11 +103,11 @@ class OtpSubscriber(RabbitSubscriber):
 
     async def _handle(self, incoming: IncomingJob) -> None:
         if self._direct is not None:
-            await self._direct(read(incoming.arrival.message.body), incoming)
+            await self._direct(read(incoming.message.raw.body), incoming)
             return
         with self._outer_config.context.scope(_INCOMING, incoming):
             try:
-                await super().process_message(cast("IncomingMessage", incoming.arrival.message))
+                await super().process_message(cast("IncomingMessage", incoming.message.raw))
             except ValidationError as error:
                 if incoming.job is not None:
                     raise

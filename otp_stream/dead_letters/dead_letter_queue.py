@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from aio_pika import Message
 
-from otp_stream.broker import copies
-from otp_stream.broker.mac import sign
+from otp_stream.broker import outgoing
+from otp_stream.broker.headers import sign
 from otp_stream.broker.message import Delivered, now_ms
 from otp_stream.broker.topology import Topology
 from otp_stream.core.dead_letter import DeadLetter
@@ -130,7 +130,7 @@ class DeadLetterQueue:
     def replay_message(self, it: StoredDeadLetter, *, by: str, fresh: bool) -> Message:
         """Return the signed message that a replay publishes."""
         replay = Replay(now_ms(), by, fresh)
-        copy = copies.replayed(it.message, replay, known=it.dead_letter.is_job, ours=it.own_headers)
+        copy = outgoing.replayed(it.message, replay, known=it.dead_letter.is_job, ours=it.own_headers)
         sign(copy.headers, copy.body, self.hash_key)
         return copy
 
@@ -183,7 +183,7 @@ class DeadLetterQueue:
                     elif action == "dropped" and not dry_run:
                         await queue.replace(message, None)
                     elif _delivery_count(message) >= _RENEW_AT:
-                        await queue.replace(message, copies.again(message), queue.name)
+                        await queue.replace(message, outgoing.unchanged(message), queue.name)
                     progress(summary.replayed + summary.dropped, queue.count)
                     if time.monotonic() > deadline:
                         break

@@ -6,9 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from otp_stream.broker.arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY
-from otp_stream.broker.copies import ALLOWED_AT, DIED_AT, ERROR, REASON, REPLY_CODE
-from otp_stream.broker.mac import OURS, verified
+from otp_stream.broker.headers import (
+    ALLOWED_AT,
+    ATTEMPT,
+    DIED_AT,
+    ERROR,
+    FIRST_SEEN,
+    FRESH,
+    JOB_ID,
+    OURS,
+    REASON,
+    REPLAYED_AT,
+    REPLAYED_BY,
+    REPLY_CODE,
+    verified,
+)
 from otp_stream.broker.message import Delivered, now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.decision import REASONS

@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 
 from otp_stream.broker import incoming as incoming_module
 from otp_stream.broker import settle as settle_module
-from otp_stream.broker.arrival import Reader
 from otp_stream.broker.events import Events
+from otp_stream.broker.headers import sign, verified
 from otp_stream.broker.incoming import IncomingJob, Moved, Shared
+from otp_stream.broker.job_message import Reader
 from otp_stream.broker.lane import RENEW_AT, LaneConsumer
-from otp_stream.broker.mac import sign, verified
 from otp_stream.broker.message import Delivered
 from otp_stream.broker.settle import Settler
 from otp_stream.broker.subscriber import read
@@ -62,7 +62,7 @@ class Scene:
         self.consumer = LaneConsumer(self.lane, topology.lanes[self.lane], 10, self.shared, self.handle)
 
     async def handle(self, incoming: IncomingJob) -> None:
-        job = await incoming.accept(read(incoming.arrival.message.body))
+        job = await incoming.accept(read(incoming.message.raw.body))
         if job is None:
             return
         self.jobs.append(job)
@@ -111,7 +111,7 @@ async def test_a_settlement_that_raises_is_logged_by_its_type_and_the_job_counts
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def quote(_: Job, incoming: IncomingJob) -> None:
-        raise ValueError(incoming.arrival.message.body)
+        raise ValueError(incoming.message.raw.body)
 
     scene = Scene(instead=quote)
     scene.publish.ends.append(LookupError(BODY))

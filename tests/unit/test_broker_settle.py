@@ -17,7 +17,7 @@ from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from otp_stream.broker import settle as settle_module
-from otp_stream.broker.arrival import Arrival
+from otp_stream.broker.job_message import JobMessage
 from otp_stream.broker.settle import Settler, acknowledge
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
@@ -40,10 +40,10 @@ class Scene:
             Topology("jobs", "otp", BACKOFF), BACKOFF, self.publish, lambda _: None, self.repairs.append, b"k" * 32
         )
 
-    async def settle(self, settlement: Final, arrival: Arrival | None = None) -> bool:
-        arrival = arrival or self.deliveries.arrival(headers={"tenant": "t1"})
+    async def settle(self, settlement: Final, message: JobMessage | None = None) -> bool:
+        message = message or self.deliveries.message(headers={"tenant": "t1"})
         async with asyncio.timeout(5):
-            return await self.settler.settle(arrival, settlement, job_id="j-1", job=job())
+            return await self.settler.settle(message, settlement, job_id="j-1", job=job())
 
 
 def job(attempts_made: int = 2) -> Job:
@@ -187,10 +187,10 @@ async def test_a_fault_that_no_broker_can_cause_is_raised_and_nothing_is_acknowl
 
 
 async def test_a_renewed_message_is_the_same_and_is_acknowledged_once_confirmed(scene: Scene) -> None:
-    arrival = scene.deliveries.arrival(message_id="m", headers={"x-delivery-count": 3, "tenant": "t1"})
+    message = scene.deliveries.message(message_id="m", headers={"x-delivery-count": 3, "tenant": "t1"})
     scene.publish.confirmed.clear()
     scene.publish.ends.append(TimeoutError())
-    renewing = asyncio.create_task(scene.settler.renew(arrival, "jobs"))
+    renewing = asyncio.create_task(scene.settler.renew(message, "jobs"))
     async with asyncio.timeout(5):
         await scene.publish.begun.wait()
     assert scene.deliveries.acked == []
@@ -205,23 +205,23 @@ async def test_a_renewed_message_is_the_same_and_is_acknowledged_once_confirmed(
 
 async def test_a_message_that_could_not_be_renewed_is_not_acknowledged(scene: Scene) -> None:
     scene.deliveries.is_closed = True
-    assert not await scene.settler.renew(scene.deliveries.arrival(), "jobs")
+    assert not await scene.settler.renew(scene.deliveries.message(), "jobs")
     assert (scene.deliveries.acked, scene.publish.tries) == ([], [])
 
 
 async def test_at_a_stop_a_classic_queue_takes_a_message_back(scene: Scene) -> None:
-    await scene.settler.give_back(scene.deliveries.arrival(), "jobs", counts_returns=False)
+    await scene.settler.give_back(scene.deliveries.message(), "jobs", counts_returns=False)
     assert (scene.deliveries.nacked, scene.deliveries.acked, scene.publish.tries) == ([(1, True)], [], [])
 
 
 async def test_at_a_stop_a_body_that_was_not_kept_is_returned_and_never_replaced(scene: Scene) -> None:
-    arrival = scene.deliveries.arrival(b"", dropped=2_000_000)
-    await scene.settler.give_back(arrival, "jobs", counts_returns=True)
+    message = scene.deliveries.message(b"", dropped=2_000_000)
+    await scene.settler.give_back(message, "jobs", counts_returns=True)
     assert (scene.deliveries.nacked, scene.publish.tries) == ([(1, True)], [])
 
 
 async def test_at_a_stop_a_quorum_queue_gets_a_new_message(scene: Scene) -> None:
-    await scene.settler.give_back(scene.deliveries.arrival(lane="due"), "otp.retry.due", counts_returns=True)
+    await scene.settler.give_back(scene.deliveries.message(lane="due"), "otp.retry.due", counts_returns=True)
     assert [one.routing_key for one in scene.publish.tries] == ["otp.retry.due"]
     assert (scene.deliveries.nacked, scene.deliveries.acked) == ([], [1])
 
@@ -231,7 +231,7 @@ async def test_at_a_stop_a_message_that_cannot_go_back_goes_back_with_the_connec
     scene: Scene, error: BaseException
 ) -> None:
     scene.deliveries.nack_error = error
-    await scene.settler.give_back(scene.deliveries.arrival(), "jobs", counts_returns=False)
+    await scene.settler.give_back(scene.deliveries.message(), "jobs", counts_returns=False)
     assert (scene.deliveries.nacked, scene.deliveries.acked) == ([], [])
 
 
@@ -241,7 +241,7 @@ async def test_a_stop_does_not_wait_for_a_broker_that_confirms_nothing(
     monkeypatch.setattr(settle_module, "GIVE_BACK_S", 0.05)
     scene.publish.confirmed.clear()
     async with asyncio.timeout(5):
-        await scene.settler.give_back(scene.deliveries.arrival(lane="due"), "otp.retry.due", counts_returns=True)
+        await scene.settler.give_back(scene.deliveries.message(lane="due"), "otp.retry.due", counts_returns=True)
     assert scene.deliveries.acked == []
 
 
@@ -259,7 +259,7 @@ async def test_an_acknowledgement_that_is_cancelled_with_its_connection_is_no_ca
 
     came: Any = Came()
     with capture_logs() as logs:
-        await acknowledge(Arrival(came, "jobs", 1_000))
+        await acknowledge(JobMessage(came, "jobs", 1_000))
     assert len(logs) == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from deliveries import Deliveries
 
-from otp_stream.broker.mac import sign, verified
+from otp_stream.broker.headers import sign, verified
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff

@@ -7,10 +7,22 @@ from pydantic import BaseModel
 from otp_stream.core.decision import ENDINGS, REASONS
 from otp_stream.core.job import MAX_BODY_BYTES, OtpJob
 
-from .arrival import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
-from .copies import ALLOWED_AT, DIED_AT, ERROR, REASON, REPLY_CODE
 from .events import JobEvent
-from .mac import MAC
+from .headers import (
+    ALLOWED_AT,
+    ATTEMPT,
+    DIED_AT,
+    ERROR,
+    FIRST_SEEN,
+    FRESH,
+    JOB_ID,
+    MAC,
+    REASON,
+    REPLAYED_AT,
+    REPLAYED_BY,
+    REPLY_CODE,
+    UNCERTAIN,
+)
 from .topology import Topology
 
 Node = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The MAC of our headers: anyone who may publish can write `x-otp-*` headers, but only a worker can sign them."""
+"""Our message headers, and their MAC: anyone can publish `x-otp-*` headers, but only a worker can sign them."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from hashlib import blake2b
@@ -6,6 +6,11 @@ from hmac import compare_digest
 from json import JSONEncoder
 from typing import Any
 
+ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
+UNCERTAIN = "x-otp-uncertain"
+REASON, ERROR, REPLY_CODE = "x-otp-reason", "x-otp-error", "x-otp-reply-code"
+DIED_AT, ALLOWED_AT = "x-otp-died-at", "x-otp-allowed-at"
+REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"
 MAC = "x-otp-mac"
 OURS = "x-otp-"
 """Every header of this name is ours, and none of a producer's is kept."""
@@ -34,8 +39,8 @@ def _ours(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mac(ours: Mapping[str, Any], body: bytes, key: bytes) -> str:
-    told = _encode(ours).encode()
-    digest = blake2b(len(told).to_bytes(8, "big"), key=key, person=_PURPOSE, digest_size=16)
-    digest.update(told)
+    content = _encode(ours).encode()
+    digest = blake2b(len(content).to_bytes(8, "big"), key=key, person=_PURPOSE, digest_size=16)
+    digest.update(content)
     digest.update(body)
     return digest.hexdigest()

@@ -13,9 +13,9 @@ from pamqp import encode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from otp_stream.broker import copies
-from otp_stream.broker.arrival import Arrival, Reader
-from otp_stream.broker.mac import sign, verified
+from otp_stream.broker import outgoing
+from otp_stream.broker.headers import sign, verified
+from otp_stream.broker.job_message import JobMessage, Reader
 from otp_stream.broker.message import LARGEST_HEADER
 from otp_stream.core.decision import Dead
 from otp_stream.core.job import MAX_BODY_BYTES, Lane, OtpJob, Replay
@@ -26,50 +26,50 @@ BODY = b'{"email": "user@example.com", "otp": "123456", "x": [1, {"y": null}], "
 KEY = bytes(32)
 
 
-def arrival(body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = False, **properties: Any) -> Arrival:
+def received(body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = False, **properties: Any) -> JobMessage:
     deliver = Basic.Deliver("tag", 1, redelivered, "", "jobs")
     header = ContentHeader(body_size=len(body), properties=Basic.Properties(**properties))
     delivered = DeliveredMessage(delivery=deliver, header=header, body=body, channel=None)  # type: ignore[arg-type]
     message = IncomingMessage(delivered)
-    return Arrival(message, lane, 1_000, message.headers if lane == "due" else None)
+    return JobMessage(message, lane, 1_000, message.headers if lane == "due" else None)
 
 
 def nothing(headers: Any) -> None: ...
 
 
 def test_a_retry_carries_count_id_and_first_sight_and_every_key_of_the_producer() -> None:
-    message = copies.retry(arrival(headers={"tenant": "t1"}), job_id="j", attempts_made=2, inject=nothing)
+    message = outgoing.retry(received(headers={"tenant": "t1"}), job_id="j", attempts_made=2, inject=nothing)
     assert json.loads(message.body) == json.loads(BODY) | {"retryCount": 2}
     assert message.headers == {"tenant": "t1", "x-otp-attempt": 2, "x-otp-job-id": "j", "x-otp-first-seen": 1_000}
     assert message.delivery_mode == 2
 
 
 def test_that_the_relay_may_have_it_is_kept_until_the_end_and_believed_only_from_us() -> None:
-    first = copies.retry(arrival(), job_id="j", attempts_made=1, inject=nothing, uncertain="relay:25")
+    first = outgoing.retry(received(), job_id="j", attempts_made=1, inject=nothing, uncertain="relay:25")
     assert first.headers["x-otp-uncertain"] == "relay:25"
-    due = arrival(lane="due", headers=first.headers)
-    assert copies.retry(due, job_id="j", attempts_made=2, inject=nothing).headers["x-otp-uncertain"] == "relay:25"
-    theirs = arrival(headers={"x-otp-uncertain": "relay:25"})
-    assert "x-otp-uncertain" not in copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers
+    due = received(lane="due", headers=first.headers)
+    assert outgoing.retry(due, job_id="j", attempts_made=2, inject=nothing).headers["x-otp-uncertain"] == "relay:25"
+    theirs = received(headers={"x-otp-uncertain": "relay:25"})
+    assert "x-otp-uncertain" not in outgoing.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers
 
 
 def test_a_replay_is_kept_until_the_end_and_believed_only_from_us() -> None:
-    theirs = arrival(headers={"x-otp-replayed-at": 5_000, "x-otp-replayed-by": "mallory", "x-otp-fresh": "yes"})
+    theirs = received(headers={"x-otp-replayed-at": 5_000, "x-otp-replayed-by": "mallory", "x-otp-fresh": "yes"})
     assert theirs.replay is None
-    assert not _OF_REPLAY & set(copies.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers)
-    letter = arrival(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1})
-    message = copies.replayed(
-        letter.message, Replay(5_000, "ops@host", fresh=True), known=True, ours=letter.message.headers
+    assert not _OF_REPLAY & set(outgoing.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers)
+    letter = received(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1})
+    message = outgoing.replayed(
+        letter.raw, Replay(5_000, "ops@host", fresh=True), known=True, ours=letter.raw.headers
     )
     assert message.headers == {
         "n": 1, "x-otp-job-id": "j", "x-otp-attempt": 0,
         "x-otp-replayed-at": 5_000, "x-otp-replayed-by": "ops@host", "x-otp-fresh": "yes",
     }  # fmt: skip
-    due = arrival(lane="due", headers=message.headers)
+    due = received(lane="due", headers=message.headers)
     assert due.replay == Replay(5_000, "ops@host", fresh=True)
     for again in (
-        copies.retry(due, job_id="j", attempts_made=1, inject=nothing),
-        copies.dead_letter(due, Dead("rejected", "550 no", 1), job_id="j", died_ms=6_000, inject=nothing),
+        outgoing.retry(due, job_id="j", attempts_made=1, inject=nothing),
+        outgoing.dead_letter(due, Dead("rejected", "550 no", 1), job_id="j", died_ms=6_000, inject=nothing),
     ):
         assert set(again.headers) >= _OF_REPLAY
 
@@ -81,14 +81,14 @@ def test_a_body_at_the_limit_does_not_outgrow_it_by_being_counted() -> None:
     frame = b'{"email":"user@example.com","otp":"123456","x":"%s"}'
     body = frame % (b"a" * (MAX_BODY_BYTES - len(frame) + 2))
     assert len(body) == MAX_BODY_BYTES
-    message = copies.retry(arrival(body), job_id="j", attempts_made=1, inject=nothing)
+    message = outgoing.retry(received(body), job_id="j", attempts_made=1, inject=nothing)
     assert message.body == body
 
 
 def test_a_dead_letter_keeps_the_body_and_replaces_older_reasons() -> None:
-    came = arrival(headers={"x-otp-reason": "expired", "x-death": [{"count": 3}], "x-first-death-queue": "q", "n": 1})
+    came = received(headers={"x-otp-reason": "expired", "x-death": [{"count": 3}], "x-first-death-queue": "q", "n": 1})
     dead = Dead("rejected", "550 no", 1)
-    message = copies.dead_letter(came, dead, job_id="j", died_ms=2_000, inject=nothing)
+    message = outgoing.dead_letter(came, dead, job_id="j", died_ms=2_000, inject=nothing)
     assert message.body == BODY
     assert message.headers == {
         "n": 1,
@@ -102,7 +102,7 @@ def test_a_dead_letter_keeps_the_body_and_replaces_older_reasons() -> None:
 
 
 def test_headers_that_would_route_copies_elsewhere_are_left_out() -> None:
-    message = copies.unchanged(arrival(headers={"CC": ["other"], "BCC": ["third"], "n": 1}))
+    message = outgoing.unchanged(received(headers={"CC": ["other"], "BCC": ["third"], "n": 1}).raw)
     assert message.headers == {"n": 1}
 
 
@@ -118,8 +118,8 @@ def test_headers_that_would_route_copies_elsewhere_are_left_out() -> None:
 )
 def test_headers_that_would_not_fit_into_a_frame_are_left_out_and_ours_are_kept(theirs: dict[str, Any]) -> None:
     dead = Dead("malformed", "no", 0)
-    letter = copies.dead_letter(arrival(headers=theirs), dead, job_id="j", died_ms=1, inject=nothing)
-    again = copies.again(arrival(headers=theirs | {"x-otp-attempt": 1}).message)
+    letter = outgoing.dead_letter(received(headers=theirs), dead, job_id="j", died_ms=1, inject=nothing)
+    again = outgoing.unchanged(received(headers=theirs | {"x-otp-attempt": 1}).raw)
     assert again.headers["x-otp-attempt"] == 1
     assert letter.headers["x-otp-reason"] == "malformed"
     assert any(name in letter.headers for name in ("n", "h0001"))
@@ -131,10 +131,10 @@ def test_the_headers_of_a_copy_can_be_read_again_whatever_a_tracer_adds() -> Non
     def baggage(headers: Any) -> None:
         headers["baggage"] = "b" * 8_192
 
-    came = arrival(headers={f"h{it:02}": "x" * 900 for it in range(14)})
+    came = received(headers={f"h{it:02}": "x" * 900 for it in range(14)})
     for copy in (
-        copies.retry(came, job_id="j", attempts_made=1, inject=baggage),
-        copies.dead_letter(came, Dead("malformed", "no", 0), job_id="j", died_ms=1, inject=baggage),
+        outgoing.retry(came, job_id="j", attempts_made=1, inject=baggage),
+        outgoing.dead_letter(came, Dead("malformed", "no", 0), job_id="j", died_ms=1, inject=baggage),
     ):
         sign(copy.headers, copy.body, KEY)
         copy.headers["x-death"] = [{"queue": "q" * 200, "exchange": "e" * 200, "routing-keys": ["k" * 200]}] * 3
@@ -157,26 +157,26 @@ def test_ours_and_the_brokers_count_are_read_where_all_headers_are_too_large() -
 
 
 def test_properties_go_along_but_for_user_and_expiration() -> None:
-    came = arrival(content_type="text/plain", message_id="m", correlation_id="c", user_id="guest", expiration="60000")
-    message = copies.unchanged(came)
+    came = received(content_type="text/plain", message_id="m", correlation_id="c", user_id="guest", expiration="60000")
+    message = outgoing.unchanged(came.raw)
     assert (message.content_type, message.message_id, message.correlation_id) == ("text/plain", "m", "c")
     assert message.user_id is None
     assert message.expiration is None
 
 
 def test_a_header_that_cannot_be_written_again_does_not_hold_the_job() -> None:
-    came = arrival(headers={"good": "x"})
-    came.message.headers["odd"] = {"deep": object()}  # type: ignore[assignment]
-    assert copies.unchanged(came).headers == {"good": "x"}
+    came = received(headers={"good": "x"})
+    came.raw.headers["odd"] = {"deep": object()}  # type: ignore[assignment]
+    assert outgoing.unchanged(came.raw).headers == {"good": "x"}
 
 
-async def job_id(came: Arrival, reader: Reader | None = None) -> str:
+async def job_id(came: JobMessage, reader: Reader | None = None) -> str:
     reader = reader or Reader(15, b"k" * 32, MadeIds())
-    return await reader.job_id(came, OtpJob.from_bytes(came.message.body))
+    return await reader.job_id(came, OtpJob.from_bytes(came.raw.body))
 
 
 async def test_a_producers_id_is_taken() -> None:
-    assert await job_id(arrival(b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}')) == "j-1"
+    assert await job_id(received(b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}')) == "j-1"
 
 
 @pytest.mark.parametrize("content", [b', "timestamp": 1700000000000}', b"}"])
@@ -184,12 +184,12 @@ async def test_while_the_key_is_changed_an_id_stays_the_same_at_every_step(conte
     old, new, made = b"o" * 32, b"n" * 32, MadeIds()
     steps = [Reader(15, old, made, (new,)), Reader(15, new, made, (old,)), Reader(15, new, made)]
     body = b'{"email": "user@example.com", "otp": "123456"' + content
-    ids = [await job_id(arrival(body, redelivered=True), reader) for reader in steps[:2]]
+    ids = [await job_id(received(body, redelivered=True), reader) for reader in steps[:2]]
     assert ids[0] == ids[1]
     other = body.replace(b"123456", b"654321")
-    later, earlier = [await job_id(arrival(other, redelivered=True), steps[at]) for at in (1, 0)]
+    later, earlier = [await job_id(received(other, redelivered=True), steps[at]) for at in (1, 0)]
     assert later == earlier
-    assert await job_id(arrival(other, redelivered=True), steps[2]) == later
+    assert await job_id(received(other, redelivered=True), steps[2]) == later
 
 
 @pytest.mark.parametrize(
@@ -202,26 +202,26 @@ async def test_while_the_key_is_changed_an_id_stays_the_same_at_every_step(conte
 async def test_a_job_without_an_id_has_one_by_its_content_for_every_worker(
     body: bytes, properties: dict[str, Any]
 ) -> None:
-    first, second = [await job_id(arrival(body, **properties)) for _ in range(2)]
+    first, second = [await job_id(received(body, **properties)) for _ in range(2)]
     assert first == second
     assert "123456" not in first
-    assert await job_id(arrival(body, **properties), Reader(15, b"other" * 8, MadeIds())) != first
+    assert await job_id(received(body, **properties), Reader(15, b"other" * 8, MadeIds())) != first
 
 
 async def test_asking_again_with_nothing_to_tell_the_two_apart_makes_two_jobs() -> None:
     body = b'{"email": "user@example.com", "otp": "123456"}'
     made = MadeIds()
     reader = Reader(15, b"k" * 32, made)
-    first, second = await job_id(arrival(body), reader), await job_id(arrival(body), reader)
+    first, second = await job_id(received(body), reader), await job_id(received(body), reader)
     assert first != second
     other_worker = Reader(15, b"k" * 32, made)
-    assert await job_id(arrival(body, redelivered=True), other_worker) == second
+    assert await job_id(received(body, redelivered=True), other_worker) == second
     assert not [it for it in made.ids if "123456" in it or "user" in it]
 
 
 @pytest.mark.parametrize("value", ["3", True, None, b"3", 1.5])
 def test_a_count_that_is_no_number_is_as_good_as_none(value: Any) -> None:
-    came = arrival(lane="due", headers={"x-otp-attempt": value})
+    came = received(lane="due", headers={"x-otp-attempt": value})
     assert (
         came.attempts_made(OtpJob.from_bytes(b'{"email": "user@example.com", "otp": "123456", "retryCount": 2}')) == 2
     )
@@ -232,10 +232,10 @@ def traced(headers: Any) -> None:
 
 
 def test_a_retry_and_a_dead_letter_carry_the_trace_of_this_attempt() -> None:
-    came = arrival(headers={"traceparent": "00-0-0-01"})
+    came = received(headers={"traceparent": "00-0-0-01"})
     for message in (
-        copies.retry(came, job_id="j", attempts_made=1, inject=traced),
-        copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=traced),
+        outgoing.retry(came, job_id="j", attempts_made=1, inject=traced),
+        outgoing.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=traced),
     ):
         assert message.headers["traceparent"] == "00-1-2-01"
 
@@ -243,16 +243,16 @@ def test_a_retry_and_a_dead_letter_carry_the_trace_of_this_attempt() -> None:
 def test_a_throttled_dead_letter_says_when_it_would_be_allowed() -> None:
     for allowed_ms in (5_000, None):
         dead = Dead("throttled", "over a limit", 0, allowed_ms)
-        letter = copies.dead_letter(arrival(), dead, job_id="j", died_ms=1, inject=nothing)
+        letter = outgoing.dead_letter(received(), dead, job_id="j", died_ms=1, inject=nothing)
         assert letter.headers.get("x-otp-allowed-at") == allowed_ms
 
 
 def test_first_sight_and_that_the_relay_may_have_it_are_kept_until_the_end() -> None:
-    came = arrival(lane="due", headers={"x-otp-uncertain": "relay:25", "x-otp-first-seen": 7, "x-otp-job-id": "j"})
-    retried = copies.retry(came, job_id="j", attempts_made=1, inject=nothing)
+    came = received(lane="due", headers={"x-otp-uncertain": "relay:25", "x-otp-first-seen": 7, "x-otp-job-id": "j"})
+    retried = outgoing.retry(came, job_id="j", attempts_made=1, inject=nothing)
     assert retried.headers["x-otp-uncertain"] == "relay:25"
     assert retried.headers["x-otp-first-seen"] == 7
-    letter = copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=9, inject=nothing)
+    letter = outgoing.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=9, inject=nothing)
     assert letter.headers["x-otp-first-seen"] == 7
 
 
@@ -267,14 +267,14 @@ def test_first_sight_and_that_the_relay_may_have_it_are_kept_until_the_end() -> 
 )
 def test_a_body_that_was_read_leniently_is_the_same_job_in_its_retry(rest: bytes) -> None:
     body = b'{"email": "user@example.com", "otp": "123456", ' + rest + b"}"
-    message = copies.retry(arrival(body), job_id="j", attempts_made=1, inject=nothing)
+    message = outgoing.retry(received(body), job_id="j", attempts_made=1, inject=nothing)
     assert OtpJob.from_bytes(message.body).retry_count == 1
     assert OtpJob.from_bytes(message.body).metadata == OtpJob.from_bytes(body).metadata
 
 
 def test_a_body_that_cannot_be_written_again_is_retried_as_it_came() -> None:
     body = b'{"email": "user@example.com", "otp": "123456", "x": %b}' % (b"9" * 6000)
-    assert copies.retry(arrival(body), job_id="j", attempts_made=1, inject=nothing).body == body
+    assert outgoing.retry(received(body), job_id="j", attempts_made=1, inject=nothing).body == body
 
 
 def test_every_property_of_a_producer_goes_along() -> None:
@@ -282,12 +282,12 @@ def test_every_property_of_a_producer_goes_along() -> None:
         "content_type": "text/plain", "content_encoding": "identity", "correlation_id": "c", "reply_to": "r",
         "message_id": "m", "message_type": "t", "app_id": "a", "priority": 3,
     }  # fmt: skip
-    came = arrival(**properties, expiration="60000", user_id="guest")
+    came = received(**properties, expiration="60000", user_id="guest")
     for message in (
-        copies.unchanged(came),
-        copies.retry(came, job_id="j", attempts_made=1, inject=nothing),
-        copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=nothing),
-        copies.replayed(came.message, Replay(5_000, "ops", fresh=False), known=True, ours={}),
+        outgoing.unchanged(came.raw),
+        outgoing.retry(came, job_id="j", attempts_made=1, inject=nothing),
+        outgoing.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=nothing),
+        outgoing.replayed(came.raw, Replay(5_000, "ops", fresh=False), known=True, ours={}),
     ):
         kept = {("message_type" if it == "type" else it): getattr(message, it) for it in _PROPERTIES}
         assert kept == properties
@@ -300,13 +300,13 @@ _PROPERTIES = (
 
 
 def test_a_replay_counts_anew_where_its_body_is_a_job_and_leaves_any_other_body_alone() -> None:
-    came = arrival(b'{"retryCount": 3}', headers={"x-otp-attempt": 4})
+    came = received(b'{"retryCount": 3}', headers={"x-otp-attempt": 4})
     replay = Replay(5_000, "ops", fresh=False)
-    assert json.loads(copies.replayed(came.message, replay, known=True, ours={}).body) == {"retryCount": 0}
-    message = copies.replayed(arrival(b"no job").message, replay, known=False, ours={})
+    assert json.loads(outgoing.replayed(came.raw, replay, known=True, ours={}).body) == {"retryCount": 0}
+    message = outgoing.replayed(received(b"no job").raw, replay, known=False, ours={})
     assert message.body == b"no job"
     assert "x-otp-fresh" not in message.headers
-    assert copies.replayed(came.message, replay, known=True, ours={}).headers["x-otp-attempt"] == 0
+    assert outgoing.replayed(came.raw, replay, known=True, ours={}).headers["x-otp-attempt"] == 0
 
 
 def test_nothing_that_the_broker_wrote_goes_along() -> None:
@@ -315,12 +315,12 @@ def test_nothing_that_the_broker_wrote_goes_along() -> None:
         "x-first-death-exchange": "", "x-last-death-queue": "q", "x-last-death-reason": "rejected",
         "x-delivery-count": 2, "x-acquired-count": 2, "CC": ["other"], "BCC": ["third"],
     }  # fmt: skip
-    came = arrival(headers={**written, "n": 1})
+    came = received(headers={**written, "n": 1})
     for message in (
-        copies.unchanged(came),
-        copies.retry(came, job_id="j", attempts_made=1, inject=nothing),
-        copies.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=nothing),
-        copies.replayed(came.message, Replay(5_000, "ops", fresh=False), known=True, ours={}),
+        outgoing.unchanged(came.raw),
+        outgoing.retry(came, job_id="j", attempts_made=1, inject=nothing),
+        outgoing.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=1, inject=nothing),
+        outgoing.replayed(came.raw, Replay(5_000, "ops", fresh=False), known=True, ours={}),
     ):
         assert not written.keys() & message.headers.keys()
         assert message.headers["n"] == 1
@@ -353,15 +353,15 @@ def test_a_trace_header_that_no_tracer_wrote_or_that_tells_a_secret_is_dropped(
     name: str, value: object, *, kept: bool, kept_of_no_job: bool
 ) -> None:
     for job, expected in ((OtpJob.from_bytes(BODY), kept), (None, kept_of_no_job)):
-        came = arrival(headers={name: value, "n": 1})
+        came = received(headers={name: value, "n": 1})
         came.hide_in_trace(job)
-        assert came.message.headers == ({name: value, "n": 1} if expected else {"n": 1})
+        assert came.raw.headers == ({name: value, "n": 1} if expected else {"n": 1})
 
 
 @pytest.mark.parametrize("odd", ["\ufdfa" * 8_192, r"\u0041" * 1_365, "%25252541" + "a" * 8_180])
 def test_odd_trace_headers_are_judged_without_work_for_each_character(odd: str) -> None:
-    came = arrival(headers=dict.fromkeys(("traceparent", "tracestate", "baggage"), odd))
+    came = received(headers=dict.fromkeys(("traceparent", "tracestate", "baggage"), odd))
     job = OtpJob.from_bytes(b'{"email": "aaaa@example.com", "otp": "123456"}')
     _, calls = counted(lambda: came.hide_in_trace(job))
     assert calls < 40_000
-    assert came.message.headers == {}
+    assert came.raw.headers == {}

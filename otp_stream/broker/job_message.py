@@ -10,11 +10,9 @@ from uuid import uuid4
 from otp_stream.core.job import Job, Lane, OtpJob, Replay
 from otp_stream.core.masking import contains_secret, keyed_hash
 
-from .message import Delivered, Message
+from .headers import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
+from .message import Delivered, RawMessage
 
-ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
-UNCERTAIN = "x-otp-uncertain"
-REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"
 TRACE = ("traceparent", "tracestate", "baggage")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
@@ -22,10 +20,10 @@ _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class JobMessage:
     """One delivery: the message as it came, where, and when (milliseconds since 1970)."""
 
-    message: Message = field(repr=False)
+    raw: RawMessage = field(repr=False)
     lane: Lane
     seen_ms: int
     ours: Mapping[str, Any] | None = None
@@ -37,7 +35,7 @@ class Arrival:
 
         The in-memory test broker has no channels.
         """
-        return not (isinstance(self.message, Delivered) and self.message.channel.is_closed)
+        return not (isinstance(self.raw, Delivered) and self.raw.channel.is_closed)
 
     def header(self, name: str, kind: type) -> Any:
         """Return a header that only a worker writes."""
@@ -47,12 +45,12 @@ class Arrival:
     @property
     def dropped(self) -> int:
         """The size of a body that was too large to keep, 0 for all others."""
-        return self.message.dropped if isinstance(self.message, Delivered) else 0
+        return self.raw.dropped if isinstance(self.raw, Delivered) else 0
 
     @property
     def returns(self) -> int:
         """How often it went back unsettled, by a quorum queue's count; a classic queue keeps none."""
-        count = self.message.headers.get("x-delivery-count")
+        count = self.raw.headers.get("x-delivery-count")
         return count if isinstance(count, int) else 0
 
     @property
@@ -80,7 +78,7 @@ class Arrival:
 
     def carrier(self) -> dict[str, str]:
         """Return the producer's trace context (W3C)."""
-        headers = self.message.headers
+        headers = self.raw.headers
         return {name: str(headers[name]) for name in TRACE if name in headers} if headers else {}
 
     def hide_in_trace(self, request: OtpJob | None) -> None:
@@ -90,7 +88,7 @@ class Arrival:
 
         The secrets of a malformed body are not known, so only a well-formed `traceparent` is kept then.
         """
-        headers = self.message.headers
+        headers = self.raw.headers
         for name in TRACE if headers else ():
             if name not in headers:
                 continue
@@ -135,32 +133,32 @@ class Reader:
     made: MadeIds
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
 
-    async def job(self, arrival: Arrival, request: OtpJob) -> Job:
+    async def job(self, message: JobMessage, request: OtpJob) -> Job:
         """Take a job into the worker's hands."""
         return Job.from_request(
             request,
-            job_id=await self.job_id(arrival, request),
-            lane=arrival.lane,
-            first_seen_ms=arrival.first_seen_ms,
-            attempts_made=arrival.attempts_made(request),
+            job_id=await self.job_id(message, request),
+            lane=message.lane,
+            first_seen_ms=message.first_seen_ms,
+            attempts_made=message.attempts_made(request),
             default_expiry_minutes=self.default_expiry_minutes,
-            suspect=bool(arrival.message.redelivered),
-            uncertain=arrival.uncertain,
-            replay=arrival.replay,
+            suspect=bool(message.raw.redelivered),
+            uncertain=message.uncertain,
+            replay=message.replay,
         )
 
-    async def job_id(self, arrival: Arrival, request: OtpJob) -> str:
+    async def job_id(self, message: JobMessage, request: OtpJob) -> str:
         """Return the job's id: the producer's, unless it tells a secret, or one made from its content."""
-        if known := arrival.header(JOB_ID, str):
+        if known := message.header(JOB_ID, str):
             return known
         if request.job_id and contains_secret(request.job_id, request.email, request.otp):
             # ids stand in logs, headers and events
             return keyed_hash(request.job_id, self.hash_key)
-        return request.job_id or await self._made_id(arrival, request)
+        return request.job_id or await self._made_id(message, request)
 
-    async def _made_id(self, arrival: Arrival, request: OtpJob) -> str:
-        message = arrival.message
-        moment = request.timestamp if request.timestamp is not None else message.message_id or message.timestamp
+    async def _made_id(self, message: JobMessage, request: OtpJob) -> str:
+        raw = message.raw
+        moment = request.timestamp if request.timestamp is not None else raw.message_id or raw.timestamp
         content = "\0".join((request.email, request.otp, request.metadata.template, str(moment or "")))
         digests = [_digest(content, key) for key in (self.hash_key, *self.old_hash_keys)]
         if moment and not self.old_hash_keys:
@@ -168,7 +166,7 @@ class Reader:
         # Nothing tells a copy from a person who asked again and got the same code: only a message that the broker
         # marks as redelivered can be a copy, or one that has been here and whose id cannot be verified, so only these
         # take the id of the one before.
-        copied = bool(moment) or message.redelivered or arrival.lane == "due"
+        copied = bool(moment) or raw.redelivered or message.lane == "due"
         made = await self._recall(digests) if copied else None
         made = made or (digests[0] if moment else uuid4().hex)
         # while the key is changed, workers that use the old one and workers that use the new one know each other's ids

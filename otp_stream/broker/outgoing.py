@@ -1,0 +1,167 @@
+"""The messages that are published in place of a received one: its retry, its dead letter, its unchanged copy."""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+from aio_pika import DeliveryMode, Message
+from pamqp import encode
+
+from otp_stream.core.decision import Dead
+from otp_stream.core.job import MAX_BODY_BYTES, Replay, too_large
+from otp_stream.core.lenient import loads
+from otp_stream.telemetry_errors import observe
+
+from .headers import (
+    ALLOWED_AT,
+    ATTEMPT,
+    DIED_AT,
+    ERROR,
+    FIRST_SEEN,
+    FRESH,
+    JOB_ID,
+    OURS,
+    REASON,
+    REPLAYED_AT,
+    REPLAYED_BY,
+    REPLY_CODE,
+    UNCERTAIN,
+)
+from .job_message import JobMessage
+from .message import LARGEST_HEADER, Delivered, RawMessage
+
+_OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN}
+_OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
+# The broker's headers are not copied: copied `x-death` headers have lost messages on their second pass through a wait
+# queue, and CC and BCC would route the copy again to queues that have the producer's message already.
+_BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+
+_HEADERS_LIMIT = LARGEST_HEADER - 4 * 1024
+"""Maximum bytes of the headers that we publish, so that a worker can still read them with what the broker adds."""
+_LONGEST_KEPT = 1024
+"""Maximum characters of one header that is kept if all headers together are too large."""
+_NAME_BYTES = 140
+"""Upper limit for a header's name and the bytes around its value."""
+
+Headers = dict[str, Any]
+Inject = Callable[[MutableMapping[str, Any]], None]
+"""Puts the current trace context into headers."""
+
+
+def retry(
+    message: JobMessage, *, job_id: str, attempts_made: int, inject: Inject, uncertain: str | None = None
+) -> Message:
+    """Return the job for its next attempt; the body's `retryCount` is kept in step with our count."""
+    headers = _foreign(message.raw) | _ours(message, job_id, attempts_made)
+    if uncertain := uncertain or message.uncertain:
+        headers[UNCERTAIN] = uncertain
+    observe(inject, headers)
+    return _copy(message.raw, _counted(message.raw.body, attempts_made), headers)
+
+
+def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
+    """Return the dead letter: the unchanged body, and in the headers why and when the job died.
+
+    If the body was too large to keep, JSON with its size takes its place.
+    """
+    headers = _foreign(message.raw) | _ours(message, job_id, dead.attempt)
+    headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
+    if dead.allowed_ms is not None:
+        headers[ALLOWED_AT] = dead.allowed_ms
+    if dead.reply is not None:
+        headers[REPLY_CODE] = dead.reply.code
+    observe(inject, headers)
+    if not message.dropped:
+        return _copy(message.raw, message.raw.body, headers)
+    return _stub(message.raw, message.dropped, dead.reason, dead.error, headers)
+
+
+def unchanged(raw: RawMessage) -> Message:
+    """Return the same message without the broker's headers; a body that was not kept becomes a stub."""
+    headers = {name: value for name, value in raw.headers.items() if not _is_brokers(name)}
+    if isinstance(raw, Delivered) and raw.dropped:
+        return _stub(raw, raw.dropped, "malformed", str(too_large(raw.dropped)), headers)
+    return _copy(raw, raw.body, headers)
+
+
+def replayed(raw: RawMessage, replay: Replay, *, known: bool, ours: Mapping[str, Any]) -> Message:
+    """Return a dead letter's job for another start in the lane `due`; `known` says whether its body is a job.
+
+    `ours` are its headers that a worker wrote.
+    """
+    removed = _OF_DEATH | _OF_REPLAY
+    headers = _foreign(raw) | {name: value for name, value in ours.items() if name not in removed}
+    headers |= {ATTEMPT: 0, REPLAYED_AT: replay.at_ms, REPLAYED_BY: replay.by}
+    if replay.fresh:
+        headers[FRESH] = "yes"
+    return _copy(raw, _counted(raw.body, 0) if known else raw.body, headers)
+
+
+def _counted(body: bytes, attempts_made: int) -> bytes:
+    try:
+        content = loads(body)
+    except (ValueError, RecursionError):
+        return body  # a number of thousands of digits, for example, which the lenient reading takes
+    content["retryCount"] = attempts_made
+    counted = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    # our own count is in a header; a body at the limit must not become too large by it
+    return counted if len(counted) <= MAX_BODY_BYTES else body
+
+
+def _ours(message: JobMessage, job_id: str, attempts_made: int) -> Headers:
+    ours: Headers = {ATTEMPT: attempts_made, JOB_ID: job_id, FIRST_SEEN: message.first_seen_ms}
+    if message.ours and message.replay is not None:
+        ours |= {name: message.ours[name] for name in _OF_REPLAY if name in message.ours}
+    return ours
+
+
+def _foreign(raw: RawMessage) -> Headers:
+    headers = raw.headers
+    return {name: it for name, it in headers.items() if not name.startswith(OURS) and not _is_brokers(name)}
+
+
+def _is_brokers(name: str) -> bool:
+    return name.startswith(_BROKERS)
+
+
+def _encodable(headers: Headers) -> Headers:
+    with contextlib.suppress(Exception):  # no header of a foreign client may prevent a retry or a dead letter
+        if len(encode.field_table(headers)) <= _HEADERS_LIMIT:
+            return headers
+    kept: Headers = {}
+    room = _HEADERS_LIMIT
+    for name in sorted(headers, key=lambda it: not it.startswith(OURS)):
+        value = headers[name]
+        if isinstance(value, int) or (isinstance(value, str) and len(value) <= _LONGEST_KEPT):
+            room -= 4 * len(str(value)) + _NAME_BYTES  # a character has up to 4 bytes
+            if room < 0:
+                break
+            kept[name] = value
+    return kept
+
+
+def _stub(raw: RawMessage, size: int, reason: str, error: str, headers: Headers) -> Message:
+    stub = {"reason": reason, "error": f"{error}; the body was not kept", "originalSize": size}
+    message = _copy(raw, json.dumps(stub).encode(), headers)
+    message.content_type, message.content_encoding = "application/json", None
+    return message
+
+
+def _copy(raw: RawMessage, body: bytes, headers: Headers) -> Message:
+    # without user_id: the broker refuses a message with another user than ours; without expiration: a wait must not end
+    # early
+    return Message(
+        body,
+        headers=_encodable(headers),
+        delivery_mode=DeliveryMode.PERSISTENT,
+        content_type=raw.content_type,
+        content_encoding=raw.content_encoding,
+        correlation_id=raw.correlation_id,
+        reply_to=raw.reply_to,
+        message_id=raw.message_id,
+        timestamp=raw.timestamp,
+        type=raw.type,
+        app_id=raw.app_id,
+        priority=raw.priority,
+    )
