@@ -211,7 +211,7 @@ def _takes_mail(relay: str) -> str:
 def _about(app: OtpStream, observer: Observer) -> WorkerSeen:
     """Return what this worker publishes of itself to the others."""
     state = app.state()
-    unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
+    unacked = sum(lane.unacked for lane in state.broker.lanes) if state.broker else 0
     breaker = state.relays[0].circuit_breaker if state.relays else "closed"
     return WorkerSeen(_name(), __version__, state.phase, breaker, unacked, observer.stats().sent_last_minute)
 
@@ -286,7 +286,7 @@ def _rabbit_config(settings: Settings, backoff: Backoff) -> RabbitConfig:
         shown_url=settings.masked_rabbitmq_url,
         queue=settings.rabbitmq_queue_name,
         prefix=settings.rabbitmq_prefix,
-        window=settings.prefetch_count,
+        prefetch=settings.prefetch_count,
         backoff=backoff,
         default_expiry_minutes=settings.otp_expiry_minutes,
         hash_key=settings.hash_key,

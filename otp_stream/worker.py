@@ -243,7 +243,7 @@ class OtpStream(AsgiFastStream):
             self._stopping.request()
         await self.rabbit.stop_intake()
         state = self.state()
-        unacked = sum(lane.held for lane in state.broker.lanes) if state.broker else 0
+        unacked = sum(lane.unacked for lane in state.broker.lanes) if state.broker else 0
         _log.info("stopping: consumers are cancelled", unacked=unacked)
         # jobs that are not being sent are requeued at once, so that another worker can send them
         self._relay.finish()

@@ -58,8 +58,10 @@ class Stage:
         if changes.keys().isdisjoint({"BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}):
             changes |= {"MAX_DELAY_MS": "1000"}
         changes = {"MAX_RETRIES": "1"} | changes
-        ladder = {"BASE_DELAY_MS": "1000", "MAX_DELAY_MS": "30000"} | changes
-        self.rabbit.ladders.add((int(ladder["BASE_DELAY_MS"]), int(ladder["MAX_DELAY_MS"]), int(ladder["MAX_RETRIES"])))
+        backoff = {"BASE_DELAY_MS": "1000", "MAX_DELAY_MS": "30000"} | changes
+        self.rabbit.backoffs.add(
+            (int(backoff["BASE_DELAY_MS"]), int(backoff["MAX_DELAY_MS"]), int(backoff["MAX_RETRIES"]))
+        )
         worker = Worker(folder, settings(self.relay, url or self.url, queue, prefix, **changes))
         self.workers.append(worker)
         return worker

@@ -48,7 +48,7 @@ class Stream:
         topology = self.broker.topology
         self._collect(RabbitQueue(topology.dead), None, self.dead)
         for ms in topology.backoff.waits_ms:
-            self._collect(RabbitQueue(topology.rung(ms), routing_key=str(ms)), topology.retry, self.retries)
+            self._collect(RabbitQueue(topology.wait_queue(ms), routing_key=str(ms)), topology.retry, self.retries)
 
         @self.broker.subscriber(RabbitQueue("listener", routing_key="otp.#"), topology.events)
         async def listener(event: dict[str, Any]) -> None:  # pyright: ignore[reportUnusedFunction]

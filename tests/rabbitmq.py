@@ -252,7 +252,7 @@ class Rabbit:
     queue: str
     prefix: str
     channel: AbstractChannel
-    ladders: set[tuple[int, int, int]] = field(default_factory=set[tuple[int, int, int]])
+    backoffs: set[tuple[int, int, int]] = field(default_factory=set[tuple[int, int, int]])
     """Base and longest delay, milliseconds, and retries of every worker of this test."""
 
     async def call(self, url: str | None = None) -> None:
@@ -360,24 +360,24 @@ class Rabbit:
 
     async def remove(self, keep: tuple[str, ...] = ()) -> None:
         """Delete every queue and exchange of this test, of workers and of commands, which have the usual settings."""
-        for name in self.names((1000, 30000, 3), *self.ladders):
+        for name in self.names((1000, 30000, 3), *self.backoffs):
             if name not in keep:
                 await self.channel.queue_delete(name)
         for name in ("retry", "events"):
             await self.channel.exchange_delete(f"{self.prefix}.{name}")
 
-    def names(self, *ladders: tuple[int, int, int]) -> list[str]:
-        """Return every queue of this test; the wait queues are those of its workers, or of these ladders."""
+    def names(self, *backoffs: tuple[int, int, int]) -> list[str]:
+        """Return every queue of this test; by default with the wait queues of its workers."""
         from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py starts without the package
 
         ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due")]
         # each quorum queue takes two file descriptors of the broker: a hundred tests that leave theirs stop it
-        rungs = {
+        waits = {
             f"{self.prefix}.retry.{ms}"
-            for ladder in ladders or self.ladders
-            for ms in Backoff(*ladder, retry_greylisted=True).waits_ms
+            for backoff in backoffs or self.backoffs
+            for ms in Backoff(*backoff, retry_greylisted=True).waits_ms
         }
-        return [self.queue, f"{self.queue}.high", *ours, *rungs]
+        return [self.queue, f"{self.queue}.high", *ours, *waits]
 
 
 @asynccontextmanager

@@ -175,13 +175,14 @@ def _describe_channels(channels: Node, topology: Topology) -> None:
         "bindingVersion": "0.3.0",
     }
     channels["retry"]["parameters"] = {
-        "rung": {
+        "delay_ms": {
             "description": "The wait in milliseconds: one queue each, so that no wait is held up by another.",
-            "enum": [str(rung_ms) for rung_ms in topology.backoff.waits_ms],
+            "enum": [str(wait_ms) for wait_ms in topology.backoff.waits_ms],
         }
     }
     channels["retry"]["x-wait-queues"] = {
-        topology.rung(rung_ms): topology.arguments[topology.rung(rung_ms)] for rung_ms in topology.backoff.waits_ms
+        topology.wait_queue(wait_ms): topology.arguments[topology.wait_queue(wait_ms)]
+        for wait_ms in topology.backoff.waits_ms
     }
     channels["events"]["parameters"] = {
         "outcome": {

@@ -73,7 +73,7 @@ class OtpBroker(RabbitBroker):
         self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
         self._retries = self.publisher(
             exchange=topology.retry,
-            routing_key="{rung}",
+            routing_key="{delay_ms}",
             title="retry",
             schema=OtpJob,
             description="A failed job on its way to a wait queue. The routing key is the wait in milliseconds.",
@@ -104,7 +104,7 @@ class OtpBroker(RabbitBroker):
         )
         reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys)
         self._shared = Shared(reader, settler, self.events, refused, config.hash_key, config.old_hash_keys)
-        self._window = config.window
+        self._prefetch = config.prefetch
         self._lanes: dict[Lane, LaneConsumer] = {}
         self._enabled = config.enabled
         self._admin = TopologyAdmin(url, topology)
@@ -138,7 +138,7 @@ class OtpBroker(RabbitBroker):
         subscriber = OtpSubscriber(
             queue=self.topology.consumed(lane),
             lane=lane,
-            window=self._window,
+            prefetch=self._prefetch,
             shared=self._shared,
             config=cast("RabbitBrokerConfig", self.config),
             title=options.get("title"),
@@ -216,8 +216,10 @@ class OtpBroker(RabbitBroker):
     def _waits(self, depths: Mapping[int, int | None], looked_ms: int) -> tuple[WaitState, ...]:
         before = {it.delay_ms: it.empty_ms for it in self._state.waits}
         return tuple(
-            WaitState(self.topology.rung(rung_ms), rung_ms, depth, looked_ms if depth == 0 else before.get(rung_ms))
-            for rung_ms, depth in sorted(depths.items())
+            WaitState(
+                self.topology.wait_queue(wait_ms), wait_ms, depth, looked_ms if depth == 0 else before.get(wait_ms)
+            )
+            for wait_ms, depth in sorted(depths.items())
         )
 
     async def _is_blocked(self) -> bool:

@@ -14,7 +14,7 @@ class RabbitConfig:
     shown_url: str
     queue: str
     prefix: str
-    window: int
+    prefetch: int
     backoff: Backoff
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)

@@ -110,7 +110,7 @@ class Consumers:
                 del self._unseen[lane.queue]
                 self._restarted[lane.queue] = received
                 _log.warning(lost, queue=lane.queue)
-                await self._end(consumer, idle=not lane.state.held)
+                await self._end(consumer, idle=not lane.state.unacked)
 
     def _loss(self, lane: LaneConsumer) -> str:
         """Return why the lane's consumer seems lost, by the broker's figures; empty if it does not."""
@@ -120,7 +120,7 @@ class Consumers:
             return "the broker does not know our consumer, it is started again"
         # once for the same number of deliveries: a consumer that waits for a single active one gets nothing, either
         again = self._restarted.get(lane.queue) == lane.state.received
-        if lane.depth.messages and not lane.state.held and not again:
+        if lane.depth.messages and not lane.state.unacked and not again:
             return "jobs wait and RabbitMQ delivers none, the consumer is started again"
         return ""
 
@@ -190,7 +190,7 @@ class Consumers:
             channel = cast("Channel", await transport.channel(publisher_confirms=False))
             acks = Acks(channel)
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
-            await channel.basic_qos(prefetch_count=lane.window)
+            await channel.basic_qos(prefetch_count=lane.prefetch)
             deliveries.deliver(channel, DeliveryAssembler(channel, acks, lane.dispatch, connection.large))
         # otherwise only the consumer is lost: earlier deliveries can be acknowledged only over their channel
         answer = await consumer.channel.basic_consume(lane.queue, _nothing)
@@ -212,7 +212,7 @@ def _timed_out(lane: LaneConsumer) -> bool:
     If not, the queue was deleted and declared again at once, and what is in flight exists only here. RabbitMQ 4.3 has
     no consumer timeout for classic queues.
     """
-    since_ms = lane.state.oldest_held_ms
+    since_ms = lane.state.oldest_unacked_ms
     return lane.counts_returns and since_ms is not None and now_ms() - since_ms >= _SHORTEST_TIMEOUT_MS
 
 

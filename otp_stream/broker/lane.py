@@ -43,10 +43,10 @@ def _failed(task: asyncio.Task[str | None]) -> bool:
 class LaneConsumer:
     """Takes what a queue delivers. Each job runs in a task of its own: a lost connection cancels no send."""
 
-    def __init__(self, lane: Lane, queue: str, window: int, shared: Shared, handle: Handle) -> None:
+    def __init__(self, lane: Lane, queue: str, prefetch: int, shared: Shared, handle: Handle) -> None:
         self.lane: Lane = lane
         self.queue = queue
-        self.window = window
+        self.prefetch = prefetch
         self.counts_returns = lane == "due"
         """Whether it is a quorum queue: those count every return of a message."""
         self.depth: Depth | None = None
@@ -57,7 +57,7 @@ class LaneConsumer:
         self._waited_ms: int | None = None
         self._made_ms = 0
         self._came_ms: int | None = None
-        self._held: dict[asyncio.Task[str | None], JobMessage] = {}
+        self._unacked: dict[asyncio.Task[str | None], JobMessage] = {}
         self._received = 0
         self._unverified = 0
         self._warned_at = float("-inf")
@@ -73,8 +73,8 @@ class LaneConsumer:
         return LaneState(
             lane=self.lane,
             queue=self.queue,
-            window=self.window,
-            held=len(self._held),
+            prefetch=self.prefetch,
+            unacked=len(self._unacked),
             received=self._received,
             unverified=self._unverified,
             let_go=dict(self._let_go),
@@ -84,7 +84,7 @@ class LaneConsumer:
             waiting_ms=self._waiting_ms(),
             waited_ms=self._waited_ms,
             came_ms=self._came_ms,
-            oldest_held_ms=next((it.seen_ms for it in self._held.values()), None),
+            oldest_unacked_ms=next((it.seen_ms for it in self._unacked.values()), None),
         )
 
     def saw(self, depth: Depth | None) -> None:
@@ -113,7 +113,7 @@ class LaneConsumer:
         message = JobMessage(raw, self.lane, now_ms(), ours)
         task = asyncio.create_task(self._process(message))
         self._received += 1
-        self._held[task] = message
+        self._unacked[task] = message
         task.add_done_callback(self._ended)
         return task
 
@@ -123,7 +123,7 @@ class LaneConsumer:
         return ours
 
     def _ended(self, task: asyncio.Task[str | None]) -> None:
-        message = self._held.pop(task)
+        message = self._unacked.pop(task)
         how = None if task.cancelled() or _failed(task) else task.result()
         if how is not None:
             self._let_go[how] += 1
@@ -179,10 +179,10 @@ class LaneConsumer:
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""
-        while self._held and not give_up():
-            await asyncio.wait(list(self._held), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+        while self._unacked and not give_up():
+            await asyncio.wait(list(self._unacked), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
             await self._give_back()
-        await cancel_and_wait(*self._held)
+        await cancel_and_wait(*self._unacked)
         await self._give_back()
         return self._let_go["returned"]
 

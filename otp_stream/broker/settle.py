@@ -102,7 +102,7 @@ class Settler:
             message, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain
         )
         sign(copy.headers, copy.body, self.key)
-        wait = str(self.backoff.rung_ms(delay_ms))
+        wait = str(self.backoff.wait_ms(delay_ms))
         return await self._confirmed(message, copy, exchange=self.topology.retry.name, routing_key=wait)
 
     async def _confirmed(self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str) -> bool:

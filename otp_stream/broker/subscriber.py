@@ -39,7 +39,7 @@ class OtpSubscriber(RabbitSubscriber):
         *,
         queue: RabbitQueue,
         lane: Lane,
-        window: int,
+        prefetch: int,
         shared: Shared,
         config: RabbitBrokerConfig,
         title: str | None,
@@ -59,7 +59,7 @@ class OtpSubscriber(RabbitSubscriber):
             ),
             calls,
         )
-        self.lane = LaneConsumer(lane, queue.name, window, shared, self._handle)
+        self.lane = LaneConsumer(lane, queue.name, prefetch, shared, self._handle)
         self._shared = shared
         self._direct: Callable[[OtpJob, IncomingJob], Awaitable[object]] | None = None
         """The handler, where nothing is registered that must be called before it."""

@@ -77,7 +77,7 @@ class Topology:
 
     @cached_property
     def retry(self) -> RabbitExchange:
-        """The exchange that takes a failed job to its wait; routing key: the rung in milliseconds."""
+        """The exchange that takes a failed job to its wait; routing key: the wait in milliseconds."""
         return RabbitExchange(f"{self.prefix}.retry", type=ExchangeType.DIRECT, durable=True)
 
     @cached_property
@@ -85,9 +85,9 @@ class Topology:
         """The exchange that tells how jobs end; routing key: `otp.<outcome>`."""
         return RabbitExchange(f"{self.prefix}.events", type=ExchangeType.TOPIC, durable=True)
 
-    def rung(self, rung_ms: int) -> str:
+    def wait_queue(self, wait_ms: int) -> str:
         """Return the name of a wait queue."""
-        return f"{self.prefix}.retry.{rung_ms}"
+        return f"{self.prefix}.retry.{wait_ms}"
 
     @cached_property
     def arguments(self) -> dict[str, dict[str, Any]]:
@@ -96,11 +96,11 @@ class Topology:
             self.dead: {"x-queue-type": "quorum"},
             self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
         }
-        for rung_ms in self.backoff.waits_ms:
-            queues[self.rung(rung_ms)] = {
+        for wait_ms in self.backoff.waits_ms:
+            queues[self.wait_queue(wait_ms)] = {
                 **_SAFE_HOP,
                 "x-dead-letter-routing-key": self.due,
-                "x-message-ttl": rung_ms,
+                "x-message-ttl": wait_ms,
             }
         return queues
 
@@ -130,8 +130,8 @@ class Topology:
         if await self._lacks(connection, self.high, away):
             quorum = high_is_quorum is not None and await high_is_quorum()
             await _declare_queue(connection, self.high, {"x-queue-type": "quorum"} if quorum else {})
-        for rung_ms in self.backoff.waits_ms:
-            await _on_channel(connection, self.rung(rung_ms), lambda channel, ms=rung_ms: self._bind(channel, ms))
+        for wait_ms in self.backoff.waits_ms:
+            await _on_channel(connection, self.wait_queue(wait_ms), lambda channel, ms=wait_ms: self._bind(channel, ms))
         return away
 
     async def _lacks(self, connection: AbstractConnection, name: str, away: set[str]) -> bool:
@@ -142,9 +142,9 @@ class Topology:
             away.add(name)
             return False
 
-    async def _bind(self, channel: AbstractChannel, rung_ms: int) -> None:
-        queue = await channel.get_queue(self.rung(rung_ms), ensure=False)
-        await queue.bind(self.retry.name, routing_key=str(rung_ms))
+    async def _bind(self, channel: AbstractChannel, wait_ms: int) -> None:
+        queue = await channel.get_queue(self.wait_queue(wait_ms), ensure=False)
+        await queue.bind(self.retry.name, routing_key=str(wait_ms))
 
     async def depth(self, connection: AbstractConnection, name: str) -> Depth | None:
         """Ask the broker for one queue; `None` when it does not exist, or the node that holds it is down."""

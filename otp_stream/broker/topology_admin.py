@@ -80,15 +80,15 @@ class TopologyAdmin:
                 lane.saw(depth)
             missing = [lane.queue for lane in lanes if lane.depth is None]
             depths: dict[int | None, int | None] = {}
-            for rung_ms in (None, *self.topology.backoff.waits_ms):
-                name = self.topology.dead if rung_ms is None else self.topology.rung(rung_ms)
+            for wait_ms in (None, *self.topology.backoff.waits_ms):
+                name = self.topology.dead if wait_ms is None else self.topology.wait_queue(wait_ms)
                 depth = await self.topology.depth(connection, name)
                 missing += [name] if depth is None else []
-                depths[rung_ms] = depth.messages if depth else None
+                depths[wait_ms] = depth.messages if depth else None
             for exchange in (self.topology.retry, self.topology.events):
                 missing += [] if await self.topology.has_exchange(connection, exchange.name) else [exchange.name]
             dead = depths.pop(None)
-            return Depths(dead, {rung_ms: depth for rung_ms, depth in depths.items() if rung_ms is not None}, missing)
+            return Depths(dead, {wait_ms: depth for wait_ms, depth in depths.items() if wait_ms is not None}, missing)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -20,7 +20,7 @@ DEFAULT_EXCHANGE = "amq.default"
 
 async def missing_permissions(connection: AbstractConnection, topology: Topology) -> dict[Action, list[str]]:
     """Return the queues and exchanges for which the user lacks a permission that the worker needs."""
-    wait_queues = [topology.rung(ms) for ms in topology.backoff.waits_ms]
+    wait_queues = [topology.wait_queue(ms) for ms in topology.backoff.waits_ms]
     exchanges = [topology.retry.name, topology.events.name]
     needed: list[tuple[Action, str]] = [
         *(("configure", it) for it in (topology.jobs, topology.high, *topology.arguments, *exchanges)),

@@ -72,10 +72,10 @@ async def guess_old_wait_queues(
 ) -> list[OldWaitQueue]:
     """Return the existing queues that one of these pairs of base and maximum delay (milliseconds) would declare."""
     backoffs = [Backoff(base_ms, cap_ms, _MANY_RETRIES) for base_ms, cap_ms in settings]
-    waits = {ms for it in backoffs for ms in (*it.rungs_ms, *it.earlier_rungs_ms)}
+    waits = {ms for it in backoffs for ms in (*it.retry_delays_ms, *it.earlier_retry_delays_ms)}
     found: list[OldWaitQueue] = []
     for wait_ms in sorted(waits - set(topology.backoff.waits_ms)):
-        name = topology.rung(wait_ms)
+        name = topology.wait_queue(wait_ms)
         depth = await topology.depth(connection, name)
         if depth is not None:
             found.append(OldWaitQueue(name, wait_ms, None, depth.consumers))

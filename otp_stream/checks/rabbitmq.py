@@ -178,11 +178,13 @@ class RabbitmqCheck:
 
     def _listed(self, names: list[str]) -> str:
         """Return names, with wait queues as a number: there may be many."""
-        wait_queues = {self.topology.rung(ms) for ms in self.topology.backoff.waits_ms}
+        wait_queues = {self.topology.wait_queue(ms) for ms in self.topology.backoff.waits_ms}
         waits = [name for name in names if name in wait_queues]
         shown = [name for name in names if name not in wait_queues]
         if waits:
-            shown.append(waits[0] if len(waits) == 1 else f"{len(waits)} wait queues {self.topology.rung(0)[:-1]}*")
+            shown.append(
+                waits[0] if len(waits) == 1 else f"{len(waits)} wait queues {self.topology.wait_queue(0)[:-1]}*"
+            )
         return ", ".join(shown)
 
 

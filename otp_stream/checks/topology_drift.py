@@ -80,7 +80,7 @@ async def inspect_topology(
     for name, arguments in topology.arguments.items():
         drift.queues.append(await _queue(connection, name, arguments))
     for wait_ms in topology.backoff.waits_ms:
-        key, queue = str(wait_ms), topology.rung(wait_ms)
+        key, queue = str(wait_ms), topology.wait_queue(wait_ms)
         state: State = "unknown" if bound is None else "exists" if (key, queue) in bound else "missing"
         drift.bindings.append(Binding(topology.retry.name, key, queue, state))
     return drift
@@ -108,7 +108,7 @@ def definitions(
             {
                 "source": topology.retry.name,
                 "vhost": virtual_host,
-                "destination": topology.rung(wait_ms),
+                "destination": topology.wait_queue(wait_ms),
                 "destination_type": "queue",
                 "routing_key": str(wait_ms),
                 "arguments": {},

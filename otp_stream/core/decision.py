@@ -145,7 +145,7 @@ def _again(
     if exhausted and not greylisted:
         return Dead("retries_exhausted", error, attempts_made + 1)
     delay_ms = backoff.cap_ms if exhausted else backoff.delay_ms(attempts_made, fraction)
-    if now_ms + backoff.rung_ms(delay_ms) >= expires_ms:
+    if now_ms + backoff.wait_ms(delay_ms) >= expires_ms:
         return Dead("expired", f"the code expires before the next try; last: {error}", attempts_made + 1)
     return Retry(delay_ms, attempts_made + 1, error)
 
@@ -153,10 +153,10 @@ def _again(
 def _aside(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Park | Dead:
     if now_ms >= expires_ms:
         return expired(now_ms, expires_ms, attempts_made)
-    rung_ms = backoff.longest_rung_ms(expires_ms - now_ms)
-    if rung_ms is None:
+    wait_ms = backoff.longest_wait_ms(expires_ms - now_ms)
+    if wait_ms is None:
         return Dead("expired", "it was not sent in time, and the code expires before another wait ends", attempts_made)
-    return Park(rung_ms)
+    return Park(wait_ms)
 
 
 def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:

@@ -122,8 +122,10 @@ def _tables(tables: TablesState) -> Check:
 def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:
     late: list[str] = []
     for lane in lanes:
-        if lane.oldest_held_ms is not None and now_ms - lane.oldest_held_ms > LATE_MS:
-            late.append(f"the oldest unacked job of {lane.queue} arrived {in_words(now_ms - lane.oldest_held_ms)} ago")
+        if lane.oldest_unacked_ms is not None and now_ms - lane.oldest_unacked_ms > LATE_MS:
+            late.append(
+                f"the oldest unacked job of {lane.queue} arrived {in_words(now_ms - lane.oldest_unacked_ms)} ago"
+            )
         if lane.waiting_ms is not None and now_ms - lane.waiting_ms > LATE_MS:
             since = in_words(now_ms - lane.waiting_ms)
             late.append(f"{lane.depth} wait in {lane.queue}, the oldest for {since}")

@@ -61,16 +61,16 @@ class LaneState:
 
     lane: Lane
     queue: str
-    window: int
+    prefetch: int
     """Prefetch count: unacked jobs allowed."""
-    held: int = 0
+    unacked: int = 0
     """Unacked jobs now."""
     received: int = 0
     """Deliveries since start."""
     unverified: int = 0
     """Of them, retries whose headers have no valid signature."""
     let_go: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Deliveries that are no longer unacked, by how they ended: `received` is their sum plus `held`."""
+    """Deliveries that are no longer unacked, by how they ended: `received` is their sum plus `unacked`."""
     depth: int | None = None
     """Jobs ready in the queue, as RabbitMQ reports; `None` before the first report."""
     consumers: int | None = None
@@ -83,7 +83,7 @@ class LaneState:
     """Age of the last job received here, from its `timestamp`."""
     came_ms: int | None = None
     """When that job was received (milliseconds since 1970)."""
-    oldest_held_ms: int | None = None
+    oldest_unacked_ms: int | None = None
     """When the oldest unacked job was received (milliseconds since 1970)."""
 
 

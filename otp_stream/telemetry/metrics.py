@@ -116,8 +116,8 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
     yield _gauge("broker_connected", "Whether RabbitMQ is connected.", broker.connected)
     yield _gauge("broker_blocked", "Whether RabbitMQ refuses publishes.", broker.blocked)
     lanes = broker.lanes
-    yield _by("prefetch_count", "Unacked jobs allowed at this worker.", "lane", {it.lane: it.window for it in lanes})
-    yield _by("jobs_unacked", "Unacked jobs at this worker.", "lane", {it.lane: it.held for it in lanes})
+    yield _by("prefetch_count", "Unacked jobs allowed at this worker.", "lane", {it.lane: it.prefetch for it in lanes})
+    yield _by("jobs_unacked", "Unacked jobs at this worker.", "lane", {it.lane: it.unacked for it in lanes})
     yield from _ledger(broker)
     yield _by("queue_ready", "Jobs ready, as RabbitMQ reports.", "queue", {it.queue: it.depth for it in lanes})
     yield _by("queue_consumers", "Consumers, as RabbitMQ reports.", "queue", {it.queue: it.consumers for it in lanes})
@@ -142,7 +142,7 @@ def _ledger(broker: BrokerState) -> Iterator[Metric]:
             settled.add_metric([lane.lane, how], lane.let_go.get(how, 0))
     yield received
     yield settled
-    yield _by("ledger_unacked", "Unacked deliveries, by lane.", "lane", {it.lane: it.held for it in broker.lanes})
+    yield _by("ledger_unacked", "Unacked deliveries, by lane.", "lane", {it.lane: it.unacked for it in broker.lanes})
 
 
 def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:

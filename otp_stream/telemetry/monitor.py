@@ -81,7 +81,7 @@ def _log_health(state: WorkerState, stats: Stats, lag_ms: int) -> None:
         "retried": stats.retried,
     }
     if state.broker is not None:
-        figures["unacked"] = sum(lane.held for lane in state.broker.lanes)
+        figures["unacked"] = sum(lane.unacked for lane in state.broker.lanes)
         figures["queued"] = sum(lane.depth or 0 for lane in state.broker.lanes)
         figures["retries_waiting"] = state.broker.waiting
         figures["dead_letters"] = state.broker.dead

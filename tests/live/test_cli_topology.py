@@ -205,8 +205,8 @@ async def test_definitions_need_no_broker(tmp_path: Path) -> None:
 
 async def old_wait_queue(client: Rabbit, wait_ms: int, *bodies: bytes, bind: bool = True) -> str:
     """Declare a wait queue of other settings that contains jobs."""
-    name = TOPOLOGY.rung(wait_ms)
-    arguments = TOPOLOGY.arguments[TOPOLOGY.rung(1150)] | {"x-message-ttl": wait_ms}
+    name = TOPOLOGY.wait_queue(wait_ms)
+    arguments = TOPOLOGY.arguments[TOPOLOGY.wait_queue(1150)] | {"x-message-ttl": wait_ms}
     queue = await client.channel.declare_queue(name, durable=True, arguments=arguments)
     if bind:
         await queue.bind(TOPOLOGY.retry.name, str(wait_ms))

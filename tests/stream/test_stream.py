@@ -91,7 +91,7 @@ async def test_of_the_jobs_that_wait_the_high_lane_goes_first(start_stream: Star
         publishing.create_task(stream.publish(job(jobId="third", email="third@example.com")))
         publishing.create_task(stream.publish(job(jobId="urgent", email="urgent@example.com"), "service_send_otp.high"))
         async with asyncio.timeout(5):
-            while sum(lane.state.held for lane in stream.broker.lanes) < 4:  # noqa: ASYNC110 - a plain number
+            while sum(lane.state.unacked for lane in stream.broker.lanes) < 4:  # noqa: ASYNC110 - a plain number
                 await asyncio.sleep(0.001)
         hold.set()
     assert stream.recipients[0] == "first@example.com"

@@ -87,7 +87,7 @@ class Scene:
     async def bring(self, body: bytes = BODY, *, redelivered: bool = False, **properties: Any) -> None:
         """Receive a message, and wait for its end."""
         self.receive(body, redelivered=redelivered, **properties)
-        await self.until(lambda: self.consumer.state.held == 0)
+        await self.until(lambda: self.consumer.state.unacked == 0)
 
     def told(self) -> list[dict[str, Any]]:
         queue = self.events._queue
@@ -455,7 +455,7 @@ async def test_at_a_stop_what_has_not_ended_goes_back_to_its_queue(lane: Lane, k
         assert sorted(scene.deliveries.acked) == [1, 2, 3]
         assert scene.deliveries.nacked == []
     assert scene.consumer.state.let_go == {"returned": 3}
-    assert scene.consumer.state.held == 0
+    assert scene.consumer.state.unacked == 0
 
 
 async def test_a_stop_lets_jobs_end_until_it_gives_up() -> None:
@@ -492,9 +492,9 @@ async def test_a_job_that_is_cancelled_before_the_stop_is_not_returned_by_it() -
     scene = Scene(instead=hang)
     scene.receive()
     await scene.until(lambda: len(scene.jobs) == 1)
-    (task,) = scene.consumer._held
+    (task,) = scene.consumer._unacked
     task.cancel()
-    await scene.until(lambda: scene.consumer.state.held == 0)
+    await scene.until(lambda: scene.consumer.state.unacked == 0)
     scene.consumer.stop()
     async with asyncio.timeout(5):
         assert await scene.consumer.drain(lambda: True) == 0
@@ -507,12 +507,12 @@ async def test_what_is_cancelled_at_a_stop_while_it_drains_goes_back_at_once() -
     scene.receive()
     await scene.until(lambda: len(scene.jobs) == 2)
     scene.consumer.stop()
-    first, _ = scene.consumer._held
+    first, _ = scene.consumer._unacked
     give_up = False
     draining = asyncio.create_task(scene.consumer.drain(lambda: give_up))
     first.cancel()
     await scene.until(lambda: scene.deliveries.nacked == [(1, True)])
-    assert scene.consumer.state.held == 1
+    assert scene.consumer.state.unacked == 1
     give_up = True
     async with asyncio.timeout(5):
         assert await draining == 2

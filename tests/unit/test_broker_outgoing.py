@@ -58,9 +58,7 @@ def test_a_replay_is_kept_until_the_end_and_believed_only_from_us() -> None:
     assert theirs.replay is None
     assert not _OF_REPLAY & set(outgoing.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers)
     letter = received(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1})
-    message = outgoing.replayed(
-        letter.raw, Replay(5_000, "ops@host", fresh=True), known=True, ours=letter.raw.headers
-    )
+    message = outgoing.replayed(letter.raw, Replay(5_000, "ops@host", fresh=True), known=True, ours=letter.raw.headers)
     assert message.headers == {
         "n": 1, "x-otp-job-id": "j", "x-otp-attempt": 0,
         "x-otp-replayed-at": 5_000, "x-otp-replayed-by": "ops@host", "x-otp-fresh": "yes",

@@ -19,7 +19,7 @@ from otp_stream.embedded import EmbeddedBroker
 from otp_stream.embedded.store import Message as Stored
 
 BACKOFF = Backoff(1000, 30000, 3)
-RUNG = str(BACKOFF.rungs_ms[0])
+WAIT = str(BACKOFF.retry_delays_ms[0])
 
 
 @dataclass
@@ -54,7 +54,7 @@ async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
     embedded.store.declare_exchange("otp.retry", "direct")
     for name in ("there", "wait"):
         embedded.store.declare_queue(name, {}, None)
-    embedded.store.exchange("otp.retry").bindings.append((RUNG, "wait"))
+    embedded.store.exchange("otp.retry").bindings.append((WAIT, "wait"))
     async with amqp_proxy(f"amqp://guest:guest@127.0.0.1:{embedded.port}/") as (proxy, url):
         config = RabbitConfig(url, "", "jobs", "otp", 10, BACKOFF, 15, b"k" * 32)
         broker = OtpBroker(config, made=MadeIds(), refused=lambda *_: None, inject=lambda _: None)
@@ -65,7 +65,7 @@ async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
     await embedded.stop()
 
 
-@pytest.mark.parametrize(("exchange", "routing_key", "queue"), [("", "there", "there"), ("otp.retry", RUNG, "wait")])
+@pytest.mark.parametrize(("exchange", "routing_key", "queue"), [("", "there", "there"), ("otp.retry", WAIT, "wait")])
 async def test_a_message_arrives_persistent_and_with_its_headers(
     scene: Scene, exchange: str, routing_key: str, queue: str
 ) -> None:
@@ -88,7 +88,7 @@ async def test_a_message_that_reaches_no_queue_is_an_error(scene: Scene, exchang
 async def test_a_message_to_an_exchange_that_is_missing_is_an_error(scene: Scene) -> None:
     del scene.embedded.store.exchanges["otp.retry"]
     with pytest.raises(_REFUSALS):
-        await scene.publish("otp.retry", RUNG)
+        await scene.publish("otp.retry", WAIT)
 
 
 async def test_a_publish_is_not_over_before_the_broker_confirms(scene: Scene) -> None:

@@ -98,8 +98,8 @@ async def test_nothing_is_acknowledged_before_its_publish_is_confirmed(scene: Sc
 @pytest.mark.parametrize(
     ("settlement", "exchange", "routing_key", "attempt"),
     [
-        (Retry(1000, 3, "451 later"), "otp.retry", str(BACKOFF.rung_ms(1000)), 3),
-        (Retry(1003, 3, "451 later"), "otp.retry", str(BACKOFF.rung_ms(1003)), 3),
+        (Retry(1000, 3, "451 later"), "otp.retry", str(BACKOFF.wait_ms(1000)), 3),
+        (Retry(1003, 3, "451 later"), "otp.retry", str(BACKOFF.wait_ms(1003)), 3),
         (Park(5_200), "otp.retry", "5200", 2),
         (Dead("rejected", "550 no", 3), "", "otp.dead", 3),
     ],
@@ -112,7 +112,7 @@ async def test_each_settlement_goes_where_it_belongs_with_its_attempts(
     assert (only.exchange, only.routing_key, only.headers["x-otp-attempt"]) == (exchange, routing_key, attempt)
     assert (only.headers["x-otp-job-id"], only.headers["tenant"], only.delivery_mode) == ("j-1", "t1", 2)
     if exchange:
-        assert int(routing_key) in BACKOFF.rungs_ms
+        assert int(routing_key) in BACKOFF.retry_delays_ms
         assert json.loads(only.body)["retryCount"] == attempt
     else:
         assert only.body == BODY

@@ -37,16 +37,16 @@ class Channel:
         del self.consumers[tag]
 
 
-@pytest.mark.parametrize(("held", "did"), [(0, ["close"]), (3, ["cancel tag"])])
+@pytest.mark.parametrize(("unacked", "did"), [(0, ["close"]), (3, ["cancel tag"])])
 async def test_a_consumer_that_was_unknown_for_long_is_closed(
-    monkeypatch: pytest.MonkeyPatch, held: int, did: list[str]
+    monkeypatch: pytest.MonkeyPatch, unacked: int, did: list[str]
 ) -> None:
     now = 100.0
     monkeypatch.setattr(consumers, "monotonic", lambda: now)
     it, channel = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel()
     it._consumers["q"] = cast("Any", consumers._Consumer(cast("Any", channel), cast("Any", None), "tag"))
     lane = SimpleNamespace(
-        queue="q", depth=SimpleNamespace(consumers=0, messages=0), state=SimpleNamespace(held=held, received=3)
+        queue="q", depth=SimpleNamespace(consumers=0, messages=0), state=SimpleNamespace(unacked=unacked, received=3)
     )
     looks = [0, 0, 1, 0, 0]  # consumers by the broker's count, three seconds apart: one that is seen restarts the timer
     for count in looks:
@@ -67,12 +67,12 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
     now = 100.0
     monkeypatch.setattr(consumers, "monotonic", lambda: now)
     it, channel = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel()
-    state = SimpleNamespace(held=0, received=3)
+    state = SimpleNamespace(unacked=0, received=3)
     lane = SimpleNamespace(queue="q", depth=SimpleNamespace(consumers=1, messages=5), state=state)
 
-    async def look(received: int, held: int = 0) -> None:
+    async def look(received: int, unacked: int = 0) -> None:
         nonlocal now
-        state.received, state.held = received, held
+        state.received, state.unacked = received, unacked
         await it.compare([cast("Any", lane)])
         now += 3
 
@@ -82,8 +82,8 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
 
     consume()
     # three seconds apart; meanwhile it got a job, or had some in flight
-    for received, held in [(3, 0), (3, 0), (4, 0), (4, 0), (4, 2), (4, 0), (4, 0)]:
-        await look(received, held)
+    for received, unacked in [(3, 0), (3, 0), (4, 0), (4, 0), (4, 2), (4, 0), (4, 0)]:
+        await look(received, unacked)
     assert channel.did == []
     await look(4)
     assert channel.did == ["close"]
@@ -97,7 +97,7 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
 
 
 @pytest.mark.parametrize(
-    ("version", "quorum", "ended_by_us", "held_ms", "old", "new"),
+    ("version", "quorum", "ended_by_us", "unacked_ms", "old", "new"),
     [
         ("4.3.6", True, False, 3000, ["close"], ["qos 5", "consume q"]),
         ("4.3.6", True, True, 3000, ["consume q"], []),
@@ -109,7 +109,7 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
     ],
 )
 async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeued(
-    *, version: str, quorum: bool, ended_by_us: bool, held_ms: int, old: list[str], new: list[str]
+    *, version: str, quorum: bool, ended_by_us: bool, unacked_ms: int, old: list[str], new: list[str]
 ) -> None:
     it, before, after = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel(), Channel()
     before.consumers.clear()
@@ -119,8 +119,8 @@ async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeu
     async def channel(**_: Any) -> Channel:
         return after
 
-    state = SimpleNamespace(oldest_held_ms=now_ms() - held_ms)
-    lane = SimpleNamespace(queue="q", window=5, dispatch=None, state=state, counts_returns=quorum)
+    state = SimpleNamespace(oldest_unacked_ms=now_ms() - unacked_ms)
+    lane = SimpleNamespace(queue="q", prefetch=5, dispatch=None, state=state, counts_returns=quorum)
     connection, transport = (
         SimpleNamespace(large=None),
         SimpleNamespace(channel=channel, server_properties={"version": version}),

@@ -127,7 +127,7 @@ def test_a_job_that_may_not_be_attempted_costs_no_attempt(refusal: Refusal, now_
 
 
 def test_a_delay_beyond_every_wait_queue_takes_the_longest_one() -> None:
-    assert BACKOFF.rung_ms(BACKOFF.rungs_ms[-1] + 1) == BACKOFF.rungs_ms[-1]
+    assert BACKOFF.wait_ms(BACKOFF.retry_delays_ms[-1] + 1) == BACKOFF.retry_delays_ms[-1]
 
 
 def test_an_expired_job_is_not_admitted() -> None:
@@ -157,21 +157,21 @@ def test_a_wait_is_never_short_and_late_by_less_than_a_tenth(
     step = base * 2**made
     assert min(step, backoff.cap_ms) - 1 <= delay <= min(step * 1.3 + 1, backoff.cap_ms)
     if made < retries:
-        rung = backoff.rung_ms(delay)
-        assert rung in backoff.rungs_ms
-        assert delay <= rung <= delay * 1.1 + 250
-        assert rung <= delay * 1.1 + 52  # the broker may be late as well
-    assert len(backoff.rungs_ms) <= 3 * max(retries, 1)
+        wait = backoff.wait_ms(delay)
+        assert wait in backoff.retry_delays_ms
+        assert delay <= wait <= delay * 1.1 + 250
+        assert wait <= delay * 1.1 + 52  # the broker may be late as well
+    assert len(backoff.retry_delays_ms) <= 3 * max(retries, 1)
 
 
 def test_the_default_settings_take_eight_wait_queues_and_retries_spread_over_them() -> None:
     backoff = Backoff(1_000, 30_000, 3)
     assert backoff.waits_ms == (1_150, 1_300, 2_200, 2_400, 2_600, 4_400, 4_800, 5_200)
-    for retries_made, rungs in enumerate(((1_150, 1_300), (2_200, 2_400, 2_600), (4_400, 4_800, 5_200))):
-        used = [backoff.rung_ms(backoff.delay_ms(retries_made, fraction / 600)) for fraction in range(600)]
-        assert set(used) == set(rungs)
-        assert all(abs(used.count(rung) - 600 / len(rungs)) <= 2 for rung in rungs)
+    for retries_made, waits in enumerate(((1_150, 1_300), (2_200, 2_400, 2_600), (4_400, 4_800, 5_200))):
+        used = [backoff.wait_ms(backoff.delay_ms(retries_made, fraction / 600)) for fraction in range(600)]
+        assert set(used) == set(waits)
+        assert all(abs(used.count(wait) - 600 / len(waits)) <= 2 for wait in waits)
 
 
 def test_the_wait_queues_of_earlier_versions_are_known() -> None:
-    assert Backoff(1_000, 30_000, 2).earlier_rungs_ms == (1075, 1150, 1225, 1300, 2150, 2300, 2450, 2600)
+    assert Backoff(1_000, 30_000, 2).earlier_retry_delays_ms == (1075, 1150, 1225, 1300, 2150, 2300, 2450, 2600)

@@ -122,7 +122,7 @@ def test_a_greylisted_mail_is_tried_again_until_its_code_expires() -> None:
     while isinstance(settlement := judge(GREY, len(waits), now_ms), Retry):
         assert settlement.attempt == len(waits) + 1
         waits.append(settlement.delay_ms)
-        now_ms += BACKOFF.rung_ms(settlement.delay_ms)
+        now_ms += BACKOFF.wait_ms(settlement.delay_ms)
     assert waits[:5] == [1000, 2000, 4000, 30_000, 30_000]
     assert set(waits[3:]) == {30_000}
     assert LIFE_MS - 30_000 <= now_ms < LIFE_MS
@@ -146,5 +146,5 @@ def test_greylisting_can_be_counted_like_any_failure() -> None:
 @pytest.mark.parametrize("retries", [0, 1, 3, 10])
 def test_the_wait_between_greylisted_attempts_has_a_queue_of_its_length(retries: int) -> None:
     backoff = Backoff(1000, 30_000, retries, retry_greylisted=True)
-    assert backoff.rung_ms(30_000) == 30_000 == backoff.waits_ms[-1]
-    assert set(backoff.rungs_ms) <= set(backoff.waits_ms)
+    assert backoff.wait_ms(30_000) == 30_000 == backoff.waits_ms[-1]
+    assert set(backoff.retry_delays_ms) <= set(backoff.waits_ms)

@@ -93,7 +93,7 @@ def test_a_broker_that_delivers_no_jobs_is_reported_with_the_reason(
 
 
 def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
-    late = replace(LANES[0], oldest_held_ms=LATE)
+    late = replace(LANES[0], oldest_unacked_ms=LATE)
     found = checks(replace(GOOD, broker=replace(BROKER, connected=False, lanes=(late,))), NONE, NOW)
     assert found[0] == Check("phase", "healthy", "consuming resumes when RabbitMQ is back")
     assert "pace" not in [check.name for check in found]
@@ -162,12 +162,12 @@ def test_health_follows_the_first_relay_and_reports_every_one(
 @pytest.mark.parametrize(
     ("lanes", "text"),
     [
-        ((replace(LANES[0], oldest_held_ms=LATE),), "the oldest unacked job of q.jobs arrived 10 s ago"),
+        ((replace(LANES[0], oldest_unacked_ms=LATE),), "the oldest unacked job of q.jobs arrived 10 s ago"),
         ((replace(LANES[0], depth=7, waiting_ms=LATE),), "7 wait in q.jobs, the oldest for 10 s"),
         ((replace(LANES[0], depth=7, waiting_ms=NOW - 150_000),), "7 wait in q.jobs, the oldest for 2.5 min"),
         (
             (
-                replace(LANES[0], oldest_held_ms=LATE),
+                replace(LANES[0], oldest_unacked_ms=LATE),
                 LANES[1],
                 replace(LANES[2], depth=1, waiting_ms=NOW - 60_000),
             ),
@@ -182,12 +182,12 @@ def test_codes_that_are_late_are_trouble_though_they_go_out(lanes: tuple[LaneSta
 
 
 def test_a_job_that_came_just_now_is_not_late() -> None:
-    soon = replace(LANES[0], depth=7, oldest_held_ms=NOW - LATE_MS, waiting_ms=NOW - LATE_MS)
+    soon = replace(LANES[0], depth=7, oldest_unacked_ms=NOW - LATE_MS, waiting_ms=NOW - LATE_MS)
     assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NONE, NOW)) == "healthy"
 
 
 def test_behind_opened_breakers_the_relay_is_the_trouble_and_told_of_alone() -> None:
-    late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_held_ms=LATE)
+    late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_unacked_ms=LATE)
     shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(CLOSED,))
     assert [it.name for it in checks(shut, NONE, NOW)] == ["phase", "broker", "relay", "endings"]
     assert [it.name for it in checks(replace(shut, relays=(CLOSED, RELAY)), NONE, NOW)][-1] == "pace"
