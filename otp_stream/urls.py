@@ -1,9 +1,10 @@
-"""URLs that operators set: read strictly, and shown without their secrets.
+"""Parse the URLs that operators set, strictly, and mask their secrets.
 
-A password that is not percent-encoded moves the borders of a URL: what follows its `@`, `/`, `?` or `#` is then read as
-host, path or fragment. Such a URL is refused, and no text made here contains a piece of it.
+If a password is not percent-encoded, the part after its `@`, `/`, `?` or `#` is read as host, path or fragment. Such a
+URL is refused, and no error message or masked URL contains a piece of it.
 """
 
+import ipaddress
 import re
 from urllib.parse import SplitResult, urlsplit
 
@@ -30,7 +31,7 @@ def read_url(url: str, schemes: set[str], example: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text quotes what it could not read
+    except ValueError:  # its text quotes the URL
         raise ValueError(f"has a port that is not a number from 1 to 65535, or an invalid host; {ESCAPE}") from None
     if scheme.lower() == "memory" and not parts.netloc:
         return parts
@@ -42,14 +43,14 @@ def read_url(url: str, schemes: set[str], example: str) -> SplitResult:
         raise ValueError(f"must contain a host, as in {example}")
     elif not _HOST.fullmatch(host) or port == 0:
         raise ValueError(f"has a port that is not a number from 1 to 65535, or an invalid host; {ESCAPE}")
-    elif not host.isascii() and not scheme.lower().startswith("smtp"):  # those hosts are made A-labels by IDNA 2008
-        # libraries make IDNA 2003 of it, and so another host
+    elif not host.isascii() and not scheme.lower().startswith("smtp"):  # for SMTP we convert it by IDNA 2008
+        # the clients would convert it by IDNA 2003, to another host
         raise ValueError("has a host with non-ASCII characters; write it in the form xn--…, as at the registrar")
     return parts
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL as it may be shown: no password, no query, and nothing of one that is ambiguous."""
+    """Return a URL for logs and pages: no password, no query, and nothing of an ambiguous one."""
     scheme = url.partition("://")[0].lower()
     try:
         parts = read_url(url, {scheme}, "")
@@ -60,3 +61,11 @@ def without_secrets(url: str) -> str:
     # a name without a password may be a password: redis://secret@host
     shown = f"{name}:***" if password and name else "***"
     return f"{parts.scheme}://{shown if at else ''}{at}{host}{parts.path}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` can only be this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")

@@ -25,7 +25,7 @@ from .asgi import Receive, Scope, Send, refuse
 from .broker import OtpBroker
 from .core.state import Phase, RelayState, TablesState, WorkerState
 from .http_connections import connection_limit, limit_connections
-from .settings import Settings
+from .settings import Settings, find_warnings
 from .tasks import cancel_and_wait, forever
 
 _UVICORN_OPTIONS = (
@@ -233,7 +233,7 @@ class OtpStream(AsgiFastStream):
             _log.warning("WORKER=false: serving HTTP only (health, documents, page); set WORKER=true to consume")
         elif self.settings.prefetch_count == 1:
             _log.warning("PREFETCH_COUNT=1: one job at a time, each waits for the one before; 200 is a good value")
-        for warning in self.settings.warnings():
+        for warning in find_warnings(self.settings):
             _log.warning(warning)
         if self.settings.secret_key is None:
             _log.warning("SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords")

@@ -6,7 +6,7 @@ from otp_stream.app import relays
 from otp_stream.broker.topology import Topology
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.relay import RelayConfig
-from otp_stream.settings import Settings, load
+from otp_stream.settings import Settings, find_problems, find_warnings, load
 
 from .amqp import topology_of
 from .settings import with_demo_broker
@@ -29,7 +29,9 @@ class CheckedSettings:
         settings, problems = load(worker=True)
         settings = with_demo_broker(settings)
         problems = [*(it for it in load()[1] if it.startswith("WORKER:")), *problems]
-        unreadable = {it.partition(":")[0] for it in problems} - {it.partition(":")[0] for it in settings.problems()}
+        unreadable = {it.partition(":")[0] for it in problems} - {
+            it.partition(":")[0] for it in find_problems(settings)
+        }
         if not settings.worker:
             # the two delays contradict each other, and `load` has returned only defaults: read all other settings
             settings, more = load(worker=True, base_delay_ms=1000, max_delay_ms=30_000)
@@ -56,7 +58,7 @@ def check_settings(checked: CheckedSettings, report: Report) -> None:
         report(CheckResult("problem", problem))
     if not checked.problems:
         report(CheckResult("ok", f"a worker starts with these settings ({it.app_env})"))
-    for warning in it.warnings():
+    for warning in find_warnings(it):
         report(CheckResult("warning", warning))
     if it.prefetch_count == 1 and "PREFETCH_COUNT" not in checked.unreadable:
         text = "PREFETCH_COUNT=1: one job at a time, each waits for the one before"

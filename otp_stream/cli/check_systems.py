@@ -12,7 +12,8 @@ from otp_stream.checks.templates import check_templates
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.relay import RelayConfig
-from otp_stream.settings import REQUIRED_FOR_LOGIN, is_loopback
+from otp_stream.settings import REQUIRED_FOR_LOGIN
+from otp_stream.urls import is_loopback
 
 from .check_settings import CheckedSettings
 

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from otp_stream.settings import Settings, is_loopback
+from otp_stream.settings import Settings
+from otp_stream.urls import is_loopback
 
 from . import charts, line, output, producer, progress
 from .charts import Bar, Timeline

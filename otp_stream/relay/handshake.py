@@ -12,8 +12,8 @@ from typing import TypeVar
 import idna
 
 from otp_stream.core.outcome import Reply, Stage
-from otp_stream.settings import is_loopback
 from otp_stream.sockets import Addresses, certificate_name
+from otp_stream.urls import is_loopback
 
 from .config import RelayConfig
 from .envelope import Extensions

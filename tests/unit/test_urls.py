@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from otp_stream.settings import load
+from otp_stream.settings import find_warnings, load
 from otp_stream.telemetry.otlp import SpanExporter
 from otp_stream.urls import read_url, without_secrets
 
@@ -33,7 +33,7 @@ def _no_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def shown(name: str, url: str) -> str:
     """Return all that is written of a setting's value, which must be nothing secret."""
     settings, problems = load(**({name.lower(): url} if not name.startswith("OTEL") else {}))
-    texts = [*problems, *settings.warnings(), str(settings.shown()), repr(settings), without_secrets(url)]
+    texts = [*problems, *find_warnings(settings), str(settings.shown()), repr(settings), without_secrets(url)]
     return " ".join([*texts, settings.masked_rabbitmq_url, settings.masked_redis_url or ""])
 
 

@@ -1,0 +1,17 @@
+"""Every environment variable that the worker knows: one typed, frozen object, read once."""
+
+from .fallback_relay import FallbackRelay
+from .load import load
+from .problems import REQUIRED, REQUIRED_FOR_LOGIN, find_problems, find_warnings
+from .settings import EMBEDDED_BROKER_PORT, Settings
+
+__all__ = [
+    "EMBEDDED_BROKER_PORT",
+    "REQUIRED",
+    "REQUIRED_FOR_LOGIN",
+    "FallbackRelay",
+    "Settings",
+    "find_problems",
+    "find_warnings",
+    "load",
+]

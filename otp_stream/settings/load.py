@@ -1,0 +1,103 @@
+"""Read the settings, and find every problem at once."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from otp_stream.urls import read_url
+
+from .fields import ENV_FILE
+from .problems import REQUIRED_FOR_LOGIN, find_problems
+from .settings import Settings
+
+_DELAYS = {"base_delay_ms", "max_delay_ms"}
+
+
+def load(**values: Any) -> tuple[Settings, list[str]]:
+    """Read the settings from the environment and `.env`, or from `values` by field name, which win.
+
+    Returns them with every problem found. Values that cannot be read are replaced by the defaults, so that documents
+    can still be generated; check the problems before you start anything else.
+    """
+    problems = _env_file_problems()
+    if problems:
+        values = {"_env_file": None, **values}
+    problems += _tracing_problems(os.environ)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        invalid = error.errors(include_input=False)
+        settings, more = _with_defaults(invalid, values)
+        return settings, [*problems, *map(_explain, invalid), *more]
+    return settings, [*problems, *find_problems(settings)]
+
+
+def _env_file_problems() -> list[str]:
+    """Return why `.env` cannot be read; pydantic-settings would misread other encodings, or raise an exception."""
+    content = b""
+    try:
+        content = ENV_FILE.read_bytes() if ENV_FILE.is_file() else b""
+        if "\0" in content.decode("utf-8-sig"):  # UTF-16 without its mark
+            return [f"{ENV_FILE}: is not encoded as UTF-8; save it as UTF-8"]
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        return [f"{ENV_FILE}: line {line} is not encoded as UTF-8; save the file as UTF-8"]
+    except OSError as error:
+        return [f"{ENV_FILE}: cannot be read ({error.strerror})"]
+    return []
+
+
+def _tracing_problems(environ: Mapping[str, str]) -> list[str]:
+    """Check the endpoints that OpenTelemetry's SDK reads itself."""
+    found: list[str] = []
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        if url := environ.get(name, "").strip():
+            try:
+                read_url(url, {"http", "https"}, "http://collector.example.com:4318")
+            except ValueError as error:
+                found.append(f"{name}: {error}")
+    return found
+
+
+def _with_defaults(invalid: list[ErrorDetails], values: dict[str, Any]) -> tuple[Settings, list[str]]:
+    """Return the settings with defaults in place of the invalid ones, and the other problems."""
+    bad = {str(item["loc"][0]).lower() for item in invalid if item["loc"]}
+    if not _DELAYS.isdisjoint(bad):
+        bad |= _DELAYS  # one of them cannot be compared with the default of the other
+    defaults = {name: field.default for name, field in Settings.model_fields.items() if name in bad}
+    try:
+        settings = Settings(**{**values, **defaults})
+    except ValidationError as error:  # two valid settings contradict each other
+        more = error.errors(include_input=False)
+        return Settings.model_construct(), [_explain(item) for item in more] if more != invalid else []
+    # no second problem for a setting that is already named: it would be about the default
+    bad |= {name.lower() for name in REQUIRED_FOR_LOGIN} if "smtp_auth" in bad else set()
+    return settings, [it for it in find_problems(settings) if it.partition(":")[0].lower() not in bad]
+
+
+_TEXTS = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "too_short": "must have {min_length} characters or more",
+    "string_too_short": "must have {min_length} characters or more",
+    "string_too_long": "must have {max_length} characters or fewer",
+    "string_unicode": "must be text in UTF-8",
+    "string_pattern_mismatch": "has a character that is not allowed; the pattern is {pattern}",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+    "finite_number": "must be a number",
+}
+"""By pydantic's type of error; the others keep pydantic's text."""
+
+
+def _explain(item: ErrorDetails) -> str:
+    name = ".".join(map(str, item["loc"])).upper().replace("APP_ENV", "NODE_ENV (or APP_ENV)")
+    text = _TEXTS.get(item["type"], "").format(**item.get("ctx", {}))
+    text = text or item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{name}: {text}" if name else text

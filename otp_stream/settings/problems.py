@@ -1,0 +1,108 @@
+"""Settings that prevent a start, and unsafe ones that are allowed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from otp_stream.urls import is_loopback
+
+from .passwords import is_guessable, is_placeholder
+from .settings import Settings
+from .validators import MAKE_KEY, listed
+
+REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
+REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
+_NO = {"0", "f", "false", "n", "no"}
+
+
+def find_problems(settings: Settings) -> list[str]:
+    """Return the problems that prevent a start, each with its fix."""
+    found: list[str] = []
+    if settings.worker:
+        required = REQUIRED + (REQUIRED_FOR_LOGIN if settings.smtp_auth == "login" else ())
+        for name in required:
+            if getattr(settings, name.lower()) is None:
+                alternative = " (or set SMTP_AUTH=none)" if name in REQUIRED_FOR_LOGIN else ""
+                found.append(f"{name}: is required when WORKER=true{alternative}")
+    for name in ("smtp_ca_file", "templates_dir"):
+        path: Path | None = getattr(settings, name)
+        if path is not None and not path.exists():
+            found.append(f"{name.upper()}: {path} does not exist")
+    if settings.app_env == "production":
+        found += _unsafe_in_production(settings)
+    return found
+
+
+def _unsafe_in_production(settings: Settings) -> list[str]:
+    found = [f"{text}; this is refused in production" for text in _unsafe_everywhere(settings)]
+    if settings.secret_key is None:
+        found.append(f"SECRET_KEY: is required in production; {MAKE_KEY}")
+    parts = urlsplit(settings.rabbitmq_url.get_secret_value())
+    if settings.embedded:
+        found.append("RABBITMQ_URL: memory:// loses all jobs at a stop; it is refused in production")
+    elif (parts.username or "guest") == "guest":
+        found.append("RABBITMQ_URL: the user guest is refused in production; create a user for otp-stream")
+    if settings.smtp_host and settings.smtp_tls == "none" and not is_loopback(settings.smtp_host):
+        found.append("SMTP_TLS: none is refused in production to a host that is not loopback; use starttls or implicit")
+    found += [
+        f"SMTP_FALLBACK_URLS: tls=none is refused in production to {relay.host}, not loopback; leave it out"
+        for relay in settings.fallbacks
+        if relay.tls == "none" and not is_loopback(relay.host)
+    ]
+    return found
+
+
+def _unsafe_everywhere(settings: Settings) -> list[str]:
+    """Return settings that are unsafe in every network, each with its fix."""
+    found = [text for name, url in _remote_servers(settings).items() for text in _unsafe_in_url(name, url)]
+    if settings.smtp_pass and is_placeholder(settings.smtp_pass.get_secret_value(), settings.smtp_user or ""):
+        found.append("SMTP_PASS: is a placeholder or easy to guess; set the relay's password")
+    found += [
+        f"SMTP_FALLBACK_URLS: the password of entry {number} is easy to guess; set the relay's password"
+        for number, relay in enumerate(settings.fallbacks, 1)
+        if is_placeholder(relay.password or "", relay.user or "")
+    ]
+    if settings.http_token and is_guessable(settings.http_token.get_secret_value()):
+        found.append("HTTP_TOKEN: is guessable; make a random one: openssl rand -hex 32")
+    if any(map(is_guessable, listed(settings.secret_key))):
+        found.append(f"SECRET_KEY: is guessable; {MAKE_KEY}")
+    return found
+
+
+def _unsafe_in_url(name: str, url: str) -> Iterator[str]:
+    parts = urlsplit(url)
+    given = dict(parse_qsl(parts.query))
+    options = {key: value.lower() for key, value in given.items()}
+    if parts.scheme == "amqps" and options.get("no_verify_ssl", "0") != "0":
+        yield f"{name}: no_verify_ssl accepts any certificate, also an attacker's; use cafile=/path/ca.pem"
+    if options.get("ssl_cert_reqs", "required") != "required" or options.get("ssl_check_hostname") in _NO:
+        yield (
+            f"{name}: ssl_cert_reqs and ssl_check_hostname accept any certificate, also an attacker's; "
+            "use ssl_ca_certs=/path/ca.pem"
+        )
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    logins = ((user, password), (given.get("username", user), given.get("password", "")))
+    if any(is_placeholder(password, user) for user, password in logins):
+        yield f"{name}: its password is easy to guess; use a random one"
+
+
+def _remote_servers(settings: Settings) -> dict[str, str]:
+    """Return the URL of each server on another machine, by setting."""
+    urls = {"RABBITMQ_URL": settings.rabbitmq_url, "REDIS_URL": settings.redis_url}
+    return {
+        name: url.get_secret_value()
+        for name, url in urls.items()
+        if url and not is_loopback(urlsplit(url.get_secret_value()).hostname or "localhost")
+    }
+
+
+def find_warnings(settings: Settings) -> list[str]:
+    """Return unsafe settings that are allowed, each with its fix; for the log at start and `otp-stream check`."""
+    found = _unsafe_everywhere(settings) if settings.app_env != "production" else []
+    if settings.app_env != "development":
+        found += [
+            f"{name}: {scheme}:// sends passwords and codes unencrypted to another host; use {scheme}s://"
+            for name, url in _remote_servers(settings).items()
+            if (scheme := urlsplit(url).scheme) in {"amqp", "redis"}
+        ]
+    return found
