@@ -19,9 +19,10 @@ import structlog
 import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.app import cast_uvicorn_params
+from starlette.types import Receive, Scope, Send
 
 from . import __version__
-from .asgi import Receive, Scope, Send, refuse
+from .asgi import NOT_FOUND, SecureApp
 from .broker import OtpBroker
 from .core.state import Phase, RelayState, TablesState, WorkerState
 from .http_connections import connection_limit, limit_connections
@@ -134,7 +135,7 @@ class OtpStream(AsgiFastStream):
         self._relay = relay
         self._tables = tables
         self.hooks = hooks
-        self._hosts = settings.own_hosts
+        self._http = SecureApp(super().__call__, settings.own_hosts)
         self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
         self._background: list[asyncio.Task[None]] = []
         self._cancelling_consumers: asyncio.Task[None] | None = None
@@ -147,14 +148,12 @@ class OtpStream(AsgiFastStream):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as FastStream does, and refuse requests for other hosts and unknown paths."""
-        if scope["type"] == "lifespan":
-            await super().__call__(scope, receive, send)
-            return
-        # behind a proxy that serves us below a path (--root-path), uvicorn prepends that path to each of ours
-        scope = {**scope, "path": scope["path"].removeprefix(scope.get("root_path", ""))}
-        if not await refuse(scope, send, dict(self.routes), self._hosts):
-            await super().__call__(scope, receive, send)
+        """Respond as FastStream does, with security headers, and refuse requests for other hosts."""
+        await (super().__call__ if scope["type"] == "lifespan" else self._http)(scope, receive, send)
+
+    async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse an unknown path, or a WebSocket."""
+        await NOT_FOUND(scope, receive, send)
 
     def state(self) -> WorkerState:
         """Return the current state of the whole worker."""

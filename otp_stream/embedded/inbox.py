@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from email.message import EmailMessage
 from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qs
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp
 
-from otp_stream.asgi import FRAME_POLICY, POLICY, Answer, Route, Scope, get_route
+from otp_stream.asgi import FRAME, PAGE_WITH_FRAMES, get_route, text
 
 _HERE = Path(__file__).parent
 _KEPT = 500
@@ -59,7 +61,7 @@ class Inbox:
         if self._server is not None:
             self._server.close()
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, ASGIApp]:
         """Return the inbox's pages by path."""
         return {
             "/inbox": get_route(self._list),
@@ -98,34 +100,34 @@ class Inbox:
     def _protocol(self) -> SMTP:
         return SMTP(self, hostname="inbox.localhost", enable_SMTPUTF8=True, loop=asyncio.get_running_loop())
 
-    async def _list(self, scope: Scope) -> Answer:
-        shown = self._selected(scope) or next(iter(self.mails), None)
+    async def _list(self, request: Request) -> Response:
+        chosen = self._selected(request)
         html = _PAGES.get_template("inbox.html").render(
-            mails=self.mails, shown=shown, chosen=self._selected(scope) is not None, newest=self._newest_number
+            mails=self.mails,
+            shown=chosen or next(iter(self.mails), None),
+            chosen=chosen is not None,
+            newest=self._newest_number,
         )
-        return Answer(html.encode(), "text/html; charset=utf-8", policy=f"{POLICY}; frame-src 'self'")
+        return HTMLResponse(html, headers=PAGE_WITH_FRAMES)
 
-    async def _newest(self, _: Scope) -> Answer:
-        return Answer(str(self._newest_number).encode(), "text/plain")
+    async def _newest(self, _: Request) -> Response:
+        return text(str(self._newest_number))
 
     @property
     def _newest_number(self) -> int:
         return self.mails[0].number if self.mails else 0
 
-    async def _mail(self, scope: Scope) -> Answer:
-        mail = self._selected(scope)
-        if mail is None:
-            return Answer(b"no such mail\n", "text/plain", 404)
-        # sandboxed: an e-mail must run and load nothing, as in a mail program
-        return Answer(mail.part("html").encode(), "text/html; charset=utf-8", policy=FRAME_POLICY)
+    async def _mail(self, request: Request) -> Response:
+        mail = self._selected(request)
+        return text("no such mail\n", 404) if mail is None else HTMLResponse(mail.part("html"), headers=FRAME)
 
-    def _selected(self, scope: Scope) -> Received | None:
-        wanted = parse_qs(scope["query_string"].decode("latin-1")).get("id", [""])[0]
+    def _selected(self, request: Request) -> Received | None:
+        wanted = request.query_params.get("id", "")
         return next((mail for mail in self.mails if str(mail.number) == wanted), None)
 
 
-async def _file(name: str, kind: str, _: Scope) -> Answer:
-    return Answer((_HERE / name).read_bytes(), f"{kind}; charset=utf-8")
+async def _file(name: str, kind: str, _: Request) -> Response:
+    return Response((_HERE / name).read_bytes(), media_type=kind)
 
 
 _PAGES = Environment(

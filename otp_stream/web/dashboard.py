@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
 from otp_stream import clock
-from otp_stream.asgi import Answer, Scope
 from otp_stream.core.decision import GOOD, REASONS
 from otp_stream.core.health import Status, checks, unshared_state, worst
 from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
@@ -74,13 +76,13 @@ class Dashboard:
     version: str
     environment: str
 
-    async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+    async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
         """Answer with the whole page; `refused` is the reason why a form was refused."""
-        logged_in = await self.sessions.is_authorized(scope)
-        form_key = self.sessions.form_key(scope) if logged_in else ""
+        logged_in = await self.sessions.is_authorized(request)
+        form_key = self.sessions.form_key(request) if logged_in else ""
         fields = await self._fields()
         html = render("dashboard.html", **fields, logged_in=logged_in, form_key=form_key, refused=refused)
-        return Answer(html.encode(), "text/html; charset=utf-8", status)
+        return HTMLResponse(html, status)
 
     async def snapshot(self) -> Snapshot:
         """Return the parts that are updated. They contain nothing of a session, because all viewers get the same."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from otp_stream import clock
-from otp_stream.asgi import Answer, Fields, Scope, redirect
+from otp_stream.asgi import Fields, redirect
 from otp_stream.core.dead_letter import DeadLetter, DeadLettersInUseError, filter_by, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.decision import REASONS
@@ -94,12 +96,12 @@ class DeadLettersView:
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
     _running: asyncio.Task[None] | None = None
 
-    async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+    async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
         """Show dead letters by cause, or to visitors only their number; `refused` says what was not done, and why."""
-        if self.sessions.is_blocked(scope):
+        if self.sessions.is_blocked(request):
             return TOO_MANY
-        if await self.sessions.is_authorized(scope):
-            return await self._by_cause(scope, refused, status)
+        if await self.sessions.is_authorized(request):
+            return await self._by_cause(request, refused, status)
         html = render(
             "dead_letter_count.html",
             count=await self.count(),
@@ -107,9 +109,9 @@ class DeadLettersView:
             can=self.sessions.token is not None,
             refused=refused,
         )
-        return Answer(html.encode(), "text/html; charset=utf-8", status)
+        return HTMLResponse(html, status)
 
-    async def _by_cause(self, scope: Scope, refused: str | None, status: int) -> Answer:
+    async def _by_cause(self, request: Request, refused: str | None, status: int) -> Response:
         # RabbitMQ delivers and requeues every dead letter with its body: too expensive for visitors
         if self._done is None:
             await self._fetch()
@@ -131,49 +133,51 @@ class DeadLettersView:
             age_ms=(time.monotonic() - self._fetched_at) * 1000,
             report=report,
             done=self._done,
-            form_key=self.sessions.form_key(scope),
+            form_key=self.sessions.form_key(request),
             now_ms=now_ms,
         )
-        return Answer(html.encode(), "text/html; charset=utf-8", status)
+        return HTMLResponse(html, status)
 
-    async def _refuse(self, scope: Scope, text: str, status: int) -> Answer:
-        if is_program(scope):
-            return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
-        return await self.page(scope, text, status)
+    async def _refuse(self, request: Request, text: str, status: int) -> Response:
+        if is_program(request):
+            return PlainTextResponse(f"{text}\n", status)
+        return await self.page(request, text, status)
 
-    async def replay(self, scope: Scope, fields: Fields) -> Answer:
+    async def replay(self, request: Request, fields: Fields) -> Response:
         """Start a replay of one group."""
-        if self.sessions.is_blocked(scope):
+        if self.sessions.is_blocked(request):
             return TOO_MANY
-        if refusal := await self.sessions.refusal(scope, fields):
-            return await self._refuse(scope, *refusal)
+        if refusal := await self.sessions.refusal(request, fields):
+            return await self._refuse(request, *refusal)
         try:
             conditions = [f"{name}={fields[name]}" for name in _FIELDS if name in fields]
             which = DeadLetterFilter.parse(conditions, clock.now_ms())
         except ValueError as error:
-            return await self._refuse(scope, str(error), 400)
+            return await self._refuse(request, str(error), 400)
         if not which:
-            return await self._refuse(scope, "reason: is required", 400)
+            return await self._refuse(request, "reason: is required", 400)
         if self._running is not None:
-            return await self._refuse(scope, "a replay is running: wait until it ends", 409)
+            return await self._refuse(request, "a replay is running: wait until it ends", 409)
         self._done, self._report, self._error = 0, None, None
-        self._running = asyncio.create_task(self._replay(which, client_name(scope), fresh=fields.get("fresh") == "yes"))
+        self._running = asyncio.create_task(
+            self._replay(which, client_name(request), fresh=fields.get("fresh") == "yes")
+        )
         return redirect("dead")
 
-    async def login(self, scope: Scope, fields: Fields) -> Answer:
+    async def login(self, request: Request, fields: Fields) -> Response:
         """Open a session."""
-        if self.sessions.is_blocked(scope):
+        if self.sessions.is_blocked(request):
             return TOO_MANY
-        cookie = await self.sessions.open(fields.get("token", ""), secure=scope.get("scheme") == "https", scope=scope)
+        cookie = await self.sessions.open(fields.get("token", ""), request)
         if cookie is None:
-            return await self._refuse(scope, "the token is wrong: try again", 403)
+            return await self._refuse(request, "the token is wrong: try again", 403)
         return redirect("." if fields.get("to") == "." else "dead", cookie=cookie)
 
-    async def logout(self, scope: Scope, fields: Fields) -> Answer:
+    async def logout(self, request: Request, fields: Fields) -> Response:
         """Close the session."""
-        if not self.sessions.is_own_form(scope, fields.get("key", "")):
-            return await self._refuse(scope, FOREIGN_FORM, 403)
-        return redirect("dead", cookie=await self.sessions.close(scope))
+        if not self.sessions.is_own_form(request, fields.get("key", "")):
+            return await self._refuse(request, FOREIGN_FORM, 403)
+        return redirect("dead", cookie=await self.sessions.close(request))
 
     async def _fetch(self) -> None:
         async with self._fetching:

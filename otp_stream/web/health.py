@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from otp_stream import clock
-from otp_stream.asgi import Answer, Scope, as_json, header
+from otp_stream.asgi import json_response
 from otp_stream.core.decision import REASONS
 from otp_stream.core.health import Check, Status, checks, worst
 from otp_stream.core.state import Stats, TablesState, WorkerState
@@ -36,17 +39,17 @@ class HealthView:
         self._version = version
         self._refreshing: asyncio.Task[None] | None = None
 
-    async def alive(self, _: Scope) -> Answer:
+    async def alive(self, _: Request) -> Response:
         """Answer as long as the event loop runs."""
-        return as_json({"status": "alive"})
+        return json_response({"status": "alive"})
 
-    async def ready(self, _: Scope) -> Answer:
+    async def ready(self, _: Request) -> Response:
         """Answer 503 where no codes are going out."""
         found = checks(await self.fresh_state(_REFRESH_TIMEOUT_S), self._stats(), clock.now_ms())
         status = worst(found)
-        return as_json({"status": status, "checks": _checks(found)}, _http_status(status))
+        return json_response({"status": status, "checks": _checks(found)}, _http_status(status))
 
-    async def health(self, _: Scope) -> Answer:
+    async def health(self, _: Request) -> Response:
         """Answer with checks and statistics, with 503 where no codes are going out."""
         state, stats, now_ms = await self.fresh_state(_REFRESH_TIMEOUT_S), self._stats(), clock.now_ms()
         found = checks(state, stats, now_ms)
@@ -73,12 +76,12 @@ class HealthView:
             "checks": _checks(found),
             "version": self._version,
         }
-        return as_json(body, _http_status(status))
+        return json_response(body, _http_status(status))
 
-    async def metrics(self, scope: Scope) -> Answer:
+    async def metrics(self, request: Request) -> Response:
         """Answer in the format that the `Accept` header requests."""
-        body, content_type = self._metrics(header(scope, b"accept"))
-        return Answer(body, content_type)
+        body, content_type = self._metrics(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
 
     async def dead_letters(self) -> int | None:
         """Return the number of dead letters that RabbitMQ reports; `None` if it is disconnected or not consumed."""

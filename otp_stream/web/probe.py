@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
-from otp_stream.asgi import Answer, Fields, Scope, as_json, redirect
+from otp_stream.asgi import Fields, json_response, redirect
 from otp_stream.core.probe import Probed
 
 from .session import TOO_MANY, Sessions, client_name, is_program
@@ -25,7 +27,7 @@ Probe = Callable[[str | None], Coroutine[Any, Any, list[Probed]]]
 class Page(Protocol):
     """Makes the operations page."""
 
-    async def page(self, scope: Scope, refused: str | None = None, status: int = 200) -> Answer:
+    async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
         """Return the page; `refused` is the reason why a form was refused."""
         ...
 
@@ -41,23 +43,23 @@ class ProbeView:
     """This worker's."""
     _running: set[asyncio.Task[list[Probed]]] = field(default_factory=set[asyncio.Task[list[Probed]]])
 
-    async def submit(self, scope: Scope, fields: Fields) -> Answer:
+    async def submit(self, request: Request, fields: Fields) -> Response:
         """Send a probe to the relay that the form names, or to each that accepts no mail."""
-        if self.sessions.is_blocked(scope):
+        if self.sessions.is_blocked(request):
             return TOO_MANY
-        if refusal := await self.sessions.refusal(scope, fields):
-            return await self._refuse(scope, *refusal)
-        _log.info("a probe is requested", by=client_name(scope), relay=fields.get("relay", "")[:_MAX_LOGGED])
-        probed = await self._probe(fields.get("relay") or None, None if is_program(scope) else _BROWSER_WAIT_S)
+        if refusal := await self.sessions.refusal(request, fields):
+            return await self._refuse(request, *refusal)
+        _log.info("a probe is requested", by=client_name(request), relay=fields.get("relay", "")[:_MAX_LOGGED])
+        probed = await self._probe(fields.get("relay") or None, None if is_program(request) else _BROWSER_WAIT_S)
         if probed is None:
             return redirect(".")
         if not probed:
-            return await self._refuse(scope, "this process has no relay of that name, or runs with WORKER=false", 404)
-        if is_program(scope):
+            return await self._refuse(request, "this process has no relay of that name, or runs with WORKER=false", 404)
+        if is_program(request):
             relays = [{"relay": it.relay.name, "result": it.result, "text": it.text} for it in probed]
-            return as_json({"worker": self.name, "accepted": all(it.good for it in probed), "relays": relays})
+            return json_response({"worker": self.name, "accepted": all(it.good for it in probed), "relays": relays})
         too_soon = next((it.text for it in probed if it.result == "too_soon"), None)
-        return redirect(".") if too_soon is None else await self._refuse(scope, too_soon, 429)
+        return redirect(".") if too_soon is None else await self._refuse(request, too_soon, 429)
 
     async def _probe(self, relay: str | None, wait_s: float | None) -> list[Probed] | None:
         """Return the results, or `None` if they take longer than `wait_s` seconds; the probe is finished anyway."""
@@ -67,7 +69,7 @@ class ProbeView:
         await asyncio.wait({task}, timeout=wait_s)
         return task.result() if task.done() else None
 
-    async def _refuse(self, scope: Scope, text: str, status: int) -> Answer:
-        if is_program(scope):
-            return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", status)
-        return await self.dashboard.page(scope, text, status)
+    async def _refuse(self, request: Request, text: str, status: int) -> Response:
+        if is_program(request):
+            return PlainTextResponse(f"{text}\n", status)
+        return await self.dashboard.page(request, text, status)

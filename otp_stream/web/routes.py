@@ -6,8 +6,11 @@ from functools import cache, partial
 from typing import Any
 
 import yaml
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp
 
-from otp_stream.asgi import Answer, Route, Scope, as_json, form_route, get_route, stream_route
+from otp_stream.asgi import form_route, get_route, json_response, stream_route
 from otp_stream.core.state import WorkerState
 
 from .dashboard import Dashboard, Tables, Telemetry
@@ -43,7 +46,7 @@ class Sources:
     environment: str
 
 
-def routes(sources: Sources) -> dict[str, Route]:
+def routes(sources: Sources) -> dict[str, ASGIApp]:
     """Return every path with its ASGI route."""
     stats = sources.telemetry.stats
     health = HealthView(sources.state, stats, sources.refresh, sources.metrics, sources.version)
@@ -55,7 +58,7 @@ def routes(sources: Sources) -> dict[str, Route]:
     dead = DeadLettersView(sources.dead_letters, sessions, health.dead_letters, lambda: stats().endings)
     probe = ProbeView(sources.probe, sessions, dashboard, sources.name)
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
-    views: dict[str, Callable[[Scope], Awaitable[Answer]]] = {
+    views: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": dashboard.page,
         "/dead": dead.page,
         "/templates": templates.page,
@@ -77,19 +80,19 @@ def routes(sources: Sources) -> dict[str, Route]:
     }
 
 
-async def _asset(name: str, _: Scope) -> Answer:
+async def _asset(name: str, _: Request) -> Response:
     content_type, content = ASSETS[name]
-    return Answer(content, content_type)
+    return Response(content, media_type=content_type)
 
 
-async def _asyncapi_page(document: Callable[[], dict[str, Any]], _: Scope) -> Answer:
-    return Answer(asyncapi_page(document()).encode(), "text/html; charset=utf-8")
+async def _asyncapi_page(document: Callable[[], dict[str, Any]], _: Request) -> Response:
+    return HTMLResponse(asyncapi_page(document()))
 
 
-async def _asyncapi_json(document: Callable[[], dict[str, Any]], _: Scope) -> Answer:
-    return as_json(document())
+async def _asyncapi_json(document: Callable[[], dict[str, Any]], _: Request) -> Response:
+    return json_response(document())
 
 
-async def _asyncapi_yaml(document: Callable[[], dict[str, Any]], _: Scope) -> Answer:
+async def _asyncapi_yaml(document: Callable[[], dict[str, Any]], _: Request) -> Response:
     text = yaml.safe_dump(document(), sort_keys=False, allow_unicode=True)
-    return Answer(text.encode(), "application/yaml")
+    return Response(text, media_type="application/yaml")

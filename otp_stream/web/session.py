@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from starlette.requests import Request
 
-from otp_stream.asgi import Answer, Fields, Scope, header
+from otp_stream.asgi import Fields, text
 
 COOKIE = "otp_session"
 _SESSION_LIFETIME_S = 8 * 3600
@@ -49,20 +50,21 @@ class Sessions:
     """Cookies of closed sessions."""
     _login_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def open(self, token: str, *, secure: bool, scope: Scope | None = None) -> str | None:
+    async def open(self, token: str, request: Request) -> str | None:
         """Return the `Set-Cookie` of a new session, or `None` after a delay if the token is wrong."""
         async with self._login_lock:
             if self.token is None or not hmac.compare_digest(token.encode(), self.token.encode()):
-                self._record_failure(scope or {})
+                self._record_failure(request)
                 await asyncio.sleep(_FAILED_LOGIN_DELAY_S)
                 return None
         until, nonce = str(int(time.time()) + _SESSION_LIFETIME_S), secrets.token_hex(8)
-        flags = f"Path=/; HttpOnly; SameSite=Strict; Max-Age={_SESSION_LIFETIME_S}{'; Secure' if secure else ''}"
+        secure = "; Secure" if request.scope.get("scheme") == "https" else ""
+        flags = f"Path=/; HttpOnly; SameSite=Strict; Max-Age={_SESSION_LIFETIME_S}{secure}"
         return f"{COOKIE}={until}.{nonce}-{self._sign('session', f'{until}.{nonce}')}; {flags}"
 
-    async def close(self, scope: Scope) -> str:
+    async def close(self, request: Request) -> str:
         """Close a session for all workers that share flags, and return the `Set-Cookie` that deletes its cookie."""
-        cookie = _cookie(scope)
+        cookie = _cookie(request)
         left_s = self._seconds_left(cookie)
         if left_s > 0:
             self._remember_closed(cookie)
@@ -70,27 +72,27 @@ class Sessions:
                 _log.warning("logout is known to this process only", others_accept_the_cookie_for_s=left_s)
         return f"{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0"
 
-    def is_blocked(self, scope: Scope) -> bool:
+    def is_blocked(self, request: Request) -> bool:
         """Whether this client has sent too many wrong tokens within the last minute."""
-        times = [at for at in self._failures.get(_client(scope), ()) if time.monotonic() - at < _FAILURE_WINDOW_S]
+        times = [at for at in self._failures.get(_client(request), ()) if time.monotonic() - at < _FAILURE_WINDOW_S]
         return len(times) >= _MAX_FAILURES
 
-    def _record_failure(self, scope: Scope) -> None:
-        client = _client(scope)
-        _log.warning("wrong HTTP_TOKEN", client=client, path=scope.get("path"))
+    def _record_failure(self, request: Request) -> None:
+        client = _client(request)
+        _log.warning("wrong HTTP_TOKEN", client=client, path=request.scope.get("path"))
         self._failures[client] = [*self._failures.pop(client, ()), time.monotonic()][-_MAX_FAILURES:]
         if len(self._failures) > _MAX_ENTRIES:
             self._failures.popitem(last=False)
 
-    async def is_authorized(self, scope: Scope) -> bool:
+    async def is_authorized(self, request: Request) -> bool:
         """Whether the request has the cookie of an open session, or the token itself (`Authorization: Bearer`)."""
-        if self.token is None or self.is_blocked(scope):
+        if self.token is None or self.is_blocked(request):
             return False
-        if self._has_token(scope):
+        if self._has_token(request):
             return True
-        if is_program(scope):
-            self._record_failure(scope)
-        cookie = _cookie(scope)
+        if is_program(request):
+            self._record_failure(request)
+        cookie = _cookie(request)
         if self._seconds_left(cookie) <= 0:
             return False
         if self.flags is not None and await self.flags.has_flag(_logout_flag(cookie)):
@@ -98,24 +100,24 @@ class Sessions:
             return False
         return True
 
-    def form_key(self, scope: Scope) -> str:
+    def form_key(self, request: Request) -> str:
         """Return the CSRF token of this session's forms, without which another site's form is refused."""
-        return self._sign("form", _cookie(scope))
+        return self._sign("form", _cookie(request))
 
-    async def refusal(self, scope: Scope, fields: Fields) -> tuple[str, int] | None:
+    async def refusal(self, request: Request, fields: Fields) -> tuple[str, int] | None:
         """Return the reason and the status if this request may not change anything, else `None`."""
-        if not await self.is_authorized(scope):
+        if not await self.is_authorized(request):
             return LOGIN_REQUIRED, 403
-        return None if self.is_own_form(scope, fields.get("key", "")) else (FOREIGN_FORM, 403)
+        return None if self.is_own_form(request, fields.get("key", "")) else (FOREIGN_FORM, 403)
 
-    def is_own_form(self, scope: Scope, key: str) -> bool:
+    def is_own_form(self, request: Request, key: str) -> bool:
         """Whether a form is from our pages. A request with the token itself needs no form key."""
-        if self.token is None or self._has_token(scope):
+        if self.token is None or self._has_token(request):
             return self.token is not None
-        return hmac.compare_digest(key.encode(), self.form_key(scope).encode())
+        return hmac.compare_digest(key.encode(), self.form_key(request).encode())
 
-    def _has_token(self, scope: Scope) -> bool:
-        sent, expected = _bearer(scope) or "", (self.token or "").encode()
+    def _has_token(self, request: Request) -> bool:
+        sent, expected = _bearer(request) or "", (self.token or "").encode()
         return bool(expected) and hmac.compare_digest(sent.encode(), expected)
 
     def _seconds_left(self, cookie: str) -> int:
@@ -138,25 +140,23 @@ class Sessions:
 
 LOGIN_REQUIRED = "log in with HTTP_TOKEN first"
 FOREIGN_FORM = "this form is from another site, or the session has ended: log in and try again"
-TOO_MANY = Answer(
-    b"too many wrong tokens: try again in a minute\n", "text/plain", 429, headers=((b"retry-after", b"60"),)
-)
+TOO_MANY = text("too many wrong tokens: try again in a minute\n", 429, {"retry-after": "60"})
 
 
-def is_program(scope: Scope) -> bool:
+def is_program(request: Request) -> bool:
     """Whether a program sent the request: it sends a bearer token, a browser sends a cookie."""
-    return _bearer(scope) is not None
+    return _bearer(request) is not None
 
 
-def _bearer(scope: Scope) -> str | None:
+def _bearer(request: Request) -> str | None:
     # behind a proxy that requires a password, a browser sends that as `Basic` with each request
-    scheme, _, value = header(scope, b"authorization").partition(" ")
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" else None
 
 
-def client_name(scope: Scope) -> str:
+def client_name(request: Request) -> str:
     """Return the client's name for log lines."""
-    return f"page@{_client(scope)}"
+    return f"page@{_client(request)}"
 
 
 def _logout_flag(cookie: str) -> str:
@@ -164,11 +164,9 @@ def _logout_flag(cookie: str) -> str:
     return f"logout:{hashlib.sha256(cookie.encode()).hexdigest()}"
 
 
-def _client(scope: Scope) -> str:
-    return str((scope.get("client") or ("unknown",))[0])
+def _client(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
 
 
-def _cookie(scope: Scope) -> str:
-    # parsed by hand: a strict parser stops at an invalid cookie of another application on this host
-    pairs = (pair.strip().partition("=") for pair in header(scope, b"cookie").split(";"))
-    return next((value for name, _, value in pairs if name == COOKIE), "")
+def _cookie(request: Request) -> str:
+    return request.cookies.get(COOKIE, "")

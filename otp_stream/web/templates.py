@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import parse_qs
 
-from otp_stream.asgi import FRAME_POLICY, POLICY, Answer, Scope
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from otp_stream.asgi import FRAME, PAGE_WITH_FRAMES
 from otp_stream.core.mail import ComposeError
 
 from .pages import render
@@ -41,10 +43,10 @@ class TemplatesView:
     previews: Previews
     default_locale: str
 
-    async def page(self, scope: Scope) -> Answer:
+    async def page(self, request: Request) -> Response:
         """Return the page with the list of templates and a preview of one."""
         languages = self.previews.languages()
-        name, language = _selected(scope)
+        name, language = _selected(request)
         if not name:
             name = "otp" if "otp" in languages else next(iter(languages))
             language = next(iter(languages[name]))
@@ -62,18 +64,16 @@ class TemplatesView:
             email=email,
             error=error,
         )
-        return Answer(html.encode(), "text/html; charset=utf-8", policy=f"{POLICY}; frame-src 'self'")
+        return HTMLResponse(html, headers=PAGE_WITH_FRAMES)
 
-    async def preview(self, scope: Scope) -> Answer:
+    async def preview(self, request: Request) -> Response:
         """Return the HTML part of an e-mail, for the page's frames."""
         try:
-            email = await self.previews.make(*_selected(scope))
+            email = await self.previews.make(*_selected(request))
         except ComposeError as failed:
-            return Answer(f"{failed}\n".encode(), "text/plain; charset=utf-8", 404)
-        # sandboxed: as in a mail client, an e-mail must not run scripts or load anything
-        return Answer(email.html.encode(), "text/html; charset=utf-8", policy=FRAME_POLICY)
+            return PlainTextResponse(f"{failed}\n", 404)
+        return HTMLResponse(email.html, headers=FRAME)
 
 
-def _selected(scope: Scope) -> tuple[str, str]:
-    query = parse_qs(scope["query_string"].decode("latin-1"))
-    return query.get("name", [""])[0], query.get("language", [""])[0]
+def _selected(request: Request) -> tuple[str, str]:
+    return request.query_params.get("name", ""), request.query_params.get("language", "")

@@ -1,26 +1,28 @@
-"""A stream over ASGI: who reads slowly, who goes away, and what goes wrong."""
+"""Streams and forms: slow clients, disconnects and errors."""
 
 import asyncio
 from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from otp_stream import asgi
-from otp_stream.asgi import Answer, Fields, Scope, form_route, is_own_host, stream_route
+from otp_stream.asgi import Fields, form_route, is_own_host, stream_route
 
-SCOPE = {"method": "GET", "headers": []}
+SCOPE = {"type": "http", "method": "GET", "headers": []}
 
 
-class Places:
-    """A stream of numbers that counts who holds a place."""
+class Numbers:
+    """A stream that counts its viewers."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.held = 0
+        self.viewers = 0
         self._error = error
 
     async def stream(self) -> AsyncGenerator[bytes]:
-        self.held += 1
+        self.viewers += 1
         try:
             for number in range(1_000_000):
                 yield b"%d" % number
@@ -28,17 +30,17 @@ class Places:
                 if self._error:
                     raise self._error
         finally:
-            self.held -= 1
+            self.viewers -= 1
 
 
 class Reader:
-    """A client; `reads` is cleared while nothing is read."""
+    """A client; `reads` is cleared while it reads nothing, `gone` is set when it disconnects."""
 
     def __init__(self) -> None:
         self.reads = asyncio.Event()
         self.reads.set()
         self.gone = asyncio.Event()
-        self.got: list[bytes] = []
+        self.received: list[bytes] = []
 
     async def receive(self) -> MutableMapping[str, Any]:
         await self.gone.wait()
@@ -46,41 +48,41 @@ class Reader:
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         await self.reads.wait()
-        self.got.append(message.get("body", b""))
+        self.received.append(message.get("body", b""))
 
 
 async def soon(condition: Any) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - whatever it waits for announces nothing
+        while not condition():  # noqa: ASYNC110 - nothing signals the condition
             await asyncio.sleep(0)
 
 
-async def test_who_reads_slowly_keeps_the_place_as_long_as_the_connection() -> None:
-    places, reader = Places(), Reader()
-    route = stream_route(places.stream, "text/plain", has_room=lambda: True)
-    asked = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
-    await soon(lambda: len(reader.got) > 5)
+async def test_a_client_that_reads_slowly_counts_until_its_connection_ends() -> None:
+    numbers, reader = Numbers(), Reader()
+    route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
+    response = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
+    await soon(lambda: len(reader.received) > 5)
     reader.reads.clear()
-    got = len(reader.got)
+    received = len(reader.received)
     await asyncio.sleep(0.05)
-    assert places.held == 1
+    assert numbers.viewers == 1
     reader.reads.set()
-    await soon(lambda: len(reader.got) > got)
+    await soon(lambda: len(reader.received) > received)
     reader.gone.set()
-    await asyncio.wait_for(asked, 10)
-    assert places.held == 0
+    await asyncio.wait_for(response, 10)
+    assert numbers.viewers == 0
 
 
-async def test_what_fails_while_a_stream_is_made_is_nobody_elses_slowness() -> None:
-    places, reader = Places(TimeoutError("ours")), Reader()
-    route = stream_route(places.stream, "text/plain", has_room=lambda: True)
+async def test_an_error_in_the_source_of_a_stream_is_raised() -> None:
+    numbers, reader = Numbers(TimeoutError("ours")), Reader()
+    route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
     with pytest.raises(TimeoutError, match="ours"):
         await asyncio.wait_for(route(SCOPE, reader.receive, reader.send), 10)
-    assert places.held == 0
+    assert numbers.viewers == 0
 
 
-async def test_a_form_that_never_arrives_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def take(_: Scope, __: Fields) -> Answer:
+async def test_a_form_that_never_arrives_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def submit(_: Request, __: Fields) -> Response:
         raise AssertionError
 
     monkeypatch.setattr(asgi, "_FORM_TIMEOUT_S", 0.01)
@@ -89,12 +91,12 @@ async def test_a_form_that_never_arrives_ends(monkeypatch: pytest.MonkeyPatch) -
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    await form_route(take)({"method": "POST", "headers": []}, reader.receive, send)
+    await form_route(submit)(SCOPE | {"method": "POST"}, reader.receive, send)
     assert sent[0]["status"] == 408
 
 
-async def test_a_form_that_breaks_off_is_not_acted_on() -> None:
-    async def take(_: Scope, __: Fields) -> Answer:
+async def test_an_incomplete_form_is_not_submitted() -> None:
+    async def submit(_: Request, __: Fields) -> Response:
         raise AssertionError
 
     messages = iter([{"type": "http.request", "body": b"rel", "more_body": True}, {"type": "http.disconnect"}])
@@ -102,9 +104,13 @@ async def test_a_form_that_breaks_off_is_not_acted_on() -> None:
     async def receive() -> MutableMapping[str, Any]:
         return next(messages)
 
-    reader = Reader()
-    await form_route(take)({"method": "POST", "headers": []}, receive, reader.send)
-    assert reader.got == []
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await form_route(submit)(SCOPE | {"method": "POST"}, receive, send)
+    assert sent[0]["status"] == 400
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from otp_stream.core.dead_letter import DeadLetter, DeadLettersError, DeadLettersInUseError
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
@@ -13,7 +14,14 @@ from otp_stream.web.dead_letters import DeadLettersView
 from otp_stream.web.session import Sessions
 
 TOKEN = "correct-horse-battery"
-SCOPE = {"headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "client": ("192.0.2.7", 1)}
+
+
+def request(**headers: str) -> Request:
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "path": "/dead", "headers": encoded, "client": ("192.0.2.7", 1)})
+
+
+LOGGED_IN = request(authorization=f"Bearer {TOKEN}")
 
 
 def dead_letter(job_id: str, reason: str = "rejected", **more: Any) -> DeadLetter:
@@ -74,12 +82,12 @@ def opened(queue: Queue, token: str | None = TOKEN) -> DeadLettersView:
 
 async def page(view: DeadLettersView) -> str:
     """Return what is shown to those who are logged in."""
-    return (await view.page(SCOPE)).body.decode()
+    return (await view.page(LOGGED_IN)).body.decode()
 
 
 async def visited(view: DeadLettersView) -> str:
     """Return what is shown to anyone else."""
-    return (await view.page({"headers": []})).body.decode()
+    return (await view.page(request())).body.decode()
 
 
 async def test_a_visitor_sees_only_counts_and_no_message_is_fetched() -> None:
@@ -127,7 +135,7 @@ async def test_a_replay_is_reported_to_users_who_are_logged_in(clock: Clock) -> 
 
 
 async def replayed(view: DeadLettersView) -> None:
-    assert (await view.replay(SCOPE, {"reason": "rejected"})).status == 303
+    assert (await view.replay(LOGGED_IN, {"reason": "rejected"})).status_code == 303
     assert view._running is not None
     await view._running
 
@@ -244,14 +252,13 @@ async def test_a_replay_that_had_nothing_left_to_send_says_so(clock: Clock) -> N
 
 async def test_a_refused_browser_gets_a_page_and_a_program_gets_text() -> None:
     view = opened(Queue(dead_letter("j-1")))
-    cookie = await view.sessions.open(TOKEN, secure=False)
-    assert cookie is not None
-    browser = {"headers": [(b"cookie", b'a b=c; prefs={"x":"y"}; ' + cookie.partition(";")[0].encode())]}
-    refused = await view.replay(browser, {"reason": "rejected", "key": "forged"})
-    assert (refused.status, refused.content_type) == (403, "text/html; charset=utf-8")
+    cookie = str(await view.sessions.open(TOKEN, request())).partition(";")[0]
+    cookies = f'a b=c; prefs={{"x":"y"}}; {cookie}'  # with those of other applications on this host
+    refused = await view.replay(request(cookie=cookies), {"reason": "rejected", "key": "forged"})
+    assert (refused.status_code, refused.media_type) == (403, "text/html")
     assert b"this form is from another site" in refused.body
-    assert b"Send again" in refused.body  # the cookie is found beside what others have left there
-    basic = {"headers": [*browser["headers"], (b"authorization", b"Basic eDp5")]}
-    assert (await view.replay(basic, {"reason": "rejected"})).status == 403  # no key, and no token either
-    program = await view.replay(SCOPE, {"reason": "gone"})
-    assert (program.status, program.content_type) == (400, "text/plain; charset=utf-8")
+    assert b"Send again" in refused.body
+    basic = request(cookie=cookies, authorization="Basic eDp5")
+    assert (await view.replay(basic, {"reason": "rejected"})).status_code == 403  # no key, and no token either
+    program = await view.replay(LOGGED_IN, {"reason": "gone"})
+    assert (program.status_code, program.media_type) == (400, "text/plain")

@@ -1,4 +1,4 @@
-"""HTTP connections are bounded, and end when nothing is asked on them."""
+"""HTTP connections are limited in number, and closed when they are idle."""
 
 import asyncio
 import resource
@@ -9,15 +9,18 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 from rabbitmq import free_port
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from otp_stream import http_connections
-from otp_stream.asgi import Answer, Fields, Receive, Scope, Send, form_route, get_route, stream_route
+from otp_stream.asgi import Fields, form_route, get_route, stream_route
 from otp_stream.http_connections import connection_limit, limit_connections
 
 
-async def _answer(scope: Scope) -> Answer:
-    return Answer(bytes(100_000) if scope["path"] == "/large" else b"alive", "text/plain")
+async def _respond(request: Request) -> Response:
+    return Response(bytes(100_000) if request.url.path == "/large" else b"alive")
 
 
 async def _ticks() -> AsyncGenerator[bytes]:
@@ -26,15 +29,15 @@ async def _ticks() -> AsyncGenerator[bytes]:
         await asyncio.sleep(0.02)
 
 
-async def _take(scope: Scope, _: Fields) -> Answer:
-    return await _answer(scope)
+async def _submit(request: Request, _: Fields) -> Response:
+    return await _respond(request)
 
 
-_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=lambda: True), "/form": form_route(_take)}
+_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=lambda: True), "/form": form_route(_submit)}
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    await _ROUTES.get(scope["path"], get_route(_answer))(scope, receive, send)
+    await _ROUTES.get(scope["path"], get_route(_respond))(scope, receive, send)
 
 
 @pytest.fixture
@@ -60,9 +63,9 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def test_a_connection_whose_request_never_ends_is_closed(port: int) -> None:
-    for said in (b"", b"GET / HT", REQUEST[:-2], REQUEST + b"GET"):
+    for request in (b"", b"GET / HT", REQUEST[:-2], REQUEST + b"GET"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(said)
+        writer.write(request)
         await asyncio.wait_for(_end(reader), 5)
         writer.close()
 

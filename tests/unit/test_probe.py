@@ -5,9 +5,10 @@ import json
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 from typer.testing import CliRunner
 
-from otp_stream.asgi import Answer
 from otp_stream.cli.main import cli
 from otp_stream.core.probe import Probed, Result
 from otp_stream.core.state import CircuitBreakerState, RelayState
@@ -16,7 +17,14 @@ from otp_stream.web.probe import ProbeView
 from otp_stream.web.session import Sessions
 
 TOKEN = "correct-horse-battery"
-BEARER = {"headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "client": ("192.0.2.7", 1)}
+
+
+def request(**headers: str) -> Request:
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": encoded, "client": ("192.0.2.7", 1)})
+
+
+BEARER = request(authorization=f"Bearer {TOKEN}")
 
 
 def probed(breaker: CircuitBreakerState, *, sent: bool = True, probing: bool = False, again_in_ms: int = 0) -> Probed:
@@ -43,8 +51,8 @@ def test_every_result_is_shown_in_words(it: Probed, result: Result, text: str, *
 class Dashboard:
     """The operations page, as far as a refusal shows it."""
 
-    async def page(self, scope: Any, refused: str | None = None, status: int = 200) -> Answer:
-        return Answer((refused or "").encode(), "text/html", status)
+    async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
+        return HTMLResponse(refused, status)
 
 
 class Relays:
@@ -66,23 +74,22 @@ def route(relays: Relays) -> ProbeView:
     return ProbeView(relays.probe, Sessions(TOKEN), Dashboard(), "host:1")
 
 
-async def browser(route: ProbeView) -> dict[str, Any]:
-    cookie = str(await route.sessions.open(TOKEN, secure=False)).partition(";")[0]
-    return {"headers": [(b"cookie", cookie.encode())], "client": ("192.0.2.8", 1)}
+async def browser(route: ProbeView) -> Request:
+    return request(cookie=str(await route.sessions.open(TOKEN, request())).partition(";")[0])
 
 
 async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe() -> None:
     relays = Relays(probed("closed"))
     it = route(relays)
-    scope = await browser(it)
-    assert (await it.submit({"headers": []}, {"relay": "mx:25"})).status == 403
-    wrong = {"headers": [(b"authorization", b"Bearer guess")]}
+    logged_in = await browser(it)
+    assert (await it.submit(request(), {"relay": "mx:25"})).status_code == 403
+    wrong = request(authorization="Bearer guess")
     answer = await it.submit(wrong, {"relay": "mx:25"})
-    assert (answer.status, answer.body) == (403, b"log in with HTTP_TOKEN first\n")
-    assert (await it.submit(scope, {"relay": "mx:25", "key": "forged"})).status == 403
+    assert (answer.status_code, answer.body) == (403, b"log in with HTTP_TOKEN first\n")
+    assert (await it.submit(logged_in, {"relay": "mx:25", "key": "forged"})).status_code == 403
     assert relays.asked == []
-    answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
-    assert (answer.status, dict(answer.headers)[b"location"]) == (303, b".")
+    answer = await it.submit(logged_in, {"relay": "mx:25", "key": it.sessions.form_key(logged_in)})
+    assert (answer.status_code, answer.headers["location"]) == (303, ".")
     assert relays.asked == ["mx:25"]
 
 
@@ -90,10 +97,10 @@ async def test_a_program_gets_what_came_back_of_every_relay() -> None:
     it = route(Relays(probed("closed"), probed("open")))
     answer = await it.submit(BEARER, {})
     body = json.loads(answer.body)
-    assert answer.status == 200
+    assert answer.status_code == 200
     assert (body["worker"], body["accepted"]) == ("host:1", False)
     assert [relay["result"] for relay in body["relays"]] == ["accepted", "refused"]
-    assert (await route(Relays()).submit(BEARER, {"relay": "other:25"})).status == 404
+    assert (await route(Relays()).submit(BEARER, {"relay": "other:25"})).status_code == 404
 
 
 async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +108,9 @@ async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(mo
     relays = Relays(probed("closed"))
     relays.free.clear()
     it = route(relays)
-    scope = await browser(it)
-    answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
-    assert answer.status == 303
+    logged_in = await browser(it)
+    answer = await it.submit(logged_in, {"relay": "mx:25", "key": it.sessions.form_key(logged_in)})
+    assert answer.status_code == 303
     assert len(it._running) == 1
     relays.free.set()
     await asyncio.gather(*it._running)
@@ -111,9 +118,9 @@ async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(mo
 
 async def test_a_browser_that_asks_too_soon_is_shown_when_it_may_again() -> None:
     it = route(Relays(probed("open", sent=False, again_in_ms=3000)))
-    scope = await browser(it)
-    answer = await it.submit(scope, {"relay": "mx:25", "key": it.sessions.form_key(scope)})
-    assert answer.status == 429
+    logged_in = await browser(it)
+    answer = await it.submit(logged_in, {"relay": "mx:25", "key": it.sessions.form_key(logged_in)})
+    assert answer.status_code == 429
     assert b"try again in 3 s" in answer.body
 
 
