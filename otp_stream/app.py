@@ -29,7 +29,7 @@ from .mail.lint import lint_at_start
 from .mail.preview import Previews
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .settings import Settings, load
-from .tables import KeyBuilder, MemoryTables, Tables
+from .tables import KeyBuilder, MemoryTables, RedisConfig, Tables
 from .telemetry import Observer, configure_logs, flush_logs, monitor
 from .web import Probe, Sources, routes
 from .worker import Hooks, OtpStream
@@ -47,7 +47,7 @@ def build(
     backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
     observer = Observer()
     first, *fallbacks = relays(settings)
-    tables = _tables(settings)
+    tables = _tables(settings, observer)
     sharing = Sharing(tables.reserve, lambda: _workers(broker)) if settings.redis_url else Sharing()
     relay = SmtpRelay(
         first,
@@ -56,7 +56,6 @@ def build(
         on_rate=observer.rate_changed,
         sharing=sharing,
     )
-    tables.on_lost = relay.recheck
     composer = _composer(settings, problems)
     delivery = Delivery(composer, relay, tables, observer, backoff, settings.smtp_uncertain == "resend")
     config = _rabbit_config(settings, backoff)
@@ -111,8 +110,10 @@ def _add_worker_hooks(app: OtpStream, observer: Observer, relay: SmtpRelay, tabl
     health = partial(monitor, state=app.state, stats=observer.stats, refresh=refresh, interval_s=interval_s)
     hooks.background = [health, *hooks.background]
     if settings.redis_url:
-        _share(tables, settings, observer, hooks, partial(_about, app, observer))
-        hooks.background = [partial(_follow_probes, relay, tables), *hooks.background]
+        share = partial(tables.run, partial(_about, app, observer))
+        hooks.background = [partial(_follow_probes, relay, tables), share, *hooks.background]
+        # after the last job, and before the background task that keeps the connection is cancelled
+        hooks.drained = [tables.close]
     if settings.embedded:
         embedded = EmbeddedBroker.at(settings.amqp_url)
         hooks.start = [*hooks.start, embedded.start]
@@ -172,7 +173,7 @@ def _workers(broker: OtpBroker) -> int:
     return next((lane.consumers or 1 for lane in broker.state().lanes if lane.lane == "jobs"), 1)
 
 
-def _tables(settings: Settings) -> Tables:
+def _tables(settings: Settings, observer: Observer) -> Tables:
     limits = settings.limits
     supersede = settings.supersede == "latest"
     key_builder = KeyBuilder(
@@ -185,7 +186,25 @@ def _tables(settings: Settings) -> Tables:
         sent_limit=settings.sent_memory_limit,
         entries_limit=settings.tables_memory_limit,
     )
-    return Tables(key_builder, memory, fail=settings.state_fail)
+    return Tables(
+        key_builder,
+        memory,
+        redis=_redis_config(settings),
+        fail=settings.state_fail,
+        observe=observer.metrics.redis_s.observe,
+    )
+
+
+def _redis_config(settings: Settings) -> RedisConfig | None:
+    if settings.redis_url is None or not settings.worker:
+        return None
+    return RedisConfig(
+        settings.redis_url.get_secret_value(),
+        shown_url=settings.masked_redis_url or "",
+        prefix=settings.tables_prefix,
+        names=settings.tables_names,
+        broker=settings.tables_broker,
+    )
 
 
 async def _probe(relay: SmtpRelay, tables: Tables, settings: Settings, name: str | None) -> list[Probed]:
@@ -214,24 +233,6 @@ def _about(app: OtpStream, observer: Observer) -> WorkerSeen:
     unacked = sum(lane.unacked for lane in state.broker.lanes) if state.broker else 0
     breaker = state.relays[0].circuit_breaker if state.relays else "closed"
     return WorkerSeen(_name(), __version__, state.phase, breaker, unacked, observer.stats().sent_last_minute)
-
-
-def _share(
-    tables: Tables, settings: Settings, observer: Observer, hooks: Hooks, about: Callable[[], WorkerSeen]
-) -> None:
-    """Share the state in Redis with the other workers of this queue and prefix."""
-    session = tables.share(
-        settings.redis_url.get_secret_value() if settings.redis_url else "",
-        shown_url=settings.masked_redis_url or "",
-        prefix=settings.tables_prefix,
-        names=settings.tables_names,
-        broker=settings.tables_broker,
-        about=about,
-        observe=observer.metrics.redis_s.observe,
-    )
-    hooks.background = [session.run, *hooks.background]
-    # after the last job, and before the background task that keeps the connection is cancelled
-    hooks.drained = [session.close]
 
 
 def _composer(settings: Settings, problems: list[str]) -> Composer:

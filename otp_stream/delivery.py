@@ -59,15 +59,21 @@ class Relay(Protocol):
         """
         ...
 
+    def recheck(self) -> None:
+        """End the wait of mails that are no longer `wanted`."""
+        ...
+
 
 class Tables(Protocol):
     """Stores sent records, claims, the newest code of each recipient and purpose, and rates."""
 
-    async def admit(self, job: Job, deadline_ms: int, sendable: bool) -> Claim | Refusal:  # noqa: FBT001
+    async def admit(
+        self, job: Job, deadline_ms: int, *, sendable: bool, on_lost: Callable[[], object]
+    ) -> Claim | Refusal:
         """Claim the job for this worker, or return why it may not be sent.
 
         Waits while another attempt has the claim, until `deadline_ms` (since 1970). A job that is not `sendable`
-        supersedes no other and counts towards no limit.
+        supersedes no other and counts towards no limit. `on_lost` is called when the claim no longer holds.
         """
         ...
 
@@ -136,7 +142,8 @@ class Delivery:
             deadline_ms = min(job.expires_ms, now_ms + HOLD_LIMIT_MS)
             mail = await self._compose(job)
             # a job that cannot be sent must not supersede one that can
-            admission = await self.tables.admit(job, deadline_ms, isinstance(mail, Mail))
+            sendable = isinstance(mail, Mail)
+            admission = await self.tables.admit(job, deadline_ms, sendable=sendable, on_lost=self.relay.recheck)
             if isinstance(admission, Refusal):
                 await self._settle(job, self._refuse(job, admission), settle)
             else:

@@ -21,8 +21,8 @@ _BUSY_PAUSE_S = 0.1
 class Admission:
     """Claims jobs in Redis, or in memory if Redis is not used, or unavailable with `fail` `open`."""
 
-    def __init__(self, memory: MemoryTables, fail: Fail, now_ms: Callable[[], int]) -> None:
-        self._memory, self._now_ms = memory, now_ms
+    def __init__(self, memory: MemoryTables, redis: RedisTables | None, fail: Fail, now_ms: Callable[[], int]) -> None:
+        self._memory, self._redis, self._now_ms = memory, redis, now_ms
         self._fail: Fail = fail
         self._finished = False
         self._waiting_tasks: set[asyncio.Task[object]] = set()
@@ -38,10 +38,10 @@ class Admission:
             task.cancel()
 
     async def claim(
-        self, redis: RedisTables | None, claim: Claim, deadline_ms: int, *, counted: bool, waited: bool
+        self, claim: Claim, deadline_ms: int, *, counted: bool, waited: bool
     ) -> tuple[JobKeys, Answer | Unknown]:
         """Return the keys that were used, and the answer; with `waited`, the job has waited before."""
-        while redis is not None:
+        while (redis := self._redis) is not None:
             now_ms, session = self._now_ms(), redis.session
             if session.connected:
                 if self._memory.sent.contains(claim.keys.key, now_ms):

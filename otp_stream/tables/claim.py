@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from otp_stream.core.admission import Refusal
 
@@ -10,15 +11,34 @@ from .keys import KEEP_MS, JobKeys
 from .memory import Answer
 from .redis_script import Busy
 
-if TYPE_CHECKING:
-    from .tables import Tables
+
+class Owner(Protocol):
+    """The tables that admitted a job."""
+
+    @property
+    def may_send(self) -> bool:
+        """Whether claims are valid: no other worker can take them."""
+        ...
+
+    async def renew(self, claim: "Claim", deadline_ms: int) -> Refusal | None:
+        """Renew a claim that does not hold; returns why its job may no longer be sent, or `None`."""
+        ...
+
+    def mark_sent(self, claim: "Claim") -> None:
+        """Record that the job was sent, and end the claim."""
+        ...
+
+    def release(self, claim: "Claim") -> None:
+        """End the claim."""
+        ...
 
 
 class Claim:
     """A job that this worker may send."""
 
     __slots__ = (
-        "_tables",
+        "_on_lost",
+        "_owner",
         "admitted",
         "arrival",
         "claimed_at",
@@ -31,8 +51,8 @@ class Claim:
         "unshared",
     )
 
-    def __init__(self, tables: "Tables", keys: JobKeys) -> None:
-        self._tables = tables
+    def __init__(self, owner: Owner, keys: JobKeys, on_lost: Callable[[], object]) -> None:
+        self._owner, self._on_lost = owner, on_lost
         self.keys = keys
         self.admitted = False
         """Whether the tables have admitted the job."""
@@ -63,19 +83,19 @@ class Claim:
 
     def holds(self) -> bool:
         """Whether the job may still be sent, without asking Redis."""
-        return not self.lost and not self.doubted and self._tables.may_send
+        return not self.lost and not self.doubted and self._owner.may_send
 
     async def renew(self, deadline_ms: int) -> Refusal | None:
         """Renew a claim that does not hold; `None` when it holds again."""
-        return await self._tables.renew(self, deadline_ms)
+        return await self._owner.renew(self, deadline_ms)
 
     def mark_sent(self) -> None:
         """Record that the job was sent, and end the claim."""
-        self._tables.mark_sent(self)
+        self._owner.mark_sent(self)
 
     def release(self) -> None:
         """End the claim of a job that was not sent."""
-        self._tables.release(self)
+        self._owner.release(self)
 
     def doubt(self) -> None:
         """Suspend the claim until Redis confirms it: another worker may have claimed the job."""
@@ -86,8 +106,12 @@ class Claim:
         if isinstance(answer, int):
             self.arrival, self.doubted = answer, False
         elif not self.lost:
-            self.lost = True
-            self._tables.on_lost()
+            self.lose()
+
+    def lose(self) -> None:
+        """Suspend the claim: its job was superseded, or refused."""
+        self.lost = True
+        self._on_lost()
 
 
 class Claims:
@@ -121,14 +145,13 @@ class Claims:
         """Return the claims that the tables have admitted."""
         return [claim for claim in self._by_job.values() if claim.admitted]
 
-    def supersede_older(self, claim: Claim) -> bool:
-        """Mark the claims with an older code as lost; returns whether there were any."""
+    def supersede_older(self, claim: Claim) -> None:
+        """Suspend the claims with an older code for the same recipient and purpose."""
         others = self._by_purpose.setdefault(claim.purpose_key, {})
         others[claim.keys.key] = claim
-        older = [it for it in others.values() if _supersedes(claim, it)]
-        for it in older:
-            it.lost = True
-        return bool(older)
+        for it in others.values():
+            if _supersedes(claim, it):
+                it.lose()
 
 
 def _supersedes(newer: Claim, claim: Claim) -> bool:

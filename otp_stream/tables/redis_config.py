@@ -1,19 +1,16 @@
 """Which Redis the tables use, and which keys in it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from otp_stream.core.admission import Limit
 
 
 @dataclass(frozen=True, slots=True)
 class RedisConfig:
-    """The server, the prefixes of its keys, and the limits that the script applies."""
+    """The server, and the prefixes of the keys."""
 
     url: str = field(repr=False)
+    shown_url: str
     prefix: str
     """Precedes all keys of this deployment."""
-    limits: Sequence[Limit]
     names: str
     """Precedes the keys of every deployment with this queue name and RABBITMQ_PREFIX.
 

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
 
 import structlog
 
-from otp_stream.core.state import WorkerSeen
+from otp_stream.core.admission import Limit
+from otp_stream.core.state import Fail, WorkerSeen
 from otp_stream.tasks import cancel_and_wait, forever
 
+from .claim import Claim, Claims
 from .keys import JobKeys
-from .memory import Answer
 from .redis_config import RedisConfig
 from .redis_pipeline import Operation, RedisPipeline, RedisUnavailableError
-from .redis_script import Busy, admit_operation, encode_worker, limits_arguments, read_admission, read_brokers
+from .redis_script import admit_operation, encode_worker, limits_arguments, read_admission, read_brokers
 from .sent_records import SentRecords
 from .sent_replica import SentReplica
 
@@ -33,24 +33,6 @@ _BROKERS_SHOWN = 5
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class HeldClaim(Protocol):
-    """A claim of this worker."""
-
-    keys: JobKeys
-    shared: bool
-    """Whether Redis may know of it."""
-    claimed_at: float
-    """By the monotonic clock."""
-
-    def doubt(self) -> None:
-        """Suspend the claim until Redis confirms it: another worker may have claimed the job."""
-        ...
-
-    def update(self, answer: Answer | Busy) -> None:
-        """Apply the answer to a renewed claim."""
-        ...
-
-
 @dataclass(eq=False)
 class RedisSession:
     """The lease of this worker, its claims, and what Redis has of its sent records.
@@ -61,16 +43,13 @@ class RedisSession:
     """
 
     config: RedisConfig
+    limits: Sequence[Limit]
+    claims: Claims
     sent: SentRecords
     now_ms: Callable[[], int]
-    held: Callable[[], Iterable[HeldClaim]]
-    """Returns this worker's claims."""
     renews_claims: bool
     """Whether claims are renewed twice a second, to learn which were superseded elsewhere."""
-    on_unavailable: Callable[[str], object]
-    """Called with the error when Redis stops answering."""
-    describe: Callable[[], WorkerSeen] | None = None
-    """Returns what other workers may know of this one."""
+    fail: Fail = "open"
     observe: Callable[[float], object] = lambda _: None
     """Gets the seconds of each call."""
     server_ms: Callable[[], int] | None = None
@@ -96,11 +75,12 @@ class RedisSession:
         self._renewing = asyncio.Lock()
         self._first_answer_due = monotonic() + _FIRST_ANSWER_S
         self._logged_error: str | None = None
+        self._describe: Callable[[], WorkerSeen] | None = None
         self.pipeline = RedisPipeline(
             self.config.url,
             prefix=self.config.prefix,
             worker=self.worker,
-            limits=limits_arguments(self.config.limits),
+            limits=limits_arguments(self.limits),
             on_connected=self._recover,
             on_lost=self._on_lost,
             observe=self.observe,
@@ -118,8 +98,9 @@ class RedisSession:
         """Whether the lease is valid, so that no other worker can take our claims."""
         return monotonic() < self._leased_until
 
-    async def run(self) -> None:
-        """Keep the connection and the lease, until cancelled."""
+    async def run(self, describe: Callable[[], WorkerSeen] | None = None) -> None:
+        """Keep the connection and the lease, until cancelled. `describe` returns what other workers may know of us."""
+        self._describe = describe
         renewing = asyncio.create_task(forever(self._keep_lease, "lease"))
         self._first_answer_due = monotonic() + _FIRST_ANSWER_S
         try:
@@ -144,9 +125,8 @@ class RedisSession:
 
     def claim(self, keys: JobKeys, *, counted: bool) -> asyncio.Future[bytes]:
         """Request a claim; `read_admission` reads the reply."""
-        limits = self.config.limits
-        operation = admit_operation(self.config.names, keys, keys.ttl_ms(self.now_ms()), limits, counted=counted)
-        return self.pipeline.request(*operation)
+        ttl_ms = keys.ttl_ms(self.now_ms())
+        return self.pipeline.request(*admit_operation(self.config.names, keys, ttl_ms, self.limits, counted=counted))
 
     def release(self, keys: JobKeys) -> None:
         """End a claim of a job that was not sent."""
@@ -178,7 +158,7 @@ class RedisSession:
             await self._restore()
         elif self.renews_claims:
             before = monotonic() - _RENEW_S
-            await self._claim_again(claim for claim in self.held() if claim.claimed_at <= before)
+            await self._claim_again(claim for claim in self.claims.admitted() if claim.claimed_at <= before)
 
     async def _renew_lease(self, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Renew the lease. If it had expired, or Redis has lost it, our claims are suspended."""
@@ -189,7 +169,7 @@ class RedisSession:
 
     async def _do_renew_lease(self) -> None:
         began, written, complete = monotonic(), self.replica.written, self.replica.complete
-        about = "" if self.describe is None else encode_worker(self.describe())
+        about = "" if self._describe is None else encode_worker(self._describe())
         reply = await self.pipeline.request(
             "beat", int(LEASE_S * 1000), written, int(complete), about, self.config.names, self.config.broker
         )
@@ -207,18 +187,18 @@ class RedisSession:
             self.pipeline.send("count", name, number)
 
     def _doubt_claims(self) -> None:
-        for claim in self.held():
+        for claim in self.claims.admitted():
             claim.doubt()
 
-    async def _claim_again(self, claims: Iterable[HeldClaim]) -> Sequence[HeldClaim]:
+    async def _claim_again(self, claims: Iterable[Claim]) -> Sequence[Claim]:
         """Renew claims and return them. `claims` is read without an await, so that none can end before its request."""
-        requests: list[tuple[HeldClaim, asyncio.Future[bytes]]] = []
+        requests: list[tuple[Claim, asyncio.Future[bytes]]] = []
         for claim in claims:
             claim.shared = True  # if it ends before the reply, it must be released in Redis
             requests.append((claim, self.claim(claim.keys, counted=True)))
         replies = await asyncio.gather(*(reply for _, reply in requests))
         for (claim, _), reply in zip(requests, replies, strict=True):
-            claim.update(read_admission(reply, self.config.limits))
+            claim.update(read_admission(reply, self.limits))
         return [claim for claim, _ in requests]
 
     async def _recover(self) -> None:
@@ -239,7 +219,7 @@ class RedisSession:
         self._connected.set()
         self._decided.set()
         # jobs claimed during the recovery; from now on, new jobs are claimed in Redis
-        await self._claim_again(claim for claim in self.held() if claim not in claims)
+        await self._claim_again(claim for claim in self.claims.admitted() if claim not in claims)
 
     async def _warn_of_other_deployments(self) -> None:
         brokers = read_brokers(await self.pipeline.request("others", int(LEASE_S * 1000), self.config.names))
@@ -260,11 +240,11 @@ class RedisSession:
             await asyncio.sleep(_POLL_OTHERS_S)
             await self._renew_lease()
 
-    async def _restore(self) -> tuple[int, Sequence[HeldClaim]]:
+    async def _restore(self) -> tuple[int, Sequence[Claim]]:
         """Restore our claims, and the sent records that Redis lacks; returns the number of records, and the claims."""
         self._lease_expired = False
         await self.replica.resume()
-        claims = await self._claim_again(self.held())
+        claims = await self._claim_again(self.claims.admitted())
         records = await self.replica.restore()
         self.replica.complete = not self._lease_expired
         return records, claims
@@ -279,7 +259,9 @@ class RedisSession:
         self._leased_until = 0.0
         self._unreleased |= {str(operation[1]): operation for operation in operations if operation[0] == "release"}
         if error and error != self._logged_error:  # every attempt to reconnect may fail: log each error once
-            self.on_unavailable(error)
+            meanwhile = "codes are sent without shared state" if self.fail == "open" else "jobs wait"
+            shown = {"redis": self.config.shown_url, "error": error, "state_fail": self.fail}
+            _log.warning("Redis does not answer", meanwhile=meanwhile, **shown)
         self._logged_error = error
 
 

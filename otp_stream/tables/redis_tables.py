@@ -22,7 +22,7 @@ class RedisTables:
     async def admit(self, keys: JobKeys, *, counted: bool = False) -> Answer | Busy:
         """Claim a job, or return why it may not be sent; a `counted` job does not count towards its limits again."""
         await self.session.ensure_lease()
-        return read_admission(await self.session.claim(keys, counted=counted), self.session.config.limits)
+        return read_admission(await self.session.claim(keys, counted=counted), self.session.limits)
 
     def keep(self, content: str, job_id: str) -> None:
         """Remember the id generated for a job with this content."""

@@ -38,7 +38,9 @@ class Tables:
 
     Two tasks of this worker never hold a claim on the same job: the second waits until the first has marked it as sent
     or released it. So a copy that is delivered again after a lost connection cannot pass the send still under way.
-    `share` extends this to all workers; without it, and while Redis is unavailable, this worker's memory answers.
+    With `redis`, this holds for all workers that share it, while `run` is running; without it, and while Redis is
+    unavailable, this worker's memory answers. `observe` gets the seconds of each call to Redis. In tests,
+    `server_ms` replaces the clock of Redis.
     """
 
     def __init__(
@@ -46,59 +48,40 @@ class Tables:
         key_builder: KeyBuilder,
         memory: MemoryTables,
         *,
+        redis: RedisConfig | None = None,
         fail: Fail = "open",
         now_ms: Callable[[], int] = clock.now_ms,
+        observe: Callable[[float], object] = lambda _: None,
+        server_ms: Callable[[], int] | None = None,
     ) -> None:
         self._key_builder, self._memory, self._now_ms = key_builder, memory, now_ms
         self._fail: Fail = fail
-        self.on_lost: Callable[[], object] = lambda: None
-        """Called when claims are lost: their jobs may be waiting for the relay."""
-        self.shared: RedisTables | None = None
-        self._url: str | None = None
-        self._admission = Admission(memory, fail, now_ms)
         self._claims = Claims()
+        self.shared: RedisTables | None = None
+        if redis is not None:
+            session = RedisSession(
+                redis,
+                key_builder.limits,
+                self._claims,
+                memory.sent,
+                now_ms,
+                renews_claims=key_builder.supersede,
+                fail=fail,
+                observe=observe,
+                server_ms=server_ms,
+            )
+            self.shared = RedisTables(session)
+        self._admission = Admission(memory, self.shared, fail, now_ms)
         self._warned_of_eviction = False
         self._reused = 0
         self._reuse_logged_ms = 0
         self._since_ms = now_ms()
 
-    def share(
-        self,
-        url: str,
-        *,
-        shown_url: str,
-        prefix: str,
-        about: Callable[[], WorkerSeen] | None = None,
-        observe: Callable[[float], object] = lambda _: None,
-        server_ms: Callable[[], int] | None = None,
-        names: str | None = None,
-        broker: str = "",
-    ) -> RedisSession:
-        """Share the tables with every worker that uses this Redis and prefix; `run` the session that is returned.
-
-        `about` returns what other workers may know of this one. See `RedisConfig` for `names` and `broker`.
-        """
-        self._url = shown_url
-        limits, names = self._key_builder.limits, prefix if names is None else names
-        session = RedisSession(
-            RedisConfig(url, prefix, limits, names, broker),
-            self._memory.sent,
-            self._now_ms,
-            held=self._claims.admitted,
-            renews_claims=self._key_builder.supersede,
-            on_unavailable=self._log_unavailable,
-            describe=about,
-            observe=observe,
-            server_ms=server_ms,
-        )
-        self.shared = RedisTables(session)
-        return session
-
     def state(self) -> TablesState:
         """Return the present state."""
         session = self.shared.session if self.shared else None
         return TablesState(
-            url=self._url,
+            url=session.config.shown_url if session else None,
             connected=session.connected if session else None,
             error=session.pipeline.error if session else None,
             since_ms=session.since_ms if session else self._since_ms,
@@ -146,13 +129,16 @@ class Tables:
         session = self.shared.session
         return session.leased or (self._fail == "open" and not session.connected)
 
-    async def admit(self, job: Job, deadline_ms: int, sendable: bool = True) -> Claim | Refusal:  # noqa: FBT001, FBT002
+    async def admit(
+        self, job: Job, deadline_ms: int, *, sendable: bool = True, on_lost: Callable[[], object] = lambda: None
+    ) -> Claim | Refusal:
         """Claim a job for this worker, or return why it may not be sent.
 
         Waits while another attempt has claimed it, here or elsewhere, and with `fail` `closed` while Redis is
         unavailable. Returns `Unknown` if that takes longer than `deadline_ms` (since 1970), or if enough copies wait
         already. An attempt of this worker ends soon enough (`HOLD_LIMIT_MS`). A job that is not `sendable` supersedes
-        no other job and counts towards no limit.
+        no other job and counts towards no limit. `on_lost` is called when the claim no longer holds: the job may be
+        waiting for the relay.
         """
         keys = self._key_builder.keys_of(job)
         if job.request.job_id and job.lane != "due" and self._memory.reuses_id(keys, self._now_ms()):
@@ -171,14 +157,14 @@ class Tables:
             finally:
                 before.copies -= 1
             waited = True
-        claim = Claim(self, keys)
+        claim = Claim(self, keys, on_lost)
         self._claims.add(claim)
         answer: Answer | Unknown = Unknown()
         try:
             answer = await self._answer(claim, deadline_ms, waited=waited)
         finally:
             if not isinstance(answer, int):
-                self._end(claim)
+                self.release(claim)
         self._count(answer)
         return answer if isinstance(answer, Refusal) else claim
 
@@ -219,33 +205,40 @@ class Tables:
                 "The memory of sent jobs is full: a copy of a job may be sent again before SENT_TTL_HOURS have passed. "
                 "Raise SENT_MEMORY_LIMIT, or set REDIS_URL: Redis keeps all sent records"
             )
-        self._end(claim)
+        self.release(claim)
 
     def release(self, claim: Claim) -> None:
-        """End a claim of a job that was not sent."""
-        self._end(claim)
-
-    def finish(self) -> None:
-        """Cancel the tasks that wait for Redis or for another worker, and let no other wait."""
-        self._admission.finish()
-
-    async def _answer(
-        self, claim: Claim, deadline_ms: int, *, counted: bool = False, waited: bool = False
-    ) -> Answer | Unknown:
-        keys, answer = await self._admission.claim(self.shared, claim, deadline_ms, counted=counted, waited=waited)
-        if isinstance(answer, int):
-            claim.arrival, claim.admitted = answer, True
-            if keys.recipient and self._claims.supersede_older(claim):
-                self.on_lost()
-        return answer
-
-    def _end(self, claim: Claim) -> None:
+        """End a claim, and let the next copy of its job have it."""
         self._claims.remove(claim)
         self._memory.release(claim.keys.key)
         if claim.shared and self.shared is not None:
             self.shared.session.release(claim.keys)
         if claim.ended is not None:
             claim.ended.set_result(None)
+
+    async def run(self, describe: Callable[[], WorkerSeen] | None = None) -> None:
+        """Share the tables in Redis until cancelled; `describe` returns what other workers may know of this one."""
+        if self.shared is not None:
+            await self.shared.session.run(describe)
+
+    def finish(self) -> None:
+        """Cancel the tasks that wait for Redis or for another worker, and let no other wait."""
+        self._admission.finish()
+
+    async def close(self) -> None:
+        """Wait a second at most until Redis has everything, while `run` is still running."""
+        if self.shared is not None:
+            await self.shared.session.close()
+
+    async def _answer(
+        self, claim: Claim, deadline_ms: int, *, counted: bool = False, waited: bool = False
+    ) -> Answer | Unknown:
+        keys, answer = await self._admission.claim(claim, deadline_ms, counted=counted, waited=waited)
+        if isinstance(answer, int):
+            claim.arrival, claim.admitted = answer, True
+            if keys.recipient:
+                self._claims.supersede_older(claim)
+        return answer
 
     def _count(self, answer: Answer | Unknown) -> None:
         name = answer_name(answer if isinstance(answer, Refusal) else None)
@@ -263,10 +256,6 @@ class Tables:
                 job_id=job.id,
                 reused=self._reused,
             )
-
-    def _log_unavailable(self, error: str) -> None:
-        meanwhile = "codes are sent without shared state" if self._fail == "open" else "jobs wait"
-        _log.warning("Redis does not answer", redis=self._url, error=error, meanwhile=meanwhile, state_fail=self._fail)
 
 
 async def _true_after(done: Awaitable[None]) -> bool:

@@ -25,7 +25,7 @@ from otp_stream.core.admission import (
 )
 from otp_stream.core.check_result import CheckResult
 from otp_stream.core.job import Job, OtpJob
-from otp_stream.tables import KeyBuilder, MemoryTables, Tables
+from otp_stream.tables import KeyBuilder, MemoryTables, RedisConfig, Tables
 from otp_stream.tables.inspect import RedisClient
 
 NOW = 1_700_000_000_000
@@ -46,17 +46,19 @@ class Ground:
     ) -> Tables:
         """Make the tables of one worker of a deployment."""
         memory = MemoryTables(limits, sent_ttl_ms=24 * HOUR, sent_limit=sent_limit)
-        tables = Tables(KeyBuilder(b"k" * 32, supersede=supersede, limits=limits), memory, now_ms=lambda: self.now_ms)
+        key_builder = KeyBuilder(b"k" * 32, supersede=supersede, limits=limits)
+        redis = None
         if self.url:
-            session = tables.share(
-                self.url,
-                shown_url=self.url,
-                prefix=f"{self.prefix}{deployment}",
-                names=self.prefix,
-                broker=f"{deployment}broker with a name",
-                server_ms=lambda: self.now_ms,
-            )
-            self.running.append(asyncio.create_task(session.run()))
+            prefix, broker = f"{self.prefix}{deployment}", f"{deployment}broker with a name"
+            redis = RedisConfig(self.url, self.url, prefix, names=self.prefix, broker=broker)
+
+        def now_ms() -> int:
+            return self.now_ms
+
+        tables = Tables(key_builder, memory, redis=redis, now_ms=now_ms, server_ms=now_ms)
+        if tables.shared is not None:
+            session = tables.shared.session
+            self.running.append(asyncio.create_task(tables.run()))
             assert await session.reconnected(5)
             assert await until(_true(lambda: session.connected), "Redis")
         return tables
@@ -106,8 +108,8 @@ def job(
     )
 
 
-async def claim(tables: Tables, a_job: Job) -> Claim:
-    admission = await tables.admit(a_job, NOW + HOUR)
+async def claim(tables: Tables, a_job: Job, on_lost: Callable[[], object] = lambda: None) -> Claim:
+    admission = await tables.admit(a_job, NOW + HOUR, on_lost=on_lost)
     assert hasattr(admission, "mark_sent"), admission
     return admission
 
@@ -224,8 +226,7 @@ async def test_a_copy_that_stops_waiting_does_not_block_the_others(ground: Groun
 async def test_a_claim_that_has_ended_is_dropped(ground: Ground, end: str) -> None:
     tables = await ground.tables(Limit("total", 10, HOUR), supersede=True)
     lost: list[bool] = []
-    tables.on_lost = lambda: lost.append(True)
-    older = await claim(tables, job("older", otp="111111"))
+    older = await claim(tables, job("older", otp="111111"), on_lost=lambda: lost.append(True))
     getattr(older, end)()
     await claim(tables, job("newer", otp="222222", at=NOW + 1))
     assert lost == []  # no one waits with the older one
@@ -423,8 +424,7 @@ async def test_an_older_code_is_superseded_by_a_newer_one(ground: Ground) -> Non
 async def test_a_job_that_waits_loses_its_claim_to_a_newer_code(ground: Ground) -> None:
     tables = await ground.tables(supersede=True)
     lost: list[bool] = []
-    tables.on_lost = lambda: lost.append(True)
-    old = await claim(tables, job("old", otp="111111"))
+    old = await claim(tables, job("old", otp="111111"), on_lost=lambda: lost.append(True))
     assert old.holds()
     await claim(tables, job("new", otp="222222", at=NOW + 1))
     assert not old.holds()

@@ -30,7 +30,7 @@ from otp_stream.core.admission import (
 )
 from otp_stream.core.job import Job, OtpJob
 from otp_stream.core.masking import keyed_hash
-from otp_stream.tables import KeyBuilder, MemoryTables, Tables, redis_pipeline, redis_session
+from otp_stream.tables import KeyBuilder, MemoryTables, RedisConfig, Tables, redis_pipeline, redis_session
 
 LEASE_S = 0.8
 RENEW_S = 0.1
@@ -71,9 +71,9 @@ class World:
         """Start the tables of one worker; the first of its `keys` is used, the others are old ones."""
         memory = MemoryTables(limits, sent_ttl_ms=DAY_MS, sent_limit=sent_limit)
         key_builder = KeyBuilder(keys[0], supersede=supersede, limits=limits, old_hash_keys=keys[1:])
-        tables = Tables(key_builder, memory, fail=fail, now_ms=clock or now_ms)
-        session = tables.share(self.url, shown_url="redis", prefix=self.prefix, server_ms=clock)
-        self.running[tables] = asyncio.create_task(session.run())
+        redis = RedisConfig(self.url, "redis", self.prefix, names=self.prefix)
+        tables = Tables(key_builder, memory, redis=redis, fail=fail, now_ms=clock or now_ms, server_ms=clock)
+        self.running[tables] = asyncio.create_task(tables.run())
         if ready:
             await is_(tables, connected=True)
         return tables
@@ -308,9 +308,9 @@ async def test_only_one_of_many_workers_gets_a_job(world: World) -> None:
 async def test_a_newer_code_at_another_worker_is_noticed_within_a_second(world: World) -> None:
     one, two = await world.worker(supersede=True), await world.worker(supersede=True)
     noticed = asyncio.Event()
-    one.on_lost = noticed.set
     at = now_ms()
-    old = await claim(one, job("old", otp="111111", at=at - 1))
+    old = await one.admit(job("old", otp="111111", at=at - 1), at + 10_000, on_lost=noticed.set)
+    assert not isinstance(old, Refusal)
     await asyncio.sleep(0.6)
     assert old.holds()
     began = time.monotonic()
@@ -737,7 +737,7 @@ async def test_a_claim_that_ends_while_it_is_restored_is_released(frail_world: W
     pause(server)
     await is_(one, connected=False)
     held = await claim(one, job())
-    restore, claims = session._restore, session.held
+    restore, claims = session._restore, session.claims.admitted
 
     def end_in(turns: int) -> None:
         if turns:
@@ -746,12 +746,12 @@ async def test_a_claim_that_ends_while_it_is_restored_is_released(frail_world: W
             held.release()
 
     def claims_that_end() -> Any:
-        session.held = claims
+        session.claims.admitted = claims
         loop.call_soon(end_in, turns)
         return claims()
 
     async def restore_what_ends() -> Any:
-        session.held = claims_that_end
+        session.claims.admitted = claims_that_end
         return await restore()
 
     session._restore = restore_what_ends
