@@ -143,7 +143,7 @@ async def tidy(amqp_url: str) -> None:
     """Remove what workers of ours declared beside their queues."""
     connection = await aio_pika.connect(amqp_url)
     async with connection, connection.channel() as channel:
-        for queue in app.rabbit.topology.arguments:
+        for queue in app.parts.broker.topology.arguments:
             await channel.queue_delete(PREFIX + queue.removeprefix("otp"))
         for exchange in ("retry", "events"):
             await channel.exchange_delete(f"{PREFIX}.{exchange}")

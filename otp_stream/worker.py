@@ -8,12 +8,11 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 import uvicorn
@@ -23,11 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from . import __version__
 from .asgi import NOT_FOUND, SecureApp
-from .broker import OtpBroker
-from .core.state import Phase, RelayState, TablesState, WorkerState
 from .http_connections import connection_limit, limit_connections
-from .settings import Settings, find_warnings
-from .tasks import cancel_and_wait, forever
+from .parts import Parts
+from .settings import find_warnings
+from .telemetry import configure_logs, flush_logs
 
 _UVICORN_OPTIONS = (
     "host",
@@ -47,100 +45,24 @@ _LISTEN_BACKLOG = 128
 """Connections in the kernel's accept queue: one iteration of the event loop may accept them all, a descriptor each."""
 
 _GC_THRESHOLD = 10_000
-"""Generation-0 GC threshold; a full prefetch window allocates about this many objects."""
+"""Generation-0 GC threshold; the jobs of a full prefetch allocate about this many objects."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class Relay(Protocol):
-    """The mail relays."""
-
-    def state(self) -> tuple[RelayState, ...]:
-        """Return the state of each relay, in the order in which they are used."""
-        ...
-
-    def finish(self) -> None:
-        """Start no more sends; mails being sent are finished."""
-        ...
-
-
-@dataclass(slots=True)
-class Stopping:
-    """Whether the worker is stopping, and whether its grace time is over."""
-
-    grace_s: float
-    deadline: float | None = None
-    at_once: bool = False
-
-    def request(self) -> bool:
-        """Handle a signal: the first starts the grace time, any other ends it. Returns whether it is the first."""
-        first = self.deadline is None
-        if first:
-            self.deadline = time.monotonic() + self.grace_s
-        else:
-            self.at_once = True
-        return first
-
-    @property
-    def over(self) -> bool:
-        """Whether the grace time has passed."""
-        return self.at_once or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-
-@dataclass(slots=True)
-class Hooks:
-    """Functions to call at the steps of the process's life, in this order."""
-
-    first: Callable[[], object] = lambda: None
-    """Before anything else."""
-    start: Sequence[Callable[[], Awaitable[object]]] = ()
-    """Before the broker connects."""
-    background: Sequence[Callable[[], Awaitable[object]]] = ()
-    """Background tasks, restarted whenever they end."""
-    drained: Sequence[Callable[[], Awaitable[object]]] = ()
-    """When no job is in flight any more, while the background tasks still run."""
-    close: Sequence[Callable[[], Awaitable[object]]] = ()
-    last: Callable[[], object] = lambda: None
-    """After everything else. `atexit` is no substitute: uvicorn ends the process by the signal that stopped it."""
-
-
-class Tables(Protocol):
-    """The tables of claims, sent records and limits."""
-
-    def finish(self) -> None:
-        """Cancel every call that waits for Redis, or for another worker."""
-        ...
-
-    def state(self) -> TablesState:
-        """Return the state of the tables."""
-        ...
 
 
 class OtpStream(AsgiFastStream):
     """FastStream's ASGI application: consumer and HTTP in one process."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        problems: Sequence[str],
-        *,
-        rabbit: OtpBroker,
-        relay: Relay,
-        tables: Tables,
-        hooks: Hooks,
-    ) -> None:
-        self.settings = settings
-        self.problems = list(problems)
-        self.rabbit = rabbit
-        self._relay = relay
-        self._tables = tables
-        self.hooks = hooks
-        self._http = SecureApp(super().__call__, settings.own_hosts)
-        self._stopping = Stopping(settings.shutdown_grace_ms / 1000)
-        self._background: list[asyncio.Task[None]] = []
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.settings = parts.settings
+        self.problems = parts.problems
+        self._http = SecureApp(super().__call__, parts.settings.own_hosts)
+        self._stack = AsyncExitStack()
+        """Stops what `_start` has started."""
         self._cancelling_consumers: asyncio.Task[None] | None = None
         super().__init__(
-            rabbit,
+            parts.broker,
             logger=None,
             on_startup=[self._start],
             on_shutdown=[self._drain],
@@ -155,28 +77,12 @@ class OtpStream(AsgiFastStream):
         """Refuse an unknown path, or a WebSocket."""
         await NOT_FOUND(scope, receive, send)
 
-    def state(self) -> WorkerState:
-        """Return the current state of the whole worker."""
-        return WorkerState(
-            phase=self._phase(),
-            broker=self.rabbit.state() if self.settings.worker else None,
-            relays=self._relay.state() if self.settings.worker else (),
-            tables=self._tables.state() if self.settings.worker else None,
-        )
-
-    def _phase(self) -> Phase:
-        if self._stopping.deadline is not None:
-            return "stopping"
-        if not self.settings.worker:
-            return "http_only"
-        return "consuming" if self.rabbit.running else "starting"
-
     async def run(self, log_level: int = logging.INFO, run_extra_options: dict[str, Any] | None = None) -> None:
         """Serve until a signal arrives. With invalid settings, list all of them and exit with status 2."""
         if self.problems:
             self._print_problems()
             sys.exit(2)
-        self.hooks.first()
+        self._configure_logs()
         options = cast_uvicorn_params(run_extra_options or {})
         config = uvicorn.Config(
             self,
@@ -194,9 +100,9 @@ class OtpStream(AsgiFastStream):
     def handle_signal(self, signal_number: int) -> None:
         """Cancel the consumers at once, before open HTTP requests end; a second signal ends the grace time."""
         name = signal.Signals(signal_number).name
-        if self._stopping.request():
+        if self.parts.stopping.request():
             _log.info("stopping: cancelling consumers", signal=name, grace_ms=self.settings.shutdown_grace_ms)
-            self._cancelling_consumers = asyncio.get_running_loop().create_task(self.rabbit.stop_intake())
+            self._cancelling_consumers = asyncio.get_running_loop().create_task(self.parts.broker.stop_intake())
         else:
             _log.warning("stopping at once", signal=name)
 
@@ -217,14 +123,20 @@ class OtpStream(AsgiFastStream):
         if self.problems:  # not started by `faststream run`
             self._print_problems()
             raise RuntimeError("settings: " + "; ".join(self.problems))
-        self.hooks.first()  # again: with --workers, uvicorn runs the application without calling `run`
+        self._configure_logs()  # again: with --workers, uvicorn runs the application without calling `run`
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))
         self._announce()
-        for start in self.hooks.start:
-            await start()
-        self._background = [asyncio.create_task(forever(run, "background")) for run in self.hooks.background]
+        async with AsyncExitStack() as stack:
+            # `atexit` does not flush them: uvicorn ends the process by the signal that stopped it
+            stack.callback(flush_logs)
+            stack.callback(_log.info, "stopped")
+            await self.parts.start(stack)
+            self._stack = stack.pop_all()
         _tune_gc()
+
+    def _configure_logs(self) -> None:
+        configure_logs(level=self.settings.effective_log_level, readable=self.settings.app_env == "development")
 
     def _announce(self) -> None:
         _log.info("otp-stream starts", version=__version__, **self.settings.shown())
@@ -238,26 +150,19 @@ class OtpStream(AsgiFastStream):
             _log.warning("SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords")
 
     async def _drain(self) -> None:
-        if self._stopping.deadline is None:
-            self._stopping.request()
-        await self.rabbit.stop_intake()
-        state = self.state()
-        unacked = sum(lane.unacked for lane in state.broker.lanes) if state.broker else 0
+        parts = self.parts
+        if parts.stopping.deadline is None:
+            parts.stopping.request()
+        await parts.broker.stop_intake()
+        unacked = parts.unacked
         _log.info("stopping: consumers are cancelled", unacked=unacked)
         # jobs that are not being sent are requeued at once, so that another worker can send them
-        self._relay.finish()
-        self._tables.finish()
-        returned = await self.rabbit.drain(lambda: self._stopping.over)
+        parts.finish()
+        returned = await parts.broker.drain(lambda: parts.stopping.over)
         _log.info("stopping: jobs are settled", finished=unacked - returned, returned=returned)
 
     async def _close(self) -> None:
-        for drained in self.hooks.drained:
-            await drained()
-        await cancel_and_wait(*self._background)
-        for close in self.hooks.close:
-            await close()
-        _log.info("stopped")
-        self.hooks.last()
+        await self._stack.aclose()
 
 
 def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:

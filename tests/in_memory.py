@@ -29,7 +29,7 @@ class Stream:
 
     @property
     def broker(self) -> OtpBroker:
-        return self.app.rabbit
+        return self.app.parts.broker
 
     async def publish(self, job: Any, queue: str = "service_send_otp", **properties: Any) -> None:
         """Publish a job and wait until it is settled."""
@@ -80,8 +80,8 @@ def starter(stack: AsyncExitStack) -> Start:
         settings, problems = load(**defaults | values)
         assert problems == []
         stream = Stream(build(settings, problems), relay)
-        for close in stream.app.hooks.close:
-            stack.push_async_callback(close)
+        stack.push_async_callback(stream.app.parts.composer.close)
+        stack.push_async_callback(stream.app.parts.relay.close)
         extend(stream.broker)
         stream.listen()
         await stack.enter_async_context(TestRabbitBroker(stream.broker))

@@ -10,7 +10,7 @@ from aio_pika.exceptions import ChannelClosed
 
 from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
-from otp_stream.core.backoff import Backoff
+from otp_stream.configs import backoff
 from otp_stream.settings import Settings
 from otp_stream.tasks import lost_connection_as_error
 
@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 def topology_of(settings: Settings) -> Topology:
     """Return the queues and exchanges that these settings require."""
-    backoff = Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
-    return Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff)
+    return Topology(settings.rabbitmq_queue_name, settings.rabbitmq_prefix, backoff(settings))
 
 
 async def connected(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:

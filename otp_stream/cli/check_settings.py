@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from otp_stream.app import relays
 from otp_stream.broker.topology import Topology
+from otp_stream.configs import relay_configs
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.relay import RelayConfig
 from otp_stream.settings import Settings, find_problems, find_warnings, load
@@ -47,7 +47,7 @@ class CheckedSettings:
     @property
     def relays(self) -> list[RelayConfig | None]:
         """Every relay, in order; the first one is `None` if its settings are invalid."""
-        first, *others = relays(self.settings)
+        first, *others = relay_configs(self.settings)
         return [None if self.settings.smtp_host is None or self.unreadable & _SMTP else first, *others]
 
 

@@ -69,9 +69,9 @@ def make(*, port: int, samples: bool, log_level: str) -> Demo:
     )
     app = build(settings, problems)
     demo = Demo(app, http_port, broker_port, inbox)
-    app.hooks.start = [*app.hooks.start, inbox.start]
-    app.hooks.background = [*app.hooks.background, partial(_show, demo, samples)]
-    app.hooks.close = [*app.hooks.close, inbox.stop]
+    app.on_startup(inbox.start)
+    app.after_startup(partial(_show, demo, samples))
+    app.after_shutdown(inbox.stop)
     for path, route in inbox.routes().items():
         app.mount(path, route)
     return demo
@@ -98,8 +98,6 @@ def _free(port: int) -> int:
 
 
 async def _show(demo: Demo, samples: bool) -> None:
-    while demo.app.state().phase != "consuming":  # noqa: ASYNC110 - a demonstration may ask
-        await asyncio.sleep(_PAUSE_S)
     if samples:
         await _publish(demo, _sample_jobs())
         await _received(demo, 2)
@@ -119,7 +117,6 @@ async def _show(demo: Demo, samples: bool) -> None:
             border_style="green",
         )
     )
-    await asyncio.Event().wait()  # what runs beside the worker runs as long as it does
 
 
 def _sample_jobs() -> list[bytes]:

@@ -1,0 +1,86 @@
+"""The settings as each part of the worker takes them."""
+
+from dataclasses import replace
+
+from .broker import RabbitConfig
+from .core.backoff import Backoff
+from .relay import RelayConfig
+from .settings import Settings
+from .tables import KeyBuilder, MemoryTables, RedisConfig
+
+
+def backoff(settings: Settings) -> Backoff:
+    """Return how long failed jobs wait, and how often they are retried."""
+    return Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
+
+
+def rabbit_config(settings: Settings) -> RabbitConfig:
+    """Return the connection to RabbitMQ and what is consumed."""
+    return RabbitConfig(
+        url=settings.amqp_url,
+        shown_url=settings.masked_rabbitmq_url,
+        queue=settings.rabbitmq_queue_name,
+        prefix=settings.rabbitmq_prefix,
+        prefetch=settings.prefetch_count,
+        backoff=backoff(settings),
+        default_expiry_minutes=settings.otp_expiry_minutes,
+        hash_key=settings.hash_key,
+        old_hash_keys=settings.old_hash_keys,
+        enabled=settings.worker,
+        events=settings.events,
+    )
+
+
+def relay_configs(settings: Settings) -> list[RelayConfig]:
+    """Return every relay, in the order in which they are used."""
+    login = settings.smtp_auth == "login"
+    first = RelayConfig(
+        host=settings.smtp_host or "localhost",
+        port=settings.smtp_port,
+        sender=settings.sender[1],
+        tls=settings.smtp_tls,
+        user=settings.smtp_user if login else None,
+        password=settings.smtp_pass.get_secret_value() if login and settings.smtp_pass else None,
+        ca_file=settings.smtp_ca_file,
+        pool_size=settings.smtp_pool_size,
+        rate=settings.smtp_rate_per_second,
+        helo=settings.smtp_ehlo_name,
+    )
+    others = [
+        replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password)
+        for it in settings.fallbacks
+    ]
+    return [first, *others]
+
+
+def key_builder(settings: Settings) -> KeyBuilder:
+    """Return what builds the keys of a job in the tables."""
+    return KeyBuilder(
+        settings.hash_key,
+        supersede=settings.supersede == "latest",
+        limits=settings.limits,
+        old_hash_keys=settings.old_hash_keys,
+    )
+
+
+def memory_tables(settings: Settings) -> MemoryTables:
+    """Return empty tables in memory."""
+    return MemoryTables(
+        settings.limits,
+        sent_ttl_ms=round(settings.sent_ttl_hours * 3_600_000),
+        sent_limit=settings.sent_memory_limit,
+        entries_limit=settings.tables_memory_limit,
+    )
+
+
+def redis_config(settings: Settings) -> RedisConfig | None:
+    """Return the Redis that this worker uses; `None` if it uses none."""
+    if settings.redis_url is None or not settings.worker:
+        return None
+    return RedisConfig(
+        settings.redis_url.get_secret_value(),
+        shown_url=settings.masked_redis_url or "",
+        prefix=settings.tables_prefix,
+        names=settings.tables_names,
+        broker=settings.tables_broker,
+    )

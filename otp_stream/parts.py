@@ -1,0 +1,171 @@
+"""The parts of a worker, and the order in which they start and stop."""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from . import __version__
+from .broker import OtpBroker
+from .core.probe import Probed
+from .core.state import Phase, WorkerSeen, WorkerState
+from .delivery import Delivery
+from .embedded import EmbeddedBroker
+from .mail import Composer
+from .mail.lint import lint_at_start
+from .relay import SmtpRelay
+from .settings import Settings
+from .tables import Tables
+from .tasks import cancel_and_wait, forever
+from .telemetry import Observer, monitor
+
+_PROBE_FLAG_TTL_MS = 5_000
+"""How long the flag for the other workers lasts that a relay accepts mail again."""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Stopping:
+    """Whether the worker is stopping, and whether its grace time is over."""
+
+    grace_s: float
+    deadline: float | None = None
+    at_once: bool = False
+
+    def request(self) -> bool:
+        """Handle a signal: the first starts the grace time, any other ends it. Returns whether it is the first."""
+        first = self.deadline is None
+        if first:
+            self.deadline = time.monotonic() + self.grace_s
+        else:
+            self.at_once = True
+        return first
+
+    @property
+    def over(self) -> bool:
+        """Whether the grace time has passed."""
+        return self.at_once or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one worker, wired but not started."""
+
+    settings: Settings
+    problems: Sequence[str]
+    """Why the worker cannot start: one text for each invalid setting."""
+    observer: Observer
+    tables: Tables
+    broker: OtpBroker
+    composer: Composer
+    relay: SmtpRelay
+    delivery: Delivery
+    embedded: EmbeddedBroker | None
+    stopping: Stopping
+
+    def state(self) -> WorkerState:
+        """Return the current state of the whole worker."""
+        consumes = self.settings.worker
+        return WorkerState(
+            phase=self._phase(),
+            broker=self.broker.state() if consumes else None,
+            relays=self.relay.state() if consumes else (),
+            tables=self.tables.state() if consumes else None,
+        )
+
+    def _phase(self) -> Phase:
+        if self.stopping.deadline is not None:
+            return "stopping"
+        if not self.settings.worker:
+            return "http_only"
+        return "consuming" if self.broker.running else "starting"
+
+    @property
+    def unacked(self) -> int:
+        """Jobs in flight."""
+        return sum(lane.state.unacked for lane in self.broker.lanes)
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start all parts but the broker, which FastStream starts. `stack` stops them, in the reverse order."""
+        if self.embedded is not None:
+            stack.push_async_callback(self.embedded.stop)
+        stack.push_async_callback(asyncio.to_thread, self.observer.close)
+        stack.push_async_callback(self.composer.close)
+        stack.push_async_callback(self.relay.close)
+        await self.observer.open(os.environ)
+        if self.settings.worker:
+            self._lint_templates()
+        if self.embedded is not None:
+            await self.embedded.start()
+        tasks = [asyncio.create_task(forever(run, "background")) for run in self._background()]
+        stack.push_async_callback(cancel_and_wait, *tasks)
+        # after the last job, and before the background task that keeps the connection is cancelled
+        stack.push_async_callback(self.tables.close)
+
+    def finish(self) -> None:
+        """Start no more sends, so that jobs that wait for a relay or for the tables can be requeued at once."""
+        self.relay.finish()
+        self.tables.finish()
+
+    def _background(self) -> Iterator[Callable[[], Awaitable[object]]]:
+        if self.tables.shared is not None:
+            yield self._follow_probes
+            yield partial(self.tables.run, self._seen)
+        if self.settings.worker:
+            yield partial(
+                monitor,
+                state=self.state,
+                stats=self.observer.stats,
+                refresh=self.broker.refresh,
+                interval_s=self.settings.heartbeat_interval_ms / 1000,
+            )
+
+    def _seen(self) -> WorkerSeen:
+        """Return what this worker publishes of itself to the others."""
+        breaker = self.relay.state()[0].circuit_breaker
+        return WorkerSeen(
+            worker_name(), __version__, self._phase(), breaker, self.unacked, self.observer.stats().sent_last_minute
+        )
+
+    async def probe(self, name: str | None) -> list[Probed]:
+        """Probe relays on request, and set a flag for the other workers for each one that accepts mail again."""
+        probed = await self.relay.probe(name) if self.settings.worker else []
+        for it in probed:
+            if it.result == "accepted":
+                await self.tables.set_flag(_accepts_mail(it.relay.name), _PROBE_FLAG_TTL_MS)
+        return probed
+
+    async def _follow_probes(self) -> None:
+        """Probe the relays that accept mail again according to another worker's probe; called once a second."""
+        for it in self.relay.state():
+            if it.circuit_breaker == "open" and await self.tables.has_flag(_accepts_mail(it.name)):
+                await self.relay.probe(it.name)
+
+    def _lint_templates(self) -> None:
+        """Log the lint findings of the operator's templates: they compile, but a mail may lack some text."""
+        if self.settings.templates_dir is None:
+            return
+        try:
+            found = lint_at_start(self.settings.templates_dir, self.settings.default_locale)
+        except Exception as error:  # noqa: BLE001 - the templates compile, so jobs can be sent
+            _log.warning("templates could not be checked", error=type(error).__name__)
+            return
+        for it in found:
+            write = _log.error if it.level == "error" else _log.warning
+            write(f"template: {it.text}", file=it.file, line=it.line)
+
+
+def worker_name() -> str:
+    """Return this worker's name, as logs and pages show it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _accepts_mail(relay: str) -> str:
+    return f"relay-takes-mail:{relay}"  # workers of earlier versions use the same name
