@@ -13,7 +13,8 @@ from statistics import median
 from otp_stream.broker.events import event
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, admit, decide
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Reply
 from otp_stream.mail import Composer
 from otp_stream.relay.envelope import Envelopes, Extensions, wire_form

@@ -12,7 +12,8 @@ import psutil
 
 from otp_stream.app import app
 from otp_stream.core.admission import Refusal, read_limits
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 
 _LIMITS = (

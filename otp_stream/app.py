@@ -11,7 +11,7 @@ from . import __version__
 from .broker import Incoming, OtpBroker
 from .broker.asyncapi import document
 from .configs import backoff, key_builder, memory_tables, rabbit_config, redis_config, relay_configs
-from .core.job import OtpJob
+from .core.otp_job import OtpJob
 from .dead_letters import DeadLetterQueue
 from .delivery import Delivery
 from .embedded import EmbeddedBroker

@@ -17,7 +17,7 @@ from aiormq.connection import SSLContextProvider, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from otp_stream.core.job import MAX_BODY_BYTES
+from otp_stream.core.otp_job import MAX_BODY_BYTES
 
 from .acks import Acks
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD

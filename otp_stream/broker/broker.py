@@ -17,7 +17,8 @@ from faststream.rabbit.configs import RabbitBrokerConfig
 from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
-from otp_stream.core.job import Lane, OtpJob
+from otp_stream.core.job import Lane
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 

@@ -8,8 +8,9 @@ from typing import Protocol
 from uuid import uuid4
 
 from otp_stream.core.decision import Dead, Final, Retry, crashed, malformed
-from otp_stream.core.job import Job, Lane, OtpJob
+from otp_stream.core.job import Job, Lane
 from otp_stream.core.masking import keyed_hash
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.possible_secrets import readable_job_id
 from otp_stream.telemetry_errors import observe
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import structlog
 
-from otp_stream.core.job import Job, Lane, MalformedError, too_large
+from otp_stream.core.job import Job, Lane
+from otp_stream.core.otp_job import MalformedError, too_large
 from otp_stream.core.state import LaneState
 from otp_stream.tasks import cancel_and_wait
 

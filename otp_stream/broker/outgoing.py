@@ -9,8 +9,9 @@ from aio_pika import DeliveryMode, Message
 from pamqp import encode
 
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import MAX_BODY_BYTES, Replay, too_large
+from otp_stream.core.job import Replay
 from otp_stream.core.lenient import loads
+from otp_stream.core.otp_job import MAX_BODY_BYTES, too_large
 from otp_stream.telemetry_errors import observe
 
 from .headers import (

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
 
-from otp_stream.core.masking import scrub
+from otp_stream.core.redaction import scrub
 
 from .management_api import virtual_host
 

@@ -15,7 +15,8 @@ from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from faststream.response import Response, ensure_response
 from pydantic import ValidationError
 
-from otp_stream.core.job import Lane, MalformedError, OtpJob
+from otp_stream.core.job import Lane
+from otp_stream.core.otp_job import MalformedError, OtpJob
 
 from .incoming import IncomingJob, Shared
 from .lane import LaneConsumer

@@ -16,7 +16,7 @@ from otp_stream.broker.queue_inspect import InspectedQueue, inspect_exchange, in
 from otp_stream.broker.refusal import user
 from otp_stream.broker.topology import QueueAwayError, Topology
 from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.core.masking import scrub
+from otp_stream.core.redaction import scrub
 from otp_stream.tasks import lost_connection_as_error
 
 from .connect_check import check_connection, version

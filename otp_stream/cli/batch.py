@@ -14,7 +14,7 @@ from uuid import uuid4
 from pydantic_core import from_json
 
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.job import MalformedError, OtpJob
+from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.settings import Settings
 
 from .line import NO_WORKER, ProducerError, at_a_pace, opened, until_quiet

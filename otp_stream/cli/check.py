@@ -13,7 +13,7 @@ import typer
 
 from otp_stream.checks.clock import check_clock
 from otp_stream.core.check_result import CheckResult, Level, Report
-from otp_stream.core.job import MalformedError, OtpJob
+from otp_stream.core.otp_job import MalformedError, OtpJob
 
 from . import output
 from .output import AsJson

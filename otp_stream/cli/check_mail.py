@@ -5,9 +5,9 @@ import secrets
 import time
 
 from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.core.job import OtpJob
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Deferred, Rejected, Unavailable, without_secrets
 from otp_stream.mail import Composer
 from otp_stream.mail.lint import sample_job

@@ -13,7 +13,7 @@ from time import monotonic
 from pydantic_core import from_json
 
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.masking import contains_secret
+from otp_stream.core.redaction import contains_secret
 from otp_stream.settings import Settings
 
 from .line import LOST, NO_WORKER, Line, ProducerError, opened, told

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.job import MalformedError, OtpJob
+from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.settings import Settings
 
 from .line import LOST, Line, ProducerError, opened, told

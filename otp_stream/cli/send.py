@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
-from otp_stream.core.job import Priority
+from otp_stream.core.otp_job import Priority
 from otp_stream.settings import load
 
 from . import batch, line, output, producer, progress

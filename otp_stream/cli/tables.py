@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from otp_stream.core.job import MalformedError, OtpJob
 from otp_stream.core.masking import hash_address, mask_address
+from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.settings import Settings
 from otp_stream.tables import inspect
 from otp_stream.tables.inspect import Progress, RedisClient, TablesReport

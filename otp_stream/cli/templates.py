@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from otp_stream.core.job import MalformedError
 from otp_stream.core.mail import ComposeError
+from otp_stream.core.otp_job import MalformedError
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.lint import SAMPLE, sample_job
 from otp_stream.mail.lint import lint as find

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from pydantic_core import from_json
 
 from .address import IGNORABLE
-from .job import MAX_BODY_BYTES
-from .masking import SHORTEST, SPACED, Needle, Searched, contains_any, fold_compact, of_address, of_code
+from .otp_job import MAX_BODY_BYTES
+from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, fold_compact, of_address, of_code
 
 _MOST_VALUES = 1_000
 """Values and words of a body that are looked at."""

@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Template
 from jinja2 import TemplateError as JinjaError
 
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError
+from otp_stream.core.otp_job import OtpJob
 
 from .mail_template import MailTemplate
 from .nesting import Nesting

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Unavailable, Uncertain
+from otp_stream.core.redaction import scrub
 from otp_stream.core.state import RelayState
 
 from .circuit_breaker import CircuitBreaker, Pauses

@@ -24,7 +24,8 @@ from otp_stream.core.admission import (
     read_limits,
 )
 from otp_stream.core.check_result import CheckResult
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, RedisConfig, Tables
 from otp_stream.tables.inspect import RedisClient
 

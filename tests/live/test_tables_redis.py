@@ -28,8 +28,9 @@ from otp_stream.core.admission import (
     Unknown,
     read_limits,
 )
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
 from otp_stream.core.masking import keyed_hash
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, RedisConfig, Tables, redis_pipeline, redis_session
 
 LEASE_S = 0.8

@@ -11,7 +11,7 @@ from faststream.rabbit import RabbitBroker
 from in_memory import Start
 from structlog.testing import capture_logs
 
-from otp_stream.core.job import OtpJob
+from otp_stream.core.otp_job import OtpJob
 
 JOB: dict[str, Any] = {"email": "user@example.com", "otp": "123456", "jobId": "j-1"}
 Next = Callable[[Any], Awaitable[Any]]

@@ -10,7 +10,7 @@ import pytest
 from in_memory import SECRET_KEY, Start, Stream
 from smtp_relay import Act
 
-from otp_stream.core.job import OtpJob
+from otp_stream.core.otp_job import OtpJob
 
 JOB: dict[str, Any] = {"email": "user@example.com", "otp": "123456", "jobId": "j-1"}
 TRACE_PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

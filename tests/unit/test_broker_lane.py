@@ -24,7 +24,8 @@ from otp_stream.broker.subscriber import read
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, Lane, OtpJob
+from otp_stream.core.job import Job, Lane
+from otp_stream.core.otp_job import OtpJob
 
 BACKOFF = Backoff(1000, 30000, 3)
 LATER = Retry(1100, 1, "451 later (to RCPT)")

@@ -18,7 +18,8 @@ from otp_stream.broker.headers import sign, verified
 from otp_stream.broker.job_message import JobMessage, Reader
 from otp_stream.broker.message import LARGEST_HEADER
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import MAX_BODY_BYTES, Lane, OtpJob, Replay
+from otp_stream.core.job import Lane, Replay
+from otp_stream.core.otp_job import MAX_BODY_BYTES, OtpJob
 
 BODY = b'{"email": "user@example.com", "otp": "123456", "x": [1, {"y": null}], "retryCount": 0}'
 

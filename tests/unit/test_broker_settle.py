@@ -22,7 +22,8 @@ from otp_stream.broker.settle import Settler, acknowledge
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 
 BACKOFF = Backoff(1000, 30000, 3)
 PUBLISHED = [Retry(1100, 3, "451 later"), Park(5_200), Dead("rejected", "550 no", 3)]

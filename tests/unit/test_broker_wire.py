@@ -22,7 +22,8 @@ from otp_stream.broker.message import LARGEST_HEADER, Delivered
 from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.broker.subscriber import read as read_job
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import MAX_BODY_BYTES, Job, MalformedError, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
 
 ASKED = Job.from_request(
     OtpJob(email="User@example.com", otp="123456"),

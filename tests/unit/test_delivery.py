@@ -11,8 +11,9 @@ import pytest
 from otp_stream.core.admission import Limit, SentBefore, Unknown
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError, Mail
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables

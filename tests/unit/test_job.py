@@ -10,8 +10,9 @@ from calls import counted
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otp_stream.core.job import MAX_BODY_BYTES, Job, Lane, MalformedError, OtpJob, Replay, rank
+from otp_stream.core.job import Job, Lane, Replay, rank
 from otp_stream.core.lenient import LENIENT_FIELDS
+from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
 
 SEEN = 1_700_000_000_000
 SMALLEST = {"email": "user@example.com", "otp": "123456"}

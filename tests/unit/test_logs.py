@@ -16,7 +16,8 @@ from contextlib import redirect_stdout
 import pytest
 import structlog
 
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.telemetry import configure_logs, flush_logs
 from otp_stream.telemetry.current_span import CURRENT_SPAN
 from otp_stream.telemetry.log_pipe import DROPPED, LogPipe

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.harmless import text
 from otp_stream.mail.preview import Previews

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otp_stream.core.dead_letter import outline
-from otp_stream.core.job import OtpJob
-from otp_stream.core.masking import contains_secret, cut, hash_address, keyed_hash, mask_address, scrub
+from otp_stream.core.masking import hash_address, keyed_hash, mask_address
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Rejected, without_secrets
 from otp_stream.core.possible_secrets import PossibleSecrets, readable_job_id, suspects, too_many
+from otp_stream.core.redaction import contains_secret, cut, scrub
 from otp_stream.relay.reply import to_reply
 
 

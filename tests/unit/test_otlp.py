@@ -20,7 +20,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace.status import Status, StatusCode
 
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.telemetry.current_span import CURRENT_SPAN
 from otp_stream.telemetry.otel_tracer import OtelTracer
 from otp_stream.telemetry.otlp import Span, SpanExporter, encode_span

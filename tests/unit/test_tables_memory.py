@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from otp_stream.core.admission import Claim, Limit, Throttled, read_limits
-from otp_stream.core.job import Job, OtpJob
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
 from otp_stream.tables.sliding_window import EMPTY, SLICES, Window, add_job, advance, free_from, jobs_in
 

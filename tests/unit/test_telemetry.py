@@ -17,7 +17,8 @@ from otp_stream.core.admission import (
     answer_name,
 )
 from otp_stream.core.decision import ENDINGS, Retry
-from otp_stream.core.job import Job, Lane, OtpJob
+from otp_stream.core.job import Job, Lane
+from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import TablesState, WorkerState
 from otp_stream.telemetry.metrics import Metrics

@@ -1,0 +1,120 @@
+"""Find and redact addresses and codes in texts that others wrote, such as replies of a relay.
+
+All work is linear in the length of the text, which others decide on.
+"""
+
+import re
+from binascii import a2b_base64, unhexlify
+from collections.abc import Iterable, Iterator
+
+from .secret_search import ESCAPE_MARKS, SHORTEST, SPACED, Needle, Searched, contains_any, of_code, of_wire_address
+
+SHOWN = 300
+"""Characters of a text that are shown."""
+WINDOW = 2_000
+"""Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
+_TORN = 128
+"""Characters of a longer word: no code fills it."""
+_BYTES = bytes(range(256))
+_LOWER = _BYTES.lower()
+_NO_WORD = bytes(it for it in _BYTES if not chr(it).isascii() or not chr(it).isalnum())
+_NO_DIGIT_64 = bytes(it for it in _NO_WORD if chr(it) not in "+/-_")
+_NO_DIGIT_16 = bytes(it for it in _BYTES if chr(it) not in "0123456789abcdefABCDEF")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_REPLY_CODE = re.compile(r"(?<!\S)([245]\d\d(?:[ -][245]\.\d{1,3}\.\d{1,3})?|[245]\.\d{1,3}\.\d{1,3})(?!\S)")
+"""As relays write it (RFC 5321, RFC 3463)."""
+
+
+def contains_secret(text: str, address: str, code: str, *, partial: bool = False) -> bool:
+    """Return whether `text` holds the address or the code, in whatever case or encoding.
+
+    A number within a longer one, or a local part alone, is `partial` and does not count unless asked for.
+    """
+    if not _may_contain(text, address, code):
+        return False
+    # producers name jobs after people, and look for them by that name
+    needles = [*of_wire_address(address, shortest=SHORTEST if partial else len(address)), *of_code(code)]
+    searched = Searched(text)
+    return any(searched.spans(needles)) if partial else contains_any(searched, needles)
+
+
+def _may_contain(text: str, address: str, code: str) -> bool:
+    """Return whether it is worth to look closer: each job's id is searched, and almost none holds a secret."""
+    local = address.rpartition("@")[0].partition("+")[0]
+    secrets = (code, local if len(local) >= SHORTEST else address)
+    if not (text.isascii() and code.isascii() and address.isascii()) or not ESCAPE_MARKS.isdisjoint(text):
+        return True
+    if len(local) < SHORTEST and "xn--" in address:  # it has another form, and nothing in common with that
+        return True
+    needles = [compact for it in secrets if it and (compact := it.encode().translate(_LOWER, _NO_WORD))]
+    if len(needles) < sum(map(bool, secrets)):
+        return True
+    said = text.encode()
+    digits = said.translate(_STANDARD, _NO_DIGIT_64)
+    numbers = said.translate(None, _NO_DIGIT_16)
+    readings = [said]
+    for offset in range(4):
+        here = digits[offset:] + b"AAA"
+        readings.append(a2b_base64(here[: len(here) // 4 * 4]))
+    readings += unhexlify(numbers[: len(numbers) // 2 * 2]), unhexlify(numbers[1 : 1 + (len(numbers) - 1) // 2 * 2])
+    within = b"\0".join(readings).translate(_LOWER, _NO_WORD)
+    return any(it in within for it in needles)
+
+
+def cut(text: str) -> str:
+    """Return the beginning of a line whose secrets are not known, without a word at its end that is not whole."""
+    if len(text) <= SHOWN:
+        return text
+    start, _, torn = text[:SHOWN].rpartition(" ")
+    return start if len(torn) <= _TORN else text[:SHOWN]
+
+
+def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
+    """Return `text` on one line of printable characters, with every secret in it redacted, then cut to `limit`."""
+    text = " ".join(text.split())[: max(WINDOW, limit)]
+    # a shorter one is no code, and part of every other word
+    needles = [it for secret in secrets if len(secret) >= SHORTEST for it in _of(secret)]
+    parts: list[str] = []
+    at = 0
+    for start, end in _merged(Searched(text).spans(needles)) if needles else ():
+        if start >= limit:
+            break
+        parts += text[at:start], "***"
+        at = end
+    text = "".join([*parts, text[at:limit]])
+    # a terminal obeys some characters; words have none of them
+    return (
+        text if text.isprintable() else "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
+    )
+
+
+def scrub_suspects(text: str, *secrets: str, limit: int = SHOWN) -> str:
+    """Return the same as `scrub`, and without every word that may be an address or a code."""
+    parts = _REPLY_CODE.split(scrub(text, *secrets, limit=WINDOW))
+    parts[::2] = map(_unsuspected, parts[::2])
+    return " ".join(filter(None, parts))[:limit]
+
+
+def _unsuspected(text: str) -> str:
+    spaced = SPACED.sub(lambda found: " *** " if any(map(str.isspace, found[0].strip())) else found[0], text)
+    return " ".join("***" if _suspect(word) else word for word in spaced.split())
+
+
+def _suspect(word: str) -> bool:
+    return len(word) >= SHORTEST and ("@" in word or any(map(str.isdigit, word)))
+
+
+def _of(secret: str) -> list[Needle]:
+    return of_wire_address(secret, shortest=2) if "@" in secret else of_code(secret)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    begin = end = -1
+    for start, stop in sorted(spans):
+        if start > end:
+            if end >= 0:
+                yield begin, end
+            begin, end = start, stop
+        end = max(end, stop)
+    if end >= 0:
+        yield begin, end

@@ -1,0 +1,293 @@
+"""Search for addresses and codes in a text, in whatever case, width, escape or encoding they are written.
+
+All work is linear in the length of the text, which others decide on.
+"""
+
+import re
+from binascii import a2b_base64
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, cached_property, lru_cache
+from html import unescape
+from typing import NamedTuple
+from unicodedata import decimal, normalize
+from urllib.parse import unquote_to_bytes
+
+from .address import IGNORABLE, unicode_address
+
+SHORTEST = 4
+"""Characters of a code."""
+_MOST_WITHIN_WORDS = 500
+"""So often a name may be part of longer words; a text that has it more often was made to take long."""
+
+_ESCAPED = re.compile(
+    r"(?:%[0-9A-Fa-f]{2})+|%u[0-9A-Fa-f]{4}|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"
+    r"|&(?:#[0-9]{1,8};?|#[xX][0-9A-Fa-f]{1,8};?|[0-9A-Za-z]{1,10};)"
+)
+"""URLs, quoted-printable, JSON and HTML."""
+ESCAPE_MARKS = frozenset("%=\\&")
+_NO_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]+")
+_NO_HEX = re.compile(r"[^A-Fa-f0-9]+")
+_BASE64, _HEX = 6, 4
+"""Bits of each character."""
+_TO_STANDARD = str.maketrans("-_", "+/")
+SPACED = re.compile(r"(?:\d[\s.\-]{0,2}){4,64}")
+
+# Names of roles (RFC 2142), and words that are in many replies: they name no one, and are secret only in quotes.
+_WORDS = frozenset(
+    "user users mail mailbox email e-mail recipient address account sender domain message host server nobody unknown "  # noqa: SIM905 - legible
+    "test info admin support sales marketing abuse postmaster hostmaster webmaster noreply no-reply contact office "
+    "later again try full busy slow late limit quota rate rejected refused blocked bounce spam relay system service "
+    "local error invalid bad gone here such exist found available disabled inactive temporary failed policy denied "
+    "hello home me no not is to the this that for from in on or and your you ok code otp".split()
+)
+_QUOTES_BEFORE, _QUOTES_AFTER = "<\"'([{`=", ">\"')]}`=%"
+
+
+class Needle(NamedTuple):
+    """A secret as it is searched for."""
+
+    text: str
+    compact: bool
+    """Whether only letters and digits are compared, so that spaces and dashes within it make no difference."""
+    near: Callable[[str], bool] | None
+    """What beside it makes it part of something longer; `None` where nothing does."""
+    whole: bool = False
+    """Whether it is never searched for within something longer."""
+    quoted: bool = False
+    """Whether it is a secret only where it is quoted."""
+
+
+def of_wire_address(address: str, *, shortest: int) -> list[Needle]:
+    """Return what the address of a job is searched by: as it is sent, and as people write it."""
+    found = of_address(address, shortest=shortest)
+    if written := unicode_address(address):
+        found.append(Needle(_fold(written), compact=False, near=None))
+    return found
+
+
+def of_address(address: str, *, shortest: int) -> list[Needle]:
+    """Return what an address is searched by: the whole, and its local part from `shortest` characters on."""
+    if not address:
+        return []
+    folded = _fold(address)
+    local = folded.rpartition("@")[0]
+    found = [Needle(folded, compact=False, near=None)]
+    for name in {local, local.partition("+")[0]}:
+        if len(name) >= shortest:
+            compact = _compact(name)
+            enough = len(compact) >= SHORTEST
+            found.append(
+                Needle(compact if enough else name, enough, _is_word, whole=True, quoted=name.strip() in _WORDS)
+            )
+    return found
+
+
+def of_code(code: str) -> list[Needle]:
+    """Return what a code is searched by."""
+    folded = _fold(code)
+    if not folded:
+        return []
+    compact = _compact(folded)
+    enough = len(compact) >= SHORTEST
+    needle = compact if enough else folded
+    return [Needle(needle, enough, _is_digit if needle.isdigit() else _is_word)]
+
+
+def _is_digit(it: str) -> bool:
+    return "0" <= it <= "9"
+
+
+def _is_word(it: str) -> bool:
+    return it.isascii() and it.isalnum()
+
+
+def contains_any(searched: "Searched", needles: Iterable[Needle]) -> bool:
+    """Return whether any of them is in the text, not as a part of something longer."""
+    return any(
+        bounded and not needle.quoted
+        for needle in needles
+        for reading in searched.readings
+        for _, _, bounded, _ in reading.find(needle)
+    )
+
+
+def _fold(text: str) -> str:
+    """Return it without differences of case, of width and of the script of digits, and without invisible characters."""
+    return text.lower() if text.isascii() else "".join(map(_fold_one, text))
+
+
+@lru_cache(4096)  # to normalise a character takes longer than all the rest
+def _fold_one(char: str) -> str:
+    if char.isascii():
+        return char.lower()
+    if IGNORABLE.fullmatch(char):
+        return ""
+    digit = decimal(char, None)
+    return str(digit) if digit is not None else normalize("NFKD", char).casefold()
+
+
+def fold_compact(text: str) -> str:
+    """Return its letters and digits without differences of case, of width and of the script of digits."""
+    return _compact(text.lower()) if text.isascii() else "".join(map(_fold_compact_one, text))
+
+
+@lru_cache(4096)
+def _fold_compact_one(char: str) -> str:
+    return _compact(_fold_one(char))
+
+
+def _compact(text: str) -> str:
+    return text if text.isalnum() else "".join(filter(str.isalnum, text))
+
+
+class Reading:
+    """A text in one of the ways in which it can be read; `place` returns where a part of it is in the text itself."""
+
+    def __init__(self, text: str, place: Callable[[int, int], tuple[int, int]]) -> None:
+        self.text = text
+        self.place = place
+        self.folded = _fold(text)
+        self.compact = _compact(self.folded)
+
+    def find(self, needle: Needle) -> Iterator[tuple[int, int, bool, bool]]:
+        """Yield where it begins and ends, whether it stands for itself, and whether it is written without gaps."""
+        within = self.compact if needle.compact else self.folded
+        size = len(needle.text)
+        at = within.find(needle.text)
+        within_words = 0
+        while at >= 0:
+            first, last = (self._kept[at], self._kept[at + size - 1]) if needle.compact else (at, at + size - 1)
+            begin, end = self._source(first), self._source(last) + 1
+            before, after = self.text[begin - 1 : begin] if begin else "", self.text[end : end + 1]
+            bounded = needle.near is None or not any(map(needle.near, before + after))
+            in_quotes = (before and before in _QUOTES_BEFORE) or (after and after in _QUOTES_AFTER)
+            within_words += needle.whole and not bounded
+            too_often = within_words > _MOST_WITHIN_WORDS
+            if too_often or ((bounded or not needle.whole) and (in_quotes or not needle.quoted)):
+                yield *self.place(begin, end), bounded or too_often, last - first == size - 1
+            at = within.find(needle.text, at + 1)
+
+    @cached_property
+    def _kept(self) -> list[int]:
+        return [at for at, char in enumerate(self.folded) if char.isalnum()]
+
+    @cached_property
+    def _sources(self) -> list[int] | None:
+        if self.text.isascii():  # else some characters fold to several, and some to none
+            return None
+        return [at for at, char in enumerate(self.text) for _ in _fold_one(char)]
+
+    def _source(self, at: int) -> int:
+        return at if self._sources is None else self._sources[at]
+
+
+class Searched:
+    """A text that is searched for secrets."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def unescaped(self) -> list[Reading]:
+        """The text as it is, and without escapes."""
+        readings = [Reading(self._text, lambda first, last: (first, last))]
+        for _ in range(3):  # an escape may be escaped
+            if ESCAPE_MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
+                break
+            readings.append(_unescaped(readings[-1]))
+        return readings
+
+    @cached_property
+    def decoded(self) -> list[Reading]:
+        """What the text says as base64 and in hexadecimal digits."""
+        return [*_decoded(self._text, _NO_BASE64, _BASE64), *_decoded(self._text, _NO_HEX, _HEX)]
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All ways in which it can be read."""
+        return [*self.unescaped, *self.decoded]
+
+    def spans(self, needles: Iterable[Needle]) -> Iterator[tuple[int, int]]:
+        """Yield where these are in the text, in any order."""
+        for needle in needles:
+            for reading in self.readings:
+                for start, end, bounded, close in reading.find(needle):
+                    if bounded or (close and not needle.whole):
+                        yield start, end
+
+
+def _unescaped(reading: Reading) -> Reading:
+    parts: list[str] = []
+    starts: list[int] = []
+    ends: list[tuple[int, int, int]] = []
+    """For each part: where it begins in the source, where it ends there, and how long it is here."""
+    at = size = 0
+
+    def add(part: str, start: int, end: int) -> None:
+        nonlocal size
+        if part:
+            parts.append(part)
+            starts.append(size)
+            ends.append((start, end, len(part)))
+            size += len(part)
+
+    for match in _ESCAPED.finditer(reading.text):
+        add(reading.text[at : match.start()], at, match.start())
+        at = match.end()
+        add(_meant(match[0]), match.start(), at)
+    add(reading.text[at:], at, len(reading.text))
+
+    def place(first: int, last: int) -> tuple[int, int]:
+        return reading.place(_source(first)[0], _source(last - 1)[1])
+
+    def _source(index: int) -> tuple[int, int]:
+        part = bisect_right(starts, index) - 1
+        start, end, length = ends[part]
+        if length == end - start:  # as it was
+            return start + index - starts[part], start + index - starts[part] + 1
+        return start, end
+
+    return Reading("".join(parts), place)
+
+
+def _meant(escape: str) -> str:
+    match escape[0]:
+        case "%" if escape[1] != "u":
+            return unquote_to_bytes(escape).decode(errors="replace")
+        case "=":
+            return unquote_to_bytes(escape.replace("=", "%")).decode(errors="replace") if escape[1:].strip() else ""
+        case "&":
+            return unescape(escape)
+        case _:
+            digits = bytes.fromhex(escape.replace("\\x", "").removeprefix("\\u").removeprefix("%u"))
+            return digits.decode("utf-16-be" if escape[1] == "u" else "utf-8", errors="replace")
+
+
+def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[Reading]:
+    """Yield what its characters mean as base64 (6 bits each) or in hexadecimal (4), wherever the first byte begins."""
+    digits = others.sub("", text)
+    if len(digits) * bits < 8 * SHORTEST:
+        return
+    places = cache(lambda: [at for at, char in enumerate(text) if not others.match(char)])
+    for offset in range(4 if bits == _BASE64 else 2):
+        yield _decoded_from(offset, _bytes_of(digits[offset:], bits), bits, places)
+
+
+def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list[int]]) -> Reading:
+    said = data.decode(errors="surrogateescape")
+
+    def place(first: int, last: int) -> tuple[int, int]:
+        before = len(said[:first].encode(errors="surrogateescape"))
+        after = len(said[:last].encode(errors="surrogateescape"))
+        end = min(offset - (-after * 8 // bits), len(places()))
+        return places()[offset + before * 8 // bits], places()[end - 1] + 1
+
+    return Reading(said, place)
+
+
+def _bytes_of(digits: str, bits: int) -> bytes:
+    if bits == _BASE64:
+        digits = digits.translate(_TO_STANDARD) + "AAA"
+        return a2b_base64(digits[: len(digits) // 4 * 4])
+    return bytes.fromhex(digits[: len(digits) // 2 * 2])
