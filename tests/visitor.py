@@ -1,4 +1,4 @@
-"""A browser without a window, and the token of the workers that it visits."""
+"""A client of the pages that keeps one cookie, and the HTTP_TOKEN of the workers under test."""
 
 import re
 import urllib.error
@@ -11,18 +11,18 @@ from worker import Worker
 TOKEN = "correct-horse-battery"
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object) -> None:
         return None
 
 
 @dataclass
 class Visitor:
-    """Somebody who visits the pages of a worker, with one cookie."""
+    """A visitor of the pages of a worker."""
 
     worker: Worker
     cookie: str = ""
-    opener: urllib.request.OpenerDirector = field(default_factory=lambda: urllib.request.build_opener(_Stay))
+    opener: urllib.request.OpenerDirector = field(default_factory=lambda: urllib.request.build_opener(_NoRedirect))
 
     def get(self, path: str) -> str:
         return self.ask(path)[1]

@@ -1,6 +1,6 @@
 """Take the pictures of the operations page that docs/operations.md shows: `make pictures`, about five minutes.
 
-A real worker on a RabbitMQ of its own, with traffic, brought into each state one after the other.
+A worker with traffic, on a private RabbitMQ, is brought into each state in turn.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ async def _take_all(broker: str, folder: str) -> None:
 
 
 async def _publish(stage: Stage) -> None:
-    """Publish as a few back ends do in an ordinary hour; now and then one makes a mistake."""
+    """Publish as a few producers do; now and then a job is malformed."""
     number = 0
     with suppress(asyncio.CancelledError):
         while True:

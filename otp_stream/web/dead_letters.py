@@ -97,7 +97,7 @@ class DeadLettersView:
     _running: asyncio.Task[None] | None = None
 
     async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
-        """Show dead letters by cause, or to visitors only their number; `refused` says what was not done, and why."""
+        """Return dead letters by cause, to visitors only their number; `refused` is why a form was refused."""
         if self.sessions.is_blocked(request):
             return TOO_MANY
         if await self.sessions.is_authorized(request):

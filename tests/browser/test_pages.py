@@ -1,4 +1,4 @@
-"""The pages in real Chromium: narrow and wide, light and dark, without an error and without another host."""
+"""The pages in Chromium: narrow and wide, light and dark, without errors and without requests to other hosts."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from worker import CODE, Worker, job
 from otp_stream.web.stream import MAX_VIEWERS
 
 ADDRESS = "ada.lovelace@example.com"
-LOOKS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
+VIEWPORTS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def chromium(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
-    """Open a new tab, without what other tests left: cookies, cached files, emulation and logs."""
+    """Open a new tab, without cookies, cached files, emulation and logs of other tests."""
     others = browser.window_handles
     browser.switch_to.new_window("tab")
     tab = browser.current_window_handle
@@ -58,10 +58,10 @@ def chromium(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
     for log in ("browser", "performance"):
         browser.get_log(log)
     yield browser
-    browser.get("about:blank")  # a page left open would ask its worker for news until the next test
+    browser.get("about:blank")  # an open page would keep its stream until the next test
 
 
-def look(browser: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
+def visit(browser: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
     """Open a page with this screen size and colour scheme."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -71,7 +71,7 @@ def look(browser: webdriver.Chrome, url: str, width: int, scheme: str) -> None:
 
 
 def hosts(browser: webdriver.Chrome) -> set[str]:
-    """Return every host that was asked for something since the last question."""
+    """Return every host that was requested since the last call."""
     found: set[str] = set()
     for entry in browser.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -87,7 +87,7 @@ def lightness(browser: webdriver.Chrome) -> float:
     return sum(int(part) for part in colour[4:-1].split(",")) / 3
 
 
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+@pytest.mark.parametrize(("width", "scheme"), VIEWPORTS)
 async def test_every_page_fits_and_loads_nothing_from_elsewhere(
     stage: Stage, chromium: webdriver.Chrome, width: int, scheme: str
 ) -> None:
@@ -97,7 +97,7 @@ async def test_every_page_fits_and_loads_nothing_from_elsewhere(
     await stage.relay.wait_accepted(1)
     pages = {"/": "Codes are going out", "/asyncapi": "Messages", "/dead": "Dead letters", "/templates": "Templates"}
     for path, heading in pages.items():
-        look(chromium, f"http://127.0.0.1:{worker.port}{path}", width, scheme)
+        visit(chromium, f"http://127.0.0.1:{worker.port}{path}", width, scheme)
         assert chromium.find_element(By.TAG_NAME, "h1").text == heading
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
         assert (lightness(chromium) > 200) == (scheme == "light")
@@ -106,29 +106,29 @@ async def test_every_page_fits_and_loads_nothing_from_elsewhere(
         assert CODE not in chromium.page_source
 
 
-async def test_the_page_keeps_itself_fresh_and_says_when_the_worker_is_gone(
+async def test_the_page_updates_itself_and_reports_that_the_worker_does_not_answer(
     stage: Stage, chromium: webdriver.Chrome
 ) -> None:
     worker = await stage.run()
-    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    visit(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1)
     wait(lambda: "sent 1" in text(chromium, ".endings"), "the count")
     await stage.relay.stop()
     await stage.rabbit.publish(job())
     await worker.wait_log("circuit breaker open")
-    wait(lambda: text(chromium, "h1") == "No codes are going out", "the bad news")
+    wait(lambda: text(chromium, "h1") == "No codes are going out", "the heading")
     assert "unreachable" in text(chromium, ".checks")
     await worker.kill()
-    wait(lambda: chromium.title.startswith("No answer"), "the silence")
-    assert text(chromium, "h1")  # the last picture stays
+    wait(lambda: chromium.title.startswith("No answer"), "the missing answer")
+    assert text(chromium, "h1")  # the last state stays visible
 
 
-async def test_what_someone_has_opened_selected_and_focused_stays_while_figures_change(
+async def test_an_update_keeps_the_selection_the_focus_and_open_tables(
     stage: Stage, chromium: webdriver.Chrome
 ) -> None:
     worker = await stage.run()
-    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    visit(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
     chromium.find_element(By.TAG_NAME, "summary").click()
     chromium.execute_script("""
         getSelection().selectAllChildren(document.querySelector('#relays code'));
@@ -136,24 +136,22 @@ async def test_what_someone_has_opened_selected_and_focused_stays_while_figures_
     """)
     await stage.rabbit.publish(job(ADDRESS, jobId="j-1"), b"nonsense")
     await stage.relay.wait_accepted(1)
-    wait(lambda: "j-1" in text(chromium, "#recent") and "malformed 1" in text(chromium, ".endings"), "the news")
+    wait(lambda: "j-1" in text(chromium, "#recent") and "malformed 1" in text(chromium, ".endings"), "the update")
     assert "a***@example.com" in text(chromium, "#recent")
-    assert text(chromium, "details tbody tr").split("\t")[:2] == ["0", "1"]  # opened, and up to date
+    assert text(chromium, "details tbody tr").split("\t")[:2] == ["0", "1"]  # open, and up to date
     assert chromium.execute_script("return getSelection().toString()") == f"127.0.0.1:{stage.relay.port}"
     assert chromium.switch_to.active_element.text == "Dead letters"
     assert ADDRESS not in chromium.page_source
 
 
-async def test_a_broker_that_is_away_is_told_steadily_and_the_page_stays_whole(
-    stage: Stage, chromium: webdriver.Chrome
-) -> None:
+async def test_an_unreachable_broker_is_shown_without_flicker(stage: Stage, chromium: webdriver.Chrome) -> None:
     async with amqp_proxy(stage.url) as (proxy, url):
         worker = await stage.run(url=url)
         page = f"http://127.0.0.1:{worker.port}/"
-        await asyncio.to_thread(look, chromium, page, 1280, "light")
+        await asyncio.to_thread(visit, chromium, page, 1280, "light")
         proxy.refuse = True
         proxy.cut()
-        await headed(chromium, "No codes are going out")
+        await wait_for_heading(chromium, "No codes are going out")
         chromium.execute_script("""
             window.seen = new Set();
             window.updates = 0;
@@ -163,34 +161,34 @@ async def test_a_broker_that_is_away_is_told_steadily_and_the_page_stays_whole(
         """)
         await until(lambda: asyncio.to_thread(chromium.execute_script, "return updates >= 3"), "some seconds")
         assert chromium.execute_script("return [...seen]") == ["No codes are going out"]
-        for width, scheme in LOOKS:  # who comes now sees the same at once
-            await asyncio.to_thread(look, chromium, page, width, scheme)
+        for width, scheme in VIEWPORTS:  # a new visitor sees the same at once
+            await asyncio.to_thread(visit, chromium, page, width, scheme)
             assert text(chromium, "h1") == "No codes are going out"
             assert "is away" in text(chromium, ".checks")
             assert (
                 text(chromium, "#lanes tbody td").removeprefix("Waiting: ") == "\N{EN DASH}"
-            )  # what was seen before is no news
+            )  # an old value is not shown as current
             assert not chromium.find_element(By.ID, "no-answer").is_displayed()
         proxy.refuse = False
-        await headed(chromium, "Codes are going out")
+        await wait_for_heading(chromium, "Codes are going out")
         assert chromium.find_element(By.ID, "announcement").get_attribute("textContent") == "Codes are going out"
         assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
-async def headed(chromium: webdriver.Chrome, heading: str) -> None:
+async def wait_for_heading(chromium: webdriver.Chrome, heading: str) -> None:
     """Wait for a heading, while the tasks of this test continue."""
 
-    async def so() -> bool:
+    async def is_shown() -> bool:
         return await asyncio.to_thread(text, chromium, "h1") == heading
 
-    await until(so, heading)
+    await until(is_shown, heading)
 
 
 LONG = "a-domain-that-goes-on-" * 8 + ".example"
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
-async def test_long_names_and_bad_news_push_nothing_out_of_sight(
+async def test_long_names_and_errors_fit_the_screen(
     stage: Stage, chromium: webdriver.Chrome, redis: RedisServer, width: int
 ) -> None:
     stage.relay.always("rcpt", "550 5.7.1 relaying denied " + "x" * 120)
@@ -200,16 +198,16 @@ async def test_long_names_and_bad_news_push_nothing_out_of_sight(
         job(metadata={"template": "t" * 60}),
         b"nonsense",
     )
-    await until(lambda: _holds(stage, f"{stage.rabbit.prefix}.dead", 3), "three dead letters")
+    await until(lambda: _has_depth(stage, f"{stage.rabbit.prefix}.dead", 3), "three dead letters")
     await stage.relay.stop()
     redis.remove()
     await stage.rabbit.publish(job())
     await worker.wait_log("circuit breaker open")
     page = f"http://127.0.0.1:{worker.port}"
-    look(chromium, f"{page}/", width, "light")
-    wait(lambda: "Redis away for" in text(chromium, "#tables"), "the bad news of Redis")
+    visit(chromium, f"{page}/", width, "light")
+    wait(lambda: "Redis away for" in text(chromium, "#tables"), "the state of Redis")
     fits(chromium)
-    look(chromium, f"{page}/dead", width, "light")
+    visit(chromium, f"{page}/dead", width, "light")
     chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
     wait(lambda: "Send again" in text(chromium, "main"), "the button")
     fits(chromium)
@@ -228,62 +226,62 @@ def fits(browser: webdriver.Chrome) -> None:
     )
 
 
-async def test_who_finds_no_place_among_the_viewers_is_kept_up_to_date_all_the_same(
+async def test_the_page_updates_itself_also_beyond_the_limit_of_viewers(
     stage: Stage, chromium: webdriver.Chrome
 ) -> None:
     worker = await stage.run()
-    with contextlib.ExitStack() as crowd:
+    with contextlib.ExitStack() as viewers:
         for _ in range(MAX_VIEWERS):
-            crowd.enter_context(viewer(worker))
-        look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+            viewers.enter_context(viewer(worker))
+        visit(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
         await stage.rabbit.publish(job())
         await stage.relay.wait_accepted(1)
         wait(lambda: "sent 1" in text(chromium, ".endings"), "the count")
         chromium.execute_script("window.began = Date.now()")
-        wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "a time that would be a silence")
+        wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "longer than the timeout")
         assert chromium.title.startswith("Codes are going out")
         assert not chromium.find_element(By.ID, "no-answer").is_displayed()
 
 
-IN_THE_BACKGROUND = """
-    window.made = [];
-    window.away = true;
-    Object.defineProperty(document, 'hidden', { get: () => window.away });
+TRACK_STREAMS = """
+    window.streams = [];
+    window.isHidden = true;
+    Object.defineProperty(document, 'hidden', { get: () => window.isHidden });
     const Real = EventSource;
-    window.EventSource = class extends Real { constructor(...them) { super(...them); made.push(this); } };
-    window.turn = (away) => { window.away = away; document.dispatchEvent(new Event('visibilitychange')); };
+    window.EventSource = class extends Real { constructor(...args) { super(...args); streams.push(this); } };
+    window.hide = (hide) => { window.isHidden = hide; document.dispatchEvent(new Event('visibilitychange')); };
 """
 
 
-async def test_a_tab_that_nobody_looks_at_holds_no_stream_and_comes_back_without_an_old_picture(
+async def test_a_hidden_tab_has_no_stream_and_shows_when_its_state_is_old(
     stage: Stage, chromium: webdriver.Chrome
 ) -> None:
     worker = await stage.run()
-    chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": IN_THE_BACKGROUND})
-    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": TRACK_STREAMS})
+    visit(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
 
     def streams() -> list[int]:
-        return chromium.execute_script("return made.map((it) => it.readyState)")
+        return chromium.execute_script("return streams.map((it) => it.readyState)")
 
     assert streams() == []  # opened in the background
     for shown in range(1, 3):
-        chromium.execute_script("turn(false)")
+        chromium.execute_script("hide(false)")
         wait(lambda shown=shown: streams() == [2] * (shown - 1) + [1], "one stream")
         wait(lambda: chromium.title.startswith("Codes are going out"), "the title")
-        chromium.execute_script("turn(true)")
+        chromium.execute_script("hide(true)")
         assert streams() == [2] * shown
         assert chromium.title.startswith("Paused")
     await worker.kill()
     chromium.execute_script("window.began = Date.now()")
-    wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "a time that is a silence")
-    chromium.execute_script("turn(false)")
+    wait(lambda: chromium.execute_script("return Date.now() - began > 9000"), "longer than the timeout")
+    chromium.execute_script("hide(false)")
     assert chromium.execute_script("return document.body.classList.contains('stale')")
     assert not chromium.find_element(By.ID, "no-answer").is_displayed()  # the worker may answer in a moment
-    wait(lambda: chromium.title.startswith("No answer"), "the silence")
+    wait(lambda: chromium.title.startswith("No answer"), "the missing answer")
 
 
 def viewer(worker: Worker) -> Any:
-    """Take a place."""
+    """Open a stream of events."""
     return urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/live", timeout=10)
 
 
@@ -303,7 +301,7 @@ async def test_without_scripts_the_page_reloads_itself(stage: Stage, chromium: w
     wait(counted, "the count")
 
 
-async def test_a_full_page_weighs_less_than_a_hundred_kibibytes(stage: Stage) -> None:
+async def test_a_full_page_has_less_than_100_kibibytes(stage: Stage) -> None:
     stage.relay.always("rcpt", "550 5.1.1 " + "no such user here " * 12)
     worker = await stage.run()
     await stage.rabbit.publish(*(job(f"someone{number}@example.com") for number in range(40)))
@@ -312,15 +310,13 @@ async def test_a_full_page_weighs_less_than_a_hundred_kibibytes(stage: Stage) ->
     assert sum([len((await worker.get(path))[1].encode()) for path in paths]) < 100 * 1024
 
 
-async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_showing(
-    stage: Stage, chromium: webdriver.Chrome
-) -> None:
+async def test_fifty_dead_letters_are_replayed_and_no_code_is_shown(stage: Stage, chromium: webdriver.Chrome) -> None:
     stage.relay.always("rcpt", "550 5.7.1 relaying denied")
     worker = await stage.run(HTTP_TOKEN="correct-horse-battery")
     await stage.rabbit.publish(*(job(email=f"user{number}@corp.example") for number in range(50)))
     wait_for = f"{stage.rabbit.prefix}.dead"
-    await until(lambda: _holds(stage, wait_for, 50), "fifty dead letters")
-    look(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
+    await until(lambda: _has_depth(stage, wait_for, 50), "fifty dead letters")
+    visit(chromium, f"http://127.0.0.1:{worker.port}/", 1280, "light")
     chromium.find_element(By.LINK_TEXT, "Dead letters").click()
     assert "corp.example" not in text(chromium, "main")
     chromium.find_element(By.NAME, "token").send_keys("correct-horse-battery\n")
@@ -338,10 +334,10 @@ async def test_fifty_codes_that_did_not_arrive_are_sent_after_all_without_one_sh
     assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
-async def test_a_relay_that_is_repaired_is_probed_from_the_page(stage: Stage, chromium: webdriver.Chrome) -> None:
+async def test_a_relay_is_probed_from_the_page(stage: Stage, chromium: webdriver.Chrome) -> None:
     stage.relay.always("mail", "530 5.7.0 sender not verified")
     worker = await stage.run(HTTP_TOKEN="correct-horse-battery")
-    look(chromium, f"http://127.0.0.1:{worker.port}/", 390, "light")
+    visit(chromium, f"http://127.0.0.1:{worker.port}/", 390, "light")
     await stage.rabbit.publish(job())
     await worker.wait_log("relay takes no mail")
     token = "#relays input[name=token]"
@@ -349,7 +345,7 @@ async def test_a_relay_that_is_repaired_is_probed_from_the_page(stage: Stage, ch
     assert not chromium.find_element(By.CSS_SELECTOR, "form[action=probe]").is_displayed()
     chromium.find_element(By.CSS_SELECTOR, token).send_keys("correct-horse-battery")
     chromium.execute_script("window.began = Date.now()")
-    wait(lambda: chromium.execute_script("return Date.now() - began > 2500"), "changes of the page while someone types")
+    wait(lambda: chromium.execute_script("return Date.now() - began > 2500"), "updates of the page while a user types")
     chromium.find_element(By.CSS_SELECTOR, token).send_keys("\n")
     wait(lambda: "Log out" in text(chromium, "body"), "the session")
     assert chromium.current_url.endswith("/")
@@ -363,15 +359,15 @@ async def test_a_relay_that_is_repaired_is_probed_from_the_page(stage: Stage, ch
         return len(stage.relay.accepted) == 1
 
     await until(lambda: asyncio.to_thread(probed), "the mail")
-    wait(lambda: "Probe now" not in text(chromium, "#relays"), "the end of the button")
+    wait(lambda: "Probe now" not in text(chromium, "#relays"), "the button to disappear")
 
 
-async def _holds(stage: Stage, queue: str, count: int) -> bool:
+async def _has_depth(stage: Stage, queue: str, count: int) -> bool:
     return await stage.rabbit.depth(queue) == count
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:
-    # asked in one step: the page may replace its parts between two
+    # in one call: the page may replace its parts between two
     return browser.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
 
@@ -382,9 +378,9 @@ def wait(condition: Any, what: str, timeout: float = 20) -> None:
         time.sleep(0.05)
 
 
-async def test_the_inbox_shows_a_mail_as_a_person_sees_it(chromium: webdriver.Chrome, demo: Worker) -> None:
-    for width, scheme in LOOKS:
-        look(chromium, f"http://127.0.0.1:{demo.port}/inbox?id=1", width, scheme)
+async def test_the_inbox_shows_an_email_as_its_recipient_sees_it(chromium: webdriver.Chrome, demo: Worker) -> None:
+    for width, scheme in VIEWPORTS:
+        visit(chromium, f"http://127.0.0.1:{demo.port}/inbox?id=1", width, scheme)
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
         chromium.switch_to.frame(chromium.find_element(By.TAG_NAME, "iframe"))
         assert text(chromium, "h1") == "Your one-time code"
@@ -395,7 +391,7 @@ async def test_the_inbox_shows_a_mail_as_a_person_sees_it(chromium: webdriver.Ch
     assert hosts(chromium) == {"127.0.0.1"}
 
 
-async def test_the_inbox_shows_what_comes_and_keeps_open_what_someone_reads(
+async def test_the_inbox_lists_new_emails_and_keeps_the_one_being_read(
     chromium: webdriver.Chrome, demo: Worker
 ) -> None:
     port = int(re.findall(r"SMTP_PORT\W+(\d+)", demo.log, re.IGNORECASE)[0])
@@ -408,7 +404,7 @@ async def test_the_inbox_shows_what_comes_and_keeps_open_what_someone_reads(
     def listed(subject: str) -> bool:
         return text(chromium, ".list").startswith(subject)
 
-    look(chromium, f"http://127.0.0.1:{demo.port}/inbox", 1280, "light")
+    visit(chromium, f"http://127.0.0.1:{demo.port}/inbox", 1280, "light")
     chromium.execute_script("window.loaded = true")
     receive("first")
     wait(lambda: text(chromium, ".mail h1") == "first", "the newest mail")
@@ -435,16 +431,16 @@ async def test_the_inbox_shows_what_comes_and_keeps_open_what_someone_reads(
     assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
-async def test_the_tables_show_what_holds_jobs_off_and_that_workers_do_not_share(
+@pytest.mark.parametrize(("width", "scheme"), VIEWPORTS)
+async def test_the_tables_show_admissions_limits_and_that_workers_do_not_share_state(
     stage: Stage, chromium: webdriver.Chrome, width: int, scheme: str
 ) -> None:
     worker = await stage.run(RECIPIENT_LIMIT="1/1h", TENANT_LIMIT="9/1h", SUPERSEDE="latest")
     await stage.rabbit.publish(*(job(ADDRESS, jobId=f"j-{number}") for number in range(3)))
     await stage.rabbit.dead(2)
     await stage.run()
-    wait(lambda: _consumers(worker) == 2, "the other's consumer")
-    look(chromium, f"http://127.0.0.1:{worker.port}/", width, scheme)
+    wait(lambda: _consumers(worker) == 2, "the other worker's consumer")
+    visit(chromium, f"http://127.0.0.1:{worker.port}/", width, scheme)
     assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
     assert text(chromium, ".tables .figures dd") == "in memory"
     assert text(chromium, ".admissions").split("\n") == ["admitted 1 33.3 %", "throttled recipient 2 66.7 %"]
@@ -459,7 +455,7 @@ async def test_the_tables_show_what_holds_jobs_off_and_that_workers_do_not_share
 
 def _consumers(worker: Worker) -> float:
     with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/readyz", timeout=5):
-        pass  # has it ask the broker, when the last answer is old
+        pass  # refreshes the figures of the broker if they are old
     with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics", timeout=5) as answer:
         rows = [line for line in answer.read().decode().splitlines() if line.startswith("otp_queue_consumers{")]
     return max(float(row.rpartition(" ")[2]) for row in rows)

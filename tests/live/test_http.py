@@ -1,4 +1,4 @@
-"""The HTTP side of a running worker, as monitors and browsers ask it."""
+"""The HTTP responses of a running worker to monitors and browsers."""
 
 import http.client
 import json
@@ -15,7 +15,7 @@ from worker import Worker, job
 ROOT = Path(__file__).parents[2]
 
 
-async def test_health_has_the_shape_that_monitors_know(stage: Stage) -> None:
+async def test_health_has_the_fields_that_monitors_read(stage: Stage) -> None:
     worker = await stage.run()
     await stage.rabbit.publish(job(), b"nonsense")
     await stage.rabbit.dead()
@@ -38,7 +38,7 @@ async def test_health_has_the_shape_that_monitors_know(stage: Stage) -> None:
     assert health["tables"] == tables
 
 
-async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
+async def test_metrics_are_in_the_format_of_prometheus(stage: Stage) -> None:
     stage.relay.then("rcpt", "451 4.3.0 later")
     worker = await stage.run(BASE_DELAY_MS="100")
     await stage.rabbit.publish(job())
@@ -64,7 +64,7 @@ async def test_metrics_are_what_prometheus_reads(stage: Stage) -> None:
         assert await worker.metric(line) == value, line
 
 
-async def test_the_books_balance_whatever_becomes_of_jobs(stage: Stage) -> None:
+async def test_the_ledger_balances_for_every_outcome(stage: Stage) -> None:
     worker = await stage.run(BASE_DELAY_MS="100")
     stage.relay.then("rcpt", "451 4.3.0 later", to="late@example.com")
     stage.relay.then("rcpt", "550 5.1.1 unknown", to="unknown@example.com")
@@ -72,7 +72,7 @@ async def test_the_books_balance_whatever_becomes_of_jobs(stage: Stage) -> None:
     await stage.rabbit.publish(*(job(address) for address in addresses), b"nonsense")
     await stage.rabbit.dead(2)
     await stage.relay.wait_accepted(2)
-    await until(lambda: _is(worker, 'otp_ledger_settled_total{how="ack",lane="due"}', 1), "the retry's end")
+    await until(lambda: _is(worker, 'otp_ledger_settled_total{how="ack",lane="due"}', 1), "the ack of the retry")
     for how, count in {"ack": 1, "retry": 1, "dead": 2, "returned": 0, "taken_back": 0}.items():
         assert await worker.metric(f'otp_ledger_settled_total{{how="{how}",lane="jobs"}}') == count, how
     assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == 4
@@ -83,7 +83,7 @@ async def _is(worker: Worker, line: str, value: float) -> bool:
     return await worker.metric(line) == value
 
 
-async def test_a_websocket_is_refused_in_our_own_words(stage: Stage) -> None:
+async def test_a_websocket_gets_404(stage: Stage) -> None:
     worker = await stage.run()
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     for path in ("/", "/live", "/nowhere"):
@@ -94,7 +94,7 @@ async def test_a_websocket_is_refused_in_our_own_words(stage: Stage) -> None:
         connection.close()
 
 
-async def test_below_a_path_of_a_proxy_every_page_is_found(stage: Stage) -> None:
+async def test_every_page_is_found_below_a_path_prefix_of_a_proxy(stage: Stage) -> None:
     worker = stage.worker()
     worker.options = ("--root-path", "/otp")
     await worker.start()
@@ -114,7 +114,7 @@ async def test_every_metric_of_the_alerts_exists(stage: Stage) -> None:
         assert f"\n{name}" in exposition, name
 
 
-async def test_the_document_names_this_deployments_queues_and_hides_its_password(stage: Stage) -> None:
+async def test_the_asyncapi_document_has_the_queues_of_this_deployment_and_no_password(stage: Stage) -> None:
     worker = await stage.run()
     document = json.loads((await worker.get("/asyncapi.json"))[1])
     assert document["asyncapi"] == "3.0.0"
@@ -123,28 +123,28 @@ async def test_the_document_names_this_deployments_queues_and_hides_its_password
     assert "guest:guest" not in json.dumps(document)
 
 
-async def test_pages_run_and_load_nothing_from_elsewhere_and_only_get_is_answered(stage: Stage) -> None:
+async def test_pages_load_nothing_from_other_hosts_and_other_methods_get_405(stage: Stage) -> None:
     worker = await stage.run()
 
-    def ask(method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        request = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", method=method, headers=headers)
+    def request(method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        prepared = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(prepared, timeout=5) as answer:
                 return answer.status, dict(answer.headers.items()), answer.read()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, dict(error.headers.items()), error.read()
 
     for path in ("/", "/asyncapi", "/health", "/page.js"):
-        status, headers, body = ask("HEAD", path)
+        status, headers, body = request("HEAD", path)
         assert (status, body) == (200, b"")
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert headers["x-content-type-options"] == "nosniff"
-        assert ask("POST", path)[0] == 405
-    status, headers, body = ask("PUT", "/dead")
+        assert request("POST", path)[0] == 405
+    status, headers, body = request("PUT", "/dead")
     assert (status, headers["allow"], body) == (405, "GET, HEAD", b"method not allowed: use GET or HEAD\n")
-    assert ask("GET", "/replay")[::2] == (405, b"method not allowed: use POST\n")
-    assert ask("HEAD", "/live")[0] == 405
+    assert request("GET", "/replay")[::2] == (405, b"method not allowed: use POST\n")
+    assert request("HEAD", "/live")[0] == 405
     for method, path in (
         ("GET", "/nowhere"),
         ("DELETE", "/nowhere"),
@@ -152,13 +152,13 @@ async def test_pages_run_and_load_nothing_from_elsewhere_and_only_get_is_answere
         ("GET", "//"),
         ("OPTIONS", "/x"),
     ):
-        status, headers, body = ask(method, path)
+        status, headers, body = request(method, path)
         assert (status, body) == (404, b"not found\n"), (method, path)
         assert headers["content-type"] == "text/plain"
         assert headers["x-content-type-options"] == "nosniff"
-    assert ask("HEAD", "/nowhere")[::2] == (404, b"")
-    assert ask("GET", "/dead", Host="attacker.example")[0] == 421
+    assert request("HEAD", "/nowhere")[::2] == (404, b"")
+    assert request("GET", "/dead", Host="attacker.example")[0] == 421
     for path in ("/", "/asyncapi"):
-        page = ask("GET", path)[2].decode()
+        page = request("GET", path)[2].decode()
         assert "https://" not in page
         assert len(page) < 100_000

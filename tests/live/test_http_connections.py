@@ -1,4 +1,4 @@
-"""HTTP connections that send nothing, or read nothing, delay no code and no probe."""
+"""HTTP connections that send or read nothing delay neither codes nor probes."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from worker import Worker, job
 
 
 async def _start_with(descriptors: int, worker: Worker) -> None:
-    worker.options = ("--workers", "1")  # not from the fork server, which has a separate limit
+    worker.options = ("--workers", "1")  # the fork server has its own limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
     try:
@@ -57,7 +57,7 @@ async def test_probes_are_answered_while_clients_pipeline_requests_and_read_noth
 
     try:
         await asyncio.gather(*(pipeline() for _ in range(90)))
-        await worker.wait_ready(60)  # once it has worked off what came first
+        await worker.wait_ready(60)  # once it has handled the requests before
         for _ in range(20):
             assert (await worker.get("/livez"))[0] == 200
             await asyncio.sleep(0.1)

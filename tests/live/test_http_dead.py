@@ -32,11 +32,11 @@ async def visitor(stage: Stage) -> Visitor:
 GROUP = {"reason": "rejected", "code": "550", "domain": "example.com"}
 
 
-async def test_a_visitor_sees_the_number_a_logged_in_user_the_causes_and_no_one_a_secret(visitor: Visitor) -> None:
+async def test_a_visitor_sees_a_number_a_logged_in_user_the_causes_and_no_one_a_secret(visitor: Visitor) -> None:
     async def counted() -> bool:
         return "<strong>22</strong> jobs could not be sent" in visitor.get("/dead")
 
-    await until(counted, "the broker's count")  # it is asked every two seconds
+    await until(counted, "the broker's count")  # it is refreshed every two seconds
     page = visitor.get("/dead")
     for hidden in ("relaying denied", "example.com", "Send again"):
         assert hidden not in page

@@ -1,4 +1,4 @@
-"""The operations page while things happen: its stream of changes, queues that wait, workers, templates."""
+"""The operations page: its stream of updates, wait queues, workers and templates."""
 
 import http.client
 import json
@@ -37,7 +37,6 @@ class Viewer:
         return json.loads(line.removeprefix(b"data: "))
 
     def close(self) -> None:
-        """Go away."""
         self.answer.close()
         self._connection.close()
 
@@ -49,12 +48,11 @@ def pid(worker: Worker) -> int:
 
 @contextmanager
 def viewer(worker: Worker) -> Iterator[Viewer]:
-    """Look, and go away."""
     with closing(Viewer(worker)) as it:
         yield it
 
 
-async def test_the_stream_tells_all_at_first_then_what_has_changed_and_never_a_secret(stage: Stage) -> None:
+async def test_the_stream_has_all_parts_at_first_then_changes_and_never_a_secret(stage: Stage) -> None:
     worker = await stage.run()
     with viewer(worker) as view:
         assert view.answer.headers["content-type"] == "text/event-stream"
@@ -63,10 +61,10 @@ async def test_the_stream_tells_all_at_first_then_what_has_changed_and_never_a_s
         assert events[0]["title"] == "Codes are going out"
         assert set(events[0]["parts"]) == set(PARTS)
         page = (await worker.get("/"))[1]
-        for name, html in events[0]["parts"].items():  # else the first event would replace what it should only change
-            place = re.search(rf'id="{name}"[^>]*>', page)
-            assert place, name
-            assert page.startswith(html[:20], place.end()), name
+        for name, html in events[0]["parts"].items():  # otherwise the first event would replace whole elements
+            element = re.search(rf'id="{name}"[^>]*>', page)
+            assert element, name
+            assert page.startswith(html[:20], element.end()), name
         await stage.rabbit.publish(job(ADDRESS, jobId="j-1"))
         await stage.relay.wait_accepted(1)
         while "j-1" not in events[-1]["parts"].get("recent", ""):
@@ -78,7 +76,7 @@ async def test_the_stream_tells_all_at_first_then_what_has_changed_and_never_a_s
         assert ADDRESS not in json.dumps(events)
 
 
-async def test_a_stop_ends_the_stream_in_good_order(stage: Stage) -> None:
+async def test_a_stopping_worker_completes_the_stream(stage: Stage) -> None:
     worker = await stage.run()
     with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as connection:
         connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -87,11 +85,11 @@ async def test_a_stop_ends_the_stream_in_good_order(stage: Stage) -> None:
         while some := connection.recv(65536):
             events += some
     assert events.startswith(b"HTTP/1.1 200 ")
-    assert events.endswith(b"0\r\n\r\n")  # the last chunk: one that is cut off has none
+    assert events.endswith(b"0\r\n\r\n")  # the last chunk: an aborted response has none
     assert await worker.stopped() in {0, -signal.SIGTERM}
 
 
-async def test_without_a_worker_there_is_a_page_as_well(stage: Stage) -> None:
+async def test_every_page_is_served_without_a_consumer(stage: Stage) -> None:
     worker = await stage.run(WORKER="false")
     with viewer(worker) as view:
         events = view.event()
@@ -101,10 +99,10 @@ async def test_without_a_worker_there_is_a_page_as_well(stage: Stage) -> None:
         assert (await worker.get(path))[0] == 200
 
 
-async def test_there_are_so_many_places_and_who_leaves_makes_room(stage: Stage) -> None:
+async def test_the_number_of_viewers_is_limited_and_a_disconnect_makes_room(stage: Stage) -> None:
     worker = await stage.run()
-    with ExitStack() as crowd:
-        first, *_ = [crowd.enter_context(viewer(worker)) for _ in range(MAX_VIEWERS)]
+    with ExitStack() as viewers:
+        first, *_ = [viewers.enter_context(viewer(worker)) for _ in range(MAX_VIEWERS)]
         first.event()
         with viewer(worker) as late:
             assert late.answer.status == 503
@@ -115,10 +113,10 @@ async def test_there_are_so_many_places_and_who_leaves_makes_room(stage: Stage) 
             with viewer(worker) as again:
                 return again.answer.status == 200
 
-        await until(free, "a place")
+        await until(free, "room for a viewer")
 
 
-async def test_jobs_that_wait_for_their_retry_are_seen_with_their_queue(stage: Stage) -> None:
+async def test_jobs_in_a_wait_queue_are_shown_with_its_name(stage: Stage) -> None:
     stage.relay.always("rcpt", "451 4.3.0 later")
     worker = await stage.run(BASE_DELAY_MS="20000")
     await stage.rabbit.publish(job(jobId="j-late"))
@@ -135,7 +133,7 @@ async def test_jobs_that_wait_for_their_retry_are_seen_with_their_queue(stage: S
     assert "451 4.3.0 later (to RCPT)" in page
 
 
-async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis: RedisServer) -> None:
+async def test_workers_that_share_a_redis_list_each_other(stage: Stage, redis: RedisServer) -> None:
     first, second = [await stage.run(REDIS_URL=redis.url) for _ in range(2)]
     await stage.rabbit.publish(*(job() for _ in range(4)))
     await stage.relay.wait_accepted(4)
@@ -157,7 +155,7 @@ async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis
         redis.command("ZADD", key, str(time.time_ns() // 1_000_000), f"odd{number}")
     redis.command("HSET", f"{key.removesuffix('workers')}worker:hash", "a", "b")
     redis.command("ZADD", key, str(time.time_ns() // 1_000_000), "hash")
-    assert await seen()  # what others have written there is no worker
+    assert await seen()  # other data in Redis is not shown as a worker
     redis.command(
         "SET",
         f"{key.removesuffix('workers')}worker:odd0",
@@ -175,7 +173,7 @@ async def test_workers_that_share_a_redis_know_of_each_other(stage: Stage, redis
     await until(alone, "one worker")
 
 
-async def test_templates_are_shown_as_they_are_sent_and_run_nothing(stage: Stage, tmp_path: Path) -> None:
+async def test_templates_are_previewed_as_they_are_sent_and_run_no_script(stage: Stage, tmp_path: Path) -> None:
     own = tmp_path / "templates"
     for file, text in {"subject.txt": "Hi", "body.txt": "{{ otp }}", "body.html": "<h1>{{ otp[9:][0] }}</h1>"}.items():
         (own / "broken").mkdir(parents=True, exist_ok=True)

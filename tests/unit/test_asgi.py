@@ -73,6 +73,18 @@ async def test_a_client_that_reads_slowly_counts_until_its_connection_ends() -> 
     assert numbers.viewers == 0
 
 
+async def test_a_disconnected_client_no_longer_counts_though_it_read_nothing() -> None:
+    numbers, reader = Numbers(), Reader()
+    route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
+    response = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
+    await soon(lambda: numbers.viewers == 1)
+    reader.reads.clear()
+    await asyncio.sleep(0.01)
+    reader.gone.set()
+    await asyncio.wait_for(response, 10)
+    assert numbers.viewers == 0
+
+
 async def test_an_error_in_the_source_of_a_stream_is_raised() -> None:
     numbers, reader = Numbers(TimeoutError("ours")), Reader()
     route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
@@ -123,6 +135,6 @@ async def test_an_incomplete_form_is_not_submitted() -> None:
         ("attacker.example:8000", False), ("[attacker.example]", False),
     ],
 )  # fmt: skip
-def test_only_a_host_name_that_no_one_else_can_have_is_ours(host: str, *, own: bool) -> None:
+def test_a_host_name_is_accepted_only_if_no_one_else_can_own_it(host: str, *, own: bool) -> None:
     assert is_own_host(host, {"otp.example.com"}) is own
     assert is_own_host(host, {"*"})

@@ -1,4 +1,4 @@
-"""The page of dead letters: the age of what it shows, and the report of the last replay."""
+"""The page of dead letters: its counts, its age and the report of the last replay."""
 
 import time
 from types import SimpleNamespace

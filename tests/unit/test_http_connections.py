@@ -78,7 +78,7 @@ async def _end(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def test_the_oldest_idle_connection_makes_room(port: int) -> None:
+async def test_beyond_the_limit_the_oldest_idle_connection_is_closed(port: int) -> None:
     first, second, third = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
     await asyncio.wait_for(_end(first[0]), 5)
     for reader, writer in (second, third):
@@ -105,17 +105,17 @@ async def _send_and_never_read(port: int, requests: bytes) -> socket.socket:
 
 
 @pytest.mark.parametrize("requests", [_get("/large") * 300, _get("/live")])
-async def test_a_connection_on_which_no_answer_is_read_is_closed(server: uvicorn.Server, requests: bytes) -> None:
+async def test_a_connection_whose_client_reads_nothing_is_closed(server: uvicorn.Server, requests: bytes) -> None:
     state = server.server_state
     with await _send_and_never_read(server.config.port, requests):
         async with asyncio.timeout(10):
-            for under_way in (True, False):
-                while bool(state.connections or state.tasks) is not under_way:  # noqa: ASYNC110 - nothing announces it
+            for in_progress in (True, False):
+                while bool(state.connections or state.tasks) is not in_progress:  # noqa: ASYNC110 - nothing signals it
                     await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("requests", [_get("/large") * 300, _get("/live"), UNFINISHED])
-async def test_a_probe_is_answered_whatever_the_other_connections_wait_for(
+async def test_a_probe_is_answered_while_other_connections_are_blocked(
     port: int, monkeypatch: pytest.MonkeyPatch, requests: bytes
 ) -> None:
     monkeypatch.setattr(http_connections, "HEADER_S", 60)
@@ -128,7 +128,7 @@ async def test_a_probe_is_answered_whatever_the_other_connections_wait_for(
         it.close()
 
 
-async def test_a_stream_that_is_read_goes_on(port: int) -> None:
+async def test_a_stream_whose_client_reads_continues(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_000_000)
     writer.write(_get("/live"))
     async with asyncio.timeout(10):

@@ -23,7 +23,7 @@ def request(client: str = "192.0.2.1", scheme: str = "http", **headers: str) -> 
     return Request(scope)
 
 
-async def test_guesses_by_bearer_token_are_bounded_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_wrong_bearer_tokens_are_limited_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
     sessions = Sessions(TOKEN)
     for number in range(10):
         assert not sessions.is_blocked(request())
@@ -37,7 +37,7 @@ async def test_guesses_by_bearer_token_are_bounded_and_logged(capsys: pytest.Cap
     assert "guess-" not in logged
 
 
-async def test_the_login_of_a_proxy_in_front_of_the_page_is_no_guess_and_no_program(
+async def test_basic_authorization_of_a_proxy_counts_neither_as_a_wrong_token_nor_as_a_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sessions = Sessions(TOKEN)
@@ -62,7 +62,7 @@ async def test_a_client_may_try_again_after_a_while(monkeypatch: pytest.MonkeyPa
     assert await sessions.is_authorized(request(authorization=f"Bearer {TOKEN}"))
 
 
-async def test_many_clients_take_a_bounded_memory() -> None:
+async def test_the_memory_for_many_clients_is_bounded() -> None:
     sessions = Sessions(TOKEN)
     for number in range(1_200):
         await sessions.is_authorized(request(f"client{number}", authorization="Bearer guess"))
@@ -82,28 +82,28 @@ async def test_the_cookie_of_a_closed_session_is_refused_and_others_are_not() ->
     assert await Sessions(TOKEN).is_authorized(second)  # another worker
 
 
-async def test_a_cookie_that_is_made_up_is_refused() -> None:
+async def test_a_forged_cookie_is_refused() -> None:
     for cookie in ("", ".", "9999999999.0", "x-y.z", f"{'9' * 5000}.a"):
         assert not await Sessions(TOKEN).is_authorized(request(cookie=f"{COOKIE}={cookie}"))
 
 
 class Redis:
-    """Flags that all workers share, while it answers."""
+    """Flags that all workers share."""
 
     def __init__(self) -> None:
         self.flags: dict[str, int] = {}
-        self.away = False
+        self.unreachable = False
 
     async def set_flag(self, name: str, ttl_ms: int) -> bool:
-        if not self.away:
+        if not self.unreachable:
             self.flags[name] = ttl_ms
-        return not self.away
+        return not self.unreachable
 
     async def has_flag(self, name: str) -> bool:
-        return not self.away and name in self.flags
+        return not self.unreachable and name in self.flags
 
 
-async def test_a_logout_counts_at_every_worker_that_shares_a_redis(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_logout_applies_to_every_worker_that_shares_the_redis(capsys: pytest.CaptureFixture[str]) -> None:
     redis = Redis()
     one, other = Sessions(TOKEN, redis), Sessions(TOKEN, redis)
     cookies = [str(await one.open(TOKEN, request())).partition(";")[0] for _ in range(2)]
@@ -115,14 +115,14 @@ async def test_a_logout_counts_at_every_worker_that_shares_a_redis(capsys: pytes
     [(flag, ttl_ms)] = redis.flags.items()
     assert cookies[0].partition("=")[2] not in flag
     assert 0 < ttl_ms <= 8 * 3600 * 1000
-    redis.away = True
-    assert not await other.is_authorized(first)  # it has seen the end already
+    redis.unreachable = True
+    assert not await other.is_authorized(first)  # it remembers the logout
     assert "logout is known to this process only" not in capsys.readouterr().out
 
 
 async def test_a_logout_that_cannot_be_shared_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     redis = Redis()
-    redis.away = True
+    redis.unreachable = True
     for flags in (redis, None):
         sessions = Sessions(TOKEN, flags)
         cookie = str(await sessions.open(TOKEN, request())).partition(";")[0]
@@ -131,7 +131,7 @@ async def test_a_logout_that_cannot_be_shared_is_logged(capsys: pytest.CaptureFi
         assert "logout is known to this process only" in capsys.readouterr().out
 
 
-async def test_what_is_no_session_is_closed_without_a_flag() -> None:
+async def test_closing_an_invalid_session_sets_no_flag() -> None:
     redis = Redis()
     await Sessions(TOKEN, redis).close(request(cookie=f"{COOKIE}=9999999999.0-forged"))
     no_token = Sessions(None, redis)
