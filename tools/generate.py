@@ -1,12 +1,13 @@
 """Make the files that come from the code: `python tools/generate.py`; a test fails when one of them is stale.
 
-asyncapi/, .env.example, the README's settings table, docs/job-states.md.
+asyncapi/, .env.example, docs/settings.md, the short settings table in README.md, docs/job-states.md.
 """
 
 import json
 import os
 import re
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -29,7 +30,20 @@ _EXAMPLES = {
     "PREFETCH_COUNT": "200",
     "SECRET_KEY": "",
 }
-"""What `.env.example` sets; every other variable stands there as a comment with its default."""
+"""What `.env.example` sets; every other variable is there as a comment with its default."""
+_FIRST = (*_EXAMPLES, "RABBITMQ_URL", "RABBITMQ_QUEUE_NAME")
+"""What the README shows."""
+_SETTINGS = """# Settings
+
+Environment variables, or the same names in a file `.env` in the working folder; variables take precedence. The worker
+reads them once at start. If settings are invalid, it reports all of them in one message and exits with status 2;
+`otp-stream check` reports them too, and tests the servers that they name.
+
+"""
+_OTEL = """
+Traces: set `OTEL_EXPORTER_OTLP_ENDPOINT`; OpenTelemetry's other standard variables (`OTEL_*`) apply as well.
+[.env.example](../.env.example) is a file to start from.
+"""
 
 
 def generated() -> dict[Path, str]:
@@ -40,7 +54,8 @@ def generated() -> dict[Path, str]:
         ROOT / "asyncapi" / "otp-stream.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
         ROOT / "asyncapi" / "otp-stream.yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120),
         ROOT / ".env.example": env_example(),
-        readme: _MARKS.sub(lambda _: settings_table(), readme.read_text()),
+        readme: _MARKS.sub(lambda _: settings_table(_FIRST), readme.read_text()),
+        ROOT / "docs" / "settings.md": _SETTINGS + settings_table(variables()) + _OTEL,
         ROOT / "docs" / "job-states.md": job_states(),
     }
 
@@ -82,14 +97,14 @@ def env_example() -> str:
 def _choices(field: FieldInfo) -> str:
     kinds = [field.annotation, *get_args(field.annotation)]
     choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
-    told = field.description or ""
-    return f" One of: {', '.join(choices)}." if choices and not all(choice in told for choice in choices) else ""
+    described = all(choice in (field.description or "") for choice in choices)
+    return "" if described else f" One of: {', '.join(choices)}."
 
 
-def settings_table() -> str:
-    """Return the README's table."""
+def settings_table(names: Container[str]) -> str:
+    """Return the table of these settings."""
     rows = ["| name | default | |", "|---|---|---|"]
-    for name, field in variables().items():
+    for name, field in ((name, field) for name, field in variables().items() if name in names):
         value = "required" if name in REQUIRED + REQUIRED_FOR_LOGIN else default(field)
         shown = value if value in {"", "required"} else f"`{value}`"
         rows.append(f"| `{name}` | {shown} | {field.description} |")
