@@ -63,7 +63,7 @@ class Server:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with its configuration, with the fix."""
+        """A problem with its configuration, with the fix."""
         if not self.memory_limit or self.policy in {"", "noeviction"}:
             return None
         return (

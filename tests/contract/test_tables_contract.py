@@ -34,8 +34,8 @@ HOUR = 3_600_000
 
 
 @dataclass
-class Ground:
-    """Where tables are made: their clock, and the Redis that they share, if they do."""
+class Backend:
+    """The clock of the tables, and the Redis that they share, if any."""
 
     url: str | None
     now_ms: int = NOW
@@ -86,11 +86,11 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def ground(request: pytest.FixtureRequest) -> AsyncIterator[Ground]:
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
     url = request.getfixturevalue("redis").url if request.param == "redis" else None
-    ground = Ground(url)
-    yield ground
-    await ground.close()
+    backend = Backend(url)
+    yield backend
+    await backend.close()
 
 
 def job(
@@ -119,9 +119,9 @@ async def send(tables: Tables, a_job: Job) -> None:
     (await claim(tables, a_job)).mark_sent()
 
 
-async def test_a_flag_is_seen_by_all_who_share_and_by_no_one_else(ground: Ground) -> None:
-    one, other, stranger = [await ground.tables(deployment=name) for name in ("", "", "other:")]
-    shared = ground.url is not None
+async def test_a_flag_is_seen_by_all_who_share_and_by_no_one_else(backend: Backend) -> None:
+    one, other, stranger = [await backend.tables(deployment=name) for name in ("", "", "other:")]
+    shared = backend.url is not None
     assert not await other.has_flag("it")
     assert await one.set_flag("it", HOUR) is shared
     assert await other.has_flag("it") is shared
@@ -136,7 +136,7 @@ async def _is_gone(tables: Tables, name: str) -> bool:
 
 
 async def ask(tables: Tables, a_job: Job) -> Claim | Refusal:
-    """Ask for a job, and leave it again."""
+    """Claim a job, and release it again."""
     admission = await tables.admit(a_job, NOW + HOUR)
     if hasattr(admission, "release"):
         admission.release()
@@ -146,20 +146,20 @@ async def ask(tables: Tables, a_job: Job) -> Claim | Refusal:
 # sent once
 
 
-async def test_a_job_that_was_sent_is_not_sent_again(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_a_job_that_was_sent_is_not_sent_again(backend: Backend) -> None:
+    tables = await backend.tables()
     await send(tables, job())
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
-async def test_a_job_that_was_released_unsent_can_be_claimed_again(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_a_job_that_was_released_unsent_can_be_claimed_again(backend: Backend) -> None:
+    tables = await backend.tables()
     (await claim(tables, job())).release()
     await claim(tables, job())
 
 
-async def test_a_second_attempt_waits_for_the_first_and_learns_that_it_was_sent(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_a_second_attempt_waits_for_the_first_and_learns_that_it_was_sent(backend: Backend) -> None:
+    tables = await backend.tables()
     first = await claim(tables, job())
     second = asyncio.create_task(tables.admit(job(), NOW + HOUR))
     await asyncio.sleep(0)
@@ -168,8 +168,8 @@ async def test_a_second_attempt_waits_for_the_first_and_learns_that_it_was_sent(
     assert await second == SentBefore()
 
 
-async def test_only_one_of_many_waiting_gets_the_claim(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_only_one_of_many_waiting_gets_the_claim(backend: Backend) -> None:
+    tables = await backend.tables()
     first = await claim(tables, job())
     waiting = [asyncio.create_task(tables.admit(job(), NOW + HOUR)) for _ in range(5)]
     await asyncio.sleep(0)
@@ -182,8 +182,8 @@ async def test_only_one_of_many_waiting_gets_the_claim(ground: Ground) -> None:
     assert await asyncio.gather(*rest) == [SentBefore()] * 4
 
 
-async def test_a_cancelled_wait_leaves_the_claim_to_its_holder(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_a_cancelled_wait_leaves_the_claim_to_its_holder(backend: Backend) -> None:
+    tables = await backend.tables()
     first = await claim(tables, job())
     waiting = asyncio.create_task(tables.admit(job(), NOW + HOUR))
     await asyncio.sleep(0)
@@ -193,8 +193,8 @@ async def test_a_cancelled_wait_leaves_the_claim_to_its_holder(ground: Ground) -
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
-async def test_copies_that_come_at_once_are_claimed_one_after_another(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_copies_that_come_at_once_are_claimed_one_after_another(backend: Backend) -> None:
+    tables = await backend.tables()
     holder = await claim(tables, job())
     waiting = [asyncio.create_task(claim(tables, job())) for _ in range(3)]
     await asyncio.sleep(0)
@@ -211,8 +211,8 @@ async def test_copies_that_come_at_once_are_claimed_one_after_another(ground: Gr
     assert await tables.admit(job(), NOW + HOUR) == SentBefore()
 
 
-async def test_a_copy_that_stops_waiting_does_not_block_the_others(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_a_copy_that_stops_waiting_does_not_block_the_others(backend: Backend) -> None:
+    tables = await backend.tables()
     holder = await claim(tables, job())
     gone, stays = (asyncio.create_task(claim(tables, job())) for _ in range(2))
     await asyncio.sleep(0)
@@ -224,8 +224,8 @@ async def test_a_copy_that_stops_waiting_does_not_block_the_others(ground: Groun
 
 
 @pytest.mark.parametrize("end", ["mark_sent", "release"])
-async def test_a_claim_that_has_ended_is_dropped(ground: Ground, end: str) -> None:
-    tables = await ground.tables(Limit("total", 10, HOUR), supersede=True)
+async def test_a_claim_that_has_ended_is_dropped(backend: Backend, end: str) -> None:
+    tables = await backend.tables(Limit("total", 10, HOUR), supersede=True)
     lost: list[bool] = []
     older = await claim(tables, job("older", otp="111111"), on_lost=lambda: lost.append(True))
     getattr(older, end)()
@@ -234,18 +234,18 @@ async def test_a_claim_that_has_ended_is_dropped(ground: Ground, end: str) -> No
     assert tables.state().claims == 1
 
 
-async def test_sent_records_expire_after_their_ttl_and_not_before(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_sent_records_expire_after_their_ttl_and_not_before(backend: Backend) -> None:
+    tables = await backend.tables()
     await send(tables, job())
-    ground.now_ms = NOW + 24 * HOUR - 1
-    assert await tables.admit(job(), ground.now_ms + HOUR) == SentBefore()
-    if ground.url is None:  # Redis has a clock of its own for this
-        ground.now_ms += 1
+    backend.now_ms = NOW + 24 * HOUR - 1
+    assert await tables.admit(job(), backend.now_ms + HOUR) == SentBefore()
+    if backend.url is None:  # Redis expires them by its own clock
+        backend.now_ms += 1
         await claim(tables, job())
 
 
-async def test_copies_of_a_slow_job_do_not_all_wait_here(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_copies_of_a_slow_job_do_not_all_wait_here(backend: Backend) -> None:
+    tables = await backend.tables()
     first = await claim(tables, job())
     copies = [asyncio.create_task(tables.admit(job(), NOW + HOUR)) for _ in range(230)]
     await asyncio.sleep(0)
@@ -257,14 +257,14 @@ async def test_copies_of_a_slow_job_do_not_all_wait_here(ground: Ground) -> None
     assert await asyncio.gather(*waiting) == [SentBefore()] * 8
 
 
-async def test_endless_purposes_of_one_recipient_take_no_call_long(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_many_purposes_of_one_recipient_make_no_call_slow(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     for number in range(2_000):
         await ask(tables, job(f"j{number}", purpose=f"p{number}"))
     if tables.shared is not None:
-        client = RedisClient(ground.url or "")
+        client = RedisClient(backend.url or "")
         try:
-            (key,) = (it for it in client.execute("KEYS", "*newest:*") if it.decode().startswith(ground.prefix))
+            (key,) = (it for it in client.execute("KEYS", "*newest:*") if it.decode().startswith(backend.prefix))
             assert client.execute("HLEN", key) <= 65
         finally:
             client.close()
@@ -278,8 +278,8 @@ OTHERS = [{"otp": "654321"}, {"email": "other@example.com"}, {"otp": "654321", "
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both"])
-async def test_an_id_with_another_recipient_or_code_is_another_job(ground: Ground, other: dict[str, str]) -> None:
-    tables = await ground.tables()
+async def test_an_id_with_another_recipient_or_code_is_another_job(backend: Backend, other: dict[str, str]) -> None:
+    tables = await backend.tables()
     await send(tables, job(given_id=True))
     await send(tables, job(given_id=True, **other))
     assert tables.state().reused == 1
@@ -289,9 +289,9 @@ async def test_an_id_with_another_recipient_or_code_is_another_job(ground: Groun
 
 @pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both"])
 async def test_an_id_that_is_in_flight_does_not_hold_up_another_job_with_it(
-    ground: Ground, other: dict[str, str]
+    backend: Backend, other: dict[str, str]
 ) -> None:
-    tables = await ground.tables()
+    tables = await backend.tables()
     first = await claim(tables, job())
     async with asyncio.timeout(5):
         second = await claim(tables, job(**other))
@@ -301,15 +301,15 @@ async def test_an_id_that_is_in_flight_does_not_hold_up_another_job_with_it(
     assert first.holds()
 
 
-async def test_a_job_that_is_tried_again_is_no_reuse_of_its_id(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_a_job_that_is_tried_again_is_no_reuse_of_its_id(backend: Backend) -> None:
+    tables = await backend.tables()
     for _ in range(3):
         await ask(tables, job(given_id=True))
     assert tables.state().reused == 0
 
 
-async def test_an_id_alone_that_an_earlier_version_recorded_as_sent_still_suppresses_its_copy(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_an_id_alone_that_an_earlier_version_recorded_as_sent_still_suppresses_its_copy(backend: Backend) -> None:
+    tables = await backend.tables()
     if tables.shared is None:
         return  # memory does not outlive a version
     by_id = KeyBuilder(b"k" * 32).keys_of(job()).id_key
@@ -318,57 +318,57 @@ async def test_an_id_alone_that_an_earlier_version_recorded_as_sent_still_suppre
     await claim(tables, job("b"))
 
 
-async def test_deployments_with_equal_names_suppress_none_of_each_others_codes(ground: Ground) -> None:
-    one, other = await ground.tables(deployment="a:"), await ground.tables(deployment="b:")
+async def test_deployments_with_equal_names_suppress_none_of_each_others_codes(backend: Backend) -> None:
+    one, other = await backend.tables(deployment="a:"), await backend.tables(deployment="b:")
     await send(one, job())
     await send(other, job())
     assert await one.admit(job(), NOW + HOUR) == SentBefore()
 
 
-async def test_the_records_of_an_earlier_version_count_for_every_deployment_with_its_names(ground: Ground) -> None:
-    if ground.url is None:
+async def test_the_records_of_an_earlier_version_count_for_every_deployment_with_its_names(backend: Backend) -> None:
+    if backend.url is None:
         return
-    earlier = await ground.tables()
+    earlier = await backend.tables()
     assert earlier.shared is not None
     await earlier.shared.session.pipeline.request("mark", KeyBuilder(b"k" * 32).keys_of(job()).id_key, HOUR)
     await earlier.shared.session.pipeline.request("keep", "content", "made-before", HOUR)
-    upgraded = await ground.tables(deployment="a:")
+    upgraded = await backend.tables(deployment="a:")
     assert await upgraded.admit(job(), NOW + HOUR) == SentBefore()
     assert await upgraded.recall("content") == "made-before"
 
 
-async def test_a_check_warns_of_another_deployment_and_of_an_earlier_version(ground: Ground) -> None:
-    if ground.url is None:
+async def test_a_check_warns_of_another_deployment_and_of_an_earlier_version(backend: Backend) -> None:
+    if backend.url is None:
         return
-    ground.now_ms = time.time_ns() // 1_000_000
+    backend.now_ms = time.time_ns() // 1_000_000
 
     async def warnings(prefix: str) -> list[str]:
         found: list[CheckResult] = []
-        url, names = ground.url or "", ground.prefix
+        url, names = backend.url or "", backend.prefix
         await asyncio.to_thread(
             check_redis, url, "redis", f"{names}{prefix}", names, "open", found.append, broker="rabbit-1/otp"
         )
         return [f"{it.text}; {it.fix}" for it in found if it.level == "warning"]
 
-    await ground.tables(deployment="a:")
+    await backend.tables(deployment="a:")
     assert await warnings("a:") == []
-    await ground.tables(deployment="b:")
+    await backend.tables(deployment="b:")
     assert await until(warned(warnings, "1 other deployment"), "the warning of another deployment")
     (text,) = await warnings("a:")
     for part in ("uses RabbitMQ rabbit-1/otp", "b:broker with a name", "set REDIS_NAMESPACE"):
         assert part in text
-    await ground.tables()
+    await backend.tables()
     assert await until(warned(warnings, "of an earlier version"), "the warning of an earlier version")
 
 
-async def test_a_worker_that_starts_warns_of_another_deployment_with_its_names(ground: Ground) -> None:
-    if ground.url is None:
+async def test_a_worker_that_starts_warns_of_another_deployment_with_its_names(backend: Backend) -> None:
+    if backend.url is None:
         return
     with capture_logs() as logs:
-        await ground.tables(deployment="a:")
-        await ground.tables(deployment="a:")
+        await backend.tables(deployment="a:")
+        await backend.tables(deployment="a:")
         assert not [log for log in logs if "REDIS_NAMESPACE" in log["event"]]
-        await ground.tables(deployment="b:")
+        await backend.tables(deployment="b:")
     (warning,) = (log for log in logs if "REDIS_NAMESPACE" in log["event"])
     assert (warning["ours"], warning["others"]) == ("b:broker with a name", ["a:broker_with_a_name"])
 
@@ -383,8 +383,8 @@ def warned(warnings: Callable[[str], Awaitable[list[str]]], text: str) -> Callab
 # newest code wins
 
 
-async def test_a_job_that_cannot_be_sent_supersedes_nothing_and_is_not_counted(ground: Ground) -> None:
-    tables = await ground.tables(Limit("recipient", 1, HOUR), supersede=True)
+async def test_a_job_that_cannot_be_sent_supersedes_nothing_and_is_not_counted(backend: Backend) -> None:
+    tables = await backend.tables(Limit("recipient", 1, HOUR), supersede=True)
     unsendable = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, sendable=False)
     assert hasattr(unsendable, "release")
     unsendable.release()
@@ -394,8 +394,8 @@ async def test_a_job_that_cannot_be_sent_supersedes_nothing_and_is_not_counted(g
     assert old.holds()
 
 
-async def test_a_newer_code_that_expires_long_before_the_older_one_supersedes_nothing(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_a_newer_code_that_expires_long_before_the_older_one_supersedes_nothing(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     old = await claim(tables, job("old", otp="111111"))
     await ask(tables, job("new", otp="222222", at=NOW + 1, expiryMinutes=1))
     assert old.holds()
@@ -403,27 +403,27 @@ async def test_a_newer_code_that_expires_long_before_the_older_one_supersedes_no
     await claim(tables, job("old", otp="111111"))
 
 
-async def test_a_job_that_expires_while_a_copy_of_it_is_in_flight_supersedes_nothing(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_a_job_that_expires_while_a_copy_of_it_is_in_flight_supersedes_nothing(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     newer = job("new", otp="222222", at=NOW + 1)
     first = await claim(tables, newer)
     second = asyncio.create_task(tables.admit(newer, NOW + HOUR))
     await asyncio.sleep(0)
-    ground.now_ms = newer.expires_ms
+    backend.now_ms = newer.expires_ms
     older = await claim(tables, job("old", otp="111111", expiryMinutes=60))
     first.release()
     await second
     assert older.holds()
 
 
-async def test_an_older_code_is_superseded_by_a_newer_one(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_an_older_code_is_superseded_by_a_newer_one(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     await claim(tables, job("new", otp="222222", at=NOW + 1))
     assert await tables.admit(job("old", otp="111111"), NOW + HOUR) == Superseded()
 
 
-async def test_a_job_that_waits_loses_its_claim_to_a_newer_code(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_a_job_that_waits_loses_its_claim_to_a_newer_code(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     lost: list[bool] = []
     old = await claim(tables, job("old", otp="111111"), on_lost=lambda: lost.append(True))
     assert old.holds()
@@ -443,36 +443,36 @@ async def test_a_job_that_waits_loses_its_claim_to_a_newer_code(ground: Ground) 
     ],
     ids=["same code", "other recipient", "other purpose", "other template"],
 )
-async def test_another_code_for_something_else_supersedes_nothing(ground: Ground, other: dict[str, str]) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_another_code_for_something_else_supersedes_nothing(backend: Backend, other: dict[str, str]) -> None:
+    tables = await backend.tables(supersede=True)
     await claim(tables, job("new", at=NOW + 1, **other))
     await claim(tables, job("old", otp="111111"))
 
 
-async def test_the_address_is_the_same_in_capitals(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_the_address_is_the_same_in_capitals(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     await claim(tables, job("new", otp="222222", at=NOW + 1, email="USER@Example.com"))
     assert await tables.admit(job("old", otp="111111"), NOW + HOUR) == Superseded()
 
 
-async def test_of_two_codes_of_one_moment_the_one_that_arrived_later_is_newer(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_of_two_codes_of_one_moment_the_one_that_arrived_later_is_newer(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     await ask(tables, job("first", otp="111111"))
     await ask(tables, job("second", otp="222222"))
     assert await tables.admit(job("first", otp="111111"), NOW + HOUR) == Superseded()
     await claim(tables, job("second", otp="222222"))
 
 
-async def test_a_code_that_comes_again_keeps_its_place_in_the_order_of_arrival(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_a_code_that_comes_again_keeps_its_place_in_the_order_of_arrival(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     first = await claim(tables, job("first", otp="111111"))
     await claim(tables, job("second", otp="222222"))
     first.release()
     assert await tables.admit(job("first", otp="111111"), NOW + HOUR) == Superseded()
 
 
-async def test_the_code_that_comes_back_is_not_dropped_for_the_one_between(ground: Ground) -> None:
-    tables = await ground.tables(supersede=True)
+async def test_the_code_that_comes_back_is_not_dropped_for_the_one_between(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
     await ask(tables, job("one", otp="111111", at=NOW))
     await ask(tables, job("two", otp="222222", at=NOW + 1))
     await ask(tables, job("three", otp="111111", at=NOW + 2))
@@ -480,15 +480,15 @@ async def test_the_code_that_comes_back_is_not_dropped_for_the_one_between(groun
     await claim(tables, job("one", otp="111111", at=NOW))
 
 
-async def test_a_code_that_is_throttled_supersedes_nothing(ground: Ground) -> None:
-    tables = await ground.tables(Limit("recipient", 1, HOUR), supersede=True)
+async def test_a_code_that_is_throttled_supersedes_nothing(backend: Backend) -> None:
+    tables = await backend.tables(Limit("recipient", 1, HOUR), supersede=True)
     await ask(tables, job("old", otp="111111"))
     assert isinstance(await ask(tables, job("new", otp="222222", at=NOW + 1)), Throttled)
     await claim(tables, job("old", otp="111111"))
 
 
-async def test_off_means_that_every_code_is_sent(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_with_supersede_off_every_code_is_sent(backend: Backend) -> None:
+    tables = await backend.tables()
     await claim(tables, job("new", otp="222222", at=NOW + 1))
     await claim(tables, job("old", otp="111111"))
 
@@ -496,19 +496,19 @@ async def test_off_means_that_every_code_is_sent(ground: Ground) -> None:
 # windowed limits
 
 
-async def test_one_more_than_the_limit_is_throttled_until_the_first_leaves_the_window(ground: Ground) -> None:
+async def test_one_more_than_the_limit_is_throttled_until_the_first_leaves_the_window(backend: Backend) -> None:
     limit = Limit("recipient", 3, 600_000)
-    tables = await ground.tables(limit)
+    tables = await backend.tables(limit)
     for number in range(3):
         await send(tables, job(f"j{number}"))
-        ground.now_ms += 60_000
+        backend.now_ms += 60_000
     throttled = await tables.admit(job("late"), NOW + HOUR)
     assert isinstance(throttled, Throttled)
     assert throttled.limit == limit
     assert NOW + 600_000 <= throttled.allowed_ms <= NOW + 606_000  # a hundredth of the period
-    ground.now_ms = throttled.allowed_ms - 1
+    backend.now_ms = throttled.allowed_ms - 1
     assert isinstance(await ask(tables, job("late")), Throttled)
-    ground.now_ms = throttled.allowed_ms
+    backend.now_ms = throttled.allowed_ms
     await claim(tables, job("late"))
 
 
@@ -524,17 +524,17 @@ async def test_one_more_than_the_limit_is_throttled_until_the_first_leaves_the_w
     ],
 )
 async def test_each_limit_counts_by_its_own_key(
-    ground: Ground, name: Any, same: dict[str, Any], other: dict[str, Any] | None
+    backend: Backend, name: Any, same: dict[str, Any], other: dict[str, Any] | None
 ) -> None:
-    tables = await ground.tables(Limit(name, 1, HOUR))
+    tables = await backend.tables(Limit(name, 1, HOUR))
     await send(tables, job("one", tenant="shop"))
     assert isinstance(await ask(tables, job("two", **same)), Throttled)
     if other is not None:
         await claim(tables, job("three", **other))
 
 
-async def test_a_tenant_is_the_same_however_its_number_is_written(ground: Ground) -> None:
-    tables = await ground.tables(Limit("tenant", 1, HOUR))
+async def test_a_tenant_is_the_same_however_its_number_is_written(backend: Backend) -> None:
+    tables = await backend.tables(Limit("tenant", 1, HOUR))
     await send(tables, job("one", tenant=1))
     for number, tenant in enumerate((1.0, "1")):
         assert isinstance(await ask(tables, job(f"j{number}", tenant=tenant)), Throttled)
@@ -542,16 +542,16 @@ async def test_a_tenant_is_the_same_however_its_number_is_written(ground: Ground
     assert isinstance(await ask(tables, job("another", tenant="1.5")), Throttled)
 
 
-async def test_a_job_without_a_tenant_is_not_counted_by_tenant(ground: Ground) -> None:
-    tables = await ground.tables(Limit("tenant", 1, HOUR))
+async def test_a_job_without_a_tenant_is_not_counted_by_tenant(backend: Backend) -> None:
+    tables = await backend.tables(Limit("tenant", 1, HOUR))
     for number, tenant in enumerate((None, "", ["x"], True, float("inf"))):
         await send(tables, job(f"j{number}", tenant=tenant))
         await send(tables, job(f"k{number}", tenant=tenant))
 
 
-async def test_what_is_over_several_limits_is_allowed_when_the_last_has_room(ground: Ground) -> None:
+async def test_what_is_over_several_limits_is_allowed_when_the_last_has_room(backend: Backend) -> None:
     limits = Limit("recipient", 1, 60_000), Limit("recipient", 1, HOUR), Limit("total", 1, 600_000)
-    tables = await ground.tables(*limits)
+    tables = await backend.tables(*limits)
     await ask(tables, job("first"))
     throttled = await ask(tables, job("second"))
     assert isinstance(throttled, Throttled)
@@ -559,8 +559,8 @@ async def test_what_is_over_several_limits_is_allowed_when_the_last_has_room(gro
     assert NOW + HOUR <= throttled.allowed_ms <= NOW + HOUR * 1.01
 
 
-async def test_what_is_throttled_by_one_limit_is_not_counted_by_another(ground: Ground) -> None:
-    tables = await ground.tables(Limit("recipient", 1, HOUR), Limit("total", 2, HOUR))
+async def test_what_is_throttled_by_one_limit_is_not_counted_by_another(backend: Backend) -> None:
+    tables = await backend.tables(Limit("recipient", 1, HOUR), Limit("total", 2, HOUR))
     await send(tables, job("one"))
     for number in range(3):
         assert isinstance(await ask(tables, job(f"more{number}")), Throttled)
@@ -570,58 +570,58 @@ async def test_what_is_throttled_by_one_limit_is_not_counted_by_another(ground: 
     assert throttled.limit.name == "total"
 
 
-async def test_a_job_is_counted_once_however_often_it_is_tried(ground: Ground) -> None:
-    tables = await ground.tables(Limit("recipient", 1, HOUR))
+async def test_a_job_is_counted_once_however_often_it_is_tried(backend: Backend) -> None:
+    tables = await backend.tables(Limit("recipient", 1, HOUR))
     for _ in range(3):
         await ask(tables, job())
     await send(tables, job())
     assert await ask(tables, job()) == SentBefore()
 
 
-async def test_two_windows_of_one_kind_hold_side_by_side(ground: Ground) -> None:
-    tables = await ground.tables(*read_limits("recipient", "2/1m,3/1h"))
+async def test_two_windows_of_one_kind_hold_side_by_side(backend: Backend) -> None:
+    tables = await backend.tables(*read_limits("recipient", "2/1m,3/1h"))
     for number in range(2):
         await send(tables, job(f"j{number}"))
     throttled = await ask(tables, job("third"))
     assert isinstance(throttled, Throttled)
     assert throttled.limit.period_ms == 60_000
-    ground.now_ms = throttled.allowed_ms
+    backend.now_ms = throttled.allowed_ms
     await send(tables, job("third"))
     throttled = await ask(tables, job("fourth"))
     assert isinstance(throttled, Throttled)
     assert throttled.limit.period_ms == HOUR
 
 
-async def test_no_window_of_the_period_ever_holds_more_than_the_limit(ground: Ground) -> None:
-    tables = await ground.tables(Limit("total", 7, 10_000))
+async def test_no_window_of_the_period_ever_holds_more_than_the_limit(backend: Backend) -> None:
+    tables = await backend.tables(Limit("total", 7, 10_000))
     sent: list[int] = []
     for step in range(400):
-        ground.now_ms = NOW + step * 137
+        backend.now_ms = NOW + step * 137
         admission = await tables.admit(job(f"j{step}", at=NOW), NOW + HOUR)
         if hasattr(admission, "mark_sent"):
             admission.mark_sent()
-            sent.append(ground.now_ms)
+            sent.append(backend.now_ms)
     for at in sent:
         assert sum(at <= other < at + 10_000 for other in sent) <= 7
-    spent_ms = ground.now_ms - NOW
-    assert len(sent) >= 7 * (spent_ms // 10_100)  # and no more than a hundredth is given away
+    spent_ms = backend.now_ms - NOW
+    assert len(sent) >= 7 * (spent_ms // 10_100)  # at most a hundredth is lost
 
 
-async def test_entries_of_limits_expire_after_their_window(ground: Ground) -> None:
-    tables = await ground.tables(Limit("recipient", 1, 1_000))
+async def test_entries_of_limits_expire_after_their_window(backend: Backend) -> None:
+    tables = await backend.tables(Limit("recipient", 1, 1_000))
     await send(tables, job())
-    ground.now_ms += 2_000
+    backend.now_ms += 2_000
     await send(tables, job("b", email="other@example.com"))
-    assert tables.state().sizes.get("recipient 1/1s", 1) == (1 if ground.url is None else 0)
+    assert tables.state().sizes.get("recipient 1/1s", 1) == (1 if backend.url is None else 0)
 
 
 # ids made for jobs that have nothing but their content
 
 
-async def test_the_last_id_generated_for_a_content_is_found_again(ground: Ground) -> None:
-    tables = await ground.tables()
+async def test_the_last_id_generated_for_a_content_is_found_again(backend: Backend) -> None:
+    tables = await backend.tables()
     assert await tables.recall("content") is None
     tables.keep("content", "one")
     tables.keep("content", "two")
-    other = tables if ground.url is None else await ground.tables()
+    other = tables if backend.url is None else await backend.tables()
     assert await other.recall("content") == "two"

@@ -1,4 +1,4 @@
-"""Workers that share their tables through Redis, as processes: killed, cut off and frozen, as Redis is, too."""
+"""Workers that share their tables through Redis, as processes: killed, disconnected and suspended, and so is Redis."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ PREFETCH = 2 * CONNECTIONS
 LATEST_S = 0.06
 """The slowest answer of the relay to a mail."""
 WINDOW_S = 0.1
-"""Within so much after the relay's 250 a worker must have marked the job; most of it is for a busy machine."""
+"""How soon after the relay's 250 the sent record must exist; most of it is for a busy machine."""
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def ended(how: str, *workers: Worker) -> float:
 
 
 async def empty(stage: Stage) -> None:
-    """Wait until no message is left anywhere but in the dead letter queue, whose workers must have ended."""
+    """Wait until no message is left anywhere but in the dead dead_letter queue, whose workers must have ended."""
 
     async def nothing_left() -> bool:
         return not any([await stage.rabbit.depth(name) for name in stage.rabbit.names()])
@@ -82,7 +82,7 @@ async def empty(stage: Stage) -> None:
 
 
 def random_delays(relay: ScriptedRelay, chance: random.Random) -> None:
-    """Have the relay think about each mail for another time."""
+    """Let the relay take a random time for each mail."""
     act = relay.act
 
     def slowly(step: str, recipient: str | None) -> Act:
@@ -92,7 +92,7 @@ def random_delays(relay: ScriptedRelay, chance: random.Random) -> None:
 
 
 def copies(ids: list[str], *, share: float, chance: random.Random) -> list[bytes]:
-    """Make jobs, some of them twice, in any order."""
+    """Return jobs in random order, some of them twice."""
     again = chance.sample(ids, round(len(ids) * share))
     bodies = [job(f"{job_id}@example.com", jobId=job_id, timestamp=_now_ms()) for job_id in [*ids, *again]]
     chance.shuffle(bodies)
@@ -114,7 +114,7 @@ async def publish(ledger: Ledger, bodies: list[bytes], per_s: float) -> None:
 
 @dataclass
 class Slot:
-    """A place for a worker, which is killed and started again, and always has the same relay."""
+    """A worker that is killed and started again, always with the same relay."""
 
     stage: Stage
     redis: RedisServer
@@ -176,10 +176,10 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
             sent.setdefault(mail.recipient, []).append((mail.at, slot))
     for recipient, mails in sent.items():
         mails.sort(key=itemgetter(0))
-        # one mail may meet several kills
+        # several kills may affect one mail
         for (accepted_at, slot), (again_at, _) in pairwise(mails):
             assert slot.was_killed_between(accepted_at, again_at), recipient
-            # on a busy machine the 250 may reach a worker late; one that knew of it had no time to share that
+            # on a busy machine the 250 may reach a worker late, too late to share it
             assert slot.was_killed_after(accepted_at) or logged[recipient.partition("@")[0]] <= 1, recipient
     workers = [slot.worker for slot in slots if slot.worker]
     assert await total("otp_possible_duplicates_total", *workers) == 0
@@ -209,8 +209,8 @@ async def test_redis_that_crashes_and_comes_back_empty_loses_nothing(stage: Stag
     assert unshared > 0
     assert row.duplicated <= unshared
     assert await total("otp_sent_records_pending", *workers) == 0
-    # what either has sent, before, during or after the outage, both know now; but for what goes on while Redis is
-    # away once more, as it may be for a machine that stands still
+    # both workers have the sent records of both now, unless Redis is unavailable once more, as on a machine that was
+    # suspended
     sent = len(stage.relay.accepted)
     await publish(ledger, copies(ids, share=0, chance=chance), per_s=2000)
     await until(partial(_all_ended, workers, len(bodies) + len(ids)), "ends of all copies")
@@ -226,13 +226,13 @@ async def test_a_limit_for_all_is_exact_with_two_workers(stage: Stage, redis: Re
     began_ms = _now_ms()
     ledger = Ledger(stage)
     await ledger.publish(500)
-    letters = await stage.rabbit.dead(300)
+    dead_letters = await stage.rabbit.dead(300)
     await stage.relay.wait_accepted(200)
     await empty(stage)
     assert len(stage.relay.accepted) == 200
-    for letter in letters:
-        assert letter.headers["x-otp-reason"] == "throttled"
-        assert letter.headers["x-otp-allowed-at"] >= began_ms + 3_600_000
+    for dead_letter in dead_letters:
+        assert dead_letter.headers["x-otp-reason"] == "throttled"
+        assert dead_letter.headers["x-otp-allowed-at"] >= began_ms + 3_600_000
 
 
 async def test_a_copy_is_not_sent_by_a_worker_with_a_new_key(stage: Stage, redis: RedisServer) -> None:
@@ -253,8 +253,8 @@ async def test_a_copy_is_not_sent_by_a_worker_with_a_new_key(stage: Stage, redis
     await until(partial(_has_ended, "duplicate", two, 1), "a duplicate")
     # the limit keeps its count: there is room for one more
     await stage.rabbit.publish(job(jobId="second", timestamp=made + 1), job(jobId="third", timestamp=made + 2))
-    (letter,) = await stage.rabbit.dead(1)
-    assert letter.headers["x-otp-reason"] == "throttled"
+    (dead_letter,) = await stage.rabbit.dead(1)
+    assert dead_letter.headers["x-otp-reason"] == "throttled"
     await empty(stage)
     assert len(stage.relay.accepted) == 2
 

@@ -52,7 +52,7 @@ def job(job_id: str = "a", *, email: str = "user@example.com", otp: str = "12345
 
 @dataclass
 class World:
-    """A Redis, and the workers that share it; each test has a prefix of its own."""
+    """A Redis, and the workers that share it; each test has its own prefix."""
 
     server: RedisServer
     url: str
@@ -80,7 +80,7 @@ class World:
         return tables
 
     async def kill(self, tables: Tables) -> None:
-        """End a worker as a crash would: Redis hears of it from nobody."""
+        """End a worker as a crash would: without releasing its claims in Redis."""
         task = self.running.pop(tables)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -95,8 +95,8 @@ class World:
         keys = await self.keys("job:*")
         return {key: await self.get(key) for key in keys}
 
-    async def has_heard(self) -> None:
-        """Wait until Redis has heard of every job that was sent or given up: no claim is left."""
+    async def has_no_claims(self) -> None:
+        """Wait until Redis has the record or the release of every job: no claim is left."""
 
         async def no_claims() -> bool:
             return not [state for state in (await self.job_keys()).values() if state.startswith("c:")]
@@ -119,7 +119,7 @@ async def is_(tables: Tables, *, connected: bool) -> None:
 
 
 async def restart(server: RedisServer, *workers: Tables) -> None:
-    """Have Redis crash and come back empty; wait until all know."""
+    """Crash Redis and restart it empty; wait until all workers have noticed."""
     server.kill()
     for tables in workers:
         await is_(tables, connected=False)
@@ -130,7 +130,7 @@ async def restart(server: RedisServer, *workers: Tables) -> None:
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Run a Redis that no test harms."""
+    """Run a Redis that no test stops or breaks."""
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
@@ -178,7 +178,7 @@ async def claim(tables: Tables, a_job: Job, wait_s: float = 10) -> Claim:
 
 
 async def is_busy(tables: Tables, a_job: Job) -> bool:
-    """Tell whether another worker is at a job; leaves it if not."""
+    """Return whether another worker has claimed a job; release it if not."""
     admission = await ask(tables, a_job, 0)
     if not isinstance(admission, Refusal):
         admission.release()
@@ -186,16 +186,16 @@ async def is_busy(tables: Tables, a_job: Job) -> bool:
 
 
 class Frozen:
-    """A worker whose lease nobody renews, as when its process stands still."""
+    """A worker whose lease is not renewed, as when its process is suspended."""
 
     def __init__(self, tables: Tables) -> None:
         assert tables.shared is not None
         self._session, self._thawed = tables.shared.session, asyncio.Event()
-        beat = tables.shared.session._renew_lease
+        renew = tables.shared.session._renew_lease
 
         async def later(*_: Any) -> Any:
             await self._thawed.wait()
-            return await beat()
+            return await renew()
 
         tables.shared.session._renew_lease = later
 
@@ -258,9 +258,9 @@ async def test_a_new_job_does_not_hide_that_the_lease_had_expired(world: World, 
     frozen = Frozen(one)
     second = await claim(two, job())
     frozen.thaw()
-    (await claim(one, job("new"))).release()  # its question renews the lease
+    (await claim(one, job("new"))).release()  # the request renews the lease
     for _ in range(20):
-        assert not first.holds()  # it is the other worker's
+        assert not first.holds()  # the other worker has claimed it
         await asyncio.sleep(RENEW_S / 4)
     second.mark_sent()
     assert await first.renew(now_ms() + 1000) == SentBefore()
@@ -330,7 +330,7 @@ async def test_no_copy_of_a_superseded_job_passes_its_mail_that_is_on_the_way(wo
     (await claim(two, job("b", otp="222222", at=at - 2))).mark_sent()
     await asyncio.sleep(1.2)
     assert not held.holds()
-    # the first code again: nothing but the claim stands against a copy now
+    # the first code again: now only the claim prevents a copy
     (await claim(two, job("c", otp="111111", at=at - 1))).mark_sent()
     assert await is_busy(two, job("a", otp="111111", at=at - 3))
     held.mark_sent()
@@ -344,7 +344,7 @@ async def test_a_superseded_job_leaves_no_claim(world: World) -> None:
     (await claim(two, job("b", otp="222222", at=at - 1))).mark_sent()
     assert await held.renew(now_ms() + 1000) == Superseded()
     held.release()
-    await world.has_heard()
+    await world.has_no_claims()
 
 
 async def test_a_superseded_job_stays_superseded_however_often_it_is_claimed(world: World) -> None:
@@ -422,7 +422,7 @@ async def test_a_great_burst_is_no_outage(world: World) -> None:
         most = max(most, len(redis._calls))
         await asyncio.sleep(0)
     await asking
-    assert 1 < most <= 10  # what waits here is not what Redis is late with
+    assert 1 < most <= 10  # operations that are queued here do not count as late
     assert one.state().unshared == 0
 
 
@@ -637,11 +637,11 @@ async def test_no_worker_trusts_an_empty_redis_before_the_others_have_restored_t
     one, two = await world.worker(), await world.worker()
     (await claim(one, job("sent"))).mark_sent()
     assert one.shared is not None
-    restore, may_go_on, reached = one.shared.session.replica.restore, asyncio.Event(), asyncio.Event()
+    restore, may_continue, reached = one.shared.session.replica.restore, asyncio.Event(), asyncio.Event()
 
     async def restore_late() -> int:
         reached.set()
-        await may_go_on.wait()
+        await may_continue.wait()
         return await restore()
 
     one.shared.session.replica.restore = restore_late
@@ -649,9 +649,9 @@ async def test_no_worker_trusts_an_empty_redis_before_the_others_have_restored_t
     await asyncio.gather(is_(one, connected=False), is_(two, connected=False))
     server.start()
     await reached.wait()
-    await asyncio.sleep(0.5)  # time enough for the other, if it did not wait
+    await asyncio.sleep(0.5)  # enough for the other, if it did not wait
     assert two.state().connected is False
-    may_go_on.set()
+    may_continue.set()
     await asyncio.gather(is_(one, connected=True), is_(two, connected=True))
     assert await ask(two, job("sent")) == SentBefore()
 
@@ -664,11 +664,11 @@ async def test_a_lease_renewed_before_records_are_restored_does_not_confirm_them
     restore = one.shared.session._restore
 
     async def renew_and_restore() -> Any:
-        await one.shared.session._renew_lease()  # as the one that comes twice a second may  # type: ignore[union-attr]
+        await one.shared.session._renew_lease()  # as the regular renewal may  # type: ignore[union-attr]
         return await restore()
 
     one.shared.session._restore = renew_and_restore
-    await asyncio.sleep(1.2)  # until Redis has said that it has the mark
+    await asyncio.sleep(1.2)  # until Redis has confirmed the sent record
     await restart(server, one, two)
     assert await ask(two, job("sent")) == SentBefore()
 
@@ -705,7 +705,7 @@ async def test_jobs_sent_and_released_during_an_outage_reach_redis(frail_world: 
 
 
 def pause(server: RedisServer) -> None:
-    """Let Redis refuse every write for as long as it is so, with all that it has."""
+    """Let Redis refuse every write, and keep its data."""
     server.command("CONFIG", "SET", "maxmemory", "1")
 
 
@@ -830,12 +830,12 @@ def test_a_job_that_arrives_before_the_loss_is_handled_continues(redis: RedisSer
             assert one.shared.session.pipeline._transport is not None
             one.shared.session.pipeline._transport.abort()
             asking: list[asyncio.Task[Claim | Refusal]] = []
-            for number in range(20):  # one in each turn of the loop
+            for number in range(20):  # one in each iteration of the event loop
                 asking.append(asyncio.create_task(ask(one, job(f"j{number}"))))
                 await asyncio.sleep(0)
             return await asyncio.gather(*asking)
 
-    # uvloop is what a worker runs on; it refuses to write to what is closed, and asyncio's own loop does not
+    # uvloop is what a worker runs on; unlike asyncio's own loop, it raises on a write to a closed transport
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert not any(isinstance(it, Refusal) for it in runner.run(meet()))
 
@@ -906,7 +906,7 @@ async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: st
     one, two = await world.worker(fail="closed"), await world.worker(fail="closed")
     before = await claim(one, job("before"))
     failure.harm(server)
-    assert await ask(one, job("in vain"), 0.5) == Unknown()
+    assert await ask(one, job("waiting"), 0.5) == Unknown()
     await is_(one, connected=False)
     assert not before.holds()
     waiting = asyncio.create_task(ask(one, job("waits")))
@@ -971,7 +971,7 @@ async def test_records_that_redis_never_confirmed_are_still_missing(frail_world:
     assert (before.connected, before.owed) == (False, 1)
     server.thaw()
     await is_(one, connected=True)
-    (await claim(one, job("told"))).mark_sent()
+    (await claim(one, job("sent"))).mark_sent()
     server.freeze()
     await is_(one, connected=False)
     assert one.state().owed >= 1
@@ -983,7 +983,7 @@ async def test_records_that_redis_never_confirmed_are_still_missing(frail_world:
 async def test_a_starting_worker_claims_its_first_job_in_redis(world: World) -> None:
     one = await world.worker()
     (await claim(one, job())).mark_sent()
-    await world.has_heard()
+    await world.has_no_claims()
     two = await world.worker(ready=False)
     assert await ask(two, job()) == SentBefore()
     assert two.state().unshared == 0
@@ -1117,7 +1117,7 @@ async def test_a_unix_socket_works(tmp_path_factory: pytest.TempPathFactory) -> 
         server.remove()
 
 
-# memory and Redis say the same
+# memory and Redis give the same answers
 
 _JOBS = st.integers(0, 7)
 _STEPS = st.lists(

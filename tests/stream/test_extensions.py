@@ -74,11 +74,11 @@ async def test_a_middleware_that_fails_costs_no_job_and_quotes_no_code(start_str
     stream = await start_stream(lambda broker: broker.add_middleware(Failing))
     with capture_logs() as logs:
         await stream.publish(JOB)
-    (letter,) = stream.dead
-    assert letter.headers["x-otp-reason"] == "crashed"
-    assert letter.headers["x-otp-error"] == "internal error: LookupError"
-    assert json.loads(letter.body) == JOB
-    assert "123456" not in str(letter.headers) + str(logs)
+    (dead_letter,) = stream.dead
+    assert dead_letter.headers["x-otp-reason"] == "crashed"
+    assert dead_letter.headers["x-otp-error"] == "internal error: LookupError"
+    assert json.loads(dead_letter.body) == JOB
+    assert "123456" not in str(dead_letter.headers) + str(logs)
 
 
 async def test_a_middleware_that_fails_after_the_job_was_sent_changes_nothing(start_stream: Start) -> None:
@@ -101,9 +101,9 @@ async def test_a_middleware_that_does_not_call_the_handler_leaves_a_dead_letter(
 
     stream = await start_stream(lambda broker: broker.add_middleware(Dropping))
     await stream.publish(JOB)
-    (letter,) = stream.dead
-    assert letter.headers["x-otp-reason"] == "crashed"
-    assert "did not call the handler" in letter.headers["x-otp-error"]
+    (dead_letter,) = stream.dead
+    assert dead_letter.headers["x-otp-reason"] == "crashed"
+    assert "did not call the handler" in dead_letter.headers["x-otp-error"]
 
 
 async def test_a_middleware_that_calls_the_handler_twice_sends_and_settles_once(start_stream: Start) -> None:
@@ -152,7 +152,7 @@ def use_colons(broker: RabbitBroker) -> None:
         subscriber.add_call(parser_=None, decoder_=None, dependencies_=(), codec_=Colons())
 
 
-async def test_a_codec_reads_what_is_no_json(start_stream: Start) -> None:
+async def test_a_codec_reads_another_format(start_stream: Start) -> None:
     stream = await start_stream(use_colons)
     await stream.publish(b"user@example.com:123456")
     (mail,) = stream.relay.accepted
@@ -160,10 +160,10 @@ async def test_a_codec_reads_what_is_no_json(start_stream: Start) -> None:
     assert b"123456" in mail.content
 
 
-async def test_what_a_codec_returns_must_be_a_job(start_stream: Start) -> None:
+async def test_a_codec_that_returns_no_job_dead_letters_the_message(start_stream: Start) -> None:
     stream = await start_stream(use_colons)
     await stream.publish(b"user:123456")
-    (letter,) = stream.dead
-    assert letter.headers["x-otp-reason"] == "malformed"
-    assert "email" in letter.headers["x-otp-error"]
-    assert "123456" not in str(letter.headers)
+    (dead_letter,) = stream.dead
+    assert dead_letter.headers["x-otp-reason"] == "malformed"
+    assert "email" in dead_letter.headers["x-otp-error"]
+    assert "123456" not in str(dead_letter.headers)

@@ -1,4 +1,4 @@
-"""The application on FastStream's in-memory broker: what becomes of each job, without RabbitMQ."""
+"""The application on FastStream's in-memory broker: how each job ends, without RabbitMQ."""
 
 import asyncio
 import json
@@ -86,7 +86,7 @@ async def test_of_the_jobs_that_wait_the_high_lane_goes_first(start_stream: Star
     stream.relay.then("body", Act(until=hold))
     async with asyncio.TaskGroup() as publishing:
         publishing.create_task(stream.publish(job(jobId="first", email="first@example.com")))
-        await stream.relay.wait(lambda: stream.relay.held == 1, "mail that is held back")
+        await stream.relay.wait(lambda: stream.relay.held == 1, "mail in flight")
         publishing.create_task(stream.publish(job(jobId="second", email="second@example.com")))
         publishing.create_task(stream.publish(job(jobId="third", email="third@example.com")))
         publishing.create_task(stream.publish(job(jobId="urgent", email="urgent@example.com"), "service_send_otp.high"))
@@ -98,11 +98,11 @@ async def test_of_the_jobs_that_wait_the_high_lane_goes_first(start_stream: Star
     assert stream.recipients.index("urgent@example.com") < stream.recipients.index("third@example.com")
 
 
-async def test_a_publisher_that_gives_up_cancels_no_job(stream: Stream) -> None:
+async def test_a_publisher_that_is_cancelled_cancels_no_job(stream: Stream) -> None:
     hold = asyncio.Event()
     stream.relay.then("body", Act(until=hold))
     publishing = asyncio.create_task(stream.publish(JOB))
-    await stream.relay.wait(lambda: stream.relay.held == 1, "mail that is held back")
+    await stream.relay.wait(lambda: stream.relay.held == 1, "mail in flight")
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await publishing
@@ -143,9 +143,9 @@ async def test_each_wait_is_longer_until_the_last_attempt_leaves_a_dead_letter(s
     await stream.publish(stream.retries[1].body, "otp.retry.due", headers=stream.retries[1].headers)
     first, second = (int(event["delayMs"]) for event in stream.events[:2])
     assert 1000 <= first < second
-    (letter,) = stream.dead
-    assert letter.headers["x-otp-reason"] == "retries_exhausted"
-    assert letter.headers["x-otp-attempt"] == 3
+    (dead_letter,) = stream.dead
+    assert dead_letter.headers["x-otp-reason"] == "retries_exhausted"
+    assert dead_letter.headers["x-otp-attempt"] == 3
 
 
 async def test_the_count_of_a_producer_is_continued(start_stream: Start) -> None:
@@ -163,7 +163,7 @@ async def test_a_retry_that_cannot_end_before_the_code_expires_is_not_made(strea
 
 
 @pytest.mark.parametrize("queue", ["service_send_otp", "otp.retry.due"])
-async def test_headers_of_ours_are_believed_only_with_our_signature(stream: Stream, queue: str) -> None:
+async def test_our_headers_are_trusted_only_with_our_signature(stream: Stream, queue: str) -> None:
     stream.relay.then("rcpt", "451 4.3.0 try later")
     await stream.publish(JOB, queue, headers={"x-otp-attempt": 3, "x-otp-job-id": "other", "x-otp-first-seen": 1})
     (retry,) = stream.retries
@@ -175,17 +175,17 @@ async def test_headers_of_ours_are_believed_only_with_our_signature(stream: Stre
 # dead-lettered
 
 
-async def test_a_rejected_job_leaves_a_dead_letter_with_the_body_as_it_came(stream: Stream) -> None:
+async def test_a_rejected_job_leaves_a_dead_letter_with_its_original_body(stream: Stream) -> None:
     stream.relay.then("rcpt", "550 5.1.1 no such user")
     body = json.dumps(JOB, indent=3).encode()
     await stream.publish(body)
-    (letter,) = stream.dead
-    assert letter.body == body
-    assert letter.headers["x-otp-reason"] == "rejected"
-    assert letter.headers["x-otp-error"] == "550 5.1.1 no such user (to RCPT)"
-    assert letter.headers["x-otp-attempt"] == 1
-    assert letter.headers["x-otp-reply-code"] == 550
-    assert letter.headers["x-otp-died-at"] >= letter.headers["x-otp-first-seen"]
+    (dead_letter,) = stream.dead
+    assert dead_letter.body == body
+    assert dead_letter.headers["x-otp-reason"] == "rejected"
+    assert dead_letter.headers["x-otp-error"] == "550 5.1.1 no such user (to RCPT)"
+    assert dead_letter.headers["x-otp-attempt"] == 1
+    assert dead_letter.headers["x-otp-reply-code"] == 550
+    assert dead_letter.headers["x-otp-died-at"] >= dead_letter.headers["x-otp-first-seen"]
     (event,) = stream.events
     assert (event["outcome"], event["replyCode"], event["replyClass"]) == ("rejected", 550, "address")
 
@@ -193,9 +193,9 @@ async def test_a_rejected_job_leaves_a_dead_letter_with_the_body_as_it_came(stre
 async def test_no_header_of_a_dead_letter_holds_code_or_address(stream: Stream) -> None:
     stream.relay.then("rcpt", "550 5.1.1 user@example.com has no code 123456")
     await stream.publish(JOB, headers={"tracestate": "code=123456"}, message_id="123456")
-    (letter,) = stream.dead
-    assert "123456" not in str(letter.headers)
-    assert "user@example.com" not in str(letter.headers)
+    (dead_letter,) = stream.dead
+    assert "123456" not in str(dead_letter.headers)
+    assert "user@example.com" not in str(dead_letter.headers)
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,13 @@ async def test_no_header_of_a_dead_letter_holds_code_or_address(stream: Stream) 
     ],
     ids=["empty", "no text", "list", "no code", "no address", "code as a number", "no domain", "deep", "large"],
 )
-async def test_a_malformed_message_is_dead_lettered_as_it_came(stream: Stream, body: bytes, field: str) -> None:
+async def test_a_malformed_message_is_dead_lettered_unchanged(stream: Stream, body: bytes, field: str) -> None:
     await stream.publish(body)
-    (letter,) = stream.dead
-    assert letter.body == body
-    assert letter.headers["x-otp-reason"] == "malformed"
-    assert letter.headers["x-otp-error"].startswith(f"{field}: ")
-    assert "123456" not in str(letter.headers)
+    (dead_letter,) = stream.dead
+    assert dead_letter.body == body
+    assert dead_letter.headers["x-otp-reason"] == "malformed"
+    assert dead_letter.headers["x-otp-error"].startswith(f"{field}: ")
+    assert "123456" not in str(dead_letter.headers)
     assert stream.outcomes == ["malformed"]
     assert stream.recipients == []
 
@@ -244,12 +244,12 @@ async def test_an_expired_job_is_not_sent(stream: Stream) -> None:
 
 async def test_a_job_with_an_unknown_template_crashes_and_names_it(stream: Stream) -> None:
     await stream.publish(job(metadata={"template": "no-such"}))
-    (letter,) = stream.dead
-    assert letter.headers["x-otp-reason"] == "crashed"
-    assert "no-such" in letter.headers["x-otp-error"]
+    (dead_letter,) = stream.dead
+    assert dead_letter.headers["x-otp-reason"] == "crashed"
+    assert "no-such" in dead_letter.headers["x-otp-error"]
 
 
-async def test_over_a_limit_the_dead_letter_says_when_the_next_code_is_allowed(start_stream: Start) -> None:
+async def test_over_a_limit_the_dead_letter_has_the_time_when_the_next_code_is_allowed(start_stream: Start) -> None:
     stream = await start_stream(recipient_limit="1/10m")
     await stream.publish(job(jobId="one"))
     await stream.publish(job(jobId="two"))
@@ -267,7 +267,7 @@ async def test_a_newer_code_supersedes_an_older_one(start_stream: Start) -> None
     assert len(stream.relay.accepted) == 1
 
 
-async def test_what_a_worker_signed_another_one_with_the_same_key_believes(start_stream: Start) -> None:
+async def test_headers_signed_by_another_worker_with_the_same_key_are_trusted(start_stream: Start) -> None:
     one, other = await start_stream(), await start_stream(max_retries=1)
     one.relay.then("rcpt", "451 4.3.0 try later")
     await one.publish(JOB)
@@ -276,7 +276,7 @@ async def test_what_a_worker_signed_another_one_with_the_same_key_believes(start
     assert other.outcomes == ["retries_exhausted"]
 
 
-async def test_what_was_signed_with_another_key_is_a_new_job(start_stream: Start) -> None:
+async def test_a_job_whose_headers_were_signed_with_another_key_is_a_new_job(start_stream: Start) -> None:
     one, other = await start_stream(), await start_stream(max_retries=1, secret_key=SECRET_KEY[::-1])
     one.relay.then("rcpt", "451 4.3.0 try later")
     await one.publish(job(retryCount=0))

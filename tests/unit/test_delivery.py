@@ -1,4 +1,4 @@
-"""The way of a job, with every room played by a fake."""
+"""Delivery of one job, with fakes for everything that it uses."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -30,22 +30,22 @@ def make_tables(*limits: Limit, supersede: bool = False) -> Tables:
 
 
 @dataclass
-class Rooms:
+class Fakes:
     """Composer, relay and observer in one."""
 
     outcomes: list[Outcome | Exception | Callable[[], Awaitable[Outcome]]] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    told: list[tuple[str, Any]] = field(default_factory=list)
+    sends: list[dict[str, Any]] = field(default_factory=list)
+    observed: list[tuple[str, Any]] = field(default_factory=list)
     settlements: list[Final] = field(default_factory=list)
-    stands: bool = True
+    settles: bool = True
     now_ms: int = NOW
     tables: Tables = field(default_factory=make_tables)
     compose_error: ComposeError | None = None
     wanted: Callable[[], bool] | None = None
     resend_uncertain: bool = True
     settle: Callable[[Final], Awaitable[bool]] | None = None
-    """What a settlement does besides being kept, where it is given."""
+    """Called for each settlement instead of returning `settles`."""
 
     def compose(self, job: Job) -> Mail:
         if self.compose_error:
@@ -53,16 +53,16 @@ class Rooms:
         return Mail(job.request.email, b"mail")
 
     async def compose_isolated(self, job: Job) -> Mail:
-        self.steps.append("apart")
+        self.steps.append("isolated")
         return self.compose(job)
 
-    async def send(self, mail: Mail, **asked: Any) -> Outcome:
-        self.wanted = asked.pop("wanted")
-        self.asked.append(asked)
-        met = self.outcomes.pop(0)
-        if isinstance(met, Exception):
-            raise met
-        return await met() if callable(met) else met
+    async def send(self, mail: Mail, **arguments: Any) -> Outcome:
+        self.wanted = arguments.pop("wanted")
+        self.sends.append(arguments)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return await outcome() if callable(outcome) else outcome
 
     rechecks: int = 0
     ended: list[str] = field(default_factory=list)
@@ -94,40 +94,40 @@ class Rooms:
             raise KeyError(name)
 
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
-        self.told.append(("attempt_ended", outcome))
+        self.observed.append(("attempt_ended", outcome))
         self.ended.append("attempt_ended")
         self.fail("attempt_ended")
 
     def job_settled(self, job: Job, settlement: Final) -> None:
-        self.told.append(("job_settled", settlement))
+        self.observed.append(("job_settled", settlement))
         self.ended.append("job_settled")
         self.fail("job_settled")
 
     def settlement_failed(self, job: Job, settlement: Final) -> None:
-        self.told.append(("settlement_failed", settlement))
+        self.observed.append(("settlement_failed", settlement))
         self.fail("settlement_failed")
 
     async def deliver(self, job: Job) -> Final | None:
-        way = Delivery(
+        delivery = Delivery(
             self, self, self.tables, self, Backoff(1000, 30000, 3),
             resend_uncertain=self.resend_uncertain, now_ms=lambda: self.now_ms, fraction=lambda: 0.0,
         )  # fmt: skip
-        await way(job, _Settle(self), {})
+        await delivery(job, _Settle(self), {})
         return self.settlements[-1] if self.settlements else None
 
 
 @dataclass
 class _Settle:
-    rooms: Rooms
+    fakes: Fakes
 
     def possible(self) -> bool:
-        return self.rooms.stands
+        return self.fakes.settles
 
     async def __call__(self, settlement: Final) -> bool:
-        self.rooms.settlements.append(settlement)
-        if self.rooms.settle is not None:
-            return await self.rooms.settle(settlement)
-        return self.rooms.stands
+        self.fakes.settlements.append(settlement)
+        if self.fakes.settle is not None:
+            return await self.fakes.settle(settlement)
+        return self.fakes.settles
 
 
 def job(job_id: str = "j-1", *, attempts_made: int = 0, otp: str = "123456", at: int | None = None) -> Job:
@@ -138,11 +138,11 @@ def job(job_id: str = "j-1", *, attempts_made: int = 0, otp: str = "123456", at:
 
 
 async def test_a_job_is_rendered_sent_and_settled_in_this_order() -> None:
-    rooms = Rooms([OK])
-    assert await rooms.deliver(job()) == Ack("sent")
-    assert rooms.steps == ["render", "send", "settle"]
-    assert rooms.told == [("attempt_ended", OK), ("job_settled", Ack("sent"))]
-    assert rooms.asked == [
+    fakes = Fakes([OK])
+    assert await fakes.deliver(job()) == Ack("sent")
+    assert fakes.steps == ["render", "send", "settle"]
+    assert fakes.observed == [("attempt_ended", OK), ("job_settled", Ack("sent"))]
+    assert fakes.sends == [
         {"rank": 2, "lane": "jobs", "expires_ms": NOW + 900_000, "deadline_ms": NOW + HOLD_LIMIT_MS, "prefer": None}
     ]
 
@@ -160,208 +160,208 @@ TELEMETRY = [
 @pytest.mark.parametrize("call", TELEMETRY)
 async def test_an_exception_in_telemetry_changes_no_settlement_and_is_counted(call: str) -> None:
     before = ERRORS.count
-    rooms = Rooms([OK, LATER, Rejected(Reply(550, None, "no", "rcpt"))], failing=frozenset({call}))
-    assert await rooms.deliver(job()) == Ack("sent")
-    assert await rooms.deliver(job("j-2")) == Retry(1000, 1, "451 later (to RCPT)")
-    assert await rooms.deliver(job("j-3")) == Dead("rejected", "550 no (to RCPT)", 1)
-    rooms.stands = False
-    assert await rooms.deliver(job()) == Ack("duplicate")
+    fakes = Fakes([OK, LATER, Rejected(Reply(550, None, "no", "rcpt"))], failing=frozenset({call}))
+    assert await fakes.deliver(job()) == Ack("sent")
+    assert await fakes.deliver(job("j-2")) == Retry(1000, 1, "451 later (to RCPT)")
+    assert await fakes.deliver(job("j-3")) == Dead("rejected", "550 no (to RCPT)", 1)
+    fakes.settles = False
+    assert await fakes.deliver(job()) == Ack("duplicate")
     assert ERRORS.count > before
 
 
 async def test_a_mail_that_the_relay_accepted_is_recorded_as_sent_before_any_telemetry_runs() -> None:
-    rooms = Rooms([OK])
+    fakes = Fakes([OK])
     asked: list[object] = []
 
     class Claims(Tables):
         def mark_sent(self, claim: Any) -> None:
-            asked.append(list(rooms.ended))
+            asked.append(list(fakes.ended))
             super().mark_sent(claim)
 
-    rooms.tables = Claims(
+    fakes.tables = Claims(
         KeyBuilder(b"k" * 32), MemoryTables((), sent_ttl_ms=1_000, sent_limit=1_000), now_ms=lambda: NOW
     )
-    await rooms.deliver(job())
+    await fakes.deliver(job())
     assert asked == [["render"]]
-    assert rooms.ended == ["render", "send", "settle", "attempt_ended", "job_settled", "job"]
+    assert fakes.ended == ["render", "send", "settle", "attempt_ended", "job_settled", "job"]
 
 
-async def test_a_job_that_comes_again_is_composed_apart() -> None:
-    rooms = Rooms([OK])
-    assert await rooms.deliver(replace(job(), suspect=True)) == Ack("sent")
-    assert rooms.steps == ["render", "apart", "send", "settle"]
+async def test_a_suspect_job_is_composed_in_isolation() -> None:
+    fakes = Fakes([OK])
+    assert await fakes.deliver(replace(job(), suspect=True)) == Ack("sent")
+    assert fakes.steps == ["render", "isolated", "send", "settle"]
 
 
-async def test_an_expired_job_meets_no_relay() -> None:
-    rooms = Rooms(now_ms=NOW + 900_000)
-    settlement = await rooms.deliver(job())
+async def test_an_expired_job_is_not_sent() -> None:
+    fakes = Fakes(now_ms=NOW + 900_000)
+    settlement = await fakes.deliver(job())
     assert isinstance(settlement, Dead)
     assert settlement.reason == "expired"
-    assert rooms.steps == ["settle"]
+    assert fakes.steps == ["settle"]
 
 
 async def test_a_job_that_was_sent_is_a_duplicate_and_one_that_failed_is_not() -> None:
-    rooms = Rooms([LATER, OK])
-    assert await rooms.deliver(job()) == Retry(1000, 1, "451 later (to RCPT)")
-    assert await rooms.deliver(job(attempts_made=1)) == Ack("sent")
-    assert await rooms.deliver(job()) == Ack("duplicate")
+    fakes = Fakes([LATER, OK])
+    assert await fakes.deliver(job()) == Retry(1000, 1, "451 later (to RCPT)")
+    assert await fakes.deliver(job(attempts_made=1)) == Ack("sent")
+    assert await fakes.deliver(job()) == Ack("duplicate")
 
 
 async def test_two_copies_at_once_are_sent_once() -> None:
-    let_go = asyncio.Event()
+    release = asyncio.Event()
 
     async def slowly() -> Outcome:
-        await let_go.wait()
+        await release.wait()
         return OK
 
-    rooms = Rooms([slowly])
-    copies = [asyncio.create_task(rooms.deliver(job())) for _ in range(2)]
+    fakes = Fakes([slowly])
+    copies = [asyncio.create_task(fakes.deliver(job())) for _ in range(2)]
     await asyncio.sleep(0)
-    let_go.set()
+    release.set()
     await asyncio.gather(*copies)
-    assert sorted(settlement.ending for settlement in rooms.settlements if isinstance(settlement, Ack)) == [
+    assert sorted(settlement.ending for settlement in fakes.settlements if isinstance(settlement, Ack)) == [
         "duplicate", "sent",
     ]  # fmt: skip
 
 
-async def test_a_opened_breaker_holds_the_job_and_counts_nothing() -> None:
-    away = Unavailable("unreachable", "refused")
-    rooms = Rooms([away, away, OK])
-    assert await rooms.deliver(job()) == Ack("sent")
-    assert len(rooms.asked) == 3
+async def test_an_open_circuit_breaker_costs_no_attempt() -> None:
+    unavailable = Unavailable("unreachable", "refused")
+    fakes = Fakes([unavailable, unavailable, OK])
+    assert await fakes.deliver(job()) == Ack("sent")
+    assert len(fakes.sends) == 3
 
 
-async def test_a_job_is_held_no_longer_than_the_broker_allows() -> None:
-    rooms = Rooms([TimedOut()])
+async def test_a_job_is_unacked_no_longer_than_the_broker_allows() -> None:
+    fakes = Fakes([TimedOut()])
     long = Job.from_request(
         job().request, job_id="j", lane="jobs", first_seen_ms=NOW, attempts_made=2, default_expiry_minutes=600
     )
-    assert await rooms.deliver(long) == Park(5200)
-    assert rooms.asked[0]["deadline_ms"] == NOW + HOLD_LIMIT_MS
+    assert await fakes.deliver(long) == Park(5200)
+    assert fakes.sends[0]["deadline_ms"] == NOW + HOLD_LIMIT_MS
 
 
-async def test_a_template_that_fails_is_crashed_and_meets_no_relay() -> None:
-    rooms = Rooms(compose_error=ComposeError("template otp/body.txt: 'x' is undefined"))
-    assert await rooms.deliver(job()) == Dead("crashed", "template otp/body.txt: 'x' is undefined", 0)
-    assert "send" not in rooms.steps
+async def test_a_job_whose_template_fails_has_crashed_and_is_not_sent() -> None:
+    fakes = Fakes(compose_error=ComposeError("template otp/body.txt: 'x' is undefined"))
+    assert await fakes.deliver(job()) == Dead("crashed", "template otp/body.txt: 'x' is undefined", 0)
+    assert "send" not in fakes.steps
 
 
-async def test_a_bug_in_the_relay_room_ends_the_job_visibly_and_tells_no_secret() -> None:
-    rooms = Rooms([ValueError("user@example.com 123456")])
-    assert await rooms.deliver(job()) == Dead("crashed", "internal error: ValueError", 0)
+async def test_an_exception_in_the_relay_dead_letters_the_job_and_reveals_no_secret() -> None:
+    fakes = Fakes([ValueError("user@example.com 123456")])
+    assert await fakes.deliver(job()) == Dead("crashed", "internal error: ValueError", 0)
 
 
-async def test_what_the_relay_quotes_never_leaves() -> None:
-    rooms = Rooms([Rejected(Reply(550, None, "<user@example.com> 123456 no", "rcpt"))])
-    settlement = await rooms.deliver(job())
+async def test_a_code_and_an_address_quoted_by_the_relay_are_redacted() -> None:
+    fakes = Fakes([Rejected(Reply(550, None, "<user@example.com> 123456 no", "rcpt"))])
+    settlement = await fakes.deliver(job())
     assert settlement == Dead("rejected", "550 <***> *** no (to RCPT)", 1)
 
 
-async def test_a_settlement_that_does_not_stand_is_told_as_such_and_the_mail_is_not_sent_twice() -> None:
-    rooms = Rooms([OK], stands=False)
-    await rooms.deliver(job())
-    assert rooms.told[-1] == ("settlement_failed", Ack("sent"))
-    rooms.stands = True
-    assert await rooms.deliver(job()) == Ack("duplicate")
+async def test_a_failed_settlement_is_reported_and_the_mail_is_not_sent_twice() -> None:
+    fakes = Fakes([OK], settles=False)
+    await fakes.deliver(job())
+    assert fakes.observed[-1] == ("settlement_failed", Ack("sent"))
+    fakes.settles = True
+    assert await fakes.deliver(job()) == Ack("duplicate")
 
 
-async def test_a_cancelled_job_gives_its_claim_back() -> None:
+async def test_a_cancelled_job_releases_its_claim() -> None:
     async def never() -> Outcome:
         await asyncio.Event().wait()
         return OK
 
-    rooms = Rooms([never, OK])
-    task = asyncio.create_task(rooms.deliver(job()))
+    fakes = Fakes([never, OK])
+    task = asyncio.create_task(fakes.deliver(job()))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await rooms.deliver(job()) == Ack("sent")
+    assert await fakes.deliver(job()) == Ack("sent")
 
 
 async def test_a_job_over_a_limit_is_dead_with_when_it_would_be_allowed() -> None:
-    rooms = Rooms([OK], tables=make_tables(Limit("recipient", 1, 600_000)))
-    assert await rooms.deliver(job()) == Ack("sent")
-    settlement = await rooms.deliver(job("j-2"))
+    fakes = Fakes([OK], tables=make_tables(Limit("recipient", 1, 600_000)))
+    assert await fakes.deliver(job()) == Ack("sent")
+    settlement = await fakes.deliver(job("j-2"))
     assert settlement == Dead(
         "throttled", "over RECIPIENT_LIMIT=1/10m: allowed again at 2023-11-14T22:23:24Z", 0, NOW + 604_000
     )
-    assert rooms.steps.count("send") == 1
+    assert fakes.steps.count("send") == 1
 
 
 async def test_a_job_that_waits_for_the_relay_ends_as_superseded_when_a_newer_code_arrives() -> None:
-    rooms = Rooms(tables=make_tables(supersede=True))
+    fakes = Fakes(tables=make_tables(supersede=True))
 
     async def until_unwanted() -> Outcome:
-        wanted = rooms.wanted
+        wanted = fakes.wanted
         assert wanted is not None
         assert wanted()
-        assert await rooms.deliver(job("j-2", otp="222222", at=NOW)) == Ack("sent")
+        assert await fakes.deliver(job("j-2", otp="222222", at=NOW)) == Ack("sent")
         assert not wanted()
-        assert rooms.rechecks == 1  # so that the send queue drops the older mail at once
+        assert fakes.rechecks == 1  # so that the send queue drops the older mail at once
         return TimedOut()
 
     # the newer one has a timestamp that is not older, and arrives later
-    rooms.outcomes = [until_unwanted, OK]
-    assert await rooms.deliver(job("j-1", otp="111111", at=NOW)) == Ack("superseded")
-    assert rooms.settlements == [Ack("sent"), Ack("superseded")]
+    fakes.outcomes = [until_unwanted, OK]
+    assert await fakes.deliver(job("j-1", otp="111111", at=NOW)) == Ack("superseded")
+    assert fakes.settlements == [Ack("sent"), Ack("superseded")]
 
 
 async def test_a_job_whose_mail_cannot_be_made_does_not_supersede_the_one_that_waits() -> None:
-    rooms = Rooms(tables=make_tables(supersede=True))
+    fakes = Fakes(tables=make_tables(supersede=True))
 
     async def waits() -> Outcome:
-        wanted = rooms.wanted
+        wanted = fakes.wanted
         assert wanted is not None
-        rooms.compose_error = ComposeError("no template no-such")
-        assert await rooms.deliver(job("j-2", otp="222222", at=NOW)) == Dead("crashed", "no template no-such", 0)
+        fakes.compose_error = ComposeError("no template no-such")
+        assert await fakes.deliver(job("j-2", otp="222222", at=NOW)) == Dead("crashed", "no template no-such", 0)
         assert wanted()
         return OK
 
-    rooms.outcomes = [waits]
-    assert await rooms.deliver(job("j-1", otp="111111", at=NOW)) == Ack("sent")
+    fakes.outcomes = [waits]
+    assert await fakes.deliver(job("j-1", otp="111111", at=NOW)) == Ack("sent")
 
 
 async def test_a_job_that_was_sent_is_a_duplicate_even_where_its_mail_can_no_longer_be_made() -> None:
-    rooms = Rooms([OK])
-    assert await rooms.deliver(job()) == Ack("sent")
-    rooms.compose_error = ComposeError("no template otp")
-    assert await rooms.deliver(job()) == Ack("duplicate")
+    fakes = Fakes([OK])
+    assert await fakes.deliver(job()) == Ack("sent")
+    fakes.compose_error = ComposeError("no template otp")
+    assert await fakes.deliver(job()) == Ack("duplicate")
 
 
 async def test_an_id_with_another_code_is_another_job_and_is_sent() -> None:
-    rooms = Rooms([OK, OK])
-    assert await rooms.deliver(job()) == Ack("sent")
-    assert await rooms.deliver(job(otp="654321")) == Ack("sent")
-    assert await rooms.deliver(job(otp="654321")) == Ack("duplicate")
+    fakes = Fakes([OK, OK])
+    assert await fakes.deliver(job()) == Ack("sent")
+    assert await fakes.deliver(job(otp="654321")) == Ack("sent")
+    assert await fakes.deliver(job(otp="654321")) == Ack("duplicate")
 
 
-async def test_a_claim_that_was_lost_and_holds_again_goes_back_to_wait_for_its_turn() -> None:
-    rooms = Rooms(tables=_Flickering())
-    rooms.outcomes = [TimedOut(), OK]
-    assert await rooms.deliver(job()) == Ack("sent")
-    assert len(rooms.asked) == 2
+async def test_a_job_whose_claim_was_lost_and_renewed_is_queued_again() -> None:
+    fakes = Fakes(tables=_LostOnce())
+    fakes.outcomes = [TimedOut(), OK]
+    assert await fakes.deliver(job()) == Ack("sent")
+    assert len(fakes.sends) == 2
 
 
-async def test_a_job_of_which_nobody_knows_waits_in_the_broker() -> None:
-    rooms = Rooms(tables=_Silent())
-    assert await rooms.deliver(job()) == Park(5200)
-    assert "send" not in rooms.steps
+async def test_a_job_is_parked_if_the_tables_do_not_answer() -> None:
+    fakes = Fakes(tables=_Silent())
+    assert await fakes.deliver(job()) == Park(5200)
+    assert "send" not in fakes.steps
 
 
-class _Flickering(Tables):
-    """Its first claim does not hold until it is asked again."""
+class _LostOnce(Tables):
+    """Its first claim does not hold until it is renewed."""
 
     def __init__(self) -> None:
         super().__init__(KeyBuilder(b"k"), MemoryTables((), sent_ttl_ms=1000, sent_limit=10))
-        self.asked = 0
+        self.renewals = 0
 
     @property
     def may_send(self) -> bool:
-        return self.asked > 0
+        return self.renewals > 0
 
     async def renew(self, *args: Any) -> Any:
-        self.asked += 1
+        self.renewals += 1
         return await super().renew(*args)
 
 
@@ -377,33 +377,33 @@ MAYBE = Uncertain("the connection was lost, after the final dot", "relay:25")
 
 
 async def test_a_mail_that_the_relay_may_have_is_sent_once_more_and_to_the_same_relay() -> None:
-    rooms = Rooms([MAYBE, MAYBE])
-    first = await rooms.deliver(job())
+    fakes = Fakes([MAYBE, MAYBE])
+    first = await fakes.deliver(job())
     assert isinstance(first, Retry)
     assert first.uncertain == "relay:25"
-    second = await rooms.deliver(replace(job(attempts_made=1), uncertain="relay:25"))
+    second = await fakes.deliver(replace(job(attempts_made=1), uncertain="relay:25"))
     assert isinstance(second, Dead)
     assert (second.reason, second.attempt) == ("retries_exhausted", 2)
-    assert [asked["prefer"] for asked in rooms.asked] == [None, "relay:25"]
+    assert [it["prefer"] for it in fakes.sends] == [None, "relay:25"]
 
 
 async def test_a_mail_that_the_relay_may_have_is_not_sent_again_where_that_is_not_wanted() -> None:
-    rooms = Rooms([MAYBE], resend_uncertain=False)
-    settlement = await rooms.deliver(job())
+    fakes = Fakes([MAYBE], resend_uncertain=False)
+    settlement = await fakes.deliver(job())
     assert isinstance(settlement, Dead)
     assert settlement.reason == "retries_exhausted"
 
 
-async def test_what_was_met_is_reported_without_code_and_address() -> None:
-    rooms = Rooms([Uncertain("lost after 123456 for user@example.com", "relay:25")])
-    await rooms.deliver(job())
-    assert rooms.told[0][0] == "attempt_ended"
-    assert "123456" not in str(rooms.told) + str(rooms.settlements)
-    assert "user@" not in str(rooms.told) + str(rooms.settlements)
+async def test_outcomes_are_reported_without_code_and_address() -> None:
+    fakes = Fakes([Uncertain("lost after 123456 for user@example.com", "relay:25")])
+    await fakes.deliver(job())
+    assert fakes.observed[0][0] == "attempt_ended"
+    assert "123456" not in str(fakes.observed) + str(fakes.settlements)
+    assert "user@" not in str(fakes.observed) + str(fakes.settlements)
 
 
 async def test_rank_lane_and_times_of_a_job_reach_the_relay() -> None:
-    rooms = Rooms([OK, OK])
+    fakes = Fakes([OK, OK])
     request = job().request
     urgent = Job.from_request(
         request, job_id="a", lane="high", first_seen_ms=NOW, attempts_made=0, default_expiry_minutes=5
@@ -411,75 +411,75 @@ async def test_rank_lane_and_times_of_a_job_reach_the_relay() -> None:
     waited = Job.from_request(
         request, job_id="b", lane="due", first_seen_ms=NOW, attempts_made=1, default_expiry_minutes=600
     )
-    await rooms.deliver(urgent)
-    await rooms.deliver(waited)
+    await fakes.deliver(urgent)
+    await fakes.deliver(waited)
     # no job waits for longer than its code lives, nor than the broker allows
-    assert rooms.asked == [
+    assert fakes.sends == [
         {"rank": 0, "lane": "high", "expires_ms": NOW + 300_000, "deadline_ms": NOW + 300_000, "prefer": None},
         {"rank": 2, "lane": "due", "expires_ms": NOW + 36_000_000, "deadline_ms": NOW + HOLD_LIMIT_MS, "prefer": None},
     ]
 
 
-async def test_a_mail_is_not_wanted_once_the_broker_has_taken_its_job_back() -> None:
-    rooms = Rooms()
+async def test_a_mail_is_not_wanted_once_the_broker_may_redeliver_its_job() -> None:
+    fakes = Fakes()
 
-    async def taken_back() -> Outcome:
-        wanted = rooms.wanted
+    async def channel_closed() -> Outcome:
+        wanted = fakes.wanted
         assert wanted is not None
         assert wanted()
-        rooms.stands = False
+        fakes.settles = False
         assert not wanted()
         return TimedOut()
 
-    rooms.outcomes = [taken_back]
-    await rooms.deliver(job())
-    assert rooms.told[-1] == ("settlement_failed", Park(5200))
+    fakes.outcomes = [channel_closed]
+    await fakes.deliver(job())
+    assert fakes.observed[-1] == ("settlement_failed", Park(5200))
 
 
 async def test_a_job_is_marked_as_sent_before_it_is_settled() -> None:
     # a worker that is killed in between must not send it again
-    rooms = Rooms([OK])
+    fakes = Fakes([OK])
     asked: list[object] = []
 
     async def settle(settlement: Final) -> bool:
-        asked.append(await rooms.tables.admit(job(), NOW + 1_000))
+        asked.append(await fakes.tables.admit(job(), NOW + 1_000))
         return True
 
-    rooms.settle = settle
+    fakes.settle = settle
     async with asyncio.timeout(5):
-        await rooms.deliver(job())
+        await fakes.deliver(job())
     assert asked == [SentBefore()]
 
 
 @pytest.mark.parametrize("outcome", [LATER, Rejected(Reply(550, None, "no", "rcpt")), TimedOut(), ValueError("bug")])
 async def test_a_job_that_was_not_sent_can_be_claimed_again(outcome: Outcome | Exception) -> None:
-    rooms = Rooms([outcome, OK])
-    await rooms.deliver(job())
+    fakes = Fakes([outcome, OK])
+    await fakes.deliver(job())
     async with asyncio.timeout(5):
-        assert await rooms.deliver(job()) == Ack("sent")
+        assert await fakes.deliver(job()) == Ack("sent")
 
 
 async def test_a_code_that_expired_while_its_mail_waited_is_dead_and_not_retried() -> None:
-    rooms = Rooms()
+    fakes = Fakes()
 
     async def until_expired() -> Outcome:
-        rooms.now_ms = NOW + 900_000
+        fakes.now_ms = NOW + 900_000
         return LATER
 
-    rooms.outcomes = [until_expired]
-    settlement = await rooms.deliver(job())
+    fakes.outcomes = [until_expired]
+    settlement = await fakes.deliver(job())
     assert isinstance(settlement, Dead)
     assert settlement.reason == "expired"
 
 
 async def test_a_relay_that_is_away_until_the_code_expires_leaves_a_dead_letter() -> None:
-    rooms = Rooms()
+    fakes = Fakes()
 
     async def until_expired() -> Outcome:
-        rooms.now_ms = NOW + 900_000
+        fakes.now_ms = NOW + 900_000
         return Unavailable("unreachable", "refused")
 
-    rooms.outcomes = [until_expired]
-    settlement = await rooms.deliver(job())
+    fakes.outcomes = [until_expired]
+    settlement = await fakes.deliver(job())
     assert isinstance(settlement, Dead)
     assert (settlement.reason, settlement.attempt) == ("expired", 0)

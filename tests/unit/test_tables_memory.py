@@ -1,4 +1,4 @@
-"""The tables in memory are bounded, and evict what does least harm."""
+"""The tables in memory are bounded, and evict the entries that matter least."""
 
 import tracemalloc
 from typing import Any
@@ -54,7 +54,7 @@ async def test_all_tables_together_keep_to_the_limit() -> None:
     assert 90 <= entries <= 100
     assert min(number for name, number in sizes.items() if name not in {"seen", "total 1000000/1d"}) >= 15
     assert it.state().evicted == 500 * 5 + 1 - entries
-    (warning,) = (log for log in logs if log["log_level"] == "warning")  # and it is said once
+    (warning,) = (log for log in logs if log["log_level"] == "warning")  # logged once
     assert "TABLES_MEMORY_LIMIT" in warning["event"]
 
 
@@ -121,7 +121,7 @@ async def test_an_entry_takes_no_more_memory_than_is_documented() -> None:
         snapshot = tracemalloc.take_snapshot()
     finally:
         tracemalloc.stop()
-    # other threads of the test process allocate, too
+    # other threads of the test process allocate memory, too
     ours = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/otp_stream/tables/*")])
     taken = sum(it.size for it in ours.traces)
     assert taken > 100 * 4_000
