@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from otp_stream import clock
 from otp_stream.asgi import Fields, redirect
@@ -17,7 +17,7 @@ from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.decision import REASONS
 
 from .pages import render
-from .session import FOREIGN_FORM, TOO_MANY, Sessions, client_name, is_program
+from .session import FOREIGN_FORM, TOO_MANY, Sessions, client_name, refuse
 
 _LIMIT = 5_000
 """Dead letters that the page reads."""
@@ -138,26 +138,21 @@ class DeadLettersView:
         )
         return HTMLResponse(html, status)
 
-    async def _refuse(self, request: Request, text: str, status: int) -> Response:
-        if is_program(request):
-            return PlainTextResponse(f"{text}\n", status)
-        return await self.page(request, text, status)
-
     async def replay(self, request: Request, fields: Fields) -> Response:
         """Start a replay of one group."""
         if self.sessions.is_blocked(request):
             return TOO_MANY
         if refusal := await self.sessions.refusal(request, fields):
-            return await self._refuse(request, *refusal)
+            return await refuse(request, self.page, *refusal)
         try:
             conditions = [f"{name}={fields[name]}" for name in _FIELDS if name in fields]
             which = DeadLetterFilter.parse(conditions, clock.now_ms())
         except ValueError as error:
-            return await self._refuse(request, str(error), 400)
+            return await refuse(request, self.page, str(error), 400)
         if not which:
-            return await self._refuse(request, "reason: is required", 400)
+            return await refuse(request, self.page, "reason: is required", 400)
         if self._running is not None:
-            return await self._refuse(request, "a replay is running: wait until it ends", 409)
+            return await refuse(request, self.page, "a replay is running: wait until it ends", 409)
         self._done, self._report, self._error = 0, None, None
         self._running = asyncio.create_task(
             self._replay(which, client_name(request), fresh=fields.get("fresh") == "yes")
@@ -170,13 +165,13 @@ class DeadLettersView:
             return TOO_MANY
         cookie = await self.sessions.open(fields.get("token", ""), request)
         if cookie is None:
-            return await self._refuse(request, "the token is wrong: try again", 403)
+            return await refuse(request, self.page, "the token is wrong: try again", 403)
         return redirect("." if fields.get("to") == "." else "dead", cookie=cookie)
 
     async def logout(self, request: Request, fields: Fields) -> Response:
         """Close the session."""
         if not self.sessions.is_own_form(request, fields.get("key", "")):
-            return await self._refuse(request, FOREIGN_FORM, 403)
+            return await refuse(request, self.page, FOREIGN_FORM, 403)
         return redirect("dead", cookie=await self.sessions.close(request))
 
     async def _fetch(self) -> None:

@@ -56,7 +56,7 @@ def routes(sources: Sources) -> dict[str, ASGIApp]:
     stream = EventStream(dashboard.snapshot, is_stopping=lambda: sources.state().phase == "stopping")
     templates = TemplatesView(sources.previews, sources.default_locale)
     dead = DeadLettersView(sources.dead_letters, sessions, health.dead_letters, lambda: stats().endings)
-    probe = ProbeView(sources.probe, sessions, dashboard, sources.name)
+    probe = ProbeView(sources.probe, sessions, dashboard.page, sources.name)
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make
     views: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": dashboard.page,

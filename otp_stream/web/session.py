@@ -6,11 +6,13 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from otp_stream.asgi import Fields, text
 
@@ -23,6 +25,9 @@ _MAX_FAILURES = 10
 _MAX_ENTRIES = 1_000
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Page = Callable[[Request, str, int], Awaitable[Response]]
+"""Makes a page that shows why a form was refused, with this status."""
 
 
 class Flags(Protocol):
@@ -146,6 +151,11 @@ TOO_MANY = text("too many wrong tokens: try again in a minute\n", 429, {"retry-a
 def is_program(request: Request) -> bool:
     """Whether a program sent the request: it sends a bearer token, a browser sends a cookie."""
     return _bearer(request) is not None
+
+
+async def refuse(request: Request, page: Page, reason: str, status: int) -> Response:
+    """Respond to a program with the reason as text, and to a browser with a page that shows it."""
+    return PlainTextResponse(f"{reason}\n", status) if is_program(request) else await page(request, reason, status)
 
 
 def _bearer(request: Request) -> str | None:

@@ -48,11 +48,8 @@ def test_every_result_is_shown_in_words(it: Probed, result: Result, text: str, *
     assert text in it.text
 
 
-class Dashboard:
-    """The operations page, as far as a refusal shows it."""
-
-    async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
-        return HTMLResponse(refused, status)
+async def page(request: Request, refused: str, status: int) -> Response:
+    return HTMLResponse(refused, status)
 
 
 class Relays:
@@ -71,7 +68,7 @@ class Relays:
 
 
 def route(relays: Relays) -> ProbeView:
-    return ProbeView(relays.probe, Sessions(TOKEN), Dashboard(), "host:1")
+    return ProbeView(relays.probe, Sessions(TOKEN), page, "host:1")
 
 
 async def browser(route: ProbeView) -> Request:
