@@ -1,14 +1,17 @@
 """Status and headers of every HTTP path, as monitors, browsers and proxies depend on them."""
 
+import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from otp_stream import asgi
 from otp_stream.app import app
-from otp_stream.asgi import POLICY
+from otp_stream.asgi import POLICY, SecureApp
 from otp_stream.web import stream
 from otp_stream.web.session import Sessions
 
@@ -22,14 +25,16 @@ HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain"
 
 
 async def fetch(
-    method: str, path: str, body: bytes = b"", *, kind: str = "http", **headers: str
+    method: str, path: str, body: bytes = b"", *, kind: str = "http", to: ASGIApp = app, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Return status, headers and body of one request. A stream ends after its first chunk."""
     sent: list[MutableMapping[str, Any]] = []
-    received = iter([{"type": "http.request", "body": body}])
+    messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body}]
 
     async def receive() -> MutableMapping[str, Any]:
-        return next(received, {"type": "http.disconnect"})
+        if not messages:
+            await asyncio.Event().wait()  # the client stays connected
+        return messages.pop()
 
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
@@ -40,7 +45,7 @@ async def fetch(
         "headers": [(name.encode(), value.encode()) for name, value in ({"host": "localhost:8000"} | headers).items()],
         "client": ("192.0.2.7", 1), "root_path": "", "extensions": {"websocket.http.response": {}},
     }  # fmt: skip
-    await app(scope, receive, send)
+    await to(scope, receive, send)
     start, *rest = sent
     prefix = "websocket." if kind == "websocket" else ""
     assert {it["type"] for it in sent} == {f"{prefix}http.response.start", f"{prefix}http.response.body"}
@@ -91,6 +96,14 @@ async def test_a_refusal_names_the_fix_and_has_security_headers(
     found, headers, body = await fetch(method, path, host=host or "localhost")
     assert (found, body.decode()) == (status, text)
     assert headers == SECURE | {"content-type": TEXT, "content-length": str(len(body))} | more
+
+
+async def test_a_response_of_any_application_gets_the_headers_that_it_has_not_set() -> None:
+    mounted = Response(b"x", headers={"content-security-policy": "default-src *", "content-type": "x/y"})
+    for _ in range(2):  # the response is not changed
+        _, headers, _ = await fetch("GET", "/mounted", to=SecureApp(mounted, ()))
+        expected = {"content-security-policy": "default-src *", "content-type": "x/y", "content-length": "1"}
+        assert headers == SECURE | expected
 
 
 async def test_a_websocket_is_refused() -> None:
