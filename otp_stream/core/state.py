@@ -152,13 +152,13 @@ class TablesState:
     """Entries in this worker's memory, by table."""
     evicted: int = 0
     """Entries evicted from this worker's bounded memory before their TTL; Redis still has them."""
-    asked: Mapping[str, int] = field(default_factory=dict[str, int])
+    answers: Mapping[str, int] = field(default_factory=dict[str, int])
     """Admission checks since start, by result."""
     unshared: int = 0
     """Jobs sent while Redis was disconnected: another worker may have sent them, too."""
     reused: int = 0
     """Jobs whose `jobId` was used before with another recipient or code."""
-    owed: int = 0
+    pending: int = 0
     """Sent records that are not in Redis yet."""
     throttled: Mapping[str, int] = field(default_factory=dict[str, int])
     """What was over a limit most often, by limit and hashed key."""

@@ -90,10 +90,10 @@ class Tables:
             claims=len(self._claims),
             sizes=self._memory.sizes,
             evicted=self._memory.evicted,
-            asked=dict(self._admission.answers),
+            answers=dict(self._admission.answers),
             unshared=self._admission.unshared,
             reused=self._reused,
-            owed=session.replica.missing if session else 0,
+            pending=session.replica.missing if session else 0,
             throttled={f"{name} {key}": times for (name, key), times in self._memory.throttled.most_common(_TOP)},
         )
 

@@ -170,12 +170,12 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
 def _tables(tables: TablesState) -> Iterator[Metric]:
     if tables.connected is not None:
         yield _gauge("redis_connected", "Whether Redis is connected: state is shared.", tables.connected)
-        yield _gauge("sent_records_pending", "Sent records that are not in Redis yet.", tables.owed)
+        yield _gauge("sent_records_pending", "Sent records that are not in Redis yet.", tables.pending)
         if tables.workers is not None:
             yield _gauge("tables_workers", "Workers that share the state, as Redis reports.", tables.workers)
     admissions = CounterMetricFamily("otp_admissions", "Admission checks of jobs, by result.", labels=["result"])
     for result in ANSWERS:
-        admissions.add_metric([result], tables.asked.get(result, 0))
+        admissions.add_metric([result], tables.answers.get(result, 0))
     yield admissions
     for name, text, count in (
         ("possible_duplicates", "Jobs sent without shared state: another worker may have sent them.", tables.unshared),

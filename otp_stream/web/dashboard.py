@@ -151,6 +151,6 @@ def _minutes(steps: tuple[Step, ...]) -> list[tuple[int, int, int, int, int | No
 
 def _admissions(tables: TablesState | None) -> list[tuple[str, int, float]]:
     """Return each result of admission with its count and its share; without `busy`, after which the check repeats."""
-    counts = {name: count for name, count in tables.asked.items() if name != "busy"} if tables else {}
+    counts = {name: count for name, count in tables.answers.items() if name != "busy"} if tables else {}
     total = sum(counts.values())
     return [(name.replace("_", " "), count, count / total) for name, count in sorted(counts.items()) if count]

@@ -116,7 +116,7 @@ def _tables(tables: TablesState | None) -> dict[str, object] | None:
     return {
         "connected": tables.connected,
         "workers": tables.workers,
-        "answers": dict(tables.asked),
+        "answers": dict(tables.answers),
         "possibleDuplicates": tables.unshared,
     }
 

@@ -627,7 +627,7 @@ async def test_workers_restore_their_state_in_a_redis_that_comes_back_empty(frai
     assert held.holds()
     held.mark_sent()
     assert await ask(two, job("held")) == SentBefore()
-    assert one.state().owed == 0
+    assert one.state().pending == 0
 
 
 async def test_no_worker_trusts_an_empty_redis_before_the_others_have_restored_their_state(
@@ -694,11 +694,11 @@ async def test_jobs_sent_and_released_during_an_outage_reach_redis(frail_world: 
     released.release()
     (await claim(one, job("new"))).mark_sent()
     assert one.state().unshared == 1
-    assert one.state().owed >= 2
+    assert one.state().pending >= 2
     resume(server)
     for tables in (one, two):
         await is_(tables, connected=True)
-    assert one.state().owed == 0
+    assert one.state().pending == 0
     assert await ask(two, job("marked")) == SentBefore()
     assert await ask(two, job("new")) == SentBefore()
     await claim(two, job("released"), 0)
@@ -818,7 +818,7 @@ async def test_jobs_that_arrive_as_the_connection_is_lost_continue(frail_world: 
     counts = await asyncio.gather(*asking)
     assert one.shared is not None
     await one.shared.session.close()
-    assert one.state().owed == 0
+    assert one.state().pending == 0
     assert len(await world.keys("job:*")) == sum(counts)
 
 
@@ -922,7 +922,7 @@ async def test_jobs_wait_with_closed_while_redis_is(frail_world: World, name: st
     for job_id in ("waits", "before"):
         assert await ask(two, job(job_id)) == SentBefore()
     assert one.state().unshared == 0
-    assert two.state().owed == 0
+    assert two.state().pending == 0
 
 
 async def test_flushed_scripts_are_loaded_again(frail_world: World) -> None:
@@ -968,16 +968,16 @@ async def test_records_that_redis_never_confirmed_are_still_missing(frail_world:
     server.freeze()
     (await claim(one, job("during"))).mark_sent()
     before = one.state()
-    assert (before.connected, before.owed) == (False, 1)
+    assert (before.connected, before.pending) == (False, 1)
     server.thaw()
     await is_(one, connected=True)
     (await claim(one, job("sent"))).mark_sent()
     server.freeze()
     await is_(one, connected=False)
-    assert one.state().owed >= 1
+    assert one.state().pending >= 1
     server.thaw()
     await is_(one, connected=True)
-    assert one.state().owed == 0
+    assert one.state().pending == 0
 
 
 async def test_a_starting_worker_claims_its_first_job_in_redis(world: World) -> None:
@@ -1043,7 +1043,7 @@ async def test_records_beyond_the_limit_are_restored_once(frail_world: World) ->
     one.shared.session.pipeline._add = noting
     await restart(server, one)
     assert sent.count("mark") == 100
-    assert one.state().owed == 0
+    assert one.state().pending == 0
 
 
 async def test_a_job_that_was_evicted_and_sent_again_is_known_again() -> None:

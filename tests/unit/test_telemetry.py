@@ -45,9 +45,9 @@ def test_the_state_of_shared_tables_is_exposed() -> None:
             claims=7,
             sizes={"sent": 12, "recipient 5/10m": 4},
             evicted=2,
-            asked={"admitted": 9, "throttled_recipient": 1},
+            answers={"admitted": 9, "throttled_recipient": 1},
             unshared=5,
-            owed=6,
+            pending=6,
             throttled={"recipient abc": 1},
         )
     )
