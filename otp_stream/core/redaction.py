@@ -7,7 +7,7 @@ import re
 from binascii import a2b_base64, unhexlify
 from collections.abc import Iterable, Iterator
 
-from .secret_search import ESCAPE_MARKS, SHORTEST, SPACED, Needle, Searched, contains_any, of_code, of_wire_address
+from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, of_code, of_wire_address
 
 SHOWN = 300
 """Characters of a text that are shown."""
@@ -26,9 +26,9 @@ _REPLY_CODE = re.compile(r"(?<!\S)([245]\d\d(?:[ -][245]\.\d{1,3}\.\d{1,3})?|[24
 
 
 def contains_secret(text: str, address: str, code: str, *, partial: bool = False) -> bool:
-    """Return whether `text` holds the address or the code, in whatever case or encoding.
+    """Return whether `text` contains the address or the code, in whatever case or encoding.
 
-    A number within a longer one, or a local part alone, is `partial` and does not count unless asked for.
+    A number within a longer one, or a local part alone, counts only with `partial`.
     """
     if not _may_contain(text, address, code):
         return False
@@ -39,26 +39,35 @@ def contains_secret(text: str, address: str, code: str, *, partial: bool = False
 
 
 def _may_contain(text: str, address: str, code: str) -> bool:
-    """Return whether it is worth to look closer: each job's id is searched, and almost none holds a secret."""
-    local = address.rpartition("@")[0].partition("+")[0]
-    secrets = (code, local if len(local) >= SHORTEST else address)
-    if not (text.isascii() and code.isascii() and address.isascii()) or not ESCAPE_MARKS.isdisjoint(text):
+    """Return whether a search is worthwhile: the id of each job is checked, and almost none contains a secret."""
+    if not (text.isascii() and code.isascii() and address.isascii()):
         return True
-    if len(local) < SHORTEST and "xn--" in address:  # it has another form, and nothing in common with that
+    if "%" in text or "=" in text or "\\" in text or "&" in text:  # of all escapes
         return True
-    needles = [compact for it in secrets if it and (compact := it.encode().translate(_LOWER, _NO_WORD))]
-    if len(needles) < sum(map(bool, secrets)):
+    local = address.rpartition("@")[0]
+    if len(without_tag := local.partition("+")[0]) >= SHORTEST:
+        local = without_tag
+    elif len(local) < SHORTEST:
+        if "xn--" in address:  # its other form is different altogether
+            return True
+        local = address
+    if len(text) < SHORTEST <= min(len(code), len(address)):
+        return False
+    wanted_code, wanted_local = _letters_and_digits(code), _letters_and_digits(local)
+    if (code and not wanted_code) or (local and not wanted_local):
         return True
-    said = text.encode()
-    digits = said.translate(_STANDARD, _NO_DIGIT_64)
-    numbers = said.translate(None, _NO_DIGIT_16)
-    readings = [said]
-    for offset in range(4):
-        here = digits[offset:] + b"AAA"
-        readings.append(a2b_base64(here[: len(here) // 4 * 4]))
-    readings += unhexlify(numbers[: len(numbers) // 2 * 2]), unhexlify(numbers[1 : 1 + (len(numbers) - 1) // 2 * 2])
-    within = b"\0".join(readings).translate(_LOWER, _NO_WORD)
-    return any(it in within for it in needles)
+    raw = text.encode()
+    # a secret may begin at any digit: all alignments are decoded in one call
+    digits = raw.translate(_STANDARD, _NO_DIGIT_64) + b"AAA"
+    aligned = b"".join([digits[at : at + (len(digits) - at) // 4 * 4] for at in range(4)])
+    digits = raw.translate(None, _NO_DIGIT_16)
+    pairs = digits[: len(digits) // 2 * 2] + digits[1 : 1 + (len(digits) - 1) // 2 * 2]
+    readings = (raw + a2b_base64(aligned) + unhexlify(pairs)).translate(_LOWER, _NO_WORD)
+    return bool((code and wanted_code in readings) or (local and wanted_local in readings))
+
+
+def _letters_and_digits(text: str) -> bytes:
+    return text.lower().encode() if text.isalnum() else text.encode().translate(_LOWER, _NO_WORD)
 
 
 def cut(text: str) -> str:

@@ -25,7 +25,7 @@ _ESCAPED = re.compile(
     r"|&(?:#[0-9]{1,8};?|#[xX][0-9A-Fa-f]{1,8};?|[0-9A-Za-z]{1,10};)"
 )
 """URLs, quoted-printable, JSON and HTML."""
-ESCAPE_MARKS = frozenset("%=\\&")
+_ESCAPE_MARKS = frozenset("%=\\&")
 _NO_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]+")
 _NO_HEX = re.compile(r"[^A-Fa-f0-9]+")
 _BASE64, _HEX = 6, 4
@@ -193,7 +193,7 @@ class Searched:
         """The text as it is, and without escapes."""
         readings = [Reading(self._text, lambda first, last: (first, last))]
         for _ in range(3):  # an escape may be escaped
-            if ESCAPE_MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
+            if _ESCAPE_MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
                 break
             readings.append(_unescaped(readings[-1]))
         return readings

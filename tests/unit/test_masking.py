@@ -3,7 +3,7 @@
 import json
 import string
 import time
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +17,7 @@ from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Rejected, without_secrets
 from otp_stream.core.possible_secrets import PossibleSecrets, readable_job_id, suspects, too_many
 from otp_stream.core.redaction import contains_secret, cut, scrub
+from otp_stream.core.secret_search import SHORTEST, Searched, contains_any, of_code, of_wire_address
 from otp_stream.relay.reply import to_reply
 
 
@@ -139,6 +140,47 @@ def test_a_code_is_found_unless_a_longer_number_or_word_contains_it(code: str, i
 )
 def test_a_code_of_any_characters_is_found_between_separators(code: str, before: str, after: str) -> None:
     assert contains_secret(f"login{before or ' '}{code}{after or ' '}done", "", code)
+
+
+def test_a_short_local_part_is_found_with_its_tag() -> None:
+    assert contains_secret("bob+news", "bob+news@example.com", "123456", partial=True)
+
+
+WRITTEN: list[Callable[[str], str]] = [
+    lambda it: it.upper(),
+    lambda it: it[:-1],
+    lambda it: b64encode(it.encode()).decode(),
+    lambda it: urlsafe_b64encode(it.encode()).decode().rstrip("="),
+    lambda it: it.encode().hex(),
+    lambda it: "".join(f"%{byte:02x}" for byte in it.encode()),
+    "-".join,
+]
+
+
+@settings(deadline=None)
+@given(
+    text=st.text(ALPHANUMERIC + "-_+/. :@%=&\\\u00e9", max_size=30),
+    at=st.integers(0, 30),
+    encode=st.sampled_from(WRITTEN),
+    address=st.from_regex(r"\A([ab.+]{0,6}@(x|xn--tda)\.example|)\Z"),
+    code=st.text("12ab-.", max_size=8),
+    of=st.sampled_from(["address", "code"]),
+    partial=st.booleans(),
+)
+def test_the_quick_check_changes_no_answer_of_the_search(
+    text: str,
+    at: int,
+    encode: Callable[[str], str],
+    address: str,
+    code: str,
+    of: str,
+    partial: bool,  # noqa: FBT001 - as above
+) -> None:
+    text = f"{text[:at]}{encode(address if of == 'address' else code)}{text[at:]}"
+    needles = [*of_wire_address(address, shortest=SHORTEST if partial else len(address)), *of_code(code)]
+    searched = Searched(text)
+    found = any(searched.spans(needles)) if partial else contains_any(searched, needles)
+    assert contains_secret(text, address, code, partial=partial) is found
 
 
 @pytest.mark.parametrize(
