@@ -15,7 +15,7 @@ from typing import Any
 import uvloop
 
 from . import report
-from .measure import RELAYS, Run, drain, heard, steady, tidy
+from .measure import RELAYS, Run, consumed_events, drain, steady, tidy
 from .systems import System, limited, ours, peers, redis
 
 OUT = Path(__file__).parent / "out"
@@ -23,24 +23,24 @@ URL = os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672
 
 
 def main() -> None:
-    """Measure what is asked for, and write table and charts to bench/out."""
-    asked = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    asked.add_argument("what", choices=["peers", "growth", "state", "events"], nargs="?", default="peers")
-    asked.add_argument("--pairs", type=int, default=5, help="how often each system runs, in turn with the others")
-    asked.add_argument("--rate", type=float, default=700, help="jobs a second for the latencies")
-    asked.add_argument("--relays", nargs="*", choices=list(RELAYS), default=["instant", "30 ms"])
-    asked.add_argument("--only", nargs="*", help="names of systems")
-    said = asked.parse_args()
+    """Run the chosen measurement, and write its table and charts to bench/out."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", choices=["peers", "growth", "state", "events"], nargs="?", default="peers")
+    parser.add_argument("--pairs", type=int, default=5, help="how often each system runs, in turn with the others")
+    parser.add_argument("--rate", type=float, default=700, help="jobs a second for the latencies")
+    parser.add_argument("--relays", nargs="*", choices=list(RELAYS), default=["instant", "30 ms"])
+    parser.add_argument("--only", nargs="*", help="names of systems")
+    args = parser.parse_args()
     OUT.mkdir(exist_ok=True)
-    match said.what:
+    match args.what:
         case "peers":
-            work = _peers(said.pairs, said.rate, said.relays, said.only)
+            work = _peers(args.pairs, args.rate, args.relays, args.only)
         case "growth":
             work = _growth()
         case "events":
-            work = _events(said.pairs)
+            work = _events(args.pairs)
         case _:
-            work = _state(said.pairs, said.rate)
+            work = _state(args.pairs, args.rate)
     uvloop.run(_tidied(work))
 
 
@@ -55,19 +55,19 @@ async def _peers(pairs: int, rate: float, relays: list[str], only: list[str] | N
     systems = [ours(), ours("otp-stream, 2 workers", connections=25, workers=2, jobs=30_000)]
     for peer in peers():
         if isinstance(peer, str):
-            _say(peer)
+            _log(peer)
         else:
             systems.append(peer)
     systems = [it for it in systems if not only or it.name in only]
     runs: list[Run] = []
     for _ in range(pairs):
-        # in a new order each time, so that a machine that drifts hits all alike
+        # in a new order each time, so that a change of the machine's speed affects all of them
         for system in random.sample(systems, len(systems)):
             for relay in relays:
                 jobs = 30_000 if relay == "instant" else 6_000
-                runs += await _tried(system, lambda it, relay=relay: drain(it, relay, URL), jobs)
+                runs += await _measured(system, lambda it, relay=relay: drain(it, relay, URL), jobs)
             if "instant" in relays and system.workers == 1 and system.name != "naive":
-                runs += await _tried(system, lambda it: steady(it, "instant", URL, rate=rate, seconds=6), 30_000)
+                runs += await _measured(system, lambda it: steady(it, "instant", URL, rate=rate, seconds=6), 30_000)
     (OUT / "peers.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
     (OUT / "peers.md").write_text(report.table(runs))
     report.charts(runs, OUT)
@@ -89,7 +89,7 @@ async def _growth() -> None:
                 RELAYS[f"{relay} ms"] = (relay / 1000, 0.0)
                 relay = f"{relay} ms"
             points[title] += [
-                (value, run) for run in await _tried(system, lambda it, r=relay: drain(it, r, URL), 10**6)
+                (value, run) for run in await _measured(system, lambda it, r=relay: drain(it, r, URL), 10**6)
             ]
     rows = {title: [{"at": x, **asdict(run)} for x, run in some] for title, some in points.items()}
     (OUT / "growth.json").write_text(json.dumps(rows, indent=1))
@@ -104,9 +104,9 @@ async def _state(pairs: int, rate: float) -> None:
         runs: list[Run] = []
         for _ in range(pairs):
             for system in random.sample(systems, len(systems)):
-                runs += await _tried(system, lambda it: drain(it, "instant", URL), 20_000)
+                runs += await _measured(system, lambda it: drain(it, "instant", URL), 20_000)
                 for pace in (50, rate):
-                    runs += await _tried(
+                    runs += await _measured(
                         system, lambda it, pace=pace: steady(it, "instant", URL, rate=pace, seconds=6), 10**6
                     )
         (OUT / "state.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
@@ -114,12 +114,12 @@ async def _state(pairs: int, rate: float) -> None:
 
 async def _events(pairs: int) -> None:
     """Measure the cost of events: disabled, without a consumer, and with one that receives all of them."""
-    systems = [ours("no events", EVENTS="false"), ours("events"), ours("events, heard")]
+    systems = [ours("no events", EVENTS="false"), ours("events"), ours("events, consumed")]
     runs: list[Run] = []
     for _ in range(pairs):
         for system in random.sample(systems, len(systems)):
-            async with heard(URL) if system.name == "events, heard" else nullcontext():
-                runs += await _tried(system, lambda it: drain(it, "instant", URL), 20_000)
+            async with consumed_events(URL) if system.name == "events, consumed" else nullcontext():
+                runs += await _measured(system, lambda it: drain(it, "instant", URL), 20_000)
     (OUT / "events.json").write_text(json.dumps([asdict(run) for run in runs], indent=1))
     base = median(run.rate for run in runs if run.system == "no events")
     for system in systems:
@@ -127,21 +127,21 @@ async def _events(pairs: int) -> None:
         sys.stdout.write(f"{system.name}: {median(rates):,.0f}/s ({median(rates) / base:.2f})\n")
 
 
-async def _tried(system: System, measure: Callable[[System], Awaitable[Run]], jobs: int) -> list[Run]:
+async def _measured(system: System, measure: Callable[[System], Awaitable[Run]], jobs: int) -> list[Run]:
     try:
         run = await measure(limited(system, jobs))
     except (TimeoutError, RuntimeError) as error:
-        _say(f"{system.name}: {error}")
+        _log(f"{system.name}: {error}")
         return []
     latency = "" if run.p99_ms is None else f", p50 {run.p50_ms:.1f} ms, p99 {run.p99_ms:.1f} ms"
-    _say(
+    _log(
         f"{run.system}, {run.mode}, {run.relay}: {run.rate:,.0f}/s, {run.cpu_s_per_1000:.2f} CPU s per 1,000, "
         f"{run.memory_mib:.0f} MiB, {run.connections} connections{latency}, repeated {run.repeated}, lost {run.lost}"
     )
     return [run]
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 

@@ -1,4 +1,4 @@
-"""One run of one system: a backlog drained, or a steady rate served. Seen from outside, by the relay's clock."""
+"""One run of one system: it drains a backlog, or serves a steady rate. Measured from outside, by the relay's clock."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ _START_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run showed. Rates in mails a second, processor time in seconds, memory in MiB, latencies in ms."""
+    """The result of one run. Rates in mails a second, processor time in seconds, memory in MiB, latencies in ms."""
 
     system: str
     relay: str
@@ -49,7 +49,7 @@ class Run:
 
 
 async def drain(system: System, relay: str, amqp_url: str) -> Run:
-    """Let a backlog of persistent jobs wait, start the worker, and look how fast they go out."""
+    """Publish a backlog of persistent jobs, start the worker, and measure the rate at which it sends them."""
     async with _queue(amqp_url) as (channel, queue):
         for number in range(system.jobs):
             await channel.default_exchange.publish(_job(number, time.time()), queue.name)
@@ -58,14 +58,14 @@ async def drain(system: System, relay: str, amqp_url: str) -> Run:
             worker.start(queue.name, it.port, amqp_url)
             await _started(it.notes, worker)
             before = worker.cpu_s()
-            memory = await _all_taken(it.notes, system.jobs, worker)
+            memory = await _all_accepted(it.notes, system.jobs, worker)
             spent = worker.cpu_s() - before
             taken_s = max(it.notes.accepted_at) - it.notes.first_mail_at.value
             return _run(system, relay, "drain", it.notes, system.jobs / taken_s, spent, memory)
 
 
 async def steady(system: System, relay: str, amqp_url: str, *, rate: float, seconds: float) -> Run:
-    """Publish at a rate, whatever the worker does, and look how long each job takes to be accepted."""
+    """Publish at a fixed rate, and measure how long each job takes to be accepted."""
     warm = max(20, int(rate))
     jobs = int(rate * seconds) + warm
     async with _queue(amqp_url) as (channel, queue):
@@ -78,7 +78,7 @@ async def steady(system: System, relay: str, amqp_url: str, *, rate: float, seco
                 if (ahead := due - time.time()) > 0:
                     await asyncio.sleep(ahead)
                 await channel.default_exchange.publish(_job(number, due), queue.name)
-            memory = await _all_taken(it.notes, jobs, worker)
+            memory = await _all_accepted(it.notes, jobs, worker)
             spent = worker.cpu_s() - before
             took = sorted(
                 (it.notes.accepted_at[at] - began - at / rate) * 1000
@@ -129,8 +129,8 @@ async def _remove(connection: aio_pika.abc.AbstractConnection, name: str) -> Non
 
 
 @asynccontextmanager
-async def heard(amqp_url: str) -> AsyncIterator[None]:
-    """Have a queue that gets every event; nobody reads it, for that would be another's work on the same processors."""
+async def consumed_events(amqp_url: str) -> AsyncIterator[None]:
+    """Bind a queue to all events. No one reads it, because a reader would use the same processors."""
     connection = await aio_pika.connect(amqp_url)
     async with connection, connection.channel() as channel:
         exchange = await channel.declare_exchange(f"{PREFIX}.events", aio_pika.ExchangeType.TOPIC, durable=True)
@@ -140,7 +140,7 @@ async def heard(amqp_url: str) -> AsyncIterator[None]:
 
 
 async def tidy(amqp_url: str) -> None:
-    """Remove what workers of ours declared beside their queues."""
+    """Delete the other queues and exchanges that our workers declared."""
     connection = await aio_pika.connect(amqp_url)
     async with connection, connection.channel() as channel:
         for queue in app.parts.broker.topology.arguments:
@@ -159,7 +159,7 @@ async def _consumed(channel: AbstractChannel, name: str, worker: "_Worker") -> N
         return min((await channel.declare_queue(name, passive=True)).declaration_result.consumer_count or 0, 1)
 
     await _until(consumers, 1)
-    await asyncio.sleep(1)  # for what a worker does after it has begun to consume
+    await asyncio.sleep(1)  # the rest of the worker's start
 
 
 async def _until(count: Callable[[], Awaitable[int]], wanted: int) -> None:
@@ -179,15 +179,15 @@ async def _started(notes: Notes, worker: "_Worker") -> None:
         await asyncio.sleep(0.002)
 
 
-async def _all_taken(notes: Notes, jobs: int, worker: "_Worker") -> float:
-    """Return the most memory that was seen, MiB."""
+async def _all_accepted(notes: Notes, jobs: int, worker: "_Worker") -> float:
+    """Wait for the relay to accept all mails; return the peak memory, MiB."""
     memory, seen, seen_at = 0.0, 0, time.monotonic()
     while (taken := notes.taken.value) < jobs:
         worker.check()
         if taken != seen:
             seen, seen_at = taken, time.monotonic()
         elif time.monotonic() - seen_at > _STALLED_S:
-            break  # the rest is lost, and is told as such
+            break  # the rest is lost, and reported as lost
         memory = max(memory, worker.memory_mib())
         await asyncio.sleep(0.02)
     return max(memory, worker.memory_mib())

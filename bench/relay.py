@@ -1,7 +1,7 @@
-"""A relay that costs little and measures: it checks each mail's code and notes the moment at which it took the mail.
+"""A cheap relay that measures: it checks each mail's code and records when it accepted the mail.
 
-Run as a process of its own. PIPELINING, one reply delay for a distant relay, one more for a relay that thinks over each
-content. Results lie in shared memory, so that to read them disturbs nobody.
+It runs as a separate process and offers PIPELINING. One delay for each reply imitates a distant relay, one more for the
+reply to the content a slow one. Results are in shared memory, so that reading them does not slow it down.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ def address_of(number: int) -> str:
 
 @dataclass(slots=True)
 class Notes:
-    """What the relay writes down; times are seconds since 1970."""
+    """What the relay records; times are seconds since 1970."""
 
     accepted_at: Any
     first_mail_at: Any
@@ -39,7 +39,7 @@ class Notes:
 
     @classmethod
     def of(cls, mails: int) -> "Notes":
-        """Make room for so many mails."""
+        """Allocate memory for this number of mails."""
         return cls(RawArray("d", mails), RawValue("d", 0.0), *(RawValue("L", 0) for _ in range(4)))
 
 
@@ -81,12 +81,12 @@ class _Session(asyncio.Protocol):
         self._rest = b""
         self._in_content = False
         self._recipient = ""
-        self._said_at = 0.0
+        self._replied_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # pyright: ignore[reportAttributeAccessIssue]
         self._notes.connections.value += 1
-        self._say([b"220 relay ESMTP\r\n"], 0.0)
+        self._reply([b"220 relay ESMTP\r\n"], 0.0)
 
     def data_received(self, data: bytes) -> None:
         rest = self._rest + data
@@ -94,19 +94,19 @@ class _Session(asyncio.Protocol):
         taken: list[int] = []
         while True:
             end = b"\r\n.\r\n" if self._in_content else b"\r\n"
-            said, found, left = rest.partition(end)
+            received, found, left = rest.partition(end)
             if not found:
                 break
             rest = left
             if self._in_content:
                 self._in_content = False
-                taken.append(self._check(said))
+                taken.append(self._check(received))
                 replies.append(b"250 2.0.0 Ok: queued\r\n")
             else:
-                replies.append(self._answer(said))
+                replies.append(self._answer(received))
         self._rest = rest
         if replies:
-            self._say(replies, self._body_s if taken else 0.0, taken)
+            self._reply(replies, self._body_s if taken else 0.0, taken)
 
     def _answer(self, line: bytes) -> bytes:
         match line[:4].upper():
@@ -134,13 +134,13 @@ class _Session(asyncio.Protocol):
             self._notes.wrong.value += 1
         return number
 
-    def _say(self, replies: list[bytes], extra_s: float, taken: list[int] | None = None) -> None:
+    def _reply(self, replies: list[bytes], extra_s: float, taken: list[int] | None = None) -> None:
         if not self._delay_s and not extra_s:
             self._write(b"".join(replies), taken or [])
             return
         loop = asyncio.get_running_loop()
-        self._said_at = max(loop.time() + self._delay_s + extra_s, self._said_at)
-        loop.call_at(self._said_at, self._write, b"".join(replies), taken or [])
+        self._replied_at = max(loop.time() + self._delay_s + extra_s, self._replied_at)
+        loop.call_at(self._replied_at, self._write, b"".join(replies), taken or [])
 
     def _write(self, replies: bytes, taken: list[int]) -> None:
         notes = self._notes

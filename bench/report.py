@@ -28,7 +28,7 @@ def of(runs: Sequence[Run], mode: str, relay: str) -> dict[str, list[Run]]:
 
 
 def machine() -> str:
-    """Say where this was measured."""
+    """Return a description of this machine."""
     memory = psutil.virtual_memory().total / 2**30
     packages = ", ".join(f"{name} {version(name)}" for name in ("faststream", "aiormq", "uvloop", "pydantic"))
     return (

@@ -57,7 +57,7 @@ def _templates() -> Path:
 def ours(
     name: str = "otp-stream", *, connections: int = 50, workers: int = 1, jobs: int = 20_000, **env: str
 ) -> System:
-    """Return this worker with its usual settings, but for what `env` says."""
+    """Return this worker with its usual settings, except for those in `env`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +74,7 @@ def ours(
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """Run a Redis of our own; yields its URL."""
+    """Run a separate Redis; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,7 +90,7 @@ def redis() -> Iterator[str]:
 
 
 def peers() -> Iterator[System | str]:
-    """Return the peers that can run here; for each other one, what it wants."""
+    """Return the peers that can run here; for each other one, what it requires."""
     faststream = str(Path(sys.executable).parent / "faststream")
     yield System("naive", (faststream, "run", "naive:app", "--app-dir", str(PEERS)), 1_500)
     yield _nodemailer()
@@ -100,19 +100,19 @@ def peers() -> Iterator[System | str]:
 def _nodemailer() -> System | str:
     node, npm, folder = shutil.which("node"), shutil.which("npm"), PEERS / "nodemailer"
     if node is None or npm is None:
-        return "nodemailer: left out, it wants node and npm"
+        return "nodemailer: skipped, it requires node and npm"
     if not (folder / "node_modules").is_dir():
         done = subprocess.run([npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
                               cwd=folder, check=False)  # fmt: skip
         if done.returncode:
-            return "nodemailer: left out, npm could not install it"
+            return "nodemailer: skipped, npm could not install it"
     return System("nodemailer pool", (node, str(folder / "worker.js")), 6_000, {"POOL": "50"})
 
 
 def _go() -> System | str:
     go = shutil.which("go")
     if go is None or not (GO_PACKAGES / "src/github.com/rabbitmq/amqp091-go").is_dir():
-        return "go: left out, it wants Debian's golang and golang-github-rabbitmq-amqp091-go-dev"
+        return "go: skipped, it requires Debian's golang and golang-github-rabbitmq-amqp091-go-dev"
     binary = Path(tempfile.gettempdir()) / f"otp-stream-bench-go-{os.getuid()}"
     env = {**os.environ, "GO111MODULE": "off", "GOPATH": str(GO_PACKAGES)}
     subprocess.run([go, "build", "-o", str(binary), "main.go"], cwd=PEERS / "go", check=True, env=env)

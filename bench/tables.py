@@ -39,7 +39,7 @@ def _rss_mib() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -53,7 +53,7 @@ async def _fill() -> None:
         entries_limit=settings.tables_memory_limit,
     )
     tables = Tables(KeyBuilder(b"k" * 32, supersede=True, limits=_LIMITS), memory)
-    _say(f"empty: {_rss_mib():.0f} MiB")
+    _print(f"empty: {_rss_mib():.0f} MiB")
     number, full = 0, False
     while len(memory.sent) < settings.sent_memory_limit:
         now_ms = time.time_ns() // 1_000_000
@@ -64,9 +64,9 @@ async def _fill() -> None:
         number += 1
         if memory.evicted and not full:
             full = True
-            _say(f"limits and newest codes full, after {number:,} jobs: {_rss_mib():.0f} MiB")
-    _say(f"sent records full as well, after {number:,} jobs: {_rss_mib():.0f} MiB")
-    _say(f"entries: {memory.sizes}")
+            _print(f"limits and newest codes full, after {number:,} jobs: {_rss_mib():.0f} MiB")
+    _print(f"sent records full as well, after {number:,} jobs: {_rss_mib():.0f} MiB")
+    _print(f"entries: {memory.sizes}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mixed faults for as long as you like, from a seed: the books balance, and nothing grows.
+"""Mixed faults for a configurable time, from a seed: no job is lost, and no resource grows.
 
 `make faults FAULTS_LONG=1 FAULTS_SEED=7` is the long form.
 """
@@ -44,7 +44,7 @@ class Scene:
     """The bound on duplicates, from what was done."""
     done: list[str] = field(default_factory=list)
     publishing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held where a publish could not be confirmed: of such a job nobody knows whether it was accepted."""
+    """Held where a publish could not be confirmed: whether such a job was accepted is unknown."""
 
     async def harm(self) -> None:
         """Do one of the faults."""
@@ -59,7 +59,7 @@ class Scene:
 
 
 async def _relay_down(scene: Scene) -> None:
-    scene.may_double += 2 * CONNECTIONS  # the relay takes a mail and is gone before it says so
+    scene.may_double += 2 * CONNECTIONS  # the relay accepts a mail and is down before it replies
     await scene.stage.relay.stop()
     await asyncio.sleep(scene.chance.uniform(0.5, 2))
     await scene.stage.relay.start()

@@ -101,7 +101,7 @@ async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_l
         await worker.wait_log("circuit breaker open")
         await broker.stop()
         await worker.wait_log("RabbitMQ is away")
-        # OtpBrokerAway says so: for OtpNobodyConsumes it is still a worker that consumes
+        # OtpBrokerAway says so: for OtpNoConsumer it is still a worker that consumes
         assert await worker.metric("otp_broker_connected") == 0
         assert await worker.metric('otp_phase{state="consuming"}') == 1
         await broker.start()

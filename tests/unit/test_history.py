@@ -36,7 +36,7 @@ def test_times_are_true_to_a_sixtieth_however_long() -> None:
         assert abs(step.p99_ms - took_ms) <= took_ms / 60
 
 
-def test_steps_move_on_and_the_oldest_are_forgotten() -> None:
+def test_the_oldest_steps_are_evicted() -> None:
     history = History()
     for number in range(STEPS + 20):
         history.add(recent("sent", NOW + number * STEP_MS))
@@ -57,7 +57,7 @@ def test_a_clock_that_was_set_back_does_not_stop_the_charts() -> None:
     assert [step.sent for step in history.steps(NOW + STEP_MS)[-2:]] == [1, 2]
 
 
-def test_what_went_ill_stays_in_sight_however_much_goes_well() -> None:
+def test_failed_jobs_stay_listed_however_many_succeed() -> None:
     history = History()
     history.add(recent("rejected", NOW, 1))
     for number in range(100):

@@ -1,4 +1,4 @@
-"""Background tasks outlive their troubles, and end when they are told to."""
+"""Background tasks survive their failures, and end when they are cancelled."""
 
 import asyncio
 
@@ -7,9 +7,9 @@ import pytest
 from otp_stream import tasks
 
 
-@pytest.mark.parametrize("trouble", [RuntimeError("secret"), asyncio.CancelledError()])
+@pytest.mark.parametrize("failure", [RuntimeError("secret"), asyncio.CancelledError()])
 async def test_a_task_that_fails_starts_again_and_a_cancelled_one_ends(
-    monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+    monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     monkeypatch.setattr(tasks, "_PAUSE_S", 0)
     runs: list[int] = []
@@ -18,7 +18,7 @@ async def test_a_task_that_fails_starts_again_and_a_cancelled_one_ends(
     async def work() -> None:
         runs.append(1)
         if len(runs) == 1:
-            raise trouble
+            raise failure
         again.set()
         await asyncio.Event().wait()
 
