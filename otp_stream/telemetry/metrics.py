@@ -23,7 +23,7 @@ from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import BrokerState, CircuitBreakerState, Phase, RelayState, TablesState, WorkerState
 from otp_stream.telemetry_errors import ERRORS
 
-from .collectors import DurationHistogram, LabelledCounter
+from .duration_histogram import DurationHistogram
 from .log_pipe import DROPPED
 
 disable_created_metrics()
@@ -72,10 +72,9 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"otp_{name}", text, labels, registry=self.registry)
 
-    def _labelled_counter(self, name: str, text: str, label: str, values: Iterable[str]) -> LabelledCounter:
-        counter = LabelledCounter(f"otp_{name}", text, label, values)
-        self.registry.register(counter)
-        return counter
+    def _labelled_counter(self, name: str, text: str, label: str, values: Iterable[str]) -> Mapping[str, Counter]:
+        counter = self._counter(name, text, label)
+        return {value: counter.labels(value) for value in values}
 
     def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> DurationHistogram:
         histogram = DurationHistogram(f"otp_{name}_seconds", text, bounds)

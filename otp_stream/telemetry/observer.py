@@ -49,7 +49,7 @@ class Observer:
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
         """Count and log that a job has arrived, and return the span of its processing."""
         self._stats.received += 1
-        self.metrics.received.inc(job.lane)
+        self.metrics.received[job.lane].inc()
         if job.lane != "due" and job.request.timestamp is not None:
             self._check_clock(job)
         if job.request.lenient and job.lane != "due":
@@ -76,7 +76,7 @@ class Observer:
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
         """Record the outcome of an attempt to send."""
         kind = type(outcome).__name__.lower()
-        self.metrics.attempts.inc(kind)
+        self.metrics.attempts[kind].inc()
         self._tracer.annotate(outcome=kind)
         match outcome:
             case Accepted():
@@ -125,7 +125,7 @@ class Observer:
     def message_refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
         """Record a message that could not be read as a job."""
         self._stats.received += 1
-        self.metrics.received.inc(lane)
+        self.metrics.received[lane].inc()
         self._dead_lettered(job_id, settlement)
         ended = (settlement.reason, settlement.attempt, None, settlement.error)
         self._history.add(Recent(self._now_ms(), job_id, lane, "", "", *ended))
@@ -172,7 +172,7 @@ class Observer:
         self._tracer.close()
 
     def _job_ended(self, ending: str) -> None:
-        self.metrics.ended.inc(ending)
+        self.metrics.ended[ending].inc()
         self._stats.job_ended(ending, self._now_ms())
         self._tracer.annotate(settlement=ending)
 
@@ -205,7 +205,7 @@ class Observer:
 
     def _count_lenience(self, job: Job) -> None:
         for field, what in job.request.lenient:
-            self.metrics.lenient.inc(field)
+            self.metrics.lenient[field].inc()
             self._warn_of_producer(
                 f"a producer's optional field is not as documented: {field}",
                 job_id=job.id,

@@ -75,11 +75,11 @@ def names(*unions: object) -> list[str]:
 def test_every_outcome_ending_lane_and_admission_result_has_a_series() -> None:
     metrics = Metrics()
     for outcome in names(Outcome):
-        metrics.attempts.inc(outcome)
+        metrics.attempts[outcome].inc()
     for ending in ENDINGS:
-        metrics.ended.inc(ending)
+        metrics.ended[ending].inc()
     for lane in get_args(Lane):
-        metrics.received.inc(lane)
+        metrics.received[lane].inc()
     limits = [Throttled(Limit(name, 1, 1000), 0) for name in get_args(LimitName)]
     for refusal in (None, SentBefore(), Superseded(), Unknown(), *limits):
         assert answer_name(refusal) in ANSWERS
