@@ -99,7 +99,7 @@ class Parts:
         stack.push_async_callback(asyncio.to_thread, self.observer.close)
         stack.push_async_callback(self.composer.close)
         stack.push_async_callback(self.relay.close)
-        await self.observer.open(os.environ)
+        await self.observer.open()
         if self.settings.worker:
             self._lint_templates()
         if self.embedded is not None:

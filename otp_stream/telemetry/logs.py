@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from types import NoneType
 from typing import Any, TextIO, cast
@@ -40,12 +39,18 @@ _outputs: list["_Output"] = []
 def configure_logs(*, level: str, readable: bool) -> None:
     """Send our lines and those of every library to standard output, one line each."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    for_people = _console() if sys.stdout.isatty() else _readable
-    renderer = for_people if readable else structlog.processors.JSONRenderer(_dumps)
-    shared: list[Processor] = [
-        structlog.processors.add_log_level,
-        _stamp_for_people if readable else _stamp,
-    ]
+    if readable:
+        timestamper = structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+            pad_event_to=28,
+            repr_native_str=True,  # a value must not control the terminal
+        )
+    else:
+        timestamper = structlog.processors.TimeStamper("iso")
+        renderer = structlog.processors.JSONRenderer(_dumps)
+    shared: list[Processor] = [structlog.processors.add_log_level, timestamper]
     output = cast("TextIO", _output(sys.stdout, partial(_dropped_line, [*shared, renderer])))
     structlog.configure(
         processors=[*shared, _add_trace, structlog.processors.format_exc_info, renderer],
@@ -174,41 +179,19 @@ def flush_logs() -> None:
         _outputs[-1].finish()
 
 
-def _console() -> structlog.dev.ConsoleRenderer:
-    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, pad_event_to=28)
-
-
-def _readable(_: WrappedLogger, __: str, event: EventDict) -> str:
-    """Render like structlog's console renderer, without colours, in a sixth of the time."""
-    at, level, what = event.pop("timestamp", ""), event.pop("level", ""), event.pop("event", "")
-    trace = event.pop("exception", None)
-    pairs = " ".join([f"{name}={_shown(value)}" for name, value in sorted(event.items())])
-    line = f"{at} [{level:<8}] {what:<28} {pairs}".rstrip()
-    return f"{line}\n{trace}" if trace else line
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) and value.isprintable() and " " not in value and value else repr(value)
-
-
-def _stamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    event["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
-    return event
-
-
-def _stamp_for_people(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    event["timestamp"] = datetime.now().time().isoformat("microseconds")  # noqa: DTZ005 - local time, for people
-    return event
-
-
 def _without_texts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Leave out of asyncio's lines what may quote a job: the texts of exceptions that no one caught, and arguments."""
-    if event.get("logger") == "asyncio":
+    """Leave out of foreign lines what may quote a job or a password: texts of exceptions, and arguments."""
+    name = str(event.get("logger"))
+    if name == "asyncio":
         event["event"] = re.split(r"[\n(<]", str(event["event"]), maxsplit=1)[0].strip()
-        error = (event.pop("exc_info", None) or (None, None))[1]
-        if isinstance(error, BaseException):
-            event["error"] = type(error).__name__
-            event["exception"] = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    elif name.startswith("opentelemetry"):
+        event["event"] = str(event["_record"].msg)
+    else:
+        return event
+    error = (event.pop("exc_info", None) or (None, None))[1]
+    if isinstance(error, BaseException):
+        event["error"] = type(error).__name__
+        event["exception"] = "".join(traceback.format_tb(error.__traceback__)).rstrip()
     return event
 
 
@@ -225,6 +208,7 @@ def _dumps(value: Any, **_: Any) -> str:
 
 def _add_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if span := CURRENT_SPAN.get():
-        event["trace_id"] = span.trace_id
-        event["span_id"] = span.span_id
+        context = span.get_span_context()
+        event["trace_id"] = f"{context.trace_id:032x}"
+        event["span_id"] = f"{context.span_id:016x}"
     return event

@@ -41,10 +41,10 @@ class Observer:
         self._logs_jobs = True
         """Whether the log level includes a line for each job. Composing one costs more than dropping it."""
 
-    async def open(self, environ: Mapping[str, str]) -> None:
+    async def open(self) -> None:
         """Start tracing if `OTEL_*` variables configure it. It connects, so it must not run at import."""
         self._logs_jobs = bool(_log.is_enabled_for(logging.INFO))
-        self._tracer = open_tracer(environ)
+        self._tracer = open_tracer()
 
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
         """Count and log that a job has arrived, and return the span of its processing."""

@@ -1,5 +1,6 @@
 """One trace from the producer to the settlement, across retries. Costs nothing where tracing is not configured."""
 
+import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ import structlog
 from otp_stream.core.job import Job
 
 _NO_SPAN = nullcontext()
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Tracer(Protocol):
@@ -54,16 +56,24 @@ class NoTracer:
         """Do nothing."""
 
 
-def open_tracer(environ: Mapping[str, str]) -> Tracer:
-    """Return the tracer that the standard `OTEL_*` variables configure."""
-    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+def open_tracer() -> Tracer:
+    """Return the tracer that the standard `OTEL_*` variables configure. A mistake in them is logged, not raised."""
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if disabled or exporter == "none" or not (exporter or endpoint):
         return NoTracer()
     if exporter not in {"", "otlp"}:
-        structlog.get_logger(__name__).warning("tracing is off: OTLP is the only exporter", exporter=exporter)
+        _log.warning("tracing is off: OTLP is the only exporter", exporter=exporter)
         return NoTracer()
-    from .otel_tracer import OtelTracer  # noqa: PLC0415 - takes 0.1 s and 15 MiB: only where tracing is on
+    try:
+        from .otel_tracer import OtelTracer  # noqa: PLC0415 - takes long to import: only where tracing is on
 
-    return OtelTracer.open(environ)
+        return OtelTracer.open()
+    except ImportError as error:
+        fix = "Run pip install 'otp-stream[otel]'"
+        _log.error("tracing is off: OpenTelemetry is not installed", missing=error.name, fix=fix)
+    except Exception as error:  # noqa: BLE001 - tracing must not keep the worker from starting
+        # the text of an error may quote a secret
+        _log.error("tracing is off: a value of the OTEL_* variables is invalid", error=type(error).__name__)
+    return NoTracer()

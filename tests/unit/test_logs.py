@@ -1,4 +1,4 @@
-"""Log lines: what they look like, when they are written, and that none fails anybody."""
+"""Log lines: their format, when they are written, and that none raises."""
 
 import asyncio
 import gc
@@ -15,6 +15,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import structlog
+from opentelemetry.util.re import parse_env_headers
 
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
@@ -49,13 +50,18 @@ def out() -> Iterator[Stream]:
 
 
 class Span:
-    trace_id, span_id = "a" * 32, "b" * 16
+    """A span, and its own context."""
+
+    trace_id, span_id, trace_flags = 0xA, 0xB, 1
+
+    def get_span_context(self) -> "Span":
+        return self
 
 
-def test_lines_of_one_turn_are_written_at_once_and_in_order(out: Stream) -> None:
+def test_lines_of_one_loop_iteration_are_written_at_once_and_in_order(out: Stream) -> None:
     configure(out)
 
-    async def turn() -> None:
+    async def work() -> None:
         log = structlog.get_logger()
         for number in range(3):
             log.info("one", number=number)
@@ -64,7 +70,7 @@ def test_lines_of_one_turn_are_written_at_once_and_in_order(out: Stream) -> None
         await asyncio.sleep(0)
         assert out.writes == 1
 
-    asyncio.run(turn())
+    asyncio.run(work())
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["one", "one", "one", "two"]
     assert [line.get("number") for line in lines] == [0, 1, 2, None]
@@ -76,38 +82,40 @@ def test_lines_before_the_loop_and_from_threads_are_written_as_they_come(out: St
     log.info("before")
     assert out.writes == 1
 
-    async def turn() -> None:
+    async def work() -> None:
         await asyncio.to_thread(log.info, "beside")
         assert '"beside"' in out.getvalue()
 
-    asyncio.run(turn())
+    asyncio.run(work())
 
 
 def test_the_last_lines_of_a_loop_that_ends_are_written(out: Stream) -> None:
     configure(out)
 
-    async def turn() -> None:
+    async def work() -> None:
         structlog.get_logger().info("last")
 
-    asyncio.run(turn())
+    asyncio.run(work())
     assert '"last"' in out.getvalue()
 
 
-def test_a_line_for_people_is_aligned_and_quotes_what_has_spaces(out: Stream) -> None:
+def test_a_readable_line_is_aligned_and_quotes_what_has_spaces(out: Stream) -> None:
     configure(out, readable=True)
-    structlog.get_logger().info("job sent", job_id="j-1", attempt=1, error="not now\n", empty="")
+    structlog.get_logger().info("job sent", job_id="j-1", attempt=1, error="not now\n", empty="", odd="\x1b[2J")
     line = out.getvalue()
-    assert line[15:] == " [info    ] job sent                     attempt=1 empty='' error='not now\\n' job_id=j-1\n"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{6} ", line[:16])
+    values = r"attempt=1 empty='' error='not now\n' job_id='j-1' odd='\x1b[2J'"
+    assert line[16:] == f"[info     ] job sent                     {values}\n"
     assert line.count("\n") == 1
 
 
-def test_a_foreign_error_for_people_has_its_trace_below(out: Stream) -> None:
+def test_a_readable_foreign_error_has_its_trace_below(out: Stream) -> None:
     configure(out, readable=True)
     try:
         int("here")
     except ValueError:
         logging.getLogger("foreign").exception("failed")
-    assert "[error   ] failed" in out.getvalue()
+    assert "[error    ] failed" in out.getvalue()
     assert out.getvalue().rstrip().endswith("invalid literal for int() with base 10: 'here'")
 
 
@@ -119,29 +127,27 @@ def test_a_line_for_machines_has_time_level_and_span(out: Stream) -> None:
     line = json.loads(out.getvalue())
     assert line["timestamp"].endswith("Z")
     assert len(line["timestamp"]) == len("2026-11-25T16:54:25.123456Z")
-    assert (line["level"], line["trace_id"], line["span_id"]) == ("warning", Span.trace_id, Span.span_id)
+    assert (line["level"], line["trace_id"], line["span_id"]) == ("warning", "a".zfill(32), "b".zfill(16))
 
 
-def test_a_word_that_the_stream_cannot_write_takes_no_line_with_it(
-    out: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_character_that_the_stream_cannot_encode_costs_no_line(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[bytes] = []
     monkeypatch.setattr(Stream, "encoding", "latin-1")
     monkeypatch.setattr(out, "write", lambda text: written.append(text.encode("latin-1")))
     configure(out)
 
-    async def turn() -> None:
+    async def work() -> None:
         for word in ("one", "2 €", "three"):
             structlog.get_logger().info("logged", word=word)
 
-    asyncio.run(turn())
+    asyncio.run(work())
     assert [json.loads(line)["word"] for line in b"".join(written).decode("latin-1").splitlines()] == [
         "one", b"2 \\u20ac".decode("unicode_escape"), "three",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_a_job_that_somebody_logs_shows_no_code(out: Stream, *, readable: bool) -> None:
+def test_a_logged_job_shows_no_code(out: Stream, *, readable: bool) -> None:
     configure(out, readable=readable)
     request = OtpJob(email="user@example.com", otp="739154")
     held = Job.from_request(
@@ -163,11 +169,11 @@ def test_an_error_of_ours_can_have_its_trace(out: Stream, *, readable: bool) -> 
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_what_asyncio_logs_of_an_exception_quotes_no_job(out: Stream, *, readable: bool) -> None:
+def test_a_line_of_asyncio_about_an_exception_quotes_no_job(out: Stream, *, readable: bool) -> None:
     configure(out, readable=readable)
 
-    async def fail(said: str) -> None:
-        raise KeyError(said)
+    async def fail(text: str) -> None:
+        raise KeyError(text)
 
     async def forget() -> None:
         loop = asyncio.get_running_loop()
@@ -178,8 +184,8 @@ def test_what_asyncio_logs_of_an_exception_quotes_no_job(out: Stream, *, readabl
         gc.collect()
 
     asyncio.run(forget())
-    said = re.sub(r":\d\d\.\d{6}", "", out.getvalue())  # the time may have these digits
-    assert "739154" not in said
+    output = re.sub(r":\d\d\.\d{6}", "", out.getvalue())  # the time may have these digits
+    assert "739154" not in output
     for word in (
         "Exception in callback int",
         "Task exception was never retrieved",
@@ -187,10 +193,24 @@ def test_what_asyncio_logs_of_an_exception_quotes_no_job(out: Stream, *, readabl
         "KeyError",
         "in fail",
     ):
-        assert word in said
+        assert word in output
 
 
-def test_a_full_disk_fails_nobody(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_line_of_opentelemetry_quotes_no_key(out: Stream, *, readable: bool) -> None:
+    configure(out, readable=readable)
+    key = "s3cret"
+    parse_env_headers(f"api-key {key}", liberal=True)
+    try:
+        int(key)
+    except ValueError:
+        logging.getLogger("opentelemetry.sdk").exception("failed: %s", key)
+    for word in ("Header format invalid!", "failed: %s", "ValueError"):
+        assert word in out.getvalue()
+    assert key not in out.getvalue()
+
+
+def test_a_full_disk_raises_nothing(out: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(out)
 
     def full(_: str) -> int:
@@ -208,14 +228,14 @@ class Unprintable:
 
 
 @pytest.mark.parametrize("readable", [False, True])
-def test_a_line_that_cannot_be_made_fails_nobody_and_names_what_happened(out: Stream, *, readable: bool) -> None:
+def test_a_line_that_cannot_be_rendered_raises_nothing_and_keeps_its_event(out: Stream, *, readable: bool) -> None:
     configure(out, readable=readable)
     structlog.get_logger("t").warning("it happened", what=Unprintable())
     assert "it happened" in out.getvalue()
     assert "123456" not in out.getvalue()
 
 
-def test_a_stream_that_is_closed_fails_nobody(out: Stream) -> None:
+def test_a_closed_stream_raises_nothing(out: Stream) -> None:
     configure(out)
     log = structlog.get_logger("t")
     out.close()
@@ -237,7 +257,7 @@ def read_all(descriptor: int, until: bytes) -> bytes:
     return found
 
 
-def test_a_pipe_that_is_not_read_drops_what_is_too_much_counts_it_and_says_so_once_it_is_read() -> None:
+def test_a_pipe_that_is_not_read_drops_excess_lines_and_reports_their_number_later() -> None:
     reader, writer = os.pipe()
     pipe = LogPipe(writer, note, limit=200_000)
     before = DROPPED.count
@@ -290,7 +310,7 @@ def test_a_pipe_without_a_reader_fails_no_one_and_a_non_blocking_one_loses_nothi
     os.close(writer)
 
 
-def test_the_end_waits_for_a_reader_for_a_moment_only_and_once() -> None:
+def test_flush_waits_for_a_reader_for_two_seconds_in_total() -> None:
     reader, writer = os.pipe()
     pipe = LogPipe(writer, note)
     pipe.put(b"x" * 500_000)
@@ -312,20 +332,20 @@ def test_a_second_start_writes_the_last_lines_of_loggers_that_were_used_before_i
         configure_logs(level="info", readable=False)
         log = structlog.get_logger()
 
-        async def turn() -> None:
+        async def work() -> None:
             log.info("first")
             configure_logs(level="info", readable=False)
             structlog.get_logger().info("second")
             log.info("last")
             flush_logs()
 
-        asyncio.run(turn())
+        asyncio.run(work())
         lines = os.read(reader, 10_000).decode().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["first", "second", "last"]
     os.close(reader)
 
 
-def test_what_waits_for_a_pipe_reaches_no_other_file_that_gets_its_number() -> None:
+def test_queued_lines_reach_no_other_file_that_reuses_the_descriptor() -> None:
     reader, writer = os.pipe()
     pipe = LogPipe(writer, note)
     pipe.put(b"x" * 500_000 + b"\n")
@@ -365,11 +385,11 @@ def test_lines_for_a_pipe_are_written_by_a_thread_and_the_last_ones_too(out: Str
     with os.fdopen(writer, "w", encoding="ascii") as stream, redirect_stdout(stream):
         configure_logs(level="info", readable=readable)
 
-        async def turn() -> None:
+        async def work() -> None:
             structlog.get_logger().info("logged", word="größer")
             flush_logs()
 
-        asyncio.run(turn())
+        asyncio.run(work())
         line = os.read(reader, 10_000).decode("ascii")
     assert "logged" in line
     assert "gr\\xf6" in line or "gr\\u00f6" in line
@@ -389,7 +409,7 @@ def test_the_line_about_dropped_ones_looks_like_any_other(out: Stream, *, readab
             found += read_all(reader, b"\n")
     line = next(it for it in found.decode().splitlines() if "log lines were dropped" in it)
     if readable:
-        assert "[warning ] log lines were dropped: nothing read standard output dropped=" in line
+        assert "[warning  ] log lines were dropped: nothing read standard output dropped=" in line
     else:
         dropped = json.loads(line)
         assert (dropped["level"], dropped["event"].partition(":")[0]) == ("warning", "log lines were dropped")
