@@ -83,7 +83,7 @@ class Try:
 
     exchange: str
     routing_key: str
-    afresh: bool
+    new_channel: bool
     body: bytes
     headers: dict[str, Any]
     delivery_mode: int
@@ -103,9 +103,9 @@ class Publishing:
     def __post_init__(self) -> None:
         self.confirmed.set()
 
-    async def __call__(self, message: Message, *, exchange: str, routing_key: str, afresh: bool = False) -> None:
+    async def __call__(self, message: Message, *, exchange: str, routing_key: str, new_channel: bool = False) -> None:
         mode = int(message.delivery_mode or 0)
-        self.tries.append(Try(exchange, routing_key, afresh, message.body, dict(message.headers), mode, message))
+        self.tries.append(Try(exchange, routing_key, new_channel, message.body, dict(message.headers), mode, message))
         self.begun.set()
         await self.confirmed.wait()
         end = self.ends.popleft() if self.ends else None

@@ -1,7 +1,6 @@
-"""The connections to RabbitMQ: waited for, repaired, watched, and left in good order."""
+"""The connections to RabbitMQ: opened at start, restored when they are lost, and closed at the end."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,8 +8,7 @@ from typing import Any, cast
 
 import aiormq
 import structlog
-from aio_pika import Message, RobustConnection, connect_robust
-from aio_pika.abc import AbstractConnection
+from aio_pika import RobustConnection, connect_robust
 from faststream._internal.broker.registrator import Registrator
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.configs import RabbitBrokerConfig
@@ -18,12 +16,12 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.core.job import Lane
-from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
 from .amqp_stream import ConsumingConnection
 from .config import RabbitConfig
+from .confirmed_publish import ConfirmedPublisher
 from .consumers import Consumers
 from .events import Events, JobEvent
 from .incoming import Refused, Shared
@@ -32,59 +30,48 @@ from .lane import LaneConsumer
 from .message import now_ms
 from .outgoing import Inject
 from .pamqp_patch import patch_pamqp
-from .refusal import refusal
 from .settle import Settler
+from .state_tracker import StateTracker
 from .subscriber import OtpSubscriber, decode
 from .topology import Topology
-from .topology_admin import TROUBLES, TopologyAdmin, leave
+from .topology_admin import TROUBLES, TopologyAdmin, TopologyRepair, leave
 
 HEARTBEAT_S = 10
 """A half-open connection is noticed after three heartbeats."""
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 _CANCEL_TIMEOUT_S = 3.0
-_READY_S = 0.05
-_CONFIRM_TIMEOUT_S = 10.0
 _EVENTS = Channel(publisher_confirms=False)
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class OtpBroker(RabbitBroker):
-    """FastStream's broker, which waits for RabbitMQ at start, and stops intake before it drains at the end.
+    """FastStream's broker, which waits for RabbitMQ at start, and cancels its consumers before it drains at the end.
 
-    It has two connections: a RabbitMQ that is short of memory or disk reads nothing more from one that publishes, and
-    acknowledgements would be stuck behind.
+    It has two connections, because a RabbitMQ that is low on memory or disk space reads nothing more from one that
+    publishes, not even acknowledgements.
     """
 
     def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
         patch_pamqp()
         url = _with_heartbeat(config.url)
+        self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
+        self._admin = TopologyAdmin(url, topology)
+        self._topology_repair = TopologyRepair()
+        self._tracker = StateTracker(url, config.shown_url, self._topology_repair.again)
         super().__init__(
             url,
             default_channel=Channel(on_return_raises=True),
             graceful_timeout=_CANCEL_TIMEOUT_S,
             reconnect_interval=1.0,
             timeout=10.0,
-            on_close=[self._lost],
-            on_reconnected=[self._back],
+            on_close=[self._tracker.connection_lost],
+            on_reconnected=[self._tracker.reconnected],
             logger=None,  # FastStream logs the text of exceptions, which may quote a code
             specification_url=config.shown_url,
             description="The producers' RabbitMQ.",
         )
-        self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
-        self._retries = self.publisher(
-            exchange=topology.retry,
-            routing_key="{delay_ms}",
-            title="retry",
-            schema=OtpJob,
-            description="A failed job on its way to a wait queue. The routing key is the wait in milliseconds.",
-        )
-        self._dead_letters = self.publisher(
-            topology.dead,
-            title="dead",
-            schema=OtpJob,
-            description="Dead letters: the body as it came, with why and when it died in the headers.",
-        )
+        self.confirmed = ConfirmedPublisher(self, topology)
         self.events = Events(
             self.publisher(
                 exchange=topology.events,
@@ -100,7 +87,7 @@ class OtpBroker(RabbitBroker):
             config.backoff,
             publish=self.confirmed,
             inject=inject,
-            repair=self.repair,
+            repair=self._topology_repair.request,
             key=config.hash_key,
         )
         reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys)
@@ -108,18 +95,10 @@ class OtpBroker(RabbitBroker):
         self._prefetch = config.prefetch
         self._lanes: dict[Lane, LaneConsumer] = {}
         self._enabled = config.enabled
-        self._admin = TopologyAdmin(url, topology)
-        self._state = BrokerState(url=config.shown_url, since_ms=now_ms(), error=None)
-        self._consumers = Consumers(self._admin.exists, lambda: self._consuming, self.repair)
+        self._consumers = Consumers(self._admin.exists, lambda: self._consuming, self._topology_repair.request)
         self._consuming: ConsumingConnection | None = None
-        self._away: set[AbstractConnection | None] = set()
-        self._repair = asyncio.Event()
-        self._why: str | None = None
-        self._under_way: Counter[str] = Counter()
-        """Ids of the messages that are being published."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._keeping: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._restarts: list[asyncio.Task[None]] = []
 
     @property
     def lanes(self) -> list[LaneConsumer]:
@@ -157,28 +136,28 @@ class OtpBroker(RabbitBroker):
     def state(self) -> BrokerState:
         """Return the broker as this worker sees it."""
         lanes = tuple(lane.state for lane in self.lanes)
-        return replace(self._state, lanes=lanes, events_dropped=self.events.dropped)
+        return replace(self._tracker.state, lanes=lanes, events_dropped=self.events.dropped)
 
     async def start(self) -> None:
-        """Wait until RabbitMQ answers and all queues stand, then consume. With `WORKER=false`, do nothing."""
+        """Wait until RabbitMQ answers and all queues exist, then consume. With `WORKER=false`, do nothing."""
         if not self._enabled:
             return
         tries = 0
         while not await self._try_to_start():
             await asyncio.sleep(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
             tries += 1
-        self._note(connected=True)
-        _log.info("consuming", broker=self._state.url, queues=[lane.queue for lane in self.lanes])
+        self._tracker.update(connected=True)
+        _log.info("consuming", broker=self._tracker.state.url, queues=[lane.queue for lane in self.lanes])
         self._tasks = [
-            asyncio.create_task(forever(self._keep_topology, "topology")),
+            asyncio.create_task(forever(self._repair_topology, "topology")),
             asyncio.create_task(forever(self._publish_events, "events")),
         ]
-        self._keeping = [asyncio.create_task(forever(partial(self._consumers.keep, self.lanes), "consumers"))]
+        self._restarts = [asyncio.create_task(forever(partial(self._consumers.keep, self.lanes), "consumers"))]
 
     async def _connect(self) -> RobustConnection:
         self._consuming = await connect_robust(**self._connection_kwargs, connection_class=ConsumingConnection)
-        self._consuming.close_callbacks.add(self._lost)
-        self._consuming.reconnect_callbacks.add(self._back)
+        self._consuming.close_callbacks.add(self._tracker.connection_lost)
+        self._consuming.reconnect_callbacks.add(self._tracker.reconnected)
         return await super()._connect()  # FastStream's own connection publishes
 
     async def _try_to_start(self) -> bool:
@@ -191,31 +170,34 @@ class OtpBroker(RabbitBroker):
                 await self._consumers.start(self.lanes)
             self.running = True
         except TROUBLES as error:
-            self._note(connected=False, **self._failure(error))
-            _log.warning("waiting for RabbitMQ", broker=self._state.url, error=self._state.error)
-            await self._hang_up()
+            self._tracker.failed(error, connected=False)
+            state = self._tracker.state
+            _log.warning("waiting for RabbitMQ", broker=state.url, error=state.error)
+            await self._close()
             return False
         return True
 
     async def refresh(self) -> None:
-        """Ask the broker for depths and consumers; what is missing is mended."""
+        """Read depths and consumers from the broker, and have missing queues declared again."""
         if not self._enabled:
             return
         try:
-            found = await self._admin.ask(self.lanes)
+            found = await self._admin.read_depths(self.lanes)
         except TROUBLES as error:
-            self._note(**self._failure(error))
+            self._tracker.failed(error)
             return
         looked_ms = now_ms()
         waits = self._waits(found.waiting, looked_ms)
-        self._note(dead=found.dead, waits=waits, looked_ms=looked_ms, blocked=await self._is_blocked())
+        blocked = await self.confirmed.is_blocked()
+        self._tracker.update(dead=found.dead, waits=waits, looked_ms=looked_ms, blocked=blocked)
         await self._consumers.compare(self.lanes)
-        self._why = self._why if found.missing else None
         if found.missing:
-            self.repair(f"missing at the broker: {', '.join(found.missing)}")
+            self._topology_repair.request(f"missing at the broker: {', '.join(found.missing)}")
+        else:
+            self._topology_repair.complete()
 
     def _waits(self, depths: Mapping[int, int | None], looked_ms: int) -> tuple[WaitState, ...]:
-        before = {it.delay_ms: it.empty_ms for it in self._state.waits}
+        before = {it.delay_ms: it.empty_ms for it in self._tracker.state.waits}
         return tuple(
             WaitState(
                 self.topology.wait_queue(wait_ms), wait_ms, depth, looked_ms if depth == 0 else before.get(wait_ms)
@@ -223,74 +205,16 @@ class OtpBroker(RabbitBroker):
             for wait_ms, depth in sorted(depths.items())
         )
 
-    async def _is_blocked(self) -> bool:
-        # the broker said `connection.blocked`: it reads nothing more from the connection that publishes
-        transport = self._connection.transport if self._connection else None
-        if transport is None:
-            return False
-        try:
-            async with asyncio.timeout(_READY_S):
-                await transport.connection.ready()
-        except TimeoutError:
-            return True
-        return False
-
-    def repair(self, why: str) -> None:
-        """Have the topology applied again soon."""
-        if why != self._why:  # a queue that stays away is news once
-            _log.warning("topology is checked again", reason=why)
-        self._why = why
-        self._repair.set()
-
-    async def confirmed(self, message: Message, *, exchange: str, routing_key: str, afresh: bool = False) -> None:
-        """Publish, mandatory and confirmed; raises when the broker returns it, refuses it or is away.
-
-        `afresh` goes over a channel of its own, which is what another try needs: a quorum queue goes on refusing a
-        channel that it has refused, even when its limit is lifted, and after a message that was lost to a change of
-        leader it takes no later one from the same channel.
-
-        Raises `TimeoutError` when it gives no word, unless it said that it takes no publishes at present: what waits in
-        the connection would go out as well as what is published again.
-        """
-        # aiormq knows a returned message by its id alone: of two with one id it would take the other for lost. One
-        # without an id gets one of its own there.
-        known = [message.message_id] if message.message_id else []
-        publish = self._publish_afresh if afresh or any(it in self._under_way for it in known) else self._publish
-        publishing = asyncio.create_task(publish(message, exchange, routing_key))
-        self._under_way.update(known)
-        try:
-            with lost_connection_as_error():
-                while not (await asyncio.wait({publishing}, timeout=_CONFIRM_TIMEOUT_S))[0]:
-                    if not await self._is_blocked():
-                        raise TimeoutError
-                await publishing
-        finally:
-            publishing.cancel()
-            self._under_way -= Counter(known)
-
-    async def _publish(self, message: Message, exchange: str, routing_key: str) -> None:
-        if exchange == self.topology.retry.name:
-            await self._retries.publish(message, routing_key=routing_key)
-        elif routing_key == self.topology.dead:
-            await self._dead_letters.publish(message)
-        else:
-            await self.publish(message, routing_key=routing_key)
-
-    async def _publish_afresh(self, message: Message, exchange: str, routing_key: str) -> None:
-        async with (await self.connect()).channel(on_return_raises=True) as channel:
-            where = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
-            await where.publish(message, routing_key, mandatory=True)
-
     async def stop_intake(self) -> None:
-        """Cancel the consumers; what was delivered stays in hand."""
-        self._stopping = True
+        """Cancel the consumers; delivered jobs stay in flight."""
+        self._tracker.stop()
         for lane in self.lanes:
             lane.stop()
-        await cancel_and_wait(*self._keeping)
+        await cancel_and_wait(*self._restarts)
         await self._consumers.stop()
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
-        """Let the jobs in hand come to their end until `give_up`; return the rest, and say how many."""
+        """Wait until the jobs in flight have ended, or until `give_up`; requeue the others and return their number."""
         returned = sum(await asyncio.gather(*(lane.drain(give_up) for lane in self.lanes)))
         await self._consumers.flush()
         await self.events.flush(1.0)
@@ -301,26 +225,18 @@ class OtpBroker(RabbitBroker):
         await cancel_and_wait(*self._tasks)
         self._tasks = []
         await self._admin.close()
-        await self._hang_up(*args, **kwargs)
+        await self._close(*args, **kwargs)
 
-    async def _hang_up(self, *args: Any, **kwargs: Any) -> None:
-        # a connection from which the broker reads nothing cannot be closed in good order
+    async def _close(self, *args: Any, **kwargs: Any) -> None:
+        # if the broker reads nothing from a connection, its close is not answered
         await leave(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
         consuming, self._consuming = self._consuming, None
         if consuming is not None:
             await leave(consuming.close(), _CANCEL_TIMEOUT_S)
-        self._away.clear()
+        self._tracker.closed()
 
-    async def _keep_topology(self) -> None:
-        while True:
-            await self._repair.wait()
-            self._repair.clear()
-            try:
-                await self._admin.apply(self.lanes)
-            except TROUBLES as error:
-                self._note(**self._failure(error))
-                self._repair.set()
-            await asyncio.sleep(1.0)  # however often it is asked for, once a second is enough
+    async def _repair_topology(self) -> None:
+        await self._topology_repair.run(partial(self._admin.apply, self.lanes), self._tracker.failed)
 
     async def _publish_events(self) -> None:
         channel = await self.config.channel_manager.get_channel(_EVENTS)
@@ -330,43 +246,7 @@ class OtpBroker(RabbitBroker):
 
         await self.events.publish(underlay, by_publisher=bool(self.config.broker_middlewares))
 
-    def _lost(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
-        if self._stopping:
-            return
-        self._away.add(connection)
-        failure = self._failure(error) if error else {"error": "connection closed"}
-        told = failure["error"]
-        if self._state.connected or told != self._state.error:  # it is tried every second, and told when it is news
-            _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=told)
-        # what was seen before is no news once it is back: its queues may be gone
-        self._note(connected=False, looked_ms=None, **failure)
-        self._repair.set()
-
-    def _back(self, connection: AbstractConnection | None) -> None:
-        self._away.discard(connection)
-        if self._away:
-            return
-        self._note(connected=True, error=None)
-        _log.info("RabbitMQ is back", broker=self._state.url)
-
-    def _failure(self, error: BaseException) -> dict[str, Any]:
-        found = refusal(error, self._admin.url)
-        return {"error": "; ".join(found), "refused": True} if found else {"error": _told(error)}
-
-    def _note(self, **changes: Any) -> None:
-        if changes.get("connected", self._state.connected) != self._state.connected:
-            changes["since_ms"] = now_ms()
-        if changes.get("connected") or "looked_ms" in changes:
-            changes.setdefault("error", None)
-        if "error" in changes:
-            changes.setdefault("refused", False)
-        self._state = replace(self._state, **changes)
-
 
 def _with_heartbeat(url: str) -> str:
     parsed = URL(url)
     return url if "heartbeat" in parsed.query else str(parsed.update_query(heartbeat=HEARTBEAT_S))
-
-
-def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]

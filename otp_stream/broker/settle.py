@@ -24,76 +24,75 @@ from .outgoing import Inject
 from .topology import Topology
 
 GIVE_BACK_S = 5.0
-"""At a stop: what has not gone back by then goes back with the connection, marked as returned."""
+"""Time limit for one message at a stop; afterwards the broker requeues it when the connection closes."""
 _PAUSES_S = (0.2, 1.0, 2.0, 5.0)
 _REFUSALS = (AMQPError, WireError, OSError, RuntimeError)
-"""What a broker that is away, full or in need answers."""
+"""Errors of a broker that is unreachable, full or in alarm."""
 
 
 class Publish(Protocol):
     """A mandatory, confirmed publish."""
 
-    async def __call__(self, message: Message, *, exchange: str, routing_key: str, afresh: bool = False) -> None:
-        """Return once the broker has confirmed; raise when it returns, refuses or does not answer.
+    async def __call__(self, message: Message, *, exchange: str, routing_key: str, new_channel: bool = False) -> None:
+        """Return once the broker has confirmed. Raises if it returns the message, refuses it or does not answer.
 
-        `afresh`: over another channel than the try before.
+        A repeat needs a `new_channel`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Settler:
-    """Brings settlements to the broker until they stand or the message has gone back to its queue."""
+    """Settles messages at the broker. Repeats a publish until it is confirmed, or the message is back in its queue."""
 
     topology: Topology
     backoff: Backoff
     publish: Publish
     inject: Inject
     repair: Callable[[str], None]
-    """Told when something at the broker seems to be missing."""
+    """Called when something at the broker seems to be missing."""
     key: bytes = field(repr=False)
     """Signs our headers."""
 
     async def settle(self, message: JobMessage, settlement: Final, *, job_id: str, job: Job | None) -> bool:
-        """Carry a settlement out. Returns whether it stands; if not, the message comes again."""
+        """Settle a message. Returns whether the broker has settled it; if not, the message is redelivered."""
         attempts_made = job.attempts_made if job else 0
         match settlement:
             case Ack():
-                stands = True
+                settled = True
             case Retry(delay_ms, attempt, _, uncertain):
-                stands = await self._retry(message, delay_ms, job_id, attempt, uncertain=uncertain)
+                settled = await self._retry(message, delay_ms, job_id, attempt, uncertain=uncertain)
             case Park(delay_ms):
-                stands = await self._retry(message, delay_ms, job_id, attempts_made)
+                settled = await self._retry(message, delay_ms, job_id, attempts_made)
             case Dead():
                 letter = outgoing.dead_letter(message, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
                 sign(letter.headers, letter.body, self.key)
-                stands = await self._confirmed(message, letter, exchange="", routing_key=self.topology.dead)
+                settled = await self._confirmed(message, letter, exchange="", routing_key=self.topology.dead)
             case _:
                 assert_never(settlement)
-        if stands:
+        if settled:
             await acknowledge(message)
-        return stands
+        return settled
 
     async def renew(self, message: JobMessage, queue: str) -> bool:
-        """Put a message back into its queue as a new one, without a mark on it. Returns whether that stands."""
-        stands = await self._confirmed(message, outgoing.unchanged(message.raw), exchange="", routing_key=queue)
-        if stands:
+        """Publish a message to its queue as a new one, with no return counted. Returns whether that is settled."""
+        settled = await self._confirmed(message, outgoing.unchanged(message.raw), exchange="", routing_key=queue)
+        if settled:
             await acknowledge(message)
-        return stands
+        return settled
 
     async def give_back(self, message: JobMessage, queue: str, *, counts_returns: bool) -> None:
-        """Let another worker have a message, at a stop.
+        """Return a message to its queue for another worker, at a stop.
 
-        A quorum queue counts what is returned by closing, nack and reject, so it gets a new message. A classic queue
-        counts nothing, and keeps a returned message's place. A body that was not kept can only be returned.
+        A quorum queue counts returns by close, nack and reject, so it gets a new message. A classic queue counts
+        nothing, and requeues a message at its old place. A message whose body was not kept can only be requeued.
         """
-        with contextlib.suppress(TimeoutError, *_REFUSALS):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVE_BACK_S):
                 if counts_returns and not message.dropped:
                     await self.renew(message, queue)
                 else:
-                    with lost_connection_as_error():
-                        await message.raw.nack(requeue=True)
+                    await requeue(message)
 
     async def _retry(
         self, message: JobMessage, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
@@ -106,11 +105,11 @@ class Settler:
         return await self._confirmed(message, copy, exchange=self.topology.retry.name, routing_key=wait)
 
     async def _confirmed(self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str) -> bool:
-        """Publish until the broker confirms; `False` once the message has left our hands, and comes again."""
+        """Publish until the broker confirms; `False` if the received message is back in its queue before that."""
         tries = 0
         while message.alive:
             try:
-                await self.publish(copy, exchange=exchange, routing_key=routing_key, afresh=tries > 0)
+                await self.publish(copy, exchange=exchange, routing_key=routing_key, new_channel=tries > 0)
             except (TimeoutError, *_REFUSALS) as error:
                 pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1
@@ -118,10 +117,10 @@ class Settler:
                     "publish not confirmed",
                     exchange=exchange,
                     routing_key=routing_key,
-                    error=_told(error),
+                    error=_error_text(error),
                     again_in_s=pause_s,
                 )
-                self.repair(f"publish to {exchange or routing_key} not confirmed: {_told(error)}")
+                self.repair(f"publish to {exchange or routing_key} not confirmed: {_error_text(error)}")
                 await asyncio.sleep(pause_s)
             else:
                 return True
@@ -129,17 +128,29 @@ class Settler:
 
 
 async def acknowledge(message: JobMessage) -> None:
-    """Acknowledge; where the channel is gone the message comes again, and the sent table knows it."""
+    """Acknowledge. If the channel is closed, the message is redelivered, and its sent record prevents a second mail."""
     try:
         with lost_connection_as_error():
             await message.raw.ack()
     except _REFUSALS as error:
-        structlog.get_logger(__name__).warning("acknowledgement lost, the job comes again", error=_told(error))
+        structlog.get_logger(__name__).warning("acknowledgement lost, the job is redelivered", error=_error_text(error))
 
 
-def _told(error: BaseException) -> str:
+async def requeue(message: JobMessage) -> bool:
+    """Requeue. Returns `False` if the channel is closed, so that the broker has requeued the message itself."""
+    try:
+        with lost_connection_as_error():
+            await message.raw.nack(requeue=True)
+    except _REFUSALS:
+        return False
+    return True
+
+
+def _error_text(error: BaseException) -> str:
     if isinstance(error, DeliveryError):
         return "returned or refused by the broker"
-    if not isinstance(error, AMQPError | WireError | ConnectionError):  # a middleware's may quote the message
+    if not isinstance(
+        error, AMQPError | WireError | ConnectionError
+    ):  # the text of an operator's exception may quote the message
         return type(error).__name__
     return f"{type(error).__name__}: {error}".rstrip(": ")[:200]

@@ -1,13 +1,14 @@
-"""A second, plain connection for declares and depths, so that a refusal never affects the consumers."""
+"""A separate, plain connection for declares and depths, so that a refusal never affects the consumers."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import aio_pika
+import structlog
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
@@ -18,9 +19,12 @@ from .lane import LaneConsumer
 from .topology import Topology, TopologyError
 
 TIMEOUT_S = 10.0
-_HANG_UP_S = 1.0
+_CLOSE_TIMEOUT_S = 1.0
+_PAUSE_S = 1.0
 TROUBLES = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
 """Errors of a broker that is unreachable, in alarm, or has queues with other properties."""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Depths(NamedTuple):
@@ -42,7 +46,7 @@ class TopologyAdmin:
     _connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @asynccontextmanager
-    async def _talking(self, timeout_s: float) -> AsyncGenerator[AbstractConnection]:
+    async def _connected(self, timeout_s: float) -> AsyncGenerator[AbstractConnection]:
         async with asyncio.timeout(timeout_s):
             async with self._connecting:
                 if self._connection is None:
@@ -59,7 +63,7 @@ class TopologyAdmin:
 
     async def apply(self, lanes: list[LaneConsumer]) -> None:
         """Declare what is missing, and find out which of the producers' queues count returns."""
-        async with self._talking(TIMEOUT_S * 2) as connection:
+        async with self._connected(TIMEOUT_S * 2) as connection:
             away = await queue_inspect.apply_topology(self.topology, connection, self.url)
             for lane in lanes:
                 if lane.queue not in away:
@@ -68,12 +72,12 @@ class TopologyAdmin:
 
     async def exists(self, queue: str) -> bool:
         """Return whether a queue exists and its node is up."""
-        async with self._talking(TIMEOUT_S) as connection:
+        async with self._connected(TIMEOUT_S) as connection:
             return await self.topology.depth(connection, queue) is not None
 
-    async def ask(self, lanes: list[LaneConsumer]) -> Depths:
+    async def read_depths(self, lanes: list[LaneConsumer]) -> Depths:
         """Update the lanes' depths; return those of our own queues, and the names of missing queues and exchanges."""
-        async with self._talking(TIMEOUT_S) as connection:
+        async with self._connected(TIMEOUT_S) as connection:
             # concurrently: for a queue whose node is down there may be no answer for seconds
             found = await asyncio.gather(*(self.topology.depth(connection, lane.queue) for lane in lanes))
             for lane, depth in zip(lanes, found, strict=True):
@@ -94,7 +98,42 @@ class TopologyAdmin:
         """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await leave(connection.close(), _HANG_UP_S)
+            await leave(connection.close(), _CLOSE_TIMEOUT_S)
+
+
+class TopologyRepair:
+    """Applies the topology again on request, once a second at most."""
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+        self._reason: str | None = None
+
+    def request(self, reason: str) -> None:
+        """Have the topology applied soon."""
+        if reason != self._reason:  # a queue that stays missing is logged once
+            _log.warning("topology is checked again", reason=reason)
+        self._reason = reason
+        self._requested.set()
+
+    def again(self) -> None:
+        """Have the topology applied soon, for a reason that is logged already."""
+        self._requested.set()
+
+    def complete(self) -> None:
+        """Record that nothing is missing."""
+        self._reason = None
+
+    async def run(self, apply: Callable[[], Awaitable[None]], failed: Callable[[BaseException], None]) -> None:
+        """Apply the topology on each request, until cancelled."""
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            try:
+                await apply()
+            except TROUBLES as error:
+                failed(error)
+                self._requested.set()
+            await asyncio.sleep(_PAUSE_S)
 
 
 async def leave(closing: Awaitable[object], timeout_s: float) -> None:

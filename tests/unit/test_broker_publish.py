@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import DeliveryError
 from amqp_proxy import ACK, PUBLISH, AmqpProxy, amqp_proxy
 from deliveries import MadeIds
+from faststream import BaseMiddleware
 
-from otp_stream.broker import broker as broker_module
+from otp_stream.broker import confirmed_publish
 from otp_stream.broker.broker import OtpBroker
 from otp_stream.broker.config import RabbitConfig
 from otp_stream.broker.settle import _REFUSALS
@@ -36,7 +38,7 @@ class Scene:
     async def publish(self, exchange: str = "", routing_key: str = "there", message_id: str | None = "m") -> None:
         async with asyncio.timeout(5):
             await self.broker.confirmed(
-                message(message_id), exchange=exchange, routing_key=routing_key, afresh=self.repeat
+                message(message_id), exchange=exchange, routing_key=routing_key, new_channel=self.repeat
             )
 
     def start(self, exchange: str = "", routing_key: str = "there", message_id: str | None = "m") -> asyncio.Task[None]:
@@ -79,7 +81,7 @@ async def test_a_message_arrives_persistent_and_with_its_headers(
 async def test_a_message_that_reaches_no_queue_is_an_error(scene: Scene, exchange: str, routing_key: str) -> None:
     with pytest.raises(DeliveryError):
         await scene.publish(exchange, routing_key)
-    assert not scene.broker._under_way
+    assert not scene.broker.confirmed._in_flight
     # and the next one is published all the same
     await scene.publish()
     assert len(scene.stored("there")) == 1
@@ -89,6 +91,23 @@ async def test_a_message_to_an_exchange_that_is_missing_is_an_error(scene: Scene
     del scene.embedded.store.exchanges["otp.retry"]
     with pytest.raises(_REFUSALS):
         await scene.publish("otp.retry", WAIT)
+
+
+async def test_a_publish_passes_the_middlewares_of_an_operator(scene: Scene) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Recorder(BaseMiddleware):
+        async def publish_scope(self, call_next: Any, cmd: Any) -> Any:
+            seen.append((cmd.exchange.name, cmd.destination))
+            cmd.body.headers["added"] = "by a middleware"
+            return await call_next(cmd)
+
+    scene.broker.add_middleware(Recorder)
+    await scene.publish()
+    await scene.publish("otp.retry", WAIT)
+    assert seen == [("", "there"), ("otp.retry", WAIT)]
+    stored = [*scene.stored("there"), *scene.stored("wait")]
+    assert [it.properties.headers for it in stored] == [{"x-otp-attempt": 2, "added": "by a middleware"}] * 2
 
 
 async def test_a_publish_is_not_over_before_the_broker_confirms(scene: Scene) -> None:
@@ -102,17 +121,17 @@ async def test_a_publish_is_not_over_before_the_broker_confirms(scene: Scene) ->
     scene.proxy.release()
     await publishing
     assert len(scene.stored("there")) == 1
-    assert not scene.broker._under_way
+    assert not scene.broker.confirmed._in_flight
 
 
 async def test_a_publish_that_is_not_confirmed_in_time_is_an_error(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_module, "_CONFIRM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(confirmed_publish, "_CONFIRM_TIMEOUT_S", 0.2)
     scene.proxy.hold("to worker", ACK)
     with pytest.raises(TimeoutError):
         await scene.publish()
-    assert not scene.broker._under_way
+    assert not scene.broker.confirmed._in_flight
 
 
 async def test_a_broker_that_says_that_it_takes_nothing_is_waited_for(
@@ -127,8 +146,8 @@ async def test_a_broker_that_says_that_it_takes_nothing_is_waited_for(
             scene.proxy.release()
         return True
 
-    monkeypatch.setattr(broker_module, "_CONFIRM_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(scene.broker, "_is_blocked", is_blocked)
+    monkeypatch.setattr(confirmed_publish, "_CONFIRM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(scene.broker.confirmed, "is_blocked", is_blocked)
     scene.proxy.hold("to worker", ACK)
     await scene.publish()
     assert asked >= 3
@@ -145,7 +164,7 @@ async def test_a_connection_that_is_lost_before_the_confirm_is_an_error_and_no_c
     with pytest.raises(_REFUSALS):
         await publishing
     assert not publishing.cancelled()
-    assert not scene.broker._under_way
+    assert not scene.broker.confirmed._in_flight
 
 
 async def test_a_publish_that_is_cancelled_with_its_connection_is_an_error_and_no_cancellation(
@@ -154,10 +173,10 @@ async def test_a_publish_that_is_cancelled_with_its_connection_is_an_error_and_n
     async def lose(*_: object) -> None:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(scene.broker, "_publish_afresh" if scene.repeat else "_publish", lose)
+    monkeypatch.setattr(scene.broker.confirmed, "_publish_on_new_channel" if scene.repeat else "_publish", lose)
     with pytest.raises(ConnectionError):
         await scene.publish()
-    assert not scene.broker._under_way
+    assert not scene.broker.confirmed._in_flight
 
 
 async def test_of_two_messages_with_one_id_only_the_one_that_reached_no_queue_is_an_error(scene: Scene) -> None:
@@ -182,4 +201,4 @@ async def test_a_cancelled_publish_leaves_no_trace(scene: Scene) -> None:
     with pytest.raises(asyncio.CancelledError):
         await publishing
     scene.proxy.release()
-    assert not scene.broker._under_way
+    assert not scene.broker.confirmed._in_flight

@@ -145,10 +145,10 @@ async def test_a_publish_that_was_not_confirmed_is_repeated_as_it_was_over_anoth
     with capture_logs() as logs:
         assert await scene.settle(settlement)
     first, *repeats = scene.publish.tries
-    assert not first.afresh
+    assert not first.new_channel
     assert len(repeats) == 5
     for repeat in repeats:
-        assert repeat.afresh
+        assert repeat.new_channel
         assert (repeat.exchange, repeat.routing_key) == (first.exchange, first.routing_key)
         assert (repeat.body, repeat.headers, repeat.delivery_mode) == (first.body, first.headers, 2)
         assert repeat.message.message_id == first.message.message_id
@@ -201,7 +201,7 @@ async def test_a_renewed_message_is_the_same_and_is_acknowledged_once_confirmed(
     for one in scene.publish.tries:
         assert (one.exchange, one.routing_key, one.body, one.delivery_mode) == ("", "jobs", BODY, 2)
         assert (one.headers, one.message.message_id) == ({"tenant": "t1"}, "m")
-    assert [one.afresh for one in scene.publish.tries] == [False, True]
+    assert [one.new_channel for one in scene.publish.tries] == [False, True]
 
 
 async def test_a_message_that_could_not_be_renewed_is_not_acknowledged(scene: Scene) -> None:
@@ -250,7 +250,7 @@ async def test_an_acknowledgement_that_is_lost_with_its_channel_is_reported_and_
     scene.deliveries.is_closed = True
     with capture_logs() as logs:
         assert await scene.settle(Ack("sent"))
-    assert [it["event"] for it in logs] == ["acknowledgement lost, the job comes again"]
+    assert [it["event"] for it in logs] == ["acknowledgement lost, the job is redelivered"]
 
 
 async def test_an_acknowledgement_that_is_cancelled_with_its_connection_is_no_cancellation_of_the_job() -> None:
