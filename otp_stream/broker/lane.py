@@ -1,8 +1,8 @@
-"""One priority lane: its queue, its jobs in flight, and what becomes of them when the worker stops."""
+"""One priority lane: its queue, its jobs in flight, and how they are returned when the worker stops."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -19,12 +19,15 @@ from .incoming import IncomingJob, Shared
 from .job_message import JobMessage
 from .message import RawMessage, now_ms
 from .queue_age import QueueAge
+from .settle import requeue
 from .topology import Depth
 
 RENEW_AT = 3
-"""Returns after which a message goes back as a new one. At its delivery limit a quorum queue drops a message, or
-dead-letters it without our headers; since RabbitMQ 4.0 each has a limit, of 20 by default, and every connection that is
-lost counts."""
+"""Returns after which a message is published to its queue as a new one. At its delivery limit a quorum queue drops a
+message, or dead-letters it without our headers; since RabbitMQ 4.0 each has a limit, of 20 by default, and every lost
+connection counts."""
+_REQUEUE_AFTER_S = 5.0
+"""Pause before a message whose settlement raised is requeued, so that it is not redelivered in a fast loop."""
 
 _NEWS_MS = 10_000
 _WARN_EVERY_S = 60.0
@@ -33,16 +36,8 @@ Handle = Callable[[IncomingJob], Awaitable[object]]
 """Read a message and pass it to the handler. Raises `MalformedError` for what is no job."""
 
 
-def _failed(task: asyncio.Task[str | None]) -> bool:
-    """Return whether the settlement itself raised, and log it. asyncio would log the texts, which may quote the job."""
-    error = task.exception()
-    if error is not None:
-        structlog.get_logger(__name__).error("job could not be settled", error=type(error).__name__)
-    return error is not None
-
-
 class LaneConsumer:
-    """Takes what a queue delivers. Each job runs in a task of its own: a lost connection cancels no send."""
+    """Processes what a queue delivers. Each job runs in its own task, so that a lost connection cancels no send."""
 
     def __init__(self, lane: Lane, queue: str, prefetch: int, shared: Shared, handle: Handle) -> None:
         self.lane: Lane = lane
@@ -64,8 +59,8 @@ class LaneConsumer:
         self._warned_at = float("-inf")
         self._let_go: Counter[str] = Counter()
         self._stopping = False
-        self._cut: list[JobMessage] = []
-        """What did not come to its end here, and is still to go back."""
+        self._cancelled: list[JobMessage] = []
+        """Messages whose jobs were cancelled at the stop, and which are still to be returned."""
 
     @property
     def state(self) -> LaneState:
@@ -89,7 +84,7 @@ class LaneConsumer:
         )
 
     def saw(self, depth: Depth | None) -> None:
-        """Take note of what the broker says of the queue; `None` is one that is away."""
+        """Record the depth that the broker reports; `None` for a queue that is unavailable."""
         self.depth = depth
         if depth is None:
             return
@@ -101,7 +96,7 @@ class LaneConsumer:
         if self.depth is None or not self.depth.messages:
             return None
         if self.depth.consumers > 1:
-            # what comes next was published soon after the last one that came; without one nothing is known
+            # the next message was published soon after the last one received; without a recent one nothing is known
             known = now_ms() - (self._came_ms or 0) <= _NEWS_MS
             return max(self._made_ms, self._empty_ms or 0) if known else None
         since_ms = self._queue_age.since_ms(self._received)
@@ -109,11 +104,14 @@ class LaneConsumer:
 
     def dispatch(self, raw: RawMessage) -> asyncio.Task[str | None]:
         """Start processing a message. Every message comes here, from RabbitMQ and from the in-memory test broker."""
-        # no header of ours is looked for on the producers' queues
+        # on the producers' queues our headers have no effect
         ours = self._verified(raw) if self.lane == "due" else None
         message = JobMessage(raw, self.lane, now_ms(), ours)
-        task = asyncio.create_task(self._process(message))
         self._received += 1
+        return self._start(self._process(message), message)
+
+    def _start(self, work: Coroutine[Any, Any, str | None], message: JobMessage) -> asyncio.Task[str | None]:
+        task = asyncio.create_task(work)
         self._unacked[task] = message
         task.add_done_callback(self._ended)
         return task
@@ -125,15 +123,30 @@ class LaneConsumer:
 
     def _ended(self, task: asyncio.Task[str | None]) -> None:
         message = self._unacked.pop(task)
-        how = None if task.cancelled() or _failed(task) else task.result()
+        if task.cancelled():
+            how = None
+        elif error := task.exception():
+            # asyncio would log the text of the error, which may quote the job
+            structlog.get_logger(__name__).error("job could not be settled", error=type(error).__name__)
+            self._start(self._requeue(message), message)
+            return
+        else:
+            how = task.result()
         if how is not None:
             self._let_go[how] += 1
         elif not message.alive:
             self._let_go["taken_back"] += 1
         elif task.cancelled() and self._stopping:
             self._let_go["returned"] += 1
-            self._cut.append(message)
+            self._cancelled.append(message)
         # else it is leaked: unacked at the broker but owned by no task; visible in `otp_ledger_*`
+
+    async def _requeue(self, message: JobMessage) -> str | None:
+        """Return a message whose settlement raised to its queue."""
+        if message.returns >= RENEW_AT:
+            return None  # more returns could reach the delivery limit: the broker returns it with the connection
+        await asyncio.sleep(_REQUEUE_AFTER_S)
+        return "requeued" if await requeue(message) else None
 
     async def _process(self, message: JobMessage) -> str | None:
         """Return how the message was settled; `None` if it was not."""
@@ -146,13 +159,13 @@ class LaneConsumer:
             else:
                 await self._handle(incoming)
             if not incoming.settling:
-                # else the message would stay unacknowledged
+                # otherwise the message would stay unacked
                 await incoming.crash("no settlement: a middleware or dependency did not call the handler")
         except MalformedError as error:
             await incoming.refuse(str(error))
-        except Exception as error:  # noqa: BLE001 - a bug must end this job visibly, not leave it unacknowledged
+        except Exception as error:  # noqa: BLE001 - a bug must end this job visibly, not leave it unacked
             kind = type(error).__name__
-            # no traceback: its texts may hold the code
+            # no traceback: its texts may contain the code
             job_id = incoming.job.id if incoming.job else None
             structlog.get_logger(__name__).error("job crashed", job_id=job_id, error=kind)
             await incoming.crash(f"internal error: {kind}")
@@ -163,7 +176,7 @@ class LaneConsumer:
         if job is None or job.request.timestamp is None or self.lane == "due":
             return
         self._waited_ms = max(message.seen_ms - job.made_ms, 0)
-        if not message.raw.redelivered:  # a redelivered message came before its turn
+        if not message.raw.redelivered:  # a redelivered message is older than its place in the queue
             self._made_ms, self._came_ms = job.made_ms, message.seen_ms
 
     def _warn_if_unverified(self, message: JobMessage, job_id: str) -> None:
@@ -179,7 +192,7 @@ class LaneConsumer:
             )
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
-        """Let what is held come to its end until `give_up`; return the rest to the queue, and say how many."""
+        """Wait until the jobs in flight have ended, or until `give_up`; requeue the others and return their number."""
         while self._unacked and not give_up():
             await asyncio.wait(list(self._unacked), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
             await self._give_back()
@@ -188,10 +201,10 @@ class LaneConsumer:
         return self._let_go["returned"]
 
     def stop(self) -> None:
-        """Take note that jobs which are given up from now on go back."""
+        """Have the messages of jobs that are cancelled from now on returned to the queue."""
         self._stopping = True
 
     async def _give_back(self) -> None:
-        cut, self._cut = self._cut, []
+        cut, self._cancelled = self._cancelled, []
         give_back = partial(self._shared.settler.give_back, queue=self.queue, counts_returns=self.counts_returns)
         await asyncio.gather(*map(give_back, cut))

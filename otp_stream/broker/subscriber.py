@@ -30,9 +30,9 @@ Incoming = Annotated[IncomingJob, Context(_INCOMING)]
 class OtpSubscriber(RabbitSubscriber):
     """Passes the messages of one priority lane to the handler, which settles them.
 
-    Where middlewares, dependencies, a codec or a parser are registered, each message takes FastStream's way through
-    them. Without any, the body is read and the handler called directly, which takes a small part of the time. Consumers
-    are started by `Consumers`, because FastStream's own do not survive a queue that is away.
+    If middlewares, dependencies, a codec or a parser are registered at the start, FastStream passes each message
+    through them. Without any, the body is read and the handler called directly, which takes a small part of the time.
+    `Consumers` starts the consumers, because FastStream's do not survive a queue that is unavailable.
     """
 
     def __init__(
@@ -63,13 +63,17 @@ class OtpSubscriber(RabbitSubscriber):
         self.lane = LaneConsumer(lane, queue.name, prefetch, shared, self._handle)
         self._shared = shared
         self._direct: Callable[[OtpJob, IncomingJob], Awaitable[object]] | None = None
-        """The handler, where nothing is registered that must be called before it."""
+        """The handler, if nothing is registered that must be called before it."""
 
     async def start(self) -> None:
         """Build the handler's call. Does not consume."""
         self._build_fastdepends_model()
-        self._direct = None if self._has_extensions() else cast("Any", self.calls[0].handler)
         self._post_start()
+
+    def _post_start(self) -> None:
+        """Choose the way to the handler; the in-memory test broker calls this instead of `start`."""
+        super()._post_start()
+        self._direct = None if self._has_extensions() else cast("Any", self.calls[0].handler)
 
     async def stop(self) -> None:
         """Do nothing: the broker stops the consumers first, and then waits for the jobs in flight."""
@@ -77,8 +81,7 @@ class OtpSubscriber(RabbitSubscriber):
 
     async def process_message(self, msg: IncomingMessage) -> Response:
         """Process a message of the in-memory test broker."""
-        self._direct = None if self._has_extensions() else cast("Any", self.calls[0].handler)
-        # to cancel the publisher does not cancel the job
+        # a cancelled publisher does not cancel the job
         await asyncio.shield(self.lane.dispatch(msg))
         await self._shared.events.publish_now()
         return ensure_response(None)
@@ -112,7 +115,7 @@ class OtpSubscriber(RabbitSubscriber):
             except ValidationError as error:
                 if incoming.job is not None:
                     raise
-                # a codec of the operator's returned something else than a job; the error quotes it
+                # an operator's codec returned something else than a job; the error quotes it
                 fields = sorted({".".join(map(str, it["loc"])) or "body" for it in error.errors(include_input=False)})
                 raise MalformedError(f"{', '.join(fields)}: not as an OtpJob requires it") from None
 
@@ -123,7 +126,7 @@ def read(body: bytes) -> OtpJob:
         return OtpJob.from_bytes(body)
     except MalformedError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, the message is dead-lettered, not left unacknowledged
+    except Exception as error:  # noqa: BLE001 - after any error the message is dead-lettered, not left unacked
         raise MalformedError(f"body: cannot be read ({type(error).__name__})") from None
 
 

@@ -33,7 +33,7 @@ _AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 90
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # derived from the unions, so that every value has a series
 _LANES: tuple[str, ...] = get_args(Lane)
-_SETTLED_HOW = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "returned", "taken_back")
+_SETTLED_HOW = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "requeued", "returned", "taken_back")
 _OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
 _CIRCUIT_BREAKER_STATES: tuple[str, ...] = get_args(CircuitBreakerState)
 _PHASES: tuple[str, ...] = get_args(Phase)

@@ -12,6 +12,7 @@ from faststream.rabbit.publisher import RabbitPublisher
 from structlog.testing import capture_logs
 
 from otp_stream.broker import incoming as incoming_module
+from otp_stream.broker import lane as lane_module
 from otp_stream.broker import settle as settle_module
 from otp_stream.broker.events import Events
 from otp_stream.broker.headers import sign, verified
@@ -108,12 +109,14 @@ def lost(scene: Scene) -> Callable[[], None]:
     return lose
 
 
-async def test_a_settlement_that_raises_is_logged_by_its_type_and_the_job_counts_as_leaked(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def quote(_: Job, incoming: IncomingJob) -> None:
-        raise ValueError(incoming.message.raw.body)
+async def quote(_: Job, incoming: IncomingJob) -> None:
+    raise ValueError(incoming.message.raw.body)
 
+
+async def test_a_message_whose_settlement_raises_is_requeued_and_the_log_has_the_type_of_the_error_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lane_module, "_REQUEUE_AFTER_S", 0.01)
     scene = Scene(instead=quote)
     scene.publish.ends.append(LookupError(BODY))
     with capture_logs() as logs:
@@ -121,7 +124,32 @@ async def test_a_settlement_that_raises_is_logged_by_its_type_and_the_job_counts
     assert [(line["event"], line["error"]) for line in logs] == [
         ("job crashed", "ValueError"), ("job could not be settled", "LookupError"),
     ]  # fmt: skip
-    assert (caplog.records, scene.deliveries.acked, scene.consumer.state.let_go) == ([], [], {})
+    assert (caplog.records, scene.deliveries.acked, scene.deliveries.nacked) == ([], [], [(1, True)])
+    assert scene.consumer.state.let_go == {"requeued": 1}
+    await scene.bring(redelivered=True)
+    assert [it.routing_key for it in scene.publish.tries] == ["otp.dead", "otp.dead"]
+    assert scene.deliveries.acked == [2]
+
+
+async def test_a_message_whose_settlement_raises_is_not_requeued_at_once() -> None:
+    scene = Scene(instead=quote)
+    scene.publish.ends.append(LookupError())
+    scene.receive()
+    await scene.until(lambda: len(scene.publish.tries) == 1)
+    await asyncio.sleep(0.05)
+    assert (scene.consumer.state.unacked, scene.deliveries.nacked) == (1, [])
+    scene.consumer.stop()
+    async with asyncio.timeout(5):
+        assert await scene.consumer.drain(lambda: True) == 1
+    assert scene.deliveries.nacked == [(1, True)]
+
+
+async def test_a_message_that_was_returned_often_and_cannot_be_renewed_stays_unacked() -> None:
+    # a few more returns, and a quorum queue would drop it
+    scene = Scene()
+    scene.publish.ends.append(LookupError())
+    await scene.bring(headers={"x-delivery-count": RENEW_AT})
+    assert (scene.deliveries.acked, scene.deliveries.nacked, scene.consumer.state.let_go) == ([], [], {})
 
 
 async def test_a_job_is_delivered_settled_and_reported_once() -> None:
@@ -409,7 +437,7 @@ async def test_what_the_broker_and_tracers_write_breaks_no_mac() -> None:
 
 async def test_a_retry_that_was_signed_with_an_old_key_is_verified() -> None:
     scene = Scene("due")
-    scene.consumer._desk = replace(scene.shared, hash_key=b"new" * 10, old_hash_keys=(b"other" * 4, KEY))
+    scene.consumer._shared = replace(scene.shared, hash_key=b"new" * 10, old_hash_keys=(b"other" * 4, KEY))
     await scene.bring(headers=signed(FORGED))
     assert [job.id for job in scene.jobs] == ["ours"]
 
