@@ -1,4 +1,4 @@
-"""All RabbitMQ: queues and exchanges, lanes, settlements, dead letters, events."""
+"""RabbitMQ: queues and exchanges, consumers, settlements, events."""
 
 from .broker import OtpBroker
 from .config import RabbitConfig
@@ -7,5 +7,5 @@ from .transport import patch_aiormq
 
 __all__ = ["Incoming", "OtpBroker", "RabbitConfig"]
 
-# for the worker and for commands alike: all of them import this package before they connect
+# worker and commands import this package before they connect
 patch_aiormq()

@@ -1,7 +1,7 @@
-"""The connection that consumes. Deliveries are read straight from the bytes that come, in the moment they come.
+"""The connection that consumes. Deliveries are read directly from the received bytes, as soon as they are received.
 
 aiormq reads each of a delivery's three frames by three awaits, decodes all fields of all of them and starts a task:
-that took longer than to compose the e-mail. Everything else that the broker says is left to aiormq.
+that took longer than to compose the e-mail. All other frames are left to aiormq.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class LargeBodies:
-    """Limits the memory of bodies that are too large for a job. They are kept only to be dead-lettered as they came."""
+    """Limits the memory of bodies that are too large for a job, which are kept only for their dead letters."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -57,12 +57,12 @@ class _Reservation:
         bodies.bytes += size
 
     def __del__(self) -> None:
-        # a message may end in many ways, with its connection among them, and its memory is free in this moment
+        # a message can end in many ways, for example with its connection, and its memory is free from then on
         self._bodies.bytes -= self._size
 
 
 class DeliveryAssembler:
-    """Puts one channel's deliveries together and hands them to `receive`."""
+    """Assembles the deliveries of one channel from their frames and passes them to `receive`."""
 
     def __init__(
         self, channel: Channel, acks: Acks, receive: Callable[[Delivered], object], large: LargeBodies | None = None
@@ -71,7 +71,7 @@ class DeliveryAssembler:
         self._large = large or LargeBodies()
         self._reservation: object | None = None
         self._dropped = 0
-        """Size of the body that comes, if it is too large to keep."""
+        """Size of the body that is being received, if it is too large to keep."""
         self._method: bytes | None = None
         self._header: bytes | None = None
         self._missing = 0
@@ -113,53 +113,53 @@ class DeliveryAssembler:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
             self._receive(Delivered(self._channel, self._acks, method, header, body, self._dropped, reservation))
-        except Exception as error:  # noqa: BLE001 - one message must not cost the connection
+        except Exception as error:  # noqa: BLE001 - an error in one message must not close the connection
             _log.error("delivery not received", error=type(error).__name__)
 
 
 class DeliveryReader(asyncio.StreamReader):
-    """The broker's bytes: each channel's deliveries go to its assembler, and all else to the reader of the stream."""
+    """Reads the broker's bytes: deliveries go to the assembler of their channel, all other frames to aiormq."""
 
     def __init__(self) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self._assemblers: dict[int, DeliveryAssembler] = {}
         self._rest = b""
-        self._astray = False
-        self._told_alive = 0.0
+        self._invalid = False
+        self._alive_at = 0.0
 
     def deliver(self, channel: Channel, assembler: DeliveryAssembler) -> None:
-        """Hand what is delivered on this channel from now on to `assembler`."""
+        """Pass the deliveries of this channel to `assembler` from now on."""
         self._assemblers[channel.number] = assembler
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        """Take bytes from the connection."""
-        if self._astray:
+        """Receive bytes from the connection."""
+        if self._invalid:
             super().feed_data(data)
             return
         whole = self._rest + bytes(data) if self._rest else bytes(data)
         passed: list[bytes] = []
         at = self._part(whole, passed)
-        self._rest = b"" if self._astray else whole[at:]
+        self._rest = b"" if self._invalid else whole[at:]
         if at and not passed:
-            # aiormq takes a connection for lost on which it hears nothing, and the broker sends heartbeats only where
-            # it sends nothing else
+            # aiormq closes a connection on which it receives nothing, and the broker sends heartbeats only if it
+            # sends nothing else
             now = time.monotonic()
-            if now - self._told_alive >= _ALIVE_EVERY_S:
-                self._told_alive = now
+            if now - self._alive_at >= _ALIVE_EVERY_S:
+                self._alive_at = now
                 passed.append(_ALIVE)
         if passed:
             super().feed_data(b"".join(passed))
 
     def _part(self, data: bytes, passed: list[bytes]) -> int:
-        """Hand over each whole frame. Returns where the first one begins that is not whole."""
+        """Pass on each complete frame. Returns where the first incomplete one begins."""
         assemblers, length = self._assemblers, len(data)
         at = 0
         while length - at >= 7:
             kind, channel, size = HEAD.unpack_from(data, at)
             end = at + 7 + size
             if kind not in {METHOD, HEADER, BODY, HEARTBEAT} or (end < length and data[end] != END):
-                # these are no frames: aiormq knows what to make of it
-                self._astray = True
+                # these are not AMQP frames: aiormq reports the error
+                self._invalid = True
                 passed.append(data[at:])
                 return length
             if end >= length:
@@ -171,7 +171,7 @@ class DeliveryReader(asyncio.StreamReader):
         return at
 
     def feed_eof(self) -> None:
-        """Take note that no more will come."""
+        """Pass on the end of the stream."""
         if self._rest:
             super().feed_data(self._rest)
             self._rest = b""
@@ -197,7 +197,7 @@ class _StreamFactory(TransportFactory):
 
 
 class ConsumingConnection(RobustConnection):
-    """A connection whose deliveries can be taken past aiormq."""
+    """A connection whose deliveries bypass aiormq."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -207,12 +207,12 @@ class ConsumingConnection(RobustConnection):
 
     @property
     def deliveries(self) -> DeliveryReader | None:
-        """What comes over the connection as it stands now."""
+        """The reader of the current connection."""
         return self._factory.deliveries
 
 
 class PlainConsumingConnection(Connection):
-    """The same, for one piece of work: a connection that is lost stays lost."""
+    """The same for one operation: it is not restored when it is lost."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -220,7 +220,7 @@ class PlainConsumingConnection(Connection):
         self.kwargs["transport_factory"] = self._factory
 
     async def take(self, receive: Callable[[Delivered], object]) -> Channel:
-        """Open a channel whose deliveries go to `receive`."""
+        """Open a channel whose deliveries are passed to `receive`."""
         transport, deliveries = self.transport and self.transport.connection, self._factory.deliveries
         if transport is None or deliveries is None:
             raise ConnectionError("not connected")

@@ -1,4 +1,4 @@
-"""What the AsyncAPI document says beyond what FastStream finds in the code: headers, arguments, examples, login."""
+"""Additions to the AsyncAPI document that FastStream generates: headers, arguments, examples, login."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ _REPLAYED: Node = {
 }
 _DIED: Node = {
     REASON: {"type": "string", "enum": list(REASONS), "description": "Why it died."},
-    ERROR: {"type": "string", "description": "What the relay said or what was wrong. No secrets."},
+    ERROR: {"type": "string", "description": "The relay's reply, or the fault. No secrets."},
     REPLY_CODE: {"type": "integer", "description": "The relay's reply code, if it gave one.", "examples": [550]},
     DIED_AT: {"type": "integer", "description": "When it died, milliseconds since 1970 (UTC)."},
     ALLOWED_AT: {
@@ -79,8 +79,8 @@ _DIED: Node = {
         "description": "With `throttled`: when it would be allowed, milliseconds since 1970 (UTC).",
     },
 }
-_AGAIN: Node = _COUNTED | _WAITING | _REPLAYED
-_LAID_ASIDE: Node = _COUNTED | _DIED | _REPLAYED
+_RETRIED: Node = _COUNTED | _WAITING | _REPLAYED
+_DEAD_LETTER: Node = _COUNTED | _DIED | _REPLAYED
 _LATER, _NOBODY = "451 4.3.0 try later (to RCPT)", "550 5.1.1 no such user (to RCPT)"
 _SAYS_LATER: Node = {"replyCode": 451, "replyClass": "system"}
 _EVENTS: list[tuple[str, Node]] = [
@@ -121,11 +121,11 @@ def document(found: Node, topology: Topology, version: str) -> Node:
         components,
         "sendOtpDue:SubscribeMessage",
         "OTP job, due again",
-        _TRACE | _AGAIN,
+        _TRACE | _RETRIED,
         _job_examples(),
     )
-    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _AGAIN, _job_examples())
-    _describe(components, "dead:Message", "Dead letter", _TRACE | _LAID_ASIDE, _job_examples())
+    _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _RETRIED, _job_examples())
+    _describe(components, "dead:Message", "Dead letter", _TRACE | _DEAD_LETTER, _job_examples())
     _describe(components, "events:Message", "Job event", {}, _event_examples())
     for operation in found["operations"].values():
         if operation["action"] == "send":
@@ -209,14 +209,14 @@ def _job_examples() -> list[Node]:
 
 
 def _event_examples() -> list[Node]:
-    told = {
+    common = {
         "jobId": "5f0c2a3e",
         "recipient": "b7d1c0de5a6f4e0f9a8b7c6d5e4f3a2b",
         "template": "otp",
         "at": 1672531200250,
     }
     return [
-        {"name": name, "payload": JobEvent.model_validate(told | part).model_dump(by_alias=True, exclude_none=True)}
+        {"name": name, "payload": JobEvent.model_validate(common | part).model_dump(by_alias=True, exclude_none=True)}
         for name, part in _EVENTS
     ]
 

@@ -1,4 +1,4 @@
-"""One event for each job outcome, for whoever binds a queue to the events exchange."""
+"""One event for each job outcome, for anyone who binds a queue to the events exchange."""
 
 import asyncio
 import contextlib
@@ -24,19 +24,17 @@ from . import frames
 _BACKLOG = 10_000
 _BATCH = 200
 _GATHER_S = 0.005
-"""Nobody waits for an event, and one packet for many costs less than one for each."""
+"""No one waits for an event, and one packet for many costs less than one for each."""
 
 
 class JobEvent(BaseModel):
-    """What became of a job. Never the code, never the address in the clear."""
+    """The outcome of a job. Never the code, never the address in the clear."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
 
     outcome: Ending | Reason | Literal["retrying"] = Field(description="How the job ended, or that it is tried again.")
     job_id: str = Field(description="The producer's `jobId`, or the id made for the job.")
-    recipient: str | None = Field(
-        default=None, description="Keyed hash of the address: equal for equal addresses, tells nothing else."
-    )
+    recipient: str | None = Field(default=None, description="Keyed hash of the address: equal for equal addresses.")
     template: str | None = Field(default=None, description="The template that was asked for.", examples=["otp"])
     attempt: int = Field(ge=0, description="Attempts made.")
     at: int = Field(description="When, in milliseconds since 1970 (UTC).")
@@ -49,39 +47,39 @@ class JobEvent(BaseModel):
     )
     reply_class: ReplyClass | None = Field(
         default=None,
-        description="What the reply is about (RFC 3463 §3), where the relay said so. `address` and `mailbox`: another "
+        description="What the reply is about (RFC 3463 §3), if it has an enhanced code. `address`, `mailbox`: another "
         "address may help; `policy`: the relay does not want this mail; the others are no fault of the person's.",
     )
     allowed_at: int | None = Field(
         default=None, description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC)."
     )
-    error: str | None = Field(default=None, description="What the relay said, or what was wrong. No secrets.")
+    error: str | None = Field(default=None, description="The relay's reply, or the fault. No secrets.")
 
 
 class Event(NamedTuple):
     """A `JobEvent` on its way, by its aliases: to make and to write a model takes three times as long."""
 
     outcome: str
-    told: dict[str, Any]
+    content: dict[str, Any]
 
 
 def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_key: bytes) -> Event:
     """Return the event of a settlement; `job` is `None` for a message that was no job."""
     attempts_made = job.attempts_made if job else 0
-    told: dict[str, Any] = {"jobId": job_id, "at": at_ms}
+    content: dict[str, Any] = {"jobId": job_id, "at": at_ms}
     if job:
         request = job.request
-        told["recipient"] = hash_address(request.email, hash_key)
-        told["template"] = request.shown_template
+        content["recipient"] = hash_address(request.email, hash_key)
+        content["template"] = request.shown_template
     match settlement:
         case Ack(ending):
-            told |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
+            content |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
         case Dead(reason, error, attempt, allowed_ms, reply):
-            told |= {"outcome": reason, "attempt": attempt, "error": error, **_reply(reply)}
+            content |= {"outcome": reason, "attempt": attempt, "error": error, **_reply(reply)}
             if allowed_ms is not None:
-                told["allowedAt"] = allowed_ms
+                content["allowedAt"] = allowed_ms
         case Retry(delay_ms, attempt, error, _, reply):
-            told |= {
+            content |= {
                 "outcome": "retrying",
                 "attempt": attempt,
                 "error": error,
@@ -89,8 +87,8 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
                 **_reply(reply),
             }
         case Park(delay_ms):
-            told |= {"outcome": "retrying", "attempt": attempts_made, **_again(at_ms, delay_ms)}
-    return Event(told["outcome"], told)
+            content |= {"outcome": "retrying", "attempt": attempts_made, **_again(at_ms, delay_ms)}
+    return Event(content["outcome"], content)
 
 
 def _again(at_ms: int, delay_ms: int) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def _reply(reply: Reply | None) -> dict[str, Any]:
 
 
 class Events:
-    """Publishes events apart from the jobs: never waited for, dropped and counted where the broker is slow."""
+    """Publishes events separately: no job waits for them, and they are dropped and counted if the broker is slow."""
 
     def __init__(self, publisher: RabbitPublisher, *, enabled: bool) -> None:
         self.enabled = enabled
@@ -113,7 +111,7 @@ class Events:
         self._publisher = publisher
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
 
-    def tell(self, event: Event) -> None:
+    def enqueue(self, event: Event) -> None:
         """Queue an event."""
         try:
             self._queue.put_nowait(event)
@@ -137,7 +135,7 @@ class Events:
                             await self._publish(event)
                     else:
                         await self._send(await channel(), events)
-            except Exception as error:  # noqa: BLE001 - an event may be lost, the worker must go on
+            except Exception as error:  # noqa: BLE001 - an event may be lost, the worker must continue
                 self.dropped += len(events)
                 structlog.get_logger(__name__).warning("events dropped", count=len(events), error=type(error).__name__)
             finally:
@@ -152,12 +150,12 @@ class Events:
             self._queue.task_done()
 
     async def _publish(self, event: Event) -> None:
-        await self._publisher.publish(event.told, routing_key=_routing_key(event), mandatory=False)
+        await self._publisher.publish(event.content, routing_key=_routing_key(event), mandatory=False)
 
     async def _send(self, channel: Channel, events: list[Event]) -> None:
         exchange = self._publisher.exchange.name
         packet = b"".join(
-            [frames.publish_json(channel.number, exchange, _routing_key(it), to_json(it.told)) for it in events]
+            [frames.publish_json(channel.number, exchange, _routing_key(it), to_json(it.content)) for it in events]
         )
         outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", channel.connection).write_queue)
         await outgoing.put(frames.packet(packet))

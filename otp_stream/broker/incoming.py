@@ -146,4 +146,4 @@ class IncomingJob:
 
     def _publish_event(self, settlement: Final) -> None:
         shared = self.shared
-        shared.events.tell(event(settlement, self._job_id, self.job, at_ms=now_ms(), hash_key=shared.hash_key))
+        shared.events.enqueue(event(settlement, self._job_id, self.job, at_ms=now_ms(), hash_key=shared.hash_key))

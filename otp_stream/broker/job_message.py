@@ -1,4 +1,4 @@
-"""A message as it came, read into a typed job."""
+"""A received message, and the job that is read from it."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,13 +23,13 @@ _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
 
 @dataclass(frozen=True, slots=True)
 class JobMessage:
-    """One delivery: the message as it came, where, and when (milliseconds since 1970)."""
+    """One delivery: the message, its lane, and when it was received (milliseconds since 1970)."""
 
     raw: RawMessage = field(repr=False)
     lane: Lane
     seen_ms: int
     ours: Mapping[str, Any] | None = None
-    """Our own headers, where their MAC says that a worker wrote them. No one else's are believed."""
+    """Our own headers, if their MAC is valid: only those that a worker signed are used."""
 
     @property
     def alive(self) -> bool:
@@ -115,7 +115,7 @@ def _is_trace(value: object, name: str) -> TypeGuard[str]:
 
 
 class MadeIds(Protocol):
-    """Ids made for jobs that nothing tells apart but their content, by a keyed hash of it."""
+    """Ids made for jobs without one, by a keyed hash of their content."""
 
     async def recall(self, content: str) -> str | None:
         """Return the last id made for this content, by this worker or another."""
@@ -128,7 +128,7 @@ class MadeIds(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes jobs of arrivals."""
+    """Reads jobs from messages."""
 
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
@@ -136,7 +136,7 @@ class Reader:
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
 
     async def job(self, message: JobMessage, request: OtpJob) -> Job:
-        """Take a job into the worker's hands."""
+        """Return the job of a message."""
         return Job.from_request(
             request,
             job_id=await self.job_id(message, request),
@@ -150,11 +150,11 @@ class Reader:
         )
 
     async def job_id(self, message: JobMessage, request: OtpJob) -> str:
-        """Return the job's id: the producer's, unless it tells a secret, or one made from its content."""
+        """Return the job's id: the producer's, unless it contains a secret, or one made from its content."""
         if known := message.header(JOB_ID, str):
             return known
         if request.job_id and contains_secret(request.job_id, request.email, request.otp):
-            # ids stand in logs, headers and events
+            # logs, headers and events contain the id
             return keyed_hash(request.job_id, self.hash_key)
         return request.job_id or await self._made_id(message, request)
 
@@ -165,9 +165,8 @@ class Reader:
         digests = [_digest(content, key) for key in (self.hash_key, *self.old_hash_keys)]
         if moment and not self.old_hash_keys:
             return digests[0]
-        # Nothing tells a copy from a person who asked again and got the same code: only a message that the broker
-        # marks as redelivered can be a copy, or one that has been here and whose id cannot be verified, so only these
-        # take the id of the one before.
+        # A copy looks the same as a second request that got the same code. Only a message that the broker marks as
+        # redelivered can be a copy, or a retry whose id cannot be verified, so only these get the id of the one before.
         copied = bool(moment) or raw.redelivered or message.lane == "due"
         made = await self._recall(digests) if copied else None
         made = made or (digests[0] if moment else uuid4().hex)

@@ -1,4 +1,4 @@
-"""A message as it came from the broker."""
+"""A message that the broker has delivered."""
 
 import time
 from struct import Struct
@@ -92,7 +92,7 @@ class Delivered:
             header = ContentHeader()
             try:
                 header.unmarshal(_without_headers(self._header) if self.headers_unread else self._header)
-            except Exception:  # noqa: BLE001 - tables nested without end, or torn as nobody foresaw: the body still counts
+            except Exception:  # noqa: BLE001 - after any error in the properties, the body is still read
                 header = ContentHeader()
             self._known = header.properties
         return self._known
@@ -130,7 +130,7 @@ def _without_headers(header: bytes) -> bytes:
 
 
 RawMessage = IncomingMessage | Delivered
-"""As it came from the in-memory broker, or from a real one."""
+"""A message of the in-memory broker or of a real one."""
 
 
 def now_ms() -> int:

@@ -87,7 +87,7 @@ def unchanged(raw: RawMessage) -> Message:
 
 
 def replayed(raw: RawMessage, replay: Replay, *, known: bool, ours: Mapping[str, Any]) -> Message:
-    """Return a dead letter's job for another start in the lane `due`; `known` says whether its body is a job.
+    """Return a dead letter's job for another start in the lane `due`; `known`: its body is a job.
 
     `ours` are its headers that a worker wrote.
     """

@@ -1,4 +1,4 @@
-"""Why RabbitMQ gives no connection, in words that say what happened and what to do."""
+"""Texts for a refused or failed connection to RabbitMQ: what happened and what to do."""
 
 import shlex
 from urllib.parse import unquote, urlsplit
@@ -52,6 +52,6 @@ def no_connection(error: BaseException, url: str) -> str:
 def error_text(error: BaseException, url: str) -> str:
     """Return the text of an error without the password of `url`, or else the name of its type."""
     name, password = user(url), urlsplit(url).password or ""
-    # a password that is the user's name, as guest's, cannot be told from it
+    # a password that equals the user's name, as guest's, cannot be distinguished from it
     secrets = [password, unquote(password)] if password != name else []
     return scrub(str(error) or type(error).__name__, *secrets, limit=_LONGEST)

@@ -65,9 +65,11 @@ class Settler:
             case Park(delay_ms):
                 settled = await self._retry(message, delay_ms, job_id, attempts_made)
             case Dead():
-                letter = outgoing.dead_letter(message, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject)
-                sign(letter.headers, letter.body, self.key)
-                settled = await self._confirmed(message, letter, exchange="", routing_key=self.topology.dead)
+                dead_letter = outgoing.dead_letter(
+                    message, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject
+                )
+                sign(dead_letter.headers, dead_letter.body, self.key)
+                settled = await self._confirmed(message, dead_letter, exchange="", routing_key=self.topology.dead)
             case _:
                 assert_never(settlement)
         if settled:

@@ -1,4 +1,4 @@
-"""Queues and exchanges as data, and how they come to stand at the broker."""
+"""Queues and exchanges as data, and their declaration at the broker."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane
 
 DELIVERY_LIMIT = 20
-"""Deliveries of one retry before the broker itself lays it aside; RabbitMQ 4 has the same default."""
+"""Deliveries of one retry before the broker dead-letters it; RabbitMQ 4 has the same default."""
 
 _ANSWER_S = 2.0
 """RabbitMQ 4 answers a declare of a classic queue whose node is down after 70 seconds; 3.10 does so at once. `/readyz`
@@ -32,16 +32,16 @@ _SAFE_HOP = {
 
 
 class TopologyError(Exception):
-    """The broker refuses what we need; the text names the queue and the cure."""
+    """The broker refuses a declare; the text contains the queue and the fix."""
 
 
 class QueueAwayError(TopologyError):
-    """The queue exists, and the node that holds it is down."""
+    """The queue exists, but its node is down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What the broker says of one queue."""
+    """The messages and consumers of a queue, as the broker reports them."""
 
     messages: int
     consumers: int
@@ -49,7 +49,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class Topology:
-    """Everything that must stand at the broker. `jobs` belongs to the producers; the rest carries our prefix."""
+    """All queues and exchanges. `jobs` belongs to the producers; the names of the others start with our prefix."""
 
     jobs: str
     prefix: str
@@ -57,17 +57,17 @@ class Topology:
 
     @property
     def high(self) -> str:
-        """The producers' urgent lane."""
+        """The producers' queue for urgent jobs."""
         return f"{self.jobs}.high"
 
     @property
     def due(self) -> str:
-        """Where waits end."""
+        """The queue in which every wait ends."""
         return f"{self.prefix}.retry.due"
 
     @property
     def dead(self) -> str:
-        """The final queue."""
+        """The dead-letter queue."""
         return f"{self.prefix}.dead"
 
     @property
@@ -77,12 +77,12 @@ class Topology:
 
     @cached_property
     def retry(self) -> RabbitExchange:
-        """The exchange that takes a failed job to its wait; routing key: the wait in milliseconds."""
+        """The exchange for retries; routing key: the wait in milliseconds."""
         return RabbitExchange(f"{self.prefix}.retry", type=ExchangeType.DIRECT, durable=True)
 
     @cached_property
     def events(self) -> RabbitExchange:
-        """The exchange that tells how jobs end; routing key: `otp.<outcome>`."""
+        """The exchange for events; routing key: `otp.<outcome>`."""
         return RabbitExchange(f"{self.prefix}.events", type=ExchangeType.TOPIC, durable=True)
 
     def wait_queue(self, wait_ms: int) -> str:
@@ -91,7 +91,7 @@ class Topology:
 
     @cached_property
     def arguments(self) -> dict[str, dict[str, Any]]:
-        """Our own queues with their arguments; the producers' queues are taken as they stand."""
+        """Our own queues with their arguments; the producers' queues are used with the arguments that they have."""
         queues: dict[str, dict[str, Any]] = {
             self.dead: {"x-queue-type": "quorum"},
             self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
@@ -105,7 +105,7 @@ class Topology:
         return queues
 
     def consumed(self, lane: Lane) -> RabbitQueue:
-        """Return the queue of a lane as a subscriber takes it: as it stands, never declared by the subscriber."""
+        """Return the queue of a lane for a subscriber, which never declares it."""
         name = self.lanes[lane]
         return RabbitQueue(
             name, durable=True, declare=False, robust=False, arguments=cast("Any", self.arguments.get(name))
@@ -114,11 +114,11 @@ class Topology:
     async def apply(
         self, connection: AbstractConnection, high_is_quorum: Callable[[], Awaitable[bool]] | None = None
     ) -> set[str]:
-        """Make everything that is missing. Raises `TopologyError` where the broker has something else.
+        """Declare everything that is missing. Raises `TopologyError` if a queue or exchange has other properties.
 
-        A producers' queue that exists on a node which is down is left alone: the other lanes need not wait for it.
-        Returns the names of those. The high lane is made as a quorum queue if `high_is_quorum`, which is asked only
-        where it is missing and all other queues are there.
+        A producers' queue whose node is down is skipped, so that the other lanes need not wait for it. Returns the
+        names of those. The high lane is declared as a quorum queue if `high_is_quorum`, which is called only if it is
+        missing and all other queues exist.
         """
         for exchange in (self.retry, self.events):
             await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
@@ -147,7 +147,7 @@ class Topology:
         await queue.bind(self.retry.name, routing_key=str(wait_ms))
 
     async def depth(self, connection: AbstractConnection, name: str) -> Depth | None:
-        """Ask the broker for one queue; `None` when it does not exist, or the node that holds it is down."""
+        """Read the depth of a queue; `None` if it does not exist or its node is down."""
         with contextlib.suppress(QueueAwayError):
             return await self._passive_declare(connection, name)
         return None
@@ -168,7 +168,7 @@ class Topology:
             await channel.close()
 
     async def has_exchange(self, connection: AbstractConnection, name: str) -> bool:
-        """Ask the broker for an exchange."""
+        """Return whether an exchange exists."""
         channel = await connection.channel(publisher_confirms=False)
         try:
             await channel.get_exchange(name, ensure=True)
@@ -212,7 +212,7 @@ async def _declare_queue(connection: AbstractConnection, name: str, arguments: d
 async def _on_channel(
     connection: AbstractConnection, name: str, work: Callable[[AbstractChannel], Awaitable[object]]
 ) -> None:
-    # a channel of its own for each step: a refusal closes the channel, and only that
+    # a separate channel for each declare, because a refusal closes the channel
     channel = await connection.channel(publisher_confirms=False)
     try:
         await work(channel)

@@ -28,7 +28,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Depths(NamedTuple):
-    """The depths of our own queues; `None` for one that is unavailable."""
+    """The depths of the dead-letter queue and the wait queues; `None` for one that is unavailable."""
 
     dead: int | None
     waiting: dict[int, int | None]
@@ -62,7 +62,7 @@ class TopologyAdmin:
                 raise
 
     async def apply(self, lanes: list[LaneConsumer]) -> None:
-        """Declare what is missing, and find out which of the producers' queues count returns."""
+        """Declare missing queues and exchanges, and find out which lanes count returns."""
         async with self._connected(TIMEOUT_S * 2) as connection:
             away = await queue_inspect.apply_topology(self.topology, connection, self.url)
             for lane in lanes:
@@ -76,7 +76,7 @@ class TopologyAdmin:
             return await self.topology.depth(connection, queue) is not None
 
     async def read_depths(self, lanes: list[LaneConsumer]) -> Depths:
-        """Update the lanes' depths; return those of our own queues, and the names of missing queues and exchanges."""
+        """Update the lanes' depths; return those of our queues, and the names of missing queues and exchanges."""
         async with self._connected(TIMEOUT_S) as connection:
             # concurrently: for a queue whose node is down there may be no answer for seconds
             found = await asyncio.gather(*(self.topology.depth(connection, lane.queue) for lane in lanes))

@@ -1,7 +1,7 @@
 """How aiormq's connections, also FastStream's, reach the broker and learn what it refuses.
 
-aiormq waits for a dead first address of the broker's name for the kernel's two minutes, connects again to one that
-gives no session, and hides the broker's reply when it refuses a virtual host.
+aiormq waits two minutes for a first address that does not respond, tries an address again that accepts no login, and
+hides the broker's reply when it refuses a virtual host.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _ACCESS_REFUSED = 403
 
 _addresses = Addresses()
-"""Of all brokers: connections come and go, and each must know what became of the others."""
+"""Shared by all connections, so that each knows which addresses have failed."""
 _reached: ContextVar[list[object]] = ContextVar("_reached")
-"""The address of the connection attempt under way; a list, because aiormq connects in a task of its own."""
+"""The address of the connection attempt under way; a list, because aiormq connects in another task."""
 _connection: Any = Connection
 _connect, _rpc = _connection.connect, _connection._rpc  # noqa: SLF001 - aiormq offers no other way
 

@@ -91,9 +91,9 @@ class Scene:
         self.receive(body, redelivered=redelivered, **properties)
         await self.until(lambda: self.consumer.state.unacked == 0)
 
-    def told(self) -> list[dict[str, Any]]:
+    def published_events(self) -> list[dict[str, Any]]:
         queue = self.events._queue
-        return [queue.get_nowait().told for _ in range(queue.qsize())]
+        return [queue.get_nowait().content for _ in range(queue.qsize())]
 
 
 @pytest.fixture(autouse=True)
@@ -158,14 +158,14 @@ async def test_a_job_is_delivered_settled_and_reported_once() -> None:
     assert [job.id for job in scene.jobs] == ["j-1"]
     assert scene.deliveries.acked == [1]
     assert scene.consumer.state.let_go == {"ack": 1}
-    assert [it["outcome"] for it in scene.told()] == ["sent"]
+    assert [it["outcome"] for it in scene.published_events()] == ["sent"]
 
 
 async def test_no_event_reports_a_settlement_that_does_not_stand() -> None:
     scene = Scene(settlement=LATER)
     scene.publish.ends.append(lost(scene))
     await scene.bring()
-    assert scene.told() == []
+    assert scene.published_events() == []
     assert scene.deliveries.acked == []
     assert scene.consumer.state.let_go == {"taken_back": 1}
 
@@ -174,7 +174,7 @@ async def test_without_events_none_is_kept() -> None:
     scene = Scene()
     scene.events.enabled = False
     await scene.bring()
-    assert scene.told() == []
+    assert scene.published_events() == []
 
 
 async def test_a_body_that_was_not_kept_becomes_a_stub_that_says_so_however_often_it_came_back() -> None:
@@ -314,7 +314,7 @@ async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_qu
     assert letter.headers["x-otp-reason"] == "crashed"
     assert letter.headers["x-otp-error"] == "internal error: ValueError"
     assert scene.deliveries.acked == [1]
-    told = str(logs) + str(letter.headers) + str(scene.told())
+    told = str(logs) + str(letter.headers) + str(scene.published_events())
     assert "job crashed" in told
     assert "123456" not in told
     assert "user@" not in told
@@ -348,14 +348,14 @@ async def test_a_message_that_is_no_job_is_dead_lettered_as_it_came_and_counted_
     assert letter.headers["x-otp-reason"] == "malformed"
     assert (scene.jobs, scene.deliveries.acked) == ([], [1])
     assert [(lane, it.reason) for lane, _, it in scene.refused] == [("jobs", "malformed")]
-    assert [it["outcome"] for it in scene.told()] == ["malformed"]
+    assert [it["outcome"] for it in scene.published_events()] == ["malformed"]
 
 
 async def test_a_message_that_is_no_job_is_not_counted_before_its_dead_letter_stands() -> None:
     scene = Scene()
     scene.publish.ends.append(lost(scene))
     await scene.bring(b"no job")
-    assert (scene.refused, scene.deliveries.acked, scene.told()) == ([], [], [])
+    assert (scene.refused, scene.deliveries.acked, scene.published_events()) == ([], [], [])
 
 
 @pytest.mark.parametrize("message_id", ["user@example.com", "123456"])
@@ -364,7 +364,7 @@ async def test_the_message_id_of_what_is_no_job_is_shown_nowhere(message_id: str
     await scene.bring(b"no job", message_id=message_id)
     ((_, job_id, _),) = scene.refused
     assert job_id
-    assert message_id not in job_id + str(scene.publish.tries[0].headers) + str(scene.told())
+    assert message_id not in job_id + str(scene.publish.tries[0].headers) + str(scene.published_events())
 
 
 async def test_an_id_that_contains_the_code_is_replaced() -> None:
@@ -372,7 +372,7 @@ async def test_an_id_that_contains_the_code_is_replaced() -> None:
     body = json.dumps({"email": "user@example.com", "otp": "123456", "jobId": "login-123456"}).encode()
     await scene.bring(body)
     assert "123456" not in scene.jobs[0].id
-    assert "123456" not in str(scene.publish.tries[0].headers) + str(scene.told())
+    assert "123456" not in str(scene.publish.tries[0].headers) + str(scene.published_events())
 
 
 @pytest.mark.parametrize(("lane", "suspicious"), [("jobs", False), ("due", True)])

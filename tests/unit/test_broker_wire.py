@@ -65,10 +65,10 @@ def test_an_event_is_published_as_pamqp_would_write_it() -> None:
     ],
 )
 def test_an_event_is_what_the_document_says(settlement: Final, job: Job | None) -> None:
-    told = event(settlement, "j-1", job, at_ms=5, hash_key=b"k" * 32)
-    read = JobEvent.model_validate_json(to_json(told.told))
-    assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == told.told
-    assert read.outcome == told.outcome
+    made = event(settlement, "j-1", job, at_ms=5, hash_key=b"k" * 32)
+    read = JobEvent.model_validate_json(to_json(made.content))
+    assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == made.content
+    assert read.outcome == made.outcome
     assert read.retry_at == (None if read.delay_ms is None else 5 + read.delay_ms)
 
 
