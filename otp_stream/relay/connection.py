@@ -17,10 +17,6 @@ from .send_queue import PendingSend
 class ConnectionOwner(Protocol):
     """The upstream that the connection belongs to."""
 
-    def wants(self, pending: PendingSend) -> bool:
-        """Whether the mail is still to be sent. Asked once more before its content is sent."""
-        ...
-
     def follow(self, connection: "Connection") -> None:
         """The connection's content is about to be sent: the envelope of another mail may be sent right behind it."""
         ...
@@ -192,7 +188,7 @@ class Connection(Pipeline):
         if self._pipelining and self._support.ahead and self._body_s <= self._envelope_s + _SLACK_S:
             self._owner.follow(self)
         # asked last: a process that is suspended between the check and the write would send a job that it lost
-        if self._owner.wants(pending):
+        if pending.may_send():
             pending.written = True
             self._send(b"")
         else:

@@ -27,10 +27,6 @@ class Dispatcher(Protocol[U_contra]):
         """Let a job wait."""
         ...
 
-    def wants(self, pending: PendingSend) -> bool:
-        """Return whether the job is still ours."""
-        ...
-
     def serve(self) -> None:
         """Send waiting mail over every relay that may take it."""
         ...

@@ -129,10 +129,11 @@ class Pipeline(SmtpProtocol):
         self._unsent = b""
 
     def _wait_s(self) -> float:
-        wait_s = self._waits[self._expected[0]]
-        if self._is_ahead_step():
+        step = self._expected[0]
+        wait_s = self._waits[step]
+        if step == "mail" and self._is_ahead_step():
             return min(wait_s, _AHEAD_S)
-        return min(wait_s, _UNPROVEN_S) if self._is_unproven_step() else wait_s
+        return min(wait_s, _UNPROVEN_S) if self._unproven and self._is_unproven_step() else wait_s
 
     def _is_unproven_step(self) -> bool:
         return self._unproven and self._expected[0] in {"mail", "rcpt", "data"}

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Protocol
 
 from .config import RelayConfig
 from .connection import Connection, ConnectionOwner
@@ -15,21 +15,12 @@ _ALONE_S = 3.0
 """How long the first login is tried alone: a wrong password makes one failed login, not as many as connections."""
 
 
-class PoolOwner(ConnectionOwner, Protocol):
-    """The upstream that the pool belongs to."""
-
-    def connect_failed(self, error: RelayUnavailableError) -> None:
-        """No connection could be set up."""
-        ...
-
-
 class Pool:
     """Up to `pool_size` connections. Nothing connects before `grow`; `check_timeouts` enforces time limits."""
 
-    def __init__(self, config: RelayConfig, owner: PoolOwner) -> None:
+    def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._limits = config.limits
-        self._owner = owner
         self._handshake = Handshake(config)
         self.support = PipeliningSupport()
         self._opening: set[asyncio.Task[None]] = set()
@@ -58,8 +49,8 @@ class Pool:
         """How many more connections may be opened."""
         return self._config.pool_size - len(self.open) - len(self._quitting) - len(self._opening)
 
-    def grow(self, wanted: int) -> None:
-        """Open connections until `wanted` are being opened, within the pool size and the handshake limit."""
+    def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
         # as many again as there are: a relay that has taken them will not mind, and fifty are there in four steps
         limit = max(self._limits.handshakes, len(self.open))
         if not self.open and self._config.user is not None:
@@ -69,29 +60,24 @@ class Pool:
                 limit = 1
         wanted = min(wanted, limit) - len(self._opening)
         for _ in range(min(wanted, self.room) if not self._closing else 0):
-            task = asyncio.get_running_loop().create_task(self._open())
+            task = asyncio.get_running_loop().create_task(connect())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
-    async def _open(self) -> None:
+    async def connect(self, owner: ConnectionOwner) -> Connection:
+        """Open a connection, within a task that `grow` started. Raises `RelayUnavailableError`."""
         try:
-            connection, offers = await self._handshake.open(lambda: Connection(self._owner, self._config, self.support))
+            connection, offers = await self._handshake.open(lambda: Connection(owner, self._config, self.support))
             if connection.lost is not None:
                 raise connection.lost
-        except RelayUnavailableError as error:
-            self._done_opening()
-            self._owner.connect_failed(error)
-            return
-        self._done_opening()
+        finally:
+            task = asyncio.current_task()
+            if task is not None:
+                self._opening.discard(task)
         connection.become_ready(offers)
         self.connects += 1
         self.open.add(connection)
-        self._owner.available(connection)
-
-    def _done_opening(self) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._opening.discard(task)
+        return connection
 
     def rest(self, connection: Connection) -> None:
         """Keep an idle connection."""

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from otp_stream import clock
 from otp_stream.core.mail import Mail
@@ -91,9 +92,9 @@ class SmtpRelay:
         can recognise the copy by its Message-ID. A call that is cancelled leaves the queue; a mail whose content is
         sent is completed. After `finish` the call is cancelled.
         """
-        pending = PendingSend(
-            mail, rank, lane, expires_ms, deadline_ms, asyncio.get_running_loop().create_future(), wanted
-        )
+        result = asyncio.get_running_loop().create_future()
+        may_send = partial(self._may_send, expires_ms, wanted, result)
+        pending = PendingSend(mail, rank, lane, expires_ms, deadline_ms, result, wanted, may_send)
         pending.prefer = prefer
         if self.closed:
             pending.result.cancel()
@@ -186,10 +187,6 @@ class SmtpRelay:
                 pending.resolve(TimedOut())
         return None
 
-    def wants(self, pending: PendingSend) -> bool:
-        """Return whether the job is still ours, as far as is known at this moment, and its code not expired."""
-        return self._now_ms() < pending.expires_ms and pending.wanted() and not self._is_frozen()
-
     def breaker_changed(self, upstream: Upstream) -> None:
         """Report the change, and send the waiting jobs where they can be sent now."""
         if upstream.breaker.state == "open":
@@ -219,6 +216,9 @@ class SmtpRelay:
 
     def _all_queues(self) -> list[SendQueue]:
         return [self._queue, *(upstream.own_queue for upstream in self._upstreams)]
+
+    def _may_send(self, expires_ms: int, wanted: Callable[[], bool], result: asyncio.Future[Outcome]) -> bool:
+        return not result.done() and self._now_ms() < expires_ms and wanted() and not self._is_frozen()
 
     def _is_frozen(self) -> bool:
         return self._thawing > 0 or (self._timer is not None and time.monotonic() - self._ticked_at > _FROZEN_S)

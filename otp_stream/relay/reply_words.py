@@ -32,10 +32,9 @@ STARTTLS = _any(
 
 LOGIN = _any(
     rf"\b(?:auth(?:enticat(?:ion|e))?|{_LOG_IN}) {_REQUIRED}",
-    r"requires? (?:smtp )?auth",
     rf"(?:must|have to|need to|please) (?:first )?(?:be )?(?:authenticate|{_LOG_IN}\b{_NO_PAGE})",
     rf"\b{_LOG_IN}\b.{{0,40}}\b(?:to|before) (?:you )?(?:can )?(?:send|relay|submit)",
-    r"authentication (?:must|has to) be (?:enabled|used)",
+    r"requires? (?:smtp )?auth|authentication (?:must|has to) be (?:enabled|used)",
     # beside a limit, the login was refused because of it
     r"\b(?:auth(?:entication)?|log-?in) (?:has )?(?:failed|failure|unsuccessful|error)\b"
     rf"(?!.{{0,80}}(?:credit|{_LIMIT}))",
@@ -169,10 +168,9 @@ SENDER = _any(
     r"verify (?:the )?sender|verif(?:y|ication) (?:failed )?(?:for )?<?SENDER_EMAIL",
     r"not verified.{0,400}SENDER_EMAIL",
     r"SENDER_EMAIL[>)\"':]* (?:is |was )?not (?:allowed|authori[sz]ed|verified|permitted|owned|active)",
-    r"verified sender",
     rf"(?:mail )?from'?(?::| e-?mail| header)? address {_FEW}(?:{_WHOSE} )?(?:is|does|must|should|not|should be)\b",
-    r"from (?:this|that) header address",
     r"mail from (?:\w+ )?(?:must|should|does|is not)",
+    r"verified sender|from (?:this|that) header address",
     r"sender mismatch|(?:address|sender) does(?: not|n't) belong to your",
     r"SendAsDenied|OutboundSpam|sender signature",
     r"(?:allowed|accepted|permitted|authori[sz]ed|valid) as (?:a |the )?sender",
@@ -185,11 +183,10 @@ SENDER = _any(
     r"relaying (?:is )?(?:denied|refused|not allowed) as\b|^(?!.*\*\*\*).*relaying (?:is )?disallowed(?! to\b)",
     r"^<\S+\[[\da-f.:]+\]>: relay access denied",
     rf"(?:sending|sender|from) domain (?:{_WHOSE} )?{_FEW}{_REFUSED}",
-    r"domain (?:is )?(?:unverified|not verified)",
+    r"domain (?:is )?(?:unverified|not verified)|unconfigured sending domain",
     r"sender domain (?:has|without) (?:no )?(?:valid )?(?:mx|dns)\b|domain not found for sender",
     r"domain of (?:the )?sender\b.{0,80}(?:does not|doesn't) (?:exist|resolve)",
     rf"\bapi[ -]?key (?:is |was |has been )?{_REFUSED}",
-    r"unconfigured sending domain",
     rf"your (?:[\w-]+ ){{0,3}}account (?:\w+ ){{0,5}}{_REFUSED}",
     rf"your (?:[\w-]+ ){{0,2}}(?:ip|host|server|network)\b.{{0,60}}{_REFUSED}",
     rf"(?:smtp|sending|sender) account (?:\w+ ){{0,5}}{_REFUSED}",

@@ -17,8 +17,8 @@ class PendingSend:
     """One call of `send`: first in the queue, then on a connection. Times as in `send`."""
 
     __slots__ = (
-        "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "prefer", "probe", "queue", "rank",
-        "refusal", "result", "waiting", "wanted", "withdrawn", "written",
+        "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "may_send", "prefer", "probe",
+        "queue", "rank", "refusal", "result", "waiting", "wanted", "withdrawn", "written",
     )  # fmt: skip
 
     def __init__(
@@ -30,6 +30,7 @@ class PendingSend:
         deadline_ms: int,
         result: asyncio.Future[Outcome],
         wanted: Callable[[], bool] = lambda: True,
+        may_send: Callable[[], bool] = lambda: True,
     ) -> None:
         self.mail = mail
         self.rank = rank
@@ -38,6 +39,9 @@ class PendingSend:
         self.deadline_ms = deadline_ms
         self.result = result
         self.wanted = wanted
+        """Whether the caller still wants it to be sent."""
+        self.may_send = may_send
+        """Whether its content may be sent at this moment: asked last of all."""
         self.prefer: str | None = None
         """The relay that may have the mail already."""
         self.arrival = 0

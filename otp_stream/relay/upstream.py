@@ -5,15 +5,15 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Unavailable, Uncertain
 from otp_stream.core.redaction import scrub
 from otp_stream.core.state import RelayState
 
-from .circuit_breaker import CircuitBreaker, Pauses
+from .availability import Availability
+from .circuit_breaker import Pauses
 from .config import RelayConfig
 from .connection import Connection
 from .dispatcher import Dispatcher
-from .failed_recipients import FailedRecipients
 from .pool import Pool
 from .protocol import RelayUnavailableError
 from .rate import Rate
@@ -39,8 +39,9 @@ class Upstream:
         self.config = config
         self.own_queue = SendQueue()
         """Jobs that are for this relay alone while it takes any: it may have their mail already."""
-        self.breaker = CircuitBreaker(now_ms(), fraction)
-        self.pool = Pool(config, self)
+        self._availability = Availability(now_ms(), fraction)
+        self.breaker = self._availability.breaker
+        self.pool = Pool(config)
         self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
         self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting, dispatcher.serve)
         self._dispatcher = dispatcher
@@ -53,7 +54,6 @@ class Upstream:
         self._replied_at = monotonic()
         self._replies: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()  # replies to a mail that were about every mail
-        self._recipients = FailedRecipients()
 
     def state(self) -> RelayState:
         """Return the state at this moment."""
@@ -90,7 +90,7 @@ class Upstream:
             return False
         # a connection alone shows whether the relay accepts the login; with one open, a failure would change nothing
         if not self._waiting() and not self.pool.open:
-            self.pool.grow(1)
+            self.pool.grow(1, self._connect)
         return True
 
     def probe_in_ms(self) -> int:
@@ -136,10 +136,6 @@ class Upstream:
             self.pool.rest(connection)
         self._grow()
 
-    def wants(self, pending: PendingSend) -> bool:
-        """Return whether the job is still ours, as far as is known at this moment."""
-        return not pending.result.done() and self._dispatcher.wants(pending)
-
     def follow(self, connection: Connection) -> None:
         """Send the next mail's envelope behind the content of the one before."""
         if self.breaker.state == "closed" and not self.pool.worn(connection, connection.mails + 1):
@@ -177,23 +173,28 @@ class Upstream:
         elif pending.written:
             self._finish(pending, Uncertain(f"{error}, after the final dot", self.config.name))
         elif self._dispatcher.closed or pending.result.done():
-            self._count(pending, -1)
             # the caller of this probe is gone: the next job takes its place
-            self.breaker.probing = self.breaker.probing and not pending.probe
+            self._withdraw(pending)
             pending.result.cancel()
         elif pending.withdrawn or (not connection.fresh and not (pending.answered and pending.losses)):
             # a stale connection shows nothing about the relay, and nothing of the mail was sent
             pending.losses += not pending.withdrawn
-            self._count(pending, -1)
-            self.breaker.probing = self.breaker.probing and not pending.probe
-            pending.probe = False
+            self._withdraw(pending)
             self._dispatcher.push(pending)
         else:
             self._finish(pending, Unavailable(error.reason, str(error)))
         self._dispatcher.serve()
 
-    def connect_failed(self, error: RelayUnavailableError) -> None:
-        """Open the circuit breaker if no connection can be opened; while others work or may do, only pause growth."""
+    async def _connect(self) -> None:
+        try:
+            connection = await self.pool.connect(self)
+        except RelayUnavailableError as error:
+            self._connect_failed(error)
+        else:
+            self.available(connection)
+
+    def _connect_failed(self, error: RelayUnavailableError) -> None:
+        # while other connections work or may do, only growth pauses
         if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
@@ -229,10 +230,10 @@ class Upstream:
         if (
             pending is not None
             and self.breaker.state == "half_open"
-            and pending.mail.recipient in self._recipients.failed
+            and pending.mail.recipient in self._availability.recipients.failed
         ):
             take_next = partial(self._dispatcher.next_for, self, urgent_only=urgent_only)
-            pending = self._recipients.choose_probe(pending, take_next, self._dispatcher.push)
+            pending = self._availability.recipients.choose_probe(pending, take_next, self._dispatcher.push)
         if limited and pending is not None:
             self.rate.use(monotonic())
         return pending
@@ -246,47 +247,25 @@ class Upstream:
         self._replied_at = self._replied_at if self._busy else monotonic()
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
         wanted = urgent + ordinary if self.breaker.state == "closed" else 1
-        self.pool.grow(min(wanted, self.limiter.lacking()) if self.rate.limited else wanted)
+        self.pool.grow(min(wanted, self.limiter.lacking()) if self.rate.limited else wanted, self._connect)
 
     def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
         self._count(pending, -1)
-        recipient = pending.mail.recipient
-        changed = False
-        match outcome:
-            case Unavailable(_, error) if self._is_at_fault(pending, outcome):
-                # all other mail is taken: one address must not hold up all of them
-                outcome = Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt"))
-            case Unavailable(reason, error):
-                # the circuit breaker's error is shown where the secrets of this mail are not known
-                text = scrub(error, *pending.mail.secrets)
-                changed = self.breaker.open(reason, text, self._now_ms(), probe=pending.probe)
-                self._recipients.failed.add(recipient)
-                if changed:
-                    self._recipients.opened_breaker(recipient)
-                    if reason == "throttled":
-                        self.limiter.throttled()
-                    if pending.probe or (reason == "unreachable" and outcome.code not in {None, 421}):
-                        # it refuses all mail and ends no session: it may take mail in a new one only
-                        self.pool.renew()
-            case Uncertain(error) if pending.probe:
-                text = scrub(error, *pending.mail.secrets)
-                changed = self.breaker.open("unreachable", text, self._now_ms(), probe=True)
-            case _:
-                if self._recipients.offences and isinstance(outcome, Accepted):
-                    del self._recipients.offences[recipient]
-                changed = pending.probe and self.breaker.close(self._now_ms())
-                if changed:
-                    self._recipients.closed_breaker(recipient)
-        pending.resolve(outcome)
-        if changed:
+        verdict = self._availability.judge(pending, outcome, self._now_ms())
+        if verdict.changed and self.breaker.reason == "throttled":
+            self.limiter.throttled()
+        if verdict.renew:
+            self.pool.renew()
+        pending.resolve(verdict.outcome)
+        if verdict.changed:
             self._breaker_changed()
 
-    def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
-        # MAIL names no recipient, and a probe may get the reply that every mail would get
-        return self._recipients.is_at_fault(pending.mail.recipient) and outcome.stage != "mail" and not pending.probe
+    def _withdraw(self, pending: PendingSend) -> None:
+        self._count(pending, -1)
+        self._availability.probe_withdrawn(pending)
 
     def _breaker_changed(self) -> None:
-        self._recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
+        self._availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
         if self.breaker.state == "open":
             self.rate.hold(monotonic())
         else:

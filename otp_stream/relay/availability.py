@@ -1,0 +1,69 @@
+"""Whether a relay takes mail, as the outcomes of its mail show. Pure."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Reply, Unavailable, Uncertain
+from otp_stream.core.redaction import scrub
+
+from .circuit_breaker import CircuitBreaker
+from .failed_recipients import FailedRecipients
+from .send_queue import PendingSend
+
+
+class Verdict(NamedTuple):
+    """What follows from the outcome of one mail."""
+
+    outcome: Outcome
+    """The outcome for the caller of `send`."""
+    changed: bool = False
+    """Whether the circuit breaker has changed."""
+    renew: bool = False
+    """Whether open connections are to take no more mail: the relay may accept it on a new one only."""
+
+
+class Availability:
+    """The circuit breaker of a relay, and the recipients whose mail fails there; times are milliseconds since 1970."""
+
+    def __init__(self, now_ms: int, fraction: Callable[[], float]) -> None:
+        self.breaker = CircuitBreaker(now_ms, fraction)
+        self.recipients = FailedRecipients()
+
+    def judge(self, pending: PendingSend, outcome: Outcome, now_ms: int) -> Verdict:
+        """Take the outcome of a mail into account."""
+        recipient = pending.mail.recipient
+        match outcome:
+            case Unavailable(_, error) if self._is_at_fault(pending, outcome):
+                # all other mail is taken: one address must not hold up all of them
+                return Verdict(Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt")))
+            case Unavailable(reason, error):
+                self.recipients.failed.add(recipient)
+                if not self._open(pending, outcome, error, now_ms):
+                    return Verdict(outcome)
+                self.recipients.opened_breaker(recipient)
+                # it refuses all mail and ends no session
+                renew = pending.probe or (reason == "unreachable" and outcome.code not in {None, 421})
+                return Verdict(outcome, changed=True, renew=renew)
+            case Uncertain(error) if pending.probe:
+                return Verdict(outcome, self._open(pending, outcome, error, now_ms))
+            case _:
+                if self.recipients.offences and isinstance(outcome, Accepted):
+                    del self.recipients.offences[recipient]
+                if not (pending.probe and self.breaker.close(now_ms)):
+                    return Verdict(outcome)
+                self.recipients.closed_breaker(recipient)
+                return Verdict(outcome, changed=True)
+
+    def probe_withdrawn(self, pending: PendingSend) -> None:
+        """Let the next job be the probe, if this one was it and has no outcome."""
+        self.breaker.probing = self.breaker.probing and not pending.probe
+        pending.probe = False
+
+    def _open(self, pending: PendingSend, outcome: Unavailable | Uncertain, error: str, now_ms: int) -> bool:
+        reason = outcome.reason if isinstance(outcome, Unavailable) else "unreachable"
+        # the circuit breaker's error is shown where the secrets of this mail are not known
+        return self.breaker.open(reason, scrub(error, *pending.mail.secrets), now_ms, probe=pending.probe)
+
+    def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
+        # MAIL names no recipient, and a probe may get the reply that every mail would get
+        return self.recipients.is_at_fault(pending.mail.recipient) and outcome.stage != "mail" and not pending.probe
