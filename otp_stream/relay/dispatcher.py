@@ -24,7 +24,7 @@ class Dispatcher(Protocol[U_contra]):
         ...
 
     def push(self, pending: PendingSend) -> None:
-        """Let a job wait."""
+        """Let a job wait; end it if no more mail is sent, or its caller is gone."""
         ...
 
     def serve(self) -> None:
@@ -33,8 +33,4 @@ class Dispatcher(Protocol[U_contra]):
 
     def breaker_changed(self, upstream: U_contra) -> None:
         """Handle the change of a circuit breaker."""
-        ...
-
-    def rate_changed(self, upstream: U_contra) -> None:
-        """Handle that a relay was slowed down, or has its full rate again."""
         ...

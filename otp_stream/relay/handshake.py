@@ -139,21 +139,10 @@ class Handshake:
 
     async def _login(self, protocol: SmtpProtocol, offers: Extensions, user: str, password: str) -> None:
         """Log in by the first mechanism that the relay offers and takes, and by that one alone from then on."""
-        mechanisms = [it for it in _MECHANISMS if it in offers.logins]
-        if not mechanisms:
-            offered = ", ".join(sorted(offers.logins)) or "none"
-            raise RelayUnavailableError(
-                "login_refused",
-                f"the relay offers no login by {', '.join(_MECHANISMS)} (it offers {offered}); see SMTP_AUTH",
-            )
-        if self._mechanism in mechanisms:
-            mechanisms = [self._mechanism]
-        elif self._refused_logins:
-            mechanisms = [mechanisms[self._refused_logins % len(mechanisms)]]
         refused: Reply | None = None
         credentials = 0
         """How often the relay may have counted a wrong password."""
-        for mechanism in mechanisms:
+        for mechanism in self._mechanisms(offers):
             try:
                 code, text = await self._authenticate(protocol, mechanism, user, password)
             except RelayUnavailableError:
@@ -175,6 +164,21 @@ class Handshake:
         self._mechanism = None
         self._refused_logins += 1
         raise RelayUnavailableError(handshake_reason(refused), str(refused))
+
+    def _mechanisms(self, offers: Extensions) -> list[str]:
+        """Return the mechanisms to try on this connection, in order."""
+        mechanisms = [it for it in _MECHANISMS if it in offers.logins]
+        if not mechanisms:
+            offered = ", ".join(sorted(offers.logins)) or "none"
+            raise RelayUnavailableError(
+                "login_refused",
+                f"the relay offers no login by {', '.join(_MECHANISMS)} (it offers {offered}); see SMTP_AUTH",
+            )
+        if self._mechanism in mechanisms:
+            return [self._mechanism]
+        if self._refused_logins:
+            return [mechanisms[self._refused_logins % len(mechanisms)]]
+        return mechanisms
 
     async def _authenticate(self, protocol: SmtpProtocol, mechanism: str, user: str, password: str) -> Answer:
         """Return the relay's last answer."""

@@ -96,11 +96,8 @@ class SmtpRelay:
         may_send = partial(self._may_send, expires_ms, wanted, result)
         pending = PendingSend(mail, rank, lane, expires_ms, deadline_ms, result, wanted, may_send)
         pending.prefer = prefer
-        if self.closed:
-            pending.result.cancel()
-        else:
-            self.push(pending)
-            self.serve()
+        self.push(pending)
+        self.serve()
         try:
             return await pending.result
         finally:
@@ -155,7 +152,13 @@ class SmtpRelay:
     # called by the upstreams
 
     def push(self, pending: PendingSend) -> None:
-        """Let a job wait, for all relays or for the one that is preferred."""
+        """Let a job wait, for all relays or for the one that is preferred.
+
+        Ends it if no more mail is sent, or its caller is gone.
+        """
+        if self.closed or pending.result.done():
+            pending.result.cancel()
+            return
         for upstream in self._upstreams:
             if pending.prefer == upstream.config.name and upstream.breaker.state != "open" and not upstream.stalled:
                 upstream.own_queue.push(pending)
@@ -164,9 +167,11 @@ class SmtpRelay:
 
     def serve(self) -> None:
         """Send waiting mail over every relay that may take it."""
+        if self.closed:
+            return
         for upstream in self._upstreams:
             upstream.serve()
-        if self._timer is None and not self.closed:
+        if self._timer is None:
             self._ticked_at = time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
@@ -195,11 +200,6 @@ class SmtpRelay:
             observe(self._on_circuit_breaker, replace(upstream.state(), waiting=sum(map(len, self._all_queues()))))
         # the caller may be in the middle of something
         asyncio.get_running_loop().call_soon(self.serve)
-
-    def rate_changed(self, upstream: Upstream) -> None:
-        """Report that a relay was slowed down, or has its full rate again."""
-        if self._on_rate is not None:
-            observe(self._on_rate, upstream.state())
 
     def _sources(self, upstream: Upstream) -> list[SendQueue]:
         """Where an upstream may take jobs from: the common queue only while no relay before it takes mail."""
@@ -234,7 +234,8 @@ class SmtpRelay:
             for pending in queue.pop_timed_out(now_ms):
                 pending.resolve(TimedOut())
         for upstream in self._upstreams:
-            upstream.tick()
+            if upstream.tick() and self._on_rate is not None:
+                observe(self._on_rate, upstream.state())
             if upstream.stalled:
                 self._release(upstream)
         if (

@@ -116,16 +116,18 @@ class Upstream:
                 break
         self._grow()
 
-    def tick(self) -> None:
-        """Check time limits; the circuit breaker becomes half-open when its pause is over."""
+    def tick(self) -> bool:
+        """Check time limits; the circuit breaker becomes half-open when its pause is over.
+
+        Returns whether the relay was slowed down, or has its full rate again.
+        """
         self.pool.check_timeouts()
         if self.breaker.half_open(self._now_ms()):
             self._breaker_changed()
         now = monotonic()
         if not self.rate.limited:
             self.rate.count(self._replies.total(), now)
-        if self.rate.settle(now):
-            self._dispatcher.rate_changed(self)
+        return self.rate.settle(now)
 
     def available(self, connection: Connection) -> None:
         """Give the connection its next mail, or keep it idle."""
@@ -148,11 +150,8 @@ class Upstream:
 
     def requeue(self, pending: PendingSend) -> None:
         """Let a mail wait for another connection."""
-        if self._dispatcher.closed or pending.result.done():
-            pending.result.cancel()
-        else:
-            self._dispatcher.push(pending)
-            self._dispatcher.serve()
+        self._dispatcher.push(pending)
+        self._dispatcher.serve()
 
     def finished(self, pending: PendingSend, outcome: Outcome) -> None:
         """Count the relay's reply and return it to the sender."""
@@ -172,14 +171,10 @@ class Upstream:
             self.finished(pending, outcome)
         elif pending.written:
             self._finish(pending, Uncertain(f"{error}, after the final dot", self.config.name))
-        elif self._dispatcher.closed or pending.result.done():
-            # the caller of this probe is gone: the next job takes its place
-            self._withdraw(pending)
-            pending.result.cancel()
-        elif pending.withdrawn or (not connection.fresh and not (pending.answered and pending.losses)):
-            # a stale connection shows nothing about the relay, and nothing of the mail was sent
+        elif self._is_lost_without_cause(connection, pending):
             pending.losses += not pending.withdrawn
-            self._withdraw(pending)
+            self._count(pending, -1)
+            self._availability.probe_withdrawn(pending)
             self._dispatcher.push(pending)
         else:
             self._finish(pending, Unavailable(error.reason, str(error)))
@@ -260,9 +255,10 @@ class Upstream:
         if verdict.changed:
             self._breaker_changed()
 
-    def _withdraw(self, pending: PendingSend) -> None:
-        self._count(pending, -1)
-        self._availability.probe_withdrawn(pending)
+    def _is_lost_without_cause(self, connection: Connection, pending: PendingSend) -> bool:
+        # a stale connection shows nothing about the relay, and nothing of the mail was sent
+        stale = not connection.fresh and not (pending.answered and pending.losses)
+        return pending.withdrawn or stale or self._dispatcher.closed or pending.result.done()
 
     def _breaker_changed(self) -> None:
         self._availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
