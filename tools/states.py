@@ -28,8 +28,8 @@ _OUTCOMES: dict[str, tuple[str, Outcome]] = {
     "5xx": ("sending", Rejected(Reply(550, None, "", "rcpt"))),
     "no reply to the final dot": ("sending", Uncertain("", "relay")),
     "no connection, login refused or throttled": ("sending", Unavailable("unreachable", "")),
-    f"not sent within {HOLD_LIMIT_MS // 60_000} minutes": ("held", TimedOut()),
-    "template or data failed": ("held", Crashed("")),
+    f"not sent within {HOLD_LIMIT_MS // 60_000} minutes": ("in_flight", TimedOut()),
+    "template or data failed": ("in_flight", Crashed("")),
 }
 # label, attempts made, end of the code's life, whether an uncertain mail may be sent again
 _CIRCUMSTANCES: list[tuple[str, int, int, bool]] = [
@@ -42,14 +42,14 @@ _CIRCUMSTANCES: list[tuple[str, int, int, bool]] = [
 
 
 def transitions() -> list[str]:
-    """Return every way out of `held` and `sending` that `decide` knows, as lines of a Mermaid state diagram."""
+    """Return every way out of `in_flight` and `sending` that `decide` knows, as lines of a Mermaid state diagram."""
     ways: dict[tuple[str, str], dict[str, list[str]]] = {}
     for source, target, outcome, circumstance in _transitions():
         ways.setdefault((source, target), {}).setdefault(circumstance, []).append(outcome)
-    return [f"  {source} --> {target}: {_told(found)}" for (source, target), found in ways.items()]
+    return [f"  {source} --> {target}: {_labels(found)}" for (source, target), found in ways.items()]
 
 
-def _told(found: dict[str, list[str]]) -> str:
+def _labels(found: dict[str, list[str]]) -> str:
     return " / ".join(
         " or ".join(outcomes) + (f" ({circumstance})" if circumstance else "")
         for circumstance, outcomes in found.items()
@@ -57,12 +57,12 @@ def _told(found: dict[str, list[str]]) -> str:
 
 
 def _transitions() -> Iterator[tuple[str, str, str, str]]:
-    for told, (source, outcome) in _OUTCOMES.items():
+    for label, (source, outcome) in _OUTCOMES.items():
         known: set[str] = set()
         for circumstance, attempts_made, expires_ms, resend in _CIRCUMSTANCES:
             target = _target(_settle(outcome, attempts_made, expires_ms, resend=resend))
             if target not in known:
-                yield source, target, told, circumstance
+                yield source, target, label, circumstance
             known.add(target)
 
 
@@ -87,7 +87,7 @@ def _target(settlement: Settlement) -> str:
         case Retry() | Park():
             return "waiting"
         case Hold():
-            return "held"
+            return "in_flight"
         case _:
             assert_never(settlement)
 
@@ -109,7 +109,7 @@ _ENDS = {
 def job_states() -> str:
     """Return the page with the diagram and every end."""
     good, bad = get_args(Ending), get_args(Reason)
-    told = "\n".join(
+    rows = "\n".join(
         f"| `{name}` | {'acknowledged' if name in good else '`otp.dead`'} | {_ENDS[name]} |" for name in (*good, *bad)
     )
     ways = "\n".join(transitions())
@@ -123,24 +123,24 @@ alone decides what happens to a job after an attempt.
 ```mermaid
 stateDiagram-v2
   [*] --> queued: published
-  queued --> held: delivered, within the prefetch window
-  held --> malformed: not a valid job
-  held --> expired: admit
-  held --> duplicate: admit
-  held --> superseded: admit
-  held --> throttled: admit
-  held --> sending: a connection is free
+  queued --> in_flight: delivered, within the prefetch limit
+  in_flight --> malformed: not a valid job
+  in_flight --> expired: admit
+  in_flight --> duplicate: admit
+  in_flight --> superseded: admit
+  in_flight --> throttled: admit
+  in_flight --> sending: a connection is free
 {ways}
-  waiting --> held: otp.retry.due
+  waiting --> in_flight: otp.retry.due
 {ends}
 ```
 
-`queued`, `waiting`: the job is in RabbitMQ. `held`, `sending`: it is in flight in a worker, unacknowledged; if the
+`queued`, `waiting`: the job is in RabbitMQ. `in_flight`, `sending`: it is in flight in a worker, unacknowledged; if the
 worker crashes, RabbitMQ redelivers it. An attempt is counted for 4xx, 5xx, 250 and a missing reply to the final dot.
 
 | ends as | then | because |
 |---|---|---|
-{told}
+{rows}
 
 A job that goes to `otp.dead` is published there with a confirm before it is acknowledged.
 """

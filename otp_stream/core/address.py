@@ -18,8 +18,8 @@ IGNORABLE = re.compile(f"[{_IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17
 # `strip` takes characters alone, and a pattern for the end of a text would try each blank within it
 _AROUND = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
-# What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line. U+FFFD stands
-# where a character was lost: what is left is another address. In a domain, UTS 46 decides on invisible characters.
+# What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line. U+FFFD
+# replaces a lost character, so the rest is another address. In a domain, UTS 46 decides on invisible characters.
 _REFUSED = r"@\s<>\"(),:;\\\x00-\x20\x7f-\x9f\ufffd"
 _ADDRESS = re.compile(rf"[^{_REFUSED}{INVISIBLE}]{{1,64}}@[^{_REFUSED}]{{1,255}}")
 
@@ -30,7 +30,7 @@ def trimmed(value: str) -> str:
 
 
 def is_address(value: str) -> bool:
-    """Whether it is one address alone."""
+    """Return whether the text is exactly one address."""
     return len(value) <= 254 and _ADDRESS.fullmatch(value) is not None
 
 

@@ -1,4 +1,4 @@
-"""What the tables say of a job before an attempt: facts that an adapter reports, never a verdict."""
+"""What the tables report about a job before an attempt: facts, never a verdict."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never, get_args
@@ -28,7 +28,7 @@ def span(period_ms: int) -> str:
 
 
 def read_limits(name: LimitName, text: str) -> tuple[Limit, ...]:
-    """Read `5/10m`, or several as in `5/10m,20/1d`. Raises `ValueError` with the cure."""
+    """Read `5/10m`, or several as in `5/10m,20/1d`. Raises `ValueError` with the fix."""
     found: list[Limit] = []
     for part in text.split(","):
         count, slash, period = part.strip().partition("/")
@@ -62,7 +62,7 @@ class Throttled:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Nobody could say before the job's deadline: the tables are away, or another worker is at it."""
+    """No answer before the job's deadline: the tables are unavailable, or another worker has claimed the job."""
 
 
 Refusal = SentBefore | Superseded | Throttled | Unknown
@@ -89,22 +89,22 @@ def answer_name(refusal: Refusal | None) -> str:
 ANSWERS = (
     "admitted", "duplicate", "superseded", *(f"throttled_{name}" for name in get_args(LimitName)), "unknown", "busy",
 )  # fmt: skip
-"""Every name under which answers of the tables are counted; `busy` is another worker that is at the job."""
+"""Every name under which answers of the tables are counted; `busy`: another worker has claimed the job."""
 
 
 class Claim(Protocol):
     """A job that is this worker's to send."""
 
     def holds(self) -> bool:
-        """Whether it may still be sent, as far as can be known without asking."""
+        """Return whether the job may still be sent, without a request to Redis."""
         ...
 
     async def renew(self, deadline_ms: int) -> Refusal | None:
-        """Ask again, for a claim that does not hold; `None` when it holds now."""
+        """Claim the job again after the claim was lost; return `None` if that succeeds."""
         ...
 
     def mark_sent(self) -> None:
-        """Remember that the job was sent, and end the claim."""
+        """Record that the job was sent, and end the claim."""
         ...
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters without their secrets, grouped by cause, and whether a replay of them makes sense."""
+"""Each dead letter without its secrets; dead letters by cause, and whether a replay makes sense."""
 
 import json
 import re
@@ -34,7 +34,7 @@ _NEVER_VALID = "malformed"
 
 
 class DeadLettersError(Exception):
-    """The dead-letter queue cannot be read; the text says why and what to do."""
+    """The dead-letter queue cannot be read; the text has the cause and the fix."""
 
 
 class DeadLettersInUseError(DeadLettersError):
@@ -173,7 +173,7 @@ def grouped(dead_letters: Iterable[DeadLetter], now_ms: int) -> list[Group]:
 
 
 def outline(body: bytes) -> object:
-    """Return what a body looks like: its fields, and of their values only those that are nobody's secret."""
+    """Return the fields of a body, with only those values that cannot be a secret."""
     try:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):

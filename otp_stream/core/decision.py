@@ -1,4 +1,4 @@
-"""The verdicts on a job: `admit` and `refuse` before an attempt, `decide` after it. Nowhere else is one found."""
+"""Every verdict on a job is made here: `admit` and `refuse` before an attempt, `decide` after it."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never, get_args
@@ -10,7 +10,7 @@ from .outcome import Accepted, Crashed, Deferred, Outcome, Rejected, Reply, Time
 from .times import iso
 
 Ending = Literal["sent", "duplicate", "superseded"]
-"""How a job ends well: it is acknowledged and leaves no letter behind."""
+"""How a job ends without a dead letter: it is acknowledged."""
 
 Reason = Literal["malformed", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
 """Why a job is in the dead-letter queue (`x-otp-reason`). Dashboards depend on these words."""
@@ -35,7 +35,7 @@ class Retry:
     attempt: int
     error: str
     uncertain: str | None = None
-    """The relay that may have taken the mail: it is sent again once, not more often."""
+    """The relay that may have accepted the mail: it is sent again once, not more often."""
     reply: Reply | None = field(default=None, compare=False)
     """The relay's reply, if it gave one."""
 
@@ -49,7 +49,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Lay it in the dead-letter queue; `error` holds no secret, `attempt` is the number of attempts made."""
+    """Dead-letter it; `error` holds no secret, `attempt` is the number of attempts made."""
 
     reason: Reason
     error: str
@@ -70,22 +70,22 @@ Settlement = Final | Hold
 
 
 def admit(*, now_ms: int, expires_ms: int, attempts_made: int) -> Dead | None:
-    """Judge a job before any work is spent on it; `None` lets it pass."""
+    """Check a job before any work is spent on it; `None` admits it."""
     return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else None
 
 
 def refuse(refusal: Refusal, *, attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Final:
-    """Turn what the tables have against an attempt into the job's settlement."""
+    """Return the settlement of a job that the tables refuse."""
     match refusal:
         case SentBefore():
             return Ack("duplicate")
         case Superseded():
             return Ack("superseded")
         case Throttled(limit, allowed_ms):
-            told = f"over {limit.name.upper()}_LIMIT={limit}: allowed again at {iso(allowed_ms)}"
-            return Dead("throttled", told, attempts_made, allowed_ms)
+            error = f"over {limit.name.upper()}_LIMIT={limit}: allowed again at {iso(allowed_ms)}"
+            return Dead("throttled", error, attempts_made, allowed_ms)
         case Unknown():
-            return _aside(attempts_made, now_ms, expires_ms, backoff)
+            return _wait_in_broker(attempts_made, now_ms, expires_ms, backoff)
         case _:
             assert_never(refusal)
 
@@ -100,11 +100,11 @@ def decide(
     fraction: float,
     may_resend: bool = True,
 ) -> Settlement:
-    """Turn what an attempt met into the job's settlement.
+    """Return the settlement of a job after an attempt.
 
     `attempts_made` counts the attempts before this one, times are milliseconds since 1970,
-    `fraction` in [0, 1) is the randomness of the back-off's jitter. `may_resend` says whether a mail that the relay may
-    have taken is sent once more.
+    `fraction` in [0, 1) is the randomness of the back-off's jitter. `may_resend`: whether a mail that the relay may
+    have accepted is sent once more.
     """
     match outcome:
         case Accepted():
@@ -115,23 +115,23 @@ def decide(
             return crashed(error, attempts_made)
         case Deferred(reply):
             greylisted = backoff.retry_greylisted and is_greylisting(reply)
-            again = _again(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
+            again = _retry(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
             return replace(again, reply=reply)
         case Uncertain(error, relay) if may_resend:
-            again = _again(error, attempts_made, now_ms, expires_ms, backoff, fraction)
+            again = _retry(error, attempts_made, now_ms, expires_ms, backoff, fraction)
             return replace(again, uncertain=relay) if isinstance(again, Retry) else again
         case Uncertain(error, _):
-            told = f"the relay may have taken it, and it is not sent again: {error}"
-            return Dead("retries_exhausted", told, attempts_made + 1)
+            text = f"the relay may have taken it, and it is not sent again: {error}"
+            return Dead("retries_exhausted", text, attempts_made + 1)
         case Unavailable():
             return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
         case TimedOut():
-            return _aside(attempts_made, now_ms, expires_ms, backoff)
+            return _wait_in_broker(attempts_made, now_ms, expires_ms, backoff)
         case _:
             assert_never(outcome)
 
 
-def _again(
+def _retry(
     error: str,
     attempts_made: int,
     now_ms: int,
@@ -150,7 +150,7 @@ def _again(
     return Retry(delay_ms, attempts_made + 1, error)
 
 
-def _aside(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Park | Dead:
+def _wait_in_broker(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Park | Dead:
     if now_ms >= expires_ms:
         return expired(now_ms, expires_ms, attempts_made)
     wait_ms = backoff.longest_wait_ms(expires_ms - now_ms)
@@ -160,7 +160,7 @@ def _aside(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -
 
 
 def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:
-    """Judge a code that has outlived its time."""
+    """Dead-letter a job whose code has expired."""
     return Dead("expired", f"the code expired {now_ms - expires_ms} ms ago", attempts_made)
 
 

@@ -27,7 +27,7 @@ _FAILURE = re.compile(
     r"too many|\brates?\b|\blimit|concurren|virus|scan|certificate|\btls\b|login|authenti|reverse|hostname",
     re.IGNORECASE,
 )
-"""What is wrong with the relay, the mailbox or us: waiting is no more likely to help than with any 4xx."""
+"""Faults of the relay, the mailbox or the sender: waiting is no more likely to help than after any other 4xx."""
 _NOT_YET = re.compile(
     r"(?:try|retry|come|attempt|resend|send)(?: it| this| your (?:mail|message))?(?: again| back)? "
     r"(?:(?:a bit |a little )?later|in \S+|after|at a later|shortly|soon)|(?:try|retry|come back) again|"
@@ -41,12 +41,12 @@ _NOT_YET = re.compile(
 
 
 def is_of_an_unknown_sender(text: str) -> bool:
-    """Return whether a 4xx reply says that its relay does not know the sender or its host yet."""
+    """Return whether a 4xx reply means that the relay does not know the sender or its host yet."""
     return _UNKNOWN_SENDER.search(text) is not None
 
 
 def asks_for_later(text: str) -> bool:
-    """Return whether the words of a 4xx reply ask for the same mail later, whatever its codes say."""
+    """Return whether the words of a 4xx reply ask for the same mail later, whatever its codes are."""
     return bool(_SAYS_SO.search(text) or (_NOT_YET.search(text) and not _FAILURE.search(text)))
 
 

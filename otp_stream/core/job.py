@@ -16,17 +16,17 @@ _HALF_DAY_MS = 12 * 60 * 60_000
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """An operator has sent a dead letter on its way again."""
+    """An operator has replayed a dead letter."""
 
     at_ms: int
     by: str
     fresh: bool
-    """Whether its code's life begins anew with it."""
+    """Whether the lifetime of its code starts again with the replay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job in the worker's hands: what was asked, and what it knows of its way so far.
+    """One job in flight: the request, and what the worker knows about earlier attempts.
 
     Times are milliseconds since 1970. `attempts_made` counts real attempts; an open circuit breaker counts none.
     """
@@ -40,9 +40,9 @@ class Job:
     expires_ms: int
     clock_ahead_ms: int
     suspect: bool = False
-    """Whether somebody had it before and did not settle it: it may be what killed a worker."""
+    """Whether it was delivered before and not settled: it may have crashed a worker."""
     uncertain: str | None = None
-    """Whether the relay may have taken it before."""
+    """The relay that may have accepted it before."""
     replay: Replay | None = None
     """The last one, if it was a dead letter before."""
 
@@ -84,26 +84,26 @@ class Job:
 
     @property
     def identity(self) -> int:
-        """What makes it the same job, in this process: its id, its recipient and its code."""
+        """Equal for copies of one job, within this process: same id, recipient and code."""
         return hash((self.id, self.request.email, self.request.otp))
 
     @property
     def requested_ms(self) -> int:
-        """When somebody last asked for it to be sent."""
+        """When the producer, or an operator with a replay, last requested it."""
         return self.replay.at_ms if self.replay else self.made_ms
 
     @property
     def dated_ms(self) -> int:
-        """The moment that its e-mail names, the same in each copy.
+        """The time for the `Date` of its e-mail, the same in each copy.
 
-        It is the producer's own where that is believable: it survives a crash, our first sight of the job does not.
+        It is the producer's `timestamp` where that is plausible: unlike the time of arrival, it survives a crash.
         """
         stated_ms = self.request.timestamp if self.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
         return self.made_ms if stated_ms is None else stated_ms
 
     @property
     def rank(self) -> int:
-        """Its place in the window, most urgent first: 0 high lane, 1 high, 2 normal, 3 low."""
+        """Its order among prefetched jobs, most urgent first: 0 high lane, 1 high, 2 normal, 3 low."""
         return rank(self.lane, self.request.priority)
 
     def template_data(self) -> Mapping[str, Any]:
@@ -130,7 +130,7 @@ _RANKS = {"high": 1, "normal": 2, "low": 3}
 
 
 def rank(lane: Lane, priority: Priority) -> int:
-    """Return the place in the window, most urgent first; the high lane stands before every priority."""
+    """Return the order among prefetched jobs, most urgent first; the high lane precedes every priority."""
     return 0 if lane == "high" else _RANKS[priority]
 
 
@@ -139,7 +139,7 @@ def _alive_from_ms(made_ms: int, replay: Replay | None) -> int:
 
 
 def _time_of_day(at_ms: int, *, dated: bool) -> str:
-    """Return `14:32 UTC`, with the date where the time alone would not tell the day; never later than it is."""
+    """Return `14:32 UTC`, with the date where the time alone would be ambiguous; rounded down."""
     hours, minutes = divmod(at_ms // 60_000 % 1440, 60)
     time = f"{hours:02}:{minutes:02} UTC"
     return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d} {time}" if dated else time

@@ -1,4 +1,4 @@
-"""Read a job whose optional fields are not as documented, so that they cost no one the code."""
+"""Read a job whose optional fields are not as documented: its code is sent all the same."""
 
 import json
 import math
@@ -16,7 +16,7 @@ LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?")
 _PRIORITIES = ("low", "normal", "high")
 MILLISECONDS = range(10**12, 10**13)
-"""From 2001 to 2286. What lies outside in every unit, such as .NET's ticks or an uptime, is no time of a code."""
+"""From 2001 to 2286. A value outside in every unit, such as .NET's ticks or an uptime, is not the time of a code."""
 _UNITS = (
     (range(10**9, 10**10), "seconds", 1_000),
     (MILLISECONDS, "milliseconds", 1),
@@ -31,7 +31,7 @@ _BAD_ESCAPE = re.compile(
 )
 """An escape that JSON does not know, or half a surrogate pair, in a text without escaped backslashes."""
 _BACKSLASH = "\ud800"
-"""Stands for an escaped backslash for a while: no decoded text has it."""
+"""A temporary replacement of an escaped backslash: no decoded text has it."""
 _DEEPEST = 200
 """Lists and objects within each other; pydantic reads as many. Python's own reader ends with its stack."""
 _TEXT = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))', re.DOTALL)
@@ -97,7 +97,7 @@ def has_two_names(body: bytes) -> bool:
 
 
 def unreadable(body: bytes) -> str | None:
-    """Return why a body is no JSON object and what to do, where its first bytes say so."""
+    """Return why a body is no JSON object, with the fix, where its first bytes show it."""
     start = body.removeprefix(BOM).lstrip()[:4]
     if not start:
         return "is empty"

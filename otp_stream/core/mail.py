@@ -12,7 +12,7 @@ class Mail:
     dot_safe: bool = False
     """Whether it is known that all lines end with CRLF and none begins with a dot."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What must not show where a relay's words are told."""
+    """What to redact in texts of the relay."""
 
 
 class ComposeError(Exception):

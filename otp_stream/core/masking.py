@@ -12,10 +12,10 @@ def mask_address(address: str) -> str:
 
 
 def hash_address(address: str, key: bytes) -> str:
-    """Return a keyed hash: equal for addresses of one person, tells nothing else."""
+    """Return a keyed hash: equal for addresses of one person, and otherwise meaningless."""
     return blake2b(one_person(address).encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
 
 
 def keyed_hash(name: str, key: bytes) -> str:
-    """Return a keyed hash of what somebody has called a thing, where it may be a secret; nothing for nothing."""
+    """Return a keyed hash of a name that may be a secret; an empty name stays empty."""
     return name and blake2b(name.encode(errors="replace"), key=key, digest_size=16).hexdigest()

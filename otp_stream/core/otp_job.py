@@ -26,8 +26,8 @@ from .redaction import contains_secret
 Priority = Literal["low", "normal", "high"]
 MAX_BODY_BYTES = 64 * 1024
 
-# U+FFFD stands where a character was lost: what is left is another code. One that is not seen as it is typed, or is not
-# seen at all, is none, either.
+# U+FFFD replaces a lost character, so the rest is another code. A code with invisible characters is refused, too: no
+# one could type it.
 _CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f\ufffd]{4,64}")
 
 
@@ -148,11 +148,11 @@ class OtpJob(BaseModel):
     )
 
     lenient: ClassVar[tuple[Lenience, ...]] = ()
-    """What was not as documented, and is now; no field, because a producer could write it."""
+    """What was coerced or ignored. Not a field, because a producer could set it."""
 
     @cached_property
     def shown_template(self) -> str:
-        """The template's name for logs, traces, events and pages: anything could be written there, even the code."""
+        """The template's name for logs, traces, events and pages, masked if it contains a secret."""
         name = self.metadata.template
         return "***" if contains_secret(name, self.email, self.otp, partial=True) else name
 
@@ -161,7 +161,7 @@ class OtpJob(BaseModel):
         """Read a job from a message body (UTF-8 JSON).
 
         An optional field that is not as documented is coerced or ignored, and named in `lenient`, unless `strict`.
-        Raises `MalformedError`, whose text names each bad field and its cure and quotes no value.
+        Raises `MalformedError`, whose text names each bad field with the fix and quotes no value.
         """
         if len(body) > MAX_BODY_BYTES:
             raise too_large(len(body))
@@ -188,13 +188,13 @@ class OtpJob(BaseModel):
             raise MalformedError(_explain(error, body) if error else "body: cannot be read") from None
         if error and error.errors(include_input=False, include_url=False)[0]["type"] == "json_invalid":
             found.insert(0, Lenience("body", "coerced"))
-        # past the frozen model: this is no field of it
+        # not setattr: the model is frozen
         vars(job)["lenient"] = tuple(found)
         return job
 
 
 class MalformedError(ValueError):
-    """A message that is no job; the text names each bad field and the cure."""
+    """A message that is no job; the text names each bad field with the fix."""
 
 
 def too_large(size: int) -> MalformedError:
@@ -202,7 +202,7 @@ def too_large(size: int) -> MalformedError:
     return MalformedError(f"body: {size} bytes; the maximum is {MAX_BODY_BYTES}")
 
 
-_CURES = {
+_FIXES = {
     "missing": "is required",
     "string_type": "must be a string, in quotes",
     "int_type": "must be a whole number, without quotes",
@@ -217,7 +217,7 @@ def _explain(error: ValidationError, body: bytes) -> str:
         return f"body: {why}"
     found = error.errors(include_input=False, include_url=False, include_context=False)[:8]
     return "; ".join(
-        f"{_place(item['loc'])}: {_CURES.get(item['type']) or item['msg'].removeprefix('Value error, ')}"
+        f"{_place(item['loc'])}: {_FIXES.get(item['type']) or item['msg'].removeprefix('Value error, ')}"
         for item in found
     )
 

@@ -1,9 +1,9 @@
-"""What one attempt met at the relay: facts that an adapter reports, never a verdict."""
+"""The result of one attempt, as an adapter reports it: a fact, never a verdict."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
-from .redaction import WINDOW, cut, scrub
+from .redaction import SEARCH_LIMIT, cut, scrub
 
 Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
 """The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""
@@ -45,21 +45,21 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The relay said 250 to the final dot: the message is its responsibility now."""
+    """The relay replied 250 to the final dot: the message is its responsibility now."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """The relay said 4xx to this recipient or message."""
+    """The relay replied 4xx to this recipient or message."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The relay said 5xx to this recipient or message."""
+    """The relay replied 5xx to this recipient or message."""
 
     reply: Reply
 
@@ -80,7 +80,7 @@ class Unavailable:
     reason: UnavailableReason
     error: str
     code: int | None = field(default=None, compare=False)
-    """Of the reply that said so, where it was one to this mail."""
+    """Of the reply, if there was one to this mail."""
     stage: Stage | None = field(default=None, compare=False)
     """Of that reply."""
 
@@ -100,11 +100,16 @@ class Crashed:
 Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | TimedOut | Crashed
 
 
+def at_recipient(outcome: Unavailable) -> Deferred:
+    """Return the outcome if the relay is unavailable for this recipient alone and takes all other mail."""
+    return Deferred(Reply(421, None, f"met by this recipient alone: {outcome.error}", "rcpt"))
+
+
 def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
-    """Return the outcome with every secret blotted out of its texts: a relay may quote what it was sent."""
+    """Return the outcome with every secret in its texts redacted: a relay may quote what it was sent."""
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
-            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets, limit=WINDOW)))
+            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets, limit=SEARCH_LIMIT)))
         case Uncertain(error) | Unavailable(_, error) | Crashed(error):
             return replace(outcome, error=scrub(error, *secrets))
         case TimedOut():

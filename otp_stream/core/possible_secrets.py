@@ -41,7 +41,7 @@ class PossibleSecrets:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._needles: list[Needle] = []
-        for it in {form for said in secrets if len(said) >= SHORTEST for form in (said, unquote(said))}:
+        for it in {form for secret in secrets if len(secret) >= SHORTEST for form in (secret, unquote(secret))}:
             self._needles += of_address(it, shortest=SHORTEST) if "@" in it else of_code(it)
 
     @classmethod
@@ -53,7 +53,7 @@ class PossibleSecrets:
         if too_many(body):
             return None
         fields = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
-        named = {said.strip() for name in ("email", "otp") if isinstance(said := fields.get(name), str)}
+        named = {value.strip() for name in ("email", "otp") if isinstance(value := fields.get(name), str)}
         return cls(named | suspects(body, apart=apart, names=names))
 
     def any_in(self, text: str) -> bool:
@@ -70,12 +70,12 @@ class PossibleSecrets:
 def readable_job_id(body: bytes) -> str | None:
     """Return the `jobId` of a malformed body if it can be shown: an operator searches for the job by it."""
     try:
-        said = from_json(body) if len(body) <= MAX_BODY_BYTES else None
+        content = from_json(body) if len(body) <= MAX_BODY_BYTES else None
     except ValueError:
         return None
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         return None
-    fields = cast("dict[str, Any]", said)
+    fields = cast("dict[str, Any]", content)
     job_id: Any = fields.pop("jobId", None) or fields.pop("job_id", None)
     if not isinstance(job_id, str) or not 0 < len(job_id) <= _ID_LIMIT or not job_id.isprintable():
         return None
@@ -108,7 +108,7 @@ def suspects(body: Any, *, apart: Container[str], names: bool = True) -> set[str
 
 
 class _End(NamedTuple):
-    """Stands behind the last value of a list or an object."""
+    """Marks the end of a list or an object."""
 
     first: int
     """How many pieces came before it."""
@@ -117,7 +117,7 @@ class _End(NamedTuple):
 def _values(body: Any, *, apart: Container[str]) -> Iterator[tuple[str | None, str | int | float]]:
     """Yield the texts and numbers in a body with the name of their field, and the names, which have none.
 
-    What a list or an object says when it is written in one word is yielded as well: a code may be a list of digits.
+    A list or an object is yielded as one word as well: a code may be a list of digits.
     """
     pieces = _Pieces()
     left: list[tuple[str | None, Any]] = [("", body)]
@@ -137,15 +137,15 @@ def _values(body: Any, *, apart: Container[str]) -> Iterator[tuple[str | None, s
             yield name, value
             if not _may_be_json(value):
                 pieces.add(name, value)
-            left += ((name, it) for it in _said_in(value))
+            left += ((name, it) for it in _decoded_in(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
             pieces.add(name, f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value))
     yield from (("", it) for it in pieces.numbers())
 
 
-def _said_in(text: str) -> Iterator[Any]:
-    """Yield what a text says as JSON and as base64."""
+def _decoded_in(text: str) -> Iterator[Any]:
+    """Yield the content of a text that is JSON or base64."""
     if _may_be_json(text):
         with suppress(ValueError, RecursionError):
             yield json.loads(text)
@@ -174,7 +174,7 @@ class _Pieces:
             yield "".join(self.texts[first:])
 
     def numbers(self) -> Iterator[str]:
-        """Yield neighbours with equally many digits as one word, whatever stands around them."""
+        """Yield neighbours with equally many digits as one word, whatever surrounds them."""
         for size, numbers in groupby(self.texts, lambda it: len(it) if it.isdecimal() else 0):
             same = list(numbers)
             if size and len(same) > 1 and SHORTEST <= size * len(same) <= _LONGEST_CODE:
@@ -204,7 +204,7 @@ def _may_be_json(text: str) -> bool:
 
 
 def _from_base64(text: str) -> str:
-    """Return what a text says in base64; nothing where that is no text."""
+    """Return the text that is encoded as base64; empty if it is none."""
     digits = "".join(text.split()).rstrip("=").translate(_TO_STANDARD)
     if not _BASE64.fullmatch(digits):
         return ""

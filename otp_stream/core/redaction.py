@@ -11,7 +11,7 @@ from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, of_
 
 SHOWN = 300
 """Characters of a text that are shown."""
-WINDOW = 2_000
+SEARCH_LIMIT = 2_000
 """Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
 _TORN = 128
 """Characters of a longer word: no code fills it."""
@@ -80,7 +80,7 @@ def cut(text: str) -> str:
 
 def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
     """Return `text` on one line of printable characters, with every secret in it redacted, then cut to `limit`."""
-    text = " ".join(text.split())[: max(WINDOW, limit)]
+    text = " ".join(text.split())[: max(SEARCH_LIMIT, limit)]
     # a shorter one is no code, and part of every other word
     needles = [it for secret in secrets if len(secret) >= SHORTEST for it in _of(secret)]
     parts: list[str] = []
@@ -99,7 +99,7 @@ def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
 
 def scrub_suspects(text: str, *secrets: str, limit: int = SHOWN) -> str:
     """Return the same as `scrub`, and without every word that may be an address or a code."""
-    parts = _REPLY_CODE.split(scrub(text, *secrets, limit=WINDOW))
+    parts = _REPLY_CODE.split(scrub(text, *secrets, limit=SEARCH_LIMIT))
     parts[::2] = map(_unsuspected, parts[::2])
     return " ".join(filter(None, parts))[:limit]
 

@@ -151,7 +151,7 @@ class Reading:
         self.compact = _compact(self.folded)
 
     def find(self, needle: Needle) -> Iterator[tuple[int, int, bool, bool]]:
-        """Yield where it begins and ends, whether it stands for itself, and whether it is written without gaps."""
+        """Yield where it begins and ends, whether it is not part of something longer, and whether it has no gaps."""
         within = self.compact if needle.compact else self.folded
         size = len(needle.text)
         at = within.find(needle.text)
@@ -200,7 +200,7 @@ class Searched:
 
     @cached_property
     def decoded(self) -> list[Reading]:
-        """What the text says as base64 and in hexadecimal digits."""
+        """The text decoded from base64 and from hexadecimal digits."""
         return [*_decoded(self._text, _NO_BASE64, _BASE64), *_decoded(self._text, _NO_HEX, _HEX)]
 
     @property
@@ -275,15 +275,15 @@ def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[Reading]
 
 
 def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list[int]]) -> Reading:
-    said = data.decode(errors="surrogateescape")
+    decoded = data.decode(errors="surrogateescape")
 
     def place(first: int, last: int) -> tuple[int, int]:
-        before = len(said[:first].encode(errors="surrogateescape"))
-        after = len(said[:last].encode(errors="surrogateescape"))
+        before = len(decoded[:first].encode(errors="surrogateescape"))
+        after = len(decoded[:last].encode(errors="surrogateescape"))
         end = min(offset - (-after * 8 // bits), len(places()))
         return places()[offset + before * 8 // bits], places()[end - 1] + 1
 
-    return Reading(said, place)
+    return Reading(decoded, place)
 
 
 def _bytes_of(digits: str, bits: int) -> bytes:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, after which there are no dates."""
 _UNITS = (("days", 86_400_000, 2), ("h", 3_600_000, 2), ("min", 60_000, 2), ("s", 1000, 1))
-"""Each with its milliseconds, and from how many of it on it is used: `90 s` says more than `1 min`."""
+"""Each with its milliseconds, and from how many of it on it is used: `90 s` is more precise than `1 min`."""
 
 
 def in_words(span_ms: float) -> str:

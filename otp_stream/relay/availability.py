@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from otp_stream.core.outcome import Accepted, Deferred, Outcome, Reply, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Outcome, Unavailable, Uncertain, at_recipient
 from otp_stream.core.redaction import scrub
 
 from .circuit_breaker import CircuitBreaker
@@ -33,9 +33,9 @@ class Availability:
         """Take the outcome of a mail into account."""
         recipient = pending.mail.recipient
         match outcome:
-            case Unavailable(_, error) if self._is_at_fault(pending, outcome):
+            case Unavailable() if self._is_at_fault(pending, outcome):
                 # all other mail is taken: one address must not hold up all of them
-                return Verdict(Deferred(Reply(421, None, f"met by this recipient alone: {error}", "rcpt")))
+                return Verdict(at_recipient(outcome))
             case Unavailable(reason, error):
                 self.recipients.failed.add(recipient)
                 if not self._open(pending, outcome, error, now_ms):

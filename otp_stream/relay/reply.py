@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from otp_stream.core.greylisting import asks_for_later, is_of_an_unknown_sender
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Unavailable, UnavailableReason
-from otp_stream.core.redaction import SHOWN, WINDOW, scrub
+from otp_stream.core.redaction import SEARCH_LIMIT, SHOWN, scrub
 
 from . import reply_words as words
 from .parser import Answer
@@ -73,7 +73,7 @@ def to_reply(
         ours = {name.lower(): shown for name, shown in ((login, _LOGIN), (sender, _SENDER)) if name}
         # as in "from=otp@example.com."
         text = _ADDRESS.sub(lambda it: ours.get(it[0].rstrip(".!?").lower().removeprefix("from="), "***"), text)
-    return Reply(code, status, scrub(text, *(secrets if len(text) > SHOWN else ()), limit=WINDOW), stage)
+    return Reply(code, status, scrub(text, *(secrets if len(text) > SHOWN else ()), limit=SEARCH_LIMIT), stage)
 
 
 def classify(reply: Reply) -> Outcome | None:

@@ -136,8 +136,8 @@ def test_an_expired_job_is_not_admitted() -> None:
 
 
 def test_what_a_relay_quotes_is_blotted_out() -> None:
-    told = without_secrets(Rejected(Reply(550, None, "<u@x.y> 123456\r\nno", "rcpt")), "123456", "u@x.y")
-    assert told == Rejected(Reply(550, None, "<***> *** no", "rcpt"))
+    redacted = without_secrets(Rejected(Reply(550, None, "<u@x.y> 123456\r\nno", "rcpt")), "123456", "u@x.y")
+    assert redacted == Rejected(Reply(550, None, "<***> *** no", "rcpt"))
     assert without_secrets(Uncertain("lost 123456", "relay:25"), "123456") == Uncertain("lost ***", "relay:25")
     assert without_secrets(TimedOut(), "123456") == TimedOut()
 

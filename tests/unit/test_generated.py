@@ -1,4 +1,4 @@
-"""Generated files are what the code says now."""
+"""Generated files are up to date with the code."""
 
 import os
 from pathlib import Path

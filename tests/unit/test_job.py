@@ -144,8 +144,8 @@ def test_codes_are_trimmed_and_taken(otp: str) -> None:
 
 @pytest.mark.parametrize("otp", ["123", "a" * 65, "12 34", "12\n34", "12\u200034", "12\x0034", "", "    "])
 def test_what_is_no_code_is_named_and_not_quoted(otp: str) -> None:
-    told = error(otp=otp)
-    assert told.startswith("otp: must have 4 to 64 characters")
+    message = error(otp=otp)
+    assert message.startswith("otp: must have 4 to 64 characters")
 
 
 @pytest.mark.parametrize("email", ["user@example.com", "foo.@docomo.ne.jp", "A+b@x.y", "ünï@example.com", " u@x.y "])
@@ -181,8 +181,8 @@ def test_an_address_is_read_in_the_form_in_which_it_goes_over_the_wire(email: st
     "domain", ["💩.la", "ex\u200dample.com", "x＠y.com", "a_b.bücher.de", "xn--straße.de", "ü..com", "-ü.de", "ü" * 80]
 )
 def test_a_domain_that_idna_2008_does_not_allow_is_malformed(domain: str) -> None:
-    told = error(email=f"u@{domain}")
-    assert told == "email: must have a domain that IDNA 2008 allows"
+    message = error(email=f"u@{domain}")
+    assert message == "email: must have a domain that IDNA 2008 allows"
 
 
 def test_what_becomes_too_long_or_no_address_in_its_wire_form_is_malformed() -> None:
@@ -207,13 +207,13 @@ def test_what_becomes_too_long_or_no_address_in_its_wire_form_is_malformed() -> 
     ],
 )
 def test_what_is_no_address_is_named_and_not_quoted(email: str) -> None:
-    told = error(email=email)
-    assert told.startswith("email: must be one e-mail address")
-    assert "Bcc" not in told
+    message = error(email=email)
+    assert message.startswith("email: must be one e-mail address")
+    assert "Bcc" not in message
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"otp": 123456}, "otp: must be a string, in quotes"),
         ({"email": 7}, "email: must be a string, in quotes"),
@@ -228,16 +228,16 @@ def test_what_is_no_address_is_named_and_not_quoted(email: str) -> None:
         ({"jobId": "a\r\nb"}, "jobId: must have at most 200 printable characters"),
     ],
 )
-def test_a_strict_reader_names_each_bad_field_with_its_cure(fields: dict[str, Any], told: str) -> None:
-    assert error(strict=True, **fields).startswith(told)
+def test_a_strict_reader_names_each_bad_field_with_its_fix(fields: dict[str, Any], message: str) -> None:
+    assert error(strict=True, **fields).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("written", "meant"),
     [("de", "de"), ("de_AT", "de_AT"), ("en_US.UTF-8", "en_US"), ("", None), ("../etc", None), (7, None), ("1", None)],
 )
-def test_a_language_that_cannot_be_read_is_none(said: object, meant: str | None) -> None:
-    assert read(metadata={"locale": said}).metadata.locale == meant
+def test_a_language_that_cannot_be_read_is_none(written: object, meant: str | None) -> None:
+    assert read(metadata={"locale": written}).metadata.locale == meant
 
 
 def noted(job: OtpJob) -> dict[str, str]:
@@ -463,7 +463,7 @@ def test_a_nesting_that_never_ends_is_malformed_in_time(piece: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b" \n", "body: is empty"),
         (b"\x1f\x8b\x08\0", "body: is compressed by gzip: publish"),
@@ -476,9 +476,9 @@ def test_a_nesting_that_never_ends_is_malformed_in_time(piece: str) -> None:
         (b"email=u%40x.y&otp=123456", "body: Invalid JSON"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_named_for_what_it_is(body: bytes, told: str) -> None:
+def test_a_body_that_is_no_json_object_is_named_for_what_it_is(body: bytes, message: str) -> None:
     for strict in (False, True):
-        with pytest.raises(MalformedError, match=f"^{told}"):
+        with pytest.raises(MalformedError, match=f"^{message}"):
             OtpJob.from_bytes(body, strict=strict)
 
 

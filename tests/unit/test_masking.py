@@ -273,7 +273,7 @@ def test_words_with_a_digit_or_an_at_sign_may_be_secrets(value: object, words: l
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "found"),
     [
         ("login-user@example.com-7", True),
         ("LOGIN-USER@EXAMPLE.COM", True),
@@ -285,8 +285,8 @@ def test_words_with_a_digit_or_an_at_sign_may_be_secrets(value: object, words: l
         ("a1b2c3", False),
     ],
 )
-def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
-    assert contains_secret(text, "user@example.com", "123456") is told
+def test_an_id_that_contains_a_secret_is_found(text: str, *, found: bool) -> None:
+    assert contains_secret(text, "user@example.com", "123456") is found
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
         ({"timestamp": 1672531200000, "otp": 5}, "login-1672531200000", True),
         ({"metadata": {"purpose": "login"}}, "login-4711", True),
         ({}, "somebody@x.example", False),
-        # what is said may be part of a longer text, or be said in another one
+        # a code may be part of a longer text, or be in another one
         ({"text": "code=483920"}, "483920", False),
         ({"text": "code=483-920"}, "l-483920", False),
         ({"data": '{"otp": "483920"}'}, "l-483920", False),
@@ -342,7 +342,7 @@ def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
         ({"type": "login", "user": 17}, "login-17", True),
         ({"otp": ["4", "8", "2", "9", "1", "3"]}, "login-17", True),
         ({"otp": [4, 8, 2, 9, 1, 3, True, None, float("inf")]}, "login-17", True),
-        # what is encoded says something as well
+        # encoded texts are searched as well
         ({"data": base64({"otp": "482913", "email": "u@x.example"})}, "482913", False),
         ({"data": base64(["4", "8", "2", "9", "1", "3"])}, "482913", False),
         ({"data": base64({"data": base64({"pin": "QWERTY"})})}, "l-qwerty", False),
@@ -356,8 +356,8 @@ def test_an_id_that_tells_a_secret_is_seen(text: str, *, told: bool) -> None:
 def test_an_id_of_what_is_no_job_is_shown_only_where_it_can_tell_nothing(
     body: dict[str, object], job_id: str, *, shown: bool
 ) -> None:
-    said = readable_job_id(json.dumps(body | {"jobId": job_id}).encode())
-    assert said == (job_id if shown else None)
+    shown_id = readable_job_id(json.dumps(body | {"jobId": job_id}).encode())
+    assert shown_id == (job_id if shown else None)
 
 
 def test_an_id_is_read_by_either_of_its_names() -> None:
@@ -410,10 +410,10 @@ def test_no_part_of_a_secret_is_left_where_a_reply_is_cut(form: str, before: int
     reply = to_reply(
         (550, "5.1.1 " + ("no " * 100)[: before - 1] + f" {form} gone" + " end" * 200), "rcpt", secrets=(CODE, ADDRESS)
     )
-    told = without_secrets(Rejected(reply), CODE, ADDRESS)
-    assert isinstance(told, Rejected)
-    assert not traces(str(told.reply))
-    assert len(str(told.reply)) <= len("550 5.1.1  (to RCPT)") + 303
+    redacted = without_secrets(Rejected(reply), CODE, ADDRESS)
+    assert isinstance(redacted, Rejected)
+    assert not traces(str(redacted.reply))
+    assert len(str(redacted.reply)) <= len("550 5.1.1  (to RCPT)") + 303
     assert not traces(scrub(("no " * 100)[: before - 1] + f" {form} gone", CODE, ADDRESS))
 
 

@@ -62,7 +62,7 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"app_env": "production"}, "RABBITMQ_URL: the user guest is refused in production"),
         ({"app_env": "production", "rabbitmq_url": "memory://"}, "RABBITMQ_URL: memory:// loses all jobs"),
@@ -90,9 +90,9 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
         ({"rabbitmq_prefix": "a b"}, "RABBITMQ_PREFIX: "),
     ],
 )
-def test_each_problem_is_named(values: dict[str, object], told: str) -> None:
+def test_each_problem_is_named(values: dict[str, object], message: str) -> None:
     _, problems = load(**values)
-    assert [problem for problem in problems if problem.startswith(told)], problems
+    assert [problem for problem in problems if problem.startswith(message)], problems
 
 
 def test_what_is_bad_and_what_is_missing_is_named_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +147,10 @@ def test_the_usual_port_of_implicit_tls_means_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"), [("WARN", "warning"), ("verbose", "debug"), ("Info", "info"), ("http", "info")]
+    ("written", "meant"), [("WARN", "warning"), ("verbose", "debug"), ("Info", "info"), ("http", "info")]
 )
-def test_the_old_workers_log_levels_are_understood(said: str, meant: str) -> None:
-    assert load(log_level=said)[0].effective_log_level == meant
+def test_the_old_workers_log_levels_are_understood(written: str, meant: str) -> None:
+    assert load(log_level=written)[0].effective_log_level == meant
 
 
 def test_the_embedded_broker_is_on_loopback() -> None:
@@ -159,14 +159,14 @@ def test_the_embedded_broker_is_on_loopback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "wire"), [("Größe <s@faß.de>", "s@xn--fa-hia.de"), ("s@Example.com.", "s@example.com")]
+    ("written", "wire"), [("Größe <s@faß.de>", "s@xn--fa-hia.de"), ("s@Example.com.", "s@example.com")]
 )
-def test_the_senders_domain_is_read_as_idna_2008(said: str, wire: str) -> None:
-    assert load(sender_email=said)[0].sender[1] == wire
+def test_the_senders_domain_is_read_as_idna_2008(written: str, wire: str) -> None:
+    assert load(sender_email=written)[0].sender[1] == wire
 
 
 @pytest.mark.parametrize(
-    ("said", "sender"),
+    ("written", "sender"),
     [
         ("Bob, X <a@b.c>", ("Bob, X", "a@b.c")),
         ('"Bob \\"X\\"" <a@b.c>', ('Bob "X"', "a@b.c")),
@@ -175,20 +175,20 @@ def test_the_senders_domain_is_read_as_idna_2008(said: str, wire: str) -> None:
         ("<a@b.c>", ("", "a@b.c")),
     ],
 )
-def test_the_sender_is_the_address_in_angle_brackets(said: str, sender: tuple[str, str]) -> None:
-    settings, problems = load(sender_email=said)
+def test_the_sender_is_the_address_in_angle_brackets(written: str, sender: tuple[str, str]) -> None:
+    settings, problems = load(sender_email=written)
     assert (settings.sender, problems) == (sender, [])
 
 
 @pytest.mark.parametrize(
-    "said",
+    "written",
     [
         "a@b.c, d@e.f", "a@b.c;d@e.f", "Bob <a@b.c> x", "Bob <a@b.c", "Team: a@b.c;", "a:b@c.d", "mailto:a@b.c",
         "a(b)@c.d", "a@b@c", "a\u200bb@c.d", "a\\b@c.d", "<a@b.c> <d@e.f>", "a" * 65 + "@b.c", "\u202e<a@b.c>@d.e",
     ],
 )  # fmt: skip
-def test_a_sender_that_is_not_one_address_is_refused(said: str) -> None:
-    (problem,) = load(sender_email=said)[1]
+def test_a_sender_that_is_not_one_address_is_refused(written: str) -> None:
+    (problem,) = load(sender_email=written)[1]
     assert problem.startswith("SENDER_EMAIL: must be one address such as")
 
 
@@ -260,7 +260,7 @@ def test_fallback_relays_are_read_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "cure"),
+    ("url", "fix"),
     [
         ("relay.example.com:587", "must look like smtp://user:password@host:587"),
         ("smtp://", "must look like"),
@@ -272,10 +272,10 @@ def test_fallback_relays_are_read_in_order() -> None:
         ("smtp://u:hunter2@h:99999", "port"),
     ],
 )
-def test_a_bad_fallback_relay_is_named_by_its_place_and_not_quoted(url: str, cure: str) -> None:
+def test_a_bad_fallback_relay_is_named_by_its_place_and_not_quoted(url: str, fix: str) -> None:
     _, [problem] = load(smtp_fallback_urls=f"smtp://good.example.com,{url}")
     assert problem.startswith("SMTP_FALLBACK_URLS: entry 2 ")
-    assert cure in problem
+    assert fix in problem
     assert "hunter2" not in problem
 
 
@@ -322,22 +322,22 @@ def test_env_example_works_for_a_reader_that_takes_every_value_literally(monkeyp
 
 @pytest.mark.parametrize("around", ["{}\n", " {} ", '"{}"', "'{}'", '"{}"\r\n', "\ufeff{}"])
 def test_quotes_and_blanks_around_a_value_are_taken_off(around: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {
+    written = {
         "SMTP_PASS": "hunter2", "SMTP_HOST": "relay.example.com", "SMTP_PORT": "465", "NODE_ENV": "production",
         "RABBITMQ_URL": "amqps://u:p@h/", "SENDER_EMAIL": "Example <a@b.c>", "WORKER": "true", "SMTP_USER": "u",
         "HTTP_TOKEN": "f1d5a8c0327b46e9", "PREFETCH_COUNT": "9", "SECRET_KEY": KEY,
     }  # fmt: skip
-    for name, value in said.items():
+    for name, value in written.items():
         monkeypatch.setenv(name, around.format(value))
     settings, problems = load()
     assert problems == []
     assert settings.smtp_pass
     assert settings.http_token
     assert settings.smtp_pass.get_secret_value() == "hunter2"
-    assert settings.http_token.get_secret_value() == said["HTTP_TOKEN"]
+    assert settings.http_token.get_secret_value() == written["HTTP_TOKEN"]
     assert (settings.smtp_host, settings.smtp_port, settings.smtp_tls) == ("relay.example.com", 465, "implicit")
     assert (settings.app_env, settings.worker, settings.prefetch_count) == ("production", True, 9)
-    assert (settings.amqp_url, settings.sender_email) == (said["RABBITMQ_URL"], "Example <a@b.c>")
+    assert (settings.amqp_url, settings.sender_email) == (written["RABBITMQ_URL"], "Example <a@b.c>")
 
 
 def test_a_blank_environment_is_not_development(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,10 +365,10 @@ def test_a_blank_environment_is_not_development(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_bad_value_is_explained_in_plain_words(values: dict[str, object], problem: str) -> None:
-    _, [told] = load(**values)
-    assert told.startswith(problem)
-    assert "hunter2" not in told
-    assert "validation" not in told
+    _, [message] = load(**values)
+    assert message.startswith(problem)
+    assert "hunter2" not in message
+    assert "validation" not in message
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1", "relay", "smtp.example.com.", "a_b"])
@@ -418,14 +418,14 @@ SAFE = {"rabbitmq_url": "amqps://u:n8Vq2x@h/", "secret_key": KEY, **LOGIN}
 def test_what_is_never_right_is_refused_in_production_and_warned_of_elsewhere(
     values: dict[str, object], problem: str
 ) -> None:
-    _, [told] = load(app_env="production", **(SAFE | values))
-    assert told.startswith(problem)
+    _, [message] = load(app_env="production", **(SAFE | values))
+    assert message.startswith(problem)
     settings, problems = load(app_env="staging", **(SAFE | values))
     assert problems == []
     [warning] = find_warnings(settings)
     assert warning.startswith(problem)
     for secret in (value for value in map(str, values.values()) if "://" not in value):
-        assert secret not in f"{told} {warning}"
+        assert secret not in f"{message} {warning}"
 
 
 def test_a_password_is_no_placeholder_because_it_is_short_or_like_a_word() -> None:

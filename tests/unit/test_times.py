@@ -6,7 +6,7 @@ from otp_stream.core.times import in_words, iso
 
 
 @pytest.mark.parametrize(
-    ("span_ms", "told"),
+    ("span_ms", "text"),
     [
         (-5, "0 ms"),
         (0, "0 ms"),
@@ -23,8 +23,8 @@ from otp_stream.core.times import in_words, iso
         (86_400_000 * 400, "400 days"),
     ],
 )
-def test_a_length_of_time_is_rounded_down_in_a_unit_that_says_enough(span_ms: float, told: str) -> None:
-    assert in_words(span_ms) == told
+def test_a_length_of_time_is_rounded_down_in_a_unit_that_is_precise_enough(span_ms: float, text: str) -> None:
+    assert in_words(span_ms) == text
 
 
 def test_a_moment_is_told_in_utc() -> None:

@@ -43,8 +43,8 @@ def test_no_piece_of_a_password_is_shown(name: str, monkeypatch: pytest.MonkeyPa
         url = shape.format(scheme=SCHEMES[name][0], password=password)
         if name.startswith("OTEL"):
             monkeypatch.setenv(name, url)
-        said = shown(name, url)
-        assert not [piece for piece in PIECES if piece.lower() in said.lower()], (url, said)
+        masked = shown(name, url)
+        assert not [piece for piece in PIECES if piece.lower() in masked.lower()], (url, masked)
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
@@ -59,8 +59,8 @@ def test_a_url_is_read_as_it_was_meant_or_refused(password: str) -> None:
 def test_no_url_is_shown_with_a_piece_of_its_password() -> None:
     schemes = itertools.chain(*SCHEMES.values())
     for scheme, shape, password in itertools.product(schemes, SHAPES, PASSWORDS):
-        said = without_secrets(shape.format(scheme=scheme, password=password)).lower()
-        assert not [piece for piece in PIECES if piece.lower() in said], said
+        masked = without_secrets(shape.format(scheme=scheme, password=password)).lower()
+        assert not [piece for piece in PIECES if piece.lower() in masked], masked
 
 
 def test_the_url_of_a_password_with_at_and_hash_is_refused_at_start() -> None:
