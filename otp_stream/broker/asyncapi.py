@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from otp_stream.core.decision import ENDINGS, REASONS
+from otp_stream.core.job_event import JobEvent
 from otp_stream.core.otp_job import MAX_BODY_BYTES, OtpJob
 
-from .events import JobEvent
 from .headers import (
     ALLOWED_AT,
     ATTEMPT,

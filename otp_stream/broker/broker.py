@@ -16,6 +16,7 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.core.job import Lane
+from otp_stream.core.job_event import JobEvent
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
@@ -23,7 +24,7 @@ from .amqp_stream import ConsumingConnection
 from .config import RabbitConfig
 from .confirmed_publish import ConfirmedPublisher
 from .consumers import Consumers
-from .events import Events, JobEvent
+from .events import Events
 from .incoming import Refused, Shared
 from .job_message import MadeIds, Reader
 from .lane import LaneConsumer

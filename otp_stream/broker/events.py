@@ -3,21 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import structlog
 from aiormq import Channel
 from aiormq.abc import ChannelFrame
 from faststream.exceptions import SubscriberNotFound
 from faststream.rabbit.publisher import RabbitPublisher
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 
-from otp_stream.core.decision import Ack, Dead, Ending, Final, Park, Reason, Retry
+from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address
-from otp_stream.core.outcome import Reply, ReplyClass
+from otp_stream.core.outcome import Reply
 
 from . import frames
 
@@ -25,35 +23,6 @@ _BACKLOG = 10_000
 _BATCH = 200
 _GATHER_S = 0.005
 """No one waits for an event, and one packet for many costs less than one for each."""
-
-
-class JobEvent(BaseModel):
-    """The outcome of a job. Never the code, never the address in the clear."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    outcome: Ending | Reason | Literal["retrying"] = Field(description="How the job ended, or that it is tried again.")
-    job_id: str = Field(description="The producer's `jobId`, or the id made for the job.")
-    recipient: str | None = Field(default=None, description="Keyed hash of the address: equal for equal addresses.")
-    template: str | None = Field(default=None, description="The template that was asked for.", examples=["otp"])
-    attempt: int = Field(ge=0, description="Attempts made.")
-    at: int = Field(description="When, in milliseconds since 1970 (UTC).")
-    delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
-    retry_at: int | None = Field(
-        default=None, description="With `retrying`: when the next attempt is due, in milliseconds since 1970 (UTC)."
-    )
-    reply_code: int | None = Field(
-        default=None, description="The relay's reply code, where it gave one.", examples=[550]
-    )
-    reply_class: ReplyClass | None = Field(
-        default=None,
-        description="What the reply is about (RFC 3463 §3), if it has an enhanced code. `address`, `mailbox`: another "
-        "address may help; `policy`: the relay does not want this mail; the others are no fault of the person's.",
-    )
-    allowed_at: int | None = Field(
-        default=None, description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC)."
-    )
-    error: str | None = Field(default=None, description="The relay's reply, or the fault. No secrets.")
 
 
 class Event(NamedTuple):

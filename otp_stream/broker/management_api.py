@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import requests
 from aio_pika.abc import AbstractConnection
 
+from otp_stream.connection_errors import virtual_host
+
 _TIMEOUT_S = 5.0
 
 
@@ -93,11 +95,6 @@ def queue_path(name: str) -> str:
 def member_count(quorum_queue: Mapping[str, Any] | None) -> int:
     """Return on how many nodes a quorum queue is, by the API's answer about it; 1 if there is no such queue."""
     return len((quorum_queue or {}).get("members", ())) or 1
-
-
-def virtual_host(url: str) -> str:
-    """Return the virtual host in an AMQP URL."""
-    return unquote(urlsplit(url).path[1:]) or "/"
 
 
 def _cluster_name(connection: AbstractConnection) -> str | None:

@@ -7,10 +7,10 @@ from typing import Any
 import structlog
 from aio_pika.abc import AbstractConnection
 
+from otp_stream.connection_errors import refusal
 from otp_stream.core.state import BrokerState
 
 from .message import now_ms
-from .refusal import refusal
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

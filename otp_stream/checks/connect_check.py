@@ -13,8 +13,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
 from aiormq.connection import SSLContextProvider
 
-from otp_stream.broker.management_api import virtual_host
-from otp_stream.broker.refusal import error_text, no_connection, refusal, user
+from otp_stream.connection_errors import error_text, no_connection, refusal, user, virtual_host
 from otp_stream.core.check_result import CheckResult, Report, check_certificate
 from otp_stream.sockets import certificate_name
 

@@ -11,10 +11,9 @@ import aiormq
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
 
-from otp_stream.broker.management_api import virtual_host
 from otp_stream.broker.queue_inspect import InspectedQueue, inspect_exchange, inspect_queue
-from otp_stream.broker.refusal import user
 from otp_stream.broker.topology import QueueAwayError, Topology
+from otp_stream.connection_errors import user, virtual_host
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.redaction import scrub
 from otp_stream.tasks import lost_connection_as_error

@@ -8,14 +8,14 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 
-from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
+from otp_stream.client import CONNECTION_ERRORS
 from otp_stream.configs import backoff
+from otp_stream.connection_errors import no_connection
 from otp_stream.settings import Settings
 from otp_stream.tasks import lost_connection_as_error
 
 from . import output
-from .line import LOST
 
 _CONNECT_S = 5
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def topology_of(settings: Settings) -> Topology:
 
 
 async def connected(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]]) -> T:
-    """Await `work` with a connection. Raises one of `LOST`, and what `work` raises."""
+    """Await `work` with a connection. Raises one of `CONNECTION_ERRORS`, and what `work` raises."""
     with lost_connection_as_error():
         async with await aio_pika.connect(settings.amqp_url, timeout=_CONNECT_S) as connection:
             return await work(connection)
@@ -44,5 +44,5 @@ def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]])
         output.fail(str(error), 1)
     except ChannelClosed as error:
         output.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check shows missing permissions", 1)
-    except LOST as error:
+    except CONNECTION_ERRORS as error:
         output.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}", 1)

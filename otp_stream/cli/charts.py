@@ -1,4 +1,4 @@
-"""Times and rates as charts: percentiles, a histogram, a time line; drawn in a terminal or as SVG."""
+"""Times and rates as percentiles, a histogram and a time line, drawn in a terminal or as SVG."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ _WIDTH, _HEIGHT, _LEFT, _PANEL = 720, 420, 64, 130
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that at least this share of all does not exceed; `None` where there is none."""
+    """Return the smallest value that at least this share of all does not exceed; `None` if there is none."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else None
 
 
 def ms(seconds: float | None) -> float | None:
-    """Return milliseconds, as they are told."""
+    """Return milliseconds, rounded for output."""
     return None if seconds is None else round(seconds * 1000, 1)
 
 
@@ -49,7 +49,7 @@ def histogram(ordered: Sequence[float]) -> list[Bar]:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Jobs a second in each step of time."""
+    """Jobs per second in each step of time."""
 
     step_s: float
     published: list[float]
@@ -59,10 +59,10 @@ class Timeline:
 def timeline(published: Sequence[float], accepted: Sequence[float], *, most: int = 60) -> Timeline:
     """Return rates over time; moments in seconds from the beginning, at most so many steps."""
     end = max(max(published, default=0), max(accepted, default=0))
-    # not below half a second: in a shorter step a rate is chance
+    # at least half a second: in a shorter step, a rate is mostly noise
     step_s = max(0.5, math.ceil(end / most * 2) / 2)
     steps = max(1, round(end / step_s))
-    last_s = max(end - (steps - 1) * step_s, step_s / 2)  # the last one takes the rest, which may be less or more
+    last_s = max(end - (steps - 1) * step_s, step_s / 2)  # the last step takes the rest, which may be shorter or longer
 
     def rates(moments: Sequence[float]) -> list[float]:
         counts = [0] * steps
@@ -74,7 +74,7 @@ def timeline(published: Sequence[float], accepted: Sequence[float], *, most: int
 
 
 def blocks(values: Sequence[float]) -> str:
-    """Return one character for each value, the higher the greater."""
+    """Return one character for each value; its height is the value."""
     top = max(values, default=0)
     return "".join(_BLOCKS[math.ceil(value / top * 8) if top else 0] for value in values)
 
@@ -91,7 +91,7 @@ def span(milliseconds: float) -> str:
 
 
 def svg(title: str, bars: Sequence[Bar], line: Timeline) -> str:
-    """Return a chart of both: time to accept above, jobs a second below."""
+    """Return a chart of both: time to accept above, jobs per second below."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" {_FONT}>',
@@ -107,35 +107,35 @@ def svg(title: str, bars: Sequence[Bar], line: Timeline) -> str:
 
 def _histogram(bars: Sequence[Bar], top: int) -> list[str]:
     most = max((it.count for it in bars), default=0)
-    drawn = [_text(_LEFT, top - 10, "jobs by time to accept"), *_frame(top, f"{most:,}")]
+    shapes = [_text(_LEFT, top - 10, "jobs by time to accept"), *_frame(top, f"{most:,}")]
     wide = (_WIDTH - _LEFT - 20) / max(len(bars), 1)
     for at, it in enumerate(bars):
         high = it.count / most * _PANEL if most else 0
         x = _LEFT + at * wide
-        drawn.append(
+        shapes.append(
             f'<rect x="{x + 1:.1f}" y="{top + _PANEL - high:.1f}" width="{wide - 2:.1f}" height="{high:.1f}" '
             f'fill="{_ACCEPTED}"><title>up to {span(it.upto_ms)}: {it.count:,}</title></rect>'
         )
-        drawn.append(_text(x + wide / 2, top + _PANEL + 15, f"≤ {span(it.upto_ms)}", anchor="middle"))
-    return drawn
+        shapes.append(_text(x + wide / 2, top + _PANEL + 15, f"≤ {span(it.upto_ms)}", anchor="middle"))
+    return shapes
 
 
 def _lines(line: Timeline, top: int) -> list[str]:
     most = max((*line.published, *line.accepted), default=0)
-    drawn = [_text(_LEFT, top - 10, "jobs a second:"), *_frame(top, f"{most:,.0f}")]
+    shapes = [_text(_LEFT, top - 10, "jobs per second:"), *_frame(top, f"{most:,.0f}")]
     wide = (_WIDTH - _LEFT - 20) / len(line.published)
     for at, (name, colour, rates) in enumerate(
         (("published", _PUBLISHED, line.published), ("accepted", _ACCEPTED, line.accepted))
     ):
-        drawn.append(_text(_LEFT + 90 + 70 * at, top - 10, name, colour=colour))
+        shapes.append(_text(_LEFT + 90 + 70 * at, top - 10, name, colour=colour))
         points: list[str] = []
         for step, rate in enumerate(rates):
             y = top + _PANEL - (rate / most * _PANEL if most else 0)
             points += [f"{_LEFT + step * wide:.1f},{y:.1f}", f"{_LEFT + (step + 1) * wide:.1f},{y:.1f}"]
-        drawn.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    drawn.append(_text(_LEFT, top + _PANEL + 15, "0 s"))
+        shapes.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    shapes.append(_text(_LEFT, top + _PANEL + 15, "0 s"))
     end = f"{len(line.published) * line.step_s:g} s"
-    return [*drawn, _text(_WIDTH - 20, top + _PANEL + 15, end, anchor="end")]
+    return [*shapes, _text(_WIDTH - 20, top + _PANEL + 15, end, anchor="end")]
 
 
 def _frame(top: int, most: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""`otp-stream livecheck`: does a code that is made now come through, and in what time?
+"""`otp-stream livecheck`: send synthetic codes, and measure whether and how fast they arrive.
 
-Ends with 0 when all came through, and in time; with 1 when not; with 2 for wrong words or settings.
+Exits with 0 if all arrived in time, with 1 if not, with 2 for invalid arguments or settings.
 """
 
 from collections import Counter, deque
@@ -14,70 +14,70 @@ from prometheus_client import Counter as Count
 
 from otp_stream.core.masking import mask_address
 
-from . import charts, line, output, producer
-from .line import EVENTS_OFF, ProducerError
+from . import charts, output
 from .mailbox import Mailbox
 from .output import AsJson
 from .prober import OUTCOMES, Prober, Result, Route
+from .publishing import EVENTS_OFF, check_recipient, client_of, run_until_signal
 from .settings import broker_settings
 
-_KEPT = 10_000
-"""The newest times, of which percentiles are told: a sidecar runs for months."""
+_MAX_TIMES = 10_000
+"""Percentiles are those of the newest times: a sidecar runs for months."""
 _SHARES = {"p50": 0.5, "p95": 0.95, "max": 1.0}
 _BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 def livecheck(
     recipient: Annotated[str, typer.Argument(help="A test mailbox of yours, such as livecheck@example.com.")],
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds from one code to the next.")] = 30,
-    count: Annotated[int, typer.Option(min=0, help="How many; 0 goes on until it is stopped.")] = 1,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a code is lost.")] = 10,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between codes.")] = 30,
+    count: Annotated[int, typer.Option(min=0, help="Number of codes; 0: until interrupted.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a code counts as lost.")] = 10,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Receive the mail here (SMTP); route RECIPIENT to it.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Receive the mail here (SMTP); route RECIPIENT to this address."),
     ] = None,
-    max_p95_ms: Annotated[float | None, typer.Option(min=1, help="End with 1 if a p95 is above.")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(min=1, help="Exit with 1 if a p95 is higher.")] = None,
     high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
-    metrics_host: Annotated[str, typer.Option(help="… at this address.")] = "127.0.0.1",
+    metrics_host: Annotated[str, typer.Option(help="The address of the metrics.")] = "127.0.0.1",
     as_json: AsJson = False,
 ) -> None:
-    """Send a synthetic code through everything: publish it, wait for its event, and for its mail if told to listen.
+    """Send a synthetic code: publish it, wait for its event and, with --listen, for its mail.
 
-    The code is random, lives a minute, and is never shown. metadata.purpose is livecheck. Ends with 1 when one was not
-    sent in time, did not arrive, or came with another code.
+    The code is random, expires after a minute, and is never shown. metadata.purpose is livecheck. Exits with 1 if a
+    code was not sent in time or did not arrive, or its mail contained another code.
     """
     settings = broker_settings()
     if not settings.events:
-        output.fail(f"{EVENTS_OFF}, and this measures just that: set EVENTS=true, for the workers and here")
-    try:
-        producer.check_recipient(recipient, "RECIPIENT")
-    except ProducerError as error:
-        output.fail(str(error))
+        output.fail(f"{EVENTS_OFF}. This command needs them: set EVENTS=true, for the workers and here")
+    check_recipient(recipient, "RECIPIENT")
     metrics = None if metrics_port is None else _serve(metrics_host, metrics_port)
     report = Report(mask_address(recipient), timeout, metrics)
-    route = Route(recipient, high_lane, timeout, mailbox=listen is not None)
-    prober = Prober(settings, route, report.add)
+    # shorter than the limit of a probe, so that the client replaces a connection on which nothing is confirmed
+    client = client_of(settings, timeout_s=timeout * 0.8)
+    prober = Prober(client, Route(recipient, high_lane, timeout, mailbox=listen is not None), report.add)
     mailbox = None if listen is None else Mailbox(*_address(listen), prober.take)
-
-    async def work() -> None:
-        if mailbox is not None:
-            try:
-                await mailbox.start()
-            except OSError as error:
-                output.fail(f"--listen: cannot listen at {listen}: {error.strerror}")
-        await prober.run(count, every)
-
-    line.run(work())
+    run_until_signal(_work(prober, mailbox, count, every))
     if as_json:
-        output.write_json(report.told())
+        output.write_json(report.as_json())
     else:
         report.show()
     raise typer.Exit(0 if report.good(max_p95_ms) else 1)
 
 
+async def _work(prober: Prober, mailbox: Mailbox | None, count: int, every_s: float) -> None:
+    if mailbox is not None:
+        try:
+            await mailbox.start()
+        except OSError as error:
+            output.fail(f"--listen: cannot listen at {mailbox.host}:{mailbox.port}: {error.strerror}")
+    async with prober.client:
+        await prober.run(count, every_s)
+
+
 @dataclass
 class _Metrics:
-    """What a sidecar tells Prometheus."""
+    """The metrics of a sidecar."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -90,10 +90,10 @@ class _Metrics:
         self.probes = Count("otp_livecheck_probes", "Synthetic codes, by outcome.", ["outcome"], registry=self.registry)
         self.success = Gauge(
             "otp_livecheck_last_success_timestamp_seconds",
-            "When one last came through, in seconds since 1970; 0 if none did.",
+            "When a code last arrived, in seconds since 1970; 0 if none did.",
             registry=self.registry,
         )
-        for outcome in OUTCOMES:  # a rate needs the zero before the first
+        for outcome in OUTCOMES:  # so that a rate counts the first one
             self.probes.labels(outcome)
 
     def add(self, result: Result) -> None:
@@ -125,20 +125,20 @@ def _address(listen: str) -> tuple[str, int]:
 
 @dataclass
 class Report:
-    """What was seen so far; `recipient` is masked."""
+    """The results so far; `recipient` is masked."""
 
     recipient: str
     timeout_s: float
     metrics: _Metrics | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
     times: dict[str, deque[float]] = field(
-        default_factory=lambda: {"accepted": deque(maxlen=_KEPT), "arrived": deque(maxlen=_KEPT)}
+        default_factory=lambda: {"accepted": deque(maxlen=_MAX_TIMES), "arrived": deque(maxlen=_MAX_TIMES)}
     )
     _good_at: float = field(default_factory=monotonic)
     _stalled: bool = False
 
     def add(self, result: Result) -> None:
-        """Take a result, and tell at once of one that is not good."""
+        """Add a result; print one that is not good at once."""
         self.outcomes[result.outcome] += 1
         if self.metrics is not None:
             self.metrics.add(result)
@@ -148,28 +148,28 @@ class Report:
         quiet_s = monotonic() - self._good_at
         if result.good:
             if self._stalled:
-                output.console.print(f"codes come through again, after {quiet_s:.0f} s", style="green")
+                output.console.print(f"codes arrive again, after {quiet_s:.0f} s", style="green")
             self._good_at, self._stalled = monotonic(), False
             return
         why = f"{result.outcome.replace('_', ' ')}: {result.error}" if result.error else result.outcome
         self._stalled = self._stalled or quiet_s >= self.timeout_s
-        text = f"stalled: nothing has come through for {quiet_s:.0f} s ({why})" if self._stalled else why
+        text = f"stalled: no code has arrived for {quiet_s:.0f} s ({why})" if self._stalled else why
         output.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def good(self, max_p95_ms: float | None) -> bool:
-        """Whether every code came through, and in time."""
+        """Whether every code arrived in time."""
         slow = max_p95_ms is not None and any((it["p95"] or 0) > max_p95_ms for it in self.percentiles().values())
         return set(self.outcomes) == {"sent"} and not slow
 
     def percentiles(self) -> dict[str, dict[str, float | None]]:
-        """Return percentiles in milliseconds of each of the times that were taken."""
+        """Return the percentiles of each kind of time, in milliseconds."""
         return {
             name: {share: charts.ms(charts.percentile(sorted(some), it)) for share, it in _SHARES.items()}
             for name, some in self.times.items() if some
         }  # fmt: skip
 
-    def told(self) -> dict[str, Any]:
-        """Return everything as JSON has it."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON."""
         return {
             "recipient": self.recipient,
             "count": self.outcomes.total(),
@@ -179,7 +179,7 @@ class Report:
         }
 
     def show(self) -> None:
-        """Write it for people."""
+        """Print the report."""
         out = output.results()
         ends = ", ".join(f"{name.replace('_', ' ')} {output.count(it)}" for name, it in self.outcomes.most_common())
         out.print(

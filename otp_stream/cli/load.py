@@ -1,7 +1,7 @@
-"""`otp-stream load`: how many codes a second go out here, and how long each takes.
+"""`otp-stream load`: measure how many codes per second are sent, and how long each takes.
 
-Ends with 0 when every job was sent; with 1 when not, when nobody answers, or nobody said yes; with 2 for wrong words or
-settings.
+Exits with 0 if every job was sent; with 1 if not, if RabbitMQ does not answer or you do not confirm; with 2 for invalid
+arguments or settings.
 """
 
 import re
@@ -11,71 +11,85 @@ from urllib.parse import urlsplit
 
 import typer
 
+from otp_stream.client import ClientError
 from otp_stream.settings import Settings
 from otp_stream.urls import is_loopback
 
-from . import charts, line, output, producer, progress
+from . import charts, output, progress
 from .charts import Bar, Timeline
-from .line import EVENTS_OFF, ProducerError
-from .load_test import MOST, LoadTest, Order
+from .load_test import MAX_JOBS, LoadTest
 from .output import AsJson
+from .publishing import EVENTS_OFF, Options, check_recipient, client_of, run_until_signal
 from .settings import broker_settings
 
-_USUAL = 1_000
+_DEFAULT_JOBS = 1_000
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _WIDTH = 40
 _RESERVED = re.compile(r"(?:.*[.@])?(?:test|example|invalid|localhost|example\.(?:com|net|org))", re.IGNORECASE)
-"""Domains in which nobody lives (RFC 2606)."""
+"""Domains without real mailboxes (RFC 2606)."""
 
 
 def load(
-    count: Annotated[int | None, typer.Option(min=1, max=MOST, help=f"Jobs; {_USUAL} without --seconds.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Publish for so long.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="Jobs a second; as fast as it goes if absent.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=MAX_JOBS, help=f"Jobs; {_DEFAULT_JOBS} without --seconds.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time during which to publish.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Jobs per second; as many as possible if absent.")
+    ] = None,
     recipient: Annotated[
-        str, typer.Option(help="Whom to send to; {n} is the job's number.")
+        str, typer.Option(help="The recipient; {n} is the number of the job.")
     ] = "load{n}@example.invalid",
     high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
-    wait: Annotated[float, typer.Option(min=0.1, help="Seconds without news after which to give up.")] = 15,
+    wait: Annotated[float, typer.Option(min=0.1, help="Seconds without an event after which to give up.")] = 15,
     svg: Annotated[Path | None, typer.Option(help="Write a chart to this file.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish many jobs and measure how fast they are accepted.
 
-    A million at most. Real mail goes to the worker's relay: this asks first, unless broker and relay (SMTP_HOST, as the
-    worker has it) are on this machine and the recipients' domain is one of RFC 2606. Ends with 1 when one was not sent.
+    At most a million. The mails go to the worker's relay, so this asks for confirmation unless RabbitMQ and the relay
+    (SMTP_HOST, as set for the worker) are on this machine and the recipients' domain is reserved by RFC 2606. Exits
+    with 1 if a job was not sent.
     """
     settings = broker_settings()
     if not settings.events:
-        output.fail(f"{EVENTS_OFF}, and this measures just that: set EVENTS=true, for the workers and here")
+        output.fail(f"{EVENTS_OFF}. This command needs them: set EVENTS=true, for the workers and here")
     if svg is not None and not svg.parent.is_dir():
         output.fail(f"--svg: there is no folder {svg.parent}")
-    try:
-        producer.check_recipient(recipient.replace("{n}", str(MOST)), "--recipient")
-    except ProducerError as error:
-        output.fail(str(error))
-    if not yes:
-        _ask(_real(settings, recipient))
-    most = MOST if seconds is not None else _USUAL
-    test = LoadTest(Order(recipient, count or most, seconds, rate, high_lane, wait))
-    finished = False
-    try:
-        with progress.shown(test, test.order.total) as look:
-            finished = line.run(test.go(settings, look))
-    except ProducerError as error:
-        output.fail(str(error), 1)
+    check_recipient(recipient.replace("{n}", str(MAX_JOBS)), "--recipient")
+    real = _real(settings, recipient)
+    if real and not yes and not typer.confirm(f"This sends real mail to {', '.join(real)}. Continue?", err=True):
+        raise typer.Exit(1)
+    maximum = count or (_DEFAULT_JOBS if seconds is None else MAX_JOBS)
+    options = Options(high_lane, rate, wait)
+    test = LoadTest(options, recipient=recipient, count=maximum, limit_s=seconds, max_delay_ms=settings.max_delay_ms)
+    finished = _run(test, settings)
     _report(test, svg, as_json=as_json, finished=finished)
-    raise typer.Exit(0 if finished and test.good else 1)
+    raise typer.Exit(0 if finished and test.succeeded else 1)
+
+
+def _run(test: LoadTest, settings: Settings) -> bool:
+    """Return whether the test reached its end; exit with 1 if it cannot start."""
+
+    async def work() -> None:
+        async with client_of(settings) as client:
+            await test.measure(client, update)
+
+    try:
+        with progress.shown(test, test.total) as update:
+            return run_until_signal(work())
+    except ClientError as error:
+        output.fail(str(error), 1)
 
 
 def _real(settings: Settings, recipient: str) -> list[str]:
-    """Return what is not on this machine, or not made up."""
+    """Return what is not on this machine, or not reserved for tests."""
     relays = [settings.smtp_host] if settings.smtp_host else []
     relays += [relay.host for relay in settings.fallbacks]
     found = [f"the relay {host}" for host in relays if not is_loopback(host)]
     if not relays and not settings.embedded:  # the embedded broker's worker sends to the embedded inbox
-        found.append("the worker's relay, whichever it is (SMTP_HOST is not set here)")
+        found.append("the worker's relay, which is unknown here (SMTP_HOST is not set)")
     host = urlsplit(settings.amqp_url).hostname or ""
     if not is_loopback(host):
         found.append(f"the broker {host}")
@@ -84,25 +98,20 @@ def _real(settings: Settings, recipient: str) -> list[str]:
     return found
 
 
-def _ask(real: list[str]) -> None:
-    if real and not typer.confirm(f"This sends real mail to your relay: {', '.join(real)}. Go on?", err=True):
-        raise typer.Exit(1)
-
-
 def _report(test: LoadTest, svg: Path | None, *, as_json: bool, finished: bool) -> None:
     published, accepted = test.moments()
     times = test.times()
     bars, over_time = charts.histogram(times), charts.timeline(published, accepted)
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "published": _rate(test.published, test.publishing_s),
         "accepted": _rate(len(accepted), max(accepted, default=0)),
-        **test.ends.told(),
+        **test.outcomes.as_json(),
         "noEnd": max(test.published - test.ended, 0),
         "timeToAcceptMs": {name: charts.ms(charts.percentile(times, it)) for name, it in _PERCENTILES.items()},
     }
     if as_json:
         output.write_json(
-            told
+            result
             | {
                 "histogram": [{"upToMs": it.upto_ms, "count": it.count} for it in bars],
                 "timeline": {
@@ -111,21 +120,21 @@ def _report(test: LoadTest, svg: Path | None, *, as_json: bool, finished: bool) 
                     "accepted": over_time.accepted,
                 },
                 "interrupted": not finished,
-                "trouble": test.trouble,
+                "error": test.error,
             }
         )
     else:
-        _show(told, test, bars, over_time)
+        _show(result, test, bars, over_time)
     if svg is not None:
         title = (
-            f"{output.count(test.published)} jobs: {told['accepted']['perSecond']:.0f} accepted a second, "
-            f"p99 {told['timeToAcceptMs']['p99']} ms"
+            f"{output.count(test.published)} jobs: {result['accepted']['perSecond']:.0f} accepted per second, "
+            f"p99 {result['timeToAcceptMs']['p99']} ms"
         )
         try:
             svg.write_text(charts.svg(title, bars, over_time), encoding="utf-8")
         except OSError as error:
             output.console.print(f"--svg: {svg} cannot be written: {error.strerror}", style="red", markup=False)
-    _comment(test, told["noEnd"], finished=finished)
+    _print_problems(test, result["noEnd"], finished=finished)
 
 
 def _rate(number: int, seconds: float) -> dict[str, Any]:
@@ -136,33 +145,33 @@ def _rate(number: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(told: dict[str, Any], test: LoadTest, bars: list[Bar], over_time: Timeline) -> None:
+def _show(result: dict[str, Any], test: LoadTest, bars: list[Bar], over_time: Timeline) -> None:
     out = output.results()
     rows = [
         (name, output.count(it["count"]), f"{it['seconds']:.1f}", f"{it['perSecond']:.1f}")
-        for name, it in ((name, told[name]) for name in ("published", "accepted"))
+        for name, it in ((name, result[name]) for name in ("published", "accepted"))
     ]
-    out.print(output.table("Jobs", rows, "", "Seconds", "A second"))
-    for text in test.ends.lines():
+    out.print(output.table("Jobs", rows, "", "Seconds", "Per second"))
+    for text in test.outcomes.lines():
         out.print(text, markup=False, soft_wrap=True)
     if bars:
         out.print(
-            "\nTime to accept, ms: " + ", ".join(f"{name} {it:.1f}" for name, it in told["timeToAcceptMs"].items())
+            "\nTime to accept, ms: " + ", ".join(f"{name} {it:.1f}" for name, it in result["timeToAcceptMs"].items())
         )
         most = max(it.count for it in bars)
         for it in bars:
             drawn = charts.bar(it.count, most, _WIDTH)
             out.print(f"{'≤ ' + charts.span(it.upto_ms):>9} {drawn} {output.count(it.count)}", soft_wrap=True)
-    out.print(f"\nJobs a second, in steps of {over_time.step_s:g} s:")
+    out.print(f"\nJobs per second, in steps of {over_time.step_s:g} s:")
     for name, rates in (("published", over_time.published), ("accepted", over_time.accepted)):
         out.print(f"{name:>9} {charts.blocks(rates)} up to {max(rates):.0f}", soft_wrap=True)
 
 
-def _comment(test: LoadTest, no_end: int, *, finished: bool) -> None:
+def _print_problems(test: LoadTest, unknown: int, *, finished: bool) -> None:
     if not finished:
-        output.console.print(f"stopped: {output.count(test.published)} jobs were published", style="yellow")
-    if no_end:
-        after = f" after {test.order.wait_s:g} s without news" if finished else ""
-        output.console.print(f"no end known of {output.count(no_end)} jobs{after}", style="yellow")
-    if test.trouble:
-        output.console.print(test.trouble, style="red", markup=False, soft_wrap=True)
+        output.console.print(f"interrupted: {output.count(test.published)} jobs were published", style="yellow")
+    if unknown:
+        after = f" after {test.options.wait_s:g} s without an event" if finished else ""
+        output.console.print(f"outcome unknown: {output.count(unknown)} jobs{after}", style="yellow")
+    if test.error:
+        output.console.print(test.error, style="red", markup=False, soft_wrap=True)

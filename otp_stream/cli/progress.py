@@ -1,4 +1,4 @@
-"""A bar for what is published and one for what has ended: on a terminal, and nowhere else."""
+"""Progress bars for published and ended jobs, if standard error is a terminal."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,33 +9,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import output
 
-_LOOK_S = 0.1
+_INTERVAL_S = 0.1
 
 
-class Going(Protocol):
-    """Jobs on their way."""
+class Jobs(Protocol):
+    """Jobs that are being published and followed."""
 
     published: int
 
     @property
     def ended(self) -> int:
-        """Jobs whose end is known."""
+        """Jobs whose final outcome is known."""
         ...
 
 
 @contextmanager
-def shown(jobs: Going, total: int | None) -> Generator[Callable[[], None]]:
-    """Show how far they are; yields what looks again, at most ten times a second."""
+def shown(jobs: Jobs, total: int | None) -> Generator[Callable[[], None]]:
+    """Show the progress; yields a function that updates it, at most ten times a second."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=output.console, transient=True, disable=not output.console.is_terminal) as bar:
         published, ended = bar.add_task("published", total=total), bar.add_task("ended", total=total)
-        looked = 0.0
+        updated = 0.0
 
-        def look() -> None:
-            nonlocal looked
-            if monotonic() - looked >= _LOOK_S:
-                looked = monotonic()
+        def update() -> None:
+            nonlocal updated
+            if monotonic() - updated >= _INTERVAL_S:
+                updated = monotonic()
                 bar.update(published, completed=jobs.published)
                 bar.update(ended, completed=jobs.ended, total=total or jobs.published)
 
-        yield look
+        yield update

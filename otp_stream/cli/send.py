@@ -1,28 +1,34 @@
-"""`otp-stream send`: one job, or many, as a producer would publish them.
+"""`otp-stream send`: publish one job, or many, as a producer would.
 
-Ends with 0 when all were sent (published, where nobody waits), with 1 when not or when a file holds lines that are no
-jobs, with 2 when something is wrong with the words or the settings, or the broker does not answer.
+Exits with 0 if all were sent (or published, if it does not wait), with 1 if not or if a line of a file is not a valid
+job, with 2 for invalid arguments or settings, or if RabbitMQ does not answer.
 """
 
 import asyncio
-import json
+import contextlib
 import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, NoReturn, get_args
 
 import typer
+from aio_pika.abc import AbstractConnection
 
-from otp_stream.core.otp_job import Priority
-from otp_stream.settings import load
+from otp_stream.client import CONNECTION_ERRORS, ClientError, JobEvent, NoWorkerError
+from otp_stream.connection_errors import no_connection
+from otp_stream.core.otp_job import MalformedError, Priority
+from otp_stream.settings import Settings
 
-from . import batch, line, output, producer, progress
-from .batch import Batch, Ready
-from .line import EVENTS_OFF, ProducerError
+from . import amqp, batch, output, progress
+from .batch import Batch
 from .output import AsJson
+from .publishing import EVENTS_OFF, Options, client_of, make_body, run_until_signal
 from .settings import producer_settings
 
-_SHOWN = 20
-"""Bad lines that are told one by one."""
+_MAX_SHOWN = 20
+"""Invalid lines that are shown."""
 
 
 def send(
@@ -33,117 +39,181 @@ def send(
     locale: Annotated[str | None, typer.Option(help="metadata.locale, such as de")] = None,
     priority: Annotated[str, typer.Option(help="low, normal or high")] = "normal",
     high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
-    job_id: Annotated[str | None, typer.Option(help="jobId; made if absent.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="jobId; generated if absent.")] = None,
     expiry_minutes: Annotated[float | None, typer.Option(help="metadata.expiryMinutes")] = None,
-    repeat: Annotated[int, typer.Option(min=1, max=1_000_000, help="Publish so many such jobs.")] = 1,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Jobs a second, at most.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of such jobs to publish.")] = 1,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Maximum number of jobs per second.")] = None,
     file: Annotated[
-        str | None, typer.Option(help="Jobs as JSON lines, as producers write them or dead export --raw; - reads them.")
+        str | None,
+        typer.Option(help="Jobs as JSON lines, as producers or dead export --raw write them; -: standard input."),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Pass over lines that are no jobs.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that are not valid jobs.")] = False,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for what becomes of it, or for more news; 0 does not wait.")
+        float, typer.Option(min=0, help="Seconds to wait for the outcome, or for the next event; 0: do not wait.")
     ] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a job as a producer would, or many, and tell what becomes of them.
+    """Publish a job as a producer would, or many, and report the outcome.
 
-    The broker is RABBITMQ_URL; where it is not set, the embedded one of `make run`, if it answers. A FILE with a line
-    that no worker would take is not published at all, unless --skip-bad. Ends with 1 when not all were sent.
+    The broker is RABBITMQ_URL; if it is not set, the embedded one of `make run`, if that is running. If a line of FILE
+    is not a valid job, nothing is published, unless --skip-bad. Exits with 1 if not all jobs were sent.
     """
     if priority not in get_args(Priority):
         output.fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
-    metadata: dict[str, Any] = {
-        "userName": name, "template": template, "locale": locale, "expiryMinutes": expiry_minutes
-    }  # fmt: skip
-    if wait and not load()[0].events:
+    metadata = {"userName": name, "template": template, "locale": locale, "expiryMinutes": expiry_minutes}
+    if file is not None and (email or otp or job_id or repeat > 1 or priority != "normal" or any(metadata.values())):
+        output.fail("--file: its lines are whole jobs; omit EMAIL, --repeat and the options for fields")
+    if file is None and email is None:
+        output.fail("EMAIL: is required, or --file")
+    settings = producer_settings()
+    if wait and not settings.events:
         output.console.print(EVENTS_OFF, style="yellow")
         wait = 0
+    options = Options(high_lane, rate, wait)
     if file is not None:
-        if email or otp or job_id or repeat > 1 or priority != "normal" or any(metadata.values()):
-            output.fail("--file: its lines say everything about their jobs; leave EMAIL, the fields and --repeat out")
-        _send_file(file, skip_bad=skip_bad, high_lane=high_lane, rate=rate, wait_s=wait, as_json=as_json)
-        return
-    if email is None:
-        output.fail("EMAIL: is required, or --file")
-    fields: dict[str, Any] = {
-        "email": email, "otp": otp, "job_id": job_id, "priority": priority, "metadata": metadata
-    }  # fmt: skip
+        jobs, skipped = _read_file(file, skip_bad=skip_bad)
+        _send_many(Batch(options, total=len(jobs), make=jobs.__getitem__), settings, skipped, as_json=as_json)
+    job = _Job(email or "", otp, job_id, priority, {key: it for key, it in metadata.items() if it is not None})
+    first = job.make(0)
+    if repeat > 1 or as_json:
+        _send_many(Batch(options, total=repeat, make=job.make), settings, as_json=as_json)
+    _send_one(settings, *first, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The arguments of `send`."""
+
+    email: str
+    otp: str | None
+    job_id: str | None
+    priority: str
+    metadata: dict[str, Any]
+
+    def make(self, _: int) -> tuple[str, bytes]:
+        """Return the ID and the body of a new job; exit with 2 if no worker would accept it."""
+        try:
+            return make_body(self.email, self.otp, self.job_id, priority=self.priority, metadata=self.metadata)
+        except MalformedError as error:
+            output.fail(str(error))
+
+
+def _send_one(settings: Settings, job_id: str, body: bytes, options: Options) -> NoReturn:
     try:
-        job = producer.make_job(**fields)
-        if repeat == 1 and not as_json:
-            told = asyncio.run(producer.publish(job, producer_settings(), high_lane=high_lane, wait_s=wait))
-            output.console.print(told.text, soft_wrap=True, markup=False, style="green" if told.good else "yellow")
-            if not told.good:
-                raise typer.Exit(1)
-            return
-    except ProducerError as error:
+        text, succeeded = asyncio.run(_publish_and_follow(settings, job_id, body, options))
+    except ClientError as error:
         output.fail(str(error))
-
-    def make(_: int) -> Ready:
-        job = producer.make_job(**fields)
-        return Ready(job["jobId"], json.dumps(job).encode())
-
-    _finish(Batch(repeat, make), high_lane=high_lane, rate=rate, wait_s=wait, as_json=as_json)
+    output.console.print(text, soft_wrap=True, markup=False, style="green" if succeeded else "yellow")
+    raise typer.Exit(0 if succeeded else 1)
 
 
-def _send_file(file: str, *, skip_bad: bool, high_lane: bool, rate: float | None, wait_s: float, as_json: bool) -> None:
+async def _publish_and_follow(settings: Settings, job_id: str, body: bytes, options: Options) -> tuple[str, bool]:
+    """Return the result as text, and whether the job was sent, or published if its outcome cannot be known."""
+    queue = settings.rabbitmq_queue_name + (".high" if options.high_lane else "")
+    event: JobEvent | None = None
+    async with client_of(settings) as client, AsyncExitStack() as stack:
+        events = None
+        if options.wait_s:
+            with contextlib.suppress(NoWorkerError):
+                events = await stack.enter_async_context(client.follow(job_id))
+        began = monotonic()
+        await client.publish(body, high_lane=options.high_lane)
+        if events is None:
+            return f"published {job_id} to {queue}", True
+        try:
+            async with asyncio.timeout(options.wait_s):
+                async for newest in events:
+                    event = newest
+        except TimeoutError:
+            last = _text(event) if event else await _queue_state(settings, queue)
+            return f"{job_id} was published to {queue}; after {options.wait_s:g} s: {last}", False
+        except ClientError as error:
+            return f"{job_id} was published to {queue}; {error}", False
+        took_ms = round((monotonic() - began) * 1000)
+        return f"{job_id}: {_text(event)}, after {took_ms} ms", event is not None and event.outcome == "sent"
+
+
+def _text(event: JobEvent | None) -> str:
+    return " ".join(filter(None, (event.outcome, event.error))) if event else ""
+
+
+async def _queue_state(settings: Settings, queue: str) -> str:
+    """Return what RabbitMQ reports about a job without any event."""
+
+    async def inspect(connection: AbstractConnection) -> tuple[int, int]:
+        async with connection.channel() as channel:
+            found = (await channel.declare_queue(queue, passive=True)).declaration_result
+            return found.message_count or 0, found.consumer_count or 0
+
+    try:
+        waiting, consumers = await amqp.connected(settings, inspect)
+    except CONNECTION_ERRORS as error:
+        return f"{settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}"
+    if not consumers:
+        return "no worker consumes this queue; start one"
+    if waiting:
+        return f"{waiting} jobs wait in the queue, and workers consume it"
+    return "a worker holds it, or it waits for a retry; see the worker's /readyz for the relay"
+
+
+def _read_file(file: str, *, skip_bad: bool) -> tuple[list[tuple[str, bytes]], int]:
+    """Return the jobs, and the number of invalid lines."""
     try:
         jobs, bad = batch.read(sys.stdin.buffer if file == "-" else Path(file).read_bytes().splitlines())
     except OSError as error:
         output.fail(f"--file: {file} cannot be read: {error.strerror}")
-    for text in bad[:_SHOWN]:
+    for text in bad[:_MAX_SHOWN]:
         output.console.print(text, style="yellow", markup=False, soft_wrap=True)
-    if len(bad) > _SHOWN:
-        output.console.print(f"… and {output.count(len(bad) - _SHOWN)} more such lines", style="yellow")
+    if len(bad) > _MAX_SHOWN:
+        output.console.print(f"… and {output.count(len(bad) - _MAX_SHOWN)} more such lines", style="yellow")
     if bad and not skip_bad:
-        output.fail("nothing was published: mend these lines, or pass over them with --skip-bad", 1)
+        output.fail("nothing was published: correct these lines, or skip them with --skip-bad", 1)
     if not jobs:
         output.fail(f"--file: there is no job in {'standard input' if file == '-' else file}", 1)
-    many = Batch(len(jobs), jobs.__getitem__)
-    _finish(many, high_lane=high_lane, rate=rate, wait_s=wait_s, as_json=as_json, skipped=len(bad))
+    return jobs, len(bad)
 
 
-def _finish(
-    many: Batch, *, high_lane: bool, rate: float | None, wait_s: float, as_json: bool, skipped: int = 0
-) -> NoReturn:
-    """Publish, tell the sum, and end the command."""
-    finished = False
+def _send_many(jobs: Batch, settings: Settings, skipped: int = 0, *, as_json: bool) -> NoReturn:
+    """Publish, print the totals, and exit."""
+
+    async def work() -> None:
+        async with client_of(settings) as client:
+            await jobs.run(client, iter(range(jobs.total)), update)
+
     try:
-        with progress.shown(many, many.total) as look:
-            work = many.go(producer_settings(), high_lane=high_lane, rate=rate, wait_s=wait_s, look=look)
-            finished = line.run(work)
-    except ProducerError as error:
+        with progress.shown(jobs, jobs.total) as update:
+            finished = run_until_signal(work())
+    except ClientError as error:
         output.fail(str(error))
     if as_json:
-        output.write_json(_told(many, skipped, finished=finished))
+        output.write_json(_json(jobs, skipped, finished=finished))
     else:
-        for text in many.ends.lines():
+        for text in jobs.outcomes.lines():
             output.results().print(text, markup=False, soft_wrap=True)
-    _comment(many, skipped, finished=finished, wait_s=wait_s)
-    raise typer.Exit(0 if finished and many.good else 1)
+    _print_totals(jobs, skipped, finished=finished)
+    raise typer.Exit(0 if finished and jobs.succeeded else 1)
 
 
-def _told(many: Batch, skipped: int, *, finished: bool) -> dict[str, Any]:
+def _json(jobs: Batch, skipped: int, *, finished: bool) -> dict[str, Any]:
     return {
-        "jobs": many.total,
-        "published": many.published,
-        **many.ends.told(),
-        "noEnd": many.published - many.ended if many.followed else None,
+        "jobs": jobs.total,
+        "published": jobs.published,
+        **jobs.outcomes.as_json(),
+        "noEnd": jobs.published - jobs.ended if jobs.followed else None,
         "skippedLines": skipped,
-        "seconds": round(many.seconds, 3),
+        "seconds": round(jobs.seconds, 3),
         "interrupted": not finished,
-        "trouble": many.trouble,
+        "error": jobs.error,
     }
 
 
-def _comment(many: Batch, skipped: int, *, finished: bool, wait_s: float) -> None:
-    published = f"{output.count(many.published)} of {output.count(many.total)} published"
-    took = f", {many.seconds:.1f} s" if finished else ", then stopped"
-    output.console.print(f"{published}{took}{f', {skipped} lines passed over' if skipped else ''}", soft_wrap=True)
-    open_ends = many.published - many.ended
-    if many.followed and open_ends > 0:
-        after = f" after {wait_s:g} s without news" if finished and many.trouble is None else ""
-        output.console.print(f"no end known of {output.count(open_ends)}{after}", style="yellow")
-    if many.trouble:
-        output.console.print(many.trouble, style="red", markup=False, soft_wrap=True)
+def _print_totals(jobs: Batch, skipped: int, *, finished: bool) -> None:
+    published = f"{output.count(jobs.published)} of {output.count(jobs.total)} published"
+    took = f", {jobs.seconds:.1f} s" if finished else ", then interrupted"
+    output.console.print(f"{published}{took}{f', {skipped} lines skipped' if skipped else ''}", soft_wrap=True)
+    unknown = jobs.published - jobs.ended
+    if jobs.followed and unknown > 0:
+        after = f" after {jobs.options.wait_s:g} s without an event" if finished and jobs.error is None else ""
+        output.console.print(f"outcome unknown: {output.count(unknown)}{after}", style="yellow")
+    if jobs.error:
+        output.console.print(jobs.error, style="red", markup=False, soft_wrap=True)

@@ -6,19 +6,19 @@ from typing import Annotated, Any
 import typer
 from aio_pika.abc import AbstractConnection
 
-from otp_stream.broker.management_api import ManagementApi, ManagementError, virtual_host
+from otp_stream.broker.management_api import ManagementApi, ManagementError
 from otp_stream.broker.queue_inspect import apply_topology, inspect_queue
-from otp_stream.broker.refusal import no_connection
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.checks.management_queries import ManagementQueries
 from otp_stream.checks.prune import OldWaitQueue, Pruner, PruneResult, find_old_wait_queues, guess_old_wait_queues
 from otp_stream.checks.topology_drift import TopologyDrift, definitions, inspect_topology
+from otp_stream.client import CONNECTION_ERRORS
+from otp_stream.connection_errors import no_connection, virtual_host
 from otp_stream.settings import Settings
 from otp_stream.urls import read_url
 
 from . import output, topology_output
 from .amqp import connected, talk, topology_of
-from .line import LOST
 from .output import AsJson
 from .settings import broker_settings
 
@@ -235,7 +235,7 @@ def _producers_queues(settings: Settings, topology: Topology) -> dict[str, dict[
 
     try:
         return asyncio.run(connected(settings, inspect))
-    except (TopologyError, *LOST) as error:
+    except (TopologyError, *CONNECTION_ERRORS) as error:
         output.console.print(
             f"{settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}: "
             f"{topology.jobs} and {topology.high} are written as plain queues, as a worker would declare them.",

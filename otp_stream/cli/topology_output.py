@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from otp_stream.broker.management_api import virtual_host
 from otp_stream.checks.prune import OldWaitQueue, PruneResult, Verdict
 from otp_stream.checks.topology_drift import State, TopologyDrift
+from otp_stream.connection_errors import virtual_host
 from otp_stream.settings import Settings
 
 from . import output

@@ -25,7 +25,7 @@ from aiormq.exceptions import ChannelLockedResource
 from otp_stream.broker.amqp_stream import PlainConsumingConnection
 from otp_stream.broker.message import Delivered
 from otp_stream.broker.pamqp_patch import patch_pamqp
-from otp_stream.broker.refusal import no_connection
+from otp_stream.connection_errors import no_connection
 from otp_stream.core.dead_letter import DeadLettersError, DeadLettersInUseError
 from otp_stream.tasks import lost_connection_as_error
 

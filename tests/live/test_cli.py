@@ -24,7 +24,7 @@ async def test_help_and_version(tmp_path: Path) -> None:
     assert (await otp_stream(tmp_path)).code == 2
 
 
-async def test_a_job_is_sent_and_its_end_is_told(stage: Stage) -> None:
+async def test_a_job_is_sent_and_its_outcome_reported(stage: Stage) -> None:
     await stage.run()
     ran = await otp_stream(stage.folder, "send", "you@example.com", "--otp", CODE, "--job-id", "j-1", **names(stage))
     assert ran.code == 0, ran.out
@@ -45,7 +45,7 @@ async def test_fields_of_a_job_can_be_given(stage: Stage) -> None:
     assert "7 Minuten" in content
 
 
-async def test_a_rejected_job_is_told_and_fails(stage: Stage) -> None:
+async def test_a_rejected_job_is_reported_and_fails(stage: Stage) -> None:
     stage.relay.always("rcpt", "550 5.1.1 no such user")
     await stage.run()
     ran = await otp_stream(stage.folder, "send", "nobody@example.com", **names(stage))
@@ -66,7 +66,7 @@ async def test_before_any_worker_the_job_waits_in_a_plain_queue(stage: Stage) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (("send", "nobody"), "email: must be one e-mail address"),
         (("send", "a@b.c", "--otp", "1"), "otp: must have 4 to 64 characters"),
@@ -74,12 +74,10 @@ async def test_before_any_worker_the_job_waits_in_a_plain_queue(stage: Stage) ->
         (("send", "a@b.c", "--template", "../x"), "metadata.template: must consist of"),
     ],
 )
-async def test_what_no_worker_would_take_is_refused_with_its_cure(
-    tmp_path: Path, arguments: tuple[str, ...], told: str
-) -> None:
+async def test_an_invalid_job_is_refused_with_its_fix(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
     ran = await otp_stream(tmp_path, *arguments)
     assert ran.code == 2
-    assert told in ran.out
+    assert text in ran.out
 
 
 async def test_a_broker_that_is_away_is_named(tmp_path: Path) -> None:

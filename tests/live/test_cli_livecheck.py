@@ -26,11 +26,11 @@ async def test_codes_are_followed_into_a_mailbox_and_compared(stage: Stage) -> N
     options = ("--count", "3", "--every", "0.2", "--listen", f"127.0.0.1:{port}", "--json", "--max-p95-ms", "9000")
     ran = await otp_stream(stage.folder, *CHECK, *options, **names(stage))
     assert ran.code == 0, ran.out
-    told = json.loads(ran.out)
-    assert (told["count"], told["lost"], told["outcomes"]) == (3, 0, {"sent": 3})
-    assert told["recipient"] == "L***@example.com"
+    result = json.loads(ran.out)
+    assert (result["count"], result["lost"], result["outcomes"]) == (3, 0, {"sent": 3})
+    assert result["recipient"] == "L***@example.com"
     for name in ("acceptedMs", "arrivedMs"):
-        assert 0 < told[name]["p50"] <= told[name]["p95"] <= told[name]["max"] < 9000
+        assert 0 < result[name]["p50"] <= result[name]["p95"] <= result[name]["max"] < 9000
     assert not _CODE.search(ran.out)
     assert "Check" not in ran.out
 
@@ -65,7 +65,7 @@ async def test_what_is_slow_lost_or_never_arrives_ends_with_1(stage: Stage) -> N
         await worker.stop()
     ran = await otp_stream(stage.folder, *CHECK, "--timeout", "0.5", **names(stage))
     assert ran.code == 1
-    assert "stalled: nothing has come through for " in ran.out
+    assert "stalled: no code has arrived for " in ran.out
     assert "lost 1" in ran.out
 
 
@@ -81,26 +81,26 @@ async def test_beside_everything_else_it_outlives_a_broker_that_goes_away(stage:
         async def counts(outcome: str, more_than: float) -> bool:
             return await _metric(port, f'otp_livecheck_probes_total{{outcome="{outcome}"}}') > more_than
 
-        await until(lambda: counts("sent", 1), "codes that came through")
+        await until(lambda: counts("sent", 1), "codes that arrived")
         assert await _metric(port, "otp_livecheck_accept_seconds_count") >= 2
         before = await _metric(port, "otp_livecheck_last_success_timestamp_seconds")
-        for number, trouble in enumerate(("refuse", "swallow"), 1):
-            setattr(proxy, trouble, True)
-            if trouble == "refuse":
+        for number, fault in enumerate(("refuse", "swallow"), 1):
+            setattr(proxy, fault, True)
+            if fault == "refuse":
                 proxy.cut()
             failed = 7 * number
             await until(lambda failed=failed: counts("failed", failed), "codes that could not be published")
             proxy.release()
             sent = await _metric(port, 'otp_livecheck_probes_total{outcome="sent"}')
-            await until(lambda sent=sent: counts("sent", sent + 1), "codes that come through again")
+            await until(lambda sent=sent: counts("sent", sent + 1), "codes that arrive again")
         assert await _metric(port, "otp_livecheck_last_success_timestamp_seconds") > before
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 10) == 1
-    told = output.read_text()
-    assert "stalled: nothing has come through for " in told
-    assert "codes come through again, after " in told
-    assert re.search(r"\d+ codes to L\*\*\*@example.com: .*failed \d+", told)
-    assert not _CODE.search(told)
+    text = output.read_text()
+    assert "stalled: no code has arrived for " in text
+    assert "codes arrive again, after " in text
+    assert re.search(r"\d+ codes to L\*\*\*@example.com: .*failed \d+", text)
+    assert not _CODE.search(text)
 
 
 async def _metric(port: int, name: str) -> float:

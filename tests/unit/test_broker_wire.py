@@ -17,12 +17,13 @@ from pydantic_core import to_json
 from otp_stream.broker import frames
 from otp_stream.broker.acks import Acks
 from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeBodies
-from otp_stream.broker.events import JobEvent, event
+from otp_stream.broker.events import event
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
 from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.broker.subscriber import read as read_job
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
+from otp_stream.core.job_event import JobEvent
 from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
 
 ASKED = Job.from_request(

@@ -1,4 +1,4 @@
-"""What the commands that publish many jobs refuse, and what they ask before they do anything."""
+"""Arguments that the commands for many jobs refuse, and what they ask before they publish."""
 
 import json
 import stat
@@ -19,10 +19,10 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (("send",), "EMAIL: is required, or --file"),
-        (("send", "a@b.c", "--file", "x"), "--file: its lines say everything"),
+        (("send", "a@b.c", "--file", "x"), "--file: its lines are whole jobs"),
         (("send", "--file", "missing.jsonl"), "missing.jsonl cannot be read: No such file"),
         (("load", "--recipient", "nobody"), "--recipient: must be one e-mail address"),
         (("load", "--svg", "missing/x.svg"), "--svg: there is no folder missing"),
@@ -33,36 +33,36 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("livecheck", "a@b.c", "--metrics-port", "9000", "--metrics-host", "192.0.2.1"), "--metrics-port: cannot"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_its_cure(arguments: tuple[str, ...], told: str) -> None:
+def test_invalid_arguments_are_refused_with_their_fix(arguments: tuple[str, ...], text: str) -> None:
     ran = CliRunner().invoke(cli, arguments)
     assert ran.exit_code == 2
-    assert told in ran.stderr
+    assert text in ran.stderr
 
 
 @pytest.mark.parametrize(
-    ("env", "recipient", "told"),
+    ("env", "recipient", "text"),
     [
         ({"SMTP_HOST": "mail.example.net"}, "x@example.com", "the relay mail.example.net"),
-        ({}, "x@example.com", "the worker's relay, whichever it is"),
+        ({}, "x@example.com", "the worker's relay, which is unknown here"),
         ({"SMTP_HOST": "localhost"}, "load{n}@gmail.com", "recipients at gmail.com"),
         ({"SMTP_HOST": "localhost"}, "load@notexample.com", "recipients at notexample.com"),
         ({"SMTP_HOST": "localhost", "RABBITMQ_URL": "amqp://u:hunter2@mq.example.net"}, "x@a.test", "the broker mq.ex"),
         ({"SMTP_HOST": "localhost", "SMTP_FALLBACK_URLS": "smtps://u:hunter2@b.example.net"}, "x@a.test", "relay b.ex"),
     ],
 )
-def test_a_load_test_asks_before_it_sends_real_mail(env: dict[str, str], recipient: str, told: str) -> None:
+def test_a_load_test_asks_before_it_sends_real_mail(env: dict[str, str], recipient: str, text: str) -> None:
     ran = CliRunner(env=env).invoke(cli, ("load", "--recipient", recipient))
     assert ran.exit_code == 1
-    assert "This sends real mail to your relay: " in ran.stderr
-    assert told in ran.stderr
+    assert "This sends real mail to " in ran.stderr
+    assert text in ran.stderr
     assert "hunter2" not in ran.stderr
 
 
-@pytest.mark.parametrize("words", [("load", "--yes"), ("livecheck", "a@b.c")])
-def test_what_lives_by_events_says_so_where_there_are_none(words: tuple[str, ...]) -> None:
-    ran = CliRunner(env={"SMTP_HOST": "localhost", "EVENTS": "false"}).invoke(cli, words)
+@pytest.mark.parametrize("arguments", [("load", "--yes"), ("livecheck", "a@b.c")])
+def test_a_command_that_needs_events_is_refused_without_them(arguments: tuple[str, ...]) -> None:
+    ran = CliRunner(env={"SMTP_HOST": "localhost", "EVENTS": "false"}).invoke(cli, arguments)
     assert ran.exit_code == 2
-    assert "EVENTS=false: nobody tells what becomes of jobs" in ran.stderr
+    assert "EVENTS=false: workers publish no events" in ran.stderr
 
 
 def test_a_load_test_on_this_machine_asks_nothing() -> None:
@@ -72,19 +72,19 @@ def test_a_load_test_on_this_machine_asks_nothing() -> None:
     assert "does not answer" in ran.stderr
 
 
-def test_what_others_have_written_is_no_markup_and_commands_no_terminal() -> None:
+def test_text_of_other_origin_is_no_markup_and_controls_no_terminal() -> None:
     assert output.plain("[/x] [red]a\x1b[2J\x9bb\u202e\n é").plain == "[/x] [red]a\ufffd[2J\ufffdb\ufffd\n é"
     assert output.table("N", [("[/odd]", "1")], "Name").columns[0]._cells[0].plain == "[/odd]"  # type: ignore[union-attr]
 
 
-def test_into_a_pipe_lines_are_as_long_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_not_wrapped_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert output.results().width > 1000
     monkeypatch.setenv("COLUMNS", "70")
     assert output.results().width == 70
 
 
-def test_the_demo_touches_nothing_that_an_env_file_names(tmp_path: Path) -> None:
+def test_the_demo_uses_no_server_of_an_env_file(tmp_path: Path) -> None:
     real = {"RABBITMQ_URL": "amqp://u:p@mq.example.net/", "REDIS_URL": "redis://redis.example.net/0"}
     real |= {"SMTP_FALLBACK_URLS": "smtps://u:p@relay.example.net", "SMTP_HOST": "relay.example.net"}
     (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in real.items()))
@@ -94,7 +94,7 @@ def test_the_demo_touches_nothing_that_an_env_file_names(tmp_path: Path) -> None
     assert (made.settings.redis_url, made.settings.fallbacks) == (None, [])
 
 
-def test_the_demo_writes_a_secret_key_where_there_is_none_and_keeps_it(tmp_path: Path) -> None:
+def test_the_demo_writes_a_missing_secret_key_and_keeps_it(tmp_path: Path) -> None:
     env = tmp_path / ".env"
     first, second = (demo.make(port=0, samples=False, log_level="info").app.settings for _ in range(2))
     assert stat.S_IMODE(env.stat().st_mode) == 0o600

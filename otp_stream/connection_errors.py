@@ -5,12 +5,15 @@ from urllib.parse import unquote, urlsplit
 
 from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
 
-from otp_stream.core.redaction import scrub
-
-from .management_api import virtual_host
+from .core.redaction import scrub
 
 _LONGEST = 200
 """Characters of an error's own text."""
+
+
+def virtual_host(url: str) -> str:
+    """Return the virtual host in an AMQP URL."""
+    return unquote(urlsplit(url).path[1:]) or "/"
 
 
 def user(url: str) -> str:

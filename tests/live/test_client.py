@@ -1,0 +1,113 @@
+"""The producer API against RabbitMQ and a worker."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from amqp_proxy import amqp_proxy
+from conftest import Stage
+from worker import CODE
+
+from otp_stream.client import ClientError, NoWorkerError, OtpClient, OtpJob
+
+
+def client(stage: Stage, url: str | None = None) -> OtpClient:
+    return OtpClient(url or stage.url, queue=stage.rabbit.queue, prefix=stage.rabbit.prefix, timeout_s=2)
+
+
+def request(job_id: str | None = None) -> OtpJob:
+    return OtpJob(email="user@example.com", otp=CODE, job_id=job_id)
+
+
+async def test_a_job_is_published_and_followed_to_its_final_outcome(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    await stage.run(BASE_DELAY_MS="100")
+    async with client(stage) as one, one.follow("j-1") as events, asyncio.timeout(20):
+        await one.publish(request("other"), high_lane=True)
+        await one.publish(request("j-1"))
+        found = [it async for it in events]
+    assert [it.job_id for it in found] == ["j-1"] * len(found)
+    assert found[-1].outcome == "sent"
+    assert {it.recipient for it in stage.relay.accepted} == {"user@example.com"}
+
+
+async def test_a_missing_queue_is_declared_and_missing_events_are_named(stage: Stage) -> None:
+    async with client(stage) as one:
+        await one.publish(request())
+        with pytest.raises(NoWorkerError, match=rf"exchange {stage.rabbit.prefix}\.events.* start a worker"):
+            async with one.follow("j-1"):
+                pass
+        await one.publish(request())  # the same connection still publishes
+    await stage.rabbit.declare()
+    assert await stage.rabbit.depth() == 2
+
+
+async def test_a_refused_job_is_an_error(stage: Stage) -> None:
+    arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    queue = await stage.rabbit.channel.declare_queue(stage.rabbit.queue, durable=True, arguments=arguments)
+    async with client(stage) as one:
+        with pytest.raises(ClientError, match=f"the queue {stage.rabbit.queue} may have reached its limit"):
+            await one.publish(request())
+    await queue.delete()
+
+
+async def test_it_connects_again_after_the_connection_was_lost(stage: Stage) -> None:
+    await stage.run()
+    async with amqp_proxy(stage.url) as (proxy, url), client(stage, url) as one:
+        async with one.follow("j-1") as events:
+            proxy.refuse = True
+            proxy.cut()
+            with pytest.raises(ClientError, match="the outcome is unknown"):
+                await asyncio.wait_for(anext(events), 10)
+        with pytest.raises(ClientError, match="does not answer"):
+            await one.publish(request("j-2"))
+        proxy.release()
+        async with one.follow("j-2") as events, asyncio.timeout(20):
+            await one.publish(request("j-2"))
+            assert [it.outcome async for it in events] == ["sent"]
+        proxy.swallow = True
+        with pytest.raises(ClientError, match="has not replied within 2 s"):
+            await one.publish(request("j-3"))
+        proxy.release()
+        await one.publish(request("j-3"))
+
+
+async def test_events_that_were_unbound_are_received_by_the_next_follower(stage: Stage) -> None:
+    await stage.run()
+    async with client(stage) as one:
+        async with one.follow("j-1"):
+            exchange = await stage.rabbit.channel.get_exchange(f"{stage.rabbit.prefix}.events")
+            await exchange.delete()
+            with pytest.raises(NoWorkerError):
+                async with one.follow("j-2"):
+                    pass
+        await stage.rabbit.channel.declare_exchange(exchange.name, "topic", durable=True)
+        async with one.follow("j-2") as events, asyncio.timeout(20):
+            await one.publish(request("j-2"))
+            assert [it.outcome async for it in events] == ["sent"]
+
+
+_WRONG_PASSWORD = """
+import asyncio, sys
+from otp_stream.client import ClientError, OtpClient
+
+async def main():
+    async with OtpClient(sys.argv[1]) as client:
+        try:
+            await client.connect()
+        except ClientError as error:
+            print(error)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_wrong_password_is_named_and_not_shown(stage: Stage, tmp_path: Path) -> None:
+    url = stage.url.replace("guest:guest", "guest:Zq7x")
+    process = await asyncio.create_subprocess_exec(  # apart from the tests, in which the worker has patched aiormq
+        sys.executable, "-c", _WRONG_PASSWORD, url, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert b"refuses the login of guest" in out
+    assert b"Zq7x" not in out

@@ -1,0 +1,150 @@
+"""The producer API, without a broker: what it publishes, which events it yields, and which connection it closes."""
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiormq.abc import DeliveredMessage
+
+from otp_stream import client
+from otp_stream.client import ClientError, JobEvent, Metadata, OtpClient, OtpJob
+
+
+@dataclass
+class FakeConnection:
+    is_closed: bool = False
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+@dataclass
+class FakeChannel:
+    """A channel whose publishes end when the test ends them."""
+
+    is_closed = False
+
+    bodies: list[bytes] = field(default_factory=list[bytes])
+    confirms: list[asyncio.Future[None]] = field(default_factory=list[asyncio.Future[None]])
+
+    async def basic_publish(self, body: bytes, **_: Any) -> None:
+        self.bodies.append(body)
+        self.confirms.append(asyncio.get_running_loop().create_future())
+        await self.confirms[-1]
+
+
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the connections that clients open from now on."""
+    opened: list[Any] = []
+
+    async def open_(_: str) -> Any:
+        link = client._Link(FakeConnection(), FakeChannel())  # type: ignore[arg-type]
+        opened.append(link)
+        return link
+
+    async def subscribe(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(client._Link, "open", open_)
+    monkeypatch.setattr(client._Link, "subscribe", subscribe)
+    return opened
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0)
+
+
+async def receive(link: Any, body: bytes) -> None:
+    await link._receive(SimpleNamespace(body=body))
+
+
+def event(job_id: str, outcome: str, **more: Any) -> bytes:
+    return json.dumps({"jobId": job_id, "outcome": outcome, "attempt": 1, "at": 1, **more}).encode()
+
+
+async def test_a_published_job_is_read_as_the_same_job(links: list[Any]) -> None:
+    job = OtpJob(
+        email="ada@example.com", otp="739154", job_id="j-1", timestamp=1_767_225_600_000, priority="high",
+        metadata=Metadata.model_validate({"userName": "Ada", "expiryMinutes": 7, "colour": "red"}),
+    )  # fmt: skip
+    publishing = asyncio.create_task(OtpClient().publish(job))
+    await soon(lambda: bool(links) and bool(links[0].publishing.confirms))
+    links[0].publishing.confirms[0].set_result(None)
+    await publishing
+    assert OtpJob.from_bytes(links[0].publishing.bodies[0], strict=True) == job
+
+
+async def test_a_publish_that_fails_late_does_not_close_the_connection_of_the_next(links: list[Any]) -> None:
+    one = OtpClient()
+    first, second = (asyncio.create_task(one.publish(b"{}")) for _ in range(2))
+    await soon(lambda: bool(links) and len(links[0].publishing.confirms) == 2)
+    links[0].publishing.confirms[0].set_exception(ConnectionError("secret"))
+    with pytest.raises(ClientError, match=r"connection to RabbitMQ was lost \(ConnectionError\)"):
+        await first
+    assert links[0].connection.is_closed
+    third = asyncio.create_task(one.publish(b"{}"))
+    await soon(lambda: len(links) == 2 and len(links[1].publishing.confirms) == 1)
+    links[0].publishing.confirms[1].set_exception(TimeoutError())
+    with pytest.raises(ClientError, match="has not replied within 10 s"):
+        await second
+    assert not links[1].connection.is_closed
+    links[1].publishing.confirms[0].set_result(None)
+    await third
+
+
+async def test_the_events_of_one_job_end_with_its_final_outcome_and_those_of_all_jobs_do_not(links: list[Any]) -> None:
+    one = OtpClient()
+    async with one.follow("j-1") as events, one.follow() as all_events:
+        for body in (
+            b"no JSON", b"[]", event("j-1", "unknown"), event("j-2", "sent"), event("j-1", "retrying", delayMs=5),
+            event("j-1", "rejected", replyCode=550), event("j-3", "sent"),
+        ):  # fmt: skip
+            await receive(links[0], body)
+        own: list[JobEvent] = [it async for it in events]
+        assert [(it.outcome, it.delay_ms, it.reply_code) for it in own] == [
+            ("retrying", 5, None),
+            ("rejected", None, 550),
+        ]
+        assert [(await anext(all_events)).job_id for _ in range(4)] == ["j-2", "j-1", "j-1", "j-3"]
+    assert not links[0].followers
+
+
+async def test_a_lost_connection_ends_the_events_with_an_error(links: list[Any]) -> None:
+    async with OtpClient().follow("j-1") as events:
+        await receive(links[0], event("j-1", "retrying"))
+        links[0]._end()
+        assert (await anext(events)).outcome == "retrying"
+        with pytest.raises(ClientError, match="the outcome is unknown"):
+            await anext(events)
+
+
+@pytest.mark.parametrize(
+    ("level", "argument", "records"),
+    [
+        (logging.ERROR, DeliveredMessage(None, None, b"739154", None), 0),  # type: ignore[arg-type]
+        (logging.DEBUG, "frame with 739154", 0),
+        (logging.WARNING, "blocked", 1),
+    ],
+)
+def test_aiormq_logs_no_message_of_a_producer(
+    caplog: pytest.LogCaptureFixture, level: int, argument: object, records: int
+) -> None:
+    OtpClient()
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("aiormq.channel").log(level, "unhandled %r", argument)
+    assert len(caplog.records) == records
+
+
+def test_a_producer_needs_neither_faststream_nor_the_command_line() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['faststream', 'typer', 'rich', 'uvicorn', 'redis']))"
+    subprocess.run([sys.executable, "-c", f"{blocked}; import otp_stream.client"], check=True)
