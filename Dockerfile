@@ -3,7 +3,7 @@ FROM python:3.14-slim AS build
 RUN python -m venv /opt/otp-stream
 ENV PATH=/opt/otp-stream/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# the dependencies change seldom: a layer of their own
+# a separate layer, because dependencies rarely change; the file includes every extra
 COPY requirements.txt ./
 RUN pip install --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./

@@ -90,8 +90,8 @@ generate: $(DEV_READY)  ## Make the generated files: AsyncAPI, .env.example, set
 	@$(BIN)/python tools/generate.py
 
 lock: $(DEV_READY)  ## Update the pinned dependencies
-	@$(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements.txt
-	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements-dev.txt
+	@$(BIN)/uv pip compile pyproject.toml --all-extras $(LOCK) -o requirements.txt
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev $(LOCK) -o requirements-dev.txt
 	@$(BIN)/uv pip compile --group bench -c requirements-dev.txt $(LOCK) -o requirements-bench.txt
 	@$(BIN)/uv pip compile --group mutants -c requirements-dev.txt $(LOCK) -o requirements-mutants.txt
 LOCK := -q -U --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-strip-extras

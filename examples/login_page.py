@@ -1,4 +1,4 @@
-"""What a login page can say while somebody waits for a code: follows one job by its events.
+"""What a login page can show while a person waits for a code: follows one job by its events.
 
     RABBITMQ_URL=amqp://… python examples/login_page.py JOB_ID
 
@@ -24,7 +24,7 @@ OUR_FAULT = "The code could not be sent. It is not your fault: please try again 
 
 
 def words(event: dict) -> str | None:
-    """Return what to say to the person; nothing where the job goes on as usual."""
+    """Return what to show to the person."""
     outcome = event["outcome"]
     if outcome == "retrying":
         return "It takes a little longer than usual …"
@@ -34,7 +34,7 @@ def words(event: dict) -> str | None:
 
 
 async def main(job_id: str) -> None:
-    """Say what becomes of this job, until it has ended."""
+    """Print the events of this job, until its final outcome."""
     connection = await aio_pika.connect(os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1/"))
     async with connection:
         channel = await connection.channel()

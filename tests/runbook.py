@@ -1,7 +1,7 @@
-"""docs/runbook.md as its test follows it: the commands of each section, and where its words are to be seen.
+"""docs/runbook.md as its test reads it: the commands of each section, and the texts that it promises will appear.
 
-`Fault` is one section on its stage: it runs a line as it stands, in a shell that has the worker's settings, and looks
-for the words in the worker's log, at its addresses and in what commands told.
+`Fault` is one section with its servers: it runs a line unchanged, in a shell that has the worker's settings, and
+searches the worker's log, its HTTP responses and the output of commands for the texts.
 """
 
 import asyncio
@@ -33,22 +33,22 @@ WAIT_S = 40
 _SECTION = re.compile(r"^## (?P<title>.+?)$\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```sh$\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIGNS = re.compile(r"^\| \| \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)
-"""A table without titles: where something will be seen, and its words."""
+"""A table without titles: where a text appears, and the text."""
 _ROW = re.compile(r"\| (?P<over>over: )?(?P<where>[^|]+?) \| (?P<words>[^|]+) \|")
 _CODE = re.compile(r"`([^`]+)`")
 
 
 @dataclass(frozen=True)
 class Sign:
-    """Words that will be seen: as an `alert`, in the `log`, at an address of the worker, or told by a command."""
+    """A text that appears: as an `alert`, in the `log`, in an HTTP response of the worker, or in a command's output."""
 
     where: str
     words: str
     over: bool
-    """Whether they tell that the fault has ended."""
+    """Whether the text means that the fault has ended."""
 
     def is_in(self, text: str) -> bool:
-        """Tell whether they stand there; `…` is anything on the same line."""
+        """Whether the text is there; `…` matches anything on the same line."""
         return re.search(".*?".join(map(re.escape, self.words.split("…"))), text) is not None
 
 
@@ -58,7 +58,7 @@ class Section:
 
     title: str
     lines: tuple[str, ...]
-    """Of its `sh` blocks, as they stand."""
+    """The unchanged lines of its `sh` blocks."""
     signs: tuple[Sign, ...]
 
     @property
@@ -142,7 +142,7 @@ class Fault:
     section: Section
     stage: Stage
     node: Node
-    told: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    outputs: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     """What each command wrote, each time."""
     _worker: Worker | None = None
 
@@ -173,15 +173,15 @@ class Fault:
         await self.stage.rabbit.publish(*(job(to, **more) for to in recipients))
 
     async def run(self, command: str, *, code: int = 0, **env: str) -> str:
-        """Run a line of the section, answering yes; returns what it told. `env` goes before the worker's settings."""
+        """Run a line of the section, answering yes; returns its output. `env` goes before the worker's settings."""
         (line,) = (it for it in self.section.lines if _bare(it) == command)
         out = await self.shell(line, code=code, **env)
         assert CODE not in out
-        self.told.setdefault(command, []).append(out)
+        self.outputs.setdefault(command, []).append(out)
         return out
 
     async def shell(self, line: str, *, code: int = 0, **env: str) -> str:
-        """Run a line; `otp-stream` alone without a shell, as its words: it then starts in milliseconds."""
+        """Run a line; `otp-stream` alone without a shell, as separate arguments: it then starts in milliseconds."""
         tools = {
             "PATH": f"{SCRIPT.parent}:{SERVER.parent}:{os.environ['PATH']}", "LANG": "C.UTF-8", "COLUMNS": "400",
             "NO_COLOR": "1", "PAGE": f"http://127.0.0.1:{self.worker.port}",
@@ -201,9 +201,9 @@ class Fault:
                     line, cwd=self.folder, env=everything, stdin=source, stdout=out, stderr=out
                 )
         ended_with = await asyncio.wait_for(process.wait(), 90)
-        told = output.read_text()
-        assert ended_with == code, f"{line}: ended with {ended_with}\n{told}"
-        return told
+        text = output.read_text()
+        assert ended_with == code, f"{line}: ended with {ended_with}\n{text}"
+        return text
 
     async def shows(self, *, over: bool = False) -> None:
         """Wait for every sign of the fault, one after the other, or of its end."""
@@ -213,7 +213,7 @@ class Fault:
             try:
                 await until(lambda sign=sign: self._is_seen(sign), f"{sign}", WAIT_S)
             except AssertionError as error:
-                pieces = (str(error), *self.told.get(sign.where, []), (await self.worker.get("/readyz"))[1])
+                pieces = (str(error), *self.outputs.get(sign.where, []), (await self.worker.get("/readyz"))[1])
                 raise AssertionError("\n".join((*pieces, self.worker.log[-4000:]))) from None
 
     async def _is_seen(self, sign: Sign) -> bool:
@@ -224,8 +224,8 @@ class Fault:
                 return sign.is_in(self.worker.log)
             case path if path.startswith("/"):
                 return sign.is_in((await self.worker.get(path))[1])
-            case command:  # what it told last
-                return any(map(sign.is_in, self.told[command][-1:]))
+            case command:  # its last output
+                return any(map(sign.is_in, self.outputs[command][-1:]))
 
     async def metric(self, line: str, value: float) -> None:
         """Wait until a metric, of which an alert is made, has this value."""
@@ -259,7 +259,7 @@ async def fault(ground: Ground, title: str) -> AsyncIterator[Fault]:
     """Set the stage for a section; at the end every command of it must have been run."""
     section = sections()[title]
     name = re.sub(r"\W+", "-", title.lower())
-    # rabbitmqctl speaks of the default virtual host unless told otherwise; the others have one of their own
+    # rabbitmqctl speaks of the default virtual host by default; the others have a separate one
     default = "rabbitmqctl delete_queue otp.dead" in section.commands
     url = ground.url if default else await ground.virtual_host(name)
     folder = ground.folder / name
@@ -267,4 +267,4 @@ async def fault(ground: Ground, title: str) -> AsyncIterator[Fault]:
     async with set_stage(url, folder, tidy=False, names=(QUEUE, PREFIX)) as stage:
         it = Fault(section, stage, ground.node)
         yield it
-        assert set(it.told) == section.commands
+        assert set(it.outputs) == section.commands

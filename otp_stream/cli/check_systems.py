@@ -18,7 +18,7 @@ from otp_stream.urls import is_loopback
 from .check_settings import CheckedSettings
 
 _LIMIT_S = 25.0
-"""For each system; its requests have shorter limits of their own."""
+"""For each system; its requests have shorter limits."""
 _TOPOLOGY = {"RABBITMQ_QUEUE_NAME", "RABBITMQ_PREFIX", "BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}
 T = TypeVar("T")
 

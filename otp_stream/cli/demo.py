@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from otp_stream.app import build
-from otp_stream.embedded import Inbox
+from otp_stream.embedded.inbox import Inbox
 from otp_stream.settings import EMBEDDED_BROKER_PORT, load
 from otp_stream.worker import OtpStream
 

@@ -73,7 +73,7 @@ def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
     answered: dict[str, Any] = {"url": url, "status": 0, "accepted": False, "relays": []}
     try:
         with requests.Session() as session:
-            session.trust_env = False  # .netrc must not replace the token, and a worker stands behind no proxy
+            session.trust_env = False  # .netrc must not replace the token, and no proxy is in front of a worker
             with output.console.status(f"{url} …"):
                 answer = session.post(
                     f"{url}/probe",
@@ -91,9 +91,9 @@ def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
             text = "HTTP_TOKEN: the worker has a different token, or none"
         return answered | {"error": f"{text} (HTTP {answer.status_code})"}
     try:
-        said = answer.json()
-        relays = [{name: str(it[name]) for name in ("relay", "result", "text")} for it in said["relays"]]
-        return answered | {"worker": str(said["worker"]), "accepted": said["accepted"] is True, "relays": relays}
+        fields = answer.json()
+        relays = [{name: str(it[name]) for name in ("relay", "result", "text")} for it in fields["relays"]]
+        return answered | {"worker": str(fields["worker"]), "accepted": fields["accepted"] is True, "relays": relays}
     except (ValueError, LookupError, TypeError):
         return answered | {"error": "the server that answered is not a worker"}
 

@@ -1,6 +1,5 @@
 """A small broker and an e-mail inbox in this process, for `make run`. Nothing is kept when the process exits."""
 
 from .amqp import EmbeddedBroker
-from .inbox import Inbox
 
-__all__ = ["EmbeddedBroker", "Inbox"]
+__all__ = ["EmbeddedBroker"]

@@ -123,20 +123,20 @@ async def _ran(folder: Path, *command: str, **env: str) -> Ran:
 
 async def test_a_refused_virtual_host_is_explained_by_every_command_and_by_the_worker(stage: Stage) -> None:
     url = f"{stage.url}nosuch"
-    told = "has no virtual host nosuch, or guest may not use it (NOT_ALLOWED - vhost nosuch not found); correct"
+    text = "has no virtual host nosuch, or guest may not use it (NOT_ALLOWED - vhost nosuch not found); correct"
     commands = ("topology", "show"), ("send", "a@example.com"), ("dead", "list"), ("dead", "drop", "--all", "--yes")
     for command in commands:
         ran = await _ran(stage.folder, *command, RABBITMQ_URL=url)
         assert ran.code != 0
-        assert told in ran.out, command
+        assert text in ran.out, command
         assert "object at" not in ran.out
     worker = stage.worker(url=url)
     await worker.start(ready=False)
     await worker.wait_log("waiting for RabbitMQ")
     status, body = await worker.get("/readyz")
     assert status == 503
-    assert told in body
-    assert told in worker.log
+    assert text in body
+    assert text in worker.log
     assert "away" not in body
     assert "object at" not in body + worker.log
 

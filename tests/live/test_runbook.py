@@ -1,4 +1,4 @@
-"""The runbook, followed in each fault that it is for: its commands run as they stand, and its signs are seen."""
+"""The runbook, followed in each fault that it covers: its commands run unchanged, and its signs appear."""
 
 import asyncio
 import json
@@ -31,15 +31,15 @@ ALONE: list[str] = []
 
 
 def plays(title: str, *, alone: bool = False) -> Callable[[Play], Play]:
-    """Say which section a function follows."""
+    """Register a function as the one that follows a section."""
 
-    def told(play: Play) -> Play:
+    def register(play: Play) -> Play:
         PLAYS[title] = play
         if alone:
             ALONE.append(title)
         return play
 
-    return told
+    return register
 
 
 @plays("The first minute")
@@ -93,16 +93,16 @@ async def _login(it: Fault) -> None:
 @plays("The relay's certificate is not accepted")
 async def _certificate(it: Fault) -> None:
     authority = Authority(it.folder)
-    mended = {"SMTP_CA_FILE": str(authority.ca_file)}
+    corrected = {"SMTP_CA_FILE": str(authority.ca_file)}
     it.relay.tls, it.relay.mode = authority.server("127.0.0.1"), "starttls"
     await it.start(SMTP_TLS="starttls")
     await it.publish("ada@example.com")
-    told = await it.run("otp-stream check", code=1)
+    checked = await it.run("otp-stream check", code=1)
     await it.shows()
-    (command,) = re.findall(r"openssl .*$", told, re.MULTILINE)
+    (command,) = re.findall(r"openssl .*$", checked, re.MULTILINE)
     assert "test authority" in await it.shell(command)
-    await it.run("otp-stream check", **mended)
-    await it.start(SMTP_TLS="starttls", **mended)
+    await it.run("otp-stream check", **corrected)
+    await it.start(SMTP_TLS="starttls", **corrected)
     await it.shows(over=True)
     await it.arrive("ada@example.com")
 
@@ -172,8 +172,8 @@ async def _late(it: Fault) -> None:
     wanted = ('queue_ready{queue="service_send_otp"} ', 'prefetch_count{lane="jobs"} 1', 'jobs_unacked{lane="jobs"} 1')
 
     async def full() -> str:
-        told = await it.run(figures)  # between two jobs it holds none
-        return told if all(f"otp_{name}" in told for name in wanted) else ""
+        text = await it.run(figures)  # empty between two jobs
+        return text if all(f"otp_{name}" in text for name in wanted) else ""
 
     narrow = await until(full, "one unacked job at PREFETCH_COUNT=1")
     assert "otp_relay_sends_pending 0.0" in narrow
@@ -227,7 +227,7 @@ async def _broker(it: Fault) -> None:
     await it.arrive("ada@example.com", "bob@example.com")
 
 
-@plays("A queue of ours was made by somebody else")
+@plays("A queue of ours was declared by another application")
 async def _other_properties(it: Fault) -> None:
     await it.stage.rabbit.declare()
     await it.stage.rabbit.declare(f"{PREFIX}.dead")

@@ -4,10 +4,13 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
 from conftest import Stage
+from packaging.requirements import Requirement
 from rabbitmq import until
 from worker import SCRIPT, Worker, job
 
@@ -27,6 +30,51 @@ def installed(tmp_path: Path) -> Path:
         [*python, "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True, capture_output=True
     )
     return site
+
+
+@pytest.fixture
+def bare_python(installed: Path) -> Path:
+    """Return the Python of an environment with the wheel and what it requires, without any extra."""
+    environment = installed.parent / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (metadata,) = installed.glob("otp_stream-*.dist-info")
+    for entry in (*installed.iterdir(), *_required(PathDistribution(metadata), set(), {})):
+        if entry.name not in {"bin", "__pycache__"} and not (site / entry.name).exists():
+            (site / entry.name).symlink_to(entry)
+    return environment / "bin" / "python"
+
+
+def _required(package: Distribution, extras: set[str], found: dict[str, set[str]]) -> Iterator[Path]:
+    """Yield the files and folders of everything that a package requires."""
+    for text in package.requires or ():
+        it = Requirement(text)
+        environments = [{"extra": extra} for extra in extras or {""}]
+        if it.marker is not None and not any(map(it.marker.evaluate, environments)):
+            continue
+        if it.name in found and it.extras <= found[it.name]:
+            continue
+        found[it.name] = found.get(it.name, set()) | it.extras
+        other = distribution(it.name)
+        yield from {Path(str(other.locate_file(file.parts[0]))) for file in other.files or () if file.parts[0] != ".."}
+        yield from _required(other, it.extras, found)
+
+
+def test_without_extras_the_worker_is_imported_and_the_command_line_names_its_extra(
+    bare_python: Path, tmp_path: Path
+) -> None:
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [bare_python, "-c", code], cwd=tmp_path, env={"HOME": str(tmp_path)}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    ran = run("import otp_stream.app, otp_stream.client, sys; print('aiosmtpd' in sys.modules)")
+    assert (ran.returncode, ran.stdout) == (0, "False\n"), ran.stderr
+    assert run("import opentelemetry").returncode == 1
+    ran = run("import otp_stream.cli")
+    assert ran.returncode == 1
+    assert ran.stderr == "otp-stream: the command line needs aiosmtpd: pip install 'otp-stream[cli]'\n"
 
 
 async def test_an_installed_wheel_runs_from_an_empty_folder(stage: Stage, installed: Path) -> None:
@@ -56,8 +104,8 @@ async def test_the_demo_shows_its_mails_and_takes_one_more(demo: Worker, tmp_pat
         SCRIPT, "send", "you@example.com", "--name", "You", cwd=tmp_path, env=os.environ | {"RABBITMQ_URL": url},
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, told = await one_more.communicate()
-    assert b": sent, after" in told
+    _, text = await one_more.communicate()
+    assert b": sent, after" in text
     assert one_more.returncode == 0
 
     async def shown() -> bool:
