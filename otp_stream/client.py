@@ -1,11 +1,11 @@
-"""Publish one-time-code jobs to RabbitMQ, and follow what becomes of them.
+"""Publish one-time-code jobs to RabbitMQ, and follow them to their final outcome.
 
 async with OtpClient("amqp://guest:guest@localhost/") as client:
-job = OtpJob(email="user@example.com", otp="123456", job_id="login-42")
-async with client.follow(job.job_id) as events:  # before the publish, so that no event is missed
-await client.publish(job)
-async for event in events:
-print(event.outcome)
+    job = OtpJob(email="user@example.com", otp="123456", job_id="login-42")
+    async with client.follow(job.job_id) as events:  # before the publish, so that no event is missed
+        await client.publish(job)
+        async for event in events:
+            print(event.outcome)
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from .core.otp_job import Metadata, OtpJob
 from .tasks import lost_connection_as_error
 from .urls import without_secrets
 
-__all__ = ["ClientError", "JobEvent", "Metadata", "OtpClient", "OtpJob"]
+__all__ = ["ClientError", "JobEvent", "Metadata", "NoWorkerError", "OtpClient", "OtpJob"]
 
 CONNECTION_ERRORS = (AMQPError, OSError, TimeoutError, RuntimeError)
 """What aio-pika raises if RabbitMQ does not answer or the connection is lost."""
@@ -99,6 +99,8 @@ class OtpClient:
         # from None: the errors contain the message
         except PublishError:
             raise ClientError(f"RabbitMQ returned the job: it cannot be routed to the queue {queue}") from None
+        except ChannelClosed as error:  # no permission, or a queue of another kind
+            raise ClientError(f"RabbitMQ refused to publish to the queue {queue}: {error}") from None
         except DeliveryError:
             raise ClientError(f"RabbitMQ refused the job: the queue {queue} may have reached its limit") from None
         except CONNECTION_ERRORS as error:

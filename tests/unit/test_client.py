@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused
 
 from otp_stream import client
 from otp_stream.client import ClientError, JobEvent, Metadata, OtpClient, OtpJob
@@ -100,6 +101,16 @@ async def test_a_publish_that_fails_late_does_not_close_the_connection_of_the_ne
     assert not links[1].connection.is_closed
     links[1].publishing.confirms[0].set_result(None)
     await third
+
+
+async def test_a_refused_publish_is_an_error_with_the_text_of_rabbitmq(links: list[Any]) -> None:
+    client = OtpClient()
+    publishing = asyncio.create_task(client.publish(b"{}"))
+    await soon(lambda: bool(links and links[0].publishing.confirms))
+    refusal = "ACCESS_REFUSED - access to exchange 'amq.default' refused"
+    links[0].publishing.confirms[0].set_exception(ChannelAccessRefused(refusal))
+    with pytest.raises(ClientError, match=f"refused to publish to the queue service_send_otp: {refusal}"):
+        await publishing
 
 
 async def test_the_events_of_one_job_end_with_its_final_outcome_and_those_of_all_jobs_do_not(links: list[Any]) -> None:
