@@ -1,6 +1,6 @@
 # Every target sets up what it needs. Only Python 3.11+ and a package client are expected.
 PYTHON ?= python3
-# PYTHON=3.13 is python3.13, or Debian's in a folder of its own where this machine has none
+# PYTHON=3.13 is python3.13, or Debian's in a separate folder where this machine has none
 ifneq ($(filter 3.%,$(PYTHON)),)
   ifeq ($(shell python$(PYTHON) -c 'print(1)' 2>/dev/null),)
     DEBIAN := tools/debian.sh python $(PYTHON)

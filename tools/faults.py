@@ -27,9 +27,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(report: Path) -> None:
     """Print the table, and write it where the document shows it."""
-    told = table([json.loads(line) for line in report.read_text().splitlines()])
-    sys.stdout.write(told)
-    DOCUMENT.write_text(_MARKS.sub(lambda _: told, DOCUMENT.read_text()))
+    text = table([json.loads(line) for line in report.read_text().splitlines()])
+    sys.stdout.write(text)
+    DOCUMENT.write_text(_MARKS.sub(lambda _: text, DOCUMENT.read_text()))
 
 
 if __name__ == "__main__":

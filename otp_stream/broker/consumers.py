@@ -217,4 +217,4 @@ def _timed_out(lane: LaneConsumer) -> bool:
 
 
 async def _nothing(message: DeliveredMessage) -> None:
-    """Stand in for the callback that aiormq requires; it receives no delivery."""
+    """Be the callback that aiormq requires; it receives no delivery."""

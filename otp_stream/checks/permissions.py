@@ -56,7 +56,7 @@ async def _is_refused(connection: AbstractConnection, action: Action, name: str,
             case "read":
                 await _unbind(connection, wait_queue, name)
     except ChannelAccessRefused as error:
-        # an unbind needs write on the queue, then read on the exchange; the text says which of them was refused
+        # an unbind needs write on the queue, then read on the exchange; the text names the one that was refused
         return action == "configure" or name == DEFAULT_EXCHANGE or ("to exchange" in str(error)) == (action == "read")
     except (ChannelClosed, DeliveryError):  # the permission was checked first, and granted
         return False

@@ -33,7 +33,7 @@ _BAD_ESCAPE = re.compile(
 _BACKSLASH = "\ud800"
 """A temporary replacement of an escaped backslash: no decoded text has it."""
 _DEEPEST = 200
-"""Lists and objects within each other; pydantic reads as many. Python's own reader ends with its stack."""
+"""Levels of nesting; pydantic reads as many. Python's own reader is limited by the stack."""
 _TEXT = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))', re.DOTALL)
 _STEPS = [(it in b"[{") - (it in b"]}") for it in range(256)]
 """For each byte: by how much the nesting is deeper after it."""
@@ -44,13 +44,13 @@ _NO_OBJECT = {
     b"[": "is a list: publish one message for each job, a JSON object",
 }
 _MOST_DIGITS = 300
-"""Of a whole number; one that has more is infinite, as a number with a fraction is."""
+"""Digits of a whole number; one with more is infinite, like a float of that size."""
 _MOST_TEXTS = 20
-"""Of a list or an object where one text is expected."""
+"""Values read from a list or an object where one text is expected."""
 
 
 class Lenience(NamedTuple):
-    """One field that was not as documented, and what became of it."""
+    """One field that was not as documented, and how it was handled."""
 
     field: str
     what: str
@@ -58,7 +58,7 @@ class Lenience(NamedTuple):
 
 
 def loads(body: bytes, parse_int: Callable[[str], Any] = int) -> Any:
-    """Read JSON with what many writers of it get wrong. Raises `ValueError` for other mistakes.
+    """Read JSON with common mistakes. Raises `ValueError` for other mistakes.
 
     What is no character becomes U+FFFD: a lone surrogate, an unknown escape, or bytes beyond UTF-8. A text may have
     line breaks and other control characters as they are. What is nested too deep is read as null.

@@ -1,9 +1,9 @@
-"""A relay's rate as all workers keep it: a ceiling, half as fast after a throttle, and steadily back."""
+"""The rule for a relay's rate, which workers share: halved by a throttle, then raised steadily up to the ceiling."""
 
 from dataclasses import dataclass
 
 RECOVERY_S = 20.0
-"""From half the full rate back to all of it."""
+"""Time from half the full rate back to all of it."""
 CHUNK_S = 0.05
 """So much of a schedule is handed out at a time: timers are too coarse for every slot of a high rate."""
 APART_S = 1.0

@@ -18,7 +18,7 @@ from .address import IGNORABLE, unicode_address
 SHORTEST = 4
 """Characters of a code."""
 _MOST_WITHIN_WORDS = 500
-"""So often a name may be part of longer words; a text that has it more often was made to take long."""
+"""How often a name may be part of longer words; a text with more was written to slow down the search."""
 
 _ESCAPED = re.compile(
     r"(?:%[0-9A-Fa-f]{2})+|%u[0-9A-Fa-f]{4}|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"

@@ -22,7 +22,7 @@ class RelayLimits:
     age_s: float = 300
     messages: int = 1000
     handshakes: int = 10
-    """Connections that may be set up at the same time while there are no more yet, so that the relay sees no herd."""
+    """Connections that may be set up at the same time at first, so that the relay gets no burst of them."""
     connect_s: float = 10
     handshake_s: float = 30
     """For each step from the greeting to the login."""

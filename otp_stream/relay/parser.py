@@ -1,4 +1,4 @@
-"""Reads SMTP replies (RFC 5321 §4.2) from bytes that come in any pieces."""
+"""Reads SMTP replies (RFC 5321 §4.2) from bytes that arrive in pieces of any size."""
 
 Answer = tuple[int, str]
 """A reply: its code, and its lines without the code, separated by newlines."""
@@ -14,11 +14,11 @@ class GarbageError(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.before: list[Answer] = []
-        """The whole replies that came before it, in the same bytes."""
+        """The complete replies before it, in the same bytes."""
 
 
 class ReplyParser:
-    """Feed it bytes, get whole replies."""
+    """Assembles replies from the bytes that are fed to it."""
 
     def __init__(self) -> None:
         self._rest = b""
