@@ -1,7 +1,7 @@
-"""A bound on HTTP connections, so that visitors never use up the descriptors that SMTP, AMQP and Redis need.
+"""A limit on HTTP connections, so that visitors never use up the descriptors that SMTP, AMQP and Redis need.
 
 uvicorn has no limit on connections that send nothing, and no time limit for a request's headers: `limit_concurrency`
-counts at a request, and `timeout_keep_alive` begins with a response. Nor does it limit how long a response waits for a
+counts requests, and `timeout_keep_alive` starts with a response. Nor does it limit how long a response waits for a
 client that does not read.
 """
 
@@ -56,7 +56,7 @@ class _Connections:
 
     def _check_later(self, protocol: Any) -> None:
         timer = asyncio.get_running_loop().call_later(HEADER_S, self._check, protocol, protocol.cycle, _use(protocol))
-        self._open[protocol] = timer  # a known one keeps its place
+        self._open[protocol] = timer  # a known connection keeps its position
 
     def _check(self, protocol: Any, cycle_before: object, use_before: int) -> None:
         use = _use(protocol)

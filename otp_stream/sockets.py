@@ -11,12 +11,12 @@ from itertools import zip_longest
 _DELAY_S = 0.25
 """RFC 8305 §5: how long one address may be silent before the next one is tried as well."""
 _MOST_FAILED = 100
-"""Addresses behind a name change: those remembered must not add up."""
+"""Addresses to remember at most: those behind a name change."""
 _Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
 class Addresses:
-    """Connects to host names, and remembers addresses that took a connection and gave no session: they are tried last.
+    """Connects to host names. Addresses that accepted a connection and gave no session are remembered and tried last.
 
     A frozen server, or a load balancer without a backend, still accepts connections.
     """
@@ -34,7 +34,7 @@ class Addresses:
         self._failed.pop(address, None)
 
     def failed(self, address: object) -> None:
-        """Note that it did not."""
+        """Note that it gave none."""
         self._failed.pop(address, None)
         self._failed[address] = None
         if len(self._failed) > _MOST_FAILED:

@@ -61,7 +61,7 @@ def make(*, port: int, samples: bool, log_level: str) -> Demo:
         smtp_port=smtp_port,
         smtp_tls="none",
         smtp_auth="none",
-        smtp_fallback_urls=None,  # what an .env names may be real: nothing of it is touched
+        smtp_fallback_urls=None,  # an .env may name real servers: the demo uses none of them
         redis_url=None,
         prefetch_count=200,
         log_level=log_level,

@@ -13,7 +13,7 @@ from otp_stream.broker.pamqp_patch import patch_pamqp
 from . import check, dead, documents, livecheck, load, relay, send, tables, templates, topology
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-cli.add_typer(dead.cli, name="dead", help="What could not be sent: look at it, send it again, forget it.")
+cli.add_typer(dead.cli, name="dead", help="Jobs that could not be sent: list, show, replay, drop, export.")
 cli.add_typer(relay.cli, name="relay", help="Have a running worker probe its mail relays.")
 cli.add_typer(tables.cli, name="tables")
 cli.add_typer(topology.cli, name="topology")

@@ -40,8 +40,8 @@ def probe(
 ) -> None:
     """Have workers probe the relays that take no mail now, instead of at the next scheduled probe.
 
-    Needs the workers' HTTP_TOKEN. Each worker is asked for itself; workers that share a Redis follow the first one
-    whose probe is accepted. Exits with 1 when a relay still takes no mail or a worker does not answer.
+    Needs the workers' HTTP_TOKEN. Name each worker; those that share a Redis follow the first one whose probe is
+    accepted. Exits with 1 when a relay still takes no mail or a worker does not answer.
     """
     settings = read_settings()
     if settings.http_token is None:

@@ -9,13 +9,13 @@ import idna
 _DOTS = ".\u3002\uff0e\uff61"
 """Full stops that UTS 46 takes for the dot of a domain."""
 INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-"""What changes the direction of a text, or only hides in it. ZWJ and ZWNJ are parts of names."""
+"""Direction marks and other invisible characters. ZWJ and ZWNJ are not here: names contain them."""
 _IGNORABLES = (
     f"{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
 )
 IGNORABLE = re.compile(f"[{_IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
 """Invisible characters (Unicode: Default_Ignorable_Code_Point), also joiners, fillers and variation selectors."""
-# `strip` takes characters alone, and a pattern for the end of a text would try each blank within it
+# for `str.strip`, which takes no ranges: a pattern for the end of a text would try each blank within it
 _AROUND = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
 # What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line. U+FFFD
@@ -60,7 +60,7 @@ def wire_domain(domain: str) -> str:
 
 
 def unicode_address(address: str) -> str | None:
-    """Return a wire address with its domain in U-labels, as people write it; `None` where that is no other."""
+    """Return a wire address with its domain in U-labels, as people write it; `None` if that is the same."""
     local, _, domain = address.rpartition("@")
     if "xn--" not in domain:
         return None
@@ -70,15 +70,15 @@ def unicode_address(address: str) -> str | None:
 
 
 def one_person(address: str) -> str:
-    """Return what is equal for all addresses of which we take it that they reach one person.
+    """Return a key that is equal for all addresses that presumably reach one person.
 
-    That is the wire form without invisible characters and without differences in case and in compatibility characters
-    (full-width, circled and ligature letters). Tags such as `+news` stay: what they mean is the receiving server's
-    business.
+    It is the wire form without invisible characters and without differences in case and in compatibility characters
+    (full-width, circled and ligature letters). Tags such as `+news` stay: only the receiving server knows what
+    they mean.
     """
     if address.isascii():
         return address.lower().rstrip(".")
-    with suppress(ValueError):  # what is no address has a key, too
+    with suppress(ValueError):  # an invalid address has a key, too
         address = wire_address(address)
     address = IGNORABLE.sub("", address)
     return normalize("NFKC", normalize("NFKC", address).lower())

@@ -60,8 +60,8 @@ class Lenience(NamedTuple):
 def loads(body: bytes, parse_int: Callable[[str], Any] = int) -> Any:
     """Read JSON with common mistakes. Raises `ValueError` for other mistakes.
 
-    What is no character becomes U+FFFD: a lone surrogate, an unknown escape, or bytes beyond UTF-8. A text may have
-    line breaks and other control characters as they are. What is nested too deep is read as null.
+    Invalid characters become U+FFFD: a lone surrogate, an unknown escape, or bytes that are not UTF-8. Strings may
+    contain raw line breaks and other control characters. Values that are nested too deep are read as null.
     """
     return json.loads(_shallow(_repaired(body)), parse_int=parse_int, strict=False)
 
@@ -78,7 +78,7 @@ def _shallow(text: str) -> str:
         return text
     # each step goes over the whole text in C: many short lists would take ten times as long in a loop
     parts: list[str] = _TEXT.split(text)
-    parts[1::2] = map(" ".__mul__, map(len, parts[1::2]))  # a bracket in a text begins nothing
+    parts[1::2] = map(" ".__mul__, map(len, parts[1::2]))  # brackets in strings do not nest
     bare = "".join(parts).encode("ascii", "replace")
     depths = list(accumulate(map(_STEPS.__getitem__, bare)))
     if max(depths) <= _DEEPEST or depths[-1] > _DEEPEST:
@@ -87,12 +87,12 @@ def _shallow(text: str) -> str:
     parts, at = [], 0
     for found in _DEEP.finditer(deep):
         parts += text[at : found.start()], "null"
-        at = found.end() + 1  # behind the bracket that ends it
+        at = found.end() + 1  # after the closing bracket
     return "".join(parts) + text[at:]
 
 
 def has_two_names(body: bytes) -> bool:
-    """Return whether a field may be there by both of its names, `jobId` and `job_id`: one may be empty."""
+    """Return whether a field may have both of its names, `jobId` and `job_id`: one may be empty."""
     return any(snake in body and name in body for name, snake in _TWO_NAMES)
 
 

@@ -16,7 +16,7 @@ from .otp_job import MAX_BODY_BYTES
 from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, fold_compact, of_address, of_code
 
 _MOST_VALUES = 1_000
-"""Values and words of a body that are looked at."""
+"""Maximum number of values and words of a body to search."""
 _LONG = 1_000
 """Characters of a text whose words are counted, and of the longest word that may be a secret as a whole."""
 _LONGEST_CODE = 64
@@ -48,7 +48,7 @@ class PossibleSecrets:
     def of(cls, body: Any, *, apart: Container[str], names: bool = True) -> Self | None:
         """Return those of a body; `None` where they are more than can be searched for.
 
-        `apart` are the fields that are passed over; `names` of fields are among the words unless they are left out.
+        `apart` are the fields to skip; `names`: whether names of fields are among the words.
         """
         if too_many(body):
             return None

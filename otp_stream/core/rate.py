@@ -5,14 +5,14 @@ from dataclasses import dataclass
 RECOVERY_S = 20.0
 """Time from half the full rate back to all of it."""
 CHUNK_S = 0.05
-"""So much of a schedule is handed out at a time: timers are too coarse for every slot of a high rate."""
+"""How much of a schedule is granted at a time: timers are too coarse for every slot of a high rate."""
 APART_S = 1.0
-"""Between decreases: all connections meet the same throttle at once."""
+"""Minimum time between decreases: one throttle affects all connections at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Moments at which one mail each may leave: `count` of them, at least one."""
+    """Slots, in each of which one mail may be sent: `count` of them, at least one."""
 
     first_in_s: float
     """The first one, seconds from now."""
@@ -24,7 +24,7 @@ class Grant:
 
 
 def floor(ceiling: float) -> float:
-    """Return the slowest that throttles may make it, mails per second."""
+    """Return the lowest rate to which throttles reduce it, mails per second."""
     return min(max(ceiling / 100, 0.1), ceiling)
 
 

@@ -1,4 +1,4 @@
-"""Producers' texts made harmless: what a stranger may have typed is no message and no link in a mail of ours."""
+"""Make producers' texts harmless: what a stranger may have typed must add no message and no link to our mail."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from otp_stream.core.address import INVISIBLE
 from .message import one_line
 
 NAME_LIMIT = 100
-"""Characters of a name, a purpose or a tenant. Who writes more wants us to send their text."""
+"""Maximum characters of a name, a purpose or a tenant. A longer one is probably a message."""
 TEXT_LIMIT = 500
-"""Characters of any other text of metadata."""
+"""Maximum characters of any other text of metadata."""
 _OURS = {"email", "otp", "expiryMinutes", "validUntil", "locale"}
 _NAMES = {"userName", "purpose", "tenant"}
 _DEEPEST = 5
@@ -19,9 +19,9 @@ _DEEPEST = 5
 _PLAIN = re.compile(r"[\w ,'-]*")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]+")
 _IGNORED = "\u034f\u180b-\u180f\u200c\u200d\ufe00-\ufe0f\U000e0000-\U000e0fff"
-"""What is part of names and emoji, and is left out where a domain is looked up (UTS 46)."""
+"""Parts of names and emoji that are removed when a domain is looked up (UTS 46)."""
 _DOT = "[.\u2024\u2488-\u249b\u3002\u33c2\u33c7\u33d8\ufe52\uff0e\uff61\U0001f100]"
-"""What is, or ends with, a dot once a domain is looked up (NFKC, UTS 46)."""
+"""Characters that are, or end with, a dot when a domain is looked up (NFKC, UTS 46)."""
 # Where a mail client begins a link: after a scheme, at a dot before letters, at an IP address, at the name of a Windows
 # server. A space there ends it in every client.
 _LINKS = re.compile(
@@ -47,7 +47,7 @@ def harmless(data: Mapping[str, Any]) -> dict[str, Any]:
 def _short(value: object) -> object:
     if isinstance(value, str):
         return text(value, NAME_LIMIT)
-    # a list or an object was never a name; what of it is text was taken when the job was read
+    # a list or an object was never a name; its texts were extracted when the job was read
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

@@ -260,7 +260,7 @@ class Connection(Pipeline):
         self.abort(RelayUnavailableError("unreachable", str(reply)))
 
     def _is_session_limit(self, reply: Reply) -> bool:
-        """Whether the relay has had enough of this session, as after many refused recipients: a new one is welcome."""
+        """Whether the relay limits this session, for example after many refused recipients: it accepts a new one."""
         after_refusals = reply.code == 421 and self._refusals > 0 and unavailable_reason(reply) == "unreachable"
         return self.mails > 0 and (after_refusals or is_session_limit(reply))
 

@@ -201,7 +201,7 @@ class Handshake:
 
 
 def _cram_md5(challenge: str, user: str, password: str) -> bytes:
-    """RFC 2195. What is no base64 is answered as if it were empty: the relay refuses it."""
+    """RFC 2195. A challenge that is not base64 counts as empty: the relay refuses the answer."""
     try:
         text = base64.b64decode(challenge)
     except ValueError:

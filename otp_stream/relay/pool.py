@@ -51,7 +51,7 @@ class Pool:
 
     def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
-        # as many again as there are: a relay that has taken them will not mind, and fifty are there in four steps
+        # doubles their number: a relay that accepted these accepts more, and fifty are open after four steps
         limit = max(self._limits.handshakes, len(self.open))
         if not self.open and self._config.user is not None:
             now = monotonic()

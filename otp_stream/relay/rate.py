@@ -7,21 +7,21 @@ from collections.abc import Callable
 from otp_stream.core.rate import APART_S, CHUNK_S, RECOVERY_S, Grant, floor, slope
 
 _EARLY_S = 0.002
-"""A slot may be used this much ahead, so that the timer's grain does not add up."""
+"""How early a slot may be used, so that the inaccuracy of timers does not add up."""
 _GRAIN_S = 0.01
 _LATE_S = 0.25
-"""A granted slot that is older has passed."""
+"""Age at which a granted slot expires."""
 _MEASURED_S = 3.0
 _LEAST = 1.0
-"""Mails per second, below which there is nothing to slow."""
+"""A measured rate below this is not reduced (mails per second)."""
 
 
 class Rate:
-    """Additive increase, multiplicative decrease below `ceiling` (mails per second; `None`: as fast as it goes).
+    """Additive increase, multiplicative decrease below `ceiling` (mails per second; `None`: no limit).
 
-    Slots are evenly spaced, and one that is not used has passed: an idle worker saves up no burst. Where there is no
-    ceiling, a throttle sets one for a while: what the relay took of late. Alone, a worker keeps its own schedule,
-    at its `share` of the rate (how many workers use the relay); otherwise slots are granted.
+    Slots are evenly spaced, and an unused one expires, so an idle worker collects no burst. Without a ceiling, a
+    throttle sets a temporary one: the rate that the relay accepted recently. Alone, a worker keeps its own schedule, at
+    its `share` of the rate (how many workers use the relay); otherwise slots are granted.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Rate:
     ) -> None:
         self.ceiling = ceiling
         self.limited = ceiling is not None
-        """Whether slots count at all. Looked at for every mail."""
+        """Whether there is a limit now. Read for every mail."""
         self.alone = True
         """Whether slots are on our schedule, not granted."""
         self.slowed = False
@@ -38,7 +38,7 @@ class Rate:
         self._share = share
         self._full = self._base = ceiling or 0.0
         self._since = 0.0
-        """From when on `_base` grows; never while the circuit breaker is open."""
+        """The time from which `_base` grows; infinite while the circuit breaker is open."""
         self._decreased_at = self._last = -math.inf
         """`_last`: the slot that was used last, as scheduled."""
         self._unused_since: float | None = None
@@ -60,7 +60,7 @@ class Rate:
         return sum(at <= now + _EARLY_S for at in self._granted)
 
     def lacking(self, now: float) -> int:
-        """Return how many connections more could be used: for slots that are there, or passed while there was none."""
+        """Return how many more connections could be used: for slots that are due, or expired for lack of one."""
         slots = self.slots(now)
         if not slots:
             return 0
@@ -106,14 +106,14 @@ class Rate:
     def settle(self, now: float) -> bool:
         """Lift a limit after its time; return whether `slowed` has changed."""
         before = self.slowed
-        # what others write down may be rounded
+        # a rate that other workers stored may be rounded
         self.slowed = self.limited and self._allowed(now) < self._full * 0.999
         if self.ceiling is None and not self.slowed:
             self.limited = False
         return self.slowed != before
 
     def hold(self, now: float) -> None:
-        """The circuit breaker has opened: nothing leaves, so nothing shows that the relay would take more."""
+        """The circuit breaker has opened: nothing is sent, so nothing shows that the relay would take more."""
         self._base, self._since = self._allowed(now), math.inf
         self._granted.clear()
 
@@ -122,13 +122,13 @@ class Rate:
         self._since = min(self._since, now)
 
     def count(self, total: int, now: float) -> None:
-        """Note how many mails the relay has taken in all, to know how fast it took them."""
+        """Record the total number of mails that the relay has accepted, from which its rate is measured."""
         self._taken.append((now, total))
         while self._taken[0][0] < now - _MEASURED_S:
             self._taken.popleft()
 
     def short(self, waiting: int, now: float) -> int:
-        """Return how many slots to ask for, with so many jobs that wait; none while enough are ahead."""
+        """Return how many slots to reserve for so many waiting jobs; 0 while enough are reserved."""
         if self._granted and self._granted[-1] > now + CHUNK_S:
             return 0
         worth = max(int(self._allowed(now) * CHUNK_S), 1)

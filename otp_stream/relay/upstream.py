@@ -22,7 +22,7 @@ from .reply import classify
 from .send_queue import URGENT, PendingSend, SendQueue
 
 STALLED_S = 10.0
-"""A relay that has work and does not answer for so long is passed over, if there is another."""
+"""A relay that has mail and does not answer for so long is skipped, if there is another."""
 
 
 class Upstream:
