@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize(("example", "printed"), list(zip(EXAMPLES, (b"sent\n", b""), strict=True)))
 async def test_an_example_sends_its_code(demo: Worker, tmp_path: Path, example: str, printed: bytes) -> None:
-    url = next(word for word in demo.log.split() if word.startswith("rabbitmq_url=")).removeprefix("rabbitmq_url=")
+    (url,) = set(re.findall(r"rabbitmq_url='(.*?)'", demo.log))
     code = example.replace("localhost:5673", f"127.0.0.1:{urlsplit(url).port}")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
