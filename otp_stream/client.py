@@ -30,12 +30,13 @@ from .core.decision import ENDINGS
 from .core.job_event import JobEvent
 from .core.otp_job import Metadata, OtpJob
 from .tasks import lost_connection_as_error
-from .urls import without_secrets
+from .urls import read_url, without_secrets
 
 __all__ = ["ClientError", "JobEvent", "Metadata", "NoWorkerError", "OtpClient", "OtpJob"]
 
 CONNECTION_ERRORS = (AMQPError, OSError, TimeoutError, RuntimeError)
 """What aio-pika raises if RabbitMQ does not answer or the connection is lost."""
+_URL_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
 _CONNECT_S = 5
 _CLOSE_S = 2
 
@@ -52,7 +53,7 @@ class OtpClient:
     """A connection to RabbitMQ that is opened at the first use, and again after it was lost.
 
     `queue` and `prefix` are the workers' `RABBITMQ_QUEUE_NAME` and `RABBITMQ_PREFIX`. `timeout_s` limits the time until
-    RabbitMQ confirms a publish or a subscription.
+    RabbitMQ confirms a publish or a subscription. Raises `ValueError` for an invalid URL.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class OtpClient:
         prefix: str = "otp",
         timeout_s: float = 10.0,
     ) -> None:
+        try:
+            read_url(url, {"amqp", "amqps"}, _URL_EXAMPLE)
+        except ValueError as error:
+            raise ValueError(f"url {error}") from None
         self._url, self._queue, self._events = url, queue, f"{prefix}.events"
         self._timeout_s = timeout_s
         self._link: _Link | None = None

@@ -103,6 +103,15 @@ async def test_a_publish_that_fails_late_does_not_close_the_connection_of_the_ne
     await third
 
 
+@pytest.mark.parametrize(
+    "url", ["", "localhost", "amqp://h:99999/", "amqp://u:739154@h:x/", "http://localhost:5672/", "embedded://"]
+)
+def test_an_invalid_url_is_an_error_at_once_that_does_not_quote_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^url (must start with amqp:// or amqps://|has a port)") as error:
+        OtpClient(url)
+    assert "739154" not in str(error.value)
+
+
 async def test_a_refused_publish_is_an_error_with_the_text_of_rabbitmq(links: list[Any]) -> None:
     client = OtpClient()
     publishing = asyncio.create_task(client.publish(b"{}"))
