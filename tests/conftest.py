@@ -37,7 +37,7 @@ hypothesis_settings.load_profile("tests")
 
 LONGEST = ("test_operators.py", "test_pages.py", "test_cluster.py", "test_runbook.py")
 LONG = bool(os.environ.get("FAULTS_LONG"))
-"""Whether random faults go on for minutes instead of seconds."""
+"""Whether random faults last minutes instead of seconds."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ async def stage(rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
 async def set_stage(
     url: str, folder: Path, *, tidy: bool = True, names: tuple[str, str] | None = None
 ) -> AsyncIterator[Stage]:
-    """Set a stage on this RabbitMQ; `names` are queue and prefix, for one that is nobody else's."""
+    """Set a stage on this RabbitMQ; `names` are queue and prefix, for a RabbitMQ that no other test uses."""
     queue, prefix = names or (f"t{uuid4().hex[:10]}",) * 2
     async with rabbit(url, queue, prefix, tidy=tidy) as client, ScriptedRelay() as relay:
         stage = Stage(url, client, relay, folder)
@@ -152,7 +152,7 @@ async def stream(start_stream: Start) -> Stream:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """Start a Redis that is nobody else's."""
+    """Start a Redis that no other test uses."""
     server = RedisServer(tmp_path / "redis")
     server.start()
     yield server

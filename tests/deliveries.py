@@ -92,7 +92,7 @@ class Try:
 
 @dataclass
 class Publishing:
-    """Stands for the confirmed publish: `ends` holds how each try ends, `None` for a confirm; afterwards all do."""
+    """A fake confirmed publish: `ends` holds the result of each try, `None` for a confirm; later ones are confirmed."""
 
     ends: deque[End] = field(default_factory=deque[End])
     tries: list[Try] = field(default_factory=list[Try])

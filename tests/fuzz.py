@@ -56,12 +56,12 @@ class Ledger:
         """How many ends there were."""
         return self.sent + self.died.total() + self.duplicates
 
-    async def bury(self, letter: AbstractIncomingMessage) -> None:
-        """Take note of a dead letter."""
-        self.died[int(str(letter.headers.get("x-fuzz", -1)))] += 1
-        self.reasons[str(letter.headers["x-otp-reason"])] += 1
-        shown = {name: it for name, it in letter.headers.items() if name.startswith(("x-otp-", "trace", "baggage"))}
-        body = letter.body + b"\n" + _BETWEEN_PIECES.sub(b"", letter.body)
+    async def read_dead_letter(self, message: AbstractIncomingMessage) -> None:
+        """Count a dead letter, and check its headers for codes."""
+        self.died[int(str(message.headers.get("x-fuzz", -1)))] += 1
+        self.reasons[str(message.headers["x-otp-reason"])] += 1
+        shown = {name: it for name, it in message.headers.items() if name.startswith(("x-otp-", "trace", "baggage"))}
+        body = message.body + b"\n" + _BETWEEN_PIECES.sub(b"", message.body)
         # a changed body may have lost its code, or have a longer one: what looks like one in a header is then no secret
         codes = _CODE.findall(repr(shown).encode())
         if any(re.search(rb"(?<![0-9a-z])%b(?![0-9a-z])" % code, body, re.IGNORECASE) for code in codes):
@@ -70,7 +70,7 @@ class Ledger:
 
 @dataclass
 class Report:
-    """What came of it."""
+    """The result."""
 
     seed: int
     ledger: Ledger
@@ -92,7 +92,7 @@ class Report:
 async def fuzz(stage: Stage, count: int, seed: int) -> Report:
     """Publish `count` messages and wait until each has ended."""
     beats = stage.folder / "heartbeat"
-    # a small prefetch window: what is measured is how long one message can block the event loop, not a burst of many
+    # a small prefetch count: what is measured is how long one message can block the event loop, not a burst of many
     changes = {"PREFETCH_COUNT": "20", "BASE_DELAY_MS": "100", "MAX_DELAY_MS": "100", "MAX_RETRIES": "1"}
     worker = stage.worker(HEARTBEAT_FILE=str(beats), **changes)
     worker.app = "heartbeat:app"
@@ -100,7 +100,7 @@ async def fuzz(stage: Stage, count: int, seed: int) -> Report:
     ledger, began = Ledger(), time.monotonic()
     chance = random.Random(seed)  # noqa: S311 - the same messages again from the same seed
     dead = await stage.rabbit.channel.get_queue(f"{stage.rabbit.prefix}.dead", ensure=False)
-    await dead.consume(ledger.bury, no_ack=True)
+    await dead.consume(ledger.read_dead_letter, no_ack=True)
     while ledger.published < count:
         batch = [_message(chance, ledger.published + at, stage) for at in range(min(_BATCH, count - ledger.published))]
         await asyncio.gather(*(stage.rabbit.channel.default_exchange.publish(it, stage.rabbit.queue) for it in batch))
@@ -128,7 +128,7 @@ async def _ended(stage: Stage, worker: Worker, ledger: Ledger, wanted: int) -> N
             before, since = ledger.ended, time.monotonic()
         assert worker.is_running, worker.log[-3000:]
         waited_s = time.monotonic() - since
-        assert waited_s < _STUCK_S, f"{ledger} has stood still at {ledger.ended} of {wanted}\n{worker.log[-3000:]}"
+        assert waited_s < _STUCK_S, f"{ledger} is stuck at {ledger.ended} of {wanted}\n{worker.log[-3000:]}"
 
 
 async def _count(stage: Stage, worker: Worker, ledger: Ledger) -> None:
@@ -175,8 +175,8 @@ def _message(chance: random.Random, number: int, stage: Stage) -> Message:
 
 def _body(chance: random.Random, number: int, stage: Stage) -> bytes:
     kind = chance.random()
-    # where the code itself was lost by a change, no one can tell that it is in the id
-    job = _job(chance, number, stage, told=kind < _WHOLE)
+    # if a mutation destroyed the code in the body, a copy of it in the id would not be recognised as a secret
+    job = _job(chance, number, stage, intact=kind < _WHOLE)
     body = json.dumps(job, ensure_ascii=chance.random() < 0.5).encode(errors="replace")
     if kind < _WHOLE:
         return body
@@ -189,13 +189,13 @@ def _body(chance: random.Random, number: int, stage: Stage) -> bytes:
     return _large(chance, number)
 
 
-def _job(chance: random.Random, number: int, stage: Stage, *, told: bool) -> dict[str, Any]:
+def _job(chance: random.Random, number: int, stage: Stage, *, intact: bool) -> dict[str, Any]:
     address = f"{_local(number)}@example.com"
     job: dict[str, Any] = {"email": address, "otp": _code(number)}
-    if told and chance.random() < _IN_PIECES:
+    if intact and chance.random() < _IN_PIECES:
         job["otp"] = _pieces(chance, _code(number))
     # a body whose code is changed afterwards has another code than the relay would quote
-    kind = chance.random() if told else 1
+    kind = chance.random() if intact else 1
     if kind < 0.02:
         quoted = chance.choice((address, _code(number), base64.b64encode(_code(number).encode()).decode()))
         stage.relay.always("rcpt", f"550-5.1.1 {'no ' * chance.randrange(150)}\r\n550 5.1.1 {quoted} no", to=address)
@@ -206,14 +206,14 @@ def _job(chance: random.Random, number: int, stage: Stage, *, told: bool) -> dic
         stage.relay.then("rcpt", f"451 4.3.0 later, {_code(number)[:4]} {_code(number)[4:]}", to=address)
     for name in ("jobId", "retryCount", "priority", "timestamp", "metadata", "extra"):
         if chance.random() < 0.3:
-            job[name] = _field(chance, name, number, told=told)
+            job[name] = _field(chance, name, number, intact=intact)
     return job
 
 
-def _field(chance: random.Random, name: str, number: int, *, told: bool) -> Any:
+def _field(chance: random.Random, name: str, number: int, *, intact: bool) -> Any:
     usual: dict[str, Any] = {
         "jobId": chance.choice(
-            (f"j{number}", f"j{number}-{_code(number)}", _code(number).lower()) if told else (f"j{number}",)
+            (f"j{number}", f"j{number}-{_code(number)}", _code(number).lower()) if intact else (f"j{number}",)
         ),
         "retryCount": 0,
         "priority": chance.choice(("low", "normal", "high")),

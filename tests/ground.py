@@ -3,8 +3,8 @@
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or a private node. The node, and those that tests break, run the
 rabbitmq-server that OTP_TEST_RABBITMQ_SERVER names (tools/debian.sh sets it), the installed one, or Debian's package.
 Redis, Chromium and libfaketime likewise. Postfix, and what npm has (Haraka, smtp-server), are unpacked into the folder
-that OTP_TEST_RELAYS names, or a cache. What cannot be had ends this with a message: tests are never skipped for want of
-a server.
+that OTP_TEST_RELAYS names, or a cache. If one is not available, this ends with a message: tests are never skipped
+because a server is missing.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def main(command: list[str]) -> int:
 
 
 def reachable(url: str) -> bool:
-    """Tell whether a RabbitMQ answers there."""
+    """Return whether a RabbitMQ responds there."""
     parts = urlsplit(url)
     return speaks_amqp(parts.port or 5672, parts.hostname or "127.0.0.1")
 

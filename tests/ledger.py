@@ -1,4 +1,4 @@
-"""The checker: what was published, what the relay accepted, what died. It knows nothing of the worker's insides."""
+"""Compares the jobs published, the mails accepted and the dead letters, without looking inside the worker."""
 
 import asyncio
 import contextlib
@@ -36,13 +36,13 @@ class Row:
 
 @dataclass
 class Ledger:
-    """Counts jobs by their ids; each goes to a recipient of its own."""
+    """Counts jobs by their ids; each has its own recipient."""
 
     stage: Stage
     fallback: ScriptedRelay | None = None
     published: dict[str, float] = field(default_factory=dict)
     died: dict[str, tuple[str, float]] = field(default_factory=dict)
-    mended_at: float = 0.0
+    fault_ended_at: float = 0.0
 
     @property
     def rabbit(self) -> Rabbit:
@@ -65,22 +65,22 @@ class Ledger:
         message = Message(json.dumps(job).encode(), delivery_mode=2)
         await self.rabbit.channel.default_exchange.publish(message, to or self.rabbit.queue)
 
-    def mended(self) -> None:
-        """Take note that the fault is over."""
-        self.mended_at = time.monotonic()
+    def fault_ended(self) -> None:
+        """Record when the fault ended."""
+        self.fault_ended_at = time.monotonic()
 
     async def balance(self, timeout: float = 40) -> None:  # noqa: ASYNC109
-        """Wait until every job has ended and none is on its way: no message in a queue, in a worker or on the wire.
+        """Wait until every job has ended: no message in a queue, in a worker or at a relay.
 
-        A wait queue that hands a message over says for some milliseconds that it has none: so all is looked at twice.
+        While a wait queue dead-letters a message, its depth is 0 for some milliseconds, so everything is read twice.
         """
         ends = time.monotonic() + timeout
-        looks = 0
-        while looks < 2 and time.monotonic() < ends:
-            await self.bury()
-            looks = looks + 1 if not self.lost and await self._is_idle() else 0
+        idle_reads = 0
+        while idle_reads < 2 and time.monotonic() < ends:
+            await self.read_dead_letters()
+            idle_reads = idle_reads + 1 if not self.lost and await self._is_idle() else 0
             await asyncio.sleep(0.1)
-        await self.bury()
+        await self.read_dead_letters()
 
     async def _is_idle(self) -> bool:
         try:
@@ -96,21 +96,21 @@ class Ledger:
             and not any(relay.is_busy for relay in relays)
         )
 
-    async def bury(self) -> None:
-        """Take note of the dead letters. Where the broker is in trouble, some other time."""
+    async def read_dead_letters(self) -> None:
+        """Read the dead letters, unless the broker is unavailable."""
         try:
             async with asyncio.timeout(5):
-                await self._bury()
+                await self._read_dead_letters()
         except (AMQPError, TimeoutError, RuntimeError):
             with contextlib.suppress(AMQPError, OSError):
                 await self.rabbit.call()
 
-    async def _bury(self) -> None:
+    async def _read_dead_letters(self) -> None:
         queue = await self.rabbit.channel.get_queue(f"{self.rabbit.prefix}.dead", ensure=False)
-        while (letter := await queue.get(fail=False)) is not None:
-            reason = str(letter.headers["x-otp-reason"])
-            self.died.setdefault(str(letter.headers["x-otp-job-id"]), (reason, time.monotonic()))
-            await letter.ack()
+        while (dead_letter := await queue.get(fail=False)) is not None:
+            reason = str(dead_letter.headers["x-otp-reason"])
+            self.died.setdefault(str(dead_letter.headers["x-otp-job-id"]), (reason, time.monotonic()))
+            await dead_letter.ack()
 
     @property
     def accepted(self) -> list[Received]:
@@ -119,7 +119,7 @@ class Ledger:
 
     @property
     def lost(self) -> set[str]:
-        """Jobs that were published and neither accepted nor laid aside."""
+        """Jobs that were published and neither accepted nor dead-lettered."""
         return self.published.keys() - self._accepted.keys() - self.died.keys()
 
     @property
@@ -142,7 +142,7 @@ class Ledger:
 
     @property
     def ended_twice(self) -> set[str]:
-        """Jobs that were both accepted and laid aside."""
+        """Jobs that were both accepted and dead-lettered."""
         return self._accepted.keys() & self.died.keys()
 
     @property
@@ -150,15 +150,16 @@ class Ledger:
         return Counter(mail.recipient.partition("@")[0] for mail in self.accepted)
 
     def row(self, case: str, *, may_end_twice: int = 0) -> Row:
-        """Close the books; the row is also written where `OTP_FAULTS_REPORT` says.
+        """Return the result, and append it to the file that `OTP_FAULTS_REPORT` names.
 
-        Only a mail of which nobody could know whether the relay took it may be accepted and its job laid aside.
+        `may_end_twice` limits the jobs that are both accepted and dead-lettered: those whose outcome was uncertain.
         """
         assert len(self.ended_twice) <= may_end_twice
         ended = {job_id: at for job_id, (_, at) in self.died.items()}
         for mail in self.accepted:
             ended.setdefault(mail.recipient.partition("@")[0], mail.at)
         late = sorted(at - self.published[job_id] for job_id, at in ended.items() if job_id in self.published)
+        last = max(ended.values(), default=0.0)
         row = Row(
             case=case,
             jobs=len(self.published),
@@ -166,7 +167,7 @@ class Ledger:
             duplicated=len(self.duplicated),
             expired=self.reasons["expired"],
             late_p99_ms=round(1000 * late[min(len(late) * 99 // 100, len(late) - 1)]) if late else 0,
-            recovered_s=round(max(max(ended.values(), default=0.0) - self.mended_at, 0), 1) if self.mended_at else 0.0,
+            recovered_s=round(max(last - self.fault_ended_at, 0), 1) if self.fault_ended_at else 0.0,
         )
         if report := os.environ.get("OTP_FAULTS_REPORT"):
             with Path(report).open("a") as out:

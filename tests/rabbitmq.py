@@ -233,7 +233,7 @@ class Cluster:
 
 
 def speaks_amqp(port: int, host: str = "127.0.0.1") -> bool:
-    """Tell whether an AMQP 0-9-1 server answers there."""
+    """Return whether an AMQP 0-9-1 server responds there."""
     try:
         with socket.create_connection((host, port), timeout=2) as probe:
             probe.settimeout(5)
@@ -256,7 +256,7 @@ class Rabbit:
     """Base and longest delay, milliseconds, and retries of every worker of this test."""
 
     async def call(self, url: str | None = None) -> None:
-        """Open the connection anew, perhaps to another node."""
+        """Open a new connection, perhaps to another node."""
         self.url = url or self.url
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self.connection.close(), 2)

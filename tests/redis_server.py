@@ -18,7 +18,7 @@ _START_S = 20
 
 @dataclass
 class RedisServer:
-    """One Redis with its files in `folder`; a restart loses all data unless `settings` say otherwise."""
+    """One Redis with its files in `folder`; a restart loses all data unless `settings` enable persistence."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -43,14 +43,14 @@ class RedisServer:
             time.sleep(0.02)
 
     def answers(self) -> bool:
-        """Tell whether it takes commands."""
+        """Return whether it accepts commands."""
         try:
             return self.command("PING").startswith(("+PONG", "-NOAUTH"))
         except OSError:
             return False
 
     def command(self, *words: str) -> str:
-        """Have it do something; returns its answer as it came."""
+        """Run a command; return the raw reply."""
         packed = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
             connection.sendall(f"*{len(words)}\r\n{packed}".encode())
@@ -62,12 +62,12 @@ class RedisServer:
             return answer.decode().strip()
 
     def freeze(self) -> None:
-        """Let it stand still, with its connections open."""
+        """Pause it, with its connections open."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume it."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 

@@ -42,7 +42,7 @@ class Worker:
     app: str = "otp_stream.app:app"
 
     async def start(self, *, ready: bool = True) -> None:
-        """Start it, and wait until it says that it is ready."""
+        """Start it, and wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         env = {name: os.environ[name] for name in _KEPT if name in os.environ} | self.env
         arguments = ("run", self.app, "--host", "127.0.0.1", "--port", str(self.port), *self.options)
@@ -99,7 +99,7 @@ class Worker:
             raise AssertionError(f"{error}\n{self.log[-_TAIL:]}") from None
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Return status and body; status 0 where nobody answers."""
+        """Return status and body; status 0 if there is no answer."""
         return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.port}{path}")
 
     async def health(self) -> dict[str, Any]:
@@ -113,11 +113,11 @@ class Worker:
     async def wait_log(self, text: str, timeout: float = 20, *, times: int = 1) -> None:  # noqa: ASYNC109
         """Wait until the log holds a text so many times."""
 
-        async def told() -> bool:
+        async def logged() -> bool:
             return self.log.count(text) >= times
 
         try:
-            await until(told, f"line {text!r}", timeout)
+            await until(logged, f"line {text!r}", timeout)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log[-_TAIL:]}") from None
 

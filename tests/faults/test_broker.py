@@ -44,10 +44,10 @@ async def test_the_connection_is_reset_again_and_again(
         await stage.relay.wait_accepted(20 * number)
         proxy.cut()
         await worker.wait_log("RabbitMQ is back", times=number)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("broker connection reset three times")
-    # the same worker goes on: it knows what it sent
+    # the same worker continues, with its sent records
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
@@ -57,7 +57,7 @@ async def test_a_frame_is_torn_in_the_middle(stage: Stage, ledger: Ledger, proxi
     proxy.tear = DELIVER
     await ledger.publish(JOBS)
     await worker.wait_log("RabbitMQ is back")
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("broker connection closed in the middle of a frame")
     assert (row.lost, row.duplicated) == (0, 0)
@@ -70,7 +70,7 @@ async def test_the_broker_drips_byte_by_byte(stage: Stage, ledger: Ledger, proxi
     await ledger.publish(30)
     await stage.relay.wait_accepted(3)
     proxy.release()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("broker sends one byte at a time")
     assert (row.lost, row.duplicated) == (0, 0)
@@ -93,7 +93,7 @@ async def test_the_broker_goes_silent_without_a_word(
     await until(seen, "word about the silence", 45)
     proxy.release()
     proxy.cut()
-    ledger.mended()
+    ledger.fault_ended()
     await worker.wait_ready(60)
     await ledger.balance()
     row = ledger.row("broker connection half-open until it is detected")
@@ -111,7 +111,7 @@ async def test_acknowledgements_are_lost_with_the_connection(
     await stage.relay.wait_accepted(JOBS)
     proxy.cut()
     proxy.release()
-    ledger.mended()
+    ledger.fault_ended()
     await worker.wait_log("RabbitMQ is back")
     await ledger.balance()
     row = ledger.row("acks lost with the connection")
@@ -138,7 +138,7 @@ async def test_the_acknowledgement_of_what_was_moved_is_lost(
     await until(lambda: _let_go(stage, worker), "every job moved, and its publish confirmed")
     proxy.cut()
     proxy.release()
-    ledger.mended()
+    ledger.fault_ended()
     await worker.wait_log("RabbitMQ is back")
     await ledger.balance()
     row = ledger.row(f"acks lost after {ends_as} was published for each job")  # and none of them was sent besides
@@ -153,7 +153,7 @@ async def test_dead_letters_of_one_message_id_find_no_queue(stage: Stage, ledger
     for number in range(JOBS):
         ledger.published[f"job{number}"] = time.monotonic()
         await stage.rabbit.publish(job(f"job{number}@example.com", jobId=f"job{number}"), message_id="the same")
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("dead letters with the same message id are returned as unroutable")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS})
@@ -174,7 +174,7 @@ async def test_a_delivery_is_lost_on_the_way(stage: Stage, ledger: Ledger, proxi
     await asyncio.wait_for(hold.reached.wait(), 10)
     proxy.cut()
     proxy.release()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("deliveries lost with the connection")
     assert (row.lost, row.duplicated) == (0, 0)
@@ -197,7 +197,7 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
         await stage.relay.wait_accepted(20)
         await asyncio.to_thread(node.stop)
         await asyncio.to_thread(node.start)
-        ledger.mended()
+        ledger.fault_ended()
         await stage.rabbit.call(node.url)
         await worker.wait_ready(60)
         await ledger.balance(60)
@@ -229,7 +229,7 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
     await stage.relay.wait(lambda: stage.relay.held == 0, "answer to each envelope")
     thawed_at = time.monotonic()
     worker.signal(signal.SIGCONT)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("worker frozen past its heartbeat timeout, another takes over, resumed")
     assert row.lost == 0
@@ -260,17 +260,17 @@ async def test_the_connection_is_lost_more_often_than_a_queue_delivers(
     for times in range(1, limit + 4):
         counts: list[float] = []
 
-        async def in_hand(times: int = times, counts: list[float] = counts) -> bool:
+        async def in_flight(times: int = times, counts: list[float] = counts) -> bool:
             received = await worker.metric('otp_ledger_received_total{lane="jobs"}')
             renewed = await worker.metric('otp_ledger_settled_total{how="renewed",lane="jobs"}')
             counts.append(received)
-            # one that is being renewed is in hand as well, and comes again at once: then the count is not at rest
+            # a job that is being renewed is in flight as well, and is redelivered at once: the count then changes
             return received - renewed >= times * jobs and counts[-5:] == [received] * 5
 
-        await until(in_hand, f"delivery {times} of all jobs")
+        await until(in_flight, f"delivery {times} of all jobs")
         proxy.cut()
     await stage.relay.start()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row(f"broker connection lost {times} times with all jobs in flight, delivery limit {limit}")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -289,7 +289,7 @@ async def test_wait_and_dead_queues_are_missing_when_they_are_wanted(stage: Stag
 
     await until(asked, "all mails at the relay")
     await stage.rabbit.remove(keep=(stage.rabbit.queue,))
-    ledger.mended()
+    ledger.fault_ended()
     stage.relay.always("rcpt", None)
     await ledger.balance()
     row = ledger.row("wait and dead-letter queues deleted while mails are being sent")
@@ -310,7 +310,7 @@ async def test_only_the_connection_that_publishes_goes_silent(
     await ledger.publish(JOBS - 1)  # each has a retry to publish, and no confirm comes
     await worker.wait_log("RabbitMQ is away")
     proxy.release()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("broker connection for publishes half-open, a retry to publish for each job")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -331,7 +331,7 @@ async def test_consumers_are_lost_and_the_connection_gives_no_answer(
 
     await until(made_again, "jobs queue")
     await ledger.publish(JOBS)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance(30)
     assert worker.log.count("RabbitMQ is away") == 1  # for all lanes together
     row = ledger.row("all queues deleted, then no reply to basic.consume")
@@ -363,7 +363,7 @@ async def test_the_broker_forgets_the_consumers_and_tells_nobody(
     lanes = (stage.rabbit.queue, f"{stage.rabbit.queue}.high", f"{stage.rabbit.prefix}.retry.due")
     await until(forgotten, "no consumer at the broker")
     await ledger.publish(JOBS)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance(30)
     assert worker.log.count("the broker does not know our consumer") == len(lanes)
     assert "RabbitMQ is away" not in worker.log
@@ -391,7 +391,7 @@ async def test_stopped_while_the_broker_is_silent(stage: Stage, ledger: Ledger, 
     proxy.cut()
     proxy.release()
     stage.relay.always("body", None)
-    ledger.mended()
+    ledger.fault_ended()
     await begin(stage, stage.url)
     await ledger.balance()
     row = ledger.row("SIGTERM while the broker connection is half-open")

@@ -37,7 +37,7 @@ async def test_the_backlog_drains_in_order_and_without_a_herd(stage: Stage) -> N
     assert not stage.relay.accepted
     assert stage.relay.connections == known + 1  # one probes, alone
     probed.set()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("relay down: a backlog of every priority drains")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -61,12 +61,12 @@ async def test_no_job_is_held_longer_than_its_code_lives(stage: Stage) -> None:
     await ledger.publish(JOBS)  # these live for 15 minutes
 
     async def expired() -> bool:
-        await ledger.bury()
+        await ledger.read_dead_letters()
         return ledger.reasons["expired"] == JOBS
 
     await until(expired, "expired jobs")
     await stage.relay.start()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("relay down: half of the codes expire")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"expired": JOBS})
@@ -91,7 +91,7 @@ async def test_a_relay_that_throttles_is_probed_by_one_job_at_a_time(stage: Stag
     await until(lambda: _closed_again(worker.log), "end of the probe")
     assert stage.relay.commands().count("MAIL") - before == 1
     stage.relay.always("mail", None)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("relay throttles: one job probes at a time")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)

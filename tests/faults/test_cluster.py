@@ -34,7 +34,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @dataclass
 class Scene:
-    """A worker that reaches the first node through what stands for a load balancer."""
+    """A worker that reaches the first node through a proxy, as through a load balancer."""
 
     stage: Stage
     cluster: Cluster
@@ -67,7 +67,7 @@ class Scene:
         queue has another leader.
         """
         await until(lambda: _up(self.ours), "our node", 60)
-        self.ledger.mended()
+        self.ledger.fault_ended()
         await asyncio.to_thread(self.cluster.move_leaders)
 
     async def end(self, worker: Worker, case: str, most: int = 0) -> None:
@@ -101,7 +101,7 @@ async def test_the_node_that_we_are_on_dies(scene: Scene) -> None:
     worker = await scene.begin(leader=scene.cluster.nodes[1])
     scene.balancer.upstream = scene.cluster.nodes[2].port
     await asyncio.to_thread(scene.ours.stop)
-    scene.ledger.mended()
+    scene.ledger.fault_ended()
     await worker.wait_log("RabbitMQ is back")
     await scene.end(worker, "cluster: the worker's node dies")
     await worker.wait_log("queue is away, nothing is consumed from it")  # the high lane
@@ -115,7 +115,7 @@ async def test_the_leader_of_the_jobs_queue_dies(scene: Scene) -> None:
     leader = scene.cluster.nodes[1]
     worker = await scene.begin(leader)
     await asyncio.to_thread(leader.stop)
-    scene.ledger.mended()
+    scene.ledger.fault_ended()
     await scene.stage.rabbit.call(scene.cluster.nodes[2].url)
     await scene.end(worker, "cluster: the leader of the jobs queue dies")
     await asyncio.to_thread(leader.start)

@@ -43,7 +43,7 @@ async def test_jobs_move_to_the_next_relay_and_back(stage: Stage, second: Script
     status, _ = await worker.get("/readyz")
     assert status == 200  # degraded, and codes go out
     await stage.relay.start()
-    ledger.mended()
+    ledger.fault_ended()
     fed = 0
     while "circuit breaker closed" not in worker.log:  # a job is the probe
         await ledger.publish(1)
@@ -81,7 +81,7 @@ async def test_the_second_relay_takes_over_in_every_fault_of_the_first(
     stage.relay.always(step, None)
     await stage.relay.stop()
     await stage.relay.start()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row(f"first relay {request.node.callspec.id}: to the fallback")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -97,7 +97,7 @@ async def test_with_both_down_jobs_wait_for_the_first_that_recovers(
     await ledger.publish(JOBS)
     await worker.wait_log(f'"relay":"127.0.0.1:{second.port}","reason":"unreachable"')
     await second.start()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("both relays down, the fallback comes back")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -116,7 +116,7 @@ async def test_a_copy_goes_where_its_original_may_be(stage: Stage, second: Scrip
         await ledger.publish(1)
         await asyncio.sleep(0.2)
         assert len(ledger.published) < 50
-    ledger.mended()
+    ledger.fault_ended()
 
     async def copied() -> bool:
         return "job0" in ledger.duplicated

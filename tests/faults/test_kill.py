@@ -1,4 +1,4 @@
-"""kill -9 at every step of a job's way: nothing is lost, and a duplicate is only where the bound says."""
+"""kill -9 at every step of a job: nothing is lost, and there are duplicates only within the documented bound."""
 
 import asyncio
 import os
@@ -46,11 +46,11 @@ async def begin(stage: Stage, ledger: Ledger, url: str | None = None, **changes:
 
 
 async def crash(stage: Stage, ledger: Ledger, first: Worker, proxy: AmqpProxy | None = None) -> None:
-    """Kill the first worker and let a second one go on; wait until the books are balanced."""
+    """Kill the first worker and start a second one; wait until every job has ended."""
     await first.kill()
     if proxy is not None:
         proxy.cut()  # what it kept back dies with the worker
-    ledger.mended()
+    ledger.fault_ended()
     second = worker(stage)
     await second.start()
     await ledger.balance()
@@ -75,14 +75,14 @@ async def test_killed_while_the_relay_holds_the_dialogue(stage: Stage, ledger: L
         return wanted in [*stage.relay.commands(), ""] and stage.relay.connections > 0
 
     await until(reached, f"the step {step}")
-    await asyncio.sleep(0.2)  # so that several jobs stand there
+    await asyncio.sleep(0.2)  # so that several jobs reach the step
     stage.relay.always(step, None)
     await crash(stage, ledger, first)
     row = ledger.row(f"kill -9 {STEPS[step]}")
     assert (row.lost, row.duplicated, row.expired) == (0, 0, 0)
 
 
-async def test_killed_after_the_relay_accepted_and_before_it_said_so(stage: Stage, ledger: Ledger) -> None:
+async def test_killed_after_the_relay_accepted_and_before_its_reply(stage: Stage, ledger: Ledger) -> None:
     stage.relay.always("body", Act(reply="", keep=True, then="hang"))
     first = await begin(stage, ledger)
     await stage.relay.wait_accepted(CONNECTIONS - 1)
@@ -90,7 +90,7 @@ async def test_killed_after_the_relay_accepted_and_before_it_said_so(stage: Stag
     await crash(stage, ledger, first)
     row = ledger.row("kill -9 after acceptance, before the 250 arrives")
     assert row.lost == 0
-    assert 1 <= row.duplicated <= CONNECTIONS  # one for each mail on the wire: nobody can know
+    assert 1 <= row.duplicated <= CONNECTIONS  # one for each mail that was being sent: its outcome is unknown
     assert ledger.copies_are_identical
 
 
@@ -107,7 +107,7 @@ async def test_killed_after_the_250_and_before_the_acknowledgement(
     await crash(stage, ledger, first, proxy)
     row = ledger.row("kill -9 after the 250, before the ack")
     assert row.lost == 0
-    assert 1 <= row.duplicated <= 5  # the window
+    assert 1 <= row.duplicated <= 5  # the prefetch count
     assert ledger.copies_are_identical
 
 
@@ -166,7 +166,7 @@ async def test_killed_at_random_times_under_load(stage: Stage, ledger: Ledger, r
         await victim.wait_log("job started")
         await asyncio.sleep(chance.uniform(0, 1.0))
         await victim.kill()
-    ledger.mended()
+    ledger.fault_ended()
     last = worker(stage)
     await last.start()
     await ledger.balance(60)

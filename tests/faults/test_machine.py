@@ -30,7 +30,7 @@ async def test_its_log_is_on_a_full_disk(stage: Stage, ledger: Ledger) -> None:
         stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number + 1}@example.com")
     await worker.start()
     await ledger.publish(JOBS)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("worker's log on a full disk")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
@@ -58,7 +58,7 @@ async def test_its_clock_is_set(stage: Stage, ledger: Ledger, jump_s: int) -> No
     clock.write_text(f"{jump_s:+d}")
     await worker.wait_log("the clock was set")
     await stage.relay.start()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row(f"worker's clock set {'forward' if jump_s > 0 else 'back'} by an hour, relay down")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -75,7 +75,7 @@ async def test_it_has_no_file_descriptors_left(stage: Stage, ledger: Ledger) -> 
     await ledger.publish(JOBS)
     await worker.wait_log("Too many open files")
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("worker without file descriptors")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -95,11 +95,11 @@ async def test_bodies_too_large_to_keep_do_not_fill_its_memory(stage: Stage, led
     await stage.rabbit.publish(*[large] * 4, *[b"y" * 1024 * 1024] * 4, headers={"a": 1})
     await ledger.publish(1)
     await stage.relay.wait_accepted(1)
-    letters = await stage.rabbit.dead(8)
-    assert sorted(len(it.body) for it in letters)[4:] == [1024 * 1024] * 4
-    stubs = [json.loads(it.body) for it in letters if len(it.body) < 1024]
+    dead_letters = await stage.rabbit.dead(8)
+    assert sorted(len(it.body) for it in dead_letters)[4:] == [1024 * 1024] * 4
+    stubs = [json.loads(it.body) for it in dead_letters if len(it.body) < 1024]
     assert [it["originalSize"] for it in stubs] == [LARGE] * 4
-    assert {(it.headers["x-otp-reason"], it.headers["a"]) for it in letters} == {("malformed", 1)}
+    assert {(it.headers["x-otp-reason"], it.headers["a"]) for it in dead_letters} == {("malformed", 1)}
     assert _peak(status) - before < LARGE * 2
     assert await stage.rabbit.depth() == 0
 

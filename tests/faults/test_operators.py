@@ -61,7 +61,7 @@ async def test_every_connection_is_closed_by_management(stage: Stage, ledger: Le
             return worker.log.count("RabbitMQ is back") >= times
 
         await until(back, "new connection")
-    ledger.mended()
+    ledger.fault_ended()
     await stage.rabbit.call(node.url)
     await ledger.balance()
     row = ledger.row("every connection closed by management, twice")
@@ -87,13 +87,13 @@ async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledg
     try:
         await steer(node, *short)
         await stage.relay.start()
-        # far more than a window: acknowledgements get through
+        # far more than the prefetch count: acknowledgements are received
         await stage.relay.wait_accepted(JOBS - len(deferred), timeout=30)
-        await until(lambda: _says_so(worker), "word of it")
+        await until(lambda: _is_degraded(worker), "a degraded status")
         assert len(ledger.lost) == len(deferred)  # their retries cannot be published
     finally:
         await steer(node, *enough)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row(f"broker short of {of}: accepts no publishes")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -101,7 +101,7 @@ async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledg
     assert "job duplicate" not in worker.log  # one copy of each retry
 
 
-async def _says_so(worker: Worker) -> bool:
+async def _is_degraded(worker: Worker) -> bool:
     health = await worker.health()
     return health["status"] == "degraded" and "memory" in str(health["checks"])
 
@@ -145,14 +145,14 @@ async def test_a_broker_that_is_short_of_memory_is_told_and_its_jobs_end_afterwa
         await steer(node, *short)
         await stage.relay.start()
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return "refuses publishes: it is low on memory" in (await worker.get("/health"))[1]
 
-        await until(told, "word about the memory")
+        await until(reported, "the reason on /health")
     finally:
         await steer(node, *enough)
-    (letter,) = await stage.rabbit.dead(timeout=40)
-    assert letter.headers["x-otp-reason"] == "rejected"
+    (dead_letter,) = await stage.rabbit.dead(timeout=40)
+    assert dead_letter.headers["x-otp-reason"] == "rejected"
     await worker.wait_ready()
 
 
@@ -170,7 +170,7 @@ async def test_stopped_while_the_broker_is_short_of_memory(stage: Stage, ledger:
         await worker.stopped(3 + 15)
     finally:
         await steer(node, *SHORT["memory"][1])
-    ledger.mended()
+    ledger.fault_ended()
     await begin(stage)
     await ledger.balance()
     row = ledger.row("SIGTERM while the broker accepts no publishes")
@@ -186,11 +186,11 @@ async def test_wait_and_dead_queues_are_full(stage: Stage, ledger: Ledger, node:
     await steer(node, "set_policy", "full", rf"^{stage.rabbit.prefix}\.(dead|retry\.\d+)$", full)
     try:
         await ledger.publish(JOBS)
-        await stage.relay.wait_accepted(JOBS * 8 // 10, timeout=30)  # its neighbours go on
+        await stage.relay.wait_accepted(JOBS * 8 // 10, timeout=30)  # other jobs are not affected
         await until(lambda: _told(stage, "publish not confirmed"), "refused publish")
     finally:
         await steer(node, "clear_policy", "full")
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("wait and dead-letter queues full")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
@@ -209,7 +209,7 @@ async def test_every_queue_of_ours_is_deleted(stage: Stage, ledger: Ledger) -> N
     await worker.wait_log("topology is checked again")
     await until(lambda: _stands(stage.rabbit), "queues")
     await ledger.publish(JOBS)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("every queue deleted while the worker runs")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
@@ -219,10 +219,10 @@ async def test_the_exchange_of_events_is_deleted(stage: Stage, ledger: Ledger) -
     await begin(stage)
     name = f"{stage.rabbit.prefix}.events"
     await stage.rabbit.channel.exchange_delete(name)
-    heard = await stage.rabbit.channel.declare_queue(exclusive=True)
-    await until(lambda: _bound(stage.rabbit, heard.name, name), "exchange")
+    queue = await stage.rabbit.channel.declare_queue(exclusive=True)
+    await until(lambda: _bound(stage.rabbit, queue.name, name), "exchange")
     await ledger.publish(1)
-    await stage.rabbit.take(heard.name)
+    await stage.rabbit.take(queue.name)
 
 
 async def _bound(rabbit: Rabbit, queue: str, exchange: str) -> bool:
@@ -254,7 +254,7 @@ async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Le
     status, _ = await worker.get("/readyz")
     assert status == 503
     await steer(node, "change_password", "otp", "right")
-    ledger.mended()
+    ledger.fault_ended()
     await worker.wait_log("RabbitMQ is back")
     await ledger.balance()
     row = ledger.row("RabbitMQ password changed and changed back")
@@ -280,7 +280,7 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
         # closes the channel
         if kind == "classic" and stage.rabbit.version >= (4, 3):
             ends = time.monotonic() + 3 * CONSUMER_TIMEOUT_S
-            await until(lambda: _in_hand_at(worker, ends), "jobs in hand for longer than the timeout")
+            await until(lambda: _in_flight_at(worker, ends), "jobs in flight for longer than the timeout")
             assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == JOBS
             assert "consuming again" not in worker.log
         else:
@@ -288,7 +288,7 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
             cancelled = stage.rabbit.version >= (4, 3)
             assert ("RabbitMQ has cancelled our consumer" in worker.log) == cancelled
         await stage.relay.start()
-        ledger.mended()
+        ledger.fault_ended()
         await ledger.balance()
         if "consuming again" in worker.log:
             # each job came at least three times, and the first two copies were given up, neither sent nor acknowledged,
@@ -305,20 +305,20 @@ async def _consumes_again(worker: Worker, times: int) -> bool:
     return worker.log.count("consuming again") >= times
 
 
-async def _in_hand_at(worker: Worker, at: float) -> bool:
+async def _in_flight_at(worker: Worker, at: float) -> bool:
     return time.monotonic() >= at and await worker.metric('otp_ledger_unacked{lane="jobs"}') == JOBS
 
 
-async def test_the_jobs_queue_is_deleted_with_jobs_in_hand(stage: Stage, ledger: Ledger) -> None:
+async def test_the_jobs_queue_is_deleted_with_jobs_in_flight(stage: Stage, ledger: Ledger) -> None:
     stage.relay.always("body", Act(delay_s=0.2))
     worker = await begin(stage, PREFETCH_COUNT=str(JOBS), HEARTBEAT_INTERVAL_MS="60000")
     await ledger.publish(JOBS)
     await stage.relay.wait_accepted(5)
-    await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in hand")
+    await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in flight")
     await stage.rabbit.channel.queue_delete(stage.rabbit.queue)
     await worker.wait_log("consuming again")
     await ledger.publish(JOBS)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row("jobs queue deleted, all of its jobs in flight")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -326,26 +326,26 @@ async def test_the_jobs_queue_is_deleted_with_jobs_in_hand(stage: Stage, ledger:
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 async def test_the_jobs_queue_is_deleted_and_declared_again_at_once(stage: Stage, ledger: Ledger, kind: str) -> None:
-    window = 20  # on 4.3 jobs that have been in flight for less than two seconds are not lost
+    prefetch = 20  # on 4.3 jobs that have been in flight for less than two seconds are not lost
     await stage.rabbit.declare(**{"x-queue-type": kind})
     stage.relay.always("body", Act(delay_s=0.2))
-    worker = await begin(stage, PREFETCH_COUNT=str(window))
-    await ledger.publish(window)
+    worker = await begin(stage, PREFETCH_COUNT=str(prefetch))
+    await ledger.publish(prefetch)
     await stage.relay.wait_accepted(1)
-    await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in hand")
+    await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in flight")
     await stage.rabbit.channel.queue_delete(stage.rabbit.queue)
     await stage.rabbit.declare(**{"x-queue-type": kind})
-    # 3.10 goes on counting the consumer of a quorum queue and delivers nothing: seen once more jobs wait than it takes
-    await ledger.publish(2 * window)
+    # 3.10 still counts the consumer of a quorum queue and delivers nothing: seen once more jobs wait than it takes
+    await ledger.publish(2 * prefetch)
     await worker.wait_log("consuming again")
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row(f"{kind} jobs queue deleted and declared again, all of its jobs in flight")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
 CONFIRM_TIMEOUT = "dead_letter_worker_publisher_confirm_timeout"
-"""After so long RabbitMQ tries again to hand on what a wait queue could not get rid of; 180 s unless told otherwise."""
+"""After this time RabbitMQ dead-letters an unconfirmed message of a wait queue again; 180 s by default."""
 
 
 @pytest.mark.parametrize("due", ["full", "deleted"])
@@ -365,7 +365,7 @@ async def test_waits_end_where_nothing_takes_them(stage: Stage, ledger: Ledger, 
         await stage.rabbit.channel.queue_delete(queue)
     await until(lambda: _is_empty(stage.rabbit, wait), "end of all waits")
     await begin(stage, **one_wait)
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     await steer(node, "eval", f"application:set_env(rabbit, {CONFIRM_TIMEOUT}, 180000).")
     if due == "full":

@@ -184,7 +184,7 @@ async def test_mixed_faults(scene: Scene) -> None:
         if early is None and time.monotonic() - begun > SOAK_S / 3:
             early = _size(scene.steady)
     publishing.cancel()
-    scene.ledger.mended()
+    scene.ledger.fault_ended()
     await scene.ledger.balance(60)
     case = f"soak: {len(scene.done)} mixed faults in {SOAK_S:.0f} s, seed {SEED}"
     row = scene.ledger.row(case, may_end_twice=scene.may_double)

@@ -1,4 +1,4 @@
-"""A worker that is told to stop: nothing is lost, nothing goes out twice, no delivery is counted."""
+"""A worker that is stopped: nothing is lost, nothing is sent twice, no delivery is counted."""
 
 import signal
 from collections.abc import Callable
@@ -32,12 +32,12 @@ async def sending(stage: Stage, worker: Worker) -> None:
     async def on_the_wire() -> bool:
         return await worker.metric(f'otp_relay_sends_in_flight{{relay="{name}"}}') >= CONNECTIONS - 1
 
-    await until(on_the_wire, "mails on the wire")
+    await until(on_the_wire, "mails at the relay")
 
 
-async def go_on(stage: Stage, ledger: Ledger) -> None:
-    """Look at what lies in the queue, then let another worker end it."""
-    ledger.mended()
+async def take_over(stage: Stage, ledger: Ledger) -> None:
+    """Check the messages in the queue, then start another worker for them."""
+    ledger.fault_ended()
     if await stage.rabbit.depth():
         queue = await stage.rabbit.channel.get_queue(stage.rabbit.queue, ensure=False)
         message = await queue.get()
@@ -53,7 +53,7 @@ async def test_stopped_while_idle(stage: Stage, ledger: Ledger) -> None:
     worker = await begin(stage)
     assert await worker.stop() in {0, -signal.SIGTERM}
     await ledger.publish(JOBS)
-    await go_on(stage, ledger)
+    await take_over(stage, ledger)
     row = ledger.row("SIGTERM while idle")
     assert (row.lost, row.duplicated) == (0, 0)
 
@@ -79,7 +79,7 @@ async def test_stopped(stage: Stage, ledger: Ledger, name: str) -> None:
         await worker.wait_log("stopping: consumers are cancelled")
         worker.signal()
     assert await worker.stopped() in {0, -signal.SIGTERM}
-    await go_on(stage, ledger)
+    await take_over(stage, ledger)
     row = ledger.row(f"SIGTERM {name}")
     assert row.lost == 0
     assert row.duplicated <= most
@@ -108,7 +108,7 @@ async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Sta
     assert await worker.stopped() in {0, -signal.SIGTERM}
     second = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
     await second.start()
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance()
     row = ledger.row(f"SIGTERM with a slow relay, {kind} queue: waiting jobs requeued at once")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)

@@ -159,7 +159,7 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
         await slots[victim].kill()
         await slots[victim].start()
     await publishing
-    ledger.mended()
+    ledger.fault_ended()
     await ledger.balance(60)
     kills = sum(len(slot.kills) for slot in slots)
     row = ledger.row(
@@ -198,7 +198,7 @@ async def test_redis_that_crashes_and_comes_back_empty_loses_nothing(stage: Stag
     await asyncio.gather(*(sees(it, "otp_redis_connected", 0) for it in workers))
     assert (await workers[0].health())["status"] == "degraded"
     redis.start()
-    ledger.mended()
+    ledger.fault_ended()
     await asyncio.gather(publishing, *map(shares, workers))
     await ledger.balance()
     row = ledger.row(

@@ -19,13 +19,13 @@ FRESH = 300
 PER_S = 50
 TAKES_S = 0.06
 CONNECTIONS = 20
-WINDOW = 200
+PREFETCH = 200
 
 
 async def test_five_thousand_jobs_due_at_once_delay_no_fresh_one(stage: Stage) -> None:
     ledger = Ledger(stage)
     stage.relay.always("body", Act(delay_s=TAKES_S))
-    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS), PREFETCH_COUNT=str(WINDOW), LOG_LEVEL="warning")
+    worker = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS), PREFETCH_COUNT=str(PREFETCH), LOG_LEVEL="warning")
     await worker.start()
     alone_ms, _ = await _fresh(ledger, stage.relay)
     await _flood(stage, ledger)
@@ -33,16 +33,16 @@ async def test_five_thousand_jobs_due_at_once_delay_no_fresh_one(stage: Stage) -
     under_way = len(stage.relay.accepted) + FRESH
     await until(lambda: _accepted(stage.relay, under_way), "flood under way")
     beside_ms, overtaken_by = await _fresh(ledger, stage.relay)
-    assert len(stage.relay.accepted) < 2 * FRESH + FLOOD  # it went on all the while
-    ledger.mended()
+    assert len(stage.relay.accepted) < 2 * FRESH + FLOOD  # the retries had not all been sent by then
+    ledger.fault_ended()
     await ledger.balance(60)
     row = ledger.row(
         f"{FLOOD} retries due at once: p99 of new jobs {alone_ms:.0f} ms before, {beside_ms:.0f} ms with them"
     )
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    # On a machine that is busy with other tests, what the worker has not read yet counts too: a window, and what comes
-    # in its place while it is read. How long it takes is told in the table.
-    assert overtaken_by < 2 * (WINDOW + CONNECTIONS)
+    # On a machine that is busy with other tests, deliveries that the worker has not read yet count too: the prefetch
+    # count, and those that replace them meanwhile. The table shows how long it takes.
+    assert overtaken_by < 2 * (PREFETCH + CONNECTIONS)
 
 
 async def _fresh(ledger: Ledger, relay: ScriptedRelay) -> tuple[float, int]:
@@ -101,7 +101,7 @@ async def test_a_wait_is_never_shorter_than_asked_and_late_by_little(stage: Stag
     await ledger.balance(30)
     waits = _waits(worker)
     assert len(waits) == sum(1 + number % 3 for number in range(jobs))
-    # the message says so once the wait has begun, so the attempt before stands for its beginning
+    # the line is logged after the wait has begun, so the wait is measured from the attempt before it
     assert min(after_attempt_ms - requested_ms for requested_ms, after_attempt_ms, _ in waits) >= 0
     late = sorted(after_word_ms - requested_ms * 1.1 for requested_ms, _, after_word_ms in waits)
     row = ledger.row(f"{len(waits)} waits, at most delay + 10 % + {late[-1]:.0f} ms")

@@ -1,4 +1,4 @@
-"""Events as a login page hears them."""
+"""Events as a login page receives them."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "login_page.py"
 
 @asynccontextmanager
 async def following(stage: Stage, job_id: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Run the example until its end; gives what it says."""
+    """Run the example until its end; yield its output."""
     env = os.environ | {"RABBITMQ_URL": stage.url, "EVENTS_EXCHANGE": f"{stage.rabbit.prefix}.events"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, EXAMPLE, job_id, stdout=asyncio.subprocess.PIPE, env=env
@@ -32,40 +32,40 @@ async def following(stage: Stage, job_id: str) -> AsyncIterator[asyncio.StreamRe
             process.kill()
 
 
-async def line(said: asyncio.StreamReader) -> str:
-    return (await asyncio.wait_for(said.readline(), 20)).decode().strip()
+async def line(output: asyncio.StreamReader) -> str:
+    return (await asyncio.wait_for(output.readline(), 20)).decode().strip()
 
 
 @pytest.mark.parametrize(
-    ("reply", "told"),
+    ("reply", "shown"),
     [
         ("550 5.1.1 no such user", "Mail to this address is refused"),
         ("552 5.2.2 mailbox full", "Mail to this address is refused"),
         ("550 5.7.1 your mail is not wanted here", "It is not your fault"),
     ],
 )
-async def test_a_login_page_can_say_whose_fault_it_is(stage: Stage, reply: str, told: str) -> None:
+async def test_a_login_page_can_show_whose_fault_it_is(stage: Stage, reply: str, shown: str) -> None:
     stage.relay.always("rcpt", reply)
     await stage.run()
-    async with following(stage, "j-1") as said:
+    async with following(stage, "j-1") as output:
         await stage.rabbit.publish(job(jobId="other"), job(jobId="j-1"))
-        assert told in await line(said)
+        assert shown in await line(output)
 
 
-async def test_a_retry_is_told_and_then_the_end(stage: Stage) -> None:
+async def test_a_retry_is_reported_and_then_the_outcome(stage: Stage) -> None:
     stage.relay.then("rcpt", "451 4.3.0 later")
     await stage.run(BASE_DELAY_MS="100")
-    async with following(stage, "j-1") as said:
+    async with following(stage, "j-1") as output:
         await stage.rabbit.publish(job(jobId="j-1"))
-        assert "takes a little longer" in await line(said)
-        assert "on its way" in await line(said)
+        assert "takes a little longer" in await line(output)
+        assert "on its way" in await line(output)
 
 
 async def test_events_can_be_switched_off(stage: Stage) -> None:
     worker = await stage.run(EVENTS="false")
     channel = stage.rabbit.channel
-    heard = await channel.declare_queue(exclusive=True)
-    await heard.bind(f"{stage.rabbit.prefix}.events", "#")
+    queue = await channel.declare_queue(exclusive=True)
+    await queue.bind(f"{stage.rabbit.prefix}.events", "#")
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1)
 
@@ -73,5 +73,5 @@ async def test_events_can_be_switched_off(stage: Stage) -> None:
         return (await worker.health())["stats"]["processedJobs"] == 1
 
     await until(ended, "the end of the job")
-    await worker.stop()  # whatever was to be told has been told by then
-    assert await heard.get(fail=False) is None
+    await worker.stop()  # it publishes all its events before it exits
+    assert await queue.get(fail=False) is None

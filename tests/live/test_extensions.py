@@ -43,9 +43,9 @@ async def test_jobs_end_alike_with_a_middleware_and_without(stage: Stage, extend
         job("nobody@example.com", jobId="c"),
         b"no job",
     )
-    letters = await stage.rabbit.dead(2)
-    assert sorted(str(letter.headers["x-otp-reason"]) for letter in letters) == ["malformed", "rejected"]
-    assert {json.loads(letter.body)["jobId"] for letter in letters if letter.body != b"no job"} == {"c"}
+    dead_letters = await stage.rabbit.dead(2)
+    assert sorted(str(it.headers["x-otp-reason"]) for it in dead_letters) == ["malformed", "rejected"]
+    assert {json.loads(it.body)["jobId"] for it in dead_letters if it.body != b"no job"} == {"c"}
     await stage.relay.wait_accepted(2)
     assert {mail.recipient for mail in stage.relay.accepted} == {"user@example.com", "later@example.com"}
     await worker.stop()
@@ -64,8 +64,8 @@ async def test_a_middleware_that_fails_costs_no_job_and_shows_no_code(stage: Sta
     worker.app = "extended:app"
     await worker.start()
     await stage.rabbit.publish(job())
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["x-otp-reason"] == "crashed"
-    assert letter.body == job()
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.headers["x-otp-reason"] == "crashed"
+    assert dead_letter.body == job()
     await worker.stop()
     assert CODE not in worker.words

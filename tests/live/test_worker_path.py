@@ -72,15 +72,15 @@ async def test_what_is_no_job_lies_in_the_dead_queue_as_it_came(stage: Stage, na
     body, headers, error = BAD[name]
     worker = await stage.run(LOG_LEVEL="debug")
     await stage.rabbit.publish(body, headers=headers)
-    (letter,) = await stage.rabbit.dead()
-    assert letter.body == body
-    assert letter.headers["x-otp-reason"] == "malformed"
-    assert str(letter.headers["x-otp-error"]).startswith(error)
-    assert letter.headers["x-otp-attempt"] == 0
-    assert CODE not in str(dict(letter.headers))
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.body == body
+    assert dead_letter.headers["x-otp-reason"] == "malformed"
+    assert str(dead_letter.headers["x-otp-error"]).startswith(error)
+    assert dead_letter.headers["x-otp-attempt"] == 0
+    assert CODE not in str(dict(dead_letter.headers))
     for name_, value in headers.items():
-        assert letter.headers[name_] == value
-    await stage.rabbit.publish(job())  # the worker goes on
+        assert dead_letter.headers[name_] == value
+    await stage.rabbit.publish(job())  # the worker continues
     await stage.relay.wait_accepted(1)
     assert CODE not in worker.words
 
@@ -127,9 +127,9 @@ async def test_a_rejected_recipient_is_dead_after_one_attempt(stage: Stage) -> N
     await stage.run()
     body = job("nobody@example.com", jobId="j-1", timestamp=time.time_ns() // 1_000_000)
     await stage.rabbit.publish(body, headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"})
-    (letter,) = await stage.rabbit.dead()
-    headers = letter.headers
-    assert letter.body == body
+    (dead_letter,) = await stage.rabbit.dead()
+    headers = dead_letter.headers
+    assert dead_letter.body == body
     assert headers["x-otp-reason"] == "rejected"
     assert headers["x-otp-error"] == "550 5.1.1 no such user (to RCPT)"
     assert headers["x-otp-attempt"] == 1
@@ -143,10 +143,10 @@ async def test_retries_end_in_the_dead_queue_with_the_body_in_step(stage: Stage)
     stage.relay.always("rcpt", "451 4.3.0 never")
     await stage.run(MAX_RETRIES="2", BASE_DELAY_MS="100")
     await stage.rabbit.publish(job(colour="blue"))
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["x-otp-reason"] == "retries_exhausted"
-    assert letter.headers["x-otp-attempt"] == 3
-    assert json.loads(letter.body) == json.loads(job(colour="blue")) | {"retryCount": 2}
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.headers["x-otp-reason"] == "retries_exhausted"
+    assert dead_letter.headers["x-otp-attempt"] == 3
+    assert json.loads(dead_letter.body) == json.loads(job(colour="blue")) | {"retryCount": 2}
     assert stage.relay.commands().count("RCPT") == 3
 
 
@@ -181,8 +181,8 @@ async def test_a_producers_retry_count_seeds_the_attempts(stage: Stage) -> None:
     stage.relay.always("rcpt", "451 4.3.0 never")
     await stage.run(MAX_RETRIES="2")
     await stage.rabbit.publish(job(retryCount=2))
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["x-otp-attempt"] == 3
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.headers["x-otp-attempt"] == 3
     assert stage.relay.commands().count("RCPT") == 1
 
 
@@ -190,9 +190,9 @@ async def test_an_expired_code_is_never_sent(stage: Stage) -> None:
     await stage.run()
     now_ms = time.time_ns() // 1_000_000
     await stage.rabbit.publish(job(timestamp=now_ms - 61_000, metadata={"expiryMinutes": 1}))
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["x-otp-reason"] == "expired"
-    assert letter.headers["x-otp-attempt"] == 0
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.headers["x-otp-reason"] == "expired"
+    assert dead_letter.headers["x-otp-attempt"] == 0
     assert "RCPT" not in stage.relay.commands()
 
 
@@ -200,9 +200,9 @@ async def test_no_retry_is_scheduled_past_the_codes_expiry(stage: Stage) -> None
     stage.relay.always("rcpt", "451 4.3.0 later")
     await stage.run(BASE_DELAY_MS="30000", MAX_DELAY_MS="30000")
     await stage.rabbit.publish(job(timestamp=time.time_ns() // 1_000_000, metadata={"expiryMinutes": 0.2}))
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["x-otp-reason"] == "expired"
-    assert letter.headers["x-otp-attempt"] == 1
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.headers["x-otp-reason"] == "expired"
+    assert dead_letter.headers["x-otp-attempt"] == 1
 
 
 async def test_a_code_that_expires_behind_the_opened_breaker_is_dead_in_time(stage: Stage) -> None:
@@ -210,9 +210,9 @@ async def test_a_code_that_expires_behind_the_opened_breaker_is_dead_in_time(sta
     worker = stage.worker()
     await worker.start()
     await stage.rabbit.publish(job(timestamp=time.time_ns() // 1_000_000, metadata={"expiryMinutes": 0.05}))
-    (letter,) = await stage.rabbit.dead(timeout=10)
-    assert letter.headers["x-otp-reason"] == "expired"
-    assert letter.headers["x-otp-attempt"] == 0
+    (dead_letter,) = await stage.rabbit.dead(timeout=10)
+    assert dead_letter.headers["x-otp-reason"] == "expired"
+    assert dead_letter.headers["x-otp-attempt"] == 0
 
 
 async def test_an_optional_field_that_is_wrong_costs_no_code_and_is_counted(stage: Stage) -> None:
@@ -255,9 +255,9 @@ async def test_a_template_that_fails_is_crashed_once(stage: Stage) -> None:
     (folder / "body.txt").write_text("{{ otp }} for {{ orderNumber }}")
     await stage.run(TEMPLATES_DIR=str(folder.parent))
     await stage.rabbit.publish(job(), job(metadata={"orderNumber": "A-1"}))
-    (letter,) = await stage.rabbit.dead()
-    assert letter.headers["x-otp-reason"] == "crashed"
-    assert "'orderNumber' is undefined" in str(letter.headers["x-otp-error"])
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.headers["x-otp-reason"] == "crashed"
+    assert "'orderNumber' is undefined" in str(dead_letter.headers["x-otp-error"])
     await stage.relay.wait_accepted(1)
     assert b"739154 for A-1" in stage.relay.accepted[0].content
 
@@ -269,7 +269,7 @@ async def test_a_relay_that_is_closed_for_a_while_costs_no_job_and_no_attempt(st
     await worker.wait_log("circuit breaker open")
     status, body = await worker.get("/readyz")
     assert (status, "circuit breaker open" in body) == (503, True)
-    assert await stage.rabbit.depth() == 0  # they wait inside the window
+    assert await stage.rabbit.depth() == 0  # they wait in the worker
     await stage.relay.start()
     await stage.relay.wait_accepted(50, timeout=30)
     await until(lambda: _settled(worker, "sent", 50), "settlements")
@@ -309,12 +309,12 @@ async def test_a_thousand_jobs_with_mixed_outcomes_each_end_in_exactly_one_way(s
         return (await worker.health())["outcomes"] == wanted
 
     await until(counted, f"{wanted}, got {(await worker.health())['outcomes']}", 60)
-    letters = await stage.rabbit.dead(400)
-    reasons = [str(letter.headers["x-otp-reason"]) for letter in letters]
+    dead_letters = await stage.rabbit.dead(400)
+    reasons = [str(it.headers["x-otp-reason"]) for it in dead_letters]
     assert {reason: reasons.count(reason) for reason in set(reasons)} == {
         k: v for k, v in wanted.items() if k != "sent"
     }
-    ids = [letter.headers["x-otp-job-id"] for letter in letters if letter.headers["x-otp-reason"] != "malformed"]
+    ids = [it.headers["x-otp-job-id"] for it in dead_letters if it.headers["x-otp-reason"] != "malformed"]
     sent = [mail.recipient for mail in stage.relay.accepted]
     assert len(set(sent)) == len(sent) == 600
     assert len(set(ids)) == len(ids) == 300
@@ -337,7 +337,7 @@ async def test_the_high_lane_overtakes_a_backlog(stage: Stage) -> None:
     assert after - before <= 3 * 20  # a few turns of each connection, of the 2000 that were there first
 
 
-async def test_within_the_window_high_goes_before_normal_before_low(stage: Stage) -> None:
+async def test_within_the_prefetch_count_high_goes_before_normal_before_low(stage: Stage) -> None:
     await stage.relay.stop()
     worker = await stage.run(SMTP_POOL_SIZE="1")
     order = ["low", "normal", "high"] * 10
@@ -346,22 +346,22 @@ async def test_within_the_window_high_goes_before_normal_before_low(stage: Stage
     async def held() -> bool:
         return await worker.metric('otp_jobs_unacked{lane="jobs"}') == len(order)
 
-    await until(held, "all in the window")
+    await until(held, "all jobs in flight")
     await stage.relay.start()
     await stage.relay.wait_accepted(len(order), timeout=30)
     got = [mail.recipient[0] for mail in stage.relay.accepted]
     assert sorted(got[1:], key="hnl".index) == got[1:]  # the first may be the probe that met the closed relay
 
 
-async def test_events_tell_every_outcome_without_code_and_address(stage: Stage) -> None:
+async def test_events_report_every_outcome_without_code_and_address(stage: Stage) -> None:
     stage.relay.then("rcpt", "451 4.3.0 later")
     await stage.run(BASE_DELAY_MS="100")
     queue = await stage.rabbit.channel.declare_queue(exclusive=True)
     await queue.bind(f"{stage.rabbit.prefix}.events", "otp.#")
     await stage.rabbit.publish(job(jobId="j-1"), b"nonsense")
     events = await stage.rabbit.take(queue.name, 3)
-    told = {(event.routing_key, json.loads(event.body)["outcome"]) for event in events}
-    assert told == {("otp.retrying", "retrying"), ("otp.sent", "sent"), ("otp.malformed", "malformed")}
+    outcomes = {(event.routing_key, json.loads(event.body)["outcome"]) for event in events}
+    assert outcomes == {("otp.retrying", "retrying"), ("otp.sent", "sent"), ("otp.malformed", "malformed")}
     assert not any(CODE in str(event.body) or "user@" in str(event.body) for event in events)
 
 

@@ -1,4 +1,4 @@
-"""The worker's life: how it starts, what it says, how it stops."""
+"""The worker process: how it starts, what it logs, how it stops."""
 
 import json
 import os
@@ -78,11 +78,11 @@ async def test_a_broker_that_is_down_at_start_is_waited_for_visibly(stage: Stage
         await worker.start(ready=False)
         await worker.wait_log("waiting for RabbitMQ")
 
-        async def told() -> bool:
+        async def reported() -> bool:
             status, body = await worker.get("/readyz")
             return status == 503 and "is away" in body
 
-        await until(told, "word about the broker")
+        await until(reported, "the broker on /readyz")
         assert (await worker.get("/livez"))[0] == 200
         assert (await worker.get("/health"))[0] == 503
         assert "No codes are going out" in (await worker.get("/"))[1]
@@ -101,7 +101,7 @@ async def test_a_broker_that_dies_and_comes_back_is_found_again_and_nothing_is_l
         await worker.wait_log("circuit breaker open")
         await broker.stop()
         await worker.wait_log("RabbitMQ is away")
-        # OtpBrokerAway says so: for OtpNoConsumer it is still a worker that consumes
+        # OtpBrokerAway fires, not OtpNoConsumer: the worker still counts as one that consumes
         assert await worker.metric("otp_broker_connected") == 0
         assert await worker.metric('otp_phase{state="consuming"}') == 1
         await broker.start()
@@ -135,10 +135,10 @@ async def test_queues_that_are_deleted_under_the_worker_are_made_again(stage: St
     stage.rabbit.channel = await stage.rabbit.connection.channel()
     await worker.wait_log("topology is checked again")
 
-    async def stands() -> bool:
+    async def exists() -> bool:
         return await stage.rabbit.depth() is not None
 
-    await until(stands, "jobs queue")
+    await until(exists, "jobs queue")
     await worker.wait_ready()
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1, timeout=30)
@@ -153,9 +153,9 @@ async def test_a_dead_letter_that_finds_no_queue_is_not_lost(stage: Stage) -> No
     async def back() -> bool:
         return await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 1
 
-    await until(back, "the queue, with the letter in it")
-    (letter,) = await stage.rabbit.dead()
-    assert letter.body == b"nonsense"
+    await until(back, "the queue, with the dead letter in it")
+    (dead_letter,) = await stage.rabbit.dead()
+    assert dead_letter.body == b"nonsense"
 
 
 async def test_a_retry_that_finds_no_wait_is_not_lost(stage: Stage) -> None:
@@ -235,14 +235,14 @@ async def test_a_killed_worker_loses_nothing(stage: Stage) -> None:
     async def held() -> bool:
         return await worker.metric('otp_jobs_unacked{lane="jobs"}') == 10
 
-    await until(held, "jobs in hand")
+    await until(held, "jobs in flight")
     await worker.kill()
     stage.relay.always("mail", None)
     await stage.run()
     await stage.relay.wait_accepted(10, timeout=20)
 
 
-async def test_logs_are_one_json_object_a_line_and_tell_start_job_and_stop(stage: Stage) -> None:
+async def test_logs_are_one_json_object_a_line_and_report_start_job_and_stop(stage: Stage) -> None:
     worker = await stage.run(SMTP_AUTH="none", HEARTBEAT_INTERVAL_MS="300")
     await stage.rabbit.publish(job(jobId="j-1"))
     await worker.wait_log("job sent")
@@ -278,7 +278,7 @@ async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_wha
         json.dumps({"email": f"{user}@example.com", "otp": 5, "jobId": f"x-{user}@example.com"}).encode(),
     )
     await relay.wait_accepted(4)
-    letters = await stage.rabbit.dead(5)
+    dead_letters = await stage.rabbit.dead(5)
     events = await stage.rabbit.take(queue.name, 10)
     await worker.wait_log('"event":"health"')
     pages = [(await worker.get(path))[1] for path in ("/", "/health", "/metrics", "/readyz")]
@@ -286,7 +286,7 @@ async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_wha
     seen = {
         "log": worker.log,
         "pages": "".join(pages),
-        "headers": "".join(str(dict(letter.headers)) for letter in letters),
+        "headers": "".join(str(dict(it.headers)) for it in dead_letters),
         "events": "".join(str(event.body) for event in events),
         "mail headers": "".join(
             str(mail.content.partition(b"\r\n\r\n")[0]).replace(mail.recipient, "") for mail in relay.accepted
@@ -336,20 +336,20 @@ async def test_a_reader_of_the_logs_that_does_not_read_stops_no_job(stage: Stage
         await until(drops, "dropped log lines", 40)
         lines = b""
 
-        async def said() -> bool:
+        async def reported() -> bool:
             nonlocal lines
             with suppress(BlockingIOError):
                 while more := os.read(reader, 1 << 20):
                     lines += more
             return b"log lines were dropped" in lines
 
-        await until(said, "the number of dropped lines")
+        await until(reported, "the number of dropped lines")
         await stage.rabbit.publish(job(jobId="again"))
 
-        async def goes_on() -> bool:
-            return await said() and b'"job_id":"again"' in lines
+        async def continues() -> bool:
+            return await reported() and b'"job_id":"again"' in lines
 
-        await until(goes_on, "lines after those that were dropped")
+        await until(continues, "lines after those that were dropped")
         written = [json.loads(line) for line in lines.splitlines()]
         reported = sum(it["dropped"] for it in written if it["event"].startswith("log lines were dropped"))
         assert reported == await worker.metric("otp_log_lines_dropped_total")
@@ -378,6 +378,6 @@ async def test_the_embedded_broker_runs_the_whole_worker(tmp_path: Path, stage: 
     async with rabbit(f"amqp://guest:guest@127.0.0.1:{port}/", stage.rabbit.queue, stage.rabbit.prefix) as client:
         await client.publish(job(), job("nobody@example.com"), b"nonsense")
         await stage.relay.wait_accepted(1)
-        letters = await client.dead(2)
-        assert {letter.headers["x-otp-reason"] for letter in letters} == {"rejected", "malformed"}
+        dead_letters = await client.dead(2)
+        assert {it.headers["x-otp-reason"] for it in dead_letters} == {"rejected", "malformed"}
     assert await worker.stop() in {0, -signal.SIGTERM}

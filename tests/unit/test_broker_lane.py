@@ -43,7 +43,7 @@ def signed(headers: dict[str, Any], body: bytes = BODY) -> dict[str, Any]:
 
 @dataclass
 class Scene:
-    """One lane, with a fake delivery that settles each job as `settlement` says."""
+    """One lane, with a fake delivery that settles each job by `settlement`."""
 
     lane: Lane = "jobs"
     settlement: Final = field(default_factory=lambda: Ack("sent"))
@@ -181,16 +181,16 @@ async def test_a_body_that_was_not_kept_becomes_a_stub_that_says_so_however_ofte
     scene = Scene()
     size = 120 * 1024 * 1024
     await scene.bring(b"", dropped=size, content_encoding="gzip", headers={"a": 1, "x-delivery-count": RENEW_AT})
-    (letter,) = scene.publish.tries
+    (dead_letter,) = scene.publish.tries
     error = f"body: {size} bytes; the maximum is 65536"
-    assert (letter.exchange, letter.routing_key) == ("", "otp.dead")
-    assert json.loads(letter.body) == {
+    assert (dead_letter.exchange, dead_letter.routing_key) == ("", "otp.dead")
+    assert json.loads(dead_letter.body) == {
         "reason": "malformed", "error": f"{error}; the body was not kept", "originalSize": size,
     }  # fmt: skip
-    assert (letter.headers["x-otp-reason"], letter.headers["x-otp-error"], letter.headers["a"]) == (
+    assert (dead_letter.headers["x-otp-reason"], dead_letter.headers["x-otp-error"], dead_letter.headers["a"]) == (
         "malformed", error, 1,
     )  # fmt: skip
-    assert (letter.message.content_type, letter.message.content_encoding) == ("application/json", None)
+    assert (dead_letter.message.content_type, dead_letter.message.content_encoding) == ("application/json", None)
     assert scene.deliveries.acked == [1]
 
 
@@ -309,15 +309,15 @@ async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_qu
     scene = Scene(instead=crash)
     with capture_logs() as logs:
         await scene.bring()
-    (letter,) = scene.publish.tries
-    assert (letter.routing_key, letter.body) == ("otp.dead", BODY)
-    assert letter.headers["x-otp-reason"] == "crashed"
-    assert letter.headers["x-otp-error"] == "internal error: ValueError"
+    (dead_letter,) = scene.publish.tries
+    assert (dead_letter.routing_key, dead_letter.body) == ("otp.dead", BODY)
+    assert dead_letter.headers["x-otp-reason"] == "crashed"
+    assert dead_letter.headers["x-otp-error"] == "internal error: ValueError"
     assert scene.deliveries.acked == [1]
-    told = str(logs) + str(letter.headers) + str(scene.published_events())
-    assert "job crashed" in told
-    assert "123456" not in told
-    assert "user@" not in told
+    shown = str(logs) + str(dead_letter.headers) + str(scene.published_events())
+    assert "job crashed" in shown
+    assert "123456" not in shown
+    assert "user@" not in shown
 
 
 async def test_a_job_that_crashes_after_its_settlement_stands_is_settled_no_second_time() -> None:
@@ -343,9 +343,9 @@ async def test_a_message_that_is_no_job_is_dead_lettered_as_it_came_and_counted_
 ) -> None:
     scene = Scene()
     await scene.bring(body, **properties)
-    (letter,) = scene.publish.tries
-    assert (letter.routing_key, letter.body) == ("otp.dead", body)
-    assert letter.headers["x-otp-reason"] == "malformed"
+    (dead_letter,) = scene.publish.tries
+    assert (dead_letter.routing_key, dead_letter.body) == ("otp.dead", body)
+    assert dead_letter.headers["x-otp-reason"] == "malformed"
     assert (scene.jobs, scene.deliveries.acked) == ([], [1])
     assert [(lane, it.reason) for lane, _, it in scene.refused] == [("jobs", "malformed")]
     assert [it["outcome"] for it in scene.published_events()] == ["malformed"]
@@ -408,8 +408,8 @@ async def test_a_retry_whose_headers_do_not_verify_is_a_producers_job(changes: d
     with capture_logs() as logs:
         await scene.bring(body, headers=headers)
     (published,) = scene.publish.tries
-    told = {name: published.headers.get(f"x-otp-{name}") for name in ("attempt", "uncertain", "replayed-at", "new")}
-    assert told == {"attempt": int(body == BODY), "uncertain": None, "replayed-at": None, "new": None}
+    ours = {name: published.headers.get(f"x-otp-{name}") for name in ("attempt", "uncertain", "replayed-at", "new")}
+    assert ours == {"attempt": int(body == BODY), "uncertain": None, "replayed-at": None, "new": None}
     assert published.headers["x-otp-first-seen"] > 1_000_000_000_000
     assert published.headers["x-otp-first-seen"] < 9_000_000_000_000
     if body == BODY:

@@ -58,8 +58,8 @@ def test_a_replay_is_kept_until_the_end_and_believed_only_from_us() -> None:
     theirs = received(headers={"x-otp-replayed-at": 5_000, "x-otp-replayed-by": "mallory", "x-otp-fresh": "yes"})
     assert theirs.replay is None
     assert not _OF_REPLAY & set(outgoing.retry(theirs, job_id="j", attempts_made=1, inject=nothing).headers)
-    letter = received(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1})
-    message = outgoing.replayed(letter.raw, Replay(5_000, "ops@host", fresh=True), known=True, ours=letter.raw.headers)
+    raw = received(headers={"x-otp-reason": "rejected", "x-otp-job-id": "j", "x-otp-uncertain": "relay:25", "n": 1}).raw
+    message = outgoing.replayed(raw, Replay(5_000, "ops@host", fresh=True), known=True, ours=raw.headers)
     assert message.headers == {
         "n": 1, "x-otp-job-id": "j", "x-otp-attempt": 0,
         "x-otp-replayed-at": 5_000, "x-otp-replayed-by": "ops@host", "x-otp-fresh": "yes",
@@ -117,12 +117,12 @@ def test_headers_that_would_route_copies_elsewhere_are_left_out() -> None:
 )
 def test_headers_that_would_not_fit_into_a_frame_are_left_out_and_ours_are_kept(theirs: dict[str, Any]) -> None:
     dead = Dead("malformed", "no", 0)
-    letter = outgoing.dead_letter(received(headers=theirs), dead, job_id="j", died_ms=1, inject=nothing)
+    dead_letter = outgoing.dead_letter(received(headers=theirs), dead, job_id="j", died_ms=1, inject=nothing)
     again = outgoing.unchanged(received(headers=theirs | {"x-otp-attempt": 1}).raw)
     assert again.headers["x-otp-attempt"] == 1
-    assert letter.headers["x-otp-reason"] == "malformed"
-    assert any(name in letter.headers for name in ("n", "h0001"))
-    for copy in (letter, again):
+    assert dead_letter.headers["x-otp-reason"] == "malformed"
+    assert any(name in dead_letter.headers for name in ("n", "h0001"))
+    for copy in (dead_letter, again):
         assert len(encode.field_table(copy.headers)) <= LARGEST_HEADER - 4_000
 
 
@@ -242,8 +242,8 @@ def test_a_retry_and_a_dead_letter_carry_the_trace_of_this_attempt() -> None:
 def test_a_throttled_dead_letter_says_when_it_would_be_allowed() -> None:
     for allowed_ms in (5_000, None):
         dead = Dead("throttled", "over a limit", 0, allowed_ms)
-        letter = outgoing.dead_letter(received(), dead, job_id="j", died_ms=1, inject=nothing)
-        assert letter.headers.get("x-otp-allowed-at") == allowed_ms
+        dead_letter = outgoing.dead_letter(received(), dead, job_id="j", died_ms=1, inject=nothing)
+        assert dead_letter.headers.get("x-otp-allowed-at") == allowed_ms
 
 
 def test_first_sight_and_that_the_relay_may_have_it_are_kept_until_the_end() -> None:
@@ -251,8 +251,8 @@ def test_first_sight_and_that_the_relay_may_have_it_are_kept_until_the_end() -> 
     retried = outgoing.retry(came, job_id="j", attempts_made=1, inject=nothing)
     assert retried.headers["x-otp-uncertain"] == "relay:25"
     assert retried.headers["x-otp-first-seen"] == 7
-    letter = outgoing.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=9, inject=nothing)
-    assert letter.headers["x-otp-first-seen"] == 7
+    dead_letter = outgoing.dead_letter(came, Dead("rejected", "550 no", 1), job_id="j", died_ms=9, inject=nothing)
+    assert dead_letter.headers["x-otp-first-seen"] == 7
 
 
 @pytest.mark.parametrize(

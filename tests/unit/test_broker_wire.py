@@ -1,4 +1,4 @@
-"""Frames by hand, deliveries in any pieces, acknowledgements gathered, and properties that nobody can read."""
+"""Frames written directly, deliveries in pieces of any size, batched acknowledgements, and unreadable properties."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What lint says of templates: each rule finds what it is for, and ours break none."""
+"""Findings about templates: each rule finds its fault, and the built-in templates have none."""
 
 from pathlib import Path
 from typing import Any

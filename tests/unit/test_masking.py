@@ -128,7 +128,7 @@ def test_a_code_is_found_unless_a_longer_number_or_word_contains_it(code: str, i
     for other in string.printable.replace("%", "") + "\u00e9":
         text = f"{other}{code}" if case == "before" else f"{code}{other}"
         assert contains_secret(text, "", code) is (other not in inside), text
-        # what is inside a longer one may stand alone elsewhere in the text
+        # a code within a longer word may also occur on its own elsewhere in the text
         assert contains_secret(f"{text} {code}", "", code), text
 
 
