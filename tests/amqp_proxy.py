@@ -92,7 +92,7 @@ class AmqpProxy:
         self._ignored = method, frozenset(self._ports)
 
     def forget(self) -> None:
-        """Have the broker forget every consumer that there is now, without a word to any worker."""
+        """Make the broker drop every present consumer without a cancel to any worker."""
         for channel, tag, broker in self._consumers:
             cancel = b"\x00\x3c\x00\x1e" + tag + b"\x01"  # basic.cancel, no-wait
             broker.write(b"\x01" + channel + len(cancel).to_bytes(4, "big") + cancel + b"\xce")

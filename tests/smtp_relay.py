@@ -175,7 +175,7 @@ class ScriptedRelay:
         await rounds()
 
     def cut(self) -> None:
-        """Cut every connection, without a word."""
+        """Cut every connection without a reply."""
         for session in self._sessions.values():
             session.writer.transport.abort()
 

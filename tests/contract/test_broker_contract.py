@@ -81,7 +81,7 @@ async def test_an_empty_body_is_a_message(channel: AbstractChannel, name: str) -
     assert (await get(queue)).body == b""
 
 
-async def test_a_passive_declare_tells_depth_and_refuses_what_is_missing(
+async def test_a_passive_declare_returns_the_depth_and_refuses_a_missing_queue(
     connection: AbstractConnection, channel: AbstractChannel, name: str
 ) -> None:
     queue = await channel.declare_queue(name, exclusive=True)

@@ -77,9 +77,7 @@ async def test_the_broker_drips_byte_by_byte(stage: Stage, ledger: Ledger, proxi
 
 
 @pytest.mark.waits
-async def test_the_broker_goes_silent_without_a_word(
-    stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
-) -> None:
+async def test_the_broker_stops_responding(stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]) -> None:
     proxy, url = proxied
     stage.relay.always("body", Act(delay_s=0.05))
     worker = await begin(stage, url)
@@ -90,7 +88,7 @@ async def test_the_broker_goes_silent_without_a_word(
     async def seen() -> bool:
         return (await worker.get("/readyz"))[0] == 503
 
-    await until(seen, "word about the silence", 45)
+    await until(seen, "the detection", 45)
     proxy.release()
     proxy.cut()
     ledger.fault_ended()
@@ -119,7 +117,7 @@ async def test_acknowledgements_are_lost_with_the_connection(
     assert await _all_settled(stage)
 
 
-async def _let_go(stage: Stage, worker: Worker) -> bool:
+async def _all_settled_here(stage: Stage, worker: Worker) -> bool:
     return await stage.rabbit.depth() == 0 and await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
 
 
@@ -135,7 +133,7 @@ async def test_the_acknowledgement_of_what_was_moved_is_lost(
     hold = proxy.hold("to broker", ACK)
     await ledger.publish(JOBS)
     await asyncio.wait_for(hold.reached.wait(), 10)
-    await until(lambda: _let_go(stage, worker), "every job moved, and its publish confirmed")
+    await until(lambda: _all_settled_here(stage, worker), "every job moved, and its publish confirmed")
     proxy.cut()
     proxy.release()
     ledger.fault_ended()
@@ -340,7 +338,7 @@ async def test_consumers_are_lost_and_the_connection_gives_no_answer(
 
 @pytest.mark.waits
 @pytest.mark.parametrize("held", [False, True])
-async def test_the_broker_forgets_the_consumers_and_tells_nobody(
+async def test_the_broker_drops_the_consumers_without_a_cancel(
     stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str], *, held: bool
 ) -> None:
     proxy, url = proxied

@@ -1,4 +1,4 @@
-"""What befalls the machine under the worker: full disk, clock set back and forth, no file descriptors left."""
+"""Faults of the machine: a full disk, a clock that is set back or forward, no file descriptors left."""
 
 import json
 import resource

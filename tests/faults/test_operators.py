@@ -134,7 +134,7 @@ async def test_a_broker_is_reached_over_tls_with_an_encoded_password_and_virtual
         assert "p@ss" not in log
 
 
-async def test_a_broker_that_is_short_of_memory_is_told_and_its_jobs_end_afterwards(stage: Stage, node: Node) -> None:
+async def test_a_broker_that_is_low_on_memory_is_reported_and_its_jobs_end_afterwards(stage: Stage, node: Node) -> None:
     short, enough = SHORT["memory"]
     await stage.relay.stop()
     stage.relay.always("rcpt", "550 5.1.1 no such user")
@@ -187,7 +187,7 @@ async def test_wait_and_dead_queues_are_full(stage: Stage, ledger: Ledger, node:
     try:
         await ledger.publish(JOBS)
         await stage.relay.wait_accepted(JOBS * 8 // 10, timeout=30)  # other jobs are not affected
-        await until(lambda: _told(stage, "publish not confirmed"), "refused publish")
+        await until(lambda: _logged(stage, "publish not confirmed"), "refused publish")
     finally:
         await steer(node, "clear_policy", "full")
     ledger.fault_ended()
@@ -196,7 +196,7 @@ async def test_wait_and_dead_queues_are_full(stage: Stage, ledger: Ledger, node:
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
 
 
-async def _told(stage: Stage, text: str) -> bool:
+async def _logged(stage: Stage, text: str) -> bool:
     return text in stage.workers[0].log
 
 
@@ -207,7 +207,7 @@ async def test_every_queue_of_ours_is_deleted(stage: Stage, ledger: Ledger) -> N
     worker = await begin(stage)
     await stage.rabbit.remove()
     await worker.wait_log("topology is checked again")
-    await until(lambda: _stands(stage.rabbit), "queues")
+    await until(lambda: _exists(stage.rabbit), "queues")
     await ledger.publish(JOBS)
     ledger.fault_ended()
     await ledger.balance()
@@ -236,7 +236,7 @@ async def _bound(rabbit: Rabbit, queue: str, exchange: str) -> bool:
     return True
 
 
-async def _stands(rabbit: Rabbit) -> bool:
+async def _exists(rabbit: Rabbit) -> bool:
     return await rabbit.depth() is not None
 
 

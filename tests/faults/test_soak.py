@@ -73,7 +73,7 @@ async def _relay_rejects(scene: Scene) -> None:
     scene.stage.relay.then("rcpt", *["550 5.1.1 no such user"] * 5)
 
 
-async def _relay_says_421(scene: Scene) -> None:
+async def _relay_replies_421(scene: Scene) -> None:
     scene.stage.relay.then("mail", Act("421 4.3.2 closing", then="close"))
 
 
@@ -143,7 +143,7 @@ async def _frozen(scene: Scene) -> None:
 
 
 FAULTS: list[Callable[[Scene], Awaitable[None]]] = [
-    _relay_down, _relay_defers, _relay_rejects, _relay_says_421, _relay_takes_and_closes, _relay_slows_down,
+    _relay_down, _relay_defers, _relay_rejects, _relay_replies_421, _relay_takes_and_closes, _relay_slows_down,
     _broker_cut, _broker_drips, _broker_half_open, _broker_short_of_memory, _broker_restarted, _killed, _stopped,
     _frozen,
 ]  # fmt: skip

@@ -103,15 +103,15 @@ async def test_a_wait_is_never_shorter_than_asked_and_late_by_little(stage: Stag
     assert len(waits) == sum(1 + number % 3 for number in range(jobs))
     # the line is logged after the wait has begun, so the wait is measured from the attempt before it
     assert min(after_attempt_ms - requested_ms for requested_ms, after_attempt_ms, _ in waits) >= 0
-    late = sorted(after_word_ms - requested_ms * 1.1 for requested_ms, _, after_word_ms in waits)
+    late = sorted(after_line_ms - requested_ms * 1.1 for requested_ms, _, after_line_ms in waits)
     row = ledger.row(f"{len(waits)} waits, at most delay + 10 % + {late[-1]:.0f} ms")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    # on a busy machine some of the words come late, not the median; a wrong wait queue makes it 500 ms late
+    # on a busy machine some of the lines come late, not the median; a wrong wait queue makes it 500 ms late
     assert late[len(late) // 2] < 250
 
 
 def _waits(worker: Worker) -> list[tuple[float, float, float]]:
-    """Return, for each retry, the delay, and how long after the attempt and after the word of it the next one began."""
+    """Return, for each retry, the delay, and how long after the attempt and after the log line the next one began."""
     began: dict[str, list[float]] = defaultdict(list)
     asked: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in worker.lines:

@@ -63,7 +63,7 @@ async def settled(worker: Worker, messages: float) -> bool:
     return received >= messages and received == done and held == 0
 
 
-async def every_job_ends_as_its_relay_said(
+async def every_job_ends_by_its_relays_reply(
     stage: Stage, worker: Worker, relay: NodeRelay | Postfix, to: list[str]
 ) -> None:
     """Send all jobs, and compare each job's end with the relay's record."""
@@ -109,14 +109,14 @@ async def test_a_relay_of_npm_refuses_at_every_stage(
 ) -> None:
     async with NodeRelay(tmp_path / "relay", kind, refuse_sender_every=200) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_POOL_SIZE=str(pool_size), **RETRIES)
-        await every_job_ends_as_its_relay_said(stage, worker, relay, recipients(STAGES[kind], jobs))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES[kind], jobs))
 
 
 @pytest.mark.parametrize(("pool_size", "jobs"), [(20, 500), (1, 100)])
 async def test_postfix_refuses_at_every_stage_by_a_policy_server(stage: Stage, pool_size: int, jobs: int) -> None:
     async with Postfix(refuse_sender_every=200) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_POOL_SIZE=str(pool_size), **RETRIES)
-        await every_job_ends_as_its_relay_said(stage, worker, relay, recipients(STAGES["postfix"], jobs))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"], jobs))
 
 
 @pytest.mark.parametrize(("mechanism", "jobs"), [("PLAIN", 500), ("LOGIN", 50)])
@@ -128,10 +128,10 @@ async def test_postfix_with_tls_and_login_refuses_at_every_stage_by_access_maps(
     async with Postfix(access=True, tls=tls, login=login, mechanism=mechanism) as relay:
         env = {"SMTP_TLS": "starttls", "SMTP_CA_FILE": str(authority.ca_file), "SMTP_AUTH": "login"}
         worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_USER=login[0], SMTP_PASS=login[1], **env)
-        await every_job_ends_as_its_relay_said(stage, worker, relay, recipients(STAGES["postfix"], jobs, (550, 554)))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"], jobs, (550, 554)))
 
 
 async def test_postscreen_tests_the_client_and_costs_no_job(stage: Stage) -> None:
     async with Postfix(postscreen=True) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), **RETRIES)
-        await every_job_ends_as_its_relay_said(stage, worker, relay, recipients(STAGES["postfix"]))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]))

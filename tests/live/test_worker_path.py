@@ -48,9 +48,7 @@ async def test_a_producer_may_declare_its_plain_queue_after_the_worker_made_it(s
 
 
 @pytest.mark.parametrize("arguments", [{"x-queue-type": "quorum"}, {"x-max-priority": 5}, {"x-message-ttl": 60000}])
-async def test_a_queue_that_exists_with_arguments_is_used_as_it_stands(
-    stage: Stage, arguments: dict[str, object]
-) -> None:
+async def test_a_queue_that_exists_with_arguments_is_used_with_them(stage: Stage, arguments: dict[str, object]) -> None:
     await stage.rabbit.declare(**arguments)
     await stage.run()
     await stage.rabbit.publish(job())
@@ -68,7 +66,7 @@ async def test_any_content_type_is_read_as_json(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_what_is_no_job_lies_in_the_dead_queue_as_it_came(stage: Stage, name: str) -> None:
+async def test_a_message_that_is_no_job_is_dead_lettered_with_its_unchanged_body(stage: Stage, name: str) -> None:
     body, headers, error = BAD[name]
     worker = await stage.run(LOG_LEVEL="debug")
     await stage.rabbit.publish(body, headers=headers)
@@ -104,7 +102,7 @@ async def test_a_body_that_is_not_quite_json_is_sent_after_a_retry_too(stage: St
     assert await worker.metric('otp_lenient_total{field="body"}') == len(names)
 
 
-async def test_a_deferred_job_is_delivered_once_and_no_sooner_than_the_formula_says(stage: Stage) -> None:
+async def test_a_deferred_job_is_delivered_once_and_no_sooner_than_by_the_formula(stage: Stage) -> None:
     stage.relay.then("rcpt", "451 4.3.0 later", "451 4.3.0 later")
     worker = await stage.run(BASE_DELAY_MS="1000", MAX_RETRIES="3")
     began = time.monotonic()

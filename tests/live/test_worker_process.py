@@ -61,7 +61,7 @@ async def test_a_block_that_is_never_printed_is_logged_at_the_start(stage: Stage
     assert (line["level"], line["file"], line["line"]) == ("error", "otp/body.html", 2)
 
 
-async def test_without_worker_it_serves_http_only_and_says_so(stage: Stage) -> None:
+async def test_without_worker_it_serves_http_only_and_logs_that(stage: Stage) -> None:
     worker = Worker(stage.folder, {"RABBITMQ_URL": "amqp://nobody:hunter2@127.0.0.1:1/"})
     await worker.start()
     assert worker.log.count("WORKER=false: serving HTTP only") == 1

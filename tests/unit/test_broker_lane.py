@@ -161,7 +161,7 @@ async def test_a_job_is_delivered_settled_and_reported_once() -> None:
     assert [it["outcome"] for it in scene.published_events()] == ["sent"]
 
 
-async def test_no_event_reports_a_settlement_that_does_not_stand() -> None:
+async def test_no_event_reports_a_settlement_that_failed() -> None:
     scene = Scene(settlement=LATER)
     scene.publish.ends.append(lost(scene))
     await scene.bring()
@@ -177,7 +177,7 @@ async def test_without_events_none_is_kept() -> None:
     assert scene.published_events() == []
 
 
-async def test_a_body_that_was_not_kept_becomes_a_stub_that_says_so_however_often_it_came_back() -> None:
+async def test_a_body_that_was_not_kept_becomes_a_stub_however_often_it_was_redelivered() -> None:
     scene = Scene()
     size = 120 * 1024 * 1024
     await scene.bring(b"", dropped=size, content_encoding="gzip", headers={"a": 1, "x-delivery-count": RENEW_AT})
@@ -257,7 +257,7 @@ async def test_the_next_attempt_of_a_job_that_was_moved_is_delivered() -> None:
     assert [job.attempts_made for job in scene.jobs] == [1, 2]
 
 
-async def test_a_settlement_that_does_not_stand_leaves_the_copy_to_be_delivered() -> None:
+async def test_a_settlement_that_failed_leaves_the_copy_to_be_delivered() -> None:
     scene = Scene(settlement=LATER)
     scene.publish.ends.append(lost(scene))
     await scene.bring()
@@ -320,7 +320,7 @@ async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_qu
     assert "user@" not in shown
 
 
-async def test_a_job_that_crashes_after_its_settlement_stands_is_settled_no_second_time() -> None:
+async def test_a_job_that_crashes_after_its_settlement_is_not_settled_again() -> None:
     async def crash(job: Job, settle: IncomingJob) -> None:
         assert await settle(Ack("sent"))
         raise ValueError
@@ -338,7 +338,7 @@ async def test_a_job_that_crashes_after_its_settlement_stands_is_settled_no_seco
         (b'{"email": "user@example.com", "otp": 123456, "jobId": "j-1"}', {}),
     ],
 )
-async def test_a_message_that_is_no_job_is_dead_lettered_as_it_came_and_counted_once_that_stands(
+async def test_a_message_that_is_no_job_is_dead_lettered_unchanged_and_counted_after_that(
     body: bytes, properties: dict[str, Any]
 ) -> None:
     scene = Scene()
@@ -351,7 +351,7 @@ async def test_a_message_that_is_no_job_is_dead_lettered_as_it_came_and_counted_
     assert [it["outcome"] for it in scene.published_events()] == ["malformed"]
 
 
-async def test_a_message_that_is_no_job_is_not_counted_before_its_dead_letter_stands() -> None:
+async def test_a_message_that_is_no_job_is_not_counted_before_its_dead_letter_is_confirmed() -> None:
     scene = Scene()
     scene.publish.ends.append(lost(scene))
     await scene.bring(b"no job")

@@ -207,7 +207,7 @@ async def test_a_job_without_an_id_has_one_by_its_content_for_every_worker(
     assert await job_id(received(body, **properties), Reader(15, b"other" * 8, MadeIds())) != first
 
 
-async def test_asking_again_with_nothing_to_tell_the_two_apart_makes_two_jobs() -> None:
+async def test_asking_again_with_nothing_to_distinguish_the_two_makes_two_jobs() -> None:
     body = b'{"email": "user@example.com", "otp": "123456"}'
     made = MadeIds()
     reader = Reader(15, b"k" * 32, made)
@@ -239,7 +239,7 @@ def test_a_retry_and_a_dead_letter_carry_the_trace_of_this_attempt() -> None:
         assert message.headers["traceparent"] == "00-1-2-01"
 
 
-def test_a_throttled_dead_letter_says_when_it_would_be_allowed() -> None:
+def test_a_throttled_dead_letter_states_when_it_would_be_allowed() -> None:
     for allowed_ms in (5_000, None):
         dead = Dead("throttled", "over a limit", 0, allowed_ms)
         dead_letter = outgoing.dead_letter(received(), dead, job_id="j", died_ms=1, inject=nothing)
@@ -298,7 +298,7 @@ _PROPERTIES = (
 )  # fmt: skip
 
 
-def test_a_replay_counts_anew_where_its_body_is_a_job_and_leaves_any_other_body_alone() -> None:
+def test_a_replay_counts_from_zero_where_its_body_is_a_job_and_leaves_any_other_body_alone() -> None:
     came = received(b'{"retryCount": 3}', headers={"x-otp-attempt": 4})
     replay = Replay(5_000, "ops", fresh=False)
     assert json.loads(outgoing.replayed(came.raw, replay, known=True, ours={}).body) == {"retryCount": 0}
@@ -348,7 +348,7 @@ PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         ("baggage", "k=user%40example.com", False, False),
     ],
 )
-def test_a_trace_header_that_no_tracer_wrote_or_that_tells_a_secret_is_dropped(
+def test_a_trace_header_that_no_tracer_wrote_or_that_contains_a_secret_is_dropped(
     name: str, value: object, *, kept: bool, kept_of_no_job: bool
 ) -> None:
     for job, expected in ((OtpJob.from_bytes(BODY), kept), (None, kept_of_no_job)):

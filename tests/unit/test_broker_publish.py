@@ -134,7 +134,7 @@ async def test_a_publish_that_is_not_confirmed_in_time_is_an_error(
     assert not scene.broker.confirmed._in_flight
 
 
-async def test_a_broker_that_says_that_it_takes_nothing_is_waited_for(
+async def test_a_broker_that_reports_that_it_is_blocked_is_waited_for(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0

@@ -65,7 +65,7 @@ def test_an_event_is_published_as_pamqp_would_write_it() -> None:
         Park(5_000),
     ],
 )
-def test_an_event_is_what_the_document_says(settlement: Final, job: Job | None) -> None:
+def test_an_event_matches_its_document(settlement: Final, job: Job | None) -> None:
     made = event(settlement, "j-1", job, at_ms=5, hash_key=b"k" * 32)
     read = JobEvent.model_validate_json(to_json(made.content))
     assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == made.content
@@ -124,7 +124,7 @@ async def test_acknowledgements_wait_for_room_on_the_connection() -> None:
         (1 << 13, struct.pack(">I", 16) + b"\x01tA" + struct.pack(">I", 9) + b"T" + b"\xff" * 8),
     ],
 )
-def test_properties_that_nobody_can_read_cost_no_connection(flag: int, value: bytes) -> None:
+def test_unreadable_properties_cost_no_connection(flag: int, value: bytes) -> None:
     patch_pamqp()
     payload = struct.pack(">HHQH", 60, 0, 5, flag) + value
     _, _, it = frame.unmarshal(struct.pack(">BHI", 2, 7, len(payload)) + payload + b"\xce")

@@ -35,7 +35,7 @@ def test_bars_and_blocks_show_even_the_smallest_value() -> None:
     assert not charts.bar(0, 1000, 4)
 
 
-def test_a_chart_says_no_more_than_it_is_given() -> None:
+def test_a_chart_shows_no_more_than_it_is_given() -> None:
     chart = charts.svg("1 < 2", charts.histogram([0.001]), charts.timeline([0.0], [0.001]))
     assert "1 &lt; 2" in chart
     assert charts.svg("none", [], charts.timeline([], [])).startswith("<svg")

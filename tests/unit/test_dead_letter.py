@@ -18,7 +18,7 @@ def dead_letter(job_id: str = "j", reason: str = "rejected", error: str = "550 5
     return DeadLetter(job_id=job_id, reason=reason, error=error, **(fields | more))  # type: ignore[arg-type]
 
 
-def test_what_a_reply_is_about_is_read_where_the_relay_said_so() -> None:
+def test_what_a_reply_is_about_is_read_from_the_relays_text() -> None:
     assert Reply(550, "5.1.1", "no such user", "rcpt").about == "address"
     assert Reply(552, "5.2.2", "full", "body").about == "mailbox"
     assert Reply(550, None, "no", "rcpt").about is None

@@ -242,7 +242,7 @@ async def test_without_a_count_they_are_read_again_every_few_seconds(
     assert "There are none." in await page(view)
 
 
-async def test_a_replay_that_had_nothing_left_to_send_says_so(clock: Clock) -> None:
+async def test_a_replay_that_had_nothing_left_to_send_reports_that(clock: Clock) -> None:
     queue = Queue(dead_letter("j-1"))
     queue.replayed = 0
     view = opened(queue)

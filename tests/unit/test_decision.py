@@ -95,7 +95,7 @@ def test_a_job_is_put_aside_for_no_longer_than_its_code_lives() -> None:
     assert (dead.reason, dead.attempt) == ("expired", 0)
 
 
-def test_a_job_that_is_not_sent_any_more_keeps_the_last_error_or_says_why() -> None:
+def test_a_job_that_is_no_longer_sent_keeps_the_last_error_or_states_why() -> None:
     assert judge(Deferred(LATER), attempts_made=3) == Dead("retries_exhausted", "451 4.3.0 later (to RCPT)", 4)
     assert judge(TimedOut(), now_ms=EXPIRES) == Dead("expired", "the code expired 0 ms ago", 0)
     error = "it was not sent in time, and the code expires before another wait ends"

@@ -102,7 +102,7 @@ def test_a_reply_that_asks_for_the_mail_later_is_greylisting(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", FAILURES)
-def test_a_reply_that_tells_of_a_failure_is_not(line: str) -> None:
+def test_a_reply_that_reports_a_failure_is_not(line: str) -> None:
     assert not is_greylisting(reply(line))
 
 

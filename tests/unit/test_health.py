@@ -186,7 +186,7 @@ def test_a_job_that_came_just_now_is_not_late() -> None:
     assert worst(checks(replace(GOOD, broker=replace(BROKER, lanes=(soon,))), NONE, NOW)) == "healthy"
 
 
-def test_behind_opened_breakers_the_relay_is_the_trouble_and_told_of_alone() -> None:
+def test_behind_open_breakers_the_relay_alone_is_reported() -> None:
     late = replace(LANES[0], depth=7, waiting_ms=LATE, oldest_unacked_ms=LATE)
     shut = replace(GOOD, broker=replace(BROKER, lanes=(late,)), relays=(CLOSED,))
     assert [it.name for it in checks(shut, NONE, NOW)] == ["phase", "broker", "relay", "endings"]

@@ -67,7 +67,7 @@ def test_a_template_is_given_the_job_and_every_key_of_its_metadata() -> None:
     }  # fmt: skip
 
 
-def test_what_a_job_does_not_say_is_none_in_its_template_and_no_key_of_metadata_replaces_the_code() -> None:
+def test_what_a_job_omits_is_none_in_its_template_and_no_key_of_metadata_replaces_the_code() -> None:
     assert job_of().template_data() == {
         "userName": None, "purpose": None, "tenant": None, "locale": None, "expiryMinutes": 15,
         "email": "user@example.com", "otp": "123456", "validUntil": "22:28 UTC",
@@ -498,7 +498,7 @@ def test_invisible_characters_within_an_address_are_refused(hidden: str) -> None
 
 
 @pytest.mark.parametrize("hidden", HIDDEN_OR_JOINING)
-def test_characters_that_nobody_sees_within_a_code_are_refused(hidden: str) -> None:
+def test_invisible_characters_within_a_code_are_refused(hidden: str) -> None:
     assert error(otp=f"12{hidden}3456").startswith("otp: must have 4 to 64 characters")
     assert error(otp="12\U000e00413456").startswith("otp: must have 4 to 64 characters")
     assert error(otp=hidden * 4).startswith("otp: must have 4 to 64 characters")

@@ -252,7 +252,7 @@ def test_names_and_other_texts_have_one_line_and_an_end(tmp_path: Path) -> None:
     assert (purpose, tenant, other) == ("a b" + "x" * 97, "None", "c d" + "y" * 497)
 
 
-def test_a_mail_that_leaves_late_says_until_when_the_code_is_valid() -> None:
+def test_a_mail_that_is_sent_late_states_until_when_the_code_is_valid() -> None:
     late = job(timestamp=NOW_MS - 14 * 60_000, expiryMinutes=15)
     for locale, expiry in ((None, "until 22:14 UTC"), ("de", "bis 22:14 UTC")):
         asked = replace(late, request=late.request.model_copy(update={"metadata": job(locale=locale).request.metadata}))
@@ -357,7 +357,7 @@ def test_data_that_a_template_needs_is_named_when_it_is_missing(tmp_path: Path) 
         new_composer(tmp_path).compose(job())
 
 
-def test_a_template_that_fails_tells_no_data(tmp_path: Path) -> None:
+def test_a_template_that_fails_shows_no_data(tmp_path: Path) -> None:
     write(tmp_path, otp__body_html="{{ {}[otp ~ userName] }}")
     with pytest.raises(ComposeError) as caught:
         new_composer(tmp_path).compose(job("SECRET99", userName="Mallory"))

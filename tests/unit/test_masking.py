@@ -105,7 +105,7 @@ def test_secrets_are_blotted_out_and_lines_joined() -> None:
     assert scrub("x" * 1000, limit=7) == "x" * 7
 
 
-def test_no_terminal_obeys_what_a_relay_says() -> None:
+def test_a_relays_reply_cannot_control_a_terminal() -> None:
     assert scrub("550 \x1b[2J\x9b31mgone\x00 \u202etxt") == "550 \ufffd[2J\ufffd31mgone\ufffd \ufffdtxt"
 
 
@@ -212,7 +212,7 @@ def test_what_an_id_contains_is_found_however_it_is_written(text: str, address: 
 @pytest.mark.parametrize(
     "hidden", "\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200d\u2060\u3164\ufe0f\ufeff\uffa0\U000e0041"
 )
-def test_what_nobody_sees_within_a_secret_does_not_hide_it(hidden: str) -> None:
+def test_invisible_characters_within_a_secret_do_not_hide_it(hidden: str) -> None:
     assert contains_secret(f"l-123{hidden}456", ADDRESS, "123456")
     assert contains_secret(f"l-a{hidden}.b1", ADDRESS, "a.b1")
     assert contains_secret(f"us{hidden}er@x.example", "user@x.example", "")
@@ -223,7 +223,7 @@ def test_what_nobody_sees_within_a_secret_does_not_hide_it(hidden: str) -> None:
 
 
 @pytest.mark.parametrize("other", ["\u00e9", "\u00df", "\u00bd", "\u2026", "\ufdfa"])
-def test_a_secret_is_found_beside_what_nobody_sees_and_what_is_several_characters(other: str) -> None:
+def test_a_secret_is_found_beside_invisible_and_composed_characters(other: str) -> None:
     for many in (1, 2, 17):
         text = f"{chr(0xFE0F) * many} code 123456 for {ADDRESS} {other} refused"
         assert contains_secret(f"{chr(0xFE0F) * many}-123456-{other}", ADDRESS, "123456")
@@ -353,7 +353,7 @@ def test_an_id_that_contains_a_secret_is_found(text: str, *, found: bool) -> Non
         ({}, "Ym9iQGxvY2FsaG9zdA==", False),
     ],
 )
-def test_an_id_of_what_is_no_job_is_shown_only_where_it_can_tell_nothing(
+def test_an_id_of_what_is_no_job_is_shown_only_where_it_can_reveal_nothing(
     body: dict[str, object], job_id: str, *, shown: bool
 ) -> None:
     shown_id = readable_job_id(json.dumps(body | {"jobId": job_id}).encode())
@@ -446,13 +446,13 @@ def test_a_word_that_is_not_whole_is_left_out_where_a_text_is_cut() -> None:
 
 
 @pytest.mark.parametrize("name", ["482913", "code-482913", "482-913", "grace-hopper", "NDgyOTEz"])
-def test_a_templates_name_that_tells_a_secret_is_not_shown(name: str) -> None:
+def test_a_templates_name_that_contains_a_secret_is_not_shown(name: str) -> None:
     request = OtpJob.model_validate({"email": ADDRESS, "otp": CODE, "metadata": {"template": name}})
     assert request.shown_template == "***"
 
 
 @pytest.mark.parametrize("job_id", [*FORMS, "l-grace%40x.example", "Z3JhY2VAeC5leGFtcGxl"])
-def test_an_id_of_what_is_no_job_tells_no_form_of_a_secret(job_id: str) -> None:
+def test_an_id_of_what_is_no_job_shows_no_form_of_a_secret(job_id: str) -> None:
     for body in (
         {"to": ADDRESS, "code": CODE},
         {"to": "Grace <grace.hopper@x.example>", "text": "Your code is 482 913."},

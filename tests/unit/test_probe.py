@@ -100,7 +100,9 @@ async def test_a_program_gets_what_came_back_of_every_relay() -> None:
     assert (await route(Relays()).submit(BEARER, {"relay": "other:25"})).status_code == 404
 
 
-async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_continues(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(probe_module, "_BROWSER_WAIT_S", 0.01)
     relays = Relays(probed("closed"))
     relays.free.clear()

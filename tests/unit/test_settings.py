@@ -482,9 +482,7 @@ def test_a_random_token_is_taken() -> None:
         ("amqp://otp:hunter2@localhost", None, False),
     ],
 )
-def test_hashes_are_nobodys_to_undo_once_a_password_is_somebodys_own(
-    url: str, smtp_pass: str | None, *, known: bool
-) -> None:
+def test_no_one_can_reverse_hashes_once_a_password_is_set(url: str, smtp_pass: str | None, *, known: bool) -> None:
     settings, _ = load(rabbitmq_url=url, smtp_pass=smtp_pass)
     assert settings.hash_key_is_known is known
     assert load(rabbitmq_url=url, smtp_pass=smtp_pass, secret_key=KEY)[0].hash_key_is_known is False

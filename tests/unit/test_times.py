@@ -27,5 +27,5 @@ def test_a_length_of_time_is_rounded_down_in_a_unit_that_is_precise_enough(span_
     assert in_words(span_ms) == text
 
 
-def test_a_moment_is_told_in_utc() -> None:
+def test_a_moment_is_shown_in_utc() -> None:
     assert iso(1_700_000_000_999) == "2023-11-14T22:13:20Z"
