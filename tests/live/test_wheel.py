@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ async def test_the_demo_shows_its_mails_and_takes_one_more(demo: Worker, tmp_pat
     assert "later@example.com" in inbox
     assert "nobody@example.com" not in inbox
     assert (await demo.health())["outcomes"] == {"sent": 2, "rejected": 1, "malformed": 1}
-    url = next(word for word in demo.log.split() if word.startswith("rabbitmq_url=")).removeprefix("rabbitmq_url=")
+    (url,) = set(re.findall(r"rabbitmq_url='(.*?)'", demo.log))
     one_more = await asyncio.create_subprocess_exec(
         SCRIPT, "send", "you@example.com", "--name", "You", cwd=tmp_path, env=os.environ | {"RABBITMQ_URL": url},
         stderr=asyncio.subprocess.PIPE,
