@@ -71,15 +71,10 @@ def list_(
     found.sort(key=lambda it: it.died_ms or 0)
     groups = counted.all()
     if as_json:
-        output.write_json(
-            {
-                "queue": queue.topology.dead,
-                "deadLetters": counted.count,
-                "notRead": not_read,
-                "groups": [dead_output.group_json(it) for it in groups],
-                **({"each": [dead_output.dead_letter_json(it, started_ms) for it in found]} if each else {}),
-            }
-        )
+        each_json = {"each": [dead_output.dead_letter_json(it, started_ms) for it in found]} if each else {}
+        groups_json = [dead_output.group_json(it) for it in groups]
+        shown = {"queue": queue.topology.dead, "deadLetters": counted.count, "notRead": not_read, "groups": groups_json}
+        output.write_json(shown | each_json)
         raise typer.Exit(1 if not_read else 0)
     expired = sum(it.expired for it in groups)
     count = output.dead_letters(counted.count)
