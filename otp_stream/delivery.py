@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from . import clock
 from .core.admission import Claim, Refusal
@@ -17,8 +17,6 @@ from .core.job import Job
 from .core.mail import ComposeError, Mail
 from .core.outcome import Accepted, Crashed, Outcome, TimedOut, without_secrets
 from .telemetry_errors import SafeSpan, observe
-
-Step = Literal["render", "send", "settle"]
 
 HOLD_LIMIT_MS = 12 * 60_000
 """Longest time of one job in the send queue. RabbitMQ closes a channel with a message that is unacked for 30 minutes,
@@ -100,8 +98,8 @@ class Observer(Protocol):
         """Record that a job has arrived, and return the span of its processing, as part of the producer's trace."""
         ...
 
-    def step_span(self, name: Step) -> AbstractContextManager[object]:
-        """Return the span of one step, within the job's."""
+    def send_span(self) -> AbstractContextManager[object]:
+        """Return the span of one send, within the job's."""
         ...
 
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
@@ -193,15 +191,14 @@ class Delivery:
         )
 
     async def _compose(self, job: Job) -> Mail | Crashed:
-        with SafeSpan(lambda: self.observer.step_span("render")):
-            try:
-                return await self.composer.compose_isolated(job) if job.suspect else self.composer.compose(job)
-            except ComposeError as error:
-                return Crashed(str(error))
+        try:
+            return await self.composer.compose_isolated(job) if job.suspect else self.composer.compose(job)
+        except ComposeError as error:
+            return Crashed(str(error))
 
     async def _send(self, attempt: "_Attempt", mail: Mail) -> Outcome:
         job = attempt.job
-        with SafeSpan(lambda: self.observer.step_span("send")):
+        with SafeSpan(self.observer.send_span):
             try:
                 outcome = await self.relay.send(
                     mail,
@@ -223,8 +220,7 @@ class Delivery:
     async def _settle(self, job: Job, settlement: Final, settle: Settle, outcome: Outcome | None = None) -> None:
         settled = False
         try:
-            with SafeSpan(lambda: self.observer.step_span("settle")):
-                settled = await settle(settlement)
+            settled = await settle(settlement)
         finally:
             if outcome is not None:
                 observe(self.observer.attempt_ended, job, outcome)

@@ -68,10 +68,9 @@ class Observer:
             _log.info("job is replayed", job_id=job.id, by=job.replay.by, fresh_expiry=job.replay.fresh)
         return self._tracer.job_span(job, trace_context)
 
-    def step_span(self, name: str) -> AbstractContextManager[object]:
-        """Return the span of one step; the duration of `send` is also a metric."""
-        span = self._tracer.step_span(name)
-        return _TimedSpan(self.metrics, span) if name == "send" else span
+    def send_span(self) -> AbstractContextManager[object]:
+        """Return the span of one send, whose duration is also a metric."""
+        return _TimedSpan(self.metrics, self._tracer.send_span())
 
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
         """Record the outcome of an attempt to send."""

@@ -62,12 +62,12 @@ class OtelTracer:
         parent = _W3C.extract(trace_context, _EMPTY) if trace_context else _EMPTY
         return _current(self._tracer.start_span("process", parent, SpanKind.CONSUMER, attributes), None)
 
-    def step_span(self, name: str) -> AbstractContextManager[object]:
-        """Return the span of one step, within the job's. The other steps show as the time before and after `send`."""
+    def send_span(self) -> AbstractContextManager[object]:
+        """Return the span of one send, within the job's. Other steps show as the time before and after it."""
         job = CURRENT_SPAN.get()
-        if name != "send" or not isinstance(job, Span) or not job.is_recording():
+        if not isinstance(job, Span) or not job.is_recording():
             return _NO_SPAN
-        return _current(self._tracer.start_span(name, set_span_in_context(job, _EMPTY), SpanKind.CLIENT), job)
+        return _current(self._tracer.start_span("send", set_span_in_context(job, _EMPTY), SpanKind.CLIENT), job)
 
     def annotate(self, *, failed: bool = False, **attributes: str | int) -> None:
         """Set attributes of the current span."""

@@ -20,8 +20,8 @@ class Tracer(Protocol):
         """Return the span of the whole job, as part of the producer's trace."""
         ...
 
-    def step_span(self, name: str) -> AbstractContextManager[object]:
-        """Return the span of one step, within the job's."""
+    def send_span(self) -> AbstractContextManager[object]:
+        """Return the span of one send, within the job's."""
         ...
 
     def annotate(self, *, failed: bool = False, **attributes: str | int) -> None:
@@ -43,7 +43,7 @@ class NoTracer:
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:  # noqa: ARG002, D102
         return _NO_SPAN
 
-    def step_span(self, name: str) -> AbstractContextManager[object]:  # noqa: ARG002, D102
+    def send_span(self) -> AbstractContextManager[object]:  # noqa: D102
         return _NO_SPAN
 
     def annotate(self, *, failed: bool = False, **attributes: str | int) -> None:

@@ -105,9 +105,8 @@ def process(tracer: Tracer, count: int = 1, headers: dict[str, str] | None = Non
     """Make the spans of jobs as the worker does."""
     for _ in range(count):
         with tracer.job_span(JOB, headers or {}):
-            for step in ("render", "send", "settle"):
-                with tracer.step_span(step):
-                    pass
+            with tracer.send_span():
+                pass
             tracer.annotate(outcome="accepted", settlement="sent")
 
 
@@ -352,10 +351,9 @@ def test_the_sampler_decides_which_jobs_are_traced(
     assert isinstance(tracer, OtelTracer)
     headers: dict[str, str] = {}
     with tracer.job_span(JOB, {**parent, "tracestate": "vendor=1"}):
-        with tracer.step_span("send"):
+        with tracer.send_span():
             pass
-        with tracer.step_span("settle"):
-            tracer.inject(headers)
+        tracer.inject(headers)
         current = CURRENT_SPAN.get()
         assert current is not None
         ids = current.get_span_context()
@@ -372,7 +370,7 @@ def test_the_sampler_decides_which_jobs_are_traced(
 
 def test_an_exception_leaves_no_text_in_a_span(collector: Collector, opened: Opened) -> None:
     tracer = opened(collector.url)
-    with pytest.raises(ValueError, match="739154"), tracer.job_span(JOB, {}), tracer.step_span("send"):
+    with pytest.raises(ValueError, match="739154"), tracer.job_span(JOB, {}), tracer.send_span():
         raise ValueError("739154 to user@example.com")
     with tracer.job_span(JOB, {}):
         tracer.annotate(failed=True, error="550 5.1.1 no")
