@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
 
-from .core.redaction import scrub
+from .core.masking import scrub
 
 _LONGEST = 200
 """Characters of an error's own text."""

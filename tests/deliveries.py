@@ -11,7 +11,7 @@ from aiormq import Channel
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from otp_stream.broker.acks import Acks
+from otp_stream.broker.frames import Acks
 from otp_stream.broker.job_message import JobMessage
 from otp_stream.broker.message import Delivered
 from otp_stream.core.job import Lane

@@ -98,7 +98,7 @@ def alerts() -> dict[str, str]:
 
 @dataclass
 class Ground:
-    """What all faults share: a RabbitMQ at its usual ports, on a loopback address that is nobody else's."""
+    """What all faults share: a RabbitMQ at its usual ports, on a loopback address that nothing else uses."""
 
     folder: Path
     host: str = field(default_factory=lambda: ".".join(["127", *(str(random.randint(1, 254)) for _ in range(3))]))  # noqa: S311

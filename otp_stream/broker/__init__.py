@@ -1,11 +1,11 @@
 """RabbitMQ: queues and exchanges, consumers, settlements, events."""
 
-from .broker import OtpBroker
-from .config import RabbitConfig
+from .broker import OtpBroker, RabbitConfig
 from .subscriber import Incoming
-from .transport import patch_aiormq
+from .transport import patch_aiormq, patch_pamqp
 
 __all__ = ["Incoming", "OtpBroker", "RabbitConfig"]
 
 # worker and commands import this package before they connect
 patch_aiormq()
+patch_pamqp()

@@ -19,8 +19,7 @@ from yarl import URL
 
 from otp_stream.core.otp_job import MAX_BODY_BYTES
 
-from .acks import Acks
-from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD
+from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD, Acks
 from .message import Delivered
 from .transport import dial
 

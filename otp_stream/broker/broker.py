@@ -1,8 +1,8 @@
 """The connections to RabbitMQ: opened at start, restored when they are lost, and closed at the end."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,13 +15,13 @@ from faststream.rabbit.configs import RabbitBrokerConfig
 from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
+from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane
 from otp_stream.core.job_event import JobEvent
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
 from .amqp_stream import ConsumingConnection
-from .config import RabbitConfig
 from .confirmed_publish import ConfirmedPublisher
 from .consumers import Consumers
 from .events import Events
@@ -30,7 +30,6 @@ from .job_message import MadeIds, Reader
 from .lane import LaneConsumer
 from .message import now_ms
 from .outgoing import Inject
-from .pamqp_patch import patch_pamqp
 from .settle import Settler
 from .state_tracker import StateTracker
 from .subscriber import OtpSubscriber, decode
@@ -42,8 +41,26 @@ HEARTBEAT_S = 10
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 _CANCEL_TIMEOUT_S = 3.0
 _EVENTS = Channel(publisher_confirms=False)
-
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RabbitConfig:
+    """The settings of the broker package."""
+
+    url: str = field(repr=False)
+    shown_url: str
+    queue: str
+    prefix: str
+    prefetch: int
+    backoff: Backoff
+    default_expiry_minutes: float
+    hash_key: bytes = field(repr=False)
+    enabled: bool = True
+    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+    """Keys that other workers may still sign with, or have signed with."""
+    events: bool = True
+    """Whether an event is published for each outcome."""
 
 
 class OtpBroker(RabbitBroker):
@@ -54,7 +71,6 @@ class OtpBroker(RabbitBroker):
     """
 
     def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
-        patch_pamqp()
         url = _with_heartbeat(config.url)
         self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
         self._admin = TopologyAdmin(url, topology)

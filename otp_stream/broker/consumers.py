@@ -13,8 +13,8 @@ from aiormq.abc import DeliveredMessage
 
 from otp_stream.tasks import lost_connection_as_error
 
-from .acks import Acks
 from .amqp_stream import ConsumingConnection, DeliveryAssembler, DeliveryReader
+from .frames import Acks
 from .lane import LaneConsumer
 from .message import now_ms
 from .topology_admin import TROUBLES, leave

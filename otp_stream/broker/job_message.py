@@ -8,9 +8,8 @@ from typing import Any, Protocol, TypeGuard
 from uuid import uuid4
 
 from otp_stream.core.job import Job, Lane, Replay
-from otp_stream.core.masking import keyed_hash
+from otp_stream.core.masking import contains_secret, keyed_hash
 from otp_stream.core.otp_job import OtpJob
-from otp_stream.core.redaction import contains_secret
 
 from .headers import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
 from .message import Delivered, RawMessage

@@ -1,7 +1,7 @@
 """One priority lane: its queue, its jobs in flight, and how they are returned when the worker stops."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from time import monotonic
@@ -18,9 +18,12 @@ from .headers import verified
 from .incoming import IncomingJob, Shared
 from .job_message import JobMessage
 from .message import RawMessage, now_ms
-from .queue_age import QueueAge
 from .settle import requeue
 from .topology import Depth
+
+_LOOKS = 200
+"""Maximum number of readings kept; beyond it, the newest is dropped."""
+
 
 RENEW_AT = 3
 """Returns after which a message is published to its queue as a new one. At its delivery limit a quorum queue drops a
@@ -28,9 +31,47 @@ message, or dead-letters it without our headers; since RabbitMQ 4.0 each has a l
 connection counts."""
 _REQUEUE_AFTER_S = 5.0
 """Pause before a message whose settlement raised is requeued, so that it is not redelivered in a fast loop."""
-
 _NEWS_MS = 10_000
 _WARN_EVERY_S = 60.0
+
+
+class QueueAge:
+    """The age of the oldest message in a queue, estimated without consuming it. Times are milliseconds since 1970.
+
+    AMQP reports how many messages are ready, but not their age. A queue delivers the oldest message first: the message
+    that was last in it at one reading has left it once that many have been delivered. A single consumer knows how many.
+    """
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[int, int]] = deque()
+        """When, and how many messages must have left the queue until the one that was last then has left it."""
+        self._end = 0
+        """The second number of the latest reading, kept or not."""
+        self._left = 0
+        self._taken = 0
+
+    def saw(self, depth: Depth, taken: int, at_ms: int) -> None:
+        """Record a reading; `taken` is the total number of deliveries to us."""
+        # if fewer are ready than before, the difference has left the queue, also to other consumers
+        self._left = max(self._gone(taken), self._end - depth.messages)
+        self._taken = taken
+        self._end = self._left + depth.messages
+        if depth.consumers > 1:  # the number of deliveries to the others is unknown
+            self._looks.clear()
+            return
+        while self._looks and self._looks[0][1] <= self._left:
+            self._looks.popleft()
+        if depth.messages and len(self._looks) < _LOOKS:
+            self._looks.append((at_ms, self._end))
+
+    def since_ms(self, taken: int) -> int | None:
+        """Return since when a message has waited at least; `None` if none is known to wait."""
+        gone = self._gone(taken)
+        return next((at_ms for at_ms, end in self._looks if end > gone), None)
+
+    def _gone(self, taken: int) -> int:
+        return self._left + taken - self._taken
+
 
 Handle = Callable[[IncomingJob], Awaitable[object]]
 """Read a message and pass it to the handler. Raises `MalformedError` for what is no job."""

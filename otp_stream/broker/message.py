@@ -10,7 +10,7 @@ from aiormq.exceptions import ChannelInvalidStateError as ClosedError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from .acks import Acks
+from .frames import Acks
 
 _TAG = Struct(">Q?")
 _HAS_HEADERS = 0x20

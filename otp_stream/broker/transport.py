@@ -1,7 +1,10 @@
-"""How aiormq's connections, also FastStream's, reach the broker and learn what it refuses.
+"""Patches of aiormq and pamqp, for FastStream's connections as well as ours.
 
 aiormq waits two minutes for a first address that does not respond, tries an address again that accepts no login, and
 hides the broker's reply when it refuses a virtual host.
+
+pamqp raises an exception for a time outside the calendar, for text that is not UTF-8 and for a malformed table, and
+aiormq then closes the connection. The broker redelivers the message, so that one message would stop the worker.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ from aiormq.connection import (
     exception_by_code,
 )
 from aiormq.exceptions import AMQPConnectionError, ProbableAuthenticationError
+from pamqp import decode
 from yarl import URL
 
 from otp_stream.sockets import Addresses, certificate_name
@@ -32,6 +36,10 @@ _reached: ContextVar[list[object]] = ContextVar("_reached")
 """The address of the connection attempt under way; a list, because aiormq connects in another task."""
 _connection: Any = Connection
 _connect, _rpc = _connection.connect, _connection._rpc  # noqa: SLF001 - aiormq offers no other way
+
+
+_SHORT = 255
+"""Maximum length of a short string in bytes."""
 
 
 class Dialed(NamedTuple):
@@ -98,3 +106,45 @@ class _Replies:
 
 async def _ask(request: Any, writer: asyncio.StreamWriter, frame_receiver: FrameReceiver, **options: Any) -> Any:
     return await _rpc(request, writer, _Replies(frame_receiver), **options)
+
+
+def patch_pamqp() -> None:
+    """Have pamqp leave out what it cannot decode, so that every message is read, whatever its producer has written."""
+    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp
+    decode.METHODS["shortstr"] = _short_text
+    decode.METHODS["table"] = _headers
+    decode.TABLE_MAPPING[b"F"] = _table
+
+
+def _timestamp(value: bytes) -> tuple[int, Any]:
+    try:
+        return decode.timestamp(value)
+    except (ValueError, OverflowError, OSError):
+        return 8, None
+
+
+def _short_text(value: bytes) -> tuple[int, Any]:
+    end = value[0] + 1
+    try:
+        return end, value[1:end].decode()
+    except ValueError:
+        # the text is published again with a retry, and must still fit into 255 bytes
+        return end, value[1:end].decode(errors="replace").encode()[:_SHORT].decode(errors="ignore")
+
+
+def _table(value: bytes) -> tuple[int, Any]:
+    try:
+        return decode.field_table(value)
+    except (ValueError, OverflowError, OSError, IndexError):
+        return _length(value), {}
+
+
+def _headers(value: bytes) -> tuple[int, Any]:
+    try:
+        return _table(value)
+    except RecursionError:  # such deeply nested tables could not be published again
+        return _length(value), {}
+
+
+def _length(value: bytes) -> int:
+    return int.from_bytes(value[:4], "big") + 4

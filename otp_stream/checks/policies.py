@@ -8,7 +8,7 @@ from otp_stream.broker.queue_inspect import InspectedQueue
 from otp_stream.broker.topology import Topology
 from otp_stream.core.check_result import CheckResult, Level
 
-from .management_status import ManagementStatus, Policy
+from .management import ManagementStatus, Policy
 
 _DEFAULT_LIMIT = 20
 """RabbitMQ 4's `delivery-limit` of a quorum queue that sets none."""

@@ -19,7 +19,7 @@ from otp_stream.broker.queue_inspect import temporary_channel
 from otp_stream.broker.topology import Depth, Topology
 from otp_stream.core.backoff import Backoff
 
-from .management_queries import ManagementQueries, QueueStatistics
+from .management import ManagementQueries, QueueStatistics
 
 _POLL_S = 0.5
 _FRESH = 2

@@ -15,11 +15,11 @@ from otp_stream.broker.queue_inspect import InspectedQueue, inspect_exchange, in
 from otp_stream.broker.topology import QueueAwayError, Topology
 from otp_stream.connection_errors import user, virtual_host
 from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.core.redaction import scrub
+from otp_stream.core.masking import scrub
 from otp_stream.tasks import lost_connection_as_error
 
 from .connect_check import check_connection, version
-from .management_status import ManagementStatus
+from .management import ManagementStatus
 from .permissions import grant_command, missing_permissions
 from .policies import cluster_risks, policy_results, queue_risks
 

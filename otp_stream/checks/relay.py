@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from otp_stream.core.check_result import CheckResult, Report, check_certificate
+from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import UnavailableReason
-from otp_stream.core.redaction import scrub
 from otp_stream.relay.config import RelayConfig, RelayLimits
 from otp_stream.relay.envelope import Extensions
 from otp_stream.relay.handshake import Handshake

@@ -48,10 +48,10 @@ def check(
     """
     # failures are reported as results: log lines of libraries would disturb the output, and may contain secrets
     logging.disable()
-    from . import check_mail  # noqa: PLC0415 - to list the commands must not import the subject packages
+    from . import check_systems  # noqa: PLC0415 - to list the commands must not import the subject packages
 
     try:
-        request = check_mail.make_request(send_to) if send_to is not None else None
+        request = check_systems.make_request(send_to) if send_to is not None else None
     except MalformedError as error:
         output.fail(str(error).replace("email", "--send-to", 1))
     report = CheckReport()
@@ -68,11 +68,10 @@ def check(
 
 async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
     """Run every check; `request` is a job to be sent as well."""
-    from . import check_mail, check_systems  # noqa: PLC0415 - as above
-    from .check_settings import CheckedSettings, check_settings  # noqa: PLC0415
+    from . import check_systems  # noqa: PLC0415 - as above
 
-    checked = CheckedSettings.read()
-    check_settings(checked, report.about("Settings"))
+    checked = check_systems.CheckedSettings.read()
+    check_systems.settings(checked, report.about("Settings"))
     composer = check_systems.templates(checked, report.about("Templates"))
     rabbitmq = check_systems.rabbitmq(checked, report.about("RabbitMQ"))
     smtp = [
@@ -84,7 +83,7 @@ async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
     check_clock(redis_ahead_s, status and status.ahead_s, report.about("Clock"))
     if request is not None:
         accepting = [config for config in usable if config is not None]
-        await check_mail.send(request, composer, accepting, report.about("Mail"))
+        await check_systems.send_mail(request, composer, accepting, report.about("Mail"))
 
 
 def _write(report: CheckReport) -> None:

@@ -1,26 +1,103 @@
-"""Run the check of each system with the worker's settings, so that a failure of one does not hide the others."""
+"""Every check of `otp-stream check`, with the worker's settings. A failure of one does not hide the others."""
 
 import asyncio
+import json
+import secrets
+import time
 from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from otp_stream.checks.management_status import ManagementStatus, read_status
+from otp_stream.broker.topology import Topology
+from otp_stream.checks.management import ManagementStatus, read_status
 from otp_stream.checks.rabbitmq import RabbitmqCheck
 from otp_stream.checks.redis import check_redis
 from otp_stream.checks.relay import check_relay
 from otp_stream.checks.templates import check_templates
+from otp_stream.configs import relay_configs
 from otp_stream.core.check_result import CheckResult, Report
+from otp_stream.core.mail import ComposeError, Mail
+from otp_stream.core.masking import mask_address
+from otp_stream.core.otp_job import OtpJob
+from otp_stream.core.outcome import Accepted, Deferred, Rejected, Unavailable, without_secrets
 from otp_stream.mail import Composer, TemplateError
-from otp_stream.relay import RelayConfig
-from otp_stream.settings import REQUIRED_FOR_LOGIN
+from otp_stream.mail.lint import sample_job
+from otp_stream.relay import RelayConfig, SmtpRelay
+from otp_stream.settings import REQUIRED_FOR_LOGIN, Settings, find_problems, find_warnings, load
 from otp_stream.urls import is_loopback
 
-from .check_settings import CheckedSettings
+from .amqp import topology_of
+from .settings import with_demo_broker
 
 _LIMIT_S = 25.0
 """For each system; its requests have shorter limits."""
 _TOPOLOGY = {"RABBITMQ_QUEUE_NAME", "RABBITMQ_PREFIX", "BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}
+_LIFE_MS = 20_000
+"""How long the mail may wait for a connection."""
+_SMTP = {"SENDER_EMAIL", "SMTP_HOST", "SMTP_PORT", "SMTP_TLS", "SMTP_AUTH", "SMTP_CA_FILE"}
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class CheckedSettings:
+    """The settings as a worker would read them."""
+
+    settings: Settings
+    problems: list[str]
+    unreadable: set[str] = field(default_factory=set[str])
+    """Settings that have their default instead of an invalid value, so that what they name cannot be checked."""
+
+    @classmethod
+    def read(cls) -> "CheckedSettings":
+        """Read them, whether or not WORKER is set here."""
+        settings, problems = load(worker=True)
+        settings = with_demo_broker(settings)
+        problems = [*(it for it in load()[1] if it.startswith("WORKER:")), *problems]
+        unreadable = {it.partition(":")[0] for it in problems} - {
+            it.partition(":")[0] for it in find_problems(settings)
+        }
+        if not settings.worker:
+            # the two delays contradict each other, and `load` has returned only defaults: read all other settings
+            settings, more = load(worker=True, base_delay_ms=1000, max_delay_ms=30_000)
+            problems += [it for it in more if it not in problems]
+            unreadable |= {"BASE_DELAY_MS", "MAX_DELAY_MS"}
+        return cls(settings, problems, unreadable)
+
+    @property
+    def topology(self) -> Topology:
+        """The queues and exchanges that these settings require."""
+        return topology_of(self.settings)
+
+    @property
+    def relays(self) -> list[RelayConfig | None]:
+        """Every relay, in order; the first one is `None` if its settings are invalid."""
+        first, *others = relay_configs(self.settings)
+        return [None if self.settings.smtp_host is None or self.unreadable & _SMTP else first, *others]
+
+
+def settings(checked: CheckedSettings, report: Report) -> None:
+    """Report invalid settings, and valid ones that are risky."""
+    it = checked.settings
+    for problem in checked.problems:
+        report(CheckResult("problem", problem))
+    if not checked.problems:
+        report(CheckResult("ok", f"a worker starts with these settings ({it.app_env})"))
+    for warning in find_warnings(it):
+        report(CheckResult("warning", warning))
+    if it.prefetch_count == 1 and "PREFETCH_COUNT" not in checked.unreadable:
+        text = "PREFETCH_COUNT=1: one job at a time, each waits for the one before"
+        report(CheckResult("warning", text, "PREFETCH_COUNT=200"))
+    limits = [f"{limit.name.upper()}_LIMIT={limit}" for limit in it.limits]
+    if it.smtp_rate_per_second:
+        limits.append(f"SMTP_RATE_PER_SECOND={it.smtp_rate_per_second:g}")
+    if limits and it.redis_url is None and "REDIS_URL" not in checked.unreadable:
+        report(CheckResult("note", f"{', '.join(limits)} without REDIS_URL: each worker counts alone"))
+    if it.redis_url and it.hash_key_is_known:
+        text = "anyone who can read the Redis can reverse its hashes: their key is not secret"
+        report(CheckResult("warning", text, "set SECRET_KEY"))
+    elif it.secret_key is None and it.app_env != "production" and "SECRET_KEY" not in checked.unreadable:
+        text = "SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords"
+        report(CheckResult("note", text))
 
 
 def templates(checked: CheckedSettings, report: Report) -> Composer | None:
@@ -109,3 +186,50 @@ async def _isolated(work: Awaitable[T], report: Report) -> T | None:
     except Exception as error:  # noqa: BLE001 - any failure is a result; its text may contain secrets
         report(CheckResult("problem", f"this part of the check failed: {type(error).__name__}"))
     return None
+
+
+def make_request(address: str) -> OtpJob:
+    """Return a job with a random code. Raises `MalformedError` for an invalid address."""
+    body = {"email": address, "otp": f"{secrets.randbelow(10**6):06}"}
+    return OtpJob.from_bytes(json.dumps(body).encode())
+
+
+async def send_mail(request: OtpJob, composer: Composer | None, usable: list[RelayConfig], report: Report) -> None:
+    """Send it through the first relay that answers, and report the reply."""
+    recipient = mask_address(request.email)
+    if composer is None or not usable:
+        why = "no relay accepts mail" if composer else "the templates cannot be loaded"
+        report(CheckResult("problem", f"nothing was sent to {recipient}: {why}", "fix the problems above"))
+        return
+    try:
+        mail = composer.compose(sample_job({}, time.time_ns() // 1_000_000, email=request.email, code=request.otp))
+    except ComposeError as error:
+        report(CheckResult("problem", f"nothing was sent to {recipient}: {error}", "correct the template otp"))
+        return
+    for config in usable:
+        if await _send_through(config, mail, recipient, report):
+            return
+
+
+async def _send_through(config: RelayConfig, mail: Mail, recipient: str, report: Report) -> bool:
+    """Return whether the relay may have the mail or has refused it, so that no other one is tried."""
+    relay = SmtpRelay(config)
+    ends_ms = time.time_ns() // 1_000_000 + _LIFE_MS
+    try:
+        outcome = await relay.send(mail, rank=0, lane="jobs", expires_ms=ends_ms, deadline_ms=ends_ms)
+    finally:
+        await relay.close()
+    match without_secrets(outcome, *mail.secrets):
+        case Accepted(reply):
+            report(CheckResult("ok", f"{config.name} accepted a mail to {recipient}: {reply}"))
+        case Deferred(reply) | Rejected(reply):
+            fix = "the reply is about this address or this message: try another address, or search the provider's help"
+            report(CheckResult("problem", f"{config.name} refused a mail to {recipient}: {reply}", fix))
+        case Unavailable(_, error):
+            report(CheckResult("problem", f"{config.name} accepts no mail: {error}"))
+            return False
+        case outcome:
+            error = getattr(outcome, "error", "no free connection in time")
+            text = f"{config.name}: it is unknown whether the mail to {recipient} was accepted: {error}"
+            report(CheckResult("problem", text))
+    return True

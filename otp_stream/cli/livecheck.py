@@ -15,9 +15,8 @@ from prometheus_client import Counter as Count
 from otp_stream.core.masking import mask_address
 
 from . import charts, output
-from .mailbox import Mailbox
 from .output import AsJson
-from .prober import OUTCOMES, Prober, Result, Route
+from .prober import OUTCOMES, Mailbox, Prober, Result, Route
 from .publishing import EVENTS_OFF, check_recipient, client_of, run_until_signal
 from .settings import broker_settings
 

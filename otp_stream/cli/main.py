@@ -1,16 +1,44 @@
 """Every command of `otp-stream`."""
 
+import json
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+import yaml
 
 from otp_stream import __version__
-from otp_stream.broker.pamqp_patch import patch_pamqp
 
-from . import check, dead, documents, livecheck, load, relay, send, tables, templates, topology
+from . import check, dead, livecheck, load, output, relay, send, tables, templates, topology
+from .settings import read_settings
+
+
+def asyncapi(
+    form: Annotated[Literal["yaml", "json"], typer.Option("--format", help="yaml or json")] = "yaml",
+    out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Write the AsyncAPI 3 document of queues, exchanges and messages: the same as a worker's /asyncapi.yaml."""
+    settings = read_settings()
+    from otp_stream.app import asyncapi as make  # noqa: PLC0415 - the whole worker: other commands start without it
+    from otp_stream.app import build  # noqa: PLC0415
+
+    document = make(build(settings, []))
+    if as_json or form == "json":
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        output.fail(f"--out: {error}")
+
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="Jobs that could not be sent: list, show, replay, drop, export.")
@@ -22,7 +50,7 @@ cli.command()(check.check)
 cli.command()(send.send)
 cli.command()(livecheck.livecheck)
 cli.command()(load.load)
-cli.command()(documents.asyncapi)
+cli.command()(asyncapi)
 
 
 def main() -> None:
@@ -40,7 +68,6 @@ def _about(
     """One-time-code jobs on RabbitMQ become e-mails that a relay has accepted."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here Ctrl-C ended the process, without a traceback
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    patch_pamqp()
     if version:
         sys.stdout.write(f"otp-stream {__version__}\n")
         raise typer.Exit

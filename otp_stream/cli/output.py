@@ -7,10 +7,14 @@ import json
 import os
 import sys
 import unicodedata
-from typing import Annotated, Any, NoReturn
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +25,9 @@ _PIPE_COLUMNS = 5_000
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+_INTERVAL_S = 0.1
 
 
 def results() -> Console:
@@ -68,3 +75,32 @@ def fail(text: str, code: int = 2) -> NoReturn:
     """Print an error and exit the command."""
     console.print(plain(text), style="red", soft_wrap=True)
     raise typer.Exit(code)
+
+
+class Jobs(Protocol):
+    """Jobs that are being published and followed."""
+
+    published: int
+
+    @property
+    def ended(self) -> int:
+        """Jobs whose final outcome is known."""
+        ...
+
+
+@contextmanager
+def shown(jobs: Jobs, total: int | None) -> Generator[Callable[[], None]]:
+    """Show the progress; yields a function that updates it, at most ten times a second."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        published, ended = bar.add_task("published", total=total), bar.add_task("ended", total=total)
+        updated = 0.0
+
+        def update() -> None:
+            nonlocal updated
+            if monotonic() - updated >= _INTERVAL_S:
+                updated = monotonic()
+                bar.update(published, completed=jobs.published)
+                bar.update(ended, completed=jobs.ended, total=total or jobs.published)
+
+        yield update

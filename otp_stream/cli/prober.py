@@ -1,17 +1,28 @@
-"""Synthetic codes through the whole system: published, accepted by the relay, delivered to a mailbox."""
+"""Synthetic codes through the whole system: published, accepted by the relay, delivered to a mailbox.
+
+The mailbox is an SMTP server to which the mail of a recipient is routed.
+"""
 
 import asyncio
+import email
+import email.policy
 import itertools
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.message import EmailMessage
 from time import monotonic
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from otp_stream.client import ClientError, OtpClient
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.redaction import contains_secret
+from otp_stream.core.masking import contains_secret
 
 from .publishing import make_body
+
+_MOST_BYTES = 1_000_000
+
 
 OUTCOMES = (*ENDINGS, "lost", "not_arrived", "wrong_code", "failed")
 """How a probe ends: as a job does; or with no final event, no mail, a mail with another code, or not published."""
@@ -20,6 +31,43 @@ _EXPIRY_MINUTES = 1
 _DIGITS = 8
 _MARK = "Livecheck-"
 """Precedes the probe's id in `userName`, which identifies our mail even if it contains another code."""
+
+
+class Mailbox:
+    """An SMTP server on `host:port`, once started; accepts every recipient: a route may change the address."""
+
+    def __init__(self, host: str, port: int, on_mail: Callable[[str], None]) -> None:
+        self.host, self.port = host, port
+        self._on_mail = on_mail
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises `OSError` if the port is in use."""
+        self._server = await asyncio.get_running_loop().create_server(self._session, self.host, self.port)
+
+    # aiosmtpd calls this method by its name
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802, D102
+        message = email.message_from_bytes(envelope.original_content or b"", policy=email.policy.default)
+        self._on_mail("\n".join(_texts(message)))
+        return "250 2.0.0 seen"
+
+    def _session(self) -> SMTP:
+        loop = asyncio.get_running_loop()
+        return SMTP(self, hostname="livecheck", enable_SMTPUTF8=True, data_size_limit=_MOST_BYTES, loop=loop)
+
+
+def _texts(message: EmailMessage) -> list[str]:
+    """Return the text and HTML parts."""
+    found: list[str] = []
+    for kind in ("plain", "html"):
+        part = message.get_body((kind,))
+        if isinstance(part, EmailMessage):
+            try:
+                found.append(part.get_content())
+            except (LookupError, ValueError):  # an unknown charset: not our mail
+                continue
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from otp_stream.connection_errors import no_connection
 from otp_stream.core.otp_job import MalformedError, Priority
 from otp_stream.settings import Settings
 
-from . import amqp, batch, output, progress
+from . import amqp, batch, output
 from .batch import Batch
 from .output import AsJson
 from .publishing import EVENTS_OFF, Options, client_of, make_body, run_until_signal
@@ -181,7 +181,7 @@ def _send_many(jobs: Batch, settings: Settings, skipped: int = 0, *, as_json: bo
             await jobs.run(client, iter(range(jobs.total)), update)
 
     try:
-        with progress.shown(jobs, jobs.total) as update:
+        with output.shown(jobs, jobs.total) as update:
             finished = run_until_signal(work())
     except ClientError as error:
         output.fail(str(error))

@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractConnection
 from otp_stream.broker.management_api import ManagementApi, ManagementError
 from otp_stream.broker.queue_inspect import apply_topology, inspect_queue
 from otp_stream.broker.topology import Topology, TopologyError
-from otp_stream.checks.management_queries import ManagementQueries
+from otp_stream.checks.management import ManagementQueries
 from otp_stream.checks.prune import OldWaitQueue, Pruner, PruneResult, find_old_wait_queues, guess_old_wait_queues
 from otp_stream.checks.topology_drift import TopologyDrift, definitions, inspect_topology
 from otp_stream.client import CONNECTION_ERRORS

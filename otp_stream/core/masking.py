@@ -1,8 +1,30 @@
-"""Addresses and names as logs and events may show them."""
+"""Addresses and names as logs and events may show them, and texts that others wrote without addresses and codes.
 
+All work is linear in the length of a text, such as a relay's reply: others decide on it.
+"""
+
+import re
+from binascii import a2b_base64, unhexlify
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 from .address import one_person
+from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, of_code, of_wire_address
+
+SHOWN = 300
+"""Characters of a text that are shown."""
+SEARCH_LIMIT = 2_000
+"""Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
+_TORN = 128
+"""Characters of a longer word: no code fills it."""
+_BYTES = bytes(range(256))
+_LOWER = _BYTES.lower()
+_NO_WORD = bytes(it for it in _BYTES if not chr(it).isascii() or not chr(it).isalnum())
+_NO_DIGIT_64 = bytes(it for it in _NO_WORD if chr(it) not in "+/-_")
+_NO_DIGIT_16 = bytes(it for it in _BYTES if chr(it) not in "0123456789abcdefABCDEF")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_REPLY_CODE = re.compile(r"(?<!\S)([245]\d\d(?:[ -][245]\.\d{1,3}\.\d{1,3})?|[245]\.\d{1,3}\.\d{1,3})(?!\S)")
+"""As relays write it (RFC 5321, RFC 3463)."""
 
 
 def mask_address(address: str) -> str:
@@ -19,3 +41,107 @@ def hash_address(address: str, key: bytes) -> str:
 def keyed_hash(name: str, key: bytes) -> str:
     """Return a keyed hash of a name that may be a secret; an empty name stays empty."""
     return name and blake2b(name.encode(errors="replace"), key=key, digest_size=16).hexdigest()
+
+
+def contains_secret(text: str, address: str, code: str, *, partial: bool = False) -> bool:
+    """Return whether `text` contains the address or the code, in whatever case or encoding.
+
+    A number within a longer one, or a local part alone, counts only with `partial`.
+    """
+    if not _may_contain(text, address, code):
+        return False
+    # producers name jobs after people, and look for them by that name
+    needles = [*of_wire_address(address, shortest=SHORTEST if partial else len(address)), *of_code(code)]
+    searched = Searched(text)
+    return any(searched.spans(needles)) if partial else contains_any(searched, needles)
+
+
+def _may_contain(text: str, address: str, code: str) -> bool:
+    """Return whether a search is worthwhile: the id of each job is checked, and almost none contains a secret."""
+    if not (text.isascii() and code.isascii() and address.isascii()):
+        return True
+    if "%" in text or "=" in text or "\\" in text or "&" in text:  # of all escapes
+        return True
+    local = address.rpartition("@")[0]
+    if len(without_tag := local.partition("+")[0]) >= SHORTEST:
+        local = without_tag
+    elif len(local) < SHORTEST:
+        if "xn--" in address:  # its other form is different altogether
+            return True
+        local = address
+    if len(text) < SHORTEST <= min(len(code), len(address)):
+        return False
+    wanted_code, wanted_local = _letters_and_digits(code), _letters_and_digits(local)
+    if (code and not wanted_code) or (local and not wanted_local):
+        return True
+    raw = text.encode()
+    # a secret may begin at any digit: all alignments are decoded in one call
+    digits = raw.translate(_STANDARD, _NO_DIGIT_64) + b"AAA"
+    aligned = b"".join([digits[at : at + (len(digits) - at) // 4 * 4] for at in range(4)])
+    digits = raw.translate(None, _NO_DIGIT_16)
+    pairs = digits[: len(digits) // 2 * 2] + digits[1 : 1 + (len(digits) - 1) // 2 * 2]
+    readings = (raw + a2b_base64(aligned) + unhexlify(pairs)).translate(_LOWER, _NO_WORD)
+    return bool((code and wanted_code in readings) or (local and wanted_local in readings))
+
+
+def _letters_and_digits(text: str) -> bytes:
+    return text.lower().encode() if text.isalnum() else text.encode().translate(_LOWER, _NO_WORD)
+
+
+def cut(text: str) -> str:
+    """Return the beginning of a line whose secrets are not known, without a word at its end that is not whole."""
+    if len(text) <= SHOWN:
+        return text
+    start, _, torn = text[:SHOWN].rpartition(" ")
+    return start if len(torn) <= _TORN else text[:SHOWN]
+
+
+def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
+    """Return `text` on one line of printable characters, with every secret in it redacted, then cut to `limit`."""
+    text = " ".join(text.split())[: max(SEARCH_LIMIT, limit)]
+    # a shorter one is no code, and part of every other word
+    needles = [it for secret in secrets if len(secret) >= SHORTEST for it in _of(secret)]
+    parts: list[str] = []
+    at = 0
+    for start, end in _merged(Searched(text).spans(needles)) if needles else ():
+        if start >= limit:
+            break
+        parts += text[at:start], "***"
+        at = end
+    text = "".join([*parts, text[at:limit]])
+    # a terminal obeys some characters; words have none of them
+    return (
+        text if text.isprintable() else "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
+    )
+
+
+def scrub_suspects(text: str, *secrets: str, limit: int = SHOWN) -> str:
+    """Return the same as `scrub`, and without every word that may be an address or a code."""
+    parts = _REPLY_CODE.split(scrub(text, *secrets, limit=SEARCH_LIMIT))
+    parts[::2] = map(_unsuspected, parts[::2])
+    return " ".join(filter(None, parts))[:limit]
+
+
+def _unsuspected(text: str) -> str:
+    spaced = SPACED.sub(lambda found: " *** " if any(map(str.isspace, found[0].strip())) else found[0], text)
+    return " ".join("***" if _suspect(word) else word for word in spaced.split())
+
+
+def _suspect(word: str) -> bool:
+    return len(word) >= SHORTEST and ("@" in word or any(map(str.isdigit, word)))
+
+
+def _of(secret: str) -> list[Needle]:
+    return of_wire_address(secret, shortest=2) if "@" in secret else of_code(secret)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    begin = end = -1
+    for start, stop in sorted(spans):
+        if start > end:
+            if end >= 0:
+                yield begin, end
+            begin, end = start, stop
+        end = max(end, stop)
+    if end >= 0:
+        yield begin, end

@@ -21,7 +21,7 @@ from .lenient import (
     read_leniently,
     unreadable,
 )
-from .redaction import contains_secret
+from .masking import contains_secret
 
 Priority = Literal["low", "normal", "high"]
 MAX_BODY_BYTES = 64 * 1024

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
-from .redaction import SEARCH_LIMIT, cut, scrub
+from .masking import SEARCH_LIMIT, cut, scrub
 
 Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
 """The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""

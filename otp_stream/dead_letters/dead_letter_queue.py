@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aio_pika import Message
 
@@ -20,7 +21,10 @@ from otp_stream.core.job import Replay
 
 from .exclusive_queue import exclusive_queue
 from .reader import Reader, StoredDeadLetter
-from .summary import Action, Summary
+
+Action = Literal["kept", "replayed", "dropped", "expired"]
+"""What happens to a dead letter: `expired` is one that was selected for a replay, but whose code has expired."""
+
 
 LIMIT = 10_000_000
 """Dead letters read in one pass; a pass also ends after `_PASS_S`."""
@@ -28,6 +32,27 @@ _RENEW_AT = 10
 """Requeues after which a dead letter is published again: RabbitMQ 4 drops a message after more than 20 of them."""
 _PASS_S = 20 * 60.0
 """RabbitMQ requeues messages that are unacked for 30 minutes."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """Dead letters by what happened to them."""
+
+    read: int = 0
+    replayed: int = 0
+    expired: int = 0
+    """Selected, but not replayed."""
+    dropped: int = 0
+    not_read: int = 0
+    """Behind the ones that were read, left for another pass."""
+
+    def add(self, action: Action) -> None:
+        """Count a dead letter."""
+        self.read += 1
+        self.expired += action == "expired"
+        self.replayed += action == "replayed"
+        self.dropped += action == "dropped"
+
 
 Progress = Callable[[int, int], object]
 """Called after each dead letter with the number that have left the queue, and the number in it at the start."""

@@ -24,7 +24,6 @@ from aiormq.exceptions import ChannelLockedResource
 
 from otp_stream.broker.amqp_stream import PlainConsumingConnection
 from otp_stream.broker.message import Delivered
-from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.connection_errors import no_connection
 from otp_stream.core.dead_letter import DeadLettersError, DeadLettersInUseError
 from otp_stream.tasks import lost_connection_as_error
@@ -121,7 +120,6 @@ async def exclusive_queue(
 
     Raises `DeadLettersError`, and `DeadLettersInUseError` if another user has it open for longer than `timeout_s`.
     """
-    patch_pamqp()
     timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     connection = await _connect(url, shown_url, timeout_s)
     try:

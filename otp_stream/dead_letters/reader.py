@@ -25,10 +25,9 @@ from otp_stream.broker.message import Delivered, now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.decision import REASONS
 from otp_stream.core.job import Job, Replay
-from otp_stream.core.masking import keyed_hash, mask_address
+from otp_stream.core.masking import contains_secret, keyed_hash, mask_address, scrub, scrub_suspects
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.possible_secrets import readable_job_id
-from otp_stream.core.redaction import contains_secret, scrub, scrub_suspects
 from otp_stream.core.times import LAST_MS
 
 _GENERATED_ID = re.compile(r"[0-9a-f]{32}")

@@ -17,9 +17,8 @@ from otp_stream.core.otp_job import OtpJob
 
 from .mail_template import MailTemplate
 from .nesting import Nesting
-from .places import Rendered, SourceMarkers
 from .rules import Level, Remark, of_html, of_subject, of_text, visible
-from .sources import misspelt, of_files, of_source
+from .sources import Rendered, SourceMarkers, misspelt, of_files, of_source
 from .templates import TemplateError, Templates
 
 SAMPLE_CODE = "123456"

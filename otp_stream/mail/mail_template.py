@@ -12,8 +12,8 @@ from jinja2.exceptions import SecurityError
 from otp_stream.core.mail import ComposeError
 
 from .compiled import CompiledVariants, Parts
-from .cpu_limit import MEMORY, CpuLimitError, run_limited
 from .message import Part
+from .sandbox import MEMORY, CpuLimitError, run_limited
 
 FILES = ("subject.txt", "body.txt", "body.html")
 RENDER_CPU_S = 2.0

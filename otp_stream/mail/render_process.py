@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError, Mail
 
-from .cpu_limit import limit_memory
+from .sandbox import limit_memory
 
 _TIMEOUT_S = 10.0
 """For one e-mail. A template that only uses CPU time fails sooner, by the limit that applies in every process."""

@@ -7,26 +7,85 @@ Files in the operator's folder override the built-in ones, one by one.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes, select_autoescape
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    Template,
+    TemplateSyntaxError,
+    nodes,
+    select_autoescape,
+)
 from jinja2 import TemplateError as JinjaError
 from jinja2.ext import Extension
 
 from otp_stream.core.mail import ComposeError
 
 from .compiled import CompiledVariants
-from .loader import TemplateLoader, referenced
-from .locales import LOCALE, fallbacks, normal_locale
 from .mail_template import FILES, MailTemplate
 from .sandbox import Sandbox
+from .template_analysis import Parsed
 
+LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 _PACKAGE = Path(__file__).parent.parent
 BUILT_IN = next(it for it in (_PACKAGE / "templates", _PACKAGE.parent / "templates") if it.is_dir())
 """The built-in templates: in the package, or beside it in a checkout."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class TemplateLoader(FileSystemLoader):
+    """Reads and parses each file once, although many templates share it."""
+
+    def __init__(self, roots: list[Path]) -> None:
+        super().__init__(roots)
+        self._parsed: dict[str, Parsed] = {}
+
+    def parse(self, environment: Environment, path: str) -> Parsed:
+        """Return a file's source and syntax tree."""
+        if path not in self._parsed:
+            source, _, _ = self.get_source(environment, path)
+            self._parsed[path] = source, environment.parse(source, path)
+        return self._parsed[path]
+
+    def load(
+        self,
+        environment: Environment,
+        name: str,
+        globals: MutableMapping[str, Any] | None = None,  # noqa: A002 - Jinja's name
+    ) -> Template:
+        """Compile a file."""
+        _, filename, is_current = self.get_source(environment, name)
+        code = environment.compile(self.parse(environment, name)[1], name, filename)
+        return environment.template_class.from_code(environment, code, globals or {}, is_current)
+
+    def clear(self) -> None:
+        """Drop the syntax trees, which a worker no longer needs once the templates are compiled."""
+        self._parsed.clear()
+
+
+def referenced(node: nodes.Node) -> Iterator[str]:
+    """Return the files that an `extends`, `include` or `import` may use; none if any name is computed."""
+    wanted = getattr(node, "template", None)
+    items = wanted.items if isinstance(wanted, nodes.List | nodes.Tuple) else [wanted]
+    names = [str(it.value) for it in items if isinstance(it, nodes.Const)]
+    if len(names) == len(items):
+        yield from names
+
+
+def normal_locale(locale: str) -> str:
+    """Return the normal form of a locale: `de-at` for `de_AT`."""
+    return locale.replace("_", "-").lower()
+
+
+def fallbacks(locale: str) -> tuple[str, ...]:
+    """Return `("de-at", "de")` for `de-AT`; nothing for an empty locale."""
+    parts = normal_locale(locale).split("-") if locale else []
+    return tuple("-".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
 class TemplateError(Exception):

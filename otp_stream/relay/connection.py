@@ -7,8 +7,7 @@ from otp_stream.core.outcome import Accepted, Outcome, Reply, Stage, Unavailable
 
 from .config import RelayConfig
 from .envelope import wire_form
-from .pipeline import Pipeline, Step
-from .pipelining import PipeliningSupport
+from .pipeline import Pipeline, PipeliningSupport, Step
 from .protocol import RelayUnavailableError
 from .reply import classify, is_session_limit, names_no_reason, out_of_step, unavailable_reason
 from .send_queue import PendingSend

@@ -1,4 +1,4 @@
-"""The mails and commands in flight on one connection, and until when the relay must reply to them."""
+"""The mails and commands in flight on one connection, and whether the relay can take more of them at once."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from otp_stream.core.outcome import Reply, Stage
 
 from .config import RelayConfig
 from .envelope import Envelopes, Extensions
-from .pipelining import PipeliningSupport
 from .protocol import RelayUnavailableError, SmtpProtocol
 from .reply import to_reply
 from .send_queue import PendingSend
 
-Step = Stage | Literal["rset", "quit"]
+_MOST_LOST = 3
+
 
 _UNPROVEN_S = 10.0
 """Time limit of pipelined commands at a relay that has answered none yet: some announce PIPELINING and lose them."""
@@ -24,6 +24,30 @@ _AHEAD_S = 10.0
 Another try alone loses nothing."""
 _FOLLOW_S = 1.0
 """How long an envelope waits behind the mail before it: a relay may take minutes for its last answer."""
+
+
+class PipeliningSupport:
+    """Some relays announce PIPELINING and lose commands, or refuse an envelope that is sent ahead."""
+
+    def __init__(self) -> None:
+        self.works: bool | None = None
+        """Whether the relay answers pipelined commands; `None` before the first answer."""
+        self.ahead = True
+        """Whether to send an envelope behind the content of the mail before it."""
+        self._lost = 0
+
+    def ahead_lost(self) -> None:
+        """Count an envelope sent ahead that may have caused a refusal or the end of the session."""
+        self._lost += 1
+        if self._lost >= _MOST_LOST:
+            self.ahead = False
+
+    def ahead_accepted(self) -> None:
+        """Count only losses in a row."""
+        self._lost = 0
+
+
+Step = Stage | Literal["rset", "quit"]
 
 
 class Pipeline(SmtpProtocol):

@@ -8,7 +8,7 @@ from time import monotonic
 from .config import RelayConfig
 from .connection import Connection, ConnectionOwner
 from .handshake import Handshake
-from .pipelining import PipeliningSupport
+from .pipeline import PipeliningSupport
 from .protocol import RelayUnavailableError
 
 _ALONE_S = 3.0

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from otp_stream.core.greylisting import asks_for_later, is_of_an_unknown_sender
+from otp_stream.core.masking import SEARCH_LIMIT, SHOWN, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Unavailable, UnavailableReason
-from otp_stream.core.redaction import SEARCH_LIMIT, SHOWN, scrub
 
 from . import reply_words as words
 from .parser import Answer

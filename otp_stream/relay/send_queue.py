@@ -4,6 +4,7 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from itertools import chain
+from typing import Protocol, TypeVar
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome, Reply
@@ -11,6 +12,9 @@ from otp_stream.core.outcome import Outcome, Reply
 RANKS = 4
 URGENT = 2
 """Ranks below this one (the high lane and `high`) may use every connection."""
+
+
+U_contra = TypeVar("U_contra", contravariant=True)
 
 
 class PendingSend:
@@ -165,3 +169,32 @@ class SendQueue:
             heap[:] = [entry for entry in heap if entry[2].waiting]
             heapq.heapify(heap)
         self._removed = 0
+
+
+class Dispatcher(Protocol[U_contra]):
+    """Has the waiting jobs and all upstreams, of type `U_contra`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more mail is sent."""
+        ...
+
+    def waiting_for(self, upstream: U_contra) -> tuple[int, int]:
+        """Return how many jobs this upstream may take now: urgent ones, and others."""
+        ...
+
+    def next_for(self, upstream: U_contra, *, urgent_only: bool) -> PendingSend | None:
+        """Take the next job."""
+        ...
+
+    def push(self, pending: PendingSend) -> None:
+        """Let a job wait; end it if no more mail is sent, or its caller is gone."""
+        ...
+
+    def serve(self) -> None:
+        """Send waiting mail over every relay that may take it."""
+        ...
+
+    def breaker_changed(self, upstream: U_contra) -> None:
+        """Handle the change of a circuit breaker."""
+        ...

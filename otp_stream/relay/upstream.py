@@ -5,21 +5,20 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
+from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Unavailable, Uncertain
-from otp_stream.core.redaction import scrub
 from otp_stream.core.state import RelayState
 
 from .availability import Availability
 from .circuit_breaker import Pauses
 from .config import RelayConfig
 from .connection import Connection
-from .dispatcher import Dispatcher
 from .pool import Pool
 from .protocol import RelayUnavailableError
 from .rate import Rate
 from .rate_limiter import RateLimiter, Sharing
 from .reply import classify
-from .send_queue import URGENT, PendingSend, SendQueue
+from .send_queue import URGENT, Dispatcher, PendingSend, SendQueue
 
 STALLED_S = 10.0
 """A relay that has mail and does not answer for so long is skipped, if there is another."""

@@ -2,7 +2,7 @@
 
 from .keys import KeyBuilder
 from .memory import MemoryTables
-from .redis_config import RedisConfig
+from .redis_connection import RedisConfig
 from .tables import Tables
 
 __all__ = ["KeyBuilder", "MemoryTables", "RedisConfig", "Tables"]

@@ -16,8 +16,8 @@ from redis.connection import parse_url as _read_url  # pyright: ignore[reportUnk
 from redis.exceptions import RedisError, ResponseError
 
 from otp_stream.core.admission import Limit, span
+from otp_stream.core.masking import scrub
 from otp_stream.core.rate import slope
-from otp_stream.core.redaction import scrub
 from otp_stream.sockets import certificate_name
 
 from .redis_pipeline import RedisUnavailableError

@@ -3,18 +3,37 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
 from otp_stream.sockets import Addresses, certificate_name
 
+CONNECT_TIMEOUT_S = 3.0
+Argument = bytes | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisConfig:
+    """The server, and the prefixes of the keys."""
+
+    url: str = field(repr=False)
+    shown_url: str
+    prefix: str
+    """Precedes all keys of this deployment."""
+    names: str
+    """Precedes the keys of every deployment with this queue name and RABBITMQ_PREFIX.
+
+    Earlier versions kept their keys here, by the job's id alone. They are read, so that an upgrade sends nothing twice,
+    and never written.
+    """
+    broker: str = ""
+    """What other deployments may know of our RabbitMQ."""
+
+
 if TYPE_CHECKING:
     from redis.asyncio import Connection
-
-CONNECT_TIMEOUT_S = 3.0
-
-Argument = bytes | int | float | str
 
 
 def new_connection(url: str) -> "Connection":

@@ -16,7 +16,7 @@ from otp_stream.tasks import cancel_and_wait, forever
 
 from .claim import Claim, Claims
 from .keys import JobKeys
-from .redis_config import RedisConfig
+from .redis_connection import RedisConfig
 from .redis_pipeline import Operation, RedisPipeline, RedisUnavailableError
 from .redis_script import admit_operation, encode_worker, limits_arguments, read_admission, read_brokers
 from .sent_records import SentRecords

@@ -17,7 +17,7 @@ from .admission import Admission
 from .claim import Claim, Claims
 from .keys import KeyBuilder
 from .memory import Answer, MemoryTables
-from .redis_config import RedisConfig
+from .redis_connection import RedisConfig
 from .redis_pipeline import RedisUnavailableError
 from .redis_session import RedisSession
 from .redis_tables import RedisTables

@@ -1,6 +1,8 @@
 """The metrics for Prometheus. Counters are updated as things happen, gauges are computed for each scrape."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import get_args
 
 from prometheus_client import (
@@ -11,7 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -23,10 +25,7 @@ from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import BrokerState, CircuitBreakerState, Phase, RelayState, TablesState, WorkerState
 from otp_stream.telemetry_errors import ERRORS
 
-from .duration_histogram import DurationHistogram
 from .log_pipe import DROPPED
-
-disable_created_metrics()
 
 # a code should arrive within a second, and most expire after 15 minutes
 _AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -37,6 +36,32 @@ _SETTLED_HOW = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed",
 _OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
 _CIRCUIT_BREAKER_STATES: tuple[str, ...] = get_args(CircuitBreakerState)
 _PHASES: tuple[str, ...] = get_args(Phase)
+
+
+class DurationHistogram(Collector):
+    """A histogram of durations in seconds, for the event loop's thread only.
+
+    `bounds` are the upper ends of its buckets, in ascending order.
+    """
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, took_s: float) -> None:
+        """Add one duration."""
+        self._counts[bisect_left(self._bounds, took_s)] += 1
+        self._sum_s += took_s
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the cumulative buckets."""
+        ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        buckets = [(end, float(count)) for end, count in zip(ends, accumulate(self._counts), strict=True)]
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
+
+
+disable_created_metrics()
 
 
 class Metrics:

@@ -16,9 +16,8 @@ from otp_stream.core.masking import mask_address
 from otp_stream.core.outcome import Accepted, Outcome
 from otp_stream.core.state import Recent, RelayState, Stats, Step
 
-from .history import History
 from .metrics import Metrics
-from .stats import StatsRecorder
+from .stats import History, StatsRecorder
 from .tracing import NoTracer, Tracer, open_tracer
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

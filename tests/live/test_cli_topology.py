@@ -22,7 +22,7 @@ from otp_stream.broker.management_api import ManagementApi
 from otp_stream.broker.queue_inspect import inspect_queue
 from otp_stream.broker.topology import Topology
 from otp_stream.broker.topology_admin import TopologyAdmin
-from otp_stream.checks.management_status import ManagementStatus, read_descriptors
+from otp_stream.checks.management import ManagementStatus, read_descriptors
 from otp_stream.checks.rabbitmq import RabbitmqCheck
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.check_result import CheckResult

@@ -13,8 +13,7 @@ from deliveries import MadeIds
 from faststream import BaseMiddleware
 
 from otp_stream.broker import confirmed_publish
-from otp_stream.broker.broker import OtpBroker
-from otp_stream.broker.config import RabbitConfig
+from otp_stream.broker.broker import OtpBroker, RabbitConfig
 from otp_stream.broker.settle import _REFUSALS
 from otp_stream.core.backoff import Backoff
 from otp_stream.embedded import EmbeddedBroker

@@ -15,12 +15,12 @@ from pamqp import base, body, commands, frame, header
 from pydantic_core import to_json
 
 from otp_stream.broker import frames
-from otp_stream.broker.acks import Acks
 from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeBodies
 from otp_stream.broker.events import event
+from otp_stream.broker.frames import Acks
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
-from otp_stream.broker.pamqp_patch import patch_pamqp
 from otp_stream.broker.subscriber import read as read_job
+from otp_stream.broker.transport import patch_pamqp
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.job_event import JobEvent

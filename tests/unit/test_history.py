@@ -1,7 +1,7 @@
 """The history behind the charts and the list of recent jobs on the dashboard."""
 
 from otp_stream.core.state import Recent, Step
-from otp_stream.telemetry.history import STEP_MS, STEPS, History
+from otp_stream.telemetry.stats import STEP_MS, STEPS, History
 
 NOW = 1_800_000_000_000
 SILENT = 0, 0, 0, None, None, None

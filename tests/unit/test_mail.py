@@ -22,7 +22,7 @@ from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.mail import Composer, TemplateError
-from otp_stream.mail.harmless import text
+from otp_stream.mail.composer import text
 from otp_stream.mail.preview import Previews
 from otp_stream.mail.templates import BUILT_IN
 from otp_stream.relay.envelope import wire_form

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otp_stream.core.dead_letter import outline
-from otp_stream.core.masking import hash_address, keyed_hash, mask_address
+from otp_stream.core.masking import contains_secret, cut, hash_address, keyed_hash, mask_address, scrub
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Rejected, without_secrets
 from otp_stream.core.possible_secrets import PossibleSecrets, readable_job_id, suspects, too_many
-from otp_stream.core.redaction import contains_secret, cut, scrub
 from otp_stream.core.secret_search import SHORTEST, Searched, contains_any, of_code, of_wire_address
 from otp_stream.relay.reply import to_reply
 
@@ -302,7 +301,7 @@ def test_an_id_that_contains_a_secret_is_found(text: str, *, found: bool) -> Non
         ({"otp": "482913 482913"}, "l-482913", False),
         ({"timestamp": 1672531200000, "otp": 5}, "login-1672531200000", True),
         ({"metadata": {"purpose": "login"}}, "login-4711", True),
-        ({}, "somebody@x.example", False),
+        ({}, "someone@x.example", False),
         # a code may be part of a longer text, or be in another one
         ({"text": "code=483920"}, "483920", False),
         ({"text": "code=483-920"}, "l-483920", False),
@@ -314,9 +313,9 @@ def test_an_id_that_contains_a_secret_is_found(text: str, *, found: bool) -> Non
         ({"codes": [{"for": {"483920": True}}]}, "l-483920", False),
         ({"pin": "QWERTY"}, "l-qwerty", False),
         ({"text": "The code is QWERTY."}, "QWERTY", False),
-        ({}, "somebody\uff20x.example", False),
-        ({}, "somebody\ufe6bx", False),
-        ({}, "somebody%u0040x", False),
+        ({}, "someone\uff20x.example", False),
+        ({}, "someone\ufe6bx", False),
+        ({}, "someone%u0040x", False),
         ({}, "mailto:u@x.example", False),
         ({"email": "x", "metadata": {"template": "welcome", "userName": "Ann"}, "tenant": "shop"}, "welcome-7", True),
         ({"tenant": "shop", "a": ["b"], "email": "grace"}, "shop-login-17", True),

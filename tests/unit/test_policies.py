@@ -6,7 +6,7 @@ import pytest
 
 from otp_stream.broker.queue_inspect import InspectedQueue
 from otp_stream.broker.topology import Topology
-from otp_stream.checks.management_status import Policy
+from otp_stream.checks.management import Policy
 from otp_stream.checks.policies import cluster_risks, queue_risks
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.check_result import CheckResult

@@ -8,7 +8,7 @@ import pytest
 
 from otp_stream.broker.topology import Topology
 from otp_stream.checks import prune
-from otp_stream.checks.management_queries import QueueStatistics
+from otp_stream.checks.management import QueueStatistics
 from otp_stream.checks.prune import OldWaitQueue, Pruner, PruneResult
 from otp_stream.core.backoff import Backoff
 
