@@ -73,14 +73,14 @@ mutants: $(MUTANTS_READY)  ## Mutation run of the unit tests over otp_stream/cor
 check: $(DEV_READY)  ## Lint, types, import rules, and the tests that need no server, in a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory -j2 --output-sync check-types check-tests
 
 check-types: $(DEV_READY)
+	@$(BIN)/lint-imports
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 check-tests: $(DEV_READY)
-	@$(BIN)/python -m pytest -q -n 2 tests/unit tests/stream
+	@$(BIN)/python -m pytest -q -n 3 tests/unit tests/stream
 
 fmt: $(DEV_READY)  ## Format, and fix what ruff can fix
 	@$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from faststream import AckPolicy
@@ -11,10 +12,13 @@ from smtp_relay import ScriptedRelay
 
 from otp_stream.app import build
 from otp_stream.broker import OtpBroker
-from otp_stream.settings import load
+from otp_stream.settings import load, settings
 from otp_stream.worker import OtpStream
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+
+# A key is stretched on purpose for as long as everything else takes that starts an application.
+settings._stretched = cache(settings._stretched)
 
 
 @dataclass
@@ -77,9 +81,9 @@ def starter(stack: AsyncExitStack) -> Start:
             "sender_email": "Example <no-reply@example.com>", "smtp_host": "127.0.0.1", "smtp_port": relay.port,
             "smtp_tls": "none", "smtp_auth": "none",
         }  # fmt: skip
-        settings, problems = load(**defaults | values)
+        loaded, problems = load(**defaults | values)
         assert problems == []
-        stream = Stream(build(settings, problems), relay)
+        stream = Stream(build(loaded, problems), relay)
         stack.push_async_callback(stream.app.parts.composer.close)
         stack.push_async_callback(stream.app.parts.relay.close)
         extend(stream.broker)
