@@ -27,7 +27,7 @@ from .worker import OtpStream
 
 
 def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
-    """Make the parts of a worker, each from those before it. `problems` are those of the settings."""
+    """Wire the parts of one worker. `problems` are the errors found in its settings."""
     observer = Observer()
     tables = Tables(
         key_builder(settings),
@@ -44,7 +44,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
         fallbacks=fallbacks,
         on_circuit_breaker=observer.circuit_breaker_changed,
         on_rate=observer.rate_changed,
-        sharing=Sharing(tables.reserve, partial(_workers, broker)) if settings.redis_url else Sharing(),
+        sharing=Sharing(tables.reserve, partial(_worker_count, broker)) if settings.redis_url else Sharing(),
     )
     resend_uncertain = settings.smtp_uncertain == "resend"
     return Parts(
@@ -62,7 +62,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
 
 
 def _composer(settings: Settings, problems: Sequence[str]) -> tuple[Composer, list[str]]:
-    """Return the composer, and why it uses the built-in templates although TEMPLATES_DIR is set."""
+    """Return the composer and the problems with TEMPLATES_DIR. If there are any, it has the built-in templates."""
     make = partial(Composer, sender=settings.sender, default_locale=settings.default_locale, hash_key=settings.hash_key)
     if any(it.startswith("TEMPLATES_DIR:") for it in problems):
         return make(templates_dir=None), []
@@ -75,13 +75,13 @@ def _composer(settings: Settings, problems: Sequence[str]) -> tuple[Composer, li
     return make(templates_dir=None), [f"TEMPLATES_DIR: {problem}"]
 
 
-def _workers(broker: OtpBroker) -> int:
-    """Return how many workers consume the jobs queue, as RabbitMQ reports."""
+def _worker_count(broker: OtpBroker) -> int:
+    """Return the number of workers on the jobs queue, as RabbitMQ reports it."""
     return next((lane.consumers or 1 for lane in broker.state().lanes if lane.lane == "jobs"), 1)
 
 
 def build(settings: Settings, problems: Sequence[str]) -> OtpStream:
-    """Return the application. With `problems` it can make its documents but will not run."""
+    """Return the application. With `problems` it can generate its documents, but refuses to run."""
     parts = assemble(settings, problems)
     _subscribe(parts.broker, parts.delivery)
     parts.observer.metrics.expose(parts.state)

@@ -1,4 +1,4 @@
-"""The settings as each part of the worker takes them."""
+"""Builds the configuration of each part of the worker from the settings."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ from .tables import KeyBuilder, MemoryTables, RedisConfig
 
 
 def backoff(settings: Settings) -> Backoff:
-    """Return how long failed jobs wait, and how often they are retried."""
+    """Return the retry policy."""
     return Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
 
 
 def rabbit_config(settings: Settings) -> RabbitConfig:
-    """Return the connection to RabbitMQ and what is consumed."""
+    """Return how to connect to RabbitMQ, and what to consume."""
     return RabbitConfig(
         url=settings.amqp_url,
         shown_url=settings.masked_rabbitmq_url,
@@ -32,7 +32,7 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
 
 
 def relay_configs(settings: Settings) -> list[RelayConfig]:
-    """Return every relay, in the order in which they are used."""
+    """Return every relay, in order of preference."""
     login = settings.smtp_auth == "login"
     first = RelayConfig(
         host=settings.smtp_host or "localhost",
@@ -54,7 +54,7 @@ def relay_configs(settings: Settings) -> list[RelayConfig]:
 
 
 def key_builder(settings: Settings) -> KeyBuilder:
-    """Return what builds the keys of a job in the tables."""
+    """Return the builder of the keys that a job has in the tables."""
     return KeyBuilder(
         settings.hash_key,
         supersede=settings.supersede == "latest",
@@ -74,7 +74,7 @@ def memory_tables(settings: Settings) -> MemoryTables:
 
 
 def redis_config(settings: Settings) -> RedisConfig | None:
-    """Return the Redis that this worker uses; `None` if it uses none."""
+    """Return how to connect to Redis, or `None` if this worker does not use it."""
     if settings.redis_url is None or not settings.worker:
         return None
     return RedisConfig(

@@ -19,8 +19,8 @@ from .core.outcome import Accepted, Crashed, Outcome, TimedOut, without_secrets
 from .telemetry_errors import SafeSpan, observe
 
 HOLD_LIMIT_MS = 12 * 60_000
-"""Longest time of one job in the send queue. RabbitMQ closes a channel with a message that is unacked for 30 minutes,
-and a relay may take ten minutes for its last reply, after one for each before it, on two connections at most."""
+"""How long a job may stay in the send queue. RabbitMQ closes the channel when a message is unacked for 30 minutes, and
+a relay may take one minute for each reply and ten for the last one, on up to two connections."""
 
 
 class Composer(Protocol):
@@ -31,7 +31,7 @@ class Composer(Protocol):
         ...
 
     async def compose_isolated(self, job: Job) -> Mail:
-        """Return the same, composed in a process that may crash without this worker."""
+        """Compose the same message in a separate process, which may crash without ending this worker."""
         ...
 
 
@@ -58,7 +58,7 @@ class Relay(Protocol):
         ...
 
     def recheck(self) -> None:
-        """End the wait of mails that are no longer `wanted`."""
+        """Time out the queued mails that are no longer `wanted`."""
         ...
 
 
@@ -68,7 +68,7 @@ class Tables(Protocol):
     async def admit(
         self, job: Job, deadline_ms: int, *, sendable: bool, on_lost: Callable[[], object]
     ) -> Claim | Refusal:
-        """Claim the job for this worker, or return why it may not be sent.
+        """Claim the job for this worker, or return why it must not be sent.
 
         Waits while another attempt has the claim, until `deadline_ms` (since 1970). A job that is not `sendable`
         supersedes no other and counts towards no limit. `on_lost` is called when the claim no longer holds.
@@ -80,7 +80,7 @@ class Settle(Protocol):
     """Settles a job at the broker."""
 
     def possible(self) -> bool:
-        """Whether the job is still ours: if its channel is closed, the broker redelivers it."""
+        """Whether the job can still be settled: when its channel closes, the broker redelivers it."""
         ...
 
     async def __call__(self, settlement: Final) -> bool:
@@ -92,14 +92,14 @@ class Settle(Protocol):
 
 
 class Observer(Protocol):
-    """Logs, counts and traces jobs. What it raises is counted and logged, and changes no settlement."""
+    """Logs, counts and traces jobs. An exception in it is counted and logged, and changes no settlement."""
 
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
-        """Record that a job has arrived, and return the span of its processing, as part of the producer's trace."""
+        """Record that a job has arrived, and return the span of its processing, in the producer's trace."""
         ...
 
     def send_span(self) -> AbstractContextManager[object]:
-        """Return the span of one send, within the job's."""
+        """Return the span of one send, a child of the job's span."""
         ...
 
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
@@ -145,9 +145,9 @@ class Delivery:
             if isinstance(admission, Refusal):
                 await self._settle(job, self._refuse(job, admission), settle)
             else:
-                await self._claimed(_Attempt(job, mail, admission, deadline_ms, settle))
+                await self._process_claimed(_Attempt(job, mail, admission, deadline_ms, settle))
 
-    async def _claimed(self, attempt: "_Attempt") -> None:
+    async def _process_claimed(self, attempt: "_Attempt") -> None:
         outcome: Outcome | None = None
         try:
             settlement, outcome = await self._attempt(attempt)
@@ -229,7 +229,7 @@ class Delivery:
 
 @dataclass(slots=True)
 class _Attempt:
-    """One attempt at a job that is ours to send."""
+    """An attempt to send a job that this worker has claimed."""
 
     job: Job
     mail: Mail | Crashed
@@ -237,7 +237,7 @@ class _Attempt:
     deadline_ms: int
     settle: Settle
     sent: bool = False
-    """Whether the relay accepted it, so that the claim has become a sent record."""
+    """Whether the relay accepted the mail, which turns the claim into a sent record."""
 
     def wanted(self) -> bool:
         """Whether the mail may still be sent."""

@@ -26,7 +26,7 @@ from .tasks import cancel_and_wait, forever
 from .telemetry import Observer, monitor
 
 _PROBE_FLAG_TTL_MS = 5_000
-"""How long the flag for the other workers lasts that a relay accepts mail again."""
+"""How long other workers can read the flag that a relay accepts mail again."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class Parts:
     def _background(self) -> Iterator[Callable[[], Awaitable[object]]]:
         if self.tables.shared is not None:
             yield self._follow_probes
-            yield partial(self.tables.run, self._seen)
+            yield partial(self.tables.run, self._report)
         if self.settings.worker:
             yield partial(
                 monitor,
@@ -127,15 +127,15 @@ class Parts:
                 interval_s=self.settings.heartbeat_interval_ms / 1000,
             )
 
-    def _seen(self) -> WorkerSeen:
-        """Return what this worker publishes of itself to the others."""
+    def _report(self) -> WorkerSeen:
+        """Return what this worker publishes about itself for the others."""
         breaker = self.relay.state()[0].circuit_breaker
         return WorkerSeen(
             worker_name(), __version__, self._phase(), breaker, self.unacked, self.observer.stats().sent_last_minute
         )
 
     async def probe(self, name: str | None) -> list[Probed]:
-        """Probe relays on request, and set a flag for the other workers for each one that accepts mail again."""
+        """Probe relays on request. For each one that accepts mail again, set a flag for the other workers."""
         probed = await self.relay.probe(name) if self.settings.worker else []
         for it in probed:
             if it.result == "accepted":
@@ -143,13 +143,13 @@ class Parts:
         return probed
 
     async def _follow_probes(self) -> None:
-        """Probe the relays that accept mail again according to another worker's probe; called once a second."""
+        """Probe each relay that accepts mail again by another worker's flag. Called once a second."""
         for it in self.relay.state():
             if it.circuit_breaker == "open" and await self.tables.has_flag(_accepts_mail(it.name)):
                 await self.relay.probe(it.name)
 
     def _lint_templates(self) -> None:
-        """Log the lint findings of the operator's templates: they compile, but a mail may lack some text."""
+        """Log lint findings in the operator's templates: they compile, but a mail may lack some text."""
         if self.settings.templates_dir is None:
             return
         try:

@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 _DELAY_S = 0.25
 """RFC 8305 §5: how long one address may be silent before the next one is tried as well."""
-_MOST_FAILED = 100
+_MAX_FAILED = 100
 """Addresses to remember at most: those behind a name change."""
 _Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
@@ -37,7 +37,7 @@ class Addresses:
         """Note that it gave none."""
         self._failed.pop(address, None)
         self._failed[address] = None
-        if len(self._failed) > _MOST_FAILED:
+        if len(self._failed) > _MAX_FAILED:
             del self._failed[next(iter(self._failed))]
 
 

@@ -39,10 +39,10 @@ _UVICORN_OPTIONS = (
     "ssl_certfile",
 )
 _HTTP_GRACE_S = 2
-"""How long open HTTP requests may delay the shutdown; SHUTDOWN_GRACE_MS applies to jobs only."""
+"""How long open HTTP requests may delay the shutdown. SHUTDOWN_GRACE_MS applies to jobs only."""
 
 _LISTEN_BACKLOG = 128
-"""Connections in the kernel's accept queue: one iteration of the event loop may accept them all, a descriptor each."""
+"""Size of the kernel's accept queue. One iteration of the event loop may accept all of it, one descriptor each."""
 
 _GC_THRESHOLD = 10_000
 """Generation-0 GC threshold; the jobs of a full prefetch allocate about this many objects."""
@@ -102,14 +102,14 @@ class OtpStream(AsgiFastStream):
         name = signal.Signals(signal_number).name
         if self.parts.stopping.request():
             _log.info("stopping: cancelling consumers", signal=name, grace_ms=self.settings.shutdown_grace_ms)
-            self._cancelling_consumers = asyncio.get_running_loop().create_task(self.parts.broker.stop_intake())
+            self._cancelling_consumers = asyncio.get_running_loop().create_task(self.parts.broker.stop_consumers())
         else:
             _log.warning("stopping at once", signal=name)
 
     def refuse_to_supervise(self) -> None:
-        """Exit `faststream run --workers N` with status 2 if settings are invalid.
+        """Exit `faststream run --workers N` with status 2 if the settings are invalid.
 
-        That process restarts each worker that has ended: without this, it would do so forever.
+        That process restarts every worker that exits, so it would do so forever.
         """
         if self.problems and _is_supervisor(sys.argv, os.environ):
             self._print_problems()
@@ -128,7 +128,7 @@ class OtpStream(AsgiFastStream):
         limit_connections(connection_limit(smtp_connections))
         self._announce()
         async with AsyncExitStack() as stack:
-            # `atexit` does not flush them: uvicorn ends the process by the signal that stopped it
+            # not by `atexit`: uvicorn raises the stop signal again at the end, which kills the process
             stack.callback(flush_logs)
             stack.callback(_log.info, "stopped")
             await self.parts.start(stack)
@@ -153,7 +153,7 @@ class OtpStream(AsgiFastStream):
         parts = self.parts
         if parts.stopping.deadline is None:
             parts.stopping.request()
-        await parts.broker.stop_intake()
+        await parts.broker.stop_consumers()
         unacked = parts.unacked
         _log.info("stopping: consumers are cancelled", unacked=unacked)
         # jobs that are not being sent are requeued at once, so that another worker can send them
@@ -177,7 +177,7 @@ def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool
 
 
 def _tune_gc() -> None:
-    """Exclude the objects made at start from GC: scanning them took 5 % of the time, in long pauses."""
+    """Exclude the objects of the start from GC: scanning them took 5 % of the processor time, in long pauses."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)

@@ -6,6 +6,6 @@ from .transport import patch_aiormq, patch_pamqp
 
 __all__ = ["Incoming", "OtpBroker", "RabbitConfig"]
 
-# worker and commands import this package before they connect
+# the worker and the commands import this package before they connect
 patch_aiormq()
 patch_pamqp()

@@ -1,7 +1,7 @@
-"""The connection that consumes. Deliveries are read directly from the received bytes, as soon as they are received.
+"""The connection that consumes. It reads deliveries directly from the received bytes.
 
-aiormq reads each of a delivery's three frames by three awaits, decodes all fields of all of them and starts a task:
-that took longer than to compose the e-mail. All other frames are left to aiormq.
+aiormq takes three awaits for each of a delivery's three frames, decodes all their fields and starts a task, which took
+longer than composing the e-mail. It still reads all other frames.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ from .transport import dial
 
 _DELIVER = b"\x00\x3c\x00\x3c"
 _SIZE = Struct(">Q")
-_ALIVE = HEAD.pack(HEARTBEAT, 0, 0) + bytes((END,))
-_ALIVE_EVERY_S = 1.0
-_LARGEST_KEPT = 1024 * 1024
-"""Bytes of a body. Beyond it, only the size is kept: a producer can publish 128 MiB, and more than one at once."""
-_KEPT_TOGETHER = 16 * 1024 * 1024
-"""Bytes of all bodies that are too large for a job and are in memory at the same time."""
+_HEARTBEAT = HEAD.pack(HEARTBEAT, 0, 0) + bytes((END,))
+_HEARTBEAT_EVERY_S = 1.0
+_MAX_BODY = 1024 * 1024
+"""Bytes of a body that is kept. Of a larger one, only the size is kept: producers can publish bodies of 128 MiB."""
+_MAX_BODIES = 16 * 1024 * 1024
+"""Bytes of all bodies in memory that are too large for a job."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class LargeBodies:
-    """Limits the memory of bodies that are too large for a job, which are kept only for their dead letters."""
+    """Limits the memory for bodies that are too large for a job and kept only for their dead letters."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def reserve(self, size: int) -> object | None:
-        """Return a reservation, which ends when nothing refers to it; `None` if the body cannot be kept."""
-        if size > _LARGEST_KEPT or self.bytes + size > _KEPT_TOGETHER:
+        """Return a reservation, which ends when it is garbage-collected, or `None` if the body cannot be kept."""
+        if size > _MAX_BODY or self.bytes + size > _MAX_BODIES:
             return None
         return _Reservation(self, size)
 
@@ -56,7 +56,7 @@ class _Reservation:
         bodies.bytes += size
 
     def __del__(self) -> None:
-        # a message can end in many ways, for example with its connection, and its memory is free from then on
+        # not an explicit release, because a message can end in many ways, for example with its connection
         self._bodies.bytes -= self._size
 
 
@@ -77,7 +77,7 @@ class DeliveryAssembler:
         self._parts: list[bytes] = []
 
     def take(self, kind: int, payload: bytes) -> bool:
-        """Take a frame; `False` if it belongs to no delivery."""
+        """Process a frame. Returns `False` if it belongs to no delivery."""
         if kind == METHOD:
             if payload[:4] != _DELIVER:
                 return False
@@ -124,10 +124,10 @@ class DeliveryReader(asyncio.StreamReader):
         self._assemblers: dict[int, DeliveryAssembler] = {}
         self._rest = b""
         self._invalid = False
-        self._alive_at = 0.0
+        self._heartbeat_at = 0.0
 
     def deliver(self, channel: Channel, assembler: DeliveryAssembler) -> None:
-        """Pass the deliveries of this channel to `assembler` from now on."""
+        """Pass the deliveries of a channel to `assembler` from now on."""
         self._assemblers[channel.number] = assembler
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
@@ -137,20 +137,20 @@ class DeliveryReader(asyncio.StreamReader):
             return
         whole = self._rest + bytes(data) if self._rest else bytes(data)
         passed: list[bytes] = []
-        at = self._part(whole, passed)
+        at = self._split(whole, passed)
         self._rest = b"" if self._invalid else whole[at:]
         if at and not passed:
-            # aiormq closes a connection on which it receives nothing, and the broker sends heartbeats only if it
-            # sends nothing else
+            # aiormq closes a connection from which it receives nothing, and the broker sends no heartbeats while it
+            # sends deliveries
             now = time.monotonic()
-            if now - self._alive_at >= _ALIVE_EVERY_S:
-                self._alive_at = now
-                passed.append(_ALIVE)
+            if now - self._heartbeat_at >= _HEARTBEAT_EVERY_S:
+                self._heartbeat_at = now
+                passed.append(_HEARTBEAT)
         if passed:
             super().feed_data(b"".join(passed))
 
-    def _part(self, data: bytes, passed: list[bytes]) -> int:
-        """Pass on each complete frame. Returns where the first incomplete one begins."""
+    def _split(self, data: bytes, passed: list[bytes]) -> int:
+        """Take each complete frame; add those for aiormq to `passed`. Returns where the first incomplete one begins."""
         assemblers, length = self._assemblers, len(data)
         at = 0
         while length - at >= 7:
@@ -211,7 +211,7 @@ class ConsumingConnection(RobustConnection):
 
 
 class PlainConsumingConnection(Connection):
-    """The same for one operation: it is not restored when it is lost."""
+    """Such a connection for one operation: it does not reconnect."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

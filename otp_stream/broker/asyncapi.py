@@ -81,8 +81,8 @@ _DIED: Node = {
 }
 _RETRIED: Node = _COUNTED | _WAITING | _REPLAYED
 _DEAD_LETTER: Node = _COUNTED | _DIED | _REPLAYED
-_LATER, _NOBODY = "451 4.3.0 try later (to RCPT)", "550 5.1.1 no such user (to RCPT)"
-_SAYS_LATER: Node = {"replyCode": 451, "replyClass": "system"}
+_LATER, _NO_USER = "451 4.3.0 try later (to RCPT)", "550 5.1.1 no such user (to RCPT)"
+_LATER_REPLY: Node = {"replyCode": 451, "replyClass": "system"}
 _EVENTS: list[tuple[str, Node]] = [
     ("sent", {"outcome": "sent", "attempt": 1}),
     (
@@ -93,7 +93,7 @@ _EVENTS: list[tuple[str, Node]] = [
             "delayMs": 1130,
             "retryAt": 1672531201130,
             "error": _LATER,
-            **_SAYS_LATER,
+            **_LATER_REPLY,
         },
     ),
     (
@@ -105,12 +105,12 @@ _EVENTS: list[tuple[str, Node]] = [
             "allowedAt": 1672531800000,
         },
     ),
-    ("rejected", {"outcome": "rejected", "attempt": 1, "error": _NOBODY, "replyCode": 550, "replyClass": "address"}),
+    ("rejected", {"outcome": "rejected", "attempt": 1, "error": _NO_USER, "replyCode": 550, "replyClass": "address"}),
 ]
 
 
 def document(found: Node, topology: Topology, version: str) -> Node:
-    """Return the AsyncAPI 3 document: `found` is what FastStream makes of the code."""
+    """Complete `found`, the AsyncAPI 3 document that FastStream generates."""
     channels, components = found["channels"], found["components"]
     found["info"] = _info(topology, version)
     _describe_server(found, components)
@@ -135,7 +135,7 @@ def document(found: Node, topology: Topology, version: str) -> Node:
 
 
 def _in_order(found: Node) -> Node:
-    # FastStream keeps its subscribers in a set: without this, the document would differ from run to run
+    # FastStream keeps its subscribers in a set, so the order differs from run to run
     for part in ("channels", "operations"):
         found[part] = dict(sorted(found[part].items()))
     found["components"] = {name: dict(sorted(part.items())) for name, part in sorted(found["components"].items())}

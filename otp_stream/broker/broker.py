@@ -1,4 +1,4 @@
-"""The connections to RabbitMQ: opened at start, restored when they are lost, and closed at the end."""
+"""The connections to RabbitMQ: opened at start, restored when they are lost, closed at the end."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from faststream.rabbit.configs import RabbitBrokerConfig
 from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
+from otp_stream.clock import now_ms
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane
 from otp_stream.core.job_event import JobEvent
@@ -28,13 +29,12 @@ from .events import Events
 from .incoming import Refused, Shared
 from .job_message import MadeIds, Reader
 from .lane import LaneConsumer
-from .message import now_ms
 from .outgoing import Inject
 from .settle import Settler
 from .state_tracker import StateTracker
 from .subscriber import OtpSubscriber, decode
 from .topology import Topology
-from .topology_admin import TROUBLES, TopologyAdmin, TopologyRepair, leave
+from .topology_admin import BROKER_ERRORS, TopologyAdmin, TopologyRepair, quietly
 
 HEARTBEAT_S = 10
 """A half-open connection is noticed after three heartbeats."""
@@ -58,16 +58,16 @@ class RabbitConfig:
     hash_key: bytes = field(repr=False)
     enabled: bool = True
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
-    """Keys that other workers may still sign with, or have signed with."""
+    """Earlier keys, by which messages may still be signed."""
     events: bool = True
     """Whether an event is published for each outcome."""
 
 
 class OtpBroker(RabbitBroker):
-    """FastStream's broker, which waits for RabbitMQ at start, and cancels its consumers before it drains at the end.
+    """FastStream's broker, which waits for RabbitMQ at start, and drains its jobs at the end.
 
-    It has two connections, because a RabbitMQ that is low on memory or disk space reads nothing more from one that
-    publishes, not even acknowledgements.
+    It has two connections, because a RabbitMQ that is low on memory or disk space stops reading from a connection that
+    publishes, including acknowledgements.
     """
 
     def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
@@ -123,7 +123,7 @@ class OtpBroker(RabbitBroker):
         return [self._lanes[lane] for lane in self.topology.lanes if lane in self._lanes]
 
     def subscriber(self, queue: RabbitQueue | str, *args: Any, **options: Any) -> RabbitSubscriber:
-        """Subscribe a handler to a queue: to a lane by `OtpSubscriber`, to any other queue as FastStream does.
+        """Subscribe a handler to a queue: to a lane with `OtpSubscriber`, to any other queue as FastStream does.
 
         A lane's handler settles its messages itself. `ack_policy`, `no_reply` and `channel` are fixed for lanes.
         """
@@ -151,12 +151,12 @@ class OtpBroker(RabbitBroker):
         )
 
     def state(self) -> BrokerState:
-        """Return the broker as this worker sees it."""
+        """Return the state of the broker as seen by this worker."""
         lanes = tuple(lane.state for lane in self.lanes)
         return replace(self._tracker.state, lanes=lanes, events_dropped=self.events.dropped)
 
     async def start(self) -> None:
-        """Wait until RabbitMQ answers and all queues exist, then consume. With `WORKER=false`, do nothing."""
+        """Wait until RabbitMQ responds and all queues exist, then consume. With `WORKER=false`, do nothing."""
         if not self._enabled:
             return
         tries = 0
@@ -186,7 +186,7 @@ class OtpBroker(RabbitBroker):
                     await subscriber.start()
                 await self._consumers.start(self.lanes)
             self.running = True
-        except TROUBLES as error:
+        except BROKER_ERRORS as error:
             self._tracker.failed(error, connected=False)
             state = self._tracker.state
             _log.warning("waiting for RabbitMQ", broker=state.url, error=state.error)
@@ -195,34 +195,34 @@ class OtpBroker(RabbitBroker):
         return True
 
     async def refresh(self) -> None:
-        """Read depths and consumers from the broker, and have missing queues declared again."""
+        """Read depths and consumers from the broker, and request the declaration of missing queues."""
         if not self._enabled:
             return
         try:
             found = await self._admin.read_depths(self.lanes)
-        except TROUBLES as error:
+        except BROKER_ERRORS as error:
             self._tracker.failed(error)
             return
-        looked_ms = now_ms()
-        waits = self._waits(found.waiting, looked_ms)
+        reported_ms = now_ms()
+        waits = self._wait_states(found.waiting, reported_ms)
         blocked = await self.confirmed.is_blocked()
-        self._tracker.update(dead=found.dead, waits=waits, looked_ms=looked_ms, blocked=blocked)
+        self._tracker.update(dead=found.dead, waits=waits, reported_ms=reported_ms, blocked=blocked)
         await self._consumers.compare(self.lanes)
         if found.missing:
             self._topology_repair.request(f"missing at the broker: {', '.join(found.missing)}")
         else:
             self._topology_repair.complete()
 
-    def _waits(self, depths: Mapping[int, int | None], looked_ms: int) -> tuple[WaitState, ...]:
+    def _wait_states(self, depths: Mapping[int, int | None], reported_ms: int) -> tuple[WaitState, ...]:
         before = {it.delay_ms: it.empty_ms for it in self._tracker.state.waits}
         return tuple(
             WaitState(
-                self.topology.wait_queue(wait_ms), wait_ms, depth, looked_ms if depth == 0 else before.get(wait_ms)
+                self.topology.wait_queue(wait_ms), wait_ms, depth, reported_ms if depth == 0 else before.get(wait_ms)
             )
             for wait_ms, depth in sorted(depths.items())
         )
 
-    async def stop_intake(self) -> None:
+    async def stop_consumers(self) -> None:
         """Cancel the consumers; delivered jobs stay in flight."""
         self._tracker.stop()
         for lane in self.lanes:
@@ -231,25 +231,25 @@ class OtpBroker(RabbitBroker):
         await self._consumers.stop()
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
-        """Wait until the jobs in flight have ended, or until `give_up`; requeue the others and return their number."""
+        """Wait until the jobs in flight end or `give_up` returns true, then requeue the rest. Returns their number."""
         returned = sum(await asyncio.gather(*(lane.drain(give_up) for lane in self.lanes)))
         await self._consumers.flush()
         await self.events.flush(1.0)
         return returned
 
     async def stop(self, *args: Any, **kwargs: Any) -> None:
-        """Close everything."""
+        """Close all connections."""
         await cancel_and_wait(*self._tasks)
         self._tasks = []
         await self._admin.close()
         await self._close(*args, **kwargs)
 
     async def _close(self, *args: Any, **kwargs: Any) -> None:
-        # if the broker reads nothing from a connection, its close is not answered
-        await leave(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
+        # with a time limit: a broker that reads nothing from a connection does not answer its close
+        await quietly(super().stop(*args, **kwargs), _CANCEL_TIMEOUT_S)
         consuming, self._consuming = self._consuming, None
         if consuming is not None:
-            await leave(consuming.close(), _CANCEL_TIMEOUT_S)
+            await quietly(consuming.close(), _CANCEL_TIMEOUT_S)
         self._tracker.closed()
 
     async def _repair_topology(self) -> None:

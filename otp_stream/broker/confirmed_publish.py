@@ -1,4 +1,4 @@
-"""Mandatory, confirmed publishes, and their repeats over another channel."""
+"""Mandatory, confirmed publishes, which are repeated over another channel."""
 
 import asyncio
 from collections import Counter
@@ -41,20 +41,20 @@ class ConfirmedPublisher:
             description="Dead letters: the unchanged body, with why and when the job died in the headers.",
         )
         self._in_flight: Counter[str] = Counter()
-        """Ids of the messages that are being published."""
+        """Ids of the messages in flight."""
 
     async def __call__(self, message: Message, *, exchange: str, routing_key: str, new_channel: bool = False) -> None:
         """Publish and wait for the confirm. Raises if the broker returns the message, refuses it or is unreachable.
 
-        Repeats need a `new_channel`: a quorum queue continues to refuse a channel that it has refused once, even when
-        its limit is raised, and after a message that was lost in a change of leader it accepts no later one from the
-        same channel.
+        Repeats need a `new_channel`: a quorum queue that has refused a channel once continues to refuse it, even when
+        its limit is raised; and after the loss of a message in a change of leader, it accepts nothing more from that
+        channel.
 
-        Raises `TimeoutError` if the broker does not answer, unless it has announced that it accepts no publishes at
-        present: the message still waits in the connection then, and a repeat would be a second copy.
+        Raises `TimeoutError` if the broker does not answer. It waits while the broker blocks publishes: the message is
+        still in the connection then, so a repeat would be a second copy.
         """
-        # aiormq finds a returned message by its id alone, and would mix up two with the same id. It makes an id for a
-        # message without one.
+        # aiormq matches a returned message by its id alone, and would confuse two with the same id. A message without
+        # an id gets one from aiormq.
         ids = [message.message_id] if message.message_id else []
         new_channel = new_channel or any(it in self._in_flight for it in ids)
         publish = self._publish_on_new_channel if new_channel else self._publish
@@ -71,7 +71,7 @@ class ConfirmedPublisher:
             self._in_flight -= Counter(ids)
 
     async def is_blocked(self) -> bool:
-        """Return whether the broker has announced that it reads nothing more from the connection that publishes."""
+        """Return whether the broker has blocked the connection that publishes."""
         connection = self._broker._connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - FastStream offers no other way
         transport = connection.transport if connection else None
         if transport is None:
@@ -108,7 +108,7 @@ class ConfirmedPublisher:
 
 
 class _OneChannel:
-    """Gives FastStream's producer the exchanges of one channel, without declaring them."""
+    """Provides the exchanges of one channel to FastStream's producer, without declaring them."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel

@@ -1,4 +1,4 @@
-"""The consumers, one for each lane. An unavailable queue does not stop the other lanes."""
+"""One consumer for each lane. An unavailable queue does not stop the other lanes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,13 +11,13 @@ from aiormq import Channel
 from aiormq.abc import AbstractConnection as Transport
 from aiormq.abc import DeliveredMessage
 
+from otp_stream.clock import now_ms
 from otp_stream.tasks import lost_connection_as_error
 
 from .amqp_stream import ConsumingConnection, DeliveryAssembler, DeliveryReader
 from .frames import Acks
 from .lane import LaneConsumer
-from .message import now_ms
-from .topology_admin import TROUBLES, leave
+from .topology_admin import BROKER_ERRORS, quietly
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
@@ -44,11 +44,11 @@ class _Consumer:
 class Consumers:
     """Starts a consumer for each lane, and restarts each one that is lost.
 
-    FastStream's subscribers describe the lanes and receive jobs on the in-memory broker; here their dispatch would take
-    most of a job's time. aio-pika restores all consumers or none: if one queue cannot be consumed because its node is
-    down, it closes the connection, and with it every other lane. `exists` returns whether a queue is available, because
-    an attempt to consume an unavailable one closes the channel; `repair` is called with a message about such a queue.
-    `connection` returns the connection that consumes.
+    FastStream's subscribers describe the lanes, and receive jobs on the in-memory broker; here their dispatch would
+    take most of a job's time. aio-pika restores all consumers or none: if the node of one queue is down, it closes the
+    connection, and with it every other lane. `exists` returns whether a queue is available, because consuming from an
+    unavailable one closes the channel; `repair` is called with a text about such a queue. `connection` returns the
+    connection that consumes.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Consumers:
         self._away: set[str] = set()
         self._consumers: dict[str, _Consumer] = {}
         self._unseen: dict[str, tuple[float, int]] = {}
-        """Since when a consumer seems lost, and the deliveries of its lane then."""
+        """Since when a consumer seems lost, and its lane's number of deliveries at that time."""
         self._restarted: dict[str, int] = {}
-        """The deliveries of each lane when its consumer was last restarted."""
+        """Each lane's number of deliveries when its consumer was last restarted."""
 
     async def start(self, lanes: Iterable[LaneConsumer]) -> None:
-        """Consume from every available queue. Raises the broker's error if it refuses to let us consume from one."""
-        # concurrently: for a queue whose node is down there is no answer for seconds, and the others do not wait for it
-        for came in await asyncio.gather(*map(self._consume, lanes), return_exceptions=True):
-            if isinstance(came, BaseException):
-                raise came
+        """Consume from every available queue. Raises the broker's error if it refuses a consumer."""
+        # concurrently, because for a queue whose node is down there is no answer for seconds
+        for started in await asyncio.gather(*map(self._consume, lanes), return_exceptions=True):
+            if isinstance(started, BaseException):
+                raise started
 
     async def keep(self, lanes: Iterable[LaneConsumer]) -> None:
         """Restart lost consumers, until cancelled."""
@@ -82,19 +82,19 @@ class Consumers:
         """Cancel the consumers; delivered jobs stay in flight."""
         for consumer in self._consumers.values():
             if consumer.is_active:
-                await leave(consumer.channel.basic_cancel(str(consumer.tag)), _CANCEL_TIMEOUT_S)
+                await quietly(consumer.channel.basic_cancel(str(consumer.tag)), _CANCEL_TIMEOUT_S)
 
     async def flush(self) -> None:
-        """Return once the broker has every acknowledgement."""
+        """Return once the broker has received every acknowledgement."""
         channels = [consumer.channel for consumer in self._consumers.values() if not consumer.channel.is_closed]
-        # any request will do: the broker handles the requests of one channel in order
-        await asyncio.gather(*(leave(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
+        # by any request, because the broker handles the requests of one channel in order
+        await asyncio.gather(*(quietly(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
 
     async def compare(self, lanes: Iterable[LaneConsumer]) -> None:
-        """Restart each consumer that RabbitMQ has forgotten, or for which it delivers nothing although jobs wait.
+        """Restart each consumer that RabbitMQ no longer knows, or to which it delivers nothing although jobs wait.
 
-        RabbitMQ sends no cancel where a quorum queue's leader froze, and 3.10 none where a quorum queue was deleted and
-        declared again at once.
+        RabbitMQ sends no cancel if the leader of a quorum queue froze, and 3.10 sends none if a quorum queue was
+        deleted and immediately declared again.
         """
         for lane in lanes:
             consumer = self._consumers.get(lane.queue)
@@ -113,12 +113,12 @@ class Consumers:
                 await self._end(consumer, idle=not lane.state.unacked)
 
     def _loss(self, lane: LaneConsumer) -> str:
-        """Return why the lane's consumer seems lost, by the broker's figures; empty if it does not."""
+        """Return why the lane's consumer seems lost, by the figures of the broker, or an empty text."""
         if lane.depth is None:
             return ""
         if not lane.depth.consumers:
             return "the broker does not know our consumer, it is started again"
-        # once for the same number of deliveries: a consumer that waits for a single active one gets nothing, either
+        # once for the same number of deliveries: a consumer that waits behind a single active one gets nothing either
         again = self._restarted.get(lane.queue) == lane.state.received
         if lane.depth.messages and not lane.state.unacked and not again:
             return "jobs wait and RabbitMQ delivers none, the consumer is started again"
@@ -128,13 +128,13 @@ class Consumers:
         tag, consumer.tag = consumer.tag, None
         # jobs in flight can be acknowledged only over their own channel
         ending = consumer.channel.close() if idle else consumer.channel.basic_cancel(str(tag))
-        await leave(ending, _CANCEL_TIMEOUT_S)
+        await quietly(ending, _CANCEL_TIMEOUT_S)
 
     async def _keep(self, lane: LaneConsumer) -> None:
-        well = True
+        active = True
         while True:
-            await asyncio.sleep(_CHECK_S if well else _TRY_AGAIN_S)
-            well = self._is_active(lane.queue) or await self._try_to_consume(lane)
+            await asyncio.sleep(_CHECK_S if active else _TRY_AGAIN_S)
+            active = self._is_active(lane.queue) or await self._try_to_consume(lane)
 
     def _is_active(self, queue: str) -> bool:
         consumer = self._consumers.get(queue)
@@ -142,13 +142,13 @@ class Consumers:
 
     async def _try_to_consume(self, lane: LaneConsumer) -> bool:
         try:
-            came = await self._consume(lane)
-        except TROUBLES as error:
+            started = await self._consume(lane)
+        except BROKER_ERRORS as error:
             _log.debug("consumer not started", queue=lane.queue, error=type(error).__name__)
             return False
-        if came:
+        if started:
             _log.info("consuming again", queue=lane.queue)
-        return came
+        return started
 
     async def _consume(self, lane: LaneConsumer) -> bool:
         queue = lane.queue
@@ -168,9 +168,9 @@ class Consumers:
                 await asyncio.wait_for(self._open(lane, connection, transport, deliveries), _START_TIMEOUT_S)
         except TimeoutError:
             if not any(map(self._is_active, self._consumers)):
-                # The connection is open but does not answer, and would block every request. Closed, it is opened again.
+                # the connection is open but does not answer, and would block every request; a closed one is restored
                 reason = ConnectionError(f"no answer to the request to consume from {queue}")
-                await leave(transport.close(reason), _CANCEL_TIMEOUT_S)
+                await quietly(transport.close(reason), _CANCEL_TIMEOUT_S)
             raise
         self._away.discard(queue)
         return True
@@ -182,39 +182,39 @@ class Consumers:
         cancelled = consumer is not None and consumer.tag is not None and not consumer.channel.is_closed
         away = lane.queue in self._away
         if consumer is not None and cancelled and not away and _requeues(transport) and _timed_out(lane):
-            # RabbitMQ has cancelled it after its consumer timeout, and redelivers what is in flight, each time again.
-            # When the channel is closed, the jobs in flight here count as settled.
+            # RabbitMQ has cancelled it after the consumer timeout and redelivers the messages in flight, after each
+            # timeout again. When the channel is closed, these messages are no longer this worker's to settle.
             _log.warning("RabbitMQ has cancelled our consumer, its messages in flight are given back", queue=lane.queue)
-            await leave(consumer.channel.close(), _CANCEL_TIMEOUT_S)
+            await quietly(consumer.channel.close(), _CANCEL_TIMEOUT_S)
         if consumer is None or consumer.channel.is_closed:
             channel = cast("Channel", await transport.channel(publisher_confirms=False))
             acks = Acks(channel)
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             await channel.basic_qos(prefetch_count=lane.prefetch)
             deliveries.deliver(channel, DeliveryAssembler(channel, acks, lane.dispatch, connection.large))
-        # otherwise only the consumer is lost: earlier deliveries can be acknowledged only over their channel
-        answer = await consumer.channel.basic_consume(lane.queue, _nothing)
+        # else only the consumer is lost, and the channel is kept: earlier deliveries can be acknowledged only over it
+        answer = await consumer.channel.basic_consume(lane.queue, _ignore)
         consumer.tag = answer.consumer_tag
 
 
 def _requeues(transport: Transport) -> bool:
-    """Return whether a cancelled consumer's messages are back in their queue: from RabbitMQ 4.3, at its timeout.
+    """Return whether RabbitMQ requeues the messages of a cancelled consumer: from 4.3 on, at the consumer timeout.
 
-    Earlier versions cancel a consumer only when its queue is deleted, and then no message is redelivered.
+    Earlier versions cancel a consumer only when its queue is deleted, and redeliver no message then.
     """
     version = str(transport.server_properties.get("version", "")).split(".")
     return len(version) > 1 and all(it.isdecimal() for it in version[:2]) and tuple(map(int, version[:2])) >= (4, 3)
 
 
 def _timed_out(lane: LaneConsumer) -> bool:
-    """Return whether a consumer timeout is possible: a job of a quorum queue has been in flight for long enough.
+    """Return whether a consumer timeout is possible: a job of a quorum queue has been in flight long enough.
 
-    If not, the queue was deleted and declared again at once, and what is in flight exists only here. RabbitMQ 4.3 has
+    If not, the queue was deleted and declared again, and the jobs in flight exist only here. RabbitMQ 4.3 has
     no consumer timeout for classic queues.
     """
     since_ms = lane.state.oldest_unacked_ms
     return lane.counts_returns and since_ms is not None and now_ms() - since_ms >= _SHORTEST_TIMEOUT_MS
 
 
-async def _nothing(message: DeliveredMessage) -> None:
-    """Be the callback that aiormq requires; it receives no delivery."""
+async def _ignore(message: DeliveredMessage) -> None:
+    """Callback that aiormq requires and never calls, because `DeliveryReader` takes all deliveries."""

@@ -22,18 +22,18 @@ from . import frames
 _BACKLOG = 10_000
 _BATCH = 200
 _GATHER_S = 0.005
-"""No one waits for an event, and one packet for many costs less than one for each."""
+"""How long to collect events: one packet for many is cheaper, and no one waits for an event."""
 
 
 class Event(NamedTuple):
-    """A `JobEvent` on its way, by its aliases: to make and to write a model takes three times as long."""
+    """The content of a `JobEvent` by its aliases: building and dumping the model takes three times as long."""
 
     outcome: str
     content: dict[str, Any]
 
 
 def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_key: bytes) -> Event:
-    """Return the event of a settlement; `job` is `None` for a message that was no job."""
+    """Return the event of a settlement; `job` is `None` for a malformed message."""
     attempts_made = job.attempts_made if job else 0
     content: dict[str, Any] = {"jobId": job_id, "at": at_ms}
     if job:
@@ -44,7 +44,7 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
         case Ack(ending):
             content |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
         case Dead(reason, error, attempt, allowed_ms, reply):
-            content |= {"outcome": reason, "attempt": attempt, "error": error, **_reply(reply)}
+            content |= {"outcome": reason, "attempt": attempt, "error": error, **_reply_fields(reply)}
             if allowed_ms is not None:
                 content["allowedAt"] = allowed_ms
         case Retry(delay_ms, attempt, error, _, reply):
@@ -52,26 +52,26 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
                 "outcome": "retrying",
                 "attempt": attempt,
                 "error": error,
-                **_again(at_ms, delay_ms),
-                **_reply(reply),
+                **_delay_fields(at_ms, delay_ms),
+                **_reply_fields(reply),
             }
         case Park(delay_ms):
-            content |= {"outcome": "retrying", "attempt": attempts_made, **_again(at_ms, delay_ms)}
+            content |= {"outcome": "retrying", "attempt": attempts_made, **_delay_fields(at_ms, delay_ms)}
     return Event(content["outcome"], content)
 
 
-def _again(at_ms: int, delay_ms: int) -> dict[str, Any]:
+def _delay_fields(at_ms: int, delay_ms: int) -> dict[str, Any]:
     return {"delayMs": delay_ms, "retryAt": at_ms + delay_ms}
 
 
-def _reply(reply: Reply | None) -> dict[str, Any]:
+def _reply_fields(reply: Reply | None) -> dict[str, Any]:
     if reply is None:
         return {}
     return {"replyCode": reply.code, "replyClass": reply.about} if reply.about else {"replyCode": reply.code}
 
 
 class Events:
-    """Publishes events separately: no job waits for them, and they are dropped and counted if the broker is slow."""
+    """Publishes events in the background. If the broker is too slow, they are dropped and counted."""
 
     def __init__(self, publisher: RabbitPublisher, *, enabled: bool) -> None:
         self.enabled = enabled
@@ -81,7 +81,7 @@ class Events:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
 
     def enqueue(self, event: Event) -> None:
-        """Queue an event."""
+        """Queue an event, or drop it if the queue is full."""
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
@@ -90,7 +90,7 @@ class Events:
     async def publish(self, channel: Callable[[], Awaitable[Channel]], *, by_publisher: bool) -> None:
         """Publish events until cancelled, without confirms.
 
-        `by_publisher` sends each through the publisher and its middlewares; otherwise many leave in one packet.
+        With `by_publisher`, each goes through FastStream's publisher and middlewares; otherwise many go in one packet.
         """
         while True:
             events = [await self._queue.get()]
@@ -112,9 +112,9 @@ class Events:
                     self._queue.task_done()
 
     async def publish_now(self) -> None:
-        """Publish what is queued on the in-memory test broker."""
+        """Publish all queued events, on the in-memory test broker."""
         while not self._queue.empty():
-            with contextlib.suppress(SubscriberNotFound):  # like a topic exchange to which no queue is bound
+            with contextlib.suppress(SubscriberNotFound):  # a topic exchange without bound queues drops events, too
                 await self._publish(self._queue.get_nowait())
             self._queue.task_done()
 
@@ -130,7 +130,7 @@ class Events:
         await outgoing.put(frames.packet(packet))
 
     async def flush(self, timeout_s: float) -> None:
-        """Wait until all are published, at most that long."""
+        """Wait until all queued events are published, at most `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._queue.join()

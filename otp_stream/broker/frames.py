@@ -1,6 +1,6 @@
-"""AMQP 0-9-1 frames by hand, for what each job needs, and the acknowledgements of one channel in batches.
+"""AMQP 0-9-1 frames for the methods that each job needs, and batched acknowledgements for one channel.
 
-To encode frames field by field took longer than everything else about a job.
+aiormq encodes frames field by field, which took longer than everything else about a job.
 """
 
 import asyncio
@@ -13,15 +13,13 @@ from aiormq.abc import ChannelFrame
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 HEAD = Struct(">BHI")
-"""Each frame begins with its kind, its channel and its size, and ends with `END`."""
+"""A frame begins with its kind, channel and size, and ends with `END`."""
 END = 0xCE
 _BASIC_ACK = Struct(">BHIHHQ?B")
 _CONTENT = Struct(">HHQ")
 _BASIC = 60
 _JSON_PERSISTENT = b"\x90\x00\x10application/json\x02"
-"""Flags for content type and delivery mode, and both."""
-
-
+"""The flags of content type and delivery mode, and their values."""
 _TRY_AGAIN_S = 0.005
 
 
@@ -31,15 +29,15 @@ def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
 
 
 def publish_json(channel: int, exchange: str, routing_key: str, body: bytes) -> bytes:
-    """Return `basic.publish` of a persistent JSON message with its content; names have at most 255 bytes."""
+    """Return `basic.publish` with a persistent JSON message. Names have at most 255 bytes."""
     header = _CONTENT.pack(_BASIC, 0, len(body)) + _JSON_PERSISTENT
     return _publish(channel, exchange, routing_key) + _frame(HEADER, channel, header) + _frame(BODY, channel, body)
 
 
 @lru_cache(64)
 def _publish(channel: int, exchange: str, routing_key: str) -> bytes:
-    place, key = exchange.encode(), routing_key.encode()
-    method = b"\x00\x3c\x00\x28\x00\x00%c%b%c%b\x00" % (len(place), place, len(key), key)
+    name, key = exchange.encode(), routing_key.encode()
+    method = b"\x00\x3c\x00\x28\x00\x00%c%b%c%b\x00" % (len(name), name, len(key), key)
     return _frame(METHOD, channel, method)
 
 
@@ -48,14 +46,14 @@ def _frame(kind: int, channel: int, payload: bytes) -> bytes:
 
 
 def packet(payload: bytes) -> ChannelFrame:
-    """Return frames as aiormq's writer takes them."""
+    """Wrap frames for aiormq's writer."""
     return ChannelFrame(payload=payload, should_close=False)
 
 
 class Acks:
-    """Acknowledges all that was settled in one iteration of the event loop in one packet.
+    """Sends the acknowledgements of one iteration of the event loop in one packet.
 
-    One `multiple` covers all deliveries up to the last one before a gap.
+    One frame with `multiple` acknowledges all deliveries up to the first gap.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -65,7 +63,7 @@ class Acks:
         self._floor = 0
         """All deliveries up to this tag are settled."""
         self._above: set[int] = set()
-        """Settled deliveries above it."""
+        """Settled deliveries above the floor."""
         self._pending: list[int] = []
         self._scheduled = False
 

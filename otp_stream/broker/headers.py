@@ -1,4 +1,4 @@
-"""Our message headers, and their MAC: anyone can publish `x-otp-*` headers, but only a worker can sign them."""
+"""Our message headers, and their MAC. Anyone can publish `x-otp-*` headers, but only a worker can sign them."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from hashlib import blake2b
@@ -13,18 +13,18 @@ DIED_AT, ALLOWED_AT = "x-otp-died-at", "x-otp-allowed-at"
 REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"
 MAC = "x-otp-mac"
 OURS = "x-otp-"
-"""Every header of this name is ours, and none of a producer's is kept."""
+"""The prefix of our headers; headers of a producer that begin with it are dropped."""
 _PURPOSE = b"x-otp-mac"
 _encode = JSONEncoder(sort_keys=True).encode
 
 
 def sign(headers: MutableMapping[str, Any], body: bytes, key: bytes) -> None:
-    """Add the MAC over our headers and the body. What the broker and tracers change is not covered."""
+    """Add the MAC over our headers and the body. It does not cover headers that the broker and tracers change."""
     headers[MAC] = _mac(_ours(headers), body, key)
 
 
 def verified(headers: Mapping[str, Any], body: bytes, keys: Sequence[bytes]) -> dict[str, Any] | None:
-    """Return our headers if one of the keys signed them with this body, else `None`."""
+    """Return our headers if one of the keys signed them together with the body, else `None`."""
     mac = headers.get(MAC)
     if not isinstance(mac, str) or not mac.isascii():
         return None

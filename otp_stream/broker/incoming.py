@@ -1,4 +1,4 @@
-"""A message that is being processed: its job, and its settlement, which happens once."""
+"""A message that is being processed: its job and its one settlement."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Protocol
 from uuid import uuid4
 
+from otp_stream.clock import now_ms
 from otp_stream.core.decision import Dead, Final, Retry, crashed, malformed
 from otp_stream.core.job import Job, Lane
 from otp_stream.core.masking import keyed_hash
@@ -16,7 +17,6 @@ from otp_stream.telemetry_errors import observe
 
 from .events import Events, event
 from .job_message import JobMessage, Reader
-from .message import now_ms
 from .settle import Settler, acknowledge
 
 _MOVED_S = 120.0
@@ -24,17 +24,17 @@ _MOVED_LIMIT = 10_000
 
 
 class Refused(Protocol):
-    """Counts and logs messages that ended before a job was read from them."""
+    """Counts and logs messages that were dead-lettered before a job was read from them."""
 
     def __call__(self, lane: Lane, job_id: str, settlement: Dead) -> None:
-        """Record one whose dead letter is confirmed."""
+        """Record a message, after its dead letter is confirmed."""
         ...
 
 
 class Moved:
-    """Attempts that ended in another queue, kept while their acknowledgement may still be lost with the connection.
+    """Attempts that ended in another queue, remembered while their acknowledgement may be lost with the connection.
 
-    RabbitMQ then delivers the message again. That copy must be acknowledged, not attempted once more.
+    RabbitMQ then redelivers the message, and this copy must be acknowledged instead of attempted again.
     """
 
     def __init__(self) -> None:
@@ -47,14 +47,14 @@ class Moved:
             self._ended.popitem(last=False)
 
     def knows(self, job: Job) -> bool:
-        """Return whether a redelivered job is such a copy. Each attempt has one copy at most."""
+        """Return whether a redelivered job is such a copy, and forget the attempt: it has one copy at most."""
         at = self._ended.pop((job.identity, job.attempts_made), None)
         return at is not None and job.suspect and monotonic() - at < _MOVED_S
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all priority lanes use."""
+    """What all priority lanes share."""
 
     reader: Reader
     settler: Settler
@@ -67,7 +67,7 @@ class Shared:
 
 @dataclass(slots=True)
 class IncomingJob:
-    """One message between its delivery and its acknowledgement. Calling it settles the message."""
+    """One message from its delivery to its acknowledgement. Calling it settles the message."""
 
     message: JobMessage
     shared: Shared = field(repr=False)
@@ -86,7 +86,7 @@ class IncomingJob:
         return self.message.carrier()
 
     async def accept(self, request: OtpJob) -> Job | None:
-        """Return the job to process; `None` if the message is settled, or a copy of an attempt that has ended."""
+        """Return the job to process, or `None` if the message is settled or a copy of an attempt that has ended."""
         if self.settled is not None:
             return None  # a middleware called the handler again: a second acknowledgement would close the channel
         message = self.message
@@ -102,13 +102,13 @@ class IncomingJob:
         return None
 
     def possible(self) -> bool:
-        """Return whether the message can still be settled: a closed channel has returned it to its queue."""
+        """Return whether the message can still be settled. A closed channel has returned it to its queue."""
         return self.message.alive
 
     async def __call__(self, settlement: Final) -> bool:
-        """Publish with a confirm where the settlement asks for it, then acknowledge.
+        """Publish with a confirm if the settlement requires it, then acknowledge.
 
-        Returns `False` if that was not possible: the broker delivers the message again.
+        Returns `False` if that failed: the broker redelivers the message.
         """
         self.settling = True
         shared = self.shared
@@ -122,11 +122,11 @@ class IncomingJob:
         return settled
 
     async def refuse(self, error: str) -> None:
-        """Dead-letter a message that is no job; `error` holds no secret."""
+        """Dead-letter a message that is not a valid job. `error` contains no secret."""
         await self._end_unread(malformed(error, self.message.attempts_made(None)))
 
     async def crash(self, error: str) -> None:
-        """Dead-letter a message that a bug ended, unless it is settled already; `error` holds no secret."""
+        """Dead-letter a message that failed because of a bug, unless it is settled. `error` contains no secret."""
         if self.settled is not None:
             return
         if self.job is not None:
@@ -137,7 +137,7 @@ class IncomingJob:
     async def _end_unread(self, dead: Dead) -> None:
         message, shared = self.message, self.shared
         message.hide_in_trace(None)
-        # any word of an unread body may be secret, so its id is shown only if it looks harmless
+        # any word of an unread body may be a secret, so its id is shown only if it looks harmless
         shown_id = keyed_hash(message.raw.message_id or "", shared.hash_key)
         self._job_id = readable_job_id(message.raw.body) or shown_id or uuid4().hex
         self.on_job(message, self._job_id, None)

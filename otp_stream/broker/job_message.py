@@ -1,4 +1,4 @@
-"""A received message, and the job that is read from it."""
+"""A received message, and how a job is read from it."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from .message import Delivered, RawMessage
 TRACE = ("traceparent", "tracestate", "baggage")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
-"""Characters that each may have: W3C requires that much to be passed on."""
+"""Maximum number of characters, which is what W3C requires to be propagated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,52 +28,52 @@ class JobMessage:
     lane: Lane
     seen_ms: int
     ours: Mapping[str, Any] | None = None
-    """Our own headers, if their MAC is valid: only those that a worker signed are used."""
+    """Our own headers, if a worker has signed them. Others are ignored."""
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be acknowledged. A channel that closes returns its messages to the queue.
+        """Whether it can still be acknowledged: a channel that closes returns its messages to the queue.
 
         The in-memory test broker has no channels.
         """
         return not (isinstance(self.raw, Delivered) and self.raw.channel.is_closed)
 
     def header(self, name: str, kind: type) -> Any:
-        """Return a header that only a worker writes."""
+        """Return one of our own headers, or `None`."""
         value = self.ours.get(name) if self.ours else None
         return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
     @property
     def dropped(self) -> int:
-        """The size of a body that was too large to keep, 0 for all others."""
+        """The size of a body that was too large to keep, otherwise 0."""
         return self.raw.dropped if isinstance(self.raw, Delivered) else 0
 
     @property
     def returns(self) -> int:
-        """How often it went back unsettled, by a quorum queue's count; a classic queue keeps none."""
+        """How often it was requeued, as quorum queues count it; classic queues do not."""
         count = self.raw.headers.get("x-delivery-count")
         return count if isinstance(count, int) else 0
 
     @property
     def first_seen_ms(self) -> int:
-        """When this worker or another first saw the job."""
+        """When a worker first received the job."""
         return self.header(FIRST_SEEN, int) or self.seen_ms
 
     @property
     def uncertain(self) -> str | None:
-        """Return the relay that may have taken it before."""
+        """The relay that may have accepted its mail in an earlier attempt."""
         return self.header(UNCERTAIN, str)
 
     @property
     def replay(self) -> Replay | None:
-        """Return the last replay, if it was a dead letter before."""
+        """The last replay, if it was a dead letter before."""
         at_ms: int | None = self.header(REPLAYED_AT, int)
         if at_ms is None:
             return None
         return Replay(at_ms, self.header(REPLAYED_BY, str) or "", self.header(FRESH, str) is not None)
 
     def attempts_made(self, request: OtpJob | None) -> int:
-        """Return the attempts before this delivery; a producer's `retryCount` seeds the count."""
+        """Return the number of attempts before this delivery; a producer's `retryCount` seeds it."""
         counted: int | None = self.header(ATTEMPT, int)
         return counted if counted is not None else request.retry_count if request else 0
 
@@ -83,18 +83,16 @@ class JobMessage:
         return {name: str(headers[name]) for name in TRACE if name in headers} if headers else {}
 
     def hide_in_trace(self, request: OtpJob | None) -> None:
-        """Drop a producer's trace context that no tracer wrote or that holds the address or the code.
+        """Drop a trace context that no tracer wrote or that contains the address or the code: it goes into spans.
 
-        It goes into spans and copies.
-
-        The secrets of a malformed body are not known, so only a well-formed `traceparent` is kept then.
+        The secrets of a malformed body (`request` is `None`) are not known, so only a valid `traceparent` is kept then.
         """
         headers = self.raw.headers
         for name in TRACE if headers else ():
             if name not in headers:
                 continue
             value = headers[name]
-            # the search for secrets takes long in text that no tracer writes, so that is dropped before
+            # text that no tracer writes is dropped first, because it could make the search for secrets slow
             kept = _is_trace(value, name) and (
                 name == "traceparent"
                 if request is None
@@ -105,7 +103,7 @@ class JobMessage:
 
 
 def _is_trace(value: object, name: str) -> TypeGuard[str]:
-    """Return whether a tracer may have written it (W3C)."""
+    """Return whether a tracer may have written a header's value (W3C)."""
     if not isinstance(value, str):
         return False
     if name == "traceparent":
@@ -114,14 +112,14 @@ def _is_trace(value: object, name: str) -> TypeGuard[str]:
 
 
 class MadeIds(Protocol):
-    """Ids made for jobs without one, by a keyed hash of their content."""
+    """Stores the ids that were generated for jobs without one, by a keyed hash of their content."""
 
     async def recall(self, content: str) -> str | None:
-        """Return the last id made for this content, by this worker or another."""
+        """Return the last id that any worker generated for this content."""
         ...
 
     def keep(self, content: str, job_id: str) -> None:
-        """Remember the id made for it."""
+        """Store the id generated for this content."""
         ...
 
 
@@ -149,7 +147,7 @@ class Reader:
         )
 
     async def job_id(self, message: JobMessage, request: OtpJob) -> str:
-        """Return the job's id: the producer's, unless it contains a secret, or one made from its content."""
+        """Return the job's id: the producer's, or a hash of it if it contains a secret, or a generated one."""
         if known := message.header(JOB_ID, str):
             return known
         if request.job_id and contains_secret(request.job_id, request.email, request.otp):
@@ -164,12 +162,12 @@ class Reader:
         digests = [_digest(content, key) for key in (self.hash_key, *self.old_hash_keys)]
         if moment and not self.old_hash_keys:
             return digests[0]
-        # A copy looks the same as a second request that got the same code. Only a message that the broker marks as
-        # redelivered can be a copy, or a retry whose id cannot be verified, so only these get the id of the one before.
+        # Without a time, a copy cannot be distinguished from a second request for the same code. Only a redelivered
+        # message or an unverified retry can be a copy, so only these get the id of an earlier message.
         copied = bool(moment) or raw.redelivered or message.lane == "due"
         made = await self._recall(digests) if copied else None
         made = made or (digests[0] if moment else uuid4().hex)
-        # while the key is changed, workers that use the old one and workers that use the new one know each other's ids
+        # during a key change, workers with the old key and workers with the new one find each other's ids
         for digest in digests:
             self.made.keep(digest, made)
         return made

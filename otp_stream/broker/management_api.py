@@ -1,4 +1,4 @@
-"""Client of the management plugin's HTTP API, for what AMQP does not report. No worker depends on its answer."""
+"""Client of the management plugin's HTTP API, which reports more than AMQP. No worker depends on its answers."""
 
 import asyncio
 import time
@@ -17,12 +17,12 @@ _TIMEOUT_S = 5.0
 
 
 class ManagementError(Exception):
-    """The API cannot be used; the text gives the reason."""
+    """The API cannot be used; the text contains the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManagementApi:
-    """The API of the broker at an AMQP URL. `url` contains neither user nor password."""
+    """The API of a broker. `url` contains neither user nor password."""
 
     url: str
     virtual_host: str
@@ -31,7 +31,7 @@ class ManagementApi:
 
     @classmethod
     def of_broker(cls, amqp_url: str, url: str | None = None) -> "ManagementApi":
-        """Return the API at `url`, by default at its default port on the broker's host.
+        """Return the API of the broker at an AMQP URL: at `url`, or at the default port of the broker's host.
 
         The password is sent over TLS if the connection to the broker uses TLS.
         """
@@ -46,7 +46,7 @@ class ManagementApi:
     def get(
         self, path: str, query: Mapping[str, str] | None = None, *, missing_ok: bool = False
     ) -> tuple[Any, float | None]:
-        """Return the JSON at a path, in which `{virtual_host}` is replaced, and how far its clock is ahead (seconds).
+        """Return the JSON at a path, in which `{virtual_host}` is replaced, and by how many seconds its clock is ahead.
 
         Returns `None` for HTTP status 404 if `missing_ok`. Raises `ManagementError`.
         """
@@ -67,11 +67,11 @@ class ManagementApi:
         return content, _ahead_s(answer.headers.get("Date"), (began + time.time()) / 2)
 
     async def fetch(self, path: str, query: Mapping[str, str] | None = None, *, missing_ok: bool = False) -> Any:
-        """Return the JSON of `get`, which runs in a thread."""
+        """Run `get` in a thread and return the JSON."""
         return (await asyncio.to_thread(self.get, path, query, missing_ok=missing_ok))[0]
 
     async def verify(self, connection: AbstractConnection) -> None:
-        """Raise `ManagementError` if this is the API of another broker than the one that `connection` leads to."""
+        """Raise `ManagementError` if the API belongs to another broker than `connection`."""
         overview: Mapping[str, Any] = await self.fetch("overview", {"columns": "cluster_name"})
         name = _cluster_name(connection)
         other = overview.get("cluster_name")
@@ -79,7 +79,7 @@ class ManagementApi:
             raise ManagementError(f"{self.url} belongs to {other}, not to {name or 'the broker in RABBITMQ_URL'}")
 
     async def is_cluster(self, connection: AbstractConnection, queue: str) -> bool:
-        """Return whether the quorum queue `queue` has members on several nodes; `False` if the API does not answer."""
+        """Return whether a quorum queue has members on several nodes; `False` if the API does not answer."""
         try:
             await self.verify(connection)
             return member_count(await self.fetch(queue_path(queue), missing_ok=True)) > 1
@@ -93,7 +93,7 @@ def queue_path(name: str) -> str:
 
 
 def member_count(quorum_queue: Mapping[str, Any] | None) -> int:
-    """Return on how many nodes a quorum queue is, by the API's answer about it; 1 if there is no such queue."""
+    """Return the number of nodes of a quorum queue by the API's answer about it; 1 if there is no such queue."""
     return len((quorum_queue or {}).get("members", ())) or 1
 
 

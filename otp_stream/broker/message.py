@@ -1,6 +1,5 @@
 """A message that the broker has delivered."""
 
-import time
 from struct import Struct
 from typing import Any
 
@@ -14,26 +13,26 @@ from .frames import Acks
 
 _TAG = Struct(">Q?")
 _HAS_HEADERS = 0x20
-"""In the first byte of a content header's flags, after the flags of two short strings."""
+"""The flag for a table of headers, in the first byte of a content header's flags."""
 _BEFORE_HEADERS = (0x80, 0x40)
+"""The flags of the two short strings before that table."""
 LARGEST_HEADER = 16 * 1024
-"""Bytes of a content header whose table of headers is read. A full `baggage` (8 KiB), the broker's headers and ours fit
-in. pamqp's time grows with the square of the size: it takes 10 ms for 16 KiB and hundreds for 120 KiB."""
+"""Bytes of the largest content header whose table is read: it has room for a full `baggage` (8 KiB), the broker's
+headers and ours. pamqp's time grows with the square of the size: 10 ms for 16 KiB, hundreds for 120 KiB."""
 _KEPT = (b"x-otp-", b"x-delivery-count")
-"""How the names of headers begin that are read in any case: a worker's own, and the broker's count."""
-_MOST_KEPT = 4 * 1024
-_MOST_ENTRIES = 2_000
+"""Prefixes of the headers that are read even from a larger table: a worker's own, and the broker's count."""
+_MAX_KEPT = 4 * 1024
+_MAX_ENTRIES = 2_000
 _SIZES = {b"V": 0, **dict.fromkeys((b"t", b"b", b"B"), 1), **dict.fromkeys((b"s", b"u", b"U"), 2),
           **dict.fromkeys((b"I", b"i", b"f"), 4), b"D": 5, **dict.fromkeys((b"l", b"L", b"d", b"T"), 8)}  # fmt: skip
-"""Bytes of a value of each type (AMQP 0-9-1 §4.2.1, as RabbitMQ has it); the others begin with their size."""
+"""Bytes of a value of each type in RabbitMQ's variant of AMQP 0-9-1 §4.2.1. Other types begin with their size."""
 
 
 class Delivered:
-    """What a broker delivered, with the face of aio-pika's `IncomingMessage`: that one costs more than all we do here.
+    """A delivered message with the interface of aio-pika's `IncomingMessage`, which is slower than our whole dispatch.
 
-    `method` is the payload of its `basic.deliver`, `header` that of its content header, which is decoded when something
-    asks for what is in it.
-    `dropped` is the size of a body that was too large to keep, 0 for all others; `body` is empty then.
+    `method` is the payload of its `basic.deliver`, `header` that of its content header, which is decoded when one of
+    its properties is read. `dropped` is the size of a body that was too large to keep (`body` is empty then), else 0.
     `reservation` is kept as long as the message exists.
     """
 
@@ -54,7 +53,7 @@ class Delivered:
     ) -> None:
         self._acks = acks
         self._method = method
-        # behind the consumer's tag; the exchange and the routing key follow
+        # after the consumer's tag, and before the exchange and the routing key
         self._tag, self.redelivered = _TAG.unpack_from(method, 5 + method[4])
         self._reservation = reservation
         self.dropped = dropped
@@ -69,12 +68,12 @@ class Delivered:
 
     @property
     def exchange(self) -> str:
-        """Return the exchange to which it was published."""
+        """The exchange to which it was published."""
         return self._deliver().exchange or ""
 
     @property
     def routing_key(self) -> str:
-        """Return the routing key with which it was published."""
+        """The routing key with which it was published."""
         return self._deliver().routing_key or ""
 
     def _deliver(self) -> Basic.Deliver:
@@ -84,7 +83,7 @@ class Delivered:
 
     @property
     def headers_unread(self) -> bool:
-        """Whether its headers are too large to be read; only a worker's and the broker's count are among `headers`."""
+        """Whether its table of headers is too large to be read, so that `headers` has only those in `_KEPT`."""
         return len(self._header) > LARGEST_HEADER
 
     def _properties(self) -> Basic.Properties:
@@ -98,41 +97,36 @@ class Delivered:
         return self._known
 
     async def ack(self) -> None:
-        """Acknowledge; raises where the channel is gone."""
+        """Acknowledge. Raises if the channel is closed."""
         if self.channel.is_closed:
             raise ClosedError("the channel is closed")
         self._acks.ack(self._tag)
 
     async def nack(self, *, requeue: bool = True) -> None:
-        """Give it back."""
+        """Reject; the broker puts the message back into its queue if `requeue`."""
         await self.channel.basic_nack(self._tag, requeue=requeue)
         self._acks.settled_otherwise(self._tag)
 
 
 def _without_headers(header: bytes) -> bytes:
-    """Return a content header without the headers in it, but for a worker's own and the broker's count."""
+    """Return a content header with only those headers in its table that are in `_KEPT`."""
     at = 14
     for flag in _BEFORE_HEADERS:
         at += header[at] + 1 if header[12] & flag else 0
     end = at + 4 + int.from_bytes(header[at : at + 4], "big")
     table = b""
     name = at + 4
-    for _ in range(_MOST_ENTRIES):
+    for _ in range(_MAX_ENTRIES):
         if name >= end:
             break
         kind = name + 1 + header[name]
         size = _SIZES.get(header[kind : kind + 1])
-        behind = kind + 1 + (4 + int.from_bytes(header[kind + 1 : kind + 5], "big") if size is None else size)
-        if header.startswith(_KEPT, name + 1, kind) and behind - name <= _MOST_KEPT - len(table):
-            table += header[name:behind]
-        name = behind
+        after = kind + 1 + (4 + int.from_bytes(header[kind + 1 : kind + 5], "big") if size is None else size)
+        if header.startswith(_KEPT, name + 1, kind) and after - name <= _MAX_KEPT - len(table):
+            table += header[name:after]
+        name = after
     return header[:at] + len(table).to_bytes(4, "big") + table + header[end:]
 
 
 RawMessage = IncomingMessage | Delivered
-"""A message of the in-memory broker or of a real one."""
-
-
-def now_ms() -> int:
-    """Return the wall clock, milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
+"""A message of the in-memory test broker, or of a real one."""

@@ -1,4 +1,4 @@
-"""The messages that are published in place of a received one: its retry, its dead letter, its unchanged copy."""
+"""The messages that replace a received one: its retry, its dead letter, or an unchanged copy."""
 
 import contextlib
 import json
@@ -34,37 +34,37 @@ from .message import LARGEST_HEADER, Delivered, RawMessage
 
 _OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN}
 _OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
-# The broker's headers are not copied: copied `x-death` headers have lost messages on their second pass through a wait
-# queue, and CC and BCC would route the copy again to queues that have the producer's message already.
+# The broker's headers are not copied: with copied `x-death` headers, RabbitMQ has lost messages on their second pass
+# through a wait queue, and CC and BCC would route the copy to queues that already have the producer's message.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
 
 _HEADERS_LIMIT = LARGEST_HEADER - 4 * 1024
-"""Maximum bytes of the headers that we publish, so that a worker can still read them with what the broker adds."""
+"""Maximum bytes of published headers, which leaves room for those that the broker adds."""
 _LONGEST_KEPT = 1024
-"""Maximum characters of one header that is kept if all headers together are too large."""
+"""Maximum characters of a header that is kept if the headers are too large."""
 _NAME_BYTES = 140
-"""Upper limit for a header's name and the bytes around its value."""
+"""Upper bound for a header's name and the bytes around its value."""
 
 Headers = dict[str, Any]
 Inject = Callable[[MutableMapping[str, Any]], None]
-"""Puts the current trace context into headers."""
+"""Adds the current trace context to headers."""
 
 
 def retry(
     message: JobMessage, *, job_id: str, attempts_made: int, inject: Inject, uncertain: str | None = None
 ) -> Message:
-    """Return the job for its next attempt; the body's `retryCount` is kept in step with our count."""
+    """Return the job for its next attempt, with our count of attempts as `retryCount` in the body."""
     headers = _foreign(message.raw) | _ours(message, job_id, attempts_made)
     if uncertain := uncertain or message.uncertain:
         headers[UNCERTAIN] = uncertain
     observe(inject, headers)
-    return _copy(message.raw, _counted(message.raw.body, attempts_made), headers)
+    return _copy(message.raw, _with_count(message.raw.body, attempts_made), headers)
 
 
 def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
-    """Return the dead letter: the unchanged body, and in the headers why and when the job died.
+    """Return the dead letter: the unchanged body, with headers that say why and when the job died.
 
-    If the body was too large to keep, JSON with its size takes its place.
+    A body that was too large to keep is replaced by JSON with its size.
     """
     headers = _foreign(message.raw) | _ours(message, job_id, dead.attempt)
     headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
@@ -79,7 +79,7 @@ def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, i
 
 
 def unchanged(raw: RawMessage) -> Message:
-    """Return the same message without the broker's headers; a body that was not kept becomes a stub."""
+    """Return the same message without the broker's headers. A body that was too large to keep is replaced by JSON."""
     headers = {name: value for name, value in raw.headers.items() if not _is_brokers(name)}
     if isinstance(raw, Delivered) and raw.dropped:
         return _stub(raw, raw.dropped, "malformed", str(too_large(raw.dropped)), headers)
@@ -87,26 +87,26 @@ def unchanged(raw: RawMessage) -> Message:
 
 
 def replayed(raw: RawMessage, replay: Replay, *, known: bool, ours: Mapping[str, Any]) -> Message:
-    """Return a dead letter's job for another start in the lane `due`; `known`: its body is a job.
+    """Return a dead letter's job for a new start in the lane `due`.
 
-    `ours` are its headers that a worker wrote.
+    `known`: whether the body is a valid job; `ours`: the headers that a worker signed.
     """
     removed = _OF_DEATH | _OF_REPLAY
     headers = _foreign(raw) | {name: value for name, value in ours.items() if name not in removed}
     headers |= {ATTEMPT: 0, REPLAYED_AT: replay.at_ms, REPLAYED_BY: replay.by}
     if replay.fresh:
         headers[FRESH] = "yes"
-    return _copy(raw, _counted(raw.body, 0) if known else raw.body, headers)
+    return _copy(raw, _with_count(raw.body, 0) if known else raw.body, headers)
 
 
-def _counted(body: bytes, attempts_made: int) -> bytes:
+def _with_count(body: bytes, attempts_made: int) -> bytes:
     try:
         content = loads(body)
     except (ValueError, RecursionError):
-        return body  # a number of thousands of digits, for example, which the lenient reading takes
+        return body  # for example a number with thousands of digits, which only the lenient parser accepts
     content["retryCount"] = attempts_made
     counted = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    # our own count is in a header; a body at the limit must not become too large by it
+    # our own count is in a header, so a body must not exceed the limit because of it
     return counted if len(counted) <= MAX_BODY_BYTES else body
 
 
@@ -127,7 +127,7 @@ def _is_brokers(name: str) -> bool:
 
 
 def _encodable(headers: Headers) -> Headers:
-    with contextlib.suppress(Exception):  # no header of a foreign client may prevent a retry or a dead letter
+    with contextlib.suppress(Exception):  # no header of a producer may prevent a retry or a dead letter
         if len(encode.field_table(headers)) <= _HEADERS_LIMIT:
             return headers
     kept: Headers = {}
@@ -150,8 +150,7 @@ def _stub(raw: RawMessage, size: int, reason: str, error: str, headers: Headers)
 
 
 def _copy(raw: RawMessage, body: bytes, headers: Headers) -> Message:
-    # without user_id: the broker refuses a message with another user than ours; without expiration: a wait must not end
-    # early
+    # without user_id, because the broker accepts only our user in it; without expiration, so that no wait ends early
     return Message(
         body,
         headers=_encodable(headers),

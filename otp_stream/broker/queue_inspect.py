@@ -1,8 +1,8 @@
-"""The properties of existing queues and exchanges, read without declaring any.
+"""Reads the properties of existing queues and exchanges without creating any.
 
 AMQP has no request for a queue's arguments, but RabbitMQ refuses a declare with other arguments, and the refusal quotes
-one difference. Each declare here has an argument that no broker accepts for a new queue or exchange, and that it
-compares last for an existing one: such a declare creates nothing, even if the queue was deleted a moment before.
+one difference. Each declare here has an argument that the broker accepts for no new queue or exchange, and compares
+last for an existing one. So it creates nothing, even if the queue was deleted a moment before.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _TYPE = "x-queue-type"
 _API_S = 5.0
 """Time limit for the management API: a worker's start must not fail because its answer is late."""
 _ROUNDS = 20
-"""Each round reveals one property, and no queue has so many."""
+"""Maximum number of rounds. Each reveals one property, and no queue has as many."""
 _DIFFERENCE = re.compile(
     r"inequivalent arg '(?P<key>[^']+)' for .* received .* but current is (?P<value>.*)", re.DOTALL
 )
@@ -52,7 +52,7 @@ class InspectedQueue:
         """Return each difference from a durable queue with these arguments, as `KEY is X, must be Y`."""
         found = [] if self.durable else ["it is not durable, and must be"]
         found += ["it is auto-delete, and must not be"] if self.auto_delete else []
-        known = {_TYPE: self.kind, **self.arguments}  # RabbitMQ 4 quotes the type of a plain queue, 3 does not
+        known = {_TYPE: self.kind, **self.arguments}  # unlike RabbitMQ 4, 3 does not quote the type of a plain queue
         for key in sorted({*expected, *self.arguments}):
             now, must = known.get(key), expected.get(key)
             if now != must:
@@ -62,7 +62,7 @@ class InspectedQueue:
 
 @asynccontextmanager
 async def temporary_channel(connection: AbstractConnection) -> AsyncGenerator[AbstractChannel]:
-    """Open a channel for one request: a refusal closes the channel."""
+    """Open a channel for one request, because a refusal closes the channel."""
     channel = await connection.channel(publisher_confirms=False)
     try:
         yield channel
@@ -73,7 +73,7 @@ async def temporary_channel(connection: AbstractConnection) -> AsyncGenerator[Ab
 async def inspect_queue(
     connection: AbstractConnection, name: str, expected: Mapping[str, Any]
 ) -> InspectedQueue | None:
-    """Return a queue's properties; `None` if it does not exist. With the right `expected` arguments it takes one round.
+    """Return a queue's properties, or `None` if it does not exist. If it has the `expected` arguments, that is faster.
 
     Raises `QueueAwayError`, and AMQP errors such as a missing permission.
     """
@@ -84,13 +84,13 @@ async def inspect_queue(
         if is_missing(error):
             return None
         raise QueueAwayError(str(error)) from None
-    # The declare always contains the type. Otherwise a virtual host with a `default_queue_type` would add it, and a
-    # queue of that type would look like a classic one.
+    # The declare always names the type: a virtual host with a `default_queue_type` would add it, and a queue of that
+    # type would look like a classic one.
     arguments = {_TYPE: "classic", **expected}
     found = InspectedQueue(declared.message_count or 0, declared.consumer_count or 0, arguments=arguments)
     for _ in range(_ROUNDS):
         refusal = await _refusal(connection, name, found)
-        if refusal is None or not _adopt(found, refusal):
+        if refusal is None or not _correct(found, refusal):
             break
     if found.kind == "classic" and _TYPE not in expected:
         found.arguments.pop(_TYPE, None)
@@ -102,9 +102,9 @@ async def apply_topology(
 ) -> set[str]:
     """Declare everything that is missing at `url`. Returns and raises what `Topology.apply` does.
 
-    The high lane is declared as a quorum queue if the jobs queue is one or RabbitMQ is a cluster, where a classic queue
-    is unavailable while its node is down. AMQP does not report whether it is a cluster. If the management API does not
-    answer, a single node is assumed, on which producers may declare a plain queue.
+    The high lane is declared as a quorum queue if the jobs queue is one, or if RabbitMQ is a cluster, where a classic
+    queue is unavailable while its node is down. Only the management API reports whether it is a cluster. If that does
+    not answer, a single node is assumed, on which producers may declare a plain queue.
     """
 
     async def high_is_quorum() -> bool:
@@ -114,7 +114,7 @@ async def apply_topology(
 
 
 async def _is_cluster(topology: Topology, connection: AbstractConnection, url: str, api_url: str | None) -> bool:
-    # its HTTP client would cost every worker 6 MB and 70 ms, and is used once in the life of a queue
+    # imported here, because its HTTP client takes 6 MB and 70 ms, and is used once in the life of a queue
     from .management_api import ManagementApi  # noqa: PLC0415
 
     with suppress(TimeoutError):
@@ -124,7 +124,7 @@ async def _is_cluster(topology: Topology, connection: AbstractConnection, url: s
 
 
 async def is_quorum(connection: AbstractConnection, name: str) -> bool:
-    """Return whether a producers' queue is a quorum queue, which counts every return of a message."""
+    """Return whether a producers' queue is a quorum queue, which counts every requeue of a message."""
     try:
         found = await inspect_queue(connection, name, {})
     except (QueueAwayError, ChannelNotFoundEntity):  # only a classic queue is unavailable with its node
@@ -133,7 +133,7 @@ async def is_quorum(connection: AbstractConnection, name: str) -> bool:
 
 
 async def inspect_exchange(connection: AbstractConnection, name: str, kind: str) -> str | None:
-    """Return how an exchange differs from a durable one of this type, `""` if it does not; `None` if it is missing."""
+    """Return how an exchange differs from a durable one of this type (`""`: not at all), or `None` if it is missing."""
     try:
         async with temporary_channel(connection) as channel:
             await channel.get_exchange(name, ensure=True)
@@ -146,7 +146,7 @@ async def inspect_exchange(connection: AbstractConnection, name: str, kind: str)
         difference = _DIFFERENCE.search(str(error))
         if difference is None:  # it was deleted a moment ago
             return None
-        key, value = difference["key"], _read(difference["value"])
+        key, value = difference["key"], _parse(difference["value"])
         if key == _EXCHANGE_GUARD and value is None:
             return ""
         return f"{key} is {_shown(value)}, must be {_shown({'type': kind, 'durable': True}.get(key))}"
@@ -164,15 +164,15 @@ async def _refusal(connection: AbstractConnection, name: str, found: InspectedQu
             )
     except ChannelPreconditionFailed as error:
         return str(error)
-    return None  # classic queues of RabbitMQ 3.10 are not compared by our argument
+    return None  # RabbitMQ 3.10 does not compare our argument for classic queues
 
 
-def _adopt(found: InspectedQueue, refusal: str) -> bool:
-    """Adopt one difference; return whether there may be another."""
+def _correct(found: InspectedQueue, refusal: str) -> bool:
+    """Correct `found` by the difference that a refusal quotes. Returns whether there may be another difference."""
     difference = _DIFFERENCE.search(refusal)
     if difference is None:
         return False
-    key, value = difference["key"], _read(difference["value"])
+    key, value = difference["key"], _parse(difference["value"])
     match key:
         case "durable" | "auto_delete":
             setattr(found, key, value == "true")
@@ -184,8 +184,8 @@ def _adopt(found: InspectedQueue, refusal: str) -> bool:
     return key != _GUARD
 
 
-def _read(current: str) -> Any:
-    """Return the value that a refusal quotes; `None` if there is none."""
+def _parse(current: str) -> Any:
+    """Parse the value that a refusal quotes; `None` if the argument is not set."""
     quoted = _VALUE.fullmatch(current.strip())
     if quoted is None:
         return None

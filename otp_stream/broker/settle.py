@@ -1,4 +1,4 @@
-"""Settlements carried out: confirmed publish first, acknowledgement second, always."""
+"""Executes settlements: always a confirmed publish first, then the acknowledgement."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from aio_pika import Message
 from aio_pika.exceptions import AMQPError, DeliveryError
 from aiormq.exceptions import AMQPError as WireError
 
+from otp_stream.clock import now_ms
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
@@ -19,12 +20,11 @@ from otp_stream.tasks import lost_connection_as_error
 from . import outgoing
 from .headers import sign
 from .job_message import JobMessage
-from .message import now_ms
 from .outgoing import Inject
 from .topology import Topology
 
 GIVE_BACK_S = 5.0
-"""Time limit for one message at a stop; afterwards the broker requeues it when the connection closes."""
+"""Time limit for one message at a stop. The broker requeues the rest when the connection closes."""
 _PAUSES_S = (0.2, 1.0, 2.0, 5.0)
 _REFUSALS = (AMQPError, WireError, OSError, RuntimeError)
 """Errors of a broker that is unreachable, full or in alarm."""
@@ -34,7 +34,7 @@ class Publish(Protocol):
     """A mandatory, confirmed publish."""
 
     async def __call__(self, message: Message, *, exchange: str, routing_key: str, new_channel: bool = False) -> None:
-        """Return once the broker has confirmed. Raises if it returns the message, refuses it or does not answer.
+        """Publish and wait for the confirm. Raises if the broker returns the message, refuses it or does not answer.
 
         A repeat needs a `new_channel`.
         """
@@ -43,19 +43,19 @@ class Publish(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settler:
-    """Settles messages at the broker. Repeats a publish until it is confirmed, or the message is back in its queue."""
+    """Settles messages. Repeats a publish until it is confirmed, or the received message is back in its queue."""
 
     topology: Topology
     backoff: Backoff
     publish: Publish
     inject: Inject
     repair: Callable[[str], None]
-    """Called when something at the broker seems to be missing."""
+    """Called when a queue or an exchange seems to be missing."""
     key: bytes = field(repr=False)
-    """Signs our headers."""
+    """The key that signs our headers."""
 
     async def settle(self, message: JobMessage, settlement: Final, *, job_id: str, job: Job | None) -> bool:
-        """Settle a message. Returns whether the broker has settled it; if not, the message is redelivered."""
+        """Settle a message. Returns `False` if the broker will redeliver it."""
         attempts_made = job.attempts_made if job else 0
         match settlement:
             case Ack():
@@ -77,17 +77,17 @@ class Settler:
         return settled
 
     async def renew(self, message: JobMessage, queue: str) -> bool:
-        """Publish a message to its queue as a new one, with no return counted. Returns whether that is settled."""
+        """Publish a message to its queue as a new one, which counts no requeue. Returns `False` if that failed."""
         settled = await self._confirmed(message, outgoing.unchanged(message.raw), exchange="", routing_key=queue)
         if settled:
             await acknowledge(message)
         return settled
 
     async def give_back(self, message: JobMessage, queue: str, *, counts_returns: bool) -> None:
-        """Return a message to its queue for another worker, at a stop.
+        """Put a message back into its queue for another worker, at a stop.
 
-        A quorum queue counts returns by close, nack and reject, so it gets a new message. A classic queue counts
-        nothing, and requeues a message at its old place. A message whose body was not kept can only be requeued.
+        A quorum queue counts requeues, so the message is published as a new one. A classic queue counts nothing and
+        requeues a message at its old place. A message whose body was not kept can only be requeued.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVE_BACK_S):
@@ -107,7 +107,7 @@ class Settler:
         return await self._confirmed(message, copy, exchange=self.topology.retry.name, routing_key=wait)
 
     async def _confirmed(self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str) -> bool:
-        """Publish until the broker confirms; `False` if the received message is back in its queue before that."""
+        """Publish until the broker confirms. Returns `False` if the received message is back in its queue first."""
         tries = 0
         while message.alive:
             try:
@@ -130,7 +130,7 @@ class Settler:
 
 
 async def acknowledge(message: JobMessage) -> None:
-    """Acknowledge. If the channel is closed, the message is redelivered, and its sent record prevents a second mail."""
+    """Acknowledge. If that fails, the message is redelivered, and its sent record prevents a second mail."""
     try:
         with lost_connection_as_error():
             await message.raw.ack()
@@ -139,7 +139,7 @@ async def acknowledge(message: JobMessage) -> None:
 
 
 async def requeue(message: JobMessage) -> bool:
-    """Requeue. Returns `False` if the channel is closed, so that the broker has requeued the message itself."""
+    """Requeue. Returns `False` if the channel is closed: the broker has requeued the message then."""
     try:
         with lost_connection_as_error():
             await message.raw.nack(requeue=True)
@@ -151,8 +151,6 @@ async def requeue(message: JobMessage) -> bool:
 def _error_text(error: BaseException) -> str:
     if isinstance(error, DeliveryError):
         return "returned or refused by the broker"
-    if not isinstance(
-        error, AMQPError | WireError | ConnectionError
-    ):  # the text of an operator's exception may quote the message
-        return type(error).__name__
+    if not isinstance(error, AMQPError | WireError | ConnectionError):
+        return type(error).__name__  # the text of an exception in an operator's middleware may quote the message
     return f"{type(error).__name__}: {error}".rstrip(": ")[:200]

@@ -1,4 +1,4 @@
-"""The state of RabbitMQ as the connections and the requests to it report."""
+"""The state of RabbitMQ, as its connections and requests report it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,10 +7,9 @@ from typing import Any
 import structlog
 from aio_pika.abc import AbstractConnection
 
+from otp_stream.clock import now_ms
 from otp_stream.connection_errors import refusal
 from otp_stream.core.state import BrokerState
-
-from .message import now_ms
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -31,7 +30,7 @@ class StateTracker:
         return self._state
 
     def stop(self) -> None:
-        """Report no lost connection from now on: they are closed."""
+        """Ignore lost connections from now on, because the worker closes them."""
         self._stopping = True
 
     def connection_lost(self, connection: AbstractConnection | None, error: BaseException | None) -> None:
@@ -40,11 +39,11 @@ class StateTracker:
             return
         self._lost.add(connection)
         failure = self._failure(error) if error else {"error": "connection closed"}
-        # it is retried every second, and only news are logged
+        # it is retried every second, so only changes are logged
         if self._state.connected or failure["error"] != self._state.error:
             _log.warning("RabbitMQ is away, connecting again", broker=self._state.url, error=failure["error"])
-        # the last report is out of date: the queues may no longer exist after a reconnect
-        self.update(connected=False, looked_ms=None, **failure)
+        # the last report is outdated: after a reconnect, the queues may no longer exist
+        self.update(connected=False, reported_ms=None, **failure)
         self._on_lost()
 
     def reconnected(self, connection: AbstractConnection | None) -> None:
@@ -56,7 +55,7 @@ class StateTracker:
         _log.info("RabbitMQ is back", broker=self._state.url)
 
     def closed(self) -> None:
-        """Record that we have closed all connections."""
+        """Record that this worker has closed all connections."""
         self._lost.clear()
 
     def failed(self, error: BaseException, **changes: Any) -> None:
@@ -67,7 +66,7 @@ class StateTracker:
         """Change fields of the state. A new report or a new connection ends the last error."""
         if changes.get("connected", self._state.connected) != self._state.connected:
             changes["since_ms"] = now_ms()
-        if changes.get("connected") or "looked_ms" in changes:
+        if changes.get("connected") or "reported_ms" in changes:
             changes.setdefault("error", None)
         if "error" in changes:
             changes.setdefault("refused", False)

@@ -1,4 +1,4 @@
-"""FastStream's subscriber for a priority lane: the same handler for every message, on a fast path where possible."""
+"""FastStream's subscriber for a priority lane. It calls the handler directly if no extension is registered."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,15 +24,15 @@ from .lane import LaneConsumer
 _INCOMING = "incoming"
 
 Incoming = Annotated[IncomingJob, Context(_INCOMING)]
-"""A handler's parameter: the message of the job, and its settlement."""
+"""The type of a handler's parameter: the message of the job, which the handler settles by calling it."""
 
 
 class OtpSubscriber(RabbitSubscriber):
     """Passes the messages of one priority lane to the handler, which settles them.
 
     If middlewares, dependencies, a codec or a parser are registered at the start, FastStream passes each message
-    through them. Without any, the body is read and the handler called directly, which takes a small part of the time.
-    `Consumers` starts the consumers, because FastStream's do not survive a queue that is unavailable.
+    through them. Otherwise the body is read and the handler called directly, which takes a fraction of the time.
+    `Consumers` starts the consumers, because FastStream's do not survive an unavailable queue.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class OtpSubscriber(RabbitSubscriber):
         self.lane = LaneConsumer(lane, queue.name, prefetch, shared, self._handle)
         self._shared = shared
         self._direct: Callable[[OtpJob, IncomingJob], Awaitable[object]] | None = None
-        """The handler, if nothing is registered that must be called before it."""
+        """The handler, if no extension must be called before it."""
 
     async def start(self) -> None:
-        """Build the handler's call. Does not consume."""
+        """Build the call of the handler, without consuming."""
         self._build_fastdepends_model()
         self._post_start()
 
     def _post_start(self) -> None:
-        """Choose the way to the handler; the in-memory test broker calls this instead of `start`."""
+        """Choose how to call the handler. The in-memory test broker calls this instead of `start`."""
         super()._post_start()
         self._direct = None if self._has_extensions() else cast("Any", self.calls[0].handler)
 
@@ -81,7 +81,7 @@ class OtpSubscriber(RabbitSubscriber):
 
     async def process_message(self, msg: IncomingMessage) -> Response:
         """Process a message of the in-memory test broker."""
-        # a cancelled publisher does not cancel the job
+        # so that a cancelled publisher does not cancel the job
         await asyncio.shield(self.lane.dispatch(msg))
         await self._shared.events.publish_now()
         return ensure_response(None)
@@ -115,7 +115,7 @@ class OtpSubscriber(RabbitSubscriber):
             except ValidationError as error:
                 if incoming.job is not None:
                     raise
-                # an operator's codec returned something else than a job; the error quotes it
+                # an operator's codec returned something other than a job, which the error quotes
                 fields = sorted({".".join(map(str, it["loc"])) or "body" for it in error.errors(include_input=False)})
                 raise MalformedError(f"{', '.join(fields)}: not as an OtpJob requires it") from None
 
@@ -131,5 +131,5 @@ def read(body: bytes) -> OtpJob:
 
 
 async def decode(message: RabbitMessage) -> OtpJob:
-    """Read a job, as FastStream's decoder does. Raises `MalformedError`."""
+    """Read a job; the default decoder. Raises `MalformedError`."""
     return read(message.body)

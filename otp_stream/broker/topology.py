@@ -19,20 +19,20 @@ DELIVERY_LIMIT = 20
 """Deliveries of one retry before the broker dead-letters it; RabbitMQ 4 has the same default."""
 
 _ANSWER_S = 2.0
-"""RabbitMQ 4 answers a declare of a classic queue whose node is down after 70 seconds; 3.10 does so at once. `/readyz`
-waits for three seconds."""
+"""Time limit of a declare: RabbitMQ 4 takes 70 seconds to answer for a classic queue whose node is down (3.10 answers
+at once), and `/readyz` waits for three seconds."""
 
 _SAFE_HOP = {
     "x-queue-type": "quorum",
     "x-dead-letter-exchange": "",
-    # with the default strategy, a message whose target is full or missing is lost
+    # the default strategy loses a message whose target is full or missing
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
 }
 
 
 class TopologyError(Exception):
-    """The broker refuses a declare; the text contains the queue and the fix."""
+    """The broker refuses a declare; the text names the queue and the fix."""
 
 
 class QueueAwayError(TopologyError):
@@ -49,7 +49,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class Topology:
-    """All queues and exchanges. `jobs` belongs to the producers; the names of the others start with our prefix."""
+    """All queues and exchanges. `jobs` belongs to the producers; all other names begin with `prefix`."""
 
     jobs: str
     prefix: str
@@ -62,7 +62,7 @@ class Topology:
 
     @property
     def due(self) -> str:
-        """The queue in which every wait ends."""
+        """The queue in which waits end."""
         return f"{self.prefix}.retry.due"
 
     @property
@@ -91,7 +91,7 @@ class Topology:
 
     @cached_property
     def arguments(self) -> dict[str, dict[str, Any]]:
-        """Our own queues with their arguments; the producers' queues are used with the arguments that they have."""
+        """Our own queues with their arguments. The producers' queues keep the arguments that they have."""
         queues: dict[str, dict[str, Any]] = {
             self.dead: {"x-queue-type": "quorum"},
             self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
@@ -105,7 +105,7 @@ class Topology:
         return queues
 
     def consumed(self, lane: Lane) -> RabbitQueue:
-        """Return the queue of a lane for a subscriber, which never declares it."""
+        """Return the queue of a lane for a subscriber, which does not declare it."""
         name = self.lanes[lane]
         return RabbitQueue(
             name, durable=True, declare=False, robust=False, arguments=cast("Any", self.arguments.get(name))
@@ -114,28 +114,27 @@ class Topology:
     async def apply(
         self, connection: AbstractConnection, high_is_quorum: Callable[[], Awaitable[bool]] | None = None
     ) -> set[str]:
-        """Declare everything that is missing. Raises `TopologyError` if a queue or exchange has other properties.
+        """Declare everything that is missing. Returns the producers' queues that are skipped, as their node is down.
 
-        A producers' queue whose node is down is skipped, so that the other lanes need not wait for it. Returns the
-        names of those. The high lane is declared as a quorum queue if `high_is_quorum`, which is called only if it is
-        missing and all other queues exist.
+        If the high lane is missing, it is declared as a quorum queue if `high_is_quorum` returns true. Raises
+        `TopologyError` if a queue or exchange has other properties.
         """
         for exchange in (self.retry, self.events):
             await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
         away: set[str] = set()
-        if await self._lacks(connection, self.jobs, away):
+        if await self._is_missing(connection, self.jobs, away):
             await _declare_queue(connection, self.jobs, {})
         for name, arguments in self.arguments.items():
             await _declare_queue(connection, name, arguments)
-        if await self._lacks(connection, self.high, away):
+        if await self._is_missing(connection, self.high, away):
             quorum = high_is_quorum is not None and await high_is_quorum()
             await _declare_queue(connection, self.high, {"x-queue-type": "quorum"} if quorum else {})
         for wait_ms in self.backoff.waits_ms:
             await _on_channel(connection, self.wait_queue(wait_ms), lambda channel, ms=wait_ms: self._bind(channel, ms))
         return away
 
-    async def _lacks(self, connection: AbstractConnection, name: str, away: set[str]) -> bool:
-        """Whether a queue does not exist. One whose node is down exists; its name is added to `away`."""
+    async def _is_missing(self, connection: AbstractConnection, name: str, away: set[str]) -> bool:
+        """Return whether a queue does not exist. One whose node is down exists, and is added to `away`."""
         try:
             return await self._passive_declare(connection, name) is None
         except QueueAwayError:
@@ -147,13 +146,13 @@ class Topology:
         await queue.bind(self.retry.name, routing_key=str(wait_ms))
 
     async def depth(self, connection: AbstractConnection, name: str) -> Depth | None:
-        """Read the depth of a queue; `None` if it does not exist or its node is down."""
+        """Read the depth of a queue, or `None` if it does not exist or its node is down."""
         with contextlib.suppress(QueueAwayError):
             return await self._passive_declare(connection, name)
         return None
 
     async def _passive_declare(self, connection: AbstractConnection, name: str) -> Depth | None:
-        """Return `None` if the queue does not exist. Raises `QueueAwayError` if its node is down."""
+        """Read the depth of a queue, or `None` if it does not exist. Raises `QueueAwayError` if its node is down."""
         channel = await connection.channel(publisher_confirms=False)
         try:
             async with answer_about(name, connection):
@@ -187,13 +186,13 @@ async def answer_about(queue: str, connection: AbstractConnection) -> AsyncGener
         async with asyncio.timeout(_ANSWER_S):
             yield
     except TimeoutError:
-        # on a connection that is dead this hangs, which is for the caller to limit
+        # on a dead connection this hangs, for which the caller has a time limit
         await (await connection.channel(publisher_confirms=False)).close()
         raise QueueAwayError(f"{queue} is away: its node does not answer") from None
 
 
 def is_missing(error: ChannelNotFoundEntity) -> bool:
-    """Whether the queue does not exist. If its node is down, RabbitMQ answers with the same code and another text."""
+    """Return whether the queue does not exist. If its node is down, the error has the same code and another text."""
     return "no queue" in str(error)
 
 
@@ -212,7 +211,7 @@ async def _declare_queue(connection: AbstractConnection, name: str, arguments: d
 async def _on_channel(
     connection: AbstractConnection, name: str, work: Callable[[AbstractChannel], Awaitable[object]]
 ) -> None:
-    # a separate channel for each declare, because a refusal closes the channel
+    # one channel for each declare, because a refusal closes the channel
     channel = await connection.channel(publisher_confirms=False)
     try:
         await work(channel)

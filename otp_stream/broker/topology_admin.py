@@ -1,4 +1,4 @@
-"""A separate, plain connection for declares and depths, so that a refusal never affects the consumers."""
+"""A separate connection for declares and depths, so that a refusal never affects the consumers."""
 
 import asyncio
 import contextlib
@@ -21,18 +21,18 @@ from .topology import Topology, TopologyError
 TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 1.0
 _PAUSE_S = 1.0
-TROUBLES = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
-"""Errors of a broker that is unreachable, in alarm, or has queues with other properties."""
+BROKER_ERRORS = (AMQPError, TopologyError, OSError, TimeoutError, RuntimeError)
+"""Errors if the broker is unreachable, in alarm, or has queues with other properties."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Depths(NamedTuple):
-    """The depths of the dead-letter queue and the wait queues; `None` for one that is unavailable."""
+    """The depths of the dead-letter queue and the wait queues; `None` for an unavailable one."""
 
     dead: int | None
     waiting: dict[int, int | None]
-    """By the wait queue's delay in milliseconds."""
+    """By the delay of the wait queue in milliseconds."""
     missing: list[str]
 
 
@@ -57,12 +57,12 @@ class TopologyAdmin:
             except TopologyError:
                 raise
             except BaseException:
-                # A plain connection does not report that it was lost: after any error the next request opens another.
+                # this connection does not report that it was lost, so after any error the next request opens another
                 await self.close()
                 raise
 
     async def apply(self, lanes: list[LaneConsumer]) -> None:
-        """Declare missing queues and exchanges, and find out which lanes count returns."""
+        """Declare missing queues and exchanges, and determine which lanes count requeues."""
         async with self._connected(TIMEOUT_S * 2) as connection:
             away = await queue_inspect.apply_topology(self.topology, connection, self.url)
             for lane in lanes:
@@ -76,12 +76,12 @@ class TopologyAdmin:
             return await self.topology.depth(connection, queue) is not None
 
     async def read_depths(self, lanes: list[LaneConsumer]) -> Depths:
-        """Update the lanes' depths; return those of our queues, and the names of missing queues and exchanges."""
+        """Record the depths of the lanes. Returns those of our other queues, and the missing queues and exchanges."""
         async with self._connected(TIMEOUT_S) as connection:
-            # concurrently: for a queue whose node is down there may be no answer for seconds
+            # concurrently, because for a queue whose node is down there may be no answer for seconds
             found = await asyncio.gather(*(self.topology.depth(connection, lane.queue) for lane in lanes))
             for lane, depth in zip(lanes, found, strict=True):
-                lane.saw(depth)
+                lane.record_depth(depth)
             missing = [lane.queue for lane in lanes if lane.depth is None]
             depths: dict[int | None, int | None] = {}
             for wait_ms in (None, *self.topology.backoff.waits_ms):
@@ -98,25 +98,25 @@ class TopologyAdmin:
         """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await leave(connection.close(), _CLOSE_TIMEOUT_S)
+            await quietly(connection.close(), _CLOSE_TIMEOUT_S)
 
 
 class TopologyRepair:
-    """Applies the topology again on request, once a second at most."""
+    """Applies the topology again on request, at most once a second."""
 
     def __init__(self) -> None:
         self._requested = asyncio.Event()
         self._reason: str | None = None
 
     def request(self, reason: str) -> None:
-        """Have the topology applied soon."""
-        if reason != self._reason:  # a queue that stays missing is logged once
+        """Request that the topology is applied again."""
+        if reason != self._reason:  # so that a queue that stays missing is logged once
             _log.warning("topology is checked again", reason=reason)
         self._reason = reason
         self._requested.set()
 
     def again(self) -> None:
-        """Have the topology applied soon, for a reason that is logged already."""
+        """Request the same, for a reason that is already logged."""
         self._requested.set()
 
     def complete(self) -> None:
@@ -130,13 +130,13 @@ class TopologyRepair:
             self._requested.clear()
             try:
                 await apply()
-            except TROUBLES as error:
+            except BROKER_ERRORS as error:
                 failed(error)
                 self._requested.set()
             await asyncio.sleep(_PAUSE_S)
 
 
-async def leave(closing: Awaitable[object], timeout_s: float) -> None:
-    """Await a close and suppress its errors, so that the caller's next steps are not skipped."""
-    with contextlib.suppress(*TROUBLES), lost_connection_as_error():
+async def quietly(closing: Awaitable[object], timeout_s: float) -> None:
+    """Await a close or another last request, and suppress its errors."""
+    with contextlib.suppress(*BROKER_ERRORS), lost_connection_as_error():
         await asyncio.wait_for(closing, timeout_s)

@@ -1,10 +1,10 @@
-"""Patches of aiormq and pamqp, for FastStream's connections as well as ours.
+"""Patches for aiormq and pamqp, which apply to FastStream's connections as well as ours.
 
-aiormq waits two minutes for a first address that does not respond, tries an address again that accepts no login, and
-hides the broker's reply when it refuses a virtual host.
+aiormq waits two minutes for an address that does not respond, retries an address that accepts no login, and hides the
+broker's reply when it refuses a virtual host.
 
 pamqp raises an exception for a time outside the calendar, for text that is not UTF-8 and for a malformed table, and
-aiormq then closes the connection. The broker redelivers the message, so that one message would stop the worker.
+aiormq then closes the connection. The broker redelivers the message, so a single one would stop the worker.
 """
 
 import asyncio
@@ -31,12 +31,11 @@ _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _ACCESS_REFUSED = 403
 
 _addresses = Addresses()
-"""Shared by all connections, so that each knows which addresses have failed."""
+"""Shared by all connections, so that each of them avoids addresses that have failed."""
 _reached: ContextVar[list[object]] = ContextVar("_reached")
-"""The address of the connection attempt under way; a list, because aiormq connects in another task."""
+"""The address of the current connection attempt, in a list because aiormq connects in another task."""
 _connection: Any = Connection
 _connect, _rpc = _connection.connect, _connection._rpc  # noqa: SLF001 - aiormq offers no other way
-
 
 _SHORT = 255
 """Maximum length of a short string in bytes."""
@@ -60,10 +59,10 @@ async def dial(url: URL, provider: SSLContextProvider) -> Dialed:
 
 
 def patch_aiormq() -> None:
-    """Have every connection of aiormq in this process use this module."""
+    """Patch all connections of aiormq in this process."""
     for factory in (TCPTransportFactory, TLSTransportFactory):
-        setattr(factory, "create", _create)  # noqa: B010 - its own type is that of a method
-    _connection.connect, _connection._rpc = _connect_and_note, staticmethod(_ask)  # noqa: SLF001 - as above
+        setattr(factory, "create", _create)  # noqa: B010 - pyright expects a method
+    _connection.connect, _connection._rpc = _our_connect, staticmethod(_our_rpc)  # noqa: SLF001 - as above
 
 
 async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Streams:  # noqa: ARG001 - it is a method
@@ -74,12 +73,12 @@ async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Stream
         raise AMQPConnectionError(*error.args) from error
 
 
-async def _connect_and_note(connection: Connection, *args: Any, **kwargs: Any) -> bool:
+async def _our_connect(connection: Connection, *args: Any, **kwargs: Any) -> bool:
     reached: list[object] = []
     _reached.set(reached)
     try:
         done = await _connect(connection, *args, **kwargs)
-    except BaseException:  # a server that does not reply ends in the caller's timeout, and so in a cancellation
+    except BaseException:  # including the cancellation by the caller's timeout, if a server does not reply
         for address in reached:
             _addresses.failed(address)
         raise
@@ -88,8 +87,8 @@ async def _connect_and_note(connection: Connection, *args: Any, **kwargs: Any) -
     return cast("bool", done)
 
 
-class _Replies:
-    """A receiver that raises the broker's reply to the handshake, where aiormq shows the frame as an object."""
+class _RaisingReceiver:
+    """A receiver that raises the broker's refusal of a handshake; aiormq's error would show the frame as an object."""
 
     def __init__(self, receiver: FrameReceiver) -> None:
         self._receiver = receiver
@@ -104,12 +103,12 @@ class _Replies:
         return received
 
 
-async def _ask(request: Any, writer: asyncio.StreamWriter, frame_receiver: FrameReceiver, **options: Any) -> Any:
-    return await _rpc(request, writer, _Replies(frame_receiver), **options)
+async def _our_rpc(request: Any, writer: asyncio.StreamWriter, frame_receiver: FrameReceiver, **options: Any) -> Any:
+    return await _rpc(request, writer, _RaisingReceiver(frame_receiver), **options)
 
 
 def patch_pamqp() -> None:
-    """Have pamqp leave out what it cannot decode, so that every message is read, whatever its producer has written."""
+    """Make pamqp skip values that it cannot decode, so that every message can be read, whatever its producer wrote."""
     decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp
     decode.METHODS["shortstr"] = _short_text
     decode.METHODS["table"] = _headers
@@ -128,7 +127,7 @@ def _short_text(value: bytes) -> tuple[int, Any]:
     try:
         return end, value[1:end].decode()
     except ValueError:
-        # the text is published again with a retry, and must still fit into 255 bytes
+        # the text is published again with a retry, so it must still fit into 255 bytes
         return end, value[1:end].decode(errors="replace").encode()[:_SHORT].decode(errors="ignore")
 
 
@@ -142,7 +141,7 @@ def _table(value: bytes) -> tuple[int, Any]:
 def _headers(value: bytes) -> tuple[int, Any]:
     try:
         return _table(value)
-    except RecursionError:  # such deeply nested tables could not be published again
+    except RecursionError:  # a table that is nested so deep could not be published again
         return _length(value), {}
 
 

@@ -1,1 +1,1 @@
-"""The rules, and nothing else: no I/O, no clock, no framework."""
+"""The rules of the service: no I/O, no clock, no framework."""

@@ -1,4 +1,4 @@
-"""E-mail addresses in the form in which they go over the wire, and as the key of one person."""
+"""E-mail addresses: validation, the form that SMTP sends, and a key that identifies one person."""
 
 import re
 from contextlib import suppress
@@ -7,26 +7,26 @@ from unicodedata import normalize
 import idna
 
 _DOTS = ".\u3002\uff0e\uff61"
-"""Full stops that UTS 46 takes for the dot of a domain."""
+"""Full stops that UTS 46 reads as the dot of a domain."""
 INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
 """Direction marks and other invisible characters. ZWJ and ZWNJ are not here: names contain them."""
 _IGNORABLES = (
     f"{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
 )
 IGNORABLE = re.compile(f"[{_IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
-"""Invisible characters (Unicode: Default_Ignorable_Code_Point), also joiners, fillers and variation selectors."""
-# for `str.strip`, which takes no ranges: a pattern for the end of a text would try each blank within it
-_AROUND = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
+"""Unicode's Default_Ignorable_Code_Point: also joiners, fillers and variation selectors."""
+# every character, for `str.strip`: a regular expression for the end of a text would start at each blank inside it
+_STRIPPED = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
-# What matters here is that nothing can leave the angle brackets of `RCPT TO:<…>` or start a header line. U+FFFD
-# replaces a lost character, so the rest is another address. In a domain, UTS 46 decides on invisible characters.
+# It only has to keep everything within the angle brackets of `RCPT TO:<…>` and off new header lines. U+FFFD
+# replaces a lost character, so the rest is another address. UTS 46 handles the invisible characters of a domain.
 _REFUSED = r"@\s<>\"(),:;\\\x00-\x20\x7f-\x9f\ufffd"
 _ADDRESS = re.compile(rf"[^{_REFUSED}{INVISIBLE}]{{1,64}}@[^{_REFUSED}]{{1,255}}")
 
 
 def trimmed(value: str) -> str:
-    """Return a text without the blanks and invisible characters around it, which copying from a page may add."""
-    return value.strip() if value.isascii() else value.strip(_AROUND)
+    """Strip blanks and invisible characters, which copying from a web page may add."""
+    return value.strip() if value.isascii() else value.strip(_STRIPPED)
 
 
 def is_address(value: str) -> bool:
@@ -60,7 +60,7 @@ def wire_domain(domain: str) -> str:
 
 
 def unicode_address(address: str) -> str | None:
-    """Return a wire address with its domain in U-labels, as people write it; `None` if that is the same."""
+    """Return a wire address with its domain in U-labels, as people write it, or `None` if that is the same."""
     local, _, domain = address.rpartition("@")
     if "xn--" not in domain:
         return None
@@ -69,10 +69,10 @@ def unicode_address(address: str) -> str | None:
     return None
 
 
-def one_person(address: str) -> str:
+def person_key(address: str) -> str:
     """Return a key that is equal for all addresses that presumably reach one person.
 
-    It is the wire form without invisible characters and without differences in case and in compatibility characters
+    It is the wire form without invisible characters and differences of case and of compatibility characters
     (full-width, circled and ligature letters). Tags such as `+news` stay: only the receiving server knows what
     they mean.
     """

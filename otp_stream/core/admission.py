@@ -1,4 +1,4 @@
-"""What the tables report about a job before an attempt: facts, never a verdict."""
+"""The facts that the tables report about a job before an attempt. `decision` draws the conclusions."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never, get_args
@@ -23,12 +23,12 @@ _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
 
 
 def span(period_ms: int) -> str:
-    """Return `10m` for 600000, in the largest unit that holds it whole."""
+    """Format 600000 as `10m`, in the largest unit that divides it."""
     return next((f"{period_ms // ms}{unit}" for unit, ms in _UNITS_MS.items() if not period_ms % ms), f"{period_ms}ms")
 
 
 def read_limits(name: LimitName, text: str) -> tuple[Limit, ...]:
-    """Read `5/10m`, or several as in `5/10m,20/1d`. Raises `ValueError` with the fix."""
+    """Parse `5/10m`, or several limits as in `5/10m,20/1d`. Raises `ValueError` with the fix."""
     found: list[Limit] = []
     for part in text.split(","):
         count, slash, period = part.strip().partition("/")
@@ -54,7 +54,7 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """One more would be over a limit; `allowed_ms` is when it would not (milliseconds since 1970)."""
+    """The job would exceed a limit; it would not at `allowed_ms` (milliseconds since 1970)."""
 
     limit: Limit
     allowed_ms: int
@@ -70,7 +70,7 @@ Refusal = SentBefore | Superseded | Throttled | Unknown
 
 
 def answer_name(refusal: Refusal | None) -> str:
-    """Return the name under which an answer of the tables is counted; `None` is a job that was admitted."""
+    """Return the name under which an admission check is counted; `None` means that the job was admitted."""
     match refusal:
         case None:
             return "admitted"
@@ -89,18 +89,18 @@ def answer_name(refusal: Refusal | None) -> str:
 ANSWERS = (
     "admitted", "duplicate", "superseded", *(f"throttled_{name}" for name in get_args(LimitName)), "unknown", "busy",
 )  # fmt: skip
-"""Every name under which answers of the tables are counted; `busy`: another worker has claimed the job."""
+"""Every name under which admission checks are counted; `busy`: another worker has claimed the job."""
 
 
 class Claim(Protocol):
-    """A job that is this worker's to send."""
+    """This worker's exclusive right to send a job."""
 
     def holds(self) -> bool:
-        """Return whether the job may still be sent, without a request to Redis."""
+        """Return whether the claim is still valid, without a request to Redis."""
         ...
 
     async def renew(self, deadline_ms: int) -> Refusal | None:
-        """Claim the job again after the claim was lost; return `None` if that succeeds."""
+        """Claim the job again after the claim was lost. Returns `None` on success."""
         ...
 
     def mark_sent(self) -> None:
@@ -108,5 +108,5 @@ class Claim(Protocol):
         ...
 
     def release(self) -> None:
-        """End the claim unsent."""
+        """End the claim of a job that was not sent."""
         ...

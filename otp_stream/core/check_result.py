@@ -1,4 +1,4 @@
-"""The result of one check, as `otp-stream check` reports it."""
+"""Results of checks, as `otp-stream check` reports them."""
 
 import ssl
 from collections.abc import Callable, Mapping
@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 Level = Literal["ok", "note", "warning", "problem"]
-"""`note`: not checked, or for information. A `problem` keeps codes from going out, or loses them."""
+"""A `note` is for information, or says that something was not checked. A `problem` stops or loses codes."""
 
 WARN_DAYS = 14
-"""A certificate that expires sooner gives a warning."""
+"""A certificate that expires sooner is a warning."""
 _DAY_S = 86_400
 
 
@@ -25,7 +25,7 @@ class CheckResult:
 
 
 Report = Callable[[CheckResult], object]
-"""Is called with each result as soon as it is known."""
+"""Called with each result as soon as it is known."""
 
 
 def check_certificate(certificate: Mapping[str, Any] | None, server: str, now_s: float) -> CheckResult:

@@ -1,4 +1,4 @@
-"""Each dead letter without its secrets; dead letters by cause, and whether a replay makes sense."""
+"""Dead letters without their secrets, grouped by cause, and whether a replay can help."""
 
 import json
 import re
@@ -16,9 +16,9 @@ from .possible_secrets import PossibleSecrets, readable_job_id
 NO_VALUE = "none"
 """The word for a missing reply code in a filter."""
 _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", "purpose", "expiryMinutes")
-"""Fields of a job that may be seen, unless their value is the code or the address."""
+"""Fields of a job that are shown, unless their value may be the code or the address."""
 _WORDS = ("template", "locale", "purpose", "priority")
-"""Fields of a few words; a number in them is shown only if it is too short for a code."""
+"""Of them, fields that hold words; a number in them is shown only if it is too short for a code."""
 _KNOWN = {"email", "otp", "metadata", "userName", "tenant", *_SHOWN}
 _KNOWN_IN_CAPITALS = {
     *map(str.lower, _KNOWN),
@@ -28,17 +28,17 @@ _DEPTH = 3
 _KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]{0,39}")
 _DOMAIN = re.compile(r"[\w.-]{1,253}")
 _CODE_DIGITS = 4
-_LONGEST_SHOWN = 200
+_MAX_SHOWN = 200
 _NEVER_VALID = "malformed"
-"""A message that is not a valid job fails again each time."""
+"""The reason of messages that are not valid jobs: a replay fails every time."""
 
 
 class DeadLettersError(Exception):
-    """The dead-letter queue cannot be read; the text has the cause and the fix."""
+    """The dead-letter queue cannot be read; the text contains the cause and the fix."""
 
 
 class DeadLettersInUseError(DeadLettersError):
-    """Another user or command is reading the dead-letter queue."""
+    """Someone else is reading the dead-letter queue."""
 
 
 class Cause(NamedTuple):
@@ -89,7 +89,7 @@ class DeadLetter:
 
     @property
     def cause(self) -> Cause:
-        """Its group."""
+        """The fields by which it is grouped."""
         return Cause(self.reason, self.code, self.domain)
 
     def is_expired(self, now_ms: int) -> bool:
@@ -110,7 +110,7 @@ class Group:
     cause: Cause
     count: int = 0
     expired: int = 0
-    """Of them, those whose code has expired."""
+    """How many of them have an expired code."""
     oldest_ms: int | None = None
     newest_ms: int | None = None
     error: str = ""
@@ -118,17 +118,17 @@ class Group:
 
     @property
     def can_replay(self) -> bool:
-        """Whether a replay can succeed, and its reason is one that a filter accepts."""
+        """Whether a replay can succeed, and a filter accepts the reason."""
         return self.cause.reason != _NEVER_VALID and self.cause.reason in REASONS
 
     @property
     def worth_replaying(self) -> bool:
-        """Whether a replay would send any of them."""
+        """Whether a replay would send any of the codes."""
         return self.can_replay and self.expired < self.count
 
     @property
     def command(self) -> str:
-        """The shell command that replays it."""
+        """The shell command that replays the group."""
         return (
             f"otp-stream dead replay {shlex.join(f'{name}={value}' for name, value in filter_by(self.cause).items())}"
         )
@@ -173,12 +173,12 @@ def grouped(dead_letters: Iterable[DeadLetter], now_ms: int) -> list[Group]:
 
 
 def outline(body: bytes) -> object:
-    """Return the fields of a body, with only those values that cannot be a secret."""
+    """Return the structure of a body, with only those names and values that cannot be secrets."""
     try:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):
         return "no JSON"
-    secrets, of_values = (PossibleSecrets.of(content, apart=_SHOWN, names=names) for names in (True, False))
+    secrets, of_values = (PossibleSecrets.of(content, skip=_SHOWN, names=names) for names in (True, False))
     if secrets is None or of_values is None:
         return f"{_kind(content)}: too many values to show"
     return _Outline(secrets, of_values, readable_job_id(body)).of("", content, _DEPTH)
@@ -188,23 +188,24 @@ def outline(body: bytes) -> object:
 class _Outline:
     secrets: PossibleSecrets
     of_values: PossibleSecrets
-    """Without the names of fields: no name with a digit would be shown."""
+    """Those that are not names of fields: by `secrets`, no name with a digit would be shown."""
     job_id: str | None
 
     def of(self, name: str, value: Any, depth: int) -> object:
         if isinstance(value, dict) and depth:
             outlined: dict[str, object] = {}
             for key, field in cast("dict[str, Any]", value).items():
-                shown = key if key in _KNOWN or (_plain(key) and not self.of_values.any_in(key)) else "***"
-                again = 1
+                shown = key if key in _KNOWN or (_is_field_name(key) and not self.of_values.any_in(key)) else "***"
+                count = 1
                 while shown in outlined:
-                    again += 1
-                    shown = f"*** ({again})"
+                    count += 1
+                    shown = f"*** ({count})"
                 outlined[shown] = self.of(key, field, depth - 1)
             return outlined
         if name == "email" and isinstance(value, str):
             domain = value.strip().rpartition("@")[2]
-            return mask_address(value.strip()) if _DOMAIN.fullmatch(domain) and not self._told(domain) else "***"
+            shown = _DOMAIN.fullmatch(domain) and not self._may_be_secret(domain)
+            return mask_address(value.strip()) if shown else "***"
         if isinstance(value, float) and not isfinite(value):
             return "a number"
         if name in _SHOWN and isinstance(value, str | int | float) and self._may_be_shown(name, value):
@@ -218,18 +219,18 @@ class _Outline:
             return value == self.job_id
         if isinstance(value, str) and name in _WORDS and _digits(value) >= _CODE_DIGITS:
             return False
-        return not self._told(str(value))
+        return not self._may_be_secret(str(value))
 
-    def _told(self, text: str) -> bool:
-        return len(text) > _LONGEST_SHOWN or self.secrets.any_in(text)
-
-
-def _plain(key: str) -> bool:
-    """Return whether it is the name of a field: a program that confuses key and value writes codes and addresses."""
-    return _KEY.fullmatch(key) is not None and _digits(key) < _CODE_DIGITS and not _like_a_code(key)
+    def _may_be_secret(self, text: str) -> bool:
+        return len(text) > _MAX_SHOWN or self.secrets.any_in(text)
 
 
-def _like_a_code(key: str) -> bool:
+def _is_field_name(key: str) -> bool:
+    """Return whether a key looks like a name: a program that confuses key and value writes codes and addresses."""
+    return _KEY.fullmatch(key) is not None and _digits(key) < _CODE_DIGITS and not _looks_like_code(key)
+
+
+def _looks_like_code(key: str) -> bool:
     return len(key) >= _CODE_DIGITS and key.isupper() and key.lower() not in _KNOWN_IN_CAPITALS
 
 

@@ -1,4 +1,4 @@
-"""Which dead letters a command or a page selects: `reason=rejected domain=example.com older=10m`."""
+"""The filter by which a command or a page selects dead letters: `reason=rejected domain=example.com older=10m`."""
 
 import re
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ _NO_DOMAIN = "domain: must be the whole part after the @, without *, or empty fo
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Conditions that must all match; an empty or `None` field is no condition. Times are milliseconds since 1970."""
+    """Conditions that must all match. `None`, or an empty text, is no condition. Times are milliseconds since 1970."""
 
     reason: str = ""
     code: str | None = None
     """The relay's reply code or its first digits: `55` is every code from 550 to 559. Empty: no reply code."""
     domain: str | None = None
-    """Empty: the message is not a valid job."""
+    """Empty selects messages that are not valid jobs."""
     template: str = ""
     job_id: str = ""
     died_before_ms: int | None = None
@@ -120,7 +120,7 @@ def _domain(text: str) -> str:
 
 
 def _ascii_domain(domain: str) -> str:
-    """Return a domain as it is in dead letters: people write `straße.example`."""
+    """Return a domain as dead letters contain it; people may write `straße.example`."""
     try:
         return wire_domain(domain)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Every verdict on a job is made here: `admit` and `refuse` before an attempt, `decide` after it."""
+"""Decides what happens to a job: `admit` and `refuse` before an attempt, `decide` after it. Nothing else decides."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never, get_args
@@ -35,34 +35,34 @@ class Retry:
     attempt: int
     error: str
     uncertain: str | None = None
-    """The relay that may have accepted the mail: it is sent again once, not more often."""
+    """The relay that may have accepted the mail. Such a mail is sent again only once."""
     reply: Reply | None = field(default=None, compare=False)
     """The relay's reply, if it gave one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Wait in the broker instead of in this worker, with no attempt counted: the relay took no mail for too long."""
+    """Wait in the broker instead of in this worker, without counting an attempt: the job waited here for too long."""
 
     delay_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """Dead-letter it; `error` holds no secret, `attempt` is the number of attempts made."""
+    """Dead-letter the job; `error` contains no secret, `attempt` is the number of attempts made."""
 
     reason: Reason
     error: str
     attempt: int
     allowed_ms: int | None = None
-    """With `throttled`: when it would be allowed, milliseconds since 1970."""
+    """For `throttled`: when the job would be allowed (milliseconds since 1970)."""
     reply: Reply | None = field(default=None, compare=False)
     """The relay's reply, if it gave one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep it unsettled behind the open circuit breaker; no attempt is counted."""
+    """Keep the job unacked while the circuit breaker is open, without counting an attempt."""
 
 
 Final = Ack | Retry | Park | Dead
@@ -102,9 +102,8 @@ def decide(
 ) -> Settlement:
     """Return the settlement of a job after an attempt.
 
-    `attempts_made` counts the attempts before this one, times are milliseconds since 1970,
-    `fraction` in [0, 1) is the randomness of the back-off's jitter. `may_resend`: whether a mail that the relay may
-    have accepted is sent once more.
+    `attempts_made` counts the attempts before this one; times are milliseconds since 1970; `fraction` in [0, 1) scales
+    the jitter. With `may_resend`, a mail that the relay may have accepted is sent once more.
     """
     match outcome:
         case Accepted():
@@ -165,10 +164,10 @@ def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:
 
 
 def malformed(error: str, attempts_made: int) -> Dead:
-    """Dead-letter a message that is no job. `error` names the bad fields and quotes no value."""
+    """Dead-letter a message that is not a valid job. `error` names the bad fields and quotes no value."""
     return Dead("malformed", error, attempts_made)
 
 
 def crashed(error: str, attempts_made: int) -> Dead:
-    """Dead-letter a job that a bug ended, for an operator to replay."""
+    """Dead-letter a job that failed because of a bug, so that an operator can replay it."""
     return Dead("crashed", error, attempts_made)

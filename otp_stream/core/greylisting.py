@@ -6,17 +6,17 @@ from .outcome import Reply
 
 _CODES = {421, 450, 451}
 _ENHANCED = {"4.2.0", "4.7.0", "4.7.1"}
-"""Of Postgrey, Postfix and milter-greylist, SQLgrey, Exchange and most appliances."""
+"""Used by Postgrey, Postfix and milter-greylist, SQLgrey, Exchange and most appliances."""
 
 _UNKNOWN_SENDER = re.compile(
     r"not yet (?:known|seen|white-?listed)|(?:not (?:known|seen)|unknown) (?:yet|so far|before)|"
     r"never (?:been )?seen before|unknown sender\b(?! domain| address).{0,40}\b(?:try|retry|later|wait|come back)",
     re.IGNORECASE,
 )
-_SAYS_SO = re.compile(
+_EXPLICIT = re.compile(
     rf"{_UNKNOWN_SENDER.pattern}|"
     r"retry (?:time(?:out)?|interval|period) (?:has )?not (?:yet )?(?:been )?(?:reached|elapsed|expired|passed|over)"
-    r"(?! for any host)|"  # Exim's: of the host that it would relay to
+    r"(?! for any host)|"  # Exim writes that about the host that it would relay to
     r"gr[ea]y[ -]?list|post-?grey|sql-?grey|gld\b|first[ -](?:contact|attempt|time)|unknown triplet|"
     r"internal resources? (?:is |are )?temporarily unavailable",  # Mimecast's
     re.IGNORECASE,
@@ -27,7 +27,7 @@ _FAILURE = re.compile(
     r"too many|\brates?\b|\blimit|concurren|virus|scan|certificate|\btls\b|login|authenti|reverse|hostname",
     re.IGNORECASE,
 )
-"""Faults of the relay, the mailbox or the sender: waiting is no more likely to help than after any other 4xx."""
+"""Faults of the relay, the mailbox or the sender, for which waiting helps no more than after any other 4xx."""
 _NOT_YET = re.compile(
     r"(?:try|retry|come|attempt|resend|send)(?: it| this| your (?:mail|message))?(?: again| back)? "
     r"(?:(?:a bit |a little )?later|in \S+|after|at a later|shortly|soon)|(?:try|retry|come back) again|"
@@ -40,21 +40,21 @@ _NOT_YET = re.compile(
 )
 
 
-def is_of_an_unknown_sender(text: str) -> bool:
+def names_unknown_sender(text: str) -> bool:
     """Return whether a 4xx reply means that the relay does not know the sender or its host yet."""
     return _UNKNOWN_SENDER.search(text) is not None
 
 
 def asks_for_later(text: str) -> bool:
-    """Return whether the words of a 4xx reply ask for the same mail later, whatever its codes are."""
-    return bool(_SAYS_SO.search(text) or (_NOT_YET.search(text) and not _FAILURE.search(text)))
+    """Return whether the text of a 4xx reply asks for the same mail later, regardless of its codes."""
+    return bool(_EXPLICIT.search(text) or (_NOT_YET.search(text) and not _FAILURE.search(text)))
 
 
 def is_greylisting(reply: Reply) -> bool:
-    """Whether a reply asks for the same mail later, so that trying again until the code expires is right."""
+    """Return whether a reply is greylisting, so that the mail should be retried until its code expires."""
     if reply.code // 100 != 4:
         return False
-    if _SAYS_SO.search(reply.text):
+    if _EXPLICIT.search(reply.text):
         return True
     if reply.code not in _CODES or _FAILURE.search(reply.text):
         return False

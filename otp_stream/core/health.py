@@ -1,4 +1,4 @@
-"""Health checks: the one place that decides whether codes are going out, for /health, /readyz, monitor and page."""
+"""Health checks: the only place that decides whether codes are going out, for /health, /readyz, monitor and page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from .state import BrokerState, LaneState, RelayState, Stats, TablesState, Worke
 from .times import in_words
 
 STALE_MS = 15_000
-"""Maximum age of the broker's figures; with older ones, the broker counts as unresponsive."""
+"""Maximum age of the broker's figures. If they are older, the broker counts as unresponsive."""
 _MIN_DEAD = 5
-"""Fewer dead letters a minute are no problem, whatever their share."""
+"""Fewer dead letters a minute are ignored, whatever their share."""
 _DEAD_SHARE = 10
-"""One job in this number may be dead-lettered: people mistype their addresses."""
+"""One job in this many may be dead-lettered: people mistype their addresses."""
 LATE_MS = 10_000
-"""A code should arrive within a second; one that waits longer than this is late, whatever the reason."""
+"""A code that waits longer than this is late, whatever the reason. It should arrive within a second."""
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
@@ -29,12 +29,12 @@ class Check:
 
 
 def checks(state: WorkerState, stats: Stats, now_ms: int) -> tuple[Check, ...]:
-    """Return the result of every check that applies."""
+    """Run every check that applies."""
     return tuple(_checks(state, stats, now_ms))
 
 
 def worst(found: tuple[Check, ...]) -> Status:
-    """Return the worst status of all."""
+    """Return the worst status, `healthy` if there is no check."""
     statuses = {check.status for check in found}
     return "unhealthy" if "unhealthy" in statuses else "degraded" if "degraded" in statuses else "healthy"
 
@@ -72,7 +72,7 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
         yield _tables(state.tables)
     if state.phase == "consuming":
         yield _endings(stats)
-    # while all circuit breakers are open, codes are late, too, but the relay's check reports that
+    # while all circuit breakers are open, codes are late as well, but the relay's check reports that
     flows = any(relay.circuit_breaker == "closed" for relay in state.relays)
     if state.broker is not None and state.broker.connected and state.phase == "consuming" and flows:
         yield _pace(state.broker.lanes, now_ms)
@@ -83,14 +83,14 @@ def _broker(broker: BrokerState, now_ms: int) -> Check:
         return Check("broker", "unhealthy", f"{broker.url} {broker.error}")
     if not broker.connected:
         return Check("broker", "unhealthy", f"{broker.url} is away: {broker.error or 'connecting'}")
-    if broker.looked_ms is None or now_ms - broker.looked_ms > STALE_MS:
+    if broker.reported_ms is None or now_ms - broker.reported_ms > STALE_MS:
         return Check("broker", "unhealthy", f"{broker.url} does not answer: {broker.error or 'not asked yet'}")
     without = [lane.queue for lane in broker.lanes if lane.depth is not None and not lane.consumers]
     if without:
         return Check("broker", "unhealthy", f"the broker sees no consumer on {', '.join(without)}")
     away = {lane.lane: lane.queue for lane in broker.lanes if lane.depth is None}
     if away:
-        # its node is down, or the queue is about to be declared again; no other worker could consume it either
+        # its node is down, or the queue is about to be declared again; no other worker can consume it either
         status = "unhealthy" if "jobs" in away else "degraded"
         return Check("broker", status, f"not available at the broker: {', '.join(away.values())}")
     if broker.blocked:
@@ -104,7 +104,7 @@ def _relay(relays: tuple[RelayState, ...]) -> Check:
     text = "; ".join(map(_breaker, relays))
     breakers = [relay.circuit_breaker for relay in relays]
     if "closed" in breakers:
-        # a fallback that was never used is open, too, so the first relay decides
+        # a fallback that was never used is closed as well, so the first relay decides
         healthy = breakers[0] == "closed" and not relays[0].stalled
         return Check("relay", "healthy" if healthy else "degraded", text)
     return Check("relay", "degraded" if "half_open" in breakers else "unhealthy", text)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from .otp_job import OtpJob, Priority
 
 Lane = Literal["jobs", "high", "due"]
-"""Where a job came in: the producers' queue, their high lane, or the end of a wait."""
+"""Where a job was received from: the producers' queue, their high lane, or the queue in which waits end."""
 
 CLOCK_TOLERANCE_MS = 5_000
 _HALF_DAY_MS = 12 * 60 * 60_000
@@ -16,7 +16,7 @@ _HALF_DAY_MS = 12 * 60 * 60_000
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """An operator has replayed a dead letter."""
+    """The replay of a dead letter by an operator."""
 
     at_ms: int
     by: str
@@ -40,14 +40,14 @@ class Job:
     expires_ms: int
     clock_ahead_ms: int
     suspect: bool = False
-    """Whether it was delivered before and not settled: it may have crashed a worker."""
+    """Whether it was delivered before and not settled, so that it may have crashed a worker."""
     uncertain: str | None = None
-    """The relay that may have accepted it before."""
+    """The relay that may have accepted its mail in an earlier attempt."""
     replay: Replay | None = None
-    """The last one, if it was a dead letter before."""
+    """The last replay, if the job was a dead letter before."""
 
     @classmethod
-    def from_request(  # noqa: PLR0913 - all that is known of it
+    def from_request(  # noqa: PLR0913 - all that is known about it
         cls,
         request: OtpJob,
         *,
@@ -62,9 +62,9 @@ class Job:
     ) -> Self:
         """Return the job for a request, with the times at which its code was made and expires.
 
-        A producer's clock that runs ahead would keep a code alive too long, so `timestamp` counts only up to the moment
-        at which we first saw the job; how far it was ahead is kept for the report. A clock that runs behind looks like
-        a job that waited: the code's life counts from `timestamp`, and the lag is a metric.
+        A producer's clock that runs ahead would keep a code alive too long, so a `timestamp` after the moment at which
+        a worker first saw the job counts as that moment; the difference is kept for the logs. A clock that runs behind
+        looks like a job that waited: the code's life counts from `timestamp`, and the lag is a metric.
         """
         made_ms = first_seen_ms if request.timestamp is None else min(request.timestamp, first_seen_ms)
         minutes = request.metadata.expiry_minutes or default_expiry_minutes
@@ -75,7 +75,7 @@ class Job:
             first_seen_ms=first_seen_ms,
             attempts_made=attempts_made,
             made_ms=made_ms,
-            expires_ms=_alive_from_ms(made_ms, replay) + round(minutes * 60_000),
+            expires_ms=_lifetime_start_ms(made_ms, replay) + round(minutes * 60_000),
             clock_ahead_ms=max((request.timestamp or 0) - first_seen_ms, 0),
             suspect=suspect,
             uncertain=uncertain,
@@ -84,31 +84,31 @@ class Job:
 
     @property
     def identity(self) -> int:
-        """Equal for copies of one job, within this process: same id, recipient and code."""
+        """A hash of id, recipient and code: equal for copies of one job within this process."""
         return hash((self.id, self.request.email, self.request.otp))
 
     @property
     def requested_ms(self) -> int:
-        """When the producer, or an operator with a replay, last requested it."""
+        """When the producer requested it, or an operator replayed it."""
         return self.replay.at_ms if self.replay else self.made_ms
 
     @property
     def dated_ms(self) -> int:
         """The time for the `Date` of its e-mail, the same in each copy.
 
-        It is the producer's `timestamp` where that is plausible: unlike the time of arrival, it survives a crash.
+        It is the producer's `timestamp` if that is plausible: unlike the time of arrival, it survives a crash.
         """
         stated_ms = self.request.timestamp if self.clock_ahead_ms <= CLOCK_TOLERANCE_MS else None
         return self.made_ms if stated_ms is None else stated_ms
 
     @property
     def rank(self) -> int:
-        """Its order among prefetched jobs, most urgent first: 0 high lane, 1 high, 2 normal, 3 low."""
+        """Its urgency among prefetched jobs: 0 high lane, 1 high, 2 normal, 3 low."""
         return rank(self.lane, self.request.priority)
 
     def template_data(self) -> Mapping[str, Any]:
-        """Return what a template may use: every metadata key, `email`, `otp`, `expiryMinutes`, `validUntil`."""
-        life_ms = self.expires_ms - _alive_from_ms(self.made_ms, self.replay)
+        """Return the variables of the template: every metadata key, `email`, `otp`, `expiryMinutes`, `validUntil`."""
+        life_ms = self.expires_ms - _lifetime_start_ms(self.made_ms, self.replay)
         minutes = life_ms / 60_000
         data = dict(self.request.metadata.__pydantic_extra__ or {})
         data.update(
@@ -118,7 +118,7 @@ class Job:
             locale=self.request.metadata.locale,
             expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
             validUntil=_time_of_day(
-                _alive_from_ms(self.dated_ms, self.replay) + life_ms, dated=life_ms >= _HALF_DAY_MS
+                _lifetime_start_ms(self.dated_ms, self.replay) + life_ms, dated=life_ms >= _HALF_DAY_MS
             ),
             email=self.request.email,
             otp=self.request.otp,
@@ -130,16 +130,16 @@ _RANKS = {"high": 1, "normal": 2, "low": 3}
 
 
 def rank(lane: Lane, priority: Priority) -> int:
-    """Return the order among prefetched jobs, most urgent first; the high lane precedes every priority."""
+    """Return the urgency among prefetched jobs, 0 is the highest; the high lane precedes every priority."""
     return 0 if lane == "high" else _RANKS[priority]
 
 
-def _alive_from_ms(made_ms: int, replay: Replay | None) -> int:
+def _lifetime_start_ms(made_ms: int, replay: Replay | None) -> int:
     return replay.at_ms if replay is not None and replay.fresh else made_ms
 
 
 def _time_of_day(at_ms: int, *, dated: bool) -> str:
-    """Return `14:32 UTC`, with the date where the time alone would be ambiguous; rounded down."""
+    """Return `14:32 UTC`, rounded down; `dated` adds the date, for a time that would be ambiguous without it."""
     hours, minutes = divmod(at_ms // 60_000 % 1440, 60)
     time = f"{hours:02}:{minutes:02} UTC"
     return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d} {time}" if dated else time

@@ -1,4 +1,4 @@
-"""Read a job whose optional fields are not as documented: its code is sent all the same."""
+"""Reads jobs whose optional fields are not as documented, so that their codes are sent all the same."""
 
 import json
 import math
@@ -16,7 +16,7 @@ LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?")
 _PRIORITIES = ("low", "normal", "high")
 MILLISECONDS = range(10**12, 10**13)
-"""From 2001 to 2286. A value outside in every unit, such as .NET's ticks or an uptime, is not the time of a code."""
+"""From 2001 to 2286. A value that is outside in every unit, such as .NET's ticks or an uptime, is no time of a code."""
 _UNITS = (
     (range(10**9, 10**10), "seconds", 1_000),
     (MILLISECONDS, "milliseconds", 1),
@@ -32,21 +32,21 @@ _BAD_ESCAPE = re.compile(
 """An escape that JSON does not know, or half a surrogate pair, in a text without escaped backslashes."""
 _BACKSLASH = "\ud800"
 """A temporary replacement of an escaped backslash: no decoded text has it."""
-_DEEPEST = 200
-"""Levels of nesting; pydantic reads as many. Python's own reader is limited by the stack."""
+_MAX_DEPTH = 200
+"""Levels of nesting that are read, as many as pydantic reads. The stack limits Python's own parser."""
 _TEXT = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))', re.DOTALL)
 _STEPS = [(it in b"[{") - (it in b"]}") for it in range(256)]
-"""For each byte: by how much the nesting is deeper after it."""
+"""For each byte, how it changes the depth of nesting."""
 _DEEP = re.compile(rb"\x01+")
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0")
 _NO_OBJECT = {
     b'"': "is a text: encode the job once, as a JSON object",
     b"[": "is a list: publish one message for each job, a JSON object",
 }
-_MOST_DIGITS = 300
-"""Digits of a whole number; one with more is infinite, like a float of that size."""
-_MOST_TEXTS = 20
-"""Values read from a list or an object where one text is expected."""
+_MAX_DIGITS = 300
+"""A whole number with more digits is read as infinite, like a float of that size."""
+_MAX_TEXTS = 20
+"""Values that are read from a list or an object where one text is expected."""
 
 
 class Lenience(NamedTuple):
@@ -68,22 +68,22 @@ def loads(body: bytes, parse_int: Callable[[str], Any] = int) -> Any:
 
 def _repaired(body: bytes) -> str:
     text = body.removeprefix(BOM).decode(errors="replace")
-    # no callback for each escape: 64 KiB of them would take 18 ms instead of 3
+    # without a callback for each escape: 64 KiB of them would take 18 ms instead of 3
     text = _BAD_ESCAPE.sub("\N{REPLACEMENT CHARACTER}", text.replace(r"\\", _BACKSLASH))
     return text.replace(_BACKSLASH, r"\\")
 
 
 def _shallow(text: str) -> str:
-    if text.count("[") + text.count("{") <= _DEEPEST:
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
         return text
     # each step goes over the whole text in C: many short lists would take ten times as long in a loop
     parts: list[str] = _TEXT.split(text)
     parts[1::2] = map(" ".__mul__, map(len, parts[1::2]))  # brackets in strings do not nest
     bare = "".join(parts).encode("ascii", "replace")
     depths = list(accumulate(map(_STEPS.__getitem__, bare)))
-    if max(depths) <= _DEEPEST or depths[-1] > _DEEPEST:
+    if max(depths) <= _MAX_DEPTH or depths[-1] > _MAX_DEPTH:
         return text
-    deep = bytes([depth > _DEEPEST for depth in depths])
+    deep = bytes([depth > _MAX_DEPTH for depth in depths])
     parts, at = [], 0
     for found in _DEEP.finditer(deep):
         parts += text[at : found.start()], "null"
@@ -92,12 +92,12 @@ def _shallow(text: str) -> str:
 
 
 def has_two_names(body: bytes) -> bool:
-    """Return whether a field may have both of its names, `jobId` and `job_id`: one may be empty."""
+    """Return whether a field may be there under both of its names, such as `jobId` and `job_id`: one may be empty."""
     return any(snake in body and name in body for name, snake in _TWO_NAMES)
 
 
 def unreadable(body: bytes) -> str | None:
-    """Return why a body is no JSON object, with the fix, where its first bytes show it."""
+    """Return why a body is no JSON object, with the fix, if its first bytes show that."""
     start = body.removeprefix(BOM).lstrip()[:4]
     if not start:
         return "is empty"
@@ -109,9 +109,9 @@ def unreadable(body: bytes) -> str | None:
 
 
 def read_leniently(body: bytes) -> tuple[dict[str, Any], list[Lenience]]:
-    """Return a job's fields with each optional one as documented, or absent, and what that took.
+    """Return a job's fields, each optional one valid or absent, and what was coerced or ignored.
 
-    Raises `ValueError`, `TypeError` or `RecursionError` where the body is no JSON object.
+    Raises `ValueError`, `TypeError` or `RecursionError` if the body is no JSON object.
     """
     fields: Any = loads(body, _integer)
     if not isinstance(fields, dict):
@@ -144,11 +144,11 @@ def _coerced(
 
 
 def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _MOST_DIGITS else math.inf
+    return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
 def _number(value: object) -> int | float | None:
-    """Return a number, or one that is written in a string; what is no finite number is `None`."""
+    """Return a finite number, also from a string; otherwise `None`."""
     if isinstance(value, str) and _NUMBER.fullmatch(value := value.strip()):
         return float(value) if "." in value else int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -178,7 +178,7 @@ def _timestamp(value: object) -> int | None:
 
 
 def _moment(text: str) -> int | None:
-    """Return a moment written as ISO 8601 has it, with its zone: a local time read as UTC could be hours ago."""
+    """Parse an ISO 8601 time with its zone: a local time that is read as UTC could be hours ago."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -188,7 +188,7 @@ def _moment(text: str) -> int | None:
 
 
 def _unit(value: object) -> str:
-    """Return the unit of a timestamp, where it is another than milliseconds."""
+    """Return the unit of a timestamp; empty for milliseconds."""
     number = _number(value)
     name = next((name for unit, name, _ in _UNITS if number is not None and unit.start <= number < unit.stop), "")
     return "" if name == "milliseconds" else name
@@ -219,13 +219,13 @@ def _template(value: object) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    """Return a text: a number as it is written, of a list or an object the texts and numbers directly in it."""
+    """Return a text. A number becomes its digits, a list or an object the texts and numbers directly in it."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
         value = list(cast("dict[str, Any]", value).values())
     if isinstance(value, list):
-        inner = (_text(it) for it in cast("list[Any]", value)[:_MOST_TEXTS] if not isinstance(it, list | dict))
+        inner = (_text(it) for it in cast("list[Any]", value)[:_MAX_TEXTS] if not isinstance(it, list | dict))
         return " ".join(filter(None, inner)) or None
     number = _number(value)
     return None if number is None else str(number)

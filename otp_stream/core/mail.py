@@ -1,4 +1,4 @@
-"""The finished message that goes from the composer to the relay."""
+"""The message that the composer passes to the relay."""
 
 from dataclasses import dataclass, field
 
@@ -10,10 +10,10 @@ class Mail:
     recipient: str = field(repr=False)
     content: bytes = field(repr=False)
     dot_safe: bool = False
-    """Whether it is known that all lines end with CRLF and none begins with a dot."""
+    """Whether all lines are known to end with CRLF and none to begin with a dot."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What to redact in texts of the relay."""
+    """What to redact in the relay's replies."""
 
 
 class ComposeError(Exception):
-    """A template or its data failed; the text is for an operator and holds no secret."""
+    """A template or its data failed; the text is for an operator and contains no secret."""

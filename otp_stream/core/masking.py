@@ -1,6 +1,6 @@
-"""Addresses and names as logs and events may show them, and texts that others wrote without addresses and codes.
+"""Masks and hashes addresses, and redacts addresses and codes in foreign texts such as a relay's reply.
 
-All work is linear in the length of a text, such as a relay's reply: others decide on it.
+All work is linear in the length of a text, because others control that length.
 """
 
 import re
@@ -8,15 +8,15 @@ from binascii import a2b_base64, unhexlify
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
-from .address import one_person
+from .address import person_key
 from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, of_code, of_wire_address
 
 SHOWN = 300
-"""Characters of a text that are shown."""
+"""Maximum number of characters of a text that are shown."""
 SEARCH_LIMIT = 2_000
-"""Characters of a text that are searched for secrets before it is cut: no encoding makes a secret longer."""
-_TORN = 128
-"""Characters of a longer word: no code fills it."""
+"""Characters of a text that are searched before it is cut: a secret that begins in the shown part ends within them."""
+_MAX_TORN = 128
+"""A longer word is cut in the middle, not dropped: it is too long for a code."""
 _BYTES = bytes(range(256))
 _LOWER = _BYTES.lower()
 _NO_WORD = bytes(it for it in _BYTES if not chr(it).isascii() or not chr(it).isalnum())
@@ -24,7 +24,7 @@ _NO_DIGIT_64 = bytes(it for it in _NO_WORD if chr(it) not in "+/-_")
 _NO_DIGIT_16 = bytes(it for it in _BYTES if chr(it) not in "0123456789abcdefABCDEF")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _REPLY_CODE = re.compile(r"(?<!\S)([245]\d\d(?:[ -][245]\.\d{1,3}\.\d{1,3})?|[245]\.\d{1,3}\.\d{1,3})(?!\S)")
-"""As relays write it (RFC 5321, RFC 3463)."""
+"""As relays write it, with or without the enhanced code (RFC 5321, RFC 3463)."""
 
 
 def mask_address(address: str) -> str:
@@ -34,8 +34,8 @@ def mask_address(address: str) -> str:
 
 
 def hash_address(address: str, key: bytes) -> str:
-    """Return a keyed hash: equal for addresses of one person, and otherwise meaningless."""
-    return blake2b(one_person(address).encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
+    """Return a keyed hash, which is equal for the addresses of one person."""
+    return blake2b(person_key(address).encode(errors="surrogatepass"), key=key, digest_size=16).hexdigest()
 
 
 def keyed_hash(name: str, key: bytes) -> str:
@@ -44,29 +44,29 @@ def keyed_hash(name: str, key: bytes) -> str:
 
 
 def contains_secret(text: str, address: str, code: str, *, partial: bool = False) -> bool:
-    """Return whether `text` contains the address or the code, in whatever case or encoding.
+    """Return whether `text` contains the address or the code, in any case or encoding.
 
     A number within a longer one, or a local part alone, counts only with `partial`.
     """
     if not _may_contain(text, address, code):
         return False
-    # producers name jobs after people, and look for them by that name
+    # without `partial`, a local part is allowed: producers name jobs after people and search for them by that name
     needles = [*of_wire_address(address, shortest=SHORTEST if partial else len(address)), *of_code(code)]
     searched = Searched(text)
     return any(searched.spans(needles)) if partial else contains_any(searched, needles)
 
 
 def _may_contain(text: str, address: str, code: str) -> bool:
-    """Return whether a search is worthwhile: the id of each job is checked, and almost none contains a secret."""
+    """Return `False` if a quick look rules a secret out, as for almost every job id."""
     if not (text.isascii() and code.isascii() and address.isascii()):
         return True
-    if "%" in text or "=" in text or "\\" in text or "&" in text:  # of all escapes
+    if "%" in text or "=" in text or "\\" in text or "&" in text:  # every escape contains one of these
         return True
     local = address.rpartition("@")[0]
     if len(without_tag := local.partition("+")[0]) >= SHORTEST:
         local = without_tag
     elif len(local) < SHORTEST:
-        if "xn--" in address:  # its other form is different altogether
+        if "xn--" in address:  # the Unicode form of the address shares no text with it
             return True
         local = address
     if len(text) < SHORTEST <= min(len(code), len(address)):
@@ -75,7 +75,7 @@ def _may_contain(text: str, address: str, code: str) -> bool:
     if (code and not wanted_code) or (local and not wanted_local):
         return True
     raw = text.encode()
-    # a secret may begin at any digit: all alignments are decoded in one call
+    # an encoded secret may begin at any digit: all alignments are decoded in one call
     digits = raw.translate(_STANDARD, _NO_DIGIT_64) + b"AAA"
     aligned = b"".join([digits[at : at + (len(digits) - at) // 4 * 4] for at in range(4)])
     digits = raw.translate(None, _NO_DIGIT_16)
@@ -89,18 +89,18 @@ def _letters_and_digits(text: str) -> bytes:
 
 
 def cut(text: str) -> str:
-    """Return the beginning of a line whose secrets are not known, without a word at its end that is not whole."""
+    """Cut a line to `SHOWN` characters without a torn word at the end: half of a code cannot be redacted later."""
     if len(text) <= SHOWN:
         return text
     start, _, torn = text[:SHOWN].rpartition(" ")
-    return start if len(torn) <= _TORN else text[:SHOWN]
+    return start if len(torn) <= _MAX_TORN else text[:SHOWN]
 
 
 def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
-    """Return `text` on one line of printable characters, with every secret in it redacted, then cut to `limit`."""
+    """Return `text` on one line of printable characters, with every secret redacted, cut to `limit`."""
     text = " ".join(text.split())[: max(SEARCH_LIMIT, limit)]
-    # a shorter one is no code, and part of every other word
-    needles = [it for secret in secrets if len(secret) >= SHORTEST for it in _of(secret)]
+    # a shorter secret is no code, and ordinary words contain it
+    needles = [it for secret in secrets if len(secret) >= SHORTEST for it in _needles(secret)]
     parts: list[str] = []
     at = 0
     for start, end in _merged(Searched(text).spans(needles)) if needles else ():
@@ -109,20 +109,20 @@ def scrub(text: str, *secrets: str, limit: int = SHOWN) -> str:
         parts += text[at:start], "***"
         at = end
     text = "".join([*parts, text[at:limit]])
-    # a terminal obeys some characters; words have none of them
+    # others, such as escape sequences, could control a terminal
     return (
         text if text.isprintable() else "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text)
     )
 
 
 def scrub_suspects(text: str, *secrets: str, limit: int = SHOWN) -> str:
-    """Return the same as `scrub`, and without every word that may be an address or a code."""
+    """Redact as `scrub` does, and also every word that may be an address or a code."""
     parts = _REPLY_CODE.split(scrub(text, *secrets, limit=SEARCH_LIMIT))
-    parts[::2] = map(_unsuspected, parts[::2])
+    parts[::2] = map(_without_suspects, parts[::2])
     return " ".join(filter(None, parts))[:limit]
 
 
-def _unsuspected(text: str) -> str:
+def _without_suspects(text: str) -> str:
     spaced = SPACED.sub(lambda found: " *** " if any(map(str.isspace, found[0].strip())) else found[0], text)
     return " ".join("***" if _suspect(word) else word for word in spaced.split())
 
@@ -131,7 +131,7 @@ def _suspect(word: str) -> bool:
     return len(word) >= SHORTEST and ("@" in word or any(map(str.isdigit, word)))
 
 
-def _of(secret: str) -> list[Needle]:
+def _needles(secret: str) -> list[Needle]:
     return of_wire_address(secret, shortest=2) if "@" in secret else of_code(secret)
 
 

@@ -1,4 +1,4 @@
-"""The result of one attempt, as an adapter reports it: a fact, never a verdict."""
+"""The result of one attempt: the facts that the relay or the composer reports. `decision` draws the conclusions."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
@@ -10,7 +10,6 @@ Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "d
 
 UnavailableReason = Literal["unreachable", "tls_failed", "login_refused", "sender_refused", "throttled"]
 """Why a relay cannot take any job at present."""
-
 
 ReplyClass = Literal["address", "mailbox", "system", "network", "protocol", "content", "policy"]
 """What a reply is about, by the subject of its enhanced code (RFC 3463 §3)."""
@@ -24,7 +23,7 @@ _SUBJECTS: dict[str, ReplyClass] = {
 class Reply:
     """One SMTP reply (RFC 5321 §4.2), with the enhanced code of RFC 3463 where the relay gave one.
 
-    A long `text` is whole, so that the words that matter are found; `str` shows its beginning.
+    A long `text` is not cut, so that the decisive words are found; `str` shows its beginning.
     """
 
     code: int
@@ -34,7 +33,7 @@ class Reply:
 
     @property
     def about(self) -> ReplyClass | None:
-        """What the reply is about, where it has an enhanced code."""
+        """What the reply is about, if it has an enhanced code."""
         return _SUBJECTS.get(self.enhanced.split(".")[1]) if self.enhanced else None
 
     def __str__(self) -> str:
@@ -45,7 +44,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The relay replied 250 to the final dot: the message is its responsibility now."""
+    """The relay replied 250 to the final dot, and is responsible for the message from now on."""
 
     reply: Reply
 
@@ -70,7 +69,7 @@ class Uncertain:
 
     error: str
     relay: str
-    """Which relay: a copy should go to the same one."""
+    """The relay's name: a copy should go to the same one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +79,9 @@ class Unavailable:
     reason: UnavailableReason
     error: str
     code: int | None = field(default=None, compare=False)
-    """Of the reply, if there was one to this mail."""
+    """The code of the reply to this mail, if there was one."""
     stage: Stage | None = field(default=None, compare=False)
-    """Of that reply."""
+    """The stage of that reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class TimedOut:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """Our fault: a template or its data failed, or the code did."""
+    """Our own failure: of a template, its data or the code."""
 
     error: str
 
@@ -101,12 +100,12 @@ Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | TimedOut | 
 
 
 def at_recipient(outcome: Unavailable) -> Deferred:
-    """Return the outcome if the relay is unavailable for this recipient alone and takes all other mail."""
+    """Return the outcome of a mail that a relay refuses as a whole, although it takes all other mail."""
     return Deferred(Reply(421, None, f"met by this recipient alone: {outcome.error}", "rcpt"))
 
 
 def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
-    """Return the outcome with every secret in its texts redacted: a relay may quote what it was sent."""
+    """Return the outcome with every secret in its texts redacted, because a relay may quote what it received."""
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
             return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets, limit=SEARCH_LIMIT)))

@@ -1,4 +1,4 @@
-"""The result of a requested probe of a relay."""
+"""The result of a probe that was requested."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,17 +11,17 @@ Result = Literal["accepted", "connected", "refused", "no_answer", "too_soon", "n
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """A relay after a probe was requested."""
+    """A relay after the request of a probe."""
 
     relay: RelayState
     sent: bool
-    """Whether a probe went out, or was on its way."""
+    """Whether a probe was sent, or was already in flight."""
     again_in_ms: int = 0
-    """In how many milliseconds a probe may be requested again, where mail does not flow."""
+    """Milliseconds until another probe may be requested, if mail does not flow."""
 
     @property
     def result(self) -> Result:
-        """What came of it. `connected`: no job waited to be the probe, and nothing was refused so far."""
+        """The result. `connected`: no job was waiting to be the probe, and the relay has refused nothing so far."""
         match self.relay.circuit_breaker:
             case "closed":
                 return "accepted" if self.sent else "not_needed"

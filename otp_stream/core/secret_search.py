@@ -1,6 +1,6 @@
-"""Search for addresses and codes in a text, in whatever case, width, escape or encoding they are written.
+"""Searches texts for addresses and codes in any case, width, escape or encoding.
 
-All work is linear in the length of the text, which others decide on.
+All work is linear in the length of the text, because others control that length.
 """
 
 import re
@@ -16,15 +16,15 @@ from urllib.parse import unquote_to_bytes
 from .address import IGNORABLE, unicode_address
 
 SHORTEST = 4
-"""Characters of a code."""
-_MOST_WITHIN_WORDS = 500
-"""How often a name may be part of longer words; a text with more was written to slow down the search."""
+"""Minimum number of characters of a code."""
+_MAX_WITHIN_WORDS = 500
+"""How often a name may be part of longer words. A text with more was written to slow down the search."""
 
 _ESCAPED = re.compile(
     r"(?:%[0-9A-Fa-f]{2})+|%u[0-9A-Fa-f]{4}|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"
     r"|&(?:#[0-9]{1,8};?|#[xX][0-9A-Fa-f]{1,8};?|[0-9A-Za-z]{1,10};)"
 )
-"""URLs, quoted-printable, JSON and HTML."""
+"""The escapes of URLs, quoted-printable, JSON and HTML."""
 _ESCAPE_MARKS = frozenset("%=\\&")
 _NO_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]+")
 _NO_HEX = re.compile(r"[^A-Fa-f0-9]+")
@@ -33,7 +33,7 @@ _BASE64, _HEX = 6, 4
 _TO_STANDARD = str.maketrans("-_", "+/")
 SPACED = re.compile(r"(?:\d[\s.\-]{0,2}){4,64}")
 
-# Names of roles (RFC 2142), and words that are in many replies: they name no one, and are secret only in quotes.
+# Names of roles (RFC 2142), and words of many replies. They identify no one, so they are secret only in quotes.
 _WORDS = frozenset(
     "user users mail mailbox email e-mail recipient address account sender domain message host server nobody unknown "  # noqa: SIM905 - legible
     "test info admin support sales marketing abuse postmaster hostmaster webmaster noreply no-reply contact office "
@@ -45,21 +45,21 @@ _QUOTES_BEFORE, _QUOTES_AFTER = "<\"'([{`=", ">\"')]}`=%"
 
 
 class Needle(NamedTuple):
-    """A secret as it is searched for."""
+    """One form of a secret to search for."""
 
     text: str
     compact: bool
-    """Whether only letters and digits are compared, so that spaces and dashes within it make no difference."""
+    """Whether only letters and digits are compared, so that spaces and dashes inside it are ignored."""
     near: Callable[[str], bool] | None
-    """What beside it makes it part of something longer; `None` where nothing does."""
+    """Whether a character beside it makes it part of something longer; `None` if none does."""
     whole: bool = False
-    """Whether it is never searched for within something longer."""
+    """Whether a match within something longer never counts."""
     quoted: bool = False
-    """Whether it is a secret only where it is quoted."""
+    """Whether it counts only in quotes."""
 
 
 def of_wire_address(address: str, *, shortest: int) -> list[Needle]:
-    """Return what the address of a job is searched by: as it is sent, and as people write it."""
+    """Return the needles for the address of a job: as SMTP sends it, and with its domain in Unicode."""
     found = of_address(address, shortest=shortest)
     if written := unicode_address(address):
         found.append(Needle(_fold(written), compact=False, near=None))
@@ -67,7 +67,7 @@ def of_wire_address(address: str, *, shortest: int) -> list[Needle]:
 
 
 def of_address(address: str, *, shortest: int) -> list[Needle]:
-    """Return what an address is searched by: the whole, and its local part from `shortest` characters on."""
+    """Return the needles for an address: all of it, and its local part if that has `shortest` characters."""
     if not address:
         return []
     folded = _fold(address)
@@ -84,7 +84,7 @@ def of_address(address: str, *, shortest: int) -> list[Needle]:
 
 
 def of_code(code: str) -> list[Needle]:
-    """Return what a code is searched by."""
+    """Return the needle for a code; none if it is empty."""
     folded = _fold(code)
     if not folded:
         return []
@@ -103,7 +103,7 @@ def _is_word(it: str) -> bool:
 
 
 def contains_any(searched: "Searched", needles: Iterable[Needle]) -> bool:
-    """Return whether any of them is in the text, not as a part of something longer."""
+    """Return whether the text contains any of them other than as part of something longer."""
     return any(
         bounded and not needle.quoted
         for needle in needles
@@ -113,11 +113,11 @@ def contains_any(searched: "Searched", needles: Iterable[Needle]) -> bool:
 
 
 def _fold(text: str) -> str:
-    """Return it without differences of case, of width and of the script of digits, and without invisible characters."""
+    """Remove differences of case, of width and of the script of digits, and invisible characters."""
     return text.lower() if text.isascii() else "".join(map(_fold_one, text))
 
 
-@lru_cache(4096)  # to normalise a character takes longer than all the rest
+@lru_cache(4096)  # normalizing takes longer than all the rest
 def _fold_one(char: str) -> str:
     if char.isascii():
         return char.lower()
@@ -128,7 +128,7 @@ def _fold_one(char: str) -> str:
 
 
 def fold_compact(text: str) -> str:
-    """Return its letters and digits without differences of case, of width and of the script of digits."""
+    """Keep letters and digits only, without differences of case, of width and of the script of digits."""
     return _compact(text.lower()) if text.isascii() else "".join(map(_fold_compact_one, text))
 
 
@@ -142,7 +142,7 @@ def _compact(text: str) -> str:
 
 
 class Reading:
-    """A text in one of the ways in which it can be read; `place` returns where a part of it is in the text itself."""
+    """A text as it is, unescaped or decoded; `place` maps a range of it to the range in the original text."""
 
     def __init__(self, text: str, place: Callable[[int, int], tuple[int, int]]) -> None:
         self.text = text
@@ -151,7 +151,7 @@ class Reading:
         self.compact = _compact(self.folded)
 
     def find(self, needle: Needle) -> Iterator[tuple[int, int, bool, bool]]:
-        """Yield where it begins and ends, whether it is not part of something longer, and whether it has no gaps."""
+        """Yield begin and end of each match, whether it is bounded (not part of something longer), and without gaps."""
         within = self.compact if needle.compact else self.folded
         size = len(needle.text)
         at = within.find(needle.text)
@@ -163,7 +163,7 @@ class Reading:
             bounded = needle.near is None or not any(map(needle.near, before + after))
             in_quotes = (before and before in _QUOTES_BEFORE) or (after and after in _QUOTES_AFTER)
             within_words += needle.whole and not bounded
-            too_often = within_words > _MOST_WITHIN_WORDS
+            too_often = within_words > _MAX_WITHIN_WORDS
             if too_often or ((bounded or not needle.whole) and (in_quotes or not needle.quoted)):
                 yield *self.place(begin, end), bounded or too_often, last - first == size - 1
             at = within.find(needle.text, at + 1)
@@ -190,7 +190,7 @@ class Searched:
 
     @cached_property
     def unescaped(self) -> list[Reading]:
-        """The text as it is, and without escapes."""
+        """The text as it is, and unescaped."""
         readings = [Reading(self._text, lambda first, last: (first, last))]
         for _ in range(3):  # an escape may be escaped
             if _ESCAPE_MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
@@ -205,11 +205,11 @@ class Searched:
 
     @property
     def readings(self) -> list[Reading]:
-        """All ways in which it can be read."""
+        """All forms of the text to search."""
         return [*self.unescaped, *self.decoded]
 
     def spans(self, needles: Iterable[Needle]) -> Iterator[tuple[int, int]]:
-        """Yield where these are in the text, in any order."""
+        """Yield begin and end of each match, in any order."""
         for needle in needles:
             for reading in self.readings:
                 for start, end, bounded, close in reading.find(needle):
@@ -220,8 +220,8 @@ class Searched:
 def _unescaped(reading: Reading) -> Reading:
     parts: list[str] = []
     starts: list[int] = []
-    ends: list[tuple[int, int, int]] = []
-    """For each part: where it begins in the source, where it ends there, and how long it is here."""
+    sources: list[tuple[int, int, int]] = []
+    """For each part: its begin and end in the source, and its length here."""
     at = size = 0
 
     def add(part: str, start: int, end: int) -> None:
@@ -229,13 +229,13 @@ def _unescaped(reading: Reading) -> Reading:
         if part:
             parts.append(part)
             starts.append(size)
-            ends.append((start, end, len(part)))
+            sources.append((start, end, len(part)))
             size += len(part)
 
     for match in _ESCAPED.finditer(reading.text):
         add(reading.text[at : match.start()], at, match.start())
         at = match.end()
-        add(_meant(match[0]), match.start(), at)
+        add(_decode_escape(match[0]), match.start(), at)
     add(reading.text[at:], at, len(reading.text))
 
     def place(first: int, last: int) -> tuple[int, int]:
@@ -243,15 +243,15 @@ def _unescaped(reading: Reading) -> Reading:
 
     def _source(index: int) -> tuple[int, int]:
         part = bisect_right(starts, index) - 1
-        start, end, length = ends[part]
-        if length == end - start:  # as it was
+        start, end, length = sources[part]
+        if length == end - start:  # not an escape
             return start + index - starts[part], start + index - starts[part] + 1
         return start, end
 
     return Reading("".join(parts), place)
 
 
-def _meant(escape: str) -> str:
+def _decode_escape(escape: str) -> str:
     match escape[0]:
         case "%" if escape[1] != "u":
             return unquote_to_bytes(escape).decode(errors="replace")
@@ -265,7 +265,7 @@ def _meant(escape: str) -> str:
 
 
 def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[Reading]:
-    """Yield what its characters mean as base64 (6 bits each) or in hexadecimal (4), wherever the first byte begins."""
+    """Yield the text decoded as base64 (6 bits a character) or hexadecimal (4), once for each possible first digit."""
     digits = others.sub("", text)
     if len(digits) * bits < 8 * SHORTEST:
         return

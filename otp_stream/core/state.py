@@ -1,4 +1,4 @@
-"""The state of each part of the worker for health, metrics, the monitor and the page. Contains no secret."""
+"""The state of each part of the worker, for health, metrics, monitor and page. It contains no secret."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +13,8 @@ CircuitBreakerState = Literal["closed", "half_open", "open"]
 Phase = Literal["http_only", "starting", "consuming", "stopping"]
 """What the worker is doing. `http_only` is WORKER=false; `starting` waits for the broker."""
 
-
 Fail = Literal["open", "closed"]
-"""While Redis is disconnected: send with this worker's own state, or wait."""
+"""What to do while Redis is disconnected: send with this worker's own state, or wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,9 @@ class RelayState:
     error: str | None = None
     """The text of the last failure, kept while the circuit breaker is not closed."""
     probe_ms: int | None = None
-    """When the next probe goes out."""
+    """When the next probe is due."""
     probing: bool = False
-    """Whether a probe is on its way."""
+    """Whether a probe is in flight."""
     size: int = 0
     """Connections allowed."""
     connections: int = 0
@@ -42,9 +41,9 @@ class RelayState:
     sending: int = 0
     """Mails being sent now."""
     waiting: int = 0
-    """Jobs in the send queue; those that any relay may take count with the first relay."""
+    """Jobs in the send queue. Jobs for any relay count for the first one."""
     stalled: bool = False
-    """Whether mails are being sent and no reply has come for a while."""
+    """Whether mails are being sent and the relay has not replied for a while."""
     connects: int = 0
     """Connections opened since start."""
     replies: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -57,7 +56,7 @@ class RelayState:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One lane, as this worker and RabbitMQ see it."""
+    """One lane, as this worker and RabbitMQ report it."""
 
     lane: Lane
     queue: str
@@ -68,20 +67,20 @@ class LaneState:
     received: int = 0
     """Deliveries since start."""
     unverified: int = 0
-    """Of them, retries whose headers have no valid signature."""
-    let_go: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Deliveries that are no longer unacked, by how they ended: `received` is their sum plus `unacked`."""
+    """Of them, retries without a valid signature."""
+    ended: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Deliveries that are no longer unacked, by how they ended. With `unacked`, they add up to `received`."""
     depth: int | None = None
     """Jobs ready in the queue, as RabbitMQ reports; `None` before the first report."""
     consumers: int | None = None
     """Consumers on the queue, as RabbitMQ reports."""
     empty_ms: int | None = None
-    """When RabbitMQ last reported it as empty (milliseconds since 1970); no job in it has waited longer."""
+    """When RabbitMQ last reported the queue as empty (milliseconds since 1970): no job in it has waited longer."""
     waiting_ms: int | None = None
-    """Since when a job has been waiting in it (milliseconds since 1970); `None` if none is known to wait."""
+    """Since when a job has been waiting in the queue (milliseconds since 1970); `None` if none is known to wait."""
     waited_ms: int | None = None
-    """Age of the last job received here, from its `timestamp`."""
-    came_ms: int | None = None
+    """Age of the last received job, from its `timestamp`."""
+    received_ms: int | None = None
     """When that job was received (milliseconds since 1970)."""
     oldest_unacked_ms: int | None = None
     """When the oldest unacked job was received (milliseconds since 1970)."""
@@ -95,14 +94,14 @@ class WaitState:
     delay_ms: int
     """How long a job stays in it."""
     depth: int | None = None
-    """As RabbitMQ reports; `None` before the first report, or if the queue is not available."""
+    """Jobs in it, as RabbitMQ reports; `None` before the first report, or if the queue is not available."""
     empty_ms: int | None = None
     """When RabbitMQ last reported it as empty (milliseconds since 1970)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerState:
-    """RabbitMQ as this worker sees it; times are milliseconds since 1970."""
+    """RabbitMQ as seen by this worker; times are milliseconds since 1970."""
 
     url: str
     """Masked."""
@@ -110,12 +109,12 @@ class BrokerState:
     since_ms: int = 0
     """When `connected` last changed."""
     error: str | None = None
-    """What it waits for, or the last error."""
+    """What the worker waits for, or the last error."""
     refused: bool = False
-    """Whether it responds, but refuses the login or the virtual host; `error` then continues "RabbitMQ …"."""
+    """Whether RabbitMQ refuses the login or the virtual host; `error` then continues the sentence "RabbitMQ …"."""
     blocked: bool = False
     """Whether the broker refuses publishes because it is low on memory or disk space."""
-    looked_ms: int | None = None
+    reported_ms: int | None = None
     """When the broker last reported depths and consumers."""
     lanes: tuple[LaneState, ...] = ()
     dead: int | None = None
@@ -123,7 +122,7 @@ class BrokerState:
     waits: tuple[WaitState, ...] = ()
     """The wait queues, the shortest first."""
     events_dropped: int = 0
-    """Events that could not be published. No job depends on them."""
+    """Events that could not be published. No job waits for them."""
 
     @property
     def waiting(self) -> int | None:
@@ -133,10 +132,10 @@ class BrokerState:
 
 @dataclass(frozen=True, slots=True)
 class TablesState:
-    """Keyed state as this worker sees it; keys are hashed."""
+    """The tables as seen by this worker. Keys are hashed."""
 
     url: str | None = None
-    """Of Redis, masked; `None` if the state is in this worker's memory only."""
+    """The URL of Redis, masked; `None` if the state is in this worker's memory only."""
     connected: bool | None = None
     """Whether Redis is connected; `None` without Redis."""
     error: str | None = None
@@ -151,33 +150,34 @@ class TablesState:
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Entries in this worker's memory, by table."""
     evicted: int = 0
-    """Entries evicted from this worker's bounded memory before their TTL; Redis still has them."""
+    """Entries that this worker's limited memory evicted before their TTL. Redis still has them."""
     answers: Mapping[str, int] = field(default_factory=dict[str, int])
     """Admission checks since start, by result."""
     unshared: int = 0
-    """Jobs sent while Redis was disconnected: another worker may have sent them, too."""
+    """Jobs sent while Redis was disconnected, which another worker may have sent as well."""
     reused: int = 0
     """Jobs whose `jobId` was used before with another recipient or code."""
     pending: int = 0
     """Sent records that are not in Redis yet."""
     throttled: Mapping[str, int] = field(default_factory=dict[str, int])
-    """What was over a limit most often, by limit and hashed key."""
+    """The limits that were exceeded most often, by limit and hashed key."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSeen:
-    """A worker that shares our state, as it has reported itself."""
+    """The last report of a worker that shares the tables."""
 
     name: str
     """`host:pid`."""
     version: str
     phase: str
     circuit_breaker: str
-    """Of its first relay."""
+    """That of its first relay."""
     held: int
+    """Unacked jobs."""
     sent_last_minute: int
     silent_ms: int = 0
-    """How long ago it last reported."""
+    """Time since the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class WorkerState:
     broker: BrokerState | None
     """`None` when nothing is consumed."""
     relays: tuple[RelayState, ...]
-    """In the order in which they are used; empty when nothing is sent."""
+    """In order of preference; empty when nothing is sent."""
     tables: TablesState | None = None
     """`None` when nothing is consumed."""
 
@@ -198,7 +198,7 @@ class Step:
     """The totals of a few seconds; times are milliseconds."""
 
     at_ms: int
-    """Start of the step, since 1970."""
+    """Start of the step, milliseconds since 1970."""
     sent: int = 0
     retried: int = 0
     dead: int = 0
@@ -221,7 +221,7 @@ class Recent(NamedTuple):
     """How it ended, or `retry`."""
     attempt: int
     took_ms: int | None = None
-    """From `timestamp` to this."""
+    """Time from `timestamp` to the end."""
     error: str = ""
 
 
@@ -239,7 +239,7 @@ class Stats:
     last_error_ms: int | None = None
     sent_last_minute: int = 0
     died_last_minute: int = 0
-    """Without throttled jobs: those are intended."""
+    """Without throttled jobs, which are intended."""
     p50_ms: int | None = None
-    """Median time from `timestamp` to acceptance, over the last mails of the last minute."""
+    """Median time from `timestamp` to acceptance, of the latest mails of the last minute."""
     p99_ms: int | None = None

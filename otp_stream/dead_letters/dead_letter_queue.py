@@ -13,8 +13,9 @@ from aio_pika import Message
 
 from otp_stream.broker import outgoing
 from otp_stream.broker.headers import sign
-from otp_stream.broker.message import Delivered, now_ms
+from otp_stream.broker.message import Delivered
 from otp_stream.broker.topology import Topology
+from otp_stream.clock import now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.job import Replay

@@ -21,7 +21,8 @@ from otp_stream.broker.headers import (
     REPLY_CODE,
     verified,
 )
-from otp_stream.broker.message import Delivered, now_ms
+from otp_stream.broker.message import Delivered
+from otp_stream.clock import now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.decision import REASONS
 from otp_stream.core.job import Job, Replay

@@ -21,7 +21,7 @@ TEXT_LIMIT = 500
 """Maximum characters of any other text of metadata."""
 _OURS = {"email", "otp", "expiryMinutes", "validUntil", "locale"}
 _NAMES = {"userName", "purpose", "tenant"}
-_DEEPEST = 5
+_MAX_DEPTH = 5
 
 _PLAIN = re.compile(r"[\w ,'-]*")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]+")
@@ -71,7 +71,7 @@ class _Named(dict[str, object]):
 def _harmless(value: object, depth: int = 0) -> object:
     if isinstance(value, str):
         return text(value, TEXT_LIMIT)
-    if isinstance(value, list | dict) and depth == _DEEPEST:
+    if isinstance(value, list | dict) and depth == _MAX_DEPTH:
         return None
     if isinstance(value, list):
         return [_harmless(it, depth + 1) for it in cast("list[object]", value)]

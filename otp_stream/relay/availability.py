@@ -12,7 +12,7 @@ from .send_queue import PendingSend
 
 _OFFENCES = 2
 _REMEMBERED = 1_000
-_MOST_PASSED = 100
+_MAX_PASSED = 100
 
 
 class FailedRecipients:
@@ -56,7 +56,7 @@ class FailedRecipients:
         """Return the next job for a recipient whose mail has not failed, or `first` if there is none."""
         passed = [first]
         found: PendingSend | None = None
-        while found is None and len(passed) < _MOST_PASSED and (other := take_next()):
+        while found is None and len(passed) < _MAX_PASSED and (other := take_next()):
             if other.mail.recipient in self.failed:
                 passed.append(other)
             else:

@@ -28,7 +28,7 @@ _MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 _BAD_CREDENTIALS = 535
 _TRY_THE_NEXT = frozenset({500, 501, 502, 503, 504, 534, 535, 538, 550, 553, 554})
 """Codes to AUTH that relays have for a mechanism they announce and do not take. All but 535 count no wrong password."""
-_MOST_FAILED_LOGINS = 2
+_MAX_FAILED_LOGINS = 2
 """535 to one mechanism may mean the mechanism; to two, the password."""
 
 
@@ -158,7 +158,7 @@ class Handshake:
                 raise RelayUnavailableError(handshake_reason(reply), str(reply))
             refused = refused if refused and refused.code == _BAD_CREDENTIALS else reply
             credentials += code == _BAD_CREDENTIALS
-            if code not in _TRY_THE_NEXT or credentials >= _MOST_FAILED_LOGINS:
+            if code not in _TRY_THE_NEXT or credentials >= _MAX_FAILED_LOGINS:
                 break
         assert refused is not None  # noqa: S101 - for the type checker only: there was a mechanism
         self._mechanism = None

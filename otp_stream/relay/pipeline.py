@@ -5,7 +5,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Literal
 
-from otp_stream.core.address import one_person
+from otp_stream.core.address import person_key
 from otp_stream.core.outcome import Reply, Stage
 
 from .config import RelayConfig
@@ -14,7 +14,7 @@ from .protocol import RelayUnavailableError, SmtpProtocol
 from .reply import to_reply
 from .send_queue import PendingSend
 
-_MOST_LOST = 3
+_MAX_LOST = 3
 
 
 _UNPROVEN_S = 10.0
@@ -39,7 +39,7 @@ class PipeliningSupport:
     def ahead_lost(self) -> None:
         """Count an envelope sent ahead that may have caused a refusal or the end of the session."""
         self._lost += 1
-        if self._lost >= _MOST_LOST:
+        if self._lost >= _MAX_LOST:
             self.ahead = False
 
     def ahead_accepted(self) -> None:
@@ -196,6 +196,6 @@ class Pipeline(SmtpProtocol):
         if "@" not in text:
             return to_reply((code, text), stage, secrets=secrets)
         # in a mail to ourselves, our address is the recipient's: its refusal is about no other mail
-        other = one_person(mail.recipient) if mail else ""
-        sender, login = (it if it and one_person(it) != other else None for it in (self._sender, self._login))
+        other = person_key(mail.recipient) if mail else ""
+        sender, login = (it if it and person_key(it) != other else None for it in (self._sender, self._login))
         return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets)

@@ -6,7 +6,7 @@ Facts only. Whether a job is tried again is decided elsewhere.
 import re
 from collections.abc import Sequence
 
-from otp_stream.core.greylisting import asks_for_later, is_of_an_unknown_sender
+from otp_stream.core.greylisting import asks_for_later, names_unknown_sender
 from otp_stream.core.masking import SEARCH_LIMIT, SHOWN, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Unavailable, UnavailableReason
 
@@ -197,7 +197,7 @@ def _is_for_one_mail(reply: Reply, status: str) -> bool:
     text = reply.text
     if status[2:] in _AUTHENTICITY_STATUS or words.AUTHENTICITY.search(text):
         return True
-    if reply.code // 100 == 4 and is_of_an_unknown_sender(text) and not _SENDER_STATUS.fullmatch(status):
+    if reply.code // 100 == 4 and names_unknown_sender(text) and not _SENDER_STATUS.fullmatch(status):
         return True
     return bool(words.RECIPIENTS_OWN.search(text)) and not _is_our_login(reply)
 

@@ -163,7 +163,7 @@ def _ledger(broker: BrokerState) -> Iterator[Metric]:
     for lane in broker.lanes:
         received.add_metric([lane.lane], lane.received)
         for how in _SETTLED_HOW:
-            settled.add_metric([lane.lane, how], lane.let_go.get(how, 0))
+            settled.add_metric([lane.lane, how], lane.ended.get(how, 0))
     yield received
     yield settled
     yield _by("ledger_unacked", "Unacked deliveries, by lane.", "lane", {it.lane: it.unacked for it in broker.lanes})

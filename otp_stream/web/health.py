@@ -91,7 +91,7 @@ class HealthView:
     async def fresh_state(self, timeout_s: float) -> WorkerState:
         """Return the state with the broker's figures of the last seconds, or older ones after `timeout_s`."""
         broker = self._state().broker
-        if broker is not None and broker.connected and clock.now_ms() - (broker.looked_ms or 0) > _FRESH_MS:
+        if broker is not None and broker.connected and clock.now_ms() - (broker.reported_ms or 0) > _FRESH_MS:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self._refresh_broker())
             await asyncio.wait({self._refreshing}, timeout=timeout_s)

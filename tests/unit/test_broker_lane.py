@@ -125,7 +125,7 @@ async def test_a_message_whose_settlement_raises_is_requeued_and_the_log_has_the
         ("job crashed", "ValueError"), ("job could not be settled", "LookupError"),
     ]  # fmt: skip
     assert (caplog.records, scene.deliveries.acked, scene.deliveries.nacked) == ([], [], [(1, True)])
-    assert scene.consumer.state.let_go == {"requeued": 1}
+    assert scene.consumer.state.ended == {"requeued": 1}
     await scene.bring(redelivered=True)
     assert [it.routing_key for it in scene.publish.tries] == ["otp.dead", "otp.dead"]
     assert scene.deliveries.acked == [2]
@@ -149,7 +149,7 @@ async def test_a_message_that_was_returned_often_and_cannot_be_renewed_stays_una
     scene = Scene()
     scene.publish.ends.append(LookupError())
     await scene.bring(headers={"x-delivery-count": RENEW_AT})
-    assert (scene.deliveries.acked, scene.deliveries.nacked, scene.consumer.state.let_go) == ([], [], {})
+    assert (scene.deliveries.acked, scene.deliveries.nacked, scene.consumer.state.ended) == ([], [], {})
 
 
 async def test_a_job_is_delivered_settled_and_reported_once() -> None:
@@ -157,7 +157,7 @@ async def test_a_job_is_delivered_settled_and_reported_once() -> None:
     await scene.bring()
     assert [job.id for job in scene.jobs] == ["j-1"]
     assert scene.deliveries.acked == [1]
-    assert scene.consumer.state.let_go == {"ack": 1}
+    assert scene.consumer.state.ended == {"ack": 1}
     assert [it["outcome"] for it in scene.published_events()] == ["sent"]
 
 
@@ -167,7 +167,7 @@ async def test_no_event_reports_a_settlement_that_failed() -> None:
     await scene.bring()
     assert scene.published_events() == []
     assert scene.deliveries.acked == []
-    assert scene.consumer.state.let_go == {"taken_back": 1}
+    assert scene.consumer.state.ended == {"taken_back": 1}
 
 
 async def test_without_events_none_is_kept() -> None:
@@ -205,7 +205,7 @@ async def test_a_message_that_was_returned_too_often_is_renewed_and_not_delivere
     assert (renewed.exchange, renewed.routing_key) == ("", scene.consumer.queue)
     assert (renewed.body, renewed.headers) == (BODY, {"x-otp-attempt": 1})
     assert (scene.jobs, scene.deliveries.acked) == ([], [1])
-    assert scene.consumer.state.let_go == {"renewed": 1}
+    assert scene.consumer.state.ended == {"renewed": 1}
 
 
 async def test_a_message_that_was_returned_less_often_is_delivered() -> None:
@@ -219,7 +219,7 @@ async def test_a_message_that_could_not_be_renewed_is_left_to_the_broker() -> No
     scene.publish.ends.append(lost(scene))
     await scene.bring(headers={"x-delivery-count": RENEW_AT})
     assert (scene.jobs, scene.deliveries.acked) == ([], [])
-    assert scene.consumer.state.let_go == {"taken_back": 1}
+    assert scene.consumer.state.ended == {"taken_back": 1}
 
 
 # the copy of an attempt that has ended in another queue, whose acknowledgement was lost
@@ -232,7 +232,7 @@ async def test_the_copy_of_an_attempt_that_was_moved_is_acknowledged_and_not_del
     await scene.bring(redelivered=True)
     assert len(scene.jobs) == len(scene.publish.tries) == 1
     assert scene.deliveries.acked == [1, 2]
-    assert scene.consumer.state.let_go["ack"] == 1
+    assert scene.consumer.state.ended["ack"] == 1
 
 
 async def test_the_copy_of_a_parked_job_is_delivered() -> None:
@@ -328,7 +328,7 @@ async def test_a_job_that_crashes_after_its_settlement_is_not_settled_again() ->
     scene = Scene(instead=crash)
     await scene.bring()
     assert (scene.publish.tries, scene.deliveries.acked) == ([], [1])
-    assert scene.consumer.state.let_go == {"ack": 1}
+    assert scene.consumer.state.ended == {"ack": 1}
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ async def test_at_a_stop_what_has_not_ended_goes_back_to_its_queue(lane: Lane, k
         assert [one.routing_key for one in scene.publish.tries] == ["otp.retry.due"] * 3
         assert sorted(scene.deliveries.acked) == [1, 2, 3]
         assert scene.deliveries.nacked == []
-    assert scene.consumer.state.let_go == {"returned": 3}
+    assert scene.consumer.state.ended == {"returned": 3}
     assert scene.consumer.state.unacked == 0
 
 
@@ -514,7 +514,7 @@ async def test_a_stop_gives_nothing_back_that_the_broker_has_taken_back() -> Non
     async with asyncio.timeout(5):
         assert await scene.consumer.drain(lambda: True) == 0
     assert scene.deliveries.nacked == []
-    assert scene.consumer.state.let_go == {"taken_back": 1}
+    assert scene.consumer.state.ended == {"taken_back": 1}
 
 
 async def test_a_job_that_is_cancelled_before_the_stop_is_not_returned_by_it() -> None:
@@ -527,7 +527,7 @@ async def test_a_job_that_is_cancelled_before_the_stop_is_not_returned_by_it() -
     scene.consumer.stop()
     async with asyncio.timeout(5):
         assert await scene.consumer.drain(lambda: True) == 0
-    assert (scene.deliveries.nacked, scene.deliveries.acked, scene.consumer.state.let_go) == ([], [], {})
+    assert (scene.deliveries.nacked, scene.deliveries.acked, scene.consumer.state.ended) == ([], [], {})
 
 
 async def test_what_is_cancelled_at_a_stop_while_it_drains_goes_back_at_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 from otp_stream.broker import consumers
 from otp_stream.broker.amqp_stream import DeliveryReader
 from otp_stream.broker.consumers import Consumers
-from otp_stream.broker.message import now_ms
+from otp_stream.clock import now_ms
 
 
 class Channel:

@@ -14,7 +14,7 @@ from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, Sta
 NOW = 1_700_000_000_000
 NONE = Stats(0)
 LANES = tuple(LaneState(lane, f"q.{lane}", 10, depth=0, consumers=1) for lane in ("jobs", "high", "due"))
-BROKER = BrokerState("amqp://h", connected=True, looked_ms=NOW, lanes=LANES)
+BROKER = BrokerState("amqp://h", connected=True, reported_ms=NOW, lanes=LANES)
 RELAY = RelayState("relay:25")
 GOOD = WorkerState("consuming", BROKER, (RELAY,))
 CLOSED = replace(RELAY, circuit_breaker="open", reason="tls_failed", error="expired")
@@ -65,9 +65,9 @@ def test_a_worker_that_does_not_consume_gives_the_reason(phase: Phase, status: S
             "unhealthy",
             "amqp://h refuses the login of u; correct RABBITMQ_URL",
         ),
-        ({"looked_ms": None}, "unhealthy", "amqp://h does not answer: not asked yet"),
-        ({"looked_ms": NOW - STALE_MS - 1, "error": "timeout"}, "unhealthy", "amqp://h does not answer: timeout"),
-        ({"looked_ms": NOW - STALE_MS}, "healthy", "amqp://h delivers to us"),
+        ({"reported_ms": None}, "unhealthy", "amqp://h does not answer: not asked yet"),
+        ({"reported_ms": NOW - STALE_MS - 1, "error": "timeout"}, "unhealthy", "amqp://h does not answer: timeout"),
+        ({"reported_ms": NOW - STALE_MS}, "healthy", "amqp://h delivers to us"),
         (
             {"lanes": (replace(LANES[0], consumers=0), replace(LANES[1], consumers=None), LANES[2])},
             "unhealthy",
@@ -194,57 +194,57 @@ def test_behind_open_breakers_the_relay_alone_is_reported() -> None:
 
 def test_a_lane_knows_since_when_at_least_something_waits_in_its_queue() -> None:
     lane = LaneConsumer("jobs", "q", 10, cast("Shared", None), cast("Handle", None))
-    lane.saw(Depth(3, 1))
+    lane.record_depth(Depth(3, 1))
     first = lane.state.waiting_ms
-    lane.saw(None)  # away: nothing is known of it
-    lane.saw(Depth(2, 1))
+    lane.record_depth(None)  # away: nothing is known of it
+    lane.record_depth(Depth(2, 1))
     assert first is not None
     assert (lane.state.empty_ms, lane.state.waiting_ms) == (None, first)
-    lane.saw(Depth(0, 1))
+    lane.record_depth(Depth(0, 1))
     assert lane.state.waiting_ms is None
     assert lane.state.empty_ms is not None
 
 
 def test_what_was_seen_waiting_counts_until_as_many_have_left() -> None:
     age = QueueAge()
-    age.saw(Depth(3, 1), taken=100, at_ms=1000)
+    age.record(Depth(3, 1), taken=100, at_ms=1000)
     assert [age.since_ms(100), age.since_ms(102), age.since_ms(103)] == [1000, 1000, None]
     # a queue that is busy at every look, and whose jobs are all quick: nothing is late
-    age.saw(Depth(2, 1), taken=500, at_ms=12_000)
+    age.record(Depth(2, 1), taken=500, at_ms=12_000)
     assert age.since_ms(500) == 12_000
     # one of which less leaves than comes: the second look's last is still there
-    age.saw(Depth(40, 1), taken=501, at_ms=14_000)
-    age.saw(Depth(70, 1), taken=510, at_ms=16_000)
+    age.record(Depth(40, 1), taken=501, at_ms=14_000)
+    age.record(Depth(70, 1), taken=510, at_ms=16_000)
     assert age.since_ms(510) == 14_000
-    age.saw(Depth(0, 1), taken=511, at_ms=18_000)
+    age.record(Depth(0, 1), taken=511, at_ms=18_000)
     assert age.since_ms(511) is None
 
 
 def test_beside_other_consumers_looks_say_nothing_and_what_came_last_does(monkeypatch: pytest.MonkeyPatch) -> None:
     age = QueueAge()
-    age.saw(Depth(30, 1), taken=0, at_ms=1000)
-    age.saw(Depth(30, 2), taken=0, at_ms=3000)  # the other may have taken all of them
+    age.record(Depth(30, 1), taken=0, at_ms=1000)
+    age.record(Depth(30, 2), taken=0, at_ms=3000)  # the other may have taken all of them
     assert age.since_ms(0) is None
     monkeypatch.setattr("otp_stream.broker.lane.now_ms", lambda: 100_000)
     lane = LaneConsumer("jobs", "q", 10, cast("Shared", None), cast("Handle", None))
-    lane.saw(Depth(30, 2))
+    lane.record_depth(Depth(30, 2))
     assert lane.state.waiting_ms is None  # no job has a timestamp yet
-    lane._made_ms, lane._came_ms = 70_000, 95_000
+    lane._made_ms, lane._received_ms = 70_000, 95_000
     assert lane.state.waiting_ms == 70_000
-    lane._came_ms = 80_000  # since then other workers may have taken all jobs behind it
+    lane._received_ms = 80_000  # since then other workers may have taken all jobs behind it
     assert lane.state.waiting_ms is None
-    lane._came_ms = 99_000
-    lane.saw(Depth(0, 2))
-    lane.saw(Depth(5, 2))
+    lane._received_ms = 99_000
+    lane.record_depth(Depth(0, 2))
+    lane.record_depth(Depth(5, 2))
     assert lane.state.waiting_ms == 100_000  # a producer's clock may be behind, but the queue was empty
 
 
 def test_a_backlog_of_hours_is_remembered_from_its_beginning() -> None:
     age = QueueAge()
     for look in range(1000):
-        age.saw(Depth(10 + look, 1), taken=look // 100, at_ms=look)
+        age.record(Depth(10 + look, 1), taken=look // 100, at_ms=look)
     assert age.since_ms(9) == 0
-    age.saw(Depth(2000, 1), taken=900, at_ms=2000)
+    age.record(Depth(2000, 1), taken=900, at_ms=2000)
     assert age.since_ms(900) in range(9, 2001)
 
 

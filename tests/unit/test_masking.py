@@ -264,11 +264,11 @@ def test_any_of_several_secrets_is_found(text: str, *, found: bool) -> None:
     ],
 )
 def test_words_with_a_digit_or_an_at_sign_may_be_secrets(value: object, words: list[str]) -> None:
-    assert sorted(suspects(value, apart=())) == words
-    assert sorted(suspects({"a": value}, apart=())) == words
-    assert suspects({"a": value}, apart=("a",)) == set()
-    assert sorted(suspects({"b": [{"a": "9999"}], "a": "9999", "c": value}, apart=("a",))) == words
-    assert suspects({"1234": {"a5678": 1}}, apart=(), names=False) == set()
+    assert sorted(suspects(value, skip=())) == words
+    assert sorted(suspects({"a": value}, skip=())) == words
+    assert suspects({"a": value}, skip=("a",)) == set()
+    assert sorted(suspects({"b": [{"a": "9999"}], "a": "9999", "c": value}, skip=("a",))) == words
+    assert suspects({"1234": {"a5678": 1}}, skip=(), names=False) == set()
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_body_that_is_nested_without_end_is_looked_at_all_the_same() -> None:
     deep: object = "482913"
     for _ in range(5000):
         deep = [deep]
-    assert suspects({"a": deep, "priority": "12345"}, apart={"priority"}) == {"482913"}
+    assert suspects({"a": deep, "priority": "12345"}, skip={"priority"}) == {"482913"}
     assert outline(b'{"jobId":' + b"[" * 900 + b"]" * 900 + b"}") is not None
 
 
