@@ -87,7 +87,7 @@ def env_example() -> str:
         lines.append(f"{name}={value}" if value is not None else f"# {name}={default(field)}")
     lines += [
         "",
-        "# Tracing, by OpenTelemetry's standard names (OTLP over http/protobuf).",
+        "# Tracing: OpenTelemetry's standard variables (OTLP by HTTP; by gRPC with OTEL_EXPORTER_OTLP_PROTOCOL=grpc).",
         "# OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318",
         "# OTEL_SERVICE_NAME=otp-stream",
     ]

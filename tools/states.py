@@ -94,7 +94,7 @@ def _target(settlement: Settlement) -> str:
 
 _ENDS = {
     "sent": "the relay replied 250",
-    "duplicate": "its `jobId` was sent before",
+    "duplicate": "the same job (`jobId`, recipient and code) was sent before",
     "superseded": "a newer code for the same recipient and purpose arrived",
     "malformed": "not a valid job",
     "expired": "the code expired, or would expire before the next attempt",
@@ -125,10 +125,10 @@ stateDiagram-v2
   [*] --> queued: published
   queued --> in_flight: delivered, within the prefetch limit
   in_flight --> malformed: not a valid job
-  in_flight --> expired: admit
-  in_flight --> duplicate: admit
-  in_flight --> superseded: admit
-  in_flight --> throttled: admit
+  in_flight --> expired: refused at admission
+  in_flight --> duplicate: refused at admission
+  in_flight --> superseded: refused at admission
+  in_flight --> throttled: refused at admission
   in_flight --> sending: a connection is free
 {ways}
   waiting --> in_flight: otp.retry.due
@@ -136,7 +136,8 @@ stateDiagram-v2
 ```
 
 `queued`, `waiting`: the job is in RabbitMQ. `in_flight`, `sending`: it is in flight in a worker, unacknowledged; if the
-worker crashes, RabbitMQ redelivers it. An attempt is counted for 4xx, 5xx, 250 and a missing reply to the final dot.
+worker crashes, RabbitMQ redelivers it. An attempt is counted if the relay replies 250, 4xx or 5xx, or does not reply to
+the final dot.
 
 | ends as | then | because |
 |---|---|---|

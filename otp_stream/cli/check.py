@@ -38,7 +38,7 @@ class CheckReport:
 
 def check(
     send_to: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Send one real mail with a test code there.")
+        str | None, typer.Option(metavar="ADDRESS", help="Send one real mail with a test code here.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -93,7 +93,7 @@ def settings(checked: CheckedSettings, report: Report) -> None:
     if limits and it.redis_url is None and "REDIS_URL" not in checked.unreadable:
         report(CheckResult("note", f"{', '.join(limits)} without REDIS_URL: each worker counts alone"))
     if it.redis_url and it.hash_key_is_known:
-        text = "anyone who can read the Redis can reverse its hashes: their key is not secret"
+        text = "anyone who can read this Redis can reverse its hashes: their key is not secret"
         report(CheckResult("warning", text, "set SECRET_KEY"))
     elif it.secret_key is None and it.app_env != "production" and "SECRET_KEY" not in checked.unreadable:
         text = "SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords"

@@ -33,8 +33,8 @@ cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 Which = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Which dead letters: reason=rejected, code=550 (the relay's, or none), domain=example.com (domain= for "
-        "those without a recipient), template=otp, job=ID, older=10m, newer=1h (age). Several must all match.",
+        help="Filters: reason=rejected, code=550 (the relay's reply code, or none), domain=example.com (domain= for "
+        "those without a recipient), template=otp, job=ID, older=10m, newer=1h (age). All filters must match.",
         show_default=False,
     ),
 ]
@@ -50,9 +50,9 @@ def list_(
     each: Annotated[bool, typer.Option("--each", help="One line for each dead letter instead of each cause.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the dead letters by cause: reason, the relay's code, the recipient's domain. No code, no address.
+    """Show the dead letters by cause: reason, the relay's code, the recipient's domain.
 
-    Exits with 1 if some of them were not read.
+    Shows no code and no address. Exits with 1 if some dead letters were not read.
     """
     selected = parse_filter(which)
     queue = dead_letter_queue(broker_settings())

@@ -38,7 +38,7 @@ class Demo:
 
 
 def run(*, port: int, samples: bool, log_level: str) -> None:
-    """Run until a signal comes."""
+    """Run until a signal arrives."""
     demo = make(port=port, samples=samples, log_level=log_level)
     uvloop.run(demo.app.run(run_extra_options={"host": HOST, "port": str(demo.http_port)}))
 
@@ -102,7 +102,7 @@ async def _show(demo: Demo, samples: bool) -> None:
         await _publish(demo, _sample_jobs())
         await _received(demo, 2)
     page = f"http://{HOST}:{demo.http_port}"
-    # without a URL the commands look for us at our own port
+    # without a URL, the commands try the demo's usual port
     found = demo.broker_port == EMBEDDED_BROKER_PORT and "rabbitmq_url" not in load(worker=False)[0].model_fields_set
     where = "" if found else f"RABBITMQ_URL=memory://{HOST}:{demo.broker_port} "
     Console().print(
@@ -111,7 +111,7 @@ async def _show(demo: Demo, samples: bool) -> None:
             f"[bold]Operations[/] {page}/        are codes going out?\n"
             f"[bold]AsyncAPI[/]   {page}/asyncapi\n\n"
             f"Send one more:   {where}.venv/bin/otp-stream send you@example.com\n"
-            "With trouble:    later@example.com (retried), nobody@example.com\n"
+            "Make it fail:    later@example.com (retried), nobody@example.com (rejected)\n"
             "Stop:            Ctrl-C",
             title="otp-stream is running",
             border_style="green",

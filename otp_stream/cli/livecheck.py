@@ -33,18 +33,18 @@ def livecheck(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a code counts as lost.")] = 10,
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Receive the mail here (SMTP); route RECIPIENT to this address."),
+        typer.Option(metavar="HOST:PORT", help="Receive the mail here (SMTP); route RECIPIENT's mail to it."),
     ] = None,
-    max_p95_ms: Annotated[float | None, typer.Option(min=1, help="Exit with 1 if a p95 is higher.")] = None,
-    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
-    metrics_host: Annotated[str, typer.Option(help="The address of the metrics.")] = "127.0.0.1",
+    max_p95_ms: Annotated[float | None, typer.Option(min=1, help="Exit with 1 if a 95th percentile is higher.")] = None,
+    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the .high queue.")] = False,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address to listen on for --metrics-port.")] = "127.0.0.1",
     as_json: AsJson = False,
 ) -> None:
     """Send a synthetic code: publish it, wait for its event and, with --listen, for its mail.
 
-    The code is random, expires after a minute, and is never shown. metadata.purpose is livecheck. Exits with 1 if a
-    code was not sent in time or did not arrive, or its mail contained another code.
+    The code is random, expires after a minute, and is never shown. The job's metadata.purpose is livecheck. Exits with
+    1 if a code was not sent in time or did not arrive, or if its mail contained another code.
     """
     settings = broker_settings()
     if not settings.events:

@@ -137,26 +137,24 @@ class LoadTest(Run):
 
 def load(
     count: Annotated[
-        int | None, typer.Option(min=1, max=MAX_JOBS, help=f"Jobs; {_DEFAULT_JOBS} without --seconds.")
+        int | None, typer.Option(min=1, max=MAX_JOBS, help=f"Number of jobs; {_DEFAULT_JOBS} without --seconds.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Time during which to publish.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Jobs per second; as many as possible if absent.")
-    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="How long to publish, in seconds.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Maximum number of jobs per second.")] = None,
     recipient: Annotated[
         str, typer.Option(help="The recipient; {n} is the number of the job.")
     ] = "load{n}@example.invalid",
-    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
-    wait: Annotated[float, typer.Option(min=0.1, help="Seconds without an event after which to give up.")] = 15,
+    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the .high queue.")] = False,
+    wait: Annotated[float, typer.Option(min=0.1, help="Give up after this many seconds without an event.")] = 15,
     svg: Annotated[Path | None, typer.Option(help="Write a chart to this file.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish many jobs and measure how fast they are accepted.
+    """Publish up to a million jobs, and measure how fast they are accepted.
 
-    At most a million. The mails go to the worker's relay, so this asks for confirmation unless RabbitMQ and the relay
-    (SMTP_HOST, as set for the worker) are on this machine and the recipients' domain is reserved by RFC 2606. Exits
-    with 1 if a job was not sent.
+    The mails go to the worker's relay, so this command asks for confirmation unless RabbitMQ and the relay (SMTP_HOST,
+    as set for the worker) are on this machine and the recipients' domain is reserved by RFC 2606. Exits with 1 if a
+    job was not sent.
     """
     settings = broker_settings()
     if not settings.events:
@@ -165,7 +163,8 @@ def load(
         output.fail(f"--svg: there is no folder {svg.parent}")
     check_recipient(recipient.replace("{n}", str(MAX_JOBS)), "--recipient")
     real = _real(settings, recipient)
-    if real and not yes and not typer.confirm(f"This sends real mail to {', '.join(real)}. Continue?", err=True):
+    question = f"This may send real mail: it uses {', '.join(real)}. Continue?"
+    if real and not yes and not typer.confirm(question, err=True):
         raise typer.Exit(1)
     maximum = count or (_DEFAULT_JOBS if seconds is None else MAX_JOBS)
     options = Options(high_lane, rate, wait)

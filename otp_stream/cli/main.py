@@ -42,7 +42,7 @@ def asyncapi(
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="Jobs that could not be sent: list, show, replay, drop, export.")
-cli.add_typer(relay.cli, name="relay", help="Have a running worker probe its mail relays.")
+cli.add_typer(relay.cli, name="relay", help="Make a running worker probe its mail relays.")
 cli.add_typer(tables.cli, name="tables")
 cli.add_typer(topology.cli, name="topology")
 cli.add_typer(templates.cli, name="templates")
@@ -65,7 +65,7 @@ def _about(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """One-time-code jobs on RabbitMQ become e-mails that a relay has accepted."""
+    """Turn one-time-code jobs on RabbitMQ into e-mails that a mail relay has accepted."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here Ctrl-C ended the process, without a traceback
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if version:
@@ -78,11 +78,11 @@ def _about(
 
 @cli.command()
 def demo(
-    port: Annotated[int, typer.Option(help="HTTP port of page and inbox; the next free one if it is taken.")] = 8000,
+    port: Annotated[int, typer.Option(help="HTTP port of page and inbox; another one if it is in use.")] = 8000,
     samples: Annotated[bool, typer.Option(help="Publish sample jobs.")] = True,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="LOG_LEVEL")] = "info",
 ) -> None:
-    """Run the worker on an embedded broker with an embedded mail inbox, on sample jobs. Ctrl-C ends it."""
-    from . import demo as demo_room  # noqa: PLC0415 - the whole worker comes with it, and no other command waits for that
+    """Run the worker with an embedded broker, an embedded mail inbox and sample jobs. Ctrl-C stops it."""
+    from . import demo as embedded  # noqa: PLC0415 - it imports the whole worker: other commands start without it
 
-    demo_room.run(port=port, samples=samples, log_level=log_level)
+    embedded.run(port=port, samples=samples, log_level=log_level)

@@ -164,7 +164,7 @@ class Prober:
         elif outcome == "sent" and self._route.mailbox and probe.arrive_s is None:
             outcome, error = "not_arrived", f"accepted, but no mail within {self._route.timeout_s:g} s"
         elif outcome is None or outcome not in ENDINGS:
-            nothing = "no worker has received it" if probe.arrive_s is None else "but its mail has arrived"
+            nothing = "no worker reported it" + ("" if probe.arrive_s is None else ", but its mail arrived")
             last = nothing if outcome is None else f"{outcome} {error or ''}".strip()
             outcome, error = "lost", f"no final event within {self._route.timeout_s:g} s: {last}"
         return Result(outcome, error, probe.accept_s, probe.arrive_s)

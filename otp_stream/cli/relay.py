@@ -23,7 +23,7 @@ _WRONG_INPUT = {403, 404}
 
 @cli.callback()
 def _about() -> None:
-    """Have a running worker probe its mail relays."""
+    """Make a running worker probe its mail relays."""
 
 
 @cli.command()
@@ -38,10 +38,10 @@ def probe(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have workers probe the relays that take no mail now, instead of at the next scheduled probe.
+    """Make workers probe the relays that take no mail at once, instead of at the next scheduled probe.
 
-    Needs the workers' HTTP_TOKEN. Name each worker; those that share a Redis follow the first one whose probe is
-    accepted. Exits with 1 when a relay still takes no mail or a worker does not answer.
+    Needs the workers' HTTP_TOKEN. Name each worker. If workers share a Redis, one is enough: the others follow when its
+    probe is accepted. Exits with 1 if a relay still takes no mail or a worker does not answer.
     """
     settings = read_settings()
     if settings.http_token is None:

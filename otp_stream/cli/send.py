@@ -38,7 +38,7 @@ def send(
     template: Annotated[str | None, typer.Option(help="metadata.template: otp, welcome, password_reset, …")] = None,
     locale: Annotated[str | None, typer.Option(help="metadata.locale, such as de")] = None,
     priority: Annotated[str, typer.Option(help="low, normal or high")] = "normal",
-    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the high lane.")] = False,
+    high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the .high queue.")] = False,
     job_id: Annotated[str | None, typer.Option(help="jobId; generated if absent.")] = None,
     expiry_minutes: Annotated[float | None, typer.Option(help="metadata.expiryMinutes")] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of such jobs to publish.")] = 1,
@@ -49,14 +49,15 @@ def send(
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that are not valid jobs.")] = False,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for the outcome, or for the next event; 0: do not wait.")
+        float,
+        typer.Option(min=0, help="Seconds to wait for the outcome (many jobs: for the next event); 0: do not wait."),
     ] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a job as a producer would, or many, and report the outcome.
+    """Publish one job or many, as a producer would, and report the outcome.
 
-    The broker is RABBITMQ_URL; if it is not set, the embedded one of `make run`, if that is running. If a line of FILE
-    is not a valid job, nothing is published, unless --skip-bad. Exits with 1 if not all jobs were sent.
+    Connects to RABBITMQ_URL; if that is not set, to the embedded broker of `make run`, if it is running. If a line of
+    FILE is not a valid job, nothing is published, unless you pass --skip-bad. Exits with 1 if not all jobs were sent.
     """
     if priority not in get_args(Priority):
         output.fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
@@ -64,7 +65,7 @@ def send(
     if file is not None and (email or otp or job_id or repeat > 1 or priority != "normal" or any(metadata.values())):
         output.fail("--file: its lines are whole jobs; omit EMAIL, --repeat and the options for fields")
     if file is None and email is None:
-        output.fail("EMAIL: is required, or --file")
+        output.fail("EMAIL: is required unless you pass --file")
     settings = producer_settings()
     if wait and not settings.events:
         output.console.print(EVENTS_OFF, style="yellow")
@@ -153,7 +154,7 @@ async def _queue_state(settings: Settings, queue: str) -> str:
         return "no worker consumes this queue; start one"
     if waiting:
         return f"{waiting} jobs wait in the queue, and workers consume it"
-    return "a worker holds it, or it waits for a retry; see the worker's /readyz for the relay"
+    return "it is in flight in a worker, or waits for a retry; the worker's /readyz shows whether the relay takes mail"
 
 
 def _read_file(file: str, *, skip_bad: bool) -> tuple[list[tuple[str, bytes]], int]:

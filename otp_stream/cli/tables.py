@@ -36,8 +36,9 @@ _KEPT = (
     "expires after the longest limit's period or the code's lifetime."
 )
 _NOTHING = (
-    "Nothing was found. If you expected entries, check the settings: keys depend on RABBITMQ_PREFIX and "
-    "RABBITMQ_QUEUE_NAME, hashes on the passwords in RABBITMQ_URL and SMTP_PASS. They must be those of the workers."
+    "Nothing was found. If you expected entries, check the settings. Keys depend on RABBITMQ_URL (or REDIS_NAMESPACE), "
+    "RABBITMQ_PREFIX and RABBITMQ_QUEUE_NAME; hashes depend on SECRET_KEY or, if it is not set, on the passwords. They "
+    "must be those of the workers."
 )
 
 _MEANWHILE = {"open": "each worker uses its own memory", "closed": "jobs wait"}
@@ -47,8 +48,8 @@ _MEANWHILE = {"open": "each worker uses its own memory", "closed": "jobs wait"}
 def show(context: typer.Context, as_json: AsJson = False) -> None:
     """Show the tables that all workers share in Redis: sizes, answers, and the most throttled keys (hashed).
 
-    Jobs are sent, claimed (in flight at a worker) or seen (not sent). Use the same settings as the workers. Exits with
-    1 if Redis does not answer, with 2 if REDIS_URL is not set.
+    A job in the tables is sent, claimed (in flight in a worker) or seen (tried, but not sent). Use the same settings as
+    the workers. Exits with 1 if Redis does not answer, with 2 if REDIS_URL is not set.
     """
     context.obj = as_json
     if context.invoked_subcommand is not None:

@@ -64,7 +64,7 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compose the e-mail of a sample job, as the worker does, and write it or one part of it."""
+    """Compose the e-mail of a sample job, as the worker does, and write all of it or one part."""
     settings = read_settings()
     sender = settings.sender if settings.sender_email else _SENDER
     try:
@@ -93,7 +93,7 @@ def preview(
 def lint(data: _Data = None, as_json: AsJson = False) -> None:
     """Check all templates in all languages for errors, and for what makes an e-mail with a code hard to read or use.
 
-    Exits with 1 if there are errors. Warnings are for you to decide.
+    Exits with 1 if there are errors. Whether to follow a warning is your decision.
     """
     settings = read_settings()
     try:

@@ -68,7 +68,7 @@ def show(
 ) -> None:
     """Show the required exchanges, queues and bindings, and whether they exist.
 
-    Messages are those that are ready, as the broker counts them. Bindings are known only if the management API answers.
+    The column Ready has the number of ready messages. Bindings are known only if the management API answers.
     Exits with 1 if something is missing or has other properties, or if RabbitMQ does not answer.
     """
     settings = broker_settings()
@@ -129,9 +129,9 @@ def prune(
     management_url: _ApiUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete the wait queues of old retry settings, once they are empty.
+    """Delete the wait queues of old retry settings when they are empty.
 
-    Run it when every worker has the new settings. It first unbinds the queues, so that no new job arrives; those that
+    Run it when every worker has the new settings. It first unbinds the queues, so that no new job arrives; jobs that
     wait there are retried when their wait ends. A queue with messages is never deleted. The management API finds old
     queues and reports when they are empty; if it does not answer, the queues of the old settings are only listed.
     Exits with 1 if old queues are left, or if you do not confirm.
@@ -179,11 +179,11 @@ def _delete(
 
         return await pruner.prune(connection, old, timeout_s=wait_s, report=report)
 
-    with output.console.status("Unbound; waiting for new statistics (5 to 15 s) and for waits to end …"):
+    with output.console.status("Queues are unbound; waiting for new statistics (5 to 15 s) and for waits to end …"):
         try:
             results = talk(settings, work)
         except ManagementError as error:
-            output.fail(f"{error}; the unbound queues stay unbound and drain. Run it again", 1)
+            output.fail(f"{error}; the unbound queues stay unbound and drain. Run the command again", 1)
     if as_json:
         output.write_json([topology_output.prune_result_json(it) for it in results])
     return results

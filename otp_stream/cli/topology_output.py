@@ -16,7 +16,7 @@ _VERDICTS: dict[Verdict, str] = {
     "deleted": "deleted",
     "gone": "already deleted by someone else",
     "in use": "kept: a worker with the old settings, or another application, has bound it or consumes from it",
-    "not empty": "kept: its {messages} messages move on within {within}, and no new ones arrive. Run prune again then",
+    "not empty": "kept: its {messages} messages move on within {within}, and no new ones arrive. Then run prune again",
     "unknown": "kept: RabbitMQ reported no new statistics in time. Wait longer with --wait. If its management "
     "API collects none (management_agent.disable_metrics_collector), check with rabbitmqctl list_queues name messages "
     "that it is empty, and delete it with rabbitmqctl delete_queue",

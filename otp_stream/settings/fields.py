@@ -64,7 +64,8 @@ class Fields(BaseSettings):
         default=1,
         ge=1,
         le=65535,
-        description="Prefetch: maximum number of unacknowledged jobs of each queue in a worker. 200 suits most.",
+        description="Prefetch: maximum number of unacknowledged jobs that a worker takes from each queue. 200 suits "
+        "most deployments.",
     )
     heartbeat_interval_ms: int = Field(
         default=30000, ge=100, description="Interval of the health monitor's checks and log lines, milliseconds."
@@ -84,7 +85,8 @@ class Fields(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
         default=None,
-        description="`debug`, `info`, `warning`, `error` or `critical`. When unset: `info`, in development `debug`.",
+        description="`debug`, `info`, `warning`, `error` or `critical`. When unset: `debug` in development, otherwise "
+        "`info`.",
     )
 
     smtp_tls: Literal["starttls", "implicit", "none"] = Field(
@@ -103,13 +105,17 @@ class Fields(BaseSettings):
         default=None, description="PEM file of the relay's CA. When unset: the system's CAs."
     )
     smtp_pool_size: int = Field(
-        default=20, ge=1, le=1000, description="Connections to the relay, which is also the number of concurrent sends."
+        default=20,
+        ge=1,
+        le=1000,
+        description="Maximum number of connections to each relay, and so of concurrent sends.",
     )
     smtp_rate_per_second: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Maximum mails per second to each relay, such as its quota; other jobs wait. When unset: no limit.",
+        description="Maximum mails per second to each relay: your provider's quota. Other jobs wait. When unset: no "
+        "limit.",
     )
     smtp_fallback_urls: SecretStr | None = Field(
         default=None,
@@ -140,7 +146,8 @@ class Fields(BaseSettings):
         default=24,
         gt=0,
         le=24 * 31,
-        description="How long sent records are kept: a copy of the job that arrives within this time is not sent.",
+        description="How long sent records are kept, hours. A copy of a sent job that arrives within this time is not "
+        "sent.",
     )
     sent_memory_limit: int = Field(
         default=500_000,
@@ -154,8 +161,8 @@ class Fields(BaseSettings):
         ge=1_000,
         le=50_000_000,
         description="Maximum number of entries in a worker's memory for limits, newest codes and jobs that were tried, "
-        "about 350 bytes each. The oldest of the largest table are evicted first; jobs in flight are kept, and "
-        "throttled keys as long as possible.",
+        "about 350 bytes each. The oldest of the largest table are evicted first; jobs in flight are always kept, and "
+        "throttled keys for as long as possible.",
     )
     supersede: Literal["off", "latest"] = Field(
         default="off",
@@ -174,7 +181,7 @@ class Fields(BaseSettings):
         default=15, gt=0, le=525_600, description="How long a code is valid if its job has no `expiryMinutes`, minutes."
     )
     templates_dir: Path | None = Field(
-        default=None, description="Folder with your templates. Each overrides the built-in one of the same name."
+        default=None, description="Folder with your templates. Each file overrides the built-in one of the same name."
     )
     default_locale: str = Field(
         default="en",

@@ -153,7 +153,7 @@ async def test_a_job_that_a_worker_holds_during_an_outage_is_reported_as_such(st
     await worker.wait_log("jobs wait")
     ran = await otp_stream(stage.folder, *arguments, **names(stage))
     assert ran.code == 1
-    assert "a worker holds it, or it waits for a retry" in ran.out
+    assert "it is in flight in a worker, or waits for a retry" in ran.out
 
 
 async def test_a_wrong_password_is_named(stage: Stage) -> None:

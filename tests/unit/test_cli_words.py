@@ -21,7 +21,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("send",), "EMAIL: is required, or --file"),
+        (("send",), "EMAIL: is required unless you pass --file"),
         (("send", "a@b.c", "--file", "x"), "--file: its lines are whole jobs"),
         (("send", "--file", "missing.jsonl"), "missing.jsonl cannot be read: No such file"),
         (("load", "--recipient", "nobody"), "--recipient: must be one e-mail address"),
@@ -53,7 +53,7 @@ def test_invalid_arguments_are_refused_with_their_fix(arguments: tuple[str, ...]
 def test_a_load_test_asks_before_it_sends_real_mail(env: dict[str, str], recipient: str, text: str) -> None:
     ran = CliRunner(env=env).invoke(cli, ("load", "--recipient", recipient))
     assert ran.exit_code == 1
-    assert "This sends real mail to " in ran.stderr
+    assert "This may send real mail: it uses " in ran.stderr
     assert text in ran.stderr
     assert "hunter2" not in ran.stderr
 
