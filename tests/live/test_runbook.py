@@ -227,7 +227,7 @@ async def _broker(it: Fault) -> None:
     await it.arrive("ada@example.com", "bob@example.com")
 
 
-@plays("A queue of ours was declared by another application")
+@plays("A queue was declared by another application")
 async def _other_properties(it: Fault) -> None:
     await it.stage.rabbit.declare()
     await it.stage.rabbit.declare(f"{PREFIX}.dead")
@@ -246,7 +246,7 @@ async def _other_properties(it: Fault) -> None:
     await it.arrive("ada@example.com", "old@example.com")
 
 
-@plays("A queue is missing, or left over")
+@plays("A queue is missing or obsolete")
 async def _missing(it: Fault) -> None:
     worker = await it.start(BASE_DELAY_MS="500")
     await it.stage.rabbit.channel.queue_delete(f"{PREFIX}.dead")
@@ -263,7 +263,7 @@ async def _missing(it: Fault) -> None:
     await it.shows(over=True)
 
 
-@plays("A producer sends what is no job")
+@plays("A producer sends invalid jobs")
 async def _malformed(it: Fault) -> None:
     wrong = {"email": "ada@example.com", "otp": 739154, "jobId": "order-17"}
     await it.start()
@@ -367,7 +367,7 @@ async def _expired(it: Fault) -> None:
     await it.shows(over=True)
 
 
-@plays("Restart, or take a worker away")
+@plays("Restart or remove a worker")
 async def _stop(it: Fault) -> None:
     people = [f"u{number}@example.com" for number in range(30)]
     it.relay.always("body", Act(delay_s=0.3))
