@@ -5,6 +5,7 @@ import datetime as dt
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +61,22 @@ class Scene:
         await self.stage.relay.wait_accepted(10)
         return worker
 
+    @asynccontextmanager
+    async def without(self, node: Node) -> AsyncIterator[None]:
+        """Kill a node, and start it again at the end. Every job that is not in a wait queue must end without it."""
+        await asyncio.to_thread(node.stop)
+        self.ledger.fault_ended()
+        try:
+            yield
+            await self.ledger.balance(30)
+            assert self.ledger.lost <= {f"job{number}" for number in range(0, JOBS, 5)}
+        finally:
+            await asyncio.to_thread(node.start)
+        if self.ledger.lost:
+            await self.heal()
+
     async def heal(self) -> None:
-        """Do what an operator does after a partition.
+        """Do what an operator does after a partition, or after the death of a node.
 
         Before RabbitMQ 4.2, what a wait queue hands on while its target has no leader can stay with it until the wait
         queue has another leader.
@@ -100,12 +115,10 @@ async def test_the_node_that_we_are_on_dies(scene: Scene) -> None:
     await scene.stage.rabbit.declare(f"{scene.stage.rabbit.queue}.high")
     worker = await scene.begin(leader=scene.cluster.nodes[1])
     scene.balancer.upstream = scene.cluster.nodes[2].port
-    await asyncio.to_thread(scene.ours.stop)
-    scene.ledger.fault_ended()
-    await worker.wait_log("RabbitMQ is back")
+    async with scene.without(scene.ours):
+        await worker.wait_log("RabbitMQ is back")
+        await worker.wait_log("queue is away, nothing is consumed from it")  # the high lane
     await scene.end(worker, "cluster: the worker's node dies")
-    await worker.wait_log("queue is away, nothing is consumed from it")  # the high lane
-    await asyncio.to_thread(scene.ours.start)
     await worker.wait_log("consuming again")
     await scene.stage.rabbit.publish(job("late@example.com"), to=f"{scene.stage.rabbit.queue}.high")
     await scene.stage.relay.wait_accepted(JOBS + 1)
@@ -114,11 +127,9 @@ async def test_the_node_that_we_are_on_dies(scene: Scene) -> None:
 async def test_the_leader_of_the_jobs_queue_dies(scene: Scene) -> None:
     leader = scene.cluster.nodes[1]
     worker = await scene.begin(leader)
-    await asyncio.to_thread(leader.stop)
-    scene.ledger.fault_ended()
-    await scene.stage.rabbit.call(scene.cluster.nodes[2].url)
+    async with scene.without(leader):
+        await scene.stage.rabbit.call(scene.cluster.nodes[2].url)
     await scene.end(worker, "cluster: the leader of the jobs queue dies")
-    await asyncio.to_thread(leader.start)
 
 
 async def test_our_node_is_cut_off_from_the_others(scene: Scene) -> None:
@@ -139,10 +150,12 @@ async def test_our_node_freezes(scene: Scene) -> None:
     scene.balancer.upstream = scene.cluster.nodes[2].port
     assert scene.ours.process is not None
     os.killpg(scene.ours.process.pid, signal.SIGSTOP)
-    await worker.wait_log("RabbitMQ is back", timeout=60)
-    await scene.ledger.balance(10)
-    await asyncio.to_thread(scene.ours.stop)
-    await asyncio.to_thread(scene.ours.start)
+    try:
+        await worker.wait_log("RabbitMQ is back", timeout=60)
+        await scene.ledger.balance(10)
+    finally:
+        await asyncio.to_thread(scene.ours.stop)
+        await asyncio.to_thread(scene.ours.start)
     await scene.heal()
     await scene.end(worker, "cluster: the worker's node freezes and is restarted, leaders moved afterwards")
 

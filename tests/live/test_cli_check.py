@@ -26,7 +26,8 @@ from smtp_relay import ScriptedRelay
 from worker import job, settings
 
 from otp_stream.broker import queue_inspect
-from otp_stream.cli.check import CheckReport, make_request, run_checks
+from otp_stream.cli.check import CheckReport, run_checks
+from otp_stream.cli.check_systems import make_request
 
 ADDRESS = "Ada.Lovelace@example.com"
 
