@@ -1,4 +1,4 @@
-"""All SMTP: the pool of connections, the meaning of replies, the circuit breaker before the relay, and its rate."""
+"""SMTP: connection pools, the meaning of replies, circuit breakers and rates."""
 
 from .config import RelayConfig, RelayLimits
 from .rate_limiter import Reserve, Sharing

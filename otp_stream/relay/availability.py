@@ -1,4 +1,4 @@
-"""Whether a relay takes mail, as the outcomes of its mail show. A single recipient whose mail fails is passed over."""
+"""Decides from the outcomes of mails whether a relay takes mail. Single recipients whose mail fails are ignored."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from .send_queue import PendingSend
 
 _OFFENCES = 2
 _REMEMBERED = 1_000
-_MAX_PASSED = 100
+_MAX_SKIPPED = 100
 
 
 class FailedRecipients:
-    """What one relay's refusals show about single recipients."""
+    """Recipients whose mail a relay refuses in a way that looks as if it took no mail at all."""
 
     def __init__(self) -> None:
         self.failed: set[str] = set()
         """Recipients whose mail failed since the circuit breaker opened: the next probe is for another recipient."""
         self.offences: Counter[str] = Counter()
-        """How often a recipient's mail opened the circuit breaker and another's closed it, since one was accepted."""
+        """How often a recipient's mail opened the breaker and another's closed it, since a mail to it was accepted."""
         self._opener: str | None = None
         """The recipient whose mail opened the circuit breaker."""
 
     def is_at_fault(self, recipient: str) -> bool:
-        """Return whether it was this recipient's mail alone that failed."""
+        """Return whether only this recipient's mail fails."""
         return self.offences[recipient] >= _OFFENCES
 
     def opened_breaker(self, recipient: str) -> None:
-        """Remember whose mail opened the circuit breaker."""
+        """Record whose mail opened the circuit breaker."""
         self._opener = recipient
 
     def closed_breaker(self, recipient: str) -> None:
@@ -43,7 +43,7 @@ class FailedRecipients:
             self.offences.clear()
 
     def forget_failed(self, *, breaker_is_closed: bool) -> None:
-        """Start again when mail flows, or when there are too many to remember."""
+        """Clear the failed recipients when mail flows, or when there are too many."""
         if breaker_is_closed or len(self.failed) > _REMEMBERED:
             self.failed.clear()
 
@@ -54,30 +54,30 @@ class FailedRecipients:
         push_back: Callable[[PendingSend], None],
     ) -> PendingSend:
         """Return the next job for a recipient whose mail has not failed, or `first` if there is none."""
-        passed = [first]
+        skipped = [first]
         found: PendingSend | None = None
-        while found is None and len(passed) < _MAX_PASSED and (other := take_next()):
+        while found is None and len(skipped) < _MAX_SKIPPED and (other := take_next()):
             if other.mail.recipient in self.failed:
-                passed.append(other)
+                skipped.append(other)
             else:
                 found = other
         if found is None:
-            self.failed.clear()  # all have failed: try them one after the other again
-            found = passed.pop(0)
-        for other in passed:
+            self.failed.clear()  # all have failed, so try each of them again
+            found = skipped.pop(0)
+        for other in skipped:
             push_back(other)
         return found
 
 
 class Verdict(NamedTuple):
-    """What follows from the outcome of one mail."""
+    """The consequences of one mail's outcome."""
 
     outcome: Outcome
     """The outcome for the caller of `send`."""
     changed: bool = False
     """Whether the circuit breaker has changed."""
     renew: bool = False
-    """Whether open connections are to take no more mail: the relay may accept it on a new one only."""
+    """Whether open connections must take no more mail, because the relay may accept it only on a new one."""
 
 
 class Availability:
@@ -92,14 +92,14 @@ class Availability:
         recipient = pending.mail.recipient
         match outcome:
             case Unavailable() if self._is_at_fault(pending, outcome):
-                # all other mail is taken: one address must not hold up all of them
+                # the relay takes all other mail, which one address must not delay
                 return Verdict(at_recipient(outcome))
             case Unavailable(reason, error):
                 self.recipients.failed.add(recipient)
                 if not self._open(pending, outcome, error, now_ms):
                     return Verdict(outcome)
                 self.recipients.opened_breaker(recipient)
-                # it refuses all mail and ends no session
+                # the relay refuses all mail without ending the session
                 renew = pending.probe or (reason == "unreachable" and outcome.code not in {None, 421})
                 return Verdict(outcome, changed=True, renew=renew)
             case Uncertain(error) if pending.probe:
@@ -113,7 +113,7 @@ class Availability:
                 return Verdict(outcome, changed=True)
 
     def probe_withdrawn(self, pending: PendingSend) -> None:
-        """Let the next job be the probe, if this one was it and has no outcome."""
+        """Make the next job the probe, if this one was the probe and ended without an outcome."""
         self.breaker.probing = self.breaker.probing and not pending.probe
         pending.probe = False
 

@@ -16,7 +16,7 @@ _PAUSES: dict[UnavailableReason, tuple[int, int]] = {
 }
 _JITTER = 0.25
 ON_REQUEST_MS = 5_000
-"""How long after a failure a probe may be requested at the soonest: repeated failed logins lock accounts."""
+"""Minimum time from a failure to a requested probe, because repeated failed logins lock accounts."""
 
 
 class Pauses:
@@ -31,7 +31,7 @@ class Pauses:
         self._reason: UnavailableReason | None = None
 
     def next_ms(self, reason: UnavailableReason) -> int:
-        """Return the pause after one more failure, milliseconds."""
+        """Return the pause after another failure, in milliseconds."""
         first, cap = _PAUSES[reason]
         if reason != self._reason:
             self._reason, self._tries = reason, 0
@@ -40,7 +40,7 @@ class Pauses:
         return min(round(pause * (1 + _JITTER * self._fraction())), cap)
 
     def reset(self) -> None:
-        """Start again with the shortest."""
+        """Start again with the shortest pause."""
         self._tries = 0
 
 
@@ -65,7 +65,7 @@ class CircuitBreaker:
         return self.state == "closed" or (self.state == "half_open" and not self.probing)
 
     def open(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
-        """Open for a reason.
+        """Open, for a reason that the state shows.
 
         The failure of a job that was already in flight is ignored while the circuit breaker is not closed: only the
         probe counts.
@@ -78,14 +78,14 @@ class CircuitBreaker:
         return True
 
     def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
-        """Let the next job pass as the probe, if the pause is over; where it is `requested`, before that."""
+        """Let the next job pass as the probe, if the pause is over. A `requested` probe may pass earlier."""
         if self.state != "open" or now_ms < self.next_probe_ms(requested=requested):
             return False
         self._set("half_open", now_ms)
         return True
 
     def next_probe_ms(self, *, requested: bool = False) -> int:
-        """Return when a probe may be sent at the earliest, as scheduled or when it is `requested`."""
+        """Return the earliest time of the next probe, as scheduled or if it is `requested`."""
         scheduled_ms = self.since_ms if self.probe_ms is None else self.probe_ms
         return min(scheduled_ms, self.since_ms + ON_REQUEST_MS) if requested else scheduled_ms
 

@@ -1,4 +1,4 @@
-"""Where a relay is, how to log in, and how long anything may take."""
+"""The configuration of a relay: address, login and time limits."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +11,18 @@ Tls = Literal["starttls", "implicit", "none"]
 
 @dataclass(frozen=True, slots=True)
 class RelayLimits:
-    """How long a connection may live and how long the relay may take to answer, in seconds.
+    """How long a connection may live and the relay may take to reply, in seconds.
 
-    The answer to the final dot gets the time of RFC 5321 §4.5.3.2.6, because a shorter limit there makes copies.
-    Before it nothing has left that could be copied, and the RFC's five minutes for MAIL and for RCPT would take two
-    thirds of a code's life.
+    The reply to the final dot gets the time of RFC 5321 §4.5.3.2.6, because a shorter limit would cause duplicates.
+    Before the final dot, a retry causes none, and the RFC's five minutes for MAIL and for RCPT would take two thirds of
+    a code's life.
     """
 
     idle_s: float = 60
     age_s: float = 300
     messages: int = 1000
     handshakes: int = 10
-    """Connections that may be set up at the same time at first, so that the relay gets no burst of them."""
+    """Connections that may be opened at the same time at first, so that the relay receives no burst of them."""
     connect_s: float = 10
     handshake_s: float = 30
     """For each step from the greeting to the login."""
@@ -32,7 +32,7 @@ class RelayLimits:
     body_s: float = 600
     quit_s: float = 5
     recovery_s: float = RECOVERY_S
-    """From half the rate after a throttle back to the full one."""
+    """Time from half the rate after a throttle to the full rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class RelayConfig:
     ca_file: Path | None = None
     pool_size: int = 20
     rate: float | None = None
-    """Mails per second that it takes; `None`: as many as it can."""
+    """Mails per second; `None`: no limit."""
     helo: str | None = None
-    """Our name in EHLO; the sender's domain when absent."""
+    """Our name in EHLO; `None`: the sender's domain."""
     limits: RelayLimits = RelayLimits()
 
     @property
     def ordinary_connections(self) -> int:
-        """Connections that ordinary jobs may use. The others are kept for urgent jobs, whatever the load."""
+        """Connections that ordinary jobs may use. The others are reserved for urgent jobs."""
         return self.pool_size - (max(1, self.pool_size // 50) if self.pool_size > 1 else 0)
 
     @property
     def name(self) -> str:
-        """`host:port`, as reports show it."""
+        """`host:port`."""
         return f"{self.host}:{self.port}"

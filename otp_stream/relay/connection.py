@@ -43,13 +43,13 @@ class ConnectionOwner(Protocol):
 
 _SLACK_S = 0.005
 _NO_COMMAND = frozenset({500, 502})
-"""RFC 5321 §4.2.4: a command that is not known; what was sent ahead may have been cut in two."""
+"""The relay does not know the command (RFC 5321 §4.2.4): it may have split one that was sent ahead."""
 
 
 class Connection(Pipeline):
     """Takes one mail at a time, between `start` and its owner's `finished`, and the envelope of the next.
 
-    No envelope is sent ahead where the relay thinks for longer than a round trip takes: a mail would wait behind
+    No envelope is sent ahead if the relay takes longer for a content than for an envelope: a mail would wait behind
     another one and gain nothing.
     """
 
@@ -59,14 +59,14 @@ class Connection(Pipeline):
         self._refusals = 0
         """Mails that were refused on this connection."""
         self._content_at = self._envelope_s = self._body_s = 0.0
-        """How long the relay took for an envelope, and for its last reply to a content."""
+        """When the content was sent; how long the relay took for the last envelope, and for the last content."""
         self.fresh = True
-        """Whether it was set up just now: no mail and no idle time since."""
+        """Whether it was just opened: no mail and no idle time since."""
         self.mails = 0
         self.opened_at = self.idle_since = monotonic()
 
     def reply_received(self, code: int, text: str) -> None:
-        """Take the reply to the first command in flight."""
+        """Handle the reply to the first command in flight."""
         if self._envelopes is None:
             super().reply_received(code, text)
         elif code == 421 or not self._expected:
@@ -133,7 +133,7 @@ class Connection(Pipeline):
             self._send(b"DATA\r\n", "data")
 
     def _is_of_session(self, reply: Reply) -> bool:
-        """Whether a refusal is about the session, or may be: then the mail has to be tried alone."""
+        """Whether a refusal is, or may be, about the session, so that the mail must be retried alone."""
         may_be = self._sent_ahead and (reply.code in _NO_COMMAND or names_no_reason(reply))
         return may_be or out_of_step(reply) or self._is_session_limit(reply)
 
@@ -153,7 +153,7 @@ class Connection(Pipeline):
             self.abort(RelayUnavailableError("unreachable", f"an unexpected reply: {reply}"))
 
     def _is_stale(self, pending: PendingSend, reply: Reply) -> bool:
-        # the relay ended the session while it was idle, and replies so to the next command: another connection, once
+        # the relay ended the session while it was idle, and says so in reply to the next command: retry once
         return (
             not self.fresh
             and not pending.losses
@@ -169,7 +169,7 @@ class Connection(Pipeline):
             return
         self._prove(works=True)
         if pending.refusal is not None and pending.refusal.stage == "mail":
-            # whose transaction it waits in is not known: a lone dot could send an empty mail to another recipient
+            # it is unknown which transaction the relay is in: a lone dot could send an empty mail to another recipient
             self._end(pending, pending.refusal)
             self.abort(RelayUnavailableError("unreachable", "content is wanted after MAIL was refused"))
         elif pending.refusal is not None:
@@ -182,11 +182,11 @@ class Connection(Pipeline):
         self._unsent = wire_form(pending.mail)
         self._expected.append("body")
         self._content_at = monotonic()
-        if self._asked_at is not None:
-            self._envelope_s, self._asked_at = self._content_at - self._asked_at, None
+        if self._envelope_at is not None:
+            self._envelope_s, self._envelope_at = self._content_at - self._envelope_at, None
         if self._pipelining and self._support.ahead and self._body_s <= self._envelope_s + _SLACK_S:
             self._owner.follow(self)
-        # asked last: a process that is suspended between the check and the write would send a job that it lost
+        # checked last: a process that is suspended between check and write could send a job that it has lost
         if pending.may_send():
             pending.written = True
             self._send(b"")
@@ -214,7 +214,7 @@ class Connection(Pipeline):
             self._reset()
 
     def _reset(self) -> None:
-        # the relay may still hold the sender, even after a refused content: the next MAIL would be a nested one
+        # the relay may still keep the sender, even after a refused content, and would refuse the next MAIL as nested
         self._send(b"RSET\r\n", "rset")
         if self._pipelining:
             self._owner.available(self)
@@ -233,7 +233,7 @@ class Connection(Pipeline):
         self._refusals += not isinstance(outcome, Accepted)
         self._owner.finished(pending, outcome)
         if isinstance(outcome, Unavailable) and outcome.reason != "throttled":
-            # a login that was withdrawn does not come back on the same connection
+            # a login that was revoked does not become valid again on the same connection
             self.abort(RelayUnavailableError(outcome.reason, outcome.error))
 
     def _on_unexpected(self, pending: PendingSend, reply: Reply) -> None:
@@ -250,7 +250,7 @@ class Connection(Pipeline):
         """Handle the end of the session (421), or a reply to no command."""
         pending = self.current
         step = self._expected[0] if self._expected else "mail"
-        stage: Stage = "mail" if step == "rset" or step == "quit" else step  # noqa: PLR1714 - narrows
+        stage: Stage = "mail" if step == "rset" or step == "quit" else step  # noqa: PLR1714 - narrows the type
         reply = self._reply(stage, code, text)
         if pending is not None and pending.refusal is None and not pending.written and self._is_session_limit(reply):
             pending.withdrawn = True
@@ -259,7 +259,7 @@ class Connection(Pipeline):
         self.abort(RelayUnavailableError("unreachable", str(reply)))
 
     def _is_session_limit(self, reply: Reply) -> bool:
-        """Whether the relay limits this session, for example after many refused recipients: it accepts a new one."""
+        """Whether the relay limits this session, for example after many refused recipients, and accepts a new one."""
         after_refusals = reply.code == 421 and self._refusals > 0 and unavailable_reason(reply) == "unreachable"
         return self.mails > 0 and (after_refusals or is_session_limit(reply))
 

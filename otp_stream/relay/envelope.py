@@ -1,4 +1,4 @@
-"""The bytes of one mail in SMTP: its envelope, for the extensions that the relay offers, and its content."""
+"""The bytes of one mail in SMTP: its envelope, which depends on the relay's extensions, and its content."""
 
 import re
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ _LONE_CR_OR_LF = re.compile(rb"\r\n|\r|\n")
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """What the relay offered in its answer to EHLO (RFC 5321 §4.1.1.1)."""
+    """The extensions in the relay's reply to EHLO (RFC 5321 §4.1.1.1)."""
 
     pipelining: bool = False
     starttls: bool = False
     size: bool = False
     size_limit: int = 0
-    """Bytes of the largest message that it takes (RFC 1870); 0 if it names no limit."""
+    """Maximum size of a message in bytes (RFC 1870); 0 if the relay names no limit."""
     eight_bit: bool = False
     utf8: bool = False
     logins: frozenset[str] = field(default_factory=frozenset[str])
 
     @classmethod
     def read(cls, answer: Answer) -> "Extensions":
-        """Read them from the lines after the first one, which holds the relay's name."""
+        """Parse the reply. Its first line contains the relay's name only."""
         lines = [line.upper().replace("=", " ").split() for line in answer[1].split("\n")[1:]]
         offered = {words[0] for words in lines if words}
         return cls(
@@ -47,11 +47,11 @@ class Envelopes:
     def __init__(self, sender: str, extensions: Extensions) -> None:
         self._offers = extensions
         self._sender = self._path(sender)
-        # fixed for the connection, so made once
+        # built once, because it is the same for all mails
         self._from = b"" if self._sender is None else b"MAIL FROM:<" + self._sender + b">"
 
     def write(self, mail: Mail) -> tuple[bytes, bytes] | Reply:
-        """Return the MAIL and the RCPT command, or the reply that we give in the relay's place."""
+        """Return the MAIL and the RCPT command, or a refusal in the relay's place."""
         recipient = mail.recipient
         if not recipient.isprintable() or ">" in recipient or " " in recipient:
             return Reply(553, "5.1.3", "the address cannot be written in SMTP", "rcpt")
@@ -69,7 +69,7 @@ class Envelopes:
         return command + b"\r\n", b"RCPT TO:<" + path + b">\r\n"
 
     def _path(self, address: str) -> bytes | None:
-        """Return the address in its wire form; `None` where its local part needs an extension that is not offered."""
+        """Return the address in its wire form, or `None` if its local part needs an extension that is not offered."""
         try:
             wire = wire_address(address)
         except ValueError:
@@ -84,7 +84,7 @@ def wire_form(mail: Mail) -> bytes:
         return content + b".\r\n"
     ends = content.count(b"\r\n")
     if content.count(b"\n") != ends or content.count(b"\r") != ends:
-        # a lone CR or LF could end the message early at a relay that takes it for a line end
+        # at a relay that reads a lone CR or LF as a line end, it could end the message early
         content = _LONE_CR_OR_LF.sub(b"\r\n", content)
     if b"\r\n." in content:
         content = content.replace(b"\r\n.", b"\r\n..")

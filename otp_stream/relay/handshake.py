@@ -1,4 +1,4 @@
-"""From a host name to a connection that takes mail: TCP, TLS, EHLO, login."""
+"""Opens connections that are ready for mail: TCP, TLS, EHLO, login."""
 
 import asyncio
 import base64
@@ -24,29 +24,29 @@ from .reply import handshake_reason, to_reply
 P = TypeVar("P", bound=SmtpProtocol)
 
 _MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
-"""In this order: under TLS all of them are as safe."""
+"""In order of preference; under TLS, all are equally safe."""
 _BAD_CREDENTIALS = 535
 _TRY_THE_NEXT = frozenset({500, 501, 502, 503, 504, 534, 535, 538, 550, 553, 554})
-"""Codes to AUTH that relays have for a mechanism they announce and do not take. All but 535 count no wrong password."""
+"""Codes by which relays refuse a mechanism that they announce. Only 535 may count as a wrong password."""
 _MAX_FAILED_LOGINS = 2
-"""535 to one mechanism may mean the mechanism; to two, the password."""
+"""535 to one mechanism may be about the mechanism; to two, it is about the password."""
 
 
 class Handshake:
-    """Opens connections. What is costly to determine (authorities, our own name) is determined once, off the loop."""
+    """Opens connections. Loads the certificate authorities once, in a thread."""
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._helo = config.helo or _domain(config.sender)
         self._context: ssl.SSLContext | None = None
         self._mechanism: str | None = None
-        """The mechanism by which the last login was accepted."""
+        """The mechanism of the last login that was accepted."""
         self._refused_logins = 0
-        """Since the last accepted one; after the first, each tries one mechanism, one after the other."""
+        """Refused logins since the last accepted one. After the first, each connection tries one mechanism, in turn."""
         self._addresses = Addresses()
 
     async def open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
-        """Return a connection that is ready for MAIL, and what the relay offers. Raises `RelayUnavailableError`."""
+        """Return a connection that is ready for MAIL, and the relay's extensions. Raises `RelayUnavailableError`."""
         await self._prepare()
         protocol = await self._connect(make)
         address = protocol.transport.get_extra_info("peername")
@@ -58,7 +58,7 @@ class Handshake:
             if isinstance(error, RelayUnavailableError):
                 self._addresses.failed(address)
             protocol.transport.abort()
-            await asyncio.sleep(0)  # the socket is closed in the next round of the loop
+            await asyncio.sleep(0)  # the event loop closes the socket in its next iteration
             raise
 
     async def _prepare(self) -> None:
@@ -74,7 +74,7 @@ class Handshake:
         config = self._config
         context = self._context if config.tls == "implicit" else None
         loop = asyncio.get_running_loop()
-        with _named("connect", config):
+        with _explained("connect", config):
             async with asyncio.timeout(config.limits.connect_s):
                 sock = await self._addresses.connect(config.host, config.port)
                 address = sock.getpeername()
@@ -86,7 +86,7 @@ class Handshake:
                         server_hostname=certificate_name(config.host) if context else None,
                     )
                 except BaseException:
-                    self._addresses.failed(address)  # TLS failed, or never came
+                    self._addresses.failed(address)  # TLS failed or timed out
                     raise
         return protocol
 
@@ -114,7 +114,7 @@ class Handshake:
     async def _ehlo(self, protocol: SmtpProtocol) -> Extensions:
         name = self._helo
         if "." not in name and not name.startswith("["):
-            # no full name: an address literal is what RFC 5321 §4.1.3 has for that
+            # a host without a full name sends an address literal (RFC 5321 §4.1.3)
             address: str = protocol.transport.get_extra_info("sockname")[0]
             name = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
         return Extensions.read(await self._ask(protocol, f"EHLO {name}\r\n".encode(), "ehlo", 250))
@@ -126,10 +126,10 @@ class Handshake:
             )
         await self._ask(protocol, b"STARTTLS\r\n", "tls", 220)
         if not protocol.quiet():
-            # injected before TLS, to be read as a reply under TLS (CVE-2011-0411)
+            # an attacker may have injected it before TLS, so that it is read as a reply under TLS (CVE-2011-0411)
             raise RelayUnavailableError("tls_failed", "the relay sent more than its answer to STARTTLS")
         loop = asyncio.get_running_loop()
-        with _named("tls", self._config):
+        with _explained("tls", self._config):
             async with asyncio.timeout(self._config.limits.handshake_s):
                 name = certificate_name(self._config.host)
                 transport = await loop.start_tls(protocol.transport, protocol, self._context, server_hostname=name)
@@ -138,7 +138,7 @@ class Handshake:
         protocol.transport = transport
 
     async def _login(self, protocol: SmtpProtocol, offers: Extensions, user: str, password: str) -> None:
-        """Log in by the first mechanism that the relay offers and takes, and by that one alone from then on."""
+        """Log in with the first mechanism that the relay accepts, and only with that one afterwards."""
         refused: Reply | None = None
         credentials = 0
         """How often the relay may have counted a wrong password."""
@@ -148,19 +148,19 @@ class Handshake:
             except RelayUnavailableError:
                 if refused is None:
                     raise
-                break  # the relay closed the connection after the refusal: the next connection tries the next mechanism
+                break  # the relay has closed the connection after the refusal; the next one tries the next mechanism
             if code == 235:
                 self._mechanism, self._refused_logins = mechanism, 0
                 return
             reply = to_reply((code, text), "auth")
             if code // 100 == 4 and mechanism == self._mechanism:
-                # the mechanism has worked before, so a temporary failure is not about it
+                # the mechanism has worked before, so the failure is not about the mechanism
                 raise RelayUnavailableError(handshake_reason(reply), str(reply))
             refused = refused if refused and refused.code == _BAD_CREDENTIALS else reply
             credentials += code == _BAD_CREDENTIALS
             if code not in _TRY_THE_NEXT or credentials >= _MAX_FAILED_LOGINS:
                 break
-        assert refused is not None  # noqa: S101 - for the type checker only: there was a mechanism
+        assert refused is not None  # noqa: S101 - for the type checker: at least one mechanism was tried
         self._mechanism = None
         self._refused_logins += 1
         raise RelayUnavailableError(handshake_reason(refused), str(refused))
@@ -181,7 +181,7 @@ class Handshake:
         return mechanisms
 
     async def _authenticate(self, protocol: SmtpProtocol, mechanism: str, user: str, password: str) -> Answer:
-        """Return the relay's last answer."""
+        """Return the relay's last reply."""
         token = b" " + _b64(f"\0{user}\0{password}") if mechanism == "PLAIN" else b""
         answer = await self._ask(protocol, b"AUTH " + mechanism.encode() + token + b"\r\n", "auth")
         for step in range(2 if mechanism == "LOGIN" else 1):
@@ -201,7 +201,7 @@ class Handshake:
 
 
 def _cram_md5(challenge: str, user: str, password: str) -> bytes:
-    """RFC 2195. A challenge that is not base64 counts as empty: the relay refuses the answer."""
+    """Return the response (RFC 2195). A challenge that is not base64 counts as empty, so the relay refuses it."""
     try:
         text = base64.b64decode(challenge)
     except ValueError:
@@ -231,8 +231,8 @@ def _tls_context(config: RelayConfig) -> ssl.SSLContext:
 
 
 @contextmanager
-def _named(stage: Stage, config: RelayConfig) -> Generator[None]:
-    """Raise what the network and TLS raise as `RelayUnavailableError`, with a text that names the fix."""
+def _explained(stage: Stage, config: RelayConfig) -> Generator[None]:
+    """Raise errors of the network and of TLS as `RelayUnavailableError`, with the fix."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:

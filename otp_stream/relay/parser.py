@@ -1,15 +1,15 @@
-"""Reads SMTP replies (RFC 5321 §4.2) from bytes that arrive in pieces of any size."""
+"""Parses SMTP replies (RFC 5321 §4.2) from bytes that arrive in pieces of any size."""
 
 Answer = tuple[int, str]
 """A reply: its code, and its lines without the code, separated by newlines."""
 
-# RFC 5321 §4.5.3.1.5 allows 512 octets a line. Relays go beyond it, but not without end.
+# RFC 5321 §4.5.3.1.5 allows 512 octets a line. Some relays exceed it.
 MAX_LINE = 4096
 MAX_REPLY = 65_536
 
 
 class GarbageError(Exception):
-    """The bytes are no SMTP reply; the text gives the reason and quotes nothing."""
+    """The bytes are no SMTP reply; the text contains the reason and quotes nothing."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -28,11 +28,11 @@ class ReplyParser:
 
     @property
     def pending(self) -> bool:
-        """Whether part of a reply is held."""
+        """Whether an incomplete reply is buffered."""
         return bool(self._rest or self._lines)
 
     def feed(self, data: bytes) -> list[Answer]:
-        """Return the replies that `data` completes. Raises `GarbageError`; nothing can be read after it."""
+        """Return the replies that `data` completes. Raises `GarbageError`, after which nothing more can be parsed."""
         answers: list[Answer] = []
         try:
             self._read(data, answers)
@@ -53,7 +53,7 @@ class ReplyParser:
             if mark in b" \r" and not self._lines:
                 answers.append((int(code), text))
             elif mark in b"- \r":
-                self._gather(code, text, len(line))
+                self._add_line(code, text, len(line))
                 if mark != b"-":
                     answers.append((int(code), "\n".join(self._lines)))
                     self._lines.clear()
@@ -63,7 +63,7 @@ class ReplyParser:
         if len(self._rest) > MAX_LINE:
             raise GarbageError(f"a reply line is longer than {MAX_LINE} bytes")
 
-    def _gather(self, code: bytes, text: str, size: int) -> None:
+    def _add_line(self, code: bytes, text: str, size: int) -> None:
         if self._lines and code != self._code:
             raise GarbageError("the lines of one reply have different codes")
         self._code = code

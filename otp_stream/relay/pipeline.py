@@ -14,20 +14,20 @@ from .protocol import RelayUnavailableError, SmtpProtocol
 from .reply import to_reply
 from .send_queue import PendingSend
 
+Step = Stage | Literal["rset", "quit"]
+
 _MAX_LOST = 3
-
-
 _UNPROVEN_S = 10.0
-"""Time limit of pipelined commands at a relay that has answered none yet: some announce PIPELINING and lose them."""
+"""Time limit of pipelined commands at a relay that has answered none yet: some announce PIPELINING but lose them."""
 _AHEAD_S = 10.0
-"""Time limit of MAIL in an envelope that was sent ahead: some relays discard what they have read behind a final dot.
-Another try alone loses nothing."""
+"""Time limit of MAIL in an envelope that was sent ahead: some relays discard what they have read after a final dot. The
+mail can safely be sent again alone."""
 _FOLLOW_S = 1.0
-"""How long an envelope waits behind the mail before it: a relay may take minutes for its last answer."""
+"""How long an envelope waits behind another mail, because a relay may take minutes for its last reply."""
 
 
 class PipeliningSupport:
-    """Some relays announce PIPELINING and lose commands, or refuse an envelope that is sent ahead."""
+    """How well a relay pipelines. Some announce PIPELINING but lose commands, or refuse an envelope sent ahead."""
 
     def __init__(self) -> None:
         self.works: bool | None = None
@@ -43,19 +43,16 @@ class PipeliningSupport:
             self.ahead = False
 
     def ahead_accepted(self) -> None:
-        """Count only losses in a row."""
+        """Reset the count, because only consecutive losses matter."""
         self._lost = 0
-
-
-Step = Stage | Literal["rset", "quit"]
 
 
 class Pipeline(SmtpProtocol):
     """Sends one mail at a time and the envelope of the next.
 
-    Where the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet, behind the content of the mail before
-    if there is one (RFC 2920 §3.1 lets content open a group): that saves a round trip for each mail. Replies are
-    matched to the steps that they answer by their order.
+    If the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet, together with the content of the mail
+    before if there is one (RFC 2920 §3.1 lets content begin a group), which saves a round trip for each mail. Replies
+    are matched to steps by their order.
     """
 
     def __init__(self, config: RelayConfig, support: PipeliningSupport, requeue: Callable[[PendingSend], None]) -> None:
@@ -76,11 +73,11 @@ class Pipeline(SmtpProtocol):
         self._envelopes: Envelopes | None = None
         self._rcpt = b""
         self._unsent = b""
-        """Content that is sent together with the next command."""
-        self._asked_at: float | None = None
-        self._follows_from = 0.0
+        """Content to send together with the next command."""
+        self._envelope_at: float | None = None
+        self._following_since = 0.0
         self._sent_ahead = False
-        """Whether the envelope of `current` was sent ahead, behind the content before."""
+        """Whether the envelope of `current` was sent behind the content of the mail before."""
         self._accepted_before = False
         """Whether the relay accepted that content."""
         self._following_withdrawn = False
@@ -89,18 +86,18 @@ class Pipeline(SmtpProtocol):
         self.following: PendingSend | None = None
         """The mail whose envelope was sent behind the content of `current`."""
         self.overdue_at: float | None = None
-        """When the reply that it waits for is late, by the monotonic clock."""
+        """When the expected reply is overdue, by the monotonic clock."""
 
     def become_ready(self, extensions: Extensions) -> None:
-        """Take mail from now on."""
+        """Accept mail from now on."""
         self._envelopes = Envelopes(self._sender, extensions)
         self._pipelining = extensions.pipelining
         self._unproven = extensions.pipelining
         self._apply_support()
 
     def start(self, pending: PendingSend) -> Reply | None:
-        """Begin with a mail. Returns our own refusal, with nothing sent, for what this relay cannot take."""
-        assert self._envelopes is not None  # noqa: S101 - for the type checker only: see `become_ready`
+        """Send the envelope of a mail. Returns our own refusal instead if this relay cannot take the mail."""
+        assert self._envelopes is not None  # noqa: S101 - for the type checker: `become_ready` has set it
         commands = self._envelopes.write(pending.mail)
         if isinstance(commands, Reply):
             return commands
@@ -108,12 +105,12 @@ class Pipeline(SmtpProtocol):
             self._apply_support()
         pending.begin()
         if self.current is None:
-            self.current, self._asked_at, self._sent_ahead = pending, monotonic(), False
+            self.current, self._envelope_at, self._sent_ahead = pending, monotonic(), False
         else:
-            self.following, self._follows_from = pending, monotonic()
+            self.following, self._following_since = pending, monotonic()
         mail, self._rcpt = commands
         if self.following is not None:
-            # sent behind the content, together with it
+            # kept, to be sent in one packet with the content
             self._unsent += mail + self._rcpt + b"DATA\r\n"
             self._expected.extend(("mail", "rcpt", "data"))
         elif self._pipelining:
@@ -123,7 +120,7 @@ class Pipeline(SmtpProtocol):
         return None
 
     def check_timeouts(self, now: float) -> None:
-        """End what is overdue; `now` is the monotonic clock."""
+        """Abort if a reply is overdue. Requeue a following mail that waits too long. `now` is the monotonic clock."""
         if self.overdue_at is not None and now >= self.overdue_at:
             if self._is_unproven_step() and self._waits[self._expected[0]] > _UNPROVEN_S:
                 self._pipelining_fails()
@@ -132,11 +129,11 @@ class Pipeline(SmtpProtocol):
                 self._withdraw(self.current, "the relay lost an envelope that was sent ahead")
             else:
                 self.abort(RelayUnavailableError("unreachable", "no reply in time"))
-        elif now - self._follows_from >= _FOLLOW_S:
+        elif now - self._following_since >= _FOLLOW_S:
             self.recall()
 
     def recall(self) -> None:
-        """Requeue the following mail, if there is one: its content has not been sent."""
+        """Requeue the following mail, if there is one. Its content has not been sent."""
         following, self.following = self.following, None
         if following is not None:
             self._following_withdrawn = True
@@ -163,7 +160,7 @@ class Pipeline(SmtpProtocol):
         return self._unproven and self._expected[0] in {"mail", "rcpt", "data"}
 
     def _is_ahead_step(self) -> bool:
-        """Whether it waits for the first reply to an envelope that was sent behind an accepted content."""
+        """Whether the next expected reply is to the MAIL of an envelope that was sent behind an accepted content."""
         waits = bool(self._expected) and self._expected[0] == "mail"
         return waits and self.current is not None and self._sent_ahead and self._accepted_before
 
@@ -179,14 +176,14 @@ class Pipeline(SmtpProtocol):
             self._support.works = works
 
     def _pipelining_fails(self) -> None:
-        """Use no pipelining at this relay any more: its mail goes over a new connection, command by command."""
+        """Stop pipelining at this relay. The mail goes over a new connection, one command at a time."""
         self._support.works = False
         if self.current is not None:
             self.current.withdrawn = True
         self.abort(RelayUnavailableError("unreachable", "the relay lost a pipelined command"))
 
     def _withdraw(self, pending: PendingSend, why: str) -> None:
-        """End the session, which is at fault: the mail goes over another one, with no attempt counted."""
+        """End the session, which is at fault. The mail goes over another one, and no attempt is counted."""
         pending.withdrawn, pending.written, pending.refusal = True, False, None
         self.abort(RelayUnavailableError("unreachable", why))
 
@@ -195,7 +192,7 @@ class Pipeline(SmtpProtocol):
         secrets = mail.secrets if mail else ()
         if "@" not in text:
             return to_reply((code, text), stage, secrets=secrets)
-        # in a mail to ourselves, our address is the recipient's: its refusal is about no other mail
+        # in a mail to ourselves, our address is the recipient's, and its refusal is about this mail only
         other = person_key(mail.recipient) if mail else ""
         sender, login = (it if it and person_key(it) != other else None for it in (self._sender, self._login))
         return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets)

@@ -1,4 +1,4 @@
-"""The connections to one relay: opened when needed, kept while useful, ended by QUIT."""
+"""The connections to one relay: opened on demand, kept while they are used, ended by QUIT."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from .pipeline import PipeliningSupport
 from .protocol import RelayUnavailableError
 
 _ALONE_S = 3.0
-"""How long the first login is tried alone: a wrong password makes one failed login, not as many as connections."""
+"""How long to try the first login alone, so that a wrong password causes one failed login, not one per connection."""
 
 
 class Pool:
@@ -27,10 +27,10 @@ class Pool:
         self._quitting: set[Connection] = set()
         self._closing = False
         self._renewed_at = 0.0
-        """No connection from before takes another mail, by the monotonic clock."""
+        """Connections that were opened before take no more mail. By the monotonic clock."""
         self.open: set[Connection] = set()
         self.idle: list[Connection] = []
-        """The one that was used last is used first, so that the others can be closed."""
+        """The last used connection is used first, so that the others can be closed."""
         self.connects = 0
         self._alone_from = 0.0
 
@@ -51,7 +51,7 @@ class Pool:
 
     def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
-        # doubles their number: a relay that accepted these accepts more, and fifty are open after four steps
+        # a relay that accepted these connections accepts more: their number doubles, to fifty after four steps
         limit = max(self._limits.handshakes, len(self.open))
         if not self.open and self._config.user is not None:
             now = monotonic()
@@ -65,7 +65,7 @@ class Pool:
             task.add_done_callback(self._opening.discard)
 
     async def connect(self, owner: ConnectionOwner) -> Connection:
-        """Open a connection, within a task that `grow` started. Raises `RelayUnavailableError`."""
+        """Open a connection, in a task that `grow` started. Raises `RelayUnavailableError`."""
         try:
             connection, offers = await self._handshake.open(lambda: Connection(owner, self._config, self.support))
             if connection.lost is not None:
@@ -79,41 +79,41 @@ class Pool:
         self.open.add(connection)
         return connection
 
-    def rest(self, connection: Connection) -> None:
+    def keep_idle(self, connection: Connection) -> None:
         """Keep an idle connection."""
         connection.fresh = False
         connection.idle_since = monotonic()
         self.idle.append(connection)
 
     def usable(self, connection: Connection) -> bool:
-        """Return whether it may take one more mail; QUIT if not."""
-        if self.worn(connection, connection.mails):
+        """Return whether a connection may take another mail; otherwise send QUIT."""
+        if self.is_used_up(connection, connection.mails):
             self._quit(connection)
             return False
         return True
 
-    def worn(self, connection: Connection, mails: int) -> bool:
-        """Return whether a connection should take no more after so many mails."""
+    def is_used_up(self, connection: Connection, mails: int) -> bool:
+        """Return whether a connection must take no more mail after `mails`."""
         limits = self._limits
         opened_at = connection.opened_at
         too_old = opened_at < self._renewed_at or monotonic() - opened_at >= limits.age_s
         return self._closing or too_old or mails >= limits.messages
 
     def renew(self) -> None:
-        """Send no more mail over the connections of this moment."""
+        """Send no more mail over the connections that are open now."""
         self._renewed_at = monotonic()
         while self.idle:
             self._quit(self.idle.pop())
 
     def forget(self, connection: Connection) -> None:
-        """Drop a connection that is closed."""
+        """Remove a closed connection."""
         self.open.discard(connection)
         self._quitting.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
 
     def check_timeouts(self) -> None:
-        """End what is overdue, and close what has been idle too long or is too old."""
+        """Abort overdue connections, and close those that are idle for too long or too old."""
         now = monotonic()
         for connection in [*self.open, *self._quitting]:
             connection.check_timeouts(now)
@@ -124,25 +124,25 @@ class Pool:
                 self._quit(connection)
 
     def recall(self) -> None:
-        """Return every mail whose envelope was sent ahead to the queue."""
+        """Requeue every mail whose envelope was sent ahead."""
         for connection in self.open:
             connection.recall()
 
     async def close(self, grace_s: float) -> None:
-        """Let mails in flight finish and QUIT, for `grace_s` seconds at most; then end every connection."""
+        """Let mails in flight finish and QUIT, for at most `grace_s` seconds; then abort every connection."""
         self._closing = True
         for task in self._opening:
             task.cancel()
         while self.idle:
             self._quit(self.idle.pop())
-        everything = [connection.closed for connection in self.open | self._quitting]
-        if everything:
-            await asyncio.wait(everything, timeout=grace_s)
+        closed = [connection.closed for connection in self.open | self._quitting]
+        if closed:
+            await asyncio.wait(closed, timeout=grace_s)
         for connection in self.open | self._quitting:
             connection.abort(RelayUnavailableError("unreachable", "the worker is stopping"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
-                await asyncio.gather(*self._opening, *everything, return_exceptions=True)
+                await asyncio.gather(*self._opening, *closed, return_exceptions=True)
 
     def _quit(self, connection: Connection) -> None:
         self.open.discard(connection)

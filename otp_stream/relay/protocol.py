@@ -1,4 +1,4 @@
-"""One TCP connection to a relay: bytes out, whole replies in."""
+"""One TCP connection to a relay: sends bytes, receives whole replies."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,13 @@ from otp_stream.core.outcome import UnavailableReason
 
 from .parser import Answer, GarbageError, ReplyParser
 
-# Bytes that are unacknowledged for so long mean that the peer is gone. A relay that is slow but alive still
-# acknowledges, so this does not cut the long answer times of RFC 5321 short.
 _DEAD_PEER_MS = 20_000
+"""If TCP acknowledges nothing for this long, the peer is gone. A slow relay still acknowledges, so the long reply times
+of RFC 5321 are not affected."""
 
 
 class RelayUnavailableError(Exception):
-    """The relay cannot take any job at present; the text is for an operator and holds no secret."""
+    """The relay cannot take any job at present; the text is for an operator and contains no secret."""
 
     def __init__(self, reason: UnavailableReason, text: str) -> None:
         super().__init__(text)
@@ -36,7 +36,7 @@ class SmtpProtocol(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport, and let the kernel notice a peer that is gone."""
+        """Store the transport, and let the kernel detect a peer that is gone."""
         self.transport = cast("asyncio.Transport", transport)
         raw = transport.get_extra_info("socket")
         if raw is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -44,12 +44,12 @@ class SmtpProtocol(asyncio.Protocol):
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MS)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on each complete reply."""
+        """Call `reply_received` for each complete reply."""
         garbage: GarbageError | None = None
         try:
             answers = self.parser.feed(data)
         except GarbageError as error:
-            # a 250 before it counts: its mail must not be sent again
+            # replies before it count: after a 250, the mail must not be sent again
             garbage, answers = error, error.before
         for code, text in answers:
             if self.lost is None:
@@ -58,26 +58,26 @@ class SmtpProtocol(asyncio.Protocol):
             self.abort(RelayUnavailableError("unreachable", str(garbage)))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what waits for a reply."""
+        """End the wait for replies."""
         why = f": {type(exc).__name__}" if exc else ""
         self.abort(RelayUnavailableError("unreachable", f"the connection was lost{why}"))
         if not self.closed.done():
             self.closed.set_result(None)
 
     def reply_received(self, code: int, text: str) -> None:
-        """Keep a reply for `execute`."""
+        """Store a reply for `execute`."""
         self._answers.append((code, text))
         self._wake()
 
     def abort(self, error: RelayUnavailableError) -> None:
-        """End the connection at once, for the first reason given."""
+        """End the connection at once. The first error is kept as the reason."""
         if self.lost is None:
             self.lost = error
             self._wake()
             self.transport.abort()
 
     async def execute(self, command: bytes, timeout_s: float) -> Answer:
-        """Send a command (nothing, to await the greeting) and return the reply. Raises `RelayUnavailableError`."""
+        """Send a command (empty for the greeting) and return the reply. Raises `RelayUnavailableError`."""
         if command:
             self.transport.write(command)
         try:

@@ -1,4 +1,4 @@
-"""Keeps a relay's rate: calls back when a slot is due, and reserves slots where workers share the rate."""
+"""Enforces a relay's rate: calls back when a slot is due, and reserves slots if workers share the rate."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,31 +12,31 @@ from .rate import Rate
 
 _ANSWER_S = 1.0
 _ALONE_S = 1.0
-"""How long to send at our share of the rate before reserving again."""
+"""How long to send at our part of the rate before trying to reserve again."""
 
 
 class Reserve(Protocol):
     """Grants slots of a schedule that several workers share."""
 
     async def __call__(self, relay: str, count: int, ceiling: float, slowed: bool) -> Grant | None:  # noqa: FBT001
-        """Reserve up to `count` slots (at least one); `slowed` reports a throttle, once. `None`: it cannot.
+        """Reserve up to `count` slots (at least one), or return `None` if that is not possible.
 
-        `ceiling` is mails per second. Must not raise; an answer that takes a second counts as `None`.
+        `ceiling` is mails per second; `slowed` reports a throttle, once. Must not raise. A timeout counts as `None`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How workers share a relay's rate; by default it belongs to this one alone."""
+    """How workers share a relay's rate. By default, this worker has all of it."""
 
     reserve: Reserve | None = None
     share: Callable[[], int] = lambda: 1
-    """How many workers share it, while no slots can be reserved."""
+    """Returns how many workers share the rate, while no slots can be reserved."""
 
 
 class RateLimiter:
-    """How many mails may be sent now. If none may and jobs wait, it calls `serve` as soon as one may."""
+    """Returns how many mails may be sent now. If none may and jobs wait, it calls `serve` as soon as one may."""
 
     def __init__(
         self, relay: str, rate: Rate, reserve: Reserve | None, waiting: Callable[[], int], serve: Callable[[], None]
@@ -50,7 +50,7 @@ class RateLimiter:
         self._reserving: asyncio.Task[None] | None = None
         self._reserve_from = 0.0
         self._throttled = False
-        """Whether there is a throttle to report."""
+        """Whether a throttle must be reported."""
         self._closed = False
         rate.alone = self._reserve is None
 
@@ -62,14 +62,14 @@ class RateLimiter:
         return slots
 
     def lacking(self) -> int:
-        """Return how many connections more could be used."""
+        """Return how many more connections could be used."""
         now = monotonic()
         lacking = self._rate.lacking(now)
         self._plan(now, lacking)
         return lacking
 
     def throttled(self) -> None:
-        """Slow down, and report it at once: circuit breaker open, so the next reservation may be far off."""
+        """Slow down, and report the throttle at once: with an open circuit breaker, there may be no reservation."""
         self._rate.slow(monotonic())
         if self._reserve is not None:
             self._throttled = True
@@ -89,9 +89,9 @@ class RateLimiter:
         if self._closed or not waiting:
             return
         if self._reserve is not None and self._reserving is None and now >= self._reserve_from:
-            short = self._rate.short(waiting, now)
-            if short > 0:
-                self._start_reserving(self._reserve, short)
+            count = self._rate.slots_to_reserve(waiting, now)
+            if count > 0:
+                self._start_reserving(self._reserve, count)
         if not slots and self._timer is None and (wait_s := self._rate.wait_s(now)) is not None:
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
@@ -121,8 +121,8 @@ class RateLimiter:
             self._rate.no_grants()
             self._reserve_from = now + _ALONE_S
         else:
-            # the grant was made before our throttle was reported
-            self._rate.take(grant, now, news=not self._throttled)
+            # not newer if our throttle is still to be reported
+            self._rate.take(grant, now, newer=not self._throttled)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

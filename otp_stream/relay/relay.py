@@ -1,4 +1,4 @@
-"""The relays as the worker uses them: one call for each mail, most urgent first, to the first relay that takes mail."""
+"""Sends each mail, most urgent first, through the first relay that takes mail."""
 
 import asyncio
 import random
@@ -20,22 +20,20 @@ from .send_queue import PendingSend, SendQueue
 from .upstream import Upstream
 
 _TICK_S = 0.1
-"""How often time limits are checked: one timer for all connections, jobs and breakers."""
-_FROZEN_S = 1.0
-"""A tick as late as this means that the process was suspended: the broker may have given its jobs to others."""
+"""How often time limits are checked, by one timer for all connections, jobs and breakers."""
+_SUSPENDED_S = 1.0
+"""A tick that is this late means that the process was suspended, and the broker may have given its jobs to others."""
+_RESUME_TICKS = 4
+"""For how many ticks after that no mail is sent, so that a lost connection to the broker is noticed first. Counted, not
+timed: on a machine that is short of processors, time passes without a read from the network."""
 _PROBE_S = 25.0
 """How long a caller waits for a requested probe, which continues after that."""
-_PROBE_LOOK_S = 0.05
-_THAW_TICKS = 4
-"""After that, for how many ticks no mail is sent, so that a lost connection to the broker is noticed first. Counted,
-not timed: on a machine that is short of processors, time passes without a read from the network."""
-
-
+_PROBE_POLL_S = 0.05
 _STEADY_FROM_MS = clock.now_ms() - time.monotonic_ns() // 1_000_000
 
 
 def _steady_ms() -> int:
-    # for pauses: a clock that is set back by an hour must not keep a circuit breaker open for an hour
+    # the clock for pauses: if the wall clock is set back by an hour, a circuit breaker must not stay open for an hour
     return _STEADY_FROM_MS + time.monotonic_ns() // 1_000_000
 
 
@@ -44,9 +42,9 @@ class SmtpRelay:
 
     All relays take from one queue of waiting jobs, so the next relay takes them when a circuit breaker opens, and the
     first one again when it closes. Nothing connects before the first `send`. `on_circuit_breaker` is called for every
-    change of a circuit breaker, `on_rate` when a relay is slowed down and when it has its full rate again; `sharing` is
-    how workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the one for
-    pauses, which is never set back, and `fraction` the randomness of the pauses, in [0, 1).
+    change of a circuit breaker, `on_rate` when a relay is slowed down and when it has its full rate again; `sharing`
+    defines how workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the clock
+    for pauses, which is never set back, and `fraction` in [0, 1) their jitter.
     """
 
     def __init__(
@@ -68,9 +66,9 @@ class SmtpRelay:
         self._upstreams = [Upstream(one, self, steady_ms, fraction, sharing) for one in (config, *fallbacks)]
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
-        self._thawing = 0
+        self._resume_ticks = 0
         self.closed = False
-        """Whether no more mail is sent."""
+        """Whether sending has ended."""
 
     async def send(
         self,
@@ -86,11 +84,11 @@ class SmtpRelay:
         """Wait for a connection (none while every circuit breaker is open), then send, once.
 
         `rank` is 0 to 3, most urgent first; within a rank the lane `due` and the rest alternate, each by `expires_ms`.
-        Returns `TimedOut` if no connection was available before `deadline_ms`, or if `wanted` returned false then: a
-        job that another worker has by now must not be sent twice. Times are milliseconds since 1970. `prefer` names the
-        relay that may have this mail already: it is used first, as long as its circuit breaker is not open, because it
-        can recognise the copy by its Message-ID. A call that is cancelled leaves the queue; a mail whose content is
-        sent is completed. After `finish` the call is cancelled.
+        Returns `TimedOut` if no connection was available before `deadline_ms`, or if `wanted` returned false when there
+        was one, for example because another worker has the job now. Times are milliseconds since 1970. `prefer` names
+        the relay that may have this mail already: it is used first, unless its circuit breaker is open, because it can
+        recognise the copy by its Message-ID. A cancelled call is removed from the queue; a mail whose content has been
+        sent is completed. After `finish`, the call is cancelled.
         """
         result = asyncio.get_running_loop().create_future()
         may_send = partial(self._may_send, expires_ms, wanted, result)
@@ -110,10 +108,9 @@ class SmtpRelay:
         return replace(first, waiting=first.waiting + len(self._queue)), *others
 
     async def probe(self, name: str | None = None, *, wait_s: float = _PROBE_S) -> list[Probed]:
-        """Send the next probe now to relays that take no mail: to all, or to the one of this `name`.
+        """Send the next probe now to the relays that take no mail: to all of them, or to the one called `name`.
 
-        Waits at most `wait_s` seconds for what comes back. If a probe is in flight already, waits for that
-        one and sends no other.
+        Waits at most `wait_s` seconds for the result. If a probe is already in flight, waits for that one.
         """
         upstreams = [upstream for upstream in self._upstreams if name in {None, upstream.config.name}]
         probed = [
@@ -122,17 +119,17 @@ class SmtpRelay:
         ]
         ends = time.monotonic() + wait_s
         while any(upstream.probing for upstream in upstreams) and not self.closed and time.monotonic() < ends:  # noqa: ASYNC110
-            await asyncio.sleep(_PROBE_LOOK_S)
+            await asyncio.sleep(_PROBE_POLL_S)
         return [Probed(upstream.state(), sent, upstream.probe_in_ms()) for upstream, sent in probed]
 
     def recheck(self) -> None:
-        """End the wait of mails that are no longer `wanted`."""
+        """Time out the queued mails that are no longer `wanted`."""
         for queue in self._all_queues():
             for pending in queue.pop_unwanted():
                 pending.resolve(TimedOut())
 
     def finish(self) -> None:
-        """Send no more mail: waiting calls are cancelled, mails in flight are completed."""
+        """Cancel the waiting calls. Mails in flight are completed."""
         self.closed = True
         for upstream in self._upstreams:
             upstream.pool.recall()
@@ -141,7 +138,7 @@ class SmtpRelay:
                 pending.result.cancel()
 
     async def close(self, *, grace_s: float = 1.0) -> None:
-        """Let mails in flight finish within `grace_s` seconds and QUIT; calls that still wait are cancelled."""
+        """Let mails in flight finish within `grace_s` seconds and QUIT. Waiting calls are cancelled."""
         self.finish()
         if self._timer is not None:
             self._timer.cancel()
@@ -152,10 +149,7 @@ class SmtpRelay:
     # called by the upstreams
 
     def push(self, pending: PendingSend) -> None:
-        """Let a job wait, for all relays or for the one that is preferred.
-
-        Ends it if no more mail is sent, or its caller is gone.
-        """
+        """Queue a job for all relays or the preferred one. Cancels it if sending has ended or its caller is gone."""
         if self.closed or pending.result.done():
             pending.result.cancel()
             return
@@ -182,8 +176,8 @@ class SmtpRelay:
         return urgent, sum(map(len, sources)) - urgent
 
     def next_for(self, upstream: Upstream, *, urgent_only: bool) -> PendingSend | None:
-        """Take the next job. Those that are past their deadline or no longer wanted end as `TimedOut` on the way."""
-        if self._is_frozen():
+        """Take the next job. Resolves those as `TimedOut` that are past their deadline or no longer wanted."""
+        if self._was_suspended():
             return None
         for queue in self._sources(upstream):
             while pending := queue.take(urgent_only=urgent_only):
@@ -193,16 +187,16 @@ class SmtpRelay:
         return None
 
     def breaker_changed(self, upstream: Upstream) -> None:
-        """Report the change, and send the waiting jobs where they can be sent now."""
+        """Report the change, and send the waiting jobs that can be sent now."""
         if upstream.breaker.state == "open":
             self._release(upstream)
         if self._on_circuit_breaker is not None:
             observe(self._on_circuit_breaker, replace(upstream.state(), waiting=sum(map(len, self._all_queues()))))
-        # the caller may be in the middle of something
+        # later, because the caller may be changing its own state
         asyncio.get_running_loop().call_soon(self.serve)
 
     def _sources(self, upstream: Upstream) -> list[SendQueue]:
-        """Where an upstream may take jobs from: the common queue only while no relay before it takes mail."""
+        """Return the queues of an upstream: the common one is among them only while no relay before it takes mail."""
         for before in self._upstreams:
             if before is upstream:
                 return [upstream.own_queue, self._queue]
@@ -218,16 +212,16 @@ class SmtpRelay:
         return [self._queue, *(upstream.own_queue for upstream in self._upstreams)]
 
     def _may_send(self, expires_ms: int, wanted: Callable[[], bool], result: asyncio.Future[Outcome]) -> bool:
-        return not result.done() and self._now_ms() < expires_ms and wanted() and not self._is_frozen()
+        return not result.done() and self._now_ms() < expires_ms and wanted() and not self._was_suspended()
 
-    def _is_frozen(self) -> bool:
-        return self._thawing > 0 or (self._timer is not None and time.monotonic() - self._ticked_at > _FROZEN_S)
+    def _was_suspended(self) -> bool:
+        return self._resume_ticks > 0 or (self._timer is not None and time.monotonic() - self._ticked_at > _SUSPENDED_S)
 
     def _tick(self) -> None:
-        if time.monotonic() - self._ticked_at > _FROZEN_S:
-            self._thawing = _THAW_TICKS
-        elif self._thawing:
-            self._thawing -= 1
+        if time.monotonic() - self._ticked_at > _SUSPENDED_S:
+            self._resume_ticks = _RESUME_TICKS
+        elif self._resume_ticks:
+            self._resume_ticks -= 1
         self._timer = None
         now_ms = self._now_ms()
         for queue in self._all_queues():
@@ -239,7 +233,7 @@ class SmtpRelay:
             if upstream.stalled:
                 self._release(upstream)
         if (
-            self._thawing
+            self._resume_ticks
             or any(self._all_queues())
             or any(
                 upstream.pool.alive or upstream.breaker.state == "open" or upstream.rate.slowed

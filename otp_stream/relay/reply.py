@@ -1,4 +1,4 @@
-"""What a relay's reply means: about this recipient or message, or about the relay as a whole.
+"""The meaning of a relay's reply: whether it is about this recipient or message, or about the relay as a whole.
 
 Facts only. Whether a job is tried again is decided elsewhere.
 """
@@ -19,22 +19,22 @@ _AT_THE_END = re.compile(r"\(#([245]\.\d{1,3}\.\d{1,3})\)\s*\Z")
 # Begins only where a word begins: the time is linear, whatever a relay sends.
 _ADDRESS = re.compile(r"(?<![^\s<>\"'(),;:\[\]@])[^\s<>\"'(),;:\[\]@]+@[^\s<>\"'(),;:\[\]]+")
 _SENDER, _LOGIN = "SENDER_EMAIL", "SMTP_USER"
-"""The settings that hold our addresses: a reader sees whom a reply is about."""
+"""The settings with our addresses, which replace them, so that a reader sees whom a reply is about."""
 
 _LOGIN_CODES = frozenset({525, 530, 534, 535, 538})
-"""RFC 4954 §6 and RFC 5248: no job can pass before the login is fixed."""
+"""RFC 4954 §6 and RFC 5248: no mail is accepted until the login is fixed."""
 # 7.30, 7.57 and 7.139 are Exchange Online's: basic authentication, no login, SMTP login disabled.
 _LOGIN_STATUS = frozenset({"7.8", "7.9", "7.30", "7.57", "7.139"})
-"""With words of a login: Yahoo gives 5.7.9 to mail that breaks a policy, Gmail 5.7.30 to mail without DKIM."""
+"""Only with words about a login: Yahoo uses 5.7.9 for mail that breaks a policy, Gmail 5.7.30 for mail without DKIM."""
 _TLS_STATUS = frozenset({"7.10", "7.11"})
 _CLOSED_STATUS = frozenset({"4.3.2", "4.3.5"})
-"""RFC 3463: the system accepts no messages now (Postfix's postscreen replies so until the client connects again), or it
-is not configured well."""
+"""RFC 3463: the system accepts no messages now (Postfix's postscreen says that until the client connects again), or is
+misconfigured."""
 # RFC 3463: system full, congestion; a rate, as Gmail uses it. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.
 _THROTTLED_STATUS = frozenset({"4.3.1", "4.4.5", "4.5.3", "4.7.28", "5.4.5"})
 _FULL_STATUS = frozenset({"4.3.1", "4.4.5"})
-"""Those of the system as a whole: a mailbox that is full is 4.2.2, whatever its text about storage."""
+"""Of them, those of the system as a whole. A full mailbox is 4.2.2, even if the text is about storage."""
 # By Exchange Online: daily recipients, permitted limits, tenant's threshold; 4.7.5xx and 4.7.6xx limit the client.
 _QUOTA_STATUS = re.compile(r"[45]\.(?:1\.90|7\.508|7\.705)|4\.7\.[56]\d\d")
 # RFC 3463 and 7372: the sender's address, the client's reverse DNS; by Exchange Online: may not send as, relay for or
@@ -43,9 +43,9 @@ _SENDER_STATUS = re.compile(r"[45]\.(?:1\.[78]|7\.(?:25|27|60|64|50[1236]|511|6[
 _RECIPIENT_STATUS = frozenset({"1.1", "1.2", "1.3", "1.6", "1.10"})
 """RFC 3463, RFC 7505: the recipient's address or domain does not exist."""
 _MAILBOX_STATUS = frozenset({"2.1", "2.2"})
-"""RFC 3463: disabled or full. What comes in is limited there, too, in the words of a limit on what goes out."""
+"""RFC 3463: disabled or full. A limit on incoming mail may have the same words as one on outgoing mail."""
 _AUTHENTICITY_STATUS = frozenset({"7.20", "7.21", "7.22", "7.23", "7.24", "7.26"})
-"""RFC 7372: of DKIM and SPF."""
+"""RFC 7372: failures of DKIM and SPF."""
 _OF_A_MAIL: frozenset[Stage] = frozenset({"rcpt", "data", "body"})
 """The stages that a recipient and a message belong to."""
 _ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
@@ -55,11 +55,11 @@ _ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
 def to_reply(
     answer: Answer, stage: Stage, *, sender: str | None = None, login: str | None = None, secrets: Sequence[str] = ()
 ) -> Reply:
-    """Return the reply with its enhanced code (RFC 2034) apart, on one line and without e-mail addresses.
+    """Parse a reply: its enhanced code (RFC 2034) is separated, its text on one line and without e-mail addresses.
 
     `sender` is the envelope's MAIL FROM and `login` the user: they are replaced by `SENDER_EMAIL` and `SMTP_USER`, so
-    that a reader sees whom the reply is about. In a text that will be cut where it is shown, the mail's `secrets` are
-    redacted before: no later search would find half of a code.
+    that a reader sees whom the reply is about. In a text that is too long to be shown as a whole, the mail's `secrets`
+    are redacted here, because no later search would find half of a code.
     """
     code, text = answer
     enhanced = _ENHANCED.match(text) or _AT_THE_END.search(text)
@@ -77,7 +77,7 @@ def to_reply(
 
 
 def classify(reply: Reply) -> Outcome | None:
-    """Return what a reply to MAIL, RCPT, DATA or the final dot means for the job; `None` for one that fits nowhere."""
+    """Return what a reply to MAIL, RCPT, DATA or the final dot means for the job; `None` if it is unexpected."""
     kind = reply.code // 100
     if kind == 2 and reply.stage == "body":
         return Accepted(reply)
@@ -104,13 +104,13 @@ def names_no_reason(reply: Reply) -> bool:
 
 
 def is_session_limit(reply: Reply) -> bool:
-    """Return whether a refusal is about the number of mails or errors of one session: a new one is welcome."""
+    """Return whether a refusal is about the number of mails or errors of one session, so that a new one is accepted."""
     ended = reply.code == 421 and words.ERRORS.search(reply.text)
     return reply.code // 100 in {4, 5} and bool(ended or words.SESSION.search(reply.text))
 
 
 def unavailable_reason(reply: Reply) -> UnavailableReason | None:
-    """Return why no mail can be sent now; `None` where the reply is about one recipient or message."""
+    """Return why no mail can be sent now, or `None` if the reply is about one recipient or message."""
     status = reply.enhanced or ""
     if reply.stage in _OF_A_MAIL:
         if _is_for_our_address(reply, status):
@@ -127,7 +127,7 @@ def unavailable_reason(reply: Reply) -> UnavailableReason | None:
 
 
 def handshake_reason(reply: Reply) -> UnavailableReason:
-    """Return what a refusal before the first MAIL means: there is no job yet that it could be about."""
+    """Return what a refusal before the first MAIL means, which cannot be about one job."""
     if reason := unavailable_reason(reply):
         return reason
     match reply.stage:
@@ -148,7 +148,7 @@ def _of_tls_or_login(reply: Reply, status: str) -> UnavailableReason | None:
     if status[2:] in _TLS_STATUS:
         return "tls_failed"
     if reply.code == 454 and status == "4.7.0" and not _names_recipient(reply) and not words.LIMITED.search(text):
-        # RFC 4954 §6 gives it to a login that fails for now, RFC 3207 §4 to TLS
+        # a temporary failure of the login (RFC 4954 §6), or of TLS (RFC 3207 §4)
         return "tls_failed" if reply.stage == "tls" else "login_refused"
     return None
 
@@ -160,7 +160,7 @@ def _is_our_login(reply: Reply) -> bool:
 def _is_closed(reply: Reply, status: str) -> bool:
     """Whether the relay takes no mail at all for now."""
     if _names_recipient(reply) or (reply.stage in _OF_A_MAIL and status.startswith("4.2.")):
-        return False  # a mailbox alone
+        return False  # about one mailbox
     if status in _CLOSED_STATUS and not words.RECIPIENT.search(reply.text):
         return True
     return reply.code == 421 or bool(words.CLOSED.search(reply.text) and not words.MAILBOX.search(reply.text))
@@ -193,7 +193,7 @@ def _of_our_address(text: str) -> UnavailableReason:
 
 
 def _is_for_one_mail(reply: Reply, status: str) -> bool:
-    """Whether the words leave no doubt that it is about the recipient, the message or a sender new to the relay."""
+    """Whether the words are clearly about the recipient, the message, or a sender new to the relay."""
     text = reply.text
     if status[2:] in _AUTHENTICITY_STATUS or words.AUTHENTICITY.search(text):
         return True
@@ -221,7 +221,7 @@ def _asks_for_login(reply: Reply) -> bool:
 
 
 def _of_mail_from(reply: Reply, status: str) -> UnavailableReason | None:
-    """MAIL names no recipient: what is not about the message's size or encoding is about all mail of this sender."""
+    """Return the reason for a refused MAIL. Unless it is about the message's size or encoding, it is about all mail."""
     if _ABOUT_THE_MESSAGE.fullmatch(status) or (not status and _of_message(reply)):
         return None
     if reason := _of_account(reply, status):
@@ -241,7 +241,7 @@ def _of_message(reply: Reply) -> bool:
 
 
 def _of_account(reply: Reply, status: str) -> UnavailableReason | None:
-    """Return the reason where the reply is about our account's quota or rate, our sender address or our host."""
+    """Return the reason if the reply is about our account's quota or rate, our sender address or our host."""
     text, subject = reply.text.replace("\u2019", "'"), status[2:4]
     if _QUOTA_STATUS.fullmatch(status) or words.RELAYED.search(text):
         return "throttled"

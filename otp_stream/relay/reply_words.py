@@ -1,4 +1,4 @@
-"""Wordings of replies that no code distinguishes: one recipient's own refusal, and a limit or block of our account.
+"""Wordings that distinguish replies with the same codes: refusals by one recipient, and limits of our account.
 
 Collected from Amazon SES, Brevo, cPanel (Exim), Exchange Online, Fastmail, GMX, Gmail, iCloud, Mailgun, NetEase, OVH,
 Postfix, QQ, Rackspace, SendGrid, SMTP2GO, SparkPost, Yahoo, Yandex and Zoho. Addresses in a reply are masked by `***`,
@@ -20,7 +20,7 @@ _PERIOD = r"(?:hourly|daily|weekly|monthly|yearly|annual|hour|day|month|24[ -]?h
 _REQUIRED = r"(?:is )?(?:required|needed|necessary|mandatory|first)"
 _LOG_IN = r"(?:log|sign)(?:ged|ned)?[ -]?(?:in|on)"
 _NO_PAGE = r"(?! (?:to|at|into|on) (?:https?:|www\.|our |the |your ))"
-"""No web page is meant, on which a recipient's provider can be asked for something."""
+"""Excludes the login to a web page, where a recipient's provider can be asked for something."""
 _OURS = r"(?:SENDER_EMAIL|SMTP_USER)"
 _WHOSE = rf"[<(\"']*(?:\*\*\*|{_OURS}|[\w.-]+\.[a-z]{{2,}})[>)\"':]*"
 """A masked address or a domain."""
@@ -45,7 +45,7 @@ LOGIN = _any(
 )
 """The relay wants a login."""
 LOGIN_FAILED = _any(r"auth", r"log-?[io]n", r"password|credential", r"2-step|account")
-"""Beside a status of a login that failed: some relays give it to mail that breaks a policy."""
+"""Required beside the status of a failed login, which some relays use for mail that breaks a policy."""
 NO_LOGIN = _any(
     r"\b(?:spf|dkim|dmarc)\b",
     r"RESOLVER\.",
@@ -53,11 +53,11 @@ NO_LOGIN = _any(
     r"(?:e-?mail|message|sender|domain|header) authentication (?:has )?(?:failed|failure|unsuccessful|error)",
     rf"for {_FEW}(?:mailbox|group|recipient|list)\b",
 )
-"""Another authentication is meant: of the message's domain, or of a sender to a closed group."""
+"""About another authentication: of the message's domain, or of a sender to a closed group."""
 
 _PASSES = r"(?:pass|fail|polic|authenticat|align|check|verification|valid)"
 AUTHENTICITY = _any(rf"\b(?:spf|dkim|dmarc)\b.{{0,60}}{_PASSES}", rf"{_PASSES}\w*\b.{{0,60}}\b(?:spf|dkim|dmarc)\b")
-"""The message's domain is not proven to whom the relay passes it on: other recipients may not ask for it."""
+"""A later server does not trust the message's domain. The servers of other recipients may not check that."""
 
 OUR_DOMAIN = _any(
     rf"domain (?:{_WHOSE} )?(?:is )?not allowed to send\b(?!.{{0,60}}limit)(?! {_FEW}to\b)",
@@ -71,14 +71,14 @@ OUR_DOMAIN = _any(
 THEIRS = _any(
     r"recipient's\b", rf"\b(?:to|for|by) (?:this|that|the) {_FEW}(?:recipient|mailbox|group|user|person|list)\b"
 )
-"""Beside these words it is about the recipient after all."""
+"""With these words it is about the recipient after all."""
 TLS = _any(r"\btls\b|encrypt|starttls")
 MAILBOX = _any(r"\*\*\*|mail-?box|recipient")
 
 _OUT = r"(?:send|sent|out-?going|out-?bound|submi|smtp|relay)"
 _BOX = r"(?<!your )(?:mail-?box|in-?box)"
 _NO_OTHER = rf"(?!.*\b(?:{_OUT}|(?:you|your|account|client|host|ip|policy)\b|(?:recipient )?address rejected))"
-"""Beside these words, a limit is not the recipient's."""
+"""With these words, a limit is not the recipient's."""
 
 RECIPIENTS_OWN = _any(
     r"gr[ae]y-?list",
@@ -122,7 +122,7 @@ RECIPIENTS_OWN = _any(
     r"unverified address|\b(?:said|says|replied|responded): ?[245]\d\d\b",  # of a server that the relay asked
     r"^\W*\*\*\*[>)\"':]* (?:cannot|can't|could not) be verified",
 )
-"""Whatever else the text contains, it is about this recipient."""
+"""About this recipient, whatever else the text contains."""
 
 SENDER_QUOTA = _any(
     r"submission ?quota",
@@ -147,10 +147,10 @@ SENDER_QUOTA = _any(
     r"(?:sent|sending|send) (?:e-?mails? |mails? |messages? )?too (?:many|much|fast|frequently|quickly|often)",
     r"\b(?:MI|RP|HL):(?:CEL|CCL|DMC|DRC|SFQ|QRC|STC|TRC|ICC|IFC|MEP)\b",
 )
-"""A quota or rate of what we send, with any code."""
+"""A quota or rate of the mail that we send, with any code."""
 
 RELAYED = _any(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b")
-"""A quota of what we send, even beside the status of a mailbox: Google Workspace's relay replies so."""
+"""A quota of the mail that we send, even with the status of a mailbox, as Google Workspace's relay replies."""
 
 _REFUSED = (
     r"(?:reject|refus|deni|den(?:y|ied)|block|disabl|suspend|bann|blacklist|unverified|invalid|unknown|unauthori[sz]ed"
@@ -221,7 +221,7 @@ OUR_ADDRESS = _any(
     rf"{_OURS}",
     rf"(?:unknown|no such|invalid|bad) \w+\W{{1,3}}{_OURS}|{_LIMIT}\W{{1,3}}{_OURS}",
 )
-"""Our address is the subject, not only where the mail came from."""
+"""Our address is what the reply is about, not only the origin of the mail."""
 OF_OTHERS = _any(
     THEIRS.pattern,
     r"gr[ae]y-?list",
@@ -229,9 +229,9 @@ OF_OTHERS = _any(
     r"\b(?:user|recipient|addressee)'s\b|(?:my|his|her|their) (?:contacts|address book)",
     r"(?:allowed|accepted|approved|safe)[ -]senders?(?: |-)list",
 )
-"""Although our address is named, a recipient refuses, or a relay asks for the mail later."""
+"""A recipient refuses, or the relay asks for the mail later, although the reply names our address."""
 BLOCKED = _any(r"block|bann|suspend|disabl|\block|den(?:y|ied)|reject|refus")
-"""More than a wish for the mail later."""
+"""A refusal, not only a request to retry later."""
 RECIPIENT = _any(
     r"mail-?box|in-?box|mail ?drop",
     r"over (?:its |their |his |her |the |disk |storage |allowed )*quota",
@@ -240,16 +240,16 @@ RECIPIENT = _any(
     rf"(?:user|account|customer)(?:'s)? (?:{_WHOSE} )?(?:is|has|was|does|over|quota|unknown|not|disabled|suspended)\b",
     r"no such|unknown (?:user|recipient|address)|(?:user|recipient|address)s? (?:unknown|not found|does not exist)",
 )
-"""The words of a full, closed or unknown mailbox, unless our account is named."""
+"""A full, closed or unknown mailbox, unless our account is named."""
 
 CLOSED = _any(
     r"queue file|\bqq (?:write|temporary|trouble|read|crashed|out of memory|timeout)|unable to exec qq",
     r"temporary system resource error",
     r"(?:temporary|internal) (?:service|system|server) (?:failure|error|problem)",
 )
-"""The relay's own fault for now."""
+"""A temporary failure of the relay itself."""
 FULL = _any(r"insufficient (?:system |disk )+(?:storage|space|resources)")
-"""RFC 5321 §4.2.3, with 452: of the relay. A mailbox that is full is 552 there."""
+"""With 452 (RFC 5321 §4.2.3): the relay's storage. A full mailbox is 552."""
 
 LIMITED = _any(
     r"throttl",
@@ -264,24 +264,24 @@ LIMITED = _any(
     r"server (?:is )?(?:too )?busy|all server ports are busy",
     r"exceeded permitted limits",
 )
-"""A limit without an owner; a greylisting host speaks of none of them, and a mailbox has its own words."""
+"""A limit that names no owner. Greylisting has other words, and so has a mailbox."""
 
 SESSION = _any(r"\b(?:per|this|one|single|each|current) (?:smtp )?(?:connection|session)\b")
 """The limit of one session."""
 ERRORS = _any(
     r"too many (?:smtp |protocol )?(?:errors|bad|invalid|unknown|unrecogni[sz]ed|failed|rejected|refused|syntax)"
 )
-"""With 421: the same."""
+"""With 421: the same limit."""
 
 OUT_OF_STEP = _any(
     r"pipelin(?:ed|ing)\b",
     r"(?:smtp|protocol) synchroni[sz]ation",
     r"(?:bad|wrong|invalid|out of|improper) (?:command )?sequence\b(?! of (?!commands))",
 )
-"""With 4xx or 5xx: a command that came at the wrong time. Exim and Postfix do not reply 503 to each of them."""
+"""With 4xx or 5xx: a command at the wrong time. Exim and Postfix do not always reply 503 to that."""
 
 QUOTA = _any(r"\bquotas?\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
-"""Enough beside a status X.7.X: policy, not a mailbox."""
+"""Sufficient with a status X.7.X, which is about policy, not about a mailbox."""
 CONTENT = _any(
     r"spam|unsolicited|virus|malware|phish|content|attachment|\bscore\b|\bsize\b|too (?:large|big)|\bhops?\b"
     r"|\blines?\b|\blength\b|\bmime\b|\bheaders?\b|complexity"
@@ -294,5 +294,5 @@ TOO_BIG = _any(
     r".*(?:storage allocation|\bsize\b|\b(?:large|long|big)(?:g?er)?\b|\blength\b|\bbytes\b|\d ?[kmg]i?b\b"
     r"|fixed (?:limit|maximum))"
 )
-"""At MAIL, with 552: of this one message. A mailbox is our own there, and the code alone means storage (RFC 5321)."""
+"""At MAIL, with 552: about this message. A mailbox would be our own, and the code alone means storage (RFC 5321)."""
 ENCODING = _any(r"smtputf8|8bitmime|\bbody\b|utf-?8|non-ascii|international")

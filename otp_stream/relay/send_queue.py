@@ -1,4 +1,4 @@
-"""The jobs that wait for a connection, most urgent first. Synchronous and without I/O."""
+"""The queue of jobs that wait for a connection, most urgent first. Synchronous, without I/O."""
 
 import asyncio
 import heapq
@@ -13,12 +13,11 @@ RANKS = 4
 URGENT = 2
 """Ranks below this one (the high lane and `high`) may use every connection."""
 
-
 U_contra = TypeVar("U_contra", contravariant=True)
 
 
 class PendingSend:
-    """One call of `send`: first in the queue, then on a connection. Times as in `send`."""
+    """One call of `SmtpRelay.send`: first in the queue, then on a connection. Times as in `send`."""
 
     __slots__ = (
         "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "may_send", "prefer", "probe",
@@ -43,28 +42,28 @@ class PendingSend:
         self.deadline_ms = deadline_ms
         self.result = result
         self.wanted = wanted
-        """Whether the caller still wants it to be sent."""
+        """Returns whether the caller still wants the mail to be sent."""
         self.may_send = may_send
-        """Whether its content may be sent at this moment: asked last of all."""
+        """Returns whether the content may be sent now. Called right before that."""
         self.prefer: str | None = None
         """The relay that may have the mail already."""
         self.arrival = 0
         self.queue: SendQueue | None = None
-        """The queue it is in, or was in last."""
+        """The queue that it is in, or was in last."""
         self.waiting = False
         self.probe = False
         self.losses = 0
-        """Connections that were lost while it was on them."""
+        """Connections that were lost with it."""
         self.begin()
 
     def begin(self) -> None:
-        """Clear what happened on an earlier connection."""
+        """Reset the state of an earlier connection."""
         self.answered = False
         self.refusal: Reply | None = None
         self.written = False
-        """Whether the final dot is written: from then on the relay may have the mail."""
+        """Whether the final dot was sent, so that the relay may have the mail."""
         self.withdrawn = False
-        """Whether we withheld the content."""
+        """Whether we have withheld the content."""
 
     def resolve(self, outcome: Outcome) -> None:
         """Return the outcome to the caller of `send`, unless it was cancelled."""
@@ -96,7 +95,7 @@ class SendQueue:
         return self._counts[0] + self._counts[1]
 
     def push(self, pending: PendingSend) -> None:
-        """Add a job. One that comes back keeps its place."""
+        """Add a job. A job that is pushed again keeps its place."""
         if not pending.arrival:
             self._arrivals += 1
             pending.arrival = self._arrivals
@@ -109,7 +108,7 @@ class SendQueue:
         heapq.heappush(self._heaps[pending.rank][pending.due], (pending.expires_ms, pending.arrival, pending))
 
     def take(self, *, urgent_only: bool = False) -> PendingSend | None:
-        """Take the next job; `None` if none waits, or none that is urgent if `urgent_only`."""
+        """Take the next job, with `urgent_only` the next urgent one; `None` if there is none."""
         for rank in range(URGENT if urgent_only else RANKS):
             if self._counts[rank]:
                 return self._take_from(rank)
@@ -127,10 +126,10 @@ class SendQueue:
             self._compact()
 
     def pop_timed_out(self, now_ms: int) -> list[PendingSend]:
-        """Remove and return all whose deadline has passed.
+        """Remove and return the jobs whose deadline has passed.
 
-        Only the earliest deadline ever pushed is remembered, so a call usually costs one comparison. It may belong to
-        a job that was removed: then the call finds none and remembers the earliest of those that wait.
+        Only the earliest deadline is stored, so a call usually costs one comparison. It may belong to a removed job:
+        the call then finds none, and stores the earliest deadline of the waiting jobs.
         """
         if self._earliest_ms is None or now_ms < self._earliest_ms:
             return []
@@ -141,7 +140,7 @@ class SendQueue:
         return found
 
     def pop_unwanted(self) -> list[PendingSend]:
-        """Remove and return all that are no longer wanted."""
+        """Remove and return the jobs that are no longer wanted."""
         found = [pending for pending in self._all() if not pending.wanted()]
         for pending in found:
             self.remove(pending)
@@ -172,11 +171,11 @@ class SendQueue:
 
 
 class Dispatcher(Protocol[U_contra]):
-    """Has the waiting jobs and all upstreams, of type `U_contra`."""
+    """The owner of the waiting jobs and of all upstreams (`U_contra`)."""
 
     @property
     def closed(self) -> bool:
-        """Whether no more mail is sent."""
+        """Whether sending has ended."""
         ...
 
     def waiting_for(self, upstream: U_contra) -> tuple[int, int]:
@@ -188,7 +187,7 @@ class Dispatcher(Protocol[U_contra]):
         ...
 
     def push(self, pending: PendingSend) -> None:
-        """Let a job wait; end it if no more mail is sent, or its caller is gone."""
+        """Queue a job. Cancels it if sending has ended, or the caller is gone."""
         ...
 
     def serve(self) -> None:

@@ -1,4 +1,4 @@
-"""One of the configured relays: its circuit breaker, its rate, its connections, and what its replies mean for them."""
+"""One configured relay: its circuit breaker, rate and connections, and how its replies affect them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from .reply import classify
 from .send_queue import URGENT, Dispatcher, PendingSend, SendQueue
 
 STALLED_S = 10.0
-"""A relay that has mail and does not answer for so long is skipped, if there is another."""
+"""A relay that has mail and does not reply for this long is skipped, if there is another one."""
 
 
 class Upstream:
-    """Sends what its dispatcher gives it. Nothing connects before the first job."""
+    """Sends the jobs that its dispatcher provides. Nothing connects before the first job."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Upstream:
     ) -> None:
         self.config = config
         self.own_queue = SendQueue()
-        """Jobs that are for this relay alone while it takes any: it may have their mail already."""
+        """Jobs that prefer this relay, because it may have their mail already."""
         self._availability = Availability(now_ms(), fraction)
         self.breaker = self._availability.breaker
         self.pool = Pool(config)
@@ -52,10 +52,10 @@ class Upstream:
         self._sending = 0
         self._replied_at = monotonic()
         self._replies: Counter[int] = Counter()
-        self._refusals: Counter[int] = Counter()  # replies to a mail that were about every mail
+        self._refusals: Counter[int] = Counter()  # replies to one mail that are about all mail
 
     def state(self) -> RelayState:
-        """Return the state at this moment."""
+        """Return the current state."""
         breaker = self.breaker
         return RelayState(
             name=self.config.name,
@@ -78,16 +78,16 @@ class Upstream:
 
     @property
     def probing(self) -> bool:
-        """Whether a probe is in flight: a job, one that waits for its connection, or a connection alone."""
+        """Whether a probe is in flight: a job, a job that waits for its connection, or a connection alone."""
         return self.breaker.state == "half_open" and bool(self.breaker.probing or self.pool.opening or self._waiting())
 
     def probe(self) -> bool:
-        """Send the next probe now. Returns whether one is in flight; none is sent right after the last one failed."""
+        """Send the next probe now, unless the last one failed a moment ago. Returns whether a probe is in flight."""
         if self.breaker.half_open(self._now_ms(), requested=True):
             self._breaker_changed()
         if self.breaker.state != "half_open":
             return False
-        # a connection alone shows whether the relay accepts the login; with one open, a failure would change nothing
+        # a connection alone shows whether the relay accepts the login, unless another one is open
         if not self._waiting() and not self.pool.open:
             self.pool.grow(1, self._connect)
         return True
@@ -98,7 +98,7 @@ class Upstream:
 
     @property
     def stalled(self) -> bool:
-        """Whether it has something to answer and does not."""
+        """Whether the relay owes a reply and has not replied for `STALLED_S`."""
         return self._busy and monotonic() - self._replied_at > STALLED_S
 
     @property
@@ -106,7 +106,7 @@ class Upstream:
         return bool(self._sending or self.pool.opening)
 
     def serve(self) -> None:
-        """Send waiting mail over the idle connections; open more if they are not enough."""
+        """Send waiting mail over the idle connections, and open more if there are too few."""
         idle = self.pool.idle
         while idle:
             connection = idle.pop()
@@ -116,7 +116,7 @@ class Upstream:
         self._grow()
 
     def tick(self) -> bool:
-        """Check time limits; the circuit breaker becomes half-open when its pause is over.
+        """Check time limits, and let the circuit breaker become half-open when its pause is over.
 
         Returns whether the relay was slowed down, or has its full rate again.
         """
@@ -126,34 +126,34 @@ class Upstream:
         now = monotonic()
         if not self.rate.limited:
             self.rate.count(self._replies.total(), now)
-        return self.rate.settle(now)
+        return self.rate.update(now)
 
     def available(self, connection: Connection) -> None:
-        """Give the connection its next mail, or keep it idle."""
+        """Send the next mail over the connection, or keep it idle."""
         self._replied_at = monotonic()
         if connection.fresh:
             self._growth.reset()
         if self.pool.usable(connection) and not self._occupy(connection):
-            self.pool.rest(connection)
+            self.pool.keep_idle(connection)
         self._grow()
 
     def follow(self, connection: Connection) -> None:
-        """Send the next mail's envelope behind the content of the one before."""
-        if self.breaker.state == "closed" and not self.pool.worn(connection, connection.mails + 1):
+        """Send the envelope of the next mail behind the content of the current one."""
+        if self.breaker.state == "closed" and not self.pool.is_used_up(connection, connection.mails + 1):
             self._occupy(connection)
 
     def started(self, pending: PendingSend) -> None:
-        """Count a mail from the moment when it has its connection to itself."""
+        """Count a mail that now has its connection to itself."""
         self._replied_at = monotonic()
         self._count(pending, 1)
 
     def requeue(self, pending: PendingSend) -> None:
-        """Let a mail wait for another connection."""
+        """Queue a mail again, for another connection."""
         self._dispatcher.push(pending)
         self._dispatcher.serve()
 
     def finished(self, pending: PendingSend, outcome: Outcome) -> None:
-        """Count the relay's reply and return it to the sender."""
+        """Count the relay's reply and return the outcome to the caller of `send`."""
         if isinstance(outcome, Accepted | Rejected | Deferred):
             self._replies[outcome.reply.code] += 1
         elif isinstance(outcome, Unavailable) and outcome.code is not None:
@@ -188,7 +188,7 @@ class Upstream:
             self.available(connection)
 
     def _connect_failed(self, error: RelayUnavailableError) -> None:
-        # while other connections work or may do, only growth pauses
+        # while other connections work, or may still be opened, only the growth of the pool pauses
         if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
@@ -218,7 +218,7 @@ class Upstream:
         limited = self.rate.limited
         if not self.breaker.passable or (limited and not self.limiter.slots()):
             return None
-        # behind an ordinary mail another one takes no more connections than there are taken
+        # an ordinary mail behind another one occupies no additional connection
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
         pending = self._dispatcher.next_for(self, urgent_only=urgent_only)
         if (
@@ -255,7 +255,7 @@ class Upstream:
             self._breaker_changed()
 
     def _is_lost_without_cause(self, connection: Connection, pending: PendingSend) -> bool:
-        # a stale connection shows nothing about the relay, and nothing of the mail was sent
+        # a stale connection says nothing about the relay, and no content was sent over it
         stale = not connection.fresh and not (pending.answered and pending.losses)
         return pending.withdrawn or stale or self._dispatcher.closed or pending.result.done()
 

@@ -26,7 +26,7 @@ def most_within(times: list[float], window_s: float) -> int:
 
 def slowed(rate: Rate, now: float = NOW) -> Rate:
     rate.slow(now)
-    assert rate.settle(now)
+    assert rate.update(now)
     return rate
 
 
@@ -94,9 +94,9 @@ def test_no_number_of_throttles_stops_it():
 def test_it_recovers_steadily_within_20_seconds_and_reports_it_once():
     rate = slowed(Rate(40.0))
     assert rate.allowed(NOW + 10) == pytest.approx(30.0)
-    assert not rate.settle(NOW + 19)
-    assert rate.settle(NOW + 20)
-    assert not rate.settle(NOW + 21)
+    assert not rate.update(NOW + 19)
+    assert rate.update(NOW + 20)
+    assert not rate.update(NOW + 21)
     assert (rate.allowed(NOW + 21), rate.slowed, rate.limited) == (40.0, False, True)
 
 
@@ -122,7 +122,7 @@ def test_a_throttle_where_there_is_no_ceiling_sets_one_for_a_while():
     assert rate.limited
     assert rate.allowed(NOW) == pytest.approx(40.0, rel=0.02)
     assert rate.allowed(NOW + 10) == pytest.approx(60.0, rel=0.02)
-    assert rate.settle(NOW + 20)
+    assert rate.update(NOW + 20)
     assert not rate.limited
     assert rate.allowed(NOW + 20) is None
 
@@ -135,7 +135,7 @@ def test_a_relay_that_throttles_the_first_mails_is_not_slowed():
     rate.slow(NOW + 2.9)
     rate.slow(NOW + 3600)
     assert not rate.limited
-    assert not rate.settle(NOW + 3600)
+    assert not rate.update(NOW + 3600)
 
 
 def test_connections_are_lacking_for_slots_alone_and_for_those_that_pass():
@@ -149,7 +149,7 @@ def test_connections_are_lacking_for_slots_alone_and_for_those_that_pass():
 
 def test_granted_slots_are_used_at_their_time():
     rate = Rate(20.0)
-    rate.take(Grant(0.1, 0.05, 3, 20.0), NOW, news=True)
+    rate.take(Grant(0.1, 0.05, 3, 20.0), NOW, newer=True)
     assert not rate.slots(NOW)
     assert rate.wait_s(NOW) == pytest.approx(0.1)
     assert leave(rate, NOW, NOW + 1) == pytest.approx([NOW + 0.1, NOW + 0.15, NOW + 0.2], abs=3 * MS)
@@ -158,45 +158,45 @@ def test_granted_slots_are_used_at_their_time():
 
 def test_a_granted_slot_that_is_not_used_passes():
     rate = Rate(20.0)
-    rate.take(Grant(0.0, 0.05, 3, 20.0), NOW, news=True)
+    rate.take(Grant(0.0, 0.05, 3, 20.0), NOW, newer=True)
     assert rate.slots(NOW + 0.3) == 2
     assert rate.slots(NOW + 1) == 0
 
 
 def test_no_more_is_reserved_than_jobs_wait_nor_than_50_ms_hold():
     rate = Rate(100.0)
-    assert [rate.short(waiting, NOW) for waiting in (1, 3, 5, 500)] == [1, 3, 5, 5]
-    rate.take(Grant(0.0, 0.01, 5, 100.0), NOW, news=True)
-    assert rate.short(7, NOW) == 2
-    rate.take(Grant(0.05, 0.01, 5, 100.0), NOW, news=True)
-    assert rate.short(500, NOW) == 0  # enough for now
-    assert rate.short(500, NOW + 0.05) == 5
-    assert Rate(3.0).short(500, NOW) == 1
+    assert [rate.slots_to_reserve(waiting, NOW) for waiting in (1, 3, 5, 500)] == [1, 3, 5, 5]
+    rate.take(Grant(0.0, 0.01, 5, 100.0), NOW, newer=True)
+    assert rate.slots_to_reserve(7, NOW) == 2
+    rate.take(Grant(0.05, 0.01, 5, 100.0), NOW, newer=True)
+    assert rate.slots_to_reserve(500, NOW) == 0  # enough for now
+    assert rate.slots_to_reserve(500, NOW + 0.05) == 5
+    assert Rate(3.0).slots_to_reserve(500, NOW) == 1
 
 
 def test_granted_slots_are_dropped_when_the_circuit_breaker_opens():
     rate = Rate(20.0)
-    rate.take(Grant(0.0, 0.05, 3, 20.0), NOW, news=True)
+    rate.take(Grant(0.0, 0.05, 3, 20.0), NOW, newer=True)
     rate.hold(NOW)
-    rate.take(Grant(0.0, 0.05, 3, 10.0), NOW, news=True)  # was under way
+    rate.take(Grant(0.0, 0.05, 3, 10.0), NOW, newer=True)  # was under way
     assert rate.slots(NOW + 0.1) == 0
     assert rate.allowed(NOW + 5) == 10.0
 
 
 def test_the_rate_that_all_share_is_taken_over_unless_our_throttle_is_newer():
     rate = Rate(100.0)
-    rate.take(Grant(0.0, 0.02, 1, 50.0), NOW, news=True)
+    rate.take(Grant(0.0, 0.02, 1, 50.0), NOW, newer=True)
     assert rate.allowed(NOW) == 50.0
-    assert rate.settle(NOW)
-    rate.take(Grant(0.0, 0.01, 1, 100.0), NOW, news=False)
+    assert rate.update(NOW)
+    rate.take(Grant(0.0, 0.01, 1, 100.0), NOW, newer=False)
     assert rate.allowed(NOW) == 50.0
-    rate.take(Grant(0.0, 0.01, 1, 99.99), NOW, news=True)
-    assert rate.settle(NOW)
+    rate.take(Grant(0.0, 0.01, 1, 99.99), NOW, newer=True)
+    assert rate.update(NOW)
 
 
 def test_alone_each_worker_keeps_its_share():
     rate = Rate(40.0, share=lambda: 4)
-    rate.take(Grant(0.0, 0.025, 2, 40.0), NOW, news=True)
+    rate.take(Grant(0.0, 0.025, 2, 40.0), NOW, newer=True)
     rate.use(NOW)
     rate.no_grants()
     times = leave(rate, NOW, NOW + 2)
