@@ -23,8 +23,8 @@ _SEEN_LIMIT = 512
 _FIRST_PLACEHOLDER = 0xE000
 _MISSING = object()
 _NO_VARIANT = object()
-_LONG = 64
-"""A longer text, in characters, is not a word that many e-mails share."""
+_MAX_KEY = 64
+"""Maximum characters of a text that gets a variant. A longer one is hardly shared by many e-mails."""
 
 Parts = tuple[str, Part, Part]
 """Subject, plain text and HTML."""
@@ -47,7 +47,7 @@ class _VariantPart:
     plain: bool
     pieces: tuple[bytes | _Line, ...]
     dot_safe: bool
-    """Whether the encoded pieces are."""
+    """Whether no encoded piece has a line that begins with a dot."""
 
     def fill(self, values: Mapping[str, str]) -> Part | None:
         finished: list[bytes] = []
@@ -82,14 +82,14 @@ class _Variant:
 
 
 class CompiledVariants:
-    """The variants of one template; `templates` are its subject, plain text and HTML, `parse` reads a file.
+    """The variants of one template. `templates` are its subject, plain text and HTML; `parse` parses a file.
 
-    A variant is made when it is needed for the second time, so that a value that differs in each e-mail makes none.
+    A variant is built when it is needed for the second time, so that a value that differs in each e-mail builds none.
     """
 
     def __init__(self, jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> None:
         uses = analyze(jinja, templates, parse) or ValueUses()
-        # a template that tests more of the code than its length would need a variant for each
+        # a template that tests more than the length of a code would need a variant for each code
         self._usable = bool(uses.printed) and not uses.other & {"otp", "email"}
         self._placeholders = tuple(sorted((uses.printed | uses.tested | uses.measured) - uses.other))
         self._measured = uses.measured
@@ -100,7 +100,7 @@ class CompiledVariants:
     def fill(
         self, given: Mapping[str, Any], render: Callable[[Mapping[str, Any]], tuple[str, str, str]]
     ) -> Parts | None:
-        """Return the parts of a message; `None` if this e-mail must be rendered. `render` is used to make variants."""
+        """Return the parts of a message, or `None` if it must be rendered. `render` is called to build variants."""
         if not self._usable:
             return None
         values: dict[str, str] = {}
@@ -108,7 +108,7 @@ class CompiledVariants:
         for name in self._placeholders:
             value: object = given.get(name, _MISSING)
             if not value or not isinstance(value, str):
-                # not for a placeholder: the text may have "0" or "None" there, or differ altogether
+                # no placeholder: the template may print "0" or "None" for it, or another text
                 shape.append(_key(value))
                 continue
             if not value.isprintable():
@@ -160,10 +160,10 @@ class CompiledVariants:
 
 
 def _key(value: object) -> object:
-    """Return the key of a value in a shape: equal for values that are printed alike, and for no others."""
+    """Return a key that is equal only for values that are printed alike."""
     match value:
         case str():
-            return value if len(value) <= _LONG else _NO_VARIANT
+            return value if len(value) <= _MAX_KEY else _NO_VARIANT
         case None | bool() | int() | float():
             return type(value), repr(value)
         case _:  # a list or an object; a missing value has a variant, too

@@ -1,4 +1,4 @@
-"""Composes the e-mail of a job. What a stranger may have typed must add no message and no link to it."""
+"""Composes the e-mail of a job. Values that a stranger may have typed must not add a message or a link to it."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from .templates import Templates
 NAME_LIMIT = 100
 """Maximum characters of a name, a purpose or a tenant. A longer one is probably a message."""
 TEXT_LIMIT = 500
-"""Maximum characters of any other text of metadata."""
+"""Maximum characters of any other text in metadata."""
 _OURS = {"email", "otp", "expiryMinutes", "validUntil", "locale"}
 _NAMES = {"userName", "purpose", "tenant"}
 _MAX_DEPTH = 5
@@ -26,7 +26,7 @@ _MAX_DEPTH = 5
 _PLAIN = re.compile(r"[\w ,'-]*")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]+")
 _IGNORED = "\u034f\u180b-\u180f\u200c\u200d\ufe00-\ufe0f\U000e0000-\U000e0fff"
-"""Parts of names and emoji that are removed when a domain is looked up (UTS 46)."""
+"""Characters in names and emoji that are ignored when a domain is looked up (UTS 46)."""
 _DOT = "[.\u2024\u2488-\u249b\u3002\u33c2\u33c7\u33d8\ufe52\uff0e\uff61\U0001f100]"
 """Characters that are, or end with, a dot when a domain is looked up (NFKC, UTS 46)."""
 # Where a mail client begins a link: after a scheme, at a dot before letters, at an IP address, at the name of a Windows
@@ -42,48 +42,47 @@ _LINKS = re.compile(
 _DOTS = re.compile(_DOT)
 
 
-def harmless(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a template is given, with every text of metadata on one line, bounded, and without links."""
-    made = dict(data)
+def sanitized(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a template's variables, with every text of metadata on one line, cut, and without links."""
+    safe = dict(data)
     for name, value in data.items():
         if value is not None and name not in _OURS:
-            made[name] = _short(value) if name in _NAMES else _harmless(value)
-    return made
+            safe[name] = _short(value) if name in _NAMES else _sanitized(value)
+    return safe
 
 
 def _short(value: object) -> object:
     if isinstance(value, str):
-        return text(value, NAME_LIMIT)
-    # a list or an object was never a name; its texts were extracted when the job was read
+        return safe_text(value, NAME_LIMIT)
+    # a list or an object is no name, and its texts were extracted when the job was read
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-class _Named(dict[str, object]):
-    """An object whose names are harmless, too. A template still finds a value by the name that its producer gave it."""
+class _SanitizedObject(dict[str, object]):
+    """An object with sanitized keys. A template still finds a value by the key that the producer wrote."""
 
     def __missing__(self, name: object) -> object:
-        shown = text(name, NAME_LIMIT) if isinstance(name, str) else name
+        shown = safe_text(name, NAME_LIMIT) if isinstance(name, str) else name
         if shown == name:
             raise KeyError(name)
         return self[cast("str", shown)]
 
 
-def _harmless(value: object, depth: int = 0) -> object:
+def _sanitized(value: object, depth: int = 0) -> object:
     if isinstance(value, str):
-        return text(value, TEXT_LIMIT)
+        return safe_text(value, TEXT_LIMIT)
     if isinstance(value, list | dict) and depth == _MAX_DEPTH:
         return None
     if isinstance(value, list):
-        return [_harmless(it, depth + 1) for it in cast("list[object]", value)]
+        return [_sanitized(it, depth + 1) for it in cast("list[object]", value)]
     if isinstance(value, dict):
-        return _Named(
-            (text(key, NAME_LIMIT), _harmless(it, depth + 1)) for key, it in cast("dict[str, object]", value).items()
-        )
+        fields = cast("dict[str, object]", value).items()
+        return _SanitizedObject((safe_text(key, NAME_LIMIT), _sanitized(it, depth + 1)) for key, it in fields)
     return value
 
 
-def text(value: str, limit: int) -> str:
-    """Return a text on one line, without what a mail client would make a link of, and cut to `limit` characters."""
+def safe_text(value: str, limit: int) -> str:
+    """Return a text on one line, cut to `limit` characters, in which no mail client finds a link."""
     if len(value) <= limit and _PLAIN.fullmatch(value) and (value.isascii() or not _DOTS.search(value)):
         return value.strip()
     value = _INVISIBLE.sub("", one_line(value[: limit * 2]))
@@ -93,8 +92,8 @@ def text(value: str, limit: int) -> str:
 class Composer:
     """Renders a job's template and builds its message.
 
-    `sender` is (display name, address); files in `templates_dir` override the built-in ones; `hash_key` is used for the
-    Message-ID. Raises `TemplateError` if a template cannot be compiled.
+    `sender` is (display name, address); files in `templates_dir` override the built-in ones; `hash_key` is the key of
+    the Message-ID. Raises `TemplateError` if a template cannot be compiled.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Composer:
         """Return the message, always the same bytes for one job. Raises `ComposeError` if template or data fail."""
         request = job.request
         template = self.templates.find(request.metadata.template, request.metadata.locale)
-        data = harmless(job.template_data())
+        data = sanitized(job.template_data())
         subject, text, html = template.parts(data)
         content = self._skeleton.build(
             recipient=request.email,
@@ -126,14 +125,14 @@ class Composer:
         return Mail(request.email, content, text.dot_safe and html.dot_safe, (request.otp, request.email))
 
     async def compose_isolated(self, job: Job) -> Mail:
-        """Return the same message, composed in another process: if that crashes, this raises `ComposeError`.
+        """Return the same message, composed in another process. Raises `ComposeError` if that process crashes.
 
-        If no process can be started, the message is composed in this one: someone waits for the code.
+        If no process can be started, the message is composed in this one, because someone waits for the code.
         """
         try:
             return await self._process.compose(job)
         except OSError as error:
-            import structlog  # noqa: PLC0415 - a third of the start of a render process, which logs nothing
+            import structlog  # noqa: PLC0415 - takes a third of the start of a render process, which logs nothing
 
             structlog.get_logger(__name__).warning(
                 "cannot start a render process; composing in this one", error=type(error).__name__
@@ -145,6 +144,6 @@ class Composer:
         await self._process.close()
 
     def _token(self, job: Job) -> str:
-        # a copy sent after a crash is the same message; another code with the same id is not, or a mailbox would take
-        # it for a copy and drop it
+        # a copy that is sent after a crash has the same token; another code with the same job id does not, because a
+        # mailbox could drop it as a copy
         return keyed_hash(f"{job.id}\0{job.request.email}\0{job.request.otp}", self._hash_key)

@@ -1,4 +1,4 @@
-"""Checks every template in every language, found and rendered as the worker does."""
+"""Checks every template in every language, as the worker finds and renders it."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from .sources import Rendered, SourceMarkers, misspelt, of_files, of_source
 from .templates import TemplateError, Templates
 
 SAMPLE_CODE = "123456"
-"""Of no real job."""
+"""The code of sample jobs."""
 SAMPLE: Mapping[str, Any] = {"userName": "Ada Lovelace", "purpose": "login", "expiryMinutes": 10}
 _OPTIONAL = ("userName", "purpose", "locale", "tenant")
 _PLACE = re.compile(r"template (?P<file>.+?)(, line (?P<line>\d+))?: (?P<text>.*)", re.DOTALL)
@@ -45,18 +45,18 @@ class Finding:
     level: Level
     text: str
     unknown: str | None = None
-    """The name that no job has, if the finding is about one."""
+    """The unknown name, if the finding is about one."""
 
 
 def sample_job(
     metadata: Mapping[str, Any], at_ms: int, *, email: str = "user@example.com", code: str = SAMPLE_CODE
 ) -> Job:
-    """Return a job as if it had just arrived. Raises `MalformedError` if a worker would ignore metadata."""
+    """Return a job that has just arrived. Raises `MalformedError` if a worker would ignore any of the metadata."""
     job = {"email": email, "otp": code, "timestamp": at_ms, "metadata": dict(metadata)}
     body = json.dumps(job).encode()
     request = OtpJob.from_bytes(body)
     if any(it.what == "ignored" and it.field.startswith("metadata.") for it in request.lenient):
-        request = OtpJob.from_bytes(body, strict=True)  # metadata typed by a person: report the error instead
+        request = OtpJob.from_bytes(body, strict=True)  # a person has typed the metadata, so report the error
     job_id = f"sample-{at_ms}"
     return Job.from_request(
         request, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15
@@ -81,7 +81,7 @@ def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str,
 
 
 def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
-    """Return what a worker logs about its templates at start. It renders none, because one may crash the process.
+    """Return what a worker logs about its templates at start. Renders none, because that may crash the process.
 
     Names that producers may set in metadata are left out, unless they look misspelt.
     """
@@ -91,7 +91,7 @@ def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
 
 def _unrendered(templates: Templates, templates_dir: Path | None, metadata: Mapping[str, Any]) -> Iterator[Finding]:
     for file in sorted(templates.read):
-        with suppress(JinjaError):  # a file that does not compile, or whose layout does not, is reported already
+        with suppress(JinjaError):  # a file that does not compile, or whose layout does not, is already reported
             yield from (Finding(*flaw) for flaw in of_source(templates, file, metadata))
     if templates_dir is not None:
         yield from (Finding(*flaw) for flaw in of_files(templates, templates_dir))
@@ -106,7 +106,7 @@ def _in_order(found: Iterable[Finding]) -> list[Finding]:
 
 
 def _affected(names: Iterable[str], templates_dir: Path | None) -> Iterable[str]:
-    """Return the templates that may use an operator's file; all of them if a shared file, such as a layout, is one."""
+    """Return the templates that may use an operator's file. A shared file, such as a layout, may be used by all."""
     if templates_dir is None or any(it.suffix in {".html", ".txt"} for it in templates_dir.iterdir()):
         return names
     return [name for name in names if (templates_dir / name).is_dir()]
@@ -124,7 +124,7 @@ class _TemplateCheck:
         found: set[Finding] = set()
         full = self._render({}, found)
         self._render(dict.fromkeys(_OPTIONAL), found, f", for a job without {', '.join(_OPTIONAL)}")
-        # the longest code, and a lifetime with another grammatical number
+        # the longest code, and a lifetime in the singular
         self._render(
             {"otp": "A1" * 32, "expiryMinutes": 1}, found, ", for a code of 64 letters that is valid for one minute"
         )
@@ -147,7 +147,7 @@ class _TemplateCheck:
         return found
 
     def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Parts | None:
-        """Return the three parts; an unknown name is reported and then given a value, so that the next can be found."""
+        """Return the three parts. An unknown name is reported and gets a value, so that the next one can be found."""
         for _ in range(_UNKNOWN_LIMIT):
             try:
                 subject, text, html = self.template.render({**self.data, **changes})

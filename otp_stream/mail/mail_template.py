@@ -17,7 +17,7 @@ from .sandbox import MEMORY, CpuLimitError, run_limited
 
 FILES = ("subject.txt", "body.txt", "body.html")
 RENDER_CPU_S = 2.0
-"""CPU time for one e-mail's three files; a usual one takes 30 µs."""
+"""CPU time for the three files of one e-mail; usually it takes 30 µs."""
 _MISSING_KEY = re.compile(r"'\w+' is undefined")
 
 
@@ -53,7 +53,7 @@ def _render(template: Template, given: dict[str, Any]) -> str:
         except Exception:  # noqa: BLE001 - as `Template.render` does, so that the traceback shows the template's lines
             template.environment.handle_exception()
     except Exception as error:  # noqa: BLE001 - a template is code: it can fail in any way
-        # from None, and without its message, which may contain data
+        # from None and without the message, because both may contain data
         raise ComposeError(f"{_location(template, error)}: {_kind(error)}") from None
 
 

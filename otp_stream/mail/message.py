@@ -1,6 +1,6 @@
-"""The bytes of a message: a skeleton that is prepared once, and little work for each e-mail.
+"""Builds the bytes of a message from a skeleton that is prepared once.
 
-The standard library's `EmailMessage` builds the same message in 2 ms; this takes about a fiftieth of it.
+The standard library's `EmailMessage` takes 2 ms for the same message, about fifty times as long.
 """
 
 import re
@@ -16,10 +16,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _PLAIN = bytes((9, 10, *range(32, 127)))
 MAX_PLAIN_LINE = 900
 _MAX_PLAIN_HEADER = 70
+_ENCODINGS = {
+    True: "charset=us-ascii\r\nContent-Transfer-Encoding: 7bit",
+    False: "charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable",
+}
+_HEADS = {
+    (kind, plain): f"\r\nContent-Type: text/{kind}; {encoding}\r\n\r\n".encode()
+    for kind in ("plain", "html")
+    for plain, encoding in _ENCODINGS.items()
+}
 
 
 class Skeleton:
-    """The parts of a message that never change; `sender` is (display name, address)."""
+    """The constant parts of a message; `sender` is (display name, address)."""
 
     def __init__(self, sender: tuple[str, str]) -> None:
         name, address = sender[0], wire_address(sender[1])
@@ -34,11 +43,11 @@ class Skeleton:
         )
 
     def build(self, *, recipient: str, subject: str, text: "Part", html: "Part", at_s: int, token: str) -> bytes:
-        """Return the whole message with CRLF lines, the same bytes for the same arguments.
+        """Return the message with CRLF lines, the same bytes for the same arguments.
 
         `at_s` is its date (seconds since 1970); `token` is part of Message-ID and boundary, and must reveal nothing.
         """
-        # no quoted-printable text contains "=_", and no one can guess the rest (RFC 2046 §5.1.1)
+        # quoted-printable never contains "=_", and no one can guess the rest (RFC 2046 §5.1.1)
         boundary = f"=_{token}"
         head = (
             f"{self._head}"
@@ -56,7 +65,7 @@ class Skeleton:
 
 
 class Part(NamedTuple):
-    """One part of a message, as it goes over the wire; `plain` as 7bit, else quoted-printable."""
+    """One encoded part of a message: `plain` as 7bit, otherwise as quoted-printable."""
 
     plain: bool
     content: bytes
@@ -65,46 +74,35 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, content: str) -> "Part":
-        """Encode a text."""
+        """Return the encoded part for a text."""
         content = normal(content)
         plain = is_plain(content)
         encoded = content.replace("\n", "\r\n").encode("ascii") if plain else quoted(content)
         return cls(plain, encoded, is_dot_safe(encoded))
 
 
-_ENCODINGS = {
-    True: "charset=us-ascii\r\nContent-Transfer-Encoding: 7bit",
-    False: "charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable",
-}
-_HEADS = {
-    (kind, plain): f"\r\nContent-Type: text/{kind}; {encoding}\r\n\r\n".encode()
-    for kind in ("plain", "html")
-    for plain, encoding in _ENCODINGS.items()
-}
-
-
 def one_line(value: str) -> str:
-    """Return `value` without line breaks and control characters: what goes into a header cannot start another."""
+    """Replace line breaks and control characters, so that a text cannot start another header."""
     return _CONTROL.sub(" ", value).strip()
 
 
 def normal(content: str) -> str:
-    """Return a text with LF lines and a single one at its end."""
+    """Return a text with LF line ends, and exactly one at its end."""
     return content.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n") + "\n"
 
 
 def quoted(content: str) -> bytes:
-    """Return LF lines as quoted-printable (RFC 2045 §6.7). Encoding line by line gives the same result."""
+    """Encode LF lines as quoted-printable (RFC 2045 §6.7). Encoding line by line gives the same result."""
     return b2a_qp(content.replace("\n", "\r\n").encode(errors="replace"))
 
 
 def is_dot_safe(lines: bytes) -> bool:
-    """Whether no line begins with a dot, which SMTP would have to double (RFC 5321 §4.5.2)."""
+    """Return whether no line begins with a dot, which SMTP would have to double (RFC 5321 §4.5.2)."""
     return not lines.startswith(b".") and b"\n." not in lines
 
 
 def is_plain(content: str) -> bool:
-    """Whether a text needs no encoding."""
+    """Return whether a text can be sent as 7bit."""
     if not content.isascii() or content.encode().translate(None, _PLAIN):
         return False
     return max(map(len, content.split("\n"))) <= MAX_PLAIN_LINE

@@ -1,4 +1,4 @@
-"""Whether the tags of an HTML body are closed and nested, by the HTML standard's rules on void and optional tags."""
+"""Checks that the tags of an HTML body are closed and nested, by HTML's rules about void and optional tags."""
 
 import re
 from collections.abc import Iterator
@@ -34,15 +34,15 @@ _ENDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         _ENDS_PARAGRAPH, (frozenset({"p"}), frozenset({"table", "td", "th", "caption", "button", "object"}))
     ),
 }
-"""The elements that a start tag ends, and those beyond which it ends none."""
+"""The elements that a start tag ends, and the elements beyond which it ends none."""
 _FOREIGN = frozenset({"svg", "math"})
 _CONDITION = re.compile(r"\s*\[if\b", re.IGNORECASE)
 _CONDITION_END = re.compile(r"<!\[endif\]\s*$|^\s*\[if[^\]]*\]>\s*(<!-*)?\s*$", re.IGNORECASE)
-"""The end of a part for Outlook only, or a comment that starts a part for other programs too."""
+"""The end of a part for Outlook only, or a comment that also starts a part for other programs."""
 
 
 class Flaw(NamedTuple):
-    """An error with its fix, and its position in characters from the start of the body."""
+    """An error with its fix, and its position in the body in characters."""
 
     at: int
     text: str
@@ -61,8 +61,8 @@ class Nesting(HTMLParser):
         super().__init__()
         self.flaws: list[Flaw] = []
         self._open: list[_Open] = []
-        self._forgiven: list[str] = []
-        """Elements that are reported already: their end tag, which now closes nothing, is not a second flaw."""
+        self._reported: list[str] = []
+        """Reported elements, whose end tags close nothing now, which is not a second flaw."""
         self._starts: list[int] = []
 
     def check(self, html: str) -> list[Flaw]:
@@ -95,12 +95,12 @@ class Nesting(HTMLParser):
             self._open.append(_Open(tag, self._at()))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Open an element: HTML ignores the slash of <div/>, except in what is not HTML (SVG, Office's own tags)."""
+        """Open an element, because HTML ignores the slash of <div/>, except in SVG, MathML and Office's own tags."""
         if ":" not in tag and tag not in _FOREIGN and not self._is_foreign():
             self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
-        """Close the nearest element of this name, and what is still open in it."""
+        """Close the nearest element of this name, and the elements that are still open in it."""
         if tag in _VOID:
             self._report(f"</{tag}> is not a tag; <{tag}> has no end, so remove it")
             return
@@ -112,8 +112,8 @@ class Nesting(HTMLParser):
                 return
             if it in {"table", *_CELLS} and tag not in _TABLE | _CELLS | _SECTIONS | {"tr", "body", "html"}:
                 break  # an end tag in a cell closes nothing outside it
-        if tag in self._forgiven:
-            self._forgiven.remove(tag)
+        if tag in self._reported:
+            self._reported.remove(tag)
         elif tag == "p":
             self._report("</p> closes nothing: the paragraph has ended before, at a block such as <div> or <table>")
         elif tag not in _OPTIONAL_START:
@@ -125,7 +125,7 @@ class Nesting(HTMLParser):
             self._report("this comment for Outlook has no end for it; write <![endif]--> in place of -->")
 
     def _pop_to(self, size: int, by: str, *, kept: bool = False) -> None:
-        """Close the elements beyond `size`; with `kept`, those that HTML opens again stay open."""
+        """Close the elements beyond `size`. With `kept`, those that must be closed stay open."""
         ended, self._open = self._open[size:], self._open[:size]
         for it in ended:
             if it.tag in _OPTIONAL_END:
@@ -134,7 +134,7 @@ class Nesting(HTMLParser):
                 self._open.append(it)
                 continue
             self.flaws.append(Flaw(it.at, f"<{it.tag}> is still open at {by}; write </{it.tag}> before that"))
-            self._forgiven.append(it.tag)
+            self._reported.append(it.tag)
 
     def _is_foreign(self) -> bool:
         return any(it.tag in _FOREIGN for it in self._open)

@@ -22,16 +22,16 @@ class Preview(NamedTuple):
 
 
 def preview(content: bytes) -> Preview:
-    """Read a message that `Composer` made."""
+    """Parse a message that `Composer` has built."""
     message = message_from_bytes(content, policy=policy.default)
     return Preview(message["subject"], _part(message, "plain"), _part(message, "html"))
 
 
 @dataclass(frozen=True, slots=True)
 class Previews:
-    """Makes previews outside the worker's process, because templates may fail in any way.
+    """Builds previews outside the worker's process, because templates may fail in any way.
 
-    Each is made once: redelivered jobs need that process, and must not wait for a visitor of the page.
+    Each is built once: redelivered jobs need that process, and must not wait because of visitors of the page.
     """
 
     composer: Composer
@@ -40,7 +40,7 @@ class Previews:
     """Each preview, or why it failed."""
 
     def languages(self) -> Mapping[str, list[str]]:
-        """Return every template's name with its languages; `""` is for all others."""
+        """Return the languages of each template by its name; `""` is used for all other languages."""
         default = self.default_locale.replace("_", "-").lower()
         found: dict[str, list[str]] = {}
         for name in self.composer.templates.names:
@@ -68,6 +68,6 @@ class Previews:
 
 def _part(message: EmailMessage, kind: str) -> str:
     body = message.get_body((kind,))
-    assert isinstance(body, EmailMessage)  # noqa: S101 - the composer makes both
+    assert isinstance(body, EmailMessage)  # noqa: S101 - every message has both
     text: str = body.get_content()
     return text

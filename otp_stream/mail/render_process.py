@@ -1,8 +1,8 @@
 """Composes e-mails in a separate process, which may crash without harm.
 
-A job that is delivered again without a settlement may have crashed its worker. Templates are foreign code, and they run
-in one step only, when the e-mail is composed. That step runs in a separate process for such jobs, so that one job
-crashes a worker once at most.
+A job that is redelivered without a settlement may have crashed its worker. Templates are foreign code, which only runs
+when the e-mail is composed. For such jobs, that step runs in a separate process, so that one job crashes a worker at
+most once.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from otp_stream.core.mail import ComposeError, Mail
 from .sandbox import limit_memory
 
 _TIMEOUT_S = 10.0
-"""For one e-mail. A template that only uses CPU time fails sooner, by the limit that applies in every process."""
+"""Time limit for one e-mail. A template that uses too much CPU time fails earlier, by the limit of all processes."""
 _START_TIMEOUT_S = 30.0
 _IDLE_S = 30.0
 """How long an idle process is kept."""
@@ -37,7 +37,7 @@ class Composes(Protocol):
 
 
 class RenderProcess:
-    """One process at a time, started when it is needed; `make` is pickled, and makes the composer there."""
+    """At most one process, started on demand; `make` is pickled and creates the composer there."""
 
     def __init__(self, make: Callable[[], Composes]) -> None:
         self._make = make
@@ -48,15 +48,15 @@ class RenderProcess:
     async def compose(self, job: Job) -> Mail:
         """Return the message. Raises `ComposeError`, also if the process crashes, and `OSError` if it cannot start."""
         async with self._lock:
-            # The process can be killed from outside, and time out because the machine was suspended: only a second
-            # failure is the job's fault.
+            # only a second failure is the job's fault: the process may have been killed from outside, or have timed out
+            # because the machine was suspended
             answer = await self._compose(job, retry=True) or await self._compose(job)
         if isinstance(answer, ComposeError):
             raise answer
         return answer
 
     async def _compose(self, job: Job, *, retry: bool = False) -> Any:
-        """Return the child's answer; `None` if the child failed and there is to be a `retry`."""
+        """Return the child's answer, or `None` if the child failed and the caller will `retry`."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         child = self._child or await self._start()
@@ -84,12 +84,12 @@ class RenderProcess:
             await self._end()
 
     async def _start(self) -> asyncio.subprocess.Process:
-        import structlog  # noqa: PLC0415 - a third of the start of the process, which logs nothing
+        import structlog  # noqa: PLC0415 - takes a third of the start of the process, which logs nothing
 
         self._child = child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            # what it writes when it crashes may contain a code
+            # the output of a crash may contain a code
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
@@ -105,7 +105,7 @@ class RenderProcess:
         child, self._child = self._child, None
         if child is None:
             return "was not started"
-        # a process that crashed has closed its pipe by now, but may not have been waited for
+        # a crashed process has closed its pipe, but may not have been waited for
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(child.wait(), 0.5 if child.stdout is not None and child.stdout.at_eof() else 0)
         if child.returncode is None:
@@ -126,7 +126,7 @@ async def _request(child: asyncio.subprocess.Process, message: bytes, timeout_s:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Run in the child: read how to make the composer, then one job after another, until the parent exits."""
+    """Run the child: read the composer's constructor, then one job after another, until the parent exits."""
     limit_memory(_MEMORY)
     composer: Composes = _read(requests)()
     _write(answers, None)

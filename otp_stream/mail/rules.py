@@ -1,4 +1,4 @@
-"""Rules for a rendered e-mail with a code. Each remark gives the problem and the fix.
+"""Rules for a rendered e-mail with a code. Each remark names the problem and the fix.
 
 An error keeps people from reading the code, or breaks the e-mail; a warning is for the operator to decide.
 """
@@ -12,9 +12,9 @@ Level = Literal["error", "warning"]
 Remark = tuple[Level, str]
 
 _SUBJECT_LIMIT = 78
-"""RFC 5322 §2.1.1: a line that every program shows whole."""
+"""RFC 5322 §2.1.1: maximum length of a line that every program shows unfolded."""
 _GMAIL_LIMIT = 102_000
-"""Bytes of HTML, beyond which Gmail cuts the mail off."""
+"""Bytes of HTML beyond which Gmail clips the mail."""
 _RIGHT_TO_LEFT = {"ar", "ckb", "dv", "fa", "he", "ps", "sd", "ug", "ur", "yi"}
 _LOADING = {"src", "srcset", "background", "poster", "data"}
 _EXTERNAL = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
@@ -43,7 +43,7 @@ def of_text(text: str, code: str) -> Iterator[Remark]:
 
 
 def visible(html: str) -> str:
-    """Return what people read of an HTML body."""
+    """Return the visible text of an HTML body."""
     page = _Page()
     page.feed(html)
     page.close()
@@ -51,7 +51,7 @@ def visible(html: str) -> str:
 
 
 def of_html(html: str, code: str, locale: str) -> Iterator[Remark]:
-    """Check an HTML body in a language; `""` if the template has none."""
+    """Check an HTML body in a language; an empty `locale` means that the template has none."""
     page = _Page()
     page.feed(html)
     page.close()

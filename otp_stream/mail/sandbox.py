@@ -20,7 +20,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 _MAX_LENGTH = 1_000_000
 _MAX_BITS = 10_000
 
-
 T = TypeVar("T")
 MEMORY = 64 << 20
 """Bytes that one e-mail may allocate."""
@@ -60,7 +59,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class CpuLimitError(Exception):
-    """The work took more CPU time than it may."""
+    """The work took too much CPU time."""
 
 
 class _Alarm:
@@ -69,12 +68,10 @@ class _Alarm:
 
 
 def run_limited(cpu_s: float, work: Callable[[], T]) -> T:
-    """Return the result of `work`. Raises `CpuLimitError` after `cpu_s` seconds of CPU time.
+    """Return the result of `work`. Raises `CpuLimitError` after `cpu_s` seconds, `MemoryError` beyond `MEMORY` bytes.
 
-    Raises `MemoryError` if it allocates more than `MEMORY`.
-
-    CPU time, not elapsed time: if the process was stopped, the template is not to blame. Outside the main thread, where
-    Python handles no signals, there is no limit.
+    CPU time, not elapsed time: if the process was stopped, that is not the template's fault. Outside the main thread,
+    where Python handles no signals, there is no limit.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -82,7 +79,7 @@ def run_limited(cpu_s: float, work: Callable[[], T]) -> T:
         signal.signal(signal.SIGVTALRM, _on_alarm)
         _Alarm.set_up = True
     _Alarm.armed = True
-    # repeated, because code that catches every exception would continue after the first
+    # repeated, because a template that catches every exception would continue after the first one
     signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s, _REPEAT_S)
     try:
         with _bounded_memory():
@@ -104,7 +101,7 @@ def limit_memory(size: int) -> None:
 
 
 def _pages() -> int:
-    # a third of the time that `Path.read_bytes` takes
+    # takes a third of the time of `Path.read_bytes`
     statm = os.open("/proc/self/statm", os.O_RDONLY)
     try:
         return int(os.read(statm, 100).partition(b" ")[0])
@@ -114,7 +111,7 @@ def _pages() -> int:
 
 @contextmanager
 def _bounded_memory() -> Generator[None]:
-    """Limit the address space of this process to `MEMORY` more bytes than now; on Linux only."""
+    """Limit the address space of this process to `MEMORY` more bytes than now. Linux only."""
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = _pages() * resource.getpagesize() + MEMORY

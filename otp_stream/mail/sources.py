@@ -1,6 +1,6 @@
-"""Errors that sources and file names alone show: files that are never read, text that is never printed.
+"""Finds errors in sources and file names: files that are never read, text that is never printed.
 
-It also finds the source, a file and a line, of each character of a rendered template.
+It also maps each character of a rendered template to a file and line.
 """
 
 import re
@@ -20,12 +20,11 @@ from .templates import BUILT_IN, LOCALE, NAME, Templates, normal_locale
 
 _MARKER = re.compile("\uf8fd([^\uf8fd\uf8fe]*)\uf8fe([0-9]+)\uf8fe")
 
-
 NAMES = ("otp", "expiryMinutes", "validUntil", "userName", "purpose", "locale", "tenant", "email")
 """Names that a template may use for every job."""
 _TEXTUAL = re.compile(r"\.(html?|xhtml|txt|text|j2|jinja2?|tmpl)$", re.IGNORECASE)
 _LOCALE_IN_NAME = re.compile(r"(subject|body)[._-]([A-Za-z]{2}(?:[-_][A-Za-z]{2})?)(\.txt|\.html)")
-"""A file with the language in its name, which should be in its folder's."""
+"""A file name with a language, which should be the name of its folder instead."""
 _LANGUAGES = {
     "deutsch": "de", "german": "de", "english": "en", "español": "es", "espanol": "es", "spanish": "es",
     "français": "fr", "francais": "fr", "french": "fr", "italiano": "it", "italian": "it", "nederlands": "nl",
@@ -34,10 +33,10 @@ _LANGUAGES = {
 
 
 class SourceMarkers(Extension):
-    """Precedes each piece of constant text with its file and line, which `Rendered` removes again."""
+    """Inserts file and line before each piece of constant text. `Rendered` removes them."""
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
-        """Mark the pieces with text: a blank piece must stay false in a condition."""
+        """Mark all pieces except blank ones, which must stay false in a condition."""
         for token in stream:
             if token.type == "data" and token.value.strip():
                 yield Token(token.lineno, "data", f"\uf8fd{stream.name}\uf8fe{token.lineno}\uf8fe{token.value}")
@@ -53,7 +52,7 @@ class Place(NamedTuple):
 
 
 class Rendered:
-    """A rendered template without the markers; `text` is the text of the e-mail."""
+    """A rendered template; `text` is its text without markers."""
 
     def __init__(self, marked: str) -> None:
         pieces = _MARKER.split(marked)
@@ -67,7 +66,7 @@ class Rendered:
             length += len(text)
 
     def place(self, at: int) -> Place | None:
-        """Return the source of the character at this position."""
+        """Return the file and line of the character at this position, if it is constant text."""
         found = bisect_right(self._starts, at) - 1
         if found < 0:
             return None
@@ -88,18 +87,18 @@ class Flaw(NamedTuple):
     level: Level
     text: str
     unknown: str | None = None
-    """The name that no job has, if the flaw is about one."""
+    """The unknown name, if the flaw is about one."""
 
 
 def likely(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that was probably meant."""
+    """Return the known name that is most similar, if one is similar enough."""
     by_lower = {it.lower(): it for it in known}
     found = get_close_matches(name.lower(), by_lower, 1, cutoff)
     return by_lower[found[0]] if found else None
 
 
 def misspelt(name: str, given: Container[str]) -> str | None:
-    """Return the name that was probably meant by one that no job and no producer sets."""
+    """Return the name that was probably meant; `None` for a known name, or if none is similar."""
     if name in given or name in NAMES:
         return None
     return next((it for it in NAMES if sorted(it) == sorted(name)), None) or likely(name, NAMES, 0.75)
@@ -144,7 +143,7 @@ def _unknown_block(name: str, parent: str, known: Iterable[str]) -> str:
 
 
 def _parents(templates: Templates, tree: nodes.Template) -> list[str]:
-    """Return the files that a file extends, nearest first; nothing if a name is computed."""
+    """Return the files that a file extends, nearest first; none if a name is computed."""
     found: list[str] = []
     while (it := next(tree.find_all(nodes.Extends), None)) is not None:
         if not isinstance(it.template, nodes.Const) or it.template.value in found:
@@ -171,7 +170,7 @@ def _blocks_within(tree: nodes.Template, known: Container[str]) -> Iterator[node
 
 
 def _outside_blocks(node: nodes.Node) -> Iterator[nodes.Block | nodes.Output]:
-    """Return the outermost blocks, and what is printed outside of any."""
+    """Yield the outermost blocks, and the output outside of any block."""
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.Block | nodes.Output):
             yield child
@@ -184,7 +183,7 @@ def _is_blank(output: nodes.Output) -> bool:
 
 
 def of_files(templates: Templates, root: Path) -> Iterator[Flaw]:
-    """Check the names of an operator's files and folders: which of them are never read."""
+    """Find the operator's files and folders that are never read, or have a misleading name."""
     used = templates.read | templates.referenced
     built_in = {it.name for it in BUILT_IN.iterdir()}
     for path in _entries(root):

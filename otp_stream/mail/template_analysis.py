@@ -1,4 +1,4 @@
-"""How templates use their values: printed, tested, measured, or otherwise."""
+"""Analyzes how templates use their values: printed, tested, measured, or otherwise."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from jinja2 import Environment, Template, nodes
 from jinja2 import TemplateError as JinjaError
 
 PLACEHOLDERS = re.compile("[\ue000-\uf8ff]")
-"""Private-use characters, which are placeholders for values: no text has them."""
+"""Private-use characters, which no text contains, as placeholders for values."""
 
 # Other nodes (loops, assignments, macros, calls, captured blocks) may change a value before it is printed.
 _TRANSPARENT = (
@@ -16,7 +16,6 @@ _TRANSPARENT = (
     nodes.Literal, nodes.Compare, nodes.Operand, nodes.Test, nodes.Filter, nodes.Keyword,
     nodes.BinExpr, nodes.UnaryExpr, nodes.Concat, nodes.Getattr, nodes.Getitem,
 )  # fmt: skip
-
 
 Parsed = tuple[str, nodes.Template]
 """The source of a file and its syntax tree."""
@@ -28,13 +27,13 @@ class _UnclearError(Exception):
 
 @dataclass(slots=True)
 class ValueUses:
-    """Names of values by their use. One name can have several."""
+    """Names of values by their use. A name can have several uses."""
 
     printed: set[str] = field(default_factory=set[str])
     tested: set[str] = field(default_factory=set[str])
     """Tested for truth: `{% if userName %}`."""
     measured: set[str] = field(default_factory=set[str])
-    """Of which the length is used: `{{ otp | length }}`."""
+    """Used by their length: `{{ otp | length }}`."""
     other: set[str] = field(default_factory=set[str])
 
     def visit(self, node: nodes.Node, *, tested: bool = False) -> None:
@@ -60,7 +59,7 @@ class ValueUses:
 
 
 def analyze(jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> ValueUses | None:
-    """Return how templates, and those that they extend or include, use values; `None` if that is unclear."""
+    """Return how templates, and the files that they extend or include, use values; `None` if that is unclear."""
     uses = ValueUses()
     try:
         for template in templates:
@@ -75,10 +74,10 @@ def _read(uses: ValueUses, jinja: Environment, name: str, parse: Callable[[str],
     source, tree = parse(name)
     if PLACEHOLDERS.search(source) or _escapes(jinja, name) != escapes:
         raise _UnclearError
-    for near in tree.find_all((nodes.Extends, nodes.Include)):
-        if not isinstance(near.template, nodes.Const):
+    for node in tree.find_all((nodes.Extends, nodes.Include)):
+        if not isinstance(node.template, nodes.Const):
             raise _UnclearError
-        _read(uses, jinja, str(near.template.value), parse, escapes=escapes)
+        _read(uses, jinja, str(node.template.value), parse, escapes=escapes)
     uses.visit(tree)
 
 

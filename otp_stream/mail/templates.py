@@ -1,4 +1,4 @@
-"""All templates: found, compiled once, and chosen by name and language.
+"""Finds all templates, compiles them once, and selects one by name and language.
 
     <folder>/<name>/subject.txt, body.txt, body.html          for every language without its own files
     <folder>/<name>/<locale>/...                              any of the three, in that language
@@ -39,7 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class TemplateLoader(FileSystemLoader):
-    """Reads and parses each file once, although many templates share it."""
+    """Reads and parses each file once, even if many templates share it."""
 
     def __init__(self, roots: list[Path]) -> None:
         super().__init__(roots)
@@ -69,7 +69,7 @@ class TemplateLoader(FileSystemLoader):
 
 
 def referenced(node: nodes.Node) -> Iterator[str]:
-    """Return the files that an `extends`, `include` or `import` may use; none if any name is computed."""
+    """Yield the files that an `extends`, `include` or `import` may use; none if any name is computed."""
     wanted = getattr(node, "template", None)
     items = wanted.items if isinstance(wanted, nodes.List | nodes.Tuple) else [wanted]
     names = [str(it.value) for it in items if isinstance(it, nodes.Const)]
@@ -89,7 +89,7 @@ def fallbacks(locale: str) -> tuple[str, ...]:
 
 
 class TemplateError(Exception):
-    """A template cannot be used; the text gives the file, the line and the fix."""
+    """A template cannot be used; the text contains the file, the line and the fix."""
 
 
 class Templates:
@@ -135,7 +135,7 @@ class Templates:
         return sorted(self._templates)
 
     def languages(self, name: str) -> list[str]:
-        """Return the languages for which this template has a file; `""` is the one without a folder."""
+        """Return the languages for which this template has files; `""` stands for those outside a language's folder."""
         return sorted(self._templates[name])
 
     def get(self, name: str, locale: str) -> MailTemplate:
@@ -143,16 +143,16 @@ class Templates:
         return self._templates[name][locale]
 
     def shared(self) -> list[Template]:
-        """Return the files beside the templates' folders, such as `layout.html`."""
+        """Return the files outside the templates' folders, such as `layout.html`."""
         names = [it for it in self._jinja.list_templates(("html", "txt")) if "/" not in it]
         return [self._jinja.get_template(name) for name in names]
 
     def is_own(self, template: Template) -> bool:
-        """Whether a file is the operator's."""
+        """Return whether a file is the operator's."""
         return self._roots[0] != BUILT_IN and Path(template.filename or "").is_relative_to(self._roots[0])
 
     def is_own_file(self, path: str) -> bool:
-        """Whether a path below the templates' folder is the operator's."""
+        """Return whether a path below the templates' folder is the operator's."""
         return self._roots[0] != BUILT_IN and (self._roots[0] / path).is_file()
 
     def parse(self, path: str) -> nodes.Template:
@@ -160,7 +160,7 @@ class Templates:
         return self._loader.parse(self._jinja, path)[1]
 
     def find(self, name: str, locale: str | None) -> MailTemplate:
-        """Return the template in the closest language: `de-AT`, then `de`, then the default, then the plain one."""
+        """Return the template in the closest language: `de-AT`, `de`, the default language, or without a language."""
         by_locale = self._templates.get(name)
         if by_locale is None:
             raise ComposeError(f"metadata.template: there is none named {name}; known: {', '.join(self.names)}")
@@ -216,7 +216,7 @@ class Templates:
         raise TemplateError(f"template {folders[-1]}/{file}: is missing; every template needs {', '.join(FILES)}")
 
     def _compile_referenced(self, path: str, seen: set[str]) -> None:
-        """Compile what a file extends and includes, which Jinja itself would read with the first e-mail only."""
+        """Compile a file and those that it extends or includes, which Jinja would read only for the first e-mail."""
         if path in self._complete:
             return
         seen.add(path)
@@ -231,7 +231,7 @@ class Templates:
                     f"template {path}, line {node.lineno}: there is no file {' or '.join(names)} in the templates' "
                     "folder; correct its name or add the file"
                 )
-            for near in existing:
-                if near not in seen:
-                    self._compile_referenced(near, seen)
+            for it in existing:
+                if it not in seen:
+                    self._compile_referenced(it, seen)
         self._complete.add(path)
