@@ -1,4 +1,4 @@
-"""Where a job is claimed, in Redis or in memory, and waiting for either."""
+"""Claims jobs in Redis or in memory, and waits for Redis or for another worker."""
 
 import asyncio
 from collections import Counter
@@ -26,13 +26,13 @@ class Admission:
         self._fail: Fail = fail
         self._finished = False
         self._waiting_tasks: set[asyncio.Task[object]] = set()
-        """Tasks that wait for Redis, or for another worker."""
+        """Tasks that wait for Redis or for another worker."""
         self.answers: Counter[str] = Counter()
         self.unshared = 0
         """Jobs admitted without Redis while it was unavailable."""
 
     def finish(self) -> None:
-        """Cancel the tasks that wait for Redis or for another worker, and let no other wait."""
+        """Cancel the tasks that wait for Redis or for another worker, now and from now on."""
         self._finished = True
         for task in self._waiting_tasks:
             task.cancel()
@@ -40,13 +40,13 @@ class Admission:
     async def claim(
         self, claim: Claim, deadline_ms: int, *, counted: bool, waited: bool
     ) -> tuple[JobKeys, Answer | Unknown]:
-        """Return the keys that were used, and the answer; with `waited`, the job has waited before."""
+        """Return the keys that were claimed, and the answer. `waited`: whether the job has waited before."""
         while (redis := self._redis) is not None:
             now_ms, session = self._now_ms(), redis.session
             if session.connected:
                 if self._memory.sent.contains(claim.keys.key, now_ms):
                     return claim.keys, SentBefore()
-                keys = self._present_keys(claim, waited=waited)
+                keys = self._current_keys(claim, waited=waited)
                 answer = await _claim_in_redis(redis, claim, keys, counted=counted)
                 if answer is None:
                     continue
@@ -71,11 +71,11 @@ class Admission:
                 with self._waiting():
                     await session.reconnected((deadline_ms - now_ms) / 1000)
                 waited = True
-        keys = self._present_keys(claim, waited=waited)
+        keys = self._current_keys(claim, waited=waited)
         return keys, self._memory.admit(keys, self._now_ms(), counted=counted)
 
-    def _present_keys(self, claim: Claim, *, waited: bool) -> JobKeys:
-        """Return the keys to claim now: a code that expired while its job waited supersedes none and is not counted."""
+    def _current_keys(self, claim: Claim, *, waited: bool) -> JobKeys:
+        """Return the keys to claim: a code that expired while its job waited supersedes no other and is not counted."""
         return claim.keys.job_only if waited and self._now_ms() >= claim.keys.expires_ms else claim.keys
 
     @contextmanager
@@ -91,7 +91,7 @@ class Admission:
 
 
 async def _claim_in_redis(redis: RedisTables, claim: Claim, keys: JobKeys, *, counted: bool) -> Answer | Busy | None:
-    """Return the answer of Redis; `None` if it has become unavailable."""
+    """Return the answer of Redis, or `None` if it has become unavailable."""
     before, claim.shared = claim.shared, True
     try:
         answer = await redis.admit(keys, counted=counted)

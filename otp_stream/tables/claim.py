@@ -1,4 +1,4 @@
-"""The claims of this worker: the jobs that it may send, and which of them supersede others."""
+"""The claims of this worker on the jobs that it may send, and which of them supersede others."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ class Owner(Protocol):
 
     @property
     def may_send(self) -> bool:
-        """Whether claims are valid: no other worker can take them."""
+        """Whether this worker's claims are valid, so that no other worker can claim the jobs."""
         ...
 
     async def renew(self, claim: "Claim", deadline_ms: int) -> Refusal | None:
-        """Renew a claim that does not hold; returns why its job may no longer be sent, or `None`."""
+        """Renew a claim that does not hold. Returns why its job may no longer be sent, or `None`."""
         ...
 
     def mark_sent(self, claim: "Claim") -> None:
@@ -34,7 +34,7 @@ class Owner(Protocol):
 
 
 class Claim:
-    """A job that this worker may send."""
+    """The claim of this worker on a job."""
 
     __slots__ = (
         "_on_lost",
@@ -43,11 +43,11 @@ class Claim:
         "arrival",
         "claimed_at",
         "copies",
-        "doubted",
         "ended",
         "keys",
         "lost",
         "shared",
+        "unconfirmed",
         "unshared",
     )
 
@@ -59,34 +59,34 @@ class Claim:
         self.arrival = 0
         self.lost = False
         """Whether the claim was superseded, or was refused when it was renewed."""
-        self.doubted = False
-        """Whether another worker may have claimed the job. In both cases it is renewed before the job is sent."""
+        self.unconfirmed = False
+        """Whether another worker may have claimed the job. Like a lost claim, it is renewed before the job is sent."""
         self.shared = False
-        """Whether Redis may know of it."""
+        """Whether Redis may have the claim."""
         self.unshared = False
         """Whether the job was admitted without Redis."""
         self.ended: asyncio.Future[None] | None = None
-        """Set when the claim ends; `None` while no copy of the job waits for that."""
+        """Resolved when the claim ends; `None` while no copy of the job waits for that."""
         self.copies = 0
-        """How many copies of the job wait for it."""
+        """How many copies of the job wait for its end."""
         self.claimed_at = time.monotonic()
 
     @property
     def order(self) -> tuple[int, int]:
-        """Its position among the codes for one recipient and purpose."""
+        """The position of its code among those for the same recipient and purpose."""
         return self.keys.made_ms, self.arrival
 
     @property
     def purpose_key(self) -> str:
-        """Key of its recipient and purpose, of which only the newest code is sent."""
+        """The key of its recipient and purpose, for which only the newest code is sent."""
         return f"{self.keys.recipient}:{self.keys.purpose}"
 
     def holds(self) -> bool:
-        """Whether the job may still be sent, without asking Redis."""
-        return not self.lost and not self.doubted and self._owner.may_send
+        """Return whether the job may still be sent, without a request to Redis."""
+        return not self.lost and not self.unconfirmed and self._owner.may_send
 
     async def renew(self, deadline_ms: int) -> Refusal | None:
-        """Renew a claim that does not hold; `None` when it holds again."""
+        """Renew a claim that does not hold. Returns `None` if it holds again."""
         return await self._owner.renew(self, deadline_ms)
 
     def mark_sent(self) -> None:
@@ -97,19 +97,19 @@ class Claim:
         """End the claim of a job that was not sent."""
         self._owner.release(self)
 
-    def doubt(self) -> None:
+    def suspend(self) -> None:
         """Suspend the claim until Redis confirms it: another worker may have claimed the job."""
-        self.doubted = True
+        self.unconfirmed = True
 
     def update(self, answer: Answer | Busy) -> None:
-        """Apply the answer to a renewed claim."""
+        """Apply the answer to a renewal."""
         if isinstance(answer, int):
-            self.arrival, self.doubted = answer, False
+            self.arrival, self.unconfirmed = answer, False
         elif not self.lost:
             self.lose()
 
     def lose(self) -> None:
-        """Suspend the claim: its job was superseded, or refused."""
+        """Record that the job was superseded or refused."""
         self.lost = True
         self._on_lost()
 
@@ -129,11 +129,11 @@ class Claims:
         return self._by_job.get(key)
 
     def add(self, claim: Claim) -> None:
-        """Hold a claim, admitted or not yet."""
+        """Add a claim, which may not be admitted yet."""
         self._by_job[claim.keys.key] = claim
 
     def remove(self, claim: Claim) -> None:
-        """Drop a claim that has ended."""
+        """Remove a claim that has ended."""
         keys = claim.keys
         del self._by_job[keys.key]
         if keys.recipient and (others := self._by_purpose.get(claim.purpose_key)):
@@ -146,7 +146,7 @@ class Claims:
         return [claim for claim in self._by_job.values() if claim.admitted]
 
     def supersede_older(self, claim: Claim) -> None:
-        """Suspend the claims with an older code for the same recipient and purpose."""
+        """End the claims with an older code for the same recipient and purpose."""
         others = self._by_purpose.setdefault(claim.purpose_key, {})
         others[claim.keys.key] = claim
         for it in others.values():
@@ -155,7 +155,7 @@ class Claims:
 
 
 def _supersedes(newer: Claim, claim: Claim) -> bool:
-    """Whether `claim` loses to a newer code; a code that expires long before it may never be sent."""
+    """Whether a newer code supersedes `claim`. A code that expires long before it does not: it may never be sent."""
     return (
         claim.order < newer.order
         and claim.keys.code != newer.keys.code

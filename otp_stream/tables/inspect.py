@@ -1,6 +1,6 @@
-"""The shared tables seen from the command line: their sizes, answers to jobs, and throttled keys.
+"""Reads the shared tables for the command line: their sizes, answers to jobs, and throttled keys.
 
-Everything here only reads, except `forget`. Redis holds neither addresses nor codes, so none can be shown.
+Everything here only reads, except `forget`. Redis contains neither addresses nor codes, so none can be shown.
 """
 
 import re
@@ -25,7 +25,7 @@ from .redis_session import LEASE_S
 from .sliding_window import SLICES, slice_ms
 
 TOP = 10
-"""How many of the most throttled keys to report."""
+"""Maximum number of throttled keys to report."""
 
 _SCAN_COUNT = 1000
 _TIMEOUT_S = 5.0
@@ -44,13 +44,13 @@ class Server:
     memory_limit: int | None = None
     """Bytes; 0 is no limit."""
     policy: str = ""
-    """What is evicted at the limit."""
+    """The policy of eviction at the limit."""
     evicted: int = 0
-    """Keys evicted since the server started, of all its users."""
+    """Keys of all users that were evicted since the server started."""
 
     @classmethod
     def read(cls, info: str) -> Self:
-        """Read the reply to INFO."""
+        """Parse the reply to INFO."""
         fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
         valkey = fields.get("valkey_version")
         return cls(
@@ -63,7 +63,7 @@ class Server:
 
     @property
     def warning(self) -> str | None:
-        """A problem with its configuration, with the fix."""
+        """A problem with the server's configuration, and the fix."""
         if not self.memory_limit or self.policy in {"", "noeviction"}:
             return None
         return (
@@ -79,9 +79,9 @@ class Schedule:
 
     relay: str
     ahead_s: float
-    """How far ahead its slots are reserved."""
+    """How far ahead slots are reserved."""
     rate: float | None
-    """Present e-mails per second; `None` if unknown here."""
+    """E-mails per second at present; `None` if unknown here."""
     throttled_s: float | None
     """Seconds since the relay last throttled; `None` if it has not lately."""
 
@@ -94,7 +94,7 @@ class TablesReport:
     workers: int
     """Live workers: those with a valid lease."""
     sizes: Mapping[str, int]
-    """Entries by table. While Redis resizes its key space, it may count one twice."""
+    """Entries by table. While Redis resizes its key space, an entry may be counted twice."""
     answers: Mapping[str, int]
     """Answers to jobs by all workers, since Redis was last empty."""
     throttled: Mapping[str, int]
@@ -113,7 +113,7 @@ class _TlsConnection(SSLConnection):
 
 
 class RedisClient:
-    """A connection to Redis that waits for each reply and returns it undecoded: bytes and lists."""
+    """A blocking connection to Redis. Replies are not decoded: bytes and lists."""
 
     def __init__(self, url: str) -> None:
         options: dict[str, Any] = {**_read_url(url)}
@@ -137,7 +137,7 @@ class RedisClient:
 
 @contextmanager
 def connected(url: str) -> Generator[RedisClient]:
-    """Connect to Redis. Every failure raises `RedisUnavailableError`, whose text does not contain the password."""
+    """Connect to Redis. Every failure is raised as `RedisUnavailableError`, without the password in its text."""
     try:
         with closing(RedisClient(url)) as client:
             yield client
@@ -157,7 +157,7 @@ def read_tables(
     ceiling: float | None = None,
     progress: Progress = lambda _: None,
 ) -> TablesReport:
-    """Read everything below `prefix`; `ceiling` is a relay's full rate, e-mails per second."""
+    """Read everything below `prefix`. `ceiling` is the full rate of a relay in e-mails per second."""
     seconds, micros = client.execute("TIME")
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     relays: list[str] = []
@@ -175,11 +175,11 @@ def read_tables(
 def forget(
     client: RedisClient, prefix: str, recipient: str, *, progress: Progress = lambda _: None
 ) -> Mapping[str, int]:
-    """Delete what is known of a recipient, by keyed hash; returns the number of entries deleted from each table.
+    """Delete the entries of a recipient, by keyed hash. Returns the number of entries deleted from each table.
 
-    This deletes the newest codes (so the older of two waiting codes may still be sent), every window of its own limit,
-    and its count among the throttled keys. Sent records and generated job ids stay: they are kept by a hash of the
-    job, and cannot be found by recipient.
+    This deletes the newest codes (so the older of two waiting codes may still be sent), every window of the recipient
+    limit, and the count among the throttled keys. Sent records and generated job ids remain, because their keys are
+    hashes of jobs.
     """
     newest = f"{prefix}newest:{recipient}"
     codes = client.execute("HLEN", newest)
@@ -217,7 +217,7 @@ def _sizes(
 
 
 def _unset(window: str) -> str:
-    """Return the name of a limit that is not set here, but was before or by another worker: its count is unknown."""
+    """Return a name for a limit of unknown count, which is not set here, but was set before or by another worker."""
     name, _, slice_ = window.partition(":")
     return f"{name} ?/{span(int(slice_) * SLICES)}" if slice_.isdigit() else name
 
@@ -235,7 +235,7 @@ def _scan(client: RedisClient, start: str, end: str, progress: Progress) -> Iter
 
 
 def read_server(client: RedisClient) -> Server:
-    """Return facts about the server; empty ones if the user may not read them."""
+    """Return facts about the server, or none if the user may not read them."""
     try:
         return Server.read(client.execute("INFO").decode())
     except ResponseError:  # a user that may use the tables may lack this permission

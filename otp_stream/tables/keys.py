@@ -1,4 +1,4 @@
-"""Keys of a job, its recipient and its limits: digests, so that the tables hold neither an address nor a code."""
+"""Keys of a job, its recipient and its limits: hashes, so that the tables contain neither addresses nor codes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address, keyed_hash
 
 KEEP_MS = 60_000
-"""How much longer than its code is valid an unsent job stays in the tables: clocks of workers differ."""
+"""How long an unsent job stays in the tables after its code has expired, because the clocks of workers differ."""
 
 
 class HashedKeys(NamedTuple):
@@ -25,12 +25,12 @@ class HashedKeys(NamedTuple):
 
 
 class JobKeys(NamedTuple):
-    """Everything the tables need to know about a job; times are milliseconds, since 1970 where they are moments."""
+    """Everything the tables need to know about a job. Times are milliseconds since 1970."""
 
     key: str
-    """Keyed hash of the job's id, recipient and code. A producer may use one id for several jobs."""
+    """Keyed hash of the job's id, recipient and code, because a producer may use one id for several jobs."""
     id_key: str
-    """Hash of the id alone, as earlier versions wrote it."""
+    """Hash of the id alone, which earlier versions used as the key."""
     made_ms: int
     expires_ms: int
     recipient: str = ""
@@ -38,26 +38,26 @@ class JobKeys(NamedTuple):
     purpose: str = ""
     code: str = ""
     limits: tuple[str, ...] = ()
-    """One key for each limit; empty if the limit does not count this job."""
+    """One key for each limit, empty if the limit does not count this job."""
     old: tuple[HashedKeys, ...] = ()
-    """Keys under the old hash keys, which other or earlier workers may have used: read, never written."""
+    """Keys under the old hash keys, which other workers may use. They are read, never written."""
 
     @property
     def job_only(self) -> "JobKeys":
-        """Only the keys of the job itself: whether it was sent or is claimed, without newer codes and limits."""
+        """The keys of the job alone, without those for newer codes and limits."""
         old = tuple(HashedKeys(keys.key) for keys in self.old)
         return self._replace(recipient="", purpose="", code="", limits=(), old=old)
 
     def ttl_ms(self, now_ms: int) -> int:
-        """Return how long the job can be claimed again."""
+        """Return how long the tables must know the job, in milliseconds."""
         return max(self.expires_ms - now_ms, 0) + KEEP_MS
 
 
 @dataclass(frozen=True, slots=True)
 class KeyBuilder:
-    """Builds the keys of a job. `hash_key` is the deployment's: the same for all its workers, and secret.
+    """Builds the keys of a job. `hash_key` is secret, and the same for all workers of a deployment.
 
-    `old_hash_keys` were in use before a change of the key, or will be after it.
+    `old_hash_keys` are other keys that workers use during a change of the key.
     """
 
     hash_key: bytes = field(repr=False)
@@ -89,7 +89,7 @@ class KeyBuilder:
         limits = tuple(_limit_key(limit, job, recipient, hash_key) for limit in self.limits)
         if not self.supersede:
             return HashedKeys(key, limits=limits)
-        # a producer that sets no purpose may still have a template for each
+        # a producer that sets no purpose may still have a template for each purpose
         purpose = job.request.metadata.purpose or f"\0{job.request.metadata.template}"
         code = _digest(f"{recipient}\0{job.request.otp}", hash_key)
         return HashedKeys(key, recipient, _digest(purpose, hash_key), code, limits)
@@ -99,7 +99,7 @@ class KeyBuilder:
         given = job.request.job_id
         if not given or given == job.id:
             return job.id
-        # a retry has the hash under the key that was in use when the job arrived
+        # the id of a retry is hashed with the key that was in use when the job arrived
         is_hidden = any(job.id == keyed_hash(given, it) for it in (self.hash_key, *self.old_hash_keys))
         return keyed_hash(given, hash_key) if is_hidden else job.id
 

@@ -18,20 +18,18 @@ V = TypeVar("V")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _MAX_SKIPPED = 64
-"""Maximum number of entries to skip, because they should be kept, when looking for one to evict."""
-
-
+"""How many entries that should be kept are skipped in the search for an entry to evict."""
 _GENERATED_IDS_LIMIT = 10_000
 _IDS_LIMIT = 20_000
-"""Job ids remembered to notice that one is reused for another job: only a warning depends on it."""
+"""Job ids that are stored to detect the reuse of an id for another job. Only a warning depends on it."""
 
 
 class Capacity:
-    """The number of entries that several tables may hold together; beyond it, the largest table evicts."""
+    """The maximum number of entries in several tables together. Beyond it, the largest table evicts entries."""
 
     def __init__(self, limit: int, setting: str = "") -> None:
         self._limit, self._setting = limit, setting
-        """`setting` names the limit in the log message of the first eviction; empty logs nothing."""
+        """`setting` is named in the log message of the first eviction. If it is empty, nothing is logged."""
         self._tables: list[BoundedTable[Any]] = []
 
     @property
@@ -40,7 +38,7 @@ class Capacity:
         return sum(table.evicted for table in self._tables)
 
     def add(self, table: "BoundedTable[Any]") -> None:
-        """Count the entries of this table, too."""
+        """Include the entries of a table."""
         self._tables.append(table)
 
     def enforce(self, now_ms: int) -> None:
@@ -59,9 +57,9 @@ class Capacity:
 
 
 class BoundedTable(Generic[V]):
-    """Values by key until they expire. The oldest are evicted first, except those to `keep`.
+    """Values by key until they expire. The oldest are evicted first, except those for which `keep` returns true.
 
-    If many are to be kept, one of them is evicted in the end, unless they must `always` be kept.
+    If there are too many of these, one of them is evicted nevertheless, unless `always` is set.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class BoundedTable(Generic[V]):
         return value if value is not None and self._ends_ms(value) > now_ms else None
 
     def put(self, key: str, value: V, now_ms: int) -> None:
-        """Store a value, drop what has expired, and evict what exceeds the capacity."""
+        """Store a value, remove expired values, and evict values beyond the capacity."""
         values = self._values
         known = key in values
         values[key] = value
@@ -100,7 +98,7 @@ class BoundedTable(Generic[V]):
             self._capacity.enforce(now_ms)
 
     def evict(self, now_ms: int) -> bool:
-        """Evict one value; returns whether there was one that could be evicted."""
+        """Evict a value. Returns `False` if none may be evicted."""
         values = self._values
         for _ in range(len(values) if self._always else min(_MAX_SKIPPED, len(values) - 1)):
             first = next(iter(values))
@@ -134,7 +132,7 @@ class SeenJob(NamedTuple):
     arrival: int
     """Its number in the order of arrival."""
     made_ms: int
-    """The earliest `timestamp` with which it came."""
+    """The earliest `timestamp` of its copies."""
     until_ms: int
 
 
@@ -146,11 +144,11 @@ class ExpiringText(NamedTuple):
 
 
 Answer = int | SentBefore | Superseded | Throttled
-"""The job's number in the order of arrival if it may be sent; otherwise why it may not."""
+"""The job's number in the order of arrival if it may be sent, otherwise the reason why not."""
 
 
 class MemoryTables:
-    """All tables of one worker: without Redis, and while Redis does not answer."""
+    """All tables of one worker, for use without Redis and while Redis does not answer."""
 
     def __init__(
         self, limits: Sequence[Limit], *, sent_ttl_ms: int, sent_limit: int, entries_limit: int = 150_000
@@ -159,9 +157,9 @@ class MemoryTables:
         self.throttled: Counter[tuple[str, str]] = Counter()
         """How often jobs were throttled, by limit and key."""
         self._generated_ids = _texts(_GENERATED_IDS_LIMIT)
-        """Ids generated for jobs that came without one, by the hash of their content."""
+        """Generated ids of jobs without one, by the hash of their content."""
         self._ids = _texts(_IDS_LIMIT)
-        """The latest job with each id that a producer set."""
+        """The latest job for each id that a producer set."""
         self._limits = limits
         self._claimed: set[str] = set()
         """Keys of the jobs in flight."""
@@ -185,7 +183,7 @@ class MemoryTables:
         return BoundedTable(
             capacity,
             ends_ms=lambda window: (last_slice(window) + SLICES + 1) * ms,
-            # without its full window, a recipient that is throttled would be admitted again
+            # if a full window were evicted, a throttled recipient would be admitted again
             keep=lambda _, window: jobs_in(window) >= lowest,
             name=f"{limit.name} {span(limit.period_ms)}",
         )
@@ -202,7 +200,7 @@ class MemoryTables:
         return {"sent": len(self.sent), "seen": len(self._seen), "newest": len(self._newest), **windows}
 
     def admit(self, keys: JobKeys, now_ms: int, *, counted: bool = False) -> Answer:
-        """Return whether a job may be sent, and count it towards its limits unless it was `counted` before."""
+        """Return whether a job may be sent. Counts it towards its limits, unless it was `counted` before."""
         if self.sent.contains(keys.key, now_ms):
             return SentBefore()
         if not keys.recipient and not keys.limits:
@@ -213,7 +211,7 @@ class MemoryTables:
         until_ms = now_ms + keys.ttl_ms(now_ms)
         place = f"{keys.recipient}:{keys.purpose}"
         newest = self._newest.get(place, now_ms) if keys.recipient else None
-        # a newer code that expires long before this one may never be sent: it supersedes only what it outlives
+        # a newer code may never be sent, so it supersedes only codes that expire before it
         newer = (
             newest is None
             or (made_ms, arrival) >= (newest.made_ms, newest.arrival)
@@ -236,11 +234,11 @@ class MemoryTables:
         return found and found.text
 
     def keep(self, content: str, job_id: str, now_ms: int) -> None:
-        """Remember the id generated for a job."""
+        """Store the id generated for a job with this content."""
         self._generated_ids.put(content, ExpiringText(job_id, now_ms + self.sent.ttl_ms), now_ms)
 
     def reuses_id(self, keys: JobKeys, now_ms: int) -> bool:
-        """Whether the latest job with this id had another recipient or code."""
+        """Return whether the latest job with this id had another recipient or code, and store this job instead."""
         before = self._ids.get(keys.id_key, now_ms)
         self._ids.put(keys.id_key, ExpiringText(keys.key, now_ms + self.sent.ttl_ms), now_ms)
         return before is not None and before.text != keys.key
@@ -252,7 +250,7 @@ class MemoryTables:
         self._seen.drop(key)
 
     def release(self, key: str) -> None:
-        """End a claim; what is known of the job may be evicted from now on."""
+        """End a claim, so that the entries of the job can be evicted."""
         self._claimed.discard(key)
 
     def _over_limit(self, keys: JobKeys, now_ms: int) -> Throttled | None:
@@ -265,7 +263,7 @@ class MemoryTables:
             window = advance(self._windows[limit].get(key, now_ms) or EMPTY, now_ms // slice_ms(limit))
             if jobs_in(window) >= limit.count:
                 free_ms = free_from(window, limit.count) * slice_ms(limit)
-                if free_ms > allowed_ms:  # the job is allowed when the last of them has room
+                if free_ms > allowed_ms:  # the job is allowed when all its limits have room
                     full, allowed_ms = (limit, key), free_ms
             found[limit.name, limit.period_ms] = limit, key, window
         if full is not None:

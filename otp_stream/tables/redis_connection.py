@@ -1,4 +1,4 @@
-"""A connection to Redis: opened and logged in by redis-py, then read and written by the pipeline."""
+"""Connections to Redis, which redis-py opens and logs in, and the pipeline then reads and writes."""
 
 import asyncio
 import math
@@ -16,20 +16,20 @@ Argument = bytes | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class RedisConfig:
-    """The server, and the prefixes of the keys."""
+    """The server and the prefixes of keys."""
 
     url: str = field(repr=False)
     shown_url: str
     prefix: str
-    """Precedes all keys of this deployment."""
+    """The prefix of all keys of this deployment."""
     names: str
-    """Precedes the keys of every deployment with this queue name and RABBITMQ_PREFIX.
+    """The prefix of all deployments with this queue name and RABBITMQ_PREFIX.
 
-    Earlier versions kept their keys here, by the job's id alone. They are read, so that an upgrade sends nothing twice,
-    and never written.
+    Earlier versions wrote their keys here, by the job's id alone. These are read, so that an upgrade sends nothing
+    twice, and never written.
     """
     broker: str = ""
-    """What other deployments may know of our RabbitMQ."""
+    """A description of our RabbitMQ for other deployments."""
 
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def new_connection(url: str) -> "Connection":
-    """Return a connection that is not open yet. Raises an error whose text may contain the password."""
+    """Return a connection that is not open yet. The text of its errors may contain the password."""
     # the import loads OpenTelemetry's SDK, which a worker without shared state does not need
     from redis.asyncio.connection import Connection, parse_url  # noqa: PLC0415
 
@@ -49,7 +49,7 @@ def new_connection(url: str) -> "Connection":
 
 
 async def use_first_reachable_address(connection: "Connection", addresses: Addresses) -> object:
-    """Have it use a socket connected to the first address of the name that answers, and return that address."""
+    """Connect to the first address of the host that answers, for use by `connection`. Returns the address."""
     if not hasattr(connection, "host"):  # a unix socket
         return None
     arguments = {**cast("Any", connection)._connection_arguments()}  # noqa: SLF001 - it offers no other way
@@ -62,7 +62,7 @@ async def use_first_reachable_address(connection: "Connection", addresses: Addre
 
 
 def take_over(connection: "Connection", protocol: asyncio.Protocol) -> asyncio.Transport:
-    """Let `protocol` receive the connection's data from now on; it must be logged in, with no reply outstanding."""
+    """Pass the data of a connection to `protocol`. The connection must be logged in, with no reply outstanding."""
     writer: asyncio.StreamWriter = cast("Any", connection)._writer  # noqa: SLF001 - it offers no other way
     transport = cast("asyncio.Transport", writer.transport)
     transport.set_protocol(protocol)
@@ -76,7 +76,7 @@ async def execute(connection: "Connection", *arguments: Argument) -> bytes:
 
 
 def encode(arguments: Sequence[Argument]) -> bytes:
-    """Return arguments of a command in the Redis protocol, without the count that precedes them."""
+    """Encode the arguments of a command in the Redis protocol, without their count."""
     encoded = [it if isinstance(it, bytes) else str(it).encode() for it in arguments]
     return b"".join([b"$%d\r\n%b\r\n" % (len(it), it) for it in encoded])
 
@@ -103,5 +103,5 @@ def error_text(error: BaseException) -> str:
 
 
 def reply_text(text: str) -> str:
-    """Return an error reply in one short line, without the name of the script that Redis appends."""
+    """Return an error reply in one short line, without the script's name that Redis appends."""
     return " ".join(text.split()).partition(" script: ")[0][:200]

@@ -1,4 +1,4 @@
-"""A pipeline to Redis: operations are sent one after another, without waiting for replies."""
+"""Sends operations to Redis one after another, without waiting for replies."""
 
 import asyncio
 from collections import deque
@@ -25,20 +25,20 @@ from .redis_connection import (
 )
 
 REPLY_TIMEOUT_S = 0.25
-"""Someone waits for the code at a login page: a slower Redis does not help."""
+"""Someone waits for the code at a login page, so the worker does not wait longer for Redis."""
 _RECONNECT_DELAYS_S = (0.1, 0.2, 0.5, 1.0)
 _LATE_S = 0.05
 _BATCH_LIMIT = 100
-"""Operations in one call: Redis serves no one else meanwhile."""
+"""Maximum number of operations in one call, during which Redis serves no one else."""
 _CALLS_LIMIT = 10
-"""Unanswered calls: a burst that takes Redis longer than `REPLY_TIMEOUT_S` is not an outage."""
+"""Maximum number of unanswered calls, so that no call of a burst waits longer than `REPLY_TIMEOUT_S`."""
 _SCRIPT = (Path(__file__).parent / "tables.lua").read_bytes()
 
 Operation = tuple[Argument, ...]
 
 
 class RedisUnavailableError(Exception):
-    """Redis did not reply; whether it has done the operation is unknown."""
+    """Redis did not reply. It is unknown whether it has executed the operation."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class _Call:
 
 
 class _ReplyReader(asyncio.Protocol):
-    """Reads the script's replies: a bulk string for each call, or an error. Streams would take twice as long."""
+    """Parses the script's replies: a bulk string for each call, or an error. Streams would take twice as long."""
 
     def __init__(self, on_reply: Callable[[bytes], object], on_failure: Callable[[str], object]) -> None:
         self._on_reply, self._on_failure = on_reply, on_failure
@@ -76,12 +76,12 @@ class _ReplyReader(asyncio.Protocol):
 
 
 class RedisPipeline:
-    """Executes operations in order, many in one call of the script; `run` keeps the connection.
+    """Executes operations in order, many in one call of the script. `run` maintains the connection.
 
-    `prefix` precedes all keys, `worker` is this worker's name, `limits` are the limits as the script reads them.
-    `on_connected` runs after each connect, and calls `set_ready` when the replies can be trusted. `on_lost` is called
-    at once when a connection is lost, with the error (empty if we closed it) and the unanswered operations. `observe`
-    gets the seconds that each call took. `now_ms` replaces the server's clock in tests.
+    `prefix` precedes all keys, `worker` is this worker's name, `limits` are the limits in the script's format.
+    `on_connected` runs after each connect, and calls `set_ready` when replies can be trusted. `on_lost` is called
+    immediately when a connection is lost, with the error (empty if we closed it) and the unanswered operations.
+    `observe` is called with the seconds that each call took. In tests, `now_ms` replaces the server's clock.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class RedisPipeline:
         self.ready = False
         """Whether replies can be trusted."""
         self.error: str | None = "connecting"
-        """Why it is not ready."""
+        """The reason if it is not ready."""
         self._url = url
         self._prefix, self._worker, self._now_ms = prefix, worker, now_ms
         self._limits, self._limits_arguments = encode(limits), len(limits)
@@ -107,7 +107,7 @@ class RedisPipeline:
         self._sha = b""
         self._addresses = Addresses()
         self._failure: asyncio.Future[str] | None = None
-        """Of the open connection: why it is closed."""
+        """Resolves to the error when the open connection is lost."""
         self._queue: deque[tuple[Operation, asyncio.Future[bytes] | None]] = deque()
         self._calls: deque[_Call] = deque()
         self._transport: asyncio.Transport | None = None
@@ -115,7 +115,7 @@ class RedisPipeline:
         self._watchdog: asyncio.TimerHandle | None = None
         self._late = False
         self._attempts = 0
-        """Failed attempts to connect since it was last ready."""
+        """Attempts to connect since it was last ready."""
 
     @property
     def is_open(self) -> bool:
@@ -124,11 +124,11 @@ class RedisPipeline:
 
     @property
     def has_unanswered(self) -> bool:
-        """Whether operations are queued, or sent without a reply yet."""
+        """Whether operations are queued or unanswered."""
         return bool(self._queue or self._calls)
 
     def request(self, *operation: Argument) -> asyncio.Future[bytes]:
-        """Send an operation; the reply comes within `REPLY_TIMEOUT_S`, or raises `RedisUnavailableError`."""
+        """Send an operation. The reply arrives within `REPLY_TIMEOUT_S`, or raises `RedisUnavailableError`."""
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         if self._failure is None:
             reply.set_exception(RedisUnavailableError(self.error))
@@ -157,14 +157,14 @@ class RedisPipeline:
             asyncio.get_running_loop().call_soon(self._flush)
 
     async def run(self) -> None:
-        """Connect, and reconnect when the connection is lost, until cancelled."""
+        """Connect, and reconnect after each loss of the connection, until cancelled."""
         while True:
             await self._run_connection()
             await asyncio.sleep(_RECONNECT_DELAYS_S[min(self._attempts, len(_RECONNECT_DELAYS_S) - 1)])
             self._attempts += 1
 
     def set_ready(self) -> None:
-        """Declare that replies can be trusted."""
+        """Record that replies can be trusted."""
         self.ready, self.error, self._attempts = True, None, 0
 
     async def _run_connection(self) -> None:
@@ -172,7 +172,7 @@ class RedisPipeline:
         error = ""
         try:
             connection = new_connection(self._url)
-        except Exception as problem:  # noqa: BLE001 - its text may contain the password
+        except Exception as problem:  # noqa: BLE001 - the text may contain the password
             self._close(f"REDIS_URL cannot be used: {type(problem).__name__}")
             return
         preparing: asyncio.Task[None] | None = None
@@ -193,7 +193,7 @@ class RedisPipeline:
             if is_cancelled():
                 raise
             error = "the connection was lost"
-        except Exception as problem:  # noqa: BLE001 - after any error, no one may keep waiting for replies
+        except Exception as problem:  # noqa: BLE001 - after any error, waiting requests must fail
             error = error_text(problem)
         finally:
             if address is not None:
@@ -212,7 +212,7 @@ class RedisPipeline:
     async def _prepare(self) -> None:
         try:
             await self._on_connected()
-        except Exception as error:  # noqa: BLE001 - without it, the replies must not be trusted
+        except Exception as error:  # noqa: BLE001 - after any error, replies must not be trusted
             self._fail(error_text(error))
 
     def _close(self, error: str) -> None:
@@ -274,7 +274,7 @@ class RedisPipeline:
         if left_s > 0:
             self._start_watchdog(left_s)
         elif monotonic() - due > _LATE_S and not self._late:
-            # this process was stopped or busy itself: the reply may have arrived and wait to be read
+            # this process was stopped or busy, so the reply may have arrived, but not be read yet
             self._late = True
             self._start_watchdog(_LATE_S)
         else:

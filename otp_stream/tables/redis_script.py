@@ -27,7 +27,7 @@ def limits_arguments(limits: Sequence[Limit]) -> list[Argument]:
 
 
 def admit_operation(names: str, keys: JobKeys, ttl_ms: int, limits: Sequence[Limit], *, counted: bool) -> Operation:
-    """Return the operation that claims a job; a `counted` job does not count towards its limits again."""
+    """Return the operation that claims a job. A `counted` job does not count towards its limits again."""
 
     def arguments(hashed: JobKeys | HashedKeys) -> tuple[str, ...]:
         limit_keys = hashed.limits or ("",) * len(limits)
@@ -46,7 +46,7 @@ def admit_operation(names: str, keys: JobKeys, ttl_ms: int, limits: Sequence[Lim
 
 
 def read_admission(reply: bytes, limits: Sequence[Limit]) -> Answer | Busy:
-    """Return the answer to an `admit` operation; `limits` are those that were sent with it."""
+    """Parse the reply to an `admit` operation, which was sent with these `limits`."""
     kind, _, rest = reply.decode().partition(":")
     match kind:
         case "ok":
@@ -63,32 +63,32 @@ def read_admission(reply: bytes, limits: Sequence[Limit]) -> Answer | Busy:
 
 
 def read_grant(reply: bytes, slots: int) -> Grant:
-    """Return the slots that a `reserve` operation has taken."""
+    """Parse the reply to a `reserve` operation for `slots` slots."""
     _, first_us, every_us, rate = reply.decode().split(":")
     return Grant(int(first_us) / 1e6, int(every_us) / 1e6, slots, float(rate))
 
 
 def read_throttled(reply: bytes) -> dict[str, int]:
-    """Return how often each limit and hashed key was throttled."""
+    """Parse how often each limit and hashed key was throttled."""
     pairs = [pair.rpartition("=") for pair in reply.decode().removeprefix("ok:").split(",") if pair]
     return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
 
 
 def encode_worker(worker: WorkerSeen) -> str:
-    """Return what other workers may know about this one. Workers of other versions read it: keep its keys."""
+    """Encode what a worker publishes about itself. Workers of other versions read it, so its keys must not change."""
     facts = {name: value for name, value in asdict(worker).items() if name != "silent_ms"}
     return json.dumps(facts, separators=(",", ":"))
 
 
 def read_workers(reply: bytes) -> list[WorkerSeen]:
-    """Return the workers in a reply, by name."""
+    """Parse the workers in a reply, sorted by name."""
     facts: list[tuple[int, str]] = json.loads(reply.removeprefix(b"ok:").decode(errors="replace"))
     found = [_read_worker(about, silent_ms) for silent_ms, about in facts]
     return sorted((it for it in found if it is not None), key=lambda it: it.name)
 
 
 def _read_worker(about: str, silent_ms: int) -> WorkerSeen | None:
-    """Return a worker; `None` if another version, or another program, wrote it."""
+    """Parse a worker; `None` if an incompatible version or another program wrote it."""
     try:
         facts = json.loads(about)
         texts = (str(facts[it])[:_TEXT_LIMIT] for it in ("name", "version", "phase", "circuit_breaker"))
@@ -99,5 +99,5 @@ def _read_worker(about: str, silent_ms: int) -> WorkerSeen | None:
 
 
 def read_brokers(reply: bytes) -> list[str]:
-    """Return the RabbitMQ of each other deployment in a reply."""
+    """Parse the descriptions of other deployments' RabbitMQ in a reply."""
     return json.loads(reply.removeprefix(b"ok:").decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""The session of one worker in Redis: its lease, and the recovery of its claims and sent records after an outage."""
+"""A worker's session in Redis: its lease, and the recovery of its claims and sent records after an outage."""
 
 import asyncio
 import secrets
@@ -23,10 +23,10 @@ from .sent_records import SentRecords
 from .sent_replica import SentReplica
 
 LEASE_S = 3.0
-"""A worker that does not renew its lease for this long loses its claims. The jobs of a killed worker wait as long."""
+"""A worker that does not renew its lease for this long loses its claims. The jobs of a killed worker wait this long."""
 _RENEW_S = 0.5
 _FIRST_ANSWER_S = 1.0
-"""How long the first jobs wait for Redis to answer."""
+"""How long the first jobs wait for an answer of Redis."""
 _POLL_OTHERS_S = 0.1
 _BROKERS_SHOWN = 5
 
@@ -35,11 +35,11 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(eq=False)
 class RedisSession:
-    """The lease of this worker, its claims, and what Redis has of its sent records.
+    """The lease of this worker, its claims, and the copy of its sent records in Redis.
 
     Claims are valid while the worker renews its lease, twice a second. Sent records stay in memory as well, and Redis
-    knows how many of them it has: after an outage, or if Redis comes back empty, each worker restores its sent records
-    and claims before it trusts the replies again.
+    counts how many of them it has. After an outage, or if Redis comes back empty, each worker restores its sent records
+    and claims before it trusts replies again.
     """
 
     config: RedisConfig
@@ -48,28 +48,28 @@ class RedisSession:
     sent: SentRecords
     now_ms: Callable[[], int]
     renews_claims: bool
-    """Whether claims are renewed twice a second, to learn which were superseded elsewhere."""
+    """Whether claims are renewed twice a second, to detect those that other workers have superseded."""
     fail: Fail = "open"
     observe: Callable[[float], object] = lambda _: None
-    """Gets the seconds of each call."""
+    """Called with the seconds that each call took."""
     server_ms: Callable[[], int] | None = None
     """Replaces the server's clock in tests."""
 
     def __post_init__(self) -> None:
         self.worker = secrets.token_hex(6)
         self.workers = 0
-        """Live workers that have restored everything they know."""
+        """Live workers that have restored their claims and sent records."""
         self._workers_before = 0
-        """Their number when Redis was lost."""
+        """That number when the connection was lost."""
         self.answers: Counter[str] = Counter()
-        """Answers to jobs since the last renewal, to be added to the counts in Redis."""
+        """Answers to jobs that are not yet added to the counts in Redis."""
         self.since_ms = self.now_ms()
         """When `connected` last changed (milliseconds since 1970)."""
         self._leased_until = 0.0
         self._lease_expired = False
-        """Whether the lease has expired, and the claims have not been restored since."""
+        """Whether the lease has expired and the claims are not restored yet."""
         self._unreleased: dict[str, Operation] = {}
-        """Releases that did not reach Redis."""
+        """Releases that Redis has not received."""
         self._connected, self._decided = asyncio.Event(), asyncio.Event()
         """`_decided` is set once it is known whether Redis answers."""
         self._renewing = asyncio.Lock()
@@ -95,11 +95,11 @@ class RedisSession:
 
     @property
     def leased(self) -> bool:
-        """Whether the lease is valid, so that no other worker can take our claims."""
+        """Whether the lease is valid, so that no other worker can claim our jobs."""
         return monotonic() < self._leased_until
 
     async def run(self, describe: Callable[[], WorkerSeen] | None = None) -> None:
-        """Keep the connection and the lease, until cancelled. `describe` returns what other workers may know of us."""
+        """Maintain the connection and the lease until cancelled. `describe` returns what this worker publishes."""
         self._describe = describe
         renewing = asyncio.create_task(forever(self._keep_lease, "lease"))
         self._first_answer_due = monotonic() + _FIRST_ANSWER_S
@@ -109,34 +109,34 @@ class RedisSession:
             await cancel_and_wait(renewing)
 
     async def first_answer(self) -> None:
-        """Wait a second at most until it is known whether Redis answers; later calls return at once."""
+        """Wait at most a second until it is known whether Redis answers. Later calls return immediately."""
         left_s = self._first_answer_due - monotonic()
         if left_s > 0 and not self._decided.is_set():
             await _wait_for(self._decided, left_s)
 
     async def reconnected(self, timeout_s: float) -> bool:
-        """Wait until Redis answers again."""
+        """Wait until Redis answers again. Returns `False` after `timeout_s`."""
         return await _wait_for(self._connected, timeout_s)
 
     async def ensure_lease(self) -> None:
-        """Renew an expired lease: without one, a claim is invalid. Raises `RedisUnavailableError`."""
+        """Renew an expired lease, without which a claim is invalid. Raises `RedisUnavailableError`."""
         if not self.leased:
             await self._renew_lease(unless=lambda: self.leased)
 
     def claim(self, keys: JobKeys, *, counted: bool) -> asyncio.Future[bytes]:
-        """Request a claim; `read_admission` reads the reply."""
+        """Request a claim; `read_admission` parses the reply."""
         ttl_ms = keys.ttl_ms(self.now_ms())
         return self.pipeline.request(*admit_operation(self.config.names, keys, ttl_ms, self.limits, counted=counted))
 
     def release(self, keys: JobKeys) -> None:
-        """End a claim of a job that was not sent."""
+        """End the claim of a job that was not sent."""
         # a job that was counted must not be counted again, and keeps its place in the order of arrival
         operation = ("release", keys.key, keys.ttl_ms(self.now_ms()) if keys.recipient or keys.limits else 0)
         if not self.pipeline.send(*operation):
             self._unreleased[keys.key] = operation
 
     async def close(self) -> None:
-        """Wait a second at most until Redis has everything, with our sent records: no other worker can restore them."""
+        """Wait at most a second until Redis has received everything: no other worker can restore our sent records."""
         deadline = monotonic() + 1.0
         while (self.pipeline.has_unanswered or self.replica.missing) and monotonic() < deadline:  # noqa: ASYNC110 - at the end of a process
             await asyncio.sleep(0.01)
@@ -161,7 +161,7 @@ class RedisSession:
             await self._claim_again(claim for claim in self.claims.admitted() if claim.claimed_at <= before)
 
     async def _renew_lease(self, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """Renew the lease. If it had expired, or Redis has lost it, our claims are suspended."""
+        """Renew the lease. If it had expired, or Redis has lost it, suspend our claims."""
         # one at a time, so that replies are applied in order
         async with self._renewing:
             if not unless():
@@ -175,26 +175,26 @@ class RedisSession:
         )
         lease, _, workers = reply.decode().partition(":")
         if lease == "ok":
-            if complete:  # while records are being restored, those that Redis had before an outage prove nothing
+            if complete:  # while records are being restored, the reply is about records from before the outage
                 self.replica.confirm(written)
         else:
             self._lease_expired, self.replica.complete = True, False
-            self._doubt_claims()
+            self._suspend_claims()
         self._leased_until = began + LEASE_S
         self.workers = int(workers)
         answers, self.answers = self.answers, Counter()
         for name, number in answers.items():
             self.pipeline.send("count", name, number)
 
-    def _doubt_claims(self) -> None:
+    def _suspend_claims(self) -> None:
         for claim in self.claims.admitted():
-            claim.doubt()
+            claim.suspend()
 
     async def _claim_again(self, claims: Iterable[Claim]) -> Sequence[Claim]:
         """Renew claims and return them. `claims` is read without an await, so that none can end before its request."""
         requests: list[tuple[Claim, asyncio.Future[bytes]]] = []
         for claim in claims:
-            claim.shared = True  # if it ends before the reply, it must be released in Redis
+            claim.shared = True  # if the claim ends before the reply, it must be released in Redis
             requests.append((claim, self.claim(claim.keys, counted=True)))
         replies = await asyncio.gather(*(reply for _, reply in requests))
         for (claim, _), reply in zip(requests, replies, strict=True):
@@ -202,12 +202,12 @@ class RedisSession:
         return [claim for claim, _ in requests]
 
     async def _recover(self) -> None:
-        # first the claims that ended: the same jobs may be claimed again by now
+        # first, the claims that have ended: the same jobs may be claimed again by now
         for operation in self._unreleased.values():
             self.pipeline.send(*operation)
         self._unreleased.clear()
         await self._renew_lease()
-        self._doubt_claims()  # Redis may have come back with an older state
+        self._suspend_claims()  # Redis may have come back with an older state
         await self._warn_of_other_deployments()
         records, claims = await self._restore()
         await self._wait_for_others()
@@ -218,7 +218,7 @@ class RedisSession:
         self.since_ms = self.now_ms()
         self._connected.set()
         self._decided.set()
-        # jobs claimed during the recovery; from now on, new jobs are claimed in Redis
+        # then the jobs that were claimed during the recovery; from now on, jobs are claimed in Redis
         await self._claim_again(claim for claim in self.claims.admitted() if claim not in claims)
 
     async def _warn_of_other_deployments(self) -> None:
@@ -233,7 +233,7 @@ class RedisSession:
             )
 
     async def _wait_for_others(self) -> None:
-        """Wait for a lease at most until as many workers as before have restored their state: Redis may be empty."""
+        """Wait at most for a lease until as many workers as before have restored their state: Redis may be empty."""
         ends = monotonic() + LEASE_S
         await self._renew_lease()
         while self.workers < self._workers_before and monotonic() < ends:
@@ -241,7 +241,7 @@ class RedisSession:
             await self._renew_lease()
 
     async def _restore(self) -> tuple[int, Sequence[Claim]]:
-        """Restore our claims, and the sent records that Redis lacks; returns the number of records, and the claims."""
+        """Restore our claims, and the sent records that Redis lacks. Returns the number of records, and the claims."""
         self._lease_expired = False
         await self.replica.resume()
         claims = await self._claim_again(self.claims.admitted())
@@ -258,7 +258,7 @@ class RedisSession:
         self._decided.set()
         self._leased_until = 0.0
         self._unreleased |= {str(operation[1]): operation for operation in operations if operation[0] == "release"}
-        if error and error != self._logged_error:  # every attempt to reconnect may fail: log each error once
+        if error and error != self._logged_error:  # every attempt to reconnect may fail, so each error is logged once
             meanwhile = "codes are sent without shared state" if self.fail == "open" else "jobs wait"
             shown = {"redis": self.config.shown_url, "error": error, "state_fail": self.fail}
             _log.warning("Redis does not answer", meanwhile=meanwhile, **shown)

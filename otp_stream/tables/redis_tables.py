@@ -1,4 +1,4 @@
-"""Tables in Redis, which all workers share."""
+"""The tables in Redis, which all workers share."""
 
 from otp_stream.core.rate import Grant
 from otp_stream.core.state import WorkerSeen
@@ -10,7 +10,7 @@ from .redis_session import RedisSession
 
 
 class RedisTables:
-    """What `MemoryTables` does, for all workers with the same Redis, queue and prefix.
+    """Does the same as `MemoryTables`, for all workers with the same Redis, queue and prefix.
 
     Every coroutine raises `RedisUnavailableError`.
     """
@@ -20,12 +20,12 @@ class RedisTables:
         self._pipeline = session.pipeline
 
     async def admit(self, keys: JobKeys, *, counted: bool = False) -> Answer | Busy:
-        """Claim a job, or return why it may not be sent; a `counted` job does not count towards its limits again."""
+        """Claim a job, or return why it may not be sent. A `counted` job does not count towards its limits again."""
         await self.session.ensure_lease()
         return read_admission(await self.session.claim(keys, counted=counted), self.session.limits)
 
     def keep(self, content: str, job_id: str) -> None:
-        """Remember the id generated for a job with this content."""
+        """Store the id generated for a job with this content."""
         self._pipeline.send("keep", content, job_id, self.session.sent.ttl_ms)
 
     async def recall(self, content: str) -> str | None:
@@ -38,7 +38,7 @@ class RedisTables:
         return read_grant(await self._pipeline.request("reserve", relay, count, f"{ceiling:.6f}", int(slowed)), count)
 
     async def most_throttled(self, count: int) -> dict[str, int]:
-        """Return the keys over a limit most often, as limit and hashed key."""
+        """Return the keys that exceeded a limit most often, as limit and hashed key."""
         return read_throttled(await self._pipeline.request("top", count))
 
     async def set_flag(self, name: str, ttl_ms: int) -> None:
@@ -50,5 +50,5 @@ class RedisTables:
         return await self._pipeline.request("flagged", name) == b"ok:1"
 
     async def seen(self) -> list[WorkerSeen]:
-        """Return the live workers by name."""
+        """Return the live workers, sorted by name."""
         return read_workers(await self._pipeline.request("seen"))

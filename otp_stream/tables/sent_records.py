@@ -1,13 +1,13 @@
-"""Sent records: which jobs were sent, and so must not be sent again."""
+"""Sent records: which jobs were sent and must not be sent again."""
 
 from collections import deque
 from itertools import islice
 
 
 class SentRecords:
-    """Jobs that were sent, until they may be sent again; beyond `limit`, the oldest are evicted first.
+    """Jobs that were sent, until their records expire. Beyond `limit`, the oldest records are evicted.
 
-    It is a log as well: records are numbered, and those after a number can be read to restore Redis.
+    It is also a log: records are numbered, and those after a number can be read to restore Redis.
     """
 
     def __init__(self, ttl_ms: int, limit: int) -> None:
@@ -18,7 +18,7 @@ class SentRecords:
         """The number of the latest record."""
         self._limit = limit
         self._expires_ms: dict[str, int] = {}
-        # in order of insertion; asking a dict for its oldest key costs as much as was deleted before it
+        # in order of insertion; finding the oldest key of a dict takes time for every key that was deleted before it
         self._order: deque[str] = deque()
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class SentRecords:
         return self.last_number - len(self._order)
 
     def add(self, key: str, now_ms: int) -> None:
-        """Record that a job was sent; a known job keeps its record and expiry."""
+        """Record that a job was sent. A known job keeps its record and expiry."""
         self._drop(now_ms)
         if key in self._expires_ms:
             return
@@ -41,7 +41,7 @@ class SentRecords:
             self._drop(now_ms)
 
     def contains(self, key: str, now_ms: int) -> bool:
-        """Whether a job was sent, and its record has not expired."""
+        """Return whether a job has a record that has not expired."""
         return self._expires_ms.get(key, 0) > now_ms
 
     def after(self, number: int) -> list[tuple[str, int]]:

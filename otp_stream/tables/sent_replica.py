@@ -10,7 +10,7 @@ _BATCH = 100
 
 
 class SentReplica:
-    """Writes sent records to Redis, knows how many of them it has, and restores those that it lacks."""
+    """Writes sent records to Redis, tracks how many of them Redis has, and restores the others."""
 
     def __init__(self, sent: SentRecords, pipeline: RedisPipeline, now_ms: Callable[[], int]) -> None:
         self._sent, self._pipeline, self._now_ms = sent, pipeline, now_ms
@@ -19,21 +19,21 @@ class SentReplica:
         self.written = 0
         """The number of the last record that was written."""
         self._confirmed = 0
-        """The number of the last one that Redis has confirmed."""
+        """The number of the last record that Redis has confirmed."""
 
     @property
     def missing(self) -> int:
-        """How many records Redis may lack."""
+        """Number of records that Redis may lack."""
         return self._sent.last_number - self.written
 
     def mark_sent(self, key: str) -> None:
-        """Write a record, which is in memory already."""
+        """Write a record that is already in memory."""
         only_one_missing = self.missing == 1
         if self._pipeline.send("mark", key, self._sent.ttl_ms) and only_one_missing:
             self.written += 1
 
     def confirm(self, written: int) -> None:
-        """Note that Redis has the records up to this number."""
+        """Record that Redis has the records up to this number."""
         self._confirmed = written
 
     async def resume(self) -> None:
@@ -42,7 +42,7 @@ class SentReplica:
         self.written = self._confirmed = min(int(reply.decode().partition(":")[2]), self._sent.last_number)
 
     async def restore(self) -> int:
-        """Write the records that Redis lacks; returns their number."""
+        """Write the records that Redis lacks. Returns their number."""
         records = self._sent.after(self.written)
         self.written = max(self.written, self._sent.last_dropped)
         for start in range(0, len(records), _BATCH):
@@ -51,10 +51,10 @@ class SentReplica:
             requests = [self._pipeline.request("mark", key, until - now_ms) for key, until in batch if until > now_ms]
             await asyncio.gather(*requests)
             self.written += len(batch)
-        self.written = self._sent.last_number  # records made meanwhile were written over this connection, too
+        self.written = self._sent.last_number  # newer records have been written over this connection as well
         return len(records)
 
     def on_lost(self) -> None:
-        """Count only what Redis has confirmed, because the connection was lost."""
+        """Count only confirmed records as written, because the connection was lost."""
         self.complete = False
         self.written = min(self.written, self._confirmed)

@@ -1,16 +1,16 @@
-"""Sliding windows for rate limits: how many jobs of one key arrived, by slice of time."""
+"""Sliding windows for limits: how many jobs with one key arrived, by slice of time."""
 
 from struct import Struct
 
 from otp_stream.core.admission import Limit
 
 SLICES = 100
-"""Slices in a window: a limit is never exceeded, and frees up late by at most a hundredth of its period."""
+"""Slices of a window. A limit is never exceeded, and admits the next job late by at most a hundredth of its period."""
 
 Window = bytes
-"""Jobs of one key by slice: their sum, then pairs of slice and count in the order of time.
+"""The jobs with one key by slice: their sum, then pairs of slice and count, in order of time.
 
-There is a window for each recipient, and most hold one job: 64 bytes each, where objects would take 400.
+Most recipients have a window with one job. It takes 64 bytes; objects would take 400.
 """
 
 EMPTY: Window = bytes(4)
@@ -28,7 +28,7 @@ def jobs_in(window: Window) -> int:
 
 
 def advance(window: Window, slice_: int) -> Window:
-    """Return the window that ends with this slice, without the slices that have left it."""
+    """Return the window that ends with this slice, without earlier slices that are no longer in it."""
     start, total = _SUM.size, jobs_in(window)
     while start < len(window):
         at, jobs = _SLICE.unpack_from(window, start)
@@ -43,14 +43,14 @@ def add_job(window: Window, slice_: int) -> Window:
     total, before, jobs = jobs_in(window), window[_SUM.size :], 0
     if before:
         last, in_last = _SLICE.unpack_from(before, len(before) - _SLICE.size)
-        # if the clock was set back, count in the latest slice that it has reached
+        # if the clock was set back, the job counts in the latest slice
         if last >= slice_:
             before, slice_, jobs = before[: -_SLICE.size], last, in_last
     return _SUM.pack(total + 1) + before + _SLICE.pack(slice_, jobs + 1)
 
 
 def last_slice(window: Window) -> int:
-    """Return the last slice with jobs; there must be one."""
+    """Return the last slice with jobs. The window must not be empty."""
     return _SLICE.unpack_from(window, len(window) - _SLICE.size)[0]
 
 

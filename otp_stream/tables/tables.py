@@ -1,4 +1,4 @@
-"""Admission of jobs: whether a job may be sent now, and if not, why."""
+"""Decides whether a job may be sent now, and if not, why."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,10 +25,10 @@ from .redis_tables import RedisTables
 T = TypeVar("T")
 
 _COPIES_LIMIT = 8
-"""Copies of a job that wait here for its claim to end. More would fill the prefetch; they wait in the broker."""
+"""Copies of a job that wait here for the end of its claim. More would fill the prefetch, so they wait in the broker."""
 _WARN_EVERY_MS = 60_000
 _TOP = 10
-"""How many of the most throttled keys to report."""
+"""Maximum number of throttled keys to report."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -36,11 +36,11 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Tables:
     """Sent records, claims, newest codes and limits, in this worker's memory and in Redis.
 
-    Two tasks of this worker never hold a claim on the same job: the second waits until the first has marked it as sent
-    or released it. So a copy that is delivered again after a lost connection cannot pass the send still under way.
-    With `redis`, this holds for all workers that share it, while `run` is running; without it, and while Redis is
-    unavailable, this worker's memory answers. `observe` gets the seconds of each call to Redis. In tests,
-    `server_ms` replaces the clock of Redis.
+    Two tasks of this worker never have a claim on the same job: the second waits until the first has marked it as sent
+    or released it, so a redelivered copy cannot be sent beside a job in flight. With `redis`, this applies to all
+    workers that share it, while `run` is running; without it, and while Redis is unavailable, this worker's memory
+    answers. `observe` is called with the seconds that each call to Redis took. In tests, `server_ms` replaces the clock
+    of Redis.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Tables:
         self._since_ms = now_ms()
 
     def state(self) -> TablesState:
-        """Return the present state."""
+        """Return the current state."""
         session = self.shared.session if self.shared else None
         return TablesState(
             url=session.config.shown_url if session else None,
@@ -98,24 +98,24 @@ class Tables:
         )
 
     async def most_throttled(self) -> Mapping[str, int]:
-        """Return the keys over a limit most often, of all workers; of this worker alone if Redis is unavailable."""
+        """Return the keys that exceeded a limit most often, at all workers or, if Redis is unavailable, at this one."""
         found = await self._from_redis(lambda it: it.most_throttled(_TOP))
         return self.state().throttled if found is None else found
 
     async def seen(self) -> list[WorkerSeen]:
-        """Return the live workers; none if Redis is not used or unavailable."""
+        """Return the live workers, or none if Redis is not used or unavailable."""
         return await self._from_redis(lambda it: it.seen()) or []
 
     async def set_flag(self, name: str, ttl_ms: int) -> bool:
-        """Set a flag for all workers; `False` if Redis is not used or unavailable."""
+        """Set a flag for all workers. Returns `False` if Redis is not used or unavailable."""
         return await self._from_redis(lambda it: _true_after(it.set_flag(name, ttl_ms))) or False
 
     async def has_flag(self, name: str) -> bool:
-        """Return whether a worker has set a flag; `False` if Redis is not used or unavailable."""
+        """Return whether a worker has set a flag, or `False` if Redis is not used or unavailable."""
         return await self._from_redis(lambda it: it.has_flag(name)) or False
 
     async def _from_redis(self, request: Callable[[RedisTables], Awaitable[T]]) -> T | None:
-        """Return the reply of Redis; `None` if Redis is not used or unavailable."""
+        """Return the reply of Redis, or `None` if Redis is not used or unavailable."""
         if self.shared is not None and self.shared.session.connected:
             with suppress(RedisUnavailableError):
                 return await request(self.shared)
@@ -123,7 +123,7 @@ class Tables:
 
     @property
     def may_send(self) -> bool:
-        """Whether claims are valid: no other worker can take them."""
+        """Whether this worker's claims are valid, so that no other worker can claim the jobs."""
         if self.shared is None:
             return True
         session = self.shared.session
@@ -132,13 +132,13 @@ class Tables:
     async def admit(
         self, job: Job, deadline_ms: int, *, sendable: bool = True, on_lost: Callable[[], object] = lambda: None
     ) -> Claim | Refusal:
-        """Claim a job for this worker, or return why it may not be sent.
+        """Claim a job for this worker, or return why it must not be sent.
 
-        Waits while another attempt has claimed it, here or elsewhere, and with `fail` `closed` while Redis is
-        unavailable. Returns `Unknown` if that takes longer than `deadline_ms` (since 1970), or if enough copies wait
-        already. An attempt of this worker ends soon enough (`HOLD_LIMIT_MS`). A job that is not `sendable` supersedes
-        no other job and counts towards no limit. `on_lost` is called when the claim no longer holds: the job may be
-        waiting for the relay.
+        Waits while another attempt has claimed the job, here or elsewhere, and with `fail` `closed` while Redis is
+        unavailable. Returns `Unknown` if another worker or Redis takes longer than `deadline_ms` (since 1970), or if
+        too many copies wait already; attempts of this worker end by `HOLD_LIMIT_MS`. A job that is not `sendable`
+        supersedes no other job and counts towards no limit. `on_lost` is called when the claim no longer holds, while
+        the job may be waiting for the relay.
         """
         keys = self._key_builder.keys_of(job)
         if job.request.job_id and job.lane != "due" and self._memory.reuses_id(keys, self._now_ms()):
@@ -161,7 +161,7 @@ class Tables:
         self._claims.add(claim)
         answer: Answer | Unknown = Unknown()
         try:
-            answer = await self._answer(claim, deadline_ms, waited=waited)
+            answer = await self._claim(claim, deadline_ms, waited=waited)
         finally:
             if not isinstance(answer, int):
                 self.release(claim)
@@ -169,24 +169,24 @@ class Tables:
         return answer if isinstance(answer, Refusal) else claim
 
     async def recall(self, content: str) -> str | None:
-        """Return the id generated for a job with this content, by this worker or another."""
+        """Return the id that any worker has generated for a job with this content."""
         found = await self._from_redis(lambda it: it.recall(content))
         return found or self._memory.recall(content, self._now_ms())
 
     def keep(self, content: str, job_id: str) -> None:
-        """Remember the id generated for a job with this content."""
+        """Store the id generated for a job with this content."""
         self._memory.keep(content, job_id, self._now_ms())
         if self.shared is not None:
             self.shared.keep(content, job_id)
 
     async def reserve(self, relay: str, count: int, ceiling: float, slowed: bool) -> Grant | None:  # noqa: FBT001
-        """Reserve slots in the schedule of a relay, shared by all workers; `None` while Redis is unavailable."""
+        """Reserve slots in the schedule of a relay, which all workers share; `None` while Redis is unavailable."""
         return await self._from_redis(lambda it: it.reserve(relay, count, ceiling, slowed=slowed))
 
     async def renew(self, claim: Claim, deadline_ms: int) -> Refusal | None:
-        """Renew a claim of this worker; returns why its job may no longer be sent, or `None`."""
-        claim.lost = claim.doubted = False  # an answer that arrives from now on applies
-        answer = await self._answer(claim, deadline_ms, counted=True, waited=True)
+        """Renew a claim of this worker. Returns why its job may no longer be sent, or `None`."""
+        claim.lost = claim.unconfirmed = False  # answers from now on apply
+        answer = await self._claim(claim, deadline_ms, counted=True, waited=True)
         if isinstance(answer, Refusal):
             claim.lost = True
             self._count(answer)
@@ -208,7 +208,7 @@ class Tables:
         self.release(claim)
 
     def release(self, claim: Claim) -> None:
-        """End a claim, and let the next copy of its job have it."""
+        """End a claim, and let the next copy of its job continue."""
         self._claims.remove(claim)
         self._memory.release(claim.keys.key)
         if claim.shared and self.shared is not None:
@@ -217,20 +217,20 @@ class Tables:
             claim.ended.set_result(None)
 
     async def run(self, describe: Callable[[], WorkerSeen] | None = None) -> None:
-        """Share the tables in Redis until cancelled; `describe` returns what other workers may know of this one."""
+        """Share the tables in Redis until cancelled. `describe` returns what this worker publishes about itself."""
         if self.shared is not None:
             await self.shared.session.run(describe)
 
     def finish(self) -> None:
-        """Cancel the tasks that wait for Redis or for another worker, and let no other wait."""
+        """Cancel the tasks that wait for Redis or for another worker, now and from now on."""
         self._admission.finish()
 
     async def close(self) -> None:
-        """Wait a second at most until Redis has everything, while `run` is still running."""
+        """Wait at most a second until Redis has received everything. `run` must still be running."""
         if self.shared is not None:
             await self.shared.session.close()
 
-    async def _answer(
+    async def _claim(
         self, claim: Claim, deadline_ms: int, *, counted: bool = False, waited: bool = False
     ) -> Answer | Unknown:
         keys, answer = await self._admission.claim(claim, deadline_ms, counted=counted, waited=waited)
