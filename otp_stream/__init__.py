@@ -4,12 +4,12 @@ import signal
 import sys
 
 if "".join(sys.argv[:1]).endswith("/otp-stream"):
-    # Ctrl-C while the modules are imported ends a command without a traceback; `cli.main` takes it back.
+    # Ctrl-C during the import of modules ends a command without a traceback; `cli.main` reverts that
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("otp-stream")
-except PackageNotFoundError:  # a checkout that was never installed
+except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0.0.0"

@@ -1,4 +1,4 @@
-"""HTTP routes on Starlette, with headers that keep a browser from loading anything from other sites."""
+"""HTTP routes on Starlette, with headers that prevent browsers from loading anything from other sites."""
 
 import asyncio
 import ipaddress
@@ -21,12 +21,12 @@ POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-"""The Content-Security-Policy of our pages: everything from this worker, nothing from other sites."""
+"""The Content-Security-Policy of our pages, which load everything from this worker."""
 PAGE_WITH_FRAMES = {"content-security-policy": f"{POLICY}; frame-src 'self'"}
 FRAME = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'; sandbox",
 }
-"""For an e-mail in a frame of our pages: as in a mail client, it must not run scripts or load anything."""
+"""For an e-mail in a frame of our pages, which must not run scripts or load anything."""
 _DEFAULT_HEADERS = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -36,17 +36,17 @@ _DEFAULT_HEADERS = (
 
 
 def text(body: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a response for programs and probes."""
+    """Return a plain-text response, for programs and probes."""
     return Response(body, status, {"content-type": "text/plain"} | dict(headers or {}))
 
 
 def json_response(content: object, status: int = 200) -> Response:
-    """Return `content` as JSON, with a space after each colon, which some monitors search for."""
+    """Return `content` as JSON, with a space after each colon, which some monitors expect."""
     return Response(json.dumps(content, ensure_ascii=False), status, media_type="application/json")
 
 
 def redirect(to: str, *, cookie: str | None = None) -> Response:
-    """Redirect a browser after a form. `to` is relative, so that it is right behind a proxy with a path prefix, too."""
+    """Redirect a browser after a form. `to` is relative, so that it also works behind a proxy with a path prefix."""
     return text("", 303, {"location": to} | ({"set-cookie": cookie} if cookie else {}))
 
 
@@ -63,17 +63,17 @@ _NOT_PUBLIC = (".internal", ".lan", ".local", ".localhost", ".svc", ".home.arpa"
 
 
 def get_route(view: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
-    """Return an ASGI route for GET and HEAD; the server omits the body of a response to HEAD."""
+    """Return an ASGI route for GET and HEAD. The server omits the body of a response to HEAD."""
     return _route(view, "GET", "HEAD")
 
 
 def stream_route(
     make_chunks: Callable[[], AsyncGenerator[bytes]], content_type: str, *, has_room: Callable[[], bool]
 ) -> ASGIApp:
-    """Return an ASGI route that sends chunks until there are no more, or until the client disconnects.
+    """Return an ASGI route that sends chunks until there are no more or the client disconnects.
 
-    Unless there `has_room` for another client, the answer is 503. A client that reads slowly counts until its
-    connection ends, so that the limit holds for open connections.
+    If `has_room` returns false, the response is 503. A slow client counts until its connection ends, so that the limit
+    applies to open connections.
     """
 
     async def stream(_: Request) -> Response:
@@ -94,7 +94,7 @@ def form_route(submit: Callable[[Request, Fields], Awaitable[Response]]) -> ASGI
         except TimeoutError:
             return _TOO_SLOW
         except ClientDisconnect:
-            # an incomplete form could mean more than was requested: every relay instead of one
+            # an incomplete form could select more than was requested, such as every relay instead of one
             return _INCOMPLETE
         return _TOO_LARGE if fields is None else await submit(request, fields)
 
@@ -112,7 +112,7 @@ def _route(endpoint: Callable[[Request], Awaitable[Response]], *methods: str) ->
 
 
 class _Stream(StreamingResponse):
-    """Closes its source with the connection. Otherwise a disconnected client counts until garbage collection."""
+    """Closes its source at the end. Otherwise a disconnected client would count until garbage collection."""
 
     def __init__(self, chunks: AsyncGenerator[bytes], headers: Mapping[str, str]) -> None:
         super().__init__(chunks, headers=headers)
@@ -124,7 +124,7 @@ class _Stream(StreamingResponse):
 
 
 async def _read_form(request: Request) -> Fields | None:
-    """Return the fields, `None` if they are too large. Raises `ClientDisconnect`."""
+    """Return the fields, or `None` if they are too large. Raises `ClientDisconnect`."""
     body = b""
     async with aclosing(request.stream()) as chunks:
         async for chunk in chunks:
@@ -132,7 +132,7 @@ async def _read_form(request: Request) -> Fields | None:
             if len(body) > _FORM_LIMIT:
                 return None
     try:
-        # an empty field is kept: `domain=` selects the dead letters without a recipient, not those of every domain
+        # empty fields are kept, because `domain=` selects dead letters without a recipient, not those of every domain
         return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=20))
     except ValueError:
         return None
@@ -144,11 +144,11 @@ class SecureApp:
 
     app: ASGIApp
     hosts: Container[str]
-    """Host names of this worker, beside those that can mean no other."""
+    """Names of this worker that others could also have."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to HTTP requests and WebSocket handshakes."""
-        # behind a proxy that serves us below a path (--root-path), uvicorn prepends that path to each of ours
+        # behind a proxy that serves us below a path (--root-path), uvicorn prepends that path to each path
         scope = {**scope, "path": scope["path"].removeprefix(scope.get("root_path", ""))}
 
         async def send_secured(message: Message) -> None:
@@ -164,9 +164,9 @@ class SecureApp:
 
 
 def is_own_host(host: str, hosts: Container[str]) -> bool:
-    """Whether a `Host` can only mean this worker: an address, a name that no one can register, or one of `hosts`.
+    """Return whether a `Host` is an address, a name that no one can register, or one of `hosts`.
 
-    Otherwise a page of another site could read ours through its domain name, if that resolves to this worker (DNS
+    With any other name, a page of another site could read our pages, if the name resolves to this worker (DNS
     rebinding).
     """
     name = host.lower()

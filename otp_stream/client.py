@@ -1,4 +1,4 @@
-"""Publish one-time-code jobs to RabbitMQ, and follow them to their final outcome.
+"""Publishes one-time-code jobs to RabbitMQ, and follows them to their final outcome.
 
 async with OtpClient("amqp://guest:guest@localhost/") as client:
     job = OtpJob(email="user@example.com", otp="123456", job_id="login-42")
@@ -35,14 +35,14 @@ from .urls import read_url, without_secrets
 __all__ = ["ClientError", "JobEvent", "Metadata", "NoWorkerError", "OtpClient", "OtpJob"]
 
 CONNECTION_ERRORS = (AMQPError, OSError, TimeoutError, RuntimeError)
-"""What aio-pika raises if RabbitMQ does not answer or the connection is lost."""
+"""Errors that aio-pika raises if RabbitMQ does not answer or the connection is lost."""
 _URL_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
 _CONNECT_S = 5
 _CLOSE_S = 2
 
 
 class ClientError(Exception):
-    """The job could not be published or followed; the text gives the reason and the fix."""
+    """A job could not be published or followed; the text contains the reason and the fix."""
 
 
 class NoWorkerError(ClientError):
@@ -50,7 +50,7 @@ class NoWorkerError(ClientError):
 
 
 class OtpClient:
-    """A connection to RabbitMQ that is opened at the first use, and again after it was lost.
+    """A connection to RabbitMQ that is opened at the first use, and again after a loss.
 
     `queue` and `prefix` are the workers' `RABBITMQ_QUEUE_NAME` and `RABBITMQ_PREFIX`. `timeout_s` limits the time until
     RabbitMQ confirms a publish or a subscription. Raises `ValueError` for an invalid URL.
@@ -73,7 +73,7 @@ class OtpClient:
         self._link: _Link | None = None
         self._connecting = asyncio.Lock()
         for name in ("aiormq.channel", "aiormq.connection"):
-            logging.getLogger(name).addFilter(_shows_no_message)
+            logging.getLogger(name).addFilter(_hides_messages)
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,7 +86,7 @@ class OtpClient:
         await self._connected()
 
     async def publish(self, job: OtpJob | bytes, *, high_lane: bool = False) -> None:
-        """Publish a job, or a message body as it is; return when RabbitMQ has confirmed it.
+        """Publish a job, or a message body, and wait until RabbitMQ has confirmed it.
 
         Declares the queue if it is missing. Raises `ClientError`. If the connection was lost or RabbitMQ did not
         confirm, the job may have been published: publish it again with the same `job_id`, and it is sent once.
@@ -114,10 +114,10 @@ class OtpClient:
 
     @asynccontextmanager
     async def follow(self, job_id: str | None = None) -> AsyncGenerator[AsyncIterator[JobEvent]]:
-        """Yield an iterator over the events of a job, until its final outcome; without `job_id`, over all events.
+        """Yield an iterator over the events of a job until its final outcome. Without `job_id`, over all events.
 
-        Start it before you publish the job, and limit the time with `asyncio.timeout`. Raises `ClientError` if there is
-        no exchange for events, and while iterating if the connection is lost: then the outcome is unknown.
+        Call it before you publish the job, and limit the time with `asyncio.timeout`. Raises `ClientError` if there is
+        no exchange for events. The iterator raises it if the connection is lost, so that the outcome is unknown.
         """
         link = await self._connected()
         try:
@@ -150,13 +150,13 @@ class OtpClient:
 
     async def _connected(self) -> "_Link":
         async with self._connecting:
-            # aio-pika considers a connection open that the other end has closed
+            # the channel's state, because aio-pika considers a connection open that the other end has closed
             if self._link is None or self._link.publishing.is_closed:
                 self._link = await _Link.open(self._url)
             return self._link
 
     async def _close(self, link: "_Link | None") -> None:
-        """Close a connection. A later one, which may have replaced it, stays open."""
+        """Close a connection, but not another one that has replaced it."""
         if link is None:
             return
         if self._link is link:
@@ -168,26 +168,26 @@ class OtpClient:
 
 @dataclass(eq=False, slots=True)
 class _Link:
-    """One connection: a channel that publishes, and one that consumes events once a job is followed."""
+    """One connection, with a channel that publishes, and a channel that consumes events once a job is followed."""
 
     connection: AbstractConnection
     publishing: Channel
     followers: defaultdict[str | None, set[asyncio.Queue[JobEvent | None]]] = field(
         default_factory=lambda: defaultdict(set)
     )
-    """By job ID; those of `None` receive every event. `None` in a queue: the connection was lost."""
+    """Queues by job id; `None` receives every event. `None` in a queue means that the connection was lost."""
     _subscribing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _events: AbstractQueue | None = None
 
     @classmethod
     async def open(cls, url: str) -> "_Link":
-        """Raises `ClientError`."""
+        """Connect. Raises `ClientError`."""
         try:
             with lost_connection_as_error():
                 connection = await aio_pika.connect(url, timeout=_CONNECT_S)
                 channel = await connection.channel(on_return_raises=True)
                 return cls(connection, cast("Channel", await channel.get_underlay_channel()))
-        except (*CONNECTION_ERRORS, StopAsyncIteration) as error:  # aiormq: the connection ended in the handshake
+        except (*CONNECTION_ERRORS, StopAsyncIteration) as error:  # aiormq: it ended in the handshake
             raise ClientError(f"{without_secrets(url)} {no_connection(error, url)}") from None
 
     async def publish(self, body: bytes, queue: str, timeout_s: float) -> None:
@@ -217,7 +217,7 @@ class _Link:
             queue = await channel.declare_queue(exclusive=True, auto_delete=True)
             await queue.bind(exchange, "otp.#")
             channel.close_callbacks.add(self._end)
-            # not through aio-pika, which makes an object of every message
+            # not with aio-pika, which creates an object for every message
             underlay = cast("Channel", await channel.get_underlay_channel())
             await underlay.basic_consume(queue.name, self._receive, no_ack=True)
             self._events = queue
@@ -248,7 +248,7 @@ async def _until_final(received: asyncio.Queue[JobEvent | None], *, endless: boo
             return
 
 
-def _shows_no_message(record: logging.LogRecord) -> bool:
-    # aiormq logs a late return with the whole message, and at DEBUG every frame: both contain codes
+def _hides_messages(record: logging.LogRecord) -> bool:
+    # aiormq logs a late return with the whole message, and at DEBUG every frame, and both contain codes
     args = record.args if isinstance(record.args, tuple) else ()
     return record.levelno > logging.DEBUG and not any(isinstance(it, DeliveredMessage) for it in args)

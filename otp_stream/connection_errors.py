@@ -1,4 +1,4 @@
-"""Texts for a refused or failed connection to RabbitMQ: what happened and what to do."""
+"""Texts about a refused or failed connection to RabbitMQ, with the fix."""
 
 import shlex
 from urllib.parse import unquote, urlsplit
@@ -7,8 +7,8 @@ from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAu
 
 from .core.masking import scrub
 
-_LONGEST = 200
-"""Characters of an error's own text."""
+_MAX_TEXT = 200
+"""Maximum characters of an error's own text."""
 
 
 def virtual_host(url: str) -> str:
@@ -22,9 +22,9 @@ def user(url: str) -> str:
 
 
 def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
-    """Return what the broker refuses, as the end of a sentence that begins with it, and what to do.
+    """Return what the broker refuses, as a predicate whose subject is the broker, and the fix.
 
-    `None` if it does not refuse anything.
+    Returns `None` if the error is not a refusal.
     """
     name = user(url)
     match error:
@@ -42,7 +42,7 @@ def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
 
 
 def no_connection(error: BaseException, url: str) -> str:
-    """Return why there is no connection, as the end of a sentence that begins with the broker."""
+    """Return why there is no connection, as a predicate whose subject is the broker."""
     if found := refusal(error, url):
         return "; ".join(found)
     if isinstance(error, ConnectionClosed):
@@ -53,8 +53,8 @@ def no_connection(error: BaseException, url: str) -> str:
 
 
 def error_text(error: BaseException, url: str) -> str:
-    """Return the text of an error without the password of `url`, or else the name of its type."""
+    """Return the text of an error without the password of `url`, or the name of its type if it has no text."""
     name, password = user(url), urlsplit(url).password or ""
-    # a password that equals the user's name, as guest's, cannot be distinguished from it
+    # a password that equals the user's name, such as guest, would hide the name as well
     secrets = [password, unquote(password)] if password != name else []
-    return scrub(str(error) or type(error).__name__, *secrets, limit=_LONGEST)
+    return scrub(str(error) or type(error).__name__, *secrets, limit=_MAX_TEXT)

@@ -1,8 +1,8 @@
-"""A limit on HTTP connections, so that visitors never use up the descriptors that SMTP, AMQP and Redis need.
+"""Limits HTTP connections, so that visitors cannot use up the descriptors that SMTP, AMQP and Redis need.
 
-uvicorn has no limit on connections that send nothing, and no time limit for a request's headers: `limit_concurrency`
-counts requests, and `timeout_keep_alive` starts with a response. Nor does it limit how long a response waits for a
-client that does not read.
+uvicorn limits neither the number of connections that send nothing nor the time for the headers of a request:
+`limit_concurrency` counts requests, and `timeout_keep_alive` starts after a response. It also does not limit how long a
+response waits for a client that does not read.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEADER_S = 10.0
-"""A connection on which no request begins for this long, or twice as long at most, is closed; likewise one on which a
-response waits for the client to read."""
+"""A connection is closed if no request begins, or the client does not read a response, for this long (at most for twice
+as long)."""
 MOST = 256
 _OTHERS = 64
-"""Descriptors for RabbitMQ, Redis, the collector, log and event loop, and for files that are open for a moment."""
+"""Descriptors for RabbitMQ, Redis, the collector, log, event loop and temporarily open files."""
 _FEWEST = 16
 _IDLE, _UNREAD, _IN_USE = range(3)
-"""No request under way; a response that the client does not read; a request or response under way."""
+"""No request in progress; a response that the client does not read; a request or response in progress."""
 
 
 def connection_limit(smtp_connections: int) -> int:
-    """Return how many HTTP connections leave enough of this process's descriptors for everything else."""
+    """Return the maximum number of HTTP connections that leaves enough descriptors for everything else."""
     with suppress(ImportError):
         import resource  # noqa: PLC0415 - not everywhere
 
@@ -39,14 +39,14 @@ class _Connections:
         self._open: dict[Any, asyncio.TimerHandle] = {}
 
     def add(self, protocol: Any) -> None:
-        """Take a new connection. If there are too many, close an older one: idle, else unread, else in use."""
+        """Add a new connection. If there are too many, close an older one: idle, else unread, else in use."""
         self._check_later(protocol)
         if len(self._open) > self.most:
-            # never the newest: a probe is answered, whatever clients do on the other connections
+            # never the newest, so that probes are answered, whatever clients do on the other connections
             self._close(min((it for it in self._open if it is not protocol), key=_use, default=protocol))
 
     def discard(self, protocol: Any) -> None:
-        """Forget a connection that has ended."""
+        """Remove a connection that has ended."""
         if timer := self._open.pop(protocol, None):
             timer.cancel()
 
@@ -73,9 +73,9 @@ def _use(protocol: Any) -> int:
 
 
 def limit_connections(most: int) -> None:
-    """Bound the HTTP connections of this process; called before it listens."""
+    """Limit the HTTP connections of this process. Must be called before it listens."""
     connections = _Connections(most)
-    # On the class in use: with `--workers N` uvicorn chooses it in a process that has not loaded this application.
+    # patches the class in use, because with `--workers N` uvicorn chooses it before it loads this application
     protocol: Any = AutoHTTPProtocol
     made = getattr(protocol.connection_made, "unbounded", protocol.connection_made)
     lost = getattr(protocol.connection_lost, "unbounded", protocol.connection_lost)

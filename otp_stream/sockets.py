@@ -1,4 +1,4 @@
-"""TCP connections to a host name of several addresses, of which some may be dead."""
+"""TCP connections to host names with several addresses, some of which may not work."""
 
 import asyncio
 import ipaddress
@@ -9,32 +9,32 @@ from functools import partial
 from itertools import zip_longest
 
 _DELAY_S = 0.25
-"""RFC 8305 §5: how long one address may be silent before the next one is tried as well."""
+"""RFC 8305 §5: how long to wait for one address before the next one is tried in parallel."""
 _MAX_FAILED = 100
-"""Addresses to remember at most: those behind a name change."""
+"""Maximum number of stored addresses, because the addresses of a name change."""
 _Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
 class Addresses:
-    """Connects to host names. Addresses that accepted a connection and gave no session are remembered and tried last.
+    """Connects to host names. Addresses that accepted a connection but no session are tried last.
 
     A frozen server, or a load balancer without a backend, still accepts connections.
     """
 
     def __init__(self) -> None:
         self._failed: dict[object, None] = {}
-        """The latest failure at the end."""
+        """Addresses, ordered by the time of their last failure."""
 
     async def connect(self, host: str, port: int) -> socket.socket:
-        """Return a connected socket, as `connect` does."""
+        """Connect as the function `connect` does, with failed addresses last."""
         return await connect(host, port, last=self._failed)
 
     def succeeded(self, address: object) -> None:
-        """Note that the server at this address (`getpeername`) gave a session."""
+        """Record that the server at this address (`getpeername`) accepted a session."""
         self._failed.pop(address, None)
 
     def failed(self, address: object) -> None:
-        """Note that it gave none."""
+        """Record that the server at this address did not accept a session."""
         self._failed.pop(address, None)
         self._failed[address] = None
         if len(self._failed) > _MAX_FAILED:
@@ -42,15 +42,16 @@ class Addresses:
 
 
 def certificate_name(host: str) -> str:
-    """Return the name that a certificate for `host` contains: without the trailing dot of an absolute DNS name."""
+    """Return the name in a certificate for `host`, without the trailing dot of an absolute DNS name."""
     return host.removesuffix(".")
 
 
 async def connect(host: str, port: int, *, last: Collection[object] = ()) -> socket.socket:
-    """Return a socket that is connected to the address of `host` that answers first.
+    """Return a socket that is connected to the first address of `host` that answers.
 
-    Addresses are tried in the order of the resolver, families in turn; then those in `last`, in its order. uvloop knows
-    neither `happy_eyeballs_delay` nor `interleave`. Raises `OSError`: the first address's, when all of them fail.
+    Addresses are tried in the order of the resolver, alternating between families, then those in `last`, in its order.
+    (uvloop supports neither `happy_eyeballs_delay` nor `interleave`.) Raises the `OSError` of the first address if all
+    of them fail.
     """
     if _is_address(host):
         return await _open(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
@@ -78,7 +79,7 @@ def _is_address(host: str) -> bool:
         ipaddress.ip_address(host)
     except ValueError:
         return False
-    return "%" not in host  # a scope has to be resolved
+    return "%" not in host  # a scope must be resolved
 
 
 async def _open(family: socket.AddressFamily, address: _Address) -> socket.socket:

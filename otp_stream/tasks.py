@@ -1,4 +1,4 @@
-"""Background tasks that run as long as the process, and cancellation."""
+"""Background tasks that run as long as the process, and their cancellation."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,8 +15,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
     """Run `work` again whenever it ends, until this task is cancelled.
 
-    A lost AMQP connection raises `CancelledError` in a task that waits for it, although no one has cancelled the task:
-    without this, a background task would end silently.
+    A lost AMQP connection raises `CancelledError` in a task that waits for it, although no one has cancelled the task.
+    Without this, a background task would end silently.
     """
     while True:
         try:
@@ -30,7 +30,7 @@ async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
 
 
 def is_cancelled() -> bool:
-    """Whether the current task has been cancelled; if not, a `CancelledError` came from what it waited for."""
+    """Return whether the current task was cancelled. If not, a `CancelledError` came from what it awaited."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -48,15 +48,15 @@ _LOST_CONNECTION_AS_ERROR = _LostConnectionAsError()
 
 
 def lost_connection_as_error() -> AbstractContextManager[None]:
-    """Raise `ConnectionError` where a lost AMQP connection raises `CancelledError` in a task that is not cancelled."""
+    """Convert the `CancelledError` that a lost AMQP connection raises in a running task to `ConnectionError`."""
     return _LOST_CONNECTION_AS_ERROR
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended.
+    """Cancel tasks and wait for their end.
 
-    A task is cancelled again until it ends: in Python 3.11 a `wait_for` that completes at that moment swallows the
-    cancellation.
+    A task is cancelled repeatedly until it ends, because in Python 3.11 a `wait_for` that completes at that moment
+    suppresses the cancellation.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:

@@ -1,4 +1,4 @@
-"""Call telemetry so that it cannot fail a job: an exception is counted and logged, never raised."""
+"""Calls telemetry so that it cannot fail a job: exceptions are counted and logged, never raised."""
 
 import time
 from collections.abc import Callable
@@ -14,14 +14,14 @@ _LOG_EVERY_S = 60.0
 
 
 class _Errors:
-    """The exceptions of this process."""
+    """The number of exceptions in this process."""
 
     def __init__(self) -> None:
         self.count = 0
         self._logged_at = -_LOG_EVERY_S
 
     def add(self, error: Exception) -> None:
-        """Count an exception; log its type only, because its text may contain a code."""
+        """Count an exception, and log its type only, because its text may contain a code."""
         self.count += 1
         now = time.monotonic()
         if now - self._logged_at < _LOG_EVERY_S:  # an error in one job usually repeats in every job
@@ -37,7 +37,7 @@ ERRORS = _Errors()
 
 
 def observe(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Call telemetry; an exception is counted and logged."""
+    """Call telemetry. An exception is counted and logged."""
     try:
         call(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - no error may fail the job
@@ -45,7 +45,7 @@ def observe(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Non
 
 
 class SafeSpan:
-    """A span whose creation, start and end may fail without effect. It never swallows the exception of its body."""
+    """A span whose creation, start and end may fail without effect. It does not suppress exceptions of its body."""
 
     __slots__ = ("_open", "_span")
 

@@ -1,7 +1,7 @@
-"""Parse the URLs that operators set, strictly, and mask their secrets.
+"""Strictly parses the URLs that operators set, and masks their secrets.
 
 If a password is not percent-encoded, the part after its `@`, `/`, `?` or `#` is read as host, path or fragment. Such a
-URL is refused, and no error message or masked URL contains a piece of it.
+URL is refused, and no error message or masked URL contains any part of it.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ _UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\\]")
 
 
 class AmbiguousUrlError(ValueError):
-    """It is not certain where user and password end."""
+    """The end of user and password in the URL is ambiguous."""
 
 
 def read_url(url: str, schemes: set[str], example: str) -> SplitResult:
@@ -31,7 +31,7 @@ def read_url(url: str, schemes: set[str], example: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text quotes the URL
+    except ValueError:  # from None, because its text quotes the URL
         raise ValueError(f"has a port that is not a number from 1 to 65535, or an invalid host; {ESCAPE}") from None
     if scheme.lower() == "memory" and not parts.netloc:
         return parts
@@ -43,14 +43,14 @@ def read_url(url: str, schemes: set[str], example: str) -> SplitResult:
         raise ValueError(f"must contain a host, as in {example}")
     elif not _HOST.fullmatch(host) or port == 0:
         raise ValueError(f"has a port that is not a number from 1 to 65535, or an invalid host; {ESCAPE}")
-    elif not host.isascii() and not scheme.lower().startswith("smtp"):  # for SMTP we convert it by IDNA 2008
+    elif not host.isascii() and not scheme.lower().startswith("smtp"):  # SMTP hosts are converted by IDNA 2008
         # the clients would convert it by IDNA 2003, to another host
         raise ValueError("has a host with non-ASCII characters; write it in the form xn--…, as at the registrar")
     return parts
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL for logs and pages: no password, no query, and nothing of an ambiguous one."""
+    """Return a URL for logs and pages, without password and query, and without any part of an ambiguous URL."""
     scheme = url.partition("://")[0].lower()
     try:
         parts = read_url(url, {scheme}, "")
@@ -64,7 +64,7 @@ def without_secrets(url: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether `host` can only be this machine."""
+    """Return whether `host` is certainly this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

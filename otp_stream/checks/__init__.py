@@ -1,1 +1,1 @@
-"""The checks behind `otp-stream check` and `otp-stream topology`, by system. Only the command line imports them."""
+"""The checks of `otp-stream check` and `otp-stream topology`, by system. Only the command line imports them."""

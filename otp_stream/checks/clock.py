@@ -1,11 +1,11 @@
-"""Check this machine's clock against those of Redis and of RabbitMQ's management API."""
+"""Checks this machine's clock against those of Redis and of RabbitMQ's management API."""
 
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.job import CLOCK_TOLERANCE_MS
 
 
 def check_clock(redis_ahead_s: float | None, rabbitmq_ahead_s: float | None, report: Report) -> None:
-    """Report how far the other clocks are ahead of this machine's (seconds; `None` if unknown)."""
+    """Report the differences of the clocks. Arguments are seconds ahead of this machine, `None` if unknown."""
     clocks = {"Redis": redis_ahead_s, "RabbitMQ's management API": rabbitmq_ahead_s}
     known = {name: ahead_s for name, ahead_s in clocks.items() if ahead_s is not None}
     if not known:

@@ -1,4 +1,4 @@
-"""The connection to RabbitMQ: address, TLS, login, virtual host, version."""
+"""Checks the connection to RabbitMQ: address, TLS, login, virtual host, version."""
 
 import asyncio
 import re
@@ -18,12 +18,12 @@ from otp_stream.core.check_result import CheckResult, Report, check_certificate
 from otp_stream.sockets import certificate_name
 
 OLDEST = (3, 10)
-"""The first version with TTL and at-least-once dead-lettering of quorum queues."""
+"""The first version with TTL and at-least-once dead-lettering for quorum queues."""
 _CONNECT_S = 5.0
 
 
 async def check_connection(url: str, shown_url: str, grant: str, report: Report) -> AbstractConnection | None:
-    """Connect, and report the result; return `None` if it fails. `grant` is the command that grants permissions."""
+    """Connect, and report the result. Returns `None` on failure. `grant` is the command that grants permissions."""
     try:
         async with asyncio.timeout(_CONNECT_S):
             connection = await aio_pika.connect(url)
@@ -89,7 +89,7 @@ def _properties(connection: AbstractConnection) -> dict[str, Any]:
 
 
 async def _peer_certificate(connection: aiormq.Connection) -> dict[str, Any] | None:
-    """Return the certificate of the broker's port, from a second connection: the client does not expose its own."""
+    """Return the certificate of the broker's port, over a second connection, because aiormq does not expose it."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):
         context = await SSLContextProvider(ssl_context=None, ssl_certs=connection.ssl_certs, loop=loop).get_context()

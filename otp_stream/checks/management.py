@@ -1,4 +1,4 @@
-"""What the management API reports: queues with their arguments and bindings, policies, nodes, its clock."""
+"""Reads queues, bindings, policies, nodes and the clock from the management API."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,6 @@ from otp_stream.broker.management_api import ManagementApi, ManagementError, mem
 
 _Row = Mapping[str, Any]
 
-
 _QUEUES = {"all", "queues", "classic_queues", "quorum_queues"}
 """Values of a policy's `apply-to` that include queues."""
 
@@ -22,7 +21,7 @@ class QueueStatistics:
     """Statistics of one queue, which may be some seconds old."""
 
     messages: int | None
-    """All messages, also those that are being handed over; `None` until there are statistics."""
+    """All messages, including those in transfer to another queue; `None` until there are statistics."""
     consumers: int
     revision: int | None
     """Changes with each new set of statistics."""
@@ -30,12 +29,12 @@ class QueueStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ManagementQueries:
-    """Queries about one virtual host. All raise `ManagementError` if the API cannot be used."""
+    """Queries for one virtual host. All raise `ManagementError` if the API cannot be used."""
 
     api: ManagementApi
 
     async def verify(self, connection: AbstractConnection) -> None:
-        """Raise `ManagementError` if this is the API of another broker than the one that `connection` leads to."""
+        """Raise `ManagementError` if the API belongs to another broker than `connection`."""
         await self.api.verify(connection)
 
     async def queue_arguments(self) -> dict[str, Mapping[str, Any]]:
@@ -44,11 +43,11 @@ class ManagementQueries:
         return {row["name"]: row["arguments"] for row in rows or ()}
 
     async def statistics(self, queue: str) -> QueueStatistics | None:
-        """Return the statistics of a queue; `None` if it does not exist."""
+        """Return the statistics of a queue, or `None` if it does not exist."""
         row: _Row | None = await self.api.fetch(queue_path(queue), missing_ok=True)
         if row is None:
             return None
-        # RabbitMQ does not date its statistics; the queue process's count of reductions differs in each set
+        # statistics have no date, but the count of the queue process's reductions differs in each set
         return QueueStatistics(row.get("messages"), row.get("consumers") or 0, row.get("reductions"))
 
     async def exchange_bindings(self, exchange: str) -> set[tuple[str, str]]:
@@ -68,7 +67,7 @@ class ManagementQueries:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The policy that is in effect for one queue."""
+    """The effective policy of one queue."""
 
     name: str
     """Its kind and name, for messages."""
@@ -79,7 +78,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """File descriptors of the node that has the fewest left."""
+    """File descriptors of the node with the fewest free ones."""
 
     node: str
     used: int
@@ -87,28 +86,28 @@ class Descriptors:
 
     @property
     def free(self) -> int:
-        """How many are left."""
+        """The number of free file descriptors."""
         return self.total - self.used
 
 
 @dataclass(slots=True)
 class ManagementStatus:
-    """What the API reported."""
+    """The reports of the API that the checks need."""
 
     policies: dict[str, Policy] = field(default_factory=dict[str, Policy])
-    """By queue, whether or not the queue exists."""
+    """By name of the queue, whether or not it exists."""
     error: str = ""
     """Why the policies are unknown; empty if they are known."""
     nodes: int = 1
-    """On how many nodes RabbitMQ keeps our quorum queues."""
+    """Number of nodes on which RabbitMQ keeps our quorum queues."""
     descriptors: Descriptors | None = None
     """`None` if unknown: the API reports them only to a user with the tag `monitoring`."""
     ahead_s: float | None = None
-    """How far its clock is ahead of ours, to the second; `None` if unknown."""
+    """Seconds by which the API's clock is ahead of ours, accurate to a second; `None` if unknown."""
 
 
 def read_status(url: str, queues: Iterable[str], quorum_queue: str) -> ManagementStatus:
-    """Return the policies of these queues, and on how many nodes `quorum_queue` is, which need not exist."""
+    """Read the policies of these queues and the number of nodes of `quorum_queue`. The queues need not exist."""
     api = ManagementApi.of_broker(url)
     status = ManagementStatus()
     listed: dict[str, list[dict[str, Any]]] = {}
@@ -125,7 +124,7 @@ def read_status(url: str, queues: Iterable[str], quorum_queue: str) -> Managemen
 
 
 def read_descriptors(api: ManagementApi) -> Descriptors | None:
-    """Return those of the node that has the fewest left; `None` if the API does not report them."""
+    """Read the file descriptors of the node with the fewest free ones; `None` if the API does not report them."""
     try:
         listed: list[dict[str, Any]]
         listed, _ = api.get("nodes", {"columns": "name,fd_used,fd_total"})
@@ -137,7 +136,7 @@ def read_descriptors(api: ManagementApi) -> Descriptors | None:
 
 
 def _effective_policy(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Policy | None:
-    """Return what is in effect for a queue: of each kind the match of highest priority; the lower of two numbers."""
+    """Merge the matching policy and operator policy of highest priority. Of two numbers, the lower one applies."""
     names: dict[str, str] = {}
     definition: dict[str, Any] = {}
     for kind, listed in kinds.items():

@@ -1,4 +1,4 @@
-"""Whether the user has the permissions that the worker needs, tested by requests that change nothing."""
+"""Tests whether the user has the permissions that the worker needs, by requests that change nothing."""
 
 import re
 import shlex
@@ -25,11 +25,11 @@ async def missing_permissions(connection: AbstractConnection, topology: Topology
     needed: list[tuple[Action, str]] = [
         *(("configure", it) for it in (topology.jobs, topology.high, *topology.arguments, *exchanges)),
         *(("write", it) for it in (*wait_queues, *exchanges, DEFAULT_EXCHANGE)),
-        # to declare a queue with a dead-letter exchange, a user needs to be allowed to read it
+        # declaring a queue with a dead-letter exchange requires permission to read it
         *(("read", it) for it in (*topology.lanes.values(), *wait_queues, topology.retry.name)),
     ]
     missing: dict[Action, list[str]] = {}
-    # one after another: if many channels are refused at once, the client opens one channel number twice
+    # one after another, because if many channels are refused at once, aiormq opens a channel number twice
     for action, name in needed:
         if await _is_refused(connection, action, name, wait_queues[0]):
             missing.setdefault(action, []).append(name)
@@ -56,7 +56,7 @@ async def _is_refused(connection: AbstractConnection, action: Action, name: str,
             case "read":
                 await _unbind(connection, wait_queue, name)
     except ChannelAccessRefused as error:
-        # an unbind needs write on the queue, then read on the exchange; the text names the one that was refused
+        # an unbind requires write on the queue, then read on the exchange; the error names the refused one
         return action == "configure" or name == DEFAULT_EXCHANGE or ("to exchange" in str(error)) == (action == "read")
     except (ChannelClosed, DeliveryError):  # the permission was checked first, and granted
         return False
@@ -64,7 +64,7 @@ async def _is_refused(connection: AbstractConnection, action: Action, name: str,
 
 
 async def _configure(connection: AbstractConnection, name: str) -> None:
-    # no queue can have a negative TTL, so this declare creates none and matches no existing one
+    # no queue can have a negative TTL, so this declare creates no queue and matches no existing one
     async with temporary_channel(connection) as channel:
         await channel.declare_queue(name, durable=True, arguments={"x-message-ttl": -1})
 

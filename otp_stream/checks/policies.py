@@ -1,4 +1,4 @@
-"""How limits of a queue, set by its arguments or by a policy, affect jobs."""
+"""Reports how the limits of a queue, by its arguments or a policy, affect jobs."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from otp_stream.core.check_result import CheckResult, Level
 from .management import ManagementStatus, Policy
 
 _DEFAULT_LIMIT = 20
-"""RabbitMQ 4's `delivery-limit` of a quorum queue that sets none."""
+"""RabbitMQ 4's `delivery-limit` for a quorum queue without one."""
 _NO_LIMIT = -1
 _DISCONNECTED = "consumer-disconnected-timeout"
 """How long a quorum queue of RabbitMQ 4.3 keeps the messages of a consumer whose node is down: 60 s by default."""
 _HARMFUL = ("expires", "message-ttl", "max-length", "max-length-bytes", "delivery-limit")
-"""What a policy must not set on our own queues: their arguments are complete."""
+"""Keys that a policy must not set on our own queues, because their arguments are complete."""
 
 
 def queue_risks(
@@ -28,7 +28,7 @@ def queue_risks(
     *,
     version: tuple[int, ...],
 ) -> Iterator[CheckResult]:
-    """Yield how a producers' queue, which the worker uses as it is, may lose or delay jobs.
+    """Yield how a producers' queue, which the worker does not change, may lose or delay jobs.
 
     `version` is the broker's.
     """
@@ -55,7 +55,7 @@ def queue_risks(
 def cluster_risks(
     name: str, queue: InspectedQueue, policy: Policy | None, virtual_host: str, *, version: tuple[int, ...]
 ) -> Iterator[CheckResult]:
-    """Yield what happens to jobs in a producers' queue while a node of the cluster is down."""
+    """Yield the effects on jobs in a producers' queue while a node of the cluster is down."""
     definition: dict[str, Any] = {**(policy.definition if policy else {})}
     if queue.kind == "classic" and "ha-mode" not in definition:
         text = f"{name} is a classic queue in a cluster: while its node is down, the queue and its jobs are unavailable"
@@ -106,20 +106,20 @@ def _type_risks(name: str, queue: InspectedQueue, limits: dict[str, Any]) -> Ite
 
 
 def _delivery_limit(limits: dict[str, Any], version: tuple[int, ...]) -> tuple[Any, str]:
-    """Return a quorum queue's limit, and what sets it."""
+    """Return the delivery limit of a quorum queue and its origin."""
     if "delivery-limit" in limits:
         return limits["delivery-limit"], "delivery-limit"
     return _DEFAULT_LIMIT if version >= (4,) else _NO_LIMIT, "delivery-limit: the default of RabbitMQ 4"
 
 
 def _dead_letter_fix(name: str, policy: Policy | None, topology: Topology, virtual_host: str) -> str:
-    """Return what adds a dead-letter exchange to a producers' queue without a mismatch in producers' declares."""
+    """Return a fix that adds a dead-letter exchange to a producers' queue, and causes no mismatch in their declares."""
     definition = f'{{"dead-letter-exchange": "", "dead-letter-routing-key": "{topology.dead}"}}'
     return _policy_fix(name, policy, definition, virtual_host)
 
 
 def _policy_fix(name: str, policy: Policy | None, definition: str, virtual_host: str) -> str:
-    """Return how to set this definition for a queue by a policy."""
+    """Return a fix that sets a definition for a queue by a policy."""
     if policy:  # only one policy is in effect for a queue
         return f"add to {policy.name}: {definition}"
     pattern = f"^{name.replace('.', chr(92) + '.')}$"

@@ -1,9 +1,9 @@
-"""Find wait queues of retry settings that are no longer used, and delete them once they are empty.
+"""Finds wait queues of earlier retry settings, and deletes them once they are empty.
 
-AMQP does not report when a queue is empty. It counts a quorum queue's ready messages, but not those that are being
-handed over, which stay there while the target queue is full or unavailable; and quorum queues support neither
-`if-empty` nor `if-unused` (RabbitMQ 3.10 closes the connection with 540). So only the management API's statistics
-count, and only those that were taken after the queue was unbound.
+AMQP does not report when a quorum queue is empty. It counts ready messages, but not those in transfer to the target
+queue, which remain while that is full or unavailable; and quorum queues support neither `if-empty` nor `if-unused`
+(RabbitMQ 3.10 closes the connection with 540). So only the management API's statistics count, and only those from after
+the queue was unbound.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from .management import ManagementQueries, QueueStatistics
 
 _POLL_S = 0.5
 _FRESH = 2
-"""How often the statistics must change. The first new ones may have been taken before the queue was unbound."""
+"""How often the statistics must change. The first change may still be from before the queue was unbound."""
 _NO_STATISTICS_S = 15.0
-"""Without any statistics for so long, RabbitMQ collects none: by default there are new ones every 5 s."""
+"""After this time without statistics, RabbitMQ collects none. By default, there are new ones every 5 s."""
 _MANY_RETRIES = 100
-"""The largest setting: with fewer retries there are only fewer wait queues."""
+"""The maximum of MAX_RETRIES. With fewer retries, there are only fewer wait queues."""
 
 Verdict = Literal["deleted", "gone", "in use", "not empty", "unknown"]
-"""`in use`: bound again, or consumed from; `unknown`: RabbitMQ reported no new statistics in time."""
+"""`in use`: bound again, or consumed from. `unknown`: RabbitMQ reported no new statistics in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldWaitQueue:
-    """A wait queue that is not part of the current topology; `messages` is `None` if unknown."""
+    """A wait queue that is not part of the current topology. `messages` is `None` if unknown."""
 
     name: str
     wait_ms: int
@@ -53,7 +53,7 @@ class PruneResult:
 
 
 async def find_old_wait_queues(topology: Topology, management: ManagementQueries) -> list[OldWaitQueue]:
-    """Return all queues with our prefix and a wait queue's arguments. Raises `ManagementError`."""
+    """Return all other queues with our prefix and the arguments of a wait queue. Raises `ManagementError`."""
     pattern = re.compile(re.escape(f"{topology.prefix}.retry.") + "([1-9][0-9]*)")
     found: list[OldWaitQueue] = []
     for name, arguments in (await management.queue_arguments()).items():
@@ -70,7 +70,7 @@ async def find_old_wait_queues(topology: Topology, management: ManagementQueries
 async def guess_old_wait_queues(
     topology: Topology, connection: AbstractConnection, settings: Iterable[tuple[int, int]]
 ) -> list[OldWaitQueue]:
-    """Return the existing queues that one of these pairs of base and maximum delay (milliseconds) would declare."""
+    """Return the existing wait queues of earlier settings, pairs of base and maximum delay (milliseconds)."""
     backoffs = [Backoff(base_ms, cap_ms, _MANY_RETRIES) for base_ms, cap_ms in settings]
     waits = {ms for it in backoffs for ms in (*it.retry_delays_ms, *it.earlier_retry_delays_ms)}
     found: list[OldWaitQueue] = []
@@ -84,14 +84,14 @@ async def guess_old_wait_queues(
 
 @dataclass(slots=True)
 class _Freshness:
-    """Whether the statistics of one queue are newer than its last binding."""
+    """Decides whether the statistics of one queue are from after its last unbind."""
 
     revision: int | None = None
     changes: int = -1
     began: float = field(default_factory=time.monotonic)
 
     def note(self, statistics: QueueStatistics) -> bool:
-        """Return whether these statistics were taken after the first ones that were noted."""
+        """Return whether these statistics are from after the first call."""
         if statistics.revision is not None and statistics.revision != self.revision:
             self.revision = statistics.revision
             self.changes += 1
@@ -100,7 +100,7 @@ class _Freshness:
 
 @dataclass(frozen=True)
 class Pruner:
-    """Unbinds old wait queues and deletes the empty ones. Messages move to the due queue when their wait ends."""
+    """Unbinds old wait queues, and deletes them when they are empty. Messages move on when their wait ends."""
 
     topology: Topology
     management: ManagementQueries
@@ -113,7 +113,7 @@ class Pruner:
         timeout_s: float,
         report: Callable[[PruneResult], object],
     ) -> list[PruneResult]:
-        """Return the result for each queue, and report it at once.
+        """Return the result for each queue. Each result is also reported immediately.
 
         Raises `ManagementError`, and the errors of a lost connection.
         """
@@ -158,7 +158,7 @@ class Pruner:
         return None
 
     async def _delete_if_empty(self, connection: AbstractConnection, queue: OldWaitQueue) -> bool:
-        # AMQP's count is the latest: a job may have been published to the queue directly
+        # AMQP's count is newer, and a job may have been published directly to the queue
         if await self.topology.depth(connection, queue.name) != Depth(messages=0, consumers=0):
             return False
         async with temporary_channel(connection) as channel:

@@ -1,4 +1,4 @@
-"""Check RabbitMQ: connection, permissions, queues, exchanges, policies. Nothing is declared, sent or consumed."""
+"""Checks RabbitMQ: connection, permissions, queues, exchanges, policies. Nothing is declared, sent or consumed."""
 
 import asyncio
 import shlex
@@ -24,33 +24,33 @@ from .permissions import grant_command, missing_permissions
 from .policies import cluster_risks, policy_results, queue_risks
 
 _BLOCKED_S = 2.0
-"""A broker that has not answered for so long may have blocked the connection."""
+"""A broker that has not answered for this long may have blocked the connection."""
 _CLOSE_S = 2.0
 _DEPLOYMENTS, _DESCRIPTORS = 3, 3
-"""Deployments for which descriptors should be free, and descriptors of each queue (1,024 suffice for 335 queues)."""
+"""Number of deployments for which descriptors should be free; descriptors per queue (1,024 are enough for 335)."""
 _START_WORKER = "start a worker with WORKER=true"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class RabbitmqCheck:
-    """One check of the broker. Each result is reported at once, so that a later failure does not hide it."""
+    """One check of the broker. Each result is reported immediately, so that a later failure does not hide it."""
 
     url: str = field(repr=False)
     shown_url: str
     topology: Topology
     report: Report
     shared: bool
-    """Whether workers share their state."""
+    """Whether the workers share their state."""
 
     async def connect(self) -> AbstractConnection | None:
-        """Connect, and report the result; return `None` if it fails."""
+        """Connect, and report the result. Returns `None` on failure."""
         return await check_connection(self.url, self.shown_url, self._grant_command(), self.report)
 
     async def permissions(self) -> None:
         """Report missing permissions.
 
-        Uses a second connection, because a broker in alarm reads nothing more from one that publishes.
+        Uses a second connection, because a broker in alarm stops reading from a connection that publishes.
         """
         connection = await aio_pika.connect(self.url)
         try:
@@ -71,7 +71,7 @@ class RabbitmqCheck:
         self.report(CheckResult("problem", text, self._grant_command()))
 
     async def queues(self, connection: AbstractConnection, status: ManagementStatus) -> None:
-        """Report every queue, every exchange, and the policies."""
+        """Report on every queue, every exchange, and the policies."""
         expected = {self.topology.jobs: {}, self.topology.high: {}, **self.topology.arguments}
         missing: list[str] = []
         good: list[str] = []
@@ -103,7 +103,7 @@ class RabbitmqCheck:
         self._report_size(len(expected), status)
 
     def _report_size(self, queues: int, status: ManagementStatus) -> None:
-        """Report how many queues these settings make, and whether RabbitMQ has file descriptors for more."""
+        """Report the number of queues with these settings, and whether RabbitMQ has file descriptors for more."""
         text = f"{queues} queues with these settings, {len(self.topology.backoff.waits_ms)} of them wait queues"
         fds = status.descriptors
         if fds is None:
@@ -176,7 +176,7 @@ class RabbitmqCheck:
         return grant_command(virtual_host(self.url), user(self.url), self.topology)
 
     def _listed(self, names: list[str]) -> str:
-        """Return names, with wait queues as a number: there may be many."""
+        """Return names as a text, with only the number of wait queues, because there may be many."""
         wait_queues = {self.topology.wait_queue(ms) for ms in self.topology.backoff.waits_ms}
         waits = [name for name in names if name in wait_queues]
         shown = [name for name in names if name not in wait_queues]
@@ -198,7 +198,7 @@ def _not_inspected(name: str, error: BaseException) -> CheckResult:
 
 
 async def _unless_blocked(connection: AbstractConnection, work: Coroutine[Any, Any, T]) -> T | None:
-    """Return the result of `work`; `None` if the broker blocks the connection because it publishes."""
+    """Return the result of `work`, or `None` if the broker blocks the connection because it publishes."""
     working = asyncio.create_task(work)
     underlay = cast("aiormq.Connection", connection.transport and connection.transport.connection)
     try:

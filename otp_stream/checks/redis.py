@@ -1,4 +1,4 @@
-"""Check Redis: version, memory policy, permissions, and other deployments in the same database. Nothing is written."""
+"""Checks Redis: version, memory policy, permissions, other deployments in the same database. Nothing is written."""
 
 import re
 import time
@@ -12,17 +12,17 @@ from otp_stream.tables.redis_session import LEASE_S
 
 _OLDEST = 5
 _FULL = 0.9
-# needs the same permissions as the tables' own script: scripts, and the keys of this deployment
+# requires the same permissions as the tables' own script: scripts, and the keys of this deployment
 _SCRIPT = "return redis.call('EXISTS', KEYS[1])"
 
 
 def check_redis(
     url: str, shown_url: str, prefix: str, names: str, state_fail: str, report: Report, *, broker: str
 ) -> float | None:
-    """Report the results of Redis; return how far its clock is ahead of ours (seconds), `None` if it does not answer.
+    """Report on Redis. Returns the seconds by which its clock is ahead of ours, or `None` if it does not answer.
 
-    All keys of deployments with the same names start with `names`, and those of this deployment with `prefix`;
-    `broker` is our RabbitMQ, for messages.
+    `names` is the prefix of all deployments with the same names, `prefix` that of this deployment; `broker` describes
+    our RabbitMQ, for messages.
     """
     try:
         with connected(url) as client:

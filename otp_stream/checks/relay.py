@@ -1,4 +1,4 @@
-"""Check a mail relay: everything up to the login, without MAIL."""
+"""Checks a mail relay: everything up to the login, without MAIL."""
 
 import base64
 import contextlib
@@ -16,15 +16,15 @@ from otp_stream.relay.handshake import Handshake
 from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 from otp_stream.sockets import certificate_name
 
-_LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # a person waits, but a relay may delay its greeting
+_LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # short, because a person waits, but a relay may delay its greeting
 _SMALL = 65_536
-"""A relay that accepts no larger message refuses e-mails with a picture."""
+"""A relay with a lower limit refuses e-mails with a picture."""
 
 
 async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, login: bool = True) -> bool:
-    """Report the results of one relay; return whether it accepts mail. `login` is whether to try that.
+    """Report on one relay. Returns whether it accepts the login, which is tried unless `login` is false.
 
-    Connects twice, so that a refused login does not hide problems of TLS. `loopback` is whether it is this machine.
+    Connects twice, so that a refused login does not hide problems of TLS. `loopback`: whether it is on this machine.
     """
     config = replace(config, limits=_LIMITS)
     try:

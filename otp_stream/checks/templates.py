@@ -1,4 +1,4 @@
-"""Check the templates: render each one in each language with sample data."""
+"""Checks that each template can be rendered in each language with sample data."""
 
 import time
 from collections.abc import Mapping

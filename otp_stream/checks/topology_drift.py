@@ -1,4 +1,4 @@
-"""How the broker's queues, exchanges and bindings differ from the topology, which is also written as definitions."""
+"""Compares the broker's queues, exchanges and bindings with the topology, and exports the topology as definitions."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from otp_stream.broker.queue_inspect import inspect_exchange, inspect_queue
 from otp_stream.broker.topology import Depth, QueueAwayError, Topology
 
 State = Literal["exists", "missing", "differs", "unavailable", "unknown"]
-"""`differs`: it exists with other properties; `unavailable`: its node is down; `unknown`: it could not be checked."""
+"""`differs`: exists with other properties. `unavailable`: its node is down. `unknown`: could not be checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Queue:
     arguments: Mapping[str, Any]
     state: State
     depth: Depth | None = None
-    """Messages that are ready. AMQP does not count messages that are being handed over."""
+    """Ready messages. AMQP does not count messages in transfer to another queue."""
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A wait queue's binding and whether it exists, which AMQP does not report."""
+    """A wait queue's binding. AMQP does not report whether it exists."""
 
     source: str
     routing_key: str
@@ -57,7 +57,7 @@ class TopologyDrift:
 
     @property
     def all(self) -> list[tuple[str, State, str | None]]:
-        """Everything as (kind and name, state, problem)."""
+        """All exchanges, queues and bindings as (kind and name, state, problem)."""
         return [
             *((f"exchange {it.name}", it.state, it.problem) for it in self.exchanges),
             *((f"queue {it.name}", it.state, it.problem) for it in self.queues),
@@ -68,7 +68,7 @@ class TopologyDrift:
 async def inspect_topology(
     topology: Topology, connection: AbstractConnection, bound: Collection[tuple[str, str]] | None
 ) -> TopologyDrift:
-    """Compare the broker with the topology, and change nothing.
+    """Compare the broker with the topology without changes.
 
     `bound` are the retry exchange's bindings as (routing key, queue), or `None` if they are unknown.
     """
@@ -91,10 +91,9 @@ def definitions(
 ) -> dict[str, Any]:
     """Return the topology in the format of `rabbitmqctl import_definitions`.
 
-    `existing` are the arguments of the producers' queues that exist, including the type: without it, a virtual host
-    with a `default_queue_type` would set another one.
-
-    The virtual host must exist where the definitions are imported: to include it would reset its properties.
+    `existing` are the arguments of the existing producers' queues, including the type, because a virtual host with a
+    `default_queue_type` would set another one. The virtual host must exist before the import; importing it would reset
+    its properties.
     """
     queues = {topology.jobs: {}, topology.high: {}, **(existing or {}), **topology.arguments}
     common = {"vhost": virtual_host, "durable": True, "auto_delete": False}
@@ -129,7 +128,7 @@ async def _exchange(connection: AbstractConnection, exchange: RabbitExchange) ->
 
 
 async def _queue(connection: AbstractConnection, name: str, expected: Mapping[str, Any] | None) -> Queue:
-    """Inspect a queue; `expected` are its arguments, or `None` for a producers' queue, which may have any."""
+    """Inspect a queue. `expected` are its arguments, or `None` for a producers' queue, which may have any."""
     usual = "classic" if expected is None else "quorum"
     try:
         found = await inspect_queue(connection, name, expected or {})

@@ -24,20 +24,23 @@ from .exclusive_queue import exclusive_queue
 from .reader import Reader, StoredDeadLetter
 
 Action = Literal["kept", "replayed", "dropped", "expired"]
-"""What happens to a dead letter: `expired` is one that was selected for a replay, but whose code has expired."""
-
+"""What was done with a dead letter. `expired`: it was selected for a replay, but its code has expired."""
+Choose = Callable[[StoredDeadLetter], Awaitable[Action]]
+MakeCopy = Callable[[StoredDeadLetter], Message]
+Progress = Callable[[int, int], object]
+"""Called after each dead letter with the number that have left the queue, and the number in it at the start."""
 
 LIMIT = 10_000_000
-"""Dead letters read in one pass; a pass also ends after `_PASS_S`."""
+"""Maximum number of dead letters read in one pass. A pass also ends after `_PASS_S`."""
 _RENEW_AT = 10
-"""Requeues after which a dead letter is published again: RabbitMQ 4 drops a message after more than 20 of them."""
+"""Requeues after which a dead letter is published again, because RabbitMQ 4 drops a message after more than 20."""
 _PASS_S = 20 * 60.0
-"""RabbitMQ requeues messages that are unacked for 30 minutes."""
+"""Maximum time of a pass, because RabbitMQ requeues messages that are unacked for 30 minutes."""
 
 
 @dataclass(slots=True)
 class Summary:
-    """Dead letters by what happened to them."""
+    """Numbers of dead letters by what was done with them."""
 
     read: int = 0
     replayed: int = 0
@@ -45,7 +48,7 @@ class Summary:
     """Selected, but not replayed."""
     dropped: int = 0
     not_read: int = 0
-    """Behind the ones that were read, left for another pass."""
+    """Left in the queue for another pass."""
 
     def add(self, action: Action) -> None:
         """Count a dead letter."""
@@ -55,18 +58,12 @@ class Summary:
         self.dropped += action == "dropped"
 
 
-Progress = Callable[[int, int], object]
-"""Called after each dead letter with the number that have left the queue, and the number in it at the start."""
-Choose = Callable[[StoredDeadLetter], Awaitable[Action]]
-MakeCopy = Callable[[StoredDeadLetter], Message]
-
-
 def _no_progress(done: int, of: int) -> None:
     """Report nothing."""
 
 
 def current_user() -> str:
-    """Return user and machine, for the audit."""
+    """Return user and machine, for the audit log."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # in a container, a user id may have no name
@@ -76,7 +73,7 @@ def current_user() -> str:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterQueue:
-    """Reads the dead-letter queue exclusively. Every call opens a connection and closes it.
+    """Reads the dead-letter queue exclusively. Every call opens and closes a connection.
 
     All calls raise `DeadLettersError` if the broker does not answer or refuses, and `DeadLettersInUseError` if another
     user or command is reading the queue.
@@ -91,11 +88,11 @@ class DeadLetterQueue:
 
     @property
     def reader(self) -> Reader:
-        """What reads its messages, with the same keys."""
+        """A reader of its messages, with the same keys."""
         return Reader(self.default_expiry_minutes, self.hash_key, self.old_hash_keys)
 
     async def fetch(self, *, limit: int = LIMIT, timeout_s: float | None = None) -> tuple[list[DeadLetter], int]:
-        """Return dead letters, the oldest first, and how many more there are. All stay in the queue.
+        """Return dead letters, the oldest first, and the number of others. All stay in the queue.
 
         Waits at most `timeout_s` for the broker, and for another user who reads the queue.
         """
@@ -107,7 +104,7 @@ class DeadLetterQueue:
     async def for_each(
         self, handle: Callable[[StoredDeadLetter], object], *, limit: int = LIMIT, timeout_s: float | None = None
     ) -> int:
-        """Call `handle` with each dead letter; all stay in the queue. Returns how many more there are."""
+        """Call `handle` with each dead letter. All stay in the queue. Returns the number of those not read."""
 
         async def keep(it: StoredDeadLetter) -> Action:
             handle(it)
@@ -125,10 +122,10 @@ class DeadLetterQueue:
         dry_run: bool = False,
         progress: Progress = _no_progress,
     ) -> Summary:
-        """Publish the selected dead letters to the lane of retries, with all their attempts.
+        """Publish the selected dead letters to the lane of retries, where they get all attempts again.
 
-        Those with an expired code stay, unless `fresh` starts a new lifetime. `rate` is the maximum per second, 0 for
-        no limit. Can be cancelled at any time and started again.
+        Dead letters with an expired code stay, unless `fresh` starts a new lifetime. `rate` is the maximum per second,
+        0 means no limit. A replay can be cancelled at any time and started again.
         """
         pause_s = 1 / rate if rate else 0.0
         started_ms = now_ms()
@@ -138,9 +135,9 @@ class DeadLetterQueue:
             nonlocal next_s
             last = it.dead_letter.replay
             if it.message.dropped:
-                return "kept"  # its body was too large to read, and is not a valid job
+                return "kept"  # the body was too large to keep, so it is not a valid job
             if not which.matches(it.dead_letter) or (last is not None and last.at_ms >= started_ms):
-                return "kept"  # not selected, or this replay has sent it and it was dead-lettered again
+                return "kept"  # not selected, or dead-lettered again after this replay
             if not fresh and it.dead_letter.is_expired(now_ms()):
                 return "expired"
             if not dry_run and pause_s:

@@ -30,29 +30,29 @@ from otp_stream.tasks import lost_connection_as_error
 
 _TIMEOUT_S = 10.0
 _QUIET_S = 2.0
-"""If no message arrives for so long, the queue is empty."""
+"""If no message arrives for this long, the queue is empty."""
 _BATCH = 12
-"""Messages that RabbitMQ sends ahead: AMQP limits their number, and a body in memory has at most 1 MiB."""
+"""Prefetch count. With at most 1 MiB for each body in memory, it limits the memory of all of them."""
 _LOCK = "{}.hands"
-"""The name of the queue that serves as the lock, the same as in previous versions so that they respect it."""
+"""The name of the queue that serves as a lock, the same as in earlier versions, so that they respect it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExclusiveQueue:
-    """A queue that no other user or command reads meanwhile."""
+    """A queue that no other user or command can read at the same time."""
 
     channel: Channel
     deliveries: asyncio.Queue[Delivered]
-    """From `channel`."""
+    """The deliveries of `channel`."""
     publishing: AbstractChannel
     name: str
     count: int
     """Messages in the queue at the start."""
 
     async def messages(self, limit: int) -> AsyncGenerator[Delivered]:
-        """Return messages one after another, the oldest first.
+        """Yield messages, the oldest first.
 
-        Each batch has its own consumer: the messages before it stay unacked, and their bodies can leave the memory.
+        Each batch has its own consumer, so that earlier messages stay unacked, but their bodies need no memory.
         """
         wanted = min(self.count, limit)
         while wanted > 0:
@@ -63,9 +63,9 @@ class ExclusiveQueue:
                 yield batch.popleft()
 
     async def _batch(self, size: int) -> deque[Delivered]:
-        """Return so many messages, or fewer if there are no more.
+        """Return `size` messages, or fewer if there are no more.
 
-        The consumer is cancelled before an ack makes RabbitMQ send another message.
+        The consumer is cancelled before any ack, after which RabbitMQ would send another message.
         """
         await self.channel.basic_qos(prefetch_count=size)
         consumer = await self.channel.basic_consume(self.name, _ignore)
@@ -81,8 +81,8 @@ class ExclusiveQueue:
     async def replace(self, message: Delivered, copy: Message | None, queue: str = "") -> None:
         """Publish a copy to another queue and wait for the confirm, then ack the message.
 
-        After a cancellation, both are done or neither. If the process is killed in between, the message is in both
-        queues: they have the same job id, and one of them is sent.
+        A cancellation does not separate the two steps. If the process is killed between them, the message is in both
+        queues, with the same job id, and is sent once.
         """
         await _complete(self._replace(message, copy, queue))
 
@@ -103,7 +103,7 @@ class ExclusiveQueue:
 
 
 async def _complete(work: Coroutine[Any, Any, None]) -> None:
-    """Finish the work even if the caller is cancelled."""
+    """Complete the work even if the caller is cancelled."""
     task = asyncio.create_task(work)
     try:
         await asyncio.shield(task)
@@ -116,7 +116,7 @@ async def _complete(work: Coroutine[Any, Any, None]) -> None:
 async def exclusive_queue(
     name: str, url: str, shown_url: str, *, timeout_s: float | None = None
 ) -> AsyncGenerator[ExclusiveQueue]:
-    """Open a queue exclusively; messages that are not replaced are requeued at the end.
+    """Open a queue exclusively. Messages that are not replaced are requeued at the end.
 
     Raises `DeadLettersError`, and `DeadLettersInUseError` if another user has it open for longer than `timeout_s`.
     """
@@ -132,7 +132,7 @@ async def exclusive_queue(
             try:
                 yield ExclusiveQueue(channel, deliveries, publishing, name, declared.message_count or 0)
             finally:
-                # any reply will do: it shows that the broker has processed every ack before it
+                # any reply shows that the broker has processed every ack before it
                 with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
                     await asyncio.sleep(0)
                     await asyncio.wait_for(channel.basic_qos(prefetch_count=1), _TIMEOUT_S)
@@ -159,7 +159,7 @@ async def _connect(url: str, shown_url: str, timeout_s: float) -> PlainConsuming
 
 
 async def _lock(connection: AbstractConnection, name: str, timeout_s: float) -> None:
-    """Declare an exclusive queue as a lock: a reader holds all messages, so a second one would find none."""
+    """Declare an exclusive queue as a lock: all messages are unacked by the first reader, so a second finds none."""
     deadline = time.monotonic() + timeout_s
     while True:
         channel = await connection.channel(publisher_confirms=False)
@@ -176,7 +176,7 @@ async def _lock(connection: AbstractConnection, name: str, timeout_s: float) -> 
 
 
 async def _ignore(message: DeliveredMessage) -> None:
-    """Satisfy aiormq, which never sees a delivery."""
+    """Callback that aiormq requires and never calls."""
 
 
 def _text(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Read a message of the dead-letter queue, and trust only headers that a worker signed."""
+"""Reads messages of the dead-letter queue. Trusts only headers that a worker has signed."""
 
 import contextlib
 import re
@@ -41,12 +41,12 @@ _UNREAD = "the headers are too large to read"
 
 @dataclass(frozen=True, slots=True)
 class StoredDeadLetter:
-    """A dead letter and its message, which contains the code: show it only to users who may see codes."""
+    """A dead letter and its message, which contains the code and must be shown only to users who may see codes."""
 
     dead_letter: DeadLetter
     message: Delivered = field(repr=False)
     own_headers: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    """The headers that a worker wrote; a replay keeps them."""
+    """The headers that a worker has signed, which a replay keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ class Reader:
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
 
     def read(self, message: Delivered) -> StoredDeadLetter:
-        """Return a message's dead letter. Whatever the message contains, this does not raise."""
+        """Return a message's dead letter. Never raises, whatever the message contains."""
         request = _job(message.body)
         all_headers: dict[str, Any] = dict(message.headers or {})
         signed = verified(all_headers, message.body, (self.hash_key, *self.old_hash_keys))
         headers = _sanitized(all_headers, request) if signed is None else signed
         first_seen_ms, died_ms = _time_ms(headers.get(FIRST_SEEN)), _time_ms(headers.get(DIED_AT))
         job_id = self._job_id(message, headers, request)
-        # the broker itself dead-letters what was redelivered too often, and adds none of our headers
+        # the broker dead-letters messages that were redelivered too often, without our headers
         reason, error = ("unknown", _UNREAD) if message.headers_unread else ("crashed", _BY_THE_BROKER)
         error = str(headers.get(ERROR, error))
         if request is not None and contains_secret(error, request.email, request.otp, partial=True):
@@ -84,7 +84,7 @@ class Reader:
             allowed_ms=_time_ms(headers.get(ALLOWED_AT)),
             size=message.dropped or len(message.body),
             replay=_replay(headers),
-            # without any of our headers, the broker dead-lettered the message, and there is nothing to verify
+            # without any of our headers, the broker has dead-lettered the message, and there is nothing to verify
             verified=signed is not None
             or not (message.headers_unread or any(name.startswith(OURS) for name in all_headers)),
         )
@@ -98,14 +98,14 @@ class Reader:
         return job_id
 
     def _unsigned_id(self, message: Delivered, request: OtpJob | None) -> str:
-        """Return the id that the producer has given the job or the message, hashed if it contains a secret."""
+        """Return the id that the producer gave to the job or to the message, hashed if it contains a secret."""
         if request is not None and request.job_id:
             secret = contains_secret(request.job_id, request.email, request.otp)
             return keyed_hash(request.job_id, self.hash_key) if secret else request.job_id
         return readable_job_id(message.body) or keyed_hash(message.message_id or "", self.hash_key)
 
     def _expires_ms(self, request: OtpJob | None, job_id: str, first_seen_ms: int) -> int | None:
-        """Return when the worker will consider the code expired after a replay without a fresh lifetime."""
+        """Return when the code expires for a worker, after a replay without a fresh lifetime."""
         if request is None:
             return None
         return Job.from_request(
@@ -131,10 +131,7 @@ def _replay(headers: Mapping[str, Any]) -> Replay | None:
 
 
 def _sanitized(headers: Mapping[str, Any], request: OtpJob | None) -> dict[str, Any]:
-    """Return what may be shown of headers without a valid signature: anyone may have written them.
-
-    A previous version did not sign its headers.
-    """
+    """Return the parts that may be shown of unsigned headers, which anyone, or an earlier version, may have written."""
     secrets = (request.otp, request.email) if request else ()
     shown: dict[str, Any] = {}
     if REASON in headers:
@@ -156,19 +153,19 @@ def _sanitized(headers: Mapping[str, Any], request: OtpJob | None) -> dict[str, 
     times = {name: _time_ms(headers.get(name)) for name in (FIRST_SEEN, DIED_AT, ALLOWED_AT, REPLAYED_AT)}
     shown |= {name: at_ms for name, at_ms in times.items() if at_ms is not None}
     first_seen_ms = times[FIRST_SEEN] or times[DIED_AT]
-    if first_seen_ms is not None:  # it can shorten a code's lifetime, but must not extend it
+    if first_seen_ms is not None:  # an unsigned time may shorten a code's lifetime, but not extend it
         shown[FIRST_SEEN] = min(first_seen_ms, now_ms())
     return shown
 
 
 def _code_in(error: str) -> str:
-    """Return the reply code at the start or the end of an error: previous versions wrote no header for it."""
+    """Return the reply code in the text of an error, because earlier versions wrote no header for it."""
     found = _CODE.search(error)
     return found[1] if found else ""
 
 
 def _time_ms(value: object) -> int | None:
-    """Return a time if it is a possible one: headers of others must not make a dead letter unreadable."""
+    """Return a plausible time, or `None`: foreign headers must not make a dead letter unreadable."""
     at_ms = _int(value)
     return at_ms if at_ms is not None and 0 <= at_ms <= LAST_MS else None
 

@@ -1,4 +1,4 @@
-"""A small broker and an e-mail inbox in this process, for `make run`. Nothing is kept when the process exits."""
+"""A small broker and an e-mail inbox in this process, for `make run`. Everything is lost when the process exits."""
 
 from .amqp import EmbeddedBroker
 

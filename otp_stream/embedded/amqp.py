@@ -25,12 +25,12 @@ class EmbeddedBroker:
 
     @classmethod
     def at(cls, url: str) -> "EmbeddedBroker":
-        """Return a broker that listens where this URL points."""
+        """Return a broker that listens at this URL."""
         parts = urlsplit(url)
         return cls(parts.hostname or "127.0.0.1", parts.port or 5672)
 
     async def start(self) -> None:
-        """Start listening; port 0 is any free port."""
+        """Start listening. Port 0 means any free port."""
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -48,7 +48,7 @@ class EmbeddedBroker:
         try:
             await self._connections[connection]
         except (OSError, asyncio.IncompleteReadError, exceptions.PAMQPException):
-            pass  # the client disconnected, or does not speak AMQP: only its own connection ends
+            pass  # the client disconnected, or does not speak AMQP, which ends only its own connection
         finally:
             connection.end()
             del self._connections[connection]

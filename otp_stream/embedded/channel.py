@@ -16,7 +16,7 @@ _REPLY_TO = "amq.rabbitmq.reply-to"
 
 
 class Connection(Protocol):
-    """What a channel needs of its connection."""
+    """The connection of a channel."""
 
     store: VirtualHost
 
@@ -50,7 +50,7 @@ class Channel:
         self._refused = False
 
     def handle(self, it: Any) -> bool:
-        """Execute a method; returns whether the channel is closed."""
+        """Execute a method. Returns whether the channel is closed."""
         if isinstance(it, commands.Channel.Close):
             self.close()
             self._send(commands.Channel.CloseOk())
@@ -244,7 +244,7 @@ class _Consumer:
 
 
 def _drop(_: Queue, __: Message) -> None:
-    """Do nothing: an acked message is gone."""
+    """Do nothing with an acked message."""
 
 
 def _content(message: Message) -> list[header.ContentHeader | body.ContentBody]:

@@ -1,4 +1,4 @@
-"""A mail relay that keeps the e-mails it accepts and shows them in a web page. Two addresses fail on purpose.
+"""A mail relay that keeps the e-mails that it accepts, and shows them in a web page. Two addresses fail on purpose.
 
 `later@…` is deferred once (451) and accepted the second time; `nobody@…` is rejected (550).
 """
@@ -28,7 +28,7 @@ _KEPT = 500
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One e-mail that was accepted."""
+    """An accepted e-mail."""
 
     number: int
     recipient: str
@@ -52,12 +52,12 @@ class Inbox:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Start listening; port 0 is any free port."""
+        """Start listening. Port 0 means any free port."""
         self._server = await asyncio.get_running_loop().create_server(self._protocol, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening; open connections stay until their clients close them."""
+        """Stop listening. Open connections stay until their clients close them."""
         if self._server is not None:
             self._server.close()
 

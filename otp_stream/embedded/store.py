@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 
 
 class BrokerError(Exception):
-    """An error that closes the client's channel; `code` as in AMQP 0-9-1 §1.2."""
+    """An error that closes the client's channel, with a reply code of AMQP 0-9-1 §1.2."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -21,7 +21,7 @@ class BrokerError(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """One message; `expires` is monotonic seconds."""
+    """One message. `expires` is monotonic seconds."""
 
     exchange: str
     routing_key: str
@@ -36,23 +36,23 @@ class Consumer(Protocol):
     """A consumer of a queue."""
 
     def has_room(self) -> bool:
-        """Whether its prefetch allows one more message."""
+        """Return whether its prefetch allows another message."""
         ...
 
     def deliver(self, queue: "Queue", message: Message) -> None:
-        """Deliver one message."""
+        """Send a message to the consumer."""
         ...
 
 
 @dataclass(slots=True)
 class Exchange:
-    """`bindings` are (routing key or pattern, queue name)."""
+    """An exchange. `bindings` are (routing key or pattern, queue name)."""
 
     kind: str
     bindings: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
     def route(self, key: str) -> set[str]:
-        """Return the queues that a message with this routing key goes to."""
+        """Return the names of the queues for a routing key."""
         return {queue for bound, queue in self.bindings if self._matches(bound, key)}
 
     def _matches(self, bound: str, key: str) -> bool:
@@ -72,13 +72,13 @@ def _topic(pattern: str) -> re.Pattern[str]:
 
 
 class Queue:
-    """First in, first out; `arguments` as RabbitMQ takes them."""
+    """A queue, first in, first out. `arguments` are those of RabbitMQ."""
 
     def __init__(self, name: str, arguments: Mapping[str, Any], host: "VirtualHost", owner: object | None) -> None:
         self.name = name
         self.arguments = dict(arguments)
         self.owner = owner
-        """The connection that an exclusive queue belongs to."""
+        """The connection to which an exclusive queue belongs."""
         self.ready: deque[Message] = deque()
         self.consumers: deque[Consumer] = deque()
         self._host = host
@@ -92,7 +92,7 @@ class Queue:
         self.dispatch()
 
     def requeue(self, message: Message) -> None:
-        """Put an unacked message back, or dead-letter it beyond the delivery limit."""
+        """Put an unacked message back, or dead-letter it if it exceeds the delivery limit."""
         message.redelivered = True
         message.returns += 1
         limit = self.arguments.get("x-delivery-limit")
@@ -102,7 +102,7 @@ class Queue:
             self.ready.appendleft(message)
 
     def dead_letter(self, message: Message) -> None:
-        """Publish a message to the dead-letter exchange, if there is one, and drop it otherwise."""
+        """Publish a message to the dead-letter exchange, or drop it if there is none."""
         exchange = self.arguments.get("x-dead-letter-exchange")
         if exchange is not None:
             message.properties.expiration = None
@@ -153,7 +153,7 @@ class VirtualHost:
         self.queues: dict[str, Queue] = {}
 
     def publish(self, message: Message) -> bool:
-        """Route a message; returns whether it reached any queue. Raises `BrokerError` for an unknown exchange."""
+        """Route a message. Returns whether a queue received it. Raises `BrokerError` for an unknown exchange."""
         if message.exchange == "":
             names = {message.routing_key} & self.queues.keys()
         else:
@@ -205,7 +205,7 @@ class VirtualHost:
         return found
 
     def delete_queue(self, name: str) -> int:
-        """Delete a queue; returns how many messages it had."""
+        """Delete a queue. Returns the number of its messages."""
         queue = self.queues.pop(name, None)
         if queue is None:
             return 0

@@ -1,4 +1,4 @@
-"""Every environment variable that the worker knows: one typed, frozen object, read once."""
+"""The settings: every environment variable that the worker reads, in one typed, frozen object."""
 
 from .fallback_relay import FallbackRelay
 from .load import load

@@ -1,4 +1,4 @@
-"""The relays that are used while the first one takes no mail."""
+"""The relays to use while the first one takes no mail."""
 
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -22,7 +22,7 @@ class FallbackRelay:
 
     @classmethod
     def read(cls, url: str) -> Self:
-        """Read a URL. Raises `ValueError`, whose text never quotes the URL: it holds a password."""
+        """Parse a URL. Raises `ValueError`, whose text never quotes the URL, because it contains a password."""
         try:
             parts = read_url(url, {"smtp", "smtps"}, _EXAMPLE)
         except ValueError as error:

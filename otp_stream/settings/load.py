@@ -1,4 +1,4 @@
-"""Read the settings, and find every problem at once."""
+"""Reads the settings, and finds all problems at once."""
 
 import os
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ _DELAYS = {"base_delay_ms", "max_delay_ms"}
 
 
 def load(**values: Any) -> tuple[Settings, list[str]]:
-    """Read the settings from the environment and `.env`, or from `values` by field name, which win.
+    """Read the settings from the environment and `.env`. `values` by field name take precedence.
 
-    Returns them with every problem found. Values that cannot be read are replaced by the defaults, so that documents
-    can still be generated; check the problems before you start anything else.
+    Returns the settings with all problems. Invalid values are replaced by the defaults, so that documents can still be
+    generated; check the problems before you start anything else.
     """
     problems = _env_file_problems()
     if problems:
@@ -36,7 +36,7 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
 
 
 def _env_file_problems() -> list[str]:
-    """Return why `.env` cannot be read; pydantic-settings would misread other encodings, or raise an exception."""
+    """Return why `.env` cannot be read. Pydantic-settings would misread other encodings, or raise an exception."""
     content = b""
     try:
         content = ENV_FILE.read_bytes() if ENV_FILE.is_file() else b""
@@ -51,7 +51,7 @@ def _env_file_problems() -> list[str]:
 
 
 def _tracing_problems(environ: Mapping[str, str]) -> list[str]:
-    """Check the endpoints that OpenTelemetry's SDK reads itself."""
+    """Check the endpoints, which OpenTelemetry's SDK itself reads from the environment."""
     found: list[str] = []
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         if url := environ.get(name, "").strip():
@@ -63,17 +63,17 @@ def _tracing_problems(environ: Mapping[str, str]) -> list[str]:
 
 
 def _with_defaults(invalid: list[ErrorDetails], values: dict[str, Any]) -> tuple[Settings, list[str]]:
-    """Return the settings with defaults in place of the invalid ones, and the other problems."""
+    """Return the settings, with defaults instead of invalid values, and the other problems."""
     bad = {str(item["loc"][0]).lower() for item in invalid if item["loc"]}
     if not _DELAYS.isdisjoint(bad):
-        bad |= _DELAYS  # one of them cannot be compared with the default of the other
+        bad |= _DELAYS  # a delay must not be compared with the default of the other one
     defaults = {name: field.default for name, field in Settings.model_fields.items() if name in bad}
     try:
         settings = Settings(**{**values, **defaults})
     except ValidationError as error:  # two valid settings contradict each other
         more = error.errors(include_input=False)
         return Settings.model_construct(), [_explain(item) for item in more] if more != invalid else []
-    # no second problem for a setting that is already named: it would be about the default
+    # another problem of a setting that is already reported would be about its default
     bad |= {name.lower() for name in REQUIRED_FOR_LOGIN} if "smtp_auth" in bad else set()
     return settings, [it for it in find_problems(settings) if it.partition(":")[0].lower() not in bad]
 
@@ -93,7 +93,7 @@ _TEXTS = {
     "less_than_equal": "must be {le:g} or less",
     "finite_number": "must be a number",
 }
-"""By pydantic's type of error; the others keep pydantic's text."""
+"""By pydantic's type of error. Other types keep pydantic's text."""
 
 
 def _explain(item: ErrorDetails) -> str:

@@ -1,4 +1,4 @@
-"""Settings that prevent a start, and unsafe ones that are allowed."""
+"""Finds settings that prevent a start, and unsafe settings that are allowed."""
 
 import re
 from collections.abc import Iterator
@@ -14,10 +14,8 @@ from .validators import MAKE_KEY, listed
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
 _NO = {"0", "f", "false", "n", "no"}
-
-
 _FEW = 8
-"""A random token of 16 characters has at least as many different ones."""
+"""A random token of 16 characters has at least this many different ones."""
 _WORDS = ("admin", "change", "example", "letmein", "otp-stream", "otpstream", "passw", "qwert", "secret", "token")
 _PLACEHOLDERS = {
     "admin", "changeit", "changeme", "default", "example", "guest", "letmein", "pass", "passwd", "password",
@@ -71,7 +69,7 @@ def _unsafe_in_production(settings: Settings) -> list[str]:
 
 
 def _unsafe_everywhere(settings: Settings) -> list[str]:
-    """Return settings that are unsafe in every network, each with its fix."""
+    """Return settings that are unsafe in every environment, each with its fix."""
     found = [text for name, url in _remote_servers(settings).items() for text in _unsafe_in_url(name, url)]
     if settings.smtp_pass and is_placeholder(settings.smtp_pass.get_secret_value(), settings.smtp_user or ""):
         found.append("SMTP_PASS: is a placeholder or easy to guess; set the relay's password")
@@ -105,7 +103,7 @@ def _unsafe_in_url(name: str, url: str) -> Iterator[str]:
 
 
 def _remote_servers(settings: Settings) -> dict[str, str]:
-    """Return the URL of each server on another machine, by setting."""
+    """Return the URLs of servers on other machines, by setting."""
     urls = {"RABBITMQ_URL": settings.rabbitmq_url, "REDIS_URL": settings.redis_url}
     return {
         name: url.get_secret_value()
@@ -115,7 +113,7 @@ def _remote_servers(settings: Settings) -> dict[str, str]:
 
 
 def find_warnings(settings: Settings) -> list[str]:
-    """Return unsafe settings that are allowed, each with its fix; for the log at start and `otp-stream check`."""
+    """Return unsafe settings that are allowed, each with its fix, for the log at start and `otp-stream check`."""
     found = _unsafe_everywhere(settings) if settings.app_env != "production" else []
     if settings.app_env != "development":
         found += [
@@ -127,7 +125,7 @@ def find_warnings(settings: Settings) -> list[str]:
 
 
 def is_guessable(token: str) -> bool:
-    """Return whether a token is a word, a sequence or a repetition instead of random characters."""
+    """Return whether a token contains a word, or is a sequence or a repetition, instead of random characters."""
     text = token.lower()
     if _is_pattern(text):
         return True
@@ -136,7 +134,7 @@ def is_guessable(token: str) -> bool:
 
 
 def is_placeholder(password: str, user: str) -> bool:
-    """Return whether a password is a documented default, its user's name, or a pattern. A short one may be random."""
+    """Return whether a password is a well-known default, the user's name, or a pattern. A short one may be random."""
     text = password.lower()
     word = re.sub(r"[\W_]", "", text)
     return bool(

@@ -1,4 +1,4 @@
-"""The settings of a deployment, and what follows from them."""
+"""The settings of a deployment, and values that are derived from them."""
 
 import socket
 from functools import cached_property
@@ -19,16 +19,16 @@ EMBEDDED_BROKER_PORT = 5673
 
 
 class Settings(Fields):
-    """Settings of a deployment: one typed, frozen object, read once."""
+    """The settings of a deployment, typed and frozen."""
 
     @property
     def embedded(self) -> bool:
-        """Whether the broker is the one inside this process."""
+        """Whether the broker runs in this process."""
         return urlsplit(self.rabbitmq_url.get_secret_value()).scheme == "memory"
 
     @property
     def amqp_url(self) -> str:
-        """The URL to connect to, password included; the embedded broker listens on loopback."""
+        """The URL to connect to, including the password. The embedded broker listens on loopback."""
         url = self.rabbitmq_url.get_secret_value()
         if not self.embedded:
             return url
@@ -47,17 +47,17 @@ class Settings(Fields):
 
     @property
     def tables_prefix(self) -> str:
-        """Prefix of every key in Redis. Workers of one queue of one broker share it, and all keys are in one slot."""
+        """Prefix of every key in Redis, for all workers of one queue of one broker. All keys are in one hash slot."""
         return f"{self.tables_names}{blake2b(self._namespace.encode(), digest_size=4).hexdigest()}:"
 
     @property
     def tables_names(self) -> str:
-        """Prefix of the keys of all deployments with these names; earlier versions used it for every key."""
+        """Prefix of the keys of all deployments with these names, which earlier versions used for every key."""
         return f"{{{self.rabbitmq_prefix}:{self.rabbitmq_queue_name}}}:"
 
     @property
     def tables_broker(self) -> str:
-        """The RabbitMQ whose workers share their state, for messages that distinguish deployments with equal names."""
+        """A description of RabbitMQ, for messages that distinguish deployments with equal names."""
         return f"REDIS_NAMESPACE={self.redis_namespace}" if self.redis_namespace else self._namespace
 
     @property
@@ -66,7 +66,7 @@ class Settings(Fields):
             return self.redis_namespace
         parts = urlsplit(self.amqp_url)
         host = (parts.hostname or "").rstrip(".")
-        # amqp and amqps of one broker have two ports
+        # one broker has two ports, for amqp and for amqps
         port = f":{parts.port}" if parts.port not in {None, 5671, 5672} else ""
         return f"{'localhost' if is_loopback(host) else host}{port}/{unquote(parts.path[1:]) or '/'}"
 
@@ -83,28 +83,28 @@ class Settings(Fields):
 
     @property
     def fallbacks(self) -> list[FallbackRelay]:
-        """The relays after the first, in order."""
+        """The relays after the first one, in order of preference."""
         return [FallbackRelay.read(url) for url in listed(self.smtp_fallback_urls)]
 
     @property
     def own_hosts(self) -> frozenset[str]:
-        """Host names that HTTP requests may address, beside IP addresses and internal names."""
+        """Host names in HTTP requests that are accepted in addition to IP addresses and internal names."""
         named = [name.strip().lower().removesuffix(".") for name in (self.http_hosts or "").split(",")]
         return frozenset({*filter(None, named), socket.gethostname().lower()})
 
     @property
     def sender(self) -> tuple[str, str]:
-        """The sender as (display name, address), with the domain as SMTP needs it."""
+        """The sender as (display name, wire address)."""
         return read_sender(self.sender_email) if self.sender_email else ("", "")
 
     @property
     def hash_key(self) -> bytes:
-        """Key of hashes and MACs: the same for all workers of a deployment, and secret."""
+        """The secret key of hashes and MACs, which is the same for all workers of a deployment."""
         return self._hash_keys[0]
 
     @property
     def old_hash_keys(self) -> tuple[bytes, ...]:
-        """Keys whose MACs and records are still accepted: of workers before, or after, a change of `SECRET_KEY`."""
+        """Keys whose MACs and records are also accepted, of workers before or after a change of `SECRET_KEY`."""
         return self._hash_keys[1:]
 
     @cached_property
@@ -114,10 +114,10 @@ class Settings(Fields):
 
     @property
     def _derived_key(self) -> bytes:
-        # not the host: two workers may reach one RabbitMQ by different ones
+        # not the host, because two workers may reach one RabbitMQ by different hosts
         smtp_pass = self.smtp_pass.get_secret_value() if self.smtp_pass else ""
         secrets = (urlsplit(self.rabbitmq_url.get_secret_value()).password or "", smtp_pass)
-        # a hashed code has only a million values, so the passwords protect it: guessing one of them must be slow
+        # a hashed code has only a million possible values, so guessing the passwords that protect it must be slow
         cost = 2 if self.hash_key_is_known else 2**14
         return _stretched("\0".join(secrets), cost)
 

@@ -1,4 +1,4 @@
-"""One function per setting: returns the value to use, or raises `ValueError` with the fix and without any secret."""
+"""One validator for each setting. It returns the value to use, or raises `ValueError` with the fix and no secret."""
 
 import ipaddress
 import re
@@ -14,8 +14,8 @@ from .fallback_relay import FallbackRelay
 
 _RABBITMQ_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
 _REDIS_EXAMPLE = "redis://user:password@redis.example.com:6379/0"
-_SHORTEST_KEY = 16
-_LEAST_VARIETY = 6
+_MIN_KEY = 16
+_MIN_VARIETY = 6
 """Minimum number of different characters in a key."""
 MAKE_KEY = "make one with: openssl rand -hex 32"
 _REDIS_OPTIONS = {"db", "username", "password", "client_name"}
@@ -26,7 +26,7 @@ _REDIS_TLS_OPTIONS = {
 _HOST_NAME = re.compile(r"(?!_)(?!-)([\w-]{1,63}\.)*[\w-]{0,62}[^\W_]\.?")
 _SENDER = re.compile(r"([^\x00-\x1f\x7f<>]*)<([^<>]+)>|(\S+)")
 LONGEST_QUEUE_NAME = 200
-"""Bytes. AMQP allows 255 for the name of a queue; the names derived from this one are longer."""
+"""Maximum bytes. AMQP allows 255 for the name of a queue, and names that are derived from this one are longer."""
 _LEVELS = {
     "warn": "warning", "http": "info", "verbose": "debug", "silly": "debug", "trace": "debug", "fatal": "critical",
 }  # fmt: skip
@@ -48,14 +48,14 @@ def smtp_port(value: object) -> object:
 
 
 def http_token(value: SecretStr | None) -> SecretStr | None:
-    """Accept ASCII only: clients disagree about the encoding of other characters in a header."""
+    """Accept ASCII only, because clients encode other characters in a header differently."""
     if value is not None and not value.get_secret_value().isascii():
         raise ValueError("must have ASCII characters only; make a random one: openssl rand -hex 32")
     return value
 
 
 def smtp_host(value: str | None) -> str | None:
-    """Accept a host alone; an internationalised one is converted by IDNA 2008."""
+    """Accept only a host. An internationalised one is converted by IDNA 2008."""
     if value is None:
         return None
     if not value.isascii():
@@ -98,19 +98,19 @@ def smtp_fallback_urls(value: SecretStr | None) -> SecretStr | None:
 
 
 def secret_key(value: SecretStr | None) -> SecretStr | None:
-    """Accept a comma list of keys that are long and varied enough."""
+    """Accept a comma list of keys that are long enough and not uniform."""
     if value is None:
         return None
     keys = listed(value)
-    if not keys or min(map(len, keys)) < _SHORTEST_KEY:
-        raise ValueError(f"must have {_SHORTEST_KEY} characters or more, in each key of a comma list; {MAKE_KEY}")
-    if min(len(set(key)) for key in keys) < _LEAST_VARIETY:
+    if not keys or min(map(len, keys)) < _MIN_KEY:
+        raise ValueError(f"must have {_MIN_KEY} characters or more, in each key of a comma list; {MAKE_KEY}")
+    if min(len(set(key)) for key in keys) < _MIN_VARIETY:
         raise ValueError(f"can be guessed; {MAKE_KEY}")
     return value
 
 
 def rabbitmq_queue_name(value: str) -> str:
-    """Limit the bytes: pydantic counts characters."""
+    """Limit the number of bytes, because pydantic counts characters."""
     if len(value.encode()) > LONGEST_QUEUE_NAME:
         raise ValueError(f"must have {LONGEST_QUEUE_NAME} bytes or fewer in UTF-8")
     return value
@@ -145,9 +145,9 @@ def limit(value: str | None) -> str | None:
 
 
 def read_sender(text: str) -> tuple[str, str]:
-    """Return (display name, address as it goes over the wire) of `Name <a@b.c>` or `a@b.c`. Raises `ValueError`.
+    """Return (display name, wire address) of `Name <a@b.c>` or `a@b.c`. Raises `ValueError`.
 
-    The standard library would take the first of several addresses, and change the domain next to other text.
+    The standard library would accept the first of several addresses, and change a domain beside other text.
     """
     found = _SENDER.fullmatch(text)
     name, address = (found[1] or "", found[2] or found[3]) if found else ("", "")

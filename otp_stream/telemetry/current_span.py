@@ -1,4 +1,4 @@
-"""The span of the current task. Log lines carry its ids."""
+"""The span of the current task. Log lines contain its ids."""
 
 from contextvars import ContextVar
 from typing import Protocol
@@ -22,4 +22,4 @@ class OpenSpan(Protocol):
 
 
 CURRENT_SPAN: ContextVar[OpenSpan | None] = ContextVar("span", default=None)
-"""`None` outside of a job, and where tracing is off."""
+"""`None` outside of a job, or if tracing is off."""

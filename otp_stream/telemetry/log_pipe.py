@@ -1,7 +1,7 @@
 """A thread that writes log lines, so that no job is blocked when nothing reads standard output.
 
 A write to a pipe or terminal blocks when its buffer is full. Here only the thread blocks. Lines that it cannot write
-yet are kept up to a limit; lines beyond it are dropped and counted.
+yet are kept up to a limit. Lines beyond the limit are dropped and counted.
 """
 
 import os
@@ -14,7 +14,7 @@ from contextlib import suppress
 LIMIT = 1 << 20
 """Maximum number of bytes kept for the reader, about 4,000 lines."""
 _EXIT_S = 2.0
-"""How long the process waits for the reader at its end, in total."""
+"""How long a process that ends waits for the reader, in total."""
 
 
 class _Dropped:
@@ -27,20 +27,20 @@ DROPPED = _Dropped()
 
 
 class LogPipe:
-    """Writes to a file descriptor in the order of `put`; `note` makes the line that reports how many were dropped."""
+    """Writes lines to a file descriptor in order. `note` returns the line that reports how many were dropped."""
 
     def __init__(self, descriptor: int, note: Callable[[int], str], limit: int = LIMIT) -> None:
-        # a duplicate: the number of a closed descriptor may be reused for another file while the thread writes
+        # a duplicate, because the number of a closed descriptor may be reused for another file while the thread writes
         self._descriptor = os.dup(descriptor)
         self._note = note
         self._limit = limit
         self._changed = threading.Condition()
         self._waiting: list[bytes] = []
         self._size = 0
-        """Bytes that are not written yet, including those that the thread is writing."""
+        """Bytes that are not written yet."""
         self._unreported = 0
         self._thread: threading.Thread | None = None
-        self._patience_s = _EXIT_S
+        self._flush_s = _EXIT_S
 
     def put(self, lines: bytes) -> None:
         """Queue lines, or drop them if the limit is reached; never blocks."""
@@ -53,7 +53,7 @@ class LogPipe:
             self._waiting.append(lines)
             self._size += len(lines)
             if self._thread is None:
-                # a daemon: it must not delay the end of the process
+                # a daemon, so that it does not delay the end of the process
                 thread = threading.Thread(target=self._run, name="log", daemon=True)
                 with suppress(RuntimeError):  # no more threads are available: the next line tries again
                     thread.start()
@@ -61,11 +61,11 @@ class LogPipe:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, for two seconds over all calls at most."""
+        """Wait until everything is written, for at most two seconds in all calls together."""
         began = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: not self._size, self._patience_s)
-        self._patience_s = max(self._patience_s - (time.monotonic() - began), 0)
+            self._changed.wait_for(lambda: not self._size, self._flush_s)
+        self._flush_s = max(self._flush_s - (time.monotonic() - began), 0)
 
     def _run(self) -> None:
         while True:
@@ -82,7 +82,7 @@ class LogPipe:
                 self._changed.notify_all()
 
     def _write(self, lines: bytes) -> bool:
-        """Write all bytes; return whether there is still a reader."""
+        """Write all bytes. Returns `False` if there is no reader any more."""
         left = memoryview(lines)
         while left:
             try:

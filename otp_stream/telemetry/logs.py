@@ -1,4 +1,4 @@
-"""Log lines: JSON in production and staging, readable in development; never a code, never an address in the clear."""
+"""Log lines: JSON in production and staging, readable in development. They never contain codes or full addresses."""
 
 import asyncio
 import atexit
@@ -24,20 +24,20 @@ from otp_stream.telemetry_errors import ERRORS
 from .current_span import CURRENT_SPAN
 from .log_pipe import LogPipe
 
-# At debug and info level these loggers write what they send and receive, including addresses and codes.
+# At debug and info level, these loggers write what they send and receive, including addresses and codes.
 _WARNINGS_ONLY = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
 
 _PLAIN = (str, int, float, NoneType)
 
-# These repeat every second what the broker package logs once.
+# These loggers repeat every second what the broker package logs once.
 _SILENCED = ("aiormq", "aio_pika")
 
 _outputs: list["_Output"] = []
-"""The current output; one at most."""
+"""The current output, if there is one."""
 
 
 def configure_logs(*, level: str, readable: bool) -> None:
-    """Send our lines and those of every library to standard output, one line each."""
+    """Write our log entries and those of every library to standard output, one line each."""
     number = logging.getLevelNamesMapping()[level.upper()]
     if readable:
         timestamper = structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False)
@@ -78,7 +78,7 @@ def configure_logs(*, level: str, readable: bool) -> None:
 
 
 def _output(stream: TextIO, note: Callable[[int], str]) -> "_Output":
-    """Return the output to this stream; a second call returns the same, because loggers cache their first output."""
+    """Return the output to a stream. A second call returns the same one, because loggers cache their first output."""
     if not _outputs or _outputs[-1].stream is not stream:
         flush_logs()
         _outputs[:] = [_Output(stream, note)]
@@ -93,12 +93,12 @@ def _dropped_line(processors: Iterable[Processor], count: int) -> str:
 
 
 def _bound_logger(level: int) -> type:
-    """Return a logger whose calls never raise: a job must not fail because a line about it cannot be written."""
+    """Return a logger class whose calls never raise: a job must not fail because a line cannot be written."""
     filtering = cast("Any", structlog.make_filtering_bound_logger(level))
 
     def write(logger: Any, level: str, event: str | None = None, **fields: Any) -> None:
         try:
-            filtering._proxy_to_logger(logger, level, event, **fields)  # noqa: SLF001 - made to be overridden
+            filtering._proxy_to_logger(logger, level, event, **fields)  # noqa: SLF001 - meant to be overridden
         except Exception as error:  # noqa: BLE001 - no error may reach the caller
             ERRORS.count += 1
             with suppress(Exception):
@@ -109,7 +109,7 @@ def _bound_logger(level: int) -> type:
 
 
 class _Output:
-    """A text stream that never raises and never blocks: neither a full disk nor a slow log collector may delay a code.
+    """A text stream that never raises or blocks: neither a full disk nor a slow log collector may delay a code.
 
     The lines of one iteration of the event loop are written together at its end, because a write for each line takes as
     long as rendering it. A thread writes to a pipe or terminal; a file is written directly, because it does not block.
@@ -121,7 +121,7 @@ class _Output:
         self._pipe = _pipe(stream, note)
         self._lines: list[str] = []
         self._due_in: asyncio.AbstractEventLoop | None = None
-        """The loop that will write them. A loop that was closed before it could leaves them to the next one."""
+        """The loop that will write the lines. If it is closed before that, the next loop writes them."""
         atexit.register(self.finish)
 
     def write(self, text: str) -> int:
@@ -137,10 +137,10 @@ class _Output:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: lines are flushed at the end of the loop's iteration."""
+        """Do nothing. Lines are flushed at the end of the loop's iteration."""
 
     def finish(self) -> None:
-        """Write the remaining lines; wait only briefly for a reader that does not read."""
+        """Write the remaining lines. Waits only briefly for the reader."""
         self._send()
         if self._pipe:
             self._pipe.flush()
@@ -158,7 +158,7 @@ class _Output:
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
             try:
                 self.stream.write(text)
-            except UnicodeError:  # the stream's encoding lacks a character: the rest of the text must be written anyway
+            except UnicodeError:  # the stream's encoding lacks a character, but the rest of the text must be written
                 self.stream.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
             self.stream.flush()
 
@@ -174,13 +174,13 @@ def _pipe(stream: TextIO, note: Callable[[int], str]) -> LogPipe | None:
 
 
 def flush_logs() -> None:
-    """Write the remaining lines. `atexit` does not run where a signal ends the process."""
+    """Write the remaining lines. `atexit` does not do that if a signal ends the process."""
     if _outputs:
         _outputs[-1].finish()
 
 
 def _without_texts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Leave out of foreign lines what may quote a job or a password: texts of exceptions, and arguments."""
+    """Remove texts of exceptions and arguments from foreign lines: they may quote a job or a password."""
     name = str(event.get("logger"))
     if name == "asyncio":
         event["event"] = re.split(r"[\n(<]", str(event["event"]), maxsplit=1)[0].strip()
@@ -196,7 +196,7 @@ def _without_texts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    # other values are shown by `str`: the encoder would dump their fields, and jobs hide their codes in `repr`
+    # other values are converted by `str`, because the encoder would dump their fields, and only `repr` hides codes
     shown = {
         name: it if isinstance(it, _PLAIN) else json.loads(json.dumps(it, default=str)) for name, it in value.items()
     }

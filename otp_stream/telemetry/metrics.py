@@ -1,4 +1,4 @@
-"""The metrics for Prometheus. Counters are updated as things happen, gauges are computed for each scrape."""
+"""The metrics for Prometheus. Counters are updated on events, gauges are computed for each scrape."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,11 +37,13 @@ _OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
 _CIRCUIT_BREAKER_STATES: tuple[str, ...] = get_args(CircuitBreakerState)
 _PHASES: tuple[str, ...] = get_args(Phase)
 
+disable_created_metrics()
+
 
 class DurationHistogram(Collector):
     """A histogram of durations in seconds, for the event loop's thread only.
 
-    `bounds` are the upper ends of its buckets, in ascending order.
+    `bounds` are the upper bounds of its buckets, in ascending order.
     """
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
@@ -55,13 +57,10 @@ class DurationHistogram(Collector):
         self._sum_s += took_s
 
     def collect(self) -> Iterator[Metric]:
-        """Return the cumulative buckets."""
+        """Yield the cumulative buckets."""
         ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         buckets = [(end, float(count)) for end, count in zip(ends, accumulate(self._counts), strict=True)]
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
-
-
-disable_created_metrics()
 
 
 class Metrics:
@@ -155,7 +154,7 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
 
 
 def _ledger(broker: BrokerState) -> Iterator[Metric]:
-    """Return the balance of deliveries: received = settled + unacked."""
+    """Yield the balance of deliveries: received = settled + unacked."""
     received = CounterMetricFamily("otp_ledger_received", "Deliveries, by lane.", labels=["lane"])
     settled = CounterMetricFamily(
         "otp_ledger_settled", "Deliveries that are no longer unacked, by how they ended.", labels=["lane", "how"]

@@ -1,4 +1,4 @@
-"""The health monitor: refreshes the broker's figures and logs the worker's health at an interval."""
+"""The health monitor: refreshes the broker's figures and logs the worker's health at regular intervals."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ async def monitor(
     refresh: Callable[[], Awaitable[None]],
     interval_s: float,
 ) -> None:
-    """Ask the broker and log a line every `interval_s` seconds, until cancelled."""
+    """Refresh the broker's figures and log a line every `interval_s` seconds, until cancelled."""
     offset_s = _clock_offset_s()
     reminder = Reminder()
     while True:
@@ -35,7 +35,7 @@ async def monitor(
         before_s, offset_s = offset_s, _clock_offset_s()
         jump_ms = round((offset_s - before_s) * 1000)
         if abs(jump_ms) > _CLOCK_JUMP_MS:
-            # expiry depends on it: after a jump forward, all codes seem to have expired
+            # expiry depends on the clock: after a jump forward, all codes seem to have expired
             _log.warning("the clock was set", by_ms=jump_ms)
         await refresh()
         now = state()
@@ -45,10 +45,10 @@ async def monitor(
 
 
 class Reminder:
-    """When to log a lasting condition: when it is seen the second time in a row, then once an hour.
+    """Decides when to log a lasting condition: when it is found for the second time in a row, then once an hour.
 
-    Seen only once, it may be temporary: a new worker starts a moment before the one that it replaces stops, and a lost
-    connection counts as a consumer until the broker notices.
+    If it is found only once, it may be temporary: a new worker starts a moment before the worker that it replaces
+    stops, and a lost connection counts as a consumer until the broker notices.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Reminder:
         self._next_s = -math.inf
 
     def due(self, note: str | None, now_s: float) -> bool:
-        """Return whether to log `note` now (monotonic seconds); `None` means that the condition has ended."""
+        """Return whether to log `note` at `now_s` (monotonic). `None` means that the condition does not exist."""
         seen_before, self._seen = self._seen, note is not None
         if note is None:
             self._next_s = -math.inf
@@ -67,7 +67,7 @@ class Reminder:
 
 
 def _clock_offset_s() -> float:
-    """Return the wall clock minus the monotonic one; it changes only when the wall clock is set."""
+    """Return the difference of wall clock and monotonic clock, which changes only when the wall clock is set."""
     return time.time() - time.monotonic()
 
 

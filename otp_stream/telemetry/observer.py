@@ -1,4 +1,4 @@
-"""What happens to jobs, as log lines, metrics, spans and statistics."""
+"""Records events of jobs as log lines, metrics, spans and statistics."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LATE_MS = 60_000
 _PRODUCER_WARNING_INTERVAL_MS = 60_000
 _LABELLED_ATTEMPTS = 10
-"""Higher attempt numbers share one series: greylisting makes many attempts."""
+"""Higher attempt numbers share one series, because greylisting causes many attempts."""
 
 
 class Observer:
@@ -38,15 +38,15 @@ class Observer:
         self._history = History()
         self._warned_ms: dict[str, int] = {}
         self._logs_jobs = True
-        """Whether the log level includes a line for each job. Composing one costs more than dropping it."""
+        """Whether the log level includes a line for each job, which is expensive to build."""
 
     async def open(self) -> None:
-        """Start tracing if `OTEL_*` variables configure it. It connects, so it must not run at import."""
+        """Start tracing if `OTEL_*` variables configure it, which connects to the collector."""
         self._logs_jobs = bool(_log.is_enabled_for(logging.INFO))
         self._tracer = open_tracer()
 
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
-        """Count and log that a job has arrived, and return the span of its processing."""
+        """Record that a job has arrived, and return the span of its processing."""
         self._stats.received += 1
         self.metrics.received[job.lane].inc()
         if job.lane != "due" and job.request.timestamp is not None:
@@ -142,7 +142,7 @@ class Observer:
                 _log.warning("relay takes no mail: circuit breaker open, jobs wait", **fields, probe_in_ms=pause_ms)
 
     def rate_changed(self, relay: RelayState) -> None:
-        """Log that a relay is slowed down, or gets mail at the full rate again."""
+        """Log that a relay is slowed down, or that it receives mail at the full rate again."""
         fields = {"relay": relay.name, "per_second": None if relay.rate is None else round(relay.rate, 1)}
         if relay.slowed:
             _log.warning("relay throttles: slowed down", **fields)
@@ -166,7 +166,7 @@ class Observer:
         return self._history.recent()
 
     def close(self) -> None:
-        """Export the remaining spans; takes a few seconds at most."""
+        """Export the remaining spans, for at most a few seconds."""
         self._tracer.close()
 
     def _job_ended(self, ending: str) -> None:
@@ -212,7 +212,7 @@ class Observer:
             )
 
     def _warn_of_producer(self, event: str, **fields: str | int) -> None:
-        # every job of that producer is affected: once a minute is enough
+        # once a minute, because every job of the producer is affected
         now_ms = self._now_ms()
         if now_ms - self._warned_ms.get(event, 0) >= _PRODUCER_WARNING_INTERVAL_MS:
             self._warned_ms[event] = now_ms

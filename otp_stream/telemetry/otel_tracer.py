@@ -1,4 +1,4 @@
-"""Tracing with OpenTelemetry's SDK. Imported only where tracing is configured, because the SDK is slow to import."""
+"""Tracing with OpenTelemetry's SDK. Imported only if tracing is configured, because importing the SDK is slow."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ from .span_exporter import open_exporter
 
 _CLOSE_S = 5.0
 _QUEUE_SIZE = 65_536
-"""Spans kept for the collector. The SDK's 2,048 are those of half a second."""
+"""Spans queued for the collector. The SDK's default, 2,048, is enough for half a second."""
 _EMPTY = Context()
 _NO_SPAN = nullcontext()
 _W3C = TraceContextTextMapPropagator()
@@ -31,9 +31,10 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class OtelTracer:
-    """Makes two spans for each job, `process` and `send`, because a span costs as much as a fifth of the job.
+    """Creates only two spans for each job, `process` and `send`: one span takes as long as a fifth of a job.
 
-    Names follow OpenTelemetry's semantic conventions for messaging. No exception is recorded: its text may hold a code.
+    Names follow OpenTelemetry's semantic conventions for messaging. No exceptions are recorded, because their text may
+    contain a code.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -42,7 +43,7 @@ class OtelTracer:
 
     @classmethod
     def open(cls) -> Self:
-        """Return a tracer as the `OTEL_*` variables configure it, and start its exporter."""
+        """Return the tracer that the `OTEL_*` variables configure, and start its exporter."""
         named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         resource = Resource.create({"service.version": __version__} | ({} if named else {"service.name": "otp-stream"}))
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -50,7 +51,7 @@ class OtelTracer:
         return cls(provider)
 
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
-        """Return the span of the whole job, as part of the producer's trace."""
+        """Return the span of a job, in the producer's trace."""
         attributes = {
             "messaging.system": "rabbitmq",
             "messaging.operation.type": "process",
@@ -63,7 +64,7 @@ class OtelTracer:
         return _current(self._tracer.start_span("process", parent, SpanKind.CONSUMER, attributes), None)
 
     def send_span(self) -> AbstractContextManager[object]:
-        """Return the span of one send, within the job's. Other steps show as the time before and after it."""
+        """Return the span of one send, a child of the job's span. The other steps are the time before and after it."""
         job = CURRENT_SPAN.get()
         if not isinstance(job, Span) or not job.is_recording():
             return _NO_SPAN
@@ -78,15 +79,15 @@ class OtelTracer:
                 span.set_status(StatusCode.ERROR)
 
     def inject(self, headers: MutableMapping[str, Any]) -> None:
-        """Write the current `traceparent` to message headers; the producer's `tracestate` is passed on unchanged."""
+        """Write the current `traceparent` to message headers. The producer's `tracestate` is kept unchanged."""
         if span := CURRENT_SPAN.get():
             context = span.get_span_context()
             ids = f"{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}"
             headers["traceparent"] = f"00-{ids}-{context.trace_flags:02x}"
 
     def close(self) -> None:
-        """Export the remaining spans; takes a few seconds at most."""
-        # the SDK's own limit is 30 s, so a thread waits for it, which does not delay the end of the process
+        """Export the remaining spans, for at most a few seconds."""
+        # in a thread, which does not delay the end of the process, because the SDK waits for up to 30 s
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(_CLOSE_S)

@@ -1,4 +1,4 @@
-"""The SDK's exporters of spans. A collector that does not accept spans is logged once, with the fix."""
+"""Exporters of spans. If the collector does not accept spans, that is logged once, with the fix."""
 
 import logging
 import os
@@ -57,14 +57,14 @@ def _http_exporter() -> SpanExporter:
 
 
 def masked(endpoint: str) -> str:
-    """Return the address without user and password."""
+    """Return an endpoint without user and password."""
     return re.sub("//[^/]*@", "//", without_secrets(endpoint))
 
 
 class LoggedExporter(SpanExporter):
-    """Logs once that spans are lost, in place of the SDK's line for each batch.
+    """Logs once that spans are lost, instead of the SDK's line for each batch.
 
-    The SDK's lines also quote addresses and replies, which may contain a password.
+    The SDK's lines also quote URLs and replies, which may contain a password.
     """
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
@@ -72,20 +72,20 @@ class LoggedExporter(SpanExporter):
         self._collector = masked(endpoint)
         self._error = ""
         self._overflow = 0
-        """Spans dropped since the last batch, because the queue was full."""
+        """Spans dropped since the last batch because the queue was full."""
         self._lost = 0
         self._lost_at_s = 0.0
-        # the filter of a logger does not apply to its children, so each logger needs it
+        # each logger needs the filter, because it does not apply to child loggers
         for module in {it.__module__ for it in type(exporter).__mro__}:
             if module.startswith("opentelemetry.exporter"):
                 logging.getLogger(module).filters[:] = [self._exporter_line]
         logging.getLogger("opentelemetry.sdk._shared_internal").filters[:] = [self._queue_line]
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Post spans; called by the SDK's thread."""
+        """Export spans, in the SDK's thread."""
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # noqa: BLE001 - such as a header that cannot be sent
+        except Exception as error:  # noqa: BLE001 - for example, a header that cannot be sent
             self._error, result = type(error).__name__, SpanExportResult.FAILURE
         lost, self._overflow = self._overflow, 0
         if result is SpanExportResult.SUCCESS:
@@ -109,19 +109,19 @@ class LoggedExporter(SpanExporter):
             self._lost, self._error = 0, ""
 
     def _exporter_line(self, record: logging.LogRecord) -> bool:
-        """Drop a line of the exporter, but remember what is safe to log of it."""
+        """Drop a line of the exporter, but keep the arguments that are safe to log."""
         arguments = record.args if isinstance(record.args, tuple) else ()
         self._error = " ".join(filter(None, map(_safe, arguments))) or self._error
         return False
 
     def _queue_line(self, record: logging.LogRecord) -> bool:
-        """Drop a line of the queue, but count the span that it drops."""
+        """Drop a line of the queue, but count the dropped span."""
         self._overflow += "dropping" in record.msg
         return False
 
 
 def _safe(argument: object) -> str:
-    """Return an argument of a log line if it cannot contain a secret, as texts of exceptions and of gRPC can."""
+    """Return an argument of a log line if it cannot contain a secret. Texts of exceptions and of gRPC can."""
     match argument:
         case Exception():
             return type(argument).__name__

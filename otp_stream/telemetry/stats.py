@@ -1,4 +1,4 @@
-"""The statistics of this process for health and the monitor, and its last 15 minutes for the dashboard."""
+"""The statistics of this process for health and monitor, and its last 15 minutes for the dashboard."""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -9,13 +9,11 @@ from otp_stream.core.state import Recent, Stats, Step
 _MINUTE_MS = 60_000
 _RECENT = 1000
 _INTENDED = {"throttled"}
-"""Reasons that are no failure: the operator has set the limits."""
-
-
+"""Reasons that are not failures, because the operator has set the limits."""
 STEP_MS = 5_000
 STEPS = 180
 _RECENT_GOOD, _RECENT_BAD = 10, 20
-"""How many single jobs are kept."""
+"""Number of successful and of failed jobs that are kept for display."""
 
 
 @dataclass(slots=True)
@@ -54,7 +52,7 @@ class StatsRecorder:
     last_error: str | None = None
     last_error_ms: int | None = None
     _took_ms: deque[tuple[int, int]] = field(default_factory=lambda: deque[tuple[int, int]](maxlen=_RECENT))
-    """(when, how long) of the last accepted mails."""
+    """(time, duration) of the latest accepted mails."""
     _accepted: _LastMinute = field(default_factory=_LastMinute)
     _died: _LastMinute = field(default_factory=_LastMinute)
 
@@ -71,7 +69,7 @@ class StatsRecorder:
         self._accepted.add(at_ms)
 
     def failed(self, error: str, at_ms: int) -> None:
-        """Remember the last error."""
+        """Record the last error."""
         self.last_error, self.last_error_ms = error, at_ms
 
     def snapshot(self, now_ms: int) -> Stats:
@@ -100,7 +98,7 @@ class _StepCounts:
     retried: int = 0
     dead: int = 0
     took: dict[int, int] = field(default_factory=dict[int, int])
-    """Mails by duration in milliseconds, rounded to 1/64, so that a step stays small."""
+    """Mails by duration in milliseconds, rounded to 1/64 to limit the number of entries."""
 
     def step(self) -> Step:
         return Step(self.number * STEP_MS, self.sent, self.retried, self.dead, *self._percentiles())
@@ -121,7 +119,7 @@ class _StepCounts:
 
 
 class History:
-    """Steps and recent jobs; times are milliseconds since 1970."""
+    """The last steps and recent jobs. Times are milliseconds since 1970."""
 
     def __init__(self) -> None:
         self._past: deque[Step] = deque(maxlen=STEPS)
@@ -148,7 +146,7 @@ class History:
             step.dead += recent.what in REASONS
 
     def steps(self, now_ms: int) -> tuple[Step, ...]:
-        """Return every step up to now, the oldest first; a step without a job is zero."""
+        """Return the steps up to now, the oldest first. A step without jobs is zero."""
         last = self._at(now_ms)
         known = {step.at_ms: step for step in (*self._past, last.step())}
         moments = range((last.number - STEPS + 1) * STEP_MS, last.number * STEP_MS + 1, STEP_MS)
@@ -160,11 +158,11 @@ class History:
 
     def _at(self, at_ms: int) -> _StepCounts:
         number = at_ms // STEP_MS
-        if number < self._now.number - 1:  # the clock was set back: drop the steps that are in the future now
+        if number < self._now.number - 1:  # the clock was set back, so later steps are dropped
             self._now = _StepCounts(number)
             while self._past and self._past[-1].at_ms >= number * STEP_MS:
                 self._past.pop()
         elif number > self._now.number:
-            self._past.append(self._now.step())  # computed once: it does not change any more
+            self._past.append(self._now.step())  # computed once, because a past step does not change
             self._now = _StepCounts(number)
         return self._now

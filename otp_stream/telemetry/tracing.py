@@ -1,4 +1,4 @@
-"""One trace from the producer to the settlement, across retries. Costs nothing where tracing is not configured."""
+"""One trace from the producer to the settlement, across retries. Costs nothing if tracing is not configured."""
 
 import os
 from collections.abc import Mapping, MutableMapping
@@ -14,14 +14,14 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Tracer(Protocol):
-    """Makes the spans of a job."""
+    """Creates the spans of a job."""
 
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
-        """Return the span of the whole job, as part of the producer's trace."""
+        """Return the span of a job, in the producer's trace."""
         ...
 
     def send_span(self) -> AbstractContextManager[object]:
-        """Return the span of one send, within the job's."""
+        """Return the span of one send, a child of the job's span."""
         ...
 
     def annotate(self, *, failed: bool = False, **attributes: str | int) -> None:
@@ -33,12 +33,12 @@ class Tracer(Protocol):
         ...
 
     def close(self) -> None:
-        """Export the remaining spans; takes a few seconds at most."""
+        """Export the remaining spans, for at most a few seconds."""
         ...
 
 
 class NoTracer:
-    """Tracing is off. A producer's trace context is passed on unchanged."""
+    """The tracer if tracing is off. A producer's trace context is kept unchanged."""
 
     def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:  # noqa: ARG002, D102
         return _NO_SPAN
@@ -57,7 +57,7 @@ class NoTracer:
 
 
 def open_tracer() -> Tracer:
-    """Return the tracer that the standard `OTEL_*` variables configure. A mistake in them is logged, not raised."""
+    """Return the tracer that the standard `OTEL_*` variables configure. Errors in them are logged, not raised."""
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
@@ -67,7 +67,7 @@ def open_tracer() -> Tracer:
         _log.warning("tracing is off: OTLP is the only exporter", exporter=exporter)
         return NoTracer()
     try:
-        from .otel_tracer import OtelTracer  # noqa: PLC0415 - takes long to import: only where tracing is on
+        from .otel_tracer import OtelTracer  # noqa: PLC0415 - slow to import, and used only if tracing is on
 
         return OtelTracer.open()
     except ImportError as error:
