@@ -1,4 +1,4 @@
-"""Host names of several addresses, of which some are dead."""
+"""Host names with several addresses, some of which do not respond."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ Address = tuple[str, int]
 
 @contextlib.contextmanager
 def swallowing() -> Iterator[Address]:
-    """Have an address whose queue of connections is full: Linux answers no further one."""
+    """Yield an address whose accept queue is full, so that Linux answers no more connections."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

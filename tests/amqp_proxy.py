@@ -1,4 +1,4 @@
-"""A proxy between a worker and RabbitMQ that reads frames, and can hold, cut, swallow or slow them down.
+"""A proxy between a worker and RabbitMQ that parses frames, and can hold, drop, cut or delay them.
 
 Faults are made here and at the relay, never by hooks in the product.
 """
@@ -20,7 +20,7 @@ CONSUME: Method = (60, 20)
 CONSUMING: Method = (60, 21)
 DELIVER: Method = (60, 60)
 ACK: Method = (60, 80)
-"""From the worker an acknowledgement, from the broker a publisher confirm."""
+"""An acknowledgement if the worker sends it, a publisher confirm if the broker sends it."""
 
 _METHOD_FRAME = 1
 _HEADER = 7
@@ -28,7 +28,7 @@ _HEADER = 7
 
 @dataclass
 class Hold:
-    """Frames of one method are kept back, and everything behind them on that connection."""
+    """Holds the frames of one method, and everything after them on that connection."""
 
     way: Way
     method: Method
@@ -38,26 +38,26 @@ class Hold:
 
 @dataclass
 class AmqpProxy:
-    """Forwards to the broker at `host:upstream`; its own `port` is fresh."""
+    """Forwards connections at `port` to the broker at `host:upstream`."""
 
     host: str
     upstream: int
     port: int = 0
     holds: list[Hold] = field(default_factory=list)
     swallow: bool | Literal["publishing"] = False
-    """Black hole: nothing passes, not even an end; for all connections, or just for those that have published."""
+    """Whether to drop everything, including the end of connections, on all of them or those that have published."""
     drip_s: float = 0
-    """Pause after each byte to the worker."""
+    """Seconds after each byte to the worker."""
     tear: Method | None = None
-    """The next frame of this method to a worker is torn in the middle by a reset."""
+    """A method. The next frame of it to a worker is cut in the middle by a reset."""
     refuse: bool = False
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _ports: set[int] = field(default_factory=set)
-    """The worker's end of each connection."""
+    """The worker's side of each connection."""
     _publishing: set[int] = field(default_factory=set)
-    """Those on which something was published."""
+    """Connections on which a message was published."""
     _consumers: list[tuple[bytes, bytes, asyncio.StreamWriter]] = field(default_factory=list)
-    """Channel and tag of each, and the way to its broker."""
+    """Channel and tag of each consumer, and the writer to its broker."""
     _ignored: tuple[Method, frozenset[int]] | None = None
     _brokers: dict[int, asyncio.StreamWriter] = field(default_factory=dict)
     _server: asyncio.Server | None = None
@@ -74,7 +74,7 @@ class AmqpProxy:
         await rounds()
 
     def hold(self, way: Way, method: Method) -> Hold:
-        """Keep back the next frame of this method, and all after it."""
+        """Hold the next frame of this method, and everything after it."""
         hold = Hold(way, method)
         self.holds.append(hold)
         return hold
@@ -88,11 +88,11 @@ class AmqpProxy:
         self._ignored = None
 
     def ignore(self, method: Method) -> None:
-        """Swallow a request on every connection there is now, which lives on otherwise; later ones are well."""
+        """Drop a request on every existing connection, which otherwise works. Later connections are not affected."""
         self._ignored = method, frozenset(self._ports)
 
     def forget(self) -> None:
-        """Make the broker drop every present consumer without a cancel to any worker."""
+        """Make the broker cancel every existing consumer, without notifying any worker."""
         for channel, tag, broker in self._consumers:
             cancel = b"\x00\x3c\x00\x1e" + tag + b"\x01"  # basic.cancel, no-wait
             broker.write(b"\x01" + channel + len(cancel).to_bytes(4, "big") + cancel + b"\xce")
@@ -191,7 +191,7 @@ def _method(frame: bytes) -> Method:
 
 @asynccontextmanager
 async def amqp_proxy(url: str) -> AsyncIterator[tuple[AmqpProxy, str]]:
-    """Open a proxy to the broker of `url`; gives it and the URL through it."""
+    """Open a proxy to the broker at `url`. Yields it, and the URL through it."""
     parts = urlsplit(url)
     proxy = AmqpProxy(parts.hostname or "127.0.0.1", parts.port or 5672)
     await proxy.start()

@@ -1,4 +1,4 @@
-"""Counts the function calls of a piece of work: its duration depends on how busy the machine is."""
+"""Counts function calls, because a duration depends on how busy the machine is."""
 
 import gc
 import sys
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def counted(work: Callable[[], T]) -> tuple[T, int]:
-    """Return what `work` returns and how many functions it called, built-in ones included."""
+    """Return the result of `work`, and the number of function calls, including built-in functions."""
     calls = 0
 
     def note(_frame: FrameType, event: str, _value: object) -> None:

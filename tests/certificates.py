@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, and what it signs."""
+"""A certificate authority for the tests."""
 
 import datetime as dt
 import ipaddress
@@ -26,7 +26,7 @@ def _alt_name(host: str) -> x509.GeneralName:
 
 
 class Authority:
-    """Signs certificates for servers; clients trust it by `ca_file`."""
+    """Signs certificates for servers. Clients trust it with `ca_file`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,7 +43,7 @@ class Authority:
         self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def server(self, *hosts: str, expired: bool = False) -> ssl.SSLContext:
-        """Return the server side's TLS for these host names and addresses."""
+        """Return a server's TLS context for these host names and addresses."""
         cert_file, key_file = self.issue(*hosts, expired=expired)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(cert_file, key_file)

@@ -1,4 +1,4 @@
-"""`otp-stream` as a process, and within this one, where many calls would take long to start."""
+"""Runs `otp-stream` as a process, or in this process, if many processes would take too long."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ class Ran:
 
 
 async def otp_stream(folder: Path, *arguments: str, **env: str) -> Ran:
-    """Run `otp-stream` in an empty folder; returns exit code and everything that it wrote."""
+    """Run `otp-stream` in an empty folder. Returns exit code and output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     with NamedTemporaryFile() as output:
         process = await start(
@@ -33,7 +33,7 @@ async def otp_stream(folder: Path, *arguments: str, **env: str) -> Ran:
 
 
 def here(folder: Path, *arguments: str, **env: str) -> Ran:
-    """Run a command in this process; `out` is what it wrote to standard output, then what it wrote to the other."""
+    """Run a command in this process. `out` is its standard output, followed by its standard error."""
     from otp_stream.cli.main import cli  # noqa: PLC0415 - the processes that others start do not need it
 
     gone = {name: None for name in os.environ if name.startswith(_OURS)}

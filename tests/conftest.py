@@ -1,4 +1,4 @@
-"""The stage of the live tests: a broker, a relay, and workers as processes; every name and port is fresh."""
+"""Fixtures of the live tests: a broker, a relay, and workers as processes. Every name and port is unique."""
 
 import logging
 import os
@@ -26,12 +26,12 @@ from xdist.scheduler import LoadScopeScheduling
 SHARED = (
     "test_cli_topology.py", "test_cluster.py", "test_operators.py", "test_pages.py", "test_runbook.py", "test_waits.py"
 )  # fmt: skip
-"""Files whose tests share a RabbitMQ or a Chromium that is slow to start, or must not run at the same time."""
+"""Files whose tests share a RabbitMQ or a Chromium that starts slowly, or must not run at the same time."""
 
-# A shell that runs the tests in the background makes them, and every process that they start, ignore SIGINT.
+# A shell that runs the tests in the background makes them, and all their child processes, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A deadline for each example fails where the machine is busy.
+# A deadline for each example would fail on a busy machine.
 hypothesis_settings.register_profile("tests", deadline=None)
 hypothesis_settings.load_profile("tests")
 
@@ -42,7 +42,7 @@ LONG = bool(os.environ.get("FAULTS_LONG"))
 
 @dataclass
 class Stage:
-    """Everything that a live test plays with."""
+    """The broker, the relay and the workers of a live test."""
 
     url: str
     rabbit: Rabbit
@@ -51,10 +51,10 @@ class Stage:
     workers: list[Worker] = field(default_factory=list)
 
     def worker(self, *, url: str | None = None, **changes: str) -> Worker:
-        """Make a worker, not started; `changes` are environment variables."""
+        """Return a worker that is not started. `changes` are environment variables."""
         folder = self.folder / f"worker{len(self.workers)}"
         queue, prefix = self.rabbit.queue, self.rabbit.prefix
-        # one wait queue instead of eight, which RabbitMQ takes 0.1 to 0.5 s to declare
+        # one wait queue instead of eight, because RabbitMQ takes 0.1 to 0.5 s to declare eight
         if changes.keys().isdisjoint({"BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}):
             changes |= {"MAX_DELAY_MS": "1000"}
         changes = {"MAX_RETRIES": "1"} | changes
@@ -77,19 +77,19 @@ class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file.startswith(("tests/unit", "tests/stream")):
-            # to assign thousands of short tests one by one takes as much CPU as some of them
+            # in groups, because assigning thousands of short tests one by one takes as much CPU as some of them
             return f"{file} {crc32(nodeid.encode()) % 8}"
         return file if file.endswith(SHARED) else nodeid
 
 
 def pytest_configure() -> None:
-    """Keep each test process on a core, with the servers and workers that it starts."""
+    """Keep each test process, with the servers and workers that it starts, on one core."""
     if name := os.environ.get("PYTEST_XDIST_WORKER"):
         use_one_core(int(name.removeprefix("gw")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest in one process, then the tests that mostly wait; the rest fills up."""
+    """Start with the files that take longest in one process, then the tests that mostly wait."""
 
     def rank(item: pytest.Item) -> int:
         if item.path.name in LONGEST:
@@ -100,24 +100,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    """Switch logging on again: `otp-stream check` switches it off, and some tests run it in this process."""
+    """Enable logging again, because `otp-stream check`, which some tests run in this process, disables it."""
     logging.disable(logging.NOTSET)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Give each process one test at a time, but all tests of a file that shares something to the same process."""
+    """Assign tests one by one, except that all tests of a file in `SHARED` run in the same process."""
     return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_url() -> str:
-    """Return the RabbitMQ of the live tests; `make test` finds or starts one."""
+    """Return the URL of RabbitMQ, which `make test` finds or starts."""
     return os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")
 
 
 @pytest.fixture
 async def stage(rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
-    """Set the stage; every worker is gone at the end."""
+    """Set up a stage. Every worker is killed at the end."""
     async with set_stage(rabbitmq_url, tmp_path) as stage:
         yield stage
 
@@ -126,7 +126,7 @@ async def stage(rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
 async def set_stage(
     url: str, folder: Path, *, tidy: bool = True, names: tuple[str, str] | None = None
 ) -> AsyncIterator[Stage]:
-    """Set a stage on this RabbitMQ; `names` are queue and prefix, for a RabbitMQ that no other test uses."""
+    """Set up a stage on a RabbitMQ. `names` are queue and prefix, for a RabbitMQ that no other test uses."""
     queue, prefix = names or (f"t{uuid4().hex[:10]}",) * 2
     async with rabbit(url, queue, prefix, tidy=tidy) as client, ScriptedRelay() as relay:
         stage = Stage(url, client, relay, folder)
@@ -139,7 +139,7 @@ async def set_stage(
 
 @pytest.fixture
 async def start_stream() -> AsyncIterator[Start]:
-    """Return what starts an application on the in-memory broker."""
+    """Return a function that starts an application on the in-memory broker."""
     async with AsyncExitStack() as stack:
         yield starter(stack)
 
@@ -161,7 +161,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @contextmanager
 def _one_demo_starts() -> Iterator[None]:
-    """Wait until no demo starts in another process of the tests: two at once may find the same port free."""
+    """Wait until no other test process starts a demo, because two at the same time may find the same port free."""
     with Path(gettempdir(), "otp-stream-demo.lock").open("w") as lock:
         flock(lock, LOCK_EX)
         yield
@@ -169,7 +169,7 @@ def _one_demo_starts() -> Iterator[None]:
 
 @pytest.fixture
 async def demo(tmp_path: Path) -> AsyncIterator[Worker]:
-    """Run what `make run` runs, until its samples are in the inbox."""
+    """Run the demo of `make run`, and wait until its samples are in the inbox."""
     demo = Worker(tmp_path / "demo", {})
     demo.folder.mkdir()
     words = ("demo", "--port", str(demo.port))

@@ -25,7 +25,7 @@ def deliver(tag: int, *, redelivered: bool = False) -> bytes:
 
 
 class MadeIds:
-    """Remembers ids, as the tables do."""
+    """Stores generated ids, as the tables do."""
 
     def __init__(self) -> None:
         self.ids: dict[str, str] = {}
@@ -38,7 +38,7 @@ class MadeIds:
 
 
 class Deliveries:
-    """Makes deliveries of one channel; `acked` and `nacked` hold their tags, in order."""
+    """Creates deliveries of one channel. `acked` and `nacked` contain their tags, in order."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -59,7 +59,7 @@ class Deliveries:
     def message(
         self, body: bytes = BODY, lane: Lane = "jobs", *, redelivered: bool = False, **properties: Any
     ) -> JobMessage:
-        """Return the next delivery as it arrived in a lane."""
+        """Return the next delivery in a lane."""
         message = self.delivered(body, redelivered=redelivered, **properties)
         return JobMessage(message, lane, 1_000, message.headers if lane == "due" else None)
 
@@ -79,7 +79,7 @@ End = BaseException | Callable[[], None] | None
 
 @dataclass(frozen=True)
 class Try:
-    """One try to publish, as it was when it was made."""
+    """One attempt to publish, with copies of its arguments."""
 
     exchange: str
     routing_key: str
@@ -92,12 +92,12 @@ class Try:
 
 @dataclass
 class Publishing:
-    """A fake confirmed publish: `ends` holds the result of each try, `None` for a confirm; later ones are confirmed."""
+    """A fake confirmed publish. `ends` are the results of the first tries, `None` for a confirm; others are confirmed."""
 
     ends: deque[End] = field(default_factory=deque[End])
     tries: list[Try] = field(default_factory=list[Try])
     confirmed: asyncio.Event = field(default_factory=asyncio.Event)
-    """No try ends before it is set."""
+    """No attempt ends before it is set."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:

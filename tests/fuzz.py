@@ -28,12 +28,12 @@ from worker import Worker
 
 _BATCH = 200
 _AHEAD = 3_000
-"""Messages that may wait: the clock of a code runs from its publication."""
+"""Maximum number of waiting messages, because the lifetime of a code starts when it is published."""
 _STUCK_S = 60.0
 _WHOLE = 0.5
-"""Share of the bodies that are jobs."""
+"""Fraction of the bodies that are jobs."""
 _IN_PIECES = 0.05
-"""Share of the whole bodies whose code is a list or an object, so that they are no jobs."""
+"""Fraction of the unchanged bodies whose code is a list or an object, so that they are not jobs."""
 _BLOCK_MS = 50
 _CODE = re.compile(rb"K7[0-9]{6}Q", re.IGNORECASE)
 _BETWEEN_PIECES = re.compile(rb'[\s",:]+|"[0-9]+":')
@@ -42,7 +42,7 @@ _WORDS = ("user", "login", "123456", "a@b.c", "x1y2", "%40", "=40", "&#64;", "\u
 
 @dataclass
 class Ledger:
-    """What was published and how it ended; messages are known by a number of ours."""
+    """The published messages and how they ended, by number."""
 
     published: int = 0
     died: Counter[int] = field(default_factory=Counter[int])
@@ -53,7 +53,7 @@ class Ledger:
 
     @property
     def ended(self) -> int:
-        """How many ends there were."""
+        """The number of mails and dead letters."""
         return self.sent + self.died.total() + self.duplicates
 
     async def read_dead_letter(self, message: AbstractIncomingMessage) -> None:
@@ -62,7 +62,7 @@ class Ledger:
         self.reasons[str(message.headers["x-otp-reason"])] += 1
         shown = {name: it for name, it in message.headers.items() if name.startswith(("x-otp-", "trace", "baggage"))}
         body = message.body + b"\n" + _BETWEEN_PIECES.sub(b"", message.body)
-        # a changed body may have lost its code, or have a longer one: what looks like one in a header is then no secret
+        # a changed body may have another code or none, and then the original code in a header is no secret
         codes = _CODE.findall(repr(shown).encode())
         if any(re.search(rb"(?<![0-9a-z])%b(?![0-9a-z])" % code, body, re.IGNORECASE) for code in codes):
             self.leaks.append(repr(shown)[:300])
@@ -77,7 +77,7 @@ class Report:
     blocked_ms: float
     took_s: float
     twice: dict[int, tuple[int, int]]
-    """Messages with more than one mail or dead letter: how many of each."""
+    """Messages with more than one mail or dead letter, and how many of each."""
 
     def __str__(self) -> str:
         ledger = self.ledger
@@ -92,7 +92,7 @@ class Report:
 async def fuzz(stage: Stage, count: int, seed: int) -> Report:
     """Publish `count` messages and wait until each has ended."""
     beats = stage.folder / "heartbeat"
-    # a small prefetch count: what is measured is how long one message can block the event loop, not a burst of many
+    # a small prefetch count, to measure how long one message can block the event loop, not many at once
     changes = {"PREFETCH_COUNT": "20", "BASE_DELAY_MS": "100", "MAX_DELAY_MS": "100", "MAX_RETRIES": "1"}
     worker = stage.worker(HEARTBEAT_FILE=str(beats), **changes)
     worker.app = "heartbeat:app"
@@ -108,7 +108,7 @@ async def fuzz(stage: Stage, count: int, seed: int) -> Report:
         await _ended(stage, worker, ledger, ledger.published - _AHEAD)
     await _ended(stage, worker, ledger, count)
     took_s = time.monotonic() - began
-    await asyncio.sleep(0.3)  # an end too many comes behind the last one
+    await asyncio.sleep(0.3)  # a duplicate would arrive after the last message
     await _count(stage, worker, ledger)
     metrics = (await worker.get("/metrics"))[1]
     health = (await worker.get("/health"))[1]
@@ -139,7 +139,7 @@ async def _count(stage: Stage, worker: Worker, ledger: Ledger) -> None:
 
 def _twice(stage: Stage, ledger: Ledger) -> dict[int, tuple[int, int]]:
     found = [re.match(r"f(\d+)-", mail.recipient) for mail in stage.relay.accepted]
-    # a message whose number was changed is no end of the one that has this number
+    # a message whose number was changed does not count for the message with that number
     mailed = Counter(int(it[1]) for it in found if it and it.string.startswith(_local(int(it[1])) + "@"))
     ends = mailed + ledger.died
     return {number: (mailed[number], ledger.died[number]) for number, times in ends.items() if times > 1}
@@ -168,7 +168,7 @@ def _message(chance: random.Random, number: int, stage: Stage) -> Message:
         properties["priority"] = chance.randrange(256)
     if chance.random() < 0.1:
         properties["timestamp"] = datetime.fromtimestamp(chance.randrange(2**32), UTC)
-    # last, so that nothing above takes its place
+    # last, so that nothing above replaces it
     headers["x-fuzz"] = number
     return Message(_body(chance, number, stage), headers=headers, delivery_mode=2, **properties)
 
@@ -309,7 +309,7 @@ def _value(chance: random.Random, depth: int) -> Any:
 
 
 async def main() -> None:
-    """Fuzz, and print what came of it."""
+    """Fuzz, and print the result."""
     seed = int(os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(10**6))
     count = int(os.environ.get("FUZZ_BODIES") or 100_000)
     sys.stdout.write(f"{count} messages, FUZZ_SEED={seed}\n")

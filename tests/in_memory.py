@@ -1,4 +1,4 @@
-"""The application on FastStream's in-memory broker, with a relay that speaks SMTP."""
+"""The application on FastStream's in-memory broker, with a scripted relay."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -17,13 +17,13 @@ from otp_stream.worker import OtpStream
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 
-# A key is stretched on purpose for as long as everything else takes that starts an application.
+# cached, because stretching the key takes as long as the rest of the application's start
 settings._stretched = cache(settings._stretched)
 
 
 @dataclass
 class Stream:
-    """An application under test, and what it published."""
+    """An application under test, and the messages that it published."""
 
     app: OtpStream
     relay: ScriptedRelay
@@ -48,7 +48,7 @@ class Stream:
         return [event["outcome"] for event in self.events]
 
     def listen(self) -> None:
-        """Consume what the application publishes, as other services do."""
+        """Subscribe to everything that the application publishes."""
         topology = self.broker.topology
         self._collect(RabbitQueue(topology.dead), None, self.dead)
         for ms in topology.backoff.waits_ms:
@@ -71,10 +71,10 @@ Start = Callable[..., Awaitable[Stream]]
 
 
 def starter(stack: AsyncExitStack) -> Start:
-    """Return what starts an application until `stack` is closed."""
+    """Return a function that starts an application, which `stack` stops."""
 
     async def start(extend: Callable[[OtpBroker], None] = lambda _: None, **values: Any) -> Stream:
-        """Start it with settings by field name; `extend` registers middlewares and the like before."""
+        """Start it with settings by field name. `extend` is called before, for example to register middlewares."""
         relay = await stack.enter_async_context(ScriptedRelay())
         defaults = {
             "_env_file": None, "app_env": "staging", "worker": True, "secret_key": SECRET_KEY,

@@ -1,4 +1,4 @@
-"""Compares the jobs published, the mails accepted and the dead letters, without looking inside the worker."""
+"""Compares published jobs with accepted mails and dead letters, without looking inside the worker."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """A row of the table of results."""
 
     case: str
     jobs: int
@@ -29,14 +29,14 @@ class Row:
     duplicated: int
     expired: int
     late_p99_ms: int
-    """From publish to acceptance, or to the dead letter."""
+    """99th percentile of the time from publish to acceptance or dead letter."""
     recovered_s: float
-    """From the end of the fault to the last end of a job."""
+    """Time from the end of the fault to the end of the last job."""
 
 
 @dataclass
 class Ledger:
-    """Counts jobs by their ids; each has its own recipient."""
+    """Counts jobs by their ids. Each job has its own recipient."""
 
     stage: Stage
     fallback: ScriptedRelay | None = None
@@ -53,7 +53,7 @@ class Ledger:
         return self.stage.relay
 
     async def publish(self, count: int, *, to: str | None = None, **fields: object) -> None:
-        """Publish so many jobs, each with a confirm."""
+        """Publish `count` jobs, each with a confirm."""
         for start in range(0, count, _BATCH):
             await asyncio.gather(*(self._publish(to, fields) for _ in range(min(_BATCH, count - start))))
 
@@ -70,7 +70,7 @@ class Ledger:
         self.fault_ended_at = time.monotonic()
 
     async def balance(self, timeout: float = 40) -> None:  # noqa: ASYNC109
-        """Wait until every job has ended: no message in a queue, in a worker or at a relay.
+        """Wait until every job has ended: no message is in a queue, in a worker or at a relay.
 
         While a wait queue dead-letters a message, its depth is 0 for some milliseconds, so everything is read twice.
         """
@@ -92,7 +92,7 @@ class Ledger:
         relays = [self.relay, *([self.fallback] if self.fallback else [])]
         return (
             not any(depths.values())
-            and not any([await worker.held() for worker in workers])
+            and not any([await worker.may_have_unacked() for worker in workers])
             and not any(relay.is_busy for relay in relays)
         )
 
@@ -103,7 +103,7 @@ class Ledger:
                 await self._read_dead_letters()
         except (AMQPError, TimeoutError, RuntimeError):
             with contextlib.suppress(AMQPError, OSError):
-                await self.rabbit.call()
+                await self.rabbit.reconnect()
 
     async def _read_dead_letters(self) -> None:
         queue = await self.rabbit.channel.get_queue(f"{self.rabbit.prefix}.dead", ensure=False)
@@ -114,7 +114,7 @@ class Ledger:
 
     @property
     def accepted(self) -> list[Received]:
-        """Every mail that a relay accepted."""
+        """All mails that a relay accepted."""
         return self.relay.accepted + (self.fallback.accepted if self.fallback else [])
 
     @property
@@ -129,7 +129,7 @@ class Ledger:
 
     @property
     def copies_are_identical(self) -> bool:
-        """Whether every duplicate is the same to the byte."""
+        """Whether all duplicates are identical."""
         contents: dict[str, set[bytes]] = {}
         for mail in self.accepted:
             contents.setdefault(mail.recipient, set()).add(mail.content)
@@ -150,9 +150,9 @@ class Ledger:
         return Counter(mail.recipient.partition("@")[0] for mail in self.accepted)
 
     def row(self, case: str, *, may_end_twice: int = 0) -> Row:
-        """Return the result, and append it to the file that `OTP_FAULTS_REPORT` names.
+        """Return the result. Also appends it to the file in `OTP_FAULTS_REPORT`.
 
-        `may_end_twice` limits the jobs that are both accepted and dead-lettered: those whose outcome was uncertain.
+        `may_end_twice` limits the number of jobs that are both accepted and dead-lettered after an uncertain outcome.
         """
         assert len(self.ended_twice) <= may_end_twice
         ended = {job_id: at for job_id, (_, at) in self.died.items()}

@@ -1,4 +1,4 @@
-"""Import what the processes of the tests need, once, before they are forked (processes.py)."""
+"""Imports the modules for the processes of the tests once, before they are forked (processes.py)."""
 
 import gc
 from importlib import import_module
@@ -15,5 +15,5 @@ for name in (
 ):
     import_module(name)
 
-# The collector leaves this alone from now on: to look at it would copy the memory that the processes share.
+# The garbage collector ignores all this from now on, because a scan would copy the memory that the processes share.
 gc.freeze()

@@ -1,6 +1,6 @@
-"""Start `faststream` and `otp-stream` as processes that are forked from one which has imported them already.
+"""Starts `faststream` and `otp-stream` as processes, forked from one that has already imported them.
 
-A new interpreter takes a second of CPU to import the worker, a fork a few milliseconds. The process is a real one, with
+A new interpreter takes a second of CPU to import the worker, a fork a few milliseconds. The process is complete, with
 its own pid, signals, descriptors, working folder, environment and exit code (docs/decisions/015-fast-tests.md).
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 SCRIPTS = Path(sys.executable).parent
 _COVERAGE = "COVERAGE_PROCESS_CONFIG"
-"""What coverage.py measures in the processes that a process starts; in `make coverage` only."""
+"""The configuration of coverage.py for child processes, set by `make coverage`."""
 
 
 class Process:
-    """A started process, with the part of `asyncio.subprocess.Process` that tests use."""
+    """A process with the methods of `asyncio.subprocess.Process` that tests use."""
 
     def __init__(self, process: ForkServerProcess) -> None:
         self._process = process
@@ -43,13 +43,13 @@ class Process:
         return self._process.exitcode
 
     async def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end. Returns the exit code."""
         await self._ended.wait()
         assert self._process.exitcode is not None
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; a process that has ended gets none."""
+        """Send a signal, unless the process has ended."""
         if self._process.exitcode is None:
             os.kill(self.pid, number)
 
@@ -62,23 +62,23 @@ async def start(
 ) -> Process:
     """Start the script `name` in `folder` with exactly this environment.
 
-    It reads its standard input from `answers` and appends all that it writes to `output`.
+    Its standard input is `answers`, and its output is appended to `output`.
     """
     context = _context()
     command = [str(SCRIPTS / name), *arguments]
     measured = {name: value for name, value in os.environ.items() if name == _COVERAGE}
-    # a daemon: what a test forgot ends with the tests
+    # a daemon, so that it ends with the tests at the latest
     process = context.Process(target=_run, args=(command, folder, measured | dict(env), output, answers), daemon=True)
     process.start()
     return Process(process)
 
 
 def _context() -> ForkServerContext:
-    """Return the fork server's context; the server is started on the first call."""
+    """Return the context of the fork server, which is started on the first call."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # it knows nothing of this process's sys.path
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # the server does not have this process's sys.path
     try:
         forkserver.ensure_running()
     finally:
@@ -90,8 +90,8 @@ def _context() -> ForkServerContext:
 
 
 def _run(command: list[str], folder: Path, env: dict[str, str], output: Path, answers: Path) -> None:
-    """Become the script: runs in the forked process."""
-    # the fork server passes over a module that it cannot import, and each process would import everything again
+    """Run the script, in the forked process."""
+    # the fork server ignores a failed import, and then each process would import everything
     assert "otp_stream.cli.main" in sys.modules, "preloaded.py has imported nothing"
     with answers.open("rb") as source, output.open("ab") as target:
         os.dup2(source.fileno(), 0)
@@ -103,7 +103,7 @@ def _run(command: list[str], folder: Path, env: dict[str, str], output: Path, an
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = command
-    sys.modules.pop("otp_stream.app", None)  # reads its settings when it is imported
+    sys.modules.pop("otp_stream.app", None)  # the import reads the settings
     try:
         if command[0].endswith("faststream"):
             from faststream.__main__ import cli as script  # noqa: PLC0415 - imported before the fork

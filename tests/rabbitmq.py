@@ -1,4 +1,4 @@
-"""A private RabbitMQ node that a test may stop and start, and a plain client for any node."""
+"""A private RabbitMQ node that a test may stop and start, and a simple client for any node."""
 
 import asyncio
 import contextlib
@@ -26,10 +26,10 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 
 SERVER = Path(os.environ.get("OTP_TEST_RABBITMQ_SERVER", "/usr/lib/rabbitmq/bin/rabbitmq-server"))
-"""The program itself: the wrapper on the path changes user and folder. rabbitmqctl and the like are beside it."""
+"""The program itself, because the wrapper in PATH changes user and folder. rabbitmqctl is in the same folder."""
 _START_S = 120
 _AWAY_S = 2
-"""RabbitMQ 4 gives no answer about a classic queue whose node is down for more than a minute."""
+"""Time limit for a queue, because RabbitMQ 4 takes over a minute to answer for a classic queue whose node is down."""
 _COOKIE = "OTPSTREAMTESTS"
 T = TypeVar("T")
 _FIRST_PORT = 10_000 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw10")[2:]) % 11)
@@ -37,54 +37,54 @@ _PORTS = itertools.cycle(random.sample(range(_FIRST_PORT, _FIRST_PORT + 2_000), 
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, and that no connection gets in the meantime.
+    """Return a port that is not in use and that no outgoing connection gets.
 
-    Linux gives outgoing connections the ports from 32768 on. Each test process has 2,000 of those below.
+    Linux uses ports from 32768 on for outgoing connections. Each test process has its own 2,000 ports below.
     """
     for port in _PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
-    raise AssertionError("unreachable: the ports go round")
+    raise AssertionError("unreachable: the ports are cycled")
 
 
 def use_one_core(number: int) -> None:
-    """Keep this process, and those that it starts from now on, on one core of those it may use.
+    """Keep this process, and those that it starts from now on, on one core.
 
-    Erlang's threads wake each other up all the time. On a virtual machine with two cores, a node takes two to four
-    times as much CPU as on one of them, and a connection between two processes costs more, too.
+    Erlang's threads wake each other up all the time. On two cores of a virtual machine, a node takes two to four times
+    as much CPU as on one core, and connections between processes also cost more.
     """
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 async def rounds() -> None:
-    """Let the loop go round a few times.
+    """Run a few iterations of the event loop.
 
-    A connection that was just accepted gets its task some rounds later, and one that was aborted is closed in the next.
+    An accepted connection gets its task some iterations later, and an aborted one is closed in the next.
     """
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def until(ask: Callable[[], Awaitable[T]], what: str, timeout: float = 20) -> T:  # noqa: ASYNC109
-    """Ask until the answer is true, with a deadline; returns the answer.
+async def until(condition: Callable[[], Awaitable[T]], what: str, timeout: float = 20) -> T:  # noqa: ASYNC109
+    """Poll until the condition returns a true value, with a deadline. Returns the value.
 
     The pauses grow from 10 ms to 100 ms: a worker that answers fifty times a second has little time for its jobs.
     """
     ends = time.monotonic() + timeout
     pause_s = 0.01
-    while not (answer := await ask()):
+    while not (value := await condition()):
         assert time.monotonic() < ends, f"no {what} within {timeout} s"
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.1)
-    return answer
+    return value
 
 
 @dataclass
 class Node:
-    """One RabbitMQ node with its files in `folder`."""
+    """A RabbitMQ node with its files in `folder`."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -94,7 +94,7 @@ class Node:
     """Authority, certificate and key for `tls_port`."""
     tls_port: int = field(default_factory=free_port)
     settings: tuple[str, ...] = ()
-    """Further lines of its configuration."""
+    """More lines of its configuration."""
     plugins: str = ""
 
     @property
@@ -106,7 +106,7 @@ class Node:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        """Start it and wait until it speaks AMQP."""
+        """Start it and wait until it responds to AMQP."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\nlog.console = false\n"
@@ -119,7 +119,7 @@ class Node:
             "HOME": here,
             "LANG": "C.UTF-8",
             "RABBITMQ_NODENAME": self.name,
-            # an idle scheduler spins for work by default, which takes the processor from the tests
+            # by default, an idle scheduler busy-waits, which takes CPU time from the tests
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel net_ticktime 4 +sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_DIST_PORT": str(self.dist_port),
             "RABBITMQ_CONFIG_FILE": f"{here}/rabbitmq.conf",
@@ -147,19 +147,19 @@ class Node:
         )
 
     def control(self, *arguments: str, program: str = "rabbitmqctl") -> str:
-        """Steer it with one of RabbitMQ's programs; returns what that printed."""
+        """Run one of RabbitMQ's programs for this node. Returns its output."""
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
         command = [SERVER.parent / program, "-q", "-n", self.name, *arguments]
         return subprocess.run(command, env=env, check=True, capture_output=True, cwd=self.folder, text=True).stdout
 
     @property
     def version(self) -> tuple[int, int]:
-        """Return the first two numbers of its version."""
+        """The first two numbers of its version."""
         major, minor, *_ = self.control("version").split(".")
         return int(major), int(minor)
 
     def stop(self) -> None:
-        """Kill it, as a machine that loses its power would."""
+        """Kill it, as a power failure does."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -173,7 +173,7 @@ class Node:
 
 
 def with_management(port: int, host: str = "127.0.0.1") -> tuple[str, ...]:
-    """Return a node's settings for the management API on this port, whose figures come every second."""
+    """Return the settings for the management API on this port, with new statistics every second."""
     return (
         f"management.tcp.port = {port}",
         f"management.tcp.ip = {host}",
@@ -183,7 +183,7 @@ def with_management(port: int, host: str = "127.0.0.1") -> tuple[str, ...]:
 
 
 class Cluster:
-    """Three nodes on this machine; a minority of them pauses."""
+    """Three nodes on this machine, of which a minority pauses."""
 
     def __init__(self, folder: Path) -> None:
         self.nodes = [Node(folder / str(at)) for at in range(3)]
@@ -191,12 +191,12 @@ class Cluster:
         for node in self.nodes:
             node.settings = ("cluster_partition_handling = pause_minority", *peers)
         self.api_port = free_port()
-        """The management API, at the first node."""
+        """The management API of the first node."""
         self.nodes[0].settings += with_management(self.api_port)
         self.nodes[0].plugins = "rabbitmq_management"
 
     def start(self) -> None:
-        """Start all at once: a node that has peers waits for one of them."""
+        """Start all nodes at the same time, because a node waits for one of its peers."""
         for node in self.nodes:
             node.folder.mkdir(parents=True)
             cookie = node.folder / ".erlang.cookie"
@@ -205,35 +205,35 @@ class Cluster:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Node.start, self.nodes))
         if self.nodes[0].version >= (4, 3):
-            # as docs/rabbitmq.md recommends: else jobs in flight over a node that dies come again after a minute
+            # as docs/rabbitmq.md recommends: otherwise jobs in flight at a dead node are redelivered after a minute
             timeout = '{"consumer-disconnected-timeout": 1000}'
             self.nodes[0].control("set_policy", "prompt", ".*", timeout, "--apply-to", "quorum_queues")
 
     def cut_off(self, node: Node) -> None:
-        """Let nothing pass between this node and the others; all of them live."""
+        """Separate a running node from the others, as a network partition does."""
         others = [it.name for it in self.nodes if it is not node]
         apart = "".join(f"erlang:set_cookie('{it}', apart), erlang:disconnect_node('{it}'), " for it in others)
         node.control("eval", f"{apart} ok.")
 
     def join_again(self, node: Node) -> None:
-        """End that."""
+        """Connect a node to the others again."""
         others = [it.name for it in self.nodes if it is not node]
         node.control("eval", "".join(f"erlang:set_cookie('{it}', '{_COOKIE}'), " for it in others) + "ok.")
 
     def move_leaders(self) -> None:
-        """Have every queue led by another node, as a rolling restart does, one node after the other."""
+        """Move the leaders of all queues, as a rolling restart does, one node after the other."""
         for node in self.nodes:
             node.control("drain", program="rabbitmq-upgrade")
             node.control("revive", program="rabbitmq-upgrade")
 
     def remove(self) -> None:
-        """Kill them and delete their files."""
+        """Kill the nodes and delete their files."""
         for node in self.nodes:
             node.remove()
 
 
 def speaks_amqp(port: int, host: str = "127.0.0.1") -> bool:
-    """Return whether an AMQP 0-9-1 server responds there."""
+    """Return whether an AMQP 0-9-1 server listens on a port."""
     try:
         with socket.create_connection((host, port), timeout=2) as probe:
             probe.settimeout(5)
@@ -245,7 +245,7 @@ def speaks_amqp(port: int, host: str = "127.0.0.1") -> bool:
 
 @dataclass
 class Rabbit:
-    """A producer and onlooker, as there are many."""
+    """A client that publishes jobs and inspects queues."""
 
     url: str
     connection: aio_pika.abc.AbstractConnection
@@ -253,10 +253,10 @@ class Rabbit:
     prefix: str
     channel: AbstractChannel
     backoffs: set[tuple[int, int, int]] = field(default_factory=set[tuple[int, int, int]])
-    """Base and longest delay, milliseconds, and retries of every worker of this test."""
+    """Base delay, maximum delay (milliseconds) and retries of every worker of this test."""
 
-    async def call(self, url: str | None = None) -> None:
-        """Open a new connection, perhaps to another node."""
+    async def reconnect(self, url: str | None = None) -> None:
+        """Open a new connection, to another node if `url` is given."""
         self.url = url or self.url
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self.connection.close(), 2)
@@ -265,24 +265,24 @@ class Rabbit:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Return the first two numbers of the broker's version: some of what is right depends on it."""
+        """The first two numbers of the broker's version, on which some expectations depend."""
         transport: Any = self.connection.transport
         major, minor, *_ = transport.connection.server_properties["version"].split(".")
         return int(major), int(minor)
 
     async def declare(self, name: str | None = None, **arguments: Any) -> None:
-        """Declare the jobs queue as producers do: plain and durable (or with arguments, to be odd)."""
+        """Declare a queue as producers do, plain and durable, or with arguments. By default the jobs queue."""
         await self.channel.declare_queue(name or self.queue, durable=True, arguments=arguments or None)
 
     async def publish(self, *bodies: bytes, to: str | None = None, **properties: Any) -> None:
-        """Publish through the default exchange, persistent, with no other property unless given."""
+        """Publish persistent messages through the default exchange, with no properties but those given."""
         for body in bodies:
             message = aio_pika.Message(body, delivery_mode=2, **properties)
             await self.channel.default_exchange.publish(message, to or self.queue)
 
     async def publish_raw(self, body: bytes, flags: int, properties: bytes, to: str | None = None) -> None:
-        """Publish with properties written by hand: their flags, and the bytes that follow."""
-        # over another channel: aiormq would count its confirms wrong from then on
+        """Publish with raw properties: their flags and bytes."""
+        # over another channel, because aiormq would count the confirms of this one wrong from then on
         publishing = await self.connection.channel(publisher_confirms=False)
         channel: Any = await publishing.get_underlay_channel()
         header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
@@ -295,12 +295,12 @@ class Rabbit:
         await publishing.close()
 
     async def depth(self, name: str | None = None) -> int | None:
-        """Return how many messages are ready; `None` where there is no such queue."""
+        """Return the number of ready messages, or `None` if the queue does not exist."""
         declared = await self._declared(name or self.queue)
         return declared.message_count if declared else None
 
     async def depths(self) -> dict[str, int]:
-        """Return how many messages are ready in each queue of this test that exists, and whose node is up."""
+        """Return the number of ready messages in each available queue of this test."""
         depths: dict[str, int] = {}
         channel = await self.connection.channel()
         for name in self.names():
@@ -315,7 +315,7 @@ class Rabbit:
         return depths
 
     async def consumers(self, name: str) -> int | None:
-        """Return how many consumers the broker knows; `None` where there is no such queue."""
+        """Return the number of consumers, or `None` if the queue does not exist."""
         declared = await self._declared(name)
         return declared.consumer_count if declared else None
 
@@ -329,11 +329,11 @@ class Rabbit:
             await channel.close()
 
     async def dead(self, count: int = 1, timeout: float = 20) -> list[AbstractIncomingMessage]:  # noqa: ASYNC109
-        """Wait for so many dead letters and take them."""
+        """Wait for `count` dead letters and take them."""
         return await self.take(f"{self.prefix}.dead", count, timeout)
 
     async def take(self, name: str, count: int = 1, timeout: float = 20) -> list[AbstractIncomingMessage]:  # noqa: ASYNC109
-        """Wait for so many messages in a queue and take them."""
+        """Wait for `count` messages in a queue and take them."""
         queue = await self.channel.get_queue(name, ensure=False)
         taken: list[AbstractIncomingMessage] = []
 
@@ -346,11 +346,11 @@ class Rabbit:
         return taken
 
     async def tidy(self) -> None:
-        """Delete every queue and exchange of this test, once the broker lets us."""
+        """Delete every queue and exchange of this test, as soon as the broker permits."""
 
         async def removed() -> bool:
             try:
-                await self.call()
+                await self.reconnect()
                 await self.remove()
             except AMQPError:
                 return False
@@ -359,7 +359,7 @@ class Rabbit:
         await until(removed, "tidy broker", 60)
 
     async def remove(self, keep: tuple[str, ...] = ()) -> None:
-        """Delete every queue and exchange of this test, of workers and of commands, which have the usual settings."""
+        """Delete every queue and exchange of this test: those of workers, and of commands with default settings."""
         for name in self.names((1000, 30000, 3), *self.backoffs):
             if name not in keep:
                 await self.channel.queue_delete(name)
@@ -367,11 +367,11 @@ class Rabbit:
             await self.channel.exchange_delete(f"{self.prefix}.{name}")
 
     def names(self, *backoffs: tuple[int, int, int]) -> list[str]:
-        """Return every queue of this test; by default with the wait queues of its workers."""
-        from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py starts without the package
+        """Return the names of all queues of this test, by default with the wait queues of its workers."""
+        from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py runs without the package
 
         ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due")]
-        # each quorum queue takes two file descriptors of the broker: a hundred tests that leave theirs stop it
+        # each quorum queue takes two file descriptors of the broker, so leftovers of a hundred tests would stop it
         waits = {
             f"{self.prefix}.retry.{ms}"
             for backoff in backoffs or self.backoffs
@@ -382,7 +382,7 @@ class Rabbit:
 
 @asynccontextmanager
 async def rabbit(url: str, queue: str, prefix: str, *, tidy: bool = True) -> AsyncIterator[Rabbit]:
-    """Connect; what the test left behind is deleted at the end."""
+    """Connect, and delete the test's queues and exchanges at the end."""
     connection = await aio_pika.connect(url)
     client = Rabbit(url, connection, queue, prefix, await connection.channel())
     try:

@@ -18,12 +18,12 @@ _START_S = 20
 
 @dataclass
 class RedisServer:
-    """One Redis with its files in `folder`; a restart loses all data unless `settings` enable persistence."""
+    """A Redis with its files in `folder`. A restart loses all data unless `settings` enable persistence."""
 
     folder: Path
     port: int = field(default_factory=free_port)
     settings: tuple[str, ...] = ()
-    """Further arguments, as in `("--maxmemory", "5mb")`."""
+    """More arguments, as in `("--maxmemory", "5mb")`."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +50,7 @@ class RedisServer:
             return False
 
     def command(self, *words: str) -> str:
-        """Run a command; return the raw reply."""
+        """Run a command. Returns the raw reply."""
         packed = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
             connection.sendall(f"*{len(words)}\r\n{packed}".encode())
@@ -72,7 +72,7 @@ class RedisServer:
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """End it as a crash does."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""docs/runbook.md as its test reads it: the commands of each section, and the texts that it promises will appear.
+"""Parses docs/runbook.md for its test: the commands of each section, and the texts that it says will appear.
 
 `Fault` is one section with its servers: it runs a line unchanged, in a shell that has the worker's settings, and
 searches the worker's log, its HTTP responses and the output of commands for the texts.
@@ -29,11 +29,11 @@ from worker import CODE, SCRIPT, Worker, job
 ROOT = Path(__file__).parents[1]
 QUEUE, PREFIX = "service_send_otp", "otp"
 WAIT_S = 40
-"""For each condition: other faults are played beside it."""
+"""Time limit for each condition. It is long, because other faults are tested at the same time."""
 _SECTION = re.compile(r"^## (?P<title>.+?)$\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```sh$\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIGNS = re.compile(r"^\| \| \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)
-"""A table without titles: where a text appears, and the text."""
+"""A table without titles, whose rows are where a text appears, and the text."""
 _ROW = re.compile(r"\| (?P<over>over: )?(?P<where>[^|]+?) \| (?P<words>[^|]+) \|")
 _CODE = re.compile(r"`([^`]+)`")
 
@@ -48,13 +48,13 @@ class Sign:
     """Whether the text means that the fault has ended."""
 
     def is_in(self, text: str) -> bool:
-        """Whether the text is there; `…` matches anything on the same line."""
+        """Return whether the text appears; `…` matches anything on the same line."""
         return re.search(".*?".join(map(re.escape, self.words.split("…"))), text) is not None
 
 
 @dataclass(frozen=True)
 class Section:
-    """What is to be done and to be seen in one fault."""
+    """The commands and signs of one fault."""
 
     title: str
     lines: tuple[str, ...]
@@ -91,14 +91,14 @@ def _bare(line: str) -> str:
 
 @cache
 def alerts() -> dict[str, str]:
-    """Return where in the runbook each alert leads to, by its name."""
+    """Return the section of the runbook for each alert, by its name."""
     groups = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())["groups"]
     return {rule["alert"]: rule["annotations"]["runbook"] for group in groups for rule in group["rules"]}
 
 
 @dataclass
 class Ground:
-    """What all faults share: a RabbitMQ at its usual ports, on a loopback address that nothing else uses."""
+    """A RabbitMQ for all faults, at its default ports, on a loopback address that nothing else uses."""
 
     folder: Path
     host: str = field(default_factory=lambda: ".".join(["127", *(str(random.randint(1, 254)) for _ in range(3))]))  # noqa: S311
@@ -120,7 +120,7 @@ class Ground:
         self.node.control("eval", "application:set_env(rabbit, quorum_tick_interval, 500).")
 
     async def virtual_host(self, name: str) -> str:
-        """Make one; returns its URL."""
+        """Create one. Returns its URL."""
         await asyncio.to_thread(self._put, f"vhosts/{name}", {})
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
         await asyncio.to_thread(self._put, f"permissions/{name}/guest", everything)
@@ -143,12 +143,12 @@ class Fault:
     stage: Stage
     node: Node
     outputs: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    """What each command wrote, each time."""
+    """The output of each command, each time."""
     _worker: Worker | None = None
 
     @property
     def worker(self) -> Worker:
-        """The one that the person looks at."""
+        """The worker that the operator looks at."""
         assert self._worker is not None
         return self._worker
 
@@ -158,7 +158,7 @@ class Fault:
 
     @property
     def folder(self) -> Path:
-        """Where the person is."""
+        """The working folder of the operator."""
         return self.stage.folder
 
     async def start(self, *, ready: bool = True, **changes: str) -> Worker:
@@ -173,7 +173,7 @@ class Fault:
         await self.stage.rabbit.publish(*(job(to, **more) for to in recipients))
 
     async def run(self, command: str, *, code: int = 0, **env: str) -> str:
-        """Run a line of the section, answering yes; returns its output. `env` goes before the worker's settings."""
+        """Run a line of the section, answering yes. Returns its output. `env` overrides the worker's settings."""
         (line,) = (it for it in self.section.lines if _bare(it) == command)
         out = await self.shell(line, code=code, **env)
         assert CODE not in out
@@ -181,12 +181,12 @@ class Fault:
         return out
 
     async def shell(self, line: str, *, code: int = 0, **env: str) -> str:
-        """Run a line; `otp-stream` alone without a shell, as separate arguments: it then starts in milliseconds."""
+        """Run a line. A single `otp-stream` command runs without a shell, so that it starts in milliseconds."""
         tools = {
             "PATH": f"{SCRIPT.parent}:{SERVER.parent}:{os.environ['PATH']}", "LANG": "C.UTF-8", "COLUMNS": "400",
             "NO_COLOR": "1", "PAGE": f"http://127.0.0.1:{self.worker.port}",
             "PID": str(self.worker.process and self.worker.process.pid),
-            # how RabbitMQ's programs find the node
+            # with which RabbitMQ's programs find the node
             "HOME": str(self.node.folder), "RABBITMQ_NODENAME": self.node.name,
         }  # fmt: skip
         everything = self.worker.env | tools | env
@@ -228,7 +228,7 @@ class Fault:
                 return any(map(sign.is_in, self.outputs[command][-1:]))
 
     async def metric(self, line: str, value: float) -> None:
-        """Wait until a metric, of which an alert is made, has this value."""
+        """Wait until the metric of an alert has this value."""
 
         async def has() -> bool:
             return await self.worker.metric(line) == value
@@ -236,7 +236,7 @@ class Fault:
         await until(has, f"{line} {value}", WAIT_S)
 
     async def arrive(self, *recipients: str) -> None:
-        """Wait until each of them has a mail, and see that it is one only."""
+        """Wait until each recipient has exactly one mail."""
 
         async def arrived() -> bool:
             return {mail.recipient for mail in self.relay.accepted} >= set(recipients)
@@ -246,7 +246,7 @@ class Fault:
         assert all(got.count(to) == 1 for to in recipients), got
 
     async def dead(self, count: int) -> None:
-        """Wait until there are so many dead letters."""
+        """Wait until there are `count` dead letters."""
 
         async def died() -> bool:
             return await self.stage.rabbit.depth(f"{PREFIX}.dead") == count
@@ -256,7 +256,7 @@ class Fault:
 
 @asynccontextmanager
 async def fault(ground: Ground, title: str) -> AsyncIterator[Fault]:
-    """Set the stage for a section; at the end every command of it must have been run."""
+    """Set up the stage for a section, and check at the end that all its commands were run."""
     section = sections()[title]
     name = re.sub(r"\W+", "-", title.lower())
     # rabbitmqctl speaks of the default virtual host by default; the others have a separate one

@@ -1,4 +1,4 @@
-"""A scripted mail relay on a real socket: any answer, delay or fault at any step.
+"""A scripted mail relay on a real socket, with any reply, delay or fault at any step.
 
     async with ScriptedRelay() as relay:
         relay.then("rcpt", "451 4.3.0 later", "451 4.3.0 later", to="user@example.com")  # then 250 again
@@ -50,18 +50,18 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class Act:
-    """What to do at a step: wait, answer, then perhaps close the connection or stop answering.
+    """What to do at a step: wait, reply, then perhaps close the connection or stop replying.
 
-    `reply` is the usual one when `None`, none at all when empty.
+    `reply`: `None` is the usual one, an empty text is none at all.
     """
 
     reply: str | None = None
     delay_s: float = 0
     until: asyncio.Event | None = None
-    """Wait for it, too."""
+    """An event to wait for."""
     then: Literal["continue", "close", "reset", "hang"] = "continue"
     keep: bool = False
-    """Take the mail at the final dot, whatever is answered."""
+    """Whether to accept the mail at the final dot, whatever the reply."""
 
 
 SILENCE = Act("", then="hang")
@@ -71,7 +71,7 @@ RESET = Act("", then="reset")
 
 @dataclass(frozen=True)
 class Received:
-    """One accepted mail; `at` is monotonic seconds, `connection` counts from 1."""
+    """An accepted mail. `at` is monotonic seconds, `connection` counts from 1."""
 
     sender: str
     recipient: str
@@ -87,7 +87,7 @@ class _CloseError(Exception):
 
 @dataclass
 class ScriptedRelay:
-    """An SMTP server in this process, on its own port."""
+    """An SMTP server in this process."""
 
     keywords: tuple[str, ...] = KEYWORDS
     tls: ssl.SSLContext | None = None
@@ -95,19 +95,19 @@ class ScriptedRelay:
     login: tuple[str, str] | None = None
     mechanisms: str = "PLAIN LOGIN"
     initial_response: bool = True
-    """Whether AUTH PLAIN takes its response on the same line."""
+    """Whether AUTH PLAIN accepts an initial response."""
     byte_by_byte: bool = False
     byte_s: float = 0
     """Pause after each byte."""
     port: int = 0
     accepted: list[Received] = field(default_factory=list)
     log: list[tuple[int, str]] = field(default_factory=list)
-    """Each command with the number of its connection."""
+    """Every command with the number of its connection."""
     connections: int = 0
     contents: int = 0
-    """Final dots that were read."""
+    """Number of final dots received."""
     held: int = 0
-    """Answers that wait for their `until`."""
+    """Number of replies that wait for their `until`."""
 
     def __post_init__(self) -> None:
         self._once: dict[tuple[str, str | None], deque[Act]] = {}
@@ -116,11 +116,11 @@ class ScriptedRelay:
         self._sessions: dict[asyncio.Task[None], _Session] = {}
 
     def then(self, step: str, *acts: str | Act, to: str | None = None) -> None:
-        """Queue answers, each used once; `to` limits them to mails for one recipient."""
+        """Queue replies, each to be used once. `to` limits them to mails for one recipient."""
         self._once.setdefault((step, to), deque()).extend(_act(act) for act in acts)
 
     def always(self, step: str, act: str | Act | None, to: str | None = None) -> None:
-        """Answer a step like this from now on; `None` brings the usual answer back."""
+        """Set the reply to a step from now on. `None` restores the usual reply."""
         if act is None:
             self._always.pop((step, to), None)
         else:
@@ -137,17 +137,17 @@ class ScriptedRelay:
         return Act()
 
     def commands(self, connection: int | None = None) -> list[str]:
-        """Return the verbs in order of arrival, of all connections or of one."""
+        """Return the verbs of the commands in order of arrival, of all connections or of one."""
         return [line.split(maxsplit=1)[0].upper() for at, line in self.log if connection in {None, at}]
 
     @property
     def open_connections(self) -> int:
-        """Connections open now."""
+        """Number of open connections."""
         return len(self._sessions)
 
     @property
     def is_busy(self) -> bool:
-        """Whether a client waits for an answer, or has begun a mail: on a connection that it keeps open."""
+        """Whether a client with an open connection waits for a reply, or has begun a mail."""
         return any(
             (session.busy or session.sender is not None)
             and not session.reader._eof  # a killed worker has closed its connections
@@ -155,14 +155,14 @@ class ScriptedRelay:
         )
 
     async def start(self) -> None:
-        """Listen; after `stop`, on the same port again."""
+        """Listen. After `stop`, on the same port again."""
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self.port, ssl=self.tls if self.mode == "implicit" else None
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening and cut every connection."""
+        """Stop listening and abort every connection."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -175,20 +175,20 @@ class ScriptedRelay:
         await rounds()
 
     def cut(self) -> None:
-        """Cut every connection without a reply."""
+        """Abort every connection without a reply."""
         for session in self._sessions.values():
             session.writer.transport.abort()
 
     def ahead_of_rate_s(self, began: float, per_s: float) -> float:
-        """Return how many seconds a mail came before its time at most, if the rate is kept from `began` on.
+        """Return by how many seconds at most a mail was earlier than a rate from `began` on allows.
 
-        A count of the mails within a second would also rise where a busy machine reads them late.
+        A count of mails per second would also rise if a busy machine reads them late.
         """
         times = sorted(mail.at for mail in self.accepted)
         return max(began + number / per_s - at for number, at in enumerate(times))
 
     async def wait_accepted(self, count: int, timeout: float = 20) -> None:  # noqa: ASYNC109 - a test's own deadline
-        """Wait until so many mails are accepted."""
+        """Wait until `count` mails are accepted."""
         await self.wait(lambda: len(self.accepted) >= count, f"{count} accepted mails", timeout)
 
     async def wait(self, condition: Callable[[], bool], what: str, timeout: float = 20) -> None:  # noqa: ASYNC109
@@ -236,7 +236,7 @@ class _Session:
         self.parameters = ""
         self.recipient: str | None = None
         self.busy = False
-        """Whether it is answering a command."""
+        """Whether it is handling a command."""
 
     async def run(self) -> None:
         await self.do("greeting")
@@ -244,10 +244,10 @@ class _Session:
             command = line.decode().rstrip("\r\n")
             self.relay.log.append((self.number, command))
             self.busy = True
-            await self.obey(command)
+            await self.handle(command)
             self.busy = False
 
-    async def obey(self, command: str) -> None:
+    async def handle(self, command: str) -> None:
         verb = command.split(maxsplit=1)[0].upper() if command else ""
         match verb:
             case "EHLO":
@@ -323,7 +323,7 @@ class _Session:
         if self.recipient is None and self.sender is None:
             await self.reply("503 5.5.1 MAIL first")
             return
-        # like many relays, 354 even where no recipient was taken
+        # like many relays, reply 354 even if no recipient was accepted
         if not (await self.do("data")).startswith("354"):
             return
         lines: list[bytes] = []
@@ -362,7 +362,7 @@ class _Session:
         if reply:
             await self.reply(reply)
         if act.then == "reset":
-            linger = struct.pack("ii", 1, 0)  # the kernel then sends RST, not FIN
+            linger = struct.pack("ii", 1, 0)  # so that the kernel sends RST, not FIN
             self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.writer.transport.abort()
         if act.then != "continue":
@@ -394,14 +394,14 @@ def now_ms() -> int:
 
 
 def config(relay: ScriptedRelay, **changes: object) -> RelayConfig:
-    """Return how our side reaches the relay."""
+    """Return the configuration of a client of the relay."""
     plain = RelayConfig("127.0.0.1", relay.port, "sender@example.com", tls="none", helo="worker.example")
     return replace(plain, **changes)
 
 
 @asynccontextmanager
 async def client(relay: ScriptedRelay, **changes: object) -> AsyncIterator[SmtpRelay]:
-    """Open our side, and close it at the end."""
+    """Open a client of the relay, and close it at the end."""
     smtp = SmtpRelay(config(relay, **changes))
     try:
         yield smtp
@@ -426,9 +426,9 @@ async def send(
 
 
 class ManualRelay:
-    """A relay whose side of each connection the test plays itself: what it reads and writes, to the byte.
+    """A relay for which the test itself reads and writes every byte.
 
-    `pipelining` is whether it offers that; `byte_by_byte` sends each byte of a reply alone.
+    `pipelining`: whether it offers PIPELINING. `byte_by_byte` sends each byte of a reply separately.
     """
 
     def __init__(self, *, pipelining: bool = True, byte_by_byte: bool = False) -> None:
@@ -443,7 +443,7 @@ class ManualRelay:
             return ManualConnection(*await self._accepted.get(), byte_by_byte=self.byte_by_byte)
 
     async def ready_connection(self) -> "ManualConnection":
-        """Return the next connection, after the answer to EHLO."""
+        """Return the next connection, after the reply to EHLO."""
         connection = await self.connection()
         await connection.greet(pipelining=self.pipelining)
         return connection
@@ -473,13 +473,13 @@ class ManualConnection:
         self._read = b""
 
     async def greet(self, *, pipelining: bool = True) -> None:
-        """Greet, and answer EHLO."""
+        """Send the greeting and the reply to EHLO."""
         await self.reply("220 relay.example")
         await self.expect(b"EHLO worker.example\r\n")
         await self.reply(*(["250-relay.example", "250 PIPELINING"] if pipelining else ["250 relay.example"]))
 
     async def expect(self, data: bytes) -> None:
-        """Read exactly these bytes; more may be there already."""
+        """Read exactly these bytes. More may have arrived already."""
         async with asyncio.timeout(5):
             while len(self._read) < len(data) and (more := await self._reader.read(65_536)):
                 self._read += more
@@ -487,7 +487,7 @@ class ManualConnection:
         assert read == data
 
     async def expect_alone(self, data: bytes) -> None:
-        """Read exactly these bytes, and nothing that was written together with them."""
+        """Read exactly these bytes, without any others in the same read."""
         await self.expect(data)
         assert self._read == b""
 
@@ -499,7 +499,7 @@ class ManualConnection:
         assert self._read == b""
 
     async def reply(self, *lines: str) -> None:
-        """Write these lines in one segment, or each byte alone, as long as anyone reads them."""
+        """Write these lines in one segment, or each byte separately. Ignores a closed connection."""
         data = "".join(f"{line}\r\n" for line in lines).encode()
         with contextlib.suppress(ConnectionError):
             for piece in (data[at : at + 1] for at in range(len(data))) if self._byte_by_byte else (data,):
@@ -508,7 +508,7 @@ class ManualConnection:
                 await asyncio.sleep(0)
 
     async def accept(self, recipient: str, *, alone: bool = False) -> None:
-        """Take one mail, as a relay does; `alone`: nothing is sent ahead behind it."""
+        """Accept one mail. `alone`: nothing is sent ahead behind it."""
         await self.expect(envelope(recipient))
         await self.reply(*ACCEPTS)
         await (self.expect_alone if alone else self.expect)(ENDED)

@@ -28,7 +28,7 @@ class Visitor:
         return self.ask(path)[1]
 
     def ask(self, path: str, headers: dict[str, str] | None = None, **fields: str) -> tuple[int, str]:
-        """Return status and body; with fields, a form is sent."""
+        """Return status and body. With fields, sends a form."""
         data = urllib.parse.urlencode(fields).encode() if fields else None
         sent = {"Cookie": self.cookie} | (headers or {})
         request = urllib.request.Request(f"http://127.0.0.1:{self.worker.port}{path}", data, sent)

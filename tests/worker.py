@@ -1,4 +1,4 @@
-"""The worker as a process, seen from outside only."""
+"""A worker as a separate process."""
 
 import asyncio
 import json
@@ -18,19 +18,19 @@ from smtp_relay import ScriptedRelay
 
 SCRIPT = SCRIPTS / "otp-stream"
 CODE = "739154"
-_KEPT = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+_PASSED_ON = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 _TAIL = 6_000
-"""How much of a log a failed wait shows, characters."""
+"""Characters of the log that a failed wait shows."""
 
 
 def job(email: str = "user@example.com", otp: str = CODE, **more: Any) -> bytes:
-    """Return a job as producers make them."""
+    """Return the body of a job, as producers publish it."""
     return json.dumps({"email": email, "otp": otp, **more}).encode()
 
 
 @dataclass
 class Worker:
-    """One `faststream run otp_stream.app:app`; `folder` is its empty working folder."""
+    """One process of `faststream run otp_stream.app:app`. `folder` is its empty working folder."""
 
     folder: Path
     env: dict[str, str]
@@ -38,17 +38,17 @@ class Worker:
     process: asyncio.subprocess.Process | Process | None = None
     options: tuple[str, ...] = ()
     output: Path | None = None
-    """Where it writes instead of its log file."""
+    """The file for its output, instead of its log file."""
     app: str = "otp_stream.app:app"
 
     async def start(self, *, ready: bool = True) -> None:
-        """Start it, and wait until it is ready."""
+        """Start it and, if `ready`, wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        env = {name: os.environ[name] for name in _KEPT if name in os.environ} | self.env
+        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | self.env
         arguments = ("run", self.app, "--host", "127.0.0.1", "--port", str(self.port), *self.options)
         output = self.output or self.log_path
         if self.options or any(name.startswith(("LD_", "PYTHON")) for name in env):
-            # these are read by an interpreter, or by the loader, when it starts
+            # the interpreter or the loader reads these when it starts
             with output.open("ab") as log:
                 self.process = await asyncio.create_subprocess_exec(
                     SCRIPTS / "faststream", *arguments, cwd=self.folder, env=env, stdout=log, stderr=log
@@ -62,11 +62,11 @@ class Worker:
     def is_running(self) -> bool:
         return self.process is not None and self.process.returncode is None
 
-    async def held(self) -> bool:
-        """Whether it holds jobs that are not settled; one that does not answer may."""
+    async def may_have_unacked(self) -> bool:
+        """Return whether it has unacked jobs, or does not answer."""
         status, body = await self.get("/metrics")
-        held = [row for row in body.splitlines() if row.startswith("otp_ledger_unacked{")]
-        return status != HTTPStatus.OK or any(float(row.rpartition(" ")[2]) for row in held)
+        unacked = [row for row in body.splitlines() if row.startswith("otp_ledger_unacked{")]
+        return status != HTTPStatus.OK or any(float(row.rpartition(" ")[2]) for row in unacked)
 
     @property
     def log_path(self) -> Path:
@@ -74,17 +74,17 @@ class Worker:
 
     @property
     def log(self) -> str:
-        """Everything that it wrote."""
+        """Its whole output."""
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     @property
-    def words(self) -> str:
-        """The same without fractions of seconds, which have the digits of a code once in a million lines."""
+    def log_without_fractions(self) -> str:
+        """Its output without fractions of seconds, which contain the digits of a code once in a million lines."""
         return re.sub(r"(?<=\d:\d\d\.)\d{6}", "", self.log)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Its log lines, where it writes JSON."""
+        """Its log lines in JSON."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
     async def wait_ready(self, timeout: float = 30) -> None:  # noqa: ASYNC109
@@ -99,19 +99,19 @@ class Worker:
             raise AssertionError(f"{error}\n{self.log[-_TAIL:]}") from None
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Return status and body; status 0 if there is no answer."""
+        """Return status and body, or status 0 if there is no response."""
         return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.port}{path}")
 
     async def health(self) -> dict[str, Any]:
         return json.loads((await self.get("/health"))[1])
 
     async def metric(self, line: str) -> float:
-        """Return the value of one metric by its name and labels as Prometheus writes them."""
+        """Return the value of a metric, by its name and labels in Prometheus's format."""
         _, body = await self.get("/metrics")
         return next((float(row.rpartition(" ")[2]) for row in body.splitlines() if row.startswith(line + " ")), 0.0)
 
     async def wait_log(self, text: str, timeout: float = 20, *, times: int = 1) -> None:  # noqa: ASYNC109
-        """Wait until the log holds a text so many times."""
+        """Wait until the log contains a text the given number of times."""
 
         async def logged() -> bool:
             return self.log.count(text) >= times
@@ -126,7 +126,7 @@ class Worker:
         self.process.send_signal(number)
 
     async def stopped(self, timeout: float = 20) -> int:  # noqa: ASYNC109
-        """Wait for its end; returns its exit code (negative: the signal)."""
+        """Wait for its end. Returns its exit code, negative for a signal."""
         assert self.process is not None
         try:
             return await asyncio.wait_for(self.process.wait(), timeout)
@@ -134,14 +134,14 @@ class Worker:
             raise AssertionError(f"it has not ended within {timeout} s\n{self.log[-_TAIL:]}") from None
 
     async def stop(self) -> int:
-        """End it as an operator would."""
+        """End it as an operator does, by SIGTERM. Returns its exit code."""
         assert self.process is not None
         if self.process.returncode is None:
             self.signal()
         return await self.stopped(40)
 
     async def kill(self) -> None:
-        """End it as a crash would."""
+        """End it as a crash does, by SIGKILL."""
         if self.process is not None and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
@@ -159,7 +159,7 @@ def _get(url: str) -> tuple[int, str]:
 
 
 def settings(relay: ScriptedRelay, rabbitmq_url: str, queue: str, prefix: str, **changes: str) -> dict[str, str]:
-    """Return the environment of a worker on this broker and relay."""
+    """Return the environment of a worker for this broker and relay."""
     return {
         "WORKER": "true",
         "NODE_ENV": "staging",

@@ -183,7 +183,7 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
     await asyncio.to_thread(node.start)
     try:
         stage.relay.always("body", Act(delay_s=0.05))
-        await stage.rabbit.call(node.url)
+        await stage.rabbit.reconnect(node.url)
         # killed at once, RabbitMQ 3.10 brings the quorum queue that was declared last back without a leader: no wait of
         # this test is that long
         worker = stage.worker(url=node.url, SMTP_POOL_SIZE="5", MAX_RETRIES="3")
@@ -196,7 +196,7 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
         await asyncio.to_thread(node.stop)
         await asyncio.to_thread(node.start)
         ledger.fault_ended()
-        await stage.rabbit.call(node.url)
+        await stage.rabbit.reconnect(node.url)
         await worker.wait_ready(60)
         await ledger.balance(60)
         row = ledger.row("broker killed and restarted under load")
@@ -204,7 +204,7 @@ async def test_the_broker_is_killed_and_restarted_under_load(stage: Stage) -> No
     finally:
         for it in stage.workers:
             await it.kill()
-        await stage.rabbit.call(stage.url)
+        await stage.rabbit.reconnect(stage.url)
         node.remove()
 
 

@@ -49,7 +49,7 @@ class Scene:
 
     async def begin(self, leader: Node) -> Worker:
         """Put the jobs queue on `leader`, start the worker, give it jobs, let it work."""
-        await self.stage.rabbit.call(leader.url)
+        await self.stage.rabbit.reconnect(leader.url)
         await self.ledger.rabbit.declare(**{"x-queue-type": "quorum"})
         self.stage.relay.always("body", Act(delay_s=0.1))
         for number in range(0, JOBS, 5):
@@ -128,7 +128,7 @@ async def test_the_leader_of_the_jobs_queue_dies(scene: Scene) -> None:
     leader = scene.cluster.nodes[1]
     worker = await scene.begin(leader)
     async with scene.without(leader):
-        await scene.stage.rabbit.call(scene.cluster.nodes[2].url)
+        await scene.stage.rabbit.reconnect(scene.cluster.nodes[2].url)
     await scene.end(worker, "cluster: the leader of the jobs queue dies")
 
 
@@ -163,12 +163,12 @@ async def test_our_node_freezes(scene: Scene) -> None:
 @pytest.mark.parametrize("jobs", ["classic", "away"])
 async def test_the_high_lane_of_a_cluster_is_made_as_a_quorum_queue(scene: Scene, jobs: str) -> None:
     rabbit, holder = scene.stage.rabbit, scene.cluster.nodes[2]
-    await rabbit.call(holder.url)
+    await rabbit.reconnect(holder.url)
     await rabbit.declare()
     if jobs == "away":
         await asyncio.to_thread(holder.stop)
     try:
-        await rabbit.call(scene.ours.url)
+        await rabbit.reconnect(scene.ours.url)
         api = f"http://127.0.0.1:{scene.cluster.api_port}"
         env = {**names(scene.stage), "RABBITMQ_URL": scene.ours.url}
         made = await asyncio.to_thread(here, scene.stage.folder, "topology", "apply", "--management-url", api, **env)
@@ -187,9 +187,9 @@ AWAY_S = 5
 
 async def test_a_worker_starts_while_the_node_of_a_classic_high_lane_is_down(scene: Scene) -> None:
     rabbit, holder = scene.stage.rabbit, scene.cluster.nodes[2]
-    await rabbit.call(holder.url)
+    await rabbit.reconnect(holder.url)
     await rabbit.declare(f"{rabbit.queue}.high")  # on the node that is asked for it
-    await rabbit.call(scene.cluster.nodes[1].url)
+    await rabbit.reconnect(scene.cluster.nodes[1].url)
     await rabbit.declare(**{"x-queue-type": "quorum"})
     before = scene.stage.worker(url=scene.url)
     await before.start()

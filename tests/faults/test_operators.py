@@ -62,7 +62,7 @@ async def test_every_connection_is_closed_by_management(stage: Stage, ledger: Le
 
         await until(back, "new connection")
     ledger.fault_ended()
-    await stage.rabbit.call(node.url)
+    await stage.rabbit.reconnect(node.url)
     await ledger.balance()
     row = ledger.row("every connection closed by management, twice")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)

@@ -121,7 +121,7 @@ async def _broker_restarted(scene: Scene) -> None:
     async with scene.publishing:
         await asyncio.to_thread(scene.node.stop)
         await asyncio.to_thread(scene.node.start)
-        await scene.ledger.rabbit.call()
+        await scene.ledger.rabbit.reconnect()
 
 
 async def _killed(scene: Scene) -> None:

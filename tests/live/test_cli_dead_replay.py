@@ -49,7 +49,7 @@ async def test_dead_letters_are_listed_by_cause_and_replayed_by_domain(deploymen
     started = [line for line in deployment.worker.lines if line["event"] == "job is replayed"]
     assert len(started) == 50
     assert "@" in started[0]["by"]
-    assert CODE not in deployment.worker.words
+    assert CODE not in deployment.worker.log_without_fractions
 
 
 async def test_a_fresh_lifetime_ends_when_the_job_is_dead_lettered_again(deployment: Deployment) -> None:

@@ -222,7 +222,7 @@ async def _broker(it: Fault) -> None:
     await it.arrive("ada@example.com")
     await asyncio.to_thread(it.node.start)
     await it.shows(over=True)
-    await it.stage.rabbit.call()
+    await it.stage.rabbit.reconnect()
     await it.publish("bob@example.com")
     await it.arrive("ada@example.com", "bob@example.com")
 

@@ -80,7 +80,7 @@ async def test_a_message_that_is_no_job_is_dead_lettered_with_its_unchanged_body
         assert dead_letter.headers[name_] == value
     await stage.rabbit.publish(job())  # the worker continues
     await stage.relay.wait_accepted(1)
-    assert CODE not in worker.words
+    assert CODE not in worker.log_without_fractions
 
 
 async def test_a_body_that_is_not_quite_json_is_sent_after_a_retry_too(stage: Stage) -> None:

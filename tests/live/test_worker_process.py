@@ -295,7 +295,7 @@ async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_wha
     for where, text in seen.items():
         assert code not in text, where
         assert user not in text, where
-    assert CODE not in worker.words
+    assert CODE not in worker.log_without_fractions
 
 
 async def test_two_processes_of_one_command_share_the_queue_and_stop_together(stage: Stage) -> None:
