@@ -92,7 +92,7 @@ class Try:
 
 @dataclass
 class Publishing:
-    """A fake confirmed publish. `ends` are the results of the first tries, `None` for a confirm; others are confirmed."""
+    """A fake confirmed publish. `ends` are results of tries, `None` for a confirm; further tries are confirmed."""
 
     ends: deque[End] = field(default_factory=deque[End])
     tries: list[Try] = field(default_factory=list[Try])

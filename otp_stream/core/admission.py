@@ -5,6 +5,7 @@ from typing import Literal, Protocol, assert_never, get_args
 
 LimitName = Literal["recipient", "domain", "tenant", "total"]
 """What a limit counts by."""
+_UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +18,6 @@ class Limit:
 
     def __str__(self) -> str:
         return f"{self.count}/{span(self.period_ms)}"
-
-
-_UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
 
 
 def span(period_ms: int) -> str:

@@ -12,6 +12,7 @@ Lane = Literal["jobs", "high", "due"]
 
 CLOCK_TOLERANCE_MS = 5_000
 _HALF_DAY_MS = 12 * 60 * 60_000
+_RANKS = {"high": 1, "normal": 2, "low": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,6 @@ class Job:
             otp=self.request.otp,
         )
         return data
-
-
-_RANKS = {"high": 1, "normal": 2, "low": 3}
 
 
 def rank(lane: Lane, priority: Priority) -> int:

@@ -29,6 +29,14 @@ MAX_BODY_BYTES = 64 * 1024
 # U+FFFD replaces a lost character, so the rest is another code. A code with invisible characters is refused, too: no
 # one could type it.
 _CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f\ufffd]{4,64}")
+_FIXES = {
+    "missing": "is required",
+    "string_type": "must be a string, in quotes",
+    "int_type": "must be a whole number, without quotes",
+    "float_type": "must be a number, without quotes",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+}
 
 
 def _address(value: str) -> str:
@@ -200,16 +208,6 @@ class MalformedError(ValueError):
 def too_large(size: int) -> MalformedError:
     """Return the error for a body of more than `MAX_BODY_BYTES`."""
     return MalformedError(f"body: {size} bytes; the maximum is {MAX_BODY_BYTES}")
-
-
-_FIXES = {
-    "missing": "is required",
-    "string_type": "must be a string, in quotes",
-    "int_type": "must be a whole number, without quotes",
-    "float_type": "must be a number, without quotes",
-    "model_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
-}
 
 
 def _explain(error: ValidationError, body: bytes) -> str:

@@ -12,6 +12,10 @@ from .protocol import RelayUnavailableError
 from .reply import classify, is_session_limit, names_no_reason, out_of_step, unavailable_reason
 from .send_queue import PendingSend
 
+_SLACK_S = 0.005
+_NO_COMMAND = frozenset({500, 502})
+"""The relay does not know the command (RFC 5321 §4.2.4): it may have split one that was sent ahead."""
+
 
 class ConnectionOwner(Protocol):
     """The upstream that the connection belongs to."""
@@ -39,11 +43,6 @@ class ConnectionOwner(Protocol):
     def disconnected(self, connection: "Connection", pending: PendingSend | None, error: RelayUnavailableError) -> None:
         """The connection is closed, and the mail on it, if there was one, is not finished."""
         ...
-
-
-_SLACK_S = 0.005
-_NO_COMMAND = frozenset({500, 502})
-"""The relay does not know the command (RFC 5321 §4.2.4): it may have split one that was sent ahead."""
 
 
 class Connection(Pipeline):

@@ -14,6 +14,22 @@ from .problems import REQUIRED_FOR_LOGIN, find_problems
 from .settings import Settings
 
 _DELAYS = {"base_delay_ms", "max_delay_ms"}
+_TEXTS = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "too_short": "must have {min_length} characters or more",
+    "string_too_short": "must have {min_length} characters or more",
+    "string_too_long": "must have {max_length} characters or fewer",
+    "string_unicode": "must be text in UTF-8",
+    "string_pattern_mismatch": "has a character that is not allowed; the pattern is {pattern}",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+    "finite_number": "must be a number",
+}
+"""By pydantic's type of error. Other types keep pydantic's text."""
 
 
 def load(**values: Any) -> tuple[Settings, list[str]]:
@@ -76,24 +92,6 @@ def _with_defaults(invalid: list[ErrorDetails], values: dict[str, Any]) -> tuple
     # another problem of a setting that is already reported would be about its default
     bad |= {name.lower() for name in REQUIRED_FOR_LOGIN} if "smtp_auth" in bad else set()
     return settings, [it for it in find_problems(settings) if it.partition(":")[0].lower() not in bad]
-
-
-_TEXTS = {
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "bool_parsing": "must be true or false",
-    "too_short": "must have {min_length} characters or more",
-    "string_too_short": "must have {min_length} characters or more",
-    "string_too_long": "must have {max_length} characters or fewer",
-    "string_unicode": "must be text in UTF-8",
-    "string_pattern_mismatch": "has a character that is not allowed; the pattern is {pattern}",
-    "greater_than": "must be more than {gt:g}",
-    "greater_than_equal": "must be {ge:g} or more",
-    "less_than_equal": "must be {le:g} or less",
-    "finite_number": "must be a number",
-}
-"""By pydantic's type of error. Other types keep pydantic's text."""
 
 
 def _explain(item: ErrorDetails) -> str:
