@@ -1,10 +1,11 @@
 """Builds the configuration of each part of the worker from the settings."""
 
+import shlex
 from dataclasses import replace
 
 from .broker import RabbitConfig
 from .core.backoff import Backoff
-from .relay import RelayConfig
+from .relay import OAuthConfig, RelayConfig
 from .settings import Settings
 from .tables import KeyBuilder, MemoryTables, RedisConfig
 
@@ -33,24 +34,41 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
 
 def relay_configs(settings: Settings) -> list[RelayConfig]:
     """Return every relay, in order of preference."""
-    login = settings.smtp_auth == "login"
+    login, oauth2 = settings.smtp_auth == "login", settings.smtp_auth == "oauth2"
     first = RelayConfig(
         host=settings.smtp_host or "localhost",
         port=settings.smtp_port,
         sender=settings.sender[1],
         tls=settings.smtp_tls,
-        user=settings.smtp_user if login else None,
+        user=settings.smtp_user if login or oauth2 else None,
         password=settings.smtp_pass.get_secret_value() if login and settings.smtp_pass else None,
+        oauth=_oauth_config(settings) if oauth2 else None,
         ca_file=settings.smtp_ca_file,
         pool_size=settings.smtp_pool_size,
         rate=settings.smtp_rate_per_second,
         helo=settings.smtp_ehlo_name,
     )
     others = [
-        replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password)
+        replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password, oauth=None)
         for it in settings.fallbacks
     ]
     return [first, *others]
+
+
+def _oauth_config(settings: Settings) -> OAuthConfig:
+    secret, refresh_token = settings.smtp_oauth_client_secret, settings.smtp_oauth_refresh_token
+    command = settings.smtp_oauth_token_command
+    return OAuthConfig(
+        user=settings.smtp_user or "",
+        token_url=settings.smtp_oauth_token_url,
+        client_id=settings.smtp_oauth_client_id,
+        client_secret=secret.get_secret_value() if secret else None,
+        scope=settings.smtp_oauth_scope,
+        refresh_token=refresh_token.get_secret_value() if refresh_token else None,
+        key_file=settings.smtp_oauth_key_file,
+        token_file=settings.smtp_oauth_token_file,
+        token_command=tuple(shlex.split(command.get_secret_value()) if command else ()),
+    )
 
 
 def key_builder(settings: Settings) -> KeyBuilder:

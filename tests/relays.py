@@ -84,6 +84,8 @@ class NodeRelay:
     folder: Path
     kind: str
     refuse_sender_every: int = 0
+    tokens: Path | None = None
+    """A file of valid access tokens; with one, smtp-server requires a login by XOAUTH2."""
     port: int = field(default_factory=free_port)
     _process: asyncio.subprocess.Process | None = None
 
@@ -91,6 +93,7 @@ class NodeRelay:
         self.folder.mkdir()
         env = {
             "PATH": os.environ["PATH"],
+            "OTP_TEST_TOKENS": str(self.tokens or ""),
             "HARAKA": str(self.folder),
             "OTP_TEST_DECIDE": str(_SCRIPTS / "decide.js"),
             "OTP_TEST_NODE_MODULES": str(NODE_MODULES),
@@ -139,6 +142,11 @@ class NodeRelay:
     def accepted(self) -> list[Taken]:
         """Every mail that it accepted."""
         return [Taken(str(it["recipient"]), int(str(it["size"]))) for it in self._entries() if "size" in it]
+
+    @property
+    def refused_tokens(self) -> list[str]:
+        """Each access token that it refused."""
+        return [str(it["refusedToken"]) for it in self._entries() if "refusedToken" in it]
 
     @property
     def refused(self) -> Counter[tuple[str | None, int]]:

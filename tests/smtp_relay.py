@@ -94,6 +94,12 @@ class ScriptedRelay:
     mode: Literal["none", "starttls", "implicit"] = "none"
     login: tuple[str, str] | None = None
     mechanisms: str = "PLAIN LOGIN"
+    accepts_token: Callable[[str], bool] | None = None
+    """Whether an access token is valid; the user is the first part of `login`."""
+    closes_after_refusal: bool = True
+    """Whether a refused access token ends the session."""
+    tokens: list[str] = field(default_factory=list)
+    """Each access token that was shown, in order."""
     initial_response: bool = True
     """Whether AUTH PLAIN accepts an initial response."""
     byte_by_byte: bool = False
@@ -288,6 +294,18 @@ class _Session:
             self.relay.log.append((self.number, "(response)"))
             return base64.b64decode(line)
 
+        if words[1].upper() in {"XOAUTH2", "OAUTHBEARER"}:
+            inline = self.relay.initial_response and len(words) == 3
+            given = base64.b64decode(words[2]) if inline else await ask(b"")
+            if not self.is_right_token(words[1].upper(), given.decode()):
+                end = await ask(b'{"status":"401","schemes":"bearer"}')
+                assert end == (b"" if words[1].upper() == "XOAUTH2" else b"\1")
+                await self.do("auth", "535 5.7.3 Authentication unsuccessful")
+                if self.relay.closes_after_refusal:
+                    raise _CloseError
+                return
+            await self.do("auth")
+            return
         if words[1].upper() == "CRAM-MD5":
             user, password = self.relay.login or ("", "")
             digest = hmac.new(password.encode(), b"<1@relay.example>", "md5").hexdigest()
@@ -302,6 +320,14 @@ class _Session:
             user, password = (await ask(b"Username:")).decode(), (await ask(b"Password:")).decode()
         good = (user, password) == self.relay.login
         await self.do("auth", None if good else "535 5.7.8 authentication credentials invalid")
+
+    def is_right_token(self, mechanism: str, given: str) -> bool:
+        user, port = (self.relay.login or ("",))[0], self.relay.port
+        token = given.partition("auth=Bearer ")[2].removesuffix("\1\1")
+        self.relay.tokens.append(token)
+        assert self.relay.accepts_token is not None
+        head = f"user={user}" if mechanism == "XOAUTH2" else f"n,a={user},\1host=127.0.0.1\1port={port}"
+        return given == f"{head}\1auth=Bearer {token}\1\1" and self.relay.accepts_token(token)
 
     async def mail(self, command: str) -> None:
         if self.sender is not None:

@@ -13,10 +13,37 @@ from otp_stream.core.outcome import UnavailableReason
 from otp_stream.relay.config import RelayConfig, RelayLimits
 from otp_stream.relay.envelope import Extensions
 from otp_stream.relay.handshake import Handshake
+from otp_stream.relay.oauth import TokenError, access_tokens
 from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 from otp_stream.sockets import certificate_name
 
 _LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # short, because a person waits, but a relay may delay its greeting
+_LOGIN_FIXES = (
+    (
+        "5.7.139",
+        (
+            "Microsoft 365 has SMTP AUTH switched off for this mailbox or organisation: have the administrator run "
+            "Set-CASMailbox -SmtpClientAuthenticationDisabled $false, and check the security defaults"
+        ),
+    ),
+    ("5.7.30 ", "Microsoft 365 no longer accepts passwords: use SMTP_AUTH=oauth2"),
+    (
+        "535 5.7.3 ",
+        (
+            "check SMTP_USER; for Microsoft 365 with SMTP_AUTH=oauth2, also check that the app has the permission "
+            "SMTP.SendAsApp with admin consent, that SMTP_OAUTH_SCOPE is https://outlook.office365.com/.default, and "
+            "that Exchange knows the app (New-ServicePrincipal) and lets it use the mailbox (Add-MailboxPermission)"
+        ),
+    ),
+    (
+        "google.com",
+        (
+            "Google requires an app password, or SMTP_AUTH=oauth2 with SMTP_OAUTH_SCOPE=https://mail.google.com/; a "
+            "service account also needs domain-wide delegation of that scope"
+        ),
+    ),
+)
+"""By a part of the reply, in this order."""
 _SMALL = 65_536
 """A relay with a lower limit refuses e-mails with a picture."""
 
@@ -28,20 +55,36 @@ async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, lo
     """
     config = replace(config, limits=_LIMITS)
     try:
-        await _check_greeting(replace(config, user=None, password=None), report, loopback=loopback)
+        await _check_greeting(replace(config, user=None, password=None, oauth=None), report, loopback=loopback)
         if not login:
             return False
         if config.user is None:
             text = f"{config.name}: no login is configured (SMTP_AUTH=none, or a URL without a user)"
             report(CheckResult("ok", text))
             return True
-        protocol, _ = await Handshake(config).open(SmtpProtocol)
-        await _quit(protocol)
+        await _check_login(config, report)
+    except TokenError as error:
+        report(CheckResult("problem", f"{config.name}: {error}"))
+        return False
     except RelayUnavailableError as error:
-        report(CheckResult("problem", _text(config, error), _fixes(config)[error.reason]))
+        text = _text(config, error)
+        report(CheckResult("problem", text, _fix_of_login(text) or _fixes(config)[error.reason]))
         return False
     report(CheckResult("ok", f"{config.name}: the login is accepted"))
     return True
+
+
+async def _check_login(config: RelayConfig, report: Report) -> None:
+    tokens = access_tokens(config.oauth) if config.oauth is not None else None
+    try:
+        if tokens is not None:
+            await tokens.get()
+            report(CheckResult("ok", f"{config.name}: an access token was granted for {tokens.valid_s / 60:.0f} min"))
+        protocol, _ = await Handshake(config, tokens).open(SmtpProtocol)
+        await _quit(protocol)
+    finally:
+        if tokens is not None:
+            await tokens.close()
 
 
 async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool) -> None:
@@ -83,6 +126,11 @@ def _text(config: RelayConfig, error: RelayUnavailableError) -> str:
     return text if config.name in text else f"{config.name}: {text}"
 
 
+def _fix_of_login(text: str) -> str | None:
+    """Return the fix for a refusal of a login that Microsoft or Google words in a way of its own."""
+    return next((fix for part, fix in _LOGIN_FIXES if part in text), None)
+
+
 def _fixes(config: RelayConfig) -> Mapping[UnavailableReason, str]:
     starttls = ["-starttls", "smtp"] if config.tls == "starttls" else []
     name = certificate_name(config.host)
@@ -91,7 +139,9 @@ def _fixes(config: RelayConfig) -> Mapping[UnavailableReason, str]:
         "unreachable": "check that it is running and that no firewall blocks it: "
         f"{shlex.join(['nc', '-vz', config.host])} {config.port}; correct SMTP_HOST, SMTP_PORT or SMTP_FALLBACK_URLS",
         "tls_failed": f"show its certificates: {shlex.join(openssl)} </dev/null",
-        "login_refused": "correct user and password: SMTP_USER and SMTP_PASS, or those in SMTP_FALLBACK_URLS",
+        "login_refused": "correct SMTP_USER and SMTP_OAUTH_SCOPE, and let the app use that mailbox"
+        if config.oauth is not None
+        else "correct user and password: SMTP_USER and SMTP_PASS, or those in SMTP_FALLBACK_URLS",
         "sender_refused": "have the relay accept SENDER_EMAIL and this host: verification, reverse DNS, block lists",
         "throttled": "it limits us: use fewer connections (SMTP_POOL_SIZE), or set SMTP_RATE_PER_SECOND to its quota",
     }

@@ -23,7 +23,7 @@ from otp_stream.core.outcome import Accepted, Deferred, Rejected, Unavailable, w
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
-from otp_stream.settings import REQUIRED_FOR_LOGIN, Settings, find_problems, find_warnings, load
+from otp_stream.settings import Settings, find_problems, find_warnings, load, required_for_login
 from otp_stream.urls import is_loopback
 
 from .amqp import topology_of
@@ -34,6 +34,7 @@ _LIMIT_S = 25.0
 _TOPOLOGY = {"RABBITMQ_QUEUE_NAME", "RABBITMQ_PREFIX", "BASE_DELAY_MS", "MAX_DELAY_MS", "MAX_RETRIES"}
 _LIFE_MS = 20_000
 """How long the mail may wait for a connection."""
+_LOGIN = ("SMTP_AUTH:", "SMTP_OAUTH_")
 _SMTP = {"SENDER_EMAIL", "SMTP_HOST", "SMTP_PORT", "SMTP_TLS", "SMTP_AUTH", "SMTP_CA_FILE"}
 T = TypeVar("T")
 
@@ -154,8 +155,10 @@ async def relay(
         report(CheckResult("note", "not checked: correct the settings first"))
         return None
     loopback = is_loopback(config.host)
-    if number == 1 and it.smtp_auth == "login" and (it.smtp_user is None or it.smtp_pass is None):
-        report(CheckResult("note", f"the login was not tried: {' and '.join(REQUIRED_FOR_LOGIN)} are not both set"))
+    missing = [name for name in required_for_login(it) if getattr(it, name.lower()) is None]
+    missing += [problem.partition(":")[0] for problem in checked.problems if problem.startswith(_LOGIN)]
+    if number == 1 and missing:
+        report(CheckResult("note", f"the login was not tried: set {' and '.join(missing)}"))
         await _isolated(check_relay(config, report, loopback=loopback, login=False), report)
         return None
     return config if await _isolated(check_relay(config, report, loopback=loopback), report) else None

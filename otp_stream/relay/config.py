@@ -36,6 +36,27 @@ class RelayLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class OAuthConfig:
+    """Where access tokens come from: a file, a command, or else a token server.
+
+    The token server grants them for a service account's `key_file`, a `refresh_token`, or the client's own credentials.
+    """
+
+    user: str
+    """Whose mailbox sends; the subject of a service account's token."""
+    token_url: str | None = None
+    client_id: str | None = None
+    client_secret: str | None = field(default=None, repr=False)
+    scope: str | None = None
+    refresh_token: str | None = field(default=None, repr=False)
+    key_file: Path | None = None
+    """A service account's key, as Google writes it: JSON with `client_email`, `private_key` and `token_uri`."""
+    token_file: Path | None = None
+    token_command: tuple[str, ...] = ()
+    """Its standard output is a token, or JSON with `access_token` and `expires_in`."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """One relay: `sender` is the envelope's MAIL FROM address, no `user` means no login."""
 
@@ -52,6 +73,8 @@ class RelayConfig:
     helo: str | None = None
     """Our name in EHLO; `None`: the sender's domain."""
     limits: RelayLimits = RelayLimits()
+    oauth: OAuthConfig | None = None
+    """Where access tokens come from; `None`: the login is by password."""
 
     @property
     def ordinary_connections(self) -> int:

@@ -1,8 +1,6 @@
 """Opens connections that are ready for mail: TCP, TLS, EHLO, login."""
 
 import asyncio
-import base64
-import hmac
 import socket
 import ssl
 from collections.abc import Callable, Generator
@@ -11,43 +9,48 @@ from typing import TypeVar
 
 import idna
 
-from otp_stream.core.outcome import Reply, Stage
+from otp_stream.core.outcome import Stage
 from otp_stream.sockets import Addresses, certificate_name
 from otp_stream.urls import is_loopback
 
 from .config import RelayConfig
 from .envelope import Extensions
+from .login import Login, TokenRefusedError
+from .oauth import AccessTokens, access_tokens
 from .parser import Answer
 from .protocol import RelayUnavailableError, SmtpProtocol
 from .reply import handshake_reason, to_reply
 
 P = TypeVar("P", bound=SmtpProtocol)
 
-_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
-"""In order of preference; under TLS, all are equally safe."""
-_BAD_CREDENTIALS = 535
-_TRY_THE_NEXT = frozenset({500, 501, 502, 503, 504, 534, 535, 538, 550, 553, 554})
-"""Codes by which relays refuse a mechanism that they announce. Only 535 may count as a wrong password."""
-_MAX_FAILED_LOGINS = 2
-"""535 to one mechanism may be about the mechanism; to two, it is about the password."""
-
 
 class Handshake:
     """Opens connections. Loads the certificate authorities once, in a thread."""
 
-    def __init__(self, config: RelayConfig) -> None:
+    def __init__(self, config: RelayConfig, tokens: AccessTokens | None = None) -> None:
         self._config = config
         self._helo = config.helo or _domain(config.sender)
         self._context: ssl.SSLContext | None = None
-        self._mechanism: str | None = None
-        """The mechanism of the last login that was accepted."""
-        self._refused_logins = 0
-        """Refused logins since the last accepted one. After the first, each connection tries one mechanism, in turn."""
+        self._tokens = tokens or (access_tokens(config.oauth) if config.oauth is not None else None)
+        self._login = Login(config, self._tokens)
         self._addresses = Addresses()
 
     async def open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         """Return a connection that is ready for MAIL, and the relay's extensions. Raises `RelayUnavailableError`."""
         await self._prepare()
+        try:
+            return await self._open(make)
+        except TokenRefusedError as error:
+            if self._tokens is None or not await self._tokens.replace(error.token):
+                raise
+        return await self._open(make)  # relays end the session after a refused login
+
+    async def close(self) -> None:
+        """Fetch no more access tokens."""
+        if self._tokens is not None:
+            await self._tokens.close()
+
+    async def _open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         protocol = await self._connect(make)
         address = protocol.transport.get_extra_info("peername")
         try:
@@ -69,6 +72,8 @@ class Handshake:
             )
         if self._context is None and config.tls != "none":
             self._context = await asyncio.to_thread(_tls_context, config)
+        if self._tokens is not None:
+            await self._tokens.get()  # before the connection, which would wait for it
 
     async def _connect(self, make: Callable[[], P]) -> P:
         config = self._config
@@ -97,7 +102,7 @@ class Handshake:
             await self._start_tls(protocol, offers)
             offers = await self._ehlo(protocol)
         if self._config.user is not None:
-            await self._login(protocol, offers, self._config.user, self._config.password or "")
+            await self._login.run(lambda command: self._ask(protocol, command, "auth"), offers)
         return offers
 
     async def _ask(self, protocol: SmtpProtocol, command: bytes, stage: Stage, *wanted: int) -> Answer:
@@ -137,77 +142,6 @@ class Handshake:
             raise RelayUnavailableError("tls_failed", "the connection was lost (at TLS)")
         protocol.transport = transport
 
-    async def _login(self, protocol: SmtpProtocol, offers: Extensions, user: str, password: str) -> None:
-        """Log in with the first mechanism that the relay accepts, and only with that one afterwards."""
-        refused: Reply | None = None
-        credentials = 0
-        """How often the relay may have counted a wrong password."""
-        for mechanism in self._mechanisms(offers):
-            try:
-                code, text = await self._authenticate(protocol, mechanism, user, password)
-            except RelayUnavailableError:
-                if refused is None:
-                    raise
-                break  # the relay has closed the connection after the refusal; the next one tries the next mechanism
-            if code == 235:
-                self._mechanism, self._refused_logins = mechanism, 0
-                return
-            reply = to_reply((code, text), "auth")
-            if code // 100 == 4 and mechanism == self._mechanism:
-                # the mechanism has worked before, so the failure is not about the mechanism
-                raise RelayUnavailableError(handshake_reason(reply), str(reply))
-            refused = refused if refused and refused.code == _BAD_CREDENTIALS else reply
-            credentials += code == _BAD_CREDENTIALS
-            if code not in _TRY_THE_NEXT or credentials >= _MAX_FAILED_LOGINS:
-                break
-        assert refused is not None  # noqa: S101 - for the type checker: at least one mechanism was tried
-        self._mechanism = None
-        self._refused_logins += 1
-        raise RelayUnavailableError(handshake_reason(refused), str(refused))
-
-    def _mechanisms(self, offers: Extensions) -> list[str]:
-        """Return the mechanisms to try on this connection, in order."""
-        mechanisms = [it for it in _MECHANISMS if it in offers.logins]
-        if not mechanisms:
-            offered = ", ".join(sorted(offers.logins)) or "none"
-            raise RelayUnavailableError(
-                "login_refused",
-                f"the relay offers no login by {', '.join(_MECHANISMS)} (it offers {offered}); see SMTP_AUTH",
-            )
-        if self._mechanism in mechanisms:
-            return [self._mechanism]
-        if self._refused_logins:
-            return [mechanisms[self._refused_logins % len(mechanisms)]]
-        return mechanisms
-
-    async def _authenticate(self, protocol: SmtpProtocol, mechanism: str, user: str, password: str) -> Answer:
-        """Return the relay's last reply."""
-        token = b" " + _b64(f"\0{user}\0{password}") if mechanism == "PLAIN" else b""
-        answer = await self._ask(protocol, b"AUTH " + mechanism.encode() + token + b"\r\n", "auth")
-        for step in range(2 if mechanism == "LOGIN" else 1):
-            if answer[0] != 334:
-                return answer
-            match mechanism:
-                case "PLAIN":
-                    response = token.strip()
-                case "LOGIN":
-                    response = _b64(password if step else user)
-                case _:
-                    response = _cram_md5(answer[1], user, password)
-            answer = await self._ask(protocol, response + b"\r\n", "auth")
-        if answer[0] == 334:
-            raise RelayUnavailableError("login_refused", "the relay asked for more than user and password (at AUTH)")
-        return answer
-
-
-def _cram_md5(challenge: str, user: str, password: str) -> bytes:
-    """Return the response (RFC 2195). A challenge that is not base64 counts as empty, so the relay refuses it."""
-    try:
-        text = base64.b64decode(challenge)
-    except ValueError:
-        text = b""
-    return _b64(f"{user} {hmac.new(password.encode(), text, 'md5').hexdigest()}")
-
 
 def _domain(address: str) -> str:
     domain = address.rpartition("@")[2]
@@ -215,10 +149,6 @@ def _domain(address: str) -> str:
         return domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
     except idna.IDNAError:
         return ""
-
-
-def _b64(text: str) -> bytes:
-    return base64.b64encode(text.encode())
 
 
 def _tls_context(config: RelayConfig) -> ssl.SSLContext:

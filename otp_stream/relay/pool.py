@@ -142,7 +142,7 @@ class Pool:
             connection.abort(RelayUnavailableError("unreachable", "the worker is stopping"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
-                await asyncio.gather(*self._opening, *closed, return_exceptions=True)
+                await asyncio.gather(*self._opening, *closed, self._handshake.close(), return_exceptions=True)
 
     def _quit(self, connection: Connection) -> None:
         self.open.discard(connection)

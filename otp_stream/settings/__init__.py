@@ -2,7 +2,7 @@
 
 from .fallback_relay import FallbackRelay
 from .load import load
-from .problems import REQUIRED, REQUIRED_FOR_LOGIN, find_problems, find_warnings
+from .problems import REQUIRED, REQUIRED_FOR_LOGIN, find_problems, find_warnings, required_for_login
 from .settings import EMBEDDED_BROKER_PORT, Settings
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "find_problems",
     "find_warnings",
     "load",
+    "required_for_login",
 ]

@@ -81,7 +81,7 @@ class Fields(BaseSettings):
         default=None, description="User name at the relay. Required to consume unless `SMTP_AUTH=none`."
     )
     smtp_pass: SecretStr | None = Field(
-        default=None, description="Password at the relay. Required to consume unless `SMTP_AUTH=none`."
+        default=None, description="Password at the relay. Required to consume with `SMTP_AUTH=login`."
     )
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
         default=None,
@@ -93,8 +93,39 @@ class Fields(BaseSettings):
         default="starttls",
         description="`starttls` (required, never opportunistic), `implicit` (the default on port 465) or `none`.",
     )
-    smtp_auth: Literal["login", "none"] = Field(
-        default="login", description="`login` uses `SMTP_USER` and `SMTP_PASS`; `none` does not authenticate."
+    smtp_auth: Literal["login", "oauth2", "none"] = Field(
+        default="login",
+        description="`login` uses `SMTP_USER` and `SMTP_PASS`; `oauth2` uses `SMTP_USER` and an access token; `none` "
+        "does not authenticate.",
+    )
+    smtp_oauth_token_url: str | None = Field(
+        default=None, description="URL of the token server that grants access tokens for `SMTP_AUTH=oauth2`."
+    )
+    smtp_oauth_client_id: str | None = Field(default=None, description="This client's id at the token server.")
+    smtp_oauth_client_secret: SecretStr | None = Field(
+        default=None, description="This client's secret at the token server."
+    )
+    smtp_oauth_scope: str | None = Field(
+        default=None,
+        description="Scope of the access tokens, such as `https://outlook.office365.com/.default` or "
+        "`https://mail.google.com/`.",
+    )
+    smtp_oauth_refresh_token: SecretStr | None = Field(
+        default=None, description="Refresh token, for access as a user. When unset: access as the client itself."
+    )
+    smtp_oauth_key_file: Path | None = Field(
+        default=None,
+        description="JSON file with the key of a Google service account, which acts for `SMTP_USER`.",
+    )
+    smtp_oauth_token_command: SecretStr | None = Field(
+        default=None,
+        description="Command, run without a shell, that prints an access token, or JSON with `access_token` and "
+        "`expires_in`. Used instead of a token server.",
+    )
+    smtp_oauth_token_file: Path | None = Field(
+        default=None,
+        description="File that another program keeps filled with a valid access token, or with that JSON. Used "
+        "instead of a token server.",
     )
     smtp_ehlo_name: str | None = Field(
         default=None,
@@ -242,6 +273,8 @@ class Fields(BaseSettings):
         if not isinstance(value, str) or info.field_name is None:
             return value
         text = unquoted(value)
+        if info.field_name == "smtp_oauth_token_command" and set("\"'") & set(text):
+            text = value.strip()  # the quotes belong to its words
         if not text and info.field_name != "app_env":  # a blank one must not turn production into development
             return cls.model_fields[info.field_name].default
         if info.field_name != "sender_email" and re.search(r"[\x00-\x1f\x7f]", text):
@@ -253,6 +286,8 @@ class Fields(BaseSettings):
     _check_smtp_host = field_validator("smtp_host")(validators.smtp_host)
     _check_sender_email = field_validator("sender_email")(validators.sender_email)
     _check_rabbitmq_url = field_validator("rabbitmq_url")(validators.rabbitmq_url)
+    _check_smtp_oauth_token_url = field_validator("smtp_oauth_token_url")(validators.smtp_oauth_token_url)
+    _check_smtp_oauth_token_command = field_validator("smtp_oauth_token_command")(validators.smtp_oauth_token_command)
     _check_smtp_fallback_urls = field_validator("smtp_fallback_urls")(validators.smtp_fallback_urls)
     _check_secret_key = field_validator("secret_key")(validators.secret_key)
     _check_rabbitmq_queue_name = field_validator("rabbitmq_queue_name")(validators.rabbitmq_queue_name)

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import assert_never
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from otp_stream.urls import is_loopback
@@ -13,6 +15,8 @@ from .validators import MAKE_KEY, listed
 
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
+_FROM_TOKEN_SERVER = ("SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_KEY_FILE")
+_TOKEN_SOURCES = ("TOKEN_URL", "KEY_FILE", "TOKEN_COMMAND", "TOKEN_FILE")
 _NO = {"0", "f", "false", "n", "no"}
 _FEW = 8
 """A random token of 16 characters has at least this many different ones."""
@@ -35,17 +39,54 @@ def find_problems(settings: Settings) -> list[str]:
     """Return the problems that prevent a start, each with its fix."""
     found: list[str] = []
     if settings.worker:
-        required = REQUIRED + (REQUIRED_FOR_LOGIN if settings.smtp_auth == "login" else ())
-        for name in required:
+        for name in REQUIRED + required_for_login(settings):
             if getattr(settings, name.lower()) is None:
-                alternative = " (or set SMTP_AUTH=none)" if name in REQUIRED_FOR_LOGIN else ""
+                alternative = " (or set SMTP_AUTH=none)" if name not in REQUIRED else ""
                 found.append(f"{name}: is required when WORKER=true{alternative}")
-    for name in ("smtp_ca_file", "templates_dir"):
+    found += _oauth_problems(settings) if settings.smtp_auth == "oauth2" else []
+    for name in ("smtp_ca_file", "smtp_oauth_key_file", "templates_dir"):
         path: Path | None = getattr(settings, name)
         if path is not None and not path.exists():
             found.append(f"{name.upper()}: {path} does not exist")
     if settings.app_env == "production":
         found += _unsafe_in_production(settings)
+    return found
+
+
+def required_for_login(settings: Settings) -> tuple[str, ...]:
+    """Return the settings that the login at the relay requires."""
+    match settings.smtp_auth:
+        case "login":
+            return REQUIRED_FOR_LOGIN
+        case "oauth2":
+            return ("SMTP_USER",)
+        case "none":
+            return ()
+        case _:
+            assert_never(settings.smtp_auth)
+
+
+def _oauth_problems(settings: Settings) -> list[str]:
+    """Return what is missing or too much among the settings of SMTP_AUTH=oauth2."""
+    sources = {f"SMTP_OAUTH_{name}": getattr(settings, f"smtp_oauth_{name.lower()}") for name in _TOKEN_SOURCES}
+    given = [name for name, value in sources.items() if value is not None]
+    if "SMTP_OAUTH_KEY_FILE" in given and "SMTP_OAUTH_TOKEN_URL" in given:
+        given.remove("SMTP_OAUTH_TOKEN_URL")  # the key file names one, too
+    if len(given) != 1:
+        text = f"one of them, not {' and '.join(given)}" if given else f"one of {', '.join(sources)}"
+        return [f"SMTP_AUTH: oauth2 needs {text}"]
+    if given == ["SMTP_OAUTH_KEY_FILE"] and settings.smtp_oauth_scope is None:
+        return ["SMTP_OAUTH_SCOPE: is required with SMTP_OAUTH_KEY_FILE; Gmail's is https://mail.google.com/"]
+    found: list[str] = []
+    if given == ["SMTP_OAUTH_TOKEN_URL"]:
+        if settings.smtp_oauth_client_id is None:
+            found.append("SMTP_OAUTH_CLIENT_ID: is required with SMTP_OAUTH_TOKEN_URL")
+        if settings.smtp_oauth_client_secret is None and settings.smtp_oauth_refresh_token is None:
+            found.append(
+                "SMTP_OAUTH_CLIENT_SECRET: is required with SMTP_OAUTH_TOKEN_URL unless a refresh token is set"
+            )
+    if given[0] in _FROM_TOKEN_SERVER and find_spec("authlib") is None:
+        found.append("SMTP_AUTH: oauth2 with a token server needs a package: pip install 'otp-stream[oauth]'")
     return found
 
 

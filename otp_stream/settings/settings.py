@@ -144,6 +144,7 @@ class Settings(Fields):
         shown["redis_url"] = self.masked_redis_url
         shown["smtp_fallback_urls"] = [f"{relay.host}:{relay.port}" for relay in self.fallbacks] or None
         shown["smtp_user"] = "***" if self.smtp_user else None
+        shown["smtp_oauth_token_url"] = self.smtp_oauth_token_url and without_secrets(self.smtp_oauth_token_url)
         return shown
 
 

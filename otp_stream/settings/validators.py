@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import shlex
 from urllib.parse import parse_qsl
 
 from pydantic import SecretStr
@@ -69,6 +70,29 @@ def smtp_host(value: str | None) -> str | None:
         raise ValueError(f"must be a host without a port: set SMTP_PORT={int(port)}")
     if not _HOST_NAME.fullmatch(value):
         raise ValueError("must be a host without scheme, user, port or path, such as smtp.example.com")
+    return value
+
+
+def smtp_oauth_token_url(value: str | None) -> str | None:
+    """Accept `https://`, and `http://` on loopback: the request carries the client's secret."""
+    if value is not None:
+        parts = read_url(value, {"http", "https"}, "https://login.example.com/oauth2/token")
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ValueError("must start with https://: the request carries the client's secret")
+        if "@" in parts.netloc:
+            raise ValueError("must not contain a user: set SMTP_OAUTH_CLIENT_ID and SMTP_OAUTH_CLIENT_SECRET")
+    return value
+
+
+def smtp_oauth_token_command(value: SecretStr | None) -> SecretStr | None:
+    """Accept a command as a shell would split it."""
+    if value is not None:
+        try:
+            words = shlex.split(value.get_secret_value())
+        except ValueError:  # its text may quote the command
+            raise ValueError("has a quote that is not closed") from None
+        if not words or not words[0].strip():
+            raise ValueError("names no command")
     return value
 
 

@@ -112,6 +112,18 @@ async def test_a_relay_of_npm_refuses_at_every_stage(
         await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES[kind], jobs))
 
 
+async def test_smtp_server_takes_the_access_token_of_a_command(stage: Stage, tmp_path: Path) -> None:
+    tokens, current = tmp_path / "valid", tmp_path / "current"
+    tokens.write_text("token-1")
+    current.write_text("token-1")
+    env = {"SMTP_AUTH": "oauth2", "SMTP_USER": "otp@example.com", "SMTP_OAUTH_TOKEN_COMMAND": f"cat '{current}'"}
+    async with NodeRelay(tmp_path / "relay", "smtp-server", tokens=tokens) as relay:
+        worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_POOL_SIZE="2", **env, **RETRIES)
+        to = recipients(STAGES["smtp-server"])
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, to)
+        assert relay.refused_tokens == []
+
+
 @pytest.mark.parametrize(("pool_size", "jobs"), [(20, 500), (1, 100)])
 async def test_postfix_refuses_at_every_stage_by_a_policy_server(stage: Stage, pool_size: int, jobs: int) -> None:
     async with Postfix(refuse_sender_every=200) as relay:

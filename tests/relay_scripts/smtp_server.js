@@ -2,6 +2,7 @@
 'use strict'
 
 const { SMTPServer } = require(`${process.env.OTP_TEST_NODE_MODULES}/smtp-server`)
+const { readFileSync } = require('fs')
 const { decide, record, refusesSender } = require(process.env.OTP_TEST_DECIDE)
 
 function answer(verdict, callback) {
@@ -9,9 +10,19 @@ function answer(verdict, callback) {
   callback(Object.assign(new Error(verdict.text), { responseCode: verdict.code }))
 }
 
+const tokensFile = process.env.OTP_TEST_TOKENS
+
 new SMTPServer({
-  authOptional: true,
-  disabledCommands: ['AUTH', 'STARTTLS'],
+  authOptional: !tokensFile,
+  allowInsecureAuth: true,
+  authMethods: ['XOAUTH2'],
+  disabledCommands: tokensFile ? ['STARTTLS'] : ['AUTH', 'STARTTLS'],
+  onAuth(auth, session, callback) {
+    const valid = readFileSync(tokensFile, 'utf8').split(/\s+/)
+    if (auth.username === 'otp@example.com' && valid.includes(auth.accessToken)) return callback(null, { user: auth.username })
+    record({ refusedToken: auth.accessToken })
+    callback(null, { data: { status: '401', schemes: 'bearer mac', scope: 'https://mail.google.com/' } })
+  },
   disableReverseLookup: true,
   onMailFrom: (address, session, callback) => answer(refusesSender(), callback),
   onRcptTo: (address, session, callback) => answer(decide('rcpt', address.address), callback),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from otp_stream.app import build
+from otp_stream.configs import relay_configs
 from otp_stream.settings import FallbackRelay, Settings, find_warnings, load
 from otp_stream.urls import is_loopback
 
@@ -456,6 +457,66 @@ def test_a_password_is_no_placeholder_because_it_is_short_or_like_a_word() -> No
 def test_each_bad_setting_is_named_once(values: dict[str, object], named: list[str]) -> None:
     _, problems = load(worker=True, app_env="production", **(SAFE | values))
     assert sorted(it.partition(":")[0] if ":" in it else "" for it in problems) == named
+
+
+CLIENT = {"smtp_oauth_token_url": "https://login.example/token", "smtp_oauth_client_id": "id"}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({**CLIENT, "smtp_oauth_client_secret": "s"}, None),
+        ({**CLIENT, "smtp_oauth_refresh_token": "r"}, None),
+        ({"smtp_oauth_token_command": "/bin/token --for 'otp@example.com'"}, None),
+        ({"smtp_oauth_token_file": "/run/token"}, None),
+        ({"smtp_oauth_key_file": __file__, "smtp_oauth_scope": "https://mail.google.com/"}, None),
+        ({"smtp_oauth_key_file": __file__, "smtp_oauth_scope": "s", "smtp_oauth_token_url": "https://h/t"}, None),
+        ({}, ("SMTP_AUTH: oauth2 needs one of SMTP_OAUTH_TOKEN_URL, SMTP_OAUTH_KEY_FILE, SMTP_OAUTH_TOKEN_COMMAND, "
+             "SMTP_OAUTH_TOKEN_FILE")),
+        ({**CLIENT, "smtp_oauth_token_file": "/run/token"},
+         "SMTP_AUTH: oauth2 needs one of them, not SMTP_OAUTH_TOKEN_URL and SMTP_OAUTH_TOKEN_FILE"),
+        (CLIENT, "SMTP_OAUTH_CLIENT_SECRET: is required with SMTP_OAUTH_TOKEN_URL unless a refresh token is set"),
+        ({"smtp_oauth_token_url": "https://h/t", "smtp_oauth_client_secret": "s"},
+         "SMTP_OAUTH_CLIENT_ID: is required with SMTP_OAUTH_TOKEN_URL"),
+        ({"smtp_oauth_key_file": __file__},
+         "SMTP_OAUTH_SCOPE: is required with SMTP_OAUTH_KEY_FILE; Gmail's is https://mail.google.com/"),
+        ({"smtp_oauth_key_file": "/nowhere", "smtp_oauth_scope": "s"}, "SMTP_OAUTH_KEY_FILE: /nowhere does not exist"),
+        ({"smtp_oauth_token_command": "token 'for"}, "SMTP_OAUTH_TOKEN_COMMAND: has a quote that is not closed"),
+        ({"smtp_oauth_token_command": "'' '' x"}, "SMTP_OAUTH_TOKEN_COMMAND: names no command"),
+        ({**CLIENT, "smtp_oauth_client_secret": "s", "smtp_oauth_token_url": "http://login.example/t"},
+         "SMTP_OAUTH_TOKEN_URL: must start with https://: the request carries the client's secret"),
+        ({**CLIENT, "smtp_oauth_client_secret": "s", "smtp_oauth_token_url": "https://u:p@login.example/t"},
+         "SMTP_OAUTH_TOKEN_URL: must not contain a user: set SMTP_OAUTH_CLIENT_ID and SMTP_OAUTH_CLIENT_SECRET"),
+        ({**CLIENT, "smtp_oauth_client_secret": "s", "smtp_oauth_token_url": "login.example"},
+         "SMTP_OAUTH_TOKEN_URL: must start with http:// or https://"),
+    ],
+)  # fmt: skip
+def test_the_source_of_access_tokens_must_be_complete_and_one(values: dict[str, object], problem: str | None) -> None:
+    without_password = SAFE | {"smtp_auth": "oauth2", "smtp_pass": None}
+    assert load(worker=True, app_env="production", **(without_password | values))[1] == ([problem] if problem else [])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("token", ("token",)),
+        ("'token --for x'", ("token", "--for", "x")),
+        ("'/my token' 'for x'", ("/my token", "for x")),
+        ('"/my token" x', ("/my token", "x")),
+    ],
+)
+def test_the_quotes_of_a_token_command_belong_to_its_words(command: str, words: tuple[str, ...]) -> None:
+    settings, problems = load(**(SAFE | {"smtp_auth": "oauth2", "smtp_oauth_token_command": command}))
+    assert problems == []
+    oauth = relay_configs(settings)[0].oauth
+    assert oauth is not None
+    assert oauth.token_command == words
+
+
+def test_secrets_of_oauth_are_masked() -> None:
+    values = {"smtp_oauth_client_secret": "hunter2", "smtp_oauth_refresh_token": "hunter2"}
+    settings, _ = load(**values, smtp_oauth_token_command="token hunter2")
+    assert "hunter2" not in str(settings.shown()) + repr(settings)
 
 
 def test_unencrypted_ways_to_other_hosts_are_warned_of() -> None:
