@@ -1,6 +1,7 @@
 """Publish many jobs and count their outcomes: what `send`, `load` and `livecheck` share."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import secrets
@@ -30,6 +31,8 @@ EVENTS_OFF = "EVENTS=false: workers publish no events, so the outcome of a job s
 _MAX_UNCONFIRMED = 200
 _MAX_ERRORS = 20
 """Different errors that are counted separately: a relay may word its reply differently for each job."""
+_LAST_CONFIRM_S = 2.0
+"""How long an interrupted command waits for the confirms of jobs that it has published."""
 _INTERVAL_S = 0.05
 
 
@@ -208,10 +211,16 @@ async def _publish_at_rate(jobs: Iterator[T], publish: Callable[[T], Awaitable[N
                 await asyncio.sleep(ahead_s)
             if errors:
                 return
+            publishing = asyncio.ensure_future(publish(job))
             try:
-                await publish(job)
+                await asyncio.shield(publishing)
             except ClientError as error:
                 errors.append(error)
+            except asyncio.CancelledError:
+                # the job may have been published: a confirm that arrives now counts it
+                with contextlib.suppress(ClientError, TimeoutError):
+                    await asyncio.wait_for(publishing, _LAST_CONFIRM_S)
+                raise
 
     await publish_some(1)  # alone: it declares a missing queue
     async with asyncio.TaskGroup() as group:
