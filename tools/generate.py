@@ -17,6 +17,7 @@ from states import job_states
 
 from otp_stream.app import asyncapi, build
 from otp_stream.settings import REQUIRED, REQUIRED_FOR_LOGIN, Settings
+from otp_stream.settings.secret_files import secret_names
 
 ROOT = Path(__file__).parent.parent
 _MARKS = re.compile(r"(?<=<!-- settings:begin -->\n).*?(?=<!-- settings:end -->)", re.DOTALL)
@@ -39,6 +40,9 @@ Environment variables, or the same names in a file `.env` in the working folder;
 reads them once at start. If settings are invalid, it reports all of them in one message and exits with status 2;
 `otp-stream check` reports them too, and tests the servers that they name.
 
+Every secret can come from a file, such as a Docker or Kubernetes secret: set `SMTP_PASS_FILE=/run/secrets/smtp_pass`
+instead of `SMTP_PASS`. The same works for {secrets}. Files are read at start, without the line break at their end.
+
 """
 _OTEL = """
 Traces: set `OTEL_EXPORTER_OTLP_ENDPOINT`; OpenTelemetry's other standard variables (`OTEL_*`) apply as well.
@@ -55,7 +59,7 @@ def generated() -> dict[Path, str]:
         ROOT / "asyncapi" / "otp-stream.yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120),
         ROOT / ".env.example": env_example(),
         readme: _MARKS.sub(lambda _: settings_table(_FIRST), readme.read_text()),
-        ROOT / "docs" / "settings.md": _SETTINGS + settings_table(variables()) + _OTEL,
+        ROOT / "docs" / "settings.md": _SETTINGS.format(secrets=_secrets()) + settings_table(variables()) + _OTEL,
         ROOT / "docs" / "job-states.md": job_states(),
     }
 
@@ -87,6 +91,8 @@ def env_example() -> str:
         lines.append(f"{name}={value}" if value is not None else f"# {name}={default(field)}")
     lines += [
         "",
+        "# A secret can come from a file, too: SMTP_PASS_FILE=/run/secrets/smtp_pass instead of SMTP_PASS.",
+        "",
         "# Tracing: OpenTelemetry's standard variables (OTLP by HTTP; by gRPC with OTEL_EXPORTER_OTLP_PROTOCOL=grpc).",
         "# OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318",
         "# OTEL_SERVICE_NAME=otp-stream",
@@ -99,6 +105,11 @@ def _choices(field: FieldInfo) -> str:
     choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
     described = all(choice in (field.description or "") for choice in choices)
     return "" if described else f" One of: {', '.join(choices)}."
+
+
+def _secrets() -> str:
+    *names, last = (f"`{name.upper()}`" for name in secret_names() if name != "smtp_pass")
+    return f"{', '.join(names)} and {last}"
 
 
 def settings_table(names: Container[str]) -> str:

@@ -11,6 +11,7 @@ from otp_stream.urls import read_url
 
 from .fields import ENV_FILE
 from .problems import REQUIRED_FOR_LOGIN, find_problems
+from .secret_files import read_secret_files
 from .settings import Settings
 
 _OAUTH = "smtp_oauth_"
@@ -43,13 +44,19 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
     if problems:
         values = {"_env_file": None, **values}
     problems += _tracing_problems(os.environ)
+    secrets, unreadable = read_secret_files(env_file=values.get("_env_file", ENV_FILE) is not None)
+    values = secrets | values
+    # no second problem for what is missing because its file cannot be used
+    unread = {problem.partition("_FILE:")[0] for problem in unreadable}
     try:
         settings = Settings(**values)
     except ValidationError as error:
         invalid = error.errors(include_input=False)
         settings, more = _with_defaults(invalid, values)
-        return settings, [*problems, *map(_explain, invalid), *more]
-    return settings, [*problems, *find_problems(settings)]
+        more = [*map(_explain, invalid), *more]
+    else:
+        more = find_problems(settings)
+    return settings, [*problems, *unreadable, *(it for it in more if it.partition(":")[0] not in unread)]
 
 
 def _env_file_problems() -> list[str]:

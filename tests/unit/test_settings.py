@@ -1,14 +1,17 @@
 """What an operator may set, what is refused, and what is never shown."""
 
+import os
 import secrets
 import time
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from otp_stream.app import build
 from otp_stream.configs import relay_configs
 from otp_stream.settings import FallbackRelay, Settings, find_warnings, load
+from otp_stream.settings.secret_files import secret_names
 from otp_stream.urls import is_loopback
 
 KEY = "c0ffee15900dc0deba5eba11"
@@ -599,3 +602,79 @@ def test_workers_share_their_state_where_broker_and_virtual_host_are_the_same(
     named = {load(rabbitmq_url=url, redis_namespace="shop", _env_file=None)[0].tables_prefix for url in (one, other)}
     assert len(named) == 1
     assert not named & prefixes
+
+
+def test_every_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {
+        "rabbitmq_url": "amqps://u:n8Vq2x@h/", "smtp_pass": " n8Vq2x", "smtp_fallback_urls": "smtp://u:n8Vq2x@h",
+        "redis_url": "rediss://u:n8Vq2x@h/0", "http_token": "n8Vq2x" * 4 + "kR3", "secret_key": KEY,
+        "smtp_oauth_client_secret": "n8Vq2x", "smtp_oauth_refresh_token": "n8Vq2x",
+    }  # fmt: skip
+    assert secret_names() == [name for name in Settings.model_fields if name in values]
+    for name, value in values.items():
+        (tmp_path / name).write_text(f"\ufeff{value}\n")
+        monkeypatch.setenv(f"{name}_file".upper(), str(tmp_path / name))
+    settings, problems = load()
+    assert problems == []
+    assert {name: getattr(settings, name).get_secret_value() for name in values} == {
+        name: value.strip() for name, value in values.items()
+    }
+
+
+def test_a_dotenv_file_may_name_the_file_of_a_secret_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".env").write_text(f"SMTP_PASS_FILE={tmp_path}/one\n")
+    assert load()[0].smtp_pass == SecretStr("one")
+    assert load(_env_file=None)[0].smtp_pass is None
+    monkeypatch.setenv("smtp_pass_file", f"{tmp_path}/two")
+    assert load()[0].smtp_pass == SecretStr("two")
+    assert load(smtp_pass="three")[0].smtp_pass == SecretStr("three")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xff\xfe", "is not encoded as UTF-8"),
+        (b"x" * 70_000, "has more than 65536 bytes"),
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_is_named_once_and_not_quoted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    monkeypatch.setenv("SMTP_PASS_FILE", f"{tmp_path}/secret")
+    without = {name: value for name, value in SAFE.items() if name != "smtp_pass"}
+    assert load(worker=True, **without)[1] == [f"SMTP_PASS_FILE: {why}: {tmp_path}/secret"]
+
+
+def test_a_pipe_or_folder_is_no_secret_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("SECRET_KEY_FILE", str(tmp_path / "pipe"))
+    monkeypatch.setenv("HTTP_TOKEN_FILE", str(tmp_path))
+    assert load()[1] == [
+        f"HTTP_TOKEN_FILE: is not a file: {tmp_path}", f"SECRET_KEY_FILE: is not a file: {tmp_path / 'pipe'}",
+    ]  # fmt: skip
+
+
+def test_a_secret_that_is_set_twice_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("b")
+    monkeypatch.setenv("SMTP_PASS", "a")
+    monkeypatch.setenv("SMTP_PASS_FILE", f"{tmp_path}/secret")
+    settings, problems = load()
+    assert (settings.smtp_pass, problems) == (
+        SecretStr("a"),
+        ["SMTP_PASS_FILE: SMTP_PASS is set, too; set one of them"],
+    )
+
+
+def test_two_lines_in_a_secret_file_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("one\ntwo\n")
+    monkeypatch.setenv("SMTP_PASS_FILE", f"{tmp_path}/secret")
+    assert load()[1] == ["SMTP_PASS: contains a line break or another control character; set one value only"]

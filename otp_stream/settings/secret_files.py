@@ -1,0 +1,70 @@
+"""Secrets from files: `SMTP_PASS_FILE=/run/secrets/smtp` instead of `SMTP_PASS`, for every secret setting."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+from pydantic import SecretStr
+
+from .fields import ENV_FILE
+from .settings import Settings
+
+_MAX_BYTES = 65_536
+
+
+def secret_names() -> list[str]:
+    """Return the field names of the settings that can be read from a file."""
+    # a command is secret because of its arguments, and is not a secret itself
+    return [
+        name
+        for name, field in Settings.model_fields.items()
+        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ())) and not name.endswith("_command")
+    ]
+
+
+def read_secret_files(*, env_file: bool) -> tuple[dict[str, str], list[str]]:
+    """Return the secrets that are in files, by field name, and the problems of files that cannot be used.
+
+    `env_file`: whether `.env` may name files, too; the environment takes precedence.
+    """
+    variables = _upper(os.environ)
+    if env_file and ENV_FILE.is_file():
+        variables = _upper(dotenv_values(ENV_FILE, encoding="utf-8-sig")) | variables
+    found: dict[str, str] = {}
+    problems: list[str] = []
+    for field in secret_names():
+        name, file = field.upper(), f"{field.upper()}_FILE"
+        if not variables.get(file):
+            continue
+        if variables.get(name):
+            problems.append(f"{file}: {name} is set, too; set one of them")
+            continue
+        try:
+            found[field] = _read(Path(variables[file].strip()))
+        except ValueError as error:
+            problems.append(f"{file}: {error}: {variables[file].strip()}")
+    return found, problems
+
+
+def _upper(variables: Mapping[str, str | None]) -> dict[str, str]:
+    return {name.upper(): value for name, value in variables.items() if value}
+
+
+def _read(path: Path) -> str:
+    """Return the content. Raises `ValueError`, whose text quotes nothing of it."""
+    try:
+        if not path.is_file():  # to read a pipe would wait for its writer
+            raise ValueError("is not a file" if path.exists() else "does not exist")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode("utf-8-sig").strip()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not encoded as UTF-8") from None
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"has more than {_MAX_BYTES} bytes")
+    if not text:
+        raise ValueError("is empty")
+    return text
