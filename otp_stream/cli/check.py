@@ -40,9 +40,14 @@ def check(
     send_to: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Send one real mail with a test code here.")
     ] = None,
+    dkim_selector: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Selector of the relay's DKIM key, to check its record.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that a worker with these settings needs: settings, templates, RabbitMQ, relays, Redis, clock.
+
+    Also checks what receivers ask for in the DNS records of the sender's domain: SPF, DKIM, DMARC, MX.
 
     Declares, sends and consumes nothing, except with --send-to. Exits with 1 if there is a problem.
     """
@@ -56,7 +61,7 @@ def check(
         output.fail(str(error).replace("email", "--send-to", 1))
     report = CheckReport()
     with output.console.status("checking …"):
-        asyncio.run(run_checks(report, request))
+        asyncio.run(run_checks(report, request, dkim_selector))
     counted = report.count()
     if as_json:
         _write(report)
@@ -66,7 +71,7 @@ def check(
         raise typer.Exit(1)
 
 
-async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
+async def run_checks(report: CheckReport, request: OtpJob | None, dkim_selector: str | None = None) -> None:
     """Run every check; `request` is a job to be sent as well."""
     from . import check_systems  # noqa: PLC0415 - as above
 
@@ -78,8 +83,9 @@ async def run_checks(report: CheckReport, request: OtpJob | None) -> None:
         check_systems.relay(checked, number, config, report.about(f"Relay {number}"))
         for number, config in enumerate(checked.relays, 1)
     ]
+    sender = check_systems.sender_domain(checked, dkim_selector, report.about("Sender"))
     redis = check_systems.redis(checked, report.about("Redis"))
-    status, redis_ahead_s, usable = await asyncio.gather(rabbitmq, redis, asyncio.gather(*smtp))
+    status, redis_ahead_s, usable, _ = await asyncio.gather(rabbitmq, redis, asyncio.gather(*smtp), sender)
     check_clock(redis_ahead_s, status and status.ahead_s, report.about("Clock"))
     if request is not None:
         accepting = [config for config in usable if config is not None]

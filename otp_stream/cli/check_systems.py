@@ -8,11 +8,15 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from dns.asyncresolver import get_default_resolver
+from dns.exception import DNSException
+
 from otp_stream.broker.topology import Topology
 from otp_stream.checks.management import ManagementStatus, read_status
 from otp_stream.checks.rabbitmq import RabbitmqCheck
 from otp_stream.checks.redis import check_redis
 from otp_stream.checks.relay import check_relay
+from otp_stream.checks.sender_domain import SenderDomain
 from otp_stream.checks.templates import check_templates
 from otp_stream.configs import relay_configs
 from otp_stream.core.check_result import CheckResult, Report
@@ -162,6 +166,21 @@ async def relay(
         await _isolated(check_relay(config, report, loopback=loopback, login=False), report)
         return None
     return config if await _isolated(check_relay(config, report, loopback=loopback), report) else None
+
+
+async def sender_domain(checked: CheckedSettings, dkim_selector: str | None, report: Report) -> None:
+    """Check the DNS records of the sender's domain."""
+    domain = checked.settings.sender[1].rpartition("@")[2].lower() if "SENDER_EMAIL" not in checked.unreadable else ""
+    if not domain:
+        report(CheckResult("note", "not checked: SENDER_EMAIL is not set, or invalid"))
+        return
+    relays = [it.host.lower() for it in checked.relays if it is not None and not is_loopback(it.host)]
+    try:
+        resolver = get_default_resolver()
+    except DNSException as error:
+        report(CheckResult("note", f"not checked: this machine has no DNS resolver ({type(error).__name__})"))
+        return
+    await _isolated(SenderDomain(domain, relays, report, resolver).check(dkim_selector), report)
 
 
 async def redis(checked: CheckedSettings, report: Report) -> float | None:

@@ -14,12 +14,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import aio_pika
+import dns.asyncresolver
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 from certificates import Authority
 from cli import otp_stream
 from conftest import Stage, set_stage
+from dns_server import dns_server
 from rabbitmq import Node, free_port, until
 from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
@@ -135,6 +137,19 @@ async def test_with_a_healthy_worker_there_is_no_problem_and_dead_letters_are_re
     assert out.endswith("no problems, 1 warning\n")
     assert "hunter2" not in checked.out + out
     assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 1
+
+
+async def test_the_senders_domain_is_looked_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = {("mail.acme.io", "TXT"): ['"v=spf1 ip4:192.0.2.1 -all"'], ("mail.acme.io", "MX"): ["10 mail.acme.io."]}
+    with dns_server(zone) as resolver:
+        monkeypatch.setattr(dns.asyncresolver, "default_resolver", resolver)
+        checked = await check(stage, SENDER_EMAIL="Acme <no-reply@Mail.Acme.IO>", SMTP_HOST="127.0.0.1")
+    assert checked.of("ok", "Sender") == [
+        "mail.acme.io: SPF has a record", "mail.acme.io: MX takes bounces and replies",
+    ]  # fmt: skip
+    (dmarc,) = checked.of("warning", "Sender")
+    assert "DMARC: no record" in dmarc
+    assert checked.fix("DMARC: no record").startswith("add _dmarc.mail.acme.io. TXT ")
 
 
 async def test_before_the_first_start_nothing_is_declared(stage: Stage) -> None:
