@@ -34,22 +34,35 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
 
 def relay_configs(settings: Settings) -> list[RelayConfig]:
     """Return every relay, in order of preference."""
-    login, oauth2 = settings.smtp_auth == "login", settings.smtp_auth == "oauth2"
+    auth = settings.smtp_auth
+    by_password = auth not in {"oauth2", "external", "none"}
+    certificate = settings.smtp_cert_file
     first = RelayConfig(
         host=settings.smtp_host or "localhost",
         port=settings.smtp_port,
         sender=settings.sender[1],
         tls=settings.smtp_tls,
-        user=settings.smtp_user if login or oauth2 else None,
-        password=settings.smtp_pass.get_secret_value() if login and settings.smtp_pass else None,
-        oauth=_oauth_config(settings) if oauth2 else None,
+        user=settings.smtp_user if auth != "none" else None,
+        password=settings.smtp_pass.get_secret_value() if by_password and settings.smtp_pass else None,
+        oauth=_oauth_config(settings) if auth == "oauth2" else None,
+        mechanism=None if auth in {"login", "oauth2", "none"} else auth.upper(),
+        certificate=(certificate, settings.smtp_key_file or certificate) if certificate else None,
         ca_file=settings.smtp_ca_file,
         pool_size=settings.smtp_pool_size,
         rate=settings.smtp_rate_per_second,
         helo=settings.smtp_ehlo_name,
     )
     others = [
-        replace(first, host=it.host, port=it.port, tls=it.tls, user=it.user, password=it.password, oauth=None)
+        replace(
+            first,
+            host=it.host,
+            port=it.port,
+            tls=it.tls,
+            user=it.user,
+            password=it.password,
+            oauth=None,
+            mechanism=None,
+        )
         for it in settings.fallbacks
     ]
     return [first, *others]

@@ -12,13 +12,14 @@ Steps: greeting ehlo starttls auth mail rcpt data body rset quit (`body` is the 
 import asyncio
 import base64
 import contextlib
+import hashlib
 import hmac
 import socket
 import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
@@ -102,6 +103,10 @@ class ScriptedRelay:
     """Each access token that was shown, in order."""
     initial_response: bool = True
     """Whether AUTH PLAIN accepts an initial response."""
+    scram_nonce: str = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    scram_iterations: int = 4096
+    scram_lies: bool = False
+    """Whether it does not know the password, and signs with anything."""
     byte_by_byte: bool = False
     byte_s: float = 0
     """Pause after each byte."""
@@ -306,6 +311,17 @@ class _Session:
                 return
             await self.do("auth")
             return
+        if words[1].upper() == "EXTERNAL":
+            given = base64.b64decode(words[2]) if words[2] != "=" else b""
+            certificate = self.writer.get_extra_info("peercert")
+            right = bool(certificate) and given.decode() == (self.relay.login or ("",))[0]
+            await self.do("auth", None if right else "535 5.7.8 no certificate, no login")
+            return
+        if words[1].upper() == "SCRAM-SHA-256":
+            inline = self.relay.initial_response and len(words) == 3
+            first = base64.b64decode(words[2]) if inline else await ask(b"")
+            await self.scram(first.decode(), ask)
+            return
         if words[1].upper() == "CRAM-MD5":
             user, password = self.relay.login or ("", "")
             digest = hmac.new(password.encode(), b"<1@relay.example>", "md5").hexdigest()
@@ -320,6 +336,27 @@ class _Session:
             user, password = (await ask(b"Username:")).decode(), (await ask(b"Password:")).decode()
         good = (user, password) == self.relay.login
         await self.do("auth", None if good else "535 5.7.8 authentication credentials invalid")
+
+    async def scram(self, first: str, ask: Callable[[bytes], Awaitable[bytes]]) -> None:
+        """Be the server of RFC 5802 §3 with SHA-256, as its text has it."""
+        user, password = self.relay.login or ("", "")
+        bare = first.removeprefix("n,,")
+        nonce = f"{bare.partition(',r=')[2]}{self.relay.scram_nonce}"
+        salt = bytes(range(16))
+        server_first = f"r={nonce},s={base64.b64encode(salt).decode()},i={self.relay.scram_iterations}"
+        final = (await ask(server_first.encode())).decode()
+        without_proof, _, proof = final.rpartition(",p=")
+        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, min(self.relay.scram_iterations, 10_000))
+        stored = hashlib.sha256(client_key := hmac.digest(salted, b"Client Key", "sha256")).digest()
+        message = f"{bare},{server_first},{without_proof}".encode()
+        wanted = bytes(a ^ b for a, b in zip(client_key, hmac.digest(stored, message, "sha256"), strict=True))
+        if first != f"n,,n={user},r={first.partition('r=')[2]}" or base64.b64decode(proof) != wanted:
+            await self.do("auth", "535 5.7.8 authentication credentials invalid")
+            return
+        signature = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
+        signature = bytes(32) if self.relay.scram_lies else signature
+        assert await ask(b"v=" + base64.b64encode(signature)) == b""
+        await self.do("auth")
 
     def is_right_token(self, mechanism: str, given: str) -> bool:
         user, port = (self.relay.login or ("",))[0], self.relay.port

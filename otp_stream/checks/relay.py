@@ -55,10 +55,12 @@ async def check_relay(config: RelayConfig, report: Report, *, loopback: bool, lo
     """
     config = replace(config, limits=_LIMITS)
     try:
-        await _check_greeting(replace(config, user=None, password=None, oauth=None), report, loopback=loopback)
+        await _check_greeting(
+            replace(config, user=None, password=None, oauth=None, mechanism=None), report, loopback=loopback
+        )
         if not login:
             return False
-        if config.user is None:
+        if not config.logs_in:
             text = f"{config.name}: no login is configured (SMTP_AUTH=none, or a URL without a user)"
             report(CheckResult("ok", text))
             return True

@@ -92,9 +92,7 @@ class SenderDomain:
         elif spf.problem:
             self._warn(f"SPF: {spf.problem}: receivers ignore the record", "correct it")
         elif spf.everyone:
-            self._warn(
-                "SPF: all without a sign lets any server send for it", "end the record with -all or ~all"
-            )
+            self._warn("SPF: all without a sign lets any server send for it", "end the record with -all or ~all")
         elif spf.lookups > _MAX_LOOKUPS:
             text = f"SPF: the record needs more than {_MAX_LOOKUPS} lookups, where receivers stop"
             self._warn(text, "remove what no longer sends")

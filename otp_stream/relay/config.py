@@ -73,8 +73,17 @@ class RelayConfig:
     helo: str | None = None
     """Our name in EHLO; `None`: the sender's domain."""
     limits: RelayLimits = RelayLimits()
+    mechanism: str | None = None
+    """The SASL mechanism to insist on; `None`: the best one that the relay offers."""
+    certificate: tuple[Path, Path] | None = None
+    """Our certificate and its key, PEM files."""
     oauth: OAuthConfig | None = None
     """Where access tokens come from; `None`: the login is by password."""
+
+    @property
+    def logs_in(self) -> bool:
+        """Whether there is a login."""
+        return self.user is not None or self.mechanism == "EXTERNAL"
 
     @property
     def ordinary_connections(self) -> int:

@@ -66,7 +66,7 @@ class Handshake:
 
     async def _prepare(self) -> None:
         config = self._config
-        if config.user is not None and config.tls == "none" and not is_loopback(config.host):
+        if config.logs_in and config.tls == "none" and not is_loopback(config.host):
             raise RelayUnavailableError(
                 "tls_failed", "SMTP_TLS=none: a login goes out without TLS to loopback only; use starttls or implicit"
             )
@@ -101,7 +101,7 @@ class Handshake:
         if self._config.tls == "starttls":
             await self._start_tls(protocol, offers)
             offers = await self._ehlo(protocol)
-        if self._config.user is not None:
+        if self._config.logs_in:
             await self._login.run(lambda command: self._ask(protocol, command, "auth"), offers)
         return offers
 
@@ -157,6 +157,15 @@ def _tls_context(config: RelayConfig) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise RelayUnavailableError("tls_failed", f"SMTP_CA_FILE cannot be read: {type(error).__name__}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if config.certificate is not None:
+        try:
+            context.load_cert_chain(*config.certificate, password="")  # else OpenSSL asks at the terminal
+        except (OSError, ssl.SSLError) as error:
+            why = getattr(error, "reason", None) or type(error).__name__
+            text = (
+                f"SMTP_CERT_FILE and SMTP_KEY_FILE cannot be used: {why}; they must be PEM, and the key not encrypted"
+            )
+            raise RelayUnavailableError("tls_failed", text) from None
     return context
 
 

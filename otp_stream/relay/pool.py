@@ -53,7 +53,7 @@ class Pool:
         """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
         # a relay that accepted these connections accepts more: their number doubles, to fifty after four steps
         limit = max(self._limits.handshakes, len(self.open))
-        if not self.open and self._config.user is not None:
+        if not self.open and self._config.logs_in:
             now = monotonic()
             self._alone_from = self._alone_from if self._opening else now
             if now - self._alone_from < _ALONE_S:

@@ -1,7 +1,6 @@
 """Every environment variable that the worker knows, with its type, default, bounds and description."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,8 +8,6 @@ from pydantic import (
     AliasChoices,
     Field,
     SecretStr,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -21,7 +18,6 @@ from . import validators
 from .validators import LONGEST_QUEUE_NAME, unquoted
 
 ENV_FILE = Path(".env")
-_INTEGER = TypeAdapter(int)
 
 
 class Fields(BaseSettings):
@@ -78,10 +74,11 @@ class Fields(BaseSettings):
     )
     smtp_port: int = Field(default=587, ge=1, le=65535, description="Port of the relay.")
     smtp_user: str | None = Field(
-        default=None, description="User name at the relay. Required to consume unless `SMTP_AUTH=none`."
+        default=None,
+        description="User name at the relay. Required to consume unless `SMTP_AUTH` is `none` or `external`.",
     )
     smtp_pass: SecretStr | None = Field(
-        default=None, description="Password at the relay. Required to consume with `SMTP_AUTH=login`."
+        default=None, description="Password at the relay. Required to consume with a login by password."
     )
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
         default=None,
@@ -93,10 +90,17 @@ class Fields(BaseSettings):
         default="starttls",
         description="`starttls` (required, never opportunistic), `implicit` (the default on port 465) or `none`.",
     )
-    smtp_auth: Literal["login", "oauth2", "none"] = Field(
+    smtp_auth: Literal["login", "scram-sha-256", "plain", "cram-md5", "oauth2", "external", "none"] = Field(
         default="login",
-        description="`login` uses `SMTP_USER` and `SMTP_PASS`; `oauth2` uses `SMTP_USER` and an access token; `none` "
-        "does not authenticate.",
+        description="`login` uses `SMTP_USER` and `SMTP_PASS` by the best mechanism that the relay offers; "
+        "`scram-sha-256`, `plain` and `cram-md5` insist on one; `oauth2` uses `SMTP_USER` and an access token; "
+        "`external` uses the client certificate; `none` does not authenticate.",
+    )
+    smtp_cert_file: Path | None = Field(
+        default=None, description="PEM file of our client certificate, for relays that require one."
+    )
+    smtp_key_file: Path | None = Field(
+        default=None, description="PEM file of its key, not encrypted. When unset: the key is in `SMTP_CERT_FILE`."
     )
     smtp_oauth_token_url: str | None = Field(
         default=None, description="URL of the token server that grants access tokens for `SMTP_AUTH=oauth2`."
@@ -254,14 +258,7 @@ class Fields(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _use_implicit_tls_on_port_465(cls, data: Any) -> Any:
-        # RFC 8314 §7.3 gives 465 to implicit TLS, and so did the worker that this one replaces.
-        keys = {key.lower(): key for key in data}
-        if "smtp_tls" not in keys and "smtp_port" in keys:
-            with suppress(ValidationError):  # the field's own check reports it
-                # 0465 and 465.0 are the same port
-                if _INTEGER.validate_python(unquoted(str(data[keys["smtp_port"]]))) == 465:
-                    return {**data, "smtp_tls": "implicit"}
-        return data
+        return validators.implicit_tls(data)
 
     # Of the validators with mode="before", the last one defined runs first.
     _check_log_level = field_validator("log_level", mode="before")(validators.log_level)

@@ -44,7 +44,11 @@ def find_problems(settings: Settings) -> list[str]:
                 alternative = " (or set SMTP_AUTH=none)" if name not in REQUIRED else ""
                 found.append(f"{name}: is required when WORKER=true{alternative}")
     found += _oauth_problems(settings) if settings.smtp_auth == "oauth2" else []
-    for name in ("smtp_ca_file", "smtp_oauth_key_file", "templates_dir"):
+    if settings.smtp_key_file is not None and settings.smtp_cert_file is None:
+        found.append("SMTP_CERT_FILE: is required with SMTP_KEY_FILE")
+    if settings.smtp_cert_file is not None and settings.smtp_tls == "none":
+        found.append("SMTP_CERT_FILE: needs TLS; set SMTP_TLS to starttls or implicit")
+    for name in ("smtp_ca_file", "smtp_cert_file", "smtp_key_file", "smtp_oauth_key_file", "templates_dir"):
         path: Path | None = getattr(settings, name)
         if path is not None and not path.exists():
             found.append(f"{name.upper()}: {path} does not exist")
@@ -56,10 +60,12 @@ def find_problems(settings: Settings) -> list[str]:
 def required_for_login(settings: Settings) -> tuple[str, ...]:
     """Return the settings that the login at the relay requires."""
     match settings.smtp_auth:
-        case "login":
+        case "login" | "scram-sha-256" | "plain" | "cram-md5":
             return REQUIRED_FOR_LOGIN
         case "oauth2":
             return ("SMTP_USER",)
+        case "external":
+            return ("SMTP_CERT_FILE",)
         case "none":
             return ()
         case _:

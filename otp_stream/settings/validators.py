@@ -3,9 +3,12 @@
 import ipaddress
 import re
 import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 from urllib.parse import parse_qsl
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from otp_stream.core.address import is_address, wire_address, wire_domain
 from otp_stream.core.admission import read_limits
@@ -13,6 +16,7 @@ from otp_stream.urls import ESCAPE, AmbiguousUrlError, is_loopback, read_url
 
 from .fallback_relay import FallbackRelay
 
+_INTEGER = TypeAdapter(int)
 _RABBITMQ_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
 _REDIS_EXAMPLE = "redis://user:password@redis.example.com:6379/0"
 _MIN_KEY = 16
@@ -46,6 +50,17 @@ def smtp_port(value: object) -> object:
             "enableServiceLinks: false in the pod"
         )
     return value
+
+
+def implicit_tls(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Use implicit TLS on port 465: RFC 8314 §7.3 says so, and so did the worker that this one replaces."""
+    keys = {key.lower(): key for key in data}
+    if "smtp_tls" not in keys and "smtp_port" in keys:
+        with suppress(ValidationError):  # the field's own check reports it
+            # 0465 and 465.0 are the same port
+            if _INTEGER.validate_python(unquoted(str(data[keys["smtp_port"]]))) == 465:
+                return {**data, "smtp_tls": "implicit"}
+    return data
 
 
 def http_token(value: SecretStr | None) -> SecretStr | None:

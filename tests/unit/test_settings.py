@@ -516,6 +516,31 @@ def test_the_quotes_of_a_token_command_belong_to_its_words(command: str, words: 
     assert oauth.token_command == words
 
 
+@pytest.mark.parametrize(
+    ("values", "problems"),
+    [
+        ({"smtp_auth": "scram-sha-256", "smtp_pass": None}, ["SMTP_PASS"]),
+        ({"smtp_auth": "plain", "smtp_user": None}, ["SMTP_USER"]),
+        ({"smtp_auth": "external", "smtp_user": None, "smtp_pass": None}, ["SMTP_CERT_FILE"]),
+        ({"smtp_auth": "external", "smtp_cert_file": __file__, "smtp_user": None, "smtp_pass": None}, []),
+        ({"smtp_cert_file": "/nowhere.pem"}, ["SMTP_CERT_FILE"]),
+        ({"smtp_key_file": __file__}, ["SMTP_CERT_FILE"]),
+        ({"smtp_cert_file": __file__, "smtp_tls": "none", "smtp_host": "127.0.0.1"}, ["SMTP_CERT_FILE"]),
+    ],
+)
+def test_each_login_requires_what_it_uses(values: dict[str, object], problems: list[str]) -> None:
+    found = load(worker=True, app_env="production", **(SAFE | values))[1]
+    assert [it.partition(":")[0] for it in found] == problems
+
+
+def test_a_fallback_relay_logs_in_by_its_own_password() -> None:
+    for auth in ("oauth2", "external", "cram-md5"):
+        settings, _ = load(**(SAFE | {"smtp_auth": auth, "smtp_fallback_urls": "smtp://u:p@two.example.com"}))
+        first, other = relay_configs(settings)
+        assert (other.user, other.password, other.oauth, other.mechanism) == ("u", "p", None, None)
+        assert first.mechanism == (None if auth == "oauth2" else auth.upper())
+
+
 def test_secrets_of_oauth_are_masked() -> None:
     values = {"smtp_oauth_client_secret": "hunter2", "smtp_oauth_refresh_token": "hunter2"}
     settings, _ = load(**values, smtp_oauth_token_command="token hunter2")

@@ -1,0 +1,151 @@
+"""Logins by SCRAM-SHA-256, by one mechanism alone, and by our certificate."""
+
+import ssl
+from functools import partial
+from pathlib import Path
+
+import pytest
+from certificates import Authority
+from cryptography.hazmat.primitives import serialization
+from scramp import ScramClient
+from smtp_relay import ScriptedRelay, client, send
+
+from otp_stream.core.outcome import Accepted, Unavailable
+from otp_stream.relay import SmtpRelay, login
+
+USER, PASSWORD = "user@example.com", "hünter22"
+EVERY = "LOGIN PLAIN CRAM-MD5 SCRAM-SHA-256"
+
+
+def commands(relay: ScriptedRelay) -> list[str]:
+    """Return the mechanism of each AUTH."""
+    return [line.split()[1] for _, line in relay.log if line.startswith("AUTH")]
+
+
+async def refusal(smtp: SmtpRelay) -> str:
+    outcome = await send(smtp)
+    assert isinstance(outcome, Unavailable)
+    assert outcome.reason in {"login_refused", "tls_failed"}
+    assert PASSWORD not in outcome.error
+    return outcome.error
+
+
+@pytest.mark.parametrize("place", ["in the command", "in a response"])
+async def test_scram_is_preferred_and_shows_no_password(place: str) -> None:
+    async with ScriptedRelay(
+        login=(USER, PASSWORD), mechanisms=EVERY, initial_response=place == "in the command"
+    ) as relay:
+        async with client(relay, user=USER, password=PASSWORD) as smtp:
+            assert isinstance(await send(smtp), Accepted)
+        assert commands(relay) == ["SCRAM-SHA-256"]
+
+
+def test_the_example_of_rfc_7677(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(login, "ScramClient", partial(ScramClient, c_nonce="rOprNGfwEbeRWgbNEkqO"))
+    dialogue = login._scram("user", "pencil")
+    nonce = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    assert next(dialogue) == "n,,n=user,r=rOprNGfwEbeRWgbNEkqO"
+    proof = "p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+    assert dialogue.send(f"{nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096") == f"c=biws,{nonce},{proof}"
+    assert dialogue.send("v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=") == ""
+
+
+async def test_where_scram_is_refused_the_next_mechanism_is_used_from_then_on() -> None:
+    async with ScriptedRelay(login=(USER, PASSWORD), mechanisms=EVERY) as relay:
+        relay.scram_iterations = 5000
+        relay.then("auth", "535 5.7.8 no verifier for this user")
+        async with client(relay, user=USER, password=PASSWORD) as smtp:
+            assert isinstance(await send(smtp), Accepted)
+            relay.cut()
+            assert isinstance(await send(smtp), Accepted)
+        assert commands(relay) == ["SCRAM-SHA-256", "PLAIN", "PLAIN"]
+
+
+async def test_a_wrong_password_is_refused_by_scram() -> None:
+    async with (
+        ScriptedRelay(login=(USER, "other"), mechanisms="SCRAM-SHA-256") as relay,
+        client(relay, user=USER, password=PASSWORD) as smtp,
+    ):
+        assert await refusal(smtp) == "535 5.7.8 authentication credentials invalid (to AUTH)"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"scram_lies": True}, {"scram_iterations": 20_000_000}, {"scram_iterations": 1}, {"scram_nonce": ""}]
+)
+async def test_a_relay_that_does_not_prove_that_it_knows_the_password_gets_no_mail(changes: dict[str, object]) -> None:
+    async with ScriptedRelay(login=(USER, PASSWORD), mechanisms="SCRAM-SHA-256", **changes) as relay:
+        async with client(relay, user=USER, password=PASSWORD) as smtp:
+            error = await refusal(smtp)
+        assert error == "the relay answers SCRAM-SHA-256 wrongly: it may not know the password (at AUTH)"
+        assert relay.accepted == []
+
+
+@pytest.mark.parametrize("challenge", ["!", "x=1", "r=,s=,i=", "r=abc,s=!!!,i=4096", "r=abc,s=MTIz", "e=other-error"])
+def test_a_challenge_that_is_not_scram_is_an_error_of_scram(challenge: str) -> None:
+    dialogue = login._scram(USER, PASSWORD)
+    next(dialogue)
+    with pytest.raises(login.SCRAM_ERRORS):
+        dialogue.send(challenge)
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN", "CRAM-MD5"])
+async def test_one_mechanism_can_be_insisted_on(mechanism: str) -> None:
+    login_of = {"user": USER, "password": PASSWORD, "mechanism": mechanism}
+    async with (
+        ScriptedRelay(login=(USER, PASSWORD), mechanisms=EVERY) as relay, client(relay, **login_of) as smtp,
+    ):  # fmt: skip
+        assert isinstance(await send(smtp), Accepted)
+        assert commands(relay) == [mechanism]
+    async with ScriptedRelay(login=(USER, PASSWORD), mechanisms="LOGIN") as relay, client(relay, **login_of) as smtp:
+        assert await refusal(smtp) == f"the relay offers no login by {mechanism} (it offers LOGIN); see SMTP_AUTH"
+
+
+def requiring(authority: Authority, **changes: object) -> ScriptedRelay:
+    """A relay that requires a certificate of its clients."""
+    context = authority.server("127.0.0.1")
+    context.load_verify_locations(authority.ca_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return ScriptedRelay(tls=context, mode="starttls", **changes)
+
+
+@pytest.mark.parametrize("user", [None, USER])
+async def test_the_certificate_is_the_login(tmp_path: Path, user: str | None) -> None:
+    authority = Authority(tmp_path)
+    tls = {"tls": "starttls", "ca_file": authority.ca_file, "certificate": authority.issue("worker")}
+    async with requiring(authority, login=(user or "", ""), mechanisms="PLAIN EXTERNAL") as relay:
+        async with client(relay, user=user, mechanism="EXTERNAL", **tls) as smtp:
+            assert isinstance(await send(smtp), Accepted)
+        assert ("AUTH EXTERNAL =" in [line for _, line in relay.log]) == (user is None)
+
+
+async def test_a_certificate_and_a_password_may_both_be_required(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    tls = {"tls": "starttls", "ca_file": authority.ca_file}
+    async with requiring(authority, login=(USER, PASSWORD)) as relay:
+        async with client(relay, user=USER, password=PASSWORD, certificate=authority.issue("worker"), **tls) as smtp:
+            assert isinstance(await send(smtp), Accepted)
+        async with client(relay, user=USER, password=PASSWORD, **tls) as smtp:
+            outcome = await send(smtp)
+            assert isinstance(outcome, Unavailable)
+
+
+@pytest.mark.parametrize("broken", ["certificate", "key", "encrypted"])
+async def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, broken: str) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("worker")
+    if broken == "encrypted":
+        loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+        key.write_bytes(
+            loaded.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"hunter2"),
+            )
+        )
+    else:
+        (certificate if broken == "certificate" else key).write_text("no PEM")
+    async with requiring(authority) as relay:
+        tls = {"tls": "starttls", "ca_file": authority.ca_file, "certificate": (certificate, key)}
+        async with client(relay, **tls) as smtp:
+            error = await refusal(smtp)
+    assert error.startswith("SMTP_CERT_FILE and SMTP_KEY_FILE cannot be used: ")
