@@ -1,4 +1,4 @@
-"""Parses docs/runbook.md for its test: the commands of each section, and the texts that it says will appear.
+"""Parses docs/runbook.md for its test: the commands of each section, and the texts that it announces.
 
 `Fault` is one section with its servers: it runs a line unchanged, in a shell that has the worker's settings, and
 searches the worker's log, its HTTP responses and the output of commands for the texts.

@@ -62,7 +62,7 @@ def retry(
 
 
 def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
-    """Return the dead letter: the unchanged body, with headers that say why and when the job died.
+    """Return the dead letter: the unchanged body, with the reason and the time of death in its headers.
 
     A body that was too large to keep is replaced by JSON with its size.
     """

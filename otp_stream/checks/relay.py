@@ -129,7 +129,7 @@ def _text(config: RelayConfig, error: RelayUnavailableError) -> str:
 
 
 def _fix_of_login(text: str) -> str | None:
-    """Return the fix for a refusal of a login that Microsoft or Google words in a way of its own."""
+    """Return the fix for a refusal in the words of Microsoft or Google."""
     return next((fix for part, fix in _LOGIN_FIXES if part in text), None)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 Level = Literal["ok", "note", "warning", "problem"]
-"""A `note` is for information, or says that something was not checked. A `problem` stops or loses codes."""
+"""A `note` is for information, or reports that something was not checked. A `problem` stops or loses codes."""
 
 WARN_DAYS = 14
 """A certificate that expires sooner is a warning."""

@@ -135,7 +135,7 @@ class Templates:
         return sorted(self._templates)
 
     def languages(self, name: str) -> list[str]:
-        """Return the languages for which this template has files; `""` stands for those outside a language's folder."""
+        """Return the languages for which this template has files; `""` means those outside a language's folder."""
         return sorted(self._templates[name])
 
     def get(self, name: str, locale: str) -> MailTemplate:

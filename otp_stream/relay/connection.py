@@ -152,7 +152,7 @@ class Connection(Pipeline):
             self.abort(RelayUnavailableError("unreachable", f"an unexpected reply: {reply}"))
 
     def _is_stale(self, pending: PendingSend, reply: Reply) -> bool:
-        # the relay ended the session while it was idle, and says so in reply to the next command: retry once
+        # the relay ended the session while it was idle, and reports it in reply to the next command: retry once
         return (
             not self.fresh
             and not pending.losses

@@ -183,7 +183,7 @@ def _scram(user: str, password: str) -> Dialogue:
 
 
 def _external(user: str) -> Dialogue:
-    """RFC 4422 appendix A: the certificate says who we are; a user is whom to act for."""
+    """RFC 4422 appendix A: the certificate identifies us; a user is whom to act for."""
     yield user
     yield user
 

@@ -22,7 +22,7 @@ from .protocol import RelayUnavailableError
 _REQUEST_S = 10.0
 _COMMAND_S = 30.0
 _LIFE_S = 300.0
-"""How long a token is used whose life its source does not tell."""
+"""Assumed life of a token whose source gives none."""
 _MARGIN_S = 600.0
 """How long before its end a token is renewed, at most: longer than a connection that it opened is used."""
 _MARGIN = 0.2

@@ -28,7 +28,7 @@ _LOGIN_STATUS = frozenset({"7.8", "7.9", "7.30", "7.57", "7.139"})
 """Only with words about a login: Yahoo uses 5.7.9 for mail that breaks a policy, Gmail 5.7.30 for mail without DKIM."""
 _TLS_STATUS = frozenset({"7.10", "7.11"})
 _CLOSED_STATUS = frozenset({"4.3.2", "4.3.5"})
-"""RFC 3463: the system accepts no messages now (Postfix's postscreen says that until the client connects again), or is
+"""RFC 3463: the system accepts no messages now (postscreen replies with it until the client connects again), or it is
 misconfigured."""
 # RFC 3463: system full, congestion; a rate, as Gmail uses it. 4.5.3 is "too many recipients":
 # with one recipient in each message it can only count across messages.

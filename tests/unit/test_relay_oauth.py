@@ -48,7 +48,7 @@ async def test_all_connections_that_wait_get_the_token_of_one_request() -> None:
     async with tokens_from(fetch) as tokens:
         waiting = [asyncio.create_task(tokens.get()) for _ in range(5)]
         await asyncio.sleep(0)
-        waiting[0].cancel()  # one that gives up ends the request of no other
+        waiting[0].cancel()  # a cancelled one ends the request of no other
         release.set()
         assert await asyncio.gather(*waiting[1:]) == ["token"] * 4
         assert await tokens.get() == "token"
