@@ -10,6 +10,7 @@ import aiormq
 import structlog
 from aio_pika import RobustConnection, connect_robust
 from faststream._internal.broker.registrator import Registrator
+from faststream.exceptions import SetupError
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.configs import RabbitBrokerConfig
 from faststream.rabbit.subscriber import RabbitSubscriber
@@ -40,6 +41,7 @@ HEARTBEAT_S = 10
 """A half-open connection is noticed after three heartbeats."""
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 _CANCEL_TIMEOUT_S = 3.0
+_LANE_OPTIONS = {"title", "description", "parser", "decoder", "codec", "dependencies"}
 _EVENTS = Channel(publisher_confirms=False)
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -125,13 +127,18 @@ class OtpBroker(RabbitBroker):
     def subscriber(self, queue: RabbitQueue | str, *args: Any, **options: Any) -> RabbitSubscriber:
         """Subscribe a handler to a queue: to a lane with `OtpSubscriber`, to any other queue as FastStream does.
 
-        A lane's handler settles its messages itself. `ack_policy`, `no_reply` and `channel` are fixed for lanes.
+        A lane has one handler, which settles its messages itself. Raises `SetupError` for a second one, and for options
+        that a lane does not have, such as `ack_policy`, `no_reply` and `channel`.
         """
         name = RabbitQueue.validate(queue).name
         lanes: dict[str, Lane] = {it: lane for lane, it in self.topology.lanes.items()}
         lane = lanes.get(name)
-        if lane is None or args:
+        if lane is None:
             return super().subscriber(queue, *args, **options)
+        if lane in self._lanes:
+            raise SetupError(f"{name} has a handler already; to run code for each job, add a middleware")
+        if unknown := [*(["exchange"] if args else ()), *sorted(options.keys() - _LANE_OPTIONS)]:
+            raise SetupError(f"{name} is a lane, whose handler settles its messages; remove {', '.join(unknown)}")
         subscriber = OtpSubscriber(
             queue=self.topology.consumed(lane),
             lane=lane,

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faststream import BaseMiddleware, Depends
+from faststream import AckPolicy, BaseMiddleware, Depends
+from faststream.exceptions import SetupError
 from faststream.message import StreamMessage
 from faststream.rabbit import RabbitBroker
-from in_memory import Start
+from in_memory import Start, Stream
 from structlog.testing import capture_logs
 
+from otp_stream.broker import OtpBroker, RabbitConfig
+from otp_stream.core.backoff import Backoff
 from otp_stream.core.otp_job import OtpJob
 
 JOB: dict[str, Any] = {"email": "user@example.com", "otp": "123456", "jobId": "j-1"}
@@ -131,6 +135,28 @@ async def test_a_dependency_runs_before_each_job(start_stream: Start) -> None:
     stream = await start_stream(extend)
     await stream.publish(JOB)
     assert called[0] == "dependency"
+    assert stream.outcomes == ["sent"]
+
+
+@pytest.mark.parametrize("option", [{"ack_policy": AckPolicy.ACK}, {"no_reply": True}, {"exchange": "jobs"}])
+def test_an_option_that_a_lane_does_not_have_is_an_error(option: dict[str, Any]) -> None:
+    broker = OtpBroker(
+        RabbitConfig("amqp://localhost", "", "jobs", "otp", 1, Backoff(1_000, 30_000, 3), 15, b"key"),
+        made=SimpleNamespace(),
+        refused=lambda *_: None,
+        inject=lambda _: None,
+    )
+    (name,) = option
+    with pytest.raises(SetupError, match=name):
+        broker.subscriber("jobs", **option)
+    with pytest.raises(SetupError, match="exchange"):
+        broker.subscriber("jobs", "another exchange")
+
+
+async def test_a_second_handler_of_a_lane_is_an_error(stream: Stream) -> None:
+    with pytest.raises(SetupError, match="has a handler already"):
+        stream.broker.subscriber("service_send_otp")
+    await stream.publish(JOB)
     assert stream.outcomes == ["sent"]
 
 
