@@ -10,6 +10,7 @@ from otp_stream.core.outcome import (
     Crashed,
     Deferred,
     Outcome,
+    RecipientUnavailable,
     Rejected,
     Reply,
     TimedOut,
@@ -25,6 +26,7 @@ _FAR, _SOON, _PAST = 900_000, 500, -1
 _OUTCOMES: dict[str, tuple[str, Outcome]] = {
     "250": ("sending", Accepted(Reply(250, None, "", "body"))),
     "4xx": ("sending", Deferred(Reply(451, None, "", "rcpt"))),
+    "failure for this recipient alone": ("sending", RecipientUnavailable("")),
     "5xx": ("sending", Rejected(Reply(550, None, "", "rcpt"))),
     "no reply to the final dot": ("sending", Uncertain("", "relay")),
     "no connection, login refused or throttled": ("sending", Unavailable("unreachable", "")),

@@ -6,7 +6,18 @@ from typing import Literal, assert_never, get_args
 from .admission import Refusal, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .greylisting import is_greylisting
-from .outcome import Accepted, Crashed, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
+from .outcome import (
+    Accepted,
+    Crashed,
+    Deferred,
+    Outcome,
+    RecipientUnavailable,
+    Rejected,
+    Reply,
+    TimedOut,
+    Unavailable,
+    Uncertain,
+)
 from .times import iso
 
 Ending = Literal["sent", "duplicate", "superseded"]
@@ -113,9 +124,10 @@ def decide(
         case Crashed(error):
             return crashed(error, attempts_made)
         case Deferred(reply):
-            greylisted = backoff.retry_greylisted and is_greylisting(reply)
-            again = _retry(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, greylisted=greylisted)
-            return replace(again, reply=reply)
+            return _retry(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, reply)
+        case RecipientUnavailable(error, reply):
+            text = f"{error}; the relay takes other mail"
+            return _retry(text, attempts_made, now_ms, expires_ms, backoff, fraction, reply)
         case Uncertain(error, relay) if may_resend:
             again = _retry(error, attempts_made, now_ms, expires_ms, backoff, fraction)
             return replace(again, uncertain=relay) if isinstance(again, Retry) else again
@@ -137,16 +149,16 @@ def _retry(
     expires_ms: int,
     backoff: Backoff,
     fraction: float,
-    *,
-    greylisted: bool = False,
+    reply: Reply | None = None,
 ) -> Retry | Dead:
     exhausted = attempts_made >= backoff.max_retries
+    greylisted = reply is not None and backoff.retry_greylisted and is_greylisting(reply)
     if exhausted and not greylisted:
-        return Dead("retries_exhausted", error, attempts_made + 1)
+        return Dead("retries_exhausted", error, attempts_made + 1, reply=reply)
     delay_ms = backoff.cap_ms if exhausted else backoff.delay_ms(attempts_made, fraction)
     if now_ms + backoff.wait_ms(delay_ms) >= expires_ms:
-        return Dead("expired", f"the code expires before the next try; last: {error}", attempts_made + 1)
-    return Retry(delay_ms, attempts_made + 1, error)
+        return Dead("expired", f"the code expires before the next try; last: {error}", attempts_made + 1, reply=reply)
+    return Retry(delay_ms, attempts_made + 1, error, reply=reply)
 
 
 def _wait_in_broker(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Park | Dead:

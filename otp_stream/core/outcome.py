@@ -78,10 +78,17 @@ class Unavailable:
 
     reason: UnavailableReason
     error: str
-    code: int | None = field(default=None, compare=False)
-    """The code of the reply to this mail, if there was one."""
-    stage: Stage | None = field(default=None, compare=False)
-    """The stage of that reply."""
+    reply: Reply | None = field(default=None, compare=False)
+    """The reply to this mail, if there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientUnavailable:
+    """The relay fails for this recipient as if it took no mail, but takes all other mail."""
+
+    error: str
+    reply: Reply | None = field(default=None, compare=False)
+    """The reply to this mail, if there was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +103,28 @@ class Crashed:
     error: str
 
 
-Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | TimedOut | Crashed
+Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | RecipientUnavailable | TimedOut | Crashed
 
 
-def at_recipient(outcome: Unavailable) -> Deferred:
-    """Return the outcome of a mail that a relay refuses as a whole, although it takes all other mail."""
-    return Deferred(Reply(421, None, f"met by this recipient alone: {outcome.error}", "rcpt"))
+def at_recipient(outcome: Unavailable) -> RecipientUnavailable:
+    """Return the outcome of a mail at a relay that takes all other mail."""
+    return RecipientUnavailable(outcome.error, outcome.reply)
 
 
 def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:
     """Return the outcome with every secret in its texts redacted, because a relay may quote what it received."""
     match outcome:
         case Accepted(reply) | Deferred(reply) | Rejected(reply):
-            return replace(outcome, reply=replace(reply, text=scrub(reply.text, *secrets, limit=SEARCH_LIMIT)))
-        case Uncertain(error) | Unavailable(_, error) | Crashed(error):
+            return replace(outcome, reply=_scrubbed(reply, secrets))
+        case Unavailable(_, error, reply) | RecipientUnavailable(error, reply):
+            return replace(outcome, error=scrub(error, *secrets), reply=reply and _scrubbed(reply, secrets))
+        case Uncertain(error) | Crashed(error):
             return replace(outcome, error=scrub(error, *secrets))
         case TimedOut():
             return outcome
         case _:
             assert_never(outcome)
+
+
+def _scrubbed(reply: Reply, secrets: tuple[str, ...]) -> Reply:
+    return replace(reply, text=scrub(reply.text, *secrets, limit=SEARCH_LIMIT))

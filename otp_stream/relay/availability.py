@@ -100,7 +100,8 @@ class Availability:
                     return Verdict(outcome)
                 self.recipients.opened_breaker(recipient)
                 # the relay refuses all mail without ending the session
-                renew = pending.probe or (reason == "unreachable" and outcome.code not in {None, 421})
+                reply = outcome.reply
+                renew = pending.probe or (reason == "unreachable" and reply is not None and reply.code != 421)
                 return Verdict(outcome, changed=True, renew=renew)
             case Uncertain(error) if pending.probe:
                 return Verdict(outcome, self._open(pending, outcome, error, now_ms))
@@ -124,4 +125,5 @@ class Availability:
 
     def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
         # MAIL names no recipient, and a probe may get the reply that every mail would get
-        return self.recipients.is_at_fault(pending.mail.recipient) and outcome.stage != "mail" and not pending.probe
+        at_mail = outcome.reply is not None and outcome.reply.stage == "mail"
+        return self.recipients.is_at_fault(pending.mail.recipient) and not at_mail and not pending.probe

@@ -84,7 +84,7 @@ def classify(reply: Reply) -> Outcome | None:
     if kind not in {4, 5}:
         return None
     if reason := unavailable_reason(reply):
-        return Unavailable(reason, str(reply), reply.code, reply.stage)
+        return Unavailable(reason, str(reply), reply)
     if out_of_step(reply):
         return None
     return Rejected(reply) if kind == 5 else Deferred(reply)

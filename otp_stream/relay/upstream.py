@@ -156,8 +156,8 @@ class Upstream:
         """Count the relay's reply and return the outcome to the caller of `send`."""
         if isinstance(outcome, Accepted | Rejected | Deferred):
             self._replies[outcome.reply.code] += 1
-        elif isinstance(outcome, Unavailable) and outcome.code is not None:
-            self._refusals[outcome.code] += 1
+        elif isinstance(outcome, Unavailable) and outcome.reply is not None:
+            self._refusals[outcome.reply.code] += 1
         self._finish(pending, outcome)
 
     def disconnected(self, connection: Connection, pending: PendingSend | None, error: RelayUnavailableError) -> None:

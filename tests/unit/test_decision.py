@@ -12,6 +12,7 @@ from otp_stream.core.outcome import (
     Crashed,
     Deferred,
     Outcome,
+    RecipientUnavailable,
     Rejected,
     Reply,
     TimedOut,
@@ -38,6 +39,7 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
         (Rejected(Reply(550, "5.1.1", "no", "rcpt")), Dead("rejected", "550 5.1.1 no (to RCPT)", 1)),
         (Crashed("template otp/body.txt: x"), Dead("crashed", "template otp/body.txt: x", 0)),
         (Deferred(LATER), Retry(1150, 1, "451 4.3.0 later (to RCPT)")),
+        (RecipientUnavailable("lost"), Retry(1150, 1, "lost; the relay takes other mail")),
         (Uncertain("lost", "relay:25"), Retry(1150, 1, "lost", uncertain="relay:25")),
         (Unavailable("unreachable", "refused"), Hold()),
         (TimedOut(), Park(5200)),
@@ -47,7 +49,7 @@ def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
     assert judge(outcome) == settlement
 
 
-@pytest.mark.parametrize("outcome", [Deferred(LATER), Uncertain("lost", "relay:25")])
+@pytest.mark.parametrize("outcome", [Deferred(LATER), RecipientUnavailable("lost"), Uncertain("lost", "relay:25")])
 def test_the_last_attempt_exhausts(outcome: Outcome) -> None:
     retry = judge(outcome, attempts_made=2)
     assert isinstance(retry, Retry)
@@ -70,6 +72,13 @@ def test_a_mail_that_the_relay_may_have_is_not_sent_again_where_that_is_not_want
     assert isinstance(settlement, Dead)
     assert (settlement.reason, settlement.attempt) == ("retries_exhausted", 1)
     assert "may have taken it" in settlement.error
+
+
+@pytest.mark.parametrize("outcome", [Deferred(LATER), RecipientUnavailable(str(LATER), LATER)])
+def test_a_retry_and_a_dead_letter_carry_the_reply_as_the_relay_gave_it(outcome: Outcome) -> None:
+    for settlement in (judge(outcome), judge(outcome, attempts_made=3), judge(outcome, expires_ms=NOW + 1)):
+        assert isinstance(settlement, Retry | Dead)
+        assert settlement.reply == LATER
 
 
 def test_a_wait_that_would_outlive_the_code_is_not_begun() -> None:
@@ -140,6 +149,10 @@ def test_what_a_relay_quotes_is_blotted_out() -> None:
     assert redacted == Rejected(Reply(550, None, "<***> *** no", "rcpt"))
     assert without_secrets(Uncertain("lost 123456", "relay:25"), "123456") == Uncertain("lost ***", "relay:25")
     assert without_secrets(TimedOut(), "123456") == TimedOut()
+    quoting = RecipientUnavailable("wait 123456", Reply(450, None, "wait 123456", "rcpt"))
+    redacted = without_secrets(quoting, "123456")
+    assert redacted == RecipientUnavailable("wait ***")
+    assert getattr(redacted, "reply", None) == Reply(450, None, "wait ***", "rcpt")
 
 
 @given(
