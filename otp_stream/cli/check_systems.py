@@ -23,7 +23,7 @@ from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address
 from otp_stream.core.otp_job import OtpJob
-from otp_stream.core.outcome import Accepted, Deferred, Rejected, Unavailable, without_secrets
+from otp_stream.core.outcome import Accepted, Deferred, RecipientUnavailable, Rejected, Unavailable, without_secrets
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
@@ -247,7 +247,7 @@ async def _send_through(config: RelayConfig, mail: Mail, recipient: str, report:
         case Deferred(reply) | Rejected(reply):
             fix = "the reply is about this address or this message: try another address, or search the provider's help"
             report(CheckResult("problem", f"{config.name} refused a mail to {recipient}: {reply}", fix))
-        case Unavailable(_, error):
+        case Unavailable(_, error) | RecipientUnavailable(error):
             report(CheckResult("problem", f"{config.name} accepts no mail: {error}"))
             return False
         case outcome:
