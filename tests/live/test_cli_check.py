@@ -179,7 +179,7 @@ async def test_no_failure_hides_another_and_no_secret_shows(stage: Stage, tmp_pa
     assert "refuses the login of guest" in checked.of("problem", "RabbitMQ")[0]
     assert "change_password guest" in checked.fix("refuses the login of guest")
     assert "(at CONNECT)" in checked.of("problem", "Relay 1")[0]
-    assert "no login by PLAIN, LOGIN, CRAM-MD5" in checked.of("problem", "Relay 2")[0]
+    assert "no login by SCRAM-SHA-256, PLAIN, LOGIN, CRAM-MD5" in checked.of("problem", "Relay 2")[0]
     assert "does not answer" in checked.of("problem", "Redis")[0]
     assert "otp/body.txt, line 1" in checked.of("problem", "Templates")[0]
     assert "not checked" in checked.of("note", "Clock")[0]
