@@ -63,10 +63,12 @@ class Nesting(HTMLParser):
         self._open: list[_Open] = []
         self._reported: list[str] = []
         """Reported elements, whose end tags close nothing now, which is not a second flaw."""
+        self._html = ""
         self._starts: list[int] = []
 
     def check(self, html: str) -> list[Flaw]:
         """Return every flaw, in order."""
+        self._html = html
         self._starts = [0, *(it.end() for it in re.finditer("\n", html))]
         self.flaws.extend(_unfinished_comments(html))
         self.feed(html)
@@ -121,7 +123,9 @@ class Nesting(HTMLParser):
 
     def handle_comment(self, data: str) -> None:
         """Check a comment that Outlook reads."""
-        if _CONDITION.match(data) and not _CONDITION_END.search(data):
+        # newer releases of Python also call this for <![if !mso]>, which is no comment and has its own end
+        is_comment = self._html.startswith("<!--", self._at())
+        if is_comment and _CONDITION.match(data) and not _CONDITION_END.search(data):
             self._report("this comment for Outlook has no end for it; write <![endif]--> in place of -->")
 
     def _pop_to(self, size: int, by: str, *, kept: bool = False) -> None:
