@@ -28,6 +28,10 @@ class TokenServer:
     answers: deque[tuple[int, bytes]] = field(default_factory=deque)
     """What to answer to the next requests instead."""
     requests: list[dict[str, str]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request."""
+    quotes_body: bool = False
+    """Whether a refusal quotes the request's body."""
     revoked: set[str] = field(default_factory=set)
     delay_s: float = 0
     _ends: dict[str, float] = field(default_factory=dict)
@@ -42,6 +46,10 @@ class TokenServer:
     @property
     def granted(self) -> int:
         return len(self._ends)
+
+    def granted_as(self, token: str) -> None:
+        """Let relays accept a token of `answers`."""
+        self._ends[token] = monotonic() + self.life_s
 
     def is_valid(self, token: str) -> bool:
         """Return whether a relay accepts this token now."""
@@ -71,7 +79,8 @@ class TokenServer:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"])).decode()
                 form = {name: value for name, (value,) in parse_qs(body, strict_parsing=True).items()}
-                status, answer = server._answer(self.path, self.headers.get_content_type(), form)
+                server.headers.append(dict(self.headers))
+                status, answer = server._answer(self.path, self.headers.get_content_type(), form, body)
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 if status == 302:
@@ -93,7 +102,7 @@ class TokenServer:
             self._server.server_close()
             self._server = None
 
-    def _answer(self, path: str, kind: str, form: dict[str, str]) -> tuple[int, bytes]:
+    def _answer(self, path: str, kind: str, form: dict[str, str], body: str) -> tuple[int, bytes]:
         self.requests.append(form)
         threading.Event().wait(self.delay_s)
         if self.answers:
@@ -102,7 +111,8 @@ class TokenServer:
             self._refusal(form) if (path, kind) == ("/oauth2/token", "application/x-www-form-urlencoded") else "path"
         )
         if error:
-            return 400, json.dumps({"error": error, "error_description": f"AADSTS7000: {form}"}).encode()
+            quoted = body if self.quotes_body else form
+            return 400, json.dumps({"error": error, "error_description": f"AADSTS7000: {quoted}"}).encode()
         token = f"token-{len(self._ends) + 1}"
         self._ends[token] = monotonic() + self.life_s
         answer: dict[str, Any] = {"access_token": token, "token_type": "Bearer", "expires_in": self.life_s}

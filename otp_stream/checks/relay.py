@@ -1,5 +1,6 @@
 """Checks a mail relay: everything up to the login, without MAIL."""
 
+import asyncio
 import base64
 import contextlib
 import shlex
@@ -10,14 +11,17 @@ from dataclasses import replace
 from otp_stream.core.check_result import CheckResult, Report, check_certificate
 from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import UnavailableReason
+from otp_stream.relay.access_token import TokenError
 from otp_stream.relay.config import RelayConfig, RelayLimits
 from otp_stream.relay.envelope import Extensions
 from otp_stream.relay.handshake import Handshake
-from otp_stream.relay.oauth import TokenError, access_tokens
+from otp_stream.relay.oauth import AccessTokens, access_tokens
 from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 from otp_stream.sockets import certificate_name
 
 _LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # short, because a person waits, but a relay may delay its greeting
+_TOKEN_S = 11.0
+"""A little longer than a token server may be silent, and so short that the whole check has time to report it."""
 _LOGIN_FIXES = (
     (
         "5.7.139",
@@ -80,13 +84,22 @@ async def _check_login(config: RelayConfig, report: Report) -> None:
     tokens = access_tokens(config.oauth) if config.oauth is not None else None
     try:
         if tokens is not None:
-            await tokens.get()
+            await _get_token(tokens)
             report(CheckResult("ok", f"{config.name}: an access token was granted for {tokens.valid_s / 60:.0f} min"))
         protocol, _ = await Handshake(config, tokens).open(SmtpProtocol)
         await _quit(protocol)
     finally:
         if tokens is not None:
             await tokens.close()
+
+
+async def _get_token(tokens: AccessTokens) -> None:
+    try:
+        async with asyncio.timeout(_TOKEN_S):
+            await tokens.get()
+    except TimeoutError:
+        text = f"no access token within {_TOKEN_S:g} s: its token server, command or file does not answer"
+        raise TokenError("unreachable", text) from None
 
 
 async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool) -> None:

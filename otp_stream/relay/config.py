@@ -52,7 +52,7 @@ class OAuthConfig:
     key_file: Path | None = None
     """A service account's key, as Google writes it: JSON with `client_email`, `private_key` and `token_uri`."""
     token_file: Path | None = None
-    token_command: tuple[str, ...] = ()
+    token_command: tuple[str, ...] = field(default=(), repr=False)
     """Its standard output is a token, or JSON with `access_token` and `expires_in`."""
 
 

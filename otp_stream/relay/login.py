@@ -10,7 +10,7 @@ from typing import Any
 
 from scramp import ScramClient, ScramException  # pyright: ignore[reportMissingTypeStubs] - it has none
 
-from otp_stream.core.outcome import Reply
+from otp_stream.core.outcome import Reply, UnavailableReason
 
 from .config import RelayConfig
 from .envelope import Extensions
@@ -35,8 +35,10 @@ _TRY_THE_NEXT = frozenset({500, 501, 502, 503, 504, 534, 535, 538, 550, 553, 554
 """Codes by which relays refuse a mechanism that they announce. Only 535 may count as a wrong password."""
 _MAX_FAILED_LOGINS = 2
 """535 to one mechanism may be about the mechanism; to two, it is about the password."""
-
-
+_MAX_COMMAND = 12_288 - len("\r\n")
+"""RFC 4954 §3 (6). A longer initial response is sent as the answer to a challenge."""
+_STATUS = re.compile(rb'"status"\s*:\s*"(\d{3}|[a-z_]{1,30})"')
+"""Why a relay refuses a token: a status of HTTP, or an error code of RFC 6750."""
 _TOKEN = re.compile(r"[\w+/=.~-]{40,}")
 """What may be a token, or a piece of one, that a relay quotes: as it is, or in base64."""
 
@@ -44,7 +46,9 @@ _TOKEN = re.compile(r"[\w+/=.~-]{40,}")
 class TokenRefusedError(RelayUnavailableError):
     """The relay does not take this access token."""
 
-    token = ""
+    def __init__(self, reason: UnavailableReason, text: str, token: str) -> None:
+        super().__init__(reason, text)
+        self.token = token
 
 
 class Login:
@@ -57,6 +61,8 @@ class Login:
         """The mechanism of the last login that was accepted."""
         self._refused_logins = 0
         """Refused logins since the last accepted one. After the first, each connection tries one mechanism, in turn."""
+        self._accepted_token = ""
+        """The token of the last login that was accepted."""
 
     async def run(self, ask: Ask, offers: Extensions) -> None:
         """Log in. Raises `RelayUnavailableError`, and `TokenRefusedError` for an access token."""
@@ -68,14 +74,16 @@ class Login:
         for mechanism in mechanisms:
             try:
                 code, text = await self._authenticate(ask, mechanism, token)
-            except RelayUnavailableError:
+            except RelayUnavailableError as error:
                 if refused is None:
+                    if isinstance(error, TokenRefusedError):
+                        self._count_refusal(token, bad_credentials=True)
                     raise
                 break  # the relay has closed the connection after the refusal; the next one tries the next mechanism
             if code == 235:
-                self._mechanism, self._refused_logins = mechanism, 0
+                self._mechanism, self._refused_logins, self._accepted_token = mechanism, 0, token
                 return
-            reply = to_reply((code, _TOKEN.sub("***", text) if token else text), "auth")
+            reply = to_reply((code, _without(token, text)), "auth")
             if code // 100 == 4 and mechanism == self._mechanism:
                 # the mechanism has worked before, so the failure is not about the mechanism
                 raise RelayUnavailableError(handshake_reason(reply), str(reply))
@@ -84,13 +92,16 @@ class Login:
             if code not in _TRY_THE_NEXT or credentials >= _MAX_FAILED_LOGINS:
                 break
         assert refused is not None  # noqa: S101 - for the type checker: at least one mechanism was tried
+        self._count_refusal(token, bad_credentials=refused.code == _BAD_CREDENTIALS)
+        if token and refused.code // 100 == 5:
+            raise TokenRefusedError(handshake_reason(refused), str(refused), token)
+        raise RelayUnavailableError(handshake_reason(refused), str(refused))
+
+    def _count_refusal(self, token: str, *, bad_credentials: bool) -> None:
+        if token and token == self._accepted_token and bad_credentials:
+            return  # the token has ended: the mechanism that took it before is not at fault
         self._mechanism = None
         self._refused_logins += 1
-        if token and refused.code // 100 == 5:
-            error = TokenRefusedError(handshake_reason(refused), str(refused))
-            error.token = token
-            raise error
-        raise RelayUnavailableError(handshake_reason(refused), str(refused))
 
     def _mechanisms(self, offers: Extensions) -> list[str]:
         """Return the mechanisms to try on this connection, in order."""
@@ -114,21 +125,21 @@ class Login:
         initial = next(dialogue)
         # RFC 4954 §4: an initial response that is empty is "="
         command = f"AUTH {mechanism}" if initial is None else f"AUTH {mechanism} {_b64(initial) or '='}"
+        if len(command) > _MAX_COMMAND:
+            command = f"AUTH {mechanism}"  # the relay asks for the response
         answer = await ask(f"{command}\r\n".encode())
         while answer[0] == 334:
             challenge = b""
             with suppress(ValueError):  # the relay refuses the answer to a challenge that is not base64
                 challenge = base64.b64decode(answer[1])
             try:
-                # in a thread: SCRAM computes thousands of hashes, as many as the relay asks for
-                response = await asyncio.to_thread(_next, dialogue, challenge.decode(errors="replace"))
-            except SCRAM_ERRORS:
-                text = f"the relay answers {mechanism} wrongly: it may not know the password (at AUTH)"
-                raise RelayUnavailableError("login_refused", text) from None
-            if response is None:
-                text = f"the relay asks for more than {mechanism} has (at AUTH)"
-                raise RelayUnavailableError("login_refused", text)
-            answer = await ask(f"{_b64(response)}\r\n".encode())
+                answer = await ask(f"{_b64(await _response(dialogue, mechanism, challenge))}\r\n".encode())
+            except RelayUnavailableError:
+                if not (token and challenge):
+                    raise
+                # it has told why it refuses, and owes the reply (RFC 7628 §3.2.3)
+                text = f"the relay refuses the access token{_status(challenge)} (at AUTH)"
+                raise TokenRefusedError("login_refused", text, token) from None
         return answer
 
     def _dialogue(self, mechanism: str, token: str) -> Dialogue:
@@ -188,6 +199,19 @@ def _external(user: str) -> Dialogue:
     yield user
 
 
+async def _response(dialogue: Dialogue, mechanism: str, challenge: bytes) -> str:
+    try:
+        # in a thread: SCRAM computes thousands of hashes, as many as the relay asks for
+        response = await asyncio.to_thread(_next, dialogue, challenge.decode(errors="replace"))
+    except SCRAM_ERRORS:
+        text = f"the relay answers {mechanism} wrongly: it may not know the password (at AUTH)"
+        raise RelayUnavailableError("login_refused", text) from None
+    if response is None:
+        text = f"the relay asks for more than {mechanism} has (at AUTH)"
+        raise RelayUnavailableError("login_refused", text)
+    return response
+
+
 def _next(dialogue: Dialogue, challenge: str) -> str | None:
     """Return the response to a challenge, `None` if the mechanism has no more."""
     try:
@@ -202,6 +226,15 @@ def _by_token(response: str, end: str) -> Dialogue:
     if not challenge:
         challenge = yield response  # it took nothing from the command
     yield end
+
+
+def _without(token: str, text: str) -> str:
+    return _TOKEN.sub("***", text.replace(token, "***")) if token else text
+
+
+def _status(challenge: bytes) -> str:
+    status = _STATUS.search(challenge)
+    return f", status {status[1].decode()}" if status else ""
 
 
 def _b64(text: str) -> str:

@@ -3,40 +3,26 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cli import here
 from conftest import Stage
 from ledger import Ledger
-from smtp_relay import ScriptedRelay, client, send
-from token_server import CLIENT, REFRESH_TOKEN, SCOPE, TokenServer
+from oauth_relay import SECRETS, USER, client_of, relay_of, wants_tokens, worker_settings
+from smtp_relay import send
+from token_server import REFRESH_TOKEN, TokenServer
 from worker import job
 
 from otp_stream.core.outcome import Accepted, Unavailable
-from otp_stream.relay import OAuthConfig, SmtpRelay, oauth
-
-USER = "otp@example.com"
-SECRETS = (CLIENT["client_secret"], REFRESH_TOKEN, "token-1", "PRIVATE KEY")
+from otp_stream.relay import oauth
 
 
 @pytest.fixture
 def server() -> Iterator[TokenServer]:
     with TokenServer() as server:
         yield server
-
-
-@asynccontextmanager
-async def relay_of(server: TokenServer, mechanisms: str = "LOGIN XOAUTH2") -> AsyncIterator[ScriptedRelay]:
-    async with ScriptedRelay(login=(USER, ""), mechanisms=mechanisms, accepts_token=server.is_valid) as relay:
-        yield relay
-
-
-def client_of(relay: ScriptedRelay, server: TokenServer, **changes: object) -> "asyncio.Future[SmtpRelay]":
-    values = {"token_url": server.url, "scope": SCOPE, **CLIENT} | changes
-    return client(relay, user=USER, oauth=OAuthConfig(USER, **values))
 
 
 @pytest.mark.parametrize("mechanisms", ["LOGIN XOAUTH2", "PLAIN XOAUTH2 OAUTHBEARER", "OAUTHBEARER"])
@@ -169,18 +155,6 @@ async def test_a_token_server_that_is_away_is_named(server: TokenServer) -> None
         assert isinstance(outcome, Unavailable)
         assert outcome.reason == "unreachable"
         assert "the token server 127.0.0.1 does not answer (ConnectionError)" in outcome.error
-
-
-def worker_settings(server: TokenServer, **changes: str) -> dict[str, str]:
-    return {
-        "SMTP_AUTH": "oauth2", "SMTP_USER": USER, "SMTP_OAUTH_TOKEN_URL": server.url, "SMTP_OAUTH_SCOPE": SCOPE,
-        "SMTP_OAUTH_CLIENT_ID": CLIENT["client_id"], "SMTP_OAUTH_CLIENT_SECRET": CLIENT["client_secret"], **changes,
-    }  # fmt: skip
-
-
-def wants_tokens(stage: Stage, server: TokenServer) -> None:
-    stage.relay.login, stage.relay.mechanisms = (USER, ""), "XOAUTH2"
-    stage.relay.accepts_token = server.is_valid
 
 
 @pytest.mark.waits

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from otp_stream.relay import OAuthConfig, oauth
-from otp_stream.relay.oauth import AccessTokens, Token, TokenError, access_tokens
+from otp_stream.relay import OAuthConfig, oauth, token_sources
+from otp_stream.relay.access_token import Token, TokenError
+from otp_stream.relay.oauth import AccessTokens, access_tokens
+from otp_stream.relay.token_sources import in_thread
 
 
 @asynccontextmanager
 async def tokens_from(fetch: Callable[[], Token]) -> AsyncIterator[AccessTokens]:
-    tokens = AccessTokens(fetch)
+    tokens = AccessTokens(lambda: in_thread(fetch))
     try:
         yield tokens
     finally:
@@ -65,6 +67,21 @@ async def test_it_is_renewed_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> 
             assert tokens.valid_s
             await asyncio.sleep(0.01)
         assert loop.time() < ends
+
+
+async def test_it_is_renewed_while_no_one_asks_until_it_is_closed() -> None:
+    asked = 0
+
+    def fetch() -> Token:
+        nonlocal asked
+        asked += 1
+        return Token("token", 1.1)
+
+    async with tokens_from(fetch) as tokens:
+        await tokens.get()
+        await until(lambda: asked == 2)
+    await asyncio.sleep(1.2)
+    assert asked == 2
 
 
 async def test_while_it_cannot_be_renewed_the_old_one_is_used_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +192,6 @@ async def test_a_command_prints_a_token(code: str, text: str | None) -> None:
 async def test_a_command_that_does_not_exist_or_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TokenError, match=r"SMTP_OAUTH_TOKEN_COMMAND \(nowhere\) cannot be read"):
         await access_tokens(OAuthConfig("otp@example.com", token_command=("/nowhere", "secret"))).get()
-    monkeypatch.setattr(oauth, "_COMMAND_S", 0.1)
+    monkeypatch.setattr(token_sources, "_COMMAND_S", 0.1)
     with pytest.raises(TokenError, match="does not end within"):
         await access_tokens(OAuthConfig("otp@example.com", token_command=("sleep", "20"))).get()

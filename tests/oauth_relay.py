@@ -1,0 +1,37 @@
+"""A relay that accepts the access tokens of a token server, and clients of both."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from conftest import Stage
+from smtp_relay import ScriptedRelay, client
+from token_server import CLIENT, REFRESH_TOKEN, SCOPE, TokenServer
+
+from otp_stream.relay import OAuthConfig, SmtpRelay
+
+USER = "otp@example.com"
+SECRETS = (CLIENT["client_secret"], REFRESH_TOKEN, "token-1", "PRIVATE KEY")
+
+
+@asynccontextmanager
+async def relay_of(server: TokenServer, mechanisms: str = "LOGIN XOAUTH2") -> AsyncIterator[ScriptedRelay]:
+    async with ScriptedRelay(login=(USER, ""), mechanisms=mechanisms, accepts_token=server.is_valid) as relay:
+        yield relay
+
+
+def client_of(relay: ScriptedRelay, server: TokenServer, **changes: object) -> "asyncio.Future[SmtpRelay]":
+    values = {"token_url": server.url, "scope": SCOPE, **CLIENT} | changes
+    return client(relay, user=USER, oauth=OAuthConfig(USER, **values))
+
+
+def worker_settings(server: TokenServer, **changes: str) -> dict[str, str]:
+    return {
+        "SMTP_AUTH": "oauth2", "SMTP_USER": USER, "SMTP_OAUTH_TOKEN_URL": server.url, "SMTP_OAUTH_SCOPE": SCOPE,
+        "SMTP_OAUTH_CLIENT_ID": CLIENT["client_id"], "SMTP_OAUTH_CLIENT_SECRET": CLIENT["client_secret"], **changes,
+    }  # fmt: skip
+
+
+def wants_tokens(stage: Stage, server: TokenServer) -> None:
+    stage.relay.login, stage.relay.mechanisms = (USER, ""), "XOAUTH2"
+    stage.relay.accepts_token = server.is_valid
