@@ -61,7 +61,7 @@ def of_answer(answer: Mapping[str, Any]) -> Token:
 
 
 def life_of(expires_in: object) -> float:
-    """Return the seconds that a token is used, by what its source tells."""
+    """Return the seconds that a token is used, by what its source answers."""
     with suppress(TypeError, ValueError, OverflowError):
         if 0 < (seconds := float(cast("Any", expires_in))) < float("inf"):
             return seconds

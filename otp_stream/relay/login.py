@@ -137,7 +137,7 @@ class Login:
             except RelayUnavailableError:
                 if not (token and challenge):
                     raise
-                # it has told why it refuses, and owes the reply (RFC 7628 §3.2.3)
+                # the challenge gave the reason of a refusal, and the reply is missing (RFC 7628 §3.2.3)
                 text = f"the relay refuses the access token{_status(challenge)} (at AUTH)"
                 raise TokenRefusedError("login_refused", text, token) from None
         return answer
