@@ -56,7 +56,7 @@ class Worker:
         else:
             self.process = await start("faststream", *arguments, folder=self.folder, env=env, output=output)
         if ready:
-            await self.wait_ready()
+            await self.wait_ready(60)  # a RabbitMQ whose disk is slow may take half a minute to declare the queues
 
     @property
     def is_running(self) -> bool:
