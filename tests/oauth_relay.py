@@ -1,13 +1,15 @@
 """A relay that accepts the access tokens of a token server, and clients of both."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from conftest import Stage
-from smtp_relay import ScriptedRelay, client
+from smtp_relay import ScriptedRelay, client, send
 from token_server import CLIENT, REFRESH_TOKEN, SCOPE, TokenServer
 
+from otp_stream.core.outcome import Outcome
 from otp_stream.relay import OAuthConfig, SmtpRelay
 
 USER = "otp@example.com"
@@ -23,6 +25,16 @@ async def relay_of(server: TokenServer, mechanisms: str = "LOGIN XOAUTH2") -> As
 def client_of(relay: ScriptedRelay, server: TokenServer, **changes: object) -> "asyncio.Future[SmtpRelay]":
     values = {"token_url": server.url, "scope": SCOPE, **CLIENT} | changes
     return client(relay, user=USER, oauth=OAuthConfig(USER, **values))
+
+
+def grants(**answer: object) -> tuple[int, bytes]:
+    """Return the answer of a token server to `answers`."""
+    return 200, json.dumps({"access_token": "opaque-0123456789", "token_type": "Bearer", **answer}).encode()
+
+
+async def outcome_of(server: TokenServer, relay: ScriptedRelay, **changes: object) -> Outcome:
+    async with client_of(relay, server, **changes) as smtp:
+        return await send(smtp)
 
 
 def worker_settings(server: TokenServer, **changes: str) -> dict[str, str]:

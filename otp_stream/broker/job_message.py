@@ -39,7 +39,7 @@ class JobMessage:
         return not (isinstance(self.raw, Delivered) and self.raw.channel.is_closed)
 
     def header(self, name: str, kind: type) -> Any:
-        """Return one of our own headers, or `None`."""
+        """Return a header of ours, or `None`."""
         value = self.ours.get(name) if self.ours else None
         return value if isinstance(value, kind) and not isinstance(value, bool) else None
 

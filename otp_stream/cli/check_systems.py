@@ -58,9 +58,9 @@ class CheckedSettings:
         settings, problems = load(worker=True)
         settings = with_demo_broker(settings)
         problems = [*(it for it in load()[1] if it.startswith("WORKER:")), *problems]
-        unreadable = {it.partition(":")[0] for it in problems} - {
-            it.partition(":")[0] for it in find_problems(settings)
-        }
+        about_readable = find_problems(settings)
+        # SMTP_PASS_FILE is where SMTP_PASS was to be read from
+        unreadable = {it.partition(":")[0].removesuffix("_FILE") for it in problems if it not in about_readable}
         if not settings.worker:
             # the two delays contradict each other, and `load` has returned only defaults: read all other settings
             settings, more = load(worker=True, base_delay_ms=1000, max_delay_ms=30_000)

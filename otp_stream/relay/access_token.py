@@ -14,6 +14,8 @@ LIFE_S = 300.0
 """Assumed life of a token whose source gives none."""
 MAX_ANSWER = 65_536
 """Bytes that a source may answer. Tokens have up to a few thousand."""
+MAY_BE_TOKEN = re.compile(r"[\w+/=.~-]{40,}")
+"""A token or an assertion that a server quotes, or a piece of one: as it is, or in base64."""
 _TOKEN = re.compile(r"[!-~]+")
 """Other characters would end the field of the login that a token is in (RFC 7628 §3.1)."""
 

@@ -12,6 +12,7 @@ from scramp import ScramClient, ScramException  # pyright: ignore[reportMissingT
 
 from otp_stream.core.outcome import Reply, UnavailableReason
 
+from .access_token import MAY_BE_TOKEN
 from .config import RelayConfig
 from .envelope import Extensions
 from .oauth import AccessTokens
@@ -39,8 +40,6 @@ _MAX_COMMAND = 12_288 - len("\r\n")
 """RFC 4954 §3 (6). A longer initial response is sent as the answer to a challenge."""
 _STATUS = re.compile(rb'"status"\s*:\s*"(\d{3}|[a-z_]{1,30})"')
 """Why a relay refuses a token: a status of HTTP, or an error code of RFC 6750."""
-_TOKEN = re.compile(r"[\w+/=.~-]{40,}")
-"""What may be a token, or a piece of one, that a relay quotes: as it is, or in base64."""
 
 
 class TokenRefusedError(RelayUnavailableError):
@@ -229,7 +228,7 @@ def _by_token(response: str, end: str) -> Dialogue:
 
 
 def _without(token: str, text: str) -> str:
-    return _TOKEN.sub("***", text.replace(token, "***")) if token else text
+    return MAY_BE_TOKEN.sub("***", text.replace(token, "***")) if token else text
 
 
 def _status(challenge: bytes) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import math
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from urllib.parse import quote, quote_plus, urlsplit
 from otp_stream.core.masking import scrub
 from otp_stream.urls import is_loopback
 
-from .access_token import MAX_ANSWER, Token, TokenError, life_of, no_token, of_answer
+from .access_token import MAX_ANSWER, MAY_BE_TOKEN, Token, TokenError, life_of, no_token, of_answer
 from .config import OAuthConfig
 from .token_sources import in_thread, read_file, why
 
@@ -22,8 +21,6 @@ _REQUEST_S = 10.0
 """For the connection, and for each part of the answer."""
 _TOTAL_S = 20.0
 _LONGEST_S = 1e9
-_CREDENTIAL = re.compile(r"[\w+/=.~-]{40,}")
-"""What may be an assertion, or a piece of one, that a token server quotes."""
 _CHECK_URL = "check SMTP_OAUTH_TOKEN_URL"
 _CHECK_PROXY = "check HTTPS_PROXY and NO_PROXY"
 _FIXES = {
@@ -138,7 +135,7 @@ class TokenServer:
         for secret in secrets:
             for form in (secret, quote(secret, safe=""), quote_plus(secret)):
                 text = text.replace(form, "***")
-        return scrub(_CREDENTIAL.sub("***", text), *secrets, config.user)
+        return scrub(MAY_BE_TOKEN.sub("***", text), *secrets, config.user)
 
 
 def _careful(session: Any, url: str) -> Any:

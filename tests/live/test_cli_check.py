@@ -139,6 +139,14 @@ async def test_with_a_healthy_worker_there_is_no_problem_and_dead_letters_are_re
     assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == 1
 
 
+async def test_a_server_whose_url_is_in_a_file_that_cannot_be_read_is_not_checked(stage: Stage) -> None:
+    gone = f"{stage.folder}/gone"
+    checked = await check(stage, RABBITMQ_URL="", RABBITMQ_URL_FILE=gone, REDIS_URL_FILE=gone)
+    assert checked.of("problem") == [f"{name}_FILE: does not exist: {gone}" for name in ("RABBITMQ_URL", "REDIS_URL")]
+    assert checked.of("note", "RabbitMQ") == ["not checked: RABBITMQ_URL cannot be read"]
+    assert "not checked: REDIS_URL cannot be read" in checked.of("note", "Redis")[0]
+
+
 async def test_the_senders_domain_is_looked_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     zone = {("mail.acme.io", "TXT"): ['"v=spf1 ip4:192.0.2.1 -all"'], ("mail.acme.io", "MX"): ["10 mail.acme.io."]}
     with dns_server(zone) as resolver:

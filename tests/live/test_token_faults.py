@@ -9,11 +9,10 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from oauth_relay import USER, client_of, relay_of
-from smtp_relay import ScriptedRelay, send
+from oauth_relay import USER, grants, outcome_of, relay_of
 from token_server import CLIENT, SCOPE, TokenServer
 
-from otp_stream.core.outcome import Accepted, Outcome, Unavailable
+from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import OAuthConfig, RelayConfig, token_server
 from otp_stream.relay.handshake import Handshake
 from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
@@ -23,15 +22,6 @@ from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 def server() -> Iterator[TokenServer]:
     with TokenServer() as server:
         yield server
-
-
-def grants(**answer: object) -> tuple[int, bytes]:
-    return 200, json.dumps({"access_token": "opaque-0123456789", "token_type": "Bearer", **answer}).encode()
-
-
-async def outcome_of(server: TokenServer, relay: ScriptedRelay, **changes: object) -> Outcome:
-    async with client_of(relay, server, **changes) as smtp:
-        return await send(smtp)
 
 
 @pytest.mark.parametrize("life", [0, 1, 10**400, "soon", "3600.5", float("nan"), None, [], {}])

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,12 @@ from time import monotonic
 import pytest
 from cli import here
 from conftest import Stage
-from oauth_relay import client_of, relay_of, wants_tokens, worker_settings
+from oauth_relay import client_of, grants, outcome_of, relay_of, wants_tokens, worker_settings
 from smtp_relay import CLOSE, Act, ScriptedRelay, send
 from token_server import TokenServer
 from worker import job
 
-from otp_stream.core.outcome import Accepted, Outcome, Unavailable
+from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import oauth
 
 
@@ -24,15 +23,6 @@ from otp_stream.relay import oauth
 def server() -> Iterator[TokenServer]:
     with TokenServer() as server:
         yield server
-
-
-def grants(**answer: object) -> tuple[int, bytes]:
-    return 200, json.dumps({"access_token": "opaque-0123456789", "token_type": "Bearer", **answer}).encode()
-
-
-async def outcome_of(server: TokenServer, relay: ScriptedRelay, **changes: object) -> Outcome:
-    async with client_of(relay, server, **changes) as smtp:
-        return await send(smtp)
 
 
 async def test_a_short_token_that_a_relay_quotes_is_not_shown(server: TokenServer) -> None:
