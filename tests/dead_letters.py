@@ -34,6 +34,9 @@ class Deployment:
     async def depth(self) -> int:
         return await self.stage.rabbit.depth(f"{self.stage.rabbit.prefix}.dead")
 
+    async def wait_depth(self, count: int) -> None:
+        await self.stage.rabbit.wait_depth(count, f"{self.stage.rabbit.prefix}.dead")
+
     async def die(self, count: int, domain: str = "corp.example", reply: str = REFUSED, **fields: object) -> None:
         """Publish jobs to one domain, which the relay refuses."""
         before = await self.depth()

@@ -299,6 +299,17 @@ class Rabbit:
         declared = await self._declared(name or self.queue)
         return declared.message_count if declared else None
 
+    async def wait_depth(self, count: int, name: str | None = None) -> None:
+        """Wait until a queue has this number of ready messages.
+
+        RabbitMQ returns the unsettled messages of a closed channel a moment after it has confirmed the close.
+        """
+
+        async def reached() -> bool:
+            return await self.depth(name) == count
+
+        await until(reached, f"{count} messages in {name or self.queue}")
+
     async def depths(self) -> dict[str, int]:
         """Return the number of ready messages in each available queue of this test."""
         depths: dict[str, int] = {}

@@ -101,7 +101,7 @@ async def test_bodies_too_large_to_keep_do_not_fill_its_memory(stage: Stage, led
     assert [it["originalSize"] for it in stubs] == [LARGE] * 4
     assert {(it.headers["x-otp-reason"], it.headers["a"]) for it in dead_letters} == {("malformed", 1)}
     assert _peak(status) - before < LARGE * 2
-    assert await stage.rabbit.depth() == 0
+    await stage.rabbit.wait_depth(0)
 
 
 def _peak(status: Path) -> int:

@@ -98,7 +98,7 @@ async def test_bodies_in_memory_are_limited_whatever_is_in_the_queue(deployment:
     assert (len(bodies), sizes[None], sizes[len(kept)]) == (49, 8, 40)
     dropped = await deployment.dead("drop", "--all", "--yes", "--json")
     assert json.loads(dropped.out)["deadLetters"] == 49
-    assert await deployment.depth() == 0
+    await deployment.wait_depth(0)
 
 
 async def test_a_message_that_is_no_job_can_be_read_and_dropped(deployment: Deployment) -> None:
@@ -120,9 +120,9 @@ async def test_a_message_that_is_no_job_can_be_read_and_dropped(deployment: Depl
     assert contents == ["no JSON", {"email": "a***@b.example", "otp": "a number"}]
     assert (await deployment.dead("export", "--raw")).code == 2
     assert (await deployment.dead("drop", "reason=rejected", "--yes")).code == 0
-    assert await deployment.depth() == 2
+    await deployment.wait_depth(2)
     assert (await deployment.dead("drop", "reason=malformed", "--yes")).code == 0
-    assert await deployment.depth() == 0
+    await deployment.wait_depth(0)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def test_a_missing_queue_is_declared_and_missing_events_are_named(stage: S
                 pass
         await one.publish(request())  # the same connection still publishes
     await stage.rabbit.declare()
-    assert await stage.rabbit.depth() == 2
+    await stage.rabbit.wait_depth(2)
 
 
 async def test_a_refused_job_is_an_error(stage: Stage) -> None:

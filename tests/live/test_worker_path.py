@@ -37,7 +37,7 @@ async def test_a_job_that_was_waiting_before_the_first_start_is_sent(stage: Stag
     assert (mail.sender, mail.recipient) == ("no-reply@example.com", "user@example.com")
     assert code_in(mail)
     await until(lambda: _settled(stage.workers[0], "sent", 1), "settlement")
-    assert await stage.rabbit.depth() == 0
+    await stage.rabbit.wait_depth(0)
 
 
 async def test_a_producer_may_declare_its_plain_queue_after_the_worker_made_it(stage: Stage) -> None:
@@ -62,7 +62,7 @@ async def test_any_content_type_is_read_as_json(stage: Stage) -> None:
         await stage.rabbit.publish(job(f"u{number}@example.com"), content_type=kind, reply_to=stage.rabbit.queue)
     await stage.relay.wait_accepted(len(kinds))
     await until(lambda: _settled(stage.workers[0], "sent", len(kinds)), "settlements")
-    assert await stage.rabbit.depth() == 0  # a foreign reply_to got no reply
+    await stage.rabbit.wait_depth(0)  # a foreign reply_to got no reply
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -267,7 +267,7 @@ async def test_a_relay_that_is_closed_for_a_while_costs_no_job_and_no_attempt(st
     await worker.wait_log("circuit breaker open")
     status, body = await worker.get("/readyz")
     assert (status, "circuit breaker open" in body) == (503, True)
-    assert await stage.rabbit.depth() == 0  # they wait in the worker
+    await stage.rabbit.wait_depth(0)  # they wait in the worker
     await stage.relay.start()
     await stage.relay.wait_accepted(50, timeout=30)
     await until(lambda: _settled(worker, "sent", 50), "settlements")

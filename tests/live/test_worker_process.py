@@ -187,7 +187,7 @@ async def test_at_a_stop_the_mail_on_the_wire_is_finished_and_the_rest_goes_back
     ]
     accepted = len(stage.relay.accepted)
     assert accepted == 1  # of two connections one is kept for urgent jobs
-    assert await stage.rabbit.depth() == 19
+    await stage.rabbit.wait_depth(19)
     stage.relay.always("body", None)
     await stage.run()
     await stage.relay.wait_accepted(20)
@@ -219,11 +219,7 @@ async def test_a_second_signal_hurries(stage: Stage) -> None:
     worker.signal()
     assert await worker.stopped() in {0, -signal.SIGTERM}
     assert time.monotonic() - began < 10  # not the 25 s of the grace time
-    await until(lambda: _depth(stage, 1), "the job back in the queue")
-
-
-async def _depth(stage: Stage, count: int) -> bool:
-    return await stage.rabbit.depth() == count
+    await stage.rabbit.wait_depth(1)
 
 
 async def test_a_killed_worker_loses_nothing(stage: Stage) -> None:
@@ -313,7 +309,7 @@ async def test_two_processes_of_one_command_share_the_queue_and_stop_together(st
     assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 40
     await worker.stop()
     assert worker.log.count('"event":"stopped"') == 2
-    assert await stage.rabbit.depth() == 0
+    await stage.rabbit.wait_depth(0)
 
 
 async def test_a_reader_of_the_logs_that_does_not_read_stops_no_job(stage: Stage) -> None:
