@@ -60,7 +60,7 @@ AUTHENTICITY = _any(rf"\b(?:spf|dkim|dmarc)\b.{{0,60}}{_PASSES}", rf"{_PASSES}\w
 """A later server does not trust the message's domain. The servers of other recipients may not check that."""
 
 OUR_DOMAIN = _any(
-    rf"domain (?:{_WHOSE} )?(?:is )?not allowed to send\b(?!.{{0,60}}limit)(?! {_FEW}to\b)",
+    rf"domain (?:{_WHOSE} )?(?:is )?not allowed to send\b(?!.{{0,60}}(?:limit|too many))(?! {_FEW}to\b)",
     rf"(?:sender|sending|from) domain (?:{_WHOSE} )?(?:is |has )?(?:not (?:been |yet )*verified|unverified)",
     r"sending (?:is |has been )?(?:paus|disabl|suspend)",
     r"sender verif(?:y|ication) failed",
@@ -87,7 +87,7 @@ RECIPIENTS_OWN = _any(
     r"(?:you are |you're )?(?:trying|tried) to (?:reach|contact|e-?mail|send)",
     rf"recipient(?:'s)? (?:{_WHOSE} )?"
     r"(?:has|have|is|are|was|mailbox|inbox|account|quota|over|does|did|will|can|only|requires?|accepts?|allows?)\b",
-    r"recipient's ",
+    r"recipient's |recipient thread limit",
     rf"(?:{_BOX}|\bgroup|\b(?:the|this|mailing) list|(?<!from )\b(?:this|that|destination) address|\*\*\*[>)\"':]*) "
     rf"(?:(?!{_OURS})\w+ ){{0,3}}(?:requires?|accepts?|allows?)\b",
     r"\buser (?:only |does not |doesn't )(?:accepts?|allows?)\b",
@@ -142,15 +142,15 @@ SENDER_QUOTA = _any(
     r"sent more\b.{0,30}\bthan\b",
     r"credits? (?:limit )?(?:exceeded|exhausted|used up)",
     r"(?:not enough|insufficient|no more|out of) (?:credits?|balance|funds)",
-    r"frequency limit",
+    r"frequency limit|not allowed to send: .{0,60}(?:limit|too many)",
     r"unusual (?:sending|rate|amount|volume|activity)",
     r"(?:sent|sending|send) (?:e-?mails? |mails? |messages? )?too (?:many|much|fast|frequently|quickly|often)",
     r"\b(?:MI|RP|HL):(?:CEL|CCL|DMC|DRC|SFQ|QRC|STC|TRC|ICC|IFC|MEP)\b",
 )
 """A quota or rate of the mail that we send, with any code."""
 
-RELAYED = _any(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b")
-"""A quota of the mail that we send, even with the status of a mailbox, as Google Workspace's relay replies."""
+RELAYED = _any(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b", r"STOREDRV\.Submission\.Exception:\w*Quota")
+"""A quota of ours, even with the status of a mailbox, as Google Workspace's relay and Exchange Online reply."""
 
 _REFUSED = (
     r"(?:reject|refus|deni|den(?:y|ied)|block|disabl|suspend|bann|blacklist|unverified|invalid|unknown|unauthori[sz]ed"
@@ -166,7 +166,7 @@ SENDER = _any(
     r"sender (?:verify|verification|callout|address verification)",
     r"(?:bad|invalid|unauthori[sz]ed|unauthenticated|unverified|unknown|banned|forged) (?:outbound )?sender",
     r"verify (?:the )?sender|verif(?:y|ication) (?:failed )?(?:for )?<?SENDER_EMAIL",
-    r"not verified.{0,400}SENDER_EMAIL",
+    r"not verified.{0,400}SENDER_EMAIL|^(?!.*\*\*\*).*e-?mail address is not verified",
     r"SENDER_EMAIL[>)\"':]* (?:is |was )?not (?:allowed|authori[sz]ed|verified|permitted|owned|active)",
     rf"(?:mail )?from'?(?::| e-?mail| header)? address {_FEW}(?:{_WHOSE} )?(?:is|does|must|should|not|should be)\b",
     r"mail from (?:\w+ )?(?:must|should|does|is not)",
@@ -180,8 +180,8 @@ SENDER = _any(
     r"perform|relay|use)\b",
     rf"(?:not|n't) (?:allowed|permitted|authori[sz]ed) to send\b(?! {_FEW}to\b)",
     r"(?:can ?not|can'?t|may not|unable to) send (?:any )?(?:more )?(?:e-?mails?|messages?|mails?)\b",
-    r"relaying (?:is )?(?:denied|refused|not allowed) as\b|^(?!.*\*\*\*).*relaying (?:is )?disallowed(?! to\b)",
-    r"^<\S+\[[\da-f.:]+\]>: relay access denied",
+    r"relaying (?:is )?(?:denied|refused|not allowed) as\b",
+    r"^(?!.*\*\*\*).*relaying (?:is )?(?:disallowed|denied)(?! to\b)|^<\S+\[[\da-f.:]+\]>: relay access denied",
     rf"(?:sending|sender|from) domain (?:{_WHOSE} )?{_FEW}{_REFUSED}",
     r"domain (?:is )?(?:unverified|not verified)|unconfigured sending domain",
     r"sender domain (?:has|without) (?:no )?(?:valid )?(?:mx|dns)\b|domain not found for sender",
@@ -194,7 +194,8 @@ SENDER = _any(
     rf"sending (?:from {_FEW})?(?:is |has been )?(?:paus|disabl|suspend|block)",
     rf"your (?:subscription|plan|trial|contract|licen[sc]e) {_FEW}(?:expired|ended|inactive)",
     rf"out(?:going|bounds?)\b.{{0,60}}(?:{_REFUSED}|held)",
-    r"(?:activate|verify) your (?:[\w-]+ ){0,2}(?:account|domain|sender|address)",
+    r"(?:activate|verify) your (?:[\w-]+ ){0,2}(?:account|domain|sender|address)|account (?:may not send|is pending)",
+    r"rejected: account is paused|configuration set\b.{0,80} not exist|for test purposes only\b",
     r"client host\b.{0,80}(?:reject|block|deni|refus)",
     r"(?:helo|ehlo)\b.{0,40}(?:reject|invalid|refus|deni|not )",
     r"(?:invalid|bad) (?:helo|ehlo)",

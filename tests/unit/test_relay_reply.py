@@ -24,7 +24,6 @@ def verdict(line: str, stage: Stage) -> str:
         ("rcpt", "501 5.1.3 Bad recipient address syntax", "never"),
         ("data", "554 5.5.1 Error: no valid recipients", "never"),
         ("body", "552 5.3.4 Message size exceeds fixed limit", "never"),
-        ("body", "554 Message rejected: Email address is not verified.", "never"),
         ("body", "550 5.7.26 This mail is unauthenticated", "never"),
         ("body", "550 5.7.1 Gmail requires authentication of all senders by SPF or DKIM", "never"),
         ("rcpt", "450 4.7.1 <u@example.com>: Recipient address rejected: Greylisted, see http://x", "later"),

@@ -45,6 +45,9 @@ body 550 5.7.0 Your plan limit has been reached
 body 452 4.5.0 Not enough credits
 body 420 4.7.0 Exceed Sending Limit (daily)
 rcpt 421 Domain mg.example.com is not allowed to send: hourly recipient limit exceeded
+data 421 Domain mg.example.com is not allowed to send: recipient limit exceeded, try again after Sun, 05 Oct 2025
+body 421 Domain mg.example.com is not allowed to send: too many messages
+body 554 5.2.0 STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionQuotaExceeded; Failed to process
 rcpt 550 Sender frequency limited
 rcpt 550 Domain frequency limited
 rcpt 550 Ip frequency limited
@@ -147,12 +150,21 @@ body 554 5.2.252 SendAsDenied; a@example.com not allowed to send as otp@example.
 body 554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message
 body 550 The from address does not match a verified Sender Identity. Mail cannot be sent until this error is resolved.
 body 554 Message rejected: Email address is not verified. The following identities failed the check: otp@example.com
+body 554 Message rejected: Email address is not verified.
+body 554 Message rejected: Email address is not verified. The following identities failed the check: example.com
+body 554 Message rejected: Account is paused
+body 554 Message rejected: Your account is paused.
+body 554 Configuration set `otp' does not exist
+body 554 Transaction failed: Configuration set does not exist
 body 554 Access denied: User `arn:aws:iam::1:user/otp' is not authorized to perform `ses:SendRawEmail' on resource x
 body 554 Message rejected: Sending paused for this account.
 body 550 5.7.0 From address is not one of your addresses
 body 551 5.7.1 Not authorised to send from this header address
 body 550 5.7.1 Unconfigured Sending Domain <example.com>
 rcpt 550 Domain mg.example.com is not allowed to send: The domain is unverified and requires DNS configuration
+data 421 Domain mg.example.com is not allowed to send: Sandbox subdomains are for test purposes only.
+body 554 Sandbox subdomains are for test purposes only. Please add your own domain or add the address to authorized
+body 550 Free accounts are for test purposes only. Please upgrade or add the address to authorized recipients
 rcpt 550 5.7.1 Your account has been suspended
 rcpt 550 5.7.0 Mail rejected: your account is locked due to spam
 rcpt 550 Outgoing mail from "otp" has been suspended.
@@ -173,6 +185,8 @@ rcpt 504 5.5.2 <otp>: Helo command rejected: need fully-qualified hostname
 rcpt 550 5.7.1 Your IP 192.0.2.1 is blacklisted
 rcpt 550 5.7.606 Access denied, banned sending IP [192.0.2.1]
 body 422 The 'From' address you supplied (otp@example.com) is not a Sender Signature on your account.
+body 550 While your account is pending approval, all recipient addresses must share the same domain as the 'From'
+body 413 Account may not send
 body 550 5.7.1 The sender address otp@example.com is not a confirmed Sender Signature
 rcpt 550 5.7.1 Sender otp@example.com not registered
 rcpt 550 relay not permitted for otp@example.com
@@ -188,6 +202,7 @@ body 550 5.7.1 Sending disabled: your domain fails SPF validation
 rcpt 554 5.7.1 <unknown[192.0.2.1]>: Relay access denied
 rcpt 554 5.7.1 <mail.example.com[192.0.2.1]>: Relay access denied
 rcpt 553 Relaying disallowed
+rcpt 550 5.7.1 Relaying denied
 body 553 Relaying disallowed. Invalid Domain - example.com
 rcpt 550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your provider (S3150).
 rcpt 550-5.7.1 [192.0.2.1] The IP you're using to send mail is not authorized to send email directly to our servers.
@@ -520,7 +535,6 @@ body 552 5.3.4 Your message exceeds the size limit
 body 552 5.2.3 Message exceeds maximum fixed size
 body 550 Mail content denied
 body 554 DT:SPM otp,smtp1
-body 554 Message rejected: Email address is not verified.
 body 554 Message rejected: Email address is not verified. The following identities failed the check: user@example.com
 body 550 5.7.1 Mail from <otp@example.com> to <user@example.com> was rejected by the content filter
 body 554 5.7.1 Transaction failed: reject due to policy restrictions
@@ -689,6 +703,13 @@ rcpt 452 Insufficient disk space in the mailbox of the recipient
 rcpt 451 4.3.0 Temporary system problem with this mailbox
 rcpt 550 <user@example.com>: Relaying disallowed
 rcpt 550 5.7.1 relaying disallowed to user@example.com
+rcpt 550 5.7.1 <user@example.com>: Relaying denied
+rcpt 550 5.7.1 relaying denied to user@example.com
+body 432 4.3.2 STOREDRV.Deliver; recipient thread limit exceeded
+body 554 5.2.0 STOREDRV.Deliver.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded; Failed to process
+body 554 Message rejected: Email address is not verified. The following identities failed the check: user@example.com
+body 550 You tried to send to a recipient that has been marked as inactive. Found inactive addresses: user@example.com.
+rcpt 550 5.2.1 This account is paused
 body 550 5.6.0 invalid sequence of bytes in header
 body 550 5.7.26 sender domain example.com not verified by SPF or DKIM
 body 550 5.0.350 Remote server returned an error -> 550 5.7.1 Your IP is blocked
