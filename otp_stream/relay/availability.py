@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple
 
 from otp_stream.core.masking import scrub
@@ -13,6 +14,8 @@ from .send_queue import PendingSend
 _OFFENCES = 2
 _REMEMBERED = 1_000
 _MAX_SKIPPED = 100
+STALLED_S = 10.0
+"""A relay that has mail and does not reply for this long is skipped, if there is another one."""
 
 
 class FailedRecipients:
@@ -81,11 +84,37 @@ class Verdict(NamedTuple):
 
 
 class Availability:
-    """The circuit breaker of a relay, and the recipients whose mail fails there; times are milliseconds since 1970."""
+    """Whether the relay called `name` takes mail: its circuit breaker, whether it replies, and whose mail fails there.
 
-    def __init__(self, now_ms: int, fraction: Callable[[], float]) -> None:
+    Times are milliseconds since 1970.
+    """
+
+    def __init__(self, name: str, now_ms: int, fraction: Callable[[], float]) -> None:
+        self.name = name
         self.breaker = CircuitBreaker(now_ms, fraction)
         self.recipients = FailedRecipients()
+        self._owed = 0
+        self._replied_at = 0.0
+
+    @property
+    def takes_mail(self) -> bool:
+        """Whether it takes any mail now."""
+        return self.breaker.state == "closed" and not self.stalled
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the relay owes a reply and has not replied for `STALLED_S`."""
+        return self._owed > 0 and monotonic() - self._replied_at > STALLED_S
+
+    def owes(self, change: int) -> None:
+        """Count the mails and the new connections that wait for replies."""
+        if not self._owed:
+            self._replied_at = monotonic()
+        self._owed += change
+
+    def replied(self) -> None:
+        """Note that the relay has replied, or closed a connection."""
+        self._replied_at = monotonic()
 
     def judge(self, pending: PendingSend, outcome: Outcome, now_ms: int) -> Verdict:
         """Take the outcome of a mail into account."""

@@ -1,9 +1,10 @@
 """One connection to a relay and the mail on it: a synchronous state machine, driven by the replies."""
 
+from collections.abc import Callable
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Literal
 
-from otp_stream.core.outcome import Accepted, Outcome, Reply, Stage, Unavailable
+from otp_stream.core.outcome import Accepted, Reply, Stage, Unavailable
 
 from .config import RelayConfig
 from .envelope import wire_form
@@ -17,52 +18,43 @@ _NO_COMMAND = frozenset({500, 502})
 """The relay does not know the command (RFC 5321 §4.2.4): it may have split one that was sent ahead."""
 
 
-class ConnectionOwner(Protocol):
-    """The upstream that the connection belongs to."""
-
-    def follow(self, connection: "Connection") -> None:
-        """The connection's content is about to be sent: the envelope of another mail may be sent right behind it."""
-        ...
-
-    def started(self, pending: PendingSend) -> None:
-        """The mail whose envelope was sent ahead has its connection to itself now."""
-        ...
-
-    def finished(self, pending: PendingSend, outcome: Outcome) -> None:
-        """The relay has replied about this mail."""
-        ...
-
-    def available(self, connection: "Connection") -> None:
-        """The connection can take the next mail."""
-        ...
-
-    def requeue(self, pending: PendingSend) -> None:
-        """The envelope was sent ahead without effect: no content of this mail has been sent."""
-        ...
-
-    def disconnected(self, connection: "Connection", pending: PendingSend | None, error: RelayUnavailableError) -> None:
-        """The connection is closed, and the mail on it, if there was one, is not finished."""
-        ...
-
-
 class Connection(Pipeline):
-    """Takes one mail at a time, between `start` and its owner's `finished`, and the envelope of the next.
+    """Takes one mail at a time, while it is `free`, and the envelope of the next, while it is `followable`.
+
+    Calls `changed` when there are `events`, when it can take a mail, and when it is lost.
 
     No envelope is sent ahead if the relay takes longer for a content than for an envelope: a mail would wait behind
     another one and gain nothing.
     """
 
-    def __init__(self, owner: ConnectionOwner, config: RelayConfig, support: PipeliningSupport) -> None:
-        super().__init__(config, support, owner.requeue)
-        self._owner = owner
+    def __init__(
+        self, config: RelayConfig, support: PipeliningSupport, changed: Callable[["Connection"], None]
+    ) -> None:
+        super().__init__(config, support)
+        self._changed = changed
         self._refusals = 0
         """Mails that were refused on this connection."""
         self._content_at = self._envelope_s = self._body_s = 0.0
         """When the content was sent; how long the relay took for the last envelope, and for the last content."""
         self.fresh = True
         """Whether it was just opened: no mail and no idle time since."""
+        self.followable = False
+        """Whether the content is about to be sent, so that the envelope of another mail may be sent right behind it."""
         self.mails = 0
         self.opened_at = self.idle_since = monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        """Handle each reply, then report to the owner."""
+        was_free = self.free
+        super().data_received(data)
+        if self.lost is None and (self.events or self.free != was_free):
+            self._changed(self)
+
+    def recall(self) -> None:
+        """Requeue the following mail, if there is one. Its content has not been sent."""
+        super().recall()
+        if self.events:
+            self._changed(self)
 
     def reply_received(self, code: int, text: str) -> None:
         """Handle the reply to the first command in flight."""
@@ -88,8 +80,10 @@ class Connection(Pipeline):
         if pending is not None and self._expected:
             error = RelayUnavailableError(error.reason, f"{error} (at {self._expected[0].upper()})")
         if following is not None:
-            self._owner.requeue(following)
-        self._owner.disconnected(self, pending, error)
+            self.events.append((following, "requeued"))
+        if pending is not None:
+            self.events.append((pending, error))
+        self._changed(self)
 
     def _step(self, step: Step, code: int, text: str) -> None:
         pending = self.current
@@ -184,7 +178,9 @@ class Connection(Pipeline):
         if self._envelope_at is not None:
             self._envelope_s, self._envelope_at = self._content_at - self._envelope_at, None
         if self._pipelining and self._support.ahead and self._body_s <= self._envelope_s + _SLACK_S:
-            self._owner.follow(self)
+            self.followable = True
+            self._changed(self)
+            self.followable = False
         # checked last: a process that is suspended between check and write could send a job that it has lost
         if pending.may_send():
             pending.written = True
@@ -201,9 +197,9 @@ class Connection(Pipeline):
         elif self.following is not None:
             self.current, self.following = self.following, None
             self._sent_ahead, self._accepted_before = True, accepted
-            self._owner.started(self.current)
+            self.events.append((self.current, "started"))
         elif accepted:
-            self._owner.available(self)
+            self.free = True
         else:
             self._reset()
 
@@ -215,8 +211,7 @@ class Connection(Pipeline):
     def _reset(self) -> None:
         # the relay may still keep the sender, even after a refused content, and would refuse the next MAIL as nested
         self._send(b"RSET\r\n", "rset")
-        if self._pipelining:
-            self._owner.available(self)
+        self.free = self._pipelining
 
     def _end(self, pending: PendingSend, reply: Reply) -> None:
         outcome = classify(reply)
@@ -230,7 +225,7 @@ class Connection(Pipeline):
         self.fresh = False
         self.mails += 1
         self._refusals += not isinstance(outcome, Accepted)
-        self._owner.finished(pending, outcome)
+        self.events.append((pending, outcome))
         if isinstance(outcome, Unavailable) and outcome.reason != "throttled":
             # a login that was revoked does not become valid again on the same connection
             self.abort(RelayUnavailableError(outcome.reason, outcome.error))
@@ -264,7 +259,6 @@ class Connection(Pipeline):
 
     def _between_mails(self, step: Step, code: int) -> None:
         if step == "rset" and code // 100 == 2:
-            if not self._pipelining:
-                self._owner.available(self)
+            self.free = self.free or not self._pipelining
         else:
             self.abort(RelayUnavailableError("unreachable", f"the relay answered {code} to {step.upper()}"))

@@ -1,12 +1,11 @@
 """The mails and commands in flight on one connection, and whether the relay can take more of them at once."""
 
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Literal
 
 from otp_stream.core.address import person_key
-from otp_stream.core.outcome import Reply, Stage
+from otp_stream.core.outcome import Outcome, Reply, Stage
 
 from .config import RelayConfig
 from .envelope import Envelopes, Extensions
@@ -15,6 +14,10 @@ from .reply import to_reply
 from .send_queue import PendingSend
 
 Step = Stage | Literal["rset", "quit"]
+
+Event = Outcome | RelayUnavailableError | Literal["started", "requeued"]
+"""What has happened to a mail: the relay has replied; the connection is lost; the mail has its connection to itself;
+or the envelope that was sent ahead had no effect, and the mail needs another connection."""
 
 _MAX_LOST = 3
 _UNPROVEN_S = 10.0
@@ -55,12 +58,11 @@ class Pipeline(SmtpProtocol):
     are matched to steps by their order.
     """
 
-    def __init__(self, config: RelayConfig, support: PipeliningSupport, requeue: Callable[[PendingSend], None]) -> None:
+    def __init__(self, config: RelayConfig, support: PipeliningSupport) -> None:
         super().__init__()
         self._sender = config.sender
         self._login = config.user
         self._support = support
-        self._requeue = requeue
         limits = config.limits
         self._waits: dict[Step, float] = {
             "mail": limits.mail_s, "rcpt": limits.rcpt_s, "data": limits.data_s, "body": limits.body_s,
@@ -82,6 +84,10 @@ class Pipeline(SmtpProtocol):
         """Whether the relay accepted that content."""
         self._following_withdrawn = False
         """Whether the mail whose envelope was sent ahead has been requeued."""
+        self.events: list[tuple[PendingSend, Event]] = []
+        """What has happened to mails, in order, since the owner took them last."""
+        self.free = True
+        """Whether it can take the next mail."""
         self.current: PendingSend | None = None
         self.following: PendingSend | None = None
         """The mail whose envelope was sent behind the content of `current`."""
@@ -104,6 +110,7 @@ class Pipeline(SmtpProtocol):
         if self._unproven:
             self._apply_support()
         pending.begin()
+        self.free = False
         if self.current is None:
             self.current, self._envelope_at, self._sent_ahead = pending, monotonic(), False
         else:
@@ -137,7 +144,7 @@ class Pipeline(SmtpProtocol):
         following, self.following = self.following, None
         if following is not None:
             self._following_withdrawn = True
-            self._requeue(following)
+            self.events.append((following, "requeued"))
 
     def quit(self) -> None:
         """Send QUIT (RFC 5321 §4.1.1.10); the relay closes."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 
 from .config import RelayConfig
-from .connection import Connection, ConnectionOwner
+from .connection import Connection
 from .handshake import Handshake
 from .pipeline import PipeliningSupport
 from .protocol import RelayUnavailableError
@@ -49,8 +49,11 @@ class Pool:
         """How many more connections may be opened."""
         return self._config.pool_size - len(self.open) - len(self._quitting) - len(self._opening)
 
-    def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
+    def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> int:
+        """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit.
+
+        Returns how many were started.
+        """
         # a relay that accepted these connections accepts more: their number doubles, to fifty after four steps
         limit = max(self._limits.handshakes, len(self.open))
         if not self.open and self._config.logs_in:
@@ -58,16 +61,17 @@ class Pool:
             self._alone_from = self._alone_from if self._opening else now
             if now - self._alone_from < _ALONE_S:
                 limit = 1
-        wanted = min(wanted, limit) - len(self._opening)
-        for _ in range(min(wanted, self.room) if not self._closing else 0):
+        missing = 0 if self._closing else max(min(min(wanted, limit) - len(self._opening), self.room), 0)
+        for _ in range(missing):
             task = asyncio.get_running_loop().create_task(connect())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
+        return missing
 
-    async def connect(self, owner: ConnectionOwner) -> Connection:
+    async def connect(self, changed: Callable[[Connection], None]) -> Connection:
         """Open a connection, in a task that `grow` started. Raises `RelayUnavailableError`."""
         try:
-            connection, offers = await self._handshake.open(lambda: Connection(owner, self._config, self.support))
+            connection, offers = await self._handshake.open(lambda: Connection(self._config, self.support, changed))
             if connection.lost is not None:
                 raise connection.lost
         finally:

@@ -4,7 +4,6 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from itertools import chain
-from typing import Protocol, TypeVar
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome, Reply
@@ -12,8 +11,6 @@ from otp_stream.core.outcome import Outcome, Reply
 RANKS = 4
 URGENT = 2
 """Ranks below this one (the high lane and `high`) may use every connection."""
-
-U_contra = TypeVar("U_contra", contravariant=True)
 
 
 class PendingSend:
@@ -168,32 +165,3 @@ class SendQueue:
             heap[:] = [entry for entry in heap if entry[2].waiting]
             heapq.heapify(heap)
         self._removed = 0
-
-
-class Dispatcher(Protocol[U_contra]):
-    """The owner of the waiting jobs and of all upstreams (`U_contra`)."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether sending has ended."""
-        ...
-
-    def waiting_for(self, upstream: U_contra) -> tuple[int, int]:
-        """Return how many jobs this upstream may take now: urgent ones, and others."""
-        ...
-
-    def next_for(self, upstream: U_contra, *, urgent_only: bool) -> PendingSend | None:
-        """Take the next job."""
-        ...
-
-    def push(self, pending: PendingSend) -> None:
-        """Queue a job. Cancels it if sending has ended, or the caller is gone."""
-        ...
-
-    def serve(self) -> None:
-        """Send waiting mail over every relay that may take it."""
-        ...
-
-    def breaker_changed(self, upstream: U_contra) -> None:
-        """Handle the change of a circuit breaker."""
-        ...

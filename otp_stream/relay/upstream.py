@@ -13,44 +13,46 @@ from .availability import Availability
 from .circuit_breaker import Pauses
 from .config import RelayConfig
 from .connection import Connection
+from .pipeline import Event
 from .pool import Pool
 from .protocol import RelayUnavailableError
 from .rate import Rate
 from .rate_limiter import RateLimiter, Sharing
 from .reply import classify
-from .send_queue import URGENT, Dispatcher, PendingSend, SendQueue
-
-STALLED_S = 10.0
-"""A relay that has mail and does not reply for this long is skipped, if there is another one."""
+from .send_queue import URGENT, PendingSend
+from .waiting_sends import WaitingSends
 
 
 class Upstream:
-    """Sends the jobs that its dispatcher provides. Nothing connects before the first job."""
+    """Sends waiting mails. Nothing connects before the first one.
+
+    Calls `changed` when its circuit breaker changes, and when mails can be sent: by this relay, or by another one.
+    """
 
     def __init__(
         self,
         config: RelayConfig,
-        dispatcher: "Dispatcher[Upstream]",
+        availability: Availability,
+        waiting: WaitingSends,
+        changed: Callable[["Upstream"], None],
         now_ms: Callable[[], int],
         fraction: Callable[[], float],
         sharing: Sharing,
     ) -> None:
         self.config = config
-        self.own_queue = SendQueue()
-        """Jobs that prefer this relay, because it may have their mail already."""
-        self._availability = Availability(now_ms(), fraction)
-        self.breaker = self._availability.breaker
+        self.availability = availability
+        self.breaker = availability.breaker
         self.pool = Pool(config)
         self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
-        self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting, dispatcher.serve)
-        self._dispatcher = dispatcher
+        self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting_count, partial(changed, self))
+        self._waiting = waiting
+        self._changed = changed
         self._now_ms = now_ms
         self._growth = Pauses(fraction)
         self._grow_from_ms = 0
         self._ordinary_limit = config.ordinary_connections
         self._ordinary = 0
         self._sending = 0
-        self._replied_at = monotonic()
         self._replies: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()  # replies to one mail that are about all mail
 
@@ -68,8 +70,9 @@ class Upstream:
             size=self.config.pool_size,
             connections=len(self.pool.open),
             sending=self._sending,
-            waiting=len(self.own_queue) + sum(connection.following is not None for connection in self.pool.open),
-            stalled=self.stalled,
+            waiting=self._waiting.own(self.availability)
+            + sum(connection.following is not None for connection in self.pool.open),
+            stalled=self.availability.stalled,
             connects=self.pool.connects,
             replies={str(code): count for code, count in (self._replies + self._refusals).items()},
             rate=self.rate.allowed(monotonic()),
@@ -79,7 +82,9 @@ class Upstream:
     @property
     def probing(self) -> bool:
         """Whether a probe is in flight: a job, a job that waits for its connection, or a connection alone."""
-        return self.breaker.state == "half_open" and bool(self.breaker.probing or self.pool.opening or self._waiting())
+        return self.breaker.state == "half_open" and bool(
+            self.breaker.probing or self.pool.opening or self._waiting_count()
+        )
 
     def probe(self) -> bool:
         """Send the next probe now, unless the last one failed a moment ago. Returns whether a probe is in flight."""
@@ -88,22 +93,13 @@ class Upstream:
         if self.breaker.state != "half_open":
             return False
         # a connection alone shows whether the relay accepts the login, unless another one is open
-        if not self._waiting() and not self.pool.open:
-            self.pool.grow(1, self._connect)
+        if not self._waiting_count() and not self.pool.open:
+            self.availability.owes(self.pool.grow(1, self._connect))
         return True
 
     def probe_in_ms(self) -> int:
         """Return in how many milliseconds a probe may be requested."""
         return max(self.breaker.next_probe_ms(requested=True) - self._now_ms(), 0)
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the relay owes a reply and has not replied for `STALLED_S`."""
-        return self._busy and monotonic() - self._replied_at > STALLED_S
-
-    @property
-    def _busy(self) -> bool:
-        return bool(self._sending or self.pool.opening)
 
     def serve(self) -> None:
         """Send waiting mail over the idle connections, and open more if there are too few."""
@@ -128,85 +124,94 @@ class Upstream:
             self.rate.count(self._replies.total(), now)
         return self.rate.update(now)
 
-    def available(self, connection: Connection) -> None:
-        """Send the next mail over the connection, or keep it idle."""
-        self._replied_at = monotonic()
-        if connection.fresh:
-            self._growth.reset()
-        if self.pool.usable(connection) and not self._occupy(connection):
-            self.pool.keep_idle(connection)
-        self._grow()
+    def _connection_changed(self, connection: Connection) -> None:
+        self.availability.replied()
+        events = connection.events
+        connection.events = []
+        for pending, event in events:
+            self._mail_changed(connection, pending, event)
+        if connection.lost is not None:
+            self.pool.forget(connection)
+            self._changed(self)
+        elif connection.followable:
+            # the envelope of the next mail goes behind the content of the current one
+            if self.breaker.state == "closed" and not self.pool.is_used_up(connection, connection.mails + 1):
+                self._occupy(connection)
+        elif connection.free:
+            self._use(connection)
+        elif any(event == "requeued" for _, event in events):
+            self._changed(self)
 
-    def follow(self, connection: Connection) -> None:
-        """Send the envelope of the next mail behind the content of the current one."""
-        if self.breaker.state == "closed" and not self.pool.is_used_up(connection, connection.mails + 1):
-            self._occupy(connection)
+    def _mail_changed(self, connection: Connection, pending: PendingSend, event: Event) -> None:
+        match event:
+            case "started":
+                self._count(pending, 1)
+            case "requeued":
+                self._waiting.push(pending)
+            case RelayUnavailableError():
+                self._lost(connection, pending, event)
+            case _:
+                self._replied(pending, event)
 
-    def started(self, pending: PendingSend) -> None:
-        """Count a mail that now has its connection to itself."""
-        self._replied_at = monotonic()
-        self._count(pending, 1)
-
-    def requeue(self, pending: PendingSend) -> None:
-        """Queue a mail again, for another connection."""
-        self._dispatcher.push(pending)
-        self._dispatcher.serve()
-
-    def finished(self, pending: PendingSend, outcome: Outcome) -> None:
-        """Count the relay's reply and return the outcome to the caller of `send`."""
+    def _replied(self, pending: PendingSend, outcome: Outcome) -> None:
         if isinstance(outcome, Accepted | Rejected | Deferred):
             self._replies[outcome.reply.code] += 1
         elif isinstance(outcome, Unavailable) and outcome.reply is not None:
             self._refusals[outcome.reply.code] += 1
         self._finish(pending, outcome)
 
-    def disconnected(self, connection: Connection, pending: PendingSend | None, error: RelayUnavailableError) -> None:
+    def _lost(self, connection: Connection, pending: PendingSend, error: RelayUnavailableError) -> None:
         """Decide what a lost connection means for the mail that was on it."""
-        self._replied_at = monotonic()
-        self.pool.forget(connection)
-        if pending is None:
-            pass
-        elif pending.refusal is not None and (outcome := classify(pending.refusal)) is not None:
-            self.finished(pending, outcome)
+        if pending.refusal is not None and (outcome := classify(pending.refusal)) is not None:
+            self._replied(pending, outcome)
         elif pending.written:
             self._finish(pending, Uncertain(f"{error}, after the final dot", self.config.name))
         elif self._is_lost_without_cause(connection, pending):
             pending.losses += not pending.withdrawn
             self._count(pending, -1)
-            self._availability.probe_withdrawn(pending)
-            self._dispatcher.push(pending)
+            self.availability.probe_withdrawn(pending)
+            self._waiting.push(pending)
         else:
             self._finish(pending, Unavailable(error.reason, str(error)))
-        self._dispatcher.serve()
+
+    def _use(self, connection: Connection) -> None:
+        """Send the next mail over the connection, or keep it idle."""
+        if connection.fresh:
+            self._growth.reset()
+        if self.pool.usable(connection) and not self._occupy(connection):
+            self.pool.keep_idle(connection)
+        self._grow()
 
     async def _connect(self) -> None:
         try:
-            connection = await self.pool.connect(self)
+            connection = await self.pool.connect(self._connection_changed)
         except RelayUnavailableError as error:
+            self.availability.owes(-1)
             self._connect_failed(error)
         else:
-            self.available(connection)
+            self.availability.owes(-1)
+            self.availability.replied()
+            self._use(connection)
 
     def _connect_failed(self, error: RelayUnavailableError) -> None:
         # while other connections work, or may still be opened, only the growth of the pool pauses
         if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
-        pending = self._dispatcher.next_for(self, urgent_only=False)
+        pending = self._waiting.take(self.availability, urgent_only=False)
         text = scrub(str(error), self.config.password or "")  # a relay may quote the login
         if self.breaker.open(error.reason, text, self._now_ms()):
             if pending is not None:
                 pending.resolve(Unavailable(error.reason, text))
             self._breaker_changed()
         elif pending is not None:
-            self._dispatcher.push(pending)
+            self._waiting.push(pending)
 
     def _occupy(self, connection: Connection) -> bool:
         before = connection.current
         while pending := self._take(before):
             refusal = connection.start(pending)
             if refusal is None:
-                self._replied_at = self._replied_at if self._busy else monotonic()
                 pending.probe = self.breaker.probing = self.breaker.state == "half_open"
                 if before is None:
                     self._count(pending, 1)
@@ -220,14 +225,14 @@ class Upstream:
             return None
         # an ordinary mail behind another one occupies no additional connection
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
-        pending = self._dispatcher.next_for(self, urgent_only=urgent_only)
+        pending = self._waiting.take(self.availability, urgent_only=urgent_only)
         if (
             pending is not None
             and self.breaker.state == "half_open"
-            and pending.mail.recipient in self._availability.recipients.failed
+            and pending.mail.recipient in self.availability.recipients.failed
         ):
-            take_next = partial(self._dispatcher.next_for, self, urgent_only=urgent_only)
-            pending = self._availability.recipients.choose_probe(pending, take_next, self._dispatcher.push)
+            take_next = partial(self._waiting.take, self.availability, urgent_only=urgent_only)
+            pending = self.availability.recipients.choose_probe(pending, take_next, self._waiting.push)
         if limited and pending is not None:
             self.rate.use(monotonic())
         return pending
@@ -235,17 +240,17 @@ class Upstream:
     def _grow(self) -> None:
         if self.pool.room <= 0 or not self.breaker.passable:
             return
-        urgent, others = self._dispatcher.waiting_for(self)
+        urgent, others = self._waiting.count(self.availability)
         if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self._grow_from_ms):
             return
-        self._replied_at = self._replied_at if self._busy else monotonic()
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
         wanted = urgent + ordinary if self.breaker.state == "closed" else 1
-        self.pool.grow(min(wanted, self.limiter.lacking()) if self.rate.limited else wanted, self._connect)
+        wanted = min(wanted, self.limiter.lacking()) if self.rate.limited else wanted
+        self.availability.owes(self.pool.grow(wanted, self._connect))
 
     def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
         self._count(pending, -1)
-        verdict = self._availability.judge(pending, outcome, self._now_ms())
+        verdict = self.availability.judge(pending, outcome, self._now_ms())
         if verdict.changed and self.breaker.reason == "throttled":
             self.limiter.throttled()
         if verdict.renew:
@@ -257,20 +262,21 @@ class Upstream:
     def _is_lost_without_cause(self, connection: Connection, pending: PendingSend) -> bool:
         # a stale connection says nothing about the relay, and no content was sent over it
         stale = not connection.fresh and not (pending.answered and pending.losses)
-        return pending.withdrawn or stale or self._dispatcher.closed or pending.result.done()
+        return pending.withdrawn or stale or self._waiting.closed or pending.result.done()
 
     def _breaker_changed(self) -> None:
-        self._availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
+        self.availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
         if self.breaker.state == "open":
             self.rate.hold(monotonic())
         else:
             self.rate.resume(monotonic())
-        self._dispatcher.breaker_changed(self)
+        self._changed(self)
 
-    def _waiting(self) -> int:
-        return sum(self._dispatcher.waiting_for(self))
+    def _waiting_count(self) -> int:
+        return sum(self._waiting.count(self.availability))
 
     def _count(self, pending: PendingSend, change: int) -> None:
         self._sending += change
+        self.availability.owes(change)
         if pending.rank >= URGENT:
             self._ordinary += change

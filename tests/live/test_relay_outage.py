@@ -27,9 +27,8 @@ from smtp_relay import (
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Outcome, RecipientUnavailable, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
-from otp_stream.relay import RelayLimits, SmtpRelay
+from otp_stream.relay import RelayLimits, SmtpRelay, availability
 from otp_stream.relay import pipeline as pipeline_module
-from otp_stream.relay import upstream as upstream_module
 from otp_stream.relay.circuit_breaker import Pauses
 
 pytestmark = pytest.mark.waits
@@ -682,7 +681,7 @@ async def test_mails_that_wait_for_one_relay_move_to_the_other_when_that_one_is_
 
 
 async def test_the_fallback_takes_over_from_a_relay_that_gives_no_answer(pair: Pair, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(upstream_module, "STALLED_S", 0.3)
+    monkeypatch.setattr(availability, "STALLED_S", 0.3)
     pair.first.always("body", SILENCE)
     stuck = [asyncio.create_task(pair.send(f"stuck{at}")) for at in range(2)]
     await pair.first.wait(lambda: pair.first.contents == 2, "two mails on the wire")
