@@ -2,9 +2,9 @@
 
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or a private node. The node, and those that tests break, run the
 rabbitmq-server that OTP_TEST_RABBITMQ_SERVER names (tools/debian.sh sets it), the installed one, or Debian's package.
-Redis, Chromium and libfaketime likewise. Postfix, and what npm has (Haraka, smtp-server), are unpacked into the folder
-that OTP_TEST_RELAYS names, or a cache. If one is not available, this ends with a message: tests are never skipped
-because a server is missing.
+Redis, Chromium and libfaketime likewise. Mail servers (Postfix, Dovecot, and npm's Haraka and smtp-server) are unpacked
+into the folder that OTP_TEST_RELAYS names, or a cache. If one is not available, this ends with a message: tests are
+never skipped because a server is missing.
 """
 
 import contextlib
@@ -42,7 +42,8 @@ def main(command: list[str]) -> int:
     for package, found in needed.items():
         if not found:
             install(package)
-    unpack_postfix()
+    for package in relays.UNPACKED:
+        unpack(package)
     install_from_npm()
     if url := os.environ.get("OTP_TEST_RABBITMQ_URL"):
         if reachable(url):
@@ -83,26 +84,27 @@ def install(package: str) -> None:
         subprocess.run(wanted, check=True, **quiet)
 
 
-def unpack_postfix() -> None:
-    """Unpack Debian's Postfix, or end with what to do. Installed, it would remove any other mail server."""
-    if not relays.MASTER.exists():
+def unpack(wanted: relays.Unpacked) -> None:
+    """Unpack one of Debian's packages, or end with what to do."""
+    package, program = wanted.package, wanted.path(wanted.program)
+    if not program.exists():
         relays.FOLDER.mkdir(parents=True, exist_ok=True)
-        sys.stderr.write(f"unpacking postfix into {relays.POSTFIX} …\n")
+        sys.stderr.write(f"unpacking {package} into {wanted.path('')} …\n")
         with tempfile.TemporaryDirectory(dir=relays.FOLDER) as folder:
             # the sandboxed download as another user could not write into this folder
-            download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "postfix"]
+            download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package]
             done = _try(download, folder) or (_try(["apt-get", "update", "-q"], folder) and _try(download, folder))
-            packages = [str(path) for path in Path(folder).glob("postfix_*.deb")]
-            if not done or not _try(["dpkg", "-x", *packages, f"{folder}/postfix"], folder):
-                _end("Postfix", f"unpack Debian's package there: dpkg -x postfix_*.deb {relays.POSTFIX}")
+            packages = [str(path) for path in Path(folder).glob(f"{package}_*.deb")]
+            if not done or not _try(["dpkg", "-x", *packages, f"{folder}/{package}"], folder):
+                _end(package, f"unpack Debian's package there: dpkg -x {package}_*.deb {wanted.path('')}")
             with contextlib.suppress(OSError):  # another run was faster
-                (Path(folder) / "postfix").rename(relays.POSTFIX)
-    linked = subprocess.run(["ldd", relays.MASTER], env=os.environ | relays.LIBRARIES, capture_output=True, check=False)
+                (Path(folder) / package).rename(wanted.path(""))
+    linked = subprocess.run(["ldd", program], env=os.environ | wanted.env, capture_output=True, check=False)
     if b"not found" in linked.stdout:
-        depends = subprocess.run(["apt-cache", "depends", "postfix"], capture_output=True, check=True, text=True).stdout
+        depends = subprocess.run(["apt-cache", "depends", package], capture_output=True, check=True, text=True).stdout
         for line in depends.splitlines():
-            if (package := line.strip().removeprefix("Depends: ")).startswith("lib"):
-                install(package)
+            if (library := line.strip().removeprefix("Depends: ")).startswith("lib"):
+                install(library)
 
 
 def install_from_npm() -> None:

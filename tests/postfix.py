@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from rabbitmq import free_port
-from relays import LIBRARIES, MASTER, POSTFIX, Taken, stop, wait_greeting
+from relays import POSTFIX, Taken, stop, wait_greeting
 
 _STAGES = {"RCPT": "rcpt", "DATA": "data", "END-OF-MESSAGE": "body"}
 """Postfix's names of the stages, and ours."""
@@ -131,6 +131,7 @@ smtpd_delay_reject = no
 _QUEUE = ("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming", "private", "trace")
 _REFUSAL = re.compile(r" reject: \S+ from \S+: (\d{3}) .*; from=<\S*?>(?: to=<(\S+?)>)? ")
 _LINE = re.compile(r"postfix/(?:qmgr|discard)\[\d+\]: (\w+): (?:from=<.*?>, size=(\d+)|to=<(.+?)>.* status=(\w+))")
+_LOGIN = re.compile(r" sasl_method=(\S+), sasl_username=(\S+)")
 _POSTSCREEN = """\
 postscreen_access_list =
 postscreen_greet_wait = 1s
@@ -157,6 +158,8 @@ class Postfix:
     login: tuple[str, str] | None = None
     """User and password: required then, by `mechanism`."""
     mechanism: str = "PLAIN"
+    logins: int | None = None
+    """Port of the server that verifies logins, for example Dovecot: a login is required then."""
     postscreen: bool = False
     port: int = field(default_factory=free_port)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="otp-postfix-")))
@@ -174,7 +177,8 @@ class Postfix:
         output = self.folder / "out"
         with output.open("wb") as out:
             self._process = await asyncio.create_subprocess_exec(
-                MASTER, "-d", "-c", self.folder / "etc", env={"PATH": os.environ["PATH"]} | LIBRARIES,
+                POSTFIX.path(POSTFIX.program), "-d", "-c", self.folder / "etc",
+                env={"PATH": os.environ["PATH"]} | POSTFIX.env,
                 stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:
@@ -200,7 +204,7 @@ class Postfix:
             shutil.chown(self.folder / name, _OWNER)
         shutil.chown(self.folder / "queue/public", _OWNER, _GROUP)
         (self.folder / "queue/public").chmod(0o710)
-        settings = _SETTINGS.format(folder=self.folder, postfix=POSTFIX, owner=_OWNER, group=_GROUP)
+        settings = _SETTINGS.format(folder=self.folder, postfix=POSTFIX.path(""), owner=_OWNER, group=_GROUP)
         settings += "".join(self._refusals(policy_port)) + self._tls_settings() + self._login_settings(login_port)
         (self.folder / "etc/main.cf").write_text(settings + _POSTSCREEN * self.postscreen)
         smtpd = ("1", "postscreen") if self.postscreen else ("-", "smtpd")
@@ -223,7 +227,8 @@ class Postfix:
         return f"smtpd_tls_security_level = encrypt\nsmtpd_tls_cert_file = {certificate}\nsmtpd_tls_key_file = {key}\n"
 
     def _login_settings(self, port: int) -> str:
-        if self.login is None:
+        port = self.logins or port
+        if self.login is None and self.logins is None:
             return "smtpd_relay_restrictions = permit_mynetworks, reject\n"
         return (
             f"smtpd_sasl_auth_enable = yes\nsmtpd_sasl_type = dovecot\nsmtpd_sasl_path = inet:127.0.0.1:{port}\n"
@@ -234,6 +239,15 @@ class Postfix:
     def log(self) -> str:
         path = self.folder / "log/maillog"
         return path.read_text() if path.exists() else ""
+
+    async def has_mail(self) -> bool:
+        """Return whether it has accepted and discarded a mail."""
+        return bool(self.accepted)
+
+    @property
+    def mechanisms(self) -> list[tuple[str, str]]:
+        """Mechanism and user of each mail that came after a login."""
+        return _LOGIN.findall(self.log)
 
     @property
     def accepted(self) -> list[Taken]:

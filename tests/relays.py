@@ -1,4 +1,4 @@
-"""Haraka and npm's smtp-server, as private servers on 127.0.0.1 (Postfix: postfix.py).
+"""Where the third-party relays are, and Haraka and npm's smtp-server as private servers on 127.0.0.1.
 
 What they refuse depends on the recipient's name, so that a test knows how each job has to end: `rcpt-550-7@example.com`
 is refused at RCPT with 550; a 4xx is given once, then the mail is taken. Names that begin otherwise are not refused.
@@ -20,14 +20,35 @@ from rabbitmq import free_port, until
 _SCRIPTS = Path(__file__).parent / "relay_scripts"
 _CACHE = Path("/var/cache" if os.geteuid() == 0 else Path.home() / ".cache") / "otp-stream" / "relays"
 FOLDER = Path(os.environ.get("OTP_TEST_RELAYS", _CACHE))
-"""Where tests/ground.py unpacks Postfix (`postfix/`) and installs the packages of npm (`node_modules/`)."""
+"""Where tests/ground.py unpacks packages of Debian, and installs those of npm (`node_modules/`)."""
 NPM = {"Haraka": "3.3.4", "smtp-server": "3.21.6"}
-POSTFIX = FOLDER / "postfix"
-"""Unpacked and not installed: Postfix conflicts with every other mail server of Debian."""
-MASTER = POSTFIX / "usr/lib/postfix/sbin/master"
-LIBRARIES = {"LD_LIBRARY_PATH": str(POSTFIX / "usr/lib/postfix")}
 NODE_MODULES = FOLDER / "node_modules"
 _START_S = 20
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A package of Debian, unpacked and not installed: that would remove other mail servers, or start this one."""
+
+    package: str
+    program: str
+    """The path of its main program in the package."""
+    libraries: tuple[str, ...] = ()
+    """Folders in the package."""
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the package."""
+        return FOLDER / self.package / name
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that its programs need."""
+        return {"LD_LIBRARY_PATH": ":".join(str(self.path(name)) for name in self.libraries)}
+
+
+POSTFIX = Unpacked("postfix", "usr/lib/postfix/sbin/master", ("usr/lib/postfix",))
+DOVECOT = Unpacked("dovecot-core", "usr/sbin/dovecot", ("usr/lib/dovecot", "usr/lib/dovecot/modules/old-stats"))
+UNPACKED = (POSTFIX, DOVECOT)
 
 
 def npm_version(name: str) -> str | None:

@@ -88,6 +88,15 @@ class TokenServer:
                 self.end_headers()
                 self.wfile.write(answer)
 
+            def do_GET(self) -> None:
+                """Report whether a token is valid, to a relay that asks by HTTP."""
+                token = self.headers["authorization"].removeprefix("Bearer ")
+                valid = server.is_valid(token)
+                self.send_response(200 if valid else 401)
+                self.send_header("content-type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps({"active": True, "email": server.user} if valid else {}).encode())
+
             def log_message(self, *_: object) -> None:
                 pass
 

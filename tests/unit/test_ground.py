@@ -16,8 +16,6 @@ def nothing_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr(relays, "FOLDER", tmp_path / "relays")
     monkeypatch.setattr(relays, "NODE_MODULES", tmp_path / "relays/node_modules")
-    monkeypatch.setattr(relays, "POSTFIX", tmp_path / "relays/postfix")
-    monkeypatch.setattr(relays, "MASTER", tmp_path / "relays/postfix/master")
 
 
 def test_without_npm_s_relays_the_live_tests_end_with_what_to_do() -> None:
@@ -25,6 +23,8 @@ def test_without_npm_s_relays_the_live_tests_end_with_what_to_do() -> None:
         ground.install_from_npm()
 
 
-def test_without_postfix_the_live_tests_end_with_what_to_do() -> None:
-    with pytest.raises(SystemExit, match=r"need Postfix in .*relays \(OTP_TEST_RELAYS .*\n  unpack Debian's package"):
-        ground.unpack_postfix()
+@pytest.mark.parametrize("package", relays.UNPACKED)
+def test_without_a_package_of_debian_the_live_tests_end_with_what_to_do(package: relays.Unpacked) -> None:
+    text = rf"need {package.package} in .*relays \(OTP_TEST_RELAYS .*\n  unpack Debian's package"
+    with pytest.raises(SystemExit, match=text):
+        ground.unpack(package)
