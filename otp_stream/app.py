@@ -10,7 +10,7 @@ from typing import Any
 from . import __version__
 from .broker import Incoming, OtpBroker
 from .broker.asyncapi import document
-from .configs import backoff, key_builder, memory_tables, rabbit_config, redis_config, relay_configs
+from .configs import backoff, key_builder, memory_tables, rabbit_config, redis_config, rotated_relay_configs
 from .core.otp_job import OtpJob
 from .dead_letters import DeadLetterQueue
 from .delivery import Delivery
@@ -19,7 +19,7 @@ from .mail import Composer, TemplateError
 from .mail.preview import Previews
 from .parts import Parts, Stopping, worker_name
 from .relay import Sharing, SmtpRelay
-from .settings import Settings, load
+from .settings import RotatedSecrets, Settings, load
 from .tables import Tables
 from .telemetry import Observer
 from .web import Sources, routes
@@ -28,17 +28,18 @@ from .worker import OtpStream
 
 def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     """Wire the parts of one worker. `problems` are the errors found in its settings."""
+    secrets = RotatedSecrets(settings)
     observer = Observer()
     tables = Tables(
         key_builder(settings),
         memory_tables(settings),
-        redis=redis_config(settings),
+        redis=redis_config(secrets),
         fail=settings.state_fail,
         observe=observer.metrics.redis_s.observe,
     )
     broker = OtpBroker(rabbit_config(settings), made=tables, refused=observer.message_refused, inject=observer.inject)
     composer, more_problems = _composer(settings, problems)
-    first, *fallbacks = relay_configs(settings)
+    first, *fallbacks = rotated_relay_configs(secrets)
     relay = SmtpRelay(
         first,
         fallbacks=fallbacks,
@@ -50,6 +51,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     return Parts(
         settings,
         [*problems, *more_problems],
+        secrets,
         observer,
         tables,
         broker,
@@ -142,8 +144,7 @@ def _sources(parts: Parts, app: OtpStream) -> Sources:
 def _dead_letter_queue(parts: Parts) -> DeadLetterQueue:
     settings = parts.settings
     return DeadLetterQueue(
-        settings.amqp_url,
-        settings.masked_rabbitmq_url,
+        lambda: parts.secrets.settings.amqp_url,
         parts.broker.topology,
         settings.otp_expiry_minutes,
         settings.hash_key,

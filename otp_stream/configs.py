@@ -2,11 +2,12 @@
 
 import shlex
 from dataclasses import replace
+from functools import partial
 
 from .broker import RabbitConfig
 from .core.backoff import Backoff
-from .relay import OAuthConfig, RelayConfig
-from .settings import Settings
+from .relay import OAuthConfig, RelayConfig, Rotation
+from .settings import RotatedSecrets, Settings
 from .tables import KeyBuilder, MemoryTables, RedisConfig
 
 
@@ -30,6 +31,18 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
         enabled=settings.worker,
         events=settings.events,
     )
+
+
+def rotated_relay_configs(secrets: RotatedSecrets) -> list[RelayConfig]:
+    """Return every relay, in order of preference, with secrets that can change while the worker runs."""
+    return [
+        replace(config, rotation=Rotation(partial(_relay_config, secrets, number), secrets.refresh))
+        for number, config in enumerate(relay_configs(secrets.settings))
+    ]
+
+
+def _relay_config(secrets: RotatedSecrets, number: int) -> RelayConfig:
+    return relay_configs(secrets.settings)[number]
 
 
 def relay_configs(settings: Settings) -> list[RelayConfig]:
@@ -104,13 +117,18 @@ def memory_tables(settings: Settings) -> MemoryTables:
     )
 
 
-def redis_config(settings: Settings) -> RedisConfig | None:
+def redis_config(secrets: RotatedSecrets) -> RedisConfig | None:
     """Return how to connect to Redis, or `None` if this worker does not use it."""
+    settings = secrets.settings
     if settings.redis_url is None or not settings.worker:
         return None
+
+    def url() -> str:
+        current = secrets.settings.redis_url
+        return current.get_secret_value() if current is not None else ""
+
     return RedisConfig(
-        settings.redis_url.get_secret_value(),
-        shown_url=settings.masked_redis_url or "",
+        url,
         prefix=settings.tables_prefix,
         names=settings.tables_names,
         broker=settings.tables_broker,

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from .embedded import EmbeddedBroker
 from .mail import Composer
 from .mail.lint import lint_at_start
 from .relay import SmtpRelay
-from .settings import Settings
+from .settings import RotatedSecrets, Settings
 from .tables import Tables
 from .tasks import cancel_and_wait, forever
 from .telemetry import Observer, monitor
@@ -61,6 +61,7 @@ class Parts:
     settings: Settings
     problems: Sequence[str]
     """Why the worker cannot start: one text for each invalid setting."""
+    secrets: RotatedSecrets
     observer: Observer
     tables: Tables
     broker: OtpBroker
@@ -115,6 +116,8 @@ class Parts:
         self.tables.finish()
 
     def _background(self) -> Iterator[Callable[[], Awaitable[object]]]:
+        if self.secrets.files:
+            yield partial(self.secrets.watch, self._use_new_secrets)
         if self.tables.shared is not None:
             yield self._follow_probes
             yield partial(self.tables.run, self._report)
@@ -126,6 +129,14 @@ class Parts:
                 refresh=self.broker.refresh,
                 interval_s=self.settings.heartbeat_interval_ms / 1000,
             )
+
+    def _use_new_secrets(self, changed: Collection[str]) -> None:
+        """Use the secrets of these settings for new connections. The relays and the tables read them by themselves."""
+        current = self.secrets.settings
+        if "rabbitmq_url" in changed:
+            self.broker.use_url(current.amqp_url, current.masked_rabbitmq_url)
+        if any(name.startswith("smtp_") for name in changed):
+            self.relay.retry_logins()
 
     def _report(self) -> WorkerSeen:
         """Return what this worker publishes about itself for the others."""

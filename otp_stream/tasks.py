@@ -1,11 +1,15 @@
 """Background tasks that run as long as the process, and their cancellation."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
+
+T = TypeVar("T")
 
 _PAUSE_S = 1.0
 
@@ -27,6 +31,21 @@ async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
         except Exception as error:  # noqa: BLE001 - no error may end the task; its text may contain secrets, so only the type is logged
             _log.error("background task failed and starts again", task=name, error=type(error).__name__)
         await asyncio.sleep(_PAUSE_S)
+
+
+async def in_thread(work: Callable[[], T], name: str) -> T:
+    """Run `work` in a thread that, unlike one of `asyncio.to_thread`, does not delay the end of the process."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def is_cancelled() -> bool:

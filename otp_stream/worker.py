@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,6 +83,7 @@ class OtpStream(AsgiFastStream):
             self._print_problems()
             sys.exit(2)
         self._configure_logs()
+        self._handle_hangup()
         options = cast_uvicorn_params(run_extra_options or {})
         config = uvicorn.Config(
             self,
@@ -106,6 +107,23 @@ class OtpStream(AsgiFastStream):
         else:
             _log.warning("stopping at once", signal=name)
 
+    def _handle_hangup(self) -> None:
+        """Read the secret files at once on SIGHUP, which would end the process otherwise."""
+        loop = asyncio.get_running_loop()
+
+        def handle(*_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._reload_secrets)
+
+        with suppress(ValueError):  # an application that runs in a thread leaves signals to its process
+            # not by the loop, which would remove the handler before the process ends
+            signal.signal(signal.SIGHUP, handle)
+
+    def _reload_secrets(self) -> None:
+        secrets = self.parts.secrets
+        _log.info("SIGHUP: reading the secret files", settings=[f"{name.upper()}_FILE" for name in secrets.files])
+        secrets.request()
+
     def refuse_to_supervise(self) -> None:
         """Exit `faststream run --workers N` with status 2 if the settings are invalid.
 
@@ -123,7 +141,9 @@ class OtpStream(AsgiFastStream):
         if self.problems:  # not started by `faststream run`
             self._print_problems()
             raise RuntimeError("settings: " + "; ".join(self.problems))
-        self._configure_logs()  # again: with --workers, uvicorn runs the application without calling `run`
+        # again: with --workers, uvicorn runs the application without calling `run`
+        self._configure_logs()
+        self._handle_hangup()
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))
         self._announce()

@@ -63,4 +63,4 @@ class Deployment:
     def queue(self) -> DeadLetterQueue:
         rabbit = self.stage.rabbit
         topology = Topology(rabbit.queue, rabbit.prefix, Backoff(1000, 30_000, 3))
-        return DeadLetterQueue(self.stage.url, "shown", topology, 15, b"key")
+        return DeadLetterQueue(lambda: self.stage.url, topology, 15, b"key")

@@ -24,6 +24,7 @@ class TokenServer:
 
     life_s: float = 3600
     user: str = "otp@example.com"
+    client: dict[str, str] = field(default_factory=CLIENT.copy)
     key: RSAKey = field(default_factory=lambda: RSAKey.generate_key(2048, {"kid": "key-1"}))
     answers: deque[tuple[int, bytes]] = field(default_factory=deque)
     """What to answer to the next requests instead."""
@@ -35,7 +36,7 @@ class TokenServer:
     revoked: set[str] = field(default_factory=set)
     delay_s: float = 0
     _ends: dict[str, float] = field(default_factory=dict)
-    _refresh_token: str = REFRESH_TOKEN
+    refresh_token: str = REFRESH_TOKEN
     _server: ThreadingHTTPServer | None = None
     _port: int = 0
 
@@ -126,7 +127,7 @@ class TokenServer:
         self._ends[token] = monotonic() + self.life_s
         answer: dict[str, Any] = {"access_token": token, "token_type": "Bearer", "expires_in": self.life_s}
         if form["grant_type"] == "refresh_token":
-            self._refresh_token = answer["refresh_token"] = f"refresh-{len(self._ends)}"
+            self.refresh_token = answer["refresh_token"] = f"refresh-{len(self._ends)}"
         return 200, json.dumps(answer).encode()
 
     def _refusal(self, form: dict[str, str]) -> str | None:
@@ -135,9 +136,9 @@ class TokenServer:
             return "invalid_scope"
         match grant:
             case "client_credentials":
-                return None if form == {**CLIENT, "grant_type": grant, "scope": SCOPE} else "invalid_client"
+                return None if form == {**self.client, "grant_type": grant, "scope": SCOPE} else "invalid_client"
             case "refresh_token":
-                right = {**CLIENT, "grant_type": grant, "scope": SCOPE, "refresh_token": self._refresh_token}
+                right = {**self.client, "grant_type": grant, "scope": SCOPE, "refresh_token": self.refresh_token}
                 return None if form == right else "invalid_grant"
             case "urn:ietf:params:oauth:grant-type:jwt-bearer":
                 claims = jwt.decode(form["assertion"], self.key, algorithms=["RS256"]).claims

@@ -41,7 +41,8 @@ reads them once at start. If settings are invalid, it reports all of them in one
 `otp-stream check` reports them too, and tests the servers that they name.
 
 Every secret can come from a file, such as a Docker or Kubernetes secret: set `SMTP_PASS_FILE=/run/secrets/smtp_pass`
-instead of `SMTP_PASS`. The same works for {secrets}. Files are read at start, without the line break at their end.
+instead of `SMTP_PASS`. The same works for {secrets}. Files are read without the line break at their end, at start and
+whenever they change; see [Rotate a password](operations.md#rotate-a-password) for what needs a restart.
 
 """
 _OTEL = """

@@ -73,13 +73,13 @@ class OtpBroker(RabbitBroker):
     """
 
     def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
-        url = _with_heartbeat(config.url)
+        self._url = _with_heartbeat(config.url)
         self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
-        self._admin = TopologyAdmin(url, topology)
+        self._admin = TopologyAdmin(lambda: self._url, topology)
         self._topology_repair = TopologyRepair()
-        self._tracker = StateTracker(url, config.shown_url, self._topology_repair.again)
+        self._tracker = StateTracker(lambda: self._url, config.shown_url, self._topology_repair.again)
         super().__init__(
-            url,
+            self._url,
             default_channel=Channel(on_return_raises=True),
             graceful_timeout=_CANCEL_TIMEOUT_S,
             reconnect_interval=1.0,
@@ -161,6 +161,14 @@ class OtpBroker(RabbitBroker):
         """Return the state of the broker as seen by this worker."""
         lanes = tuple(lane.state for lane in self.lanes)
         return replace(self._tracker.state, lanes=lanes, events_dropped=self.events.dropped)
+
+    def use_url(self, url: str, shown_url: str) -> None:
+        """Open new connections with this URL, whose user or password is another one. Open connections stay open."""
+        self._url = self._connection_kwargs["url"] = _with_heartbeat(url)
+        self._tracker.update(url=shown_url)
+        for connection in (self._consuming, self._connection):
+            if connection is not None:
+                connection.url = URL(self._url)
 
     async def start(self) -> None:
         """Wait until RabbitMQ responds and all queues exist, then consume. With `WORKER=false`, do nothing."""

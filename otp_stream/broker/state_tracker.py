@@ -17,7 +17,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class StateTracker:
     """Keeps the latest state. `on_lost` is called when a connection is lost."""
 
-    def __init__(self, url: str, shown_url: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, url: Callable[[], str], shown_url: str, on_lost: Callable[[], None]) -> None:
         self._url = url
         self._on_lost = on_lost
         self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
@@ -73,7 +73,7 @@ class StateTracker:
         self._state = replace(self._state, **changes)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
-        found = refusal(error, self._url)
+        found = refusal(error, self._url())
         if found:
             return {"error": "; ".join(found), "refused": True}
         return {"error": " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]}

@@ -40,7 +40,7 @@ class Depths(NamedTuple):
 class TopologyAdmin:
     """Declares the topology and reads depths."""
 
-    url: str = field(repr=False)
+    url: Callable[[], str]
     topology: Topology
     _connection: AbstractConnection | None = None
     _connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -50,7 +50,7 @@ class TopologyAdmin:
         async with asyncio.timeout(timeout_s):
             async with self._connecting:
                 if self._connection is None:
-                    self._connection = await aio_pika.connect(self.url, timeout=TIMEOUT_S)
+                    self._connection = await aio_pika.connect(self.url(), timeout=TIMEOUT_S)
             try:
                 with lost_connection_as_error():
                     yield self._connection
@@ -64,7 +64,7 @@ class TopologyAdmin:
     async def apply(self, lanes: list[LaneConsumer]) -> None:
         """Declare missing queues and exchanges, and determine which lanes count requeues."""
         async with self._connected(TIMEOUT_S * 2) as connection:
-            away = await queue_inspect.apply_topology(self.topology, connection, self.url)
+            away = await queue_inspect.apply_topology(self.topology, connection, self.url())
             for lane in lanes:
                 if lane.queue not in away:
                     is_quorum = lane.lane == "due" or await queue_inspect.is_quorum(connection, lane.queue)

@@ -26,14 +26,13 @@ T = TypeVar("T")
 
 def dead_letter_queue(settings: Settings) -> DeadLetterQueue:
     """Return the deployment's dead-letter queue."""
-    shown_url = "the embedded broker" if settings.embedded else settings.masked_rabbitmq_url
     return DeadLetterQueue(
-        settings.amqp_url,
-        shown_url,
+        lambda: settings.amqp_url,
         topology_of(settings),
         settings.otp_expiry_minutes,
         settings.hash_key,
         settings.old_hash_keys,
+        "the embedded broker" if settings.embedded else None,
     )
 
 

@@ -19,6 +19,7 @@ from otp_stream.clock import now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.job import Replay
+from otp_stream.urls import without_secrets
 
 from .exclusive_queue import exclusive_queue
 from .reader import Reader, StoredDeadLetter
@@ -79,12 +80,14 @@ class DeadLetterQueue:
     user or command is reading the queue.
     """
 
-    url: str = field(repr=False)
-    shown_url: str
+    url: Callable[[], str]
+    """Returns the URL for the next connection."""
     topology: Topology
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+    shown_url: str | None = None
+    """For messages; `None`: the URL without its password."""
 
     @property
     def reader(self) -> Reader:
@@ -195,7 +198,9 @@ class DeadLetterQueue:
         timeout_s: float | None = None,
     ) -> Summary:
         summary, deadline, reader = Summary(), time.monotonic() + _PASS_S, self.reader
-        async with exclusive_queue(self.topology.dead, self.url, self.shown_url, timeout_s=timeout_s) as queue:
+        url = self.url()
+        shown_url = self.shown_url or without_secrets(url)
+        async with exclusive_queue(self.topology.dead, url, shown_url, timeout_s=timeout_s) as queue:
             async with contextlib.aclosing(queue.messages(limit)) as messages:
                 async for message in messages:
                     it = reader.read(message)

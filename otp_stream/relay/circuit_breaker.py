@@ -89,6 +89,12 @@ class CircuitBreaker:
         scheduled_ms = self.since_ms if self.probe_ms is None else self.probe_ms
         return min(scheduled_ms, self.since_ms + ON_REQUEST_MS) if requested else scheduled_ms
 
+    def retry_login(self, now_ms: int) -> None:
+        """Let the next probe pass at once, if the relay refused the login, because the password is another one now."""
+        if self.state == "open" and self.reason == "login_refused":
+            self.probe_ms = now_ms
+            self._pauses.reset()
+
     def close(self, now_ms: int) -> bool:
         """Close after the probe was accepted."""
         if self.state == "closed":

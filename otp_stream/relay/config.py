@@ -1,5 +1,6 @@
 """The configuration of a relay: address, login and time limits."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,16 @@ class OAuthConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """How the secrets of a relay change while the worker runs."""
+
+    current: "Callable[[], RelayConfig]"
+    """Returns the configuration with the secrets of now."""
+    refresh: Callable[[], Awaitable[object]]
+    """Reads them again at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """One relay: `sender` is the envelope's MAIL FROM address, no `user` means no login."""
 
@@ -79,6 +90,19 @@ class RelayConfig:
     """Our certificate and its key, PEM files."""
     oauth: OAuthConfig | None = None
     """Where access tokens come from; `None`: the login is by password."""
+    rotation: Rotation | None = field(default=None, repr=False, compare=False)
+    """`None`: the secrets do not change."""
+
+    @property
+    def current(self) -> "RelayConfig":
+        """This configuration with the secrets of now."""
+        return self.rotation.current() if self.rotation is not None else self
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """User, password and the secrets for access tokens, as far as there are any."""
+        oauth = (self.oauth.client_secret, self.oauth.refresh_token) if self.oauth is not None else ()
+        return tuple(it for it in (self.user, self.password, *oauth) if it)
 
     @property
     def logs_in(self) -> bool:

@@ -13,7 +13,8 @@ from otp_stream.core.outcome import Stage
 from otp_stream.sockets import Addresses, certificate_name
 from otp_stream.urls import is_loopback
 
-from .config import RelayConfig
+from .client_tls import ClientTls
+from .config import OAuthConfig, RelayConfig
 from .envelope import Extensions
 from .login import Login, TokenRefusedError
 from .oauth import AccessTokens, access_tokens
@@ -25,25 +26,40 @@ P = TypeVar("P", bound=SmtpProtocol)
 
 
 class Handshake:
-    """Opens connections. Loads the certificate authorities once, in a thread."""
+    """Opens connections."""
 
     def __init__(self, config: RelayConfig, tokens: AccessTokens | None = None) -> None:
         self._config = config
         self._helo = config.helo or _domain(config.sender)
+        self._tls = ClientTls(config) if config.tls != "none" else None
         self._context: ssl.SSLContext | None = None
-        self._tokens = tokens or (access_tokens(config.oauth) if config.oauth is not None else None)
+        self._tokens = tokens or (access_tokens(config.oauth, self._oauth) if config.oauth is not None else None)
         self._login = Login(config, self._tokens)
         self._addresses = Addresses()
 
     async def open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         """Return a connection that is ready for MAIL, and the relay's extensions. Raises `RelayUnavailableError`."""
-        await self._prepare()
+        secrets = self._config.current.secrets
         try:
+            await self._prepare()
             return await self._open(make)
         except TokenRefusedError as error:
             if self._tokens is None or not await self._tokens.replace(error.token):
                 raise
+        except RelayUnavailableError as error:
+            if error.reason != "login_refused" or not await self._has_other_secrets(secrets):
+                raise
+            await self._prepare()
         return await self._open(make)  # relays end the session after a refused login
+
+    async def _has_other_secrets(self, before: tuple[str, ...]) -> bool:
+        """Read the secrets again at once: they are usually changed at the relay and here at about the same time."""
+        if self._config.rotation is not None:
+            await self._config.rotation.refresh()
+        return self._config.current.secrets != before
+
+    def _oauth(self) -> OAuthConfig | None:
+        return self._config.current.oauth
 
     async def close(self) -> None:
         """Fetch no more access tokens."""
@@ -70,8 +86,8 @@ class Handshake:
             raise RelayUnavailableError(
                 "tls_failed", "SMTP_TLS=none: a login goes out without TLS to loopback only; use starttls or implicit"
             )
-        if self._context is None and config.tls != "none":
-            self._context = await asyncio.to_thread(_tls_context, config)
+        if self._tls is not None:
+            self._context = await self._tls.context()
         if self._tokens is not None:
             await self._tokens.get()  # before the connection, which would wait for it
 
@@ -149,24 +165,6 @@ def _domain(address: str) -> str:
         return domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
     except idna.IDNAError:
         return ""
-
-
-def _tls_context(config: RelayConfig) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise RelayUnavailableError("tls_failed", f"SMTP_CA_FILE cannot be read: {type(error).__name__}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if config.certificate is not None:
-        try:
-            context.load_cert_chain(*config.certificate, password="")  # else OpenSSL asks at the terminal
-        except (OSError, ssl.SSLError) as error:
-            why = getattr(error, "reason", None) or type(error).__name__
-            text = (
-                f"SMTP_CERT_FILE and SMTP_KEY_FILE cannot be used: {why}; they must be PEM, and the key not encrypted"
-            )
-            raise RelayUnavailableError("tls_failed", text) from None
-    return context
 
 
 @contextmanager

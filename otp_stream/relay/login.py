@@ -6,10 +6,12 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from scramp import ScramClient, ScramException  # pyright: ignore[reportMissingTypeStubs] - it has none
 
+from otp_stream.core.masking import SEARCH_LIMIT, scrub
 from otp_stream.core.outcome import Reply, UnavailableReason
 
 from .access_token import MAY_BE_TOKEN
@@ -62,9 +64,14 @@ class Login:
         """Refused logins since the last accepted one. After the first, each connection tries one mechanism, in turn."""
         self._accepted_token = ""
         """The token of the last login that was accepted."""
+        self._secrets: tuple[str, ...] = ()
+        """Of the last login."""
 
     async def run(self, ask: Ask, offers: Extensions) -> None:
         """Log in. Raises `RelayUnavailableError`, and `TokenRefusedError` for an access token."""
+        config = self._config.current
+        if config.secrets != self._secrets:
+            self._secrets, self._refused_logins = config.secrets, 0  # no mechanism has refused them yet
         mechanisms = self._mechanisms(offers)
         token = await self._tokens.get() if self._tokens is not None else ""
         refused: Reply | None = None
@@ -72,7 +79,7 @@ class Login:
         """How often the relay may have counted a wrong password."""
         for mechanism in mechanisms:
             try:
-                code, text = await self._authenticate(ask, mechanism, token)
+                code, text = await self._authenticate(ask, mechanism, token, config)
             except RelayUnavailableError as error:
                 if refused is None:
                     if isinstance(error, TokenRefusedError):
@@ -82,7 +89,9 @@ class Login:
             if code == 235:
                 self._mechanism, self._refused_logins, self._accepted_token = mechanism, 0, token
                 return
-            reply = to_reply((code, _without(token, text)), "auth")
+            reply = to_reply((code, _without(token, text)), "auth", secrets=config.secrets)
+            # here, because the password may be another one when the reply is shown
+            reply = replace(reply, text=scrub(reply.text, config.password or "", limit=SEARCH_LIMIT))
             if code // 100 == 4 and mechanism == self._mechanism:
                 # the mechanism has worked before, so the failure is not about the mechanism
                 raise RelayUnavailableError(handshake_reason(reply), str(reply))
@@ -118,9 +127,9 @@ class Login:
             return [mechanisms[self._refused_logins % len(mechanisms)]]
         return mechanisms
 
-    async def _authenticate(self, ask: Ask, mechanism: str, token: str) -> Answer:
+    async def _authenticate(self, ask: Ask, mechanism: str, token: str, config: RelayConfig) -> Answer:
         """Return the relay's last reply."""
-        dialogue = self._dialogue(mechanism, token)
+        dialogue = _dialogue(mechanism, token, config)
         initial = next(dialogue)
         # RFC 4954 §4: an initial response that is empty is "="
         command = f"AUTH {mechanism}" if initial is None else f"AUTH {mechanism} {_b64(initial) or '='}"
@@ -141,25 +150,26 @@ class Login:
                 raise TokenRefusedError("login_refused", text, token) from None
         return answer
 
-    def _dialogue(self, mechanism: str, token: str) -> Dialogue:
-        user, password = self._config.user or "", self._config.password or ""
-        match mechanism:
-            case "PLAIN":
-                return _plain(user, password)
-            case "LOGIN":
-                return _login(user, password)
-            case "CRAM-MD5":
-                return _cram_md5(user, password)
-            case "SCRAM-SHA-256":
-                return _scram(user, password)
-            case "EXTERNAL":
-                return _external(user)
-            case "OAUTHBEARER":
-                name = user.replace("=", "=3D").replace(",", "=2C")  # a saslname of RFC 5801
-                place = f"host={self._config.host}\1port={self._config.port}"
-                return _by_token(f"n,a={name},\1{place}\1auth=Bearer {token}\1\1", "\1")
-            case _:
-                return _by_token(f"user={user}\1auth=Bearer {token}\1\1", "")
+
+def _dialogue(mechanism: str, token: str, config: RelayConfig) -> Dialogue:
+    user, password = config.user or "", config.password or ""
+    match mechanism:
+        case "PLAIN":
+            return _plain(user, password)
+        case "LOGIN":
+            return _login(user, password)
+        case "CRAM-MD5":
+            return _cram_md5(user, password)
+        case "SCRAM-SHA-256":
+            return _scram(user, password)
+        case "EXTERNAL":
+            return _external(user)
+        case "OAUTHBEARER":
+            name = user.replace("=", "=3D").replace(",", "=2C")  # a saslname of RFC 5801
+            place = f"host={config.host}\1port={config.port}"
+            return _by_token(f"n,a={name},\1{place}\1auth=Bearer {token}\1\1", "\1")
+        case _:
+            return _by_token(f"user={user}\1auth=Bearer {token}\1\1", "")
 
 
 def _plain(user: str, password: str) -> Dialogue:

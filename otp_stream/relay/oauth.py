@@ -107,10 +107,13 @@ class AccessTokens:
         self._failures += 1
 
 
-def access_tokens(config: OAuthConfig) -> AccessTokens:
-    """Return the access tokens of this source. Nothing is fetched before the first connection."""
+def access_tokens(config: OAuthConfig, current: Callable[[], OAuthConfig | None] = lambda: None) -> AccessTokens:
+    """Return the access tokens of this source. Nothing is fetched before the first connection.
+
+    `current` returns the configuration with the secrets of now, if they can change.
+    """
     if config.token_file is not None:
         return AccessTokens(partial(from_file, config.token_file))
     if config.token_command:
         return AccessTokens(partial(from_command, config.token_command))
-    return AccessTokens(TokenServer(config).fetch)
+    return AccessTokens(TokenServer(lambda: current() or config).fetch)

@@ -124,6 +124,11 @@ class SmtpRelay:
             await asyncio.sleep(_PROBE_POLL_S)
         return [Probed(upstream.state(), sent, upstream.probe_in_ms()) for upstream, sent in probed]
 
+    def retry_logins(self) -> None:
+        """Try refused logins again at once, because their secrets are other ones now."""
+        for upstream in self._upstreams:
+            upstream.retry_login()
+
     def recheck(self) -> None:
         """Time out the queued mails that are no longer `wanted`."""
         self._waiting.recheck()

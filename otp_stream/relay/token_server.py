@@ -4,18 +4,19 @@ import asyncio
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, quote_plus, urlsplit
 
 from otp_stream.core.masking import scrub
+from otp_stream.tasks import in_thread
 from otp_stream.urls import is_loopback
 
 from .access_token import MAX_ANSWER, MAY_BE_TOKEN, Token, TokenError, life_of, no_token, of_answer
 from .config import OAuthConfig
-from .token_sources import in_thread, read_file, why
+from .token_sources import read_file, why
 
 _REQUEST_S = 10.0
 """For the connection, and for each part of the answer."""
@@ -43,19 +44,26 @@ _NETWORK_FIXES = {
 
 
 class TokenServer:
-    """Fetches tokens with Authlib, which is imported with the first one: it is slow to import."""
+    """Fetches tokens with Authlib, which is imported with the first one: it is slow to import.
 
-    def __init__(self, config: OAuthConfig) -> None:
-        self._config = config
+    `current` returns the configuration; its secrets may change, the rest does not.
+    """
+
+    def __init__(self, current: Callable[[], OAuthConfig]) -> None:
+        self._current = current
+        self._config = config = current()
+        """Of the latest request."""
         self._host = urlsplit(config.token_url or "").hostname
         self._refresh_token = config.refresh_token
         """The latest: a token server may replace it with each access token."""
+        self._secrets: set[str] = set()
+        """All that were used."""
 
     async def fetch(self) -> Token:
         """Return a new token. Raises `TokenError`."""
         try:
             async with asyncio.timeout(_TOTAL_S):
-                return await in_thread(self._fetch)
+                return await in_thread(self._fetch, "access token")
         except TimeoutError:
             raise self._unreachable(f"does not answer within {_TOTAL_S:g} s") from None
 
@@ -63,6 +71,7 @@ class TokenServer:
         from authlib.common.errors import AuthlibBaseError  # noqa: PLC0415
         from requests import RequestException  # noqa: PLC0415
 
+        self._renew_config()
         key_file = self._config.key_file
         try:
             return self._read(self._by_client() if key_file is None else self._by_key(key_file))
@@ -81,6 +90,13 @@ class TokenServer:
         except Exception as error:  # noqa: BLE001 - a job must never wait for an error of a library; its text may hold secrets
             kind = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
             raise no_token(f"the answer of {self._host} holds no access token; {_CHECK_URL}{kind}") from None
+
+    def _renew_config(self) -> None:
+        before, self._config = self._config, self._current()
+        if self._config.refresh_token != before.refresh_token:
+            self._refresh_token = self._config.refresh_token
+        secrets = (self._config.client_secret, self._config.refresh_token, self._refresh_token)
+        self._secrets.update(it for it in secrets if it)
 
     def _read(self, answer: Mapping[str, Any]) -> Token:
         try:
@@ -130,12 +146,10 @@ class TokenServer:
         return no_token(f"the token server {self._host} {text}; {fix}", "unreachable")
 
     def _scrubbed(self, text: str) -> str:
-        config = self._config
-        secrets = [it for it in (config.client_secret, config.refresh_token, self._refresh_token) if it]
-        for secret in secrets:
+        for secret in self._secrets:
             for form in (secret, quote(secret, safe=""), quote_plus(secret)):
                 text = text.replace(form, "***")
-        return scrub(MAY_BE_TOKEN.sub("***", text), *secrets, config.user)
+        return scrub(MAY_BE_TOKEN.sub("***", text), *self._secrets, self._config.user)
 
 
 def _careful(session: Any, url: str) -> Any:

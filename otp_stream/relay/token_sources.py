@@ -4,13 +4,11 @@ import asyncio
 import os
 import signal
 import stat
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+
+from otp_stream.tasks import in_thread
 
 from .access_token import MAX_ANSWER, Token, TokenError, no_token, read_token
 
@@ -20,29 +18,13 @@ _POLL_S = 0.02
 """How often the output of a command is read."""
 _LEAST_S = 30.0
 """How long a token is used that has ended by the time of its file, because that time may be wrong."""
-T = TypeVar("T")
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread that, unlike one of `asyncio.to_thread`, does not delay the end of the process."""
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="access token", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 async def from_file(path: Path) -> Token:
     """Read the token in this file. Raises `TokenError`."""
     try:
         async with asyncio.timeout(_FILE_S):
-            return await in_thread(lambda: _of_file(path))
+            return await in_thread(lambda: _of_file(path), "access token")
     except TimeoutError:
         raise no_token(f"SMTP_OAUTH_TOKEN_FILE cannot be read within {_FILE_S:g} s: {path}") from None
     except (OSError, ValueError) as error:

@@ -97,6 +97,11 @@ class Upstream:
             self.availability.owes(self.pool.grow(1, self._connect))
         return True
 
+    def retry_login(self) -> None:
+        """Open connections without a pause, because the secret of the login is another one now."""
+        self._grow_from_ms = 0
+        self.breaker.retry_login(self._now_ms())
+
     def probe_in_ms(self) -> int:
         """Return in how many milliseconds a probe may be requested."""
         return max(self.breaker.next_probe_ms(requested=True) - self._now_ms(), 0)
@@ -199,7 +204,8 @@ class Upstream:
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
         pending = self._waiting.take(self.availability, urgent_only=False)
-        text = scrub(str(error), self.config.password or "")  # a relay may quote the login
+        # a relay may quote the login
+        text = scrub(str(error), self.config.password or "", self.config.current.password or "")
         if self.breaker.open(error.reason, text, self._now_ms()):
             if pending is not None:
                 pending.resolve(Unavailable(error.reason, text))

@@ -3,6 +3,7 @@
 from .fallback_relay import FallbackRelay
 from .load import load
 from .problems import REQUIRED, REQUIRED_FOR_LOGIN, find_problems, find_warnings, required_for_login
+from .rotated_secrets import RotatedSecrets
 from .settings import EMBEDDED_BROKER_PORT, Settings
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "REQUIRED",
     "REQUIRED_FOR_LOGIN",
     "FallbackRelay",
+    "RotatedSecrets",
     "Settings",
     "find_problems",
     "find_warnings",

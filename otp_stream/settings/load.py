@@ -44,7 +44,8 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
     if problems:
         values = {"_env_file": None, **values}
     problems += _tracing_problems(os.environ)
-    secrets, unreadable = read_secret_files(env_file=values.get("_env_file", ENV_FILE) is not None)
+    secrets, files, unreadable = read_secret_files(env_file=values.get("_env_file", ENV_FILE) is not None)
+    files = {name: file for name, file in files.items() if name not in values}
     values = secrets | values
     # no second problem for what is missing because its file cannot be used
     unread = {problem.partition("_FILE:")[0] for problem in unreadable}
@@ -53,9 +54,10 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
     except ValidationError as error:
         invalid = error.errors(include_input=False)
         settings, more = _with_defaults(invalid, values)
-        more = [*map(_explain, invalid), *more]
+        more = [*map(explain, invalid), *more]
     else:
         more = find_problems(settings)
+    settings.set_secret_files(files)
     return settings, [*problems, *unreadable, *(it for it in more if it.partition(":")[0] not in unread)]
 
 
@@ -96,7 +98,7 @@ def _with_defaults(invalid: list[ErrorDetails], values: dict[str, Any]) -> tuple
         settings = Settings(**{**values, **defaults})
     except ValidationError as error:  # two valid settings contradict each other
         more = error.errors(include_input=False)
-        return Settings.model_construct(), [_explain(item) for item in more] if more != invalid else []
+        return Settings.model_construct(), [explain(item) for item in more] if more != invalid else []
     # another problem of a setting that is already reported would be about its default
     bad |= {name.lower() for name in REQUIRED_FOR_LOGIN} if "smtp_auth" in bad else set()
     if any(name.startswith(_OAUTH) for name in bad):
@@ -104,7 +106,8 @@ def _with_defaults(invalid: list[ErrorDetails], values: dict[str, Any]) -> tuple
     return settings, [it for it in find_problems(settings) if it.partition(":")[0].lower() not in bad]
 
 
-def _explain(item: ErrorDetails) -> str:
+def explain(item: ErrorDetails) -> str:
+    """Return what is wrong with a value, after the name of its setting, and nothing of the value."""
     name = ".".join(map(str, item["loc"])).upper().replace("APP_ENV", "NODE_ENV (or APP_ENV)")
     text = _TEXTS.get(item["type"], "").format(**item.get("ctx", {}))
     text = text or item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

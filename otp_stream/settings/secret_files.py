@@ -15,16 +15,21 @@ _MAX_BYTES = 65_536
 
 def secret_names() -> list[str]:
     """Return the field names of the settings that can be read from a file."""
-    # a command is secret because of its arguments, and is not a secret itself
+    # a command is secret because of its arguments, and is not a secret itself; providers such as Amazon SES give a new
+    # user with each new password
     return [
         name
         for name, field in Settings.model_fields.items()
-        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ())) and not name.endswith("_command")
+        if name == "smtp_user"
+        or (
+            SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            and not name.endswith("_command")
+        )
     ]
 
 
-def read_secret_files(*, env_file: bool) -> tuple[dict[str, str], list[str]]:
-    """Return the secrets that are in files, by field name, and the problems of files that cannot be used.
+def read_secret_files(*, env_file: bool) -> tuple[dict[str, str], dict[str, Path], list[str]]:
+    """Return the secrets that are in files and these files, by field name, and the problems of unusable files.
 
     `env_file`: whether `.env` may name files, too; the environment takes precedence.
     """
@@ -32,6 +37,7 @@ def read_secret_files(*, env_file: bool) -> tuple[dict[str, str], list[str]]:
     if env_file and ENV_FILE.is_file():
         variables = _upper(dotenv_values(ENV_FILE, encoding="utf-8-sig")) | variables
     found: dict[str, str] = {}
+    files: dict[str, Path] = {}
     problems: list[str] = []
     for field in secret_names():
         name, file = field.upper(), f"{field.upper()}_FILE"
@@ -40,18 +46,21 @@ def read_secret_files(*, env_file: bool) -> tuple[dict[str, str], list[str]]:
         if variables.get(name):
             problems.append(f"{file}: {name} is set, too; set one of them")
             continue
+        path = Path(variables[file].strip())
         try:
-            found[field] = _read(Path(variables[file].strip()))
+            found[field] = read_secret(path)
         except ValueError as error:
-            problems.append(f"{file}: {error}: {variables[file].strip()}")
-    return found, problems
+            problems.append(f"{file}: {error}: {path}")
+        else:
+            files[field] = path
+    return found, files, problems
 
 
 def _upper(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name.upper(): value for name, value in variables.items() if value}
 
 
-def _read(path: Path) -> str:
+def read_secret(path: Path) -> str:
     """Return the content. Raises `ValueError`, whose text quotes nothing of it."""
     try:
         if not path.is_file():  # to read a pipe would wait for its writer

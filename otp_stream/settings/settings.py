@@ -1,12 +1,13 @@
 """The settings of a deployment, and values that are derived from them."""
 
 import socket
+from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b, scrypt
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pydantic import SecretStr
+from pydantic import PrivateAttr, SecretStr
 
 from otp_stream.core.admission import Limit, LimitName, read_limits
 from otp_stream.urls import is_loopback, without_secrets
@@ -20,6 +21,17 @@ EMBEDDED_BROKER_PORT = 5673
 
 class Settings(Fields):
     """The settings of a deployment, typed and frozen."""
+
+    _secret_files: Mapping[str, Path] = PrivateAttr(default_factory=dict[str, Path])
+
+    @property
+    def secret_files(self) -> Mapping[str, Path]:
+        """The files from which secrets were read, by field name."""
+        return self._secret_files
+
+    def set_secret_files(self, files: Mapping[str, Path]) -> None:
+        """Record from which files secrets were read."""
+        self._secret_files = files
 
     @property
     def embedded(self) -> bool:

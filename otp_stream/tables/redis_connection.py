@@ -2,13 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
 from otp_stream.sockets import Addresses, certificate_name
+from otp_stream.urls import without_secrets
 
 CONNECT_TIMEOUT_S = 3.0
 Argument = bytes | int | float | str
@@ -18,8 +19,8 @@ Argument = bytes | int | float | str
 class RedisConfig:
     """The server and the prefixes of keys."""
 
-    url: str = field(repr=False)
-    shown_url: str
+    url: Callable[[], str]
+    """Returns the URL for the next connection."""
     prefix: str
     """The prefix of all keys of this deployment."""
     names: str
@@ -30,6 +31,11 @@ class RedisConfig:
     """
     broker: str = ""
     """A description of our RabbitMQ for other deployments."""
+
+    @property
+    def shown_url(self) -> str:
+        """For logs and pages."""
+        return without_secrets(self.url())
 
 
 if TYPE_CHECKING:

@@ -78,7 +78,8 @@ class _ReplyReader(asyncio.Protocol):
 class RedisPipeline:
     """Executes operations in order, many in one call of the script. `run` maintains the connection.
 
-    `prefix` precedes all keys, `worker` is this worker's name, `limits` are the limits in the script's format.
+    `url` returns the URL for the next connection. `prefix` precedes all keys, `worker` is this worker's name, `limits`
+    are the limits in the script's format.
     `on_connected` runs after each connect, and calls `set_ready` when replies can be trusted. `on_lost` is called
     immediately when a connection is lost, with the error (empty if we closed it) and the unanswered operations.
     `observe` is called with the seconds that each call took. In tests, `now_ms` replaces the server's clock.
@@ -86,7 +87,7 @@ class RedisPipeline:
 
     def __init__(
         self,
-        url: str,
+        url: Callable[[], str],
         *,
         prefix: str,
         worker: str,
@@ -171,7 +172,7 @@ class RedisPipeline:
         """Open one connection, and return when it is lost."""
         error = ""
         try:
-            connection = new_connection(self._url)
+            connection = new_connection(self._url())
         except Exception as problem:  # noqa: BLE001 - the text may contain the password
             self._close(f"REDIS_URL cannot be used: {type(problem).__name__}")
             return

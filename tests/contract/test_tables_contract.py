@@ -51,7 +51,7 @@ class Backend:
         redis = None
         if self.url:
             prefix, broker = f"{self.prefix}{deployment}", f"{deployment}broker with a name"
-            redis = RedisConfig(self.url, self.url, prefix, names=self.prefix, broker=broker)
+            redis = RedisConfig(lambda: self.url, prefix, names=self.prefix, broker=broker)
 
         def now_ms() -> int:
             return self.now_ms

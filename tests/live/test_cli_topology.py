@@ -176,7 +176,7 @@ async def test_a_type_that_is_the_default_of_the_virtual_host_is_recognised(node
     async with rabbit(env["RABBITMQ_URL"], "jobs", "shop", tidy=False) as client:
         await client.declare("jobs")
         await client.declare("jobs.high", **{"x-queue-type": "classic"})
-        admin = TopologyAdmin(env["RABBITMQ_URL"], TOPOLOGY)
+        admin = TopologyAdmin(lambda: env["RABBITMQ_URL"], TOPOLOGY)
         lanes = [
             cast("LaneConsumer", SimpleNamespace(lane=lane, queue=queue)) for lane, queue in TOPOLOGY.lanes.items()
         ]

@@ -199,7 +199,7 @@ async def reach_redis(url: str) -> None:
         connection.set_ready()
         back.set()
 
-    connection = RedisPipeline(url, prefix="t:", worker="w", on_connected=note, on_lost=lambda *_: None)
+    connection = RedisPipeline(lambda: url, prefix="t:", worker="w", on_connected=note, on_lost=lambda *_: None)
     running = asyncio.create_task(connection.run())
     try:
         async with asyncio.timeout(5):

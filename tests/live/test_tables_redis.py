@@ -72,7 +72,7 @@ class World:
         """Start the tables of one worker; the first of its `keys` is used, the others are old ones."""
         memory = MemoryTables(limits, sent_ttl_ms=DAY_MS, sent_limit=sent_limit)
         key_builder = KeyBuilder(keys[0], supersede=supersede, limits=limits, old_hash_keys=keys[1:])
-        redis = RedisConfig(self.url, "redis", self.prefix, names=self.prefix)
+        redis = RedisConfig(lambda: self.url, self.prefix, names=self.prefix)
         tables = Tables(key_builder, memory, redis=redis, fail=fail, now_ms=clock or now_ms, server_ms=clock)
         self.running[tables] = asyncio.create_task(tables.run())
         if ready:

@@ -15,7 +15,7 @@ from otp_stream.dead_letters.reader import _code_in
 
 KEY, OLD = b"k" * 32, b"o" * 32
 BODY = json.dumps({"email": "user@example.com", "otp": "123456", "jobId": "j-1", "timestamp": 1_000}).encode()
-QUEUE = DeadLetterQueue("amqp://localhost/", "shown", Topology("jobs", "otp", Backoff(1000, 30000, 3)), 15, KEY, (OLD,))
+QUEUE = DeadLetterQueue(lambda: "amqp://localhost/", Topology("jobs", "otp", Backoff(1000, 30000, 3)), 15, KEY, (OLD,))
 READER = QUEUE.reader
 HEADERS = {
     "x-otp-reason": "rejected", "x-otp-error": "550 5.7.1 relaying denied (to RCPT)", "x-otp-attempt": 1,

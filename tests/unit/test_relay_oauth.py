@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 from otp_stream.relay import OAuthConfig, oauth, token_sources
 from otp_stream.relay.access_token import Token, TokenError
 from otp_stream.relay.oauth import AccessTokens, access_tokens
-from otp_stream.relay.token_sources import in_thread
+from otp_stream.tasks import in_thread
 
 
 @asynccontextmanager
 async def tokens_from(fetch: Callable[[], Token]) -> AsyncIterator[AccessTokens]:
-    tokens = AccessTokens(lambda: in_thread(fetch))
+    tokens = AccessTokens(lambda: in_thread(fetch, "test"))
     try:
         yield tokens
     finally:

@@ -631,7 +631,7 @@ def test_workers_share_their_state_where_broker_and_virtual_host_are_the_same(
 
 def test_every_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     values = {
-        "rabbitmq_url": "amqps://u:n8Vq2x@h/", "smtp_pass": " n8Vq2x", "smtp_fallback_urls": "smtp://u:n8Vq2x@h",
+        "rabbitmq_url": "amqps://u:n8Vq2x@h/", "smtp_user": "n8Vq2x", "smtp_pass": " n8Vq2x", "smtp_fallback_urls": "smtp://u:n8Vq2x@h",
         "redis_url": "rediss://u:n8Vq2x@h/0", "http_token": "n8Vq2x" * 4 + "kR3", "secret_key": KEY,
         "smtp_oauth_client_secret": "n8Vq2x", "smtp_oauth_refresh_token": "n8Vq2x",
     }  # fmt: skip
@@ -641,7 +641,9 @@ def test_every_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv(f"{name}_file".upper(), str(tmp_path / name))
     settings, problems = load()
     assert problems == []
-    assert {name: getattr(settings, name).get_secret_value() for name in values} == {
+    read = {name: getattr(settings, name) for name in values}
+    assert read.pop("smtp_user") == values.pop("smtp_user")
+    assert {name: it.get_secret_value() for name, it in read.items()} == {
         name: value.strip() for name, value in values.items()
     }
 

@@ -138,9 +138,9 @@ async def test_any_other_error_of_a_source_is_an_error_that_connections_expect()
 
 def test_a_thread_that_hangs_does_not_delay_the_end_of_the_process() -> None:
     code = (
-        "import asyncio, time; from otp_stream.relay.token_sources import in_thread\n"
+        "import asyncio, time; from otp_stream.tasks import in_thread\n"
         "async def main():\n"
-        "    hangs = asyncio.create_task(in_thread(lambda: time.sleep(60)))\n"
+        "    hangs = asyncio.create_task(in_thread(lambda: time.sleep(60), 'test'))\n"
         "    await asyncio.sleep(0.1)\n"
         "    hangs.cancel()\n"
         "asyncio.run(main())"
