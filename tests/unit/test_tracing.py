@@ -24,6 +24,7 @@ from otp_stream.core.otp_job import OtpJob
 from otp_stream.telemetry import otel_tracer, span_exporter
 from otp_stream.telemetry.current_span import CURRENT_SPAN
 from otp_stream.telemetry.otel_tracer import OtelTracer
+from otp_stream.telemetry.span_exporter import open_exporter
 from otp_stream.telemetry.tracing import NoTracer, Tracer, open_tracer
 
 JOB = Job.from_request(
@@ -89,6 +90,8 @@ Opened = Callable[..., Tracer]
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     """Open tracers with these variables; close them at the end."""
     tracers: list[Tracer] = []
+    exporters: list[Any] = []
+    monkeypatch.setattr(otel_tracer, "open_exporter", lambda: exporters.append(open_exporter()) or exporters[-1])
 
     def tracer(endpoint: str, **environ: str) -> Tracer:
         for name, value in {"ENDPOINT": endpoint, **environ}.items():
@@ -99,6 +102,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     yield tracer
     for it in tracers:
         it.close()
+    for it in exporters:
+        # otherwise a thread retries for up to 30 s during other tests, and Hypothesis sees that it calls `random`
+        it.shutdown()
 
 
 def process(tracer: Tracer, count: int = 1, headers: dict[str, str] | None = None) -> None:
