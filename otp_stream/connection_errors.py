@@ -1,14 +1,38 @@
 """Texts about a refused or failed connection to RabbitMQ, with the fix."""
 
+import re
 import shlex
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
+from aiormq.exceptions import AuthenticationError, ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
 
 from .core.masking import scrub
 
 _MAX_TEXT = 200
 """Maximum characters of an error's own text."""
+_CLOSED = re.compile(r"connection reset|unexpectedly closed|Connection lost|EOF occurred", re.IGNORECASE)
+TLS_FILES = ("cafile", "certfile", "keyfile")
+"""Options of RABBITMQ_URL that name PEM files."""
+CERTIFICATE_USER = "<user of the certificate>"
+"""Who logs in by a certificate: only RabbitMQ knows the name."""
+_SET_CERTIFICATE = "set certfile=/path/client.pem&keyfile=/path/client.key in RABBITMQ_URL"
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": ("requires a client certificate", _SET_CERTIFICATE),
+    "HANDSHAKE_FAILURE": ("refuses TLS; it may require a client certificate", _SET_CERTIFICATE),
+    "UNKNOWN_CA": (
+        "refuses the client certificate: its authority is unknown there",
+        "add that authority to ssl_options.cacertfile of RabbitMQ, or name another certfile in RABBITMQ_URL",
+    ),
+    "CERTIFICATE_EXPIRED": (
+        "refuses the client certificate: it has expired",
+        "renew the files in RABBITMQ_URL, certfile and keyfile: they are read for each connection",
+    ),
+}
+"""By the alert of TLS that the broker sends (RFC 8446 §6.2)."""
+_UNUSABLE_FILE = re.compile(
+    r"Errno (2|13|20|21)\b|\[X509|\bPEM\b|KEY_VALUES_MISMATCH|bad decrypt|BAD_DECRYPT|BAD_PASSWORD|NO_CERTIFICATE"
+)
+"""In the text of an error of Python's ssl for a file that is missing, or holds no certificate or no such key."""
 
 
 def virtual_host(url: str) -> str:
@@ -18,7 +42,17 @@ def virtual_host(url: str) -> str:
 
 def user(url: str) -> str:
     """Return the user who logs in."""
-    return unquote(urlsplit(url).username or "guest")
+    return CERTIFICATE_USER if is_external(url) else unquote(urlsplit(url).username or "guest")
+
+
+def options(url: str) -> dict[str, str]:
+    """Return the options of a URL."""
+    return dict(parse_qsl(urlsplit(url).query))
+
+
+def is_external(url: str) -> bool:
+    """Return whether the client certificate is the login (SASL EXTERNAL)."""
+    return options(url).get("auth", "").lower() == "external"
 
 
 def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
@@ -27,7 +61,17 @@ def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
     Returns `None` if the error is not a refusal.
     """
     name = user(url)
+    if found := _certificate_refusal(str(error), url):
+        return found
     match error:
+        case AuthenticationError():  # it is raised before the login
+            fix = (
+                "rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl, and auth_mechanisms.1 = EXTERNAL in rabbitmq.conf"
+            )
+            return "offers no login by a certificate (SASL EXTERNAL)", fix
+        case ProbableAuthenticationError() if is_external(url):
+            fix = "rabbitmqctl add_user with the name in the certificate (ssl_cert_login_from), then clear_password"
+            return "refuses the login by the client certificate", fix
         case ProbableAuthenticationError():
             fix = f"correct RABBITMQ_URL, or: {shlex.join(['rabbitmqctl', 'change_password', name])}"
             if name == "guest":
@@ -39,6 +83,29 @@ def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
             return text, f"{fix}, and set permissions for {name} there"
         case _:
             return None
+
+
+def _certificate_refusal(text: str, url: str) -> tuple[str, str] | None:
+    """Return the same for a client certificate that is missing, refused, or cannot be read here."""
+    if urlsplit(url).scheme != "amqps":
+        return None
+    given = options(url)
+    if alert := re.search(r"ALERT_(\w+)", text):
+        if found := _ALERTS.get(alert[1]):
+            return found
+        if "CERTIFICATE" in alert[1]:
+            fix = "check the files in RABBITMQ_URL, certfile and keyfile, and RabbitMQ's log"
+            return f"refuses the client certificate ({alert[1].replace('_', ' ').lower()})", fix
+    files = [f"{name}={given[name]}" for name in TLS_FILES if name in given]
+    if files and _UNUSABLE_FILE.search(text):
+        fix = "the files must be PEM, readable, and the key that of the certificate and not encrypted"
+        return f"was not asked: the files of RABBITMQ_URL cannot be used ({', '.join(files)})", fix
+    if _CLOSED.search(text):  # the alert gets lost if the broker closes a connection on which it has not read all
+        if "certfile" not in given:
+            return "closes the connection after TLS; it may require a client certificate", _SET_CERTIFICATE
+        fix = "compare ssl_options.cacertfile of RabbitMQ with certfile in RABBITMQ_URL, and see RabbitMQ's log"
+        return "closes the connection after TLS; it may refuse the client certificate", fix
+    return None
 
 
 def no_connection(error: BaseException, url: str) -> str:

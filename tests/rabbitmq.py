@@ -92,6 +92,8 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
     tls: tuple[Path, Path, Path] | None = None
     """Authority, certificate and key for `tls_port`."""
+    wants_certificates: bool = False
+    """Whether `tls_port` requires a certificate of its clients."""
     tls_port: int = field(default_factory=free_port)
     settings: tuple[str, ...] = ()
     """More lines of its configuration."""
@@ -143,7 +145,8 @@ class Node:
         return (
             f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\nssl_options.cacertfile = {authority}\n"
             f"ssl_options.certfile = {certificate}\nssl_options.keyfile = {key}\n"
-            "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n"
+            f"ssl_options.verify = {'verify_peer' if self.wants_certificates else 'verify_none'}\n"
+            f"ssl_options.fail_if_no_peer_cert = {str(self.wants_certificates).lower()}\n"
         )
 
     def control(self, *arguments: str, program: str = "rabbitmqctl") -> str:

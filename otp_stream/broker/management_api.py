@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import requests
 from aio_pika.abc import AbstractConnection
 
-from otp_stream.connection_errors import virtual_host
+from otp_stream.connection_errors import options, virtual_host
 
 _TIMEOUT_S = 5.0
 
@@ -28,6 +28,8 @@ class ManagementApi:
     virtual_host: str
     _auth: tuple[str, str] = field(repr=False)
     _ca_file: str | None = None
+    _certificate: tuple[str, str] | None = None
+    """Our certificate and its key."""
 
     @classmethod
     def of_broker(cls, amqp_url: str, url: str | None = None) -> "ManagementApi":
@@ -40,8 +42,10 @@ class ManagementApi:
         name = parts.hostname or "localhost"
         host = f"[{name}]" if ":" in name else name
         auth = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
-        ca_file = parse_qs(parts.query).get("cafile", [None])[0]
-        return cls((url or f"{scheme}://{host}:{port}").rstrip("/"), virtual_host(amqp_url), auth, ca_file)
+        given = options(amqp_url)
+        certificate = (given["certfile"], given.get("keyfile", given["certfile"])) if "certfile" in given else None
+        base = (url or f"{scheme}://{host}:{port}").rstrip("/")
+        return cls(base, virtual_host(amqp_url), auth, given.get("cafile"), certificate)
 
     def get(
         self, path: str, query: Mapping[str, str] | None = None, *, missing_ok: bool = False
@@ -57,12 +61,12 @@ class ManagementApi:
                 answer = session.get(
                     f"{self.url}/api/{path.format(virtual_host=quote(self.virtual_host, safe=''))}",
                     params=query, auth=self._auth, timeout=_TIMEOUT_S,
-                    verify=self._ca_file or True, allow_redirects=False,
+                    verify=self._ca_file or True, cert=self._certificate, allow_redirects=False,
                 )  # fmt: skip
             if answer.status_code not in {200, 404 if missing_ok else 200}:
                 raise ManagementError(f"{self.url} {_explain(answer.status_code)}")
             content = answer.json() if answer.status_code == 200 else None
-        except (requests.RequestException, ValueError) as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise ManagementError(f"{self.url} does not answer ({type(error).__name__})") from None
         return content, _ahead_s(answer.headers.get("Date"), (began + time.time()) / 2)
 

@@ -1,7 +1,7 @@
 """Patches for aiormq and pamqp, which apply to FastStream's connections as well as ours.
 
-aiormq waits two minutes for an address that does not respond, retries an address that accepts no login, and hides the
-broker's reply when it refuses a virtual host.
+aiormq waits two minutes for an address that does not respond, retries an address that accepts no login, hides the
+broker's reply when it refuses a virtual host, and lets OpenSSL ask for the password of a key.
 
 pamqp raises an exception for a time outside the calendar, for text that is not UTF-8 and for a malformed table, and
 aiormq then closes the connection. The broker redelivers the message, so a single one would stop the worker.
@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
 from aiormq import Connection, spec
+from aiormq.abc import SSLCerts
 from aiormq.connection import (
     FrameReceiver,
     SSLContextProvider,
@@ -63,6 +64,7 @@ def patch_aiormq() -> None:
     for factory in (TCPTransportFactory, TLSTransportFactory):
         setattr(factory, "create", _create)  # noqa: B010 - pyright expects a method
     _connection.connect, _connection._rpc = _our_connect, staticmethod(_our_rpc)  # noqa: SLF001 - as above
+    setattr(SSLContextProvider, "_create_context", _our_context)  # noqa: B010 - as above
 
 
 async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Streams:  # noqa: ARG001 - it is a method
@@ -71,6 +73,18 @@ async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Stream
         return await asyncio.open_connection(**(await dial(url, provider))._asdict(), **kwargs)
     except OSError as error:
         raise AMQPConnectionError(*error.args) from error
+
+
+def _our_context(provider: SSLContextProvider) -> ssl.SSLContext:
+    """Do the same as aiormq, but never let OpenSSL ask for the key's password at the terminal, which would wait."""
+    certs: SSLCerts = cast("Any", provider)._ssl_certs  # noqa: SLF001 - as above
+    context = ssl.create_default_context(capath=certs.capath, cafile=certs.cafile, cadata=certs.cadata)
+    if certs.cert:
+        context.load_cert_chain(certs.cert, certs.key, password="")
+    if not certs.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def _our_connect(connection: Connection, *args: Any, **kwargs: Any) -> bool:

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 import aio_pika
 import aiormq
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ProbableAuthenticationError
+from aio_pika.exceptions import AMQPError
 from aiormq.connection import SSLContextProvider
+from aiormq.exceptions import ConnectionNotAllowed
 
 from otp_stream.connection_errors import error_text, no_connection, refusal, user, virtual_host
 from otp_stream.core.check_result import CheckResult, Report, check_certificate
@@ -52,7 +53,7 @@ def _failure(error: Exception, url: str, where: str, grant: str) -> CheckResult:
     text = error_text(error, url)
     if found := refusal(error, url):
         refused, fix = found
-        if not isinstance(error, ProbableAuthenticationError):
+        if isinstance(error, ConnectionNotAllowed):
             fix = f"{fix}: {grant}"
         return CheckResult("problem", f"{where} {refused}", fix)
     match error:

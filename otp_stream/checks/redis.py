@@ -12,6 +12,25 @@ from otp_stream.tables.redis_session import LEASE_S
 
 _OLDEST = 5
 _FULL = 0.9
+_CERTIFICATE_FIXES = {
+    "alert certificate required|alert handshake failure": (
+        "it requires a client certificate: set ssl_certfile=/path/client.pem&ssl_keyfile=/path/client.key in REDIS_URL"
+    ),
+    "alert unknown ca": (
+        "it does not know the authority of the client certificate: add it to tls-ca-cert-file of Redis, or name "
+        "another ssl_certfile in REDIS_URL"
+    ),
+    "alert certificate expired": "renew the files in REDIS_URL, ssl_certfile and ssl_keyfile",
+    "alert .*certificate": "check the files in REDIS_URL, ssl_certfile and ssl_keyfile, and the log of Redis",
+    r"certificate[_ ]verify[_ ]failed": (
+        "set the file of the CA that signed its certificate: ssl_ca_certs=/path/ca.pem in REDIS_URL"
+    ),
+    r"Errno (2|13|20|21)\b|PEM|X509|key.values.mismatch|bad.decrypt|bad.password": (
+        "check ssl_ca_certs, ssl_certfile and ssl_keyfile in REDIS_URL: the files must be PEM, readable, and the key "
+        "that of the certificate and not encrypted"
+    ),
+}
+"""By a pattern in the text of the error."""
 # requires the same permissions as the tables' own script: scripts, and the keys of this deployment
 _SCRIPT = "return redis.call('EXISTS', KEYS[1])"
 
@@ -39,11 +58,18 @@ def check_redis(
     except RedisUnavailableError as error:
         meanwhile = "each worker uses its own state" if state_fail == "open" else "jobs wait"
         text = f"{shown_url} does not answer: {error}; meanwhile {meanwhile} (STATE_FAIL={state_fail})"
-        report(CheckResult("problem", text, _connect_fix(str(error))))
+        report(CheckResult("problem", text, _connect_fix(str(error), url)))
         return None
 
 
-def _connect_fix(error: str) -> str:
+def _connect_fix(error: str, url: str) -> str:
+    for pattern, fix in _CERTIFICATE_FIXES.items():
+        if re.search(pattern, error, re.IGNORECASE):
+            return fix
+    if url.startswith("rediss:") and re.search("EOF occurred|reset by peer|closed by server", error):
+        # the alert of TLS gets lost if Redis closes a connection on which it has not read all
+        which = "refuse" if "ssl_certfile" in url else "require"
+        return f"see the log of Redis: it may {which} a client certificate (ssl_certfile and ssl_keyfile in REDIS_URL)"
     if re.search("WRONGPASS|NOAUTH|invalid.*password|AuthenticationError", error):
         return "correct user and password in REDIS_URL"
     return "check that it is running (redis-cli ping), and the address in REDIS_URL"

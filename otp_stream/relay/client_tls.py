@@ -53,6 +53,13 @@ class ClientTls:
         return context
 
 
+def certificate_hint(config: RelayConfig) -> str:
+    """Return what a connection that ends with or after TLS may mean."""
+    if config.certificate is None:
+        return "; it may require a client certificate: SMTP_CERT_FILE"
+    return "; it may refuse the certificate in SMTP_CERT_FILE"
+
+
 def _version(file: Path) -> tuple[int, ...]:
     try:
         found = file.stat()

@@ -1,6 +1,7 @@
 """Opens connections that are ready for mail: TCP, TLS, EHLO, login."""
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable, Generator
@@ -13,7 +14,7 @@ from otp_stream.core.outcome import Stage
 from otp_stream.sockets import Addresses, certificate_name
 from otp_stream.urls import is_loopback
 
-from .client_tls import ClientTls
+from .client_tls import ClientTls, certificate_hint
 from .config import OAuthConfig, RelayConfig
 from .envelope import Extensions
 from .login import Login, TokenRefusedError
@@ -23,6 +24,7 @@ from .protocol import RelayUnavailableError, SmtpProtocol
 from .reply import handshake_reason, to_reply
 
 P = TypeVar("P", bound=SmtpProtocol)
+_CERTIFICATE_ALERT = re.compile("ALERT_(.*CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE)")
 
 
 class Handshake:
@@ -125,7 +127,14 @@ class Handshake:
         try:
             answer = await protocol.execute(command, self._config.limits.handshake_s)
         except RelayUnavailableError as error:
-            hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
+            if (
+                protocol.lost is not None
+                and stage in {"greeting", "ehlo"}
+                and protocol.transport.get_extra_info("cipher")
+            ):
+                hint = certificate_hint(self._config)  # the first step after TLS
+            else:
+                hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
             raise RelayUnavailableError(error.reason, f"{error} (at {stage.upper()}){hint}") from None
         if wanted and answer[0] not in wanted:
             reply = to_reply(answer, stage)
@@ -176,6 +185,7 @@ def _explained(stage: Stage, config: RelayConfig) -> Generator[None]:
         raise RelayUnavailableError("tls_failed", _certificate_text(error, config)) from None
     except ssl.SSLError as error:
         hint = "; does this port want SMTP_TLS=starttls?" if config.tls == "implicit" else ""
+        hint = certificate_hint(config) if _CERTIFICATE_ALERT.search(str(error.reason)) else hint
         raise RelayUnavailableError("tls_failed", f"TLS failed: {error.reason or type(error).__name__}{hint}") from None
     except TimeoutError:
         raise RelayUnavailableError(

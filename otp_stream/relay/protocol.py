@@ -59,7 +59,7 @@ class SmtpProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the wait for replies."""
-        why = f": {type(exc).__name__}" if exc else ""
+        why = f": {getattr(exc, 'reason', None) or type(exc).__name__}" if exc else ""
         self.abort(RelayUnavailableError("unreachable", f"the connection was lost{why}"))
         if not self.closed.done():
             self.closed.set_result(None)

@@ -17,6 +17,7 @@ REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
 _FROM_TOKEN_SERVER = ("SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_KEY_FILE")
 _TOKEN_SOURCES = ("TOKEN_URL", "KEY_FILE", "TOKEN_COMMAND", "TOKEN_FILE")
+_TLS_FILES = ("cafile", "certfile", "keyfile", "ssl_certfile", "ssl_keyfile")
 _NO = {"0", "f", "false", "n", "no"}
 _FEW = 8
 """A random token of 16 characters has at least this many different ones."""
@@ -52,9 +53,18 @@ def find_problems(settings: Settings) -> list[str]:
         path: Path | None = getattr(settings, name)
         if path is not None and not path.exists():
             found.append(f"{name.upper()}: {path} does not exist")
+    found += _missing_tls_files(settings)
     if settings.app_env == "production":
         found += _unsafe_in_production(settings)
     return found
+
+
+def _missing_tls_files(settings: Settings) -> Iterator[str]:
+    for name, url in (("RABBITMQ_URL", settings.rabbitmq_url), ("REDIS_URL", settings.redis_url)):
+        given = dict(parse_qsl(urlsplit(url.get_secret_value()).query)) if url else {}
+        for option in _TLS_FILES:
+            if option in given and not Path(given[option]).exists():
+                yield f"{name}: {option} {given[option]} does not exist"
 
 
 def required_for_login(settings: Settings) -> tuple[str, ...]:
@@ -103,7 +113,7 @@ def _unsafe_in_production(settings: Settings) -> list[str]:
     parts = urlsplit(settings.rabbitmq_url.get_secret_value())
     if settings.embedded:
         found.append("RABBITMQ_URL: memory:// loses all jobs at a stop; it is refused in production")
-    elif (parts.username or "guest") == "guest":
+    elif (parts.username or "guest") == "guest" and "auth=external" not in parts.query.lower().split("&"):
         found.append("RABBITMQ_URL: the user guest is refused in production; create a user for otp-stream")
     if settings.smtp_host and settings.smtp_tls == "none" and not is_loopback(settings.smtp_host):
         found.append("SMTP_TLS: none is refused in production to a host that is not loopback; use starttls or implicit")

@@ -23,6 +23,8 @@ _MIN_KEY = 16
 _MIN_VARIETY = 6
 """Minimum number of different characters in a key."""
 MAKE_KEY = "make one with: openssl rand -hex 32"
+_RABBITMQ_TLS_OPTIONS = {"cafile", "certfile", "keyfile"}
+_TLS_EXAMPLE = "?cafile=/path/ca.pem&certfile=/path/client.pem&keyfile=/path/client.key&auth=external"
 _REDIS_OPTIONS = {"db", "username", "password", "client_name"}
 _REDIS_TLS_OPTIONS = {
     "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
@@ -121,6 +123,14 @@ def sender_email(value: str | None) -> str | None:
 def rabbitmq_url(value: SecretStr) -> SecretStr:
     """Accept `amqp://`, `amqps://`, and `memory://` on loopback."""
     parts = read_url(value.get_secret_value(), {"amqp", "amqps", "memory"}, _RABBITMQ_EXAMPLE)
+    options = dict(parse_qsl(parts.query))
+    auth = options.get("auth", "plain").lower()
+    if auth not in {"plain", "external"}:
+        raise ValueError("has an auth other than plain, external")
+    if parts.scheme != "amqps" and (auth == "external" or options.keys() & _RABBITMQ_TLS_OPTIONS):
+        raise ValueError(f"has no TLS, but an option of TLS ({_TLS_EXAMPLE}); write amqps://")
+    if "certfile" not in options and (auth == "external" or "keyfile" in options):
+        raise ValueError(f"must name the client certificate: certfile=/path/client.pem ({_TLS_EXAMPLE})")
     if parts.scheme == "memory" and not is_loopback(parts.hostname or "localhost"):
         raise ValueError("memory:// accepts any user and password, so it listens on loopback only: leave the host out")
     return value

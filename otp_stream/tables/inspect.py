@@ -20,6 +20,7 @@ from otp_stream.core.masking import scrub
 from otp_stream.core.rate import slope
 from otp_stream.sockets import certificate_name
 
+from .redis_connection import without_prompt
 from .redis_pipeline import RedisUnavailableError
 from .redis_session import LEASE_S
 from .sliding_window import SLICES, slice_ms
@@ -123,7 +124,7 @@ class RedisClient:
         # Redis 5 does not support protocol 3
         options |= {"protocol": 2, "driver_info": None, "decode_responses": False}
         options |= {"socket_connect_timeout": _TIMEOUT_S, "socket_timeout": _TIMEOUT_S}
-        self._connection: Any = kind(**options)
+        self._connection: Any = kind(**without_prompt(options))
 
     def execute(self, *arguments: str | bytes | int) -> Any:
         """Execute a command and return its reply."""

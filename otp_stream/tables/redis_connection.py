@@ -51,7 +51,12 @@ def new_connection(url: str) -> "Connection":
     kind: type[Connection] = options.pop("connection_class", Connection)
     # the pipeline has its own timeout for replies, and Redis 5 does not support protocol 3
     options |= {"protocol": 2, "driver_info": None, "socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": None}
-    return kind(**options)
+    return kind(**without_prompt(options))
+
+
+def without_prompt(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a connection with which OpenSSL never asks for the password of a key at the terminal."""
+    return options | ({"ssl_password": options.get("ssl_password", "")} if "ssl_certfile" in options else {})
 
 
 async def use_first_reachable_address(connection: "Connection", addresses: Addresses) -> object:

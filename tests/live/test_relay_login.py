@@ -100,12 +100,12 @@ async def test_one_mechanism_can_be_insisted_on(mechanism: str) -> None:
         assert await refusal(smtp) == f"the relay offers no login by {mechanism} (it offers LOGIN); see SMTP_AUTH"
 
 
-def requiring(authority: Authority, **changes: object) -> ScriptedRelay:
+def requiring(authority: Authority, mode: str = "starttls", **changes: object) -> ScriptedRelay:
     """A relay that requires a certificate of its clients."""
     context = authority.server("127.0.0.1")
     context.load_verify_locations(authority.ca_file)
     context.verify_mode = ssl.CERT_REQUIRED
-    return ScriptedRelay(tls=context, mode="starttls", **changes)
+    return ScriptedRelay(tls=context, mode=mode, **changes)
 
 
 @pytest.mark.parametrize("user", [None, USER])
@@ -127,6 +127,18 @@ async def test_a_certificate_and_a_password_may_both_be_required(tmp_path: Path)
         async with client(relay, user=USER, password=PASSWORD, **tls) as smtp:
             outcome = await send(smtp)
             assert isinstance(outcome, Unavailable)
+            assert outcome.error.endswith("; it may require a client certificate: SMTP_CERT_FILE")
+
+
+@pytest.mark.parametrize("mode", ["starttls", "implicit"])
+async def test_a_certificate_of_an_unknown_authority_is_named(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "other").mkdir()
+    authority, other = Authority(tmp_path), Authority(tmp_path / "other")
+    tls = {"tls": mode, "ca_file": authority.ca_file, "certificate": other.issue("worker")}
+    async with requiring(authority, mode) as relay, client(relay, **tls) as smtp:
+        outcome = await send(smtp)
+        assert isinstance(outcome, Unavailable)
+        assert outcome.error.endswith("; it may refuse the certificate in SMTP_CERT_FILE")
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key", "encrypted"])

@@ -705,3 +705,36 @@ def test_two_lines_in_a_secret_file_are_a_problem(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "secret").write_text("one\ntwo\n")
     monkeypatch.setenv("SMTP_PASS_FILE", f"{tmp_path}/secret")
     assert load()[1] == ["SMTP_PASS: contains a line break or another control character; set one value only"]
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("amqps://h/?auth=external", "must name the client certificate: certfile=/path/client.pem"),
+        ("amqps://h/?keyfile={file}", "must name the client certificate: certfile=/path/client.pem"),
+        ("amqp://h/?certfile={file}&auth=external", "has no TLS, but an option of TLS"),
+        ("amqp://h/?auth=EXTERNAL", "has no TLS, but an option of TLS"),
+        ("amqp://h/?cafile={file}", "has no TLS, but an option of TLS"),
+        ("amqps://h/?auth=n8Vq2x", "has an auth other than plain, external"),
+        ("amqps://h/?cafile=/nowhere.pem", "cafile /nowhere.pem does not exist"),
+        ("amqps://h/?certfile={file}&keyfile={file}&auth=external", None),
+        ("amqps://h/?certfile={file}&auth=EXTERNAL", None),
+        ("amqps://u:p@h/?cafile={file}&auth=plain", None),
+    ],
+)
+def test_the_options_of_a_client_certificate_are_checked(url: str, problem: str | None) -> None:
+    found = load(rabbitmq_url=url.format(file=__file__), _env_file=None)[1]
+    assert [it.partition("(")[0].strip() for it in found] == ([f"RABBITMQ_URL: {problem}"] if problem else [])
+    assert "n8Vq2x" not in str(found)
+
+
+def test_the_files_of_a_client_certificate_for_redis_must_exist() -> None:
+    url = f"rediss://h/0?ssl_certfile={__file__}&ssl_keyfile=/nowhere.key"
+    assert load(redis_url=url, _env_file=None)[1] == ["REDIS_URL: ssl_keyfile /nowhere.key does not exist"]
+
+
+def test_in_production_a_certificate_may_be_the_login_at_rabbitmq() -> None:
+    safe = {"app_env": "production", "secret_key": KEY, "_env_file": None}
+    url = f"amqps://h/?certfile={__file__}&auth=external"
+    assert load(rabbitmq_url=url, **safe)[1] == []
+    assert load(rabbitmq_url=url.removesuffix("&auth=external"), **safe)[1] != []
