@@ -22,22 +22,23 @@ _STAGES = {"RCPT": "rcpt", "DATA": "data", "END-OF-MESSAGE": "body"}
 
 @dataclass
 class Policy:
-    """A policy server of Postfix."""
+    """What a relay asks whether it refuses a recipient."""
 
     refuse_sender_every: int = 0
     _senders: int = 0
     _deferred: set[str] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one smtpd, request by request."""
+        """Answer one smtpd of Postfix, request by request."""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 request = (await reader.readuntil(b"\n\n")).decode()
                 asked = dict(line.split("=", 1) for line in request.splitlines() if line)
-                writer.write(f"action={self._action(asked['protocol_state'], asked['recipient'])}\n\n".encode())
+                writer.write(f"action={self.action(asked['protocol_state'], asked['recipient'])}\n\n".encode())
         writer.close()
 
-    def _action(self, state: str, recipient: str) -> str:
+    def action(self, state: str, recipient: str) -> str:
+        """Return the reply to a recipient at one stage, as Postfix names it, or `DUNNO`."""
         if state == "MAIL":
             self._senders += 1
             if not self.refuse_sender_every or self._senders % self.refuse_sender_every:
@@ -154,7 +155,8 @@ class Postfix:
     """Whether an access map refuses, and not the policy server. It knows no senders and repeats every 4xx."""
     refuse_sender_every: int = 0
     tls: tuple[Path, Path] | None = None
-    """Certificate and key: STARTTLS is required then."""
+    """Certificate and key: STARTTLS is required then, or TLS is implicit."""
+    implicit: bool = False
     login: tuple[str, str] | None = None
     """User and password: required then, by `mechanism`."""
     mechanism: str = "PLAIN"
@@ -182,7 +184,7 @@ class Postfix:
                 stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:
-            await wait_greeting(self.port, self._process, output.read_text)
+            await wait_greeting(self.port, self._process, output.read_text, tls=self.implicit)
         except BaseException:
             await self.__aexit__()
             raise
@@ -224,7 +226,10 @@ class Postfix:
         if self.tls is None:
             return ""
         certificate, key = self.tls
-        return f"smtpd_tls_security_level = encrypt\nsmtpd_tls_cert_file = {certificate}\nsmtpd_tls_key_file = {key}\n"
+        return (
+            f"smtpd_tls_security_level = encrypt\nsmtpd_tls_cert_file = {certificate}\nsmtpd_tls_key_file = {key}\n"
+            f"smtpd_tls_wrappermode = {'yes' if self.implicit else 'no'}\n"
+        )
 
     def _login_settings(self, port: int) -> str:
         port = self.logins or port

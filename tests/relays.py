@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import signal
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,7 +50,10 @@ class Unpacked:
 
 POSTFIX = Unpacked("postfix", "usr/lib/postfix/sbin/master", ("usr/lib/postfix",))
 DOVECOT = Unpacked("dovecot-core", "usr/sbin/dovecot", ("usr/lib/dovecot", "usr/lib/dovecot/modules/old-stats"))
-UNPACKED = (POSTFIX, DOVECOT)
+EXIM = Unpacked("exim4-daemon-light", "usr/sbin/exim4")
+NSS_WRAPPER = Unpacked("libnss-wrapper", f"usr/lib/{platform.machine()}-linux-gnu/libnss_wrapper.so")
+"""Shows other accounts to one program."""
+UNPACKED = (POSTFIX, DOVECOT, EXIM, NSS_WRAPPER)
 
 
 def npm_version(name: str) -> str | None:
@@ -76,13 +81,16 @@ async def stop(process: asyncio.subprocess.Process | None, number: int = signal.
             await process.wait()
 
 
-async def wait_greeting(port: int, process: asyncio.subprocess.Process, output: Callable[[], str]) -> None:
-    """Wait until a relay greets its clients; `output` returns what it has written."""
+async def wait_greeting(
+    port: int, process: asyncio.subprocess.Process, output: Callable[[], str], *, tls: bool = False
+) -> None:
+    """Wait until a relay greets its clients, by implicit TLS if `tls`; `output` returns what it has written."""
+    context = ssl._create_unverified_context() if tls else None  # noqa: S323 - the greeting is all that matters
 
     async def greets() -> bool:
         assert process.returncode is None, output()
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         except OSError:
             return False
         greeting = await reader.readline()
@@ -107,6 +115,11 @@ class NodeRelay:
     refuse_sender_every: int = 0
     tokens: Path | None = None
     """A file of valid access tokens; with one, smtp-server requires a login by XOAUTH2."""
+    tls: tuple[Path, Path] | None = None
+    """Certificate and key: STARTTLS is offered then, or TLS is implicit."""
+    implicit: bool = False
+    login: tuple[str, str] | None = None
+    """User and password: required then."""
     port: int = field(default_factory=free_port)
     _process: asyncio.subprocess.Process | None = None
 
@@ -121,13 +134,16 @@ class NodeRelay:
             "OTP_TEST_PORT": str(self.port),
             "OTP_TEST_RECORD": str(self._record),
             "OTP_TEST_REFUSE_SENDER": str(self.refuse_sender_every),
+            "OTP_TEST_TLS": json.dumps([str(path) for path in self.tls or ()]),
+            "OTP_TEST_IMPLICIT": "yes" if self.implicit else "",
+            "OTP_TEST_LOGIN": json.dumps(self.login),
         }
         command = [str(_SCRIPTS / "smtp_server.js")] if self.kind == "smtp-server" else self._haraka()
         output = self.folder / "out"
         with output.open("wb") as out:
             self._process = await asyncio.create_subprocess_exec("node", *command, env=env, stdout=out, stderr=out)
         try:
-            await wait_greeting(self.port, self._process, output.read_text)
+            await wait_greeting(self.port, self._process, output.read_text, tls=self.implicit)
         except BaseException:
             await stop(self._process)
             raise
@@ -140,8 +156,10 @@ class NodeRelay:
     def _haraka(self) -> list[str]:
         haraka = NODE_MODULES / "Haraka"
         for name, text in {
-            "config/smtp.ini": f"listen=127.0.0.1:{self.port}\n",
-            "config/plugins": "refuse\n",
+            "config/smtp.ini": f"listen=127.0.0.1:{self.port}\n" + f"smtps_port={self.port}\n" * self.implicit,
+            "config/plugins": "tls\n" * bool(self.tls) + "auth/flat_file\n" * bool(self.login) + "refuse\n",
+            "config/tls.ini": "cert={}\nkey={}\n".format(*self.tls) if self.tls else "",
+            "config/auth_flat_file.ini": self._haraka_logins(),
             "config/log.ini": "[main]\nlevel=warn\n",
             "config/connection.ini": (haraka / "config/connection.ini").read_text(),
             "plugins/refuse.js": (_SCRIPTS / "haraka.js").read_text(),
@@ -150,6 +168,12 @@ class NodeRelay:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
         return [str(haraka / "haraka.js")]
+
+    def _haraka_logins(self) -> str:
+        if self.login is None:
+            return ""
+        user, password = self.login
+        return f"[core]\nmethods=PLAIN,LOGIN,CRAM-MD5\nconstrain_sender=false\n[users]\n{user}={password}\n"
 
     @property
     def _record(self) -> Path:

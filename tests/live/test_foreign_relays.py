@@ -1,15 +1,17 @@
-"""The whole worker against Postfix, Haraka and npm's smtp-server. Each job ends as the relay recorded it."""
+"""The whole worker against Postfix, Exim, Haraka and npm's smtp-server. Each job ends as the relay recorded it."""
 
 import asyncio
 import itertools
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aio_pika import Message
 from certificates import Authority
 from conftest import Stage
+from exim import Exim
 from postfix import Postfix
 from rabbitmq import until
 from relays import NodeRelay
@@ -20,6 +22,7 @@ EMPTY = 1_000
 RETRIES = {"MAX_RETRIES": "3", "MAX_DELAY_MS": "1000"}
 """A job may be refused at MAIL, where the relay does not know the recipient yet, and once more for its name."""
 STAGES = {"haraka": ("rcpt", "data", "body"), "smtp-server": ("rcpt", "body"), "postfix": ("rcpt", "data", "body")}
+LOGIN = ("otp@example.com", "pa:ss wörd")
 
 
 def recipients(stages: tuple[str, ...], jobs: int = 500, codes: tuple[int, ...] = (450, 550)) -> list[str]:
@@ -28,6 +31,14 @@ def recipients(stages: tuple[str, ...], jobs: int = 500, codes: tuple[int, ...] 
     every = min(25, jobs // len(kinds))
     names = itertools.cycle(kinds)
     return [f"{'job' if at % every else next(names)}-{at}@example.com" for at in range(jobs)]
+
+
+def secured(folder: Path, tls: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the arguments of a relay that wants a login by TLS (`starttls`, `implicit`), and the worker's settings."""
+    authority = Authority(folder)
+    login = {"SMTP_AUTH": "login", "SMTP_USER": LOGIN[0], "SMTP_PASS": LOGIN[1]}
+    arguments = {"tls": authority.issue("127.0.0.1"), "implicit": tls == "implicit", "login": LOGIN}
+    return arguments, {"SMTP_TLS": tls, "SMTP_CA_FILE": str(authority.ca_file), **login, **RETRIES}
 
 
 async def publish(stage: Stage, to: list[str]) -> None:
@@ -64,7 +75,7 @@ async def settled(worker: Worker, messages: float) -> bool:
 
 
 async def every_job_ends_by_its_relays_reply(
-    stage: Stage, worker: Worker, relay: NodeRelay | Postfix, to: list[str]
+    stage: Stage, worker: Worker, relay: NodeRelay | Postfix | Exim, to: list[str]
 ) -> None:
     """Send all jobs, and compare each job's end with the relay's record."""
     codes = {it: int(it.split("-")[1]) for it in to if not it.startswith("job-")}
@@ -112,6 +123,17 @@ async def test_a_relay_of_npm_refuses_at_every_stage(
         await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES[kind], jobs))
 
 
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+@pytest.mark.parametrize("kind", ["haraka", "smtp-server"])
+async def test_a_relay_of_npm_with_tls_and_login_refuses_at_every_stage(
+    stage: Stage, tmp_path: Path, kind: str, tls: str
+) -> None:
+    arguments, env = secured(tmp_path, tls)
+    async with NodeRelay(tmp_path / "relay", kind, **arguments) as relay:
+        worker = await stage.run(SMTP_PORT=str(relay.port), **env)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES[kind]))
+
+
 async def test_smtp_server_takes_the_access_token_of_a_command(stage: Stage, tmp_path: Path) -> None:
     tokens, current = tmp_path / "valid", tmp_path / "current"
     tokens.write_text("token-1")
@@ -141,6 +163,21 @@ async def test_postfix_with_tls_and_login_refuses_at_every_stage_by_access_maps(
         env = {"SMTP_TLS": "starttls", "SMTP_CA_FILE": str(authority.ca_file), "SMTP_AUTH": "login"}
         worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_USER=login[0], SMTP_PASS=login[1], **env)
         await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"], jobs, (550, 554)))
+
+
+async def test_postfix_with_implicit_tls_and_login_refuses_at_every_stage(stage: Stage, tmp_path: Path) -> None:
+    arguments, env = secured(tmp_path, "implicit")
+    async with Postfix(**arguments) as relay:
+        worker = await stage.run(SMTP_PORT=str(relay.port), **env)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]))
+
+
+@pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
+async def test_exim_refuses_at_every_stage(stage: Stage, tmp_path: Path, tls: str) -> None:
+    arguments, env = ({}, RETRIES) if tls == "none" else secured(tmp_path, tls)
+    async with Exim(refuse_sender_every=200, **arguments) as relay:
+        worker = await stage.run(SMTP_PORT=str(relay.port), **env)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]))
 
 
 async def test_postscreen_tests_the_client_and_costs_no_job(stage: Stage) -> None:

@@ -8,7 +8,12 @@ function answer(next, verdict) {
   next(verdict.code < 500 ? DENYSOFT : DENY, verdict.text)
 }
 
-exports.hook_mail = (next, connection) => answer(next, refusesSender())
+const wantsLogin = JSON.parse(process.env.OTP_TEST_LOGIN) !== null
+
+exports.hook_mail = (next, connection) => {
+  if (wantsLogin && !connection.relaying) return next(DENY, 'log in first')
+  answer(next, refusesSender())
+}
 
 exports.hook_rcpt = (next, connection, params) => answer(next, decide('rcpt', params[0].address))
 
@@ -22,7 +27,8 @@ function refuseTransaction(next, connection, stage) {
   answer(next, verdict)
 }
 
-exports.hook_queue = (next, connection) => {
+// the second hook is called after a login: without it, Haraka would deliver the mail
+exports.hook_queue = exports.hook_queue_outbound = (next, connection) => {
   const { rcpt_to: recipients, data_bytes: size } = connection.transaction
   record({ recipient: recipients[0].address, recipients: recipients.length, size })
   next(OK)

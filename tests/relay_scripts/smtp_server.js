@@ -11,13 +11,22 @@ function answer(verdict, callback) {
 }
 
 const tokensFile = process.env.OTP_TEST_TOKENS
+const login = JSON.parse(process.env.OTP_TEST_LOGIN)
+const [cert, key] = JSON.parse(process.env.OTP_TEST_TLS).map((path) => readFileSync(path))
 
 new SMTPServer({
-  authOptional: !tokensFile,
+  secure: process.env.OTP_TEST_IMPLICIT !== '',
+  ...(cert ? { cert, key } : {}),
+  authOptional: !tokensFile && !login,
   allowInsecureAuth: true,
-  authMethods: ['XOAUTH2'],
-  disabledCommands: tokensFile ? ['STARTTLS'] : ['AUTH', 'STARTTLS'],
+  authMethods: tokensFile ? ['XOAUTH2'] : ['PLAIN', 'LOGIN'],
+  disabledCommands: [...(tokensFile || login ? [] : ['AUTH']), ...(cert ? [] : ['STARTTLS'])],
   onAuth(auth, session, callback) {
+    if (login) {
+      const [user, password] = login
+      const right = auth.username === user && auth.password === password
+      return callback(right ? null : new Error('wrong password'), right ? { user } : undefined)
+    }
     const valid = readFileSync(tokensFile, 'utf8').split(/\s+/)
     if (auth.username === 'otp@example.com' && valid.includes(auth.accessToken)) return callback(null, { user: auth.username })
     record({ refusedToken: auth.accessToken })
