@@ -1,9 +1,11 @@
 """A private Exim from Debian's package, unpacked by tests/ground.py. Its ACLs ask the policy server of postfix.py."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -123,6 +125,9 @@ class Exim:
 
     async def __aexit__(self, *_: object) -> None:
         await stop(self._process)
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # one process for each connection
+                os.killpg(self._process.pid, signal.SIGKILL)
         if self._server is not None:
             self._server.close()
         shutil.rmtree(self.folder, ignore_errors=True)
