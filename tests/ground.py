@@ -2,7 +2,7 @@
 
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or a private node. The node, and those that tests break, run the
 rabbitmq-server that OTP_TEST_RABBITMQ_SERVER names (tools/debian.sh sets it), the installed one, or Debian's package.
-Redis, Chromium and libfaketime likewise. Mail servers (Postfix, Exim, Dovecot; npm's Haraka and smtp-server) are put
+Redis, Chromium and libfaketime likewise. Mail servers (Postfix, Exim, Dovecot; and those of npm) are put
 into the folder that OTP_TEST_RELAYS names, or a cache. If one is not available, this ends with a message: tests are
 never skipped because a server is missing.
 """

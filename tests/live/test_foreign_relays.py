@@ -1,4 +1,4 @@
-"""The whole worker against Postfix, Exim, Haraka and npm's smtp-server. Each job ends as the relay recorded it."""
+"""The whole worker against Postfix, Exim, Haraka, smtp-server and MailDev. Each job ends as its relay recorded it."""
 
 import asyncio
 import itertools
@@ -12,6 +12,7 @@ from aio_pika import Message
 from certificates import Authority
 from conftest import Stage
 from exim import Exim
+from maildev import MailDev
 from postfix import Postfix
 from rabbitmq import until
 from relays import NodeRelay
@@ -75,7 +76,7 @@ async def settled(worker: Worker, messages: float) -> bool:
 
 
 async def every_job_ends_by_its_relays_reply(
-    stage: Stage, worker: Worker, relay: NodeRelay | Postfix | Exim, to: list[str]
+    stage: Stage, worker: Worker, relay: NodeRelay | Postfix | Exim | MailDev, to: list[str]
 ) -> None:
     """Send all jobs, and compare each job's end with the relay's record."""
     codes = {it: int(it.split("-")[1]) for it in to if not it.startswith("job-")}
@@ -132,6 +133,16 @@ async def test_a_relay_of_npm_with_tls_and_login_refuses_at_every_stage(
     async with NodeRelay(tmp_path / "relay", kind, **arguments) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), **env)
         await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES[kind]))
+
+
+@pytest.mark.parametrize(("tls", "login"), [("none", None), ("none", LOGIN), ("implicit", LOGIN)])
+async def test_maildev_takes_every_mail(stage: Stage, tmp_path: Path, tls: str, login: tuple[str, str] | None) -> None:
+    arguments, env = secured(tmp_path, tls)
+    certificate = arguments["tls"] if tls == "implicit" else None
+    async with MailDev(tmp_path / "relay", certificate, login) as relay:
+        changes = {} if login else {"SMTP_AUTH": "none"}
+        worker = await stage.run(SMTP_PORT=str(relay.port), **env | changes)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, [f"job-{at}@example.com" for at in range(500)])
 
 
 async def test_smtp_server_takes_the_access_token_of_a_command(stage: Stage, tmp_path: Path) -> None:
