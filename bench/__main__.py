@@ -86,7 +86,7 @@ async def _growth() -> None:
         for value in values:
             system, relay = make(value)
             if isinstance(relay, int):
-                RELAYS[f"{relay} ms"] = (relay / 1000, 0.0)
+                RELAYS[f"{relay} ms"] = {"delay_s": relay / 1000}
                 relay = f"{relay} ms"
             points[title] += [
                 (value, run) for run in await _measured(system, lambda it, r=relay: drain(it, r, URL), 10**6)

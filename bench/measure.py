@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aio_pika
 import psutil
@@ -23,8 +23,15 @@ from otp_stream.app import app
 from .relay import Notes, Relay, address_of, code_of
 from .systems import PREFIX, System
 
-RELAYS = {"instant": (0.0, 0.0), "30 ms": (0.03, 0.0), "thinks 150 ms": (0.0, 0.15)}
-"""Delay of each reply, and of the last one of a mail, in seconds."""
+RELAYS: dict[str, dict[str, Any]] = {
+    "instant": {},
+    "30 ms": {"delay_s": 0.03},
+    "thinks 150 ms": {"body_s": 0.15},
+    "instant, CHUNKING": {"chunking": True},
+    "30 ms, CHUNKING": {"delay_s": 0.03, "chunking": True},
+    "thinks 150 ms, CHUNKING": {"body_s": 0.15, "chunking": True},
+}
+"""Delay of each reply, and of the last one of a mail, in seconds; and whether the relay offers CHUNKING."""
 _STALLED_S = 20.0
 _START_S = 60.0
 
@@ -54,7 +61,7 @@ async def drain(system: System, relay: str, amqp_url: str) -> Run:
         for number in range(system.jobs):
             await channel.default_exchange.publish(_job(number, time.time()), queue.name)
         await _until(lambda: _depth(channel, queue.name), system.jobs)
-        with Relay(system.jobs, delay_s=RELAYS[relay][0], body_s=RELAYS[relay][1]) as it, _Worker(system) as worker:
+        with Relay(system.jobs, **RELAYS[relay]) as it, _Worker(system) as worker:
             worker.start(queue.name, it.port, amqp_url)
             await _started(it.notes, worker)
             before = worker.cpu_s()
@@ -69,7 +76,7 @@ async def steady(system: System, relay: str, amqp_url: str, *, rate: float, seco
     warm = max(20, int(rate))
     jobs = int(rate * seconds) + warm
     async with _queue(amqp_url) as (channel, queue):
-        with Relay(jobs, delay_s=RELAYS[relay][0], body_s=RELAYS[relay][1]) as it, _Worker(system) as worker:
+        with Relay(jobs, **RELAYS[relay]) as it, _Worker(system) as worker:
             worker.start(queue.name, it.port, amqp_url)
             await _consumed(channel, queue.name, worker)
             before, began = worker.cpu_s(), time.time() + 0.1

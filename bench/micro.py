@@ -17,7 +17,7 @@ from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Reply
 from otp_stream.mail import Composer
-from otp_stream.relay.envelope import Envelopes, Extensions, wire_form
+from otp_stream.relay.envelope import Envelopes, Extensions, data_form
 from otp_stream.relay.parser import ReplyParser
 
 _ROUNDS = 7
@@ -58,7 +58,7 @@ def steps() -> dict[str, Callable[[], object]]:
         "compose: the whole message": lambda: composer.compose(job),
         "render with Jinja, if the template cannot be precompiled": lambda: layout.render(data),
         "write the envelope": lambda: envelopes.write(mail),
-        "write the content for DATA": lambda: wire_form(mail),
+        "write the content for DATA": lambda: data_form(mail),
         "parse the four replies of one mail": lambda: parser.feed(replies),
         "decide": lambda: decide(
             met, attempts_made=0, now_ms=0, expires_ms=1, backoff=backoff, fraction=0.5, may_resend=True

@@ -1,12 +1,14 @@
 """A cheap relay that measures: it checks each mail's code and records when it accepted the mail.
 
-It runs as a separate process and offers PIPELINING. One delay for each reply imitates a distant relay, one more for the
-reply to the content a slow one. Results are in shared memory, so that reading them does not slow it down.
+It runs as a separate process and offers PIPELINING, and CHUNKING if asked to. One delay for each reply imitates a
+distant relay, one more for the reply to the content a slow one. Results are in shared memory, so that reading them does
+not slow it down.
 """
 
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import RawArray, RawValue
 from typing import Any, Self
@@ -46,10 +48,10 @@ class Notes:
 class Relay:
     """The process, from `with` to its end."""
 
-    def __init__(self, mails: int, *, delay_s: float = 0.0, body_s: float = 0.0) -> None:
+    def __init__(self, mails: int, *, delay_s: float = 0.0, body_s: float = 0.0, chunking: bool = False) -> None:
         self.notes = Notes.of(mails)
         self._ready = _PROCESSES.Queue()
-        args = (self.notes, self._ready, delay_s, body_s)
+        args = (self.notes, self._ready, delay_s, body_s, chunking)
         self._process = _PROCESSES.Process(target=_serve, args=args, daemon=True)
         self.port = 0
 
@@ -63,23 +65,30 @@ class Relay:
         self._process.join()
 
 
-def _serve(notes: Notes, ready: Any, delay_s: float, body_s: float) -> None:
+def _serve(notes: Notes, ready: Any, delay_s: float, body_s: float, chunking: bool) -> None:  # noqa: FBT001 - pickled
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Session(notes, delay_s, body_s), "127.0.0.1", 0, backlog=1024)
+        offers = _OFFERS + (b"250-CHUNKING\r\n" if chunking else b"") + b"250 ENHANCEDSTATUSCODES\r\n"
+        make = partial(_Session, notes, offers, delay_s, body_s)
+        server = await loop.create_server(make, "127.0.0.1", 0, backlog=1024)
         ready.put(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
     uvloop.run(run())
 
 
+_OFFERS = b"250-relay\r\n250-PIPELINING\r\n250-8BITMIME\r\n"
+
+
 class _Session(asyncio.Protocol):
     transport: asyncio.Transport
 
-    def __init__(self, notes: Notes, delay_s: float, body_s: float) -> None:
-        self._notes, self._delay_s, self._body_s = notes, delay_s, body_s
+    def __init__(self, notes: Notes, offers: bytes, delay_s: float, body_s: float) -> None:
+        self._notes, self._offers, self._delay_s, self._body_s = notes, offers, delay_s, body_s
         self._rest = b""
         self._in_content = False
+        self._chunk = 0
+        """Size of the chunk that is being received."""
         self._recipient = ""
         self._replied_at = 0.0
 
@@ -93,6 +102,12 @@ class _Session(asyncio.Protocol):
         replies: list[bytes] = []
         taken: list[int] = []
         while True:
+            if self._chunk:
+                if len(rest) < self._chunk:
+                    break
+                taken.append(self._check(rest[: self._chunk]))
+                replies.append(b"250 2.0.0 Ok: queued\r\n")
+                rest, self._chunk = rest[self._chunk :], 0
             end = b"\r\n.\r\n" if self._in_content else b"\r\n"
             received, found, left = rest.partition(end)
             if not found:
@@ -102,6 +117,8 @@ class _Session(asyncio.Protocol):
                 self._in_content = False
                 taken.append(self._check(received))
                 replies.append(b"250 2.0.0 Ok: queued\r\n")
+            elif received.startswith(b"BDAT "):
+                self._chunk = int(received.split()[1])
             else:
                 replies.append(self._answer(received))
         self._rest = rest
@@ -111,7 +128,7 @@ class _Session(asyncio.Protocol):
     def _answer(self, line: bytes) -> bytes:
         match line[:4].upper():
             case b"EHLO":
-                return b"250-relay\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n"
+                return self._offers
             case b"MAIL":
                 if not self._notes.first_mail_at.value:
                     self._notes.first_mail_at.value = time.time()

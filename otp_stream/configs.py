@@ -64,6 +64,7 @@ def relay_configs(settings: Settings) -> list[RelayConfig]:
         pool_size=settings.smtp_pool_size,
         rate=settings.smtp_rate_per_second,
         helo=settings.smtp_ehlo_name,
+        chunking=settings.smtp_chunking == "auto",
     )
     others = [
         replace(

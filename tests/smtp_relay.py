@@ -6,7 +6,7 @@
         ...
         await relay.wait_accepted(1)
 
-Steps: greeting ehlo starttls auth mail rcpt data body rset quit (`body` is the final dot).
+Steps: greeting ehlo starttls auth mail rcpt data body rset quit (`body` is the final dot, or the end of a chunk).
 """
 
 import asyncio
@@ -101,6 +101,9 @@ class ScriptedRelay:
     """Whether a refused access token ends the session."""
     tokens: list[str] = field(default_factory=list)
     """Each access token that was shown, in order."""
+    knows_bdat: bool = True
+    """Whether it reads chunks, if it offers CHUNKING. Otherwise it takes BDAT, and each line of the chunk, as unknown
+    commands."""
     initial_response: bool = True
     """Whether AUTH PLAIN accepts an initial response."""
     scram_nonce: str = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
@@ -149,7 +152,7 @@ class ScriptedRelay:
 
     def commands(self, connection: int | None = None) -> list[str]:
         """Return the verbs of the commands in order of arrival, of all connections or of one."""
-        return [line.split(maxsplit=1)[0].upper() for at, line in self.log if connection in {None, at}]
+        return [line.partition(" ")[0].upper() for at, line in self.log if connection in {None, at}]
 
     @property
     def open_connections(self) -> int:
@@ -258,7 +261,7 @@ class _Session:
             await self.handle(command)
             self.busy = False
 
-    async def handle(self, command: str) -> None:
+    async def handle(self, command: str) -> None:  # noqa: C901 - one case for each command
         verb = command.split(maxsplit=1)[0].upper() if command else ""
         match verb:
             case "EHLO":
@@ -275,6 +278,8 @@ class _Session:
                 await self.rcpt(command)
             case "DATA":
                 await self.data()
+            case "BDAT" if self.relay.knows_bdat:
+                await self.bdat(command)
             case "RSET":
                 self.forget()
                 await self.do("rset")
@@ -394,13 +399,26 @@ class _Session:
             if not line:
                 raise _CloseError
             lines.append(line[1:] if line.startswith(b".") else line)
+        await self.content(b"".join(lines))
+
+    async def bdat(self, command: str) -> None:
+        _, size, last = command.split()
+        assert last == "LAST"
+        content = await self.reader.readexactly(int(size))
+        if self.recipient is None:
+            # like Postfix and Exim, keep the sender
+            await self.reply("554 5.5.1 no valid recipients")
+        else:
+            await self.content(content)
+
+    async def content(self, content: bytes) -> None:
         self.relay.contents += 1
         if self.recipient is None:
             self.forget()
             await self.reply("554 5.5.1 no valid recipients")
             return
         mail = Received(
-            self.sender or "", self.recipient, b"".join(lines), time.monotonic(), self.number, self.parameters.strip()
+            self.sender or "", self.recipient, content, time.monotonic(), self.number, self.parameters.strip()
         )
         act = self.relay.act("body", self.recipient)
         self.forget()

@@ -83,6 +83,8 @@ class RelayConfig:
     """Mails per second; `None`: no limit."""
     helo: str | None = None
     """Our name in EHLO; `None`: the sender's domain."""
+    chunking: bool = True
+    """Whether to send content by BDAT where the relay offers CHUNKING."""
     limits: RelayLimits = RelayLimits()
     mechanism: str | None = None
     """The SASL mechanism to insist on; `None`: the best one that the relay offers."""

@@ -7,18 +7,18 @@ from typing import Literal
 from otp_stream.core.outcome import Accepted, Reply, Stage, Unavailable
 
 from .config import RelayConfig
-from .envelope import wire_form
-from .pipeline import Pipeline, PipeliningSupport, Step
+from .envelope import bdat_form, data_form
+from .pipeline import Step
 from .protocol import RelayUnavailableError
-from .reply import classify, is_session_limit, names_no_reason, out_of_step, unavailable_reason
+from .relay_support import RelaySupport
+from .reply import classify, out_of_step
 from .send_queue import PendingSend
+from .session import Session
 
 _SLACK_S = 0.005
-_NO_COMMAND = frozenset({500, 502})
-"""The relay does not know the command (RFC 5321 §4.2.4): it may have split one that was sent ahead."""
 
 
-class Connection(Pipeline):
+class Connection(Session):
     """Takes one mail at a time, while it is `free`, and the envelope of the next, while it is `followable`.
 
     Calls `changed` when there are `events`, when it can take a mail, and when it is lost.
@@ -27,31 +27,23 @@ class Connection(Pipeline):
     another one and gain nothing.
     """
 
-    def __init__(
-        self, config: RelayConfig, support: PipeliningSupport, changed: Callable[["Connection"], None]
-    ) -> None:
+    def __init__(self, config: RelayConfig, support: RelaySupport, changed: Callable[["Connection"], None]) -> None:
         super().__init__(config, support)
         self._changed = changed
-        self._refusals = 0
-        """Mails that were refused on this connection."""
         self._content_at = self._envelope_s = self._body_s = 0.0
         """When the content was sent; how long the relay took for the last envelope, and for the last content."""
-        self.fresh = True
-        """Whether it was just opened: no mail and no idle time since."""
-        self.followable = False
-        """Whether the content is about to be sent, so that the envelope of another mail may be sent right behind it."""
-        self.mails = 0
         self.opened_at = self.idle_since = monotonic()
 
     def data_received(self, data: bytes) -> None:
         """Handle each reply, then report to the owner."""
         was_free = self.free
+        self._replied_at = monotonic()
         super().data_received(data)
         if self.lost is None and (self.events or self.free != was_free):
             self._changed(self)
 
     def recall(self) -> None:
-        """Requeue the following mail, if there is one. Its content has not been sent."""
+        """Requeue the following mail, if its content has not been sent."""
         super().recall()
         if self.events:
             self._changed(self)
@@ -60,9 +52,10 @@ class Connection(Pipeline):
         """Handle the reply to the first command in flight."""
         if self._envelopes is None:
             super().reply_received(code, text)
-        elif code == 421 or not self._expected:
+        elif not self._expected or (code == 421 and not self._is_followed()):
             self._on_session_end(code, text)
         else:
+            self._session_ended = code == 421
             self._step(self._expected.popleft(), code, text)
             self.overdue_at = monotonic() + self._wait_s() if self._expected else None
 
@@ -74,15 +67,21 @@ class Connection(Pipeline):
         if self._envelopes is None:
             return
         pending, following = self.current, self.following
-        if pending is not None and self._is_ahead_step():
-            self._support.ahead_lost()
         self.current = self.following = None
-        if pending is not None and self._expected:
-            error = RelayUnavailableError(error.reason, f"{error} (at {self._expected[0].upper()})")
         if following is not None:
-            self.events.append((following, "requeued"))
+            following.written = following.written and not self._session_ended
         if pending is not None:
-            self.events.append((pending, error))
+            if self._expected:
+                error = RelayUnavailableError(error.reason, f"{error} (at {self._expected[0].upper()})")
+            self._count_loss(pending)
+            self._undo(pending)
+        if following is not None and not following.written:
+            self._report(following, "requeued")
+        if pending is not None:
+            self._report(pending, error)
+        if following is not None and following.written:
+            self._report(following, "started")
+            self._report(following, error)
         self._changed(self)
 
     def _step(self, step: Step, code: int, text: str) -> None:
@@ -98,14 +97,42 @@ class Connection(Pipeline):
                 self._on_data(pending, code, text)
             case _:
                 self._body_s = monotonic() - self._content_at
-                self._end(pending, pending.refusal or self._reply("body", code, text))
+                reply = self._reply("body", code, text)
+                if pending.chunked:
+                    self._on_chunk(pending, reply)
+                else:
+                    if pending.chunk_refused and code // 100 == 5:
+                        self._support.chunking = None  # so it was about the mail, not about BDAT
+                    self._end(pending, pending.refusal or reply)
                 if self.lost is None:
                     self._next_mail(accepted=code // 100 == 2)
+
+    def _on_chunk(self, pending: PendingSend, reply: Reply) -> None:
+        """Handle the reply to BDAT: the relay has the mail, or does not have it, whatever it replied before."""
+        if reply.code // 100 == 2:
+            self._support.chunking, pending.refusal = True, None
+            self._end(pending, reply)
+        elif pending.refusal is not None:
+            stale = pending.refusal.stage == "mail" and self._is_stale(pending, pending.refusal)
+            pending.losses += stale
+            if stale or self._is_of_session(pending.refusal):
+                self._withdraw(pending, str(pending.refusal))
+            else:
+                self._end(pending, pending.refusal)
+        elif reply.code // 100 == 5 and (not self._support.chunking or out_of_step(reply)):
+            # the relay may not know BDAT, or refuse its use: with DATA, a reply is about the mail
+            self._support.chunking, pending.chunk_refused = False, True
+            self._withdraw(pending, str(reply))
+        else:
+            self._end(pending, reply)
 
     def _on_envelope(self, pending: PendingSend, step: Literal["mail", "rcpt"], code: int, text: str) -> None:
         if code // 100 == 2:
             if self._sent_ahead and step == "mail":
                 self._support.ahead_accepted()
+        elif pending.written:
+            # the content is on its way: only the reply to it shows that the relay does not have the mail
+            pending.refusal = pending.refusal or self._reply(step, code, text)
         else:
             reply = self._reply(step, code, text)
             if code // 100 == 3 or (pending.refusal is None and self._is_of_session(reply)):
@@ -116,43 +143,24 @@ class Connection(Pipeline):
                 self.abort(RelayUnavailableError("unreachable", str(reply)))
                 return
             pending.refusal = pending.refusal or reply
-        if self._pipelining:
-            return
+        if not pending.written and self._is_last_of_envelope(pending, step):
+            self._envelope_ended(pending, step)
+
+    def _is_last_of_envelope(self, pending: PendingSend, step: Step) -> bool:
+        """Whether nothing was sent behind the command of this step."""
+        return not self._pipelining or (pending.chunked and step == "rcpt")
+
+    def _envelope_ended(self, pending: PendingSend, step: Step) -> None:
+        if pending.chunked and self._pipelining:
+            self._prove(works=True)
         if pending.refusal is not None:
             self._refused(pending, pending.refusal)
         elif step == "mail":
             self._send(self._rcpt, "rcpt")
+        elif pending.chunked:
+            self._send_content(pending)
         else:
             self._send(b"DATA\r\n", "data")
-
-    def _is_of_session(self, reply: Reply) -> bool:
-        """Whether a refusal is, or may be, about the session, so that the mail must be retried alone."""
-        may_be = self._sent_ahead and (reply.code in _NO_COMMAND or names_no_reason(reply))
-        return may_be or out_of_step(reply) or self._is_session_limit(reply)
-
-    def _session_fails(self, pending: PendingSend, reply: Reply) -> None:
-        if self._unproven and out_of_step(reply):
-            self._support.works = False  # it may have lost the command before this one
-        ahead = self._sent_ahead and reply.stage == "mail"
-        if ahead and self._accepted_before:
-            if out_of_step(reply):
-                self._support.ahead = False
-            else:
-                self._support.ahead_lost()
-        # no lone dot from here on: in a transaction that is still open, it would send an empty mail
-        if ahead or self._is_session_limit(reply):
-            self._withdraw(pending, str(reply))
-        else:
-            self.abort(RelayUnavailableError("unreachable", f"an unexpected reply: {reply}"))
-
-    def _is_stale(self, pending: PendingSend, reply: Reply) -> bool:
-        # the relay ended the session while it was idle, and reports it in reply to the next command: retry once
-        return (
-            not self.fresh
-            and not pending.losses
-            and reply.code // 100 == 4
-            and unavailable_reason(reply) == "unreachable"
-        )
 
     def _on_data(self, pending: PendingSend, code: int, text: str) -> None:
         if code != 354:
@@ -172,21 +180,26 @@ class Connection(Pipeline):
             self._send_content(pending)
 
     def _send_content(self, pending: PendingSend) -> None:
-        self._unsent = wire_form(pending.mail)
+        self._unsent = bdat_form(pending.mail) if pending.chunked else data_form(pending.mail)
         self._expected.append("body")
         self._content_at = monotonic()
         if self._envelope_at is not None:
             self._envelope_s, self._envelope_at = self._content_at - self._envelope_at, None
-        if self._pipelining and self._support.ahead and self._body_s <= self._envelope_s + _SLACK_S:
-            self.followable = True
+        if (
+            self._pipelining
+            and not pending.chunked
+            and self._support.ahead
+            and self._body_s <= self._envelope_s + _SLACK_S
+        ):
+            self._at_content = True
             self._changed(self)
-            self.followable = False
+            self._at_content = False
         # checked last: a process that is suspended between check and write could send a job that it has lost
         if pending.may_send():
             pending.written = True
             self._send(b"")
         else:
-            # after DATA only the end of the connection withdraws a mail
+            # after DATA, only the end of the connection withdraws a mail
             pending.withdrawn = True
             self.abort(RelayUnavailableError("unreachable", "the job was withdrawn"))
 
@@ -196,8 +209,9 @@ class Connection(Pipeline):
             self.abort(RelayUnavailableError("unreachable", "the following mail was requeued"))
         elif self.following is not None:
             self.current, self.following = self.following, None
-            self._sent_ahead, self._accepted_before = True, accepted
-            self.events.append((self.current, "started"))
+            self._sent_ahead, self._accepted_before = not self.current.written, accepted
+            self._content_at = monotonic()
+            self._report(self.current, "started")
         elif accepted:
             self.free = True
         else:
@@ -225,25 +239,17 @@ class Connection(Pipeline):
         self.fresh = False
         self.mails += 1
         self._refusals += not isinstance(outcome, Accepted)
-        self.events.append((pending, outcome))
-        if isinstance(outcome, Unavailable) and outcome.reason != "throttled":
+        self._report(pending, outcome)
+        if isinstance(outcome, Unavailable) and outcome.reason != "throttled" and not self._has_sent_following:
             # a login that was revoked does not become valid again on the same connection
             self.abort(RelayUnavailableError(outcome.reason, outcome.error))
-
-    def _on_unexpected(self, pending: PendingSend, reply: Reply) -> None:
-        pending.refusal = None
-        if out_of_step(reply):
-            pending.written = False  # a refusal: the relay does not have the mail
-            if self.following is not None:
-                # the envelope behind the content may be the cause
-                self._support.ahead = False
-                pending.withdrawn = True
-        self.abort(RelayUnavailableError("unreachable", f"an unexpected reply: {reply}"))
 
     def _on_session_end(self, code: int, text: str) -> None:
         """Handle the end of the session (421), or a reply to no command."""
         pending = self.current
         step = self._expected[0] if self._expected else "mail"
+        if pending is not None and pending.chunked and code == 421 and step != "body":
+            pending.written = False  # the relay refuses its envelope, and reads no more
         stage: Stage = "mail" if step == "rset" or step == "quit" else step  # noqa: PLR1714 - narrows the type
         reply = self._reply(stage, code, text)
         if pending is not None and pending.refusal is None and not pending.written and self._is_session_limit(reply):
@@ -252,13 +258,9 @@ class Connection(Pipeline):
             self._end(pending, pending.refusal or reply)
         self.abort(RelayUnavailableError("unreachable", str(reply)))
 
-    def _is_session_limit(self, reply: Reply) -> bool:
-        """Whether the relay limits this session, for example after many refused recipients, and accepts a new one."""
-        after_refusals = reply.code == 421 and self._refusals > 0 and unavailable_reason(reply) == "unreachable"
-        return self.mails > 0 and (after_refusals or is_session_limit(reply))
-
     def _between_mails(self, step: Step, code: int) -> None:
-        if step == "rset" and code // 100 == 2:
-            self.free = self.free or not self._pipelining
+        if step == "rset" and (code // 100 == 2 or self._session_ended):
+            self.free = self.free or (self.current is None and not self._pipelining)
         else:
+            self._support.ahead = self._support.ahead and self.current is None
             self.abort(RelayUnavailableError("unreachable", f"the relay answered {code} to {step.upper()}"))

@@ -23,6 +23,7 @@ class Extensions:
     """Maximum size of a message in bytes (RFC 1870); 0 if the relay names no limit."""
     eight_bit: bool = False
     utf8: bool = False
+    chunking: bool = False
     logins: frozenset[str] = field(default_factory=frozenset[str])
 
     @classmethod
@@ -37,6 +38,7 @@ class Extensions:
             size_limit=next((int(it[1]) for it in lines if it[0:1] == ["SIZE"] and it[1:] and it[1].isdecimal()), 0),
             eight_bit="8BITMIME" in offered,
             utf8="SMTPUTF8" in offered,
+            chunking="CHUNKING" in offered,
             logins=frozenset(word for words in lines if words and words[0] == "AUTH" for word in words[1:]),
         )
 
@@ -77,17 +79,28 @@ class Envelopes:
         return wire.encode() if self._offers.utf8 or wire.isascii() else None
 
 
-def wire_form(mail: Mail) -> bytes:
+def data_form(mail: Mail) -> bytes:
     """Return the content as DATA takes it: dots doubled at line starts (RFC 5321 §4.5.2), the final dot at its end."""
-    content = mail.content
     if mail.dot_safe:
-        return content + b".\r\n"
-    ends = content.count(b"\r\n")
-    if content.count(b"\n") != ends or content.count(b"\r") != ends:
-        # at a relay that reads a lone CR or LF as a line end, it could end the message early
-        content = _LONE_CR_OR_LF.sub(b"\r\n", content)
+        return mail.content + b".\r\n"
+    content = _lines(mail.content)
     if b"\r\n." in content:
         content = content.replace(b"\r\n.", b"\r\n..")
     if content.startswith(b"."):
         content = b"." + content
-    return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
+    return content + b".\r\n"
+
+
+def bdat_form(mail: Mail) -> bytes:
+    """Return the content as one chunk (RFC 3030 §2): its size, then its bytes as they are."""
+    content = mail.content if mail.dot_safe else _lines(mail.content)
+    return b"BDAT %d LAST\r\n" % len(content) + content
+
+
+def _lines(content: bytes) -> bytes:
+    """Return the content with CRLF at the end of each line."""
+    ends = content.count(b"\r\n")
+    if content.count(b"\n") != ends or content.count(b"\r") != ends:
+        # at a relay that reads a lone CR or LF as a line end, it could end the message early
+        content = _LONE_CR_OR_LF.sub(b"\r\n", content)
+    return content if content.endswith(b"\r\n") else content + b"\r\n"

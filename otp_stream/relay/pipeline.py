@@ -1,4 +1,4 @@
-"""The mails and commands in flight on one connection, and whether the relay can take more of them at once."""
+"""The mails and commands in flight on one connection."""
 
 from collections import deque
 from time import monotonic
@@ -8,8 +8,9 @@ from otp_stream.core.address import person_key
 from otp_stream.core.outcome import Outcome, Reply, Stage
 
 from .config import RelayConfig
-from .envelope import Envelopes, Extensions
+from .envelope import Envelopes, Extensions, bdat_form
 from .protocol import RelayUnavailableError, SmtpProtocol
+from .relay_support import RelaySupport
 from .reply import to_reply
 from .send_queue import PendingSend
 
@@ -19,46 +20,29 @@ Event = Outcome | RelayUnavailableError | Literal["started", "requeued"]
 """What has happened to a mail: the relay has replied; the connection is lost; the mail has its connection to itself;
 or the envelope that was sent ahead had no effect, and the mail needs another connection."""
 
-_MAX_LOST = 3
 _UNPROVEN_S = 10.0
 """Time limit of pipelined commands at a relay that has answered none yet: some announce PIPELINING but lose them."""
 _AHEAD_S = 10.0
 """Time limit of MAIL in an envelope that was sent ahead: some relays discard what they have read after a final dot. The
 mail can safely be sent again alone."""
+_ENDED_S = 10.0
+"""How long a relay may take after a 421 to close the connection, or to reply to what was sent behind."""
+_RESPONSIVE_S = 1.0
+"""A connection on which the relay has replied within this time is taken to be alive."""
 _FOLLOW_S = 1.0
 """How long an envelope waits behind another mail, because a relay may take minutes for its last reply."""
 
 
-class PipeliningSupport:
-    """How well a relay pipelines. Some announce PIPELINING but lose commands, or refuse an envelope sent ahead."""
-
-    def __init__(self) -> None:
-        self.works: bool | None = None
-        """Whether the relay answers pipelined commands; `None` before the first answer."""
-        self.ahead = True
-        """Whether to send an envelope behind the content of the mail before it."""
-        self._lost = 0
-
-    def ahead_lost(self) -> None:
-        """Count an envelope sent ahead that may have caused a refusal or the end of the session."""
-        self._lost += 1
-        if self._lost >= _MAX_LOST:
-            self.ahead = False
-
-    def ahead_accepted(self) -> None:
-        """Reset the count, because only consecutive losses matter."""
-        self._lost = 0
-
-
 class Pipeline(SmtpProtocol):
-    """Sends one mail at a time and the envelope of the next.
+    """Sends one mail at a time, and as much of the next as the relay lets us.
 
     If the relay offers PIPELINING, MAIL, RCPT and DATA go out in one packet, together with the content of the mail
-    before if there is one (RFC 2920 §3.1 lets content begin a group), which saves a round trip for each mail. Replies
-    are matched to steps by their order.
+    before if there is one (RFC 2920 §3.1 lets content begin a group), which saves a round trip for each mail. If it
+    also offers CHUNKING (RFC 3030), MAIL, RCPT and the content go out in one packet, behind another mail if all
+    connections are busy. Replies are matched to steps by their order.
     """
 
-    def __init__(self, config: RelayConfig, support: PipeliningSupport) -> None:
+    def __init__(self, config: RelayConfig, support: RelaySupport) -> None:
         super().__init__()
         self._sender = config.sender
         self._login = config.user
@@ -70,6 +54,7 @@ class Pipeline(SmtpProtocol):
         }  # fmt: skip
         self._expected: deque[Step] = deque()
         self._pipelining = False
+        self._may_chunk = config.chunking
         self._unproven = False
         """Whether no pipelined commands have been answered yet."""
         self._envelopes: Envelopes | None = None
@@ -78,6 +63,7 @@ class Pipeline(SmtpProtocol):
         """Content to send together with the next command."""
         self._envelope_at: float | None = None
         self._following_since = 0.0
+        self._replied_at = 0.0
         self._sent_ahead = False
         """Whether the envelope of `current` was sent behind the content of the mail before."""
         self._accepted_before = False
@@ -86,19 +72,38 @@ class Pipeline(SmtpProtocol):
         """Whether the mail whose envelope was sent ahead has been requeued."""
         self.events: list[tuple[PendingSend, Event]] = []
         """What has happened to mails, in order, since the owner took them last."""
+        self._session_ended = False
+        """Whether the last reply was 421. If the relay closes now, it has not read what was sent behind."""
+        self._at_content = False
+        """Whether a content is about to be sent by DATA."""
+        self.fresh = True
+        """Whether it was just opened: no mail and no idle time since."""
         self.free = True
         """Whether it can take the next mail."""
         self.current: PendingSend | None = None
         self.following: PendingSend | None = None
-        """The mail whose envelope was sent behind the content of `current`."""
+        """The mail of which the envelope, or with CHUNKING everything, was sent behind the content of `current`."""
         self.overdue_at: float | None = None
         """When the expected reply is overdue, by the monotonic clock."""
+
+    @property
+    def followable(self) -> bool:
+        """Whether the envelope of another mail, or with CHUNKING all of it, may be sent behind the content."""
+        return self._at_content or (self.is_chunking and self.following is None and self._support.ahead)
+
+    @property
+    def is_chunking(self) -> bool:
+        """Whether the content of the current mail was sent by BDAT, which is known to work at this relay."""
+        current = self.current
+        return current is not None and current.chunked and current.written and self._support.chunking is True
 
     def become_ready(self, extensions: Extensions) -> None:
         """Accept mail from now on."""
         self._envelopes = Envelopes(self._sender, extensions)
         self._pipelining = extensions.pipelining
         self._unproven = extensions.pipelining
+        self._may_chunk = self._may_chunk and extensions.chunking
+        self._replied_at = monotonic()
         self._apply_support()
 
     def start(self, pending: PendingSend) -> Reply | None:
@@ -111,27 +116,48 @@ class Pipeline(SmtpProtocol):
             self._apply_support()
         pending.begin()
         self.free = False
+        mail, self._rcpt = commands
         if self.current is None:
             self.current, self._envelope_at, self._sent_ahead = pending, monotonic(), False
+            self._start_alone(pending, mail)
         else:
             self.following, self._following_since = pending, monotonic()
-        mail, self._rcpt = commands
-        if self.following is not None:
-            # kept, to be sent in one packet with the content
-            self._unsent += mail + self._rcpt + b"DATA\r\n"
-            self._expected.extend(("mail", "rcpt", "data"))
-        elif self._pipelining:
-            self._send(mail + self._rcpt + b"DATA\r\n", "mail", "rcpt", "data")
-        else:
-            self._send(mail, "mail")
+            pending.chunked = self.current.chunked
+            if pending.chunked:
+                # whatever became of the mail before it, no transaction is open then, with a recipient of its own
+                self._send_whole(pending, b"RSET\r\n" + mail, "rset")
+            else:
+                # kept, to be sent in one packet with the content
+                self._unsent += mail + self._rcpt + b"DATA\r\n"
+                self._expected.extend(("mail", "rcpt", "data"))
         return None
+
+    def _start_alone(self, pending: PendingSend, mail: bytes) -> None:
+        pending.chunked = self._may_chunk and self._support.may_chunk(pending)
+        if pending.chunked and self._is_responsive(pending):
+            self._send_whole(pending, mail)
+        elif not self._pipelining:
+            self._send(mail, "mail")
+        elif pending.chunked:
+            self._send(mail + self._rcpt, "mail", "rcpt")
+        else:
+            self._send(mail + self._rcpt + b"DATA\r\n", "mail", "rcpt", "data")
+
+    def _send_whole(self, pending: PendingSend, commands: bytes, *steps: Step) -> None:
+        pending.written = True
+        self._send(commands + self._rcpt + bdat_form(pending.mail), *steps, "mail", "rcpt", "body")
+
+    def _is_responsive(self, pending: PendingSend) -> bool:
+        """Whether to send the content before any reply: on a connection that turns out to be dead, that is a risk."""
+        known = self._pipelining and self._support.pipelining and self._support.chunking and self._support.ahead
+        return bool(known) and not pending.probe and monotonic() - self._replied_at < _RESPONSIVE_S
 
     def check_timeouts(self, now: float) -> None:
         """Abort if a reply is overdue. Requeue a following mail that waits too long. `now` is the monotonic clock."""
         if self.overdue_at is not None and now >= self.overdue_at:
             if self._is_unproven_step() and self._waits[self._expected[0]] > _UNPROVEN_S:
                 self._pipelining_fails()
-            elif self.current is not None and self._is_ahead_step() and self._waits["mail"] > _AHEAD_S:
+            elif self.current is not None and self._is_ahead_step(self.current) and self._waits["mail"] > _AHEAD_S:
                 self._support.ahead = False
                 self._withdraw(self.current, "the relay lost an envelope that was sent ahead")
             else:
@@ -140,11 +166,11 @@ class Pipeline(SmtpProtocol):
             self.recall()
 
     def recall(self) -> None:
-        """Requeue the following mail, if there is one. Its content has not been sent."""
-        following, self.following = self.following, None
-        if following is not None:
-            self._following_withdrawn = True
-            self.events.append((following, "requeued"))
+        """Requeue the following mail, if its content has not been sent."""
+        following = self.following
+        if following is not None and not following.written:
+            self.following, self._following_withdrawn = None, True
+            self._report(following, "requeued")
 
     def quit(self) -> None:
         """Send QUIT (RFC 5321 §4.1.1.10); the relay closes."""
@@ -156,23 +182,44 @@ class Pipeline(SmtpProtocol):
         self.transport.write(self._unsent + data)
         self._unsent = b""
 
+    def _report(self, pending: PendingSend, event: Event) -> None:
+        self.events.append((pending, event))
+        if event != "started":
+            self._support.mail_ended(pending)
+
     def _wait_s(self) -> float:
         step = self._expected[0]
+        if self.current is not None and self.current.chunked and self.current.written:
+            # a relay may keep its replies until it has read everything that was sent
+            return _ENDED_S if self._session_ended else self._waits["body"]
         wait_s = self._waits[step]
-        if step == "mail" and self._is_ahead_step():
+        if step == "mail" and self._is_ahead_step(self.current):
             return min(wait_s, _AHEAD_S)
         return min(wait_s, _UNPROVEN_S) if self._unproven and self._is_unproven_step() else wait_s
+
+    @property
+    def _has_sent_following(self) -> bool:
+        """Whether the content of the following mail was sent, too, so that only its replies show what becomes of it."""
+        return self.following is not None and self.following.written
 
     def _is_unproven_step(self) -> bool:
         return self._unproven and self._expected[0] in {"mail", "rcpt", "data"}
 
-    def _is_ahead_step(self) -> bool:
+    def _is_ahead_step(self, pending: PendingSend | None) -> bool:
         """Whether the next expected reply is to the MAIL of an envelope that was sent behind an accepted content."""
         waits = bool(self._expected) and self._expected[0] == "mail"
-        return waits and self.current is not None and self._sent_ahead and self._accepted_before
+        return waits and pending is not None and self._sent_ahead and self._accepted_before
+
+    def _is_followed(self) -> bool:
+        """Whether a whole mail was sent behind the command that waits for its reply.
+
+        Some relays reply 421 and go on, so that only their replies, or the end of the connection, show what they did.
+        """
+        resets = self._expected[0] == "rset" and self.current is not None and self.current.written
+        return resets or self._has_sent_following
 
     def _apply_support(self) -> None:
-        works = self._support.works
+        works = self._support.pipelining
         if works is not None:
             self._unproven = False
             self._pipelining = self._pipelining and works
@@ -180,11 +227,11 @@ class Pipeline(SmtpProtocol):
     def _prove(self, *, works: bool) -> None:
         if self._unproven:
             self._unproven = False
-            self._support.works = works
+            self._support.pipelining = works
 
     def _pipelining_fails(self) -> None:
         """Stop pipelining at this relay. The mail goes over a new connection, one command at a time."""
-        self._support.works = False
+        self._support.pipelining = False
         if self.current is not None:
             self.current.withdrawn = True
         self.abort(RelayUnavailableError("unreachable", "the relay lost a pipelined command"))
@@ -192,7 +239,12 @@ class Pipeline(SmtpProtocol):
     def _withdraw(self, pending: PendingSend, why: str) -> None:
         """End the session, which is at fault. The mail goes over another one, and no attempt is counted."""
         pending.withdrawn, pending.written, pending.refusal = True, False, None
-        self.abort(RelayUnavailableError("unreachable", why))
+        error = RelayUnavailableError("unreachable", why)
+        if self._has_sent_following:
+            self.current = None
+            self._report(pending, error)
+        else:
+            self.abort(error)
 
     def _reply(self, stage: Stage, code: int, text: str) -> Reply:
         mail = self.current.mail if self.current else None

@@ -8,8 +8,8 @@ from time import monotonic
 from .config import RelayConfig
 from .connection import Connection
 from .handshake import Handshake
-from .pipeline import PipeliningSupport
 from .protocol import RelayUnavailableError
+from .relay_support import RelaySupport
 
 _ALONE_S = 3.0
 """How long to try the first login alone, so that a wrong password causes one failed login, not one per connection."""
@@ -22,7 +22,7 @@ class Pool:
         self._config = config
         self._limits = config.limits
         self._handshake = Handshake(config)
-        self.support = PipeliningSupport()
+        self.support = RelaySupport()
         self._opening: set[asyncio.Task[None]] = set()
         self._quitting: set[Connection] = set()
         self._closing = False

@@ -17,8 +17,9 @@ class PendingSend:
     """One call of `SmtpRelay.send`: first in the queue, then on a connection. Times as in `send`."""
 
     __slots__ = (
-        "answered", "arrival", "deadline_ms", "due", "expires_ms", "losses", "mail", "may_send", "prefer", "probe",
-        "queue", "rank", "refusal", "result", "waiting", "wanted", "withdrawn", "written",
+        "answered", "arrival", "chunk_refused", "chunked", "deadline_ms", "due", "expires_ms", "losses", "mail",
+        "may_send", "prefer", "probe", "queue", "rank", "refusal", "result", "waiting", "wanted", "withdrawn",
+        "written",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +52,10 @@ class PendingSend:
         self.probe = False
         self.losses = 0
         """Connections that were lost with it."""
+        self.chunk_refused = False
+        """Whether the relay has replied 5xx to its content by BDAT."""
+        self.chunked = False
+        """Whether its content is sent by BDAT on the present connection."""
         self.begin()
 
     def begin(self) -> None:
@@ -58,7 +63,7 @@ class PendingSend:
         self.answered = False
         self.refusal: Reply | None = None
         self.written = False
-        """Whether the final dot was sent, so that the relay may have the mail."""
+        """Whether its whole content was sent, so that the relay may have the mail."""
         self.withdrawn = False
         """Whether we have withheld the content."""
 

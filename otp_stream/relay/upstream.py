@@ -138,14 +138,12 @@ class Upstream:
         if connection.lost is not None:
             self.pool.forget(connection)
             self._changed(self)
-        elif connection.followable:
-            # the envelope of the next mail goes behind the content of the current one
-            if self.breaker.state == "closed" and not self.pool.is_used_up(connection, connection.mails + 1):
-                self._occupy(connection)
         elif connection.free:
             self._use(connection)
         elif any(event == "requeued" for _, event in events):
             self._changed(self)
+        else:
+            self._follow(connection)
 
     def _mail_changed(self, connection: Connection, pending: PendingSend, event: Event) -> None:
         match event:
@@ -170,7 +168,7 @@ class Upstream:
         if pending.refusal is not None and (outcome := classify(pending.refusal)) is not None:
             self._replied(pending, outcome)
         elif pending.written:
-            self._finish(pending, Uncertain(f"{error}, after the final dot", self.config.name))
+            self._finish(pending, Uncertain(f"{error}, after its content was sent", self.config.name))
         elif self._is_lost_without_cause(connection, pending):
             pending.losses += not pending.withdrawn
             self._count(pending, -1)
@@ -183,9 +181,21 @@ class Upstream:
         """Send the next mail over the connection, or keep it idle."""
         if connection.fresh:
             self._growth.reset()
-        if self.pool.usable(connection) and not self._occupy(connection):
-            self.pool.keep_idle(connection)
+        if self.pool.usable(connection):
+            if self._occupy(connection):
+                self._follow(connection)
+            else:
+                self.pool.keep_idle(connection)
         self._grow()
+
+    def _follow(self, connection: Connection) -> None:
+        """Send another mail, or its envelope, behind the one on the connection, if the relay and the queue allow it."""
+        if not connection.followable or self.breaker.state != "closed":
+            return
+        # another connection is better: there, the mail does not wait for the reply to the mail before it
+        has_others = connection.is_chunking and self._ordinary < self._ordinary_limit
+        if not has_others and not self.pool.is_used_up(connection, connection.mails + 1):
+            self._occupy(connection)
 
     async def _connect(self) -> None:
         try:
@@ -216,9 +226,10 @@ class Upstream:
     def _occupy(self, connection: Connection) -> bool:
         before = connection.current
         while pending := self._take(before):
+            pending.probe = self.breaker.state == "half_open"
             refusal = connection.start(pending)
             if refusal is None:
-                pending.probe = self.breaker.probing = self.breaker.state == "half_open"
+                self.breaker.probing = pending.probe
                 if before is None:
                     self._count(pending, 1)
                 return True

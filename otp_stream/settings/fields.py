@@ -157,10 +157,14 @@ class Fields(BaseSettings):
         description="Relays to use, in order, while the first one takes no mail: a comma list of "
         "`smtp://user:pass@host:port` (STARTTLS; `?tls=none` on loopback) and `smtps://…` (implicit TLS).",
     )
+    smtp_chunking: Literal["auto", "off"] = Field(
+        default="auto",
+        description="`auto`: a relay that offers CHUNKING gets each mail in one packet. `off`: it gets DATA.",
+    )
     smtp_uncertain: Literal["resend", "dead"] = Field(
         default="resend",
-        description="What to do when the connection is lost after the final dot, before the relay's reply: `resend` "
-        "the mail once, or dead-letter the job (`dead`).",
+        description="What to do when the connection is lost after the content, before the relay's reply: `resend` the "
+        "mail once, or dead-letter the job (`dead`).",
     )
     redis_url: SecretStr | None = Field(
         default=None,

@@ -25,7 +25,7 @@ from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.composer import safe_text
 from otp_stream.mail.preview import Previews
 from otp_stream.mail.templates import BUILT_IN
-from otp_stream.relay.envelope import wire_form
+from otp_stream.relay.envelope import data_form
 
 NOW_MS = 1_700_000_000_500
 
@@ -300,7 +300,7 @@ def test_a_mail_that_is_called_dot_safe_is_sent_like_any_other(tmp_path: Path, t
     composer = new_composer(write(tmp_path, t__subject_txt="s", t__body_txt=text, t__body_html=text))
     for _ in range(3):
         mail = composer.compose(job(template="t", userName=name))
-        assert wire_form(mail) == wire_form(replace(mail, dot_safe=False))
+        assert data_form(mail) == data_form(replace(mail, dot_safe=False))
 
 
 def test_our_mails_are_dot_safe() -> None:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Reply
-from otp_stream.relay.envelope import Envelopes, Extensions, wire_form
+from otp_stream.relay.envelope import Envelopes, Extensions, data_form
 
 MODERN = Extensions.read(
     (250, "relay.example hello\nPIPELINING\nsize 1000\n8BITMIME\nSMTPUTF8\nAUTH=LOGIN\nAUTH PLAIN")
@@ -87,12 +87,12 @@ def test_an_address_never_leaves_its_brackets(recipient: str):
     ],
 )
 def test_content_ends_with_the_only_final_dot(content: bytes, expected: bytes):
-    assert wire_form(Mail("user@example.com", content)) == expected
+    assert data_form(Mail("user@example.com", content)) == expected
 
 
 @given(st.lists(st.sampled_from([b".", b"\r\n", b"\r", b"\n", b"x", b".."]), max_size=30).map(b"".join))
 def test_no_content_ends_early_and_all_of_it_arrives(content: bytes):
-    wire = wire_form(Mail("user@example.com", content))
+    wire = data_form(Mail("user@example.com", content))
     assert wire.find(b"\r\n.\r\n") in {-1, len(wire) - 5}
     assert b"\n" not in wire.replace(b"\r\n", b"")
     assert b"\r" not in wire.replace(b"\r\n", b"")
