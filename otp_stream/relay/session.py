@@ -14,7 +14,7 @@ _NO_COMMAND = frozenset({500, 502})
 
 
 class Session(Pipeline):
-    """Distinguishes refusals of the session, after which the mail goes over another connection, from those of a mail."""
+    """Distinguishes refusals of a session, after which a mail goes over another connection, from those of a mail."""
 
     def __init__(self, config: RelayConfig, support: RelaySupport) -> None:
         super().__init__(config, support)

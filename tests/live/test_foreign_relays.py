@@ -76,9 +76,17 @@ async def settled(worker: Worker, messages: float) -> bool:
 
 
 async def every_job_ends_by_its_relays_reply(
-    stage: Stage, worker: Worker, relay: NodeRelay | Postfix | Exim | MailDev, to: list[str]
+    stage: Stage,
+    worker: Worker,
+    relay: NodeRelay | Postfix | Exim | MailDev,
+    to: list[str],
+    *,
+    chunking: bool = False,
 ) -> None:
-    """Send all jobs, and compare each job's end with the relay's record."""
+    """Send all jobs, and compare each job's end with the relay's record.
+
+    With `chunking`, what refuses DATA refuses BDAT.
+    """
     codes = {it: int(it.split("-")[1]) for it in to if not it.startswith("job-")}
     never = {it for it, code in codes.items() if code >= 500}
     await publish(stage, to)
@@ -103,7 +111,7 @@ async def every_job_ends_by_its_relays_reply(
         at = recipient.split("-")[0]
         reason, error = dead_letters[recipient]
         assert reason == "rejected"
-        assert error.endswith(f"refused at {at} (to {at.upper()})")
+        assert error.endswith(f"refused at {at} (to {'BODY' if chunking and at == 'data' else at.upper()})")
     # once, or twice where the relay closed the connection before its reply to the content arrived
     refused = {at for at in relay.refused if at[0] is not None and at[0] not in at_mail}
     assert refused == {(it, code) for it, code in codes.items() if it not in at_mail}
@@ -158,10 +166,18 @@ async def test_smtp_server_takes_the_access_token_of_a_command(stage: Stage, tmp
 
 
 @pytest.mark.parametrize(("pool_size", "jobs"), [(20, 500), (1, 100)])
-async def test_postfix_refuses_at_every_stage_by_a_policy_server(stage: Stage, pool_size: int, jobs: int) -> None:
+@pytest.mark.parametrize("chunking", [True, False], ids=["BDAT", "DATA"])
+async def test_postfix_refuses_at_every_stage_by_a_policy_server(
+    stage: Stage,
+    pool_size: int,
+    jobs: int,
+    chunking: bool,  # noqa: FBT001
+) -> None:
+    env = {} if chunking else {"SMTP_CHUNKING": "off"}
     async with Postfix(refuse_sender_every=200) as relay:
-        worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_POOL_SIZE=str(pool_size), **RETRIES)
-        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"], jobs))
+        worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_POOL_SIZE=str(pool_size), **RETRIES, **env)
+        to = recipients(STAGES["postfix"], jobs)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, to, chunking=chunking)
 
 
 @pytest.mark.parametrize(("mechanism", "jobs"), [("PLAIN", 500), ("LOGIN", 50)])
@@ -173,14 +189,15 @@ async def test_postfix_with_tls_and_login_refuses_at_every_stage_by_access_maps(
     async with Postfix(access=True, tls=tls, login=login, mechanism=mechanism) as relay:
         env = {"SMTP_TLS": "starttls", "SMTP_CA_FILE": str(authority.ca_file), "SMTP_AUTH": "login"}
         worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_USER=login[0], SMTP_PASS=login[1], **env)
-        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"], jobs, (550, 554)))
+        to = recipients(STAGES["postfix"], jobs, (550, 554))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, to, chunking=True)
 
 
 async def test_postfix_with_implicit_tls_and_login_refuses_at_every_stage(stage: Stage, tmp_path: Path) -> None:
     arguments, env = secured(tmp_path, "implicit")
     async with Postfix(**arguments) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), **env)
-        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]), chunking=True)
 
 
 @pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
@@ -188,10 +205,10 @@ async def test_exim_refuses_at_every_stage(stage: Stage, tmp_path: Path, tls: st
     arguments, env = ({}, RETRIES) if tls == "none" else secured(tmp_path, tls)
     async with Exim(refuse_sender_every=200, **arguments) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), **env)
-        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]), chunking=True)
 
 
 async def test_postscreen_tests_the_client_and_costs_no_job(stage: Stage) -> None:
     async with Postfix(postscreen=True) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), **RETRIES)
-        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]))
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]), chunking=True)
