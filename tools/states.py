@@ -28,7 +28,7 @@ _OUTCOMES: dict[str, tuple[str, Outcome]] = {
     "4xx": ("sending", Deferred(Reply(451, None, "", "rcpt"))),
     "failure for this recipient alone": ("sending", RecipientUnavailable("")),
     "5xx": ("sending", Rejected(Reply(550, None, "", "rcpt"))),
-    "no reply to the final dot": ("sending", Uncertain("", "relay")),
+    "no reply to the content": ("sending", Uncertain("", "relay")),
     "no connection, login refused or throttled": ("sending", Unavailable("unreachable", "")),
     f"not sent within {HOLD_LIMIT_MS // 60_000} minutes": ("in_flight", TimedOut()),
     "template or data failed": ("in_flight", Crashed("")),
@@ -139,7 +139,7 @@ stateDiagram-v2
 
 `queued`, `waiting`: the job is in RabbitMQ. `in_flight`, `sending`: it is in flight in a worker, unacknowledged; if the
 worker crashes, RabbitMQ redelivers it. An attempt is counted if the relay replies 250, 4xx or 5xx, or does not reply to
-the final dot.
+the content.
 
 | ends as | then | because |
 |---|---|---|

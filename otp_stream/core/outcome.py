@@ -6,7 +6,7 @@ from typing import Literal, assert_never
 from .masking import SEARCH_LIMIT, cut, scrub
 
 Stage = Literal["connect", "greeting", "ehlo", "tls", "auth", "mail", "rcpt", "data", "body"]
-"""The step of the SMTP dialogue that a reply or an error belongs to; `body` is the final dot."""
+"""The step of the SMTP dialogue that a reply or an error belongs to; `body` is the content."""
 
 UnavailableReason = Literal["unreachable", "tls_failed", "login_refused", "sender_refused", "throttled"]
 """Why a relay cannot take any job at present."""
@@ -44,7 +44,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The relay replied 250 to the final dot, and is responsible for the message from now on."""
+    """The relay replied 250 to the content, and is responsible for the message from now on."""
 
     reply: Reply
 
@@ -65,7 +65,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Uncertain:
-    """The connection was lost after the final dot: the relay may have the message (RFC 5321 §4.5.3.2.6)."""
+    """The connection was lost after the content was sent: the relay may have the message (RFC 5321 §4.5.3.2.6)."""
 
     error: str
     relay: str

@@ -77,7 +77,7 @@ def to_reply(
 
 
 def classify(reply: Reply) -> Outcome | None:
-    """Return what a reply to MAIL, RCPT, DATA or the final dot means for the job; `None` if it is unexpected."""
+    """Return what a reply to MAIL, RCPT, DATA or the content means for the job; `None` if it is unexpected."""
     kind = reply.code // 100
     if kind == 2 and reply.stage == "body":
         return Accepted(reply)
