@@ -200,12 +200,23 @@ async def test_postfix_with_implicit_tls_and_login_refuses_at_every_stage(stage:
         await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]), chunking=True)
 
 
-@pytest.mark.parametrize("tls", ["none", "starttls", "implicit"])
-async def test_exim_refuses_at_every_stage(stage: Stage, tmp_path: Path, tls: str) -> None:
+# with BDAT, Exim has no refusal before the content
+@pytest.mark.parametrize(
+    ("tls", "chunking", "stages"),
+    [
+        ("none", "auto", ("rcpt", "body")),
+        ("none", "off", ("rcpt", "data", "body")),
+        ("starttls", "auto", ("rcpt", "body")),
+        ("implicit", "off", ("rcpt", "data", "body")),
+    ],
+)
+async def test_exim_refuses_at_every_stage(
+    stage: Stage, tmp_path: Path, tls: str, chunking: str, stages: tuple[str, ...]
+) -> None:
     arguments, env = ({}, RETRIES) if tls == "none" else secured(tmp_path, tls)
     async with Exim(refuse_sender_every=200, **arguments) as relay:
-        worker = await stage.run(SMTP_PORT=str(relay.port), **env)
-        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["postfix"]), chunking=True)
+        worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_CHUNKING=chunking, **env)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(stages))
 
 
 async def test_postscreen_tests_the_client_and_costs_no_job(stage: Stage) -> None:
