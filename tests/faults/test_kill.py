@@ -94,6 +94,21 @@ async def test_killed_after_the_relay_accepted_and_before_its_reply(stage: Stage
     assert ledger.copies_are_identical
 
 
+async def test_killed_with_chunks_in_flight(stage: Stage, ledger: Ledger) -> None:
+    stage.relay.keywords = (*stage.relay.keywords, "CHUNKING")
+    first = await begin(stage, ledger)
+    stage.relay.always("body", Act(reply="", keep=True, then="hang"))
+    await ledger.publish(JOBS)
+    known = len(stage.relay.accepted)
+    await stage.relay.wait_accepted(known + 1)
+    stage.relay.always("body", None)
+    await crash(stage, ledger, first)
+    row = ledger.row("kill -9 after acceptance by BDAT, before the 250 arrives")
+    assert row.lost == 0
+    assert row.duplicated <= CONNECTIONS  # the relay reads the next chunk only after its reply
+    assert ledger.copies_are_identical
+
+
 async def test_killed_after_the_250_and_before_the_acknowledgement(
     stage: Stage, ledger: Ledger, proxied: tuple[AmqpProxy, str]
 ) -> None:

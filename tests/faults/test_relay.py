@@ -23,6 +23,16 @@ def at(step: str, act: str | Act, times: int = TIMES) -> Fault:
     return lambda relay: relay.then(step, *[act] * times)
 
 
+def chunking(fault: Fault) -> Fault:
+    """Return the same fault of a relay that offers CHUNKING."""
+
+    def of(relay: ScriptedRelay) -> None:
+        relay.keywords = (*relay.keywords, "CHUNKING")
+        fault(relay)
+
+    return of
+
+
 # name, fault, most duplicates
 FAULTS: dict[str, tuple[Fault, int]] = {
     "closes after the greeting": (at("greeting", Act(then="close")), 0),
@@ -46,6 +56,14 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "replies 421 at EHLO": (at("ehlo", Act("421 4.3.2 busy", then="close")), 0),
     "replies 451 at EHLO": (at("ehlo", "451 4.3.0 later"), 0),
     "replies to some after two seconds": (at("body", Act(delay_s=2.0), 10), 0),
+    "offers CHUNKING, resets at MAIL": (chunking(at("mail", RESET)), 0),
+    "offers CHUNKING, closes at RCPT": (chunking(at("rcpt", CLOSE)), 0),
+    "offers CHUNKING, replies 421 at MAIL": (chunking(at("mail", Act("421 4.3.2 closing", then="close"))), 0),
+    "offers CHUNKING, closes after the chunk, without accepting": (chunking(at("body", CLOSE)), 0),
+    "offers CHUNKING, closes after accepting, before the 250": (chunking(at("body", TAKEN_THEN_CLOSED)), TIMES),
+    "offers CHUNKING, replies 451 to BDAT": (chunking(at("body", "451 4.3.0 later")), 0),
+    "offers CHUNKING, replies 502 to BDAT": (chunking(at("body", "502 5.5.1 not implemented", 1)), 0),
+    "offers CHUNKING, replies to some after two seconds": (chunking(at("body", Act(delay_s=2.0), 10)), 0),
 }
 
 
