@@ -1,4 +1,4 @@
-"""A middleware that an operator registers, on a real RabbitMQ: each job passes it and is settled as without it."""
+"""Middlewares, a dependency and a codec of an operator, on a real RabbitMQ: jobs are settled as without them."""
 
 import json
 
@@ -68,4 +68,46 @@ async def test_a_middleware_that_fails_costs_no_job_and_shows_no_code(stage: Sta
     assert dead_letter.headers["x-otp-reason"] == "crashed"
     assert dead_letter.body == job()
     await worker.stop()
+    assert CODE not in worker.log_without_fractions
+
+
+DEPENDENCY_AND_CODEC = """
+import json
+from faststream import Depends
+from otp_stream.app import app
+
+def dependency():
+    print("dependency", flush=True)
+
+class Colons:
+    async def decode(self, msg):
+        if msg.body.startswith(b"{"):
+            return json.loads(msg.body)
+        email, _, otp = msg.body.decode().partition(":")
+        return {"email": email, "otp": otp}
+
+    async def encode(self, msg, serializer):
+        return (msg, None) if isinstance(msg, bytes) else (json.dumps(msg).encode(), "application/json")
+
+for subscriber in app.broker.subscribers:
+    subscriber.add_call(parser_=None, decoder_=None, dependencies_=(), codec_=Colons())
+app.broker.config.broker_config.broker_dependencies = (Depends(dependency),)
+"""
+
+
+async def test_a_dependency_runs_for_each_message_and_a_codec_reads_it(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later", to="later@example.com")
+    await stage.rabbit.declare()
+    worker = stage.worker()
+    worker.folder.mkdir(parents=True)
+    (worker.folder / "extended.py").write_text(DEPENDENCY_AND_CODEC)
+    worker.app = "extended:app"
+    await worker.start()
+    await stage.rabbit.publish(b"user@example.com:" + CODE.encode(), b"later@example.com:" + CODE.encode(), b"no job")
+    (dead_letter,) = await stage.rabbit.dead()
+    assert (dead_letter.headers["x-otp-reason"], dead_letter.body) == ("malformed", b"no job")
+    await stage.relay.wait_accepted(2)
+    assert {mail.recipient for mail in stage.relay.accepted} == {"user@example.com", "later@example.com"}
+    await worker.stop()
+    assert worker.log.count("dependency") == 4  # each message, and one of them again after its retry
     assert CODE not in worker.log_without_fractions
