@@ -124,7 +124,7 @@ class Pipeline(SmtpProtocol):
             self.following, self._following_since = pending, monotonic()
             pending.chunked = self.current.chunked
             if pending.chunked:
-                # whatever became of the mail before it, no transaction is open then, with a recipient of its own
+                # whatever became of the mail before it, no transaction with another recipient is open then
                 self._send_whole(pending, b"RSET\r\n" + mail, "rset")
             else:
                 # kept, to be sent in one packet with the content
@@ -213,7 +213,7 @@ class Pipeline(SmtpProtocol):
     def _is_followed(self) -> bool:
         """Whether a whole mail was sent behind the command that waits for its reply.
 
-        Some relays reply 421 and go on, so that only their replies, or the end of the connection, show what they did.
+        Some relays reply 421 and continue: only their replies, or the end of the connection, show what they did.
         """
         resets = self._expected[0] == "rset" and self.current is not None and self.current.written
         return resets or self._has_sent_following
