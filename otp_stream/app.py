@@ -153,4 +153,4 @@ def _dead_letter_queue(parts: Parts) -> DeadLetterQueue:
 
 
 app = build(*load())
-app.refuse_to_supervise()
+app.prepare_supervisor()

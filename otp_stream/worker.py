@@ -19,6 +19,7 @@ import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.app import cast_uvicorn_params
 from starlette.types import Receive, Scope, Send
+from uvicorn.supervisors.multiprocess import Multiprocess
 
 from . import __version__
 from .asgi import NOT_FOUND, SecureApp
@@ -124,14 +125,17 @@ class OtpStream(AsgiFastStream):
         _log.info("SIGHUP: reading the secret files", settings=[f"{name.upper()}_FILE" for name in secrets.files])
         secrets.request()
 
-    def refuse_to_supervise(self) -> None:
-        """Exit `faststream run --workers N` with status 2 if the settings are invalid.
+    def prepare_supervisor(self) -> None:
+        """Prepare `faststream run --workers N`, if this process is it: exit with status 2 if the settings are invalid.
 
         That process restarts every worker that exits, so it would do so forever.
         """
-        if self.problems and _is_supervisor(sys.argv, os.environ):
+        if not _is_supervisor(sys.argv, os.environ):
+            return
+        if self.problems:
             self._print_problems()
             sys.exit(2)
+        setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010 - pyright expects uvicorn's method
 
     def _print_problems(self) -> None:
         lines = "\n".join(f"  {problem}" for problem in self.problems)
@@ -194,6 +198,17 @@ def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool
     parser.add_argument("-w", "--workers", default=environ.get("FASTSTREAM_WORKERS", "1"))
     known, _ = parser.parse_known_args(arguments[1:])
     return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
+
+
+def _pass_on_hangup(supervisor: Multiprocess) -> None:
+    """Have each worker read the secret files; one that is starting reads them anyway.
+
+    uvicorn would replace the workers, and kill a new one that is not ready within five seconds.
+    """
+    for process in supervisor.processes:
+        if process.pid is not None and process.is_ready(timeout=1):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGHUP)
 
 
 def _tune_gc() -> None:
