@@ -83,7 +83,9 @@ class RotatedSecrets:
             _log.warning("secret files cannot be read in time: the earlier secrets stay in use", settings=settings)
         self._is_late = not done
         for task in done:
-            task.result()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # not raised, because a refused login may wait here; no text, because it may quote a secret
+                _log.error("secret files were not read: the earlier secrets stay in use", error=type(error).__name__)
 
     async def _refresh(self) -> None:
         first = await in_thread(self._read, "secret files")

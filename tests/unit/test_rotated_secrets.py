@@ -227,6 +227,35 @@ async def test_files_that_cannot_be_read_in_time_delay_no_one_for_long(
     assert [it["event"].partition(":")[0] for it in logs] == ["secret files cannot be read in time"]
 
 
+async def test_an_unexpected_error_is_logged_and_raised_to_no_one(
+    secrets: RotatedSecrets, logs: list[EventDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("n8Vq2x")
+
+    monkeypatch.setattr(rotated_secrets, "in_thread", fail)
+    await secrets.refresh()
+    assert [(it["event"].partition(":")[0], it["error"]) for it in logs] == [
+        ("secret files were not read", "RuntimeError")
+    ]  # fmt: skip
+    assert "n8V" not in str(logs)
+
+
+async def test_user_and_password_may_change_together(
+    monkeypatch: pytest.MonkeyPatch, logs: list[EventDict], tmp_path: Path
+) -> None:
+    for name in ("user", "pass"):
+        (tmp_path / name).write_text("k3Zx9q")
+        monkeypatch.setenv(f"SMTP_{name.upper()}_FILE", str(tmp_path / name))
+    without = {name: it for name, it in SAFE.items() if name != "smtp_user"}
+    secrets = RotatedSecrets(load(_env_file=None, secret_key=KEY, **without)[0])
+    for name in ("user", "pass"):
+        (tmp_path / name).write_text(f"n8Vq2x-{name}")
+    await secrets.refresh()
+    assert (secrets.settings.smtp_user, value(secrets.settings, "smtp_pass")) == ("n8Vq2x-user", "n8Vq2x-pass")
+    assert [it["setting"] for it in logs] == ["SMTP_USER_FILE", "SMTP_PASS_FILE"]
+
+
 async def test_without_secret_key_a_new_password_is_used_and_its_effect_is_named(
     monkeypatch: pytest.MonkeyPatch, logs: list[EventDict], tmp_path: Path
 ) -> None:
