@@ -68,7 +68,7 @@ class SmtpRelay:
             Upstream(it, relay, self._waiting, self._changed, steady_ms, fraction, sharing)
             for it, relay in zip(configs, relays, strict=True)
         ]
-        self._reported: dict[str, CircuitBreakerState] = {}
+        self._reported: dict[Upstream, CircuitBreakerState] = {}
         """The state of each circuit breaker that was reported last."""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -149,11 +149,11 @@ class SmtpRelay:
         await asyncio.gather(*(upstream.pool.close(grace_s) for upstream in self._upstreams))
 
     def _changed(self, upstream: Upstream) -> None:
-        state, name = upstream.breaker.state, upstream.config.name
-        if state == self._reported.get(name, "closed"):
+        state = upstream.breaker.state
+        if state == self._reported.get(upstream, "closed"):
             self._serve()
             return
-        self._reported[name] = state
+        self._reported[upstream] = state
         if state == "open":
             self._waiting.release(upstream.availability)
         if self._on_circuit_breaker is not None:
