@@ -49,6 +49,10 @@ _USERS = "passdb {{\n  driver = passwd-file\n  args = {folder}/users\n}}\n"
 _TOKENS = "passdb {{\n  driver = oauth2\n  mechanisms = xoauth2 oauthbearer\n  args = {folder}/oauth2\n}}\n"
 
 
+UNSUPPORTED = DOVECOT.path("").exists() and not DOVECOT.path("usr/lib/dovecot/director").exists()
+"""Whether it is Dovecot 2.4, which has other settings and starts only if it is installed."""
+
+
 def verifier(password: str) -> str:
     """Return what Dovecot stores for SCRAM-SHA-256 instead of the password (RFC 5802 §3)."""
     salt, rounds = os.urandom(16), 4096
@@ -80,7 +84,7 @@ class Dovecot:
         command = [DOVECOT.path("usr/bin/doveconf"), "-f", "service=master", "-c", settings, "-m", "master", "-e"]
         with output.open("wb") as out:
             self._process = await asyncio.create_subprocess_exec(
-                *command, DOVECOT.path(DOVECOT.program), "-F", "-c", settings,
+                *command, DOVECOT.path("usr/sbin/dovecot"), "-F", "-c", settings,
                 env={"PATH": os.environ["PATH"]} | DOVECOT.env, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:

@@ -28,19 +28,26 @@ NODE_MODULES = FOLDER / "node_modules"
 _START_S = 20
 
 
+def _release() -> str:
+    """Return the name of this Debian, whose packages need its libraries."""
+    with contextlib.suppress(OSError):
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    return ""
+
+
 @dataclass(frozen=True)
 class Unpacked:
     """A package of Debian, unpacked and not installed: that would remove other mail servers, or start this one."""
 
     package: str
     program: str
-    """The path of its main program in the package."""
+    """The path of its main program in the package, which needs its libraries."""
     libraries: tuple[str, ...] = ()
     """Folders in the package."""
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the package."""
-        return FOLDER / self.package / name
+        return FOLDER / f"{self.package}-{_release()}" / name
 
     @property
     def env(self) -> dict[str, str]:
@@ -49,7 +56,7 @@ class Unpacked:
 
 
 POSTFIX = Unpacked("postfix", "usr/lib/postfix/sbin/master", ("usr/lib/postfix",))
-DOVECOT = Unpacked("dovecot-core", "usr/sbin/dovecot", ("usr/lib/dovecot", "usr/lib/dovecot/modules/old-stats"))
+DOVECOT = Unpacked("dovecot-core", "usr/lib/dovecot/auth", ("usr/lib/dovecot", "usr/lib/dovecot/modules/old-stats"))
 EXIM = Unpacked("exim4-daemon-light", "usr/sbin/exim4")
 NSS_WRAPPER = Unpacked("libnss-wrapper", f"usr/lib/{platform.machine()}-linux-gnu/libnss_wrapper.so")
 """Shows other accounts to one program."""
