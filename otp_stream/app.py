@@ -45,6 +45,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
         fallbacks=fallbacks,
         on_circuit_breaker=observer.circuit_breaker_changed,
         on_rate=observer.rate_changed,
+        on_slowness=observer.slowness_changed,
         sharing=Sharing(tables.reserve, partial(_worker_count, broker)) if settings.redis_url else Sharing(),
     )
     resend_uncertain = settings.smtp_uncertain == "resend"

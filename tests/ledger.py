@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Ledger:
 
     stage: Stage
     fallback: ScriptedRelay | None = None
+    domains: Sequence[str] = ("example.com",)
     published: dict[str, float] = field(default_factory=dict)
     died: dict[str, tuple[str, float]] = field(default_factory=dict)
     fault_ended_at: float = 0.0
@@ -53,7 +55,7 @@ class Ledger:
         return self.stage.relay
 
     async def publish(self, count: int, *, to: str | None = None, **fields: object) -> None:
-        """Publish `count` jobs, each with a confirm."""
+        """Publish `count` jobs, each with a confirm. Their recipients are in turn in one of the `domains`."""
         for start in range(0, count, _BATCH):
             await asyncio.gather(*(self._publish(to, fields) for _ in range(min(_BATCH, count - start))))
 
@@ -61,7 +63,8 @@ class Ledger:
         job_id = f"job{len(self.published)}"
         self.published[job_id] = time.monotonic()
         now_ms = time.time_ns() // 1_000_000
-        job = {"email": f"{job_id}@example.com", "otp": CODE, "jobId": job_id, "timestamp": now_ms, **fields}
+        domain = self.domains[len(self.published) % len(self.domains)]
+        job = {"email": f"{job_id}@{domain}", "otp": CODE, "jobId": job_id, "timestamp": now_ms, **fields}
         message = Message(json.dumps(job).encode(), delivery_mode=2)
         await self.rabbit.channel.default_exchange.publish(message, to or self.rabbit.queue)
 
@@ -157,7 +160,7 @@ class Ledger:
         assert len(self.ended_twice) <= may_end_twice
         ended = {job_id: at for job_id, (_, at) in self.died.items()}
         for mail in self.accepted:
-            ended.setdefault(mail.recipient.partition("@")[0], mail.at)
+            ended.setdefault(mail.recipient.partition("@")[0], mail.accepted_at)
         late = sorted(at - self.published[job_id] for job_id, at in ended.items() if job_id in self.published)
         last = max(ended.values(), default=0.0)
         row = Row(

@@ -19,9 +19,10 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Literal, Self
 
 from rabbitmq import rounds
@@ -72,7 +73,7 @@ RESET = Act("", then="reset")
 
 @dataclass(frozen=True)
 class Received:
-    """An accepted mail. `at` is monotonic seconds, `connection` counts from 1."""
+    """An accepted mail. `at` and `accepted_at` are monotonic seconds, `connection` counts from 1."""
 
     sender: str
     recipient: str
@@ -80,6 +81,8 @@ class Received:
     at: float
     connection: int
     parameters: str = ""
+    accepted_at: float = 0.0
+    """When the relay replied, `at`: when it received the final dot."""
 
 
 class _CloseError(Exception):
@@ -126,11 +129,12 @@ class ScriptedRelay:
     def __post_init__(self) -> None:
         self._once: dict[tuple[str, str | None], deque[Act]] = {}
         self._always: dict[tuple[str, str | None], Act] = {}
+        self._every: dict[str, tuple[Act, Iterator[int]]] = {}
         self._server: asyncio.Server | None = None
         self._sessions: dict[asyncio.Task[None], _Session] = {}
 
     def then(self, step: str, *acts: str | Act, to: str | None = None) -> None:
-        """Queue replies, each to be used once. `to` limits them to mails for one recipient."""
+        """Queue replies, each to be used once. `to` limits them to mails for one recipient, or for one `@domain`."""
         self._once.setdefault((step, to), deque()).extend(_act(act) for act in acts)
 
     def always(self, step: str, act: str | Act | None, to: str | None = None) -> None:
@@ -140,14 +144,22 @@ class ScriptedRelay:
         else:
             self._always[(step, to)] = _act(act)
 
+    def every(self, number: int, step: str, act: Act) -> None:
+        """Do this at every so many times that the step is reached, and at the others the usual."""
+        self._every[step] = act, cycle(range(number))
+
     def act(self, step: str, recipient: str | None) -> Act:
         """Return what to do at this step."""
-        for key in ((step, recipient), (step, None)):
+        keys = ((step, recipient), (step, "@" + (recipient or "").rpartition("@")[2]), (step, None))
+        for key in keys:
             if self._once.get(key):
                 return self._once[key].popleft()
-        for key in ((step, recipient), (step, None)):
+        for key in keys:
             if key in self._always:
                 return self._always[key]
+        if step in self._every:
+            act, turns = self._every[step]
+            return Act() if next(turns) else act
         return Act()
 
     def commands(self, connection: int | None = None) -> list[str]:
@@ -439,7 +451,7 @@ class _Session:
             self.relay.held -= 1
         reply = (usual or _USUAL[step]) if act.reply is None else act.reply
         if mail is not None and (act.keep or reply.startswith("2")):
-            self.relay.accepted.append(mail)
+            self.relay.accepted.append(replace(mail, accepted_at=time.monotonic()))
         if reply:
             await self.reply(reply)
         if act.then == "reset":

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address
-from otp_stream.core.outcome import Reply
+from otp_stream.core.outcome import Reply, Route
 
 from . import frames
 
@@ -41,19 +41,21 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
         content["recipient"] = hash_address(request.email, hash_key)
         content["template"] = request.shown_template
     match settlement:
-        case Ack(ending):
-            content |= {"outcome": ending, "attempt": attempts_made + (ending == "sent")}
-        case Dead(reason, error, attempt, allowed_ms, reply):
-            content |= {"outcome": reason, "attempt": attempt, "error": error, **_reply_fields(reply)}
+        case Ack(ending, route):
+            content |= {"outcome": ending, "attempt": attempts_made + (ending == "sent"), **_route_fields(route)}
+        case Dead(reason, error, attempt, allowed_ms, reply, route):
+            content |= {"outcome": reason, "attempt": attempt, "error": error}
+            content |= {**_reply_fields(reply), **_route_fields(route)}
             if allowed_ms is not None:
                 content["allowedAt"] = allowed_ms
-        case Retry(delay_ms, attempt, error, _, reply):
+        case Retry(delay_ms, attempt, error, _, reply, route):
             content |= {
                 "outcome": "retrying",
                 "attempt": attempt,
                 "error": error,
                 **_delay_fields(at_ms, delay_ms),
                 **_reply_fields(reply),
+                **_route_fields(route),
             }
         case Park(delay_ms):
             content |= {"outcome": "retrying", "attempt": attempts_made, **_delay_fields(at_ms, delay_ms)}
@@ -68,6 +70,14 @@ def _reply_fields(reply: Reply | None) -> dict[str, Any]:
     if reply is None:
         return {}
     return {"replyCode": reply.code, "replyClass": reply.about} if reply.about else {"replyCode": reply.code}
+
+
+def _route_fields(route: Route | None) -> dict[str, Any]:
+    if route is None:
+        return {}
+    return (
+        {"relay": route.relay, "switchedFrom": route.switched_from} if route.switched_from else {"relay": route.relay}
+    )
 
 
 class Events:

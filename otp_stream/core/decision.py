@@ -14,6 +14,7 @@ from .outcome import (
     RecipientUnavailable,
     Rejected,
     Reply,
+    Route,
     TimedOut,
     Unavailable,
     Uncertain,
@@ -36,6 +37,8 @@ class Ack:
     """Done: acknowledge."""
 
     ending: Ending
+    route: Route | None = field(default=None, compare=False)
+    """The relay that accepted the mail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Retry:
     """The relay that may have accepted the mail. Such a mail is sent again only once."""
     reply: Reply | None = field(default=None, compare=False)
     """The relay's reply, if it gave one."""
+    route: Route | None = field(default=None, compare=False)
+    """The relay that the outcome is from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Dead:
     """For `throttled`: when the job would be allowed (milliseconds since 1970)."""
     reply: Reply | None = field(default=None, compare=False)
     """The relay's reply, if it gave one."""
+    route: Route | None = field(default=None, compare=False)
+    """The relay that the outcome is from, if there was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,23 +124,25 @@ def decide(
     the jitter. With `may_resend`, a mail that the relay may have accepted is sent once more.
     """
     match outcome:
-        case Accepted():
-            return Ack("sent")
-        case Rejected(reply):
-            return Dead("rejected", str(reply), attempts_made + 1, reply=reply)
+        case Accepted(_, route):
+            return Ack("sent", route)
+        case Rejected(reply, route):
+            return Dead("rejected", str(reply), attempts_made + 1, reply=reply, route=route)
         case Crashed(error):
             return crashed(error, attempts_made)
-        case Deferred(reply):
-            return _retry(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, reply)
-        case RecipientUnavailable(error, reply):
+        case Deferred(reply, route):
+            again = _retry(str(reply), attempts_made, now_ms, expires_ms, backoff, fraction, reply)
+            return replace(again, route=route)
+        case RecipientUnavailable(error, reply, route):
             text = f"{error}; the relay takes other mail"
-            return _retry(text, attempts_made, now_ms, expires_ms, backoff, fraction, reply)
-        case Uncertain(error, relay) if may_resend:
-            again = _retry(error, attempts_made, now_ms, expires_ms, backoff, fraction)
+            again = _retry(text, attempts_made, now_ms, expires_ms, backoff, fraction, reply)
+            return replace(again, route=route)
+        case Uncertain(error, relay, route) if may_resend:
+            again = replace(_retry(error, attempts_made, now_ms, expires_ms, backoff, fraction), route=route)
             return replace(again, uncertain=relay) if isinstance(again, Retry) else again
-        case Uncertain(error, _):
+        case Uncertain(error, _, route):
             text = f"the relay may have taken it, and it is not sent again: {error}"
-            return Dead("retries_exhausted", text, attempts_made + 1)
+            return Dead("retries_exhausted", text, attempts_made + 1, route=route)
         case Unavailable():
             return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
         case TimedOut():

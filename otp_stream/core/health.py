@@ -13,6 +13,7 @@ _MIN_DEAD = 5
 """Fewer dead letters a minute are ignored, whatever their share."""
 _DEAD_SHARE = 10
 """One job in this many may be dead-lettered: people mistype their addresses."""
+_NAMED_DOMAINS = 3
 LATE_MS = 10_000
 """A code that waits longer than this is late, whatever the reason. It should arrive within a second."""
 
@@ -37,6 +38,21 @@ def worst(found: tuple[Check, ...]) -> Status:
     """Return the worst status, `healthy` if there is no check."""
     statuses = {check.status for check in found}
     return "unhealthy" if "unhealthy" in statuses else "degraded" if "degraded" in statuses else "healthy"
+
+
+def slow_text(relay: RelayState) -> str | None:
+    """Return why a relay is left for a faster one, and what it still gets, or `None` if it is not slow."""
+    if relay.slow:
+        percent = round(100 * relay.slow_sends / max(relay.last_sends, 1))
+        tries = "no other relay is faster"
+        if relay.first_tries < 1:
+            tries = f"it gets {100 * relay.first_tries:.2g} % of first tries"
+        return f"{percent} % of the last {relay.last_sends} mails were slow; {tries}"
+    if relay.slow_domains:
+        others = len(relay.slow_domains) - _NAMED_DOMAINS
+        named = ", ".join(relay.slow_domains[:_NAMED_DOMAINS]) + (f" and {others} more" if others > 0 else "")
+        return f"mail to {named} is slow; a faster relay gets most of it first"
+    return None
 
 
 def unshared_state(state: WorkerState) -> str | None:
@@ -105,7 +121,8 @@ def _relay(relays: tuple[RelayState, ...]) -> Check:
     breakers = [relay.circuit_breaker for relay in relays]
     if "closed" in breakers:
         # a fallback that was never used is closed as well, so the first relay decides
-        healthy = breakers[0] == "closed" and not relays[0].stalled
+        first = relays[0]
+        healthy = breakers[0] == "closed" and not (first.stalled or first.slow or first.slow_domains)
         return Check("relay", "healthy" if healthy else "degraded", text)
     return Check("relay", "degraded" if "half_open" in breakers else "unhealthy", text)
 
@@ -146,6 +163,8 @@ def _breaker(relay: RelayState) -> str:
     match relay.circuit_breaker:
         case "closed" if relay.stalled:
             return f"{relay.name}: circuit breaker closed, but the relay does not answer"
+        case "closed" if relay.slow or relay.slow_domains:
+            return f"{relay.name}: circuit breaker closed, but {slow_text(relay)}"
         case "closed" if relay.slowed and relay.rate is not None:
             return f"{relay.name}: circuit breaker closed, slowed to {round(relay.rate, 1):g}/s after a throttle"
         case "closed":

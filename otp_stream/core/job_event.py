@@ -32,6 +32,15 @@ class JobEvent(BaseModel):
         description="What the reply is about (RFC 3463 §3), if it has an enhanced code. `address`, `mailbox`: another "
         "address may help; `policy`: the relay does not want this mail; the others are no fault of the person's.",
     )
+    relay: str | None = Field(
+        default=None,
+        description="The relay that the outcome is from, if the mail was sent to one: `host:port`.",
+        examples=["smtp.example.com:587"],
+    )
+    switched_from: str | None = Field(
+        default=None,
+        description="The relay that the mail was taken from before, because it was slow.",
+    )
     allowed_at: int | None = Field(
         default=None, description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC)."
     )

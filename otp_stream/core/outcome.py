@@ -1,7 +1,7 @@
 """The result of one attempt: the facts that the relay or the composer reports. `decision` draws the conclusions."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 from .masking import SEARCH_LIMIT, cut, scrub
 
@@ -42,11 +42,21 @@ class Reply:
         )
 
 
+class Route(NamedTuple):
+    """The relay that an outcome is from."""
+
+    relay: str
+    """`host:port`."""
+    switched_from: str | None = None
+    """The relay that the mail was taken from before, because it was slow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The relay replied 250 to the content, and is responsible for the message from now on."""
 
     reply: Reply
+    route: Route | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class Deferred:
     """The relay replied 4xx to this recipient or message."""
 
     reply: Reply
+    route: Route | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,7 @@ class Rejected:
     """The relay replied 5xx to this recipient or message."""
 
     reply: Reply
+    route: Route | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,7 @@ class Uncertain:
     error: str
     relay: str
     """The relay's name: a copy should go to the same one."""
+    route: Route | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,7 @@ class RecipientUnavailable:
     error: str
     reply: Reply | None = field(default=None, compare=False)
     """The reply to this mail, if there was one."""
+    route: Route | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,19 @@ Outcome = Accepted | Deferred | Rejected | Uncertain | Unavailable | RecipientUn
 def at_recipient(outcome: Unavailable) -> RecipientUnavailable:
     """Return the outcome of a mail at a relay that takes all other mail."""
     return RecipientUnavailable(outcome.error, outcome.reply)
+
+
+def with_route(outcome: Outcome, route: Route | None, switched_from: str | None) -> Outcome:
+    """Return the outcome with its route, unless no relay has replied to the mail."""
+    if route is not None and switched_from is not None and switched_from != route.relay:
+        route = Route(route.relay, switched_from)
+    match outcome:
+        case Accepted(reply):
+            return Accepted(reply, route)
+        case Deferred() | Rejected() | Uncertain() | RecipientUnavailable():
+            return replace(outcome, route=route)
+        case _:
+            return outcome
 
 
 def without_secrets(outcome: Outcome, *secrets: str) -> Outcome:

@@ -10,6 +10,9 @@ from .outcome import UnavailableReason
 CircuitBreakerState = Literal["closed", "half_open", "open"]
 """Whether jobs may go to the relay: all of them, one as a probe, or none."""
 
+SWITCH_STEPS = ("connect", "mail", "rcpt", "data")
+"""The steps at which a mail may leave a slow relay for a faster one."""
+
 Phase = Literal["http_only", "starting", "consuming", "stopping"]
 """What the worker is doing. `http_only` is WORKER=false; `starting` waits for the broker."""
 
@@ -52,6 +55,18 @@ class RelayState:
     """Mails per second allowed now; `None` if there is no limit."""
     slowed: bool = False
     """Whether the rate is reduced after a throttle."""
+    slow: bool = False
+    """Whether many of its last mails were slow, compared with what is usual there."""
+    slow_sends: int = 0
+    """How many of its last mails were slow."""
+    last_sends: int = 0
+    """How many mails that is of, at most 50; 0 if there is no other relay."""
+    first_tries: float = 1.0
+    """The share of first tries that it gets. A slow relay gets all of them while no other one is faster."""
+    slow_domains: tuple[str, ...] = ()
+    """Recipients' domains whose mail is slow there, while other mail is not."""
+    switches: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Mails that left it for a faster relay, by the step that was slow (`SWITCH_STEPS`)."""
 
 
 @dataclass(frozen=True, slots=True)

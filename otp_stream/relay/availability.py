@@ -1,15 +1,17 @@
 """Decides from the outcomes of mails whether a relay takes mail. Single recipients whose mail fails are ignored."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
 from otp_stream.core.masking import scrub
-from otp_stream.core.outcome import Accepted, Outcome, Unavailable, Uncertain, at_recipient
+from otp_stream.core.outcome import Accepted, Outcome, Route, Unavailable, Uncertain, at_recipient
 
 from .circuit_breaker import CircuitBreaker
 from .send_queue import PendingSend
+from .slowness import Slowness
 
 _OFFENCES = 2
 _REMEMBERED = 1_000
@@ -89,11 +91,17 @@ class Availability:
     Times are milliseconds since 1970.
     """
 
-    def __init__(self, name: str, now_ms: int, fraction: Callable[[], float]) -> None:
+    def __init__(self, name: str, now_ms: int, fraction: Callable[[], float], slowness: Slowness | None = None) -> None:
         self.name = name
+        self._route = Route(name)
+        self.slowness = slowness
+        """How slow it is; `None` if there is no other relay, which could be faster."""
+        self.room = math.inf
+        """How many mails may wait for it alone: those that its rate allows within a second."""
         self.breaker = CircuitBreaker(now_ms, fraction)
         self.recipients = FailedRecipients()
-        self._owed = 0
+        self.owed = 0
+        """How many mails and new connections wait for replies."""
         self._replied_at = 0.0
 
     @property
@@ -103,21 +111,45 @@ class Availability:
 
     @property
     def stalled(self) -> bool:
-        """Whether the relay owes a reply and has not replied for `STALLED_S`."""
-        return self._owed > 0 and monotonic() - self._replied_at > STALLED_S
+        """Whether the relay owes a reply and has not replied for `STALLED_S`, or for longer than is usual there."""
+        return self.owed > 0 and monotonic() - self._replied_at > self._patience_s
 
     def owes(self, change: int) -> None:
         """Count the mails and the new connections that wait for replies."""
-        if not self._owed:
+        if not self.owed:
             self._replied_at = monotonic()
-        self._owed += change
+        self.owed += change
 
     def replied(self) -> None:
         """Note that the relay has replied, or closed a connection."""
         self._replied_at = monotonic()
 
+    def connecting(self) -> object:
+        """Record that a connection, for which a reply is owed, is being opened. Returns what identifies it."""
+        attempt = object()
+        if self.slowness is not None:
+            self.slowness.connecting(attempt, monotonic())
+        return attempt
+
+    def connected(self, attempt: object, *, ready: bool) -> None:
+        """Record that a connection is `ready`, or could not be opened."""
+        self.owes(-1)
+        if ready:
+            self.replied()
+        if self.slowness is not None:
+            self.slowness.connected(attempt, monotonic(), ready=ready)
+
+    def resumed(self) -> None:
+        """Ignore the time before: the process was suspended."""
+        self._replied_at = monotonic()
+        if self.slowness is not None:
+            self.slowness.resumed(self._replied_at)
+
     def judge(self, pending: PendingSend, outcome: Outcome, now_ms: int) -> Verdict:
         """Take the outcome of a mail into account."""
+        pending.route = self._route
+        if self.slowness is not None and not isinstance(outcome, Unavailable | Uncertain):
+            self.slowness.mail_ended(pending, monotonic())
         recipient = pending.mail.recipient
         match outcome:
             case Unavailable() if self._is_at_fault(pending, outcome):
@@ -146,6 +178,14 @@ class Availability:
         """Make the next job the probe, if this one was the probe and ended without an outcome."""
         self.breaker.probing = self.breaker.probing and not pending.probe
         pending.probe = False
+
+    def probe_too_slow(self, now_ms: int) -> bool:
+        """Open the circuit breaker, because the probe got no reply in time. Returns whether it has changed."""
+        return self.breaker.open("unreachable", "no reply in time", now_ms, probe=True)
+
+    @property
+    def _patience_s(self) -> float:
+        return STALLED_S if self.slowness is None else min(self.slowness.patience_s(self.owed), STALLED_S)
 
     def _open(self, pending: PendingSend, outcome: Unavailable | Uncertain, error: str, now_ms: int) -> bool:
         reason = outcome.reason if isinstance(outcome, Unavailable) else "unreachable"

@@ -183,6 +183,7 @@ class Connection(Session):
         self._unsent = bdat_form(pending.mail) if pending.chunked else data_form(pending.mail)
         self._expected.append("body")
         self._content_at = monotonic()
+        pending.envelope_s, pending.step_at = self._content_at - pending.step_at, self._content_at
         if self._envelope_at is not None:
             self._envelope_s, self._envelope_at = self._content_at - self._envelope_at, None
         if (
@@ -210,7 +211,7 @@ class Connection(Session):
         elif self.following is not None:
             self.current, self.following = self.following, None
             self._sent_ahead, self._accepted_before = not self.current.written, accepted
-            self._content_at = monotonic()
+            self.current.step_at = self._content_at = monotonic()
             self._report(self.current, "started")
         elif accepted:
             self.free = True

@@ -89,7 +89,7 @@ class Pipeline(SmtpProtocol):
     @property
     def followable(self) -> bool:
         """Whether the envelope of another mail, or with CHUNKING all of it, may be sent behind the content."""
-        return self._at_content or (self.is_chunking and self.following is None and self._support.ahead)
+        return self._at_content or (self.is_chunking and self.following is None and self._support.content_ahead)
 
     @property
     def is_chunking(self) -> bool:
@@ -119,6 +119,7 @@ class Pipeline(SmtpProtocol):
         mail, self._rcpt = commands
         if self.current is None:
             self.current, self._envelope_at, self._sent_ahead = pending, monotonic(), False
+            pending.step_at = self._envelope_at
             self._start_alone(pending, mail)
         else:
             self.following, self._following_since = pending, monotonic()
@@ -149,7 +150,7 @@ class Pipeline(SmtpProtocol):
 
     def _is_responsive(self, pending: PendingSend) -> bool:
         """Whether to send the content before any reply: on a connection that turns out to be dead, that is a risk."""
-        known = self._pipelining and self._support.pipelining and self._support.chunking and self._support.ahead
+        known = self._pipelining and self._support.pipelining and self._support.chunking and self._support.content_ahead
         return bool(known) and not pending.probe and monotonic() - self._replied_at < _RESPONSIVE_S
 
     def check_timeouts(self, now: float) -> None:
@@ -171,6 +172,17 @@ class Pipeline(SmtpProtocol):
         if following is not None and not following.written:
             self.following, self._following_withdrawn = None, True
             self._report(following, "requeued")
+
+    def withdraw_slow(self, pending: PendingSend) -> str:
+        """End the session, which is too slow for the mail on it. Returns the command that the relay has not replied to.
+
+        The content must not have been sent.
+        """
+        step = self._expected[0] if self._expected else "mail"
+        if self._is_unproven_step():
+            self._support.pipelining = False  # it may have lost the pipelined commands
+        self._withdraw(pending, "the mail was sent through a faster relay")
+        return "mail" if step == "rset" else step
 
     def quit(self) -> None:
         """Send QUIT (RFC 5321 §4.1.1.10); the relay closes."""

@@ -18,11 +18,11 @@ _ALONE_S = 3.0
 class Pool:
     """Up to `pool_size` connections. Nothing connects before `grow`; `check_timeouts` enforces time limits."""
 
-    def __init__(self, config: RelayConfig) -> None:
+    def __init__(self, config: RelayConfig, *, careful: bool) -> None:
         self._config = config
         self._limits = config.limits
         self._handshake = Handshake(config)
-        self.support = RelaySupport()
+        self.support = RelaySupport(careful=careful)
         self._opening: set[asyncio.Task[None]] = set()
         self._quitting: set[Connection] = set()
         self._closing = False

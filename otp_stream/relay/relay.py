@@ -9,15 +9,18 @@ from functools import partial
 
 from otp_stream import clock
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Outcome
+from otp_stream.core.outcome import Outcome, with_route
 from otp_stream.core.probe import Probed
 from otp_stream.core.state import CircuitBreakerState, RelayState
 from otp_stream.telemetry_errors import observe
 
+from . import slow_mails
 from .availability import Availability
 from .config import RelayConfig
 from .rate_limiter import Sharing
+from .relay_choice import RelayChoice
 from .send_queue import PendingSend
+from .slowness import Slowness
 from .suspension import Suspension
 from .upstream import Upstream
 from .waiting_sends import WaitingSends
@@ -40,18 +43,20 @@ class SmtpRelay:
 
     All relays take from one queue of waiting jobs, so the next relay takes them when a circuit breaker opens, and the
     first one again when it closes. Nothing connects before the first `send`. `on_circuit_breaker` is called for every
-    change of a circuit breaker, `on_rate` when a relay is slowed down and when it has its full rate again; `sharing`
-    defines how workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the clock
-    for pauses, which is never set back, and `fraction` in [0, 1) their jitter.
+    change of a circuit breaker, `on_rate` when a relay is slowed down and when it has its full rate again,
+    `on_slowness` when a relay becomes slow, for all mail or for a domain, and when it is fast again; `sharing` defines
+    how workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the clock for
+    pauses, which is never set back, and `fraction` in [0, 1) their jitter.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one callback for each kind of change
         self,
         config: RelayConfig,
         *,
         fallbacks: Sequence[RelayConfig] = (),
         on_circuit_breaker: Callable[[RelayState], None] | None = None,
         on_rate: Callable[[RelayState], None] | None = None,
+        on_slowness: Callable[[RelayState], None] | None = None,
         sharing: Sharing = Sharing(),  # noqa: B008 - frozen
         now_ms: Callable[[], int] = clock.now_ms,
         steady_ms: Callable[[], int] = _steady_ms,
@@ -59,10 +64,11 @@ class SmtpRelay:
     ) -> None:
         self._on_circuit_breaker = on_circuit_breaker
         self._on_rate = on_rate
-        self._now_ms = now_ms
+        self._on_slowness = on_slowness
+        self._now_ms, self._steady_ms = now_ms, steady_ms
         self._suspension = Suspension()
         configs = (config, *fallbacks)
-        relays = [Availability(it.name, steady_ms(), fraction) for it in configs]
+        relays = [Availability(it.name, steady_ms(), fraction, Slowness() if fallbacks else None) for it in configs]
         self._waiting = WaitingSends(relays, self._suspension, now_ms)
         self._upstreams = [
             Upstream(it, relay, self._waiting, self._changed, steady_ms, fraction, sharing)
@@ -95,18 +101,19 @@ class SmtpRelay:
         result = asyncio.get_running_loop().create_future()
         may_send = partial(self._may_send, expires_ms, wanted, result)
         pending = PendingSend(mail, rank, lane, expires_ms, deadline_ms, result, wanted, may_send)
-        pending.prefer = prefer
+        pending.prefer, pending.uncertain = prefer, prefer is not None
         self._waiting.push(pending)
         self._serve()
         try:
-            return await pending.result
+            outcome = await pending.result
+            return with_route(outcome, pending.route, pending.switched_from)
         finally:
             if pending.queue is not None:
                 pending.queue.remove(pending)
 
     def state(self) -> tuple[RelayState, ...]:
         """Return the state of each relay; jobs that wait for any of them are counted with the first."""
-        first, *others = (upstream.state() for upstream in self._upstreams)
+        first, *others = map(self._state, self._upstreams)
         return replace(first, waiting=first.waiting + self._waiting.common), *others
 
     async def probe(self, name: str | None = None, *, wait_s: float = _PROBE_S) -> list[Probed]:
@@ -171,6 +178,22 @@ class SmtpRelay:
             self._suspension.start()
             self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
+    def _state(self, upstream: Upstream) -> RelayState:
+        state, choice = upstream.state(), self._waiting.choice
+        return state if choice is None else choice.describe(upstream.availability, state)
+
+    def _check_slowness(self, choice: RelayChoice) -> None:
+        if self._suspension.is_recent:
+            for upstream in self._upstreams:
+                upstream.availability.resumed()
+            return
+        now_ms = self._steady_ms()
+        for upstream in self._upstreams:
+            slowness = upstream.availability.slowness
+            if slowness and slow_mails.check(upstream, slowness, choice, now_ms) and self._on_slowness is not None:
+                observe(self._on_slowness, self._state(upstream))
+        choice.tick()
+
     def _may_send(self, expires_ms: int, wanted: Callable[[], bool], result: asyncio.Future[Outcome]) -> bool:
         return not result.done() and self._now_ms() < expires_ms and wanted() and not self._suspension.is_recent
 
@@ -178,6 +201,8 @@ class SmtpRelay:
         self._suspension.tick()
         self._timer = None
         self._waiting.time_out()
+        if self._waiting.choice is not None and not self._waiting.closed:
+            self._check_slowness(self._waiting.choice)
         for upstream in self._upstreams:
             if upstream.tick() and self._on_rate is not None:
                 observe(self._on_rate, upstream.state())

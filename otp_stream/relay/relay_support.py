@@ -14,7 +14,7 @@ _CUT_APART_S = 1.0
 class RelaySupport:
     """Whether PIPELINING and CHUNKING work at a relay, and whether a mail may be sent behind another one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, careful: bool) -> None:
         self.pipelining: bool | None = None
         """Whether the relay answers pipelined commands; `None` before the first answer."""
         self.chunking: bool | None = None
@@ -24,8 +24,15 @@ class RelaySupport:
         self.ahead = True
         """Whether to send before the reply to what was sent before: an envelope behind the content of another mail, a
         chunk behind its envelope."""
+        self.careful = careful
+        """Whether to send a content after the replies to its envelope, so that a mail can leave a slow relay."""
         self._lost = 0
         self._cuts: deque[float] = deque()
+
+    @property
+    def content_ahead(self) -> bool:
+        """Whether to send a chunk before the replies to its envelope."""
+        return self.ahead and not self.careful
 
     def ahead_lost(self) -> None:
         """Count an envelope sent ahead that may have caused a refusal or the end of the session."""

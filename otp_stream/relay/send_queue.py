@@ -2,11 +2,11 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Outcome, Reply
+from otp_stream.core.outcome import Outcome, Reply, Route
 
 RANKS = 4
 URGENT = 2
@@ -17,9 +17,9 @@ class PendingSend:
     """One call of `SmtpRelay.send`: first in the queue, then on a connection. Times as in `send`."""
 
     __slots__ = (
-        "answered", "arrival", "chunk_refused", "chunked", "deadline_ms", "due", "expires_ms", "losses", "mail",
-        "may_send", "prefer", "probe", "queue", "rank", "refusal", "result", "waiting", "wanted", "withdrawn",
-        "written",
+        "answered", "arrival", "chunk_refused", "chunked", "deadline_ms", "due", "envelope_s", "expires_ms", "losses",
+        "mail", "may_send", "prefer", "probe", "queue", "rank", "refusal", "result", "route", "slow", "step_at",
+        "switched_from", "switches", "uncertain", "waiting", "wanted", "withdrawn", "written",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +44,14 @@ class PendingSend:
         self.may_send = may_send
         """Returns whether the content may be sent now. Called right before that."""
         self.prefer: str | None = None
-        """The relay that may have the mail already."""
+        """The relay that has to send the mail, while it takes mail."""
+        self.uncertain = False
+        """Whether that is because it may have the mail already."""
+        self.route: Route | None = None
+        """The relay that the outcome is from."""
+        self.switched_from: str | None = None
+        """The slow relay that it left."""
+        self.switches = 0
         self.arrival = 0
         self.queue: SendQueue | None = None
         """The queue that it is in, or was in last."""
@@ -66,6 +73,15 @@ class PendingSend:
         """Whether its whole content was sent, so that the relay may have the mail."""
         self.withdrawn = False
         """Whether we have withheld the content."""
+        self.step_at = self.envelope_s = 0.0
+        """When the envelope was sent, or then the content, by the monotonic clock; the time between the two."""
+        self.slow = False
+        """Whether it was recorded as slow."""
+
+    @property
+    def domain(self) -> str:
+        """The recipient's domain."""
+        return self.mail.recipient.rpartition("@")[2].lower()
 
     def resolve(self, outcome: Outcome) -> None:
         """Return the outcome to the caller of `send`, unless it was cancelled."""
@@ -126,6 +142,9 @@ class SendQueue:
         self._removed += 1
         if self._removed > len(self) + 64:
             self._compact()
+
+    def __iter__(self) -> Iterator[PendingSend]:
+        return iter(self._all())
 
     def pop_timed_out(self, now_ms: int) -> list[PendingSend]:
         """Remove and return the jobs whose deadline has passed.

@@ -42,7 +42,7 @@ class Upstream:
         self.config = config
         self.availability = availability
         self.breaker = availability.breaker
-        self.pool = Pool(config)
+        self.pool = Pool(config, careful=availability.slowness is not None)
         self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
         self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting_count, partial(changed, self))
         self._waiting = waiting
@@ -89,7 +89,7 @@ class Upstream:
     def probe(self) -> bool:
         """Send the next probe now, unless the last one failed a moment ago. Returns whether a probe is in flight."""
         if self.breaker.half_open(self._now_ms(), requested=True):
-            self._breaker_changed()
+            self.breaker_changed()
         if self.breaker.state != "half_open":
             return False
         # a connection alone shows whether the relay accepts the login, unless another one is open
@@ -123,11 +123,20 @@ class Upstream:
         """
         self.pool.check_timeouts()
         if self.breaker.half_open(self._now_ms()):
-            self._breaker_changed()
+            self.breaker_changed()
         now = monotonic()
         if not self.rate.limited:
             self.rate.count(self._replies.total(), now)
         return self.rate.update(now)
+
+    def breaker_changed(self) -> None:
+        """Report that the circuit breaker has changed, and adapt the rate."""
+        self.availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
+        if self.breaker.state == "open":
+            self.rate.hold(monotonic())
+        else:
+            self.rate.resume(monotonic())
+        self._changed(self)
 
     def _connection_changed(self, connection: Connection) -> None:
         self.availability.replied()
@@ -198,14 +207,14 @@ class Upstream:
             self._occupy(connection)
 
     async def _connect(self) -> None:
+        attempt = self.availability.connecting()
         try:
             connection = await self.pool.connect(self._connection_changed)
         except RelayUnavailableError as error:
-            self.availability.owes(-1)
+            self.availability.connected(attempt, ready=False)
             self._connect_failed(error)
         else:
-            self.availability.owes(-1)
-            self.availability.replied()
+            self.availability.connected(attempt, ready=True)
             self._use(connection)
 
     def _connect_failed(self, error: RelayUnavailableError) -> None:
@@ -219,7 +228,7 @@ class Upstream:
         if self.breaker.open(error.reason, text, self._now_ms()):
             if pending is not None:
                 pending.resolve(Unavailable(error.reason, text))
-            self._breaker_changed()
+            self.breaker_changed()
         elif pending is not None:
             self._waiting.push(pending)
 
@@ -274,20 +283,12 @@ class Upstream:
             self.pool.renew()
         pending.resolve(verdict.outcome)
         if verdict.changed:
-            self._breaker_changed()
+            self.breaker_changed()
 
     def _is_lost_without_cause(self, connection: Connection, pending: PendingSend) -> bool:
         # a stale connection says nothing about the relay, and no content was sent over it
         stale = not connection.fresh and not (pending.answered and pending.losses)
         return pending.withdrawn or stale or self._waiting.closed or pending.result.done()
-
-    def _breaker_changed(self) -> None:
-        self.availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
-        if self.breaker.state == "open":
-            self.rate.hold(monotonic())
-        else:
-            self.rate.resume(monotonic())
-        self._changed(self)
 
     def _waiting_count(self) -> int:
         return sum(self._waiting.count(self.availability))

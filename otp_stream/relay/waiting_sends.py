@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from otp_stream.core.outcome import TimedOut
 
 from .availability import Availability
+from .relay_choice import RelayChoice
 from .send_queue import PendingSend, SendQueue
 from .suspension import Suspension
 
@@ -12,13 +13,16 @@ from .suspension import Suspension
 class WaitingSends:
     """One queue for all relays, and one for each relay of the mails that it may have already.
 
-    `relays` are in order of preference: a relay takes from the common queue only while none before it takes mail.
+    `relays` are in order of preference: a relay takes from the common queue only while none before it takes mail, or
+    while those are slow.
     `now_ms` is the clock for deadlines, in milliseconds since 1970.
     """
 
     def __init__(self, relays: Sequence[Availability], suspension: Suspension, now_ms: Callable[[], int]) -> None:
         self._common = SendQueue()
         self._own = {relay: SendQueue() for relay in relays}
+        self.choice = RelayChoice(relays, self._common, self.own) if len(relays) > 1 else None
+        """Which relay sends a mail, if there are several."""
         self._suspension = suspension
         self._now_ms = now_ms
         self.closed = False
@@ -49,9 +53,9 @@ class WaitingSends:
 
     def count(self, relay: Availability) -> tuple[int, int]:
         """Return how many mails this relay may take now: urgent ones, and others."""
-        sources = self._sources(relay)
-        urgent = sum(queue.urgent for queue in sources)
-        return urgent, sum(map(len, sources)) - urgent
+        own, common = self._own[relay], self._common
+        of_all = (common.urgent, len(common) - common.urgent) if self.choice is None else self.choice.count(relay)
+        return own.urgent + of_all[0], len(own) - own.urgent + of_all[1]
 
     def take(self, relay: Availability, *, urgent_only: bool) -> PendingSend | None:
         """Take the next mail for this relay. Resolves those as `TimedOut` that may no longer be sent."""
@@ -59,9 +63,15 @@ class WaitingSends:
             return None
         for queue in self._sources(relay):
             while pending := queue.take(urgent_only=urgent_only):
-                if self._now_ms() < pending.deadline_ms and pending.wanted():
+                if self._now_ms() >= pending.deadline_ms or not pending.wanted():
+                    pending.resolve(TimedOut())
+                elif queue is self._common and self.choice and (faster := self.choice.take(relay, pending)):
+                    pending.prefer = faster.name
+                    self.push(pending)
+                else:
                     return pending
-                pending.resolve(TimedOut())
+        if self.choice is not None and not self._common:
+            self.choice.emptied()
         return None
 
     def release(self, relay: Availability) -> None:
@@ -91,11 +101,8 @@ class WaitingSends:
                 pending.result.cancel()
 
     def _sources(self, relay: Availability) -> list[SendQueue]:
-        for before in self._own:
-            if before is relay:
-                return [self._own[relay], self._common]
-            if before.takes_mail:
-                break
+        if self.choice is None or self.choice.may_take(relay):
+            return [self._own[relay], self._common]
         return [self._own[relay]]
 
     def _all(self) -> list[SendQueue]:

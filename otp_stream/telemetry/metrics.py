@@ -22,7 +22,15 @@ from otp_stream.core.decision import ENDINGS, Final
 from otp_stream.core.job import Lane
 from otp_stream.core.lenient import LENIENT_FIELDS
 from otp_stream.core.outcome import Outcome
-from otp_stream.core.state import BrokerState, CircuitBreakerState, Phase, RelayState, TablesState, WorkerState
+from otp_stream.core.state import (
+    SWITCH_STEPS,
+    BrokerState,
+    CircuitBreakerState,
+    Phase,
+    RelayState,
+    TablesState,
+    WorkerState,
+)
 from otp_stream.telemetry_errors import ERRORS
 
 from .log_pipe import DROPPED
@@ -174,15 +182,23 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     )
     connects = CounterMetricFamily("otp_relay_connects", "Connections opened.", labels=["relay"])
     replies = CounterMetricFamily("otp_relay_replies", "Final replies, by code.", labels=["relay", "code"])
+    switches = CounterMetricFamily(
+        "otp_relay_switches", "Mails that left a slow relay for a faster one, by slow step.", labels=["relay", "step"]
+    )
     for relay in relays:
         for state in _CIRCUIT_BREAKER_STATES:
             breakers.add_metric([relay.name, state], relay.circuit_breaker == state)
         connects.add_metric([relay.name], relay.connects)
         for code, count in relay.replies.items():
             replies.add_metric([relay.name, code], count)
+        for step in SWITCH_STEPS:
+            switches.add_metric([relay.name, step], relay.switches.get(step, 0))
     yield breakers
     yield connects
     yield replies
+    yield switches
+    tries = {it.name: it.first_tries for it in relays}
+    yield _by("relay_first_tries_ratio", "Share of first tries. Below 1, the relay is slow.", "relay", tries)
     yield _by("relay_connections", "Open connections.", "relay", {it.name: it.connections for it in relays})
     yield _by("relay_connections_limit", "Connections allowed.", "relay", {it.name: it.size for it in relays})
     yield _by("relay_sends_in_flight", "Mails being sent.", "relay", {it.name: it.sending for it in relays})

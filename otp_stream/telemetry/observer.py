@@ -23,6 +23,7 @@ from .tracing import NoTracer, Tracer, open_tracer
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LATE_MS = 60_000
 _PRODUCER_WARNING_INTERVAL_MS = 60_000
+_NAMED_DOMAINS = 5
 _LABELLED_ATTEMPTS = 10
 """Higher attempt numbers share one series, because greylisting causes many attempts."""
 
@@ -90,12 +91,15 @@ class Observer:
         """Record how a job was settled, after the broker has confirmed it."""
         now_ms = self._now_ms()
         match settlement:
-            case Ack(ending):
+            case Ack(ending, route):
                 self._job_ended(ending)
                 self._add_recent(job, ending, job.attempts_made + 1, now_ms)
                 if self._logs_jobs:
                     took_ms = now_ms - job.made_ms
-                    _log.info(f"job {ending}", job_id=job.id, attempt=job.attempts_made + 1, since_timestamp_ms=took_ms)
+                    fields: dict[str, Any] = {"attempt": job.attempts_made + 1, "since_timestamp_ms": took_ms}
+                    if route is not None and route.switched_from is not None:
+                        fields |= {"relay": route.relay, "switched_from": route.switched_from}
+                    _log.info(f"job {ending}", job_id=job.id, **fields)
             case Retry(delay_ms, attempt, error):
                 self._stats.retried += 1
                 self._stats.failed(error, now_ms)
@@ -148,6 +152,17 @@ class Observer:
             _log.warning("relay throttles: slowed down", **fields)
         else:
             _log.info("relay gets mail at the full rate again", **fields)
+
+    def slowness_changed(self, relay: RelayState) -> None:
+        """Log that a relay has become slow, for all mail or for some domains, or that it is fast again."""
+        fields = {"relay": relay.name, "slow": relay.slow_sends, "of_last": relay.last_sends}
+        if relay.slow:
+            _log.warning("relay is slow: most mails go to a faster one first", **fields)
+        elif relay.slow_domains:
+            domains = ", ".join(relay.slow_domains[:_NAMED_DOMAINS])
+            _log.warning("relay is slow for some domains", **fields, domains=domains, count=len(relay.slow_domains))
+        else:
+            _log.info("relay is not slow any more", **fields)
 
     def inject(self, headers: MutableMapping[str, Any]) -> None:
         """Write the current trace context to message headers."""

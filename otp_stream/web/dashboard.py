@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 
 from otp_stream import clock
 from otp_stream.core.decision import GOOD, REASONS
-from otp_stream.core.health import Status, checks, unshared_state, worst
+from otp_stream.core.health import Status, checks, slow_text, unshared_state, worst
 from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
 
 from . import charts
@@ -102,6 +102,7 @@ class Dashboard:
             "status": worst(found),
             "title": _title(state, stats, worst(found)),
             "unshared_state": unshared_state(state),
+            "slow": {it.name: text for it in state.relays if (text := slow_text(it))},
             "rates": charts.rates(steps, _step_s(steps)),
             "times": charts.times(steps),
             "minutes": _minutes(steps),

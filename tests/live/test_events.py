@@ -1,6 +1,7 @@
 """Events as a login page receives them."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Stage
 from rabbitmq import until
+from smtp_relay import SILENCE, ScriptedRelay
 from worker import job
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "login_page.py"
@@ -59,6 +61,31 @@ async def test_a_retry_is_reported_and_then_the_outcome(stage: Stage) -> None:
         await stage.rabbit.publish(job(jobId="j-1"))
         assert "takes a little longer" in await line(output)
         assert "on its way" in await line(output)
+
+
+async def test_an_event_names_the_relay_and_the_slow_one_that_the_mail_left(stage: Stage) -> None:
+    async with ScriptedRelay() as fallback:
+        await stage.run(SMTP_FALLBACK_URLS=f"smtp://127.0.0.1:{fallback.port}?tls=none")
+        channel = stage.rabbit.channel
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.bind(f"{stage.rabbit.prefix}.events", "#")
+        stage.relay.then("rcpt", SILENCE)
+        await stage.rabbit.publish(job())
+        await fallback.wait_accepted(1)
+        await stage.rabbit.publish(job())
+        await stage.relay.wait_accepted(1)
+
+        async def next_event() -> dict[str, object]:
+            message = await until(lambda: queue.get(fail=False), "event")
+            await message.ack()
+            return json.loads(message.body)
+
+        first, second = (f"127.0.0.1:{relay.port}" for relay in (stage.relay, fallback))
+        event = await next_event()
+        assert (event["relay"], event["switchedFrom"]) == (second, first)
+        event = await next_event()
+        assert event["relay"] == first
+        assert "switchedFrom" not in event
 
 
 async def test_events_can_be_switched_off(stage: Stage) -> None:

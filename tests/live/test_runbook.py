@@ -15,7 +15,7 @@ from ground import FAKETIME
 from rabbitmq import until
 from redis_server import RedisServer
 from runbook import PREFIX, QUEUE, ROOT, WAIT_S, Fault, Ground, alerts, fault, sections
-from smtp_relay import Act, ScriptedRelay
+from smtp_relay import SILENCE, Act, ScriptedRelay
 from worker import job
 
 AT_ONCE = 3
@@ -128,6 +128,27 @@ async def _throttle(it: Fault) -> None:
     assert re.search(r"^otp_relay_rate_limit\{.*\} 14\.0$", await it.run(figures), re.MULTILINE)
     await it.publish("ada@example.com")
     await it.arrive("ada@example.com")
+
+
+@plays("A relay is slow")
+async def _slow(it: Fault) -> None:
+    async with ScriptedRelay() as fallback:
+        it.relay.always("rcpt", SILENCE)
+        await it.start(SMTP_FALLBACK_URLS=f"smtp://127.0.0.1:{fallback.port}?tls=none", HEARTBEAT_INTERVAL_MS="1000")
+        await it.publish(*(f"u{number}@d{number}.example" for number in range(6)))
+        await fallback.wait_accepted(6, WAIT_S)
+        await it.shows()
+        (figures,) = it.section.commands
+        found = await it.run(figures)
+        assert re.search(r'^otp_relay_switches_total\{.*step="rcpt"\} [1-9]', found, re.MULTILINE)
+        it.relay.always("rcpt", None)
+        published = 0
+        while "relay is not slow any more" not in it.worker.log:
+            await it.publish(*(f"v{number}@example.com" for number in range(published, published + 20)))
+            published += 20
+            assert published < 4_000
+            await asyncio.sleep(0.1)
+        await it.shows(over=True)
 
 
 @plays("Codes to one domain do not arrive")

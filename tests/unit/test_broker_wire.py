@@ -25,6 +25,7 @@ from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.job_event import JobEvent
 from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
+from otp_stream.core.outcome import Route
 
 ASKED = Job.from_request(
     OtpJob(email="User@example.com", otp="123456"),
@@ -57,11 +58,13 @@ def test_an_event_is_published_as_pamqp_would_write_it() -> None:
     "settlement",
     [
         Ack("sent"),
+        Ack("sent", Route("relay:25")),
+        Ack("sent", Route("fallback:25", switched_from="relay:25")),
         Ack("duplicate"),
         Dead("rejected", "no", 1),
-        Dead("rejected", "550 5.1.1 nobody (to RCPT)", 1),
+        Dead("rejected", "550 5.1.1 nobody (to RCPT)", 1, route=Route("relay:25")),
         Retry(900, 2, "later"),
-        Retry(900, 2, "451 later (to DATA)"),
+        Retry(900, 2, "451 later (to DATA)", route=Route("fallback:25", switched_from="relay:25")),
         Park(5_000),
     ],
 )

@@ -15,9 +15,11 @@ from otp_stream.core.outcome import (
     RecipientUnavailable,
     Rejected,
     Reply,
+    Route,
     TimedOut,
     Unavailable,
     Uncertain,
+    with_route,
     without_secrets,
 )
 
@@ -47,6 +49,35 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
 )
 def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
     assert judge(outcome) == settlement
+
+
+@pytest.mark.parametrize("attempts_made", [0, 3])
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Accepted(Reply(250, None, "ok", "body")),
+        Rejected(Reply(550, "5.1.1", "no", "rcpt")),
+        Deferred(LATER),
+        RecipientUnavailable("lost"),
+        Uncertain("lost", "relay:25"),
+    ],
+)
+def test_a_settlement_names_the_relay(outcome: Outcome, attempts_made: int) -> None:
+    route = Route("fallback:25", switched_from="relay:25")
+    settlement = judge(with_route(outcome, Route("fallback:25"), "relay:25"), attempts_made=attempts_made)
+    assert isinstance(settlement, Ack | Retry | Dead)
+    assert settlement.route == route
+
+
+def test_a_mail_that_returned_to_its_relay_was_not_switched() -> None:
+    outcome = with_route(Accepted(Reply(250, None, "ok", "body")), Route("relay:25"), "relay:25")
+    assert isinstance(outcome, Accepted)
+    assert outcome.route == Route("relay:25")
+
+
+@pytest.mark.parametrize("outcome", [Crashed("x"), TimedOut(), Unavailable("unreachable", "refused")])
+def test_without_a_reply_there_is_no_route(outcome: Outcome) -> None:
+    assert with_route(outcome, Route("relay:25"), None) is outcome
 
 
 @pytest.mark.parametrize("outcome", [Deferred(LATER), RecipientUnavailable("lost"), Uncertain("lost", "relay:25")])

@@ -146,6 +146,46 @@ def test_without_a_connection_to_the_broker_no_queue_is_judged() -> None:
             "healthy",
             "relay:25: circuit breaker closed, slowed to 0.3/s after a throttle",
         ),
+        (
+            (replace(RELAY, slow=True, slow_sends=20, last_sends=50, first_tries=0.1), FALLBACK),
+            "degraded",
+            (
+                "relay:25: circuit breaker closed, but 40 % of the last 50 mails were slow; it gets 10 % of first "
+                "tries; fallback:25: circuit breaker closed"
+            ),
+        ),
+        (
+            (replace(RELAY, slow=True, slow_sends=49, last_sends=50, first_tries=0.005), FALLBACK),
+            "degraded",
+            (
+                "relay:25: circuit breaker closed, but 98 % of the last 50 mails were slow; it gets 0.5 % of first "
+                "tries; fallback:25: circuit breaker closed"
+            ),
+        ),
+        (
+            (replace(RELAY, slow=True, slow_sends=3, last_sends=3), FALLBACK),
+            "degraded",
+            (
+                "relay:25: circuit breaker closed, but 100 % of the last 3 mails were slow; no other relay is faster; "
+                "fallback:25: circuit breaker closed"
+            ),
+        ),
+        (
+            (replace(RELAY, slow_domains=tuple("abcde")), FALLBACK),
+            "degraded",
+            (
+                "relay:25: circuit breaker closed, but mail to a, b, c and 2 more is slow; a faster relay gets most of "
+                "it first; fallback:25: circuit breaker closed"
+            ),
+        ),
+        (
+            (RELAY, replace(FALLBACK, slow_domains=("a",))),
+            "healthy",
+            (
+                "relay:25: circuit breaker closed; fallback:25: circuit breaker closed, but mail to a is slow; a "
+                "faster relay gets most of it first"
+            ),
+        ),
         ((replace(RELAY, rate=None, slowed=True),), "healthy", "relay:25: circuit breaker closed"),
         ((replace(RELAY, rate=12.0),), "healthy", "relay:25: circuit breaker closed"),
     ],

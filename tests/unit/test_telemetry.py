@@ -20,7 +20,7 @@ from otp_stream.core.decision import ENDINGS, Retry
 from otp_stream.core.job import Job, Lane
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Outcome
-from otp_stream.core.state import TablesState, WorkerState
+from otp_stream.core.state import RelayState, TablesState, WorkerState
 from otp_stream.telemetry.metrics import Metrics
 from otp_stream.telemetry.monitor import Reminder
 from otp_stream.telemetry.observer import Observer
@@ -66,6 +66,20 @@ def test_the_state_of_shared_tables_is_exposed() -> None:
     ):
         assert line in lines
     assert "abc" not in "\n".join(lines)  # one series for each key would be an unlimited number
+
+
+def test_the_switches_of_relays_are_exposed() -> None:
+    relays = RelayState("a:25", switches={"rcpt": 4}, slow=True, first_tries=0.1), RelayState("b:25")
+    metrics = Metrics()
+    metrics.expose(lambda: WorkerState("consuming", None, relays))
+    found = metrics.render("text/plain")[0].decode().splitlines()
+    for line in (
+        'otp_relay_switches_total{relay="a:25",step="rcpt"} 4.0',
+        'otp_relay_switches_total{relay="b:25",step="connect"} 0.0',
+        'otp_relay_first_tries_ratio{relay="a:25"} 0.1',
+        'otp_relay_first_tries_ratio{relay="b:25"} 1.0',
+    ):
+        assert line in found
 
 
 def names(*unions: object) -> list[str]:
