@@ -14,7 +14,7 @@ from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.dead_letters import DeadLetterQueue
 
-REFUSED = "550 5.7.1 relaying denied"
+REFUSED = "550 5.1.1 mailbox unknown"
 
 
 @dataclass

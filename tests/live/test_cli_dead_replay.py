@@ -33,7 +33,7 @@ async def test_dead_letters_are_listed_by_cause_and_replayed_by_domain(deploymen
     rows = [line.split() for line in listed.out.splitlines()]
     assert ["50", "0", "rejected", "550", "corp.example"] in [row[:5] for row in rows]
     assert ["3", "0", "rejected", "554", "other.example"] in [row[:5] for row in rows]
-    assert "relaying denied (to RCPT)" in listed.out
+    assert "mailbox unknown (to RCPT)" in listed.out
     assert "otp-stream dead replay reason=rejected code=550 domain=corp.example" in listed.out
     await deployment.wait_depth(53)
     deployment.accept_all()

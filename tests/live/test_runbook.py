@@ -155,7 +155,7 @@ async def _slow(it: Fault) -> None:
 async def _rejected(it: Fault) -> None:
     people = [f"u{number}@corp.example" for number in range(4)]
     for to in people:
-        it.relay.always("rcpt", "550 5.7.1 relaying denied", to=to)
+        it.relay.always("rcpt", "550 5.1.1 mailbox unknown", to=to)
     it.relay.always("rcpt", "550 5.1.1 no such user", to="typo@example.com")
     await it.start()
     await it.publish(people[0], jobId="login-4711")
@@ -163,11 +163,11 @@ async def _rejected(it: Fault) -> None:
     await it.dead(5)
     await it.arrive("ada@example.com")
     listed = await it.run("otp-stream dead list")
-    assert re.search(r"^ +4 +0 +rejected +550 +corp\.example .*relaying denied", listed, re.MULTILINE)
+    assert re.search(r"^ +4 +0 +rejected +550 +corp\.example .*mailbox unknown", listed, re.MULTILINE)
     await it.shows()
     each = await it.run("otp-stream dead list domain=corp.example --each")
     assert re.search(r"^login-4711 +u\*\*\*@corp\.example +rejected +550 .* left *$", each, re.MULTILINE)
-    assert "550 5.7.1 relaying denied" in await it.run("otp-stream dead show login-4711")
+    assert "550 5.1.1 mailbox unknown" in await it.run("otp-stream dead show login-4711")
     replay = "otp-stream dead replay reason=rejected domain=corp.example"
     assert "deadLetters=4" in await it.run(f"{replay} --dry-run")
     await it.dead(5)

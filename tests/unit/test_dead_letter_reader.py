@@ -18,7 +18,7 @@ BODY = json.dumps({"email": "user@example.com", "otp": "123456", "jobId": "j-1",
 QUEUE = DeadLetterQueue(lambda: "amqp://localhost/", Topology("jobs", "otp", Backoff(1000, 30000, 3)), 15, KEY, (OLD,))
 READER = QUEUE.reader
 HEADERS = {
-    "x-otp-reason": "rejected", "x-otp-error": "550 5.7.1 relaying denied (to RCPT)", "x-otp-attempt": 1,
+    "x-otp-reason": "rejected", "x-otp-error": "550 5.1.1 mailbox unknown (to RCPT)", "x-otp-attempt": 1,
     "x-otp-job-id": "ours", "x-otp-first-seen": 2_000, "x-otp-died-at": 3_000,
 }  # fmt: skip
 
