@@ -49,7 +49,7 @@ _USERS = "passdb {{\n  driver = passwd-file\n  args = {folder}/users\n}}\n"
 _TOKENS = "passdb {{\n  driver = oauth2\n  mechanisms = xoauth2 oauthbearer\n  args = {folder}/oauth2\n}}\n"
 
 
-UNSUPPORTED = DOVECOT.path("").exists() and not DOVECOT.path("usr/lib/dovecot/director").exists()
+_UNSUPPORTED = DOVECOT.path("").exists() and not DOVECOT.path("usr/lib/dovecot/director").exists()
 """Whether it is Dovecot 2.4, which has other settings and starts only if it is installed."""
 
 
@@ -78,6 +78,7 @@ class Dovecot:
     _process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
+        assert not _UNSUPPORTED, "Dovecot 2.4, as of Debian trixie, starts only if it is installed: run this on bookworm"
         self._write_files()
         settings, output = self.folder / "dovecot.conf", self.folder / "out"
         # Dovecot would read its settings by the `doveconf` of an installed package

@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from conftest import Stage
-from dovecot import UNSUPPORTED, Dovecot, verifier
+from dovecot import Dovecot, verifier
 from oauth_relay import client_of
 from postfix import Postfix
 from rabbitmq import until
@@ -14,7 +14,6 @@ from worker import job
 
 from otp_stream.core.outcome import Accepted, Unavailable
 
-pytestmark = pytest.mark.skipif(UNSUPPORTED, reason="Dovecot 2.4, as of Debian trixie, starts only if it is installed")
 USER, PASSWORD = "otp@example.com", "pass wörd"
 BY_PASSWORD = ("PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-256")
 ALL = " ".join(BY_PASSWORD)
