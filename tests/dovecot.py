@@ -78,7 +78,9 @@ class Dovecot:
     _process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        assert not _UNSUPPORTED, "Dovecot 2.4, as of Debian trixie, starts only if it is installed: run this on bookworm"
+        assert not _UNSUPPORTED, (
+            "Dovecot 2.4, as of Debian trixie, starts only if it is installed: run this on bookworm"
+        )
         self._write_files()
         settings, output = self.folder / "dovecot.conf", self.folder / "out"
         # Dovecot would read its settings by the `doveconf` of an installed package
