@@ -30,8 +30,8 @@ class Connection(Session):
     def __init__(self, config: RelayConfig, support: RelaySupport, changed: Callable[["Connection"], None]) -> None:
         super().__init__(config, support)
         self._changed = changed
-        self._content_at = self._envelope_s = self._body_s = 0.0
-        """When the content was sent; how long the relay took for the last envelope, and for the last content."""
+        self._envelope_s = 0.0
+        """How long the relay took for the last envelope."""
         self.opened_at = self.idle_since = monotonic()
 
     def data_received(self, data: bytes) -> None:
@@ -69,12 +69,12 @@ class Connection(Session):
         pending, following = self.current, self.following
         self.current = self.following = None
         if following is not None:
-            following.written = following.written and not self._session_ended
+            following.written = following.written and not self._unread
         if pending is not None:
             if self._expected:
                 error = RelayUnavailableError(error.reason, f"{error} (at {self._expected[0].upper()})")
-            self._count_loss(pending)
             self._undo(pending)
+            self._count_loss(pending)
         if following is not None and not following.written:
             self._report(following, "requeued")
         if pending is not None:
@@ -113,12 +113,11 @@ class Connection(Session):
             self._support.chunking, pending.refusal = True, None
             self._end(pending, reply)
         elif pending.refusal is not None:
-            stale = pending.refusal.stage == "mail" and self._is_stale(pending, pending.refusal)
-            pending.losses += stale
-            if stale or self._is_of_session(pending.refusal):
-                self._withdraw(pending, str(pending.refusal))
+            refusal = pending.refusal
+            if self._is_of_session(refusal) or self._is_stale(pending, refusal):
+                self._withdraw(pending, str(refusal), counts=not self._is_session_limit(refusal))
             else:
-                self._end(pending, pending.refusal)
+                self._end(pending, refusal)
         elif reply.code // 100 == 5 and (not self._support.chunking or out_of_step(reply)):
             # the relay may not know BDAT, or refuse its use: with DATA, a reply is about the mail
             self._support.chunking, pending.chunk_refused = False, True
@@ -138,7 +137,7 @@ class Connection(Session):
             if code // 100 == 3 or (pending.refusal is None and self._is_of_session(reply)):
                 self._session_fails(pending, reply)
                 return
-            if step == "mail" and self._is_stale(pending, reply):
+            if self._is_stale(pending, reply):
                 pending.answered = False
                 self.abort(RelayUnavailableError("unreachable", str(reply)))
                 return

@@ -30,7 +30,8 @@ _ENDED_S = 10.0
 _RESPONSIVE_S = 1.0
 """A connection on which the relay has replied within this time is taken to be alive."""
 _FOLLOW_S = 1.0
-"""How long an envelope waits behind another mail, because a relay may take minutes for its last reply."""
+"""How long an envelope waits behind another mail, because a relay may take minutes for its last reply. Behind a content
+that takes so long, no whole mail is sent, because it cannot be recalled."""
 
 
 class Pipeline(SmtpProtocol):
@@ -74,6 +75,12 @@ class Pipeline(SmtpProtocol):
         """What has happened to mails, in order, since the owner took them last."""
         self._session_ended = False
         """Whether the last reply was 421. If the relay closes now, it has not read what was sent behind."""
+        self._unread = False
+        """Whether the relay has closed the connection after a 421."""
+        self.spent = False
+        """Whether it must take no more mail, because a refusal was about the session."""
+        self._content_at = self._body_s = 0.0
+        """When the content was sent, and how long the relay took for the last one."""
         self._at_content = False
         """Whether a content is about to be sent by DATA."""
         self.fresh = True
@@ -89,7 +96,10 @@ class Pipeline(SmtpProtocol):
     @property
     def followable(self) -> bool:
         """Whether the envelope of another mail, or with CHUNKING all of it, may be sent behind the content."""
-        return self._at_content or (self.is_chunking and self.following is None and self._support.content_ahead)
+        if self._at_content:
+            return True
+        may_follow = self._support.content_ahead and self._body_s < _FOLLOW_S
+        return self.is_chunking and self.following is None and may_follow
 
     @property
     def is_chunking(self) -> bool:
@@ -136,6 +146,7 @@ class Pipeline(SmtpProtocol):
     def _start_alone(self, pending: PendingSend, mail: bytes) -> None:
         pending.chunked = self._may_chunk and self._support.may_chunk(pending)
         if pending.chunked and self._is_responsive(pending):
+            self._content_at = pending.step_at
             self._send_whole(pending, mail)
         elif not self._pipelining:
             self._send(mail, "mail")
@@ -248,9 +259,13 @@ class Pipeline(SmtpProtocol):
             self.current.withdrawn = True
         self.abort(RelayUnavailableError("unreachable", "the relay lost a pipelined command"))
 
-    def _withdraw(self, pending: PendingSend, why: str) -> None:
-        """End the session, which is at fault. The mail goes over another one, and no attempt is counted."""
-        pending.withdrawn, pending.written, pending.refusal = True, False, None
+    def _withdraw(self, pending: PendingSend, why: str, *, counts: bool = False) -> None:
+        """End the session, which is at fault. The mail goes over another one, and no attempt is counted.
+
+        `counts`: whether to count the loss, because the mail itself may be at fault, or all sessions.
+        """
+        pending.withdrawn, pending.written, pending.refusal = not counts, False, None
+        self.spent = True
         error = RelayUnavailableError("unreachable", why)
         if self._has_sent_following:
             self.current = None

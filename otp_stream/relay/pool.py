@@ -101,7 +101,7 @@ class Pool:
         limits = self._limits
         opened_at = connection.opened_at
         too_old = opened_at < self._renewed_at or monotonic() - opened_at >= limits.age_s
-        return self._closing or too_old or mails >= limits.messages
+        return self._closing or too_old or connection.spent or mails >= limits.messages
 
     def renew(self) -> None:
         """Send no more mail over the connections that are open now."""

@@ -6,6 +6,7 @@ from time import monotonic
 from .send_queue import PendingSend
 
 _MAX_LOST = 3
+_MAX_TRIALS = 2
 _CUT_PERIOD_S = 600.0
 _CUT_APART_S = 1.0
 """Connections that are lost within this time, as at a restart of the relay, count as one."""
@@ -26,6 +27,7 @@ class RelaySupport:
         chunk behind its envelope."""
         self.careful = careful
         """Whether to send a content after the replies to its envelope, so that a mail can leave a slow relay."""
+        self._trials_lost = 0
         self._lost = 0
         self._cuts: deque[float] = deque()
 
@@ -60,6 +62,12 @@ class RelaySupport:
         if self.chunking is None and self.chunking_probe is None:
             self.chunking_probe = pending
         return self.chunking is True or self.chunking_probe is pending
+
+    def trial_lost(self) -> None:
+        """Count a first chunk without a reply: a relay that cannot take BDAT may end the connection."""
+        self._trials_lost += 1
+        if self._trials_lost >= _MAX_TRIALS:
+            self.chunking = False
 
     def mail_ended(self, pending: PendingSend) -> None:
         """Let another mail try BDAT, if this one has tried it without a result."""

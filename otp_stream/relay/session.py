@@ -23,6 +23,11 @@ class Session(Pipeline):
         self.mails: int = 0
         """Mails that had a final reply on this connection."""
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Handle the end of the connection."""
+        self._unread = self._session_ended
+        super().connection_lost(exc)
+
     def _is_of_session(self, reply: Reply) -> bool:
         """Whether a refusal is, or may be, about the session, so that the mail must be retried alone."""
         may_be = self._sent_ahead and (reply.code in _NO_COMMAND or names_no_reason(reply))
@@ -46,7 +51,8 @@ class Session(Pipeline):
     def _is_stale(self, pending: PendingSend, reply: Reply) -> bool:
         # the relay ended the session while it was idle, and reports it in reply to the next command: retry once
         return (
-            not self.fresh
+            reply.stage == "mail"
+            and not self.fresh
             and not pending.losses
             and reply.code // 100 == 4
             and unavailable_reason(reply) == "unreachable"
@@ -67,20 +73,21 @@ class Session(Pipeline):
                 pending.withdrawn = True
         self.abort(RelayUnavailableError("unreachable", f"an unexpected reply: {reply}"))
 
-    def _count_loss(self, pending: PendingSend) -> None:
-        if self._is_ahead_step(pending):
-            self._support.ahead_lost()
-        if pending.chunked and pending.written and not (pending.answered or self.fresh or self._session_ended):
-            self._support.cut()
-
     def _undo(self, pending: PendingSend) -> None:
         """Note that the relay does not have a chunk, if its replies show that, and that the session was at fault."""
         if not (pending.chunked and pending.written):
             return
-        if self._session_ended:
+        if self._unread:
             pending.written = False
         refusal = pending.refusal
-        if refusal is not None and self._is_of_session(refusal):
-            pending.withdrawn, pending.written, pending.refusal = True, False, None
-        elif refusal is not None and refusal.stage == "mail" and self._is_stale(pending, refusal):
-            pending.answered, pending.written, pending.refusal = False, False, None
+        if refusal is not None and (self._is_of_session(refusal) or self._is_stale(pending, refusal)):
+            pending.withdrawn, pending.written, pending.refusal = self._is_session_limit(refusal), False, None
+
+    def _count_loss(self, pending: PendingSend) -> None:
+        if self._is_ahead_step(pending):
+            self._support.ahead_lost()
+        if pending.chunked and pending.written:
+            if self._support.chunking is None:
+                self._support.trial_lost()
+            elif not pending.answered:
+                self._support.cut()

@@ -58,12 +58,15 @@ class WaitingSends:
         return own.urgent + of_all[0], len(own) - own.urgent + of_all[1]
 
     def take(self, relay: Availability, *, urgent_only: bool) -> PendingSend | None:
-        """Take the next mail for this relay. Resolves those as `TimedOut` that may no longer be sent."""
+        """Take the next mail for this relay. Resolves those as `TimedOut` that may no longer be sent.
+
+        A call that was cancelled a moment ago is still in the queue.
+        """
         if self._suspension.is_recent:
             return None
         for queue in self._sources(relay):
             while pending := queue.take(urgent_only=urgent_only):
-                if self._now_ms() >= pending.deadline_ms or not pending.wanted():
+                if pending.result.done() or self._now_ms() >= pending.deadline_ms or not pending.wanted():
                     pending.resolve(TimedOut())
                 elif queue is self._common and self.choice and (faster := self.choice.take(relay, pending)):
                     pending.prefer = faster.name

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from rabbitmq import rounds
 from smtp_relay import (
     CLOSE,
     CONTENT,
@@ -333,6 +334,78 @@ async def test_a_relay_that_keeps_its_replies_has_the_time_of_the_last_one(
         await asyncio.sleep(0.5)  # longer than MAIL may take if nothing is behind it
         await connection.reply(*ACCEPTED)
         assert isinstance(await second, Accepted)
+
+
+async def test_a_connection_with_a_session_limit_takes_no_more_mail(manual: ManualRelay):
+    async with client(manual, pool_size=1) as smtp:
+        connection, (third, fourth) = await both_in_flight(manual, smtp)
+        limit = "452 4.5.3 too many messages in this session"
+        await connection.reply(limit, "503 no", "503 no")
+        await rounds()
+        await connection.reply("250 reset", *ACCEPTED)
+        assert isinstance(await fourth, Accepted)
+        await connection.expect(b"QUIT\r\n")
+        connection.close()
+        again = await ready(manual)
+        await again.expect_alone(start("third@example.com") + CHUNK)
+        await again.reply(*ACCEPTED)
+        assert isinstance(await third, Accepted)
+
+
+@pytest.mark.parametrize("step", ["mail", "rcpt"])
+async def test_a_relay_that_finds_each_command_out_of_order_takes_no_mail(relay: ScriptedRelay, step: str):
+    async with client(relay, pool_size=1) as smtp:
+        await prove(smtp, relay)
+        relay.always(step, "503 5.5.1 bad sequence of commands")
+        assert isinstance(await send(smtp), Unavailable)
+        assert relay.connections <= 3
+
+
+async def test_a_relay_that_is_silent_after_421_may_have_read_what_is_behind(
+    manual: ManualRelay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline, "_ENDED_S", 0.2)
+    async with client(manual, pool_size=1) as smtp:
+        connection, (third, fourth) = await both_in_flight(manual, smtp)
+        await connection.reply("421 4.3.2 busy")
+        assert isinstance(await fourth, Uncertain)
+        third.cancel()
+
+
+async def test_a_relay_that_cuts_each_connection_at_a_packet_with_content_gets_the_content_after_the_envelope(
+    relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
+    monkeypatch.setattr(relay_support, "_CUT_APART_S", 0)
+    async with client(relay, pool_size=1) as smtp:
+        await prove(smtp, relay)
+        relay.then("mail", *[RESET] * 4)
+        assert [type(await send(smtp)) for _ in range(5)] == [Uncertain] * 3 + [Unavailable, Accepted]
+
+
+@pytest.mark.parametrize("ends", [CLOSE, RESET])
+async def test_a_relay_that_cuts_each_connection_at_bdat_gets_data(
+    relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch, ends: Act
+):
+    monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
+    relay.then("body", ends, ends)
+    async with client(relay) as smtp:
+        assert [type(await send(smtp)) for _ in range(3)] == [Uncertain, Uncertain, Accepted]
+    assert (relay.commands().count("BDAT"), relay.commands().count("DATA")) == (2, 1)
+
+
+async def test_behind_a_content_that_takes_long_no_mail_is_sent(manual: ManualRelay, monkeypatch: pytest.MonkeyPatch):
+    async with client(manual, pool_size=1) as smtp:
+        connection = await proven(manual, smtp)
+        monkeypatch.setattr(pipeline, "_FOLLOW_S", 0.0)
+        names = "second", "third", "fourth"
+        sending = [asyncio.create_task(send(smtp, f"{name}@example.com")) for name in names]
+        for name in names:
+            await connection.expect(start(f"{name}@example.com") + CHUNK)
+            await rounds()
+            await connection.expect_alone(b"")
+            await connection.reply(*ACCEPTED)
+        assert all(isinstance(it, Accepted) for it in await asyncio.gather(*sending))
 
 
 async def test_a_stop_completes_both_mails(manual: ManualRelay):
