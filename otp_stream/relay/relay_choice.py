@@ -15,7 +15,7 @@ _PROBE_S = 60.0
 _PROBE_ALL_SLOW_S = 1.0
 """The same, while every relay is slow."""
 _BEHIND_TICKS = 10
-"""After so many ticks with waiting mails, a faster relay is too slow for all of them."""
+"""After so many ticks with waiting mails there is a backlog, and a faster relay is too slow for all of them."""
 
 
 class RelayChoice:
@@ -30,11 +30,13 @@ class RelayChoice:
         self._common = common
         self._own = own
         self._waiting_ticks = 0
+        """For how many ticks mails have been waiting while a relay is slow."""
+        self._backlog_ticks = 0
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether mails wait that any relay may send."""
-        return bool(self._common)
+    def has_backlog(self) -> bool:
+        """Whether mails have been waiting for a connection for a second without a break."""
+        return self._backlog_ticks >= _BEHIND_TICKS
 
     def may_take(self, relay: Availability) -> bool:
         """Return whether a relay may take a mail that any relay may send."""
@@ -73,7 +75,7 @@ class RelayChoice:
 
     def emptied(self) -> None:
         """Record that no such mail waits."""
-        self._waiting_ticks = 0
+        self._waiting_ticks = self._backlog_ticks = 0
 
     def faster_for(self, relay: Availability, pending: PendingSend) -> Availability | None:
         """Return where a mail goes that waits too long at a relay, or `None` if it has to stay."""
@@ -84,6 +86,7 @@ class RelayChoice:
 
     def tick(self) -> None:
         """Check whether a faster relay is too slow for all mails, and whether mails wait for a slow connection."""
+        self._backlog_ticks = self._backlog_ticks + 1 if self._common else 0
         waits = bool(self._common) and any(its.detector.is_outlier for _, its in self._relays)
         self._waiting_ticks = self._waiting_ticks + 1 if waits else 0
         for relay, its in self._relays:

@@ -19,9 +19,9 @@ def check(upstream: Upstream, slowness: Slowness, choice: RelayChoice, now_ms: i
     upstream.availability.room = math.inf if limit is None else max(limit, 1.0)
     mails = [(it, it.current) for it in pool.open if it.current is not None]
     unusual = [(connection, mail) for connection, mail in mails if slowness.is_unusual(mail, now)]
-    # a mail can leave the relay only until its content has been sent, which is worth a round trip, unless many wait
+    # a mail can leave the relay only until its content has been sent, which is worth a round trip, but for a backlog
     is_fast = not (unusual or slowness.detector.slow_sends or slowness.domains)
-    pool.support.careful = not (is_fast and choice.has_waiting)
+    pool.support.careful = not (is_fast and choice.has_backlog)
     is_full = len(pool.open) >= upstream.config.ordinary_connections and not pool.idle
     slowness.clogged = is_full and 2 * len(unusual) > len(pool.open)
     for connection, mail in unusual:

@@ -6,6 +6,7 @@ from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome
 from otp_stream.relay.availability import Availability
 from otp_stream.relay.send_queue import PendingSend
+from otp_stream.relay.slowness import Slowness
 from otp_stream.relay.suspension import Suspension
 from otp_stream.relay.waiting_sends import WaitingSends
 
@@ -20,3 +21,22 @@ async def test_a_call_that_was_cancelled_a_moment_ago_is_not_taken():
     taken = waiting.take(relay, urgent_only=False)
     assert taken is not None
     assert taken.result is results[1]
+
+
+async def test_mails_that_have_waited_for_a_second_without_a_break_are_a_backlog():
+    relays = [Availability(name, 0, lambda: 0.0, Slowness()) for name in ("a:25", "b:25")]
+    waiting = WaitingSends(relays, Suspension(), lambda: 0)
+    choice = waiting.choice
+    assert choice is not None
+    for _ in range(2):
+        waiting.push(
+            PendingSend(Mail("u@example.com", b""), 2, "jobs", 1_000, 1_000, asyncio.get_running_loop().create_future())
+        )
+        for _ in range(9):
+            choice.tick()
+        assert not choice.has_backlog
+        choice.tick()
+        assert choice.has_backlog
+        assert waiting.take(relays[0], urgent_only=False) is not None
+        assert waiting.take(relays[0], urgent_only=False) is None
+        assert not choice.has_backlog
