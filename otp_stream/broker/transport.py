@@ -1,7 +1,8 @@
-"""Patches for aiormq and pamqp, which apply to FastStream's connections as well as ours.
+"""Patches for aiormq, aio-pika and pamqp, which apply to FastStream's connections as well as ours.
 
 aiormq waits two minutes for an address that does not respond, retries an address that accepts no login, hides the
-broker's reply when it refuses a virtual host, and lets OpenSSL ask for the password of a key.
+broker's reply when it refuses a virtual host, and lets OpenSSL ask for the password of a key. aio-pika closes a
+connection that was never open when it is deleted, and prints a warning if no event loop runs then.
 
 pamqp raises an exception for a time outside the calendar, for text that is not UTF-8 and for a malformed table, and
 aiormq then closes the connection. The broker redelivers the message, so a single one would stop the worker.
@@ -12,6 +13,7 @@ import ssl
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
+import aio_pika
 from aiormq import Connection, spec
 from aiormq.abc import SSLCerts
 from aiormq.connection import (
@@ -65,6 +67,11 @@ def patch_aiormq() -> None:
         setattr(factory, "create", _create)  # noqa: B010 - pyright expects a method
     _connection.connect, _connection._rpc = _our_connect, staticmethod(_our_rpc)  # noqa: SLF001 - as above
     setattr(SSLContextProvider, "_create_context", _our_context)  # noqa: B010 - as above
+    setattr(aio_pika.Connection, "__del__", _on_deletion)  # noqa: B010 - as above
+
+
+def _on_deletion(_: aio_pika.Connection) -> None:
+    """Do nothing: what opens a connection also closes it."""
 
 
 async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Streams:  # noqa: ARG001 - it is a method

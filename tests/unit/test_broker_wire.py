@@ -1,11 +1,14 @@
 """Frames written directly, deliveries in pieces of any size, batched acknowledgements, and unreadable properties."""
 
 import asyncio
+import gc
 import json
 import struct
+import warnings
 from types import SimpleNamespace
 from typing import Any, cast
 
+import aio_pika
 import deliveries
 import pytest
 from aiormq import Channel
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import base, body, commands, frame, header
 from pydantic_core import to_json
+from yarl import URL
 
 from otp_stream.broker import frames
 from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeBodies
@@ -319,3 +323,17 @@ def test_a_delivery_that_fails_costs_no_other() -> None:
 
     asyncio.run(feed())
     assert came == [b"good"]
+
+
+def test_a_connection_that_was_never_open_leaves_no_warning_after_its_event_loop_has_stopped() -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    connection = aio_pika.Connection(URL("amqp://127.0.0.1:1/"), loop=loop)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        del connection
+        gc.collect()
+        loop.close()
+        asyncio.set_event_loop(None)
+        gc.collect()
+    assert [str(it.message) for it in found if "never awaited" in str(it.message)] == []
