@@ -110,7 +110,7 @@ class Connection(Session):
     def _on_chunk(self, pending: PendingSend, reply: Reply) -> None:
         """Handle the reply to BDAT: the relay has the mail, or does not have it, whatever it replied before."""
         if reply.code // 100 == 2:
-            self._support.chunking, pending.refusal = True, None
+            self._support.chunking = True
             self._end(pending, reply)
         elif pending.refusal is not None:
             refusal = pending.refusal

@@ -14,8 +14,7 @@ class WaitingSends:
     """One queue for all relays, and one for each relay of the mails that it may have already.
 
     `relays` are in order of preference: a relay takes from the common queue only while none before it takes mail, or
-    while those are slow.
-    `now_ms` is the clock for deadlines, in milliseconds since 1970.
+    while those are slow. `now_ms` is the clock for deadlines, in milliseconds since 1970.
     """
 
     def __init__(self, relays: Sequence[Availability], suspension: Suspension, now_ms: Callable[[], int]) -> None:

@@ -205,6 +205,20 @@ async def both_in_flight(manual: ManualRelay, smtp: SmtpRelay) -> tuple[ManualCo
     return connection, sending[1:]
 
 
+async def test_while_another_connection_may_be_used_no_mail_is_sent_behind_another(manual: ManualRelay):
+    async with client(manual, pool_size=3) as smtp:
+        connection = await proven(manual, smtp)
+        sending = [asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("second", "third", "fourth")]
+        await connection.expect_alone(start("second@example.com") + CHUNK)
+        await connection.reply(*ACCEPTED)
+        await connection.expect_alone(start("third@example.com") + CHUNK)
+        other = await ready(manual)
+        await other.expect_alone(start("fourth@example.com") + CHUNK)
+        for it in (connection, other):
+            await it.reply(*ACCEPTED)
+        assert all(isinstance(it, Accepted) for it in await asyncio.gather(*sending))
+
+
 async def test_with_all_connections_busy_a_mail_is_sent_behind_another(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         connection, (third, fourth) = await both_in_flight(manual, smtp)
