@@ -46,6 +46,8 @@ class Job:
     """The relay that may have accepted its mail in an earlier attempt."""
     replay: Replay | None = None
     """The last replay, if the job was a dead letter before."""
+    tenant: str = ""
+    """The tenant that it belongs to, by its name in `TENANTS_FILE`; empty for the default one."""
 
     @classmethod
     def from_request(  # noqa: PLR0913 - all that is known about it
@@ -60,6 +62,7 @@ class Job:
         suspect: bool = False,
         uncertain: str | None = None,
         replay: Replay | None = None,
+        tenant: str = "",
     ) -> Self:
         """Return the job for a request, with the times at which its code was made and expires.
 
@@ -81,6 +84,7 @@ class Job:
             suspect=suspect,
             uncertain=uncertain,
             replay=replay,
+            tenant=tenant,
         )
 
     @property

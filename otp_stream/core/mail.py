@@ -13,6 +13,10 @@ class Mail:
     """Whether all lines are known to end with CRLF and none to begin with a dot."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What to redact in the relay's replies."""
+    tenant: str = ""
+    """The tenant that sends it; empty for the default one."""
+    sender: str | None = None
+    """The envelope's MAIL FROM address, if it is not the relay's."""
 
 
 class ComposeError(Exception):
