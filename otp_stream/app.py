@@ -19,7 +19,7 @@ from .mail import Composer, TemplateError
 from .mail.preview import Previews
 from .parts import Parts, Stopping, worker_name
 from .relay import Sharing, SmtpRelay
-from .settings import RotatedSecrets, Settings, load
+from .settings import RotatedSecrets, Settings, load, read_tenants
 from .tables import Tables
 from .telemetry import Observer
 from .web import Sources, routes
@@ -29,10 +29,11 @@ from .worker import OtpStream
 def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     """Wire the parts of one worker. `problems` are the errors found in its settings."""
     secrets = RotatedSecrets(settings)
-    observer = Observer()
+    listed, tenant_problems = read_tenants(settings)
+    observer = Observer(by_tenant=settings.tenants_file is not None)
     tables = Tables(
-        key_builder(settings),
-        memory_tables(settings),
+        key_builder(settings, listed),
+        memory_tables(settings, listed),
         redis=redis_config(secrets),
         fail=settings.state_fail,
         observe=observer.metrics.redis_s.observe,
@@ -51,7 +52,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     resend_uncertain = settings.smtp_uncertain == "resend"
     return Parts(
         settings,
-        [*problems, *more_problems],
+        [*problems, *more_problems, *tenant_problems],
         secrets,
         observer,
         tables,

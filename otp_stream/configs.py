@@ -3,12 +3,14 @@
 import shlex
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 from .broker import RabbitConfig
+from .core.admission import Limit, LimitName
 from .core.backoff import Backoff
 from .relay import OAuthConfig, RelayConfig, Rotation
-from .settings import RotatedSecrets, Settings
-from .tables import KeyBuilder, MemoryTables, RedisConfig
+from .settings import RotatedSecrets, Settings, Tenants
+from .tables import KeyBuilder, MemoryTables, RedisConfig, TenantLimits
 
 
 def backoff(settings: Settings) -> Backoff:
@@ -33,6 +35,11 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
     )
 
 
+def relay_group(name: str, settings: Settings) -> list[RelayConfig]:
+    """Return every relay of a group of tenants, in order of preference."""
+    return [replace(config, group=name) for config in relay_configs(settings)]
+
+
 def rotated_relay_configs(secrets: RotatedSecrets) -> list[RelayConfig]:
     """Return every relay, in order of preference, with secrets that can change while the worker runs."""
     return [
@@ -53,7 +60,7 @@ def relay_configs(settings: Settings) -> list[RelayConfig]:
     first = RelayConfig(
         host=settings.smtp_host or "localhost",
         port=settings.smtp_port,
-        sender=settings.sender[1],
+        sender=settings.envelope_sender or settings.sender[1],
         tls=settings.smtp_tls,
         user=settings.smtp_user if auth != "none" else None,
         password=settings.smtp_pass.get_secret_value() if by_password and settings.smtp_pass else None,
@@ -98,20 +105,37 @@ def _oauth_config(settings: Settings) -> OAuthConfig:
     )
 
 
-def key_builder(settings: Settings) -> KeyBuilder:
+def key_builder(settings: Settings, tenants: Tenants) -> KeyBuilder:
     """Return the builder of the keys that a job has in the tables."""
     return KeyBuilder(
         settings.hash_key,
         supersede=settings.supersede == "latest",
-        limits=settings.limits,
+        limits=_all_limits(settings, tenants),
         old_hash_keys=settings.old_hash_keys,
+        tenants=tenant_limits(settings, tenants),
     )
 
 
-def memory_tables(settings: Settings) -> MemoryTables:
+def _all_limits(settings: Settings, tenants: Tenants) -> list[Limit]:
+    of_tenants = (limit for it in tenants.listed.values() for limit in it.settings.limits)
+    return list(dict.fromkeys((*settings.limits, *of_tenants)))
+
+
+def tenant_limits(settings: Settings, tenants: Tenants) -> dict[str, TenantLimits]:
+    """Return the limits of each tenant, by its name, and of the default one; empty without tenants."""
+    if not tenants.listed:
+        return {}
+    of_tenants = {
+        name: TenantLimits(frozenset(it.settings.limits), frozenset(filter(it.limit_is_own, get_args(LimitName))))
+        for name, it in tenants.listed.items()
+    }
+    return {"": TenantLimits(frozenset(settings.limits)), **of_tenants}
+
+
+def memory_tables(settings: Settings, tenants: Tenants) -> MemoryTables:
     """Return empty tables in memory."""
     return MemoryTables(
-        settings.limits,
+        _all_limits(settings, tenants),
         sent_ttl_ms=round(settings.sent_ttl_hours * 3_600_000),
         sent_limit=settings.sent_memory_limit,
         entries_limit=settings.tables_memory_limit,

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .state import BrokerState, LaneState, RelayState, Stats, TablesState, WorkerState
+from .state import BrokerState, LaneState, RelayState, TablesState, TenantState, WorkerState
+from .stats import Stats
 from .times import in_words
 
 STALE_MS = 15_000
@@ -14,6 +15,7 @@ _MIN_DEAD = 5
 _DEAD_SHARE = 10
 """One job in this many may be dead-lettered: people mistype their addresses."""
 _NAMED_DOMAINS = 3
+_NAMED_TENANTS = 3
 LATE_MS = 10_000
 """A code that waits longer than this is late, whatever the reason. It should arrive within a second."""
 
@@ -24,7 +26,7 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 class Check:
     """The result of one check; with `degraded`, codes are still sent."""
 
-    name: Literal["phase", "broker", "relay", "tables", "endings", "pace"]
+    name: Literal["phase", "broker", "relay", "tenants", "tables", "endings", "pace"]
     status: Status
     text: str
 
@@ -70,20 +72,13 @@ def unshared_state(state: WorkerState) -> str | None:
 
 
 def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
-    match state.phase:
-        case "http_only":
-            yield Check("phase", "healthy", "WORKER=false: serving HTTP only, consuming nothing")
-        case "starting":
-            yield Check("phase", "unhealthy", "starting: waiting for RabbitMQ")
-        case "stopping":
-            yield Check("phase", "unhealthy", "stopping")
-        case "consuming":
-            away = state.broker is not None and not state.broker.connected
-            yield Check("phase", "healthy", "consuming resumes when RabbitMQ is back" if away else "consuming")
+    yield _phase(state)
     if state.broker is not None:
         yield _broker(state.broker, now_ms)
     if state.relays:
         yield _relay(state.relays)
+    if state.tenants:
+        yield _tenants(state.tenants)
     if state.tables is not None and state.tables.connected is not None:
         yield _tables(state.tables)
     if state.phase == "consuming":
@@ -92,6 +87,19 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
     flows = any(relay.circuit_breaker == "closed" for relay in state.relays)
     if state.broker is not None and state.broker.connected and state.phase == "consuming" and flows:
         yield _pace(state.broker.lanes, now_ms)
+
+
+def _phase(state: WorkerState) -> Check:
+    match state.phase:
+        case "http_only":
+            return Check("phase", "healthy", "WORKER=false: serving HTTP only, consuming nothing")
+        case "starting":
+            return Check("phase", "unhealthy", "starting: waiting for RabbitMQ")
+        case "stopping":
+            return Check("phase", "unhealthy", "stopping")
+        case "consuming":
+            away = state.broker is not None and not state.broker.connected
+            return Check("phase", "healthy", "consuming resumes when RabbitMQ is back" if away else "consuming")
 
 
 def _broker(broker: BrokerState, now_ms: int) -> Check:
@@ -125,6 +133,15 @@ def _relay(relays: tuple[RelayState, ...]) -> Check:
         healthy = breakers[0] == "closed" and not (first.stalled or first.slow or first.slow_domains)
         return Check("relay", "healthy" if healthy else "degraded", text)
     return Check("relay", "degraded" if "half_open" in breakers else "unhealthy", text)
+
+
+def _tenants(tenants: tuple[TenantState, ...]) -> Check:
+    waiting = [f"{it.name} ({it.trouble})" for it in tenants if it.trouble]
+    if not waiting:
+        return Check("tenants", "healthy", "no tenant's mail waits for its own relay")
+    others = len(waiting) - _NAMED_TENANTS
+    named = "; ".join(waiting[:_NAMED_TENANTS]) + (f" and {others} more" if others > 0 else "")
+    return Check("tenants", "degraded", f"the mail of other tenants is sent, but not that of {named}")
 
 
 def _tables(tables: TablesState) -> Check:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from .job import Lane
 from .outcome import UnavailableReason
+from .stats import TenantStats
 
 CircuitBreakerState = Literal["closed", "half_open", "open"]
 """Whether jobs may go to the relay: all of them, one as a probe, or none."""
@@ -196,6 +197,36 @@ class WorkerSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantState:
+    """One tenant as this worker sees it."""
+
+    name: str
+    """As in `TENANTS_FILE`; `default` for jobs without a tenant."""
+    stats: TenantStats = field(default_factory=TenantStats)
+    relays: tuple[RelayState, ...] = ()
+    """Its relays, if they are not those of the default tenant and have been used."""
+    refused: str | None = None
+    """Why a relay refuses its sender, while other tenants' mail is accepted there."""
+    unacked: int = 0
+    """Unacked jobs in this worker."""
+    moved: int = 0
+    """Jobs moved to its own queue since start, because it had too many in this worker."""
+    depth: int | None = None
+    """Jobs ready in its own queue, as RabbitMQ reported last."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why its mail waits, or `None`."""
+        if self.refused is not None:
+            return f"the relay refuses its sender: {self.refused}"
+        if self.relays and all(it.circuit_breaker != "closed" for it in self.relays):
+            return "; ".join(f"{it.name}: {it.reason}: {it.error}" for it in self.relays)
+        if self.relays and all(it.stalled for it in self.relays):
+            return f"{self.relays[0].name} does not answer"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """The whole worker at one moment."""
 
@@ -203,58 +234,8 @@ class WorkerState:
     broker: BrokerState | None
     """`None` when nothing is consumed."""
     relays: tuple[RelayState, ...]
-    """In order of preference; empty when nothing is sent."""
+    """In order of preference; empty when nothing is sent. With tenants, those of the default tenant."""
     tables: TablesState | None = None
     """`None` when nothing is consumed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The totals of a few seconds; times are milliseconds."""
-
-    at_ms: int
-    """Start of the step, milliseconds since 1970."""
-    sent: int = 0
-    retried: int = 0
-    dead: int = 0
-    p50_ms: int | None = None
-    """Median time from `timestamp` to acceptance, of the mails accepted in this step."""
-    p95_ms: int | None = None
-    p99_ms: int | None = None
-
-
-class Recent(NamedTuple):
-    """How a recent job ended. A tuple, because one is made for each job."""
-
-    at_ms: int
-    job_id: str
-    lane: Lane
-    recipient: str
-    """Masked; empty for a malformed message."""
-    template: str
-    what: str
-    """How it ended, or `retry`."""
-    attempt: int
-    took_ms: int | None = None
-    """Time from `timestamp` to the end."""
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Statistics since the start of this worker; times are milliseconds since 1970."""
-
-    started_ms: int
-    received: int = 0
-    endings: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Jobs by how they ended."""
-    retried: int = 0
-    last_processed_ms: int | None = None
-    last_error: str | None = None
-    last_error_ms: int | None = None
-    sent_last_minute: int = 0
-    died_last_minute: int = 0
-    """Without throttled jobs, which are intended."""
-    p50_ms: int | None = None
-    """Median time from `timestamp` to acceptance, of the latest mails of the last minute."""
-    p99_ms: int | None = None
+    tenants: tuple[TenantState, ...] = ()
+    """The tenants that have had jobs; empty without `TENANTS_FILE`."""

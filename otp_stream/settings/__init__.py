@@ -5,6 +5,8 @@ from .load import load
 from .problems import REQUIRED, REQUIRED_FOR_LOGIN, find_problems, find_warnings, required_for_login
 from .rotated_secrets import RotatedSecrets
 from .settings import EMBEDDED_BROKER_PORT, Settings
+from .tenants import Tenant, Tenants, read_tenants
+from .watched_tenants import WatchedTenants
 
 __all__ = [
     "EMBEDDED_BROKER_PORT",
@@ -13,8 +15,12 @@ __all__ = [
     "FallbackRelay",
     "RotatedSecrets",
     "Settings",
+    "Tenant",
+    "Tenants",
+    "WatchedTenants",
     "find_problems",
     "find_warnings",
     "load",
+    "read_tenants",
     "required_for_login",
 ]

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from otp_stream.urls import read_url
 
-from .fields import ENV_FILE
+from .base_fields import ENV_FILE
 from .problems import REQUIRED_FOR_LOGIN, find_problems
 from .secret_files import read_secret_files
 from .settings import Settings

@@ -17,6 +17,9 @@ REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
 _FROM_TOKEN_SERVER = ("SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_KEY_FILE")
 _TOKEN_SOURCES = ("TOKEN_URL", "KEY_FILE", "TOKEN_COMMAND", "TOKEN_FILE")
+_FILES = (
+    "smtp_ca_file", "smtp_cert_file", "smtp_key_file", "smtp_oauth_key_file", "templates_dir", "tenants_file",
+)  # fmt: skip
 _TLS_FILES = ("cafile", "certfile", "keyfile", "ssl_certfile", "ssl_keyfile")
 _NO = {"0", "f", "false", "n", "no"}
 _FEW = 8
@@ -49,7 +52,14 @@ def find_problems(settings: Settings) -> list[str]:
         found.append("SMTP_CERT_FILE: is required with SMTP_KEY_FILE")
     if settings.smtp_cert_file is not None and settings.smtp_tls == "none":
         found.append("SMTP_CERT_FILE: needs TLS; set SMTP_TLS to starttls or implicit")
-    for name in ("smtp_ca_file", "smtp_cert_file", "smtp_key_file", "smtp_oauth_key_file", "templates_dir"):
+    for name in (
+        "smtp_ca_file",
+        "smtp_cert_file",
+        "smtp_key_file",
+        "smtp_oauth_key_file",
+        "templates_dir",
+        "tenants_file",
+    ):
         path: Path | None = getattr(settings, name)
         if path is not None and not path.exists():
             found.append(f"{name.upper()}: {path} does not exist")

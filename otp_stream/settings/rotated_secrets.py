@@ -17,8 +17,8 @@ from .problems import find_problems
 from .secret_files import read_secret
 from .settings import Settings
 
-_POLL_S = 2.0
-_SETTLE_S = 0.2
+POLL_S = 2.0
+SETTLE_S = 0.2
 """A new content is used if it is still the same after this time, because a program may be writing the file."""
 _READ_S = 5.0
 """How long a caller waits for the files: a network drive may not answer."""
@@ -68,7 +68,7 @@ class RotatedSecrets:
             if changed:
                 on_change(changed)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._requested.wait(), _POLL_S)
+                await asyncio.wait_for(self._requested.wait(), POLL_S)
             self._requested.clear()
 
     async def refresh(self) -> None:
@@ -91,7 +91,7 @@ class RotatedSecrets:
         first = await in_thread(self._read, "secret files")
         if first == self._handled:
             return
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.sleep(SETTLE_S)
         second = await in_thread(self._read, "secret files")
         for name, content in second.items():
             if content == first[name] and content != self._handled.get(name):

@@ -7,7 +7,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from .fields import ENV_FILE
+from .base_fields import ENV_FILE
 from .settings import Settings
 
 _MAX_BYTES = 65_536

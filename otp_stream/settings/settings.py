@@ -110,6 +110,11 @@ class Settings(Fields):
         return read_sender(self.sender_email) if self.sender_email else ("", "")
 
     @property
+    def reply_address(self) -> tuple[str, str] | None:
+        """Where answers go, as (display name, wire address); `None`: to the sender."""
+        return read_sender(self.reply_to) if self.reply_to else None
+
+    @property
     def hash_key(self) -> bytes:
         """The secret key of hashes and MACs, which is the same for all workers of a deployment."""
         return self._hash_keys[0]

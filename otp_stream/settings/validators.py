@@ -120,6 +120,16 @@ def sender_email(value: str | None) -> str | None:
     return value
 
 
+def envelope_sender(value: str | None) -> str | None:
+    """Accept one address without a display name, and return its wire form."""
+    if value is None:
+        return None
+    name, address = read_sender(value)
+    if name:
+        raise ValueError("must be an address without a name, such as bounces@example.com")
+    return address
+
+
 def rabbitmq_url(value: SecretStr) -> SecretStr:
     """Accept `amqp://`, `amqps://`, and `memory://` on loopback."""
     parts = read_url(value.get_secret_value(), {"amqp", "amqps", "memory"}, _RABBITMQ_EXAMPLE)

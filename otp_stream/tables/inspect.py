@@ -186,10 +186,17 @@ def forget(
     codes = client.execute("HLEN", newest)
     client.execute("DEL", newest)
     windows = [key for keys in _scan(client, f"{prefix}limit:recipient:", f":{recipient}", progress) for key in keys]
+    # a tenant's own limit has the tenant before the recipient
+    throttled = client.execute("ZRANGE", f"{prefix}throttled", 0, -1)
+    members = [
+        it
+        for it in (member.decode() for member in throttled)
+        if it.startswith("recipient:") and it.endswith(f":{recipient}")
+    ]
     return {
         "newest": codes,
         "recipient": sum(client.execute("DEL", key) for key in windows),
-        "throttled": client.execute("ZREM", f"{prefix}throttled", f"recipient:{recipient}"),
+        "throttled": client.execute("ZREM", f"{prefix}throttled", *members) if members else 0,
     }
 
 
@@ -210,7 +217,7 @@ def _sizes(
             elif kind == "rate":
                 relays.append(rest)
             elif kind == "limit":
-                window = rest.rpartition(":")[0]
+                window = ":".join(rest.split(":")[:2])
                 sizes[named.get(window) or _unset(window)] += 1
         values: list[bytes | None] = client.execute("MGET", *jobs) if jobs else []
         sizes.update(_JOB_STATES[value[:1]] for value in values if value and value[:1] in _JOB_STATES)

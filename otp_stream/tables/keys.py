@@ -1,14 +1,14 @@
 """Keys of a job, its recipient and its limits: hashes, so that the tables contain neither addresses nor codes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import isfinite
 from typing import NamedTuple
 
-from otp_stream.core.admission import Limit
+from otp_stream.core.admission import Limit, LimitName
 from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address, keyed_hash
+from otp_stream.core.tenant import tenant_name
 
 KEEP_MS = 60_000
 """How long an unsent job stays in the tables after its code has expired, because the clocks of workers differ."""
@@ -53,17 +53,28 @@ class JobKeys(NamedTuple):
         return max(self.expires_ms - now_ms, 0) + KEEP_MS
 
 
+class TenantLimits(NamedTuple):
+    """The limits of a tenant."""
+
+    applied: frozenset[Limit] = frozenset()
+    """Those that count its jobs."""
+    own: frozenset[LimitName] = frozenset()
+    """Those that count no jobs of other tenants."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyBuilder:
     """Builds the keys of a job. `hash_key` is secret, and the same for all workers of a deployment.
 
-    `old_hash_keys` are other keys that workers use during a change of the key.
+    `old_hash_keys` are other keys that workers use during a change of the key. `limits` are the limits of all tenants;
+    `tenants` has those that apply to each one, by its name; without it, all apply.
     """
 
     hash_key: bytes = field(repr=False)
     supersede: bool = False
     limits: Sequence[Limit] = ()
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+    tenants: Mapping[str, TenantLimits] = field(default_factory=dict[str, TenantLimits])
 
     def keys_of(self, job: Job) -> JobKeys:
         """Return the keys of a job under the current hash key and the old ones."""
@@ -86,13 +97,24 @@ class KeyBuilder:
         if not self.limits and not self.supersede:
             return HashedKeys(key)
         recipient = hash_address(job.request.email, hash_key)
-        limits = tuple(_limit_key(limit, job, recipient, hash_key) for limit in self.limits)
+        limits = tuple(self._limit_key(limit, job, recipient, hash_key) for limit in self.limits)
         if not self.supersede:
             return HashedKeys(key, limits=limits)
         # a producer that sets no purpose may still have a template for each purpose
         purpose = job.request.metadata.purpose or f"\0{job.request.metadata.template}"
+        if job.tenant:  # a person may use two tenants at the same time
+            purpose = f"{purpose}\0{job.tenant}"
         code = _digest(f"{recipient}\0{job.request.otp}", hash_key)
         return HashedKeys(key, recipient, _digest(purpose, hash_key), code, limits)
+
+    def _limit_key(self, limit: Limit, job: Job, recipient: str, hash_key: bytes) -> str:
+        if not self.tenants:
+            return _limit_key(limit, job, recipient, hash_key)
+        of_tenant = self.tenants.get(job.tenant) or TenantLimits()
+        if limit not in of_tenant.applied:
+            return ""
+        key = _limit_key(limit, job, recipient, hash_key)
+        return f"{_digest(job.tenant, hash_key)}:{key}" if key and limit.name in of_tenant.own else key
 
     def _id(self, job: Job, hash_key: bytes) -> str:
         """Return the job's id under this hash key: an id that contains a secret is replaced by its hash."""
@@ -111,16 +133,9 @@ def _limit_key(limit: Limit, job: Job, recipient: str, hash_key: bytes) -> str:
         case "domain":
             return _digest(job.request.email.rpartition("@")[2].lower(), hash_key)
         case "tenant":
-            return _digest(tenant, hash_key) if (tenant := _tenant(job.request.metadata.tenant)) else ""
+            return _digest(tenant, hash_key) if (tenant := tenant_name(job.request.metadata.tenant)) else ""
         case "total":
             return "all"
-
-
-def _tenant(value: object) -> str:
-    """Return the tenant as text, the same for 1, 1.0 and "1"; empty if it is not a tenant."""
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else str(value) if isfinite(value) else ""
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def _digest(text: str, hash_key: bytes, size: int = 8) -> str:

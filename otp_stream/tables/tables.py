@@ -3,19 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
 
 from otp_stream import clock
-from otp_stream.core.admission import Refusal, Unknown, answer_name
+from otp_stream.core.admission import Limit, Refusal, Unknown, answer_name
 from otp_stream.core.job import Job
 from otp_stream.core.rate import Grant
 from otp_stream.core.state import Fail, TablesState, WorkerSeen
 
 from .admission import Admission
 from .claim import Claim, Claims
-from .keys import KeyBuilder
+from .keys import KeyBuilder, TenantLimits
 from .memory import Answer, MemoryTables
 from .redis_connection import RedisConfig
 from .redis_pipeline import RedisUnavailableError
@@ -120,6 +121,11 @@ class Tables:
             with suppress(RedisUnavailableError):
                 return await request(self.shared)
         return None
+
+    def use_tenants(self, tenants: Mapping[str, TenantLimits]) -> set[Limit]:
+        """Apply other limits to tenants. Returns those that no tenant had at start: they are not enforced."""
+        self._key_builder = replace(self._key_builder, tenants=tenants)
+        return {limit for it in tenants.values() for limit in it.applied} - {*self._key_builder.limits}
 
     @property
     def may_send(self) -> bool:

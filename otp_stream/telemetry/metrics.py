@@ -13,7 +13,13 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -29,6 +35,7 @@ from otp_stream.core.state import (
     Phase,
     RelayState,
     TablesState,
+    TenantState,
     WorkerState,
 )
 from otp_stream.telemetry_errors import ERRORS
@@ -138,7 +145,10 @@ class _StateCollector(Collector):
         if state.broker is not None:
             yield from _broker(state.broker)
         if state.relays:
-            yield from _relays(state.relays)
+            # relays of their own are listed with the others, by names that begin with that of a tenant
+            yield from _relays((*state.relays, *(relay for it in state.tenants for relay in it.relays)))
+        if state.tenants:
+            yield from _tenants(state.tenants)
         if state.tables is not None:
             yield from _tables(state.tables)
 
@@ -204,6 +214,23 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     yield _by("relay_sends_in_flight", "Mails being sent.", "relay", {it.name: it.sending for it in relays})
     yield _by("relay_rate_limit", "Mails per second allowed now.", "relay", {it.name: it.rate for it in relays})
     yield _gauge("relay_sends_pending", "Jobs in the send queues.", sum(it.waiting for it in relays))
+
+
+def _tenants(tenants: tuple[TenantState, ...]) -> Iterator[Metric]:
+    ended = CounterMetricFamily("otp_tenant_jobs", "Jobs of a tenant that ended, by how.", labels=["tenant", "outcome"])
+    took = SummaryMetricFamily(
+        "otp_tenant_time_to_accept_seconds", "From a tenant's timestamps to the relay's 250.", labels=["tenant"]
+    )
+    for it in tenants:
+        for ending, count in it.stats.endings.items():
+            ended.add_metric([it.name, ending], count)
+        took.add_metric([it.name], it.stats.accepted, it.stats.took_ms / 1000)
+    yield ended
+    yield took
+    yield _by("tenant_jobs_unacked", "Unacked jobs of a tenant.", "tenant", {it.name: it.unacked for it in tenants})
+    yield _by("tenant_queue_ready", "Jobs in a tenant's own queue.", "tenant", {it.name: it.depth for it in tenants})
+    waits = {it.name: it.trouble is not None for it in tenants}
+    yield _by("tenant_mail_waits", "Whether a tenant's relay takes none of its mail.", "tenant", waits)
 
 
 def _tables(tables: TablesState) -> Iterator[Metric]:

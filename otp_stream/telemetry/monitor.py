@@ -9,7 +9,8 @@ import structlog
 
 from otp_stream import clock
 from otp_stream.core.health import checks, unshared_state, worst
-from otp_stream.core.state import Stats, WorkerState
+from otp_stream.core.state import WorkerState
+from otp_stream.core.stats import Stats
 
 _LOOP_LAG_MS = 250
 _CLOCK_JUMP_MS = 1_000

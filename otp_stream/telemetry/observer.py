@@ -14,10 +14,12 @@ from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job, Lane
 from otp_stream.core.masking import mask_address
 from otp_stream.core.outcome import Accepted, Outcome
-from otp_stream.core.state import Recent, RelayState, Stats, Step
+from otp_stream.core.state import RelayState
+from otp_stream.core.stats import Recent, Stats, Step, TenantStats
 
 from .metrics import Metrics
 from .stats import History, StatsRecorder
+from .tenant_stats import TenantRecorder
 from .tracing import NoTracer, Tracer, open_tracer
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -29,10 +31,14 @@ _LABELLED_ATTEMPTS = 10
 
 
 class Observer:
-    """Logs, counts and traces jobs. `now_ms` is the clock (milliseconds since 1970)."""
+    """Logs, counts and traces jobs, with `by_tenant` for each tenant too.
 
-    def __init__(self, *, now_ms: Callable[[], int] = clock.now_ms) -> None:
+    `now_ms` is the clock (milliseconds since 1970).
+    """
+
+    def __init__(self, *, by_tenant: bool = False, now_ms: Callable[[], int] = clock.now_ms) -> None:
         self.metrics = Metrics()
+        self._tenants = TenantRecorder() if by_tenant else None
         self._tracer: Tracer = NoTracer()
         self._now_ms = now_ms
         self._stats = StatsRecorder(now_ms())
@@ -84,6 +90,8 @@ class Observer:
                 self.metrics.accept_s.observe(took_ms / 1000)
                 self._stats.mail_accepted(took_ms, now_ms)
                 self._history.mail_accepted(took_ms, now_ms)
+                if self._tenants is not None:
+                    self._tenants.mail_accepted(job.tenant, took_ms)
             case _:
                 _log.debug("attempt ended", job_id=job.id, outcome=kind, detail=_detail(outcome))
 
@@ -92,7 +100,7 @@ class Observer:
         now_ms = self._now_ms()
         match settlement:
             case Ack(ending, route):
-                self._job_ended(ending)
+                self._job_ended(ending, job)
                 self._add_recent(job, ending, job.attempts_made + 1, now_ms)
                 if self._logs_jobs:
                     took_ms = now_ms - job.made_ms
@@ -112,7 +120,7 @@ class Observer:
                 self._tracer.annotate(settlement="park", delay_ms=delay_ms)
                 _log.info("job waits in the broker", job_id=job.id, delay_ms=delay_ms)
             case Dead():
-                self._dead_lettered(job.id, settlement)
+                self._dead_lettered(job.id, settlement, job)
                 self._add_recent(job, settlement.reason, settlement.attempt, now_ms, settlement.error)
             case _:
                 assert_never(settlement)
@@ -172,6 +180,10 @@ class Observer:
         """Return the statistics since start."""
         return self._stats.snapshot(self._now_ms())
 
+    def tenants(self) -> Mapping[str, TenantStats]:
+        """Return the statistics of each tenant that has had a job; empty without tenants."""
+        return self._tenants.snapshot() if self._tenants is not None else {}
+
     def history(self) -> tuple[Step, ...]:
         """Return the last 15 minutes in steps, the oldest first."""
         return self._history.steps(self._now_ms())
@@ -184,13 +196,15 @@ class Observer:
         """Export the remaining spans, for at most a few seconds."""
         self._tracer.close()
 
-    def _job_ended(self, ending: str) -> None:
+    def _job_ended(self, ending: str, job: Job | None = None) -> None:
         self.metrics.ended[ending].inc()
+        if self._tenants is not None and job is not None:
+            self._tenants.job_ended(job.tenant, ending)
         self._stats.job_ended(ending, self._now_ms())
         self._tracer.annotate(settlement=ending)
 
-    def _dead_lettered(self, job_id: str, dead: Dead) -> None:
-        self._job_ended(dead.reason)
+    def _dead_lettered(self, job_id: str, dead: Dead, job: Job | None = None) -> None:
+        self._job_ended(dead.reason, job)
         self._stats.failed(f"{dead.reason}: {dead.error}", self._now_ms())
         self._tracer.annotate(failed=True, error=dead.error)
         _log.error("job is dead-lettered", job_id=job_id, reason=dead.reason, error=dead.error, attempt=dead.attempt)

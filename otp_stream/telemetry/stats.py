@@ -4,7 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from otp_stream.core.decision import GOOD, REASONS
-from otp_stream.core.state import Recent, Stats, Step
+from otp_stream.core.stats import Recent, Stats, Step
 
 _MINUTE_MS = 60_000
 _RECENT = 1000

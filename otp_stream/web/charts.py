@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from otp_stream.core.state import Step
+from otp_stream.core.stats import Step
 
 HEIGHT = 100
 _CURRENT_STEPS = 12

@@ -11,7 +11,8 @@ from starlette.responses import HTMLResponse, Response
 from otp_stream import clock
 from otp_stream.core.decision import GOOD, REASONS
 from otp_stream.core.health import Status, checks, slow_text, unshared_state, worst
-from otp_stream.core.state import Recent, Stats, Step, TablesState, WorkerSeen, WorkerState
+from otp_stream.core.state import TablesState, WorkerSeen, WorkerState
+from otp_stream.core.stats import Recent, Stats, Step
 
 from . import charts
 from .pages import parts, render

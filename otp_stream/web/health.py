@@ -14,7 +14,8 @@ from otp_stream import clock
 from otp_stream.asgi import json_response
 from otp_stream.core.decision import REASONS
 from otp_stream.core.health import Check, Status, checks, worst
-from otp_stream.core.state import Stats, TablesState, WorkerState
+from otp_stream.core.state import TablesState, WorkerState
+from otp_stream.core.stats import Stats
 
 _FRESH_MS = 2_000
 """How old the broker's figures may be before they are requested again."""

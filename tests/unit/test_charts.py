@@ -2,7 +2,7 @@
 
 import re
 
-from otp_stream.core.state import Step
+from otp_stream.core.stats import Step
 from otp_stream.web.charts import Series, rates, times
 
 

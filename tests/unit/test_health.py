@@ -9,7 +9,8 @@ from otp_stream.broker.incoming import Shared
 from otp_stream.broker.lane import Handle, LaneConsumer, QueueAge
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, unshared_state, worst
-from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, Stats, TablesState, WorkerState
+from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, TablesState, WorkerState
+from otp_stream.core.stats import Stats
 
 NOW = 1_700_000_000_000
 NONE = Stats(0)

@@ -1,6 +1,6 @@
 """The history behind the charts and the list of recent jobs on the dashboard."""
 
-from otp_stream.core.state import Recent, Step
+from otp_stream.core.stats import Recent, Step
 from otp_stream.telemetry.stats import STEP_MS, STEPS, History
 
 NOW = 1_800_000_000_000

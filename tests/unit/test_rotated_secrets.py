@@ -31,8 +31,8 @@ IN_USE, UNUSABLE, RESTART = (
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotated_secrets, "_SETTLE_S", 0)
-    monkeypatch.setattr(rotated_secrets, "_POLL_S", 0.01)
+    monkeypatch.setattr(rotated_secrets, "SETTLE_S", 0)
+    monkeypatch.setattr(rotated_secrets, "POLL_S", 0.01)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ async def test_a_symbolic_link_may_be_moved_to_another_folder(
 async def test_a_file_that_is_being_written_is_read_again(
     secrets: RotatedSecrets, logs: list[EventDict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rotated_secrets, "_SETTLE_S", 0.05)
+    monkeypatch.setattr(rotated_secrets, "SETTLE_S", 0.05)
     (tmp_path / "SMTP_PASS").write_text("n8V")
     refreshing = asyncio.create_task(secrets.refresh())
     await asyncio.sleep(0.01)
@@ -205,7 +205,7 @@ async def test_watching_reports_each_change(secrets: RotatedSecrets, tmp_path: P
 async def test_a_request_does_not_wait_for_the_next_poll(
     secrets: RotatedSecrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rotated_secrets, "_POLL_S", 1000)
+    monkeypatch.setattr(rotated_secrets, "POLL_S", 1000)
     changes: asyncio.Queue[set[str]] = asyncio.Queue()
     watching = asyncio.create_task(secrets.watch(lambda it: changes.put_nowait(set(it))))
     await asyncio.sleep(0.05)

@@ -1,0 +1,272 @@
+"""The tenants of one deployment: what each sets in `TENANTS_FILE`, and what it inherits from the settings."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from otp_stream.core.otp_job import MalformedError
+from otp_stream.core.tenant import tenant_name
+
+from .load import explain
+from .problems import find_problems
+from .secret_files import read_secret, secret_names
+from .settings import Settings
+
+Unknown = Literal["default", "malformed"]
+"""What happens to the jobs of a tenant that is not listed: the default tenant sends them, or they are dead-lettered."""
+
+LONGEST_NAME = 64
+"""Maximum characters of a tenant's name, and half the bytes that are left for it in the name of a queue."""
+MAX_TENANTS = 1_000
+_MAX_BYTES = 1 << 20
+_MAIL_KEYS = ("sender_email", "envelope_sender", "reply_to", "default_locale", "templates_dir")
+_LIMIT_KEYS = ("recipient_limit", "domain_limit", "tenant_limit")
+_NOT_BY_TENANT = {"smtp_uncertain"}
+RELAY_KEYS = tuple(it for it in Settings.model_fields if it.startswith("smtp_") and it not in _NOT_BY_TENANT)
+KEYS = (*_MAIL_KEYS, *RELAY_KEYS, *_LIMIT_KEYS)
+"""What a tenant may set: settings, in lower case."""
+_SECRETS = frozenset(secret_names()) & frozenset(KEYS)
+FILE_KEYS = {f"{name}_file": name for name in sorted(_SECRETS)}
+"""Keys that name a file with a secret, and the settings of these secrets."""
+_INHERITED_BY_OWN_HOST = {"smtp_pool_size", "smtp_ehlo_name", "smtp_ca_file", "smtp_chunking"}
+"""A relay of its own must never get the login of another one, nor its fallbacks."""
+_PATHS = ("templates_dir", "smtp_cert_file", "smtp_key_file", "smtp_ca_file", "smtp_oauth_key_file",
+          "smtp_oauth_token_file")  # fmt: skip
+
+
+class _TenantSettings(Settings):
+    """Settings that are not read from the environment, whose values they are given."""
+
+    def __init__(self, **values: Any) -> None:
+        BaseModel.__init__(self, **values)  # not the one of pydantic-settings, which takes 5 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant."""
+
+    name: str
+    settings: Settings = field(repr=False)
+    """What it sets, and what it inherits."""
+    given: frozenset[str]
+    """The settings that it sets."""
+    group: str
+    """The first tenant with the same relays; empty for the relays of the default tenant."""
+
+    def limit_is_own(self, name: str) -> bool:
+        """Return whether it sets the limit of this name, which then counts its own jobs only."""
+        return f"{name}_limit" in self.given
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """All tenants but the default one."""
+
+    listed: Mapping[str, Tenant] = field(default_factory=dict[str, Tenant])
+    unknown: Unknown = "default"
+    files: tuple[Path, ...] = ()
+    """The files with their secrets."""
+
+    @property
+    def groups(self) -> dict[str, Settings]:
+        """The settings of each group of relays but the default one, by its name."""
+        return {it.name: it.settings for it in self.listed.values() if it.group == it.name}
+
+    def find(self, value: object) -> str:
+        """Return the tenant that `metadata.tenant` names; empty for the default one.
+
+        Raises `MalformedError` for a tenant that is not listed, if such jobs are dead-lettered.
+        """
+        name = tenant_name(value)
+        if not name or name in self.listed or (name := name.strip()) in self.listed:
+            return name
+        if self.unknown == "malformed" and name:
+            # without the name, because a producer may write anything there
+            raise MalformedError("metadata.tenant: names no tenant of TENANTS_FILE; add it there, or correct the job")
+        return ""
+
+
+def read_tenants(settings: Settings) -> tuple[Tenants, list[str]]:
+    """Read `TENANTS_FILE`. Returns the tenants and the problems of the file; with problems, there are no tenants."""
+    path = settings.tenants_file
+    if path is None or not path.exists():  # a missing file is a problem of the settings
+        return Tenants(), []
+    try:
+        content = _parsed(path)
+        return _Reader(settings, path.parent).read(content)
+    except ValueError as error:
+        return Tenants(), [f"TENANTS_FILE: {path}: {error}"]
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises `ValueError`, whose text quotes nothing of it."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"has more than {_MAX_BYTES} bytes")
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not encoded as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"is not valid TOML: {str(error)[:200]}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+class _Reader:
+    """Reads the tenants, and finds all problems at once."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._base = settings
+        self._folder = folder
+        self._values: dict[str, Any] = {it: getattr(settings, it) for it in Settings.model_fields}
+        self._base_problems = set(find_problems(settings))
+        self._problems: list[str] = []
+        self._files: list[Path] = []
+        self._groups: dict[tuple[object, ...], str] = {relay_values(settings): ""}
+
+    def read(self, content: dict[str, Any]) -> tuple[Tenants, list[str]]:
+        for key in content.keys() - {"unknown", "tenants"}:
+            self._problem("", f"{key}: is not known here; the file has unknown and [tenants.NAME]")
+        unknown = content.get("unknown", "default")
+        if unknown not in get_args(Unknown):
+            self._problem("", 'unknown: must be "default" or "malformed"')
+        tables = content.get("tenants", {})
+        listed: dict[str, Tenant] = {}
+        if not isinstance(tables, dict):
+            self._problem("", "tenants: must be tables such as [tenants.shop-17]")
+        elif len(cast("dict[str, object]", tables)) > MAX_TENANTS:
+            self._problem("", f"tenants: has more than {MAX_TENANTS} entries")
+        else:
+            for name, table in cast("dict[str, object]", tables).items():
+                if tenant := self._tenant(name, table):
+                    listed[name] = tenant
+        if self._problems:
+            return Tenants(files=tuple(self._files)), self._problems
+        return Tenants(listed, cast("Unknown", unknown), tuple(self._files)), []
+
+    def _tenant(self, name: str, table: object) -> Tenant | None:
+        if fault := _fault_of_name(name):
+            self._problem("", f"tenants: {fault}")
+            return None
+        if not isinstance(table, dict):
+            self._problem(name, "must be a table of settings")
+            return None
+        given = self._given(name, cast("dict[str, object]", table))
+        if given is None:
+            return None
+        try:
+            settings = _TenantSettings(**self._inherited(given), **given)
+        except ValidationError as error:
+            for it in error.errors(include_input=False):
+                self._problem(name, _lowered(explain(it)))
+            return None
+        problems = [it for it in find_problems(settings) if it not in self._base_problems]
+        for problem in problems:
+            self._problem(name, _lowered(problem))
+        group = self._groups.setdefault(relay_values(settings), name)
+        return None if problems else Tenant(name, settings, frozenset(given), group)
+
+    def _inherited(self, given: Mapping[str, object]) -> dict[str, object]:
+        values = {key: value for key, value in self._values.items() if key not in given}
+        if "smtp_host" in given:
+            for key in RELAY_KEYS:
+                if key not in _INHERITED_BY_OWN_HOST:
+                    values.pop(key, None)
+        # the address of the default tenant is not this tenant's
+        if "sender_email" in given:
+            for key in ("envelope_sender", "reply_to"):
+                values.pop(key, None)
+        return values
+
+    def _given(self, name: str, table: Mapping[str, object]) -> dict[str, object] | None:
+        """Return what a tenant sets, with secrets read from their files, or `None` if it cannot be used."""
+        before = len(self._problems)
+        given: dict[str, object] = {}
+        for key, value in table.items():
+            if key in KEYS:
+                if isinstance(value, dict | list) or value == "":
+                    self._problem(name, f"{key}: must be one value; leave the key out to inherit it")
+                given[key] = self._folder / value if key in _PATHS and isinstance(value, str) else value
+            elif key in FILE_KEYS:
+                given[FILE_KEYS[key]] = self._secret(name, key, value, table)
+            else:
+                close = get_close_matches(key.lower(), (*KEYS, *FILE_KEYS), 1, 0.8)
+                fix = f"; did you mean {close[0]}?" if close else "; see docs/tenants.md for the keys"
+                self._problem(name, f"{key}: cannot be set for a tenant{fix}")
+        return given if len(self._problems) == before else None
+
+    def _secret(self, name: str, key: str, value: object, table: Mapping[str, object]) -> str:
+        if FILE_KEYS[key] in table:
+            self._problem(name, f"{key}: {FILE_KEYS[key]} is set, too; set one of them")
+        elif not isinstance(value, str) or not value:
+            self._problem(name, f"{key}: must be the path of a file")
+        else:
+            path = self._folder / value
+            self._files.append(path)
+            try:
+                return read_secret(path)
+            except ValueError as error:
+                self._problem(name, f"{key}: {error}: {path}")
+        return ""
+
+    def _problem(self, tenant: str, text: str) -> None:
+        where = f"[tenants.{tenant}] " if tenant else ""
+        self._problems.append(f"TENANTS_FILE: {where}{text}")
+
+
+def relay_values(settings: Settings) -> tuple[object, ...]:
+    """Return everything that defines the relays of a tenant: tenants with equal values share their relays."""
+    return tuple(getattr(settings, key) for key in RELAY_KEYS)
+
+
+def _fault_of_name(name: str) -> str | None:
+    if name == "default":
+        return "default is the name for jobs without a tenant, which the environment's settings describe"
+    if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST_NAME:
+        return f"a name must have 1 to {LONGEST_NAME} printable characters, without spaces around it"
+    if len(name.encode(errors="replace")) > 2 * LONGEST_NAME:
+        return f"a name must have at most {2 * LONGEST_NAME} bytes"
+    return None
+
+
+def _lowered(problem: str) -> str:
+    """Return a problem with the setting's name as the file writes it."""
+    name, colon, text = problem.partition(":")
+    return f"{name.lower()}{colon}{text}" if name.lower() in KEYS else problem
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of the file, for editors and `otp-stream tenants check`."""
+    known = Settings.model_json_schema()["properties"]
+    properties = dict(_properties(known))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "TENANTS_FILE of otp-stream",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "unknown": {"enum": list(get_args(Unknown)), "default": "default",
+                        "description": "What happens to the jobs of a tenant that is not listed."},
+            "tenants": {"type": "object", "maxProperties": MAX_TENANTS,
+                        "propertyNames": {"minLength": 1, "maxLength": LONGEST_NAME, "not": {"const": "default"}},
+                        "additionalProperties": {"type": "object", "additionalProperties": False,
+                                                 "properties": properties}},
+        },
+    }  # fmt: skip
+
+
+def _properties(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    by_name = {name.lower(): it for name, it in known.items()}
+    for key in KEYS:
+        yield key, {name: it for name, it in by_name[key].items() if name not in {"title", "default", "writeOnly"}}
+    for key, name in FILE_KEYS.items():
+        yield key, {"type": "string", "description": f"File with the value of `{name}`, relative to this file."}

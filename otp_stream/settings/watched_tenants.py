@@ -1,0 +1,102 @@
+"""The tenants while the worker runs: `TENANTS_FILE` and the secret files that it names are read when they change."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from otp_stream.tasks import in_thread
+
+from .rotated_secrets import POLL_S, SETTLE_S
+from .settings import Settings
+from .tenants import Tenants, read_tenants, relay_values
+
+_Content = tuple[object, ...]
+Use = Callable[[Tenants], Awaitable[str | None]]
+"""Takes over other tenants. Returns why that is not possible, or `None`."""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class WatchedTenants:
+    """The tenants that are in use. A file that cannot be used changes nothing, and its problems are logged once.
+
+    `settings` returns what tenants inherit, whose secrets may change, too.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], tenants: Tenants) -> None:
+        self.current = tenants
+        self._settings = settings
+        self._path = settings().tenants_file
+        self._files = tenants.files
+        """The files with secrets that the last content named."""
+        self._handled = self._content()
+        """The last content that was used or logged."""
+        self._requested = asyncio.Event()
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a file to watch."""
+        return self._path is not None
+
+    def request(self) -> None:
+        """Read the files at once instead of at the next poll."""
+        self._requested.set()
+
+    def find(self, value: object) -> str:
+        """Return the tenant that `metadata.tenant` names, as `Tenants.find` does."""
+        return self.current.find(value)
+
+    async def watch(self, use: Use) -> None:
+        """Read the files every two seconds until cancelled; call `use` when the tenants have changed."""
+        while True:
+            await self.refresh(use)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._requested.wait(), POLL_S)
+            self._requested.clear()
+
+    async def refresh(self, use: Use) -> None:
+        """Read the files now. A content is used if it is still the same a moment later."""
+        first = await in_thread(self._content, "tenants file")
+        if first == self._handled:
+            return
+        await asyncio.sleep(SETTLE_S)
+        if first != await in_thread(self._content, "tenants file"):
+            self._requested.set()  # a program may still be writing
+            return
+        tenants, problems = await in_thread(lambda: read_tenants(self._settings()), "tenants file")
+        self._files = tenants.files
+        self._handled = await in_thread(self._content, "tenants file")
+        if not problems and (problem := await use(tenants)) is not None:
+            problems = [f"TENANTS_FILE: {problem}"]
+        if problems:
+            _log.warning("TENANTS_FILE cannot be used: the earlier tenants stay in use", problems=problems)
+        else:
+            self._log_changes(tenants)
+            self.current = tenants
+
+    def _content(self) -> _Content:
+        if self._path is None:
+            return ()
+        return (_bytes(self._path), *map(_bytes, self._files), relay_values(self._settings()))
+
+    def _log_changes(self, tenants: Tenants) -> None:
+        before, after = self.current.listed, tenants.listed
+        changed = [name for name in after if name in before and after[name].settings != before[name].settings]
+        _log.info(
+            "TENANTS_FILE has changed",
+            tenants=len(after),
+            added=sorted(after.keys() - before.keys()),
+            removed=sorted(before.keys() - after.keys()),
+            changed=sorted(changed),
+            unknown=tenants.unknown,
+        )
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except OSError:
+        return None
