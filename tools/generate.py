@@ -1,6 +1,7 @@
 """Make the files that come from the code: `python tools/generate.py`; a test fails when one of them is stale.
 
-asyncapi/, .env.example, docs/settings.md, the short settings table in README.md, docs/job-states.md.
+asyncapi/, .env.example, docs/settings.md, the short settings table in README.md, docs/job-states.md,
+docs/tenants.schema.json.
 """
 
 import json
@@ -18,6 +19,7 @@ from states import job_states
 from otp_stream.app import asyncapi, build
 from otp_stream.settings import REQUIRED, REQUIRED_FOR_LOGIN, Settings
 from otp_stream.settings.secret_files import secret_names
+from otp_stream.settings.tenants import schema
 
 ROOT = Path(__file__).parent.parent
 _MARKS = re.compile(r"(?<=<!-- settings:begin -->\n).*?(?=<!-- settings:end -->)", re.DOTALL)
@@ -62,6 +64,7 @@ def generated() -> dict[Path, str]:
         readme: _MARKS.sub(lambda _: settings_table(_FIRST), readme.read_text()),
         ROOT / "docs" / "settings.md": _SETTINGS.format(secrets=_secrets()) + settings_table(variables()) + _OTEL,
         ROOT / "docs" / "job-states.md": job_states(),
+        ROOT / "docs" / "tenants.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -64,9 +64,9 @@ def check(
         asyncio.run(run_checks(report, request, dkim_selector))
     counted = report.count()
     if as_json:
-        _write(report)
+        write_report(report)
     else:
-        _show(report)
+        show_report(report)
     if counted["problem"]:
         raise typer.Exit(1)
 
@@ -92,7 +92,8 @@ async def run_checks(report: CheckReport, request: OtpJob | None, dkim_selector:
         await check_systems.send_mail(request, composer, accepting, report.about("Mail"))
 
 
-def _write(report: CheckReport) -> None:
+def write_report(report: CheckReport) -> None:
+    """Write the results as JSON."""
     counted = report.count()
     output.write_json(
         {
@@ -106,7 +107,8 @@ def _write(report: CheckReport) -> None:
     )
 
 
-def _show(report: CheckReport) -> None:
+def show_report(report: CheckReport) -> None:
+    """Print the results by subject, and their number."""
     out, counted = output.results(), report.count()
     for subject, results in report.results.items():
         out.print(subject, style="bold", markup=False)

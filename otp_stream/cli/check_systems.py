@@ -27,7 +27,7 @@ from otp_stream.core.outcome import Accepted, Deferred, RecipientUnavailable, Re
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
-from otp_stream.settings import Settings, find_problems, find_warnings, load, required_for_login
+from otp_stream.settings import Settings, find_problems, find_warnings, load, read_tenants, required_for_login
 from otp_stream.urls import is_loopback
 
 from .amqp import topology_of
@@ -89,6 +89,7 @@ def settings(checked: CheckedSettings, report: Report) -> None:
         report(CheckResult("ok", f"a worker starts with these settings ({it.app_env})"))
     for warning in find_warnings(it):
         report(CheckResult("warning", warning))
+    _tenants(it, report)
     if it.prefetch_count == 1 and "PREFETCH_COUNT" not in checked.unreadable:
         text = "PREFETCH_COUNT=1: one job at a time, each waits for the one before"
         report(CheckResult("warning", text, "PREFETCH_COUNT=200"))
@@ -103,6 +104,14 @@ def settings(checked: CheckedSettings, report: Report) -> None:
     elif it.secret_key is None and it.app_env != "production" and "SECRET_KEY" not in checked.unreadable:
         text = "SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords"
         report(CheckResult("note", text))
+
+
+def _tenants(settings: Settings, report: Report) -> None:
+    tenants, problems = read_tenants(settings)
+    for problem in problems:
+        report(CheckResult("problem", problem))
+    if tenants.listed:
+        report(CheckResult("note", f"{len(tenants.listed)} tenants: check them with otp-stream tenants check"))
 
 
 def templates(checked: CheckedSettings, report: Report) -> Composer | None:

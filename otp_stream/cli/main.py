@@ -12,7 +12,7 @@ import yaml
 
 from otp_stream import __version__
 
-from . import check, dead, livecheck, load, output, relay, send, tables, templates, topology
+from . import check, dead, livecheck, load, output, relay, send, tables, templates, tenants, topology
 from .settings import read_settings
 
 
@@ -46,6 +46,7 @@ cli.add_typer(relay.cli, name="relay", help="Make a running worker probe its mai
 cli.add_typer(tables.cli, name="tables")
 cli.add_typer(topology.cli, name="topology")
 cli.add_typer(templates.cli, name="templates")
+cli.add_typer(tenants.cli, name="tenants")
 cli.command()(check.check)
 cli.command()(send.send)
 cli.command()(livecheck.livecheck)

@@ -17,9 +17,6 @@ REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
 REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
 _FROM_TOKEN_SERVER = ("SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_KEY_FILE")
 _TOKEN_SOURCES = ("TOKEN_URL", "KEY_FILE", "TOKEN_COMMAND", "TOKEN_FILE")
-_FILES = (
-    "smtp_ca_file", "smtp_cert_file", "smtp_key_file", "smtp_oauth_key_file", "templates_dir", "tenants_file",
-)  # fmt: skip
 _TLS_FILES = ("cafile", "certfile", "keyfile", "ssl_certfile", "ssl_keyfile")
 _NO = {"0", "f", "false", "n", "no"}
 _FEW = 8

@@ -1,7 +1,7 @@
 """The tenants of one deployment: what each sets in `TENANTS_FILE`, and what it inherits from the settings."""
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,6 +58,12 @@ class Tenant:
     group: str
     """The first tenant with the same relays; empty for the relays of the default tenant."""
 
+    def origin(self, key: str) -> Literal["tenant", "environment", "default"]:
+        """Return where the value of a setting is from."""
+        if key in self.given:
+            return "tenant"
+        return "default" if key in _not_inherited(self.given) else "environment"
+
     def limit_is_own(self, name: str) -> bool:
         """Return whether it sets the limit of this name, which then counts its own jobs only."""
         return f"{name}_limit" in self.given
@@ -94,7 +100,7 @@ class Tenants:
 def read_tenants(settings: Settings) -> tuple[Tenants, list[str]]:
     """Read `TENANTS_FILE`. Returns the tenants and the problems of the file; with problems, there are no tenants."""
     path = settings.tenants_file
-    if path is None or not path.exists():  # a missing file is a problem of the settings
+    if path is None:
         return Tenants(), []
     try:
         content = _parsed(path)
@@ -139,10 +145,10 @@ class _Reader:
         unknown = content.get("unknown", "default")
         if unknown not in get_args(Unknown):
             self._problem("", 'unknown: must be "default" or "malformed"')
-        tables = content.get("tenants", {})
+        tables = content.get("tenants")
         listed: dict[str, Tenant] = {}
-        if not isinstance(tables, dict):
-            self._problem("", "tenants: must be tables such as [tenants.shop-17]")
+        if not isinstance(tables, dict) or not tables:  # an empty file may be one that a program is writing
+            self._problem("", "tenants: must be one or more tables such as [tenants.shop-17]")
         elif len(cast("dict[str, object]", tables)) > MAX_TENANTS:
             self._problem("", f"tenants: has more than {MAX_TENANTS} entries")
         else:
@@ -176,16 +182,8 @@ class _Reader:
         return None if problems else Tenant(name, settings, frozenset(given), group)
 
     def _inherited(self, given: Mapping[str, object]) -> dict[str, object]:
-        values = {key: value for key, value in self._values.items() if key not in given}
-        if "smtp_host" in given:
-            for key in RELAY_KEYS:
-                if key not in _INHERITED_BY_OWN_HOST:
-                    values.pop(key, None)
-        # the address of the default tenant is not this tenant's
-        if "sender_email" in given:
-            for key in ("envelope_sender", "reply_to"):
-                values.pop(key, None)
-        return values
+        without = _not_inherited(given)
+        return {key: value for key, value in self._values.items() if key not in given and key not in without}
 
     def _given(self, name: str, table: Mapping[str, object]) -> dict[str, object] | None:
         """Return what a tenant sets, with secrets read from their files, or `None` if it cannot be used."""
@@ -221,6 +219,13 @@ class _Reader:
     def _problem(self, tenant: str, text: str) -> None:
         where = f"[tenants.{tenant}] " if tenant else ""
         self._problems.append(f"TENANTS_FILE: {where}{text}")
+
+
+def _not_inherited(given: Container[str]) -> set[str]:
+    """Return the settings of the default tenant that must not apply to a tenant that sets those `given`."""
+    without = set(RELAY_KEYS) - _INHERITED_BY_OWN_HOST if "smtp_host" in given else set[str]()
+    # bounces and answers go to the default tenant's people
+    return without | {"envelope_sender", "reply_to"} if "sender_email" in given else without
 
 
 def relay_values(settings: Settings) -> tuple[object, ...]:
@@ -265,8 +270,15 @@ def schema() -> dict[str, Any]:
 
 
 def _properties(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    by_name = {name.lower(): it for name, it in known.items()}
     for key in KEYS:
-        yield key, {name: it for name, it in by_name[key].items() if name not in {"title", "default", "writeOnly"}}
+        described = {
+            name: it for name, it in known[key].items() if name in {"description", "enum", "minimum", "maximum"}
+        }
+        yield key, described | {"type": _toml_type(known[key])}
     for key, name in FILE_KEYS.items():
-        yield key, {"type": "string", "description": f"File with the value of `{name}`, relative to this file."}
+        yield key, {"description": f"File with the value of `{name}`, relative to this file.", "type": "string"}
+
+
+def _toml_type(described: Mapping[str, Any]) -> str:
+    types = [it.get("type") for it in (described, *described.get("anyOf", ()))]
+    return next(it for it in types if it not in {None, "null"})  # TOML has no null
