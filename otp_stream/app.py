@@ -81,7 +81,7 @@ def _composer(settings: Settings, problems: Sequence[str]) -> tuple[Composer, li
 
 def _worker_count(broker: OtpBroker) -> int:
     """Return the number of workers on the jobs queue, as RabbitMQ reports it."""
-    return next((lane.consumers or 1 for lane in broker.state().lanes if lane.lane == "jobs"), 1)
+    return next((lane.depth.consumers or 1 for lane in broker.lanes if lane.lane == "jobs" and lane.depth), 1)
 
 
 def build(settings: Settings, problems: Sequence[str]) -> OtpStream:
@@ -110,6 +110,11 @@ def _subscribe(broker: OtpBroker, delivery: Delivery) -> None:
         broker.topology.due,
         title="sendOtpDue",
         description=("Jobs whose wait is over; a separate lane, so that retries and new jobs never starve each other."),
+    )
+    @broker.subscriber(
+        broker.topology.any_tenant,
+        title="sendOtpTenant",
+        description="Jobs of a tenant that has many in a worker: a queue for each tenant, so that none delays another.",
     )
     async def send_otp(request: OtpJob, incoming: Incoming) -> None:  # pyright: ignore[reportUnusedFunction]
         """Send one one-time code, and settle its message."""

@@ -91,7 +91,7 @@ class Parts:
     @property
     def unacked(self) -> int:
         """Jobs in flight."""
-        return sum(lane.state.unacked for lane in self.broker.lanes)
+        return self.broker.unacked
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Start all parts but the broker, which FastStream starts. `stack` stops them, in the reverse order."""

@@ -257,6 +257,8 @@ class Rabbit:
     channel: AbstractChannel
     backoffs: set[tuple[int, int, int]] = field(default_factory=set[tuple[int, int, int]])
     """Base delay, maximum delay (milliseconds) and retries of every worker of this test."""
+    tenants: set[str] = field(default_factory=set[str])
+    """The tenants of every worker of this test, including `default`."""
 
     async def reconnect(self, url: str | None = None) -> None:
         """Open a new connection, to another node if `url` is given."""
@@ -384,7 +386,7 @@ class Rabbit:
         """Return the names of all queues of this test, by default with the wait queues of its workers."""
         from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py runs without the package
 
-        ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due")]
+        ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due", *(f"tenant.{it}" for it in self.tenants))]
         # each quorum queue takes two file descriptors of the broker, so leftovers of a hundred tests would stop it
         waits = {
             f"{self.prefix}.retry.{ms}"

@@ -1,6 +1,7 @@
 """RabbitMQ: queues and exchanges, consumers, settlements, events."""
 
-from .broker import OtpBroker, RabbitConfig
+from .broker import OtpBroker
+from .config import RabbitConfig
 from .subscriber import Incoming
 from .transport import patch_aiormq, patch_pamqp
 

@@ -16,11 +16,14 @@ from .headers import (
     FIRST_SEEN,
     FRESH,
     JOB_ID,
+    LANE,
     MAC,
+    MOVES,
     REASON,
     REPLAYED_AT,
     REPLAYED_BY,
     REPLY_CODE,
+    SUSPECT,
     UNCERTAIN,
 )
 from .topology import Topology
@@ -60,6 +63,11 @@ _COUNTED: Node = {
 }
 _WAITING: Node = {
     UNCERTAIN: {"type": "string", "description": "The relay that may have taken the mail before."},
+    MOVES: {"type": "integer", "minimum": 1, "description": "How often it was moved to its tenant's queue."},
+}
+_MOVED: Node = {
+    LANE: {"type": "string", "enum": ["high", "jobs", "due"], "description": "The lane from which it was moved."},
+    SUSPECT: {"type": "string", "description": "Present if it was redelivered before it was moved."},
 }
 _REPLAYED: Node = {
     REPLAYED_AT: {
@@ -124,6 +132,13 @@ def document(found: Node, topology: Topology, version: str) -> Node:
         _TRACE | _RETRIED,
         _job_examples(),
     )
+    _describe(
+        components,
+        "sendOtpTenant:SubscribeMessage",
+        "OTP job, in the queue of its tenant",
+        _TRACE | _RETRIED | _MOVED,
+        _job_examples(),
+    )
     _describe(components, "retry:Message", "OTP job, waiting", _TRACE | _RETRIED, _job_examples())
     _describe(components, "dead:Message", "Dead letter", _TRACE | _DEAD_LETTER, _job_examples())
     _describe(components, "events:Message", "Job event", {}, _event_examples())
@@ -169,6 +184,10 @@ def _describe_channels(channels: Node, topology: Topology) -> None:
                 amqp[part]["vhost"] = "/"
     for name in ("sendOtpDue", "dead"):
         channels[name]["x-queue-arguments"] = topology.arguments[channels[name]["address"]]
+    channels["sendOtpTenant"]["x-queue-arguments"] = topology.tenant_arguments
+    channels["sendOtpTenant"]["parameters"] = {
+        "tenant": {"description": "The tenant's name in `TENANTS_FILE`; `default` for jobs without a tenant."}
+    }
     channels["dead"]["bindings"]["amqp"] = {
         "is": "queue",
         "queue": {"name": topology.dead, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"},

@@ -1,8 +1,8 @@
 """The connections to RabbitMQ: opened at start, restored when they are lost, closed at the end."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -17,13 +17,13 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from yarl import URL
 
 from otp_stream.clock import now_ms
-from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane
 from otp_stream.core.job_event import JobEvent
 from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
 from .amqp_stream import ConsumingConnection
+from .config import RabbitConfig
 from .confirmed_publish import ConfirmedPublisher
 from .consumers import Consumers
 from .events import Events
@@ -34,6 +34,7 @@ from .outgoing import Inject
 from .settle import Settler
 from .state_tracker import StateTracker
 from .subscriber import OtpSubscriber, decode
+from .tenant_lanes import TenantLanes
 from .topology import Topology
 from .topology_admin import BROKER_ERRORS, TopologyAdmin, TopologyRepair, quietly
 
@@ -46,25 +47,6 @@ _EVENTS = Channel(publisher_confirms=False)
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RabbitConfig:
-    """The settings of the broker package."""
-
-    url: str = field(repr=False)
-    shown_url: str
-    queue: str
-    prefix: str
-    prefetch: int
-    backoff: Backoff
-    default_expiry_minutes: float
-    hash_key: bytes = field(repr=False)
-    enabled: bool = True
-    old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
-    """Earlier keys, by which messages may still be signed."""
-    events: bool = True
-    """Whether an event is published for each outcome."""
-
-
 class OtpBroker(RabbitBroker):
     """FastStream's broker, which waits for RabbitMQ at start, and drains its jobs at the end.
 
@@ -75,7 +57,7 @@ class OtpBroker(RabbitBroker):
     def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
         self._url = _with_heartbeat(config.url)
         self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
-        self._admin = TopologyAdmin(lambda: self._url, topology)
+        self._admin, self._tenant_admin = (TopologyAdmin(lambda: self._url, topology) for _ in range(2))
         self._topology_repair = TopologyRepair()
         self._tracker = StateTracker(lambda: self._url, config.shown_url, self._topology_repair.again)
         super().__init__(
@@ -109,12 +91,23 @@ class OtpBroker(RabbitBroker):
             repair=self._topology_repair.request,
             key=config.hash_key,
         )
-        reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys)
-        self._shared = Shared(reader, settler, self.events, refused, config.hash_key, config.old_hash_keys)
+        reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys, config.tenant_of)
         self._prefetch = config.prefetch
         self._lanes: dict[Lane, LaneConsumer] = {}
         self._enabled = config.enabled
         self._consumers = Consumers(self._admin.exists, lambda: self._consuming, self._topology_repair.request)
+        self._tenants = TenantLanes(
+            topology,
+            self._tenant_admin,
+            self._consumers,
+            settler,
+            prefetch=config.prefetch,
+            blocked=lambda: self._tracker.state.blocked,
+        )
+        self._tenants.use(config.tenants)
+        self._shared = Shared(
+            reader, settler, self.events, refused, config.hash_key, config.old_hash_keys, mover=self._tenants
+        )
         self._consuming: ConsumingConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts: list[asyncio.Task[None]] = []
@@ -124,15 +117,25 @@ class OtpBroker(RabbitBroker):
         """The lanes that have a handler, the most urgent first."""
         return [self._lanes[lane] for lane in self.topology.lanes if lane in self._lanes]
 
+    @property
+    def unacked(self) -> int:
+        """Unacked jobs at this worker."""
+        return sum(lane.unacked for lane in (*self.lanes, *self._tenants))
+
+    def use_tenants(self, names: Iterable[str]) -> None:
+        """Use these tenants from now on. The queues of others are consumed until they are empty."""
+        self._tenants.use(names)
+
     def subscriber(self, queue: RabbitQueue | str, *args: Any, **options: Any) -> RabbitSubscriber:
         """Subscribe a handler to a queue: to a lane with `OtpSubscriber`, to any other queue as FastStream does.
 
+        The queues of all tenants have one handler, which subscribes to their pattern, `Topology.any_tenant`.
         A lane has one handler, which settles its messages itself. Raises `SetupError` for a second one, and for options
         that a lane does not have, such as `ack_policy`, `no_reply` and `channel`.
         """
         name = RabbitQueue.validate(queue).name
         lanes: dict[str, Lane] = {it: lane for lane, it in self.topology.lanes.items()}
-        lane = lanes.get(name)
+        lane = lanes.get(name) if name != self.topology.any_tenant else "tenant"
         if lane is None:
             return super().subscriber(queue, *args, **options)
         if lane in self._lanes:
@@ -149,6 +152,8 @@ class OtpBroker(RabbitBroker):
             description=options.get("description"),
         )
         self._lanes[lane] = subscriber.lane
+        if lane == "tenant":
+            self._tenants.handle(subscriber.another)
         cast("Any", Registrator).subscriber(self, subscriber)
         return subscriber.add_call(
             parser_=options.get("parser"),
@@ -160,7 +165,9 @@ class OtpBroker(RabbitBroker):
     def state(self) -> BrokerState:
         """Return the state of the broker as seen by this worker."""
         lanes = tuple(lane.state for lane in self.lanes)
-        return replace(self._tracker.state, lanes=lanes, events_dropped=self.events.dropped)
+        return replace(
+            self._tracker.state, lanes=lanes, tenants=self._tenants.states, events_dropped=self.events.dropped
+        )
 
     def use_url(self, url: str, shown_url: str) -> None:
         """Open new connections with this URL, whose user or password is another one. Open connections stay open."""
@@ -184,7 +191,10 @@ class OtpBroker(RabbitBroker):
             asyncio.create_task(forever(self._repair_topology, "topology")),
             asyncio.create_task(forever(self._publish_events, "events")),
         ]
-        self._restarts = [asyncio.create_task(forever(partial(self._consumers.keep, self.lanes), "consumers"))]
+        self._restarts = [
+            asyncio.create_task(forever(partial(self._consumers.keep, self.lanes), "consumers")),
+            asyncio.create_task(forever(self._tenants.run, "tenants")),
+        ]
 
     async def _connect(self) -> RobustConnection:
         self._consuming = await connect_robust(**self._connection_kwargs, connection_class=ConsumingConnection)
@@ -240,14 +250,14 @@ class OtpBroker(RabbitBroker):
     async def stop_consumers(self) -> None:
         """Cancel the consumers; delivered jobs stay in flight."""
         self._tracker.stop()
-        for lane in self.lanes:
+        for lane in (*self.lanes, *self._tenants):
             lane.stop()
         await cancel_and_wait(*self._restarts)
         await self._consumers.stop()
 
     async def drain(self, give_up: Callable[[], bool]) -> int:
         """Wait until the jobs in flight end or `give_up` returns true, then requeue the rest. Returns their number."""
-        returned = sum(await asyncio.gather(*(lane.drain(give_up) for lane in self.lanes)))
+        returned = sum(await asyncio.gather(*(lane.drain(give_up) for lane in (*self.lanes, *self._tenants))))
         await self._consumers.flush()
         await self.events.flush(1.0)
         return returned
@@ -256,7 +266,7 @@ class OtpBroker(RabbitBroker):
         """Close all connections."""
         await cancel_and_wait(*self._tasks)
         self._tasks = []
-        await self._admin.close()
+        await asyncio.gather(self._admin.close(), self._tenant_admin.close())
         await self._close(*args, **kwargs)
 
     async def _close(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""One consumer for each lane. An unavailable queue does not stop the other lanes."""
+"""One consumer for each queue. An unavailable queue does not stop the other lanes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -80,9 +80,14 @@ class Consumers:
 
     async def stop(self) -> None:
         """Cancel the consumers; delivered jobs stay in flight."""
-        for consumer in self._consumers.values():
-            if consumer.is_active:
-                await quietly(consumer.channel.basic_cancel(str(consumer.tag)), _CANCEL_TIMEOUT_S)
+        active = [it for it in self._consumers.values() if it.is_active]
+        await asyncio.gather(*(quietly(it.channel.basic_cancel(str(it.tag)), _CANCEL_TIMEOUT_S) for it in active))
+
+    async def cancel(self, lane: LaneConsumer) -> None:
+        """Cancel the consumer of one lane."""
+        consumer = self._consumers.get(lane.queue)
+        if consumer is not None and consumer.is_active:
+            await self._end(consumer, idle=not lane.unacked)
 
     async def flush(self) -> None:
         """Return once the broker has received every acknowledgement."""
@@ -90,12 +95,13 @@ class Consumers:
         # by any request, because the broker handles the requests of one channel in order
         await asyncio.gather(*(quietly(channel.basic_qos(prefetch_count=1), _CANCEL_TIMEOUT_S) for channel in channels))
 
-    async def compare(self, lanes: Iterable[LaneConsumer]) -> None:
+    async def compare(self, lanes: Iterable[LaneConsumer]) -> bool:
         """Restart each consumer that RabbitMQ no longer knows, or to which it delivers nothing although jobs wait.
 
         RabbitMQ sends no cancel if the leader of a quorum queue froze, and 3.10 sends none if a quorum queue was
-        deleted and immediately declared again.
+        deleted and immediately declared again. Returns whether a consumer seems lost, but not for long enough.
         """
+        suspicious = False
         for lane in lanes:
             consumer = self._consumers.get(lane.queue)
             lost = consumer is not None and consumer.is_active and self._loss(lane)
@@ -103,6 +109,7 @@ class Consumers:
                 self._unseen.pop(lane.queue, None)
                 continue
             received = lane.state.received
+            suspicious = True
             since, received_then = self._unseen.setdefault(lane.queue, (monotonic(), received))
             if received != received_then:
                 self._unseen[lane.queue] = (monotonic(), received)
@@ -111,6 +118,7 @@ class Consumers:
                 self._restarted[lane.queue] = received
                 _log.warning(lost, queue=lane.queue)
                 await self._end(consumer, idle=not lane.state.unacked)
+        return suspicious
 
     def _loss(self, lane: LaneConsumer) -> str:
         """Return why the lane's consumer seems lost, by the figures of the broker, or an empty text."""
@@ -134,9 +142,10 @@ class Consumers:
         active = True
         while True:
             await asyncio.sleep(_CHECK_S if active else _TRY_AGAIN_S)
-            active = self._is_active(lane.queue) or await self._try_to_consume(lane)
+            active = self.is_active(lane.queue) or await self._try_to_consume(lane)
 
-    def _is_active(self, queue: str) -> bool:
+    def is_active(self, queue: str) -> bool:
+        """Return whether there is a consumer on a queue."""
         consumer = self._consumers.get(queue)
         return consumer is not None and consumer.is_active
 
@@ -158,6 +167,13 @@ class Consumers:
                 _log.warning("queue is away, nothing is consumed from it", queue=queue)
                 self._repair(f"{queue} is away")
             return False
+        await self.consume(lane)
+        self._away.discard(queue)
+        return True
+
+    async def consume(self, lane: LaneConsumer) -> None:
+        """Consume from a queue that exists. Raises the broker's error if it refuses."""
+        queue = lane.queue
         connection = self._connection()
         transport = connection.transport.connection if connection and connection.transport else None
         deliveries = connection.deliveries if connection else None
@@ -167,13 +183,11 @@ class Consumers:
             with lost_connection_as_error():
                 await asyncio.wait_for(self._open(lane, connection, transport, deliveries), _START_TIMEOUT_S)
         except TimeoutError:
-            if not any(map(self._is_active, self._consumers)):
+            if not any(map(self.is_active, self._consumers)):
                 # the connection is open but does not answer, and would block every request; a closed one is restored
                 reason = ConnectionError(f"no answer to the request to consume from {queue}")
                 await quietly(transport.close(reason), _CANCEL_TIMEOUT_S)
             raise
-        self._away.discard(queue)
-        return True
 
     async def _open(
         self, lane: LaneConsumer, connection: ConsumingConnection, transport: Transport, deliveries: DeliveryReader

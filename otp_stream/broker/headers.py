@@ -8,6 +8,7 @@ from typing import Any
 
 ATTEMPT, JOB_ID, FIRST_SEEN = "x-otp-attempt", "x-otp-job-id", "x-otp-first-seen"
 UNCERTAIN = "x-otp-uncertain"
+LANE, MOVES, SUSPECT = "x-otp-lane", "x-otp-moves", "x-otp-suspect"
 REASON, ERROR, REPLY_CODE = "x-otp-reason", "x-otp-error", "x-otp-reply-code"
 DIED_AT, ALLOWED_AT = "x-otp-died-at", "x-otp-allowed-at"
 REPLAYED_AT, REPLAYED_BY, FRESH = "x-otp-replayed-at", "x-otp-replayed-by", "x-otp-fresh"

@@ -11,8 +11,9 @@ from otp_stream.clock import now_ms
 from otp_stream.core.decision import Dead, Final, Retry, crashed, malformed
 from otp_stream.core.job import Job, Lane
 from otp_stream.core.masking import keyed_hash
-from otp_stream.core.otp_job import OtpJob
+from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.core.possible_secrets import readable_job_id
+from otp_stream.core.threshold import DynamicThreshold
 from otp_stream.telemetry_errors import observe
 
 from .events import Events, event
@@ -31,6 +32,23 @@ class Refused(Protocol):
         ...
 
 
+class Mover(Protocol):
+    """Moves jobs to the queues of their tenants."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are tenants."""
+        ...
+
+    def can_move(self, tenant: str) -> bool:
+        """Return whether the tenant has a queue that takes jobs."""
+        ...
+
+    async def move(self, message: JobMessage, job: Job) -> bool:
+        """Publish a job to its tenant's queue, then acknowledge. Returns `False` if that failed."""
+        ...
+
+
 class Moved:
     """Attempts that ended in another queue, remembered while their acknowledgement may be lost with the connection.
 
@@ -38,17 +56,17 @@ class Moved:
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[tuple[int, int], float] = OrderedDict()
+        self._ended: OrderedDict[tuple[int, int, int], float] = OrderedDict()
 
     def add(self, job: Job) -> None:
-        """Record an attempt whose retry or dead letter is confirmed."""
-        self._ended[job.identity, job.attempts_made] = monotonic()
+        """Record a job whose retry, dead letter or move is confirmed. A move counts no attempt, but itself."""
+        self._ended[job.identity, job.attempts_made, job.moves] = monotonic()
         while len(self._ended) > _MOVED_LIMIT:
             self._ended.popitem(last=False)
 
     def knows(self, job: Job) -> bool:
         """Return whether a redelivered job is such a copy, and forget the attempt: it has one copy at most."""
-        at = self._ended.pop((job.identity, job.attempts_made), None)
+        at = self._ended.pop((job.identity, job.attempts_made, job.moves), None)
         return at is not None and job.suspect and monotonic() - at < _MOVED_S
 
 
@@ -63,6 +81,8 @@ class Shared:
     hash_key: bytes = field(repr=False)
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
     moved: Moved = field(default_factory=Moved)
+    mover: Mover | None = None
+    """Moves the jobs of a tenant that has too many in this worker."""
 
 
 @dataclass(slots=True)
@@ -73,12 +93,16 @@ class IncomingJob:
     shared: Shared = field(repr=False)
     on_job: Callable[[JobMessage, str, Job | None], None]
     """Called with the job's id once it is known; the job is `None` for a malformed message."""
+    threshold: DynamicThreshold | None = None
+    """Limits the jobs of each tenant in a lane; `None` without tenants, and in a lane of one tenant."""
     job: Job | None = None
     settling: bool = False
     """Whether a settlement was attempted."""
     settled: str | None = None
-    """How the message was settled, once the broker has it: `ack`, `retry`, `park` or `dead`."""
+    """How the message was settled, once the broker has it: `ack`, `retry`, `park`, `dead` or `moved`."""
     _job_id: str = ""
+    _counted: str | None = None
+    """The tenant for which the threshold has counted the job."""
 
     @property
     def trace_context(self) -> Mapping[str, str]:
@@ -86,20 +110,56 @@ class IncomingJob:
         return self.message.carrier()
 
     async def accept(self, request: OtpJob) -> Job | None:
-        """Return the job to process, or `None` if the message is settled or a copy of an attempt that has ended."""
+        """Return the job to process, or `None` if the message is settled.
+
+        It is settled if it is a copy of an attempt that has ended, a job of a tenant that is refused, or a job that has
+        been moved to its tenant's queue.
+        """
         if self.settled is not None:
             return None  # a middleware called the handler again: a second acknowledgement would close the channel
         message = self.message
         message.hide_in_trace(request)
-        job = self.job = await self.shared.reader.job(message, request)
+        try:
+            job = self.job = await self.shared.reader.job(message, request)
+        except MalformedError as error:
+            await self.refuse(str(error))
+            return None
         self._job_id = job.id
         self.on_job(message, job.id, job)
         if not self.shared.moved.knows(job):
-            return job
+            return job if self.threshold is None else await self._keep_or_move(job, self.threshold)
         self.settling = True
         await acknowledge(message)
         self.settled = "ack"
         return None
+
+    async def _keep_or_move(self, job: Job, threshold: DynamicThreshold) -> Job | None:
+        """Return the job if it stays in this worker, and count it."""
+        shared = self.shared
+        if (
+            self._counted is None
+            and shared.mover is not None
+            and not threshold.permits(job.tenant)
+            and shared.mover.can_move(job.tenant)
+        ):
+            self.settling = True
+            if await shared.mover.move(self.message, job):
+                self.settled = "moved"
+                shared.moved.add(job)
+                return None
+            if not self.message.alive:
+                return None
+            self.settling = False
+        if self._counted is None:
+            threshold.add(job.tenant)
+            self._counted = job.tenant
+        return job
+
+    def end(self) -> None:
+        """Count the job no longer, however it ended."""
+        if self.threshold is not None and self._counted is not None:
+            self.threshold.remove(self._counted)
+            self._counted = None
 
     def possible(self) -> bool:
         """Return whether the message can still be settled. A closed channel has returned it to its queue."""

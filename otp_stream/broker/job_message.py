@@ -1,19 +1,32 @@
 """A received message, and how a job is read from it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, get_args
 from uuid import uuid4
 
 from otp_stream.core.job import Job, Lane, Replay
 from otp_stream.core.masking import contains_secret, keyed_hash
 from otp_stream.core.otp_job import OtpJob
 
-from .headers import ATTEMPT, FIRST_SEEN, FRESH, JOB_ID, REPLAYED_AT, REPLAYED_BY, UNCERTAIN
+from .headers import (
+    ATTEMPT,
+    FIRST_SEEN,
+    FRESH,
+    JOB_ID,
+    LANE,
+    MOVES,
+    REPLAYED_AT,
+    REPLAYED_BY,
+    SUSPECT,
+    UNCERTAIN,
+)
 from .message import Delivered, RawMessage
 
+SIGNED: tuple[Lane, ...] = ("due", "tenant")
+"""The lanes whose messages a worker has signed. On the producers' queues, our headers have no effect."""
 TRACE = ("traceparent", "tracestate", "baggage")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
@@ -63,6 +76,22 @@ class JobMessage:
     def uncertain(self) -> str | None:
         """The relay that may have accepted its mail in an earlier attempt."""
         return self.header(UNCERTAIN, str)
+
+    @property
+    def first_lane(self) -> Lane:
+        """The lane of the job: the one from which it was moved to its tenant's queue, or its own."""
+        moved_from: Lane | None = self.header(LANE, str) if self.lane == "tenant" else None
+        return moved_from if moved_from is not None and moved_from in get_args(Lane) else self.lane
+
+    @property
+    def moves(self) -> int:
+        """How often the job was moved to its tenant's queue."""
+        return self.header(MOVES, int) or 0
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it was delivered before and not settled, at the latest before it was moved to its tenant's queue."""
+        return bool(self.raw.redelivered) or self.header(SUSPECT, str) is not None
 
     @property
     def replay(self) -> Replay | None:
@@ -123,27 +152,35 @@ class MadeIds(Protocol):
         ...
 
 
+def default_tenant(_: object) -> str:
+    """Return the default tenant, for a deployment that has no other one."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads jobs from messages."""
+    """Reads jobs from messages. `tenant_of` returns the tenant that a job names, or raises `MalformedError`."""
 
     default_expiry_minutes: float
     hash_key: bytes = field(repr=False)
     made: MadeIds
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
+    tenant_of: Callable[[object], str] = default_tenant
 
     async def job(self, message: JobMessage, request: OtpJob) -> Job:
-        """Return the job of a message."""
+        """Return the job of a message. Raises `MalformedError` for a tenant that is not accepted."""
         return Job.from_request(
             request,
             job_id=await self.job_id(message, request),
-            lane=message.lane,
+            lane=message.first_lane,
             first_seen_ms=message.first_seen_ms,
             attempts_made=message.attempts_made(request),
             default_expiry_minutes=self.default_expiry_minutes,
-            suspect=bool(message.raw.redelivered),
+            suspect=message.suspect,
             uncertain=message.uncertain,
             replay=message.replay,
+            tenant=self.tenant_of(request.metadata.tenant),
+            moves=message.moves,
         )
 
     async def job_id(self, message: JobMessage, request: OtpJob) -> str:
@@ -164,7 +201,7 @@ class Reader:
             return digests[0]
         # Without a time, a copy cannot be distinguished from a second request for the same code. Only a redelivered
         # message or an unverified retry can be a copy, so only these get the id of an earlier message.
-        copied = bool(moment) or raw.redelivered or message.lane == "due"
+        copied = bool(moment) or raw.redelivered or message.lane in SIGNED
         made = await self._recall(digests) if copied else None
         made = made or (digests[0] if moment else uuid4().hex)
         # during a key change, workers with the old key and workers with the new one find each other's ids

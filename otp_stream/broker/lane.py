@@ -13,11 +13,12 @@ from otp_stream.clock import now_ms
 from otp_stream.core.job import Job, Lane
 from otp_stream.core.otp_job import MalformedError, too_large
 from otp_stream.core.state import LaneState
+from otp_stream.core.threshold import DynamicThreshold
 from otp_stream.tasks import cancel_and_wait
 
 from .headers import verified
 from .incoming import IncomingJob, Shared
-from .job_message import JobMessage
+from .job_message import SIGNED, JobMessage
 from .message import RawMessage
 from .settle import requeue
 from .topology import Depth
@@ -83,11 +84,12 @@ class LaneConsumer:
         self.lane: Lane = lane
         self.queue = queue
         self.prefetch = prefetch
-        self.counts_returns = lane == "due"
+        self.counts_returns = lane in SIGNED
         """Whether it is a quorum queue, which counts every requeue of a message."""
         self.depth: Depth | None = None
         self._shared = shared
         self._handle = handle
+        self._threshold = None if lane == "tenant" else DynamicThreshold(prefetch)
         self._empty_ms: int | None = None
         self._queue_age = QueueAge()
         self._waited_ms: int | None = None
@@ -101,6 +103,11 @@ class LaneConsumer:
         self._stopping = False
         self._cancelled: list[JobMessage] = []
         """Messages to requeue, because their jobs were cancelled at the stop."""
+
+    @property
+    def unacked(self) -> int:
+        """Unacked jobs now."""
+        return len(self._unacked)
 
     @property
     def state(self) -> LaneState:
@@ -144,8 +151,7 @@ class LaneConsumer:
 
     def dispatch(self, raw: RawMessage) -> asyncio.Task[str | None]:
         """Start processing a message, from RabbitMQ or from the in-memory test broker."""
-        # on the producers' queues, our headers have no effect
-        ours = self._verified(raw) if self.lane == "due" else None
+        ours = self._verified(raw) if self.lane in SIGNED else None
         message = JobMessage(raw, self.lane, now_ms(), ours)
         self._received += 1
         return self._start(self._process(message), message)
@@ -192,7 +198,9 @@ class LaneConsumer:
         """Return how the message was settled; `None` if it was not."""
         if message.returns >= RENEW_AT and not message.dropped:
             return "renewed" if await self._shared.settler.renew(message, self.queue) else None
-        incoming = IncomingJob(message, self._shared, self._on_job)
+        mover = self._shared.mover
+        threshold = self._threshold if mover is not None and mover.enabled else None
+        incoming = IncomingJob(message, self._shared, self._on_job, threshold)
         try:
             if message.dropped:
                 await incoming.refuse(str(too_large(message.dropped)))
@@ -209,18 +217,20 @@ class LaneConsumer:
             job_id = incoming.job.id if incoming.job else None
             structlog.get_logger(__name__).error("job crashed", job_id=job_id, error=kind)
             await incoming.crash(f"internal error: {kind}")
+        finally:
+            incoming.end()
         return incoming.settled
 
     def _on_job(self, message: JobMessage, job_id: str, job: Job | None) -> None:
         self._warn_if_unverified(message, job_id)
-        if job is None or job.request.timestamp is None or self.lane == "due":
+        if job is None or job.request.timestamp is None or self.lane in SIGNED:
             return
         self._waited_ms = max(message.seen_ms - job.made_ms, 0)
         if not message.raw.redelivered:  # a redelivered message does not show how old its neighbours in the queue are
             self._made_ms, self._received_ms = job.made_ms, message.seen_ms
 
     def _warn_if_unverified(self, message: JobMessage, job_id: str) -> None:
-        if self.lane != "due" or message.ours is not None:
+        if self.lane not in SIGNED or message.ours is not None:
             return
         if monotonic() - self._warned_at > _WARN_EVERY_S:
             self._warned_at = monotonic()

@@ -1,4 +1,4 @@
-"""The messages that replace a received one: its retry, its dead letter, or an unchanged copy."""
+"""The messages that replace a received one: its retry, its dead letter, its move, or an unchanged copy."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from aio_pika import DeliveryMode, Message
 from pamqp import encode
 
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import Replay
+from otp_stream.core.job import Job, Replay
 from otp_stream.core.lenient import loads
 from otp_stream.core.otp_job import MAX_BODY_BYTES, too_large
 from otp_stream.telemetry_errors import observe
@@ -22,11 +22,14 @@ from .headers import (
     FIRST_SEEN,
     FRESH,
     JOB_ID,
+    LANE,
+    MOVES,
     OURS,
     REASON,
     REPLAYED_AT,
     REPLAYED_BY,
     REPLY_CODE,
+    SUSPECT,
     UNCERTAIN,
 )
 from .job_message import JobMessage
@@ -57,8 +60,24 @@ def retry(
     headers = _foreign(message.raw) | _ours(message, job_id, attempts_made)
     if uncertain := uncertain or message.uncertain:
         headers[UNCERTAIN] = uncertain
+    if message.moves:
+        headers[MOVES] = message.moves
     observe(inject, headers)
     return _copy(message.raw, _with_count(message.raw.body, attempts_made), headers)
+
+
+def moved(message: JobMessage, job: Job) -> Message:
+    """Return the job for its tenant's queue: the unchanged body, and all that is known about the job.
+
+    It counts the move, so that the copy is never taken for the original, nor the original for the copy.
+    """
+    headers = _foreign(message.raw) | _ours(message, job.id, job.attempts_made)
+    headers |= {LANE: job.lane, MOVES: job.moves + 1}
+    if job.uncertain:
+        headers[UNCERTAIN] = job.uncertain
+    if job.suspect:
+        headers[SUSPECT] = "yes"
+    return _copy(message.raw, message.raw.body, headers)
 
 
 def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:

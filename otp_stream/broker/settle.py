@@ -76,6 +76,22 @@ class Settler:
             await acknowledge(message)
         return settled
 
+    async def move(self, message: JobMessage, job: Job, queue: str) -> str | None:
+        """Publish a job to its tenant's queue, then acknowledge. Returns an error if the job is still this worker's.
+
+        Unlike a settlement, it is not repeated until it is confirmed: a job that cannot be moved is processed here.
+        After a confirm that was lost, both this job and its copy are processed, and its sent record prevents a second
+        mail.
+        """
+        copy = outgoing.moved(message, job)
+        sign(copy.headers, copy.body, self.key)
+        try:
+            await self.publish(copy, exchange="", routing_key=queue)
+        except (TimeoutError, *_REFUSALS) as error:
+            return _error_text(error)
+        await acknowledge(message)
+        return None
+
     async def renew(self, message: JobMessage, queue: str) -> bool:
         """Publish a message to its queue as a new one, which counts no requeue. Returns `False` if that failed."""
         settled = await self._confirmed(message, outgoing.unchanged(message.raw), exchange="", routing_key=queue)

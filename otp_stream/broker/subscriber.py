@@ -65,6 +65,10 @@ class OtpSubscriber(RabbitSubscriber):
         self._direct: Callable[[OtpJob, IncomingJob], Awaitable[object]] | None = None
         """The handler, if no extension must be called before it."""
 
+    def another(self, queue: str, prefetch: int) -> LaneConsumer:
+        """Return a consumer of the same lane, with the same handler, for another queue."""
+        return LaneConsumer(self.lane.lane, queue, prefetch, self._shared, self._handle)
+
     async def start(self) -> None:
         """Build the call of the handler, without consuming."""
         self._build_fastdepends_model()

@@ -18,6 +18,9 @@ from otp_stream.core.job import Lane
 DELIVERY_LIMIT = 20
 """Deliveries of one retry before the broker dead-letters it; RabbitMQ 4 has the same default."""
 
+DEFAULT_TENANT = "default"
+"""How the default tenant, whose name is empty, is called in the names of queues and in logs."""
+
 _ANSWER_S = 2.0
 """Time limit of a declare: RabbitMQ 4 takes 70 seconds to answer for a classic queue whose node is down (3.10 answers
 at once), and `/readyz` waits for three seconds."""
@@ -72,7 +75,7 @@ class Topology:
 
     @property
     def lanes(self) -> dict[Lane, str]:
-        """The queues that are consumed, the most urgent first."""
+        """The queues that are consumed, the most urgent first; those of tenants only by workers that have tenants."""
         return {"high": self.high, "jobs": self.jobs, "due": self.due}
 
     @cached_property
@@ -85,6 +88,28 @@ class Topology:
         """The exchange for events; routing key: `otp.<outcome>`."""
         return RabbitExchange(f"{self.prefix}.events", type=ExchangeType.TOPIC, durable=True)
 
+    @property
+    def any_tenant(self) -> str:
+        """The pattern of the tenants' queues."""
+        return f"{self.prefix}.tenant.{{tenant}}"
+
+    def tenant_queue(self, tenant: str) -> str:
+        """Return the name of the queue to which jobs of a tenant are moved; the default tenant's name is empty."""
+        return f"{self.prefix}.tenant.{tenant or DEFAULT_TENANT}"
+
+    @cached_property
+    def tenant_arguments(self) -> dict[str, Any]:
+        """The arguments of each tenant's queue.
+
+        They are those of the queue in which waits end, because its messages, too, exist nowhere else: a job that is
+        delivered too often is dead-lettered, and no job is lost while the dead-letter queue is unavailable.
+        """
+        return self._consumed_arguments
+
+    @property
+    def _consumed_arguments(self) -> dict[str, Any]:
+        return {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT}
+
     def wait_queue(self, wait_ms: int) -> str:
         """Return the name of a wait queue."""
         return f"{self.prefix}.retry.{wait_ms}"
@@ -94,7 +119,7 @@ class Topology:
         """Our own queues with their arguments. The producers' queues keep the arguments that they have."""
         queues: dict[str, dict[str, Any]] = {
             self.dead: {"x-queue-type": "quorum"},
-            self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
+            self.due: self._consumed_arguments,
         }
         for wait_ms in self.backoff.waits_ms:
             queues[self.wait_queue(wait_ms)] = {
@@ -106,10 +131,9 @@ class Topology:
 
     def consumed(self, lane: Lane) -> RabbitQueue:
         """Return the queue of a lane for a subscriber, which does not declare it."""
-        name = self.lanes[lane]
-        return RabbitQueue(
-            name, durable=True, declare=False, robust=False, arguments=cast("Any", self.arguments.get(name))
-        )
+        name = self.any_tenant if lane == "tenant" else self.lanes[lane]
+        arguments = self.tenant_arguments if lane == "tenant" else self.arguments.get(name)
+        return RabbitQueue(name, durable=True, declare=False, robust=False, arguments=cast("Any", arguments))
 
     async def apply(
         self, connection: AbstractConnection, high_is_quorum: Callable[[], Awaitable[bool]] | None = None
@@ -123,12 +147,12 @@ class Topology:
             await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
         away: set[str] = set()
         if await self._is_missing(connection, self.jobs, away):
-            await _declare_queue(connection, self.jobs, {})
+            await declare_queue(connection, self.jobs, {})
         for name, arguments in self.arguments.items():
-            await _declare_queue(connection, name, arguments)
+            await declare_queue(connection, name, arguments)
         if await self._is_missing(connection, self.high, away):
             quorum = high_is_quorum is not None and await high_is_quorum()
-            await _declare_queue(connection, self.high, {"x-queue-type": "quorum"} if quorum else {})
+            await declare_queue(connection, self.high, {"x-queue-type": "quorum"} if quorum else {})
         for wait_ms in self.backoff.waits_ms:
             await _on_channel(connection, self.wait_queue(wait_ms), lambda channel, ms=wait_ms: self._bind(channel, ms))
         return away
@@ -200,7 +224,8 @@ async def _declare_exchange(channel: AbstractChannel, exchange: RabbitExchange) 
     await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
 
 
-async def _declare_queue(connection: AbstractConnection, name: str, arguments: dict[str, Any]) -> None:
+async def declare_queue(connection: AbstractConnection, name: str, arguments: dict[str, Any]) -> None:
+    """Declare a durable queue. Raises `TopologyError` if it has other properties."""
     await _on_channel(
         connection,
         name,

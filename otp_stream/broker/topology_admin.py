@@ -16,7 +16,7 @@ from otp_stream.tasks import lost_connection_as_error
 
 from . import queue_inspect
 from .lane import LaneConsumer
-from .topology import Topology, TopologyError
+from .topology import Depth, Topology, TopologyError, declare_queue
 
 TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 1.0
@@ -70,10 +70,19 @@ class TopologyAdmin:
                     is_quorum = lane.lane == "due" or await queue_inspect.is_quorum(connection, lane.queue)
                     lane.counts_returns = is_quorum
 
+    async def declare_tenant(self, queue: str) -> None:
+        """Declare the queue of a tenant. Raises `TopologyError` if it has other properties or its node is down."""
+        async with self._connected(TIMEOUT_S) as connection:
+            await declare_queue(connection, queue, self.topology.tenant_arguments)
+
+    async def depth(self, queue: str) -> Depth | None:
+        """Read the depth of a queue; `None` if it is unavailable."""
+        async with self._connected(TIMEOUT_S) as connection:
+            return await self.topology.depth(connection, queue)
+
     async def exists(self, queue: str) -> bool:
         """Return whether a queue exists and its node is up."""
-        async with self._connected(TIMEOUT_S) as connection:
-            return await self.topology.depth(connection, queue) is not None
+        return await self.depth(queue) is not None
 
     async def read_depths(self, lanes: list[LaneConsumer]) -> Depths:
         """Record the depths of the lanes. Returns those of our other queues, and the missing queues and exchanges."""

@@ -7,8 +7,9 @@ from typing import Any, Literal, Self
 
 from .otp_job import OtpJob, Priority
 
-Lane = Literal["jobs", "high", "due"]
-"""Where a job was received from: the producers' queue, their high lane, or the queue in which waits end."""
+Lane = Literal["jobs", "high", "due", "tenant"]
+"""Where a job was received from: the producers' queue, their high lane, the queue in which waits end, or a queue of its
+tenant. A job that was moved to its tenant's queue keeps the lane from which it was moved."""
 
 CLOCK_TOLERANCE_MS = 5_000
 _HALF_DAY_MS = 12 * 60 * 60_000
@@ -48,6 +49,8 @@ class Job:
     """The last replay, if the job was a dead letter before."""
     tenant: str = ""
     """The tenant that it belongs to, by its name in `TENANTS_FILE`; empty for the default one."""
+    moves: int = 0
+    """How often it was moved to its tenant's queue."""
 
     @classmethod
     def from_request(  # noqa: PLR0913 - all that is known about it
@@ -63,6 +66,7 @@ class Job:
         uncertain: str | None = None,
         replay: Replay | None = None,
         tenant: str = "",
+        moves: int = 0,
     ) -> Self:
         """Return the job for a request, with the times at which its code was made and expires.
 
@@ -85,6 +89,7 @@ class Job:
             uncertain=uncertain,
             replay=replay,
             tenant=tenant,
+            moves=moves,
         )
 
     @property

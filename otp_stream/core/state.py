@@ -103,6 +103,19 @@ class LaneState:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantLaneState:
+    """The queue of one tenant, as this worker and RabbitMQ report it."""
+
+    lane: LaneState
+    moved: int = 0
+    """Jobs that this worker has moved to the queue since start."""
+    consuming: bool = False
+    """Whether this worker consumes from it."""
+    removed: bool = False
+    """Whether the tenant is no longer configured. Its queue is consumed while it has jobs."""
+
+
+@dataclass(frozen=True, slots=True)
 class WaitState:
     """One wait queue."""
 
@@ -133,12 +146,29 @@ class BrokerState:
     reported_ms: int | None = None
     """When the broker last reported depths and consumers."""
     lanes: tuple[LaneState, ...] = ()
+    tenants: Mapping[str, TenantLaneState] = field(default_factory=dict[str, TenantLaneState])
+    """The tenants' queues, by tenant; empty without tenants. The default tenant's name is empty."""
     dead: int | None = None
     """Dead letters, as RabbitMQ reports."""
     waits: tuple[WaitState, ...] = ()
     """The wait queues, the shortest first."""
     events_dropped: int = 0
     """Events that could not be published. No job waits for them."""
+
+    @property
+    def unacked(self) -> int:
+        """Unacked jobs at this worker, in all lanes."""
+        return sum(it.unacked for it in self.all_lanes)
+
+    @property
+    def queued(self) -> int:
+        """Jobs ready in the queues of all lanes, as RabbitMQ reports."""
+        return sum(it.depth or 0 for it in self.all_lanes)
+
+    @property
+    def all_lanes(self) -> tuple[LaneState, ...]:
+        """The lanes, and those of the tenants."""
+        return (*self.lanes, *(it.lane for it in self.tenants.values()))
 
     @property
     def waiting(self) -> int | None:

@@ -1,6 +1,7 @@
 """The metrics for Prometheus. Counters are updated on events, gauges are computed for each scrape."""
 
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import get_args
@@ -32,6 +33,7 @@ from otp_stream.core.state import (
     SWITCH_STEPS,
     BrokerState,
     CircuitBreakerState,
+    LaneState,
     Phase,
     RelayState,
     TablesState,
@@ -47,7 +49,16 @@ _AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 90
 _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # derived from the unions, so that every value has a series
 _LANES: tuple[str, ...] = get_args(Lane)
-_SETTLED_HOW = (*(kind.__name__.lower() for kind in get_args(Final)), "renewed", "requeued", "returned", "taken_back")
+_SETTLED_HOW = (
+    *(kind.__name__.lower() for kind in get_args(Final)),
+    "moved",
+    "renewed",
+    "requeued",
+    "returned",
+    "taken_back",
+)
+ALL_TENANTS = "tenants"
+"""The label of the queues of all tenants together."""
 _OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
 _CIRCUIT_BREAKER_STATES: tuple[str, ...] = get_args(CircuitBreakerState)
 _PHASES: tuple[str, ...] = get_args(Phase)
@@ -156,10 +167,10 @@ class _StateCollector(Collector):
 def _broker(broker: BrokerState) -> Iterator[Metric]:
     yield _gauge("broker_connected", "Whether RabbitMQ is connected.", broker.connected)
     yield _gauge("broker_blocked", "Whether RabbitMQ refuses publishes.", broker.blocked)
-    lanes = broker.lanes
+    lanes = [*broker.lanes, *_all_tenants(broker)]
     yield _by("prefetch_count", "Unacked jobs allowed at this worker.", "lane", {it.lane: it.prefetch for it in lanes})
     yield _by("jobs_unacked", "Unacked jobs at this worker.", "lane", {it.lane: it.unacked for it in lanes})
-    yield from _ledger(broker)
+    yield from _ledger(lanes)
     yield _by("queue_ready", "Jobs ready, as RabbitMQ reports.", "queue", {it.queue: it.depth for it in lanes})
     yield _by("queue_consumers", "Consumers, as RabbitMQ reports.", "queue", {it.queue: it.consumers for it in lanes})
     unverified = sum(it.unverified for it in lanes)
@@ -171,19 +182,40 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
         yield _gauge("retries_waiting", "Jobs in the wait queues, as RabbitMQ reports.", broker.waiting)
 
 
-def _ledger(broker: BrokerState) -> Iterator[Metric]:
+def _all_tenants(broker: BrokerState) -> Iterator[LaneState]:
+    """Yield one lane with the totals of all tenants, because a series for each tenant could be thousands."""
+    lanes = [it.lane for it in broker.tenants.values()]
+    if not lanes:
+        return
+    ended: Counts[str] = Counts()
+    for lane in lanes:
+        ended.update(lane.ended)
+    yield LaneState(
+        "tenant",
+        ALL_TENANTS,
+        sum(it.prefetch for it in lanes),
+        sum(it.unacked for it in lanes),
+        sum(it.received for it in lanes),
+        sum(it.unverified for it in lanes),
+        ended,
+        sum(it.depth or 0 for it in lanes),
+        sum(it.consumers or 0 for it in lanes),
+    )
+
+
+def _ledger(lanes: Iterable[LaneState]) -> Iterator[Metric]:
     """Yield the balance of deliveries: received = settled + unacked."""
     received = CounterMetricFamily("otp_ledger_received", "Deliveries, by lane.", labels=["lane"])
     settled = CounterMetricFamily(
         "otp_ledger_settled", "Deliveries that are no longer unacked, by how they ended.", labels=["lane", "how"]
     )
-    for lane in broker.lanes:
+    for lane in lanes:
         received.add_metric([lane.lane], lane.received)
         for how in _SETTLED_HOW:
             settled.add_metric([lane.lane, how], lane.ended.get(how, 0))
     yield received
     yield settled
-    yield _by("ledger_unacked", "Unacked deliveries, by lane.", "lane", {it.lane: it.unacked for it in broker.lanes})
+    yield _by("ledger_unacked", "Unacked deliveries, by lane.", "lane", {it.lane: it.unacked for it in lanes})
 
 
 def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:

@@ -82,8 +82,8 @@ def _log_health(state: WorkerState, stats: Stats, lag_ms: int) -> None:
         "retried": stats.retried,
     }
     if state.broker is not None:
-        figures["unacked"] = sum(lane.unacked for lane in state.broker.lanes)
-        figures["queued"] = sum(lane.depth or 0 for lane in state.broker.lanes)
+        figures["unacked"] = state.broker.unacked
+        figures["queued"] = state.broker.queued
         figures["retries_waiting"] = state.broker.waiting
         figures["dead_letters"] = state.broker.dead
     if state.relays:

@@ -59,7 +59,7 @@ def asyncapi_page(document: Node) -> str:
     )
 
 
-_JOBS = ("sendOtp", "sendOtpHigh", "sendOtpDue", "retry", "dead")
+_JOBS = ("sendOtp", "sendOtpHigh", "sendOtpDue", "sendOtpTenant", "retry", "dead")
 _ORDER = [*_JOBS, "events"]
 
 

@@ -56,7 +56,7 @@ async def test_a_consumer_that_was_unknown_for_long_is_closed(
     assert channel.did == []
     await it.compare([cast("Any", lane)])
     assert channel.did == did
-    assert not it._is_active("q")
+    assert not it.is_active("q")
     await it.compare([cast("Any", lane)])  # already gone
     assert channel.did == did
 

@@ -1,0 +1,325 @@
+"""One worker, many tenants: a tenant with many jobs gets them from its own queue, and delays no other."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from amqp_proxy import ACK, amqp_proxy
+from conftest import Stage
+from deliveries import MadeIds
+from ledger import Ledger
+from rabbitmq import until
+from smtp_relay import Act
+from worker import Worker
+
+from otp_stream.broker import Incoming, OtpBroker, RabbitConfig
+from otp_stream.core.backoff import Backoff
+from otp_stream.core.decision import Ack, Final
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import MalformedError, OtpJob
+
+APP = """
+from dataclasses import replace
+from otp_stream import configs
+
+rabbit_config = configs.rabbit_config
+configs.rabbit_config = lambda settings: replace(
+    rabbit_config(settings), tenants=("a", "b"), tenant_of=lambda tenant: tenant if tenant in ("a", "b") else ""
+)
+from otp_stream.app import app
+"""
+KEY = b"k" * 32
+BACKOFF = Backoff(1000, 1000, 1)
+
+
+def tenant_of(value: object) -> str:
+    if value == "unknown":
+        raise MalformedError("metadata.tenant: is not known")
+    return value if isinstance(value, str) else ""
+
+
+def job(number: int, tenant: str | None, **more: Any) -> bytes:
+    metadata = {} if tenant is None else {"tenant": tenant}
+    return json.dumps(
+        {
+            "email": f"u{number}@example.com",
+            "otp": "739154",
+            "jobId": f"{tenant}-{number}",
+            "metadata": metadata,
+            **more,
+        }
+    ).encode()
+
+
+@dataclass
+class Tenants:
+    """A worker's broker part with a handler of this test: jobs of `hanging` tenants wait until `resume`."""
+
+    broker: OtpBroker
+    hanging: set[str] = field(default_factory=set[str])
+    resumed: asyncio.Event = field(default_factory=asyncio.Event)
+    jobs: list[Job] = field(default_factory=list[Job])
+    """Jobs that the handler got."""
+    ended: Counter[str] = field(default_factory=Counter[str])
+    """Settled jobs by id."""
+    ended_at: dict[str, float] = field(default_factory=dict[str, float])
+    settlement: Callable[[Job], Final] = lambda _: Ack("sent")
+
+    async def handle(self, job: Job, incoming: Callable[[Final], Awaitable[bool]]) -> None:
+        self.jobs.append(job)
+        if job.tenant in self.hanging:
+            await self.resumed.wait()
+        if await incoming(self.settlement(job)):
+            self.ended[job.id] += 1
+            self.ended_at[job.id] = time.monotonic()
+
+    def resume(self) -> None:
+        self.hanging.clear()
+        self.resumed.set()
+
+    def moved(self, tenant: str) -> int:
+        return self.broker.state().tenants[tenant].moved
+
+    def unacked(self) -> int:
+        return self.broker.unacked
+
+    async def until(self, condition: Callable[[], object], what: str, timeout: float = 20) -> None:  # noqa: ASYNC109
+        async def holds() -> bool:
+            return bool(condition())
+
+        await until(holds, what, timeout)
+
+    def balance(self) -> dict[str, int]:
+        """Return deliveries that are neither settled nor unacked, by lane: none."""
+        return {
+            lane.queue: lane.received - lane.unacked - sum(lane.ended.values())
+            for lane in self.broker.state().all_lanes
+        }
+
+
+@asynccontextmanager
+async def tenants(
+    stage: Stage, *names: str, prefetch: int = 20, url: str | None = None, hanging: tuple[str, ...] = (),
+) -> AsyncIterator[Tenants]:  # fmt: skip
+    """Start a broker part with these tenants."""
+    stage.rabbit.backoffs.add((1000, 1000, 1))
+    stage.rabbit.tenants |= {"default", *names} if names else set()
+    config = RabbitConfig(
+        url or stage.url, "", stage.rabbit.queue, stage.rabbit.prefix, prefetch, BACKOFF, 15, KEY,
+        tenants=names, tenant_of=tenant_of,
+    )  # fmt: skip
+    broker = OtpBroker(config, made=MadeIds(), refused=lambda *_: None, inject=lambda _: None)
+    it = Tenants(broker, set(hanging))
+    topology = broker.topology
+
+    @broker.subscriber(topology.high)
+    @broker.subscriber(topology.jobs)
+    @broker.subscriber(topology.due)
+    @broker.subscriber(topology.any_tenant)
+    async def handle(request: OtpJob, incoming: Incoming) -> None:
+        if found := await incoming.accept(request):
+            await it.handle(found, incoming)
+
+    await broker.start()
+    try:
+        yield it
+    finally:
+        it.resume()
+        await broker.stop_consumers()
+        await broker.drain(lambda: False)
+        await broker.stop()
+
+
+async def test_a_tenant_that_hangs_delays_no_other_and_none_of_its_jobs_is_lost(stage: Stage) -> None:
+    async with tenants(stage, "a", "b", hanging=("a",)) as it:
+        await stage.rabbit.publish(*(job(n, "a") for n in range(200)))
+        # 10 stay in their lane, the others are moved, and of them the worker has 10
+        await it.until(lambda: it.moved("a") == 190 and it.unacked() == 20, "moves")
+        await stage.rabbit.wait_depth(180, f"{stage.rabbit.prefix}.tenant.a")
+        began = time.monotonic()
+        for number in range(30):
+            await stage.rabbit.publish(job(number, "b"), job(number, None))
+        await it.until(lambda: len(it.ended) == 60, "jobs of the others")
+        assert time.monotonic() - began < 5
+        assert it.moved("b") == it.moved("") == 0
+        assert not [name for name in it.ended if name.startswith("a-")]
+        it.resume()
+        await it.until(lambda: len(it.ended) == 260, "jobs of the tenant")
+        await it.until(lambda: not it.unacked(), "end of every job")
+        assert set(it.ended.values()) == {1}
+        assert not any(it.balance().values())
+        assert not any((await stage.rabbit.depths()).values())
+
+
+async def test_single_codes_pass_the_backlog_of_another_tenant(stage: Stage) -> None:
+    await stage.rabbit.declare()
+    await asyncio.gather(
+        *(stage.rabbit.publish(*(job(n, "a") for n in range(at, at + 100))) for at in range(0, 5_000, 100))
+    )
+    async with tenants(stage, "a", "b", prefetch=100, hanging=("a",)) as it:
+        began = time.monotonic()
+        await stage.rabbit.publish(job(-1, "b"))
+        await it.until(lambda: it.ended, "first job of the other tenant", 60)
+        behind_s = time.monotonic() - began
+        took: list[float] = []
+        for number in range(20):
+            published = time.monotonic()
+            await stage.rabbit.publish(job(number, "b"))
+            await it.until(lambda n=number: it.ended[f"b-{n}"], "job")
+            took.append(it.ended_at[f"b-{number}"] - published)
+        assert behind_s < 30  # the jobs before it were moved
+        assert sorted(took)[18] < 0.5
+        assert it.moved("a") == 5_000 - 50
+        it.resume()
+        await it.until(lambda: len(it.ended) == 5_021 and not it.unacked(), "end of every job", 60)
+        assert set(it.ended.values()) == {1}
+        assert not any(it.balance().values())
+
+
+async def test_two_workers_share_the_queue_of_a_tenant(stage: Stage) -> None:
+    async with tenants(stage, "a", hanging=("a",)) as one:
+        await stage.rabbit.publish(*(job(n, "a") for n in range(100)))
+        await one.until(lambda: one.moved("a") == 90, "moves")
+        async with tenants(stage, "a") as two:
+            await two.until(lambda: len(two.ended) == 80, "the jobs that the other worker does not have")
+            assert len(one.jobs) == 20
+            one.resume()
+            await one.until(lambda: len(one.ended) + len(two.ended) == 100, "end of every job")
+            assert not one.ended.keys() & two.ended.keys()
+            # a worker whose share of a lane is used up has the jobs moved to where the other one gets them
+            one.resumed.clear()
+            one.hanging.add("a")
+            two.hanging.add("a")
+            await stage.rabbit.publish(*(job(n, "a") for n in range(100, 200)))
+            await two.until(lambda: one.unacked() == two.unacked() == 20, "work for both")
+            two.resume()
+            await two.until(lambda: len(one.ended) + len(two.ended) == 180, "end of all but those of one worker")
+            one.resume()
+            await one.until(lambda: len(one.ended) + len(two.ended) == 200, "end of every job")
+        assert set((one.ended + two.ended).values()) == {1}
+
+
+async def test_a_moved_job_whose_acknowledgement_is_lost_is_not_processed_twice(stage: Stage) -> None:
+    async with amqp_proxy(stage.url) as (proxy, url), tenants(stage, "a", prefetch=4, url=url, hanging=("a",)) as it:
+        own = f"{stage.rabbit.prefix}.tenant.a"
+        await until(lambda: stage.rabbit.consumers(own), "consumer")
+        held = proxy.hold("to broker", ACK)
+        await stage.rabbit.publish(*(job(n, "a") for n in range(3)))
+        await held.reached.wait()
+        await it.until(lambda: len(it.jobs) == 3, "the copy")
+        proxy.cut()
+        proxy.release()
+        # all are redelivered: the first two are moved, because their first deliveries are still being processed
+        await it.until(lambda: len(it.jobs) >= 5, "redelivered jobs")
+        await stage.rabbit.wait_depth(0)
+        await asyncio.sleep(0.2)
+        assert sorted((it.id, it.moves) for it in it.jobs if it.id == "a-2") == [("a-2", 1)] * 2
+        assert it.moved("a") == 3
+        assert [lane.ended["ack"] for lane in it.broker.state().lanes if lane.lane == "jobs"] == [1]
+        it.resume()
+        await it.until(lambda: not it.unacked(), "end of every job")
+        assert not any((await stage.rabbit.depths()).values())
+
+
+async def test_tenants_change_while_jobs_are_processed(stage: Stage) -> None:
+    own = f"{stage.rabbit.prefix}.tenant."
+    async with tenants(stage, "a", prefetch=4, hanging=("a", "b")) as it:
+        stage.rabbit.tenants.add("b")
+        await stage.rabbit.publish(*(job(n, "a") for n in range(10)))
+        await it.until(lambda: it.moved("a") == 8, "moves")
+        it.broker.use_tenants(["b"])
+        await until(lambda: stage.rabbit.consumers(f"{own}b"), "consumer of the new tenant")
+        # the old one's jobs are still processed, but no longer moved
+        await stage.rabbit.publish(*(job(n, "b") for n in range(10)))
+        await it.until(lambda: it.moved("b") == 9, "moves")
+        assert it.moved("a") == 8
+        it.resume()
+        await it.until(lambda: len(it.ended) == 20 and not it.unacked(), "end of every job")
+        assert set(it.ended.values()) == {1}
+        it.broker._tenants._read_at = 0
+        await it.until(lambda: it.broker.state().tenants["a"].lane.depth == 0, "depth")
+        it.broker._tenants._read_at = 0
+
+        async def is_cancelled() -> bool:
+            return await stage.rabbit.consumers(f"{own}a") == 0
+
+        await until(is_cancelled, "end of the consumer")
+        assert await stage.rabbit.consumers(f"{own}b") == 1
+
+
+async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(stage: Stage) -> None:
+    own = f"{stage.rabbit.prefix}.tenant.a"
+    async with tenants(stage, "a", prefetch=4, hanging=("a",)) as it:
+        await until(lambda: stage.rabbit.consumers(own), "consumer")
+        await stage.rabbit.channel.queue_delete(own)
+        await until(lambda: stage.rabbit.consumers(own), "consumer again")
+        # also if no consumer shows that it is missing
+        it.broker._tenants._lanes["a"].start_at = time.monotonic() + 2
+        await stage.rabbit.channel.queue_delete(own)
+        await stage.rabbit.publish(*(job(n, "a") for n in range(4)))
+        await it.until(lambda: len(it.jobs) == 4, "jobs")
+        await until(lambda: stage.rabbit.consumers(own), "consumer again")
+        it.resume()
+        await it.until(lambda: len(it.ended) == 4, "end of every job")
+
+
+async def test_jobs_from_a_tenants_queue_are_given_back_at_a_stop(stage: Stage) -> None:
+    own = f"{stage.rabbit.prefix}.tenant.a"
+    async with tenants(stage, "a", prefetch=4, hanging=("a",)) as it:
+        await stage.rabbit.publish(*(job(n, "a") for n in range(10)))
+        await it.until(lambda: it.moved("a") == 8 and it.unacked() == 4, "moves")
+        await it.broker.stop_consumers()
+        assert await it.broker.drain(lambda: True) == 4
+        await it.broker.stop()
+        await stage.rabbit.wait_depth(2)
+        await stage.rabbit.wait_depth(8, own)
+        headers = [message.headers for message in await stage.rabbit.take(own, 8)]
+        assert all(it["x-otp-lane"] == "jobs" and it["x-otp-moves"] == 1 for it in headers)
+
+
+async def test_a_worker_without_tenants_declares_no_queue_of_a_tenant(stage: Stage) -> None:
+    async with tenants(stage) as it:
+        await stage.rabbit.publish(*(job(n, "a") for n in range(50)))
+        await it.until(lambda: len(it.ended) == 50, "jobs")
+        assert it.broker.state().tenants == {}
+    assert await stage.rabbit.depth(f"{stage.rabbit.prefix}.tenant.default") is None
+
+
+async def run_worker(stage: Stage, **changes: str) -> Worker:
+    """Start a worker process with the tenants a and b."""
+    stage.rabbit.tenants |= {"a", "b", "default"}
+    worker = stage.worker(**changes)
+    worker.folder.mkdir(parents=True)
+    (worker.folder / "tenants.py").write_text(APP)
+    worker.app = "tenants:app"
+    await worker.start()
+    return worker
+
+
+async def test_a_worker_that_is_killed_while_it_moves_jobs_loses_none_and_sends_none_twice(stage: Stage) -> None:
+    ledger = Ledger(stage)
+    stage.relay.always("rcpt", Act(delay_s=60))
+    await stage.rabbit.declare()
+    for _ in range(3):
+        await ledger.publish(300, metadata={"tenant": "a"})
+        worker = await run_worker(stage, PREFETCH_COUNT="20")
+
+        async def moves(it: Worker = worker) -> bool:
+            return await it.metric('otp_ledger_settled_total{how="moved",lane="jobs"}') >= 20
+
+        await until(moves, "moves")
+        await worker.kill()
+    stage.relay.always("rcpt", None)
+    await ledger.publish(20, metadata={"tenant": "b"})
+    worker = await run_worker(stage, PREFETCH_COUNT="20")
+    await ledger.balance(60)
+    assert (ledger.lost, ledger.duplicated, ledger.died) == (set(), set(), {})
+    assert len(ledger.accepted) == 920
+    received = await worker.metric('otp_ledger_received_total{lane="tenant"}')
+    settled = [f'otp_ledger_settled_total{{how="{how}",lane="tenant"}}' for how in ("ack", "renewed")]
+    assert received == sum([await worker.metric(it) for it in settled]) > 40
