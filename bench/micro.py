@@ -16,7 +16,7 @@ from otp_stream.core.decision import Ack, admit, decide
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Reply
-from otp_stream.mail import Composer
+from otp_stream.mail import Composer, MailIdentity
 from otp_stream.relay.envelope import Envelopes, Extensions, data_form
 from otp_stream.relay.parser import ReplyParser
 
@@ -43,7 +43,8 @@ def steps() -> dict[str, Callable[[], object]]:
     ).encode()  # fmt: skip
     request = OtpJob.from_bytes(body)
     job = _job(request)
-    composer = Composer(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en", hash_key=_KEY)
+    identity = MailIdentity(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en")
+    composer = Composer(identity, _KEY)
     mail = composer.compose(job)
     layout, data = composer.templates.find("otp", None), job.template_data()
     envelopes = Envelopes("no-reply@example.com", Extensions(pipelining=True))

@@ -4,13 +4,22 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from . import __version__
 from .broker import Incoming, OtpBroker
 from .broker.asyncapi import document
-from .configs import backoff, key_builder, memory_tables, rabbit_config, redis_config, rotated_relay_configs
+from .configs import (
+    backoff,
+    key_builder,
+    mail_identity,
+    memory_tables,
+    rabbit_config,
+    redis_config,
+    rotated_relay_configs,
+)
 from .core.otp_job import OtpJob
 from .dead_letters import DeadLetterQueue
 from .delivery import Delivery
@@ -67,16 +76,17 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
 
 def _composer(settings: Settings, problems: Sequence[str]) -> tuple[Composer, list[str]]:
     """Return the composer and the problems with TEMPLATES_DIR. If there are any, it has the built-in templates."""
-    make = partial(Composer, sender=settings.sender, default_locale=settings.default_locale, hash_key=settings.hash_key)
+    identity = mail_identity(settings)
+    built_in = replace(identity, templates_dir=None)
     if any(it.startswith("TEMPLATES_DIR:") for it in problems):
-        return make(templates_dir=None), []
+        return Composer(built_in, settings.hash_key), []
     try:
-        return make(templates_dir=settings.templates_dir), []
+        return Composer(identity, settings.hash_key), []
     except OSError as error:
         problem = f"{settings.templates_dir} cannot be read ({error.strerror})"
     except TemplateError as error:
         problem = str(error)
-    return make(templates_dir=None), [f"TEMPLATES_DIR: {problem}"]
+    return Composer(built_in, settings.hash_key), [f"TEMPLATES_DIR: {problem}"]
 
 
 def _worker_count(broker: OtpBroker) -> int:
@@ -137,8 +147,7 @@ def _sources(parts: Parts, app: OtpStream) -> Sources:
         flags=parts.tables,
         probe=parts.probe,
         dead_letters=_dead_letter_queue(parts),
-        previews=Previews(parts.composer, settings.default_locale),
-        default_locale=settings.default_locale,
+        previews=Previews(parts.composer),
         http_token=settings.http_token.get_secret_value() if settings.http_token else None,
         metrics=parts.observer.metrics.render,
         document=partial(asyncapi, app),

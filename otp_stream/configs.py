@@ -8,6 +8,7 @@ from typing import get_args
 from .broker import RabbitConfig
 from .core.admission import Limit, LimitName
 from .core.backoff import Backoff
+from .mail import MailIdentity
 from .relay import OAuthConfig, RelayConfig, Rotation
 from .settings import RotatedSecrets, Settings, Tenants
 from .tables import KeyBuilder, MemoryTables, RedisConfig, TenantLimits
@@ -38,6 +39,22 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
 def relay_group(name: str, settings: Settings) -> list[RelayConfig]:
     """Return every relay of a group of tenants, in order of preference."""
     return [replace(config, group=name) for config in relay_configs(settings)]
+
+
+def mail_identity(settings: Settings) -> MailIdentity:
+    """Return who sends the mails of the tenant with these settings, and from which templates they are made."""
+    return MailIdentity(
+        sender=settings.sender,
+        templates_dir=settings.templates_dir,
+        default_locale=settings.default_locale,
+        reply_to=settings.reply_address,
+        envelope_sender=settings.envelope_sender,
+    )
+
+
+def tenant_identities(tenants: Tenants) -> dict[str, MailIdentity]:
+    """Return the identity of each tenant but the default one, by its name."""
+    return {name: mail_identity(it.settings) for name, it in tenants.listed.items()}
 
 
 def rotated_relay_configs(secrets: RotatedSecrets) -> list[RelayConfig]:

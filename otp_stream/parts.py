@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from .core.probe import Probed
 from .core.state import Phase, WorkerSeen, WorkerState
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
-from .mail import Composer
+from .mail import Composer, MailIdentity
 from .mail.lint import lint_at_start
 from .relay import SmtpRelay
 from .settings import RotatedSecrets, Settings
@@ -27,6 +27,9 @@ from .telemetry import Observer, monitor
 
 _PROBE_FLAG_TTL_MS = 5_000
 """How long other workers can read the flag that a relay accepts mail again."""
+
+_LINT_S = 5.0
+"""How long a worker checks templates at its start; one folder takes 0.1 s."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -161,16 +164,25 @@ class Parts:
 
     def _lint_templates(self) -> None:
         """Log lint findings in the operator's templates: they compile, but a mail may lack some text."""
-        if self.settings.templates_dir is None:
-            return
-        try:
-            found = lint_at_start(self.settings.templates_dir, self.settings.default_locale)
-        except Exception as error:  # noqa: BLE001 - the templates compile, so jobs can be sent
-            _log.warning("templates could not be checked", error=type(error).__name__)
-            return
-        for it in found:
-            write = _log.error if it.level == "error" else _log.warning
-            write(f"template: {it.text}", file=it.file, line=it.line)
+        ends = time.monotonic() + _LINT_S
+        for it in self.composer.own_templates():
+            if time.monotonic() > ends:
+                _log.warning("templates of some tenants were not checked; otp-stream templates lint checks all")
+                return
+            _lint(it.identity, {"tenant": it.tenant} if it.tenant else {})
+
+
+def _lint(identity: MailIdentity, about: Mapping[str, str]) -> None:
+    if identity.templates_dir is None:
+        return
+    try:
+        found = lint_at_start(identity.templates_dir, identity.default_locale)
+    except Exception as error:  # noqa: BLE001 - the templates compile, so jobs can be sent
+        _log.warning("templates could not be checked", error=type(error).__name__, **about)
+        return
+    for it in found:
+        write = _log.error if it.level == "error" else _log.warning
+        write(f"template: {it.text}", file=it.file, line=it.line, **about)
 
 
 def worker_name() -> str:

@@ -18,7 +18,7 @@ from otp_stream.checks.redis import check_redis
 from otp_stream.checks.relay import check_relay
 from otp_stream.checks.sender_domain import SenderDomain
 from otp_stream.checks.templates import check_templates
-from otp_stream.configs import relay_configs
+from otp_stream.configs import mail_identity, relay_configs
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.mail import ComposeError, Mail
 from otp_stream.core.masking import mask_address
@@ -122,12 +122,7 @@ def templates(checked: CheckedSettings, report: Report) -> Composer | None:
         report(CheckResult("note", text))
         it = it.model_copy(update={"templates_dir": None})
     try:
-        composer = Composer(
-            sender=it.sender,
-            templates_dir=it.templates_dir,
-            default_locale=it.default_locale,
-            hash_key=it.hash_key,
-        )
+        composer = Composer(mail_identity(it), it.hash_key)
     except (TemplateError, OSError) as error:
         fix = "correct that line: no worker starts with these templates"
         report(CheckResult("problem", f"TEMPLATES_DIR: {error}", fix))

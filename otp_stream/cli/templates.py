@@ -3,21 +3,24 @@
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
+from otp_stream.configs import mail_identity, tenant_identities
 from otp_stream.core.mail import ComposeError
 from otp_stream.core.otp_job import MalformedError
-from otp_stream.mail import Composer, TemplateError
-from otp_stream.mail.lint import SAMPLE, sample_job
+from otp_stream.mail import MailIdentity, TemplateError
+from otp_stream.mail.lint import SAMPLE, Finding, sample_job
 from otp_stream.mail.lint import lint as find
 from otp_stream.mail.mail_template import FILES
 from otp_stream.mail.preview import preview as read
-from otp_stream.mail.templates import Templates
-from otp_stream.settings import Settings
+from otp_stream.mail.templates import Templates, normal_locale
+from otp_stream.mail.tenant_composer import TenantComposer
+from otp_stream.settings import Settings, read_tenants
 
 from . import output
 from .output import AsJson
@@ -30,13 +33,14 @@ _Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="KEY=VALUE", help="A key of metadata, such as userName=Zoë. Repeatable."),
 ]
+_Tenant = Annotated[str, typer.Option(metavar="NAME", help="A tenant of TENANTS_FILE; otherwise the default one.")]
 
 
 @cli.command("list")
-def list_(as_json: AsJson = False) -> None:
+def list_(tenant: _Tenant = "", as_json: AsJson = False) -> None:
     """List every template in every language, and which files are from TEMPLATES_DIR."""
-    settings = read_settings()
-    templates = _templates(settings)
+    identity = _identity(read_settings(), tenant)
+    templates = _templates(identity)
     rows = _rows(templates)
     shared = [{"file": it.name, "own": templates.is_own(it)} for it in templates.shared()]
     if as_json:
@@ -46,12 +50,14 @@ def list_(as_json: AsJson = False) -> None:
     for row in rows:
         places = [_starred(str(Path(it["file"]).parent), own=it["own"]) for it in row["files"].values()]
         table.add_row(
-            *map(output.plain, (row["template"], row["locale"] or f"others ({settings.default_locale})", *places))
+            *map(output.plain, (row["template"], row["locale"] or f"others ({identity.default_locale})", *places))
         )
     output.results().print(table)
     files = ", ".join(_starred(str(it["file"]), own=bool(it["own"])) for it in shared)
     output.results().print(
-        f"Shared by all: {files}\n* from TEMPLATES_DIR; all others are built in", markup=False, soft_wrap=True
+        f"Shared by all: {files}\n* from {'templates_dir' if tenant else 'TEMPLATES_DIR'}; all others are built in",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -61,20 +67,20 @@ def preview(
     locale: Annotated[str | None, typer.Option(help="Language, such as de or de-AT.")] = None,
     form: Annotated[Literal["text", "html", "eml"], typer.Option("--format", help="eml: the whole message.")] = "text",
     data: _Data = None,
+    tenant: _Tenant = "",
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compose the e-mail of a sample job, as the worker does, and write all of it or one part."""
     settings = read_settings()
-    sender = settings.sender if settings.sender_email else _SENDER
+    identity = _identity(settings, tenant)
+    if not identity.sender[1]:
+        identity = replace(identity, sender=_SENDER)
+    metadata = {**SAMPLE, **_read(data), "template": name, "locale": locale}
     try:
-        job = sample_job({**SAMPLE, **_read(data), "template": name, "locale": locale}, time.time_ns() // 1_000_000)
-        composer = Composer(
-            sender=sender,
-            templates_dir=settings.templates_dir,
-            default_locale=settings.default_locale,
-            hash_key=settings.hash_key,
-        )
+        job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)
+        templates = Templates(identity.templates_dir, identity.default_locale)
+        composer = TenantComposer(tenant, identity, templates, settings.hash_key)
         if name not in composer.templates.names:
             output.fail(f"NAME: there is no template {name}; known: {', '.join(composer.templates.names)}")
         content = composer.compose(job).content
@@ -90,23 +96,29 @@ def preview(
 
 
 @cli.command()
-def lint(data: _Data = None, as_json: AsJson = False) -> None:
+def lint(
+    data: _Data = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A tenant of TENANTS_FILE; otherwise all of them.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check all templates in all languages for errors, and for what makes an e-mail with a code hard to read or use.
 
     Exits with 1 if there are errors. Whether to follow a warning is your decision.
     """
-    settings = read_settings()
-    try:
-        found = find(settings.templates_dir, settings.default_locale, _read(data))
-    except MalformedError as error:
-        output.fail(str(error).replace("metadata.", "--data "))
-    errors = sum(it.level == "error" for it in found)
+    found = _findings(_identities_to_lint(read_settings(), tenant), _read(data))
+    errors = sum(it.level == "error" for _, it in found)
     if as_json:
-        findings = [{"file": it.file, "line": it.line, "level": it.level, "text": it.text} for it in found]
+        findings = [
+            {"tenant": of or None, "file": it.file, "line": it.line, "level": it.level, "text": it.text}
+            for of, it in found
+        ]
         output.write_json({"errors": errors, "warnings": len(found) - errors, "findings": findings})
     else:
-        for it in found:
-            place = f"{it.file}:{it.line}" if it.line else it.file
+        for of, it in found:
+            place = f"tenant {of}: {it.file}" if of else it.file
+            place = f"{place}:{it.line}" if it.line else place
             style = "red" if it.level == "error" else "yellow"
             output.results().print(f"{place}: {it.level}: {it.text}", style=style, markup=False, soft_wrap=True)
         output.results().print(f"errors: {errors}, warnings: {len(found) - errors}")
@@ -118,9 +130,51 @@ def _starred(text: str, *, own: bool) -> str:
     return f"{text} *" if own else text
 
 
-def _templates(settings: Settings) -> Templates:
+def _identities(settings: Settings) -> dict[str, MailIdentity]:
+    """Return the identities of all tenants by name, the default one first, by the name `""`."""
+    tenants, problems = read_tenants(settings)
+    if problems:
+        output.fail("\n".join(problems))
+    return {"": mail_identity(settings), **tenant_identities(tenants)}
+
+
+def _identity(settings: Settings, tenant: str) -> MailIdentity:
+    if not tenant:
+        return mail_identity(settings)
+    identities = _identities(settings)
+    if tenant not in identities:
+        known = ", ".join(sorted(filter(None, identities)))
+        output.fail(f"--tenant: there is no tenant {tenant} in TENANTS_FILE; known: {known or 'none'}")
+    return identities[tenant]
+
+
+def _identities_to_lint(settings: Settings, tenant: str | None) -> Mapping[str, MailIdentity]:
+    """Return one tenant, or the default one and the first of each other folder and default locale."""
+    if tenant is not None:
+        return {tenant: _identity(settings, tenant)}
+    found: dict[tuple[Path | None, str], tuple[str, MailIdentity]] = {}
+    for name, it in _identities(settings).items():
+        if not name or it.templates_dir is not None:
+            found.setdefault((it.templates_dir, normal_locale(it.default_locale)), (name, it))
+    return dict(found.values())
+
+
+def _findings(identities: Mapping[str, MailIdentity], metadata: Mapping[str, str]) -> list[tuple[str, Finding]]:
+    """Return all findings, each with its tenant."""
+    found: list[tuple[str, Finding]] = []
+    for tenant, it in identities.items():
+        try:
+            found += [(tenant, finding) for finding in find(it.templates_dir, it.default_locale, metadata)]
+        except MalformedError as error:
+            output.fail(str(error).replace("metadata.", "--data "))
+        except OSError as error:
+            output.fail(f"{it.templates_dir} cannot be read ({error.strerror})", 1)
+    return found
+
+
+def _templates(identity: MailIdentity) -> Templates:
     try:
-        return Templates(settings.templates_dir, settings.default_locale)
+        return Templates(identity.templates_dir, identity.default_locale)
     except (TemplateError, OSError) as error:
         output.fail(f"{error}. otp-stream templates lint lists all errors", 1)
 
@@ -151,8 +205,8 @@ def _read(pairs: list[str] | None) -> Mapping[str, str]:
 
 def _part(content: bytes, form: str) -> bytes:
     """Return one part of a message, decoded; the text with its subject."""
-    subject, text, html = read(content)
-    return (html if form == "html" else f"Subject: {subject}\n\n{text}").encode(errors="replace")
+    shown = read(content)
+    return (shown.html if form == "html" else f"Subject: {shown.subject}\n\n{shown.text}").encode(errors="replace")
 
 
 def _put(content: bytes, out: Path | None) -> None:

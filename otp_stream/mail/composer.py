@@ -1,149 +1,129 @@
-"""Composes the e-mail of a job. Values that a stranger may have typed must not add a message or a link to it."""
+"""Composes the mail of a job as the tenant that the job belongs to."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
 
-from otp_stream.core.address import INVISIBLE
 from otp_stream.core.job import Job
-from otp_stream.core.mail import Mail
-from otp_stream.core.masking import keyed_hash
+from otp_stream.core.mail import ComposeError, Mail
 
-from .message import Skeleton, one_line
+from .identity import MailIdentity
 from .render_process import RenderProcess
-from .templates import Templates
-
-NAME_LIMIT = 100
-"""Maximum characters of a name, a purpose or a tenant. A longer one is probably a message."""
-TEXT_LIMIT = 500
-"""Maximum characters of any other text in metadata."""
-_OURS = {"email", "otp", "expiryMinutes", "validUntil", "locale"}
-_NAMES = {"userName", "purpose", "tenant"}
-_MAX_DEPTH = 5
-
-_PLAIN = re.compile(r"[\w ,'-]*")
-_INVISIBLE = re.compile(f"[{INVISIBLE}]+")
-_IGNORED = "\u034f\u180b-\u180f\u200c\u200d\ufe00-\ufe0f\U000e0000-\U000e0fff"
-"""Characters in names and emoji that are ignored when a domain is looked up (UTS 46)."""
-_DOT = "[.\u2024\u2488-\u249b\u3002\u33c2\u33c7\u33d8\ufe52\uff0e\uff61\U0001f100]"
-"""Characters that are, or end with, a dot when a domain is looked up (NFKC, UTS 46)."""
-# Where a mail client begins a link: after a scheme, at a dot before letters, at an IP address, at the name of a Windows
-# server. A space there ends it in every client.
-_LINKS = re.compile(
-    rf"""(?<=[^\W\d_]) : (?=\S) | : (?=//)                                           # mailto:x, https://x
-      | (?<=[^\s.]) {_DOT} (?=[{_IGNORED}]*[^\W\d_][{_IGNORED}]*[^\W\d_])     # example.com
-      | (?P<ip>(?<![\d.]) \d{{1,3}} (?:{_DOT}\d{{1,3}}){{3}} (?![\d.]))
-      | \\\\(?=[^\s\\])                                                             # \\server
-    """,
-    re.VERBOSE,
-)
-_DOTS = re.compile(_DOT)
+from .shared_templates import Key, SharedTemplates
+from .templates import TemplateError, Templates
+from .tenant_composer import IsolatedComposer, TenantComposer
 
 
-def sanitized(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a template's variables, with every text of metadata on one line, cut, and without links."""
-    safe = dict(data)
-    for name, value in data.items():
-        if value is not None and name not in _OURS:
-            safe[name] = _short(value) if name in _NAMES else _sanitized(value)
-    return safe
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `Composer.prepare` has built for `Composer.use`: all tenants, the default one by the name `""`."""
 
-
-def _short(value: object) -> object:
-    if isinstance(value, str):
-        return safe_text(value, NAME_LIMIT)
-    # a list or an object is no name, and its texts were extracted when the job was read
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-class _SanitizedObject(dict[str, object]):
-    """An object with sanitized keys. A template still finds a value by the key that the producer wrote."""
-
-    def __missing__(self, name: object) -> object:
-        shown = safe_text(name, NAME_LIMIT) if isinstance(name, str) else name
-        if shown == name:
-            raise KeyError(name)
-        return self[cast("str", shown)]
-
-
-def _sanitized(value: object, depth: int = 0) -> object:
-    if isinstance(value, str):
-        return safe_text(value, TEXT_LIMIT)
-    if isinstance(value, list | dict) and depth == _MAX_DEPTH:
-        return None
-    if isinstance(value, list):
-        return [_sanitized(it, depth + 1) for it in cast("list[object]", value)]
-    if isinstance(value, dict):
-        fields = cast("dict[str, object]", value).items()
-        return _SanitizedObject((safe_text(key, NAME_LIMIT), _sanitized(it, depth + 1)) for key, it in fields)
-    return value
-
-
-def safe_text(value: str, limit: int) -> str:
-    """Return a text on one line, cut to `limit` characters, in which no mail client finds a link."""
-    if len(value) <= limit and _PLAIN.fullmatch(value) and (value.isascii() or not _DOTS.search(value)):
-        return value.strip()
-    value = _INVISIBLE.sub("", one_line(value[: limit * 2]))
-    return _LINKS.sub(lambda it: _DOTS.sub(r"\g<0> ", it[0]) if it["ip"] else f"{it[0]} ", value)[:limit].strip()
+    composers: Mapping[str, TenantComposer]
+    compiled: Mapping[Key, Templates]
 
 
 class Composer:
     """Renders a job's template and builds its message.
 
-    `sender` is (display name, address); files in `templates_dir` override the built-in ones; `hash_key` is the key of
-    the Message-ID. Raises `TemplateError` if a template cannot be compiled.
+    `identity` is that of the default tenant, `tenants` are those of the others by name; `hash_key` is the key of the
+    Message-ID. Raises `TemplateError` if a template cannot be compiled, and `OSError` if the default tenant's folder
+    cannot be read.
     """
 
     def __init__(
-        self, *, sender: tuple[str, str], templates_dir: Path | None, default_locale: str, hash_key: bytes
+        self, identity: MailIdentity, hash_key: bytes, tenants: Mapping[str, MailIdentity] = MappingProxyType({})
     ) -> None:
-        make = partial(
-            Composer, sender=sender, templates_dir=templates_dir, default_locale=default_locale, hash_key=hash_key
-        )
-        self._process = RenderProcess(make)
-        self.templates = Templates(templates_dir, default_locale)
-        self._skeleton = Skeleton(sender)
+        self._default = identity
         self._hash_key = hash_key
+        self._process = RenderProcess(partial(IsolatedComposer, hash_key))
+        self._current = Prepared({}, {})
+        self._current = self.prepare(tenants)
+        self._composers = self._current.composers
+
+    def prepare(self, tenants: Mapping[str, MailIdentity]) -> Prepared:
+        """Build what `use` needs for other tenants, and change nothing; can be called in a thread.
+
+        Templates are compiled only if anything in their folder has changed. Raises as the constructor does; the text
+        of a `TemplateError` has one line for each folder of a tenant with an error.
+        """
+        earlier = self._current
+        shared = SharedTemplates(earlier.compiled)
+        made = {"": self._made("", self._default, shared.of(self._default), earlier)}
+        failed: dict[Key, str] = {}
+        for tenant, identity in tenants.items():
+            if (key := shared.key(identity)) in failed:
+                continue
+            try:
+                made[tenant] = self._made(tenant, identity, shared.of(identity), earlier)
+            except TemplateError as error:
+                failed[key] = f"tenant {tenant}: {error}"
+            except OSError as error:
+                failed[key] = f"tenant {tenant}: {identity.templates_dir} cannot be read ({error.strerror})"
+        if failed:
+            raise TemplateError("\n".join(failed.values()))
+        return Prepared(made, shared.compiled)
+
+    def _made(self, tenant: str, identity: MailIdentity, templates: Templates, earlier: Prepared) -> TenantComposer:
+        same = earlier.composers.get(tenant)
+        if same is not None and same.identity == identity and same.templates is templates:
+            return same
+        return TenantComposer(tenant, identity, templates, self._hash_key)
+
+    def use(self, prepared: Prepared) -> None:
+        """Compose as these tenants from now on. A mail that is being composed in the other process is finished."""
+        self._current = prepared
+        self._composers = prepared.composers
+        self._process.renew()
+
+    @property
+    def tenants(self) -> list[str]:
+        """The names of all tenants but the default one."""
+        return [name for name in self._composers if name]
+
+    @property
+    def templates(self) -> Templates:
+        """The templates of the default tenant."""
+        return self._composers[""].templates
+
+    def own_templates(self) -> Iterator[TenantComposer]:
+        """Yield the first tenant of each folder and default locale; none for the built-in templates."""
+        seen: set[int] = set()
+        for it in self._composers.values():
+            if it.identity.templates_dir is not None and id(it.templates) not in seen:
+                seen.add(id(it.templates))
+                yield it
+
+    def of(self, tenant: str) -> TenantComposer:
+        """Return what composes as this tenant. Raises `ComposeError` for an unknown one."""
+        try:
+            return self._composers[tenant]
+        except KeyError:
+            # the job was read before the tenant was removed; the default sender would be another company
+            raise ComposeError(f"there is no tenant {tenant} in TENANTS_FILE") from None
 
     def compose(self, job: Job) -> Mail:
         """Return the message, always the same bytes for one job. Raises `ComposeError` if template or data fail."""
-        request = job.request
-        template = self.templates.find(request.metadata.template, request.metadata.locale)
-        data = sanitized(job.template_data())
-        subject, text, html = template.parts(data)
-        content = self._skeleton.build(
-            recipient=request.email,
-            subject=subject,
-            text=text,
-            html=html,
-            at_s=job.dated_ms // 1000,
-            token=self._token(job),
-        )
-        # no line of the skeleton begins with a dot
-        return Mail(request.email, content, text.dot_safe and html.dot_safe, (request.otp, request.email))
+        # without a second call for each mail
+        composer = self._composers.get(job.tenant) or self.of(job.tenant)
+        return composer.compose(job)
 
     async def compose_isolated(self, job: Job) -> Mail:
         """Return the same message, composed in another process. Raises `ComposeError` if that process crashes.
 
         If no process can be started, the message is composed in this one, because someone waits for the code.
         """
+        composer = self.of(job.tenant)
         try:
-            return await self._process.compose(job)
+            return await self._process.compose(job, composer.identity)
         except OSError as error:
             import structlog  # noqa: PLC0415 - takes a third of the start of a render process, which logs nothing
 
             structlog.get_logger(__name__).warning(
                 "cannot start a render process; composing in this one", error=type(error).__name__
             )
-            return self.compose(job)
+            return composer.compose(job)
 
     async def close(self) -> None:
         """Stop the other process."""
         await self._process.close()
-
-    def _token(self, job: Job) -> str:
-        # a copy that is sent after a crash has the same token; another code with the same job id does not, because a
-        # mailbox could drop it as a copy
-        return keyed_hash(f"{job.id}\0{job.request.email}\0{job.request.otp}", self._hash_key)

@@ -49,17 +49,29 @@ class Finding:
 
 
 def sample_job(
-    metadata: Mapping[str, Any], at_ms: int, *, email: str = "user@example.com", code: str = SAMPLE_CODE
+    metadata: Mapping[str, Any],
+    at_ms: int,
+    *,
+    tenant: str = "",
+    email: str = "user@example.com",
+    code: str = SAMPLE_CODE,
 ) -> Job:
     """Return a job that has just arrived. Raises `MalformedError` if a worker would ignore any of the metadata."""
-    job = {"email": email, "otp": code, "timestamp": at_ms, "metadata": dict(metadata)}
+    of_tenant = {"tenant": tenant} if tenant else {}
+    job = {"email": email, "otp": code, "timestamp": at_ms, "metadata": {**of_tenant, **metadata}}
     body = json.dumps(job).encode()
     request = OtpJob.from_bytes(body)
     if any(it.what == "ignored" and it.field.startswith("metadata.") for it in request.lenient):
         request = OtpJob.from_bytes(body, strict=True)  # a person has typed the metadata, so report the error
     job_id = f"sample-{at_ms}"
     return Job.from_request(
-        request, job_id=job_id, lane="jobs", first_seen_ms=at_ms, attempts_made=0, default_expiry_minutes=15
+        request,
+        job_id=job_id,
+        lane="jobs",
+        first_seen_ms=at_ms,
+        attempts_made=0,
+        default_expiry_minutes=15,
+        tenant=tenant,
     )
 
 

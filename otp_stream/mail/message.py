@@ -28,14 +28,12 @@ _HEADS = {
 
 
 class Skeleton:
-    """The constant parts of a message; `sender` is (display name, address)."""
+    """The constant parts of a message; `sender` and `reply_to` are (display name, address)."""
 
-    def __init__(self, sender: tuple[str, str]) -> None:
-        name, address = sender[0], wire_address(sender[1])
-        self.domain = address.rpartition("@")[2] or "localhost"
-        shown = f"{_phrase(name)} <{address}>" if name else f"<{address}>"
+    def __init__(self, sender: tuple[str, str], reply_to: tuple[str, str] | None = None) -> None:
+        self.domain = wire_address(sender[1]).rpartition("@")[2] or "localhost"
         self._head = (
-            f"From: {shown}\r\n"
+            f"{_mailbox('From', *sender)}{_mailbox('Reply-To', *reply_to) if reply_to else ''}"
             "MIME-Version: 1.0\r\n"
             # RFC 3834 §5 and its Exchange counterpart: no automatic replies to a code
             "Auto-Submitted: auto-generated\r\n"
@@ -116,9 +114,15 @@ def _header(subject: str) -> str:
     return Header(subject.encode(errors="replace"), "utf-8", header_name="Subject").encode(linesep="\r\n")
 
 
-def _phrase(name: str) -> str:
+def _mailbox(header: str, name: str, address: str) -> str:
+    """Return a header with one address."""
+    address = f"<{wire_address(address)}>"
+    return f"{header}: {_phrase(name, header)} {address}\r\n" if name else f"{header}: {address}\r\n"
+
+
+def _phrase(name: str, header: str) -> str:
     name = one_line(name)
-    return f'"{quote(name)}"' if name.isascii() else Header(name, "utf-8", header_name="From").encode(linesep="\r\n")
+    return f'"{quote(name)}"' if name.isascii() else Header(name, "utf-8", header_name=header).encode(linesep="\r\n")
 
 
 @lru_cache(256)

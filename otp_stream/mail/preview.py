@@ -6,25 +6,45 @@ from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from otp_stream.core.mail import ComposeError
 
 from .composer import Composer
 from .lint import SAMPLE, sample_job
+from .templates import normal_locale
+from .tenant_composer import TenantComposer
 
 
 class Preview(NamedTuple):
     """An e-mail as its recipient sees it."""
 
+    sender: str
+    """Empty if none is set."""
+    reply_to: str
     subject: str
     text: str
     html: str
 
 
+_Made = WeakKeyDictionary[TenantComposer, dict[tuple[str, str], Preview | str]]
+"""Each preview by template and language, or why it failed; of a tenant that has changed, it is built again."""
+
+
+class Choice(NamedTuple):
+    """What can be previewed as one tenant."""
+
+    default_locale: str
+    languages: Mapping[str, list[str]]
+    """The languages of each template by its name; `""` is used for all other languages."""
+
+
 def preview(content: bytes) -> Preview:
     """Parse a message that `Composer` has built."""
     message = message_from_bytes(content, policy=policy.default)
-    return Preview(message["subject"], _part(message, "plain"), _part(message, "html"))
+    sender, reply_to = (str(message[it] or "") for it in ("From", "Reply-To"))
+    html, text = _part(message, "html"), _part(message, "plain")
+    return Preview(sender if sender != "<>" else "", reply_to, message["subject"], text, html)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +55,44 @@ class Previews:
     """
 
     composer: Composer
-    default_locale: str
-    _made: dict[tuple[str, str], Preview | str] = field(default_factory=dict[tuple[str, str], Preview | str])
-    """Each preview, or why it failed."""
+    _made: _Made = field(default_factory=_Made)
 
-    def languages(self) -> Mapping[str, list[str]]:
-        """Return the languages of each template by its name; `""` is used for all other languages."""
-        default = self.default_locale.replace("_", "-").lower()
-        found: dict[str, list[str]] = {}
-        for name in self.composer.templates.names:
-            locales = self.composer.templates.languages(name)
-            has_default = any(f"{default}-".startswith(f"{it}-") for it in locales if it)
-            found[name] = [it for it in locales if it or not has_default]
-        return found
+    @property
+    def tenants(self) -> list[str]:
+        """The names of all tenants but the default one."""
+        return self.composer.tenants
 
-    async def make(self, name: str, language: str) -> Preview:
-        """Return the e-mail of a sample job. Raises `ComposeError`, also for an unknown template."""
-        if language not in self.languages().get(name, ()):
+    def choice(self, tenant: str) -> Choice:
+        """Return what can be previewed. Raises `ComposeError` for an unknown tenant."""
+        return _choice(self.composer.of(tenant))
+
+    async def make(self, tenant: str, name: str, language: str) -> Preview:
+        """Return the e-mail of a sample job. Raises `ComposeError`, also for an unknown tenant or template."""
+        composer = self.composer.of(tenant)
+        if language not in _choice(composer).languages.get(name, ()):
             raise ComposeError(f"there is no template {name!r} in {language!r}")
-        if (name, language) not in self._made:
+        made = self._made.setdefault(composer, {})
+        if (name, language) not in made:
             metadata: dict[str, Any] = {**SAMPLE, "template": name, "locale": language or None}
             try:
-                mail = await self.composer.compose_isolated(sample_job(metadata, time.time_ns() // 1_000_000))
-                self._made[name, language] = preview(mail.content)
+                job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)
+                made[name, language] = preview((await self.composer.compose_isolated(job)).content)
             except ComposeError as error:
-                self._made[name, language] = str(error)
-        made = self._made[name, language]
-        if isinstance(made, str):
-            raise ComposeError(made)
-        return made
+                made[name, language] = str(error)
+        shown = made[name, language]
+        if isinstance(shown, str):
+            raise ComposeError(shown)
+        return shown
+
+
+def _choice(composer: TenantComposer) -> Choice:
+    templates, default = composer.templates, normal_locale(composer.identity.default_locale)
+    found: dict[str, list[str]] = {}
+    for name in templates.names:
+        locales = templates.languages(name)
+        has_default = any(f"{default}-".startswith(f"{it}-") for it in locales if it)
+        found[name] = [it for it in locales if it or not has_default]
+    return Choice(composer.identity.default_locale, found)
 
 
 def _part(message: EmailMessage, kind: str) -> str:

@@ -12,11 +12,13 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO, Protocol
 
 from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError, Mail
 
+from .identity import MailIdentity
 from .sandbox import limit_memory
 
 _TIMEOUT_S = 10.0
@@ -31,37 +33,46 @@ _LENGTH = struct.Struct("!I")
 class Composes(Protocol):
     """Composes e-mails."""
 
-    def compose(self, job: Job) -> Mail:
+    def compose(self, job: Job, identity: MailIdentity) -> Mail:
         """Return the message. Raises `ComposeError`."""
         ...
 
 
 class RenderProcess:
-    """At most one process, started on demand; `make` is pickled and creates the composer there."""
+    """At most one process, started on demand; `make` is pickled, and creates the composer for the first job there."""
 
-    def __init__(self, make: Callable[[], Composes]) -> None:
+    def __init__(self, make: Callable[[MailIdentity], Composes]) -> None:
         self._make = make
         self._child: asyncio.subprocess.Process | None = None
+        self._outdated: asyncio.subprocess.Process | None = None
+        """The process that ends after the job that it is composing."""
         self._lock = asyncio.Lock()
         self._idle_timer: asyncio.TimerHandle | None = None
 
-    async def compose(self, job: Job) -> Mail:
+    def renew(self) -> None:
+        """Use another process from the next job on, because templates may have changed."""
+        if self._lock.locked():
+            self._outdated = self._child
+        else:
+            self._stop_idle()
+
+    async def compose(self, job: Job, identity: MailIdentity) -> Mail:
         """Return the message. Raises `ComposeError`, also if the process crashes, and `OSError` if it cannot start."""
         async with self._lock:
             # only a second failure is the job's fault: the process may have been killed from outside, or have timed out
             # because the machine was suspended
-            answer = await self._compose(job, retry=True) or await self._compose(job)
+            answer = await self._compose(job, identity, retry=True) or await self._compose(job, identity)
         if isinstance(answer, ComposeError):
             raise answer
         return answer
 
-    async def _compose(self, job: Job, *, retry: bool = False) -> Any:
+    async def _compose(self, job: Job, identity: MailIdentity, *, retry: bool = False) -> Any:
         """Return the child's answer, or `None` if the child failed and the caller will `retry`."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        child = self._child or await self._start()
+        child = self._child or await self._start(identity)
         try:
-            answer = await _request(child, pickle.dumps(job), _TIMEOUT_S)
+            answer = await _request(child, pickle.dumps((job, identity)), _TIMEOUT_S)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             ending = await self._end()
             if retry:
@@ -70,7 +81,10 @@ class RenderProcess:
         except BaseException:
             await self._end()
             raise
-        self._idle_timer = asyncio.get_running_loop().call_later(_IDLE_S, self._stop_idle)
+        if child is self._outdated:
+            self._stop_idle()
+        else:
+            self._idle_timer = asyncio.get_running_loop().call_later(_IDLE_S, self._stop_idle)
         return answer
 
     def _stop_idle(self) -> None:
@@ -83,7 +97,7 @@ class RenderProcess:
         async with self._lock:
             await self._end()
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self, identity: MailIdentity) -> asyncio.subprocess.Process:
         import structlog  # noqa: PLC0415 - takes a third of the start of the process, which logs nothing
 
         self._child = child = await asyncio.create_subprocess_exec(
@@ -95,7 +109,7 @@ class RenderProcess:
         )  # fmt: skip
         structlog.get_logger(__name__).info("started a render process for redelivered jobs and previews", pid=child.pid)
         try:
-            await _request(child, pickle.dumps(self._make), _START_TIMEOUT_S)
+            await _request(child, pickle.dumps(partial(self._make, identity)), _START_TIMEOUT_S)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             raise OSError(f"the render process {await self._end()}") from None
         return child
@@ -132,9 +146,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     _write(answers, None)
     with contextlib.suppress(EOFError):
         while True:
-            job: Job = _read(requests)
+            job, identity = _read(requests)
             try:
-                _write(answers, composer.compose(job))
+                _write(answers, composer.compose(job, identity))
             except ComposeError as error:
                 _write(answers, ComposeError(str(error)))
 

@@ -61,6 +61,7 @@ def find_problems(settings: Settings) -> list[str]:
         if path is not None and not path.exists():
             found.append(f"{name.upper()}: {path} does not exist")
     found += _missing_tls_files(settings)
+    found += _unicode_addresses(settings)
     if settings.app_env == "production":
         found += _unsafe_in_production(settings)
     return found
@@ -72,6 +73,15 @@ def _missing_tls_files(settings: Settings) -> Iterator[str]:
         for option in _TLS_FILES:
             if option in given and not Path(given[option]).exists():
                 yield f"{name}: {option} {given[option]} does not exist"
+
+
+def _unicode_addresses(settings: Settings) -> Iterator[str]:
+    """Find addresses that need SMTPUTF8 in a mail whose envelope does not (RFC 6531 §3.4)."""
+    reply_to, sender = settings.reply_address, settings.sender[1]
+    if reply_to is not None and not reply_to[1].isascii():
+        yield "REPLY_TO: must be in ASCII before the @; relays without SMTPUTF8 refuse other addresses"
+    if settings.envelope_sender is not None and settings.envelope_sender.isascii() and not sender.isascii():
+        yield "ENVELOPE_SENDER: must not be set if SENDER_EMAIL is not in ASCII before the @"
 
 
 def required_for_login(settings: Settings) -> tuple[str, ...]:

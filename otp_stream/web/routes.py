@@ -35,7 +35,6 @@ class Sources:
     probe: Probe
     dead_letters: DeadLetters
     previews: Previews
-    default_locale: str
     http_token: str | None
     """Required to replay dead letters and to probe a relay from a page."""
     metrics: Callable[[str], tuple[bytes, str]]
@@ -54,7 +53,7 @@ def routes(sources: Sources) -> dict[str, ASGIApp]:
     about = sources.name, sources.version, sources.environment
     dashboard = Dashboard(health.fresh_state, sources.telemetry, sources.tables, sessions, *about)
     stream = EventStream(dashboard.snapshot, is_stopping=lambda: sources.state().phase == "stopping")
-    templates = TemplatesView(sources.previews, sources.default_locale)
+    templates = TemplatesView(sources.previews)
     dead = DeadLettersView(sources.dead_letters, sessions, health.dead_letters, lambda: stats().endings)
     probe = ProbeView(sources.probe, sessions, dashboard.page, sources.name)
     document = cache(sources.document)  # it does not change while the process runs, and takes milliseconds to make

@@ -1,6 +1,6 @@
 """The page of templates, each with the e-mail of a sample job."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,10 @@ class Email(Protocol):
     """A composed e-mail."""
 
     @property
+    def sender(self) -> str: ...  # noqa: D102
+    @property
+    def reply_to(self) -> str: ...  # noqa: D102
+    @property
     def subject(self) -> str: ...  # noqa: D102
     @property
     def text(self) -> str: ...  # noqa: D102
@@ -24,41 +28,61 @@ class Email(Protocol):
     def html(self) -> str: ...  # noqa: D102
 
 
+class Choice(Protocol):
+    """The templates of one tenant."""
+
+    @property
+    def default_locale(self) -> str: ...  # noqa: D102
+    @property
+    def languages(self) -> Mapping[str, list[str]]:
+        """Every template's name with its languages; `""` is the default for all other languages."""
+        ...
+
+
 class Previews(Protocol):
     """Composes the e-mails of a sample job."""
 
-    def languages(self) -> Mapping[str, list[str]]:
-        """Return every template's name with its languages; `""` is the default for all other languages."""
+    @property
+    def tenants(self) -> Sequence[str]:
+        """The names of all tenants but the default one."""
         ...
 
-    async def make(self, name: str, language: str) -> Email:
+    def choice(self, tenant: str) -> Choice:
+        """Return the templates of a tenant; `""` is the default one. Raises `ComposeError` for an unknown tenant."""
+        ...
+
+    async def make(self, tenant: str, name: str, language: str) -> Email:
         """Return the e-mail. Raises `ComposeError`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TemplatesView:
-    """Shows the templates as the worker has loaded them at its start."""
+    """Shows the templates as the worker has loaded them."""
 
     previews: Previews
-    default_locale: str
 
     async def page(self, request: Request) -> Response:
-        """Return the page with the list of templates and a preview of one."""
-        languages = self.previews.languages()
-        name, language = _selected(request)
+        """Return the page with the list of a tenant's templates and a preview of one."""
+        tenant, name, language = _selected(request)
+        try:
+            choice = self.previews.choice(tenant)
+        except ComposeError as failed:
+            return _not_found(failed)
         if not name:
-            name = "otp" if "otp" in languages else next(iter(languages))
-            language = next(iter(languages[name]))
+            name = "otp" if "otp" in choice.languages else next(iter(choice.languages))
+            language = next(iter(choice.languages[name]))
         email, error = None, None
         try:
-            email = await self.previews.make(name, language)
+            email = await self.previews.make(tenant, name, language)
         except ComposeError as failed:
             error = str(failed)
         html = render(
             "templates.html",
-            languages=languages,
-            default_locale=self.default_locale,
+            tenants=self.previews.tenants,
+            languages=choice.languages,
+            default_locale=choice.default_locale,
+            tenant=tenant,
             name=name,
             language=language,
             email=email,
@@ -71,9 +95,14 @@ class TemplatesView:
         try:
             email = await self.previews.make(*_selected(request))
         except ComposeError as failed:
-            return PlainTextResponse(f"{failed}\n", 404)
+            return _not_found(failed)
         return HTMLResponse(email.html, headers=FRAME)
 
 
-def _selected(request: Request) -> tuple[str, str]:
-    return request.query_params.get("name", ""), request.query_params.get("language", "")
+def _selected(request: Request) -> tuple[str, str, str]:
+    asked = request.query_params
+    return asked.get("tenant", ""), asked.get("name", ""), asked.get("language", "")
+
+
+def _not_found(failed: ComposeError) -> Response:
+    return PlainTextResponse(f"{failed}\n", 404)

@@ -100,6 +100,49 @@ def test_lint_exits_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) 
     assert report["warnings"] == len(report["findings"]) > 0
 
 
+@pytest.fixture
+def tenants(tmp_path: Path, own: dict[str, str]) -> dict[str, str]:
+    """List two tenants: one with the folder of `own`, one with the built-in templates."""
+    path = tmp_path / "tenants.toml"
+    path.write_text(
+        '[tenants.shop-17]\nsender_email = "Größe <s@shop.example>"\nreply_to = "h@shop.example"\n'
+        f'templates_dir = "{own["TEMPLATES_DIR"]}"\n[tenants.shop-18]\ndefault_locale = "de"\n'
+    )
+    return {"TENANTS_FILE": str(path)}
+
+
+def test_templates_of_a_tenant_are_listed_and_previewed(tmp_path: Path, tenants: dict[str, str]) -> None:
+    shown = here(tmp_path, "templates", "list", "--tenant", "shop-17", **tenants)
+    assert "otp/fr *" in shown.out
+    assert "* from templates_dir; all others are built in" in shown.out
+    assert "otp/fr" not in here(tmp_path, "templates", "list", **tenants).out
+    assert "others (de)" in here(tmp_path, "templates", "list", "--tenant", "shop-18", **tenants).out
+    ran = here(tmp_path, "templates", "preview", "otp", "--tenant", "shop-17", "--format", "eml", **tenants)
+    message = email.message_from_string(ran.out, policy=email.policy.default)
+    assert message["from"] == "Größe <s@shop.example>"
+    assert message["reply-to"] == "h@shop.example"
+    assert message["subject"] == "Our code for you"
+    german = here(tmp_path, "templates", "preview", "otp", "--tenant", "shop-18", **tenants)
+    assert german.out.startswith("Subject: Ihr Einmalcode")
+    ran = here(tmp_path, "templates", "preview", "otp", "--tenant", "shop-19", **tenants)
+    known = "--tenant: there is no tenant shop-19 in TENANTS_FILE; known: shop-17, shop-18"
+    assert (ran.code, known in ran.out) == (2, True), ran.out
+    assert "known: none" in here(tmp_path, "templates", "list", "--tenant", "shop-17").out
+
+
+def test_lint_checks_the_templates_of_all_tenants_or_of_one(tmp_path: Path, tenants: dict[str, str]) -> None:
+    ran = here(tmp_path, "templates", "lint", **tenants)
+    assert ran.code == 1
+    assert "tenant shop-17: invite/body.txt:1: error: 'team' is unknown" in ran.out
+    assert "shop-18" not in ran.out
+    report = json.loads(here(tmp_path, "templates", "lint", "--tenant", "shop-17", "--json", **tenants).out)
+    assert {it["tenant"] for it in report["findings"]} == {"shop-17"}
+    assert here(tmp_path, "templates", "lint", "--tenant", "shop-18", **tenants).out == "errors: 0, warnings: 0\n"
+    (tmp_path / "tenants.toml").write_text("tenant = 1")
+    ran = here(tmp_path, "templates", "lint", **tenants)
+    assert (ran.code, "TENANTS_FILE: tenant: is not known here" in ran.out) == (2, True), ran.out
+
+
 def test_a_broken_file_is_named_by_lint_and_list(tmp_path: Path, own: dict[str, str]) -> None:
     (tmp_path / "own" / "layout.html").write_text("one\n{% if %}")
     ran = here(tmp_path, "templates", "lint", "--data", "team=A", **own)

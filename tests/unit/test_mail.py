@@ -1,15 +1,11 @@
 """The e-mail: what a person reads, what a relay sees, and what cannot be smuggled in."""
 
 import asyncio
-import email
-import email.policy
-import json
 import re
 import resource
 import sys
 import time
 from dataclasses import replace
-from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -17,64 +13,18 @@ from unicodedata import normalize
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mails import NOW_MS, identity, job, new_composer, part, read, write
 
 from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError
-from otp_stream.core.otp_job import OtpJob
 from otp_stream.mail import Composer, TemplateError
-from otp_stream.mail.composer import safe_text
 from otp_stream.mail.preview import Previews
+from otp_stream.mail.sanitized import safe_text
 from otp_stream.mail.templates import BUILT_IN
 from otp_stream.relay.envelope import data_form
 
-NOW_MS = 1_700_000_000_500
-
-
-def new_composer(templates_dir: Path | None = None, *, locale: str = "en", sender: str = "Example") -> Composer:
-    return Composer(
-        sender=(sender, "no-reply@example.com"), templates_dir=templates_dir, default_locale=locale, hash_key=b"k" * 32
-    )
-
-
 COMPOSER = new_composer()
 """The shipped templates; a test that starts a process makes its own composer."""
-
-
-def job(
-    otp: str = "123456",
-    *,
-    seen_ms: int = NOW_MS,
-    timestamp: int | None = NOW_MS - 500,
-    job_id: str = "j-1",
-    email: str = "user@example.com",
-    **meta: Any,
-) -> Job:
-    asked = {"email": email, "otp": otp, "timestamp": timestamp, "metadata": meta}
-    request = OtpJob.from_bytes(json.dumps(asked).encode())
-    return Job.from_request(
-        request, job_id=job_id, lane="jobs", first_seen_ms=seen_ms, attempts_made=0, default_expiry_minutes=15
-    )
-
-
-def read(content: bytes) -> EmailMessage:
-    message = email.message_from_bytes(content, policy=email.policy.default)
-    assert isinstance(message, EmailMessage)
-    assert not message.defects
-    return message
-
-
-def part(message: EmailMessage, kind: str) -> str:
-    body = message.get_body((kind,))
-    assert isinstance(body, EmailMessage)
-    return body.get_content()
-
-
-def write(root: Path, **files: str) -> Path:
-    for name, content in files.items():
-        path = root / name.replace("__", "/").replace("_txt", ".txt").replace("_html", ".html")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return root
 
 
 def test_a_message_is_whole() -> None:
@@ -123,9 +73,7 @@ def test_a_job_makes_the_same_bytes_whenever_it_is_rendered() -> None:
 
 
 def test_an_internationalised_domain_is_written_as_a_labels_in_every_header() -> None:
-    composer = Composer(
-        sender=("Größe", "s@faß.example"), templates_dir=None, default_locale="en", hash_key=b"k" * 32
-    )  # fmt: skip
+    composer = Composer(identity(sender=("Größe", "s@faß.example")), b"k" * 32)
     mail = composer.compose(job(email="u@straße.example"))
     assert mail.recipient == "u@xn--strae-oqa.example"
     assert mail.content.isascii()
@@ -152,7 +100,7 @@ def test_the_code_is_in_no_header() -> None:
 
 
 def test_two_jobs_have_two_message_ids_and_the_key_is_needed_to_guess_one() -> None:
-    other = Composer(sender=("", "a@b.c"), templates_dir=None, default_locale="en", hash_key=b"other")
+    other = Composer(identity(sender=("", "a@b.c")), b"other")
     ids = [
         read(composer.compose(job(job_id=name)).content)["message-id"].partition("@")[0]
         for composer, name in ((new_composer(), "a"), (new_composer(), "b"), (other, "a"))
@@ -490,9 +438,9 @@ async def test_a_preview_is_tried_once_whatever_comes_of_it(tmp_path: Path, monk
         return composer.compose(asked)
 
     monkeypatch.setattr(composer, "compose_isolated", counted)
-    previews = Previews(composer, "en")
+    previews = Previews(composer)
     for _ in range(2):
         with pytest.raises(ComposeError, match=r"template otp/body.html, line 1"):
-            await previews.make("otp", "")
-        assert (await previews.make("welcome", "de")).subject
+            await previews.make("", "otp", "")
+        assert (await previews.make("", "welcome", "de")).subject
     assert tried == ["otp", "welcome"]

@@ -1,0 +1,52 @@
+"""Compiled templates, shared by all tenants with the same folder and the same default locale."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from .identity import MailIdentity
+from .templates import Templates, fallbacks
+
+Fingerprint = frozenset[tuple[str, int, int, int]]
+"""Path, time of the last change, size and inode of each file of a folder."""
+Key = tuple[Path | None, tuple[str, ...], Fingerprint]
+"""Folder, default locale, and the state of the folder."""
+
+
+class SharedTemplates:
+    """Compiles templates. Those of `earlier` are used again if nothing in their folder has changed."""
+
+    def __init__(self, earlier: Mapping[Key, Templates] = MappingProxyType({})) -> None:
+        self._earlier = earlier
+        self._fingerprints: dict[Path, Fingerprint] = {}
+        self.compiled: dict[Key, Templates] = {}
+
+    def key(self, identity: MailIdentity) -> Key:
+        """Return a key that is equal for identities that share templates. Reads each folder once."""
+        folder = identity.templates_dir
+        if folder is not None and folder not in self._fingerprints:
+            # before its files are read, so that a change in between is noticed the next time
+            self._fingerprints[folder] = _fingerprint(folder)
+        seen = self._fingerprints[folder] if folder is not None else frozenset[tuple[str, int, int, int]]()
+        return folder, fallbacks(identity.default_locale), seen
+
+    def of(self, identity: MailIdentity) -> Templates:
+        """Return the templates. Raises `TemplateError`, and `OSError` if the folder cannot be read."""
+        key = self.key(identity)
+        if key not in self.compiled:
+            earlier = self._earlier.get(key)
+            self.compiled[key] = earlier or Templates(identity.templates_dir, identity.default_locale)
+        return self.compiled[key]
+
+
+def _fingerprint(folder: Path) -> Fingerprint:
+    # `**` does not follow links to folders; Kubernetes mounts a ConfigMap as such links
+    paths = {path for pattern in ("**/*", "*/*", "*/*/*") for path in folder.glob(pattern)}
+    found: list[tuple[str, int, int, int]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:  # deleted meanwhile, or a link to nothing, such as an editor's lock
+            continue
+        found.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+    return frozenset(found)
