@@ -281,4 +281,4 @@ def _properties(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _toml_type(described: Mapping[str, Any]) -> str:
     types = [it.get("type") for it in (described, *described.get("anyOf", ()))]
-    return next(it for it in types if it not in {None, "null"})  # TOML has no null
+    return next(it for it in types if it and it != "null")  # TOML has no null
