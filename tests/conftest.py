@@ -1,5 +1,6 @@
 """Fixtures of the live tests: a broker, a relay, and workers as processes. Every name and port is unique."""
 
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 from zlib import crc32
 
@@ -17,14 +19,15 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from in_memory import Start, Stream, starter
 from processes import start
-from rabbitmq import Rabbit, rabbit, use_one_core
+from rabbitmq import Node, Rabbit, rabbit, use_one_core
 from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
 from worker import Worker, settings
 from xdist.scheduler import LoadScopeScheduling
 
 SHARED = (
-    "test_cli_topology.py", "test_cluster.py", "test_operators.py", "test_pages.py", "test_runbook.py", "test_waits.py"
+    "test_cli_topology.py", "test_client_certificates.py", "test_cluster.py", "test_operators.py", "test_pages.py",
+    "test_runbook.py", "test_waits.py",
 )  # fmt: skip
 """Files whose tests share a RabbitMQ or a Chromium that starts slowly, or must not run at the same time."""
 
@@ -99,6 +102,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+def pytest_collection_finish() -> None:
+    """Exclude the tests themselves from garbage collections: they are a million objects."""
+    gc.freeze()
+
+
 def pytest_runtest_teardown() -> None:
     """Enable logging again, because `otp-stream check`, which some tests run in this process, disables it."""
     logging.disable(logging.NOTSET)
@@ -113,6 +121,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def rabbitmq_url() -> str:
     """Return the URL of RabbitMQ, which `make test` finds or starts."""
     return os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")
+
+
+@pytest.fixture
+def shared_node(rabbitmq_url: str, tmp_path: Path) -> Iterator[Node]:
+    """Return the node that all tests share, for changes that no other test sees. If it is not ours, start one."""
+    if folder := os.environ.get("OTP_TEST_RABBITMQ_NODE"):
+        yield Node(Path(folder), port=urlsplit(rabbitmq_url).port or 5672)
+        return
+    node = Node(tmp_path / "node")
+    node.start()
+    yield node
+    node.remove()
 
 
 @pytest.fixture

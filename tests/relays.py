@@ -166,6 +166,8 @@ class NodeRelay:
             "config/smtp.ini": f"listen=127.0.0.1:{self.port}\n" + f"smtps_port={self.port}\n" * self.implicit,
             "config/plugins": "tls\n" * bool(self.tls) + "auth/flat_file\n" * bool(self.login) + "refuse\n",
             "config/tls.ini": "cert={}\nkey={}\n".format(*self.tls) if self.tls else "",
+            # the group of RFC 7919: Haraka would generate one, which takes up to 30 s of CPU
+            "config/dhparams.pem": (_SCRIPTS / "ffdhe2048.pem").read_text(),
             "config/auth_flat_file.ini": self._haraka_logins(),
             "config/log.ini": "[main]\nlevel=warn\n",
             "config/connection.ini": (haraka / "config/connection.ini").read_text(),

@@ -193,7 +193,7 @@ class Fault:
         output, answers = self.folder / f"output{uuid4().hex}", self.folder / "answers"
         answers.write_text("y\n")
         name, *words = shlex.split(line, comments=True)
-        if name == "otp-stream" and not set(line) & set("$|;&<>`") and "LD_PRELOAD" not in env:
+        if name == "otp-stream" and not set(_bare(line)) & set("$|;&<>`") and "LD_PRELOAD" not in env:
             process = await start(name, *words, folder=self.folder, env=everything, output=output, answers=answers)
         else:
             with output.open("ab") as out, answers.open("rb") as source:

@@ -28,14 +28,12 @@ def write(file: Path, content: str | bytes) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    node = Node(tmp_path_factory.mktemp("node") / "node")
-    node.start()
-    node.control("add_user", "worker", OLD)
-    node.control("set_permissions", "worker", ".*", ".*", ".*")
-    yield node
-    node.remove()
+@pytest.fixture
+def node(shared_node: Node) -> Iterator[Node]:
+    shared_node.control("add_user", "worker", OLD)
+    shared_node.control("set_permissions", "worker", ".*", ".*", ".*")
+    yield shared_node
+    shared_node.control("delete_user", "worker")
 
 
 @pytest.fixture
