@@ -38,7 +38,7 @@ async def test_with_several_processes_bad_settings_are_named_once_and_end_the_co
     env = {"WORKER": "true", "RABBITMQ_URL": "http://x", "PYTHONUNBUFFERED": "1", **env}
     worker = Worker(stage.folder, env, options=options)
     await worker.start(ready=False)
-    assert await worker.stopped() == 2
+    assert await worker.stopped(60) == 2  # it starts several interpreters
     assert worker.log.count("RABBITMQ_URL: must start with amqp://") == 1
 
 
