@@ -51,7 +51,7 @@ def main(command: list[str]) -> int:
         sys.exit(f"OTP_TEST_RABBITMQ_URL: nothing speaks AMQP at {urlsplit(url).hostname}:{urlsplit(url).port}")
     if "pytest" in command:
         compile_tests()
-    node = Node(Path(tempfile.mkdtemp(prefix="otp-rabbit-")))
+    node = Node(Path(tempfile.mkdtemp(prefix="otp-rabbit-", dir=memory_folder())))
     try:
         sys.stderr.write("starting a private RabbitMQ node …\n")
         cores = os.sched_getaffinity(0)
@@ -136,6 +136,14 @@ def _end(what: str, todo: str) -> NoReturn:
     sys.exit(
         f"the live tests need {what} in {relays.FOLDER} (OTP_TEST_RELAYS names another folder). By hand:\n  {todo}"
     )
+
+
+def memory_folder() -> str | None:
+    """Return a folder in memory with enough space for RabbitMQ, which waits for its disk otherwise; else `None`."""
+    with contextlib.suppress(OSError):
+        if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4 << 30:
+            return "/dev/shm"
+    return None
 
 
 def compile_tests() -> None:
