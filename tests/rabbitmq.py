@@ -126,6 +126,8 @@ class Node:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\nlog.console = false\n"
+            # the default of 10 s is too short for the first connections on a busy machine
+            "handshake_timeout = 60000\n"
             "disk_free_limit.absolute = 50MB\n" + "".join(f"{line}\n" for line in self.settings) + self._tls_lines()
         )
         (self.folder / "plugins").write_text(f"[{self.plugins}].\n")
