@@ -31,6 +31,7 @@ from .incoming import Refused, Shared
 from .job_message import MadeIds, Reader
 from .lane import LaneConsumer
 from .outgoing import Inject
+from .queue_publisher import QueuePublisher
 from .settle import Settler
 from .state_tracker import StateTracker
 from .subscriber import OtpSubscriber, decode
@@ -101,6 +102,7 @@ class OtpBroker(RabbitBroker):
             self._tenant_admin,
             self._consumers,
             settler,
+            QueuePublisher(self.confirmed, uses_other=lambda: bool(self.config.broker_middlewares)),
             prefetch=config.prefetch,
             blocked=lambda: self._tracker.state.blocked,
         )

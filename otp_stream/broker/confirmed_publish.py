@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel
+from aiormq.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker, RabbitExchange
 from faststream.rabbit.helpers import RabbitDeclarer
 from faststream.rabbit.publisher.producer import AioPikaFastProducerImpl
@@ -70,15 +71,20 @@ class ConfirmedPublisher:
             publishing.cancel()
             self._in_flight -= Counter(ids)
 
+    @property
+    def transport(self) -> AbstractConnection | None:
+        """The connection that publishes."""
+        connection = self._broker._connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - FastStream offers no other way
+        return connection.transport.connection if connection and connection.transport else None
+
     async def is_blocked(self) -> bool:
         """Return whether the broker has blocked the connection that publishes."""
-        connection = self._broker._connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - FastStream offers no other way
-        transport = connection.transport if connection else None
+        transport = self.transport
         if transport is None:
             return False
         try:
             async with asyncio.timeout(_READY_S):
-                await transport.connection.ready()
+                await transport.ready()
         except TimeoutError:
             return True
         return False

@@ -34,6 +34,19 @@ def publish_json(channel: int, exchange: str, routing_key: str, body: bytes) -> 
     return _publish(channel, exchange, routing_key) + _frame(HEADER, channel, header) + _frame(BODY, channel, body)
 
 
+def publish(channel: int, queue: str, header: bytes, body: bytes, max_size: int) -> bytes:
+    """Return a mandatory `basic.publish` to a queue, with the payload of a content header."""
+    parts = [_publish_to_queue(channel, queue), _frame(HEADER, channel, header)]
+    parts += [_frame(BODY, channel, body[at : at + max_size]) for at in range(0, len(body), max_size)]
+    return b"".join(parts)
+
+
+@lru_cache(4096)
+def _publish_to_queue(channel: int, queue: str) -> bytes:
+    key = queue.encode()
+    return _frame(METHOD, channel, b"\x00\x3c\x00\x28\x00\x00\x00%c%b\x01" % (len(key), key))
+
+
 @lru_cache(64)
 def _publish(channel: int, exchange: str, routing_key: str) -> bytes:
     name, key = exchange.encode(), routing_key.encode()

@@ -76,7 +76,7 @@ class Settler:
             await acknowledge(message)
         return settled
 
-    async def move(self, message: JobMessage, job: Job, queue: str) -> str | None:
+    async def move(self, message: JobMessage, job: Job, queue: str, publish: Publish) -> str | None:
         """Publish a job to its tenant's queue, then acknowledge. Returns an error if the job is still this worker's.
 
         Unlike a settlement, it is not repeated until it is confirmed: a job that cannot be moved is processed here.
@@ -86,7 +86,7 @@ class Settler:
         copy = outgoing.moved(message, job)
         sign(copy.headers, copy.body, self.key)
         try:
-            await self.publish(copy, exchange="", routing_key=queue)
+            await publish(copy, exchange="", routing_key=queue)
         except (TimeoutError, *_REFUSALS) as error:
             return _error_text(error)
         await acknowledge(message)

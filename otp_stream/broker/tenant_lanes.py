@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -15,8 +15,8 @@ from otp_stream.core.state import TenantLaneState
 from .consumers import Consumers
 from .job_message import JobMessage
 from .lane import LaneConsumer
-from .settle import Settler
-from .topology import DEFAULT_TENANT, Topology
+from .settle import Publish, Settler
+from .topology import DEFAULT_TENANT, Depth, Topology
 from .topology_admin import BROKER_ERRORS, TopologyAdmin
 
 _CONCURRENT = 8
@@ -78,6 +78,7 @@ class TenantLanes:
         admin: TopologyAdmin,
         consumers: Consumers,
         settler: Settler,
+        publish: Publish,
         *,
         prefetch: int,
         blocked: Callable[[], bool],
@@ -86,6 +87,7 @@ class TenantLanes:
         self._admin = admin
         self._consumers = consumers
         self._settler = settler
+        self._publish = publish
         self._prefetch = max(1, prefetch // 2)
         self._blocked = blocked
         """Returns whether the broker accepts no publish."""
@@ -153,7 +155,7 @@ class TenantLanes:
         lane = self._lanes[job.tenant]
         if not await self._is_declared(lane):
             return self._not_moved(lane, "it is not declared")
-        if error := await self._settler.move(message, job, lane.consumer.queue):
+        if error := await self._settler.move(message, job, lane.consumer.queue, self._publish):
             lane.declared.clear()
             lane.start_at = 0.0
             self._wake.set()
@@ -212,7 +214,11 @@ class TenantLanes:
         now = monotonic()
         missing = (it for it in self._lanes.values() if now >= it.start_at and not it.finished)
         self._waiting = deque(it for it in missing if not self._is_started(it))
-        await self._concurrently(self._waiting, self._start)
+        await asyncio.gather(*(self._start_waiting() for _ in range(min(_CONCURRENT, len(self._waiting)))))
+
+    async def _start_waiting(self) -> None:
+        while self._waiting:
+            await self._start(self._waiting.popleft())
 
     def _is_started(self, lane: _TenantLane) -> bool:
         return lane.declared.is_set() and self._consumers.is_active(lane.consumer.queue)
@@ -235,24 +241,19 @@ class TenantLanes:
         else:
             lane.start_at = 0.0
 
-    async def _concurrently(self, lanes: deque[_TenantLane], work: Callable[[_TenantLane], Awaitable[None]]) -> None:
-        async def take() -> None:
-            while lanes:
-                await work(lanes.popleft())
-
-        await asyncio.gather(*(take() for _ in range(min(_CONCURRENT, len(lanes)))))
-
     async def _read_depths(self) -> None:
-        await self._concurrently(deque(self._lanes.values()), self._read_depth)
+        lanes = list(self._lanes.values())
+        try:
+            depths = await self._admin.depths(it.consumer.queue for it in lanes)
+        except BROKER_ERRORS:
+            depths = {}
+        for lane in lanes:
+            await self._record_depth(lane, depths.get(lane.consumer.queue))
         active = [it.consumer for it in self._lanes.values() if not it.finished]
         suspicious = await self._consumers.compare(active)
         self._read_at = monotonic() + (_DEPTHS_SOON_S if suspicious else _DEPTHS_S)
 
-    async def _read_depth(self, lane: _TenantLane) -> None:
-        try:
-            depth = await self._admin.depth(lane.consumer.queue)
-        except BROKER_ERRORS:
-            depth = None
+    async def _record_depth(self, lane: _TenantLane, depth: Depth | None) -> None:
         lane.consumer.record_depth(depth)
         if depth is None:
             return

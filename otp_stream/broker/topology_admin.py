@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -75,14 +75,15 @@ class TopologyAdmin:
         async with self._connected(TIMEOUT_S) as connection:
             await declare_queue(connection, queue, self.topology.tenant_arguments)
 
-    async def depth(self, queue: str) -> Depth | None:
-        """Read the depth of a queue; `None` if it is unavailable."""
-        async with self._connected(TIMEOUT_S) as connection:
-            return await self.topology.depth(connection, queue)
+    async def depths(self, queues: Iterable[str]) -> dict[str, Depth | None]:
+        """Read the depths of queues; `None` for one that is unavailable."""
+        async with self._connected(TIMEOUT_S * 2) as connection:
+            return await self.topology.depths(connection, queues)
 
     async def exists(self, queue: str) -> bool:
         """Return whether a queue exists and its node is up."""
-        return await self.depth(queue) is not None
+        async with self._connected(TIMEOUT_S) as connection:
+            return await self.topology.depth(connection, queue) is not None
 
     async def read_depths(self, lanes: list[LaneConsumer]) -> Depths:
         """Record the depths of the lanes. Returns those of our other queues, and the missing queues and exchanges."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -65,15 +65,15 @@ class Admin:
 
     ends: deque[BaseException] = field(default_factory=deque[BaseException])
     declared: list[str] = field(default_factory=list[str])
-    depths: dict[str, Depth] = field(default_factory=dict[str, Depth])
+    known: dict[str, Depth] = field(default_factory=dict[str, Depth])
 
     async def declare_tenant(self, queue: str) -> None:
         if self.ends:
             raise self.ends.popleft()
         self.declared.append(queue)
 
-    async def depth(self, queue: str) -> Depth | None:
-        return self.depths.get(queue)
+    async def depths(self, queues: Iterable[str]) -> dict[str, Depth | None]:
+        return {queue: self.known.get(queue) for queue in queues}
 
     async def exists(self, queue: str) -> bool:
         return True
@@ -116,7 +116,7 @@ class Scene:
     def __post_init__(self) -> None:
         settler = Settler(TOPOLOGY, BACKOFF, self.publish, lambda _: None, lambda _: None, KEY)
         self.tenants = TenantLanes(
-            TOPOLOGY, cast("Any", self.admin), cast("Any", self.consumers), settler,
+            TOPOLOGY, cast("Any", self.admin), cast("Any", self.consumers), settler, self.publish,
             prefetch=self.prefetch, blocked=lambda: self.blocked,
         )  # fmt: skip
         events = Events(cast("RabbitPublisher", None), enabled=False)
@@ -509,11 +509,11 @@ async def test_the_queue_of_a_removed_tenant_is_consumed_until_it_was_empty_twic
     scene = Scene()
     await scene.start("a", "b")
     scene.tenants.use(["b"])
-    scene.admin.depths = {f"otp.tenant.{it}": Depth(0, 1) for it in ("a", "b", "default")}
+    scene.admin.known = {f"otp.tenant.{it}": Depth(0, 1) for it in ("a", "b", "default")}
     assert not scene.tenants.can_move("a")
 
     async def look(messages: int) -> None:
-        scene.admin.depths["otp.tenant.a"] = Depth(messages, 1)
+        scene.admin.known["otp.tenant.a"] = Depth(messages, 1)
         await scene.tenants._read_depths()
         await scene.tenants._start_missing()
 
