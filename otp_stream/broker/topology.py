@@ -57,6 +57,8 @@ class Topology:
     jobs: str
     prefix: str
     backoff: Backoff
+    tenants: tuple[str, ...] = ()
+    """The tenants whose queues `apply` declares, without the default one. A worker declares these queues later."""
 
     @property
     def high(self) -> str:
@@ -89,13 +91,24 @@ class Topology:
         return RabbitExchange(f"{self.prefix}.events", type=ExchangeType.TOPIC, durable=True)
 
     @property
+    def tenant_prefix(self) -> str:
+        """The beginning of the names of the tenants' queues."""
+        return f"{self.prefix}.tenant."
+
+    @property
     def any_tenant(self) -> str:
         """The pattern of the tenants' queues."""
-        return f"{self.prefix}.tenant.{{tenant}}"
+        return f"{self.tenant_prefix}{{tenant}}"
 
     def tenant_queue(self, tenant: str) -> str:
         """Return the name of the queue to which jobs of a tenant are moved; the default tenant's name is empty."""
-        return f"{self.prefix}.tenant.{tenant or DEFAULT_TENANT}"
+        return f"{self.tenant_prefix}{tenant or DEFAULT_TENANT}"
+
+    @property
+    def tenant_queues(self) -> dict[str, dict[str, Any]]:
+        """The queues of `tenants` and of the default tenant with their arguments; none without tenants."""
+        names = ("", *self.tenants) if self.tenants else ()
+        return {self.tenant_queue(name): self.tenant_arguments for name in names}
 
     @cached_property
     def tenant_arguments(self) -> dict[str, Any]:
@@ -148,7 +161,7 @@ class Topology:
         away: set[str] = set()
         if await self._is_missing(connection, self.jobs, away):
             await declare_queue(connection, self.jobs, {})
-        for name, arguments in self.arguments.items():
+        for name, arguments in (self.arguments | self.tenant_queues).items():
             await declare_queue(connection, name, arguments)
         if await self._is_missing(connection, self.high, away):
             quorum = high_is_quorum is not None and await high_is_quorum()

@@ -1,4 +1,4 @@
-"""Finds wait queues of earlier retry settings, and deletes them once they are empty.
+"""Finds wait queues of earlier retry settings and queues of removed tenants, and deletes them once they are empty.
 
 AMQP does not report when a quorum queue is empty. It counts ready messages, but not those in transfer to the target
 queue, which remain while that is full or unavailable; and quorum queues support neither `if-empty` nor `if-unused`
@@ -29,16 +29,18 @@ _NO_STATISTICS_S = 15.0
 _MANY_RETRIES = 100
 """The maximum of MAX_RETRIES. With fewer retries, there are only fewer wait queues."""
 
-Verdict = Literal["deleted", "gone", "in use", "not empty", "unknown"]
-"""`in use`: bound again, or consumed from. `unknown`: RabbitMQ reported no new statistics in time."""
+Verdict = Literal["deleted", "gone", "in use", "not empty", "has jobs", "unknown"]
+"""`in use`: bound again, or consumed from. `has jobs`: the queue of a removed tenant, from which nothing moves on.
+`unknown`: RabbitMQ reported no new statistics in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldWaitQueue:
-    """A wait queue that is not part of the current topology. `messages` is `None` if unknown."""
+    """A queue that is not part of the current topology. `messages` is `None` if unknown."""
 
     name: str
     wait_ms: int
+    """How long messages stay in it; 0 for the queue of a removed tenant."""
     messages: int | None
     consumers: int
 
@@ -65,6 +67,19 @@ async def find_old_wait_queues(topology: Topology, management: ManagementQueries
         if ours == (int(match[1]), topology.due) and statistics is not None:
             found.append(OldWaitQueue(name, int(match[1]), statistics.messages, statistics.consumers))
     return sorted(found, key=lambda it: it.wait_ms)
+
+
+async def find_old_tenant_queues(topology: Topology, management: ManagementQueries) -> list[OldWaitQueue]:
+    """Return all queues of tenants that are not in the topology. Raises `ManagementError`."""
+    found: list[OldWaitQueue] = []
+    for name, arguments in sorted((await management.queue_arguments()).items()):
+        if not name.startswith(topology.tenant_prefix) or name in topology.tenant_queues:
+            continue
+        ours = arguments.get("x-dead-letter-routing-key") == topology.dead and "x-delivery-limit" in arguments
+        statistics = await management.statistics(name) if ours else None
+        if statistics is not None:
+            found.append(OldWaitQueue(name, 0, statistics.messages, statistics.consumers))
+    return found
 
 
 async def guess_old_wait_queues(
@@ -100,7 +115,7 @@ class _Freshness:
 
 @dataclass(frozen=True)
 class Pruner:
-    """Unbinds old wait queues, and deletes them when they are empty. Messages move on when their wait ends."""
+    """Unbinds old queues, and deletes them when they are empty. Messages move on when their wait ends."""
 
     topology: Topology
     management: ManagementQueries
@@ -151,6 +166,8 @@ class Pruner:
         fresh = freshness.note(statistics) and messages is not None
         if fresh and not messages and await self._delete_if_empty(connection, queue):
             return PruneResult(queue, "deleted")
+        if fresh and messages and not queue.wait_ms:
+            return PruneResult(queue, "has jobs", messages)
         if freshness.revision is None and time.monotonic() - freshness.began > _NO_STATISTICS_S:
             return PruneResult(queue, "unknown")
         if left_s <= 0 or (fresh and messages and left_s < queue.wait_ms / 1000):

@@ -77,7 +77,7 @@ async def inspect_topology(
         drift.exchanges.append(await _exchange(connection, exchange))
     for name in (topology.high, topology.jobs):
         drift.queues.append(await _queue(connection, name, None))
-    for name, arguments in topology.arguments.items():
+    for name, arguments in (topology.arguments | topology.tenant_queues).items():
         drift.queues.append(await _queue(connection, name, arguments))
     for wait_ms in topology.backoff.waits_ms:
         key, queue = str(wait_ms), topology.wait_queue(wait_ms)
@@ -95,7 +95,7 @@ def definitions(
     `default_queue_type` would set another one. The virtual host must exist before the import; importing it would reset
     its properties.
     """
-    queues = {topology.jobs: {}, topology.high: {}, **(existing or {}), **topology.arguments}
+    queues = {topology.jobs: {}, topology.high: {}, **(existing or {}), **topology.arguments, **topology.tenant_queues}
     common = {"vhost": virtual_host, "durable": True, "auto_delete": False}
     return {
         "exchanges": [

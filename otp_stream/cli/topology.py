@@ -1,6 +1,7 @@
 """`otp-stream topology`: show and declare RabbitMQ's queues and exchanges, and delete those of old settings."""
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -10,11 +11,18 @@ from otp_stream.broker.management_api import ManagementApi, ManagementError
 from otp_stream.broker.queue_inspect import apply_topology, inspect_queue
 from otp_stream.broker.topology import Topology, TopologyError
 from otp_stream.checks.management import ManagementQueries
-from otp_stream.checks.prune import OldWaitQueue, Pruner, PruneResult, find_old_wait_queues, guess_old_wait_queues
+from otp_stream.checks.prune import (
+    OldWaitQueue,
+    Pruner,
+    PruneResult,
+    find_old_tenant_queues,
+    find_old_wait_queues,
+    guess_old_wait_queues,
+)
 from otp_stream.checks.topology_drift import TopologyDrift, definitions, inspect_topology
 from otp_stream.client import CONNECTION_ERRORS
 from otp_stream.connection_errors import no_connection, virtual_host
-from otp_stream.settings import Settings
+from otp_stream.settings import Settings, read_tenants
 from otp_stream.urls import read_url
 
 from . import output, topology_output
@@ -72,7 +80,7 @@ def show(
     Exits with 1 if something is missing or has other properties, or if RabbitMQ does not answer.
     """
     settings = broker_settings()
-    topology = topology_of(settings)
+    topology = _with_tenants(settings)
     if as_definitions:
         host = virtual_host(settings.amqp_url)
         output.write_json(definitions(topology, host, _producers_queues(settings, topology)))
@@ -85,9 +93,7 @@ def show(
         if why:
             output.console.print(f"Bindings are not known: {why}.", style="yellow", markup=False, soft_wrap=True)
     if old:
-        output.console.print(
-            f"{len(old)} wait queues of other settings exist too: otp-stream topology prune", style="yellow"
-        )
+        output.console.print(topology_output.old_queues_text(old), style="yellow")
     topology_output.exit_on_drift(drift)
 
 
@@ -99,7 +105,7 @@ def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJ
     after --dry-run if something is missing.
     """
     settings = broker_settings()
-    topology = topology_of(settings)
+    topology = _with_tenants(settings)
     before = talk(settings, lambda connection: inspect_topology(topology, connection, None))
     wrong = [it for it in before.all if it[1] == "differs"]
     missing = [name for name, state, _ in before.all if state == "missing"]
@@ -129,7 +135,7 @@ def prune(
     management_url: _ApiUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete the wait queues of old retry settings when they are empty.
+    """Delete the wait queues of old retry settings and the queues of removed tenants when they are empty.
 
     Run it when every worker has the new settings. It first unbinds the queues, so that no new job arrives; jobs that
     wait there are retried when their wait ends. A queue with messages is never deleted. The management API finds old
@@ -137,7 +143,7 @@ def prune(
     Exits with 1 if old queues are left, or if you do not confirm.
     """
     settings = broker_settings()
-    topology = topology_of(settings)
+    topology = _with_tenants(settings)
     if settings.embedded:
         if as_json:
             output.write_json([])
@@ -149,7 +155,10 @@ def prune(
 
     async def find(connection: AbstractConnection) -> list[OldWaitQueue]:
         await api.verify(connection)
-        return await find_old_wait_queues(topology, management)
+        return [
+            *await find_old_wait_queues(topology, management),
+            *await find_old_tenant_queues(topology, management),
+        ]
 
     try:
         old = talk(settings, find)
@@ -165,6 +174,14 @@ def prune(
     results = _delete(settings, old, Pruner(topology, management), wait, as_json=as_json)
     if any(it.verdict not in {"deleted", "gone"} for it in results):
         raise typer.Exit(1)
+
+
+def _with_tenants(settings: Settings) -> Topology:
+    """Return the topology with the queues of the tenants; exit with 2 if `TENANTS_FILE` cannot be used."""
+    tenants, problems = read_tenants(settings)
+    if problems:
+        output.fail("\n".join(problems))
+    return replace(topology_of(settings), tenants=tuple(tenants.listed))
 
 
 def _delete(
@@ -221,6 +238,7 @@ async def _inspect(
         await api.verify(connection)
         bound = await management.exchange_bindings(topology.retry.name)
         old = await find_old_wait_queues(topology, management)
+        old += await find_old_tenant_queues(topology, management)
     except ManagementError as error:
         return await inspect_topology(topology, connection, None), [], str(error)
     return await inspect_topology(topology, connection, bound), old, None

@@ -17,6 +17,8 @@ _VERDICTS: dict[Verdict, str] = {
     "gone": "already deleted by someone else",
     "in use": "kept: a worker with the old settings, or another application, has bound it or consumes from it",
     "not empty": "kept: its {messages} messages move on within {within}, and no new ones arrive. Then run prune again",
+    "has jobs": "kept: it has {messages} jobs, and no worker has this tenant. Add it to TENANTS_FILE until they are "
+    "processed, then remove it and run prune again",
     "unknown": "kept: RabbitMQ reported no new statistics in time. Wait longer with --wait. If its management "
     "API collects none (management_agent.disable_metrics_collector), check with rabbitmqctl list_queues name messages "
     "that it is empty, and delete it with rabbitmqctl delete_queue",
@@ -25,7 +27,7 @@ _BOUND: dict[State, str] = {"exists": "yes", "missing": "no"}
 
 
 def drift_json(drift: TopologyDrift, settings: Settings, old: list[str]) -> dict[str, Any]:
-    """Return the JSON of `topology show`; `old` are wait queues of other settings."""
+    """Return the JSON of `topology show`; `old` are queues of other settings."""
     return {
         "rabbitmq": {"url": settings.masked_rabbitmq_url, "virtualHost": virtual_host(settings.amqp_url)},
         "exchanges": [
@@ -77,6 +79,14 @@ def exit_on_drift(drift: TopologyDrift) -> None:
         output.fail("\n".join(lines), 1)
 
 
+def old_queues_text(old: Sequence[OldWaitQueue]) -> str:
+    """Return how many queues of other settings exist."""
+    waits = sum(it.wait_ms > 0 for it in old)
+    texts = [f"{waits} wait queues of other settings"] if waits else []
+    texts += [f"{len(old) - waits} queues of removed tenants"] if len(old) > waits else []
+    return f"{' and '.join(texts)} exist too: otp-stream topology prune"
+
+
 def list_old_wait_queues(old: Sequence[OldWaitQueue], *, as_json: bool) -> None:
     """Print a table of the queues, or their JSON."""
     if as_json:
@@ -87,10 +97,15 @@ def list_old_wait_queues(old: Sequence[OldWaitQueue], *, as_json: bool) -> None:
         output.results().print("No wait queue of other settings was found.")
     else:
         rows = [
-            (it.name, _time(it.wait_ms), "?" if it.messages is None else output.count(it.messages), str(it.consumers))
+            (
+                it.name,
+                _time(it.wait_ms) if it.wait_ms else "",
+                "?" if it.messages is None else output.count(it.messages),
+                str(it.consumers),
+            )
             for it in old
         ]
-        output.results().print(_table(("Wait queue of other settings", "Drains within", "Messages", "Consumers"), rows))
+        output.results().print(_table(("Queue of other settings", "Drains within", "Messages", "Consumers"), rows))
 
 
 def show_prune_result(result: PruneResult) -> None:
