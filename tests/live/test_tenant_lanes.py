@@ -32,6 +32,9 @@ configs.rabbit_config = lambda settings: replace(
     rabbit_config(settings), tenants=("a", "b"), tenant_of=lambda tenant: tenant if tenant in ("a", "b") else ""
 )
 from otp_stream.app import app
+
+composer, identity = app.parts.composer, configs.mail_identity(app.parts.settings)
+composer.use(composer.prepare({"a": identity, "b": identity}))
 """
 KEY = b"k" * 32
 BACKOFF = Backoff(1000, 1000, 1)
