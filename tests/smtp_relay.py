@@ -133,24 +133,28 @@ class ScriptedRelay:
         self._server: asyncio.Server | None = None
         self._sessions: dict[asyncio.Task[None], _Session] = {}
 
-    def then(self, step: str, *acts: str | Act, to: str | None = None) -> None:
-        """Queue replies, each to be used once. `to` limits them to mails for one recipient, or for one `@domain`."""
-        self._once.setdefault((step, to), deque()).extend(_act(act) for act in acts)
+    def then(self, step: str, *acts: str | Act, to: str | None = None, by: str | None = None) -> None:
+        """Queue replies, each to be used once.
 
-    def always(self, step: str, act: str | Act | None, to: str | None = None) -> None:
+        `to` limits them to mails for one recipient, or for one `@domain`; `by` to those of one sender.
+        """
+        self._once.setdefault((step, _key(to, by)), deque()).extend(_act(act) for act in acts)
+
+    def always(self, step: str, act: str | Act | None, to: str | None = None, by: str | None = None) -> None:
         """Set the reply to a step from now on. `None` restores the usual reply."""
         if act is None:
-            self._always.pop((step, to), None)
+            self._always.pop((step, _key(to, by)), None)
         else:
-            self._always[(step, to)] = _act(act)
+            self._always[(step, _key(to, by))] = _act(act)
 
     def every(self, number: int, step: str, act: Act) -> None:
         """Do this at every so many times that the step is reached, and at the others the usual."""
         self._every[step] = act, cycle(range(number))
 
-    def act(self, step: str, recipient: str | None) -> Act:
+    def act(self, step: str, recipient: str | None, sender: str | None = None) -> Act:
         """Return what to do at this step."""
-        keys = ((step, recipient), (step, "@" + (recipient or "").rpartition("@")[2]), (step, None))
+        domain = "@" + (recipient or "").rpartition("@")[2]
+        keys = ((step, recipient), (step, domain), (step, _key(None, sender)), (step, None))
         for key in keys:
             if self._once.get(key):
                 return self._once[key].popleft()
@@ -388,8 +392,9 @@ class _Session:
             await self.reply("503 5.5.1 nested MAIL command")
             return
         path, _, self.parameters = command.partition(">")
-        if (await self.do("mail")).startswith("2"):
-            self.sender = path.partition("<")[2]
+        sender = path.partition("<")[2]
+        if (await self.do("mail", sender=sender)).startswith("2"):
+            self.sender = sender
 
     async def rcpt(self, command: str) -> None:
         if self.sender is None:
@@ -432,15 +437,17 @@ class _Session:
         mail = Received(
             self.sender or "", self.recipient, content, time.monotonic(), self.number, self.parameters.strip()
         )
-        act = self.relay.act("body", self.recipient)
+        act = self.relay.act("body", self.recipient, self.sender)
         self.forget()
         await self.perform("body", act, mail=mail)
 
     def forget(self) -> None:
         self.sender = self.recipient = None
 
-    async def do(self, step: str, usual: str | None = None, recipient: str | None = None) -> str:
-        return await self.perform(step, self.relay.act(step, recipient or self.recipient), usual)
+    async def do(
+        self, step: str, usual: str | None = None, recipient: str | None = None, sender: str | None = None
+    ) -> str:
+        return await self.perform(step, self.relay.act(step, recipient or self.recipient, sender or self.sender), usual)
 
     async def perform(self, step: str, act: Act, usual: str | None = None, mail: Received | None = None) -> str:
         if act.delay_s:
@@ -478,6 +485,10 @@ class _Session:
                 await asyncio.sleep(self.relay.byte_s)
 
 
+def _key(to: str | None, by: str | None) -> str | None:
+    return to if by is None else f"by {by}"
+
+
 def _act(act: str | Act) -> Act:
     return act if isinstance(act, Act) else Act(act)
 
@@ -510,12 +521,13 @@ async def send(
     rank: int = 2,
     life_ms: int = 60_000,
     wanted: Callable[[], bool] = lambda: True,
+    tenant: str = "",
+    sender: str | None = None,
 ) -> Outcome:
     ends = now_ms() + life_ms
+    mail = Mail(to, content, tenant=tenant, sender=sender)
     async with asyncio.timeout(10):
-        return await smtp.send(
-            Mail(to, content), rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, wanted=wanted
-        )
+        return await smtp.send(mail, rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, wanted=wanted)
 
 
 class ManualRelay:

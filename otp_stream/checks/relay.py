@@ -149,7 +149,7 @@ def _fix_of_login(text: str) -> str | None:
 def _fixes(config: RelayConfig) -> Mapping[UnavailableReason, str]:
     starttls = ["-starttls", "smtp"] if config.tls == "starttls" else []
     name = certificate_name(config.host)
-    openssl = ["openssl", "s_client", "-connect", config.name, "-servername", name, *starttls, "-showcerts"]
+    openssl = ["openssl", "s_client", "-connect", config.address, "-servername", name, *starttls, "-showcerts"]
     return {
         "unreachable": "check that it is running and that no firewall blocks it: "
         f"{shlex.join(['nc', '-vz', config.host])} {config.port}; correct SMTP_HOST, SMTP_PORT or SMTP_FALLBACK_URLS",

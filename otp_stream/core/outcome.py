@@ -46,7 +46,7 @@ class Route(NamedTuple):
     """The relay that an outcome is from."""
 
     relay: str
-    """`host:port`."""
+    """`host:port`, or `group/host:port`."""
     switched_from: str | None = None
     """The relay that the mail was taken from before, because it was slow."""
 

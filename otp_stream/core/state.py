@@ -26,7 +26,7 @@ class RelayState:
     """The mail relay as this worker sees it; times are milliseconds since 1970."""
 
     name: str
-    """`host:port`."""
+    """`host:port`, or `group/host:port`."""
     circuit_breaker: CircuitBreakerState = "closed"
     since_ms: int = 0
     """When the circuit breaker took this state."""
@@ -68,6 +68,8 @@ class RelayState:
     """Recipients' domains whose mail is slow there, while other mail is not."""
     switches: Mapping[str, int] = field(default_factory=dict[str, int])
     """Mails that left it for a faster relay, by the step that was slow (`SWITCH_STEPS`)."""
+    suspended: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Why it refuses the sender of a tenant, for each tenant that is suspended there; its other mail is sent."""
 
 
 @dataclass(frozen=True, slots=True)

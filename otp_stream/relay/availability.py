@@ -1,7 +1,6 @@
-"""Decides from the outcomes of mails whether a relay takes mail. Single recipients whose mail fails are ignored."""
+"""Decides from the outcomes of mails whether a relay takes mail, and whose. Single recipients that fail are ignored."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
@@ -10,68 +9,13 @@ from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import Accepted, Outcome, Route, Unavailable, Uncertain, at_recipient
 
 from .circuit_breaker import CircuitBreaker
-from .send_queue import PendingSend
+from .failed_recipients import FailedRecipients
+from .pending_send import PendingSend
+from .senders import Senders
 from .slowness import Slowness
 
-_OFFENCES = 2
-_REMEMBERED = 1_000
-_MAX_SKIPPED = 100
 STALLED_S = 10.0
 """A relay that has mail and does not reply for this long is skipped, if there is another one."""
-
-
-class FailedRecipients:
-    """Recipients whose mail a relay refuses in a way that looks as if it took no mail at all."""
-
-    def __init__(self) -> None:
-        self.failed: set[str] = set()
-        """Recipients whose mail failed since the circuit breaker opened: the next probe is for another recipient."""
-        self.offences: Counter[str] = Counter()
-        """How often a recipient's mail opened the breaker and another's closed it, since a mail to it was accepted."""
-        self._opener: str | None = None
-        """The recipient whose mail opened the circuit breaker."""
-
-    def is_at_fault(self, recipient: str) -> bool:
-        """Return whether only this recipient's mail fails."""
-        return self.offences[recipient] >= _OFFENCES
-
-    def opened_breaker(self, recipient: str) -> None:
-        """Record whose mail opened the circuit breaker."""
-        self._opener = recipient
-
-    def closed_breaker(self, recipient: str) -> None:
-        """Blame the recipient whose mail opened the circuit breaker, if the probe was for another one."""
-        opener, self._opener = self._opener, None
-        if opener is not None and opener != recipient:
-            self.offences[opener] += 1
-        if len(self.offences) > _REMEMBERED:
-            self.offences.clear()
-
-    def forget_failed(self, *, breaker_is_closed: bool) -> None:
-        """Clear the failed recipients when mail flows, or when there are too many."""
-        if breaker_is_closed or len(self.failed) > _REMEMBERED:
-            self.failed.clear()
-
-    def choose_probe(
-        self,
-        first: PendingSend,
-        take_next: Callable[[], PendingSend | None],
-        push_back: Callable[[PendingSend], None],
-    ) -> PendingSend:
-        """Return the next job for a recipient whose mail has not failed, or `first` if there is none."""
-        skipped = [first]
-        found: PendingSend | None = None
-        while found is None and len(skipped) < _MAX_SKIPPED and (other := take_next()):
-            if other.mail.recipient in self.failed:
-                skipped.append(other)
-            else:
-                found = other
-        if found is None:
-            self.failed.clear()  # all have failed, so try each of them again
-            found = skipped.pop(0)
-        for other in skipped:
-            push_back(other)
-        return found
 
 
 class Verdict(NamedTuple):
@@ -83,15 +27,26 @@ class Verdict(NamedTuple):
     """Whether the circuit breaker has changed."""
     renew: bool = False
     """Whether open connections must take no more mail, because the relay may accept it only on a new one."""
+    sender_changed: bool = False
+    """Whether mails of the tenant were suspended, or are accepted again."""
 
 
 class Availability:
     """Whether the relay called `name` takes mail: its circuit breaker, whether it replies, and whose mail fails there.
 
+    `shared`: whether tenants with different senders use it, so that the refusal of a sender suspends one tenant only.
     Times are milliseconds since 1970.
     """
 
-    def __init__(self, name: str, now_ms: int, fraction: Callable[[], float], slowness: Slowness | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        now_ms: int,
+        fraction: Callable[[], float],
+        slowness: Slowness | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
         self.name = name
         self._route = Route(name)
         self.slowness = slowness
@@ -100,6 +55,8 @@ class Availability:
         """How many mails may wait for it alone: those that its rate allows within a second."""
         self.breaker = CircuitBreaker(now_ms, fraction)
         self.recipients = FailedRecipients()
+        self.senders = Senders(fraction)
+        self._shared = shared
         self.owed = 0
         """How many mails and new connections wait for replies."""
         self._replied_at = 0.0
@@ -108,6 +65,11 @@ class Availability:
     def takes_mail(self) -> bool:
         """Whether it takes any mail now."""
         return self.breaker.state == "closed" and not self.stalled
+
+    @property
+    def takes_all_mail(self) -> bool:
+        """Whether its circuit breaker is closed, and no tenant suspended."""
+        return self.breaker.state == "closed" and not self.senders.suspended
 
     @property
     def stalled(self) -> bool:
@@ -150,6 +112,14 @@ class Availability:
         pending.route = self._route
         if self.slowness is not None and not isinstance(outcome, Unavailable | Uncertain):
             self.slowness.mail_ended(pending, monotonic())
+        if self._shared and isinstance(outcome, Unavailable) and outcome.reason == "sender_refused" and outcome.reply:
+            return self._sender_refused(pending, outcome, now_ms)
+        verdict = self._of_relay(pending, outcome, now_ms)
+        if self.senders and self.senders.mail_ended(pending, outcome, now_ms):
+            return verdict._replace(sender_changed=True)
+        return verdict
+
+    def _of_relay(self, pending: PendingSend, outcome: Outcome, now_ms: int) -> Verdict:
         recipient = pending.mail.recipient
         match outcome:
             case Unavailable() if self._is_at_fault(pending, outcome):
@@ -174,14 +144,44 @@ class Availability:
                 self.recipients.closed_breaker(recipient)
                 return Verdict(outcome, changed=True)
 
+    def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
+        """Let the next job pass as the probe whose pause is over: of the relay, and of each suspended tenant.
+
+        Returns whether the circuit breaker has changed.
+        """
+        if self.senders:
+            self.senders.half_open(now_ms, requested=requested)
+        return self.breaker.half_open(now_ms, requested=requested)
+
+    def next_probe_ms(self) -> int:
+        """Return the earliest time of a requested probe: of a tenant, while the relay itself takes mail."""
+        of_tenant = self.senders.next_probe_ms() if self.breaker.state == "closed" else None
+        return self.breaker.next_probe_ms(requested=True) if of_tenant is None else of_tenant
+
+    def retry_login(self, now_ms: int) -> None:
+        """Let the next probes pass at once, if the relay may take mail because the login is another one now."""
+        self.breaker.retry_login(now_ms)
+        self.senders.retry(now_ms)
+
     def probe_withdrawn(self, pending: PendingSend) -> None:
         """Make the next job the probe, if this one was the probe and ended without an outcome."""
         self.breaker.probing = self.breaker.probing and not pending.probe
         pending.probe = False
+        self.senders.probe_withdrawn(pending)
 
     def probe_too_slow(self, now_ms: int) -> bool:
         """Open the circuit breaker, because the probe got no reply in time. Returns whether it has changed."""
         return self.breaker.open("unreachable", "no reply in time", now_ms, probe=True)
+
+    def _sender_refused(self, pending: PendingSend, outcome: Unavailable, now_ms: int) -> Verdict:
+        """Suspend the tenant of a mail. The relay itself replies, and may take all other mail."""
+        changed = pending.probe and self.breaker.close(now_ms)
+        if changed:
+            self.recipients.forget_opener()
+        if self.senders.is_at_fault(pending, outcome):
+            return Verdict(at_recipient(outcome), changed)
+        error = scrub(outcome.error, *pending.mail.secrets)
+        return Verdict(outcome, changed, sender_changed=self.senders.refused(pending, error, now_ms))
 
     @property
     def _patience_s(self) -> float:

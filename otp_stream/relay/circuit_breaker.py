@@ -91,7 +91,12 @@ class CircuitBreaker:
 
     def retry_login(self, now_ms: int) -> None:
         """Let the next probe pass at once, if the relay refused the login, because the password is another one now."""
-        if self.state == "open" and self.reason == "login_refused":
+        if self.reason == "login_refused":
+            self.retry(now_ms)
+
+    def retry(self, now_ms: int) -> None:
+        """Let the next probe pass at once."""
+        if self.state == "open":
             self.probe_ms = now_ms
             self._pauses.reset()
 

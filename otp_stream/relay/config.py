@@ -85,6 +85,10 @@ class RelayConfig:
     """Our name in EHLO; `None`: the sender's domain."""
     chunking: bool = True
     """Whether to send content by BDAT where the relay offers CHUNKING."""
+    group: str = ""
+    """The group of relays that it belongs to, so that two groups with the same host have different names."""
+    shared: bool = False
+    """Whether tenants with different senders use it, so that the refusal of a sender is about one tenant."""
     limits: RelayLimits = RelayLimits()
     mechanism: str | None = None
     """The SASL mechanism to insist on; `None`: the best one that the relay offers."""
@@ -117,6 +121,11 @@ class RelayConfig:
         return self.pool_size - (max(1, self.pool_size // 50) if self.pool_size > 1 else 0)
 
     @property
-    def name(self) -> str:
+    def address(self) -> str:
         """`host:port`."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def name(self) -> str:
+        """`host:port`, with a group `group/host:port`: the same in states, metrics, events and shared rates."""
+        return f"{self.group}/{self.address}" if self.group else self.address

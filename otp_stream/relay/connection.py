@@ -8,11 +8,11 @@ from otp_stream.core.outcome import Accepted, Reply, Stage, Unavailable
 
 from .config import RelayConfig
 from .envelope import bdat_form, data_form
+from .pending_send import PendingSend
 from .pipeline import Step
 from .protocol import RelayUnavailableError
 from .relay_support import RelaySupport
 from .reply import classify, out_of_step
-from .send_queue import PendingSend
 from .session import Session
 
 _SLACK_S = 0.005
@@ -239,10 +239,16 @@ class Connection(Session):
         self.fresh = False
         self.mails += 1
         self._refusals += not isinstance(outcome, Accepted)
+        if pending.refused_ahead and isinstance(outcome, Accepted):
+            self._support.ahead_lost()  # alone, the mail was accepted
         self._report(pending, outcome)
-        if isinstance(outcome, Unavailable) and outcome.reason != "throttled" and not self._has_sent_following:
+        if isinstance(outcome, Unavailable) and self._may_be_of_login(outcome) and not self._has_sent_following:
             # a login that was revoked does not become valid again on the same connection
             self.abort(RelayUnavailableError(outcome.reason, outcome.error))
+
+    def _may_be_of_login(self, outcome: Unavailable) -> bool:
+        # the sender of one tenant does not end the session of the others
+        return outcome.reason != "throttled" and not (self._shared and outcome.reason == "sender_refused")
 
     def _on_session_end(self, code: int, text: str) -> None:
         """Handle the end of the session (421), or a reply to no command."""

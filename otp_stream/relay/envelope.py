@@ -9,6 +9,7 @@ from otp_stream.core.outcome import Reply
 
 from .parser import Answer
 
+_MAX_SENDERS = 1_000
 _LONE_CR_OR_LF = re.compile(rb"\r\n|\r|\n")
 
 
@@ -44,13 +45,13 @@ class Extensions:
 
 
 class Envelopes:
-    """Writes envelopes for one connection; `sender` is the MAIL FROM address."""
+    """Writes envelopes for one connection; `sender` is the MAIL FROM address of mails that have none of their own."""
 
     def __init__(self, sender: str, extensions: Extensions) -> None:
         self._offers = extensions
-        self._sender = self._path(sender)
-        # built once, because it is the same for all mails
-        self._from = b"" if self._sender is None else b"MAIL FROM:<" + self._sender + b">"
+        # built once, because it is the same for many mails
+        self._own = self._from(sender)
+        self._of_mails: dict[str, tuple[bytes, bytes | None]] = {}
 
     def write(self, mail: Mail) -> tuple[bytes, bytes] | Reply:
         """Return the MAIL and the RCPT command, or a refusal in the relay's place."""
@@ -58,17 +59,29 @@ class Envelopes:
         if not recipient.isprintable() or ">" in recipient or " " in recipient:
             return Reply(553, "5.1.3", "the address cannot be written in SMTP", "rcpt")
         path = self._path(recipient)
-        if path is None or self._sender is None:
-            whose = "sender's" if self._sender is None else "recipient's"
+        its = mail.sender
+        command, sender = self._own if its is None else self._of_mails.get(its) or self._add(its)
+        if path is None or sender is None:
+            whose = "sender's" if sender is None else "recipient's"
             return Reply(553, "5.6.7", f"the {whose} address needs SMTPUTF8, which the relay does not offer", "rcpt")
-        command = self._from
         if self._offers.size:
             command += b" SIZE=%d" % len(mail.content)
         if self._offers.eight_bit and not mail.content.isascii():
             command += b" BODY=8BITMIME"
-        if self._offers.utf8 and not (path.isascii() and self._sender.isascii()):
+        if self._offers.utf8 and not (path.isascii() and sender.isascii()):
             command += b" SMTPUTF8"
         return command + b"\r\n", b"RCPT TO:<" + path + b">\r\n"
+
+    def _add(self, sender: str) -> tuple[bytes, bytes | None]:
+        if len(self._of_mails) >= _MAX_SENDERS:
+            self._of_mails.clear()
+        added = self._of_mails[sender] = self._from(sender)
+        return added
+
+    def _from(self, sender: str) -> tuple[bytes, bytes | None]:
+        """Return the beginning of the MAIL command, and the address in it."""
+        path = self._path(sender)
+        return b"" if path is None else b"MAIL FROM:<" + path + b">", path
 
     def _path(self, address: str) -> bytes | None:
         """Return the address in its wire form, or `None` if its local part needs an extension that is not offered."""

@@ -9,10 +9,10 @@ from otp_stream.core.outcome import Outcome, Reply, Stage
 
 from .config import RelayConfig
 from .envelope import Envelopes, Extensions, bdat_form
+from .pending_send import PendingSend
 from .protocol import RelayUnavailableError, SmtpProtocol
 from .relay_support import RelaySupport
 from .reply import to_reply
-from .send_queue import PendingSend
 
 Step = Stage | Literal["rset", "quit"]
 
@@ -46,6 +46,7 @@ class Pipeline(SmtpProtocol):
     def __init__(self, config: RelayConfig, support: RelaySupport) -> None:
         super().__init__()
         self._sender = config.sender
+        self._shared = config.shared
         self._login = config.user
         self._support = support
         limits = config.limits
@@ -275,10 +276,11 @@ class Pipeline(SmtpProtocol):
 
     def _reply(self, stage: Stage, code: int, text: str) -> Reply:
         mail = self.current.mail if self.current else None
+        our_sender = self._sender if mail is None or mail.sender is None else mail.sender
         secrets = mail.secrets if mail else ()
         if "@" not in text:
             return to_reply((code, text), stage, secrets=secrets)
         # in a mail to ourselves, our address is the recipient's, and its refusal is about this mail only
         other = person_key(mail.recipient) if mail else ""
-        sender, login = (it if it and person_key(it) != other else None for it in (self._sender, self._login))
+        sender, login = (it if it and person_key(it) != other else None for it in (our_sender, self._login))
         return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets)

@@ -132,13 +132,17 @@ class Pool:
         for connection in self.open:
             connection.recall()
 
-    async def close(self, grace_s: float) -> None:
-        """Let mails in flight finish and QUIT, for at most `grace_s` seconds; then abort every connection."""
+    def retire(self) -> None:
+        """Open no more connections, and QUIT over each one when no mail is in flight on it."""
         self._closing = True
         for task in self._opening:
             task.cancel()
         while self.idle:
             self._quit(self.idle.pop())
+
+    async def close(self, grace_s: float) -> None:
+        """Let mails in flight finish and QUIT, for at most `grace_s` seconds; then abort every connection."""
+        self.retire()
         closed = [connection.closed for connection in self.open | self._quitting]
         if closed:
             await asyncio.wait(closed, timeout=grace_s)

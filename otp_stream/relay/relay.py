@@ -17,9 +17,9 @@ from otp_stream.telemetry_errors import observe
 from . import slow_mails
 from .availability import Availability
 from .config import RelayConfig
+from .pending_send import PendingSend
 from .rate_limiter import Sharing
 from .relay_choice import RelayChoice
-from .send_queue import PendingSend
 from .slowness import Slowness
 from .suspension import Suspension
 from .upstream import Upstream
@@ -68,7 +68,10 @@ class SmtpRelay:
         self._now_ms, self._steady_ms = now_ms, steady_ms
         self._suspension = Suspension()
         configs = (config, *fallbacks)
-        relays = [Availability(it.name, steady_ms(), fraction, Slowness() if fallbacks else None) for it in configs]
+        relays = [
+            Availability(it.name, steady_ms(), fraction, Slowness() if fallbacks else None, shared=it.shared)
+            for it in configs
+        ]
         self._waiting = WaitingSends(relays, self._suspension, now_ms)
         self._upstreams = [
             Upstream(it, relay, self._waiting, self._changed, steady_ms, fraction, sharing)
@@ -117,19 +120,22 @@ class SmtpRelay:
         return replace(first, waiting=first.waiting + self._waiting.common), *others
 
     async def probe(self, name: str | None = None, *, wait_s: float = _PROBE_S) -> list[Probed]:
-        """Send the next probe now to the relays that take no mail: to all of them, or to the one called `name`.
+        """Send the next probe now to the relays that take no mail, or not of all tenants: to all, or to that `name`.
 
         Waits at most `wait_s` seconds for the result. If a probe is already in flight, waits for that one.
         """
         upstreams = [upstream for upstream in self._upstreams if name in {None, upstream.config.name}]
         probed = [
-            (upstream, not self._waiting.closed and upstream.breaker.state != "closed" and upstream.probe())
+            (upstream, not self._waiting.closed and not upstream.availability.takes_all_mail and upstream.probe())
             for upstream in upstreams
         ]
         ends = time.monotonic() + wait_s
         while any(upstream.probing for upstream in upstreams) and not self._waiting.closed and time.monotonic() < ends:  # noqa: ASYNC110
             await asyncio.sleep(_PROBE_POLL_S)
-        return [Probed(upstream.state(), sent, upstream.probe_in_ms()) for upstream, sent in probed]
+        return [
+            Probed(upstream.state(), sent, upstream.probe_in_ms(), upstream.availability.senders.state)
+            for upstream, sent in probed
+        ]
 
     def retry_logins(self) -> None:
         """Try refused logins again at once, because their secrets are other ones now."""
@@ -142,18 +148,37 @@ class SmtpRelay:
 
     def finish(self) -> None:
         """Cancel the waiting calls. Mails in flight are completed."""
-        self._waiting.close()
+        self._end(hand_over=False)
+
+    def retire(self) -> None:
+        """Raise `RelayRetiredError` in the waiting calls and in later ones: their mails go through another `SmtpRelay`.
+
+        Mails in flight are completed; idle connections QUIT, and the others after their mails. Call `close` then, with
+        the time that the mails in flight may take.
+        """
+        self._end(hand_over=True)
+        for upstream in self._upstreams:
+            upstream.pool.retire()
+
+    def _end(self, *, hand_over: bool) -> None:
+        self._waiting.close(hand_over=hand_over)
         for upstream in self._upstreams:
             upstream.pool.recall()
 
     async def close(self, *, grace_s: float = 1.0) -> None:
         """Let mails in flight finish within `grace_s` seconds and QUIT. Waiting calls are cancelled."""
         self.finish()
-        if self._timer is not None:
-            self._timer.cancel()
+        if not self._waiting.handed_over:
+            self._stop_timer()
         for upstream in self._upstreams:
             upstream.limiter.close()
         await asyncio.gather(*(upstream.pool.close(grace_s) for upstream in self._upstreams))
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _changed(self, upstream: Upstream) -> None:
         state = upstream.breaker.state
@@ -170,10 +195,11 @@ class SmtpRelay:
 
     def _serve(self) -> None:
         """Send waiting mail over every relay that may take it."""
-        if self._waiting.closed:
+        if not self._waiting.closed:
+            for upstream in self._upstreams:
+                upstream.serve()
+        elif not (self._waiting.handed_over and any(upstream.pool.alive for upstream in self._upstreams)):
             return
-        for upstream in self._upstreams:
-            upstream.serve()
         if self._timer is None:
             self._suspension.start()
             self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)

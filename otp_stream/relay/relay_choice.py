@@ -7,13 +7,15 @@ from time import monotonic
 from otp_stream.core.state import RelayState
 
 from .availability import Availability
-from .send_queue import PendingSend, SendQueue
+from .pending_send import PendingSend
+from .send_queue import SendQueue, Tenants
 from .slowness import Slowness
 
 _PROBE_S = 60.0
 """A slow relay gets a first try at least this often: a person may wait two seconds for nothing."""
 _PROBE_ALL_SLOW_S = 1.0
 """The same, while every relay is slow."""
+_NONE: frozenset[str] = frozenset()
 _BEHIND_TICKS = 10
 """After so many ticks with waiting mails there is a backlog, and a faster relay is too slow for all of them."""
 
@@ -38,21 +40,40 @@ class RelayChoice:
         """Whether mails have been waiting for a connection for a second without a break."""
         return self._backlog_ticks >= _BEHIND_TICKS
 
-    def may_take(self, relay: Availability) -> bool:
-        """Return whether a relay may take a mail that any relay may send."""
+    def tenants(self, relay: Availability) -> frozenset[str] | None:
+        """Return whose mails a relay may take, of those that any relay may send: `None` if of all tenants.
+
+        A relay may take those of the tenants that are suspended at every relay before it.
+        """
+        allowed: frozenset[str] | None = None
         for before, its in self._relays:
             if before is relay:
-                every_s = self._probed_every_s(relay, its)
-                return every_s is None or its.detector.may_try(monotonic(), every_s)
+                every_s = self._probed_every_s(relay, its) if allowed is None else None
+                return allowed if every_s is None or its.detector.may_try(monotonic(), every_s) else _NONE
             if before.takes_mail and not its.detector.is_outlier and not its.clogged:
-                return False
-        return False
+                suspended = before.senders.suspended
+                allowed = suspended if allowed is None else allowed & suspended
+                if not allowed:
+                    return _NONE
+        return _NONE
+
+    def waits(self) -> bool:
+        """Return whether a mail waits for a connection, and not only for the end of its tenant's suspension."""
+        if not self._common:
+            return False
+        suspended = self._relays[0][0].senders.suspended
+        for relay, _ in self._relays[1:]:
+            suspended &= relay.senders.suspended
+        return not suspended or any(self._common.count(Tenants(suspended, others=True)))
 
     def count(self, relay: Availability) -> tuple[int, int]:
         """Return how many such mails a relay may take now: urgent ones, and others."""
-        if not self._common or not self.may_take(relay):
+        if not self._common:
             return 0, 0
-        urgent, others = self._common.urgent, len(self._common) - self._common.urgent
+        allowed, suspended = self.tenants(relay), relay.senders.suspended
+        if allowed is not None:
+            return self._common.count(Tenants(allowed - suspended))
+        urgent, others = self._common.count(Tenants(suspended, others=True) if suspended else None)
         if relay.slowness is not None and self._probed_every_s(relay, relay.slowness) is not None:
             # a probe needs no more than one new connection
             urgent, others = min(urgent, 1), min(others, 1 - min(urgent, 1))
@@ -82,12 +103,13 @@ class RelayChoice:
         decided = pending.written or pending.refusal is not None
         if decided or pending.uncertain or pending.switches >= len(self._relays) - 1:
             return None
-        return self._faster(relay, pending.domain)
+        return self._faster(relay, pending)
 
     def tick(self) -> None:
         """Check whether a faster relay is too slow for all mails, and whether mails wait for a slow connection."""
-        self._backlog_ticks = self._backlog_ticks + 1 if self._common else 0
-        waits = bool(self._common) and any(its.detector.is_outlier for _, its in self._relays)
+        is_waiting = self.waits()
+        self._backlog_ticks = self._backlog_ticks + 1 if is_waiting else 0
+        waits = is_waiting and any(its.detector.is_outlier for _, its in self._relays)
         self._waiting_ticks = self._waiting_ticks + 1 if waits else 0
         for relay, its in self._relays:
             waits = relay.stalled and its.only_connects(relay.owed)
@@ -125,7 +147,7 @@ class RelayChoice:
 
     def _divert(self, relay: Availability, slowness: Slowness, pending: PendingSend) -> Availability | None:
         detector = slowness.domains.get(pending.domain)
-        if detector is None or not detector.is_outlier or (faster := self._faster(relay, pending.domain)) is None:
+        if detector is None or not detector.is_outlier or (faster := self._faster(relay, pending)) is None:
             return None
         now = monotonic()
         if detector.may_try(now, _PROBE_S):
@@ -134,14 +156,16 @@ class RelayChoice:
         detector.passed_over()
         return faster
 
-    def _faster(self, relay: Availability, domain: str | None = None) -> Availability | None:
-        """Return the first other relay that takes mail at once and is not slow, for this domain if one is given."""
+    def _faster(self, relay: Availability, pending: PendingSend | None = None) -> Availability | None:
+        """Return the first other relay that takes mail at once and is not slow: this mail, if one is given."""
         for other, its in self._relays:
             if other is relay or not other.takes_mail or its.detector.is_outlier:
                 continue
             if its.waiting_ticks >= _BEHIND_TICKS or self._own(other) >= other.room:
                 continue
-            of_domain = its.domains.get(domain) if domain is not None else None
+            if pending is not None and pending.mail.tenant in other.senders.suspended:
+                continue
+            of_domain = its.domains.get(pending.domain) if pending is not None else None
             if of_domain is None or not of_domain.is_outlier:
                 return other
         return None

@@ -3,7 +3,7 @@
 from collections import deque
 from time import monotonic
 
-from .send_queue import PendingSend
+from .pending_send import PendingSend
 
 _MAX_LOST = 3
 _MAX_TRIALS = 2

@@ -1,135 +1,170 @@
 """The queue of jobs that wait for a connection, most urgent first. Synchronous, without I/O."""
 
-import asyncio
-import heapq
-from collections.abc import Callable, Iterator
-from itertools import chain
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
-from otp_stream.core.mail import Mail
-from otp_stream.core.outcome import Outcome, Reply, Route
+from .pending_send import PendingSend
 
+_MAX_REMOVED = 64
+"""So many more entries of removed jobs than of others may stay before they are dropped."""
 RANKS = 4
 URGENT = 2
 """Ranks below this one (the high lane and `high`) may use every connection."""
 
 
-class PendingSend:
-    """One call of `SmtpRelay.send`: first in the queue, then on a connection. Times as in `send`."""
-
-    __slots__ = (
-        "answered", "arrival", "chunk_refused", "chunked", "deadline_ms", "due", "envelope_s", "expires_ms", "losses",
-        "mail", "may_send", "prefer", "probe", "queue", "rank", "refusal", "result", "route", "slow", "step_at",
-        "switched_from", "switches", "uncertain", "waiting", "wanted", "withdrawn", "written",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        mail: Mail,
-        rank: int,
-        lane: str,
-        expires_ms: int,
-        deadline_ms: int,
-        result: asyncio.Future[Outcome],
-        wanted: Callable[[], bool] = lambda: True,
-        may_send: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.mail = mail
-        self.rank = rank
-        self.due = lane == "due"
-        self.expires_ms = expires_ms
-        self.deadline_ms = deadline_ms
-        self.result = result
-        self.wanted = wanted
-        """Returns whether the caller still wants the mail to be sent."""
-        self.may_send = may_send
-        """Returns whether the content may be sent now. Called right before that."""
-        self.prefer: str | None = None
-        """The relay that has to send the mail, while it takes mail."""
-        self.uncertain = False
-        """Whether that is because it may have the mail already."""
-        self.route: Route | None = None
-        """The relay that the outcome is from."""
-        self.switched_from: str | None = None
-        """The slow relay that it left."""
-        self.switches = 0
-        self.arrival = 0
-        self.queue: SendQueue | None = None
-        """The queue that it is in, or was in last."""
-        self.waiting = False
-        self.probe = False
-        self.losses = 0
-        """Connections that were lost with it."""
-        self.chunk_refused = False
-        """Whether the relay has replied 5xx to its content by BDAT."""
-        self.chunked = False
-        """Whether its content is sent by BDAT on the present connection."""
-        self.begin()
-
-    def begin(self) -> None:
-        """Reset the state of an earlier connection."""
-        self.answered = False
-        self.refusal: Reply | None = None
-        self.written = False
-        """Whether its whole content was sent, so that the relay may have the mail."""
-        self.withdrawn = False
-        """Whether we have withheld the content."""
-        self.step_at = self.envelope_s = 0.0
-        """When the envelope was sent, or then the content, by the monotonic clock; the time between the two."""
-        self.slow = False
-        """Whether it was recorded as slow."""
-
-    @property
-    def domain(self) -> str:
-        """The recipient's domain."""
-        return self.mail.recipient.rpartition("@")[2].lower()
-
-    def resolve(self, outcome: Outcome) -> None:
-        """Return the outcome to the caller of `send`, unless it was cancelled."""
-        if not self.result.done():
-            self.result.set_result(outcome)
-
-
 _Heap = list[tuple[int, int, PendingSend]]
 
 
-class SendQueue:
-    """Most urgent rank first; within a rank the lane `due` and the rest alternate; each by expiry, then arrival."""
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """These tenants, or all `others`."""
+
+    names: frozenset[str]
+    others: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return (name in self.names) != self.others
+
+
+class _Share:
+    """The jobs of one tenant and rank: `fresh` ones, and those of the lane `due`."""
+
+    __slots__ = ("due", "due_next", "fresh", "removed", "tenant")
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.fresh: _Heap = []
+        self.due: _Heap = []
+        self.due_next = False
+        self.removed = 0
+        """Entries of removed jobs."""
+
+    @property
+    def count(self) -> int:
+        """The number of jobs."""
+        return len(self.fresh) + len(self.due) - self.removed
+
+    def waiting(self) -> Iterator[PendingSend]:
+        """Return the jobs, in no order."""
+        return (entry[2] for heap in (self.fresh, self.due) for entry in heap if entry[2].waiting)
+
+    def skip_removed(self) -> None:
+        """Drop the entries of removed jobs until each lane begins with a job."""
+        for heap in (self.fresh, self.due):
+            while heap and not heap[0][2].waiting:
+                heappop(heap)
+                self.removed -= 1
+
+    def compact(self) -> None:
+        """Drop all entries of removed jobs."""
+        for heap in (self.fresh, self.due):
+            heap[:] = [entry for entry in heap if entry[2].waiting]
+            heapify(heap)
+        self.removed = 0
+
+
+class _Rank:
+    """The jobs of one rank."""
+
+    __slots__ = ("count", "shares", "turns")
 
     def __init__(self) -> None:
-        self._heaps: list[tuple[_Heap, _Heap]] = [([], []) for _ in range(RANKS)]
-        self._due_next = [False] * RANKS
-        self._counts = [0] * RANKS
-        self._waiting = 0
-        self._removed = 0
+        self.count = 0
+        self.shares: dict[str, _Share] = {}
+        """Of each tenant with jobs. One without any may stay if it is the only one."""
+        self.turns: deque[_Share] = deque()
+        """The same, the next one first."""
+
+    def add(self, tenant: str) -> _Share:
+        """Add a tenant."""
+        if self.turns and not self.turns[0].count:
+            self.drop(self.turns[0])
+        share = self.shares[tenant] = _Share(tenant)
+        self.turns.append(share)
+        return share
+
+    def drop(self, share: _Share) -> None:
+        """Drop a tenant."""
+        del self.shares[share.tenant]
+        self.turns.remove(share)
+
+    def first_of(self, tenants: Tenants) -> _Share | None:
+        """Return the first of these tenants that has a job."""
+        if not tenants.others and tenants.names.isdisjoint(self.shares):
+            return None
+        return next((share for share in self.turns if share.tenant in tenants and share.count), None)
+
+    def next_turn(self, share: _Share) -> None:
+        """Put a tenant behind all others, of which there are some, or drop it if it has no more jobs."""
+        if not share.count:
+            self.drop(share)
+        elif self.turns[0] is share:
+            self.turns.rotate(-1)
+        else:
+            self.turns.remove(share)
+            self.turns.append(share)
+
+
+class SendQueue:
+    """Most urgent rank first; within a rank the tenants take turns, each with one job.
+
+    Of one tenant, the lane `due` and the rest alternate; each by expiry, then arrival.
+    """
+
+    def __init__(self) -> None:
+        self._ranks = [_Rank() for _ in range(RANKS)]
+        self._urgent_ranks = self._ranks[:URGENT]
         self._arrivals = 0
-        self._earliest_ms: int | None = None
+        self._earliest_ms = math.inf
 
     def __len__(self) -> int:
-        return self._waiting
+        first, second, third, fourth = self._ranks
+        return first.count + second.count + third.count + fourth.count
 
     @property
     def urgent(self) -> int:
         """Jobs that may use every connection."""
-        return self._counts[0] + self._counts[1]
+        return self._ranks[0].count + self._ranks[1].count
+
+    @property
+    def others(self) -> int:
+        """All other jobs."""
+        return self._ranks[2].count + self._ranks[3].count
+
+    def count(self, tenants: Tenants | None = None) -> tuple[int, int]:
+        """Return how many jobs there are, or how many these tenants have: urgent ones, and others."""
+        if tenants is None:
+            return self.urgent, self.others
+        counts = [sum(it.shares[name].count for name in tenants.names if name in it.shares) for it in self._ranks]
+        urgent, others = sum(counts[:URGENT]), sum(counts[URGENT:])
+        return (self.urgent - urgent, self.others - others) if tenants.others else (urgent, others)
 
     def push(self, pending: PendingSend) -> None:
-        """Add a job. A job that is pushed again keeps its place."""
+        """Add a job. A job that is pushed again keeps its place among those of its tenant."""
         if not pending.arrival:
             self._arrivals += 1
             pending.arrival = self._arrivals
         pending.waiting = True
         pending.queue = self
-        self._counts[pending.rank] += 1
-        self._waiting += 1
-        if self._earliest_ms is None or pending.deadline_ms < self._earliest_ms:
-            self._earliest_ms = pending.deadline_ms
-        heapq.heappush(self._heaps[pending.rank][pending.due], (pending.expires_ms, pending.arrival, pending))
+        self._earliest_ms = min(self._earliest_ms, pending.deadline_ms)
+        rank, tenant = self._ranks[pending.rank], pending.mail.tenant
+        rank.count += 1
+        share = rank.shares.get(tenant) or rank.add(tenant)
+        heappush(share.due if pending.due else share.fresh, (pending.expires_ms, pending.arrival, pending))
 
-    def take(self, *, urgent_only: bool = False) -> PendingSend | None:
-        """Take the next job, with `urgent_only` the next urgent one; `None` if there is none."""
-        for rank in range(URGENT if urgent_only else RANKS):
-            if self._counts[rank]:
-                return self._take_from(rank)
+    def take(self, *, urgent_only: bool = False, tenants: Tenants | None = None) -> PendingSend | None:
+        """Take the next job, with `urgent_only` the next urgent one, with `tenants` that of one of them.
+
+        Returns `None` if there is none.
+        """
+        for rank in self._urgent_ranks if urgent_only else self._ranks:
+            if rank.count:
+                share = rank.turns[0] if tenants is None else rank.first_of(tenants)
+                if share is not None:
+                    return self._take_from(rank, share)
         return None
 
     def remove(self, pending: PendingSend) -> None:
@@ -137,11 +172,14 @@ class SendQueue:
         if not pending.waiting:
             return
         pending.waiting = False
-        self._counts[pending.rank] -= 1
-        self._waiting -= 1
-        self._removed += 1
-        if self._removed > len(self) + 64:
-            self._compact()
+        rank = self._ranks[pending.rank]
+        rank.count -= 1
+        share = rank.shares[pending.mail.tenant]
+        share.removed += 1
+        if not share.count and len(rank.turns) > 1:
+            rank.drop(share)
+        elif share.removed > share.count + _MAX_REMOVED:
+            share.compact()
 
     def __iter__(self) -> Iterator[PendingSend]:
         return iter(self._all())
@@ -152,12 +190,12 @@ class SendQueue:
         Only the earliest deadline is stored, so a call usually costs one comparison. It may belong to a removed job:
         the call then finds none, and stores the earliest deadline of the waiting jobs.
         """
-        if self._earliest_ms is None or now_ms < self._earliest_ms:
+        if now_ms < self._earliest_ms:
             return []
         found = [pending for pending in self._all() if pending.deadline_ms <= now_ms]
         for pending in found:
             self.remove(pending)
-        self._earliest_ms = min((pending.deadline_ms for pending in self._all()), default=None)
+        self._earliest_ms = min((pending.deadline_ms for pending in self._all()), default=math.inf)
         return found
 
     def pop_unwanted(self) -> list[PendingSend]:
@@ -167,25 +205,20 @@ class SendQueue:
             self.remove(pending)
         return found
 
-    def _take_from(self, rank: int) -> PendingSend:
-        fresh, due = self._heaps[rank]
-        for heap in (fresh, due):
-            while heap and not heap[0][2].waiting:
-                heapq.heappop(heap)
-                self._removed -= 1
-        from_due = bool(due) and (self._due_next[rank] or not fresh)
-        self._due_next[rank] = not from_due
-        pending = heapq.heappop(due if from_due else fresh)[2]
+    def _take_from(self, rank: _Rank, share: _Share) -> PendingSend:
+        if share.removed:
+            share.skip_removed()
+        if share.due and (share.due_next or not share.fresh):
+            share.due_next = False
+            pending = heappop(share.due)[2]
+        else:
+            share.due_next = True
+            pending = heappop(share.fresh)[2]
         pending.waiting = False
-        self._counts[rank] -= 1
-        self._waiting -= 1
+        rank.count -= 1
+        if len(rank.turns) > 1:
+            rank.next_turn(share)
         return pending
 
     def _all(self) -> list[PendingSend]:
-        return [entry[2] for heap in chain.from_iterable(self._heaps) for entry in heap if entry[2].waiting]
-
-    def _compact(self) -> None:
-        for heap in chain.from_iterable(self._heaps):
-            heap[:] = [entry for entry in heap if entry[2].waiting]
-            heapq.heapify(heap)
-        self._removed = 0
+        return [pending for rank in self._ranks for share in rank.turns for pending in share.waiting()]

@@ -3,11 +3,11 @@
 from otp_stream.core.outcome import Reply
 
 from .config import RelayConfig
+from .pending_send import PendingSend
 from .pipeline import Pipeline
 from .protocol import RelayUnavailableError
 from .relay_support import RelaySupport
 from .reply import is_session_limit, names_no_reason, out_of_step, unavailable_reason
-from .send_queue import PendingSend
 
 _NO_COMMAND = frozenset({500, 502})
 """The relay does not know the command (RFC 5321 §4.2.4): it may have split one that was sent ahead."""
@@ -40,13 +40,19 @@ class Session(Pipeline):
         if ahead and self._accepted_before:
             if out_of_step(reply):
                 self._support.ahead = False
-            else:
+            elif not self._may_be_of_tenant(reply):
                 self._support.ahead_lost()
+            else:
+                pending.refused_ahead = True
         # no lone dot from here on: in a transaction that is still open, it would send an empty mail
         if ahead or self._is_session_limit(reply):
             self._withdraw(pending, str(reply))
         else:
             self.abort(RelayUnavailableError("unreachable", f"an unexpected reply: {reply}"))
+
+    def _may_be_of_tenant(self, reply: Reply) -> bool:
+        """Whether the refusal may be about the tenant's sender, so that only the next one shows what it is about."""
+        return self._shared and unavailable_reason(reply) == "sender_refused"
 
     def _is_stale(self, pending: PendingSend, reply: Reply) -> bool:
         # the relay ended the session while it was idle, and reports it in reply to the next command: retry once

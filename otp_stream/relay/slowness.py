@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 from .outlier import OutlierDetector
-from .send_queue import PendingSend
+from .pending_send import PendingSend
 from .step_times import StepTimes
 
 _MAX_DOMAINS = 200

@@ -13,13 +13,15 @@ from .availability import Availability
 from .circuit_breaker import Pauses
 from .config import RelayConfig
 from .connection import Connection
+from .next_mail import NextMail
+from .pending_send import PendingSend
 from .pipeline import Event
 from .pool import Pool
 from .protocol import RelayUnavailableError
 from .rate import Rate
 from .rate_limiter import RateLimiter, Sharing
 from .reply import classify
-from .send_queue import URGENT, PendingSend
+from .send_queue import URGENT
 from .waiting_sends import WaitingSends
 
 
@@ -46,6 +48,7 @@ class Upstream:
         self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
         self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting_count, partial(changed, self))
         self._waiting = waiting
+        self._next = NextMail(availability, waiting, self.rate, self.limiter)
         self._changed = changed
         self._now_ms = now_ms
         self._growth = Pauses(fraction)
@@ -77,19 +80,27 @@ class Upstream:
             replies={str(code): count for code, count in (self._replies + self._refusals).items()},
             rate=self.rate.allowed(monotonic()),
             slowed=self.rate.slowed,
+            suspended=self.availability.senders.errors(),
         )
 
     @property
     def probing(self) -> bool:
         """Whether a probe is in flight: a job, a job that waits for its connection, or a connection alone."""
-        return self.breaker.state == "half_open" and bool(
-            self.breaker.probing or self.pool.opening or self._waiting_count()
-        )
+        if self.breaker.state == "closed":
+            return self.availability.senders.probing or any(self._waiting.count_probes(self.availability))
+        in_flight = self.breaker.probing or self.pool.opening or self._waiting_count()
+        return self.breaker.state == "half_open" and bool(in_flight)
 
     def probe(self) -> bool:
-        """Send the next probe now, unless the last one failed a moment ago. Returns whether a probe is in flight."""
-        if self.breaker.half_open(self._now_ms(), requested=True):
+        """Send the next probe now, unless the last one failed a moment ago. Returns whether a probe is in flight.
+
+        While the relay takes mail, the same for each suspended tenant, if one of its jobs waits.
+        """
+        if self.availability.half_open(self._now_ms(), requested=True):
             self.breaker_changed()
+        if self.breaker.state == "closed":
+            self.serve()
+            return self.probing
         if self.breaker.state != "half_open":
             return False
         # a connection alone shows whether the relay accepts the login, unless another one is open
@@ -100,11 +111,11 @@ class Upstream:
     def retry_login(self) -> None:
         """Open connections without a pause, because the secret of the login is another one now."""
         self._grow_from_ms = 0
-        self.breaker.retry_login(self._now_ms())
+        self.availability.retry_login(self._now_ms())
 
     def probe_in_ms(self) -> int:
         """Return in how many milliseconds a probe may be requested."""
-        return max(self.breaker.next_probe_ms(requested=True) - self._now_ms(), 0)
+        return max(self.availability.next_probe_ms() - self._now_ms(), 0)
 
     def serve(self) -> None:
         """Send waiting mail over the idle connections, and open more if there are too few."""
@@ -122,7 +133,7 @@ class Upstream:
         Returns whether the relay was slowed down, or has its full rate again.
         """
         self.pool.check_timeouts()
-        if self.breaker.half_open(self._now_ms()):
+        if self.availability.half_open(self._now_ms()):
             self.breaker_changed()
         now = monotonic()
         if not self.rate.limited:
@@ -238,7 +249,7 @@ class Upstream:
             pending.probe = self.breaker.state == "half_open"
             refusal = connection.start(pending)
             if refusal is None:
-                self.breaker.probing = pending.probe
+                self._next.started(pending)
                 if before is None:
                     self._count(pending, 1)
                 return True
@@ -246,22 +257,9 @@ class Upstream:
         return False
 
     def _take(self, before: PendingSend | None) -> PendingSend | None:
-        limited = self.rate.limited
-        if not self.breaker.passable or (limited and not self.limiter.slots()):
-            return None
         # an ordinary mail behind another one occupies no additional connection
         urgent_only = self._ordinary >= self._ordinary_limit and (before is None or before.rank < URGENT)
-        pending = self._waiting.take(self.availability, urgent_only=urgent_only)
-        if (
-            pending is not None
-            and self.breaker.state == "half_open"
-            and pending.mail.recipient in self.availability.recipients.failed
-        ):
-            take_next = partial(self._waiting.take, self.availability, urgent_only=urgent_only)
-            pending = self.availability.recipients.choose_probe(pending, take_next, self._waiting.push)
-        if limited and pending is not None:
-            self.rate.use(monotonic())
-        return pending
+        return self._next.take(urgent_only=urgent_only, behind=before is not None)
 
     def _grow(self) -> None:
         if self.pool.room <= 0 or not self.breaker.passable:
@@ -281,6 +279,8 @@ class Upstream:
             self.limiter.throttled()
         if verdict.renew:
             self.pool.renew()
+        if verdict.sender_changed:
+            self._waiting.release_suspended(self.availability)
         pending.resolve(verdict.outcome)
         if verdict.changed:
             self.breaker_changed()

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from otp_stream.core.outcome import TimedOut
 
 from .availability import Availability
+from .pending_send import PendingSend
 from .relay_choice import RelayChoice
-from .send_queue import PendingSend, SendQueue
+from .send_queue import SendQueue, Tenants
 from .suspension import Suspension
 
 
@@ -26,6 +27,8 @@ class WaitingSends:
         self._now_ms = now_ms
         self.closed = False
         """Whether sending has ended."""
+        self.handed_over = False
+        """Whether another `SmtpRelay` sends what was waiting."""
 
     def __len__(self) -> int:
         return sum(map(len, self._all()))
@@ -40,31 +43,49 @@ class WaitingSends:
         return len(self._own[relay])
 
     def push(self, pending: PendingSend) -> None:
-        """Queue a mail for all relays or the preferred one. Cancels it if sending has ended or its caller is gone."""
+        """Queue a mail for all relays or the preferred one. Ends the call if sending has ended, or its caller."""
         if self.closed or pending.result.done():
-            pending.result.cancel()
+            self._end(pending)
             return
         for relay, queue in self._own.items():
             if pending.prefer == relay.name and relay.breaker.state != "open" and not relay.stalled:
+                if pending.mail.tenant in relay.senders.suspended:
+                    break
                 queue.push(pending)
                 return
         self._common.push(pending)
 
     def count(self, relay: Availability) -> tuple[int, int]:
         """Return how many mails this relay may take now: urgent ones, and others."""
-        own, common = self._own[relay], self._common
-        of_all = (common.urgent, len(common) - common.urgent) if self.choice is None else self.choice.count(relay)
-        return own.urgent + of_all[0], len(own) - own.urgent + of_all[1]
+        suspended = relay.senders.suspended
+        tenants = Tenants(suspended, others=True) if suspended else None
+        urgent, others = self._common.count(tenants) if self.choice is None else self.choice.count(relay)
+        own = self._own[relay].count(tenants)
+        probes = self.count_probes(relay) if suspended else (0, 0)
+        return own[0] + urgent + probes[0], own[1] + others + probes[1]
 
-    def take(self, relay: Availability, *, urgent_only: bool) -> PendingSend | None:
+    def count_probes(self, relay: Availability) -> tuple[int, int]:
+        """Return how many probes of suspended tenants wait, one for each tenant: urgent mails, and others."""
+        urgent = others = 0
+        for tenant in relay.senders.due:
+            counts = [queue.count(only) for queue, only in self._sources(relay, frozenset((tenant,)))]
+            is_urgent = any(it[0] for it in counts)
+            urgent += is_urgent
+            others += not is_urgent and any(it[1] for it in counts)
+        return urgent, others
+
+    def take(
+        self, relay: Availability, *, urgent_only: bool, probes_of: frozenset[str] | None = None
+    ) -> PendingSend | None:
         """Take the next mail for this relay. Resolves those as `TimedOut` that may no longer be sent.
 
-        A call that was cancelled a moment ago is still in the queue.
+        None of a suspended tenant is taken, but with `probes_of` only mails of these tenants. A call that was cancelled
+        a moment ago is still in the queue.
         """
         if self._suspension.is_recent:
             return None
-        for queue in self._sources(relay):
-            while pending := queue.take(urgent_only=urgent_only):
+        for queue, tenants in self._sources(relay, probes_of):
+            while pending := queue.take(urgent_only=urgent_only, tenants=tenants):
                 if pending.result.done() or self._now_ms() >= pending.deadline_ms or not pending.wanted():
                     pending.resolve(TimedOut())
                 elif queue is self._common and self.choice and (faster := self.choice.take(relay, pending)):
@@ -72,15 +93,17 @@ class WaitingSends:
                     self.push(pending)
                 else:
                     return pending
-        if self.choice is not None and not self._common:
+        if self.choice is not None and not self.choice.waits():
             self.choice.emptied()
         return None
 
     def release(self, relay: Availability) -> None:
         """Let every relay take the mails that wait for this one."""
-        queue = self._own[relay]
-        while pending := queue.take():
-            self._common.push(pending)
+        self._release(relay, None)
+
+    def release_suspended(self, relay: Availability) -> None:
+        """The same, of the suspended tenants alone."""
+        self._release(relay, Tenants(relay.senders.suspended))
 
     def time_out(self) -> None:
         """Time out the mails whose deadline has passed."""
@@ -95,17 +118,40 @@ class WaitingSends:
             for pending in queue.pop_unwanted():
                 pending.resolve(TimedOut())
 
-    def close(self) -> None:
-        """Cancel the waiting calls, and those that are pushed from now on."""
+    def close(self, *, hand_over: bool = False) -> None:
+        """Cancel the waiting calls, and those that are pushed from now on.
+
+        `hand_over`: raise `RelayRetiredError` in them instead.
+        """
+        self.handed_over = self.handed_over or (hand_over and not self.closed)
         self.closed = True
         for queue in self._all():
             while pending := queue.take():
-                pending.result.cancel()
+                self._end(pending)
 
-    def _sources(self, relay: Availability) -> list[SendQueue]:
-        if self.choice is None or self.choice.may_take(relay):
-            return [self._own[relay], self._common]
-        return [self._own[relay]]
+    def _end(self, pending: PendingSend) -> None:
+        if self.handed_over:
+            pending.hand_over()
+        else:
+            pending.result.cancel()
+
+    def _release(self, relay: Availability, tenants: Tenants | None) -> None:
+        queue = self._own[relay]
+        while pending := queue.take(tenants=tenants):
+            self._common.push(pending)
+
+    def _sources(self, relay: Availability, only: frozenset[str] | None) -> list[tuple[SendQueue, Tenants | None]]:
+        """Return the queues that this relay may take from, and whose mails: of the tenants in `only`, if given."""
+        suspended = relay.senders.suspended
+        own = Tenants(suspended, others=True) if suspended else None
+        own = own if only is None else Tenants(only)
+        allowed = None if self.choice is None else self.choice.tenants(relay)
+        if allowed is None:
+            return [(self._own[relay], own), (self._common, own)]
+        common = allowed - suspended if only is None else allowed & only
+        if not common:
+            return [(self._own[relay], own)]
+        return [(self._own[relay], own), (self._common, Tenants(common))]
 
     def _all(self) -> list[SendQueue]:
         return [self._common, *self._own.values()]

@@ -32,6 +32,11 @@ def probed(breaker: CircuitBreakerState, *, sent: bool = True, probing: bool = F
     return Probed(relay, sent, again_in_ms)
 
 
+def of_tenant(state: CircuitBreakerState, *, sent: bool = True, probing: bool = False, again_in_ms: int = 0) -> Probed:
+    suspended = {"": "553 5.7.1 no", "shop-17": "553 5.7.1 no"} if state != "closed" else {}
+    return Probed(RelayState("mx:25", probing=probing, suspended=suspended), sent, again_in_ms, state)
+
+
 @pytest.mark.parametrize(
     ("it", "result", "good", "text"),
     [
@@ -41,6 +46,11 @@ def probed(breaker: CircuitBreakerState, *, sent: bool = True, probing: bool = F
         (probed("half_open", probing=True), "no_answer", False, "mx:25 has not answered yet"),
         (probed("open"), "refused", False, "mx:25 still accepts no mail: login_refused: 535 5.7.8 no"),
         (probed("open", sent=False, again_in_ms=4200), "too_soon", False, "try again in 4.2 s"),
+        (of_tenant("closed"), "accepted", True, "mx:25 accepts mail again"),
+        (of_tenant("half_open"), "connected", True, "no job waits, so the next one is the probe"),
+        (of_tenant("half_open", probing=True), "no_answer", False, "mx:25 has not answered yet"),
+        (of_tenant("open"), "refused", False, "mx:25 refuses the sender of default, shop-17: 553 5.7.1 no"),
+        (of_tenant("open", sent=False, again_in_ms=4200), "too_soon", False, "(it refuses the sender of default, shop"),
     ],
 )
 def test_every_result_is_shown_in_words(it: Probed, result: Result, text: str, *, good: bool) -> None:

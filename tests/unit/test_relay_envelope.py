@@ -35,6 +35,30 @@ def test_no_parameter_is_sent_that_was_not_offered():
     assert write("u@example.com", b"\xff", OLD) == (b"MAIL FROM:<s@example.com>\r\n", b"RCPT TO:<u@example.com>\r\n")
 
 
+def test_a_mail_s_own_sender_replaces_that_of_the_relay():
+    envelopes = Envelopes("s@example.com", MODERN)
+    for sender, path in (("a@b.example", "a@b.example"), (None, "s@example.com"), ("a@b.example", "a@b.example")):
+        written = envelopes.write(Mail("u@example.com", b"hi", sender=sender))
+        assert written == (f"MAIL FROM:<{path}> SIZE=2\r\n".encode(), b"RCPT TO:<u@example.com>\r\n")
+
+
+def test_only_so_many_senders_are_remembered():
+    envelopes = Envelopes("s@example.com", OLD)
+    for at in range(3_000):
+        assert envelopes.write(Mail("u@example.com", b"", sender=f"{at}@b.example"))[0] == (
+            f"MAIL FROM:<{at}@b.example>\r\n".encode()
+        )
+    assert len(envelopes._of_mails) <= 1_000
+
+
+def test_a_sender_that_the_relay_cannot_take_is_refused_for_its_own_mail_only():
+    envelopes = Envelopes("s@example.com", OLD)
+    refused = envelopes.write(Mail("u@example.com", b"", sender="ü@b.example"))
+    assert isinstance(refused, Reply)
+    assert "sender's address needs SMTPUTF8" in refused.text
+    assert not isinstance(envelopes.write(Mail("u@example.com", b"")), Reply)
+
+
 def test_eight_bit_content_is_announced():
     assert write("u@example.com", b"\xff", EIGHT_BIT)[0] == b"MAIL FROM:<s@example.com> BODY=8BITMIME\r\n"
 

@@ -6,7 +6,7 @@ import pytest
 
 from otp_stream.core.mail import Mail
 from otp_stream.relay.outlier import FORGET_S, OutlierDetector
-from otp_stream.relay.send_queue import PendingSend
+from otp_stream.relay.pending_send import PendingSend
 from otp_stream.relay.slowness import Slowness
 from otp_stream.relay.step_times import LONGEST_S, SHORTEST_S, StepTime
 

@@ -5,7 +5,7 @@ import asyncio
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome
 from otp_stream.relay.availability import Availability
-from otp_stream.relay.send_queue import PendingSend
+from otp_stream.relay.pending_send import PendingSend
 from otp_stream.relay.slowness import Slowness
 from otp_stream.relay.suspension import Suspension
 from otp_stream.relay.waiting_sends import WaitingSends

@@ -1,0 +1,208 @@
+"""Tenants whose sender a relay refuses."""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+import pytest
+
+from otp_stream.core.mail import Mail
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Reply, Stage, Unavailable, Uncertain
+from otp_stream.relay.availability import Availability
+from otp_stream.relay.pending_send import PendingSend
+from otp_stream.relay.relay_choice import RelayChoice
+from otp_stream.relay.send_queue import SendQueue
+from otp_stream.relay.senders import Senders
+from otp_stream.relay.slowness import Slowness
+
+MakeMail = Callable[..., PendingSend]
+ACCEPTED = Accepted(Reply(250, None, "ok", "body"))
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def mail(loop: asyncio.AbstractEventLoop):
+    def mail(tenant: str, to: str = "u@example.com") -> PendingSend:
+        return PendingSend(Mail(to, b"", tenant=tenant), 2, "jobs", 9_000, 9_000, loop.create_future())
+
+    return mail
+
+
+def refusal(stage: Stage = "rcpt") -> Unavailable:
+    return Unavailable("sender_refused", "553 no", Reply(553, None, "no", stage))
+
+
+def suspended(mail: MakeMail, *tenants: str) -> Senders:
+    senders = Senders(lambda: 0.0)
+    for tenant in tenants:
+        assert senders.refused(mail(tenant), "553 no", 0)
+    return senders
+
+
+def test_a_tenant_is_suspended_until_a_probe_is_accepted(mail: MakeMail):
+    senders = suspended(mail, "a")
+    assert (senders.suspended, senders.due, senders.errors()) == ({"a"}, set(), {"a": "553 no"})
+    senders.half_open(4_999)
+    assert not senders.due
+    senders.half_open(5_000)
+    assert senders.due == {"a"}
+    probe = mail("a")
+    senders.probe_started(probe)
+    assert (senders.suspended, senders.due, senders.probing) == ({"a"}, set(), True)
+    assert not senders.mail_ended(mail("a"), ACCEPTED, 5_100)  # another one was in flight
+    assert senders.suspended == {"a"}
+    assert senders.mail_ended(probe, ACCEPTED, 5_100)
+    assert not senders
+    assert not senders.suspended
+
+
+def test_pauses_grow_up_to_a_minute(mail: MakeMail):
+    senders, now, pauses = suspended(mail, "a"), 0, []
+    for _ in range(6):
+        due = next(ms for ms in range(0, 70_000, 1_000) if senders.half_open(now + ms) or senders.due)
+        pauses.append(due)
+        now += due
+        probe = mail("a")
+        senders.probe_started(probe)
+        assert senders.refused(probe, "553 still no", now)
+    assert pauses == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
+    assert senders.errors() == {"a": "553 still no"}
+
+
+def test_mails_that_were_in_flight_do_not_prolong_the_pause(mail: MakeMail):
+    senders = suspended(mail, "a")
+    assert not senders.refused(mail("a"), "553 no", 4_000)
+    senders.half_open(5_000)
+    assert senders.due == {"a"}
+
+
+@pytest.mark.parametrize("outcome", [Uncertain("lost", "mx:25"), Unavailable("unreachable", "lost")])
+def test_a_probe_without_a_result_makes_the_next_mail_the_probe(mail: MakeMail, outcome: Outcome):
+    senders = suspended(mail, "a")
+    senders.half_open(5_000)
+    probe = mail("a")
+    senders.probe_started(probe)
+    assert not senders.mail_ended(probe, outcome, 5_000)
+    assert (senders.suspended, senders.due, senders.probing) == ({"a"}, {"a"}, False)
+
+
+def test_any_reply_about_the_mail_shows_that_the_sender_is_accepted(mail: MakeMail):
+    senders = suspended(mail, "a")
+    senders.half_open(5_000)
+    probe = mail("a")
+    senders.probe_started(probe)
+    assert senders.mail_ended(probe, Deferred(Reply(450, "4.2.0", "later", "rcpt")), 5_000)
+    assert not senders.suspended
+
+
+def test_a_recipient_that_suspends_its_tenant_twice_is_at_fault(mail: MakeMail):
+    senders = Senders(lambda: 0.0)
+    for now in (0, 10_000):
+        assert not senders.is_at_fault(mail("a", "odd@example.com"), refusal())
+        assert senders.refused(mail("a", "odd@example.com"), "553 no", now)
+        assert senders.failed(mail("a", "odd@example.com")) is not None
+        assert senders.failed(mail("a", "good@example.com")) is None
+        senders.half_open(now + 5_000)
+        probe = mail("a", "good@example.com")
+        senders.probe_started(probe)
+        assert senders.mail_ended(probe, ACCEPTED, now + 5_000)
+    assert senders.is_at_fault(mail("a", "odd@example.com"), refusal())
+    assert not senders.is_at_fault(mail("a", "odd@example.com"), refusal("mail"))  # names no recipient
+    assert not senders.is_at_fault(mail("a", "good@example.com"), refusal())
+    assert not senders.is_at_fault(mail("b", "odd@example.com"), refusal())
+    assert senders
+    assert not senders.mail_ended(mail("a", "odd@example.com"), ACCEPTED, 20_000)
+    assert not senders
+
+
+def test_a_requested_probe_and_another_login_shorten_the_pause(mail: MakeMail):
+    senders, now = suspended(mail, "a", "b"), 0
+    for pause_ms in (5_000, 10_000, 20_000):
+        now += pause_ms
+        senders.half_open(now)
+        for tenant in "ab":
+            probe = mail(tenant)
+            senders.probe_started(probe)
+            senders.refused(probe, "553 no", now)
+    assert senders.next_probe_ms() == now + 5_000
+    senders.half_open(now + 4_999, requested=True)
+    assert senders.state == "open"
+    senders.half_open(now + 5_000, requested=True)
+    assert (senders.state, senders.next_probe_ms(), senders.due) == ("half_open", None, {"a", "b"})
+    again = suspended(mail, "a")
+    again.retry(100)
+    again.half_open(100)
+    assert again.due == {"a"}
+
+
+def test_a_relay_that_is_not_shared_suspends_no_tenant(mail: MakeMail):
+    relay = Availability("mx:25", 0, lambda: 0.0)
+    assert relay.judge(mail("a"), refusal(), 0).changed
+    assert (relay.breaker.state, relay.senders.suspended) == ("open", set())
+
+
+def test_a_lost_connection_is_about_the_relay_whatever_the_reason(mail: MakeMail):
+    relay = Availability("mx:25", 0, lambda: 0.0, shared=True)
+    assert relay.judge(mail("a"), Unavailable("sender_refused", "554 no mail from this host"), 0).changed
+    assert (relay.breaker.state, relay.senders.suspended) == ("open", set())
+
+
+class Choice:
+    """Relays in order of preference, and the choice between them."""
+
+    def __init__(self, count: int) -> None:
+        self.queue = SendQueue()
+        self.relays = [Availability(f"mx{at}:25", 0, lambda: 0.0, Slowness(), shared=True) for at in range(count)]
+        self.choice = RelayChoice(self.relays, self.queue, lambda _: 0)
+
+    def tenants(self) -> list[frozenset[str] | None]:
+        return [self.choice.tenants(relay) for relay in self.relays]
+
+
+def test_a_relay_may_take_the_mails_of_tenants_that_those_before_it_refuse(mail: MakeMail):
+    it = Choice(3)
+    assert it.tenants() == [None, frozenset(), frozenset()]
+    for relay, tenants in zip(it.relays, ("ab", "b", ""), strict=True):
+        for tenant in tenants:
+            relay.judge(mail(tenant), refusal(), 0)
+    assert it.tenants() == [None, {"a", "b"}, {"b"}]
+    for tenant in "abcc":
+        it.queue.push(mail(tenant))
+    assert [it.choice.count(relay) for relay in it.relays] == [(0, 2), (0, 1), (0, 1)]
+    it.relays[0].breaker.open("unreachable", "down", 0)
+    assert it.tenants() == [None, None, {"b"}]
+
+
+def test_a_tenant_that_the_fast_relay_refuses_may_use_a_slow_one(mail: MakeMail):
+    it = Choice(2)
+    slow = it.relays[1].slowness
+    assert slow is not None
+    for _ in range(50):
+        slow.detector.record(monotonic(), slow=True)
+    assert slow.detector.is_outlier
+    it.relays[0].judge(mail("a"), refusal(), 0)
+    assert it.tenants() == [None, {"a"}]
+    # and is not moved to the relay that refuses it
+    assert it.choice.faster_for(it.relays[1], mail("a")) is None
+    assert it.choice.faster_for(it.relays[1], mail("b")) is it.relays[0]
+
+
+def test_mails_of_a_tenant_that_every_relay_refuses_are_no_backlog(mail: MakeMail):
+    it = Choice(2)
+    it.queue.push(mail("a"))
+    assert it.choice.waits()
+    it.relays[0].judge(mail("a"), refusal(), 0)
+    assert it.choice.waits()
+    it.relays[1].judge(mail("a"), refusal(), 0)
+    assert not it.choice.waits()
+    for _ in range(20):
+        it.choice.tick()
+    assert not it.choice.has_backlog
+    it.queue.push(mail("b"))
+    assert it.choice.waits()
