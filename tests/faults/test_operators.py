@@ -353,9 +353,10 @@ async def test_waits_end_where_nothing_takes_them(stage: Stage, ledger: Ledger, 
     for number in range(JOBS):
         stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
     await steer(node, "eval", f"application:set_env(rabbit, {CONFIRM_TIMEOUT}, 3000).")
-    one_wait = {"BASE_DELAY_MS": "3000", "MAX_DELAY_MS": "3000"}
+    # long enough to stop the worker on a busy machine: what is in the queue when it is deleted is lost
+    one_wait = {"BASE_DELAY_MS": "8000", "MAX_DELAY_MS": "8000"}
     worker = await begin(stage, **one_wait)
-    wait, queue = (f"{stage.rabbit.prefix}.retry.{name}" for name in ("3000", "due"))
+    wait, queue = (f"{stage.rabbit.prefix}.retry.{name}" for name in ("8000", "due"))
     await ledger.publish(JOBS)
     await until(lambda: _has(stage.rabbit, wait, JOBS // 2), "jobs that wait")
     await worker.stop()
@@ -363,7 +364,7 @@ async def test_waits_end_where_nothing_takes_them(stage: Stage, ledger: Ledger, 
         await steer(node, "set_policy", "full", f"^{queue}$", '{"max-length": 5}')
     else:
         await stage.rabbit.channel.queue_delete(queue)
-    await until(lambda: _is_empty(stage.rabbit, wait), "end of all waits")
+    await until(lambda: _is_empty(stage.rabbit, wait), "end of all waits", 40)
     await begin(stage, **one_wait)
     ledger.fault_ended()
     await ledger.balance()
