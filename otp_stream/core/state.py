@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .decision import GOOD
 from .job import Lane
 from .outcome import UnavailableReason
 from .stats import TenantStats
@@ -245,6 +246,11 @@ class TenantState:
     """Jobs moved to its own queue since start, because it had too many in this worker."""
     depth: int | None = None
     """Jobs ready in its own queue, as RabbitMQ reported last."""
+
+    @property
+    def failed(self) -> int:
+        """Dead letters since start."""
+        return sum(count for how, count in self.stats.endings.items() if how not in GOOD)
 
     @property
     def trouble(self) -> str | None:

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from otp_stream import clock
 from otp_stream.core.decision import GOOD, REASONS
 from otp_stream.core.health import Status, checks, slow_text, unshared_state, worst
-from otp_stream.core.state import TablesState, WorkerSeen, WorkerState
+from otp_stream.core.state import TablesState, TenantState, WorkerSeen, WorkerState
 from otp_stream.core.stats import Recent, Stats, Step
 
 from . import charts
@@ -19,7 +19,7 @@ from .pages import parts, render
 from .session import Sessions
 from .stream import Snapshot
 
-PARTS = ("status", "figures", "charts", "lanes", "endings", "recent", "relays", "workers", "tables")
+PARTS = ("status", "figures", "charts", "lanes", "endings", "recent", "relays", "tenants", "workers", "tables")
 """The parts that are updated: blocks of the template, each in an element with its name as id."""
 _TITLES = {
     "healthy": "Codes are going out",
@@ -27,6 +27,8 @@ _TITLES = {
     "unhealthy": "No codes are going out",
 }
 _STEPS_A_MINUTE = 12
+_TENANTS = 50
+"""Tenants on the page."""
 _T = TypeVar("_T")
 _TIMEOUT_S = 1.0
 """A broker or Redis that does not answer must not keep the page from showing this."""
@@ -104,6 +106,8 @@ class Dashboard:
             "title": _title(state, stats, worst(found)),
             "unshared_state": unshared_state(state),
             "slow": {it.name: text for it in state.relays if (text := slow_text(it))},
+            "tenants": _in_order(state.tenants)[:_TENANTS],
+            "more_tenants": max(len(state.tenants) - _TENANTS, 0),
             "rates": charts.rates(steps, _step_s(steps)),
             "times": charts.times(steps),
             "minutes": _minutes(steps),
@@ -126,6 +130,15 @@ async def _or_default(call: Awaitable[_T], default: _T) -> _T:
         return await asyncio.wait_for(call, _TIMEOUT_S)
     except Exception:  # noqa: BLE001 - the rest of the page must appear whatever Redis contains
         return default
+
+
+def _in_order(tenants: tuple[TenantState, ...]) -> list[TenantState]:
+    """Return the tenants, those that need attention first."""
+
+    def urgency(it: TenantState) -> tuple[bool, int, int]:
+        return it.trouble is None, -(it.unacked + (it.depth or 0)), -it.stats.accepted
+
+    return sorted(tenants, key=urgency)
 
 
 def _title(state: WorkerState, stats: Stats, status: Status) -> str:
