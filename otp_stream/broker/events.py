@@ -40,6 +40,8 @@ def event(settlement: Final, job_id: str, job: Job | None, *, at_ms: int, hash_k
         request = job.request
         content["recipient"] = hash_address(request.email, hash_key)
         content["template"] = request.shown_template
+        if job.tenant:
+            content["tenant"] = job.tenant
     match settlement:
         case Ack(ending, route):
             content |= {"outcome": ending, "attempt": attempts_made + (ending == "sent"), **_route_fields(route)}

@@ -18,6 +18,9 @@ class JobEvent(BaseModel):
     job_id: str = Field(description="The producer's `jobId`, or the id made for the job.")
     recipient: str | None = Field(default=None, description="Keyed hash of the address: equal for equal addresses.")
     template: str | None = Field(default=None, description="The template that was asked for.", examples=["otp"])
+    tenant: str | None = Field(
+        default=None, description="The job's tenant, if it is listed in `TENANTS_FILE`.", examples=["shop-17"]
+    )
     attempt: int = Field(ge=0, description="Attempts made.")
     at: int = Field(description="When, in milliseconds since 1970 (UTC).")
     delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
