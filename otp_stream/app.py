@@ -18,7 +18,9 @@ from .configs import (
     memory_tables,
     rabbit_config,
     redis_config,
+    relay_group,
     rotated_relay_configs,
+    tenant_identities,
 )
 from .core.otp_job import OtpJob
 from .dead_letters import DeadLetterQueue
@@ -27,8 +29,9 @@ from .embedded import EmbeddedBroker
 from .mail import Composer, TemplateError
 from .mail.preview import Previews
 from .parts import Parts, Stopping, worker_name
-from .relay import Sharing, SmtpRelay
-from .settings import RotatedSecrets, Settings, load, read_tenants
+from .relay import RelayConfig, Sharing, SmtpRelay
+from .relay_groups import RelayGroups
+from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants, load, read_tenants
 from .tables import Tables
 from .telemetry import Observer
 from .web import Sources, routes
@@ -39,6 +42,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     """Wire the parts of one worker. `problems` are the errors found in its settings."""
     secrets = RotatedSecrets(settings)
     listed, tenant_problems = read_tenants(settings)
+    tenants = WatchedTenants(lambda: secrets.settings, listed)
     observer = Observer(by_tenant=settings.tenants_file is not None)
     tables = Tables(
         key_builder(settings, listed),
@@ -47,22 +51,17 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
         fail=settings.state_fail,
         observe=observer.metrics.redis_s.observe,
     )
-    broker = OtpBroker(rabbit_config(settings), made=tables, refused=observer.message_refused, inject=observer.inject)
-    composer, more_problems = _composer(settings, problems)
-    first, *fallbacks = rotated_relay_configs(secrets)
-    relay = SmtpRelay(
-        first,
-        fallbacks=fallbacks,
-        on_circuit_breaker=observer.circuit_breaker_changed,
-        on_rate=observer.rate_changed,
-        on_slowness=observer.slowness_changed,
-        sharing=Sharing(tables.reserve, partial(_worker_count, broker)) if settings.redis_url else Sharing(),
+    broker = OtpBroker(
+        rabbit_config(settings, tenants), made=tables, refused=observer.message_refused, inject=observer.inject
     )
+    composer, more_problems = _composer(settings, problems, listed)
+    relay = _relays(secrets, listed, observer, tables, broker)
     resend_uncertain = settings.smtp_uncertain == "resend"
     return Parts(
         settings,
         [*problems, *more_problems, *tenant_problems],
         secrets,
+        tenants,
         observer,
         tables,
         broker,
@@ -74,19 +73,46 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     )
 
 
-def _composer(settings: Settings, problems: Sequence[str]) -> tuple[Composer, list[str]]:
+def _relays(
+    secrets: RotatedSecrets, tenants: Tenants, observer: Observer, tables: Tables, broker: OtpBroker
+) -> RelayGroups:
+    sharing = Sharing(tables.reserve, partial(_worker_count, broker)) if secrets.settings.redis_url else Sharing()
+
+    def relays(configs: Sequence[RelayConfig]) -> SmtpRelay:
+        return SmtpRelay(
+            configs[0],
+            fallbacks=configs[1:],
+            on_circuit_breaker=observer.circuit_breaker_changed,
+            on_rate=observer.rate_changed,
+            on_slowness=observer.slowness_changed,
+            sharing=sharing,
+        )
+
+    # TENANTS_FILE may change, so these relays are shared even if it lists no tenant for them now
+    shared = secrets.settings.tenants_file is not None
+    default = [replace(config, shared=shared) for config in rotated_relay_configs(secrets)]
+    return RelayGroups(
+        relays(default), lambda name, settings, shared: relays(relay_group(name, settings, shared=shared)), tenants
+    )
+
+
+def _composer(settings: Settings, problems: Sequence[str], tenants: Tenants) -> tuple[Composer, list[str]]:
     """Return the composer and the problems with TEMPLATES_DIR. If there are any, it has the built-in templates."""
-    identity = mail_identity(settings)
-    built_in = replace(identity, templates_dir=None)
+    identity, identities = mail_identity(settings), tenant_identities(tenants)
+    built_in = Composer(replace(identity, templates_dir=None), settings.hash_key)
     if any(it.startswith("TEMPLATES_DIR:") for it in problems):
-        return Composer(built_in, settings.hash_key), []
+        return built_in, []
     try:
-        return Composer(identity, settings.hash_key), []
+        composer = Composer(identity, settings.hash_key)
     except OSError as error:
-        problem = f"{settings.templates_dir} cannot be read ({error.strerror})"
+        return built_in, [f"TEMPLATES_DIR: {settings.templates_dir} cannot be read ({error.strerror})"]
     except TemplateError as error:
-        problem = str(error)
-    return Composer(built_in, settings.hash_key), [f"TEMPLATES_DIR: {problem}"]
+        return built_in, [f"TEMPLATES_DIR: {error}"]
+    try:
+        composer.use(composer.prepare(identities))
+    except TemplateError as error:
+        return composer, [f"TENANTS_FILE: {line}" for line in str(error).splitlines()]
+    return composer, []
 
 
 def _worker_count(broker: OtpBroker) -> int:

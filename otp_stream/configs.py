@@ -10,7 +10,7 @@ from .core.admission import Limit, LimitName
 from .core.backoff import Backoff
 from .mail import MailIdentity
 from .relay import OAuthConfig, RelayConfig, Rotation
-from .settings import RotatedSecrets, Settings, Tenants
+from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants
 from .tables import KeyBuilder, MemoryTables, RedisConfig, TenantLimits
 
 
@@ -19,7 +19,7 @@ def backoff(settings: Settings) -> Backoff:
     return Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
 
 
-def rabbit_config(settings: Settings) -> RabbitConfig:
+def rabbit_config(settings: Settings, tenants: WatchedTenants) -> RabbitConfig:
     """Return how to connect to RabbitMQ, and what to consume."""
     return RabbitConfig(
         url=settings.amqp_url,
@@ -33,12 +33,14 @@ def rabbit_config(settings: Settings) -> RabbitConfig:
         old_hash_keys=settings.old_hash_keys,
         enabled=settings.worker,
         events=settings.events,
+        tenants=list(tenants.current.listed),
+        tenant_of=tenants.find,
     )
 
 
-def relay_group(name: str, settings: Settings) -> list[RelayConfig]:
-    """Return every relay of a group of tenants, in order of preference."""
-    return [replace(config, group=name) for config in relay_configs(settings)]
+def relay_group(name: str, settings: Settings, *, shared: bool) -> list[RelayConfig]:
+    """Return every relay of a group of tenants, in order of preference. `shared`: whether it has several tenants."""
+    return [replace(config, group=name, shared=shared) for config in relay_configs(settings)]
 
 
 def mail_identity(settings: Settings) -> MailIdentity:

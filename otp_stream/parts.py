@@ -13,17 +13,19 @@ import structlog
 
 from . import __version__
 from .broker import OtpBroker
+from .configs import tenant_identities, tenant_limits
 from .core.probe import Probed
-from .core.state import Phase, WorkerSeen, WorkerState
+from .core.state import Phase, TenantState, WorkerSeen, WorkerState
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
-from .mail import Composer, MailIdentity
+from .mail import Composer, MailIdentity, TemplateError
 from .mail.lint import lint_at_start
-from .relay import SmtpRelay
-from .settings import RotatedSecrets, Settings
+from .relay_groups import RelayGroups
+from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants
 from .tables import Tables
-from .tasks import cancel_and_wait, forever
+from .tasks import cancel_and_wait, forever, in_thread
 from .telemetry import Observer, monitor
+from .tenant_states import tenant_states
 
 _PROBE_FLAG_TTL_MS = 5_000
 """How long other workers can read the flag that a relay accepts mail again."""
@@ -65,11 +67,12 @@ class Parts:
     problems: Sequence[str]
     """Why the worker cannot start: one text for each invalid setting."""
     secrets: RotatedSecrets
+    tenants: WatchedTenants
     observer: Observer
     tables: Tables
     broker: OtpBroker
     composer: Composer
-    relay: SmtpRelay
+    relay: RelayGroups
     delivery: Delivery
     embedded: EmbeddedBroker | None
     stopping: Stopping
@@ -82,6 +85,12 @@ class Parts:
             broker=self.broker.state() if consumes else None,
             relays=self.relay.state() if consumes else (),
             tables=self.tables.state() if consumes else None,
+            tenants=self._tenants() if consumes and self.tenants.watched else (),
+        )
+
+    def _tenants(self) -> tuple[TenantState, ...]:
+        return tenant_states(
+            self.tenants.current, self.observer.tenants(), self.relay.state(), self.relay.states(), self.broker.state()
         )
 
     def _phase(self) -> Phase:
@@ -121,6 +130,8 @@ class Parts:
     def _background(self) -> Iterator[Callable[[], Awaitable[object]]]:
         if self.secrets.files:
             yield partial(self.secrets.watch, self._use_new_secrets)
+        if self.tenants.watched:
+            yield partial(self.tenants.watch, self._use_tenants)
         if self.tables.shared is not None:
             yield self._follow_probes
             yield partial(self.tables.run, self._report)
@@ -141,6 +152,26 @@ class Parts:
         if any(name.startswith("smtp_") for name in changed):
             self.relay.retry_logins()
 
+    async def _use_tenants(self, tenants: Tenants) -> str | None:
+        """Use these tenants for the next mails. Returns why that is not possible, or `None`."""
+        try:
+            prepared = await in_thread(partial(self.composer.prepare, tenant_identities(tenants)), "tenants' templates")
+        except TemplateError as error:
+            return str(error)
+        self.composer.use(prepared)
+        self.relay.use(tenants)
+        self.broker.use_tenants(tenants.listed)
+        for limit in self.tables.use_tenants(tenant_limits(self.settings, tenants)):
+            _log.warning(
+                "TENANTS_FILE has a new limit: restart the worker to enforce it", limit=f"{limit.name} {limit}"
+            )
+        return None
+
+    def read_files(self) -> None:
+        """Read the secret files and TENANTS_FILE at once."""
+        self.secrets.request()
+        self.tenants.request()
+
     def _report(self) -> WorkerSeen:
         """Return what this worker publishes about itself for the others."""
         breaker = self.relay.state()[0].circuit_breaker
@@ -158,7 +189,8 @@ class Parts:
 
     async def _follow_probes(self) -> None:
         """Probe each relay that accepts mail again by another worker's flag. Called once a second."""
-        for it in self.relay.state():
+        groups = (self.relay.state(), *self.relay.states().values())
+        for it in (relay for relays in groups for relay in relays):
             if it.circuit_breaker == "open" and await self.tables.has_flag(_accepts_mail(it.name)):
                 await self.relay.probe(it.name)
 

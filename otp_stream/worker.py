@@ -109,21 +109,22 @@ class OtpStream(AsgiFastStream):
             _log.warning("stopping at once", signal=name)
 
     def _handle_hangup(self) -> None:
-        """Read the secret files at once on SIGHUP, which would end the process otherwise."""
+        """Read secret files and TENANTS_FILE at once on SIGHUP, which would end the process otherwise."""
         loop = asyncio.get_running_loop()
 
         def handle(*_: object) -> None:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._reload_secrets)
+                loop.call_soon_threadsafe(self._read_files)
 
         with suppress(ValueError):  # an application that runs in a thread leaves signals to its process
             # not by the loop, which would remove the handler before the process ends
             signal.signal(signal.SIGHUP, handle)
 
-    def _reload_secrets(self) -> None:
-        secrets = self.parts.secrets
-        _log.info("SIGHUP: reading the secret files", settings=[f"{name.upper()}_FILE" for name in secrets.files])
-        secrets.request()
+    def _read_files(self) -> None:
+        files = [f"{name.upper()}_FILE" for name in self.parts.secrets.files]
+        files += ["TENANTS_FILE"] if self.parts.tenants.watched else []
+        _log.info("SIGHUP: reading the secret files", settings=files)
+        self.parts.read_files()
 
     def prepare_supervisor(self) -> None:
         """Prepare `faststream run --workers N`, if this process is it: exit with status 2 if the settings are invalid.

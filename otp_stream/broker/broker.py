@@ -1,6 +1,7 @@
 """The connections to RabbitMQ: opened at start, restored when they are lost, closed at the end."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -167,9 +168,9 @@ class OtpBroker(RabbitBroker):
     def state(self) -> BrokerState:
         """Return the state of the broker as seen by this worker."""
         lanes = tuple(lane.state for lane in self.lanes)
-        return replace(
-            self._tracker.state, lanes=lanes, tenants=self._tenants.states, events_dropped=self.events.dropped
-        )
+        kept = sum((Counter(lane.kept) for lane in self.lanes), Counter[str]())
+        state, tenants = self._tracker.state, self._tenants.states
+        return replace(state, lanes=lanes, tenants=tenants, kept=kept, events_dropped=self.events.dropped)
 
     def use_url(self, url: str, shown_url: str) -> None:
         """Open new connections with this URL, whose user or password is another one. Open connections stay open."""

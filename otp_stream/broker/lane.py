@@ -110,6 +110,11 @@ class LaneConsumer:
         return len(self._unacked)
 
     @property
+    def kept(self) -> Mapping[str, int]:
+        """Unacked jobs of each tenant, if there are tenants. Jobs that are being moved do not count."""
+        return self._threshold.kept if self._threshold is not None else {}
+
+    @property
     def state(self) -> LaneState:
         """The lane as this worker and RabbitMQ report it."""
         depth = self.depth

@@ -151,6 +151,8 @@ class BrokerState:
     lanes: tuple[LaneState, ...] = ()
     tenants: Mapping[str, TenantLaneState] = field(default_factory=dict[str, TenantLaneState])
     """The tenants' queues, by tenant; empty without tenants. The default tenant's name is empty."""
+    kept: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Unacked jobs in the lanes, by tenant. Those in the tenants' own queues are not included."""
     dead: int | None = None
     """Dead letters, as RabbitMQ reports."""
     waits: tuple[WaitState, ...] = ()

@@ -156,8 +156,9 @@ class _StateCollector(Collector):
         if state.broker is not None:
             yield from _broker(state.broker)
         if state.relays:
-            # relays of their own are listed with the others, by names that begin with that of a tenant
-            yield from _relays((*state.relays, *(relay for it in state.tenants for relay in it.relays)))
+            # those of tenants have names that begin with a tenant's; several tenants may share them
+            of_tenants = {relay.name: relay for it in state.tenants for relay in it.relays}
+            yield from _relays((*state.relays, *of_tenants.values()))
         if state.tenants:
             yield from _tenants(state.tenants)
         if state.tables is not None:

@@ -23,19 +23,6 @@ from otp_stream.core.decision import Ack, Final
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import MalformedError, OtpJob
 
-APP = """
-from dataclasses import replace
-from otp_stream import configs
-
-rabbit_config = configs.rabbit_config
-configs.rabbit_config = lambda settings: replace(
-    rabbit_config(settings), tenants=("a", "b"), tenant_of=lambda tenant: tenant if tenant in ("a", "b") else ""
-)
-from otp_stream.app import app
-
-composer, identity = app.parts.composer, configs.mail_identity(app.parts.settings)
-composer.use(composer.prepare({"a": identity, "b": identity}))
-"""
 KEY = b"k" * 32
 BACKOFF = Backoff(1000, 1000, 1)
 
@@ -296,12 +283,9 @@ async def test_a_worker_without_tenants_declares_no_queue_of_a_tenant(stage: Sta
 async def run_worker(stage: Stage, **changes: str) -> Worker:
     """Start a worker process with the tenants a and b."""
     stage.rabbit.tenants |= {"a", "b", "default"}
-    worker = stage.worker(**changes)
-    worker.folder.mkdir(parents=True)
-    (worker.folder / "tenants.py").write_text(APP)
-    worker.app = "tenants:app"
-    await worker.start()
-    return worker
+    file = stage.folder / "tenants.toml"
+    file.write_text("[tenants.a]\n[tenants.b]\n")
+    return await stage.run(TENANTS_FILE=str(file), **changes)
 
 
 async def test_a_worker_that_is_killed_while_it_moves_jobs_loses_none_and_sends_none_twice(stage: Stage) -> None:

@@ -68,7 +68,7 @@ async def test_a_start_that_fails_stops_what_has_started() -> None:
             async with AsyncExitStack() as stack:
                 await parts.start(stack)
     assert not parts.broker.running
-    assert parts.relay._waiting.closed
+    assert parts.relay._default._waiting.closed
 
 
 @pytest.mark.parametrize(("worker", "phase"), [(True, "starting"), (False, "http_only")])
