@@ -85,6 +85,7 @@ def _relays(
             on_circuit_breaker=observer.circuit_breaker_changed,
             on_rate=observer.rate_changed,
             on_slowness=observer.slowness_changed,
+            on_sender=observer.sender_changed,
             sharing=sharing,
         )
 

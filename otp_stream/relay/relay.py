@@ -44,8 +44,9 @@ class SmtpRelay:
     All relays take from one queue of waiting jobs, so the next relay takes them when a circuit breaker opens, and the
     first one again when it closes. Nothing connects before the first `send`. `on_circuit_breaker` is called for every
     change of a circuit breaker, `on_rate` when a relay is slowed down and when it has its full rate again,
-    `on_slowness` when a relay becomes slow, for all mail or for a domain, and when it is fast again; `sharing` defines
-    how workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the clock for
+    `on_slowness` when a relay becomes slow, for all mail or for a domain, and when it is fast again, `on_sender` with a
+    tenant and an error when a relay refuses its sender, and with `None` when it accepts it again; `sharing` defines how
+    workers share a rate. `now_ms` is the clock for expiry (milliseconds since 1970), `steady_ms` the clock for
     pauses, which is never set back, and `fraction` in [0, 1) their jitter.
     """
 
@@ -57,6 +58,7 @@ class SmtpRelay:
         on_circuit_breaker: Callable[[RelayState], None] | None = None,
         on_rate: Callable[[RelayState], None] | None = None,
         on_slowness: Callable[[RelayState], None] | None = None,
+        on_sender: Callable[[RelayState, str, str | None], None] | None = None,
         sharing: Sharing = Sharing(),  # noqa: B008 - frozen
         now_ms: Callable[[], int] = clock.now_ms,
         steady_ms: Callable[[], int] = _steady_ms,
@@ -65,6 +67,7 @@ class SmtpRelay:
         self._on_circuit_breaker = on_circuit_breaker
         self._on_rate = on_rate
         self._on_slowness = on_slowness
+        self._on_sender = on_sender
         self._now_ms, self._steady_ms = now_ms, steady_ms
         self._suspension = Suspension()
         configs = (config, *fallbacks)
@@ -79,6 +82,8 @@ class SmtpRelay:
         ]
         self._reported: dict[Upstream, CircuitBreakerState] = {}
         """The state of each circuit breaker that was reported last."""
+        self._reported_suspended: dict[Upstream, frozenset[str]] = {}
+        """The tenants whose suspension at a relay was reported last."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def send(
@@ -220,6 +225,16 @@ class SmtpRelay:
                 observe(self._on_slowness, self._state(upstream))
         choice.tick()
 
+    def _report_senders(self, upstream: Upstream) -> None:
+        suspended = upstream.availability.senders.suspended
+        before = self._reported_suspended.get(upstream, frozenset())
+        if suspended == before or self._on_sender is None:
+            return
+        self._reported_suspended[upstream] = suspended
+        state = upstream.state()
+        for tenant in sorted(suspended ^ before):
+            observe(self._on_sender, state, tenant, state.suspended.get(tenant))
+
     def _may_send(self, expires_ms: int, wanted: Callable[[], bool], result: asyncio.Future[Outcome]) -> bool:
         return not result.done() and self._now_ms() < expires_ms and wanted() and not self._suspension.is_recent
 
@@ -232,6 +247,7 @@ class SmtpRelay:
         for upstream in self._upstreams:
             if upstream.tick() and self._on_rate is not None:
                 observe(self._on_rate, upstream.state())
+            self._report_senders(upstream)
             if upstream.availability.stalled:
                 self._waiting.release(upstream.availability)
         if (

@@ -161,6 +161,15 @@ class Observer:
         else:
             _log.info("relay gets mail at the full rate again", **fields)
 
+    def sender_changed(self, relay: RelayState, tenant: str, error: str | None) -> None:
+        """Log that a relay refuses the sender of a tenant, or that it accepts it again."""
+        name = tenant or "default"
+        if error is None:
+            _log.info("relay accepts the tenant's sender again", relay=relay.name, tenant=name)
+        else:
+            self._stats.failed(f"sender_refused, tenant {name}: {error}", self._now_ms())
+            _log.warning("relay refuses the tenant's sender: its jobs wait", relay=relay.name, tenant=name, error=error)
+
     def slowness_changed(self, relay: RelayState) -> None:
         """Log that a relay has become slow, for all mail or for some domains, or that it is fast again."""
         fields = {"relay": relay.name, "slow": relay.slow_sends, "of_last": relay.last_sends}

@@ -245,7 +245,9 @@ async def test_a_sender_that_the_shared_relay_refuses_delays_no_other_tenant(sta
     assert time.monotonic() - began < 5
     assert await worker.metric(f'otp_circuit_breaker_state{{relay="127.0.0.1:{stage.relay.port}",state="closed"}}') == 1
     stage.relay.always("mail", None, by="no-reply@bad.example")
+    await worker.wait_log("relay refuses the tenant's sender: its jobs wait")
     await stage.relay.wait_accepted(71, 40)
+    await worker.wait_log("relay accepts the tenant's sender again")
     assert len({it.recipient for it in stage.relay.accepted}) == 71
 
 
