@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from . import report
+from . import report, tenants
 from .measure import RELAYS, Run, consumed_events, drain, steady, tidy
 from .systems import System, limited, ours, peers, redis
 
@@ -25,7 +25,7 @@ URL = os.environ.get("OTP_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672
 def main() -> None:
     """Run the chosen measurement, and write its table and charts to bench/out."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", choices=["peers", "growth", "state", "events"], nargs="?", default="peers")
+    parser.add_argument("what", choices=["peers", "growth", "state", "events", "tenants"], nargs="?", default="peers")
     parser.add_argument("--pairs", type=int, default=5, help="how often each system runs, in turn with the others")
     parser.add_argument("--rate", type=float, default=700, help="jobs a second for the latencies")
     parser.add_argument("--relays", nargs="*", choices=list(RELAYS), default=["instant", "30 ms"])
@@ -39,6 +39,8 @@ def main() -> None:
             work = _growth()
         case "events":
             work = _events(args.pairs)
+        case "tenants":
+            work = tenants.main(URL, args.pairs)
         case _:
             work = _state(args.pairs, args.rate)
     uvloop.run(_tidied(work))

@@ -32,6 +32,8 @@ RELAYS: dict[str, dict[str, Any]] = {
     "thinks 150 ms, CHUNKING": {"body_s": 0.15, "chunking": True},
 }
 """Delay of each reply, and of the last one of a mail, in seconds; and whether the relay offers CHUNKING."""
+TENANTS = ("default", "one", "quiet", "busy", "hangs", *(f"t{number}" for number in range(200)))
+"""The tenants of all measurements."""
 _STALLED_S = 20.0
 _START_S = 60.0
 
@@ -57,13 +59,13 @@ class Run:
 
 async def drain(system: System, relay: str, amqp_url: str) -> Run:
     """Publish a backlog of persistent jobs, start the worker, and measure the rate at which it sends them."""
-    async with _queue(amqp_url) as (channel, queue):
+    async with jobs_queue(amqp_url) as (channel, queue):
         for number in range(system.jobs):
             await channel.default_exchange.publish(_job(number, time.time()), queue.name)
-        await _until(lambda: _depth(channel, queue.name), system.jobs)
-        with Relay(system.jobs, **RELAYS[relay]) as it, _Worker(system) as worker:
+        await _until(lambda: depth(channel, queue.name), system.jobs)
+        with Relay(system.jobs, **RELAYS[relay]) as it, WorkerProcess(system) as worker:
             worker.start(queue.name, it.port, amqp_url)
-            await _started(it.notes, worker)
+            await started(it.notes, worker)
             before = worker.cpu_s()
             memory = await _all_accepted(it.notes, system.jobs, worker)
             spent = worker.cpu_s() - before
@@ -75,10 +77,10 @@ async def steady(system: System, relay: str, amqp_url: str, *, rate: float, seco
     """Publish at a fixed rate, and measure how long each job takes to be accepted."""
     warm = max(20, int(rate))
     jobs = int(rate * seconds) + warm
-    async with _queue(amqp_url) as (channel, queue):
-        with Relay(jobs, **RELAYS[relay]) as it, _Worker(system) as worker:
+    async with jobs_queue(amqp_url) as (channel, queue):
+        with Relay(jobs, **RELAYS[relay]) as it, WorkerProcess(system) as worker:
             worker.start(queue.name, it.port, amqp_url)
-            await _consumed(channel, queue.name, worker)
+            await consumed(channel, queue.name, worker)
             before, began = worker.cpu_s(), time.time() + 0.1
             for number in range(jobs):
                 due = began + number / rate
@@ -119,7 +121,8 @@ def _job(number: int, at: float) -> aio_pika.Message:
 
 
 @asynccontextmanager
-async def _queue(amqp_url: str) -> AsyncIterator[tuple[AbstractChannel, AbstractQueue]]:
+async def jobs_queue(amqp_url: str) -> AsyncIterator[tuple[AbstractChannel, AbstractQueue]]:
+    """Declare a jobs queue; delete it and its high lane at the end."""
     connection = await aio_pika.connect(amqp_url)
     async with connection, connection.channel(publisher_confirms=False) as channel:
         queue = await channel.declare_queue(f"otp-bench-{uuid.uuid4().hex[:8]}", durable=True)
@@ -150,17 +153,21 @@ async def tidy(amqp_url: str) -> None:
     """Delete the other queues and exchanges that our workers declared."""
     connection = await aio_pika.connect(amqp_url)
     async with connection, connection.channel() as channel:
-        for queue in app.parts.broker.topology.arguments:
-            await channel.queue_delete(PREFIX + queue.removeprefix("otp"))
+        tenants = [f"{PREFIX}.tenant.{name}" for name in TENANTS]
+        for queue in [*(PREFIX + it.removeprefix("otp") for it in app.parts.broker.topology.arguments), *tenants]:
+            await channel.queue_delete(queue)
         for exchange in ("retry", "events"):
             await channel.exchange_delete(f"{PREFIX}.{exchange}")
 
 
-async def _depth(channel: AbstractChannel, name: str) -> int:
+async def depth(channel: AbstractChannel, name: str) -> int:
+    """Return the number of ready messages."""
     return (await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0
 
 
-async def _consumed(channel: AbstractChannel, name: str, worker: "_Worker") -> None:
+async def consumed(channel: AbstractChannel, name: str, worker: "WorkerProcess") -> None:
+    """Wait until a worker consumes from a queue."""
+
     async def consumers() -> int:
         worker.check()
         return min((await channel.declare_queue(name, passive=True)).declaration_result.consumer_count or 0, 1)
@@ -177,7 +184,8 @@ async def _until(count: Callable[[], Awaitable[int]], wanted: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _started(notes: Notes, worker: "_Worker") -> None:
+async def started(notes: Notes, worker: "WorkerProcess") -> None:
+    """Wait for the first mail."""
     deadline = time.monotonic() + _START_S
     while not notes.first_mail_at.value:
         worker.check()
@@ -186,7 +194,7 @@ async def _started(notes: Notes, worker: "_Worker") -> None:
         await asyncio.sleep(0.002)
 
 
-async def _all_accepted(notes: Notes, jobs: int, worker: "_Worker") -> float:
+async def _all_accepted(notes: Notes, jobs: int, worker: "WorkerProcess") -> float:
     """Wait for the relay to accept all mails; return the peak memory, MiB."""
     memory, seen, seen_at = 0.0, 0, time.monotonic()
     while (taken := notes.taken.value) < jobs:
@@ -200,7 +208,7 @@ async def _all_accepted(notes: Notes, jobs: int, worker: "_Worker") -> float:
     return max(memory, worker.memory_mib())
 
 
-class _Worker:
+class WorkerProcess:
     """The process of a system, with its children."""
 
     def __init__(self, system: System) -> None:
@@ -212,6 +220,7 @@ class _Worker:
         return self
 
     def start(self, queue: str, smtp_port: int, amqp_url: str) -> None:
+        """Start it."""
         with (Path(self._folder.name) / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 self._system.command, env=self._system.environment(queue, smtp_port, amqp_url), cwd=self._folder.name,
@@ -246,6 +255,10 @@ class _Worker:
     def cpu_s(self) -> float:
         """Processor time so far, all processes together."""
         return sum(sum(it.cpu_times()[:2]) for it in self._all())
+
+    def connections(self) -> int:
+        """Open TCP connections, all processes together."""
+        return sum(it.status == "ESTABLISHED" for process in self._all() for it in process.net_connections("tcp"))
 
     def memory_mib(self) -> float:
         """Resident memory, all processes together."""
