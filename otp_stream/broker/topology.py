@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, cast
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -20,6 +22,9 @@ DELIVERY_LIMIT = 20
 
 DEFAULT_TENANT = "default"
 """How the default tenant, whose name is empty, is called in the names of queues and in logs."""
+
+_UNSAFE = re.compile(r"[^a-zA-Z0-9_.:@#,/ -]")
+"""Characters that the AMQP library or we do not allow in the name of a queue."""
 
 _ANSWER_S = 2.0
 """Time limit of a declare: RabbitMQ 4 takes 70 seconds to answer for a classic queue whose node is down (3.10 answers
@@ -101,8 +106,15 @@ class Topology:
         return f"{self.tenant_prefix}{{tenant}}"
 
     def tenant_queue(self, tenant: str) -> str:
-        """Return the name of the queue to which jobs of a tenant are moved; the default tenant's name is empty."""
-        return f"{self.tenant_prefix}{tenant or DEFAULT_TENANT}"
+        """Return the name of the queue to which jobs of a tenant are moved; the default tenant's name is empty.
+
+        The AMQP library refuses most characters in it; they are replaced, and a hash keeps the names apart.
+        """
+        name = tenant or DEFAULT_TENANT
+        safe = _UNSAFE.sub("_", name)
+        if safe != name:
+            safe = f"{safe}+{blake2b(name.encode(), digest_size=5).hexdigest()}"
+        return f"{self.tenant_prefix}{safe}"
 
     @property
     def tenant_queues(self) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from smtp_relay import Act
 from worker import Worker
 
 from otp_stream.broker import Incoming, OtpBroker, RabbitConfig
+from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Final
 from otp_stream.core.job import Job
@@ -98,7 +99,9 @@ async def tenants(
 ) -> AsyncIterator[Tenants]:  # fmt: skip
     """Start a broker part with these tenants."""
     stage.rabbit.backoffs.add((1000, 1000, 1))
-    stage.rabbit.tenants |= {"default", *names} if names else set()
+    queues = Topology(stage.rabbit.queue, stage.rabbit.prefix, BACKOFF)
+    shown = [queues.tenant_queue(name).removeprefix(queues.tenant_prefix) for name in names]
+    stage.rabbit.tenants |= {"default", *shown} if names else set()
     config = RabbitConfig(
         url or stage.url, "", stage.rabbit.queue, stage.rabbit.prefix, prefetch, BACKOFF, 15, KEY,
         tenants=names, tenant_of=tenant_of,
@@ -144,6 +147,18 @@ async def test_a_tenant_that_hangs_delays_no_other_and_none_of_its_jobs_is_lost(
         assert set(it.ended.values()) == {1}
         assert not any(it.balance().values())
         assert not any((await stage.rabbit.depths()).values())
+
+
+async def test_any_name_of_a_tenant_gives_a_name_of_a_queue(stage: Stage) -> None:
+    odd = 'Café "x" (東京)'
+    async with tenants(stage, odd, "b", hanging=(odd,)) as it:
+        await stage.rabbit.publish(*(job(n, odd) for n in range(50)))
+        await it.until(lambda: it.moved(odd) == 40, "moves")
+        await stage.rabbit.wait_depth(30, it.broker.topology.tenant_queue(odd))
+        await stage.rabbit.publish(job(1, "b"))
+        await it.until(lambda: it.ended, "job of another tenant")
+        it.resume()
+        await it.until(lambda: len(it.ended) == 51, "jobs of the tenant")
 
 
 async def test_single_codes_pass_the_backlog_of_another_tenant(stage: Stage) -> None:
