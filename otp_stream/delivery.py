@@ -14,7 +14,7 @@ from .core.admission import Claim, Refusal
 from .core.backoff import Backoff
 from .core.decision import Final, Hold, admit, decide, refuse
 from .core.job import Job
-from .core.mail import ComposeError, Mail
+from .core.mail import ComposeError, Mail, OutdatedMailError, TenantRemovedError
 from .core.outcome import Accepted, Crashed, Outcome, TimedOut, without_secrets
 from .telemetry_errors import SafeSpan, observe
 
@@ -53,7 +53,7 @@ class Relay(Protocol):
 
         Returns `TimedOut` if the mail was still in the queue at `deadline_ms` (since 1970), or was no longer `wanted`
         when it left it. `prefer` names the relay that may have accepted this mail already. Never raises for an error
-        of a relay.
+        of a relay. Raises `OutdatedMailError` if the mail must be composed again.
         """
         ...
 
@@ -159,7 +159,11 @@ class Delivery:
     async def _attempt(self, attempt: "_Attempt") -> tuple[Final, Outcome | None]:
         job, claim, mail = attempt.job, attempt.claim, attempt.mail
         while True:
-            result = mail if isinstance(mail, Crashed) else await self._send(attempt, mail)
+            try:
+                result = await self._send(attempt, mail) if isinstance(mail, Mail) else mail
+            except OutdatedMailError:
+                mail = await self._compose(job)
+                continue
             if isinstance(result, TimedOut) and not claim.holds():
                 if refusal := await claim.renew(attempt.deadline_ms):
                     return self._refuse(job, refusal), None
@@ -190,9 +194,11 @@ class Delivery:
             backoff=self.backoff,
         )
 
-    async def _compose(self, job: Job) -> Mail | Crashed:
+    async def _compose(self, job: Job) -> Mail | Crashed | TimedOut:
         try:
             return await self.composer.compose_isolated(job) if job.suspect else self.composer.compose(job)
+        except TenantRemovedError:
+            return TimedOut()
         except ComposeError as error:
             return Crashed(str(error))
 
@@ -209,6 +215,8 @@ class Delivery:
                     wanted=attempt.wanted,
                     prefer=job.uncertain,
                 )
+            except OutdatedMailError:
+                raise
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
                 return Crashed(f"internal error: {type(error).__name__}")
             if isinstance(outcome, Accepted):
@@ -232,7 +240,7 @@ class _Attempt:
     """An attempt to send a job that this worker has claimed."""
 
     job: Job
-    mail: Mail | Crashed
+    mail: Mail | Crashed | TimedOut
     claim: Claim
     deadline_ms: int
     settle: Settle

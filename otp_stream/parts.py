@@ -158,6 +158,8 @@ class Parts:
             prepared = await in_thread(partial(self.composer.prepare, tenant_identities(tenants)), "tenants' templates")
         except TemplateError as error:
             return str(error)
+        except OSError as error:
+            return f"TEMPLATES_DIR: {self.settings.templates_dir} cannot be read ({error.strerror})"
         self.composer.use(prepared)
         self.relay.use(tenants)
         self.broker.use_tenants(tenants.listed)

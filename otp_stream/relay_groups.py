@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .core.mail import Mail
+from .core.address import wire_address
+from .core.mail import Mail, OutdatedMailError
 from .core.outcome import Outcome
 from .core.probe import Probed
 from .core.state import RelayState
@@ -38,33 +39,41 @@ class RelayGroups:
         self._default = default
         self._make = make
         self._groups: dict[str, _Group] = {}
-        self._of_tenant: Mapping[str, SmtpRelay] = {}
+        self._of_tenant: Mapping[str, tuple[SmtpRelay, str]] = {}
+        """The relay and the envelope's MAIL FROM address of each tenant but the default one."""
         self._retiring: dict[asyncio.Task[None], SmtpRelay] = {}
         self._finished = False
         self.use(tenants)
 
     async def send(self, mail: Mail, **options: Any) -> Outcome:
-        """Send a mail as `SmtpRelay.send` does."""
-        while True:
-            try:
-                return await self._relay(mail.tenant).send(mail, **options)
-            except RelayRetiredError:
-                if self._finished:
-                    raise asyncio.CancelledError from None
+        """Send a mail as `SmtpRelay.send` does.
+
+        Raises `OutdatedMailError` if its tenant has another sender or relay now, or is removed: no relay gets the mail
+        of a sender that is not configured for it.
+        """
+        relay, sender = self._of_tenant.get(mail.tenant, (self._default, None))
+        if mail.tenant and mail.sender != sender:
+            raise OutdatedMailError
+        try:
+            return await relay.send(mail, **options)
+        except RelayRetiredError:
+            raise (asyncio.CancelledError if self._finished else OutdatedMailError) from None
 
     def use(self, tenants: Tenants) -> None:
-        """Use the relays of these tenants. Mails that wait for a group that no longer exists move to the new one."""
+        """Use the relays of these tenants. `send` raises for mails that wait for a group that no longer exists."""
         known = {group.values: group for group in self._groups.values()}
         groups: dict[str, _Group] = {}
         members = Counter(it.group for it in tenants.listed.values())
         for name, settings in tenants.groups.items():
             shared = members[name] > 1
-            # the sender is that of the first tenant, whose domain is the name in EHLO
-            values = (relay_values(settings), shared, settings.sender, settings.envelope_sender)
+            # the sender is that of the first tenant, whose domain is the name in EHLO; the name is that of the relays,
+            # which another group may have next
+            values = (name, relay_values(settings), shared, settings.sender, settings.envelope_sender)
             groups[name] = known.pop(values, None) or _Group(self._make(name, settings, shared), values)
         self._groups = groups
         self._of_tenant = {
-            name: groups[it.group].relay if it.group else self._default for name, it in tenants.listed.items()
+            name: (groups[it.group].relay if it.group else self._default, _sender(it.settings))
+            for name, it in tenants.listed.items()
         }
         for group in known.values():
             self._retire(group.relay)
@@ -106,9 +115,6 @@ class RelayGroups:
             task.cancel()
         await asyncio.gather(*(relay.close() for relay in self._all()))
 
-    def _relay(self, tenant: str) -> SmtpRelay:
-        return self._of_tenant.get(tenant, self._default)
-
     def _all(self) -> list[SmtpRelay]:
         return [self._default, *(group.relay for group in self._groups.values()), *self._retiring.values()]
 
@@ -117,6 +123,10 @@ class RelayGroups:
         task = asyncio.create_task(relay.close(grace_s=_LAST_REPLY_S))
         self._retiring[task] = relay
         task.add_done_callback(self._retiring.pop)
+
+
+def _sender(settings: Settings) -> str:
+    return wire_address(settings.envelope_sender or settings.sender[1])
 
 
 def _was_used(relay: RelayState) -> bool:

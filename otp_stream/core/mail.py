@@ -21,3 +21,11 @@ class Mail:
 
 class ComposeError(Exception):
     """A template or its data failed; the text is for an operator and contains no secret."""
+
+
+class TenantRemovedError(ComposeError):
+    """The job was read before its tenant was removed from `TENANTS_FILE`: it must be read again."""
+
+
+class OutdatedMailError(Exception):
+    """The mail was composed for another sender or relay than its tenant has now: it must be composed again."""

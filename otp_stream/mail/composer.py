@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from errno import ENOENT
 from functools import partial
 from types import MappingProxyType
 
 from otp_stream.core.job import Job
-from otp_stream.core.mail import ComposeError, Mail
+from otp_stream.core.mail import Mail, TenantRemovedError
 
 from .identity import MailIdentity
 from .render_process import RenderProcess
@@ -49,6 +50,9 @@ class Composer:
         """
         earlier = self._current
         shared = SharedTemplates(earlier.compiled)
+        folder = self._default.templates_dir
+        if folder is not None and not folder.is_dir():  # without it, the built-in templates would be used
+            raise FileNotFoundError(ENOENT, "No such folder", str(folder))
         made = {"": self._made("", self._default, shared.of(self._default), earlier)}
         failed: dict[Key, str] = {}
         for tenant, identity in tenants.items():
@@ -95,12 +99,12 @@ class Composer:
                 yield it
 
     def of(self, tenant: str) -> TenantComposer:
-        """Return what composes as this tenant. Raises `ComposeError` for an unknown one."""
+        """Return what composes as this tenant. Raises `TenantRemovedError` for an unknown one."""
         try:
             return self._composers[tenant]
         except KeyError:
             # the job was read before the tenant was removed; the default sender would be another company
-            raise ComposeError(f"there is no tenant {tenant} in TENANTS_FILE") from None
+            raise TenantRemovedError(f"there is no tenant {tenant} in TENANTS_FILE") from None
 
     def compose(self, job: Job) -> Mail:
         """Return the message, always the same bytes for one job. Raises `ComposeError` if template or data fail."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import time
 from collections.abc import AsyncIterator
 from email import message_from_bytes, policy
@@ -162,6 +163,12 @@ async def test_a_template_with_an_error_is_not_used(stage: Stage) -> None:
     await stage.relay.wait_accepted(1)
     assert str(read(stage.relay.accepted[0])["Subject"]) == "Right"
     assert read(stage.relay.accepted[0])["Reply-To"] is None
+    (mails / "subject.txt").write_text("Corrected\n")
+    worker.signal(signal.SIGHUP)
+    await worker.wait_log("TENANTS_FILE has changed")
+    await stage.rabbit.publish(job_of("shop", 1))
+    await stage.relay.wait_accepted(2)
+    assert str(read(stage.relay.accepted[1])["Subject"]) == "Corrected"
 
 
 async def test_mails_that_wait_move_to_the_new_relay(stage: Stage, own: ScriptedRelay) -> None:
@@ -176,6 +183,39 @@ async def test_mails_that_wait_move_to_the_new_relay(stage: Stage, own: Scripted
     assert len({it.recipient for it in own.accepted}) == len(own.accepted) == 20
     await worker.stop()
     assert "stopped" in worker.log
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_no_relay_gets_a_mail_of_a_sender_that_is_not_configured_for_it(
+    stage: Stage, own: ScriptedRelay, *, removed: bool
+) -> None:
+    async with ScriptedRelay() as down:
+        port = down.port
+    old: dict[str, object] = {"sender_email": "no-reply@old.example", **at(own), "smtp_port": port}
+    worker = await run(stage, tenants_toml({"shop": old, "other": SHOP}))
+    await stage.rabbit.publish(*(job_of("shop", number) for number in range(5)))
+    await worker.wait_log("relay takes no mail: circuit breaker open")
+    new = {} if removed else {"shop": {"sender_email": "no-reply@new.example", **at(own)}}
+    set_tenants(stage, tenants_toml({**new, "other": SHOP}))
+    relay, domain = (stage.relay, "example.com") if removed else (own, "new.example")
+    await relay.wait_accepted(5)
+    assert {(it.sender, str(read(it)["From"]).rpartition("@")[2].strip(">")) for it in relay.accepted} == {
+        (f"no-reply@{domain}", domain)
+    }
+    assert len(relay.accepted) == len(stage.relay.accepted) + len(own.accepted) == 5
+
+
+async def test_each_group_of_relays_has_a_name_of_its_own(stage: Stage) -> None:
+    slow, fast = {"smtp_rate_per_second": 50}, {"smtp_rate_per_second": 60}
+    worker = await run(stage, tenants_toml({"a": slow, "b": slow, "c": slow}))
+    await stage.rabbit.publish(*(job_of(name) for name in "abc"))
+    await stage.relay.wait_accepted(3)
+    set_tenants(stage, tenants_toml({"a": fast, "b": slow, "c": slow}))
+    await worker.wait_log("TENANTS_FILE has changed")
+    await stage.rabbit.publish(*(job_of(name, 1) for name in "abc"))
+    await stage.relay.wait_accepted(6)
+    for name, rate in (("a", 60), ("b", 50)):
+        assert await worker.metric(f'otp_relay_rate_limit{{relay="{name}/127.0.0.1:{stage.relay.port}"}}') == rate
 
 
 async def test_a_mail_in_flight_is_completed_at_the_old_relay(stage: Stage, own: ScriptedRelay) -> None:

@@ -12,7 +12,7 @@ from otp_stream.core.admission import Limit, SentBefore, Unknown
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
-from otp_stream.core.mail import ComposeError, Mail
+from otp_stream.core.mail import ComposeError, Mail, OutdatedMailError, TenantRemovedError
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
@@ -42,6 +42,7 @@ class Fakes:
     now_ms: int = NOW
     tables: Tables = field(default_factory=make_tables)
     compose_error: ComposeError | None = None
+    sent: list[Mail] = field(default_factory=list)
     wanted: Callable[[], bool] | None = None
     resend_uncertain: bool = True
     settle: Callable[[Final], Awaitable[bool]] | None = None
@@ -51,7 +52,7 @@ class Fakes:
         self.steps.append("render")
         if self.compose_error:
             raise self.compose_error
-        return Mail(job.request.email, b"mail")
+        return Mail(job.request.email, b"mail %d" % self.steps.count("render"))
 
     async def compose_isolated(self, job: Job) -> Mail:
         self.steps.append("isolated")
@@ -59,6 +60,7 @@ class Fakes:
 
     async def send(self, mail: Mail, **arguments: Any) -> Outcome:
         self.steps.append("send")
+        self.sent.append(mail)
         self.wanted = arguments.pop("wanted")
         self.sends.append(arguments)
         outcome = self.outcomes.pop(0)
@@ -193,6 +195,18 @@ async def test_a_suspect_job_is_composed_in_isolation() -> None:
     fakes = Fakes([OK])
     assert await fakes.deliver(replace(job(), suspect=True)) == Ack("sent")
     assert fakes.steps == ["isolated", "render", "send", "settle"]
+
+
+async def test_a_mail_for_an_earlier_sender_or_relay_is_composed_again() -> None:
+    fakes = Fakes([OutdatedMailError(), OutdatedMailError(), OK])
+    assert await fakes.deliver(job()) == Ack("sent")
+    assert [mail.content for mail in fakes.sent] == [b"mail 1", b"mail 2", b"mail 3"]
+
+
+async def test_a_job_of_a_removed_tenant_is_read_again() -> None:
+    fakes = Fakes(compose_error=TenantRemovedError("there is no tenant shop"))
+    assert isinstance(await fakes.deliver(job()), Park)
+    assert fakes.steps == ["render", "settle"]
 
 
 async def test_an_expired_job_is_not_sent() -> None:

@@ -379,3 +379,13 @@ async def test_a_process_that_cannot_start_does_not_change_the_tenant(monkeypatc
     mail = await composer.compose_isolated(job(of="shop"))
     assert mail.sender == "no-reply@shop17.example"
     assert part(read(mail.content), "plain").count("123456") == 1
+
+
+def test_a_default_folder_that_disappears_is_not_replaced_by_the_built_in_templates(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    identity = MailIdentity(sender=("", "a@example.com"), templates_dir=folder, default_locale="en")
+    composer = Composer(identity, b"k" * 32)
+    folder.rmdir()
+    with pytest.raises(FileNotFoundError):
+        composer.prepare({})
