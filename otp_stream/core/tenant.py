@@ -4,7 +4,7 @@ from math import isfinite
 
 
 def tenant_name(value: object) -> str:
-    """Return the tenant as text, the same for 1, 1.0 and "1"; empty if it is not a tenant."""
+    """Return the tenant as text, the same for 1, 1.0, "1" and " 1 "; empty if it is not a tenant."""
     if isinstance(value, float):
         value = int(value) if value.is_integer() else str(value) if isfinite(value) else ""
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""

@@ -20,10 +20,12 @@ from .settings import Settings
 Unknown = Literal["default", "malformed"]
 """What happens to the jobs of a tenant that is not listed: the default tenant sends them, or they are dead-lettered."""
 
+_DEFAULT = "default"
+"""What pages and metrics call the tenant of the environment's settings. A job may name it, too."""
 LONGEST_NAME = 64
 """Maximum characters of a tenant's name, and half the bytes that are left for it in the name of a queue."""
 MAX_TENANTS = 1_000
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _MAIL_KEYS = ("sender_email", "envelope_sender", "reply_to", "default_locale", "templates_dir")
 _LIMIT_KEYS = ("recipient_limit", "domain_limit", "tenant_limit")
 _NOT_BY_TENANT = {"smtp_uncertain"}
@@ -89,12 +91,15 @@ class Tenants:
         Raises `MalformedError` for a tenant that is not listed, if such jobs are dead-lettered.
         """
         name = tenant_name(value)
-        if not name or name in self.listed or (name := name.strip()) in self.listed:
-            return name
-        if self.unknown == "malformed" and name:
+        if not name or name in self.listed:
+            is_unknown = not name and value is not None and not isinstance(value, str)  # such as a list
+        else:
+            is_unknown = name != _DEFAULT
+            name = ""
+        if is_unknown and self.unknown == "malformed":
             # without the name, because a producer may write anything there
             raise MalformedError("metadata.tenant: names no tenant of TENANTS_FILE; add it there, or correct the job")
-        return ""
+        return name
 
 
 def read_tenants(settings: Settings) -> tuple[Tenants, list[str]]:
@@ -113,9 +118,9 @@ def _parsed(path: Path) -> dict[str, Any]:
     """Return the content of a TOML file. Raises `ValueError`, whose text quotes nothing of it."""
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ValueError(f"has more than {_MAX_BYTES} bytes")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"has more than {MAX_BYTES} bytes")
         return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
@@ -234,7 +239,7 @@ def relay_values(settings: Settings) -> tuple[object, ...]:
 
 
 def _fault_of_name(name: str) -> str | None:
-    if name == "default":
+    if name == _DEFAULT:
         return "default is the name for jobs without a tenant, which the environment's settings describe"
     if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST_NAME:
         return f"a name must have 1 to {LONGEST_NAME} printable characters, without spaces around it"
@@ -262,7 +267,7 @@ def schema() -> dict[str, Any]:
             "unknown": {"enum": list(get_args(Unknown)), "default": "default",
                         "description": "What happens to the jobs of a tenant that is not listed."},
             "tenants": {"type": "object", "maxProperties": MAX_TENANTS,
-                        "propertyNames": {"minLength": 1, "maxLength": LONGEST_NAME, "not": {"const": "default"}},
+                        "propertyNames": {"minLength": 1, "maxLength": LONGEST_NAME, "not": {"const": _DEFAULT}},
                         "additionalProperties": {"type": "object", "additionalProperties": False,
                                                  "properties": properties}},
         },

@@ -1,9 +1,11 @@
 """The tenants while the worker runs: `TENANTS_FILE` and the secret files that it names are read when they change."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import structlog
 
@@ -11,7 +13,10 @@ from otp_stream.tasks import in_thread
 
 from .rotated_secrets import POLL_S, SETTLE_S
 from .settings import Settings
-from .tenants import Tenants, read_tenants, relay_values
+from .tenants import MAX_BYTES, Tenants, read_tenants, relay_values
+
+_AGAIN_S = 20.0
+"""Interval in which a content that cannot be used is tried again: it may name folders and files that appear later."""
 
 _Content = tuple[object, ...]
 Use = Callable[[Tenants], Awaitable[str | None]]
@@ -23,6 +28,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class WatchedTenants:
     """The tenants that are in use. A file that cannot be used changes nothing, and its problems are logged once.
 
+    It is tried again now and then, because the cause may be in another file, such as a template.
     `settings` returns what tenants inherit, whose secrets may change, too.
     """
 
@@ -34,6 +40,10 @@ class WatchedTenants:
         """The files with secrets that the last content named."""
         self._handled = self._content()
         """The last content that was used or logged."""
+        self._problems: list[str] = []
+        """Those of that content."""
+        self._again_at = math.inf
+        """When that content is tried again."""
         self._requested = asyncio.Event()
 
     @property
@@ -43,6 +53,8 @@ class WatchedTenants:
 
     def request(self) -> None:
         """Read the files at once instead of at the next poll."""
+        if self._problems:
+            self._again_at = 0.0
         self._requested.set()
 
     def find(self, value: object) -> str:
@@ -60,22 +72,31 @@ class WatchedTenants:
     async def refresh(self, use: Use) -> None:
         """Read the files now. A content is used if it is still the same a moment later."""
         first = await in_thread(self._content, "tenants file")
-        if first == self._handled:
+        if first == self._handled and monotonic() < self._again_at:
             return
         await asyncio.sleep(SETTLE_S)
         if first != await in_thread(self._content, "tenants file"):
             self._requested.set()  # a program may still be writing
             return
-        tenants, problems = await in_thread(lambda: read_tenants(self._settings()), "tenants file")
-        self._files = tenants.files
-        self._handled = await in_thread(self._content, "tenants file")
+        content, tenants, problems = await in_thread(self._read, "tenants file")
         if not problems and (problem := await use(tenants)) is not None:
             problems = [f"TENANTS_FILE: {problem}"]
-        if problems:
-            _log.warning("TENANTS_FILE cannot be used: the earlier tenants stay in use", problems=problems)
-        else:
+        if not problems:
             self._log_changes(tenants)
             self.current = tenants
+        elif content != self._handled or problems != self._problems:
+            _log.warning("TENANTS_FILE cannot be used: the earlier tenants stay in use", problems=problems)
+        self._handled, self._problems = content, problems
+        self._again_at = monotonic() + _AGAIN_S if problems else math.inf
+
+    def _read(self) -> tuple[_Content, Tenants, list[str]]:
+        """Return the tenants, and the content before they were read: any later change is noticed."""
+        while True:
+            content = self._content()
+            tenants, problems = read_tenants(self._settings())
+            if tenants.files == self._files:
+                return content, tenants, problems
+            self._files = tenants.files  # the content must include them
 
     def _content(self) -> _Content:
         if self._path is None:
@@ -97,6 +118,9 @@ class WatchedTenants:
 
 def _bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes() if path.is_file() else None
-    except OSError:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError):  # or a path with a null byte
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from pydantic import SecretStr
 
 from otp_stream.configs import relay_configs, tenant_limits
@@ -186,7 +187,8 @@ def test_an_unsafe_relay_of_a_tenant_is_refused_in_production(read: Read) -> Non
 @pytest.mark.parametrize(
     ("value", "tenant"),
     [("shop", "shop"), (" shop ", "shop"), (17, "17"), (17.0, "17"), ("17", "17"), (None, ""), ("", ""), (True, ""),
-     (["shop"], ""), ({"a": 1}, ""), ("Shop", ""), ("other", ""), (float("nan"), ""), ("x" * 10_000, "")],
+     (["shop"], ""), ({"a": 1}, ""), ("Shop", ""), ("other", ""), ("default", ""), (float("nan"), ""),
+     ("x" * 10_000, "")],
 )  # fmt: skip
 def test_metadata_names_a_tenant(read: Read, value: object, tenant: str) -> None:
     tenants, _ = read('[tenants.shop]\n[tenants."17"]')
@@ -196,7 +198,11 @@ def test_metadata_names_a_tenant(read: Read, value: object, tenant: str) -> None
 def test_jobs_of_unknown_tenants_are_malformed_if_that_is_set(read: Read) -> None:
     tenants, _ = read('unknown = "malformed"\n[tenants.shop]')
     assert tenants.find("shop") == "shop"
-    assert tenants.find(None) == ""
+    for value in (None, "", " ", "default"):
+        assert tenants.find(value) == ""
+    for value in (["shop"], {"name": "shop"}, True, float("nan")):
+        with pytest.raises(MalformedError):
+            tenants.find(value)
     with pytest.raises(MalformedError) as error:
         tenants.find("739154")
     assert str(error.value).startswith("metadata.tenant: ")
@@ -288,6 +294,67 @@ async def test_tenants_that_cannot_be_used_are_not_current(tmp_path: Path, monke
     (tmp_path / "tenants.toml").write_text("[tenants.b]")
     await watched.refresh(refuse)
     assert list(watched.current.listed) == ["a"]
+
+
+async def test_tenants_that_cannot_be_used_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_tenants, "SETTLE_S", 0.0)
+    its = settings(tmp_path, "[tenants.a]")
+    watched = WatchedTenants(lambda: its, read_tenants(its)[0])
+    answers: list[str | None] = ["a template is broken", "a template is broken", None]
+
+    async def use(_: Tenants) -> str | None:
+        return answers.pop(0)
+
+    (tmp_path / "tenants.toml").write_text("[tenants.b]")
+    with structlog.testing.capture_logs() as logs:
+        await watched.refresh(use)
+        await watched.refresh(use)
+        assert len(answers) == 2  # not at each poll
+        watched.request()  # SIGHUP
+        await watched.refresh(use)
+        assert [it["log_level"] for it in logs] == ["warning"]
+        monkeypatch.setattr(watched_tenants, "monotonic", lambda: 1e12)
+        await watched.refresh(use)
+    assert list(watched.current.listed) == ["b"]
+    await watched.refresh(use)
+    assert not answers
+
+
+async def test_no_change_is_missed_while_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_tenants, "SETTLE_S", 0.0)
+    its = settings(tmp_path, "[tenants.a]")
+    watched = WatchedTenants(lambda: its, read_tenants(its)[0])
+    file = tmp_path / "tenants.toml"
+
+    def read(its: Settings) -> tuple[Tenants, list[str]]:
+        found = read_tenants(its)
+        file.write_text("[tenants.c]")
+        return found
+
+    async def use(_: Tenants) -> str | None:
+        return None
+
+    file.write_text("[tenants.b]")
+    with monkeypatch.context() as patch:
+        patch.setattr(watched_tenants, "read_tenants", read)
+        await watched.refresh(use)
+    await watched.refresh(use)
+    assert list(watched.current.listed) == ["c"]
+
+
+async def test_a_huge_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_tenants, "SETTLE_S", 0.0)
+    its = settings(tmp_path, "[tenants.a]")
+    watched = WatchedTenants(lambda: its, read_tenants(its)[0])
+
+    async def use(_: Tenants) -> str | None:
+        return None
+
+    with (tmp_path / "tenants.toml").open("wb") as file:
+        file.truncate(1 << 33)
+    with structlog.testing.capture_logs() as logs:
+        await watched.refresh(use)
+    assert "has more than" in str(logs)
 
 
 def test_a_worker_does_not_start_with_a_broken_file(tmp_path: Path) -> None:
