@@ -51,7 +51,7 @@ class Composer:
         earlier = self._current
         shared = SharedTemplates(earlier.compiled)
         folder = self._default.templates_dir
-        if folder is not None and not folder.is_dir():  # without it, the built-in templates would be used
+        if folder is not None and not folder.exists():  # without it, the built-in templates would be used
             raise FileNotFoundError(ENOENT, "No such folder", str(folder))
         made = {"": self._made("", self._default, shared.of(self._default), earlier)}
         failed: dict[Key, str] = {}
