@@ -71,7 +71,7 @@ def lost_connection_as_error() -> AbstractContextManager[None]:
     return _LOST_CONNECTION_AS_ERROR
 
 
-async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait for their end.
 
     A task is cancelled repeatedly until it ends, because in Python 3.11 a `wait_for` that completes at that moment

@@ -1,7 +1,8 @@
 """A message that is being processed: its job and its one settlement."""
 
+from asyncio import Future
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
@@ -44,6 +45,10 @@ class Mover(Protocol):
         """Return whether the tenant has a queue that takes jobs."""
         ...
 
+    def publish(self, tenant: str, header: bytes, body: bytes, mac: str) -> Future[None] | None:
+        """Publish to a tenant's queue. Returns the confirm, or `None` if the publish is not possible at once."""
+        ...
+
     async def move(self, message: JobMessage, job: Job) -> bool:
         """Publish a job to its tenant's queue, then acknowledge. Returns `False` if that failed."""
         ...
@@ -56,18 +61,37 @@ class Moved:
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[tuple[int, int, int], float] = OrderedDict()
+        self._ended: OrderedDict[Hashable, float] = OrderedDict()
+        self._unread: OrderedDict[Hashable, float] = OrderedDict()
 
     def add(self, job: Job) -> None:
         """Record a job whose retry, dead letter or move is confirmed. A move counts no attempt, but itself."""
-        self._ended[job.identity, job.attempts_made, job.moves] = monotonic()
-        while len(self._ended) > _MOVED_LIMIT:
-            self._ended.popitem(last=False)
+        _add(self._ended, (job.identity, job.attempts_made, job.moves))
 
     def knows(self, job: Job) -> bool:
         """Return whether a redelivered job is such a copy, and forget the attempt: it has one copy at most."""
-        at = self._ended.pop((job.identity, job.attempts_made, job.moves), None)
-        return at is not None and job.suspect and monotonic() - at < _MOVED_S
+        return _is_copy(self._ended, (job.identity, job.attempts_made, job.moves), suspect=job.suspect)
+
+    def add_unread(self, message: JobMessage) -> None:
+        """Record a message whose move is confirmed, and whose job was not read."""
+        _add(self._unread, message.identity)
+
+    def knows_unread(self, message: JobMessage) -> bool:
+        """Return whether a redelivered message is such a copy, and forget it."""
+        if not self._unread:
+            return False
+        return _is_copy(self._unread, message.identity, suspect=bool(message.raw.redelivered))
+
+
+def _add(ended: OrderedDict[Hashable, float], key: Hashable) -> None:
+    ended[key] = monotonic()
+    while len(ended) > _MOVED_LIMIT:
+        ended.popitem(last=False)
+
+
+def _is_copy(ended: OrderedDict[Hashable, float], key: Hashable, *, suspect: bool) -> bool:
+    at = ended.pop(key, None)
+    return at is not None and suspect and monotonic() - at < _MOVED_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from .headers import (
     FRESH,
     JOB_ID,
     LANE,
+    MAC,
     MOVES,
     REPLAYED_AT,
     REPLAYED_BY,
@@ -42,6 +43,11 @@ class JobMessage:
     seen_ms: int
     ours: Mapping[str, Any] | None = None
     """Our own headers, if a worker has signed them. Others are ignored."""
+
+    @property
+    def identity(self) -> tuple[str, int, object]:
+        """Equal for all deliveries of one message within this process. The MAC covers our headers and the body."""
+        return self.lane, hash(self.raw.body), self.ours and self.raw.headers.get(MAC)
 
     @property
     def alive(self) -> bool:

@@ -1,7 +1,7 @@
 """One priority lane: its queue, its jobs in flight, and their return to the queue when the worker stops."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from time import monotonic
@@ -16,15 +16,15 @@ from otp_stream.core.state import LaneState
 from otp_stream.core.threshold import DynamicThreshold
 from otp_stream.tasks import cancel_and_wait
 
+from . import unread_moves
 from .headers import verified
 from .incoming import IncomingJob, Shared
 from .job_message import SIGNED, JobMessage
 from .message import RawMessage
-from .settle import requeue
+from .queue_age import QueueAge
+from .settle import acknowledge_now, requeue
 from .topology import Depth
 
-_MAX_READINGS = 200
-"""Maximum number of readings kept. When it is reached, new ones are dropped."""
 RENEW_AT = 3
 """Number of requeues after which a message is published to its queue as a new one. At its delivery limit, a quorum
 queue drops a message or dead-letters it without our headers. RabbitMQ 4 has a limit of 20 by default, and counts every
@@ -38,49 +38,18 @@ Handle = Callable[[IncomingJob], Awaitable[object]]
 """Reads a message and passes it to the handler. Raises `MalformedError` for a message that is not a valid job."""
 
 
-class QueueAge:
-    """The age of the oldest message in a queue, estimated without consuming it. Times are milliseconds since 1970.
-
-    AMQP reports how many messages are ready, but not their age. A queue delivers the oldest message first, so when a
-    reading finds n messages, the last of them has left the queue after n deliveries. A single consumer counts all of
-    them.
-    """
-
-    def __init__(self) -> None:
-        self._readings: deque[tuple[int, int]] = deque()
-        """The time of a reading, and how many messages have left the queue in total when all of that reading have."""
-        self._end = 0
-        """That number for the latest reading, kept or not."""
-        self._left = 0
-        self._taken = 0
-
-    def record(self, depth: Depth, taken: int, at_ms: int) -> None:
-        """Record a reading; `taken` is the total number of deliveries to us."""
-        # if fewer are ready than before, the difference has left the queue, perhaps to other consumers
-        self._left = max(self._gone(taken), self._end - depth.messages)
-        self._taken = taken
-        self._end = self._left + depth.messages
-        if depth.consumers > 1:  # the number of deliveries to the others is unknown
-            self._readings.clear()
-            return
-        while self._readings and self._readings[0][1] <= self._left:
-            self._readings.popleft()
-        if depth.messages and len(self._readings) < _MAX_READINGS:
-            self._readings.append((at_ms, self._end))
-
-    def since_ms(self, taken: int) -> int | None:
-        """Return the time since which a message has waited at least, or `None` if none is known to wait."""
-        gone = self._gone(taken)
-        return next((at_ms for at_ms, end in self._readings if end > gone), None)
-
-    def _gone(self, taken: int) -> int:
-        return self._left + taken - self._taken
-
-
 class LaneConsumer:
     """Processes the messages of a queue, each in its own task, so that a lost connection cancels no send."""
 
-    def __init__(self, lane: Lane, queue: str, prefetch: int, shared: Shared, handle: Handle) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        queue: str,
+        prefetch: int,
+        shared: Shared,
+        handle: Handle,
+        moves_unread: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.lane: Lane = lane
         self.queue = queue
         self.prefetch = prefetch
@@ -89,13 +58,16 @@ class LaneConsumer:
         self.depth: Depth | None = None
         self._shared = shared
         self._handle = handle
+        self._moves_unread = moves_unread
+        """Returns whether jobs may be moved before they are read, because no extension has to see them first."""
         self._threshold = None if lane == "tenant" else DynamicThreshold(prefetch)
         self._empty_ms: int | None = None
         self._queue_age = QueueAge()
         self._waited_ms: int | None = None
         self._made_ms = 0
         self._received_ms: int | None = None
-        self._unacked: dict[asyncio.Task[str | None], JobMessage] = {}
+        self._unacked: dict[asyncio.Future[Any], JobMessage] = {}
+        """Each message with its task, or with the confirm of its move."""
         self._received = 0
         self._unverified = 0
         self._warned_at = float("-inf")
@@ -154,12 +126,33 @@ class LaneConsumer:
         since_ms = self._queue_age.since_ms(self._received)
         return None if since_ms is None else max(since_ms, self._made_ms)
 
-    def dispatch(self, raw: RawMessage) -> asyncio.Task[str | None]:
+    def dispatch(self, raw: RawMessage) -> asyncio.Future[Any]:
         """Start processing a message, from RabbitMQ or from the in-memory test broker."""
         ours = self._verified(raw) if self.lane in SIGNED else None
         message = JobMessage(raw, self.lane, now_ms(), ours)
         self._received += 1
+        threshold = self._threshold
+        if threshold is not None and threshold.is_crowded and self._moves_unread():
+            move = unread_moves.start(message, threshold, self._shared, self._record_wait)
+            if move is not None:
+                self._unacked[move] = message
+                move.add_done_callback(self._move_done)
+                return move
         return self._start(self._process(message), message)
+
+    def _move_done(self, move: asyncio.Future[None]) -> None:
+        if move.cancelled():
+            self._task_done(move)
+            return
+        message = self._unacked.pop(move)
+        if move.exception() is None:
+            self._shared.moved.add_unread(message)
+            acknowledge_now(message)
+            self._ended["moved"] += 1
+        elif message.alive:
+            self._start(self._process(message), message)
+        else:
+            self._ended["taken_back"] += 1
 
     def _start(self, work: Coroutine[Any, Any, str | None], message: JobMessage) -> asyncio.Task[str | None]:
         task = asyncio.create_task(work)
@@ -172,7 +165,7 @@ class LaneConsumer:
         self._unverified += ours is None
         return ours
 
-    def _task_done(self, task: asyncio.Task[str | None]) -> None:
+    def _task_done(self, task: asyncio.Future[Any]) -> None:
         message = self._unacked.pop(task)
         if task.cancelled():
             how = None
@@ -201,6 +194,9 @@ class LaneConsumer:
 
     async def _process(self, message: JobMessage) -> str | None:
         """Return how the message was settled; `None` if it was not."""
+        if self._shared.moved.knows_unread(message):
+            acknowledge_now(message)
+            return "ack"
         if message.returns >= RENEW_AT and not message.dropped:
             return "renewed" if await self._shared.settler.renew(message, self.queue) else None
         mover = self._shared.mover
@@ -228,11 +224,15 @@ class LaneConsumer:
 
     def _on_job(self, message: JobMessage, job_id: str, job: Job | None) -> None:
         self._warn_if_unverified(message, job_id)
-        if job is None or job.request.timestamp is None or self.lane in SIGNED:
+        if job is not None and job.request.timestamp is not None:
+            self._record_wait(message, job.made_ms)
+
+    def _record_wait(self, message: JobMessage, made_ms: int) -> None:
+        if self.lane in SIGNED:
             return
-        self._waited_ms = max(message.seen_ms - job.made_ms, 0)
+        self._waited_ms = max(message.seen_ms - made_ms, 0)
         if not message.raw.redelivered:  # a redelivered message does not show how old its neighbours in the queue are
-            self._made_ms, self._received_ms = job.made_ms, message.seen_ms
+            self._made_ms, self._received_ms = made_ms, message.seen_ms
 
     def _warn_if_unverified(self, message: JobMessage, job_id: str) -> None:
         if self.lane not in SIGNED or message.ours is not None:

@@ -19,6 +19,7 @@ _BEFORE_HEADERS = (0x80, 0x40)
 LARGEST_HEADER = 16 * 1024
 """Bytes of the largest content header whose table is read: it has room for a full `baggage` (8 KiB), the broker's
 headers and ours. pamqp's time grows with the square of the size: 10 ms for 16 KiB, hundreds for 120 KiB."""
+_EMPTY = bytes(4)
 _KEPT = (b"x-otp-", b"x-delivery-count")
 """Prefixes of the headers that are read even from a larger table: a worker's own, and the broker's count."""
 _MAX_KEPT = 4 * 1024
@@ -61,7 +62,7 @@ class Delivered:
         self._known: Basic.Properties | None = None
         self.body = body
         self.channel = channel
-        self.headers: dict[str, Any] = self._properties().headers or {} if header[12] & _HAS_HEADERS else {}
+        self.headers: dict[str, Any] = self._properties().headers or {} if _has_headers(header) else {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._properties(), "message_type" if name == "type" else name)
@@ -82,6 +83,11 @@ class Delivered:
         return method
 
     @property
+    def header(self) -> bytes:
+        """The payload of its content header."""
+        return self._header
+
+    @property
     def headers_unread(self) -> bool:
         """Whether its table of headers is too large to be read, so that `headers` has only those in `_KEPT`."""
         return len(self._header) > LARGEST_HEADER
@@ -98,6 +104,10 @@ class Delivered:
 
     async def ack(self) -> None:
         """Acknowledge. Raises if the channel is closed."""
+        self.ack_now()
+
+    def ack_now(self) -> None:
+        """Acknowledge. Raises if the channel is closed."""
         if self.channel.is_closed:
             raise ClosedError("the channel is closed")
         self._acks.ack(self._tag)
@@ -108,11 +118,24 @@ class Delivered:
         self._acks.settled_otherwise(self._tag)
 
 
-def _without_headers(header: bytes) -> bytes:
-    """Return a content header with only those headers in its table that are in `_KEPT`."""
+def _has_headers(header: bytes) -> bool:
+    """Return whether a content header has a table that is not empty. Some clients publish an empty one."""
+    if not header[12] & _HAS_HEADERS:
+        return False
+    at = _table_at(header)
+    return header[at : at + 4] != _EMPTY
+
+
+def _table_at(header: bytes) -> int:
     at = 14
     for flag in _BEFORE_HEADERS:
         at += header[at] + 1 if header[12] & flag else 0
+    return at
+
+
+def _without_headers(header: bytes) -> bytes:
+    """Return a content header with only those headers in its table that are in `_KEPT`."""
+    at = _table_at(header)
     end = at + 4 + int.from_bytes(header[at : at + 4], "big")
     table = b""
     name = at + 4

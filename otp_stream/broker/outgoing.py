@@ -37,6 +37,7 @@ from .message import LARGEST_HEADER, Delivered, RawMessage
 
 _OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN}
 _OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
+_OF_JOB = _OF_REPLAY | {ATTEMPT, JOB_ID, UNCERTAIN}
 # The broker's headers are not copied: with copied `x-death` headers, RabbitMQ has lost messages on their second pass
 # through a wait queue, and CC and BCC would route the copy to queues that already have the producer's message.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
@@ -57,7 +58,7 @@ def retry(
     message: JobMessage, *, job_id: str, attempts_made: int, inject: Inject, uncertain: str | None = None
 ) -> Message:
     """Return the job for its next attempt, with our count of attempts as `retryCount` in the body."""
-    headers = _foreign(message.raw) | _ours(message, job_id, attempts_made)
+    headers = foreign_headers(message.raw) | _ours(message, job_id, attempts_made)
     if uncertain := uncertain or message.uncertain:
         headers[UNCERTAIN] = uncertain
     if message.moves:
@@ -71,13 +72,17 @@ def moved(message: JobMessage, job: Job) -> Message:
 
     It counts the move, so that the copy is never taken for the original, nor the original for the copy.
     """
-    headers = _foreign(message.raw) | _ours(message, job.id, job.attempts_made)
-    headers |= {LANE: job.lane, MOVES: job.moves + 1}
-    if job.uncertain:
-        headers[UNCERTAIN] = job.uncertain
-    if job.suspect:
-        headers[SUSPECT] = "yes"
+    headers = foreign_headers(message.raw) | _ours(message, job.id, job.attempts_made) | moved_headers(message)
     return _copy(message.raw, message.raw.body, headers)
+
+
+def moved_headers(message: JobMessage) -> Headers:
+    """Return our headers of a moved job, without those that can be found only by reading the job."""
+    headers = {name: message.ours[name] for name in _OF_JOB if name in message.ours} if message.ours else {}
+    headers |= {FIRST_SEEN: message.first_seen_ms, LANE: message.first_lane, MOVES: message.moves + 1}
+    if message.suspect:
+        headers[SUSPECT] = "yes"
+    return headers
 
 
 def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
@@ -85,7 +90,7 @@ def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, i
 
     A body that was too large to keep is replaced by JSON with its size.
     """
-    headers = _foreign(message.raw) | _ours(message, job_id, dead.attempt)
+    headers = foreign_headers(message.raw) | _ours(message, job_id, dead.attempt)
     headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
     if dead.allowed_ms is not None:
         headers[ALLOWED_AT] = dead.allowed_ms
@@ -111,7 +116,7 @@ def replayed(raw: RawMessage, replay: Replay, *, known: bool, ours: Mapping[str,
     `known`: whether the body is a valid job; `ours`: the headers that a worker signed.
     """
     removed = _OF_DEATH | _OF_REPLAY
-    headers = _foreign(raw) | {name: value for name, value in ours.items() if name not in removed}
+    headers = foreign_headers(raw) | {name: value for name, value in ours.items() if name not in removed}
     headers |= {ATTEMPT: 0, REPLAYED_AT: replay.at_ms, REPLAYED_BY: replay.by}
     if replay.fresh:
         headers[FRESH] = "yes"
@@ -136,7 +141,8 @@ def _ours(message: JobMessage, job_id: str, attempts_made: int) -> Headers:
     return ours
 
 
-def _foreign(raw: RawMessage) -> Headers:
+def foreign_headers(raw: RawMessage) -> Headers:
+    """Return the headers of a message that are neither ours nor the broker's."""
     headers = raw.headers
     return {name: it for name, it in headers.items() if not name.startswith(OURS) and not _is_brokers(name)}
 

@@ -1,84 +1,70 @@
 """Confirmed publishes to queues, of which those of one iteration of the event loop go in one packet.
 
 A tenant's backlog is moved at this rate, and other tenants' jobs wait behind it. FastStream's publisher, aio-pika and
-aiormq together take most of the time of a move: each publish waits until the one before it is written.
+aiormq together take most of the time of a move: each publish waits until the one before it is written, and each confirm
+is compared with all messages in flight.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
-from uuid import uuid4
 
 from aio_pika import Message
 from aiormq import Channel
 from aiormq.abc import ChannelFrame
+from aiormq.exceptions import DeliveryError, PublishError
+from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from otp_stream.tasks import lost_connection_as_error
 
 from . import frames
 from .confirmed_publish import ConfirmedPublisher
+from .headers import MAC
 from .topology_admin import quietly
 
 _CONFIRM_TIMEOUT_S = 10.0
 _TRY_AGAIN_S = 0.005
 
+Confirm = asyncio.Future[None]
+"""Ends with the confirm of a message."""
+
 
 class QueuePublisher:
-    """Publishes through the default exchange.
+    """Publishes signed messages through the default exchange.
 
-    A message goes through `other` instead if `uses_other` returns true, and if another one with the same id is in
-    flight, because aiormq matches a returned message by its id alone.
+    A message goes through `other` instead if `uses_other` returns true.
     """
 
     def __init__(self, other: ConfirmedPublisher, *, uses_other: Callable[[], bool]) -> None:
         self._other = other
         self._uses_other = uses_other
         self._packets: _Packets | None = None
-        self._retired: list[_Packets] = []
-        """Channels that are no longer used, and have messages in flight."""
         self._opening = asyncio.Lock()
 
     async def __call__(self, message: Message, *, exchange: str, routing_key: str, new_channel: bool = False) -> None:
         """Publish and wait for the confirm. Raises if the broker returns the message, refuses it or does not answer."""
-        packets = None if exchange or new_channel or self._uses_other() else await self._open_packets()
-        message_id = message.message_id or uuid4().hex
-        if packets is None or packets.has(message_id):
+        if exchange or new_channel or self._uses_other():
             await self._other(message, exchange=exchange, routing_key=routing_key, new_channel=new_channel)
             return
-        confirm = packets.add(message, message_id, routing_key)
-        try:
-            with lost_connection_as_error():
-                await self._confirmed(confirm)
-        except Exception:
-            await self._retire(packets)
-            raise
-        finally:
-            confirm.cancel()
+        packets = await self._open_packets()
+        header = ContentHeader(properties=message.properties, body_size=len(message.body)).marshal()
+        await packets.add(routing_key, header, message.body, str(message.headers[MAC]))
 
-    async def _confirmed(self, confirm: asyncio.Future[object]) -> None:
-        while not (await asyncio.wait({confirm}, timeout=_CONFIRM_TIMEOUT_S))[0]:
-            if not await self._other.is_blocked():
-                raise TimeoutError
-        await confirm
-
-    async def _retire(self, packets: "_Packets") -> None:
-        """Use another channel from now on: a queue that has refused a message may refuse this channel forever."""
-        if self._packets is packets:
-            self._packets = None
-            self._retired.append(packets)
-        done = [it for it in self._retired if it.idle]
-        self._retired = [it for it in self._retired if it not in done]
-        for it in done:
-            await quietly(it.channel.close(), _CONFIRM_TIMEOUT_S)
+    def start(self, queue: str, header: bytes, body: bytes, mac: str) -> Confirm | None:
+        """Publish a message whose content header has this payload and `mac`. Returns `None` if that takes longer."""
+        packets = self._packets
+        if packets is None or not packets.usable or self._uses_other():
+            return None
+        return packets.add(queue, header, body, mac)
 
     async def _open_packets(self) -> "_Packets":
         packets = self._packets
-        if packets is None or packets.channel.is_closed:
+        if packets is None or not packets.usable:
             async with self._opening:
                 packets = self._packets
-                if packets is None or packets.channel.is_closed:
-                    packets = self._packets = _Packets(await self._open_channel())
+                if packets is None or not packets.usable:
+                    packets = self._packets = _Packets(await self._open_channel(), self._other.is_blocked)
         return packets
 
     async def _open_channel(self) -> Channel:
@@ -87,46 +73,45 @@ class QueuePublisher:
             raise ConnectionError("not connected")
         with lost_connection_as_error():
             async with asyncio.timeout(_CONFIRM_TIMEOUT_S):
-                return cast("Channel", await transport.channel(publisher_confirms=True, on_return_raises=True))
+                return cast("Channel", await transport.channel(publisher_confirms=True))
 
 
 class _Packets:
-    """The messages of one channel. aiormq matches the confirms."""
+    """The messages of one channel, and their confirms, which aiormq reads and passes to this class.
 
-    def __init__(self, channel: Channel) -> None:
+    After an error it takes no more messages, because a queue that has refused one may refuse its channel forever. The
+    channel is closed once no message is in flight.
+    """
+
+    def __init__(self, channel: Channel, is_blocked: Callable[[], Awaitable[bool]]) -> None:
         self.channel = channel
-        self._confirms = cast("dict[int, object]", cast("Any", channel).confirmations)
+        self.usable = True
+        self._is_blocked = is_blocked
         self._loop = asyncio.get_running_loop()
         self._outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", channel.connection).write_queue)
         self._pending: list[bytes] = []
         self._scheduled = False
+        self._last = 0
+        self._in_flight: dict[int, tuple[str, Confirm]] = {}
+        """MAC and confirm of each message in flight, by its number, in the order in which they were published."""
+        self._watching: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        # aiormq looks up both in its channel; no other class can be given to it
+        vars(channel).update(_on_confirm_frame=self._on_confirm, _on_return_frame=self._on_return)
+        cast("asyncio.Future[object]", cast("Any", channel).closing).add_done_callback(self._closed)
 
-    @property
-    def idle(self) -> bool:
-        """Whether no message is in flight."""
-        return not self._confirms
-
-    def has(self, message_id: str) -> bool:
-        """Return whether a message with this id is in flight."""
-        return message_id in self.channel.message_id_delivery_tag
-
-    def add(self, message: Message, message_id: str, queue: str) -> asyncio.Future[object]:
-        """Publish a message. Returns a future that ends with its confirm."""
+    def add(self, queue: str, header: bytes, body: bytes, mac: str) -> Confirm:
+        """Publish a message."""
         channel = self.channel
-        properties = message.properties
-        properties.message_id = message_id
-        header = ContentHeader(properties=properties, body_size=len(message.body)).marshal()
-        packet = frames.publish(channel.number, queue, header, message.body, channel.max_content_size)
-        # from here on nothing may fail, because the broker counts the messages
-        channel.delivery_tag += 1
-        confirm = cast("asyncio.Future[object]", cast("Any", channel).create_future())
-        self._confirms[channel.delivery_tag] = confirm
-        channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-        confirm.add_done_callback(lambda _: channel.message_id_delivery_tag.pop(message_id, None))
-        self._pending.append(packet)
+        self._pending.append(frames.publish(channel.number, queue, header, body, channel.max_content_size))
+        self._last += 1
+        confirm: Confirm = self._loop.create_future()
+        self._in_flight[self._last] = (mac, confirm)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._send)
+        if self._watching is None:
+            self._watching = self._loop.create_task(self._watch())
         return confirm
 
     def _send(self) -> None:
@@ -135,5 +120,59 @@ class _Packets:
             return
         self._scheduled = False
         packet, self._pending = b"".join(self._pending), []
-        if not self.channel.is_closed:  # else aiormq has ended the futures
+        if not self.channel.is_closed:
             self._outgoing.put_nowait(frames.packet(packet))
+
+    async def _on_confirm(self, frame: Basic.Ack | Basic.Nack) -> None:
+        tag = frame.delivery_tag or 0
+        error = None if isinstance(frame, Basic.Ack) else DeliveryError(None, frame)
+        if not frame.multiple:
+            self._end(tag, error)
+            return
+        for number in list(self._in_flight):
+            if number > tag:
+                break
+            self._end(number, error)
+
+    async def _on_return(self, frame: Basic.Return) -> None:
+        # a returned message is confirmed as well, but afterwards
+        channel = cast("Any", self.channel)
+        message = await channel._read_content(frame, await channel._get_frame())  # noqa: SLF001 - as above
+        mac = cast("dict[str, object]", message.header.properties.headers or {}).get(MAC)
+        number = next((it for it, (known, _) in self._in_flight.items() if known == mac), None)
+        error = PublishError(message, frame)
+        if number is None:
+            self._fail(error)  # which one is unknown
+        else:
+            self._end(number, error)
+
+    def _end(self, number: int, error: Exception | None) -> None:
+        _, confirm = self._in_flight.pop(number, (None, None))
+        if confirm is None:
+            return
+        if error is not None:
+            self.usable = False
+        if not confirm.done():
+            if error is None:
+                confirm.set_result(None)
+            else:
+                confirm.set_exception(error)
+        if not self.usable and not self._in_flight and self._ending is None:
+            self._ending = self._loop.create_task(quietly(self.channel.close(), _CONFIRM_TIMEOUT_S))
+
+    def _fail(self, error: Exception) -> None:
+        self.usable = False
+        for number in list(self._in_flight):
+            self._end(number, error)
+
+    def _closed(self, _: object) -> None:
+        self._fail(ConnectionError("the connection was lost"))
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            oldest = next(iter(self._in_flight), None)
+            await asyncio.sleep(_CONFIRM_TIMEOUT_S)
+            if oldest in self._in_flight and not await self._is_blocked():
+                self._fail(TimeoutError())

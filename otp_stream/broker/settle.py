@@ -20,6 +20,7 @@ from otp_stream.tasks import lost_connection_as_error
 from . import outgoing
 from .headers import sign
 from .job_message import JobMessage
+from .message import ClosedError, Delivered
 from .outgoing import Inject
 from .topology import Topology
 
@@ -88,7 +89,7 @@ class Settler:
         try:
             await publish(copy, exchange="", routing_key=queue)
         except (TimeoutError, *_REFUSALS) as error:
-            return _error_text(error)
+            return error_text(error)
         await acknowledge(message)
         return None
 
@@ -135,10 +136,10 @@ class Settler:
                     "publish not confirmed",
                     exchange=exchange,
                     routing_key=routing_key,
-                    error=_error_text(error),
+                    error=error_text(error),
                     again_in_s=pause_s,
                 )
-                self.repair(f"publish to {exchange or routing_key} not confirmed: {_error_text(error)}")
+                self.repair(f"publish to {exchange or routing_key} not confirmed: {error_text(error)}")
                 await asyncio.sleep(pause_s)
             else:
                 return True
@@ -151,7 +152,18 @@ async def acknowledge(message: JobMessage) -> None:
         with lost_connection_as_error():
             await message.raw.ack()
     except _REFUSALS as error:
-        structlog.get_logger(__name__).warning("acknowledgement lost, the job is redelivered", error=_error_text(error))
+        structlog.get_logger(__name__).warning("acknowledgement lost, the job is redelivered", error=error_text(error))
+
+
+def acknowledge_now(message: JobMessage) -> None:
+    """Acknowledge a message of a real broker, as `acknowledge` does."""
+    if isinstance(message.raw, Delivered):
+        try:
+            message.raw.ack_now()
+        except ClosedError as error:
+            structlog.get_logger(__name__).warning(
+                "acknowledgement lost, the job is redelivered", error=error_text(error)
+            )
 
 
 async def requeue(message: JobMessage) -> bool:
@@ -164,7 +176,8 @@ async def requeue(message: JobMessage) -> bool:
     return True
 
 
-def _error_text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """Return the text of an error of a publish, without anything of the message."""
     if isinstance(error, DeliveryError):
         return "returned or refused by the broker"
     if not isinstance(error, AMQPError | WireError | ConnectionError):

@@ -60,7 +60,7 @@ class OtpSubscriber(RabbitSubscriber):
             ),
             calls,
         )
-        self.lane = LaneConsumer(lane, queue.name, prefetch, shared, self._handle)
+        self.lane = LaneConsumer(lane, queue.name, prefetch, shared, self._handle, lambda: self._direct is not None)
         self._shared = shared
         self._direct: Callable[[OtpJob, IncomingJob], Awaitable[object]] | None = None
         """The handler, if no extension must be called before it."""

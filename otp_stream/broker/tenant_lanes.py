@@ -15,7 +15,8 @@ from otp_stream.core.state import TenantLaneState
 from .consumers import Consumers
 from .job_message import JobMessage
 from .lane import LaneConsumer
-from .settle import Publish, Settler
+from .queue_publisher import Confirm, QueuePublisher
+from .settle import Settler, error_text
 from .topology import DEFAULT_TENANT, Depth, Topology
 from .topology_admin import BROKER_ERRORS, TopologyAdmin
 
@@ -78,7 +79,7 @@ class TenantLanes:
         admin: TopologyAdmin,
         consumers: Consumers,
         settler: Settler,
-        publish: Publish,
+        publish: QueuePublisher,
         *,
         prefetch: int,
         blocked: Callable[[], bool],
@@ -156,10 +157,35 @@ class TenantLanes:
         if not await self._is_declared(lane):
             return self._not_moved(lane, "it is not declared")
         if error := await self._settler.move(message, job, lane.consumer.queue, self._publish):
-            lane.declared.clear()
-            lane.start_at = 0.0
-            self._wake.set()
-            return self._not_moved(lane, error)
+            return self._refused(lane, error)
+        self._has_moved(lane)
+        return True
+
+    def publish(self, tenant: str, header: bytes, body: bytes, mac: str) -> Confirm | None:
+        """Publish a message to its tenant's queue. Returns `None` if that is not possible at once."""
+        lane = self._lanes[tenant]
+        if not lane.declared.is_set():
+            return None
+        confirm = self._publish.start(lane.consumer.queue, header, body, mac)
+        if confirm is not None:
+            confirm.add_done_callback(lambda it: self._confirmed(lane, it))
+        return confirm
+
+    def _confirmed(self, lane: _TenantLane, confirm: Confirm) -> None:
+        if confirm.cancelled():
+            return
+        if error := confirm.exception():
+            self._refused(lane, error_text(error))
+        else:
+            self._has_moved(lane)
+
+    def _refused(self, lane: _TenantLane, error: str) -> bool:
+        lane.declared.clear()
+        lane.start_at = 0.0
+        self._wake.set()
+        return self._not_moved(lane, error)
+
+    def _has_moved(self, lane: _TenantLane) -> None:
         lane.moved += 1
         lane.pause_s = _FIRST_PAUSE_S
         now = monotonic()
@@ -171,7 +197,6 @@ class TenantLanes:
                 queue=lane.consumer.queue,
                 so_far=lane.moved,
             )
-        return True
 
     async def _is_declared(self, lane: _TenantLane) -> bool:
         if lane.declared.is_set():

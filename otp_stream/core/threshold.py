@@ -10,6 +10,7 @@ class DynamicThreshold:
     """
 
     def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._free = slots
         self._kept: dict[str, int] = {}
 
@@ -17,6 +18,12 @@ class DynamicThreshold:
     def kept(self) -> dict[str, int]:
         """The number of jobs of each tenant that has any."""
         return dict(self._kept)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a tenant is not permitted to have another job."""
+        # a tenant has at most the slots that are not free
+        return 2 * self._free <= self._slots and max(self._kept.values(), default=0) >= max(self._free, 1)
 
     def permits(self, tenant: str) -> bool:
         """Return whether a tenant may have another job. Its first one is always permitted."""

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from amqp_proxy import ACK, amqp_proxy
 from conftest import Stage
 from deliveries import MadeIds
+from faststream import BaseMiddleware
 from ledger import Ledger
 from rabbitmq import until
 from smtp_relay import Act
@@ -96,6 +98,7 @@ class Tenants:
 @asynccontextmanager
 async def tenants(
     stage: Stage, *names: str, prefetch: int = 20, url: str | None = None, hanging: tuple[str, ...] = (),
+    middlewares: tuple[Any, ...] = (),
 ) -> AsyncIterator[Tenants]:  # fmt: skip
     """Start a broker part with these tenants."""
     stage.rabbit.backoffs.add((1000, 1000, 1))
@@ -107,6 +110,8 @@ async def tenants(
         tenants=names, tenant_of=tenant_of,
     )  # fmt: skip
     broker = OtpBroker(config, made=MadeIds(), refused=lambda *_: None, inject=lambda _: None)
+    for middleware in middlewares:
+        broker.add_middleware(middleware)
     it = Tenants(broker, set(hanging))
     topology = broker.topology
 
@@ -209,22 +214,31 @@ async def test_two_workers_share_the_queue_of_a_tenant(stage: Stage) -> None:
         assert set((one.ended + two.ended).values()) == {1}
 
 
-async def test_a_moved_job_whose_acknowledgement_is_lost_is_not_processed_twice(stage: Stage) -> None:
+@pytest.mark.parametrize("earlier", [0, 1], ids=["read", "unread"])
+async def test_a_moved_job_whose_acknowledgement_is_lost_is_not_processed_twice(stage: Stage, earlier: int) -> None:
     async with amqp_proxy(stage.url) as (proxy, url), tenants(stage, "a", prefetch=4, url=url, hanging=("a",)) as it:
         own = f"{stage.rabbit.prefix}.tenant.a"
         await until(lambda: stage.rabbit.consumers(own), "consumer")
+        # the first move opens the channel, and later ones are made before the job is read
+        sent = proxy.hold("to broker", ACK) if earlier else None
+        await stage.rabbit.publish(*(job(n, "a") for n in range(2 + earlier)))
+        if sent is not None:
+            await sent.reached.wait()
+            proxy.release()
+        await it.until(lambda: len(it.jobs) == 2 + earlier and it.moved("a") == earlier, "earlier jobs")
+        await stage.rabbit.wait_depth(0)
         held = proxy.hold("to broker", ACK)
-        await stage.rabbit.publish(*(job(n, "a") for n in range(3)))
+        await stage.rabbit.publish(job(9, "a"))
         await held.reached.wait()
-        await it.until(lambda: len(it.jobs) == 3, "the copy")
+        await it.until(lambda: it.jobs[-1].id == "a-9", "the copy")
         proxy.cut()
         proxy.release()
         # all are redelivered: the first two are moved, because their first deliveries are still being processed
-        await it.until(lambda: len(it.jobs) >= 5, "redelivered jobs")
+        await it.until(lambda: it.moved("a") == earlier + 3, "redelivered jobs")
         await stage.rabbit.wait_depth(0)
         await asyncio.sleep(0.2)
-        assert sorted((it.id, it.moves) for it in it.jobs if it.id == "a-2") == [("a-2", 1)] * 2
-        assert it.moved("a") == 3
+        assert [it.moves for it in it.jobs if it.id == "a-9"][:1] == [1]
+        assert it.moved("a") == earlier + 3
         assert [lane.ended["ack"] for lane in it.broker.state().lanes if lane.lane == "jobs"] == [1]
         it.resume()
         await it.until(lambda: not it.unacked(), "end of every job")
@@ -271,6 +285,38 @@ async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(stage: Sta
         await until(lambda: stage.rabbit.consumers(own), "consumer again")
         it.resume()
         await it.until(lambda: len(it.ended) == 4, "end of every job")
+
+
+async def test_a_job_that_its_tenants_queue_does_not_take_is_processed_in_its_lane(stage: Stage) -> None:
+    own = f"{stage.rabbit.prefix}.tenant.a"
+    async with tenants(stage, "a", prefetch=4, hanging=("a",)) as it:
+        await until(lambda: stage.rabbit.consumers(own), "consumer")
+        await stage.rabbit.publish(*(job(n, "a") for n in range(3)))
+        await it.until(lambda: len(it.jobs) == 3 and it.moved("a") == 1, "the move that opens the channel")
+        it.broker._tenants._lanes["a"].start_at = time.monotonic() + 60
+        await stage.rabbit.channel.queue_delete(own)
+        await stage.rabbit.publish(job(9, "a"))
+        await it.until(lambda: len(it.jobs) == 4, "job")
+        assert (it.jobs[-1].id, it.jobs[-1].moves, it.moved("a")) == ("a-9", 0, 1)
+        it.resume()
+        await it.until(lambda: len(it.ended) == 4 and not it.unacked(), "end of every job")
+        assert not any(it.balance().values())
+
+
+async def test_a_job_that_a_middleware_has_to_see_is_read_before_its_move(stage: Stage) -> None:
+    seen: list[bytes] = []
+
+    class Watching(BaseMiddleware):
+        async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+            seen.append(msg.body)
+            return await call_next(msg)
+
+    async with tenants(stage, "a", prefetch=4, hanging=("a",), middlewares=(Watching,)) as it:
+        await stage.rabbit.publish(*(job(n, "a") for n in range(3)))
+        await it.until(lambda: it.moved("a") == 1, "move")
+        await stage.rabbit.publish(job(9, "a"))
+        await it.until(lambda: it.moved("a") == 2 and len(it.jobs) == 4, "second move")
+        assert seen.count(job(9, "a")) == 2
 
 
 async def test_jobs_from_a_tenants_queue_are_given_back_at_a_stop(stage: Stage) -> None:

@@ -1,15 +1,19 @@
 """Jobs of a tenant that has too many in a lane: moved to its queue, with all that is known about them."""
 
 import asyncio
+import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
 from deliveries import BODY, Deliveries, MadeIds, Publishing
 from faststream.rabbit.publisher import RabbitPublisher
+from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from otp_stream.broker import settle as settle_module
@@ -36,6 +40,10 @@ RETRIED = {
     "x-otp-attempt": 2, "x-otp-job-id": "ours", "x-otp-first-seen": 5, "x-otp-uncertain": "relay:25",
     "x-otp-replayed-at": 7, "x-otp-replayed-by": "ann", "x-otp-fresh": "yes",
 }  # fmt: skip
+PROPERTIES = (
+    "content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "timestamp", "app_id", "priority",
+    "expiration", "user_id",
+)  # fmt: skip
 TRACE = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
 
 
@@ -79,6 +87,34 @@ class Admin:
         return True
 
 
+unread = False
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["read", "unread"])
+def _move_unread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Move jobs after and before they are read: the same must hold."""
+    monkeypatch.setattr(sys.modules[__name__], "unread", request.param)
+
+
+class QueuePublishing(Publishing):
+    """A fake publish to queues."""
+
+    def start(self, queue: str, header: bytes, content: bytes, mac: str) -> "asyncio.Future[None]":
+        decoded = ContentHeader()
+        decoded.unmarshal(header)
+        given = decoded.properties
+        assert decoded.body_size == len(content)
+        assert (given.headers or {})["x-otp-mac"] == mac
+        message = Message(
+            content,
+            headers=cast("Any", given.headers),
+            delivery_mode=given.delivery_mode,
+            **{name: getattr(given, name) for name in PROPERTIES},
+            type=given.message_type,
+        )
+        return asyncio.ensure_future(self(message, exchange="", routing_key=queue))
+
+
 class FakeConsumers:
     def __init__(self) -> None:
         self.active: set[str] = set()
@@ -103,20 +139,23 @@ class Scene:
     lane: Lane = "jobs"
     prefetch: int = 4
     settlement: Final = field(default_factory=lambda: Ack("sent"))
-    publish: Publishing = field(default_factory=Publishing)
+    publish: "QueuePublishing" = field(default_factory=QueuePublishing)
     deliveries: Deliveries = field(default_factory=Deliveries)
     jobs: list[Job] = field(default_factory=list[Job])
+    read: list[bytes] = field(default_factory=list[bytes])
+    """Bodies of the messages that the handler got."""
     instead: Callable[[Job, IncomingJob], Awaitable[None]] | None = None
     go: asyncio.Event = field(default_factory=asyncio.Event)
     admin: Admin = field(default_factory=Admin)
     consumers: FakeConsumers = field(default_factory=FakeConsumers)
     blocked: bool = False
     refused: list[Dead] = field(default_factory=list[Dead])
+    moves_unread: bool = field(default_factory=lambda: unread)
 
     def __post_init__(self) -> None:
         settler = Settler(TOPOLOGY, BACKOFF, self.publish, lambda _: None, lambda _: None, KEY)
         self.tenants = TenantLanes(
-            TOPOLOGY, cast("Any", self.admin), cast("Any", self.consumers), settler, self.publish,
+            TOPOLOGY, cast("Any", self.admin), cast("Any", self.consumers), settler, cast("Any", self.publish),
             prefetch=self.prefetch, blocked=lambda: self.blocked,
         )  # fmt: skip
         events = Events(cast("RabbitPublisher", None), enabled=False)
@@ -125,7 +164,9 @@ class Scene:
             mover=self.tenants,
         )  # fmt: skip
         queue = "q" if self.lane == "tenant" else TOPOLOGY.lanes[self.lane]
-        self.consumer = LaneConsumer(self.lane, queue, self.prefetch, self.shared, self.handle)
+        self.consumer = LaneConsumer(
+            self.lane, queue, self.prefetch, self.shared, self.handle, lambda: self.moves_unread
+        )
         self.tenants.handle(lambda queue, prefetch: LaneConsumer("tenant", queue, prefetch, self.shared, self.handle))
 
     async def start(self, *names: str) -> None:
@@ -134,6 +175,7 @@ class Scene:
         await self.tenants._start_missing()
 
     async def handle(self, incoming: IncomingJob) -> None:
+        self.read.append(incoming.message.raw.body)
         job = await incoming.accept(read(incoming.message.raw.body))
         if job is None:
             return
@@ -175,6 +217,8 @@ class Scene:
 async def fill(scene: Scene, count: int, tenant: str = "a", **properties: Any) -> None:
     for number in range(count):
         scene.receive(body(number, tenant), **properties)
+        for _ in range(5 if unread else 0):  # the job is counted, or its move ends, before the next one is received
+            await asyncio.sleep(0)
     await asyncio.sleep(0.01)
 
 
@@ -264,6 +308,92 @@ async def test_a_moved_job_keeps_all_that_is_known_about_it(lane: Lane, rank: in
     assert (message.headers["traceparent"], message.headers["x-mine"]) == (TRACE, "1")
     assert not {"x-death", "CC"} & message.headers.keys()
     assert own_lane.state.unverified == 0
+    await scene.settle()
+
+
+USUAL = b'{"email": "u@example.com", "otp": "123456", "jobId": "j", "metadata": {"tenant": "a"}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "is_read"),
+    [
+        (USUAL, False),
+        (USUAL.replace(b'"a"', b'"a", "userName": "Zo\\u00eb"'), False),
+        (USUAL.replace(b'"jobId": "j"', b'"timestamp": 1672531200000'), False),
+        (USUAL.replace(b'"metadata"', b'"timestamp": 5, "metadata"'), False),
+        (USUAL.replace(b'"jobId"', b'"id"'), True),  # its copy would get a random id
+        (USUAL.replace(b'"j"', b'""'), True),
+        (USUAL.replace(b'"j"', b'"%s"' % (b"j" * 201)), True),
+        (USUAL.replace(b'"j"', b'"\\u0007"'), True),
+        (USUAL.replace(b'"j"', b"5"), True),
+        (USUAL.replace(b'"jobId": "j"', b'"timestamp": 1672531200'), True),  # seconds
+        (USUAL.replace(b'"otp"', b'"deep": %s%s, "otp"' % (b"[" * 300, b"]" * 300)), True),
+        (b"\xef\xbb\xbf" + USUAL, True),
+        (USUAL.replace(b"u@", b"\xff@"), True),
+        (USUAL.replace(b'"u@example.com"', b"5"), False),  # it is malformed there
+        (USUAL.replace(b'"otp"', b'"x": "\n", "otp"'), True),
+        (USUAL.replace(b'"email"', b'"x": "%s", "email"' % (b"x" * 70_000)), True),
+    ],
+)
+async def test_a_job_is_read_before_its_move_only_if_it_has_to_be(content: bytes, is_read: bool) -> None:  # noqa: FBT001 - a parameter
+    scene = Scene()
+    await scene.start("a")
+    await fill(scene, 2)
+    scene.receive(content)
+    await scene.until(lambda: bool(scene.publish.tries) and scene.consumer.unacked == 2)
+    assert (content in scene.read) == (is_read or not unread)
+    assert scene.publish.tries[0].body == content
+    await scene.settle()
+
+
+@pytest.mark.parametrize("lane", ["jobs", "due"])
+async def test_a_redelivered_message_and_one_that_no_worker_has_signed_are_read_before_their_move(lane: Lane) -> None:
+    scene = Scene(lane)
+    await scene.start("a")
+    await fill(scene, 2)
+    scene.receive(body(9), redelivered=lane == "jobs")
+    await scene.until(lambda: len(scene.publish.tries) == 1)
+    assert body(9) in scene.read
+    await scene.settle()
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {},
+        {"headers": {}},
+        {"content_type": "application/json", "headers": {}},
+        {"content_type": "text/plain", "content_encoding": "utf-8", "headers": {"x-mine": [1, {"a": True}], "é": "ü"}},
+        {"delivery_mode": 1, "priority": 3, "correlation_id": "c", "reply_to": "r", "expiration": "60000"},
+        {"message_id": "m", "timestamp": datetime(2026, 1, 2, tzinfo=UTC), "message_type": "t", "user_id": "guest"},
+        {"app_id": "app", "headers": {"x-otp-lane": "high", "x-death": [{}], "BCC": ["q"]}},
+        {"headers": {"x-mine": "x" * 11_000, "x-other": "x" * 3_000}},
+        {"headers": {"x-mine": "x" * 17_000}},
+    ],
+)
+async def test_the_copy_has_the_properties_of_the_original(properties: dict[str, Any]) -> None:
+    scene = Scene()
+    await scene.start("a")
+    await fill(scene, 2)
+    original = scene.receive(body(9), **properties)
+    await scene.until(lambda: len(scene.publish.tries) == 1)
+    copy = scene.publish.tries[0].message
+    ours = verified(cast("dict[str, Any]", copy.headers), body(9), (KEY,))
+    assert ours is not None
+    assert ours | {"x-otp-first-seen": 0} == {"x-otp-first-seen": 0, "x-otp-lane": "jobs", "x-otp-moves": 1} | (
+        {} if body(9) not in scene.read else {"x-otp-attempt": 0, "x-otp-job-id": "j-9"}
+    )
+    foreign = {name: it for name, it in copy.headers.items() if not name.startswith("x-otp-")}
+    large = len(properties.get("headers", {}).get("x-mine", "")) > 2_000
+    assert foreign == {
+        name: it
+        for name, it in properties.get("headers", {}).items()
+        if not large and name not in {"x-death", "BCC"} and not name.startswith("x-otp-")
+    }
+    dropped = {"expiration", "user_id"}
+    for name in (*PROPERTIES, "type"):
+        assert (getattr(copy, name) or None) == (None if name in dropped else getattr(original, name)), name
+    assert copy.delivery_mode == 2
     await scene.settle()
 
 

@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 from otp_stream.broker.incoming import Shared
-from otp_stream.broker.lane import Handle, LaneConsumer, QueueAge
+from otp_stream.broker.lane import Handle, LaneConsumer
+from otp_stream.broker.queue_age import QueueAge
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, unshared_state, worst
 from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, TablesState, WorkerState

@@ -1,11 +1,14 @@
 """Publishes to queues: many in one packet, each with its own confirm."""
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 from aio_pika import Message
+from aio_pika.exceptions import DeliveryError
+from aiormq.abc import DeliveredMessage
 from deliveries import Publishing
 from pamqp import commands, frame
 from pamqp.body import ContentBody
@@ -21,24 +24,32 @@ class Channel:
     def __init__(self, transport: "Transport") -> None:
         self.number = 7
         self.connection = transport
-        self.is_closed = False
         self.max_content_size = 100
-        self.delivery_tag = 0
-        self.confirmations: dict[int, asyncio.Future[object]] = {}
-        self.message_id_delivery_tag: dict[str, int] = {}
+        self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._frames: deque[ContentHeader] = deque()
 
-    def create_future(self) -> asyncio.Future[object]:
-        return asyncio.get_running_loop().create_future()
+    @property
+    def is_closed(self) -> bool:
+        return self.closing.done()
 
-    def confirm(self, tag: int, error: Exception | None = None) -> None:
-        found = self.confirmations.pop(tag)
-        if error:
-            found.set_exception(error)
-        else:
-            found.set_result("ack")
+    async def confirm(self, tag: int, *, multiple: bool = False) -> None:
+        await cast("Any", self)._on_confirm_frame(commands.Basic.Ack(tag, multiple=multiple))
+
+    async def refuse(self, tag: int, *, multiple: bool = False) -> None:
+        await cast("Any", self)._on_confirm_frame(commands.Basic.Nack(tag, multiple=multiple))
+
+    async def give_back(self, headers: dict[str, Any] | None) -> None:
+        self._frames.append(ContentHeader(properties=commands.Basic.Properties(headers=headers)))
+        await cast("Any", self)._on_return_frame(commands.Basic.Return(312, "NO_ROUTE", "", "q"))
+
+    async def _get_frame(self) -> ContentHeader:
+        return self._frames.popleft()
+
+    async def _read_content(self, frame: commands.Basic.Return, header: ContentHeader) -> DeliveredMessage:
+        return DeliveredMessage(frame, header, b"", cast("Any", self))
 
     async def close(self) -> None:
-        self.is_closed = True
+        self.closing.set_result(None)
 
 
 class Transport:
@@ -75,11 +86,16 @@ class Scene:
         self.publisher = QueuePublisher(cast("Any", self.other), uses_other=lambda: self.uses_other)
 
     async def publish(self, body: bytes, queue: str = "q", **properties: Any) -> asyncio.Task[None]:
-        task = asyncio.create_task(
-            self.publisher(Message(body, delivery_mode=2, **properties), exchange="", routing_key=queue)
-        )
+        headers = {"x-otp-mac": body.decode(), **properties.pop("headers", {})}
+        message = Message(body, delivery_mode=2, headers=headers, **properties)
+        task = asyncio.create_task(self.publisher(message, exchange="", routing_key=queue))
         for _ in range(5):
             await asyncio.sleep(0)
+        return task
+
+    async def publish_and_confirm(self) -> asyncio.Task[None]:
+        task = await self.publish(b"1")
+        await self.channel.confirm(1)
         return task
 
     @property
@@ -111,19 +127,18 @@ async def test_messages_of_one_moment_go_in_one_packet_and_each_waits_for_its_co
     assert isinstance(header, ContentHeader)
     properties = header.properties
     assert (properties.message_id, properties.headers, properties.delivery_mode, header.body_size) == (
-        "m-1", {"x-otp-lane": "high"}, 2, 3
+        "m-1", {"x-otp-lane": "high", "x-otp-mac": "one"}, 2, 3
     )  # fmt: skip
     assert isinstance(body, ContentBody)
     assert body.value == b"one"
     assert more[0].routing_key == "other"
-    assert more[1].properties.message_id
+    assert more[1].properties.message_id is None
     assert [len(it.value) for it in more[2:]] == [100, 100, 50]
-    scene.channel.confirm(2)
+    await scene.channel.confirm(2)
     await tasks[1]
     assert not tasks[0].done()
-    scene.channel.confirm(1)
+    await scene.channel.confirm(1)
     await tasks[0]
-    assert scene.channel.message_id_delivery_tag == {}
     assert len(scene.transport.channels) == 1
 
 
@@ -131,45 +146,98 @@ async def test_after_an_error_another_channel_is_used_and_the_old_one_is_closed_
     scene = Scene()
     one, two = await scene.publish(b"1"), await scene.publish(b"2")
     first = scene.channel
-    first.confirm(1, ConnectionError("returned"))
-    with pytest.raises(ConnectionError):
+    await first.refuse(1)
+    with pytest.raises(DeliveryError):
         await one
     three = await scene.publish(b"3")
     assert len(scene.transport.channels) == 2
     assert not first.is_closed
-    first.confirm(2, ConnectionError("returned as well"))
-    with pytest.raises(ConnectionError):
+    await first.give_back({"x-otp-mac": "2"})
+    with pytest.raises(DeliveryError):
         await two
+    await asyncio.sleep(0)
     assert first.is_closed
-    scene.channel.confirm(1)
+    await scene.channel.confirm(1)
     await three
+
+
+async def test_one_confirm_may_be_for_several_messages() -> None:
+    scene = Scene()
+    tasks = [await scene.publish(b"%d" % number) for number in range(4)]
+    await scene.channel.confirm(2, multiple=True)
+    await asyncio.gather(*tasks[:2])
+    assert not tasks[2].done()
+    await scene.channel.refuse(4, multiple=True)
+    for task in tasks[2:]:
+        with pytest.raises(DeliveryError):
+            await task
+
+
+async def test_a_returned_message_is_found_by_its_mac_and_its_confirm_changes_nothing() -> None:
+    scene = Scene()
+    one, two = await scene.publish(b"1", message_id="same"), await scene.publish(b"2", message_id="same")
+    await scene.channel.give_back({"x-otp-mac": "2"})
+    with pytest.raises(DeliveryError):
+        await two
+    await scene.channel.confirm(2, multiple=True)
+    await one
+
+
+async def test_a_returned_message_that_is_unknown_may_be_any_of_those_in_flight() -> None:
+    scene = Scene()
+    one, two = await scene.publish(b"1"), await scene.publish(b"2")
+    await scene.channel.give_back(None)
+    for task in (one, two):
+        with pytest.raises(DeliveryError):
+            await task
+
+
+async def test_messages_in_flight_fail_with_their_channel() -> None:
+    scene = Scene()
+    one = await scene.publish(b"1")
+    await scene.channel.close()
+    with pytest.raises(ConnectionError):
+        await one
+
+
+async def test_a_message_is_published_at_once_if_a_channel_is_open() -> None:
+    scene = Scene()
+    header = ContentHeader(properties=commands.Basic.Properties(message_id="m"), body_size=1).marshal()
+    assert scene.publisher.start("q", header, b"1", "mac") is None
+    await (await scene.publish_and_confirm())
+    confirm = scene.publisher.start("q", header, b"1", "mac")
+    assert confirm is not None
+    await asyncio.sleep(0)
+    _, (_, sent, content) = scene.sent()
+    assert (sent.properties.message_id, content.value) == ("m", b"1")
+    scene.uses_other = True
+    assert scene.publisher.start("q", header, b"1", "mac") is None
+    scene.uses_other = False
+    await scene.channel.refuse(2)
+    with pytest.raises(DeliveryError):
+        await confirm
+    assert scene.publisher.start("q", header, b"1", "mac") is None
 
 
 async def test_a_closed_channel_is_replaced() -> None:
     scene = Scene()
-    one = await scene.publish(b"1")
-    scene.channel.confirm(1)
-    await one
-    scene.channel.is_closed = True
+    await (await scene.publish_and_confirm())
+    await scene.channel.close()
     two = await scene.publish(b"2")
     assert len(scene.transport.channels) == 2
-    scene.channel.confirm(1)
+    await scene.channel.confirm(1)
     await two
-    scene.transport.is_closed = scene.channel.is_closed = True
+    await scene.channel.close()
+    scene.transport.is_closed = True
     with pytest.raises(ConnectionError):
         await (await scene.publish(b"3"))
 
 
-async def test_a_second_message_with_the_same_id_and_every_one_with_middlewares_goes_the_usual_way() -> None:
-    scene = Scene()
-    one = await scene.publish(b"1", message_id="m")
-    await (await scene.publish(b"2", message_id="m"))
-    assert [it.body for it in scene.other.tries] == [b"2"]
-    scene.channel.confirm(1)
-    await one
-    scene.uses_other = True
+async def test_with_middlewares_every_message_goes_the_usual_way() -> None:
+    scene = Scene(uses_other=True)
     await (await scene.publish(b"3"))
-    assert [it.body for it in scene.other.tries] == [b"2", b"3"]
+    assert [it.body for it in scene.other.tries] == [b"3"]
+    assert scene.transport.channels == []
 
 
 async def test_a_confirm_that_does_not_come_is_an_error_unless_the_broker_is_blocked(
@@ -184,7 +252,19 @@ async def test_a_confirm_that_does_not_come_is_an_error_unless_the_broker_is_blo
     scene.other.blocked = False
     with pytest.raises(TimeoutError):
         await one
-    assert scene.channel.confirmations[1].cancelled()
+    await asyncio.sleep(0)
+    assert scene.channel.is_closed
+
+
+async def test_a_confirm_after_the_end_of_its_wait_is_ignored() -> None:
+    scene = Scene()
+    one = await scene.publish(b"1")
+    one.cancel()
+    await asyncio.sleep(0)
+    await scene.channel.confirm(1)
+    two = await scene.publish(b"2")
+    await scene.channel.confirm(2)
+    await two
 
 
 async def test_messages_wait_while_the_outgoing_queue_is_full() -> None:
@@ -195,5 +275,5 @@ async def test_messages_wait_while_the_outgoing_queue_is_full() -> None:
     scene.transport.write_queue.get_nowait()
     await asyncio.sleep(0.02)
     assert len(scene.sent()) == 1
-    scene.channel.confirm(1)
+    await scene.channel.confirm(1)
     await one

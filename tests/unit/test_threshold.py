@@ -58,6 +58,17 @@ def test_tenants_without_jobs_are_forgotten() -> None:
     assert fill(threshold, "b") == {"b": 5}
 
 
+def test_it_is_crowded_if_a_tenant_may_have_no_other_job() -> None:
+    for slots in (1, 2, 3, 10, 11):
+        threshold = DynamicThreshold(slots)
+        for tenant in "aabacaaabbccabcabcabc":
+            assert threshold.is_crowded == (not all(map(threshold.permits, "abc")))
+            threshold.add(tenant)
+        for tenant in "aabacaaabbccabcabcabc":
+            threshold.remove(tenant)
+            assert threshold.is_crowded == (not all(map(threshold.permits, "abc")))
+
+
 @given(st.integers(1, 50), st.integers(1, 8), st.randoms(use_true_random=False))
 def test_there_is_always_room_for_another_tenant_and_the_count_is_exact(
     slots: int, tenants: int, chance: random.Random
