@@ -20,6 +20,9 @@ from otp_stream.core.job import Lane
 DELIVERY_LIMIT = 20
 """Deliveries of one retry before the broker dead-letters it; RabbitMQ 4 has the same default."""
 
+TENANT_WAIT_MS = 300_000
+"""How long a job waits in its tenant's queue, before it returns to the lanes that all workers consume."""
+
 DEFAULT_TENANT = "default"
 """How the default tenant, whose name is empty, is called in the names of queues and in logs."""
 
@@ -126,14 +129,15 @@ class Topology:
     def tenant_arguments(self) -> dict[str, Any]:
         """The arguments of each tenant's queue.
 
-        They are those of the queue in which waits end, because its messages, too, exist nowhere else: a job that is
-        delivered too often is dead-lettered, and no job is lost while the dead-letter queue is unavailable.
+        A job that waits long, or is delivered too often, goes to the queue in which waits end: every worker consumes
+        that, including those that do not know the tenant and those of a version without tenants.
         """
-        return self._consumed_arguments
-
-    @property
-    def _consumed_arguments(self) -> dict[str, Any]:
-        return {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT}
+        return {
+            **_SAFE_HOP,
+            "x-dead-letter-routing-key": self.due,
+            "x-message-ttl": TENANT_WAIT_MS,
+            "x-delivery-limit": DELIVERY_LIMIT,
+        }
 
     def wait_queue(self, wait_ms: int) -> str:
         """Return the name of a wait queue."""
@@ -144,7 +148,7 @@ class Topology:
         """Our own queues with their arguments. The producers' queues keep the arguments that they have."""
         queues: dict[str, dict[str, Any]] = {
             self.dead: {"x-queue-type": "quorum"},
-            self.due: self._consumed_arguments,
+            self.due: {**_SAFE_HOP, "x-dead-letter-routing-key": self.dead, "x-delivery-limit": DELIVERY_LIMIT},
         }
         for wait_ms in self.backoff.waits_ms:
             queues[self.wait_queue(wait_ms)] = {

@@ -30,7 +30,7 @@ _MANY_RETRIES = 100
 """The maximum of MAX_RETRIES. With fewer retries, there are only fewer wait queues."""
 
 Verdict = Literal["deleted", "gone", "in use", "not empty", "has jobs", "unknown"]
-"""`in use`: bound again, or consumed from. `has jobs`: the queue of a removed tenant, from which nothing moves on.
+"""`in use`: bound again, or consumed from. `has jobs`: the queue of a removed tenant, whose jobs may wait for minutes.
 `unknown`: RabbitMQ reported no new statistics in time."""
 
 
@@ -75,7 +75,7 @@ async def find_old_tenant_queues(topology: Topology, management: ManagementQueri
     for name, arguments in sorted((await management.queue_arguments()).items()):
         if not name.startswith(topology.tenant_prefix) or name in topology.tenant_queues:
             continue
-        ours = arguments.get("x-dead-letter-routing-key") == topology.dead and "x-delivery-limit" in arguments
+        ours = arguments.get("x-dead-letter-routing-key") == topology.due and "x-delivery-limit" in arguments
         statistics = await management.statistics(name) if ours else None
         if statistics is not None:
             found.append(OldWaitQueue(name, 0, statistics.messages, statistics.consumers))

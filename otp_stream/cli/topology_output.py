@@ -17,8 +17,8 @@ _VERDICTS: dict[Verdict, str] = {
     "gone": "already deleted by someone else",
     "in use": "kept: a worker with the old settings, or another application, has bound it or consumes from it",
     "not empty": "kept: its {messages} messages move on within {within}, and no new ones arrive. Then run prune again",
-    "has jobs": "kept: it has {messages} jobs, and no worker has this tenant. Add it to TENANTS_FILE until they are "
-    "processed, then remove it and run prune again",
+    "has jobs": "kept: it has {messages} jobs, and no worker has this tenant. Within five minutes they move on to "
+    "the queue that all workers consume. Then run prune again",
     "unknown": "kept: RabbitMQ reported no new statistics in time. Wait longer with --wait. If its management "
     "API collects none (management_agent.disable_metrics_collector), check with rabbitmqctl list_queues name messages "
     "that it is empty, and delete it with rabbitmqctl delete_queue",

@@ -117,6 +117,8 @@ def read_tenants(settings: Settings) -> tuple[Tenants, list[str]]:
 def _parsed(path: Path) -> dict[str, Any]:
     """Return the content of a TOML file. Raises `ValueError`, whose text quotes nothing of it."""
     try:
+        if path.exists() and not path.is_file():  # to read a pipe would wait for its writer
+            raise ValueError("is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:

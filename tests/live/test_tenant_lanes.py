@@ -166,6 +166,23 @@ async def test_any_name_of_a_tenant_gives_a_name_of_a_queue(stage: Stage) -> Non
         await it.until(lambda: len(it.ended) == 51, "jobs of the tenant")
 
 
+@pytest.mark.parametrize("names", [("b",), ()])
+async def test_jobs_return_from_a_queue_that_no_worker_consumes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("otp_stream.broker.topology.TENANT_WAIT_MS", 1_000)
+    async with tenants(stage, "a", "b", hanging=("a",)) as it:
+        await stage.rabbit.publish(*(job(n, "a") for n in range(50)))
+        await it.until(lambda: it.moved("a") == 40, "moves")
+        await it.broker.stop_consumers()
+        await it.broker.drain(lambda: True)
+    async with tenants(stage, *names) as it:
+        await it.until(lambda: len(it.ended) == 50, "all jobs")
+        await it.until(lambda: not it.unacked(), "end of every job")
+        assert set(it.ended.values()) == {1}
+        assert not any(it.balance().values())
+
+
 async def test_single_codes_pass_the_backlog_of_another_tenant(stage: Stage) -> None:
     await stage.rabbit.declare()
     await asyncio.gather(

@@ -357,6 +357,14 @@ async def test_a_huge_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest
     assert "has more than" in str(logs)
 
 
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    its = settings(tmp_path, "[tenants.a]")
+    file = tmp_path / "tenants.toml"
+    file.unlink()
+    os.mkfifo(file)
+    assert read_tenants(its)[1] == [f"TENANTS_FILE: {file}: is not a file"]
+
+
 def test_a_worker_does_not_start_with_a_broken_file(tmp_path: Path) -> None:
     from otp_stream.app import assemble  # noqa: PLC0415 - it imports the whole worker
 
