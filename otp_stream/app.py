@@ -151,7 +151,7 @@ def _subscribe(broker: OtpBroker, delivery: Delivery) -> None:
     @broker.subscriber(
         broker.topology.any_tenant,
         title="sendOtpTenant",
-        description="Jobs of a tenant that has many in a worker: a queue for each tenant, so that none delays another.",
+        description="Jobs of a tenant that had too many in a worker. Each tenant has its own queue.",
     )
     async def send_otp(request: OtpJob, incoming: Incoming) -> None:  # pyright: ignore[reportUnusedFunction]
         """Send one one-time code, and settle its message."""

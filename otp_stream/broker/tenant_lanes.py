@@ -1,4 +1,4 @@
-"""The queues of the tenants: a tenant that has too many jobs in a worker gets the others from its own queue."""
+"""The queues of the tenants: when a tenant has too many jobs in a worker, the others are moved to its queue."""
 
 import asyncio
 from collections import deque
@@ -25,7 +25,7 @@ _CONCURRENT = 8
 _CHECK_S = 1.0
 """Interval in which lost consumers are noticed: one task looks at all of them."""
 _DEPTHS_S = 30.0
-"""Interval in which depths are read. Nobody waits for them: readiness depends on the other lanes only, and 200 passive
+"""Interval in which depths are read. No one waits for them: readiness depends on the other lanes only, and 200 passive
 declares for each probe would take more of the broker's time than the jobs of most tenants."""
 _DEPTHS_SOON_S = 6.0
 """The same if a consumer seems lost, and for the first time."""
@@ -192,7 +192,7 @@ class TenantLanes:
         if now - lane.logged_at >= _LOG_EVERY_S:
             lane.logged_at = now
             _log.info(
-                "jobs are moved to their tenant's queue, because it has many in this worker",
+                "jobs are moved to the tenant's own queue: it has too many in this worker",
                 tenant=lane.shown,
                 queue=lane.consumer.queue,
                 so_far=lane.moved,
@@ -212,7 +212,7 @@ class TenantLanes:
         now = monotonic()
         if now >= lane.move_at:  # else another job has found it a moment ago
             _log.warning(
-                "jobs cannot be moved to their tenant's queue, and stay in their lane",
+                "jobs cannot be moved to the tenant's own queue, and stay in their lane",
                 tenant=lane.shown,
                 queue=lane.consumer.queue,
                 error=error,

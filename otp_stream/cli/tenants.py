@@ -43,15 +43,18 @@ def list_(as_json: AsJson = False) -> None:
         limits = ", ".join(f"{name} {limit}" for name, limit in row["limits"].items())
         table.add_row(*map(output.plain, (row["tenant"], row["sender"] or "-", row["relay"], limits or "-")))
     output.results().print(table)
-    what = "are sent as default" if tenants.unknown == "default" else "are dead-lettered as malformed"
-    output.results().print(f"Jobs of other tenants {what}.", markup=False, soft_wrap=True)
+    what = "are sent as those of default" if tenants.unknown == "default" else "are dead-lettered as malformed"
+    output.results().print(f"Jobs of tenants that are not listed {what}.", markup=False, soft_wrap=True)
 
 
 @cli.command()
 def show(
     name: Annotated[str, typer.Argument(help="The tenant, or default for jobs without one.")], as_json: AsJson = False
 ) -> None:
-    """Show every setting of a tenant, and where its value is from. Secrets are masked."""
+    """Show every setting of a tenant, and where its value comes from. Secrets are masked.
+
+    `tenant`: TENANTS_FILE sets it. `environment`: it is inherited. `default`: it is not inherited, and has its default.
+    """
     settings, tenants = _read()
     tenant = _named(tenants, name) if name != "default" else None
     of = tenant.settings if tenant else settings

@@ -138,10 +138,10 @@ def _relay(relays: tuple[RelayState, ...]) -> Check:
 def _tenants(tenants: tuple[TenantState, ...]) -> Check:
     waiting = [f"{it.name} ({it.trouble})" for it in tenants if it.trouble]
     if not waiting:
-        return Check("tenants", "healthy", "no tenant's mail waits for its own relay")
+        return Check("tenants", "healthy", "no tenant waits for its own relay, and no relay refuses a sender")
     others = len(waiting) - _NAMED_TENANTS
     named = "; ".join(waiting[:_NAMED_TENANTS]) + (f" and {others} more" if others > 0 else "")
-    return Check("tenants", "degraded", f"the mail of other tenants is sent, but not that of {named}")
+    return Check("tenants", "degraded", f"the mail of these tenants waits: {named}")
 
 
 def _tables(tables: TablesState) -> Check:

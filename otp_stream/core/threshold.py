@@ -40,5 +40,5 @@ class DynamicThreshold:
         if left:
             self._kept[tenant] = left
         else:
-            del self._kept[tenant]  # the names of tenants that no longer exist must not pile up
+            del self._kept[tenant]  # the names of tenants that no longer exist must not accumulate
         self._free += 1

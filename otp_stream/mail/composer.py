@@ -103,7 +103,7 @@ class Composer:
         try:
             return self._composers[tenant]
         except KeyError:
-            # the job was read before the tenant was removed; the default sender would be another company
+            # the job was read before the tenant was removed; the default sender may belong to another company
             raise TenantRemovedError(f"there is no tenant {tenant} in TENANTS_FILE") from None
 
     def compose(self, job: Job) -> Mail:

@@ -283,7 +283,8 @@ def _properties(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         }
         yield key, described | {"type": _toml_type(known[key])}
     for key, name in FILE_KEYS.items():
-        yield key, {"description": f"File with the value of `{name}`, relative to this file.", "type": "string"}
+        yield key, {"description": f"Path of a file with the value of `{name}`, relative to TENANTS_FILE.",
+                    "type": "string"}  # fmt: skip
 
 
 def _toml_type(described: Mapping[str, Any]) -> str:
