@@ -165,7 +165,8 @@ class Parts:
         self.broker.use_tenants(tenants.listed)
         for limit in self.tables.use_tenants(tenant_limits(self.settings, tenants)):
             _log.warning(
-                "TENANTS_FILE has a new limit: restart the worker to enforce it", limit=f"{limit.name} {limit}"
+                "TENANTS_FILE has a new limit: restart the worker to enforce it",
+                limit=f"{limit.name} {limit}",
             )
         return None
 

@@ -61,6 +61,12 @@ class TenantLimits(NamedTuple):
     own: frozenset[LimitName] = frozenset()
     """Those that count no jobs of other tenants."""
 
+    def without(self, new: set[Limit], before: "TenantLimits") -> "TenantLimits":
+        """Return the limits with those of `before` instead of those in `new`."""
+        names = {limit.name for limit in self.applied & new}
+        kept = {limit for limit in before.applied if limit.name in names}
+        return self._replace(applied=self.applied - new | kept)
+
 
 @dataclass(frozen=True, slots=True)
 class KeyBuilder:

@@ -123,9 +123,17 @@ class Tables:
         return None
 
     def use_tenants(self, tenants: Mapping[str, TenantLimits]) -> set[Limit]:
-        """Apply other limits to tenants. Returns those that no tenant had at start: they are not enforced."""
-        self._key_builder = replace(self._key_builder, tenants=tenants)
-        return {limit for it in tenants.values() for limit in it.applied} - {*self._key_builder.limits}
+        """Apply other limits to tenants. Returns those that no tenant had at start, so that they cannot be enforced.
+
+        Until a restart, the limits apply that the tenant had before, and to a new tenant those of the default one.
+        """
+        builder = self._key_builder
+        new = {limit for it in tenants.values() for limit in it.applied}.difference(builder.limits)
+        before = builder.tenants
+        default = before.get("", TenantLimits())
+        enforced = {name: it.without(new, before.get(name, default)) for name, it in tenants.items()}
+        self._key_builder = replace(builder, tenants=enforced)
+        return new
 
     @property
     def may_send(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from otp_stream.core.admission import Limit, SentBefore, Unknown
+from otp_stream.core.admission import Limit, LimitName, SentBefore, Unknown
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
@@ -16,7 +16,7 @@ from otp_stream.core.mail import ComposeError, Mail, OutdatedMailError, TenantRe
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, TimedOut, Unavailable, Uncertain
 from otp_stream.delivery import HOLD_LIMIT_MS, Delivery
-from otp_stream.tables import KeyBuilder, MemoryTables, Tables
+from otp_stream.tables import KeyBuilder, MemoryTables, Tables, TenantLimits
 from otp_stream.telemetry_errors import ERRORS
 
 NOW = 1_700_000_000_000
@@ -207,6 +207,22 @@ async def test_a_job_of_a_removed_tenant_is_read_again() -> None:
     fakes = Fakes(compose_error=TenantRemovedError("there is no tenant shop"))
     assert isinstance(await fakes.deliver(job()), Park)
     assert fakes.steps == ["render", "settle"]
+
+
+async def test_a_limit_that_needs_a_restart_leaves_no_tenant_without_a_limit() -> None:
+    old, new, total = Limit("recipient", 1, 60_000), Limit("recipient", 9, 60_000), Limit("total", 99, 60_000)
+    own = frozenset[LimitName](("recipient",))
+    tenants = {"": TenantLimits(frozenset({old})), "shop": TenantLimits(frozenset({old, total}), own)}
+    memory = MemoryTables((old, total), sent_ttl_ms=86_400_000, sent_limit=1_000)
+    tables = Tables(KeyBuilder(b"k" * 32, limits=(old, total), tenants=tenants), memory, now_ms=lambda: NOW)
+    limits = TenantLimits(frozenset({new, total}), own)
+    assert tables.use_tenants({"": tenants[""], "shop": limits, "later": limits}) == {new}
+    for tenant in ("shop", "later", ""):
+        fakes = Fakes([OK], tables=tables)
+        assert await fakes.deliver(replace(job(f"{tenant}1"), tenant=tenant)) == Ack("sent")
+        refused = await fakes.deliver(replace(job(f"{tenant}2"), tenant=tenant))
+        assert isinstance(refused, Dead)
+        assert refused.reason == "throttled"
 
 
 async def test_an_expired_job_is_not_sent() -> None:
