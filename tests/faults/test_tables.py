@@ -85,8 +85,8 @@ def random_delays(relay: ScriptedRelay, chance: random.Random) -> None:
     """Let the relay take a random time for each mail."""
     act = relay.act
 
-    def slowly(step: str, recipient: str | None) -> Act:
-        return Act(delay_s=chance.uniform(0, LATEST_S)) if step == "body" else act(step, recipient)
+    def slowly(step: str, recipient: str | None, sender: str | None = None) -> Act:
+        return Act(delay_s=chance.uniform(0, LATEST_S)) if step == "body" else act(step, recipient, sender)
 
     relay.act = slowly
 

@@ -127,7 +127,7 @@ async def test_a_reply_that_names_the_mail_s_own_sender_is_about_the_sender(rela
 )
 async def test_a_refused_sender_delays_its_own_tenant_only(relay: ScriptedRelay, step: str, reply: str):
     if step == "data" and "CHUNKING" in relay.keywords:
-        pytest.skip("BDAT has no DATA")
+        step = "body"  # BDAT has no DATA
     async with Shop(relay, pool_size=2) as shop:
         await shop.accepted("b")
         await shop.accepted("a")
