@@ -134,7 +134,7 @@ async def cold(url: str) -> None:
 
 
 async def many(url: str, count: int = 200) -> None:
-    """Measure memory, start and connections of a worker with many tenants, each with a relay of its own."""
+    """Measure memory, start and connections of a worker with many tenants, each with its own relay."""
     for tenants in (0, count):
         toml = "[tenants.one]\n" + "".join(
             f'[tenants.t{n}]\n{_OWN.format(name=f"t{n}", port=1)}smtp_auth = "none"\n' for n in range(tenants)

@@ -75,16 +75,7 @@ class OtpBroker(RabbitBroker):
             description="The producers' RabbitMQ.",
         )
         self.confirmed = ConfirmedPublisher(self, topology)
-        self.events = Events(
-            self.publisher(
-                exchange=topology.events,
-                routing_key="otp.{outcome}",
-                title="events",
-                schema=JobEvent,
-                description="One event for each job outcome; bind a queue of your own with `otp.#` or one outcome.",
-            ),
-            enabled=config.events,
-        )
+        self.events = self._events(enabled=config.events)
         settler = Settler(
             topology,
             config.backoff,
@@ -114,6 +105,18 @@ class OtpBroker(RabbitBroker):
         self._consuming: ConsumingConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts: list[asyncio.Task[None]] = []
+
+    def _events(self, *, enabled: bool) -> Events:
+        return Events(
+            self.publisher(
+                exchange=self.topology.events,
+                routing_key="otp.{outcome}",
+                title="events",
+                schema=JobEvent,
+                description="One event for each job outcome; bind a queue of your own with `otp.#` or one outcome.",
+            ),
+            enabled=enabled,
+        )
 
     @property
     def lanes(self) -> list[LaneConsumer]:

@@ -70,7 +70,7 @@ class TenantLanes:
     """Declares and consumes a queue for each tenant, in the background, and moves jobs to it.
 
     Without tenants, it does nothing. An unavailable queue affects its tenant only, whose jobs then stay in the lane in
-    which they arrived. `admin` has a connection of its own, because a request that fails closes it.
+    which they arrived. `admin` has a separate connection, because a request that fails closes it.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def check_file(settings: Settings, tenants: Tenants, problems: Sequence[str], re
     if problems:
         return
     groups = len(tenants.groups)
-    text = f"{len(tenants.listed)} tenants, {groups} with relays of their own"
+    text = f"{len(tenants.listed)} tenants, {groups} with their own relays"
     report(CheckResult("ok", text))
     if settings.prefetch_count == 1:
         text = "PREFETCH_COUNT=1: a job of one tenant that waits for its relay delays all others"

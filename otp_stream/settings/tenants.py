@@ -36,7 +36,7 @@ _SECRETS = frozenset(secret_names()) & frozenset(KEYS)
 FILE_KEYS = {f"{name}_file": name for name in sorted(_SECRETS)}
 """Keys that name a file with a secret, and the settings of these secrets."""
 _INHERITED_BY_OWN_HOST = {"smtp_pool_size", "smtp_ehlo_name", "smtp_ca_file", "smtp_chunking"}
-"""A relay of its own must never get the login of another one, nor its fallbacks."""
+"""All that a tenant with another host inherits: no login may be sent to another host."""
 _PATHS = ("templates_dir", "smtp_cert_file", "smtp_key_file", "smtp_ca_file", "smtp_oauth_key_file",
           "smtp_oauth_token_file")  # fmt: skip
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from otp_stream.core.stats import TenantStats
 
 NAMED = 200
-"""Tenants with statistics of their own. Later ones are counted together, so that metrics stay bounded."""
+"""Tenants with separate statistics. Later ones are counted together, so that metrics stay bounded."""
 OTHERS = "(others)"
 _LATEST = 100
 

@@ -1,4 +1,4 @@
-"""One tenant has trouble, or a backlog: the codes of the others are sent as before, and none of its own is lost."""
+"""One tenant has trouble, or a backlog: the codes of the others are sent as before, and none of its jobs is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator
