@@ -5,6 +5,10 @@ from pathlib import Path
 
 from otp_stream.core.address import is_address, wire_address
 
+from .brand import Brand
+
+_NO_BRAND = Brand()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailIdentity:
@@ -20,6 +24,11 @@ class MailIdentity:
     reply_to: tuple[str, str] | None = None
     envelope_sender: str | None = None
     """Where bounces go: the envelope's MAIL FROM address, if it is not the sender's."""
+    brand: Brand = _NO_BRAND
+    time_zone: str = "UTC"
+    """IANA name of the time zone in which times are printed, unless the job names one."""
+    subject_time: bool = False
+    """Whether the subject of `otp` contains the time of the request."""
 
     def __post_init__(self) -> None:
         """Check the addresses, so that none of them can add a header or a command."""
