@@ -8,7 +8,7 @@ from typing import get_args
 from .broker import RabbitConfig
 from .core.admission import Limit, LimitName
 from .core.backoff import Backoff
-from .mail import MailIdentity
+from .mail import Brand, MailIdentity
 from .relay import OAuthConfig, RelayConfig, Rotation
 from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants
 from .tables import KeyBuilder, MemoryTables, RedisConfig, TenantLimits
@@ -45,12 +45,28 @@ def relay_group(name: str, settings: Settings, *, shared: bool) -> list[RelayCon
 
 def mail_identity(settings: Settings) -> MailIdentity:
     """Return who sends the mails of the tenant with these settings, and from which templates they are made."""
+    name, address = settings.sender
+    its_brand = brand(settings)
     return MailIdentity(
-        sender=settings.sender,
+        sender=(name or its_brand.name if address else name, address),
         templates_dir=settings.templates_dir,
         default_locale=settings.default_locale,
         reply_to=settings.reply_address,
         envelope_sender=settings.envelope_sender,
+        brand=its_brand,
+        time_zone=settings.default_time_zone,
+        subject_time=settings.subject_time,
+    )
+
+
+def brand(settings: Settings) -> Brand:
+    """Return the brand of the tenant with these settings."""
+    return Brand(
+        name=settings.brand_name or "",
+        color=settings.brand_color or "",
+        logo_url=settings.brand_logo_url or "",
+        support=settings.brand_support or "",
+        footer=tuple((settings.brand_footer or "").splitlines()),
     )
 
 

@@ -19,7 +19,7 @@ from states import job_states
 from otp_stream.app import asyncapi, build
 from otp_stream.settings import REQUIRED, REQUIRED_FOR_LOGIN, Settings
 from otp_stream.settings.secret_files import secret_names
-from otp_stream.settings.tenants import schema
+from otp_stream.settings.tenants_schema import schema
 
 ROOT = Path(__file__).parent.parent
 _MARKS = re.compile(r"(?<=<!-- settings:begin -->\n).*?(?=<!-- settings:end -->)", re.DOTALL)

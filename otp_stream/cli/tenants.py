@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from rich.table import Table
 
 from otp_stream.settings import Settings, Tenant, Tenants, load, read_tenants
-from otp_stream.settings.tenants import FILE_KEYS, KEYS, RELAY_KEYS, schema
+from otp_stream.settings.tenants import FILE_KEYS, KEYS, RELAY_KEYS
+from otp_stream.settings.tenants_schema import schema
 
 from . import output
 from .check import CheckReport, show_report, write_report

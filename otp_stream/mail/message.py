@@ -122,7 +122,8 @@ def _mailbox(header: str, name: str, address: str) -> str:
 
 def _phrase(name: str, header: str) -> str:
     name = one_line(name)
-    return f'"{quote(name)}"' if name.isascii() else Header(name, "utf-8", header_name=header).encode(linesep="\r\n")
+    plain = name.isascii() and "=?" not in name  # some programs decode encoded words in a quoted string, too
+    return f'"{quote(name)}"' if plain else Header(name, "utf-8", header_name=header).encode(linesep="\r\n")
 
 
 @lru_cache(256)

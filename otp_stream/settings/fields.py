@@ -7,11 +7,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from . import validators
-from .base_fields import BaseFields
+from .brand_fields import BrandFields
 from .validators import unquoted
 
+_CHECKED_BY_THEMSELVES = {"sender_email", "brand_name", "brand_support", "brand_footer"}
+"""Fields whose own validators refuse control characters."""
 
-class Fields(BaseFields):
+
+class Fields(BrandFields):
     """Every setting. The environment variables are the field names in capitals."""
 
     redis_url: SecretStr | None = Field(
@@ -126,7 +129,7 @@ class Fields(BaseFields):
             text = value.strip()  # the quotes belong to its words
         if not text and info.field_name != "app_env":  # a blank one must not turn production into development
             return cls.model_fields[info.field_name].default
-        if info.field_name != "sender_email" and re.search(r"[\x00-\x1f\x7f]", text):
+        if info.field_name not in _CHECKED_BY_THEMSELVES and re.search(r"[\x00-\x1f\x7f]", text):
             raise ValueError("contains a line break or another control character; set one value only")
         return text
 

@@ -101,6 +101,7 @@ def _with_defaults(invalid: list[ErrorDetails], values: dict[str, Any]) -> tuple
         return Settings.model_construct(), [explain(item) for item in more] if more != invalid else []
     # another problem of a setting that is already reported would be about its default
     bad |= {name.lower() for name in REQUIRED_FOR_LOGIN} if "smtp_auth" in bad else set()
+    bad |= {"brand_logo_url"} if "brand_name" in bad else set()
     if any(name.startswith(_OAUTH) for name in bad):
         bad |= {"smtp_auth", *(name for name in Settings.model_fields if name.startswith(_OAUTH))}
     return settings, [it for it in find_problems(settings) if it.partition(":")[0].lower() not in bad]

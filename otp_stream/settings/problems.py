@@ -60,6 +60,8 @@ def find_problems(settings: Settings) -> list[str]:
         path: Path | None = getattr(settings, name)
         if path is not None and not path.exists():
             found.append(f"{name.upper()}: {path} does not exist")
+    if settings.brand_logo_url is not None and settings.brand_name is None:
+        found.append("BRAND_LOGO_URL: needs BRAND_NAME, which mail programs show in place of a logo they do not load")
     found += _missing_tls_files(settings)
     found += _unicode_addresses(settings)
     if settings.app_env == "production":

@@ -1,7 +1,7 @@
 """The tenants of one deployment: what each sets in `TENANTS_FILE`, and what it inherits from the settings."""
 
 import tomllib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,13 +20,17 @@ from .settings import Settings
 Unknown = Literal["default", "malformed"]
 """What happens to the jobs of a tenant that is not listed: the default tenant sends them, or they are dead-lettered."""
 
-_DEFAULT = "default"
+DEFAULT = "default"
 """What pages and metrics call the tenant of the environment's settings. A job may name it, too."""
 LONGEST_NAME = 64
 """Maximum characters of a tenant's name, and half the bytes that are left for it in the name of a queue."""
 MAX_TENANTS = 1_000
 MAX_BYTES = 1 << 20
-_MAIL_KEYS = ("sender_email", "envelope_sender", "reply_to", "default_locale", "templates_dir")
+BRAND_KEYS = tuple(it for it in Settings.model_fields if it.startswith("brand_"))
+_MAIL_KEYS = (
+    "sender_email", "envelope_sender", "reply_to", "default_locale", "default_time_zone", "templates_dir", *BRAND_KEYS,
+    "subject_time",
+)  # fmt: skip
 _LIMIT_KEYS = ("recipient_limit", "domain_limit", "tenant_limit")
 _NOT_BY_TENANT = {"smtp_uncertain"}
 RELAY_KEYS = tuple(it for it in Settings.model_fields if it.startswith("smtp_") and it not in _NOT_BY_TENANT)
@@ -94,7 +98,7 @@ class Tenants:
         if not name or name in self.listed:
             is_unknown = not name and value is not None and not isinstance(value, str)  # such as a list
         else:
-            is_unknown = name != _DEFAULT
+            is_unknown = name != DEFAULT
             name = ""
         if is_unknown and self.unknown == "malformed":
             # without the name, because a producer may write anything there
@@ -231,6 +235,8 @@ class _Reader:
 def _not_inherited(given: Container[str]) -> set[str]:
     """Return the settings of the default tenant that must not apply to a tenant that sets those `given`."""
     without = set(RELAY_KEYS) - _INHERITED_BY_OWN_HOST if "smtp_host" in given else set[str]()
+    if "brand_name" in given:
+        without |= set(BRAND_KEYS)
     # bounces and answers go to the default tenant's people
     return without | {"envelope_sender", "reply_to"} if "sender_email" in given else without
 
@@ -241,7 +247,7 @@ def relay_values(settings: Settings) -> tuple[object, ...]:
 
 
 def _fault_of_name(name: str) -> str | None:
-    if name == _DEFAULT:
+    if name == DEFAULT:
         return "default is the name for jobs without a tenant, which the environment's settings describe"
     if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST_NAME:
         return f"a name must have 1 to {LONGEST_NAME} printable characters, without spaces around it"
@@ -254,39 +260,3 @@ def _lowered(problem: str) -> str:
     """Return a problem with the setting's name as the file writes it."""
     name, colon, text = problem.partition(":")
     return f"{name.lower()}{colon}{text}" if name.lower() in KEYS else problem
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the file, for editors and `otp-stream tenants check`."""
-    known = Settings.model_json_schema()["properties"]
-    properties = dict(_properties(known))
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "TENANTS_FILE of otp-stream",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "unknown": {"enum": list(get_args(Unknown)), "default": "default",
-                        "description": "What happens to the jobs of a tenant that is not listed."},
-            "tenants": {"type": "object", "maxProperties": MAX_TENANTS,
-                        "propertyNames": {"minLength": 1, "maxLength": LONGEST_NAME, "not": {"const": _DEFAULT}},
-                        "additionalProperties": {"type": "object", "additionalProperties": False,
-                                                 "properties": properties}},
-        },
-    }  # fmt: skip
-
-
-def _properties(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key in KEYS:
-        described = {
-            name: it for name, it in known[key].items() if name in {"description", "enum", "minimum", "maximum"}
-        }
-        yield key, described | {"type": _toml_type(known[key])}
-    for key, name in FILE_KEYS.items():
-        yield key, {"description": f"Path of a file with the value of `{name}`, relative to TENANTS_FILE.",
-                    "type": "string"}  # fmt: skip
-
-
-def _toml_type(described: Mapping[str, Any]) -> str:
-    types = [it.get("type") for it in (described, *described.get("anyOf", ()))]
-    return next(it for it in types if it and it != "null")  # TOML has no null

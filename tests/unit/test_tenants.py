@@ -15,7 +15,8 @@ from otp_stream.core.admission import Limit
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.settings import Settings, Tenants, WatchedTenants, load, read_tenants, watched_tenants
-from otp_stream.settings.tenants import KEYS, schema
+from otp_stream.settings.tenants import KEYS
+from otp_stream.settings.tenants_schema import schema
 from otp_stream.tables import KeyBuilder
 
 DEFAULT: dict[str, Any] = {
