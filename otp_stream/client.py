@@ -28,7 +28,8 @@ from pydantic_core import from_json
 from .connection_errors import no_connection
 from .core.decision import ENDINGS
 from .core.job_event import JobEvent
-from .core.otp_job import Metadata, OtpJob
+from .core.metadata import Metadata
+from .core.otp_job import OtpJob
 from .tasks import lost_connection_as_error
 from .urls import read_url, without_secrets
 

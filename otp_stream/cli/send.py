@@ -29,6 +29,13 @@ from .settings import producer_settings
 
 _MAX_SHOWN = 20
 """Invalid lines that are shown."""
+_File = Annotated[
+    str | None,
+    typer.Option(help="Jobs as JSON lines, as producers or dead export --raw write them; -: standard input."),
+]
+_Wait = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for the outcome (many jobs: for the next event); 0: do not wait.")
+]
 
 
 def send(
@@ -41,17 +48,14 @@ def send(
     high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the .high queue.")] = False,
     job_id: Annotated[str | None, typer.Option(help="jobId; generated if absent.")] = None,
     expiry_minutes: Annotated[float | None, typer.Option(help="metadata.expiryMinutes")] = None,
+    time_zone: Annotated[str | None, typer.Option(help="metadata.timeZone, such as Europe/Berlin")] = None,
+    place: Annotated[str | None, typer.Option(help="metadata.request.place, such as Berlin, Germany")] = None,
+    device: Annotated[str | None, typer.Option(help="metadata.request.device, such as Firefox on Windows")] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of such jobs to publish.")] = 1,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Maximum number of jobs per second.")] = None,
-    file: Annotated[
-        str | None,
-        typer.Option(help="Jobs as JSON lines, as producers or dead export --raw write them; -: standard input."),
-    ] = None,
+    file: _File = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that are not valid jobs.")] = False,
-    wait: Annotated[
-        float,
-        typer.Option(min=0, help="Seconds to wait for the outcome (many jobs: for the next event); 0: do not wait."),
-    ] = 10,
+    wait: _Wait = 10,
     as_json: AsJson = False,
 ) -> None:
     """Publish one job or many, as a producer would, and report the outcome.
@@ -61,8 +65,11 @@ def send(
     """
     if priority not in get_args(Priority):
         output.fail(f"--priority: must be one of {', '.join(get_args(Priority))}")
-    metadata = {"userName": name, "template": template, "locale": locale, "expiryMinutes": expiry_minutes}
-    if file is not None and (email or otp or job_id or repeat > 1 or priority != "normal" or any(metadata.values())):
+    metadata = _given(
+        userName=name, template=template, locale=locale, expiryMinutes=expiry_minutes, timeZone=time_zone,
+        request=_given(place=place, device=device) or None,
+    )  # fmt: skip
+    if file is not None and (email or otp or job_id or repeat > 1 or priority != "normal" or metadata):
         output.fail("--file: its lines are whole jobs; omit EMAIL, --repeat and the options for fields")
     if file is None and email is None:
         output.fail("EMAIL: is required unless you pass --file")
@@ -74,11 +81,15 @@ def send(
     if file is not None:
         jobs, skipped = _read_file(file, skip_bad=skip_bad)
         _send_many(Batch(options, total=len(jobs), make=jobs.__getitem__), settings, skipped, as_json=as_json)
-    job = _Job(email or "", otp, job_id, priority, {key: it for key, it in metadata.items() if it is not None})
+    job = _Job(email or "", otp, job_id, priority, metadata)
     first = job.make(0)
     if repeat > 1 or as_json:
         _send_many(Batch(options, total=repeat, make=job.make), settings, as_json=as_json)
     _send_one(settings, *first, options)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

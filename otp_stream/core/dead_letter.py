@@ -19,7 +19,7 @@ _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", 
 """Fields of a job that are shown, unless their value may be the code or the address."""
 _WORDS = ("template", "locale", "purpose", "priority")
 """Of them, fields that hold words; a number in them is shown only if it is too short for a code."""
-_KNOWN = {"email", "otp", "metadata", "userName", "tenant", *_SHOWN}
+_KNOWN = {"email", "otp", "metadata", "userName", "tenant", "timeZone", "request", *_SHOWN}
 _KNOWN_IN_CAPITALS = {
     *map(str.lower, _KNOWN),
     "code", "mail", "user", "name", "phone", "login", "type", "text", "message", "subject", "body", "data", "event",

@@ -120,12 +120,18 @@ class Job:
         """Return the variables of the template: every metadata key, `email`, `otp`, `expiryMinutes`, `validUntil`."""
         life_ms = self.expires_ms - _lifetime_start_ms(self.made_ms, self.replay)
         minutes = life_ms / 60_000
-        data = dict(self.request.metadata.__pydantic_extra__ or {})
+        metadata = self.request.metadata
+        data = dict(metadata.__pydantic_extra__ or {})
+        if metadata.request is not None:
+            data.setdefault("request", metadata.request)
+        if metadata.time_zone is not None:  # a producer's own template reads it by the name that was sent
+            data.setdefault("timeZone", metadata.time_zone)
+            data.setdefault("time_zone", metadata.time_zone)
         data.update(
-            userName=self.request.metadata.user_name,
-            purpose=self.request.metadata.purpose,
-            tenant=self.request.metadata.tenant,
-            locale=self.request.metadata.locale,
+            userName=metadata.user_name,
+            purpose=metadata.purpose,
+            tenant=metadata.tenant,
+            locale=metadata.locale,
             expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
             validUntil=_time_of_day(
                 _lifetime_start_ms(self.dated_ms, self.replay) + life_ms, dated=life_ms >= _HALF_DAY_MS

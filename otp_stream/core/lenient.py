@@ -12,6 +12,10 @@ MAX_RETRY_COUNT = 1_000
 MAX_EXPIRY_MINUTES = 525_600
 MAX_JOB_ID = 200
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MAX_REQUEST_TEXT = 200
+REQUEST_TEXTS = ("place", "device")
+"""The texts of `metadata.request` that e-mails show."""
+TIME_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9_+-]{1,31}){0,2}")
 LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8}){0,3}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?")
 _PRIORITIES = ("low", "normal", "high")
@@ -108,8 +112,19 @@ def unreadable(body: bytes) -> str | None:
     return _NO_OBJECT.get(start[:1])
 
 
-def read_leniently(body: bytes) -> tuple[dict[str, Any], list[Lenience]]:
-    """Return a job's fields, each optional one valid or absent, and what was coerced or ignored.
+class Read(NamedTuple):
+    """What `read_leniently` has read."""
+
+    fields: dict[str, Any]
+    """The job's fields, each optional one valid or absent."""
+    found: list[Lenience]
+    """What was coerced or ignored."""
+    sent: dict[str, Any]
+    """Keys of metadata that were coerced or ignored, with what the producer's own templates expect there."""
+
+
+def read_leniently(body: bytes) -> Read:
+    """Return a job's fields.
 
     Raises `ValueError`, `TypeError` or `RecursionError` if the body is no JSON object.
     """
@@ -118,9 +133,12 @@ def read_leniently(body: bytes) -> tuple[dict[str, Any], list[Lenience]]:
         raise TypeError("a job is a JSON object")
     found: list[Lenience] = []
     job = _coerced(cast("dict[str, Any]", fields), _FIELDS, "", found)
+    sent: dict[str, Any] = {}
     if isinstance(job.get("metadata"), dict):
-        job["metadata"] = _coerced(job["metadata"], _METADATA, "metadata.", found)
-    return job, found
+        given: dict[str, Any] = job["metadata"]
+        job["metadata"] = good = _coerced(given, _METADATA, "metadata.", found)
+        sent = {key: given[key] for key in _FREE if key in given and given[key] != good.get(key)}
+    return Read(job, found, sent)
 
 
 def _coerced(
@@ -213,6 +231,19 @@ def _locale(value: object) -> str | None:
     return found.group() if found else None
 
 
+def _time_zone(value: object) -> str | None:
+    name = value.strip() if isinstance(value, str) else ""
+    return name if TIME_ZONE.fullmatch(name) else None
+
+
+def _request(value: object) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    fields = cast("dict[str, Any]", value)
+    texts = {name: _text(fields[name]) for name in REQUEST_TEXTS if name in fields}
+    return {**fields, **{name: text and text[:MAX_REQUEST_TEXT] for name, text in texts.items()}}
+
+
 def _template(value: object) -> str | None:
     name = value.strip() if isinstance(value, str) else ""
     return name if NAME.fullmatch(name) else None
@@ -244,7 +275,11 @@ _METADATA: Mapping[str, Callable[[Any], Any]] = {
     "locale": _locale,
     "template": _template,
     "purpose": _text,
+    "timeZone": _time_zone,
+    "request": _request,
 }
+_FREE = ("timeZone", "time_zone", "request")
+"""Keys that producers may have used for values of their own before the worker knew them."""
 _SNAKE = {name: re.sub(r"(?=[A-Z])", "_", name).lower() for name in (*_FIELDS, *_METADATA)}
 _TWO_NAMES = [(b'"%b"' % name.encode(), b'"%b"' % snake.encode()) for name, snake in _SNAKE.items() if name != snake]
 LENIENT_FIELDS = ("body", *_FIELDS, *(f"metadata.{name}" for name in _METADATA))

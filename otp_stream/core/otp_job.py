@@ -2,26 +2,24 @@
 
 import re
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from pydantic.alias_generators import to_camel
 
 from .address import IGNORABLE, is_address, trimmed, wire_address
 from .lenient import (
     BOM,
-    LOCALE,
-    MAX_EXPIRY_MINUTES,
     MAX_JOB_ID,
     MAX_RETRY_COUNT,
     MILLISECONDS,
-    NAME,
     Lenience,
     has_two_names,
     read_leniently,
     unreadable,
 )
 from .masking import contains_secret
+from .metadata import REQUEST_EXAMPLE, Metadata, null_is
 
 Priority = Literal["low", "normal", "high"]
 MAX_BODY_BYTES = 64 * 1024
@@ -36,6 +34,7 @@ _FIXES = {
     "float_type": "must be a number, without quotes",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
 }
 
 
@@ -55,54 +54,10 @@ def _code(value: str) -> str:
     return value
 
 
-def _name(value: str) -> str:
-    if not NAME.fullmatch(value):
-        raise ValueError("must consist of 1 to 64 letters, digits, '-' and '_'")
-    return value
-
-
 def _job_id(value: str) -> str:
     if len(value) > MAX_JOB_ID or not value.isprintable():
         raise ValueError("must have at most 200 printable characters")
     return value
-
-
-def _locale(value: str) -> str:
-    if not LOCALE.fullmatch(value):
-        raise ValueError("must be a language such as de or de-AT")
-    return value
-
-
-def _null_is(default: object) -> BeforeValidator:
-    # null and "" are what a producer writes for a field that it holds empty: that means absent
-    return BeforeValidator(lambda value: default if value is None or value == "" else value)
-
-
-class Metadata(BaseModel):
-    """What the template is given. Any further key is kept and handed on."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
-    )
-
-    user_name: str | None = Field(
-        default=None, description="How the e-mail addresses the person.", examples=["John Doe"]
-    )
-    expiry_minutes: Annotated[
-        Annotated[float, Field(strict=True, gt=0, le=MAX_EXPIRY_MINUTES)] | None, _null_is(None)
-    ] = Field(default=None, description="How long the code lives, in minutes after `timestamp`.", examples=[15])
-    locale: Annotated[Annotated[str, AfterValidator(_locale)] | None, _null_is(None)] = Field(
-        default=None, description="Language of the template, such as `de` or `de-AT`.", examples=["en"]
-    )
-    template: Annotated[str, AfterValidator(_name), _null_is("otp")] = Field(
-        default="otp", description="Which template to render.", examples=["otp", "welcome", "password_reset"]
-    )
-    purpose: str | None = Field(default=None, description="What the code is for, such as `login`.", examples=["login"])
-    tenant: Any = Field(
-        default=None,
-        description="On whose behalf: `TENANT_LIMIT` counts by it, if it is text or a number.",
-        examples=["shop-17"],
-    )
 
 
 class OtpJob(BaseModel):
@@ -123,7 +78,12 @@ class OtpJob(BaseModel):
                     "jobId": "optional-unique-id",
                     "timestamp": 1672531200000,
                     "priority": "normal",
-                    "metadata": {"userName": "John Doe", "expiryMinutes": 15},
+                    "metadata": {
+                        "userName": "John Doe",
+                        "expiryMinutes": 15,
+                        "timeZone": "Europe/Berlin",
+                        "request": REQUEST_EXAMPLE,
+                    },
                 }
             ]
         },
@@ -139,19 +99,19 @@ class OtpJob(BaseModel):
         description="The code: a string of 4 to 64 characters without spaces, never a number.",
         json_schema_extra={"minLength": 4, "maxLength": 64, "pattern": r"^\s*\S+\s*$"},
     )
-    retry_count: Annotated[StrictInt, Field(ge=0, le=MAX_RETRY_COUNT), _null_is(0)] = Field(
+    retry_count: Annotated[StrictInt, Field(ge=0, le=MAX_RETRY_COUNT), null_is(0)] = Field(
         default=0, description="Retries already made."
     )
     job_id: Annotated[str, AfterValidator(_job_id)] | None = Field(
         default=None, description="Unique id: a job that was sent is not sent again. Made when absent."
     )
-    timestamp: Annotated[Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None, _null_is(None)] = Field(
+    timestamp: Annotated[Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None, null_is(None)] = Field(
         default=None, description="When the code was made, in milliseconds since 1970 (UTC). Arrival when absent."
     )
-    priority: Annotated[Priority, _null_is("normal")] = Field(
+    priority: Annotated[Priority, null_is("normal")] = Field(
         default="normal", description="`high` is served before `normal`, `normal` before `low`."
     )
-    metadata: Annotated[Metadata, _null_is({})] = Field(
+    metadata: Annotated[Metadata, null_is({})] = Field(
         default_factory=Metadata, repr=False, description="Handed to the template."
     )
 
@@ -174,7 +134,8 @@ class OtpJob(BaseModel):
         if len(body) > MAX_BODY_BYTES:
             raise too_large(len(body))
         try:
-            job = cls.model_validate_json(body.removeprefix(BOM))
+            # not model_validate_json, whose other arguments take time
+            job = cls.__pydantic_validator__.validate_json(body.removeprefix(BOM))
         except ValidationError as error:
             if not strict and unreadable(body) is None:
                 return cls._from_other_bytes(body, error)
@@ -188,7 +149,7 @@ class OtpJob(BaseModel):
     @classmethod
     def _from_other_bytes(cls, body: bytes, error: ValidationError | None = None) -> "OtpJob":
         try:
-            fields, found = read_leniently(body)
+            fields, found, sent = read_leniently(body)
             job = cls.model_validate(fields)
         except ValidationError as still:
             raise MalformedError(_explain(still, body)) from None
@@ -198,6 +159,8 @@ class OtpJob(BaseModel):
             found.insert(0, Lenience("body", "coerced"))
         # not setattr: the model is frozen
         vars(job)["lenient"] = tuple(found)
+        if sent:
+            cast("dict[str, Any]", job.metadata.__pydantic_extra__).update(sent)
         return job
 
 

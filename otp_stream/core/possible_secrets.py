@@ -23,7 +23,8 @@ _MAX_CODE = 64
 _MAX_ID = 200
 _HARMLESS = {"timestamp", "retryCount", "priority"}
 _WORDS = {
-    "userName", "user_name", "template", "locale", "purpose", "priority", "tenant",
+    "userName", "user_name", "template", "locale", "purpose", "priority", "tenant", "timeZone", "time_zone",
+    "place", "device",
     "type", "kind", "event", "channel", "service", "source", "action", "status",
 }  # fmt: skip
 """Fields in which a word without digits is no code. In any other field it may be one."""

@@ -365,7 +365,10 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 OPTIONAL = ("retryCount", "retry_count", "jobId", "job_id", "timestamp", "priority", "metadata", "lenient", "x")
-KEYS = ("userName", "user_name", "expiryMinutes", "expiry_minutes", "locale", "template", "purpose", "tenant", "x")
+KEYS = (
+    "userName", "user_name", "expiryMinutes", "expiry_minutes", "locale", "template", "purpose", "tenant", "timeZone",
+    "time_zone", "request", "x",
+)  # fmt: skip
 
 
 @given(
