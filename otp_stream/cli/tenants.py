@@ -67,7 +67,8 @@ def show(
     table = Table("Setting", "Value", "From", box=None, caption=" ", pad_edge=False, header_style="bold")
     for key, value, origin in rows:
         if value is not None:
-            table.add_row(*map(output.plain, (key, str(value), origin)))
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            table.add_row(*map(output.plain, (key, text, origin)))
     output.results().print(table)
 
 

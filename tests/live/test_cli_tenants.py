@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,20 @@ def test_show_says_where_each_value_is_from_and_masks_secrets(tmp_path: Path, en
     assert shown["smtp_host"] == {"value": "127.0.0.1", "from": "tenant"}
     assert shown["sender_email"]["from"] == "environment"
     assert shown["smtp_auth"] == {"value": "login", "from": "default"}  # SMTP_AUTH=none is about another relay
+
+
+def test_show_says_whose_brand_a_tenant_has(tmp_path: Path, env: dict[str, str]) -> None:
+    (tmp_path / "tenants.toml").write_text("[tenants.a]\n[tenants.b]\nbrand_name = 'B'\nsubject_time = true\n")
+    env |= {"BRAND_NAME": "Acme", "BRAND_FOOTER": "Acme Ltd\\nLondon"}
+    of_a, of_b = (
+        json.loads(here(tmp_path, "tenants", "show", name, "--json", **env).out)["settings"] for name in ("a", "b")
+    )
+    assert of_a["brand_footer"] == {"value": "Acme Ltd\nLondon", "from": "environment"}
+    assert of_b["brand_footer"] == {"value": None, "from": "default"}
+    assert of_b["brand_name"] == {"value": "B", "from": "tenant"}
+    assert of_b["subject_time"] == {"value": True, "from": "tenant"}
+    shown = here(tmp_path, "tenants", "show", "b", **env).out
+    assert re.search(r"subject_time +true +tenant", shown)
 
 
 async def test_check_logs_in_at_each_relay_and_reports_by_tenant(tmp_path: Path, env: dict[str, str]) -> None:

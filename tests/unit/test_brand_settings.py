@@ -14,7 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from otp_stream.configs import brand, mail_identity, tenant_identities
-from otp_stream.mail import Brand
+from otp_stream.core.job import Job
+from otp_stream.core.otp_job import OtpJob
+from otp_stream.mail import Brand, Composer
 from otp_stream.mail.message import Part, Skeleton
 from otp_stream.settings import Settings, Tenants, load, read_tenants
 from otp_stream.settings.brand_validators import brand_footer, brand_name, brand_support
@@ -305,6 +307,18 @@ def test_another_brand_is_another_identity(read: Read) -> None:
     before = tenant_identities(read("[tenants.a]\nbrand_name = 'A'")[0])
     assert tenant_identities(read("[tenants.a]\nbrand_name = 'A'")[0]) == before
     assert tenant_identities(read("[tenants.a]\nbrand_name = 'B'")[0]) != before
+
+
+def test_another_brand_is_used_from_the_next_mail_on(read: Read) -> None:
+    default = mail_identity(load(**ACME)[0])
+    composer = Composer(default, b"k" * 32, tenant_identities(read("[tenants.a]\nbrand_name = 'A'")[0]))
+    request = OtpJob.from_bytes(b'{"email": "u@x.example", "otp": "123456"}')
+    job = Job.from_request(
+        request, job_id="j", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15, tenant="a"
+    )
+    assert composer.compose(job).content.startswith(b'From: "A" <no-reply@acme.example>')
+    composer.use(composer.prepare(tenant_identities(read("[tenants.a]\nbrand_name = 'B'")[0])))
+    assert composer.compose(job).content.startswith(b'From: "B" <no-reply@acme.example>')
 
 
 def test_editors_know_the_bounds_of_a_tenants_brand() -> None:
