@@ -1,7 +1,8 @@
 """Decides from the outcomes of mails whether a relay takes mail, and whose. Single recipients that fail are ignored."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class Availability:
         return self.owed > 0 and monotonic() - self._replied_at > self._patience_s
 
     def owes(self, change: int) -> None:
-        """Count the mails and the new connections that wait for replies."""
+        """Count the mails that wait for replies; `connecting` counts the new connections."""
         if not self.owed:
             self._replied_at = monotonic()
         self.owed += change
@@ -86,20 +87,22 @@ class Availability:
         """Note that the relay has replied, or closed a connection."""
         self._replied_at = monotonic()
 
-    def connecting(self) -> object:
-        """Record that a connection, for which a reply is owed, is being opened. Returns what identifies it."""
-        attempt = object()
+    @contextmanager
+    def connecting(self) -> Generator[None]:
+        """Record that a connection, for which a reply is owed, is being opened. It is ready if nothing is raised."""
+        attempt, ready = object(), False
+        self.owes(1)
         if self.slowness is not None:
             self.slowness.connecting(attempt, monotonic())
-        return attempt
-
-    def connected(self, attempt: object, *, ready: bool) -> None:
-        """Record that a connection is `ready`, or could not be opened."""
-        self.owes(-1)
-        if ready:
+        try:
+            yield
+            ready = True
             self.replied()
-        if self.slowness is not None:
-            self.slowness.connected(attempt, monotonic(), ready=ready)
+        finally:
+            # after a cancellation, too: a relay that owes a reply for ever would count as stalled
+            self.owes(-1)
+            if self.slowness is not None:
+                self.slowness.connected(attempt, monotonic(), ready=ready)
 
     def resumed(self) -> None:
         """Ignore the time before: the process was suspended."""

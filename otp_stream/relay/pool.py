@@ -49,11 +49,8 @@ class Pool:
         """How many more connections may be opened."""
         return self._config.pool_size - len(self.open) - len(self._quitting) - len(self._opening)
 
-    def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> int:
-        """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit.
-
-        Returns how many were started.
-        """
+    def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
         # a relay that accepted these connections accepts more: their number doubles, to fifty after four steps
         limit = max(self._limits.handshakes, len(self.open))
         if not self.open and self._config.logs_in:
@@ -66,7 +63,6 @@ class Pool:
             task = asyncio.get_running_loop().create_task(connect())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        return missing
 
     async def connect(self, changed: Callable[[Connection], None]) -> Connection:
         """Open a connection, in a task that `grow` started. Raises `RelayUnavailableError`."""
@@ -75,9 +71,8 @@ class Pool:
             if connection.lost is not None:
                 raise connection.lost
         finally:
-            task = asyncio.current_task()
-            if task is not None:
-                self._opening.discard(task)
+            # not in a variable, which a traceback would keep: asyncio logs an error when its task is deleted
+            self._opening -= {asyncio.current_task()}
         connection.become_ready(offers)
         self.connects += 1
         self.open.add(connection)

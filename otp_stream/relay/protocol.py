@@ -78,7 +78,7 @@ class SmtpProtocol(asyncio.Protocol):
 
     async def execute(self, command: bytes, timeout_s: float) -> Answer:
         """Send a command (empty for the greeting) and return the reply. Raises `RelayUnavailableError`."""
-        if command:
+        if command and self.lost is None:  # uvloop raises on a write to a closed transport
             self.transport.write(command)
         try:
             async with asyncio.timeout(timeout_s):

@@ -105,7 +105,7 @@ class Upstream:
             return False
         # a connection alone shows whether the relay accepts the login, unless another one is open
         if not self._waiting_count() and not self.pool.open:
-            self.availability.owes(self.pool.grow(1, self._connect))
+            self.pool.grow(1, self._connect)
         return True
 
     def retry_login(self) -> None:
@@ -218,14 +218,15 @@ class Upstream:
             self._occupy(connection)
 
     async def _connect(self) -> None:
-        attempt = self.availability.connecting()
         try:
-            connection = await self.pool.connect(self._connection_changed)
+            with self.availability.connecting():
+                connection = await self.pool.connect(self._connection_changed)
         except RelayUnavailableError as error:
-            self.availability.connected(attempt, ready=False)
             self._connect_failed(error)
+        except Exception as error:
+            self._connect_failed(RelayUnavailableError("unreachable", f"error of otp-stream: {type(error).__name__}"))
+            raise  # so that asyncio logs it
         else:
-            self.availability.connected(attempt, ready=True)
             self._use(connection)
 
     def _connect_failed(self, error: RelayUnavailableError) -> None:
@@ -270,7 +271,7 @@ class Upstream:
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
         wanted = urgent + ordinary if self.breaker.state == "closed" else 1
         wanted = min(wanted, self.limiter.lacking()) if self.rate.limited else wanted
-        self.availability.owes(self.pool.grow(wanted, self._connect))
+        self.pool.grow(wanted, self._connect)
 
     def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
         self._count(pending, -1)
@@ -296,5 +297,4 @@ class Upstream:
     def _count(self, pending: PendingSend, change: int) -> None:
         self._sending += change
         self.availability.owes(change)
-        if pending.rank >= URGENT:
-            self._ordinary += change
+        self._ordinary += change if pending.rank >= URGENT else 0

@@ -1,17 +1,21 @@
 """Logins by SCRAM-SHA-256, by one mechanism alone, and by our certificate."""
 
+import asyncio
 import ssl
+import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
+import uvloop
 from certificates import Authority
 from cryptography.hazmat.primitives import serialization
 from scramp import ScramClient
-from smtp_relay import ScriptedRelay, client, send
+from smtp_relay import ManualRelay, ScriptedRelay, client, send
 
-from otp_stream.core.outcome import Accepted, Unavailable
+from otp_stream.core.outcome import Accepted, Outcome, Unavailable
 from otp_stream.relay import SmtpRelay, login
+from otp_stream.relay.protocol import SmtpProtocol
 
 USER, PASSWORD = "user@example.com", "hünter22"
 EVERY = "LOGIN PLAIN CRAM-MD5 SCRAM-SHA-256"
@@ -86,6 +90,46 @@ def test_a_challenge_that_is_not_scram_is_an_error_of_scram(challenge: str) -> N
     next(dialogue)
     with pytest.raises(login.SCRAM_ERRORS):
         dialogue.send(challenge)
+
+
+@pytest.mark.parametrize("last", [(), ("421 4.3.2 bye",)], ids=["alone", "after 421"])
+def test_a_connection_that_is_lost_during_a_login_opens_the_circuit_breaker(
+    monkeypatch: pytest.MonkeyPatch, last: tuple[str, ...]
+) -> None:
+    lost = threading.Event()
+    respond, connection_lost = login._next, SmtpProtocol.connection_lost
+
+    def respond_late(dialogue: login.Dialogue, challenge: str) -> str | None:
+        assert lost.wait(5)
+        return respond(dialogue, challenge)
+
+    def note_loss(protocol: SmtpProtocol, exc: Exception | None) -> None:
+        connection_lost(protocol, exc)
+        lost.set()
+
+    monkeypatch.setattr(login, "_next", respond_late)
+    monkeypatch.setattr(SmtpProtocol, "connection_lost", note_loss)
+
+    async def main() -> tuple[Outcome | None, str, int]:
+        async with ManualRelay() as relay, client(relay, user=USER, password=PASSWORD) as smtp:
+            sending = asyncio.create_task(send(smtp))
+            connection = await relay.connection()
+            await connection.reply("220 relay.example")
+            await connection.expect(b"EHLO worker.example\r\n")
+            await connection.reply("250-relay.example", "250 AUTH LOGIN")
+            await connection.expect(b"AUTH LOGIN\r\n")
+            await connection.reply("334 VXNlcm5hbWU6", *last)
+            connection.close()
+            await asyncio.wait({sending}, timeout=5)
+            upstream = smtp._upstreams[0]
+            return sending.result() if sending.done() else None, upstream.breaker.state, upstream.availability.owed
+
+    # a worker runs on uvloop; unlike asyncio's own loop, it raises on a write to a closed transport
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        outcome, breaker, owed = runner.run(main())
+    assert isinstance(outcome, Unavailable)
+    assert outcome.error == ("421 4.3.2 bye (to AUTH)" if last else "the connection was lost (at AUTH)")
+    assert (breaker, owed) == ("open", 0)
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "PLAIN", "CRAM-MD5"])

@@ -27,9 +27,10 @@ from smtp_relay import (
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Accepted, Outcome, RecipientUnavailable, Rejected, TimedOut, Unavailable, Uncertain
 from otp_stream.core.state import RelayState
-from otp_stream.relay import RelayLimits, SmtpRelay, availability
+from otp_stream.relay import RelayLimits, RelayRetiredError, SmtpRelay, availability
 from otp_stream.relay import pipeline as pipeline_module
 from otp_stream.relay.circuit_breaker import Pauses
+from otp_stream.relay.handshake import Handshake
 
 pytestmark = pytest.mark.waits
 
@@ -896,3 +897,45 @@ async def test_a_relay_that_once_answered_pipelined_commands_may_take_its_time(m
         relay.then("rcpt", Act(delay_s=0.6))
         assert isinstance(await send(smtp), Accepted)
         assert relay.connections == 1
+
+
+async def test_an_error_of_ours_while_connecting_opens_the_circuit_breaker_and_is_logged(
+    relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch
+):
+    attempts: list[Handshake] = []
+
+    async def fail(handshake: Handshake, _: object) -> None:
+        attempts.append(handshake)
+        raise ValueError("secret")
+
+    monkeypatch.setattr(Handshake, "open", fail)
+    logged: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    async with client(relay) as smtp:
+        assert await send(smtp) == Unavailable("unreachable", "error of otp-stream: ValueError")
+        assert len(attempts) == 1
+        assert smtp.state()[0].circuit_breaker == "open"
+        assert smtp._upstreams[0].availability.owed == 0
+    await until(lambda: bool(logged), "logged error")
+    assert [str(context["exception"]) for context in logged] == ["secret"]
+
+
+@pytest.mark.parametrize("moment", ["before it begins", "while it waits"])
+async def test_an_attempt_to_connect_that_is_cancelled_is_no_longer_owed(relay: ScriptedRelay, moment: str):
+    relay.always("greeting", SILENCE)
+    smtp = SmtpRelay(config(relay), fallbacks=[config(relay, group="second")])
+    upstream = smtp._upstreams[0]
+    slowness = upstream.availability.slowness
+    assert slowness is not None
+    sending = begin(smtp, "user")
+    if moment == "before it begins":
+        await until(lambda: upstream.pool.opening == 1, "attempt to connect")
+    else:
+        await relay.wait(lambda: relay.connections == 1, "connection")
+        assert upstream.availability.owed == 1
+    smtp.retire()
+    await until(lambda: not upstream.pool.opening, "end of the attempt")
+    assert upstream.availability.owed == 0
+    assert not slowness.only_connects(1)
+    assert isinstance((await asyncio.gather(sending, return_exceptions=True))[0], RelayRetiredError)
+    await smtp.close()

@@ -542,8 +542,10 @@ async def test_under_random_faults_of_one_tenant_every_mail_ends_as_the_relay_re
         async with asyncio.timeout(30):
             results = await asyncio.gather(*(deliver(tenant, to) for to, tenant in people.items()))
         outcomes = dict(zip(people, results, strict=True))
-        owed = [(it._sending, it._ordinary, it.availability.owed) for it in shop.smtp._upstreams]
-        assert owed == [(0, 0, 0)] * len(relays)
+        upstreams = shop.smtp._upstreams
+        assert [(it._sending, it._ordinary) for it in upstreams] == [(0, 0)] * len(relays)
+        # a connection for the last mails may still be opening
+        await relay.wait(lambda: not any(it.availability.owed for it in upstreams), "end of the connections' start")
         assert not any(it.availability.senders.probing for it in shop.smtp._upstreams)
         await asyncio.gather(deliver("a", "last@example.com"), deliver("b", "last@example.com"))
         assert not any(it.availability.senders.probing for it in shop.smtp._upstreams)
