@@ -801,6 +801,22 @@ async def test_a_session_limit_costs_no_job(relay: ScriptedRelay, step: str, act
     await smtp.close()
 
 
+async def test_the_session_limit_of_opensmtpd_costs_no_job_and_opens_the_circuit_breaker_in_a_new_session(
+    relay: ScriptedRelay,
+):
+    limit, changes = "452 4.5.3 Too many recipients: Too many messages sent", Changes()
+    smtp = SmtpRelay(config(relay, pool_size=1), on_circuit_breaker=changes.append)
+    assert isinstance(await send(smtp), Accepted)
+    relay.then("mail", limit)
+    assert isinstance(await send(smtp), Accepted)
+    assert (changes, relay.connections, len(relay.accepted)) == ([], 2, 2)
+    relay.then("mail", limit, limit)
+    outcome = await send(smtp)
+    assert isinstance(outcome, Unavailable)
+    assert (outcome.reason, relay.connections) == ("throttled", 3)
+    await smtp.close()
+
+
 async def test_a_session_limit_at_the_first_mail_makes_the_relay_unavailable(relay: ScriptedRelay):
     relay.then("rcpt", "452 4.5.3 Too many messages in this session")
     async with client(relay) as smtp:
