@@ -1,20 +1,15 @@
-"""A private Exim from Debian's package, unpacked by tests/ground.py. Its ACLs ask the policy server of postfix.py."""
+"""A private Exim from Debian's package, unpacked by tests/ground.py. Its ACLs ask a policy."""
 
 import asyncio
-import contextlib
-import os
 import re
 import shutil
-import signal
-import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from postfix import Policy
-from rabbitmq import free_port
-from relays import EXIM, NSS_WRAPPER, Taken, stop, wait_greeting
+from debian_relay import DebianRelay, Policy
+from relays import EXIM, NSS_WRAPPER, Taken
 
 _SETTINGS = """\
 primary_hostname = relay.example
@@ -82,23 +77,13 @@ _ACCOUNTS = {"passwd": "Debian-exim:x:10:10::/:/bin/false\n", "group": "Debian-e
 
 
 @dataclass
-class Exim:
-    """A private Exim that keeps what it accepts in its queue, started with `async with`. Needs root."""
+class Exim(DebianRelay):
+    """A private Exim that keeps what it accepts in its queue, started with `async with`."""
 
-    refuse_sender_every: int = 0
-    tls: tuple[Path, Path] | None = None
-    """Certificate and key: STARTTLS is offered then, or TLS is implicit."""
-    implicit: bool = False
-    login: tuple[str, str] | None = None
-    """User and password: required then, by one of `mechanisms`."""
-    port: int = field(default_factory=free_port)
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="otp-exim-")))
-    """Not the test's own folder, which Exim's unprivileged processes may not read."""
-    _process: asyncio.subprocess.Process | None = None
     _server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        assert os.geteuid() == 0, "Exim starts as root only: run the tests as root"
+        self._make_folder()
         policy = Policy(self.refuse_sender_every)
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,31 +94,16 @@ class Exim:
         self._server = await asyncio.start_server(answer, "127.0.0.1", 0)
         self._write_files(self._server.sockets[0].getsockname()[1])
         accounts = {f"NSS_WRAPPER_{name.upper()}": str(self.folder / name) for name in ("passwd", "group")}
-        env = {"PATH": os.environ["PATH"], "LD_PRELOAD": str(NSS_WRAPPER.path(NSS_WRAPPER.program))} | accounts
-        output = self.folder / "out"
-        with output.open("wb") as out:
-            self._process = await asyncio.create_subprocess_exec(
-                EXIM.path(EXIM.program), "-C", self.folder / "conf", "-bdf",
-                env=env, stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
-        try:
-            await wait_greeting(self.port, self._process, output.read_text, tls=self.implicit)
-        except BaseException:
-            await self.__aexit__()
-            raise
+        env = {"LD_PRELOAD": str(NSS_WRAPPER.path(NSS_WRAPPER.program))} | accounts
+        await self._start([EXIM.path(EXIM.program), "-C", self.folder / "conf", "-bdf"], env)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await stop(self._process)
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):  # one process for each connection
-                os.killpg(self._process.pid, signal.SIGKILL)
+        await super().__aexit__()
         if self._server is not None:
             self._server.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_files(self, policy_port: int) -> None:
-        self.folder.chmod(0o755)
         for name in ("spool", "log"):
             (self.folder / name).mkdir()
             shutil.chown(self.folder / name, _OWNER)
@@ -159,8 +129,7 @@ class Exim:
 
     @property
     def log(self) -> str:
-        path = self.folder / "log/mainlog"
-        return path.read_text() if path.exists() else ""
+        return self._read("log/mainlog")
 
     @property
     def accepted(self) -> list[Taken]:

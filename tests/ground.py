@@ -2,7 +2,7 @@
 
 RabbitMQ: the one that OTP_TEST_RABBITMQ_URL names, or a private node. The node, and those that tests break, run the
 rabbitmq-server that OTP_TEST_RABBITMQ_SERVER names (tools/debian.sh sets it), the installed one, or Debian's package.
-Redis, Chromium and libfaketime likewise. Mail servers (Postfix, Exim, Dovecot; and those of npm) are put
+Redis, Chromium and libfaketime likewise. Mail servers (Postfix, Exim, OpenSMTPD, Dovecot; and those of npm) are put
 into the folder that OTP_TEST_RELAYS names, or a cache. If one is not available, this ends with a message: tests are
 never skipped because a server is missing.
 """
@@ -10,6 +10,7 @@ never skipped because a server is missing.
 import contextlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -94,12 +95,11 @@ def unpack(wanted: relays.Unpacked) -> None:
         relays.FOLDER.mkdir(parents=True, exist_ok=True)
         sys.stderr.write(f"unpacking {package} into {wanted.path('')} …\n")
         with tempfile.TemporaryDirectory(dir=relays.FOLDER) as folder:
-            # the sandboxed download as another user could not write into this folder
-            download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package]
-            done = _try(download, folder) or (_try(["apt-get", "update", "-q"], folder) and _try(download, folder))
+            done = _download(wanted, folder)
             packages = [str(path) for path in Path(folder).glob(f"{package}_*.deb")]
             if not done or not _try(["dpkg", "-x", *packages, f"{folder}/{package}"], folder):
-                _end(package, f"unpack Debian's package there: dpkg -x {package}_*.deb {wanted.path('')}")
+                suite = f" of {wanted.backports}" if wanted.backports else ""
+                _end(package, f"unpack Debian's package{suite} there: dpkg -x {package}_*.deb {wanted.path('')}")
             with contextlib.suppress(OSError):  # another run was faster
                 (Path(folder) / package).rename(wanted.path(""))
     linked = subprocess.run(["ldd", program], env=os.environ | wanted.env, capture_output=True, check=False)
@@ -108,6 +108,38 @@ def unpack(wanted: relays.Unpacked) -> None:
         for line in depends.splitlines():
             if (library := line.strip().removeprefix("Depends: ")).startswith("lib"):
                 install(library)
+
+
+def _download(wanted: relays.Unpacked, folder: str) -> bool:
+    """Download a package into the folder; returns whether that was possible."""
+    # the sandboxed download as another user could not write into this folder
+    options = ["-q", "-o", "APT::Sandbox::User=root"]
+    update, download = ["apt-get", "update", "-q"], ["apt-get", "download", *options, wanted.package]
+    if not wanted.backports:
+        return _try(download, folder) or (_try(update, folder) and _try(download, folder))
+    mirror = _mirror(folder) or (_try(update, folder) and _mirror(folder))
+    source = f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror} {wanted.backports} main\n"
+    (Path(folder) / "sources.list").write_text(source)
+    for name in ("lists", "cache"):
+        (Path(folder) / name).mkdir()
+    # the sources of this machine stay as they are
+    places = {"Etc::SourceList": "sources.list", "State::Lists": "lists", "Cache": "cache"}
+    options += [it for name, place in places.items() for it in ("-o", f"Dir::{name}={folder}/{place}")]
+    options += ["-o", "Dir::Etc::SourceParts=-"]
+    return bool(mirror) and all(
+        _try(["apt-get", *command, *options], folder) for command in (["update"], ["download", wanted.package])
+    )
+
+
+def _mirror(folder: str) -> str:
+    """Return the address of a Debian mirror, from the sources of this machine."""
+    columns = "$(ORIGIN) $(COMPONENT) $(RELEASE) $(REPO_URI)"
+    command = ["apt-get", "indextargets", "--format", columns]
+    if shutil.which(command[0]) is None:
+        return ""
+    lines = subprocess.run(command, cwd=folder, capture_output=True, check=False, text=True).stdout.splitlines()
+    found = (re.match(r"Debian main \w+ (https?://\S+)", line) for line in lines)
+    return next((it[1] for it in found if it), "")
 
 
 def install_from_npm() -> None:

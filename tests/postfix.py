@@ -1,56 +1,16 @@
-"""A private Postfix from Debian's package, unpacked by tests/ground.py, and what it asks: policy server and logins."""
+"""A private Postfix from Debian's package, unpacked by tests/ground.py, and what verifies its logins."""
 
 import asyncio
 import base64
-import contextlib
-import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
-from rabbitmq import free_port
-from relays import POSTFIX, Taken, stop, wait_greeting
-
-_STAGES = {"RCPT": "rcpt", "DATA": "data", "END-OF-MESSAGE": "body"}
-"""Postfix's names of the stages, and ours."""
-
-
-@dataclass
-class Policy:
-    """What a relay asks whether it refuses a recipient."""
-
-    refuse_sender_every: int = 0
-    _senders: int = 0
-    _deferred: set[str] = field(default_factory=set)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one smtpd of Postfix, request by request."""
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                request = (await reader.readuntil(b"\n\n")).decode()
-                asked = dict(line.split("=", 1) for line in request.splitlines() if line)
-                writer.write(f"action={self.action(asked['protocol_state'], asked['recipient'])}\n\n".encode())
-        writer.close()
-
-    def action(self, state: str, recipient: str) -> str:
-        """Return the reply to a recipient at one stage, as Postfix names it, or `DUNNO`."""
-        if state == "MAIL":
-            self._senders += 1
-            if not self.refuse_sender_every or self._senders % self.refuse_sender_every:
-                return "DUNNO"
-            return f"{450 if self._senders // self.refuse_sender_every % 2 else 550} refused at mail"
-        # a client that is out of step has no recipient here
-        at, code, *_ = *recipient.split("-"), ""
-        if at != _STAGES[state] or recipient in self._deferred:
-            return "DUNNO"
-        if code.startswith("4"):
-            self._deferred.add(recipient)
-        return f"{code} refused at {at}"
+from debian_relay import DebianRelay, Policy
+from relays import POSTFIX, Taken
 
 
 @dataclass
@@ -148,56 +108,34 @@ _OWNER, _GROUP = "uucp", "games"
 
 
 @dataclass
-class Postfix:
-    """A private Postfix that discards what it accepts, started with `async with`. Needs root, as every Postfix does."""
+class Postfix(DebianRelay):
+    """A private Postfix that discards what it accepts, started with `async with`. With a certificate, it wants TLS."""
 
     access: bool = False
     """Whether an access map refuses, and not the policy server. It knows no senders and repeats every 4xx."""
-    refuse_sender_every: int = 0
-    tls: tuple[Path, Path] | None = None
-    """Certificate and key: STARTTLS is required then, or TLS is implicit."""
-    implicit: bool = False
-    login: tuple[str, str] | None = None
-    """User and password: required then, by `mechanism`."""
     mechanism: str = "PLAIN"
+    """By which the login is required."""
     logins: int | None = None
     """Port of the server that verifies logins, for example Dovecot: a login is required then."""
     postscreen: bool = False
-    port: int = field(default_factory=free_port)
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="otp-postfix-")))
-    """Not the test's own folder, which Postfix's unprivileged processes may not read."""
-    _process: asyncio.subprocess.Process | None = None
     _servers: list[asyncio.Server] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
-        assert os.geteuid() == 0, "Postfix runs as root only: run the tests as root"
+        self._make_folder()
         policy = Policy(self.refuse_sender_every)
         serves = (policy.serve, Logins(self.login, self.mechanism).serve)
         self._servers = [await asyncio.start_server(serve, "127.0.0.1", 0) for serve in serves]
         self._write_files(*(server.sockets[0].getsockname()[1] for server in self._servers))
-        # `master` logs to a file by the daemon `postlogd`; its earlier output is here
-        output = self.folder / "out"
-        with output.open("wb") as out:
-            self._process = await asyncio.create_subprocess_exec(
-                POSTFIX.path(POSTFIX.program), "-d", "-c", self.folder / "etc",
-                env={"PATH": os.environ["PATH"]} | POSTFIX.env,
-                stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
-        try:
-            await wait_greeting(self.port, self._process, output.read_text, tls=self.implicit)
-        except BaseException:
-            await self.__aexit__()
-            raise
+        # `master` logs to a file by the daemon `postlogd`
+        await self._start([POSTFIX.path(POSTFIX.program), "-d", "-c", self.folder / "etc"], POSTFIX.env)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await stop(self._process)
+        await super().__aexit__()
         for server in self._servers:
             server.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_files(self, policy_port: int, login_port: int) -> None:
-        self.folder.chmod(0o755)
         for name in ("etc", "log", "queue/pid"):
             (self.folder / name).mkdir(parents=True)
         for name in ("data", "queue/public", "queue/maildrop", *(f"queue/{name}" for name in _QUEUE)):
@@ -242,8 +180,7 @@ class Postfix:
 
     @property
     def log(self) -> str:
-        path = self.folder / "log/maillog"
-        return path.read_text() if path.exists() else ""
+        return self._read("log/maillog")
 
     async def has_mail(self) -> bool:
         """Return whether it has accepted and discarded a mail."""

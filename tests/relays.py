@@ -44,10 +44,17 @@ class Unpacked:
     """The path of its main program in the package, which needs its libraries."""
     libraries: tuple[str, ...] = ()
     """Folders in the package."""
+    broken_in: str = ""
+    """The release of Debian for which it is taken from backports."""
+
+    @property
+    def backports(self) -> str:
+        """The suite of backports that has it, if it is not taken from the release."""
+        return f"{self.broken_in}-backports" if self.broken_in == _release() else ""
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the package."""
-        return FOLDER / f"{self.package}-{_release()}" / name
+        return FOLDER / f"{self.package}-{self.backports or _release()}" / name
 
     @property
     def env(self) -> dict[str, str]:
@@ -58,9 +65,11 @@ class Unpacked:
 POSTFIX = Unpacked("postfix", "usr/lib/postfix/sbin/master", ("usr/lib/postfix",))
 DOVECOT = Unpacked("dovecot-core", "usr/lib/dovecot/auth", ("usr/lib/dovecot", "usr/lib/dovecot/modules/old-stats"))
 EXIM = Unpacked("exim4-daemon-light", "usr/sbin/exim4")
+OPENSMTPD = Unpacked("opensmtpd", "usr/sbin/smtpd", broken_in="bookworm")
+"""OpenSMTPD 6.8 of bookworm has no TLS: with OpenSSL 3, each handshake fails."""
 NSS_WRAPPER = Unpacked("libnss-wrapper", f"usr/lib/{platform.machine()}-linux-gnu/libnss_wrapper.so")
 """Shows other accounts to one program."""
-UNPACKED = (POSTFIX, DOVECOT, EXIM, NSS_WRAPPER)
+UNPACKED = (POSTFIX, DOVECOT, EXIM, OPENSMTPD, NSS_WRAPPER)
 
 
 def npm_version(name: str) -> str | None:

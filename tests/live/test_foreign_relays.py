@@ -1,4 +1,4 @@
-"""The whole worker against Postfix, Exim, Haraka, smtp-server and MailDev. Each job ends as its relay recorded it."""
+"""The whole worker against relays of others. Each job ends as its relay recorded it."""
 
 import asyncio
 import itertools
@@ -13,6 +13,7 @@ from certificates import Authority
 from conftest import Stage
 from exim import Exim
 from maildev import MailDev
+from opensmtpd import OpenSMTPD
 from postfix import Postfix
 from rabbitmq import until
 from relays import NodeRelay
@@ -22,7 +23,8 @@ EMPTY = 1_000
 """More bytes than an empty mail has with what a relay adds to it, and fewer than any mail of ours has."""
 RETRIES = {"MAX_RETRIES": "3", "MAX_DELAY_MS": "1000"}
 """A job may be refused at MAIL, where the relay does not know the recipient yet, and once more for its name."""
-STAGES = {"haraka": ("rcpt", "data", "body"), "smtp-server": ("rcpt", "body"), "postfix": ("rcpt", "data", "body")}
+STAGES = {"haraka": ("rcpt", "data", "body"), "smtp-server": ("rcpt", "body"), "postfix": ("rcpt", "data", "body"),
+          "opensmtpd": ("rcpt", "data", "body")}  # fmt: skip
 LOGIN = ("otp@example.com", "pa:ss wörd")
 
 
@@ -78,7 +80,7 @@ async def settled(worker: Worker, messages: float) -> bool:
 async def every_job_ends_by_its_relays_reply(
     stage: Stage,
     worker: Worker,
-    relay: NodeRelay | Postfix | Exim | MailDev,
+    relay: NodeRelay | Postfix | Exim | OpenSMTPD | MailDev,
     to: list[str],
     *,
     chunking: bool = False,
@@ -219,6 +221,26 @@ async def test_exim_refuses_at_every_stage(
     async with Exim(refuse_sender_every=200, **arguments) as relay:
         worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_CHUNKING=chunking, **env)
         await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(stages))
+
+
+async def test_opensmtpd_refuses_at_every_stage(stage: Stage) -> None:
+    async with OpenSMTPD(refuse_sender_every=200) as relay:
+        worker = await stage.run(SMTP_PORT=str(relay.port), **RETRIES)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["opensmtpd"]))
+
+
+# by default, OpenSMTPD accepts 100 mails in one session
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_opensmtpd_with_tls_and_login_refuses_at_every_stage_and_limits_each_session(
+    stage: Stage, tmp_path: Path, tls: str
+) -> None:
+    arguments, env = secured(tmp_path, tls)
+    async with OpenSMTPD(**arguments) as relay:
+        worker = await stage.run(SMTP_PORT=str(relay.port), SMTP_POOL_SIZE="3", **env)
+        await every_job_ends_by_its_relays_reply(stage, worker, relay, recipients(STAGES["opensmtpd"]))
+        assert "Too many messages sent" in relay.log
+        assert "circuit breaker open" not in worker.log
+        assert relay.logins.keys() == {(LOGIN[0], "ok")}
 
 
 async def test_postscreen_tests_the_client_and_costs_no_job(stage: Stage) -> None:
