@@ -164,7 +164,7 @@ def _findings(identities: Mapping[str, MailIdentity], metadata: Mapping[str, str
     found: list[tuple[str, Finding]] = []
     for tenant, it in identities.items():
         try:
-            found += [(tenant, finding) for finding in find(it.templates_dir, it.default_locale, metadata)]
+            found += [(tenant, finding) for finding in find(it, metadata)]
         except MalformedError as error:
             output.fail(str(error).replace("metadata.", "--data "))
         except OSError as error:

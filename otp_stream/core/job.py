@@ -1,9 +1,7 @@
 """One job on its way through the worker."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from .otp_job import OtpJob, Priority
 
@@ -12,7 +10,6 @@ Lane = Literal["jobs", "high", "due", "tenant"]
 tenant. A job that was moved to its tenant's queue keeps the lane from which it was moved."""
 
 CLOCK_TOLERANCE_MS = 5_000
-_HALF_DAY_MS = 12 * 60 * 60_000
 _RANKS = {"high": 1, "normal": 2, "low": 3}
 
 
@@ -116,30 +113,15 @@ class Job:
         """Its urgency among prefetched jobs: 0 high lane, 1 high, 2 normal, 3 low."""
         return rank(self.lane, self.request.priority)
 
-    def template_data(self) -> Mapping[str, Any]:
-        """Return the variables of the template: every metadata key, `email`, `otp`, `expiryMinutes`, `validUntil`."""
-        life_ms = self.expires_ms - _lifetime_start_ms(self.made_ms, self.replay)
-        minutes = life_ms / 60_000
-        metadata = self.request.metadata
-        data = dict(metadata.__pydantic_extra__ or {})
-        if metadata.request is not None:
-            data.setdefault("request", metadata.request)
-        if metadata.time_zone is not None:  # a producer's own template reads it by the name that was sent
-            data.setdefault("timeZone", metadata.time_zone)
-            data.setdefault("time_zone", metadata.time_zone)
-        data.update(
-            userName=metadata.user_name,
-            purpose=metadata.purpose,
-            tenant=metadata.tenant,
-            locale=metadata.locale,
-            expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
-            validUntil=_time_of_day(
-                _lifetime_start_ms(self.dated_ms, self.replay) + life_ms, dated=life_ms >= _HALF_DAY_MS
-            ),
-            email=self.request.email,
-            otp=self.request.otp,
-        )
-        return data
+    @property
+    def lifetime_ms(self) -> int:
+        """How long its code is valid."""
+        return self.expires_ms - _lifetime_start_ms(self.made_ms, self.replay)
+
+    @property
+    def shown_expiry_ms(self) -> int:
+        """When its code expires, as its e-mail says: the same in each copy, as `dated_ms` is."""
+        return _lifetime_start_ms(self.dated_ms, self.replay) + self.lifetime_ms
 
 
 def rank(lane: Lane, priority: Priority) -> int:
@@ -149,10 +131,3 @@ def rank(lane: Lane, priority: Priority) -> int:
 
 def _lifetime_start_ms(made_ms: int, replay: Replay | None) -> int:
     return replay.at_ms if replay is not None and replay.fresh else made_ms
-
-
-def _time_of_day(at_ms: int, *, dated: bool) -> str:
-    """Return `14:32 UTC`, rounded down; `dated` adds the date, for a time that would be ambiguous without it."""
-    hours, minutes = divmod(at_ms // 60_000 % 1440, 60)
-    time = f"{hours:02}:{minutes:02} UTC"
-    return f"{datetime.fromtimestamp(at_ms // 1000, UTC):%Y-%m-%d} {time}" if dated else time

@@ -8,18 +8,18 @@ a variant for each of them. A template that cannot be analysed is rendered again
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, Template
 from markupsafe import escape
 
+from .brand import Brand
 from .message import MAX_PLAIN_LINE, Part, is_dot_safe, is_plain, normal, quoted
-from .template_analysis import PLACEHOLDERS, Parsed, ValueUses, analyze
+from .template_analysis import PLACEHOLDERS, ValueUses
 
-_VARIANTS_LIMIT = 128
-_SEEN_LIMIT = 512
+_VARIANTS_LIMIT = 512
+_SEEN_LIMIT = 2_048
 _FIRST_PLACEHOLDER = 0xE000
 _MISSING = object()
 _NO_VARIANT = object()
@@ -81,21 +81,28 @@ class _Variant:
         return None if text is None or html is None else (self.subject.text(values), text, html)
 
 
+class VariantCache:
+    """The variants of all templates in all languages that were used last, about 20 kB each."""
+
+    def __init__(self) -> None:
+        self.variants: OrderedDict[object, _Variant | None] = OrderedDict()
+        self.seen: OrderedDict[object, None] = OrderedDict()
+
+
 class CompiledVariants:
-    """The variants of one template. `templates` are its subject, plain text and HTML; `parse` parses a file.
+    """The variants of one template in one language. `uses` is its analysis.
 
     A variant is built when it is needed for the second time, so that a value that differs in each e-mail builds none.
     """
 
-    def __init__(self, jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> None:
-        uses = analyze(jinja, templates, parse) or ValueUses()
+    def __init__(self, uses: ValueUses | None, cache: VariantCache) -> None:
+        uses = uses or ValueUses()
         # a template that tests more than the length of a code would need a variant for each code
         self._usable = bool(uses.printed) and not uses.other & {"otp", "email"}
         self._placeholders = tuple(sorted((uses.printed | uses.tested | uses.measured) - uses.other))
         self._measured = uses.measured
         self._keys = tuple(sorted(uses.other))
-        self._variants: OrderedDict[object, _Variant | None] = OrderedDict()
-        self._seen: OrderedDict[object, None] = OrderedDict()
+        self._cache = cache
 
     def fill(
         self, given: Mapping[str, Any], render: Callable[[Mapping[str, Any]], tuple[str, str, str]]
@@ -104,7 +111,7 @@ class CompiledVariants:
         if not self._usable:
             return None
         values: dict[str, str] = {}
-        shape: list[object] = []
+        shape: list[object] = [self]
         for name in self._placeholders:
             value: object = given.get(name, _MISSING)
             if not value or not isinstance(value, str):
@@ -132,13 +139,13 @@ class CompiledVariants:
         values: Mapping[str, str],
         render: Callable[[Mapping[str, Any]], tuple[str, str, str]],
     ) -> _Variant | None:
-        if shape in self._variants:
-            return self._variants[shape]
-        if shape not in self._seen:
-            _store(self._seen, shape, None, _SEEN_LIMIT)
+        if shape in self._cache.variants:
+            return self._cache.variants[shape]
+        if shape not in self._cache.seen:
+            _store(self._cache.seen, shape, None, _SEEN_LIMIT)
             return None
         variant = self._make(given, values, render)
-        _store(self._variants, shape, variant, _VARIANTS_LIMIT)
+        _store(self._cache.variants, shape, variant, _VARIANTS_LIMIT)
         return variant
 
     def _make(
@@ -166,6 +173,8 @@ def _key(value: object) -> object:
             return value if len(value) <= _MAX_KEY else _NO_VARIANT
         case None | bool() | int() | float():
             return type(value), repr(value)
+        case Brand():
+            return value
         case _:  # a list or an object; a missing value has a variant, too
             return _MISSING if value is _MISSING else _NO_VARIANT
 

@@ -15,10 +15,13 @@ from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError
 from otp_stream.core.otp_job import OtpJob
 
+from .identity import MailIdentity
+from .inlined import inlined
 from .mail_template import MailTemplate
 from .nesting import Nesting
 from .rules import Level, Remark, of_html, of_subject, of_text, visible
 from .sources import Rendered, SourceMarkers, misspelt, of_files, of_source
+from .template_data import template_data
 from .templates import TemplateError, Templates
 
 SAMPLE_CODE = "123456"
@@ -75,18 +78,21 @@ def sample_job(
     )
 
 
-def lint(templates_dir: Path | None, default_locale: str, metadata: Mapping[str, Any]) -> list[Finding]:
-    """Return all findings; `metadata` are the keys that producers always set, with an example for each.
+def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
+    """Return all findings about a tenant's templates; `metadata` are the keys that producers always set, with an example for each.
 
     Raises `MalformedError` for metadata that no job can have.
     """
     faults: list[TemplateError] = []
-    templates = Templates(templates_dir, default_locale, faults, (SourceMarkers,))
+    templates_dir = identity.templates_dir
+    templates = Templates(templates_dir, identity.default_locale, faults, (SourceMarkers,), inline=False)
     found = {_finding(fault) for fault in faults}
     for name in _affected(templates.names, templates_dir):
         for locale in templates.languages(name):
-            data = sample_job({**SAMPLE, **metadata, "template": name, "locale": locale or None}, 0).template_data()
-            found.update(_TemplateCheck(templates.get(name, locale), locale, dict(data)).findings())
+            template = templates.get(name, locale)
+            job = sample_job({**SAMPLE, **metadata, "template": name, "locale": locale or None}, 0)
+            data = template_data(job, template.language, identity)
+            found.update(_TemplateCheck(template, locale, data).findings())
     reported = {_place(it) for it in found if it.unknown}
     found.update(it for it in _unrendered(templates, templates_dir, metadata) if _place(it) not in reported)
     return _in_order(found)
@@ -97,7 +103,7 @@ def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
 
     Names that producers may set in metadata are left out, unless they look misspelt.
     """
-    templates = Templates(templates_dir, default_locale, [], (SourceMarkers,))
+    templates = Templates(templates_dir, default_locale, [], (SourceMarkers,), inline=False)
     return _in_order(_unrendered(templates, templates_dir, {}))
 
 
@@ -149,7 +155,7 @@ class _TemplateCheck:
         subject, text, html = full
         found.update(_about(self.template.subject, of_subject(subject.text, SAMPLE_CODE)))
         found.update(_about(self.template.text, of_text(text.text, SAMPLE_CODE)))
-        found.update(_about(self.template.html, of_html(html.text, SAMPLE_CODE, self.locale)))
+        found.update(_about(self.template.html, of_html(inlined(html.text), SAMPLE_CODE, self.locale)))
         found.update(_nesting(html))
         if other := self._render(_OTHER_EXPIRY, found):
             if other[1].text == text.text:

@@ -12,6 +12,8 @@ from jinja2.exceptions import SecurityError
 from otp_stream.core.mail import ComposeError
 
 from .compiled import CompiledVariants, Parts
+from .environment import TRANSLATIONS
+from .language import Language
 from .message import Part
 from .sandbox import MEMORY, CpuLimitError, run_limited
 
@@ -28,6 +30,7 @@ class MailTemplate:
     subject: Template
     text: Template
     html: Template
+    language: Language
     compiled: CompiledVariants
 
     def parts(self, data: Mapping[str, Any]) -> Parts:
@@ -40,7 +43,7 @@ class MailTemplate:
     def render(self, data: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return subject, plain text and HTML. Raises `ComposeError`, whose text contains no data."""
         # one dictionary for all three: a new context costs as much as rendering a short text
-        given = {**self.html.globals, **data}
+        given = {**self.html.globals, **data, TRANSLATIONS: self.language.translations}
         return run_limited(
             RENDER_CPU_S, lambda: (_render(self.subject, given), _render(self.text, given), _render(self.html, given))
         )

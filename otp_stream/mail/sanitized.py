@@ -12,7 +12,6 @@ NAME_LIMIT = 100
 """Maximum characters of a name, a purpose or a tenant. A longer one is probably a message."""
 TEXT_LIMIT = 500
 """Maximum characters of any other text in metadata."""
-_OURS = {"email", "otp", "expiryMinutes", "validUntil", "locale"}
 _NAMES = {"userName", "purpose", "tenant"}
 _MAX_DEPTH = 5
 
@@ -35,13 +34,12 @@ _LINKS = re.compile(
 _DOTS = re.compile(_DOT)
 
 
-def sanitized(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a template's variables, with every text of metadata on one line, cut, and without links."""
-    safe = dict(data)
-    for name, value in data.items():
-        if value is not None and name not in _OURS:
-            safe[name] = _short(value) if name in _NAMES else _sanitized(value)
-    return safe
+def sanitized(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of metadata, with every text on one line, cut, and without links."""
+    return {
+        name: None if value is None else _short(value) if name in _NAMES else _sanitized(value)
+        for name, value in metadata.items()
+    }
 
 
 def _short(value: object) -> object:

@@ -17,6 +17,9 @@ _TRANSPARENT = (
     nodes.BinExpr, nodes.UnaryExpr, nodes.Concat, nodes.Getattr, nodes.Getitem,
 )  # fmt: skip
 
+GETTEXT = {"gettext", "_", "ngettext", "pgettext", "npgettext"}
+"""The functions that translate a message."""
+
 Parsed = tuple[str, nodes.Template]
 """The source of a file and its syntax tree."""
 
@@ -47,15 +50,27 @@ class ValueUses:
                 raise _UnclearError
             case nodes.Output():
                 for shown in node.nodes:
-                    if isinstance(shown, nodes.Name):
-                        self.printed.add(shown.name)
-                    else:
-                        self.visit(shown)
+                    self._visit_printed(shown)
             case _ if isinstance(node, _TRANSPARENT):
                 for child in node.iter_child_nodes():
                     self.visit(child, tested=_is_tested(node, child, tested=tested))
             case _:
                 raise _UnclearError
+
+    def _visit_printed(self, node: nodes.Node) -> None:
+        match node:
+            case nodes.Name(name=name):
+                self.printed.add(name)
+            case nodes.Call(node=nodes.Name(name=name), args=args, kwargs=named, dyn_args=None, dyn_kwargs=None) if (
+                name in GETTEXT
+            ):
+                # a translation prints its values unchanged; what is not constant selects the message
+                for it in args:
+                    self.visit(it)
+                for it in named:
+                    self._visit_printed(it.value)
+            case _:
+                self.visit(node)
 
 
 def analyze(jinja: Environment, templates: Iterable[Template], parse: Callable[[str], Parsed]) -> ValueUses | None:

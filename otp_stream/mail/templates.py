@@ -1,91 +1,38 @@
 """Finds all templates, compiles them once, and selects one by name and language.
 
-    <folder>/<name>/subject.txt, body.txt, body.html          for every language without its own files
+    <folder>/<name>/subject.txt, body.txt, body.html          in English, or in any language without its own files
     <folder>/<name>/<locale>/...                              any of the three, in that language
+    <folder>/locales/<locale>.po                              translations of all `{% trans %}` messages
 
 Files in the operator's folder override the built-in ones, one by one.
 """
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from jinja2 import (
-    Environment,
-    FileSystemLoader,
-    StrictUndefined,
-    Template,
-    TemplateSyntaxError,
-    nodes,
-    select_autoescape,
-)
+from jinja2 import Template, TemplateSyntaxError, nodes
 from jinja2 import TemplateError as JinjaError
 from jinja2.ext import Extension
 
 from otp_stream.core.mail import ComposeError
 
-from .compiled import CompiledVariants
+from .catalogs import FOLDER, CatalogError, Catalogs
+from .compiled import CompiledVariants, VariantCache
+from .environment import environment
+from .language import SOURCE, Language, fallbacks, normal_locale
+from .loader import BUILT_IN_PREFIX, TemplateLoader, messages, referenced
 from .mail_template import FILES, MailTemplate
-from .sandbox import Sandbox
-from .template_analysis import Parsed
+from .template_analysis import ValueUses, analyze
 
 LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 _PACKAGE = Path(__file__).parent.parent
 BUILT_IN = next(it for it in (_PACKAGE / "templates", _PACKAGE.parent / "templates") if it.is_dir())
 """The built-in templates: in the package, or beside it in a checkout."""
+_FOUND_LIMIT = 1_000
+_REFERENCES = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
-class TemplateLoader(FileSystemLoader):
-    """Reads and parses each file once, even if many templates share it."""
-
-    def __init__(self, roots: list[Path]) -> None:
-        super().__init__(roots)
-        self._parsed: dict[str, Parsed] = {}
-
-    def parse(self, environment: Environment, path: str) -> Parsed:
-        """Return a file's source and syntax tree."""
-        if path not in self._parsed:
-            source, _, _ = self.get_source(environment, path)
-            self._parsed[path] = source, environment.parse(source, path)
-        return self._parsed[path]
-
-    def load(
-        self,
-        environment: Environment,
-        name: str,
-        globals: MutableMapping[str, Any] | None = None,  # noqa: A002 - Jinja's name
-    ) -> Template:
-        """Compile a file."""
-        _, filename, is_current = self.get_source(environment, name)
-        code = environment.compile(self.parse(environment, name)[1], name, filename)
-        return environment.template_class.from_code(environment, code, globals or {}, is_current)
-
-    def clear(self) -> None:
-        """Drop the syntax trees, which a worker no longer needs once the templates are compiled."""
-        self._parsed.clear()
-
-
-def referenced(node: nodes.Node) -> Iterator[str]:
-    """Yield the files that an `extends`, `include` or `import` may use; none if any name is computed."""
-    wanted = getattr(node, "template", None)
-    items = wanted.items if isinstance(wanted, nodes.List | nodes.Tuple) else [wanted]
-    names = [str(it.value) for it in items if isinstance(it, nodes.Const)]
-    if len(names) == len(items):
-        yield from names
-
-
-def normal_locale(locale: str) -> str:
-    """Return the normal form of a locale: `de-at` for `de_AT`."""
-    return locale.replace("_", "-").lower()
-
-
-def fallbacks(locale: str) -> tuple[str, ...]:
-    """Return `("de-at", "de")` for `de-AT`; nothing for an empty locale."""
-    parts = normal_locale(locale).split("-") if locale else []
-    return tuple("-".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
 class TemplateError(Exception):
@@ -104,6 +51,8 @@ class Templates:
         default_locale: str,
         faults: list[TemplateError] | None = None,
         extensions: Sequence[type[Extension]] = (),
+        *,
+        inline: bool = True,
     ) -> None:
         self._faults = faults
         self.referenced: set[str] = set()
@@ -113,20 +62,15 @@ class Templates:
         self._complete: set[str] = set()
         self._roots = [root for root in (override, BUILT_IN) if root is not None]
         self._default = fallbacks(default_locale)
-        self._loader = TemplateLoader(self._roots)
-        self._jinja = Sandbox(
-            loader=self._loader,
-            # a subject and a plain text must not be escaped
-            autoescape=select_autoescape(enabled_extensions=("html",), default=False),
-            undefined=StrictUndefined,
-            extensions=extensions,
-            optimized=False,  # see `Sandbox`
-            auto_reload=False,
-            cache_size=-1,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        self._default_tag = default_locale or SOURCE
+        self._loader = TemplateLoader(self._roots, inline=inline)
+        self._jinja = environment(self._loader, extensions)
+        self._messages: dict[str, frozenset[str]] = {}
+        self._uses: dict[tuple[str, ...], ValueUses | None] = {}
+        self._variants = VariantCache()
+        self.catalogs = self._read_catalogs()
         self._templates = {name: self._languages(name) for name in self._names()}
+        self._found: dict[tuple[str, str | None], MailTemplate] = {}
         self._loader.clear()
 
     @property
@@ -161,17 +105,37 @@ class Templates:
 
     def find(self, name: str, locale: str | None) -> MailTemplate:
         """Return the template in the closest language: `de-AT`, `de`, the default language, or without a language."""
+        found = self._found.get((name, locale))
+        if found is None:
+            if len(self._found) >= _FOUND_LIMIT:
+                self._found.clear()
+            found = self._found[name, locale] = self._find(name, locale)
+        return found
+
+    def _find(self, name: str, locale: str | None) -> MailTemplate:
         by_locale = self._templates.get(name)
         if by_locale is None:
             raise ComposeError(f"metadata.template: there is none named {name}; known: {', '.join(self.names)}")
         for candidate in (*fallbacks(locale or ""), *self._default):
             if candidate in by_locale:
                 return by_locale[candidate]
+            for other, template in by_locale.items():
+                if candidate in fallbacks(other):  # such as pt, if there is pt-BR alone
+                    return template
         return by_locale[""]
 
     def _names(self) -> set[str]:
         folders = (folder for root in self._roots for folder in root.iterdir() if folder.is_dir())
-        return {folder.name for folder in folders if NAME.fullmatch(folder.name)}
+        return {folder.name for folder in folders if NAME.fullmatch(folder.name) and folder.name != FOLDER}
+
+    def _read_catalogs(self) -> Catalogs:
+        try:
+            return Catalogs(self._roots)
+        except CatalogError as error:
+            if self._faults is None:
+                raise TemplateError(str(error)) from error
+            self._faults.append(TemplateError(str(error)))
+            return Catalogs([BUILT_IN])
 
     def _languages(self, name: str) -> dict[str, MailTemplate]:
         folders = [
@@ -184,36 +148,84 @@ class Templates:
         for folder in folders:  # de-AT and de_AT are the same language
             paths.setdefault(normal_locale(folder.name), []).append(f"{name}/{folder.name}")
         templates: dict[str, MailTemplate] = {}
-        for locale in ("", *paths):
+        for locale in dict.fromkeys(("", *paths, *self.catalogs.by_locale)):
             try:
-                templates[locale] = self._template(name, locale, paths)
+                if template := self._template(name, locale, paths):
+                    templates[locale] = template
             except TemplateError as error:
                 if self._faults is None:
                     raise
                 self._faults.append(error)
+        plain = templates.get("")
+        if plain and plain.language.tag == SOURCE:
+            templates.setdefault(SOURCE, plain)
         return templates
 
-    def _template(self, name: str, locale: str, paths: Mapping[str, list[str]]) -> MailTemplate:
-        candidates = (*fallbacks(locale), *self._default)
-        folders = [folder for candidate in candidates for folder in paths.get(candidate, ())] + [name]
-        subject, text, html = (self._compile(file, folders) for file in FILES)
-        parse = partial(self._loader.parse, self._jinja)
-        return MailTemplate(subject, text, html, CompiledVariants(self._jinja, (subject, text, html), parse))
+    def _template(self, name: str, locale: str, paths: Mapping[str, list[str]]) -> MailTemplate | None:
+        """Return a template in a language; `None` if it is not translated into this language."""
+        found = [self._choose(file, name, locale, paths) for file in FILES]
+        if locale and locale not in paths and not {it for _, it in found} <= set(fallbacks(locale)):
+            return None
+        subject, text, html = (self._compile(path) for path, _ in found)
+        path, of = found[-1]
+        names = tuple(path for path, _ in found)
+        if names not in self._uses:
+            parse = partial(self._loader.parse, self._jinja)
+            self._uses[names] = analyze(self._jinja, (subject, text, html), parse)
+        language = self._language(of, path)
+        return MailTemplate(subject, text, html, language, CompiledVariants(self._uses[names], self._variants))
 
-    def _compile(self, file: str, folders: list[str]) -> Template:
-        for folder in folders:
-            path = f"{folder}/{file}"
-            if any((root / path).is_file() for root in self._roots):
-                try:
-                    self._compile_referenced(path, set())
-                    return self._jinja.get_template(path)
-                except TemplateSyntaxError as error:
-                    raise TemplateError(
-                        f"template {error.name or path}, line {error.lineno}: {error.message}"
-                    ) from error
-                except (JinjaError, UnicodeDecodeError) as error:
-                    raise TemplateError(f"template {path}: {error}") from error
-        raise TemplateError(f"template {folders[-1]}/{file}: is missing; every template needs {', '.join(FILES)}")
+    def _choose(self, file: str, name: str, locale: str, paths: Mapping[str, list[str]]) -> tuple[str, str]:
+        """Return the path of a file in the closest language, and that language, empty if it is that of all others."""
+        path = f"{name}/{file}"
+        for candidate in (*fallbacks(locale), *self._default):
+            for folder in paths.get(candidate, ()):
+                if self._exists(f"{folder}/{file}"):
+                    return f"{folder}/{file}", candidate
+            translated = self.catalogs.by_locale.get(candidate)
+            # an operator's file in one language does not replace the built-in one in all others
+            for it in (path, f"{BUILT_IN_PREFIX}{path}") if translated else ():
+                if self._exists(it) and (found := self.messages(it)) and translated and found <= translated.messages:
+                    return it, candidate
+        return path, ""
+
+    def _language(self, locale: str, path: str) -> Language:
+        if translated := self.catalogs.by_locale.get(locale):
+            return translated.language
+        return Language(locale or (SOURCE if self.messages(path) else self._default_tag))
+
+    def _exists(self, path: str) -> bool:
+        if path.startswith(BUILT_IN_PREFIX):
+            return (BUILT_IN / path.removeprefix(BUILT_IN_PREFIX)).is_file()
+        return any((root / path).is_file() for root in self._roots)
+
+    def messages(self, path: str) -> frozenset[str]:
+        """Return the messages that a file, or a file that it extends or includes, translates."""
+        if path not in self._messages:
+            self._compile(path)
+            self._messages[path] = frozenset(self._all_messages(path, set()))
+        return self._messages[path]
+
+    def _all_messages(self, path: str, seen: set[str]) -> Iterable[str]:
+        if path in seen or not self._exists(path):
+            return
+        seen.add(path)
+        tree = self.parse(path)
+        yield from messages(tree)
+        for node in tree.find_all(_REFERENCES):
+            for it in referenced(node):
+                yield from self._all_messages(it, seen)
+
+    def _compile(self, path: str) -> Template:
+        if not self._exists(path):
+            raise TemplateError(f"template {path}: is missing; every template needs {', '.join(FILES)}")
+        try:
+            self._compile_referenced(path, set())
+            return self._jinja.get_template(path)
+        except TemplateSyntaxError as error:
+            raise TemplateError(f"template {error.name or path}, line {error.lineno}: {error.message}") from error
+        except (JinjaError, UnicodeDecodeError) as error:
+            raise TemplateError(f"template {path}: {error}") from error
 
     def _compile_referenced(self, path: str, seen: set[str]) -> None:
         """Compile a file and those that it extends or includes, which Jinja would read only for the first e-mail."""
@@ -222,10 +234,10 @@ class Templates:
         seen.add(path)
         self.read.add(path)
         self._jinja.get_template(path)
-        for node in self.parse(path).find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+        for node in self.parse(path).find_all(_REFERENCES):
             names = list(referenced(node))
             self.referenced.update(names)
-            existing = [it for it in names if any((root / it).is_file() for root in self._roots)]
+            existing = [it for it in names if self._exists(it)]
             if names and not existing and not getattr(node, "ignore_missing", False):
                 raise TemplateError(
                     f"template {path}, line {node.lineno}: there is no file {' or '.join(names)} in the templates' "

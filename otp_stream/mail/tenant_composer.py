@@ -7,8 +7,8 @@ from otp_stream.core.masking import keyed_hash
 
 from .identity import MailIdentity
 from .message import Skeleton
-from .sanitized import sanitized
 from .shared_templates import SharedTemplates
+from .template_data import template_data
 from .templates import Templates
 
 
@@ -29,8 +29,7 @@ class TenantComposer:
         """Return the message, always the same bytes for one job. Raises `ComposeError` if template or data fail."""
         request = job.request
         template = self.templates.find(request.metadata.template, request.metadata.locale)
-        data = sanitized(job.template_data())
-        subject, text, html = template.parts(data)
+        subject, text, html = template.parts(template_data(job, template.language, self.identity))
         content = self._skeleton.build(
             recipient=request.email,
             subject=subject,

@@ -1,0 +1,100 @@
+"""Translations of the templates' messages: one gettext catalogue for each language.
+
+    <folder>/locales/<locale>.po        such as de.po or pt_BR.po
+
+Messages of the operator's catalogues come before the built-in ones.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from babel.messages.catalog import Catalog, Message
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import PoFileError, read_po
+from babel.support import Translations
+
+from .language import Language, fallbacks, normal_locale
+
+FOLDER = "locales"
+_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s)?")
+"""A placeholder; empty for a `%` that is none, which would have to be `%%`."""
+
+
+class CatalogError(Exception):
+    """A catalogue cannot be used; the text contains the file, the line and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """What is translated into one language; `messages` are the English messages that are."""
+
+    language: Language
+    messages: frozenset[str]
+    files: tuple[Path, ...] = field(default=())
+
+
+class Catalogs:
+    """The catalogues of some folders, the first folder's messages first. Raises `CatalogError`."""
+
+    def __init__(self, roots: list[Path]) -> None:
+        self.by_locale: dict[str, Translated] = {}
+        for root in reversed(roots):
+            for path in sorted((root / FOLDER).glob("*.po")):
+                tag = path.stem.replace("_", "-")
+                key = normal_locale(tag)
+                self.by_locale[key] = _read(path, tag, self.by_locale.get(key))
+
+    def languages_of(self, messages: frozenset[str]) -> list[str]:
+        """Return the locales into which all of these messages are translated."""
+        return [locale for locale, it in self.by_locale.items() if messages and messages <= it.messages]
+
+    def closest(self, locale: str) -> str | None:
+        """Return the locale of the catalogue for a language: `pt-br` for `pt`, if there is none for `pt`."""
+        if locale in self.by_locale:
+            return locale
+        return next((it for it in self.by_locale if locale in fallbacks(it)), None)
+
+
+def read_catalog(path: Path) -> Catalog:
+    """Read a file. Raises `CatalogError`."""
+    try:
+        with path.open("rb") as file:
+            catalog = read_po(file, locale=path.stem, ignore_obsolete=True, abort_invalid=True)
+    except PoFileError as error:
+        raise CatalogError(f"{FOLDER}/{path.name}, line {error.lineno + 1}: {error}; correct that line") from None
+    except (ValueError, LookupError, TypeError) as error:  # another encoding, an unknown locale, a bad header
+        raise CatalogError(f"{FOLDER}/{path.name}: {error}") from None
+    for message in catalog:
+        if unknown := _placeholders(message.string) - _placeholders(message.id):
+            text = f"%({unknown.pop()})s is not in the message; use its placeholders alone"
+            raise CatalogError(f"{FOLDER}/{path.name}, line {message.lineno}: {text}")
+    return catalog
+
+
+def _placeholders(texts: str | Iterable[str] | None) -> set[str]:
+    joined = texts if isinstance(texts, str) else " ".join(texts or ())
+    return set(_PLACEHOLDER.findall(joined.replace("%%", "")))
+
+
+def _read(path: Path, tag: str, built_in: Translated | None) -> Translated:
+    catalog = read_catalog(path)
+    compiled = BytesIO()
+    write_mo(compiled, catalog)  # without fuzzy messages
+    compiled.seek(0)
+    translations = Translations(compiled)
+    done = {str(it.id[0] if isinstance(it.id, tuple) else it.id) for it in catalog if is_translated(it)}
+    if built_in is not None:
+        translations.add_fallback(built_in.language.translations)
+        done |= built_in.messages
+    return Translated(Language(tag, translations), frozenset(done), (path, *(built_in.files if built_in else ())))
+
+
+def is_translated(message: Message) -> bool:
+    """Return whether a message has a finished translation, in every plural form."""
+    if not message.id or message.fuzzy:
+        return False
+    texts = message.string if isinstance(message.string, list | tuple) else (message.string,)
+    return all(texts)

@@ -1,0 +1,92 @@
+"""The values of a job that a template may print."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC
+from typing import Any, cast
+
+from otp_stream.core.job import Job
+
+from .identity import MailIdentity
+from .language import Language, moment, time_of_day, time_zone
+from .sanitized import NAME_LIMIT, safe_text, sanitized
+
+_HALF_DAY_MS = 12 * 60 * 60_000
+_MINUTE_MS = 60_000
+_UNITS = ((24 * 60, "day"), (60, "hour"))
+
+ACTIONS: Mapping[str, tuple[str, ...]] = {
+    "login": ("signin", "logon", "2fa", "mfa", "otp", "authentication", "verification"),
+    "sign_up": ("signup", "register", "registration", "createaccount"),
+    "verify_email": ("confirmemail", "emailverification", "emailconfirmation"),
+    "change_email": ("emailchange", "updateemail"),
+    "change_phone": ("phonechange", "updatephone", "changephonenumber"),
+    "change_password": ("passwordchange", "updatepassword"),
+    "confirm_payment": ("payment", "transfer", "confirmtransfer", "transaction", "confirmtransaction"),
+    "add_device": ("newdevice", "device", "confirmdevice", "trustdevice"),
+    "delete_account": ("accountdeletion", "closeaccount"),
+}
+"""The purposes for which the built-in templates have words, each with other spellings of it."""
+_ACTIONS = {
+    re.sub(r"[\W_]", "", spelling): action for action, others in ACTIONS.items() for spelling in (action, *others)
+}
+
+
+def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[str, Any]:
+    """Return the variables of a template: every metadata key, sanitized, and those of `docs/templates.md`."""
+    metadata = job.request.metadata
+    zone = (time_zone(metadata.time_zone) if metadata.time_zone else None) or time_zone(identity.time_zone) or UTC
+    locale = language.regional(metadata.locale)
+    life_ms = job.lifetime_ms
+    minutes = life_ms / _MINUTE_MS
+    count, unit = _rounded(int(minutes))
+    dated_s = job.dated_ms // 1000
+    data = sanitized(
+        (metadata.__pydantic_extra__ or {})
+        | {"userName": metadata.user_name, "purpose": metadata.purpose, "tenant": metadata.tenant}
+    )
+    place, device = _origin(metadata.request)
+    data.update(
+        locale=metadata.locale,
+        expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
+        # one value for each minute: a cut-off time is never too late
+        validUntil=moment(_whole_minute(job.shown_expiry_ms), locale, zone, dated=life_ms >= _HALF_DAY_MS),
+        validCount=count,
+        validUnit=unit,
+        requestedAt=moment(_whole_minute(job.dated_ms), locale, zone, dated=True),
+        requestPlace=place,
+        requestDevice=device,
+        subjectTime=time_of_day(dated_s, locale, zone) if identity.subject_time else "",
+        action=_ACTIONS.get(re.sub(r"[\W_]", "", metadata.purpose).lower(), "") if metadata.purpose else "",
+        brand=identity.brand,
+        lang=language.tag,
+        dir=language.direction,
+        email=job.request.email,
+        otp=job.request.otp,
+    )
+    return data
+
+
+def _rounded(minutes: int) -> tuple[int, str]:
+    """Return a lifetime in its largest unit without a remainder, `2, "hour"` for 120 minutes; one day is 24 hours."""
+    for size, unit in _UNITS:
+        if minutes % size == 0 and minutes >= size * (2 if unit == "day" else 1):
+            return minutes // size, unit
+    return minutes, "minute" if minutes else ""
+
+
+def _whole_minute(at_ms: int) -> int:
+    return at_ms // _MINUTE_MS * 60
+
+
+def _origin(request: object) -> tuple[str, str]:
+    """Return place and device of a request, each safe to print."""
+    if not isinstance(request, dict):
+        return "", ""
+    fields = cast("dict[str, object]", request)
+    place, device = (fields.get(it) for it in ("place", "device"))
+    return _shown(place), _shown(device)
+
+
+def _shown(value: object) -> str:
+    return safe_text(value, NAME_LIMIT) if isinstance(value, str) else ""
