@@ -68,7 +68,7 @@ def read_catalog(path: Path) -> Catalog:
     except (ValueError, LookupError, TypeError) as error:  # another encoding, an unknown locale, a bad header
         raise CatalogError(f"{FOLDER}/{path.name}: {error}") from None
     for message in catalog:
-        if unknown := _placeholders(message.string) - _placeholders(message.id):
+        if message.id and (unknown := _placeholders(message.string) - _placeholders(message.id)):
             text = f"%({unknown.pop()})s is not in the message; use its placeholders alone"
             raise CatalogError(f"{FOLDER}/{path.name}, line {message.lineno}: {text}")
     return catalog
