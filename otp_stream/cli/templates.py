@@ -1,4 +1,4 @@
-"""`otp-stream templates`: list, preview and check templates."""
+"""`otp-stream templates`: list, copy, create, preview and check templates."""
 
 import sys
 import time
@@ -14,19 +14,25 @@ from otp_stream.configs import mail_identity, tenant_identities
 from otp_stream.core.mail import ComposeError
 from otp_stream.core.otp_job import MalformedError
 from otp_stream.mail import MailIdentity, TemplateError
-from otp_stream.mail.lint import SAMPLE, Finding, sample_job
+from otp_stream.mail.lint import Finding, sample_job
 from otp_stream.mail.lint import lint as find
 from otp_stream.mail.mail_template import FILES
+from otp_stream.mail.preview import PREVIEWED
 from otp_stream.mail.preview import preview as read
 from otp_stream.mail.templates import Templates, normal_locale
 from otp_stream.mail.tenant_composer import TenantComposer
 from otp_stream.settings import Settings, read_tenants
 
-from . import output
+from . import output, template_files
 from .output import AsJson
+from .picture import PictureError, take_picture
 from .settings import read_settings
 
-cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="List, preview and check templates.")
+cli = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="List, copy, create, preview and check templates."
+)
+cli.command()(template_files.copy)
+cli.command()(template_files.new)
 
 _SENDER = ("otp-stream", "no-reply@example.com")
 _Data = Annotated[
@@ -69,14 +75,21 @@ def preview(
     data: _Data = None,
     tenant: _Tenant = "",
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a picture of the HTML, by Chromium.", dir_okay=False),
+    ] = None,
+    width: Annotated[int, typer.Option(min=200, max=2000, help="Of the picture, in pixels.")] = 320,
+    dark: Annotated[bool, typer.Option("--dark", help="The picture in dark mode.")] = False,
+    browser: Annotated[str | None, typer.Option(metavar="PATH", help="The Chromium or Chrome for the picture.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compose the e-mail of a sample job, as the worker does, and write all of it or one part."""
+    """Compose the e-mail of a sample job, as the worker does, and write all of it or one part, or take its picture."""
     settings = read_settings()
     identity = _identity(settings, tenant)
     if not identity.sender[1]:
         identity = replace(identity, sender=_SENDER)
-    metadata = {**SAMPLE, **_read(data), "template": name, "locale": locale}
+    metadata = {**PREVIEWED, **_read(data), "template": name, "locale": locale}
     try:
         job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)
         templates = Templates(identity.templates_dir, identity.default_locale)
@@ -88,11 +101,13 @@ def preview(
         output.fail(str(error).replace("metadata.template", "NAME").replace("metadata.", "--data "))
     except (TemplateError, ComposeError, OSError) as error:
         output.fail(str(error).replace("give it in metadata", "give it with --data"), 1)
-    if as_json:
+    if png is not None:
+        _put(_picture(read(content).html, width, browser, dark=dark), png, "--png")
+    elif as_json:
         shown = read(content)
         output.write_json({"subject": shown.subject, "text": shown.text, "html": shown.html})
     else:
-        _put(content if form == "eml" else _part(content, form), out)
+        _put(content if form == "eml" else _part(content, form), out, "--out")
 
 
 @cli.command()
@@ -209,11 +224,18 @@ def _part(content: bytes, form: str) -> bytes:
     return (shown.html if form == "html" else f"Subject: {shown.subject}\n\n{shown.text}").encode(errors="replace")
 
 
-def _put(content: bytes, out: Path | None) -> None:
+def _picture(html: str, width: int, browser: str | None, *, dark: bool) -> bytes:
+    try:
+        return take_picture(html, width=width, dark=dark, browser=browser)
+    except PictureError as error:
+        output.fail(f"--png: {error}", 1)
+
+
+def _put(content: bytes, out: Path | None, option: str) -> None:
     if out is None:
         sys.stdout.buffer.write(content)
         return
     try:
         out.write_bytes(content)
     except OSError as error:
-        output.fail(f"--out: {error}")
+        output.fail(f"{option}: {error}")

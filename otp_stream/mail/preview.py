@@ -15,6 +15,9 @@ from .lint import SAMPLE, sample_job
 from .templates import normal_locale
 from .tenant_composer import TenantComposer
 
+PREVIEWED: Mapping[str, Any] = {**SAMPLE, "request": {"place": "Berlin, Germany", "device": "Firefox on Linux"}}
+"""The metadata of jobs in previews: every optional part of the built-in e-mails is shown."""
+
 
 class Preview(NamedTuple):
     """An e-mail as its recipient sees it."""
@@ -73,7 +76,7 @@ class Previews:
             raise ComposeError(f"there is no template {name!r} in {language!r}")
         made = self._made.setdefault(composer, {})
         if (name, language) not in made:
-            metadata: dict[str, Any] = {**SAMPLE, "template": name, "locale": language or None}
+            metadata: dict[str, Any] = {**PREVIEWED, "template": name, "locale": language or None}
             try:
                 job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)
                 made[name, language] = preview((await self.composer.compose_isolated(job)).content)
