@@ -25,6 +25,7 @@ def identity(
     sender: tuple[str, str] = ("Example", "no-reply@example.com"),
     reply_to: tuple[str, str] | None = None,
     envelope_sender: str | None = None,
+    **more: Any,
 ) -> MailIdentity:
     return MailIdentity(
         sender=sender,
@@ -32,6 +33,7 @@ def identity(
         default_locale=locale,
         reply_to=reply_to,
         envelope_sender=envelope_sender,
+        **more,
     )
 
 

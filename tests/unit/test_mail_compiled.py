@@ -10,13 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otp_stream.core.mail import ComposeError
+from otp_stream.mail import Brand
 from otp_stream.mail.compiled import CompiledVariants, Parts
 from otp_stream.mail.mail_template import MailTemplate
 from otp_stream.mail.message import Part
 from otp_stream.mail.templates import Templates
 
 TEMPLATES = Templates(None, "en")
-SHIPPED = [TEMPLATES.find(name, locale) for name in TEMPLATES.names for locale in ("", "de")]
+SHIPPED = [TEMPLATES.find(name, locale) for name in TEMPLATES.names for locale in ("en", "de", "ar", "pl")]
+
+BRANDS = [
+    Brand(),
+    Brand(name="Acme", color="#e60023", support="help@acme.example", footer=("Acme Inc.", "1 Main St")),
+    Brand(name="Bäckerei <Müller> & 100 % {{ otp }}", logo_url="https://example.com/a.png?b=1&c=2", support="+49 30 1"),
+]
 
 texts = st.one_of(
     st.sampled_from(
@@ -53,22 +60,28 @@ def rendered(template: MailTemplate, data: Mapping[str, Any]) -> Parts:
 def data(**more: Any) -> dict[str, Any]:
     known: dict[str, Any] = {
         "otp": "123456", "email": "user@example.com", "expiryMinutes": 15, "userName": None, "purpose": None,
-        "locale": None, "validUntil": "14:32 UTC",
+        "locale": None, "validUntil": "14:32 UTC", "brand": Brand(), "lang": "en", "dir": "ltr", "action": "",
+        "validCount": 15, "validUnit": "minute", "requestedAt": "Nov 14, 2023, 10:13 PM UTC", "requestPlace": "",
+        "requestDevice": "", "subjectTime": "",
     }  # fmt: skip
     return known | more
 
 
 @given(
-    st.sampled_from(SHIPPED), codes, st.one_of(st.none(), texts, st.integers(), st.booleans()), st.none() | texts,
-    st.sampled_from([0.5, 1, 1.0, True, 15]),
+    template=st.sampled_from(SHIPPED), otp=codes, user_name=st.one_of(st.none(), texts, st.integers(), st.booleans()),
+    device=texts, count=st.sampled_from([0, 1, 2, 5, 15]), unit=st.sampled_from(["minute", "hour", "day", ""]),
+    action=st.sampled_from(["", "login", "delete_account"]), until=st.sampled_from(["14:32 UTC", "2:32 م UTC"]),
+    brand=st.sampled_from(BRANDS),
 )  # fmt: skip
 def test_a_filled_variant_equals_the_rendered_template(
-    template: MailTemplate, otp: str, user_name: object, purpose: str | None, minutes: float
+    template: MailTemplate, otp: str, user_name: object, device: str, until: str, brand: Brand, **others: object
 ) -> None:
+    more = {"brand": brand, "validUntil": until, "validCount": others["count"], "validUnit": others["unit"]}
+    more["action"] = others["action"]
     # first with the values of others: a variant that kept any of them would show it here
     for given_otp, name in (("654321", "Ann"), ("987654", "Bob"), (otp[::-1], "Üwe"), (otp[::-1], "Öle")):
-        template.parts(data(otp=given_otp, userName=name, purpose=purpose, expiryMinutes=minutes))
-    asked = data(otp=otp, userName=user_name, purpose=purpose, expiryMinutes=minutes)
+        template.parts(data(otp=given_otp, userName=name, requestDevice=name, **more))
+    asked = data(otp=otp, userName=user_name, requestDevice=device, **more)
     for _ in range(3):
         assert template.parts(asked) == rendered(template, asked)
 
@@ -110,6 +123,9 @@ def times_rendered(template: MailTemplate, *asked: Mapping[str, Any]) -> int:
         "{{ expiryMinutes * 60 }} {{ otp }} {{ purpose|upper }}",
         "{{ purpose|default('x', boolean=true) }} {{ team.name|default('us') }} {{ otp }}",
         "{{ otp }}\n\n\n",
+        "{% trans %}{{ userName }}, your code{% endtrans %} {{ otp }}",
+        "{{ _('%(name)s: %(code)s', name=userName, code=otp) }} 100 %",
+        "{% trans count=validCount, code=otp %}{{ code }}: one {{ count }}{% pluralize %}many {{ count }}{% endtrans %}",
         "ü {{ userName }}\n.\n {{ otp }} \n",
         "x" * 890 + "{{ otp }}",
         "x" * 1200 + "{{ otp }}\n{{ userName }}",
@@ -139,6 +155,10 @@ def test_what_only_prints_and_asks_is_rendered_twice_and_then_filled_in(tmp_path
         "{{ [1, 2]|random }} {{ otp }}",
         "{{ otp or 'x' }}",
         "{{ otp ~ userName }}",
+        "{{ _(otp) }}",
+        "{{ _('%(code)s', code=otp|upper) }}",
+        "{{ _('%(code)s', code=otp)|upper }}",
+        "{{ _('%(a)s', **{'a': otp}) }}",
         "\ue000{{ otp }}",
         "{% include 'otp/body.txt' %}",
         "{% include [ 'otp/body.html' ] %}",
@@ -159,8 +179,8 @@ def test_a_value_that_differs_in_each_mail_makes_no_variants(tmp_path: Path) -> 
 
 def test_the_number_of_variants_is_limited(tmp_path: Path) -> None:
     template = template_of(tmp_path, "{{ expiryMinutes }} {{ otp }}")
-    asked = [data(expiryMinutes=number) for number in range(1_000) for _ in range(3)]
-    assert times_rendered(template, *asked) == 2_000
+    asked = [data(expiryMinutes=number) for number in range(3_000) for _ in range(3)]
+    assert times_rendered(template, *asked) == 6_000
     assert times_rendered(template, data(expiryMinutes=0), data(expiryMinutes=0)) == 2
 
 
@@ -207,7 +227,9 @@ def test_templates_that_include_each_other_have_no_variant(tmp_path: Path) -> No
     assert times_rendered(template, *[data(again=False)] * 3) == 3
 
 
-def test_built_in_templates_have_variants() -> None:
+@pytest.mark.parametrize("brand", BRANDS, ids=["none", "Acme", "hostile"])
+def test_built_in_templates_have_variants(brand: Brand) -> None:
     for template in SHIPPED:
-        assert times_rendered(template, *[data(otp=f"{number:06}", userName="Ann") for number in range(9)]) <= 2
+        asked = [data(otp=f"{number:06}", userName="Ann", brand=brand) for number in range(9)]
+        assert times_rendered(template, *asked) <= 2
     assert isinstance(SHIPPED[0].compiled, CompiledVariants)
