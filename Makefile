@@ -38,7 +38,7 @@ run: $(RUN_READY)  ## Run the worker on an embedded broker with a mail inbox, on
 
 dev: $(DEV_READY)  ## The same, restarted after every change of the code
 	@$(BIN)/faststream run otp_stream.cli.demo:app --factory --host 127.0.0.1 --port 8000 \
-		--reload --app-dir $(CURDIR) --extension html --extension txt --extension css
+		--reload --app-dir $(CURDIR) --extension html --extension txt --extension css --extension po
 
 # TESTS="tests/live/test_cli.py -x" runs a part. On another version, by default, what depends on it.
 TESTS ?= $(if $(RABBITMQ),tests/faults tests/live tests/contract tests/stream,$(if $(filter .venv-%,$(VENV)),\

@@ -66,6 +66,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
         tables,
         broker,
         composer,
+        WatchedTemplates(composer),
         relay,
         Delivery(composer, relay, tables, observer, backoff(settings), resend_uncertain),
         EmbeddedBroker.at(settings.amqp_url) if settings.worker and settings.embedded else None,

@@ -18,7 +18,7 @@ from .core.probe import Probed
 from .core.state import Phase, TenantState, WorkerSeen, WorkerState
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
-from .mail import Composer, MailIdentity, TemplateError
+from .mail import Composer, MailIdentity, TemplateError, WatchedTemplates
 from .mail.lint import lint_at_start
 from .relay_groups import RelayGroups
 from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants
@@ -72,6 +72,7 @@ class Parts:
     tables: Tables
     broker: OtpBroker
     composer: Composer
+    templates: WatchedTemplates
     relay: RelayGroups
     delivery: Delivery
     embedded: EmbeddedBroker | None
@@ -132,6 +133,8 @@ class Parts:
             yield partial(self.secrets.watch, self._use_new_secrets)
         if self.tenants.watched:
             yield partial(self.tenants.watch, self._use_tenants)
+        if self.tenants.watched or self.settings.templates_dir is not None:
+            yield self.templates.watch
         if self.tables.shared is not None:
             yield self._follow_probes
             yield partial(self.tables.run, self._report)
@@ -171,7 +174,8 @@ class Parts:
         return None
 
     def read_files(self) -> None:
-        """Read the secret files and TENANTS_FILE at once."""
+        """Read the secret files, TENANTS_FILE and the templates at once."""
+        self.templates.request()
         self.secrets.request()
         self.tenants.request()
 

@@ -109,7 +109,7 @@ class OtpStream(AsgiFastStream):
             _log.warning("stopping at once", signal=name)
 
     def _handle_hangup(self) -> None:
-        """Read secret files and TENANTS_FILE at once on SIGHUP, which would end the process otherwise."""
+        """Read secret files, TENANTS_FILE and TEMPLATES_DIR at once on SIGHUP, which would end the process otherwise."""
         loop = asyncio.get_running_loop()
 
         def handle(*_: object) -> None:
@@ -123,7 +123,8 @@ class OtpStream(AsgiFastStream):
     def _read_files(self) -> None:
         files = [f"{name.upper()}_FILE" for name in self.parts.secrets.files]
         files += ["TENANTS_FILE"] if self.parts.tenants.watched else []
-        _log.info("SIGHUP: reading the secret files", settings=files)
+        files += ["TEMPLATES_DIR"] if self.parts.settings.templates_dir is not None else []
+        _log.info("SIGHUP: reading files", settings=files)
         self.parts.read_files()
 
     def prepare_supervisor(self) -> None:

@@ -4,5 +4,6 @@ from .brand import Brand
 from .composer import Composer
 from .identity import MailIdentity
 from .templates import TemplateError
+from .watched_templates import WatchedTemplates
 
-__all__ = ["Brand", "Composer", "MailIdentity", "TemplateError"]
+__all__ = ["Brand", "Composer", "MailIdentity", "TemplateError", "WatchedTemplates"]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from errno import ENOENT
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 from otp_stream.core.job import Job
@@ -11,7 +12,7 @@ from otp_stream.core.mail import Mail, TenantRemovedError
 
 from .identity import MailIdentity
 from .render_process import RenderProcess
-from .shared_templates import Key, SharedTemplates
+from .shared_templates import Fingerprint, Key, SharedTemplates, fingerprint
 from .templates import TemplateError, Templates
 from .tenant_composer import IsolatedComposer, TenantComposer
 
@@ -84,6 +85,20 @@ class Composer:
     def tenants(self) -> list[str]:
         """The names of all tenants but the default one."""
         return [name for name in self._composers if name]
+
+    @property
+    def identities(self) -> dict[str, MailIdentity]:
+        """Those of all tenants but the default one, by name."""
+        return {name: it.identity for name, it in self._composers.items() if name}
+
+    @property
+    def used_folders(self) -> Mapping[Path, Fingerprint]:
+        """The state in which each folder was compiled."""
+        return {folder: seen for folder, _, seen in self._current.compiled if folder is not None}
+
+    def folders(self) -> Mapping[Path, Fingerprint]:
+        """Return the present state of each folder; can be called in a thread."""
+        return {folder: fingerprint(folder) for folder in self.used_folders}
 
     @property
     def templates(self) -> Templates:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from gettext import NullTranslations
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from babel import Locale, UnknownLocaleError
 from babel.core import get_global
@@ -82,15 +81,6 @@ def _locale(tag: str) -> Locale | None:
 def _shorter(tag: str) -> Iterator[str]:
     parts = tag.split("-")
     return ("-".join(parts[:count]) for count in range(len(parts), 0, -1))
-
-
-@lru_cache(256)
-def time_zone(name: str) -> tzinfo | None:
-    """Return the time zone with an IANA name, `None` if there is none."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return None
 
 
 @lru_cache(1024)

@@ -26,7 +26,7 @@ class SharedTemplates:
         folder = identity.templates_dir
         if folder is not None and folder not in self._fingerprints:
             # before its files are read, so that a change in between is noticed the next time
-            self._fingerprints[folder] = _fingerprint(folder)
+            self._fingerprints[folder] = fingerprint(folder)
         seen = self._fingerprints[folder] if folder is not None else frozenset[tuple[str, int, int, int]]()
         return folder, fallbacks(identity.default_locale), seen
 

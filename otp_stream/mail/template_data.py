@@ -6,9 +6,10 @@ from datetime import UTC
 from typing import Any, cast
 
 from otp_stream.core.job import Job
+from otp_stream.time_zones import find_time_zone
 
 from .identity import MailIdentity
-from .language import Language, moment, time_of_day, time_zone
+from .language import Language, moment, time_of_day
 from .sanitized import NAME_LIMIT, safe_text, sanitized
 
 _HALF_DAY_MS = 12 * 60 * 60_000
@@ -35,7 +36,7 @@ _ACTIONS = {
 def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[str, Any]:
     """Return the variables of a template: every metadata key, sanitized, and those of `docs/templates.md`."""
     metadata = job.request.metadata
-    zone = (time_zone(metadata.time_zone) if metadata.time_zone else None) or time_zone(identity.time_zone) or UTC
+    zone = find_time_zone(metadata.time_zone or "") or find_time_zone(identity.time_zone) or UTC
     locale = language.regional(metadata.locale)
     life_ms = job.lifetime_ms
     minutes = life_ms / _MINUTE_MS
