@@ -26,7 +26,7 @@ from .core.otp_job import OtpJob
 from .dead_letters import DeadLetterQueue
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
-from .mail import Composer, TemplateError
+from .mail import Composer, TemplateError, WatchedTemplates
 from .mail.preview import Previews
 from .parts import Parts, Stopping, worker_name
 from .relay import RelayConfig, Sharing, SmtpRelay

@@ -109,7 +109,7 @@ class OtpStream(AsgiFastStream):
             _log.warning("stopping at once", signal=name)
 
     def _handle_hangup(self) -> None:
-        """Read secret files, TENANTS_FILE and TEMPLATES_DIR at once on SIGHUP, which would end the process otherwise."""
+        """Read all files that may change at once on SIGHUP, which would end the process otherwise."""
         loop = asyncio.get_running_loop()
 
         def handle(*_: object) -> None:

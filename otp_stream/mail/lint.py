@@ -79,9 +79,10 @@ def sample_job(
 
 
 def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
-    """Return all findings about a tenant's templates; `metadata` are the keys that producers always set, with an example for each.
+    """Return all findings about the templates of one tenant.
 
-    Raises `MalformedError` for metadata that no job can have.
+    `metadata` are the keys that producers always set, with an example for each. Raises `MalformedError` for metadata
+    that no job can have.
     """
     faults: list[TemplateError] = []
     templates_dir = identity.templates_dir

@@ -39,7 +39,8 @@ class SharedTemplates:
         return self.compiled[key]
 
 
-def _fingerprint(folder: Path) -> Fingerprint:
+def fingerprint(folder: Path) -> Fingerprint:
+    """Return the state of all files of a folder."""
     # `**` does not follow links to folders; Kubernetes mounts a ConfigMap as such links
     paths = {path for pattern in ("**/*", "*/*", "*/*/*") for path in folder.glob(pattern)}
     found: list[tuple[str, int, int, int]] = []

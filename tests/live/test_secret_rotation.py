@@ -169,14 +169,14 @@ async def test_sighup_reads_the_files_at_once_at_any_time(stage: Stage) -> None:
     await stage.run(**login(stage, file))
     await ledger.balance()
     check(worker, ledger, "SMTP_PASS_FILE")
-    hangups = [it["settings"] for it in worker.lines if it["event"] == "SIGHUP: reading the secret files"]
+    hangups = [it["settings"] for it in worker.lines if it["event"] == "SIGHUP: reading files"]
     assert hangups[:2] == [["SMTP_PASS_FILE"]] * 2
 
 
 async def test_sighup_without_files_changes_nothing(stage: Stage) -> None:
     worker = await stage.run()
     worker.signal(signal.SIGHUP)
-    await worker.wait_log("SIGHUP: reading the secret files")
+    await worker.wait_log("SIGHUP: reading files")
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1)
 
@@ -222,6 +222,6 @@ async def test_two_workers_of_one_process_use_a_new_password(stage: Stage) -> No
     check(worker, ledger, "SMTP_PASS_FILE", "SMTP_PASS_FILE")
     # the supervisor passes the signal on, and replaces no worker
     worker.signal(signal.SIGHUP)
-    await worker.wait_log("SIGHUP: reading the secret files", times=2)
+    await worker.wait_log("SIGHUP: reading files", times=2)
     assert worker.log.count('"event":"consuming"') == 2
     await worker.stop()

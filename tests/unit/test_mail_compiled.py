@@ -125,7 +125,7 @@ def times_rendered(template: MailTemplate, *asked: Mapping[str, Any]) -> int:
         "{{ otp }}\n\n\n",
         "{% trans %}{{ userName }}, your code{% endtrans %} {{ otp }}",
         "{{ _('%(name)s: %(code)s', name=userName, code=otp) }} 100 %",
-        "{% trans count=validCount, code=otp %}{{ code }}: one {{ count }}{% pluralize %}many {{ count }}{% endtrans %}",
+        "{% trans count=validCount, code=otp %}{{ code }}: {{ count }}{% pluralize %}many{% endtrans %}",
         "ü {{ userName }}\n.\n {{ otp }} \n",
         "x" * 890 + "{{ otp }}",
         "x" * 1200 + "{{ otp }}\n{{ userName }}",
