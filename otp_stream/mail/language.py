@@ -25,18 +25,23 @@ class Language:
 
     tag: str
     translations: NullTranslations = field(default=_UNTRANSLATED, compare=False, repr=False)
+    direction: str = field(init=False)
+    """`ltr` or `rtl`."""
 
-    @property
-    def direction(self) -> str:
-        """`ltr` or `rtl`."""
+    def __post_init__(self) -> None:
+        """Look up the direction."""
         locale = _locale(normal_locale(self.tag))
-        return locale.text_direction if locale else "ltr"
+        object.__setattr__(self, "direction", locale.text_direction if locale else "ltr")
 
     def regional(self, requested: str | None) -> str:
         """Return the locale for dates and times: the requested one if it is of this language, such as `en-gb`."""
-        own = normal_locale(self.tag)
-        wanted = normal_locale(requested or "")
-        return wanted if own in fallbacks(wanted) and _locale(wanted) else own
+        return _regional(self.tag, requested or "")
+
+
+@lru_cache(1024)
+def _regional(tag: str, requested: str) -> str:
+    own, wanted = normal_locale(tag), normal_locale(requested)
+    return wanted if own in fallbacks(wanted) and _locale(wanted) else own
 
 
 def normal_locale(locale: str) -> str:

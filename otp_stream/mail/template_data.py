@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, tzinfo
+from functools import lru_cache
 from typing import Any, cast
 
 from otp_stream.core.job import Job
@@ -36,7 +37,7 @@ _ACTIONS = {
 def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[str, Any]:
     """Return the variables of a template: every metadata key, sanitized, and those of `docs/templates.md`."""
     metadata = job.request.metadata
-    zone = find_time_zone(metadata.time_zone or "") or find_time_zone(identity.time_zone) or UTC
+    zone = _zone(metadata.time_zone or identity.time_zone, identity.time_zone)
     locale = language.regional(metadata.locale)
     life_ms = job.lifetime_ms
     minutes = life_ms / _MINUTE_MS
@@ -68,6 +69,13 @@ def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[
     return data
 
 
+@lru_cache(256)
+def _zone(*names: str) -> tzinfo:
+    """Return the first time zone that exists."""
+    return next(filter(None, map(find_time_zone, names)), UTC)
+
+
+@lru_cache(256)
 def _rounded(minutes: int) -> tuple[int, str]:
     """Return a lifetime in its largest unit without a remainder, `2, "hour"` for 120 minutes; one day is 24 hours."""
     for size, unit in _UNITS:
