@@ -148,7 +148,7 @@ class Templates:
         for folder in folders:  # de-AT and de_AT are the same language
             paths.setdefault(normal_locale(folder.name), []).append(f"{name}/{folder.name}")
         templates: dict[str, MailTemplate] = {}
-        for locale in dict.fromkeys(("", *paths, *self.catalogs.by_locale)):
+        for locale in dict.fromkeys(("", *paths, SOURCE, *self.catalogs.by_locale)):
             try:
                 if template := self._template(name, locale, paths):
                     templates[locale] = template
@@ -156,9 +156,6 @@ class Templates:
                 if self._faults is None:
                     raise
                 self._faults.append(error)
-        plain = templates.get("")
-        if plain and plain.language.tag == SOURCE:
-            templates.setdefault(SOURCE, plain)
         return templates
 
     def _template(self, name: str, locale: str, paths: Mapping[str, list[str]]) -> MailTemplate | None:
@@ -182,12 +179,19 @@ class Templates:
             for folder in paths.get(candidate, ()):
                 if self._exists(f"{folder}/{file}"):
                     return f"{folder}/{file}", candidate
-            translated = self.catalogs.by_locale.get(candidate)
             # an operator's file in one language does not replace the built-in one in all others
-            for it in (path, f"{BUILT_IN_PREFIX}{path}") if translated else ():
-                if self._exists(it) and (found := self.messages(it)) and translated and found <= translated.messages:
+            for it in (path, f"{BUILT_IN_PREFIX}{path}"):
+                if self._exists(it) and self._is_in(candidate, it):
                     return it, candidate
         return path, ""
+
+    def _is_in(self, locale: str, path: str) -> bool:
+        """Return whether a file that is in no language's folder can be shown in a language."""
+        found = self.messages(path)
+        if locale == SOURCE:  # a file without messages is in the default language
+            return bool(found) or SOURCE in self._default
+        translated = self.catalogs.by_locale.get(locale)
+        return translated is not None and bool(found) and found <= translated.messages
 
     def _language(self, locale: str, path: str) -> Language:
         if translated := self.catalogs.by_locale.get(locale):

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mails import identity
 
 from otp_stream.core.dead_letter import outline
 from otp_stream.core.job import Job
 from otp_stream.core.metadata import Metadata
 from otp_stream.core.otp_job import MalformedError, OtpJob
-from otp_stream.mail.sanitized import sanitized
+from otp_stream.mail.language import Language
+from otp_stream.mail.sanitized import TEXT_LIMIT, safe_text
+from otp_stream.mail.template_data import template_data
 
 SMALLEST = {"email": "user@example.com", "otp": "123456"}
 REQUEST = {"place": "Berlin, Germany", "device": "Firefox on Windows"}
@@ -30,12 +33,11 @@ def noted(job: OtpJob) -> dict[str, str]:
     return dict(job.lenient)
 
 
-def template_data(request: OtpJob) -> dict[str, Any]:
-    return dict(
-        Job.from_request(
-            request, job_id="j", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15
-        ).template_data()
+def given_to_template(request: OtpJob) -> dict[str, Any]:
+    job = Job.from_request(
+        request, job_id="j", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=15
     )
+    return template_data(job, Language("en"), identity())
 
 
 def test_a_job_as_documented_needs_no_lenience() -> None:
@@ -77,7 +79,8 @@ def test_a_time_zone_of_another_form_is_ignored(written: object, meant: str | No
         job = read(**{name: written})
         assert job.metadata.time_zone == meant
         assert noted(job) == ({"metadata.timeZone": what} if what else {})
-        assert template_data(job)[name] == written
+        shown = safe_text(written, TEXT_LIMIT) if isinstance(written, str) else written
+        assert given_to_template(job)[name] == shown
 
 
 @pytest.mark.parametrize(
@@ -103,18 +106,18 @@ def test_a_request_of_another_form_costs_no_code_and_reaches_the_producers_own_t
     job = read(request=written)
     assert job.metadata.request == meant
     assert noted(job) == ({"metadata.request": what} if what else {})
-    assert template_data(job)["request"] == written
+    assert given_to_template(job)["request"] == written
 
 
 def test_a_template_is_given_the_request_and_the_zone_only_if_the_job_has_them() -> None:
-    assert not {"request", "timeZone", "time_zone"} & template_data(read()).keys()
-    data = template_data(read(request=REQUEST, timeZone="UTC"))
+    assert not {"request", "timeZone", "time_zone"} & given_to_template(read()).keys()
+    data = given_to_template(read(request=REQUEST, timeZone="UTC"))
     assert (data["request"], data["timeZone"]) == (REQUEST, "UTC")
 
 
 def test_what_was_sent_survives_the_way_to_a_render_process() -> None:
     job = pickle.loads(pickle.dumps(read(request="Berlin", timeZone=[1])))  # noqa: S301 - made here
-    assert (job.metadata.request, template_data(job)["request"], template_data(job)["timeZone"]) == (
+    assert (job.metadata.request, given_to_template(job)["request"], given_to_template(job)["timeZone"]) == (
         None,
         "Berlin",
         [1],
@@ -179,4 +182,4 @@ def test_nothing_that_a_producer_writes_there_costs_the_code(metadata: dict[str,
         text = (job.metadata.request or {}).get(name)
         assert text is None or (isinstance(text, str) and len(text) <= 200)
     assert job.metadata.time_zone is None or job.metadata.time_zone.isascii()
-    sanitized(template_data(job))
+    given_to_template(job)

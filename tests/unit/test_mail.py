@@ -378,7 +378,8 @@ def test_an_unknown_template_is_named_with_those_there_are() -> None:
 
 def test_all_built_in_templates_are_found() -> None:
     assert COMPOSER.templates.names == ["otp", "password_reset", "welcome"]
-    assert COMPOSER.templates.languages("otp") == ["", "de"]
+    languages = ["", "ar", "de", "en", "es", "fr", "hi", "it", "ja", "nl", "pl", "pt-br", "tr", "zh-hans"]
+    assert all(COMPOSER.templates.languages(name) == languages for name in COMPOSER.templates.names)
     assert (BUILT_IN / "layout.html").is_file()
 
 
@@ -442,6 +443,12 @@ async def test_a_preview_is_tried_once_whatever_comes_of_it(tmp_path: Path, monk
     previews = Previews(composer)
     for _ in range(2):
         with pytest.raises(ComposeError, match=r"template otp/body.html, line 1"):
-            await previews.make("", "otp", "")
+            await previews.make("", "otp", "en")
         assert (await previews.make("", "welcome", "de")).subject
     assert tried == ["otp", "welcome"]
+
+
+def test_english_is_sent_on_request_whatever_the_default_locale_is() -> None:
+    composer = new_composer(locale="de")
+    assert read(composer.compose(job(locale="en-GB")).content)["subject"] == "Your one-time code"
+    assert read(composer.compose(job(locale="sv")).content)["subject"] == "Ihr Einmalcode"

@@ -187,7 +187,14 @@ def test_the_number_of_variants_is_limited(tmp_path: Path) -> None:
 def test_a_line_that_a_value_makes_too_long_is_quoted(tmp_path: Path) -> None:
     template = template_of(tmp_path, "x" * 890 + "{{ userName }}")
     asked = [data(userName="A" * length) for length in (2, 2, 2, 10, 11, 50)]
-    assert times_rendered(template, *asked) == 4
+    assert times_rendered(template, *asked) == 5
+
+
+def test_a_template_with_null_bytes_has_no_variant(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "\0\n{{ userName }} ü\n\0\n")
+    asked = [data(userName="Ann")] * 4
+    assert all(template.parts(it) == rendered(template, it) for it in asked)
+    assert times_rendered(template, *asked) == len(asked)
 
 
 def test_a_value_that_looks_like_a_blank_fills_none(tmp_path: Path) -> None:
