@@ -12,7 +12,6 @@ from otp_stream.core.mail import ComposeError
 
 from .composer import Composer
 from .lint import SAMPLE, sample_job
-from .templates import normal_locale
 from .tenant_composer import TenantComposer
 
 PREVIEWED: Mapping[str, Any] = {**SAMPLE, "request": {"place": "Berlin, Germany", "device": "Firefox on Linux"}}
@@ -39,7 +38,7 @@ class Choice(NamedTuple):
 
     default_locale: str
     languages: Mapping[str, list[str]]
-    """The languages of each template by its name; `""` is used for all other languages."""
+    """The languages of each template by its name."""
 
 
 def preview(content: bytes) -> Preview:
@@ -70,9 +69,13 @@ class Previews:
         return _choice(self.composer.of(tenant))
 
     async def make(self, tenant: str, name: str, language: str) -> Preview:
-        """Return the e-mail of a sample job. Raises `ComposeError`, also for an unknown tenant or template."""
+        """Return the e-mail of a sample job with a locale, none if `language` is empty.
+
+        Raises `ComposeError`, also for an unknown tenant or template, or a language that no template has.
+        """
         composer = self.composer.of(tenant)
-        if language not in _choice(composer).languages.get(name, ()):
+        languages = _choice(composer).languages
+        if name not in languages or (language and not any(language in it for it in languages.values())):
             raise ComposeError(f"there is no template {name!r} in {language!r}")
         made = self._made.setdefault(composer, {})
         if (name, language) not in made:
@@ -89,13 +92,9 @@ class Previews:
 
 
 def _choice(composer: TenantComposer) -> Choice:
-    templates, default = composer.templates, normal_locale(composer.identity.default_locale)
-    found: dict[str, list[str]] = {}
-    for name in templates.names:
-        locales = templates.languages(name)
-        has_default = any(f"{default}-".startswith(f"{it}-") for it in locales if it)
-        found[name] = [it for it in locales if it or not has_default]
-    return Choice(composer.identity.default_locale, found)
+    templates = composer.templates
+    languages = {name: [it for it in templates.languages(name) if it] for name in templates.names}
+    return Choice(composer.identity.default_locale, languages)
 
 
 def _part(message: EmailMessage, kind: str) -> str:

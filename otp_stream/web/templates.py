@@ -35,7 +35,7 @@ class Choice(Protocol):
     def default_locale(self) -> str: ...  # noqa: D102
     @property
     def languages(self) -> Mapping[str, list[str]]:
-        """Every template's name with its languages; `""` is the default for all other languages."""
+        """Every template's name with its languages."""
         ...
 
 
@@ -52,7 +52,7 @@ class Previews(Protocol):
         ...
 
     async def make(self, tenant: str, name: str, language: str) -> Email:
-        """Return the e-mail. Raises `ComposeError`."""
+        """Return the e-mail of a job with this locale, none if it is empty. Raises `ComposeError`."""
         ...
 
 
@@ -63,7 +63,7 @@ class TemplatesView:
     previews: Previews
 
     async def page(self, request: Request) -> Response:
-        """Return the page with the list of a tenant's templates and a preview of one."""
+        """Return the page with the previews of one of a tenant's templates."""
         tenant, name, language = _selected(request)
         try:
             choice = self.previews.choice(tenant)
@@ -71,7 +71,6 @@ class TemplatesView:
             return _not_found(failed)
         if not name:
             name = "otp" if "otp" in choice.languages else next(iter(choice.languages))
-            language = next(iter(choice.languages[name]))
         email, error = None, None
         try:
             email = await self.previews.make(tenant, name, language)
@@ -80,7 +79,9 @@ class TemplatesView:
         html = render(
             "templates.html",
             tenants=self.previews.tenants,
-            languages=choice.languages,
+            names=list(choice.languages),
+            languages=sorted({it for languages in choice.languages.values() for it in languages}),
+            translated=not language or language in choice.languages.get(name, ()),
             default_locale=choice.default_locale,
             tenant=tenant,
             name=name,

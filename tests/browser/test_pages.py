@@ -106,6 +106,29 @@ async def test_every_page_fits_and_loads_nothing_from_elsewhere(
         assert CODE not in chromium.page_source
 
 
+@pytest.mark.parametrize(("width", "scheme"), VIEWPORTS)
+async def test_templates_are_shown_at_their_width_in_light_and_dark_mode_whatever_the_mode_of_the_page(
+    stage: Stage, chromium: webdriver.Chrome, width: int, scheme: str
+) -> None:
+    logo = {"BRAND_NAME": "Acme", "BRAND_LOGO_URL": "https://acme.invalid/logo.png"}
+    worker = await stage.run(**logo)
+    visit(chromium, f"http://127.0.0.1:{worker.port}/templates?name=otp&language=ar", width, scheme)
+    assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
+    assert text(chromium, ".preview h2")
+    assert CODE not in chromium.page_source
+    shown: list[tuple[int, bool]] = []
+    for frame in chromium.find_elements(By.TAG_NAME, "iframe"):
+        chromium.execute_script("arguments[0].scrollIntoView()", frame)
+        chromium.switch_to.frame(frame)
+        assert text(chromium, ".code") == "123456"
+        assert chromium.find_element(By.TAG_NAME, "img").get_attribute("alt") == "Acme"
+        assert chromium.execute_script("return getComputedStyle(document.querySelector('h1')).direction") == "rtl"
+        shown.append((chromium.execute_script("return innerWidth"), lightness(chromium) > 200))
+        chromium.switch_to.default_content()
+    assert shown == [(320, True), (800, True), (320, False), (800, False)]
+    assert hosts(chromium) == {"127.0.0.1"}
+
+
 async def test_the_page_updates_itself_and_reports_that_the_worker_does_not_answer(
     stage: Stage, chromium: webdriver.Chrome
 ) -> None:

@@ -181,7 +181,9 @@ async def test_templates_are_previewed_as_they_are_sent_and_run_no_script(stage:
     worker = await stage.run(TEMPLATES_DIR=str(own))
     page = (await worker.get("/templates"))[1]
     assert "Your one-time code" in page
-    assert 'href="templates?name=welcome&amp;language=de"' in page
+    assert '<option value="welcome">welcome</option>' in page
+    assert '<option value="de">de</option>' in page
+    assert 'src="preview?name=otp&amp;language="' in page
     connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
     connection.request("GET", "/preview?name=otp&language=de")
     answer = connection.getresponse()

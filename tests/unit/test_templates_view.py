@@ -1,5 +1,6 @@
 """The page `/templates` with several tenants."""
 
+import re
 from html import unescape
 from pathlib import Path
 from urllib.parse import urlencode
@@ -39,16 +40,20 @@ async def test_the_page_shows_the_mails_of_one_tenant(tmp_path: Path, monkeypatc
     own = identity(tmp_path, sender=("Größe <b>", "s@example.com"), reply_to=("", "h@example.com"))
     pages = view(Composer(identity(), KEY, {"shop & 17": own, "de": identity(locale="de")}), monkeypatch)
     page = text(await pages.page(request(tenant="shop & 17")))
-    assert "<h2>Shop code</h2>" in page
+    assert '<h2 dir="auto">Shop code</h2>' in page
     assert "Größe <b>" not in page
     assert 'From: "Größe <b>" <s@example.com> · Reply-To: h@example.com' in unescape(page)
     assert '<option value="shop &amp; 17" selected>shop &amp; 17</option>' in page
     assert '<option value="">default</option>' in page
-    assert 'href="templates?tenant=shop%20%26%2017&amp;name=otp&amp;language=de"' in page
+    assert '<option value="otp" selected>otp</option>' in page
+    assert '<option value="" selected>none (default en)</option>' in page
+    assert '<option value="de">de</option>' in page
     assert 'src="preview?tenant=shop%20%26%2017&amp;name=otp&amp;language="' in page
     frame = await pages.preview(request(tenant="shop & 17", name="otp", language=""))
     assert text(frame).strip() == "<b>123456</b>"
-    assert "<h2>Ihr Einmalcode</h2>" in text(await pages.page(request(tenant="de")))
+    german = text(await pages.page(request(tenant="de")))
+    assert '<h2 dir="auto">Ihr Einmalcode</h2>' in german
+    assert '<option value="" selected>none (default de)</option>' in german
     assert "From: Example &lt;no-reply@example.com&gt;</p>" in text(await pages.page(request()))
 
 
@@ -64,3 +69,22 @@ async def test_without_tenants_the_page_offers_none(monkeypatch: pytest.MonkeyPa
     assert "Tenant" not in page
     assert "tenant=" not in page
     assert "From:" not in page
+
+
+async def test_a_locale_without_a_translation_shows_what_a_job_with_it_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, invite__subject_txt="Come in", invite__body_txt="{{ otp }}", invite__body_html="<b>{{ otp }}</b>")
+    pages = view(Composer(identity(tmp_path), KEY), monkeypatch)
+    page = text(await pages.page(request(name="invite", language="de")))
+    assert '<h2 dir="auto">Come in</h2>' in page
+    assert "This template has no translation for de." in page
+    for query in ({"name": "invite", "language": ""}, {"name": "otp", "language": "de"}):
+        assert "has no translation" not in text(await pages.page(request(**query)))
+    assert (await pages.preview(request(name="invite", language="xx"))).status_code == 404
+
+
+async def test_each_email_is_shown_in_light_and_dark_mode_narrow_and_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = text(await view(Composer(identity(), KEY), monkeypatch).page(request(name="otp", language="ar")))
+    frames = re.findall(r'<iframe class="(\w+)" width="(\d+)" src="preview\?name=otp&amp;language=ar".* sandbox>', page)
+    assert frames == [(scheme, width) for scheme in ("light", "dark") for width in ("320", "800")]
