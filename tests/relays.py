@@ -23,7 +23,7 @@ _SCRIPTS = Path(__file__).parent / "relay_scripts"
 _CACHE = Path("/var/cache" if os.geteuid() == 0 else Path.home() / ".cache") / "otp-stream" / "relays"
 FOLDER = Path(os.environ.get("OTP_TEST_RELAYS", _CACHE))
 """Where tests/ground.py unpacks packages of Debian, and installs those of npm (`node_modules/`)."""
-NPM = {"Haraka": "3.3.4", "maildev": "2.2.1", "smtp-server": "3.21.6"}
+NPM = {"Haraka": "3.3.4", "maildev": "2.2.1", "mailparser": "3.14.2", "smtp-server": "3.21.6"}
 NODE_MODULES = FOLDER / "node_modules"
 _START_S = 20
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template, nodes
+from jinja2 import Environment, FileSystemLoader, Template, TemplateSyntaxError, nodes
 
 from .inlined import inlined
 from .template_analysis import GETTEXT, Parsed
@@ -33,7 +33,8 @@ class TemplateLoader(FileSystemLoader):
         if path not in self._parsed:
             source, _, _ = self.get_source(environment, path)
             tree = environment.parse(source, path)  # first of all, because an error names a column of this source
-            if self._inline and path.endswith(".html") and (changed := inlined(source)) != source:
+            changed = _inlined(source, path)
+            if self._inline and changed != source:
                 source, tree = changed, environment.parse(changed, path)
             self._parsed[path] = source, tree
         return self._parsed[path]
@@ -52,6 +53,16 @@ class TemplateLoader(FileSystemLoader):
     def clear(self) -> None:
         """Drop the syntax trees, which a worker no longer needs once the templates are compiled."""
         self._parsed.clear()
+
+
+def _inlined(source: str, path: str) -> str:
+    if not path.endswith(".html"):
+        return source
+    try:
+        return inlined(source)
+    except TemplateSyntaxError as error:
+        error.name = path
+        raise
 
 
 def referenced(node: nodes.Node) -> Iterator[str]:
