@@ -77,7 +77,7 @@ async def test_another_code_under_the_same_id_is_another_job(stream: Stream) -> 
 async def test_the_template_and_the_language_of_a_job_are_used(stream: Stream) -> None:
     await stream.publish(job(metadata={"template": "otp", "locale": "de"}))
     (mail,) = stream.relay.accepted
-    assert b'lang="de"' in mail.content
+    assert b'<html lang=3D"de"' in mail.content
 
 
 async def test_of_the_jobs_that_wait_the_high_lane_goes_first(start_stream: Start) -> None:
