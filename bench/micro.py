@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 from otp_stream.broker.events import event
@@ -16,13 +17,15 @@ from otp_stream.core.decision import Ack, admit, decide
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Reply
-from otp_stream.mail import Composer, MailIdentity
+from otp_stream.mail import Brand, Composer, MailIdentity
+from otp_stream.mail.template_data import template_data
 from otp_stream.relay.envelope import Envelopes, Extensions, data_form
 from otp_stream.relay.parser import ReplyParser
 
 _ROUNDS = 7
 _REPEATS = 2_000
 _KEY = b"k" * 32
+_BRAND = Brand(name="Acme", color="#e60023", support="help@acme.example", footer=("Acme Inc.", "1 Main Street"))
 
 
 def yardstick() -> int:
@@ -35,18 +38,15 @@ def yardstick() -> int:
 
 def steps() -> dict[str, Callable[[], object]]:
     """Return each step with what it needs."""
-    body = json.dumps(
-        {
-            "email": "user@example.com", "otp": "123456", "jobId": "3f2b9c1e-7a4d-4c58-9f10-000000000001",
-            "timestamp": 1_700_000_000_000, "metadata": {"userName": "John Doe", "expiryMinutes": 15},
-        }
-    ).encode()  # fmt: skip
+    body = _body()
     request = OtpJob.from_bytes(body)
     job = _job(request)
     identity = MailIdentity(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en")
     composer = Composer(identity, _KEY)
     mail = composer.compose(job)
-    layout, data = composer.templates.find("otp", None), job.template_data()
+    layout = composer.templates.find("otp", None)
+    data = template_data(job, layout.language, identity)
+    german, acme = _job(OtpJob.from_bytes(_body(locale="de"))), Composer(replace(identity, brand=_BRAND), _KEY)
     envelopes = Envelopes("no-reply@example.com", Extensions(pipelining=True))
     backoff = Backoff(1_000, 300_000, 3)
     met = Accepted(Reply(250, "2.0.0", "Ok: queued", "body"))
@@ -57,6 +57,8 @@ def steps() -> dict[str, Callable[[], object]]:
         "build the job object": lambda: _job(request),
         "admit": lambda: admit(now_ms=0, expires_ms=1, attempts_made=0),
         "compose: the whole message": lambda: composer.compose(job),
+        "the same in German": lambda: composer.compose(german),
+        "the same with a brand": lambda: acme.compose(job),
         "render with Jinja, if the template cannot be precompiled": lambda: layout.render(data),
         "write the envelope": lambda: envelopes.write(mail),
         "write the content for DATA": lambda: data_form(mail),
@@ -66,6 +68,15 @@ def steps() -> dict[str, Callable[[], object]]:
         ),
         "event": lambda: event(Ack("sent"), job.id, job, at_ms=0, hash_key=_KEY),
     }
+
+
+def _body(**metadata: str) -> bytes:
+    return json.dumps(
+        {
+            "email": "user@example.com", "otp": "123456", "jobId": "3f2b9c1e-7a4d-4c58-9f10-000000000001",
+            "timestamp": 1_700_000_000_000, "metadata": {"userName": "John Doe", "expiryMinutes": 15, **metadata},
+        }
+    ).encode()  # fmt: skip
 
 
 def _job(request: OtpJob) -> Job:

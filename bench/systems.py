@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from otp_stream.mail import MailIdentity
+from otp_stream.mail.lint import sample_job
+from otp_stream.mail.template_data import template_data
 from otp_stream.mail.templates import Templates
 
 HERE = Path(__file__).parent
@@ -47,10 +50,12 @@ def _templates() -> Path:
     """Write our template for the peers, so that all send the same mail: Jinja, Handlebars and the Go worker read it."""
     folder = Path(tempfile.gettempdir()) / f"otp-stream-bench-templates-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    given = {name: f"{{{{ {name} }}}}" for name in ("otp", "userName", "expiryMinutes")}
-    _, text, html = Templates(None, "en").find("otp", None).render(given | {"purpose": None, "validUntil": "14:32 UTC"})
-    (folder / "otp.txt").write_text(text)
-    (folder / "otp.html").write_text(html)
+    identity = MailIdentity(sender=("", "no-reply@example.com"), templates_dir=None, default_locale="en")
+    template = Templates(None, "en").find("otp", None)
+    data = template_data(sample_job({"expiryMinutes": 15}, 0), template.language, identity)
+    _, text, html = template.render(data | {name: f"{{{{ {name} }}}}" for name in ("otp", "userName")})
+    for file, content in (("otp.txt", text), ("otp.html", html)):
+        (folder / file).write_text(content.replace("15 minutes", "{{ expiryMinutes }} minutes"))
     return folder
 
 

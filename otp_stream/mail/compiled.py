@@ -18,8 +18,8 @@ from .brand import Brand
 from .message import MAX_PLAIN_LINE, Part, is_dot_safe, is_plain, normal, quoted
 from .template_analysis import PLACEHOLDERS, ValueUses
 
-_VARIANTS_LIMIT = 512
-_SEEN_LIMIT = 2_048
+_VARIANTS_LIMIT = 2_048
+_SEEN_LIMIT = 4_096
 _FIRST_PLACEHOLDER = 0xE000
 _MISSING = object()
 _NO_VARIANT = object()
@@ -132,7 +132,7 @@ class _Variant:
 
 
 class VariantCache:
-    """The variants of all templates in all languages that were used last, about 20 kB each."""
+    """The variants of all templates in all languages that were used last, about 8 kB each."""
 
     def __init__(self) -> None:
         self.variants: OrderedDict[object, _Variant | None] = OrderedDict()
