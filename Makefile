@@ -23,7 +23,7 @@ PYTEST := $(GROUND) $(BIN)/python -m pytest -n $(JOBS)
 # Hundreds of processes start in a run: without compiled files each of them compiles the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run dev test coverage faults fuzz pictures bench mutants check check-types check-tests fmt generate lock clean
+.PHONY: help run dev test coverage faults fuzz pictures gallery translations bench mutants check check-types check-tests fmt generate lock clean
 
 ifdef DEBIAN
 $(or $(MAKECMDGOALS),help):
@@ -31,7 +31,7 @@ $(or $(MAKECMDGOALS),help):
 else
 
 help:  ## Show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(RUN_READY)  ## Run the worker on an embedded broker with a mail inbox, on sample jobs
 	@$(BIN)/otp-stream demo
@@ -60,6 +60,12 @@ fuzz: $(DEV_READY)  ## 100,000 messages of every kind against a real worker; FUZ
 
 pictures: $(DEV_READY)  ## Take the screenshots of the operations page for the docs, in about five minutes
 	@$(GROUND) $(BIN)/python tools/pictures.py
+
+gallery: $(DEV_READY)  ## Take the pictures of all e-mails for docs/gallery.md, in half a minute
+	@$(BIN)/python tools/gallery.py
+
+translations: $(DEV_READY)  ## Update the catalogues of the e-mails; LOCALES="sv pt_PT": also add these languages
+	@$(BIN)/python tools/translations.py $(LOCALES)
 
 bench: $(BENCH_READY)  ## This worker beside its peers: table and charts in bench/out; BENCH="--pairs 1", BENCH=growth
 	@$(GROUND) $(BIN)/python -m bench $(BENCH)

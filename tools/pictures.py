@@ -4,7 +4,6 @@ A worker with traffic, on a private RabbitMQ, is brought into each state in turn
 """
 
 import asyncio
-import base64
 import random
 import sys
 import tempfile
@@ -12,8 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from browser import open_browser, resize, save_picture
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -41,7 +40,7 @@ async def main() -> None:
 async def _take_all(broker: str, folder: str) -> None:
     names = "service_send_otp", "otp"
     async with set_stage(broker, Path(folder), names=names) as stage, amqp_proxy(stage.url) as (proxy, url):
-        browser = await asyncio.to_thread(_browser, folder)
+        browser = await asyncio.to_thread(open_browser, folder)
         try:
             worker = await stage.run(url=url, SMTP_POOL_SIZE="10", HEARTBEAT_INTERVAL_MS="5000")
             page = f"http://127.0.0.1:{worker.port}/"
@@ -81,22 +80,13 @@ async def _publish(stage: Stage) -> None:
             await asyncio.sleep(random.expovariate(20))
 
 
-def _browser(folder: str) -> webdriver.Chrome:
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/chromium"):
-        options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-
-
 async def _take(browser: webdriver.Chrome, url: str, name: str, scheme: str, height: int) -> None:
     def take() -> None:
-        size = {"width": 1120, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(browser, 1120, height)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         browser.get(url)
-        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": 80})
-        (IMAGES / f"{name}.webp").write_bytes(base64.b64decode(picture["data"]))
+        save_picture(browser, IMAGES / f"{name}.webp")
 
     await asyncio.to_thread(take)
 
