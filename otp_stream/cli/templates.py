@@ -16,6 +16,7 @@ from otp_stream.core.otp_job import MalformedError
 from otp_stream.mail import MailIdentity, TemplateError
 from otp_stream.mail.lint import Finding, sample_job
 from otp_stream.mail.lint import lint as find
+from otp_stream.mail.loader import BUILT_IN_PREFIX
 from otp_stream.mail.mail_template import FILES
 from otp_stream.mail.preview import PREVIEWED
 from otp_stream.mail.preview import preview as read
@@ -200,7 +201,7 @@ def _rows(templates: Templates) -> list[dict[str, Any]]:
         for locale in templates.languages(name):
             it = templates.get(name, locale)
             files = {
-                part: {"file": template.name, "own": templates.is_own(template)}
+                part: {"file": str(template.name).removeprefix(BUILT_IN_PREFIX), "own": templates.is_own(template)}
                 for part, template in zip(FILES, (it.subject, it.text, it.html), strict=True)
             }
             rows.append({"template": name, "locale": locale or None, "files": files})

@@ -38,22 +38,24 @@ def test_templates_are_listed_with_where_each_file_is_from(tmp_path: Path, own: 
     report = json.loads(ran.out)
     files = {(it["template"], it["locale"]): it["files"] for it in report["templates"]}
     assert files["otp", "fr"] == {
-        "subject.txt": {"file": "otp/subject.txt", "own": True},
+        "subject.txt": {"file": "otp/subject.txt", "own": False},  # ours in English is not translated
         "body.txt": {"file": "otp/fr/body.txt", "own": True},
         "body.html": {"file": "otp/body.html", "own": False},
     }
-    assert files["otp", "de"]["subject.txt"] == {"file": "otp/de/subject.txt", "own": False}
+    assert files["otp", "en"]["subject.txt"] == {"file": "otp/subject.txt", "own": True}
+    assert files["otp", "de"]["subject.txt"] == {"file": "otp/subject.txt", "own": False}
     assert files.keys() >= {("invite", None), ("welcome", "de")}
-    assert report["shared"] == [{"file": "layout.html", "own": True}]
+    shared = {it["file"]: it["own"] for it in report["shared"]}
+    assert shared == {"layout.html": True, "layout.txt": False, "code.html": False, "code.txt": False}
     shown = here(tmp_path, "templates", "list", **own).out
     assert "otp/fr *" in shown
-    assert "Shared by all: layout.html *" in shown
+    assert "Shared by all: code.html, code.txt, layout.html *, layout.txt" in shown
 
 
 def test_a_preview_is_what_the_worker_would_send(tmp_path: Path, own: dict[str, str]) -> None:
     text = here(tmp_path, "templates", "preview", "welcome", "--locale", "de-AT", "--data", "userName=Zoë")
     assert text.code == 0
-    assert text.out.startswith("Subject: Willkommen: Bitte bestätigen Sie Ihre E-Mail-Adresse\n\nWillkommen, Zoë!\n")
+    assert text.out.startswith("Subject: Bitte bestätigen Sie Ihre E-Mail-Adresse\n\nGuten Tag, Zoë!\n")
     html = here(tmp_path, "templates", "preview", "otp", "--format", "html", **own)
     assert html.out.strip() == '<html lang="en">123456'
     out = tmp_path / "mail.eml"
