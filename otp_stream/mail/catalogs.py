@@ -37,15 +37,23 @@ class Translated:
 
 
 class Catalogs:
-    """The catalogues of some folders, the first folder's messages first. Raises `CatalogError`."""
+    """The catalogues of some folders, the first folder's messages first. Raises `CatalogError`.
 
-    def __init__(self, roots: list[Path]) -> None:
+    With a list of `faults`, errors are added to it instead, and files with errors are left out.
+    """
+
+    def __init__(self, roots: list[Path], faults: list[CatalogError] | None = None) -> None:
         self.by_locale: dict[str, Translated] = {}
         for root in reversed(roots):
             for path in sorted((root / FOLDER).glob("*.po")):
                 tag = path.stem.replace("_", "-")
                 key = normal_locale(tag)
-                self.by_locale[key] = _read(path, tag, self.by_locale.get(key))
+                try:
+                    self.by_locale[key] = _read(path, tag, self.by_locale.get(key))
+                except CatalogError as error:
+                    if faults is None:
+                        raise
+                    faults.append(error)
 
     def languages_of(self, messages: frozenset[str]) -> list[str]:
         """Return the locales into which all of these messages are translated."""
@@ -79,13 +87,30 @@ def _placeholders(texts: str | Iterable[str] | None) -> set[str]:
     return set(_PLACEHOLDER.findall(joined.replace("%%", "")))
 
 
+def texts(message: Message) -> tuple[str, ...]:
+    """Return the translation of a message, in every plural form."""
+    return tuple(message.string) if isinstance(message.string, list | tuple) else (message.string or "",)
+
+
+def source_text(message: Message) -> str:
+    """Return a message in English, in the singular."""
+    return str(message.id[0] if isinstance(message.id, tuple) else message.id)
+
+
+def missing_placeholder(message: Message) -> str | None:
+    """Return a placeholder of a message that its translation lacks: of a plural, that all its forms lack."""
+    if not is_translated(message):
+        return None
+    return min(_placeholders(message.id) - _placeholders(message.string), default=None)
+
+
 def _read(path: Path, tag: str, built_in: Translated | None) -> Translated:
     catalog = read_catalog(path)
     compiled = BytesIO()
     write_mo(compiled, catalog)  # without fuzzy messages
     compiled.seek(0)
     translations = Translations(compiled)
-    done = {str(it.id[0] if isinstance(it.id, tuple) else it.id) for it in catalog if is_translated(it)}
+    done = {source_text(it) for it in catalog if is_translated(it)}
     if built_in is not None:
         translations.add_fallback(built_in.language.translations)
         done |= built_in.messages
@@ -96,5 +121,4 @@ def is_translated(message: Message) -> bool:
     """Return whether a message has a finished translation, in every plural form."""
     if not message.id or message.fuzzy:
         return False
-    texts = message.string if isinstance(message.string, list | tuple) else (message.string,)
-    return all(texts)
+    return all(texts(message))

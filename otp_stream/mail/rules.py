@@ -4,9 +4,11 @@ An error keeps people from reading the code, or breaks the e-mail; a warning is 
 """
 
 import re
-from collections.abc import Iterator
-from html.parser import HTMLParser
+from collections.abc import Iterator, Mapping
 from typing import Literal
+
+from .message import quoted
+from .page import Element, Page
 
 Level = Literal["error", "warning"]
 Remark = tuple[Level, str]
@@ -20,6 +22,7 @@ _LOADING = {"src", "srcset", "background", "poster", "data"}
 _EXTERNAL = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 _STYLE_LOAD = re.compile(r"(url\(|@import)[\s'\"]*(https?:)?//", re.IGNORECASE)
 _LINK = re.compile(r"\bhttps?://", re.IGNORECASE)
+_OTHER_CODES = tuple("0" * length for length in range(4, 11))
 
 
 def of_subject(subject: str, code: str) -> Iterator[Remark]:
@@ -42,39 +45,86 @@ def of_text(text: str, code: str) -> Iterator[Remark]:
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
 
 
-def visible(html: str) -> str:
-    """Return the visible text of an HTML body."""
-    page = _Page()
-    page.feed(html)
-    page.close()
-    return "\n".join(page.texts)
-
-
-def of_html(html: str, code: str, locale: str) -> Iterator[Remark]:
+def of_html(page: Page, code: str, locale: str, logo_url: str) -> Iterator[Remark]:
     """Check an HTML body in a language; an empty `locale` means that the template has none."""
-    page = _Page()
-    page.feed(html)
-    page.close()
-    yield from _code("\n".join(page.texts), code, "warning")
-    if "script" in page.tags:
+    yield from _code(visible(page), code, "warning")
+    if any(page.of("script")):
         yield "error", "has a <script>; mail programs remove it, and filters refuse the mail"
-    if page.loads:
-        yield "warning", f"loads from elsewhere ({', '.join(sorted(page.loads))}); it is blocked, and tracks people"
-    if page.links or any(_LINK.search(it) for it in page.texts):
+    if loads := set(_loads(page, logo_url)):
+        yield "warning", f"loads from elsewhere ({', '.join(sorted(loads))}); it is blocked, and tracks people"
+    if any(map(_is_link, page.elements)) or _LINK.search(visible(page)):
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
-    if (size := len(html.encode(errors="replace"))) > _GMAIL_LIMIT:
+    for it in page.of("img"):
+        if "alt" not in it.attributes:
+            yield "warning", f'has {it.shown} without alt; write what it shows, or alt="" if it only decorates'
+    if (size := len(page.html.encode(errors="replace"))) > _GMAIL_LIMIT:
         yield "warning", f"has {size / 1000:.0f} kB; Gmail cuts it off beyond {_GMAIL_LIMIT // 1000} kB"
     yield from _language(page, locale)
 
 
-def _language(page: "_Page", locale: str) -> Iterator[Remark]:
-    expected, lang = locale.partition("-")[0], (page.lang or "").replace("_", "-").partition("-")[0].lower()
+def visible(page: Page) -> str:
+    """Return the visible text of an HTML body."""
+    return "\n".join(page.texts)
+
+
+def of_lines(content: str, code: str) -> Iterator[Remark]:
+    """Check that quoted-printable, in which each line has at most 76 characters, breaks no code of usual length.
+
+    Also for a text that would be sent as 7bit: one name that is not ASCII is enough for the other encoding.
+    """
+    for line in content.splitlines():
+        if code in line and any(one.encode() not in quoted(line.replace(code, one)) for one in _OTHER_CODES):
+            yield "warning", "breaks the code within a line of quoted-printable; start a new line before {{ otp }}"
+            return
+
+
+def of_both(text: str, page: Page, values: Mapping[str, str]) -> Iterator[tuple[Literal["text", "html"], str]]:
+    """Yield each value that plain text or HTML does not show although the other one does."""
+    pieces = (*page.texts, *(it.attributes.get("alt", "") for it in page.of("img")))
+    in_text, in_html = _words(text), _words(" ".join(pieces))
+    for name, value in values.items():
+        shown = _words(value)
+        if shown and (shown in in_text) != (shown in in_html):
+            yield "html" if shown in in_text else "text", name
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _loads(page: Page, logo_url: str) -> Iterator[str]:
+    for it in page.elements:
+        for name, value in it.attributes.items():
+            loading = name in _LOADING or (it.tag == "link" and name == "href")
+            if loading and _EXTERNAL.match(value) and value != logo_url:
+                yield f"<{it.tag} {name}>"
+        if _STYLE_LOAD.search(it.attributes.get("style", "")):
+            yield f"style of <{it.tag}>"
+    if _STYLE_LOAD.search(page.css):
+        yield "<style>"
+
+
+def _is_link(it: Element) -> bool:
+    return it.tag in {"a", "area", "form"} and any(
+        _EXTERNAL.match(it.attributes.get(at, "")) for at in ("href", "action")
+    )
+
+
+def _language(page: Page, locale: str) -> Iterator[Remark]:
+    declared, direction = (_of_root(page, it) for it in ("lang", "dir"))
+    expected, lang = locale.partition("-")[0], declared.replace("_", "-").partition("-")[0].lower()
     if not lang:
         yield "warning", 'has no language; write <html lang="…">, so that screen readers pronounce it correctly'
     elif expected and lang != expected:
-        yield "warning", f'has lang="{page.lang}" in the e-mail for {locale}'
-    if (expected or lang) in _RIGHT_TO_LEFT and page.direction != "rtl":
-        yield "warning", f'is in {expected or lang}, which runs from right to left; write <html dir="rtl">'
+        yield "warning", f'has lang="{declared}", which is not the language of this e-mail; write lang="{{{{ lang }}}}"'
+    if (expected or lang) in _RIGHT_TO_LEFT and direction.lower() != "rtl":
+        needed = "{{ dir }}" if expected else "rtl"
+        yield "warning", f'is in {expected or lang}, which runs from right to left; write <html dir="{needed}">'
+
+
+def _of_root(page: Page, name: str) -> str:
+    found = [it.attributes[name] for it in page.of("html", "body") if name in it.attributes]
+    return found[-1] if found else ""
 
 
 def _code(text: str, code: str, scattered: Level) -> Iterator[Remark]:
@@ -90,44 +140,3 @@ def _code(text: str, code: str, scattered: Level) -> Iterator[Remark]:
         )
     else:
         yield "error", "does not show the code; write {{ otp }}"
-
-
-class _Page(HTMLParser):
-    """The facts about an HTML body that the rules need."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.texts: list[str] = []
-        self.loads: set[str] = set()
-        self.links = False
-        self.lang: str | None = None
-        self.direction: str | None = None
-        self._unseen = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Record a start tag."""
-        self.tags.add(tag)
-        self._unseen += tag in {"style", "script", "title"}
-        for name, value in attrs:
-            content = value or ""
-            outside = bool(_EXTERNAL.match(content))
-            if (name in _LOADING or (tag == "link" and name == "href")) and outside:
-                self.loads.add(f"<{tag} {name}>")
-            if name == "style" and _STYLE_LOAD.search(content):
-                self.loads.add(f"style of <{tag}>")
-            self.links |= tag in {"a", "area", "form"} and name in {"href", "action"} and outside
-            if tag in {"html", "body"}:
-                self.lang = value if name == "lang" else self.lang
-                self.direction = content.lower() if name == "dir" else self.direction
-
-    def handle_endtag(self, tag: str) -> None:
-        """Record an end tag."""
-        self._unseen -= tag in {"style", "script", "title"}
-
-    def handle_data(self, data: str) -> None:
-        """Record a text."""
-        if self._unseen <= 0:
-            self.texts.append(data)
-        elif _STYLE_LOAD.search(data):
-            self.loads.add("<style>")

@@ -1,4 +1,4 @@
-"""Finds errors in sources and file names: files that are never read, text that is never printed.
+"""Finds errors in sources: unknown names and blocks, text that is never printed.
 
 It also maps each character of a rendered template to a file and line.
 """
@@ -7,41 +7,51 @@ import re
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator
 from difflib import get_close_matches
-from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 
-from .mail_template import FILES
 from .rules import Level
-from .templates import BUILT_IN, LOCALE, NAME, Templates, normal_locale
+from .template_analysis import GETTEXT
+from .templates import Templates
 
 _MARKER = re.compile("\uf8fd([^\uf8fd\uf8fe]*)\uf8fe([0-9]+)\uf8fe")
 
-NAMES = ("otp", "expiryMinutes", "validUntil", "userName", "purpose", "locale", "tenant", "email")
+NAMES = (
+    "otp", "expiryMinutes", "validUntil", "validCount", "validUnit", "userName", "purpose", "action", "locale", "lang",
+    "dir", "tenant", "email", "brand", "requestedAt", "requestPlace", "requestDevice", "subjectTime",
+)  # fmt: skip
 """Names that a template may use for every job."""
-_TEXTUAL = re.compile(r"\.(html?|xhtml|txt|text|j2|jinja2?|tmpl)$", re.IGNORECASE)
-_LOCALE_IN_NAME = re.compile(r"(subject|body)[._-]([A-Za-z]{2}(?:[-_][A-Za-z]{2})?)(\.txt|\.html)")
-"""A file name with a language, which should be the name of its folder instead."""
-_LANGUAGES = {
-    "deutsch": "de", "german": "de", "english": "en", "español": "es", "espanol": "es", "spanish": "es",
-    "français": "fr", "francais": "fr", "french": "fr", "italiano": "it", "italian": "it", "nederlands": "nl",
-    "dutch": "nl", "polski": "pl", "polish": "pl", "português": "pt", "portugues": "pt", "portuguese": "pt",
-}  # fmt: skip
+_SHORT = {"lang", "dir"}
+"""Names to which too many others are similar."""
 
 
 class SourceMarkers(Extension):
-    """Inserts file and line before each piece of constant text. `Rendered` removes them."""
+    """Inserts file and line before each piece of constant text, and before a message. `Rendered` removes them."""
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
-        """Mark all pieces except blank ones, which must stay false in a condition."""
+        """Mark all pieces except blank ones, which must stay false in a condition, and those of a message.
+
+        The text of a message finds its translation.
+        """
+        in_message = False
         for token in stream:
-            if token.type == "data" and token.value.strip():
-                yield Token(token.lineno, "data", f"\uf8fd{stream.name}\uf8fe{token.lineno}\uf8fe{token.value}")
+            tag = stream.current if token.type == "block_begin" else None
+            if tag is not None and tag.test("name:trans"):
+                in_message = True
+                yield _marker(stream, token.lineno, "")
+            elif tag is not None and tag.test("name:endtrans"):
+                in_message = False
+            if token.type == "data" and token.value.strip() and not in_message:
+                yield _marker(stream, token.lineno, token.value)
             else:
                 yield token
+
+
+def _marker(stream: TokenStream, line: int, text: str) -> Token:
+    return Token(line, "data", f"\uf8fd{stream.name}\uf8fe{line}\uf8fe{text}")
 
 
 class Place(NamedTuple):
@@ -99,9 +109,10 @@ def likely(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 def misspelt(name: str, given: Container[str]) -> str | None:
     """Return the name that was probably meant; `None` for a known name, or if none is similar."""
-    if name in given or name in NAMES:
+    if name in given or name in NAMES or name in GETTEXT:
         return None
-    return next((it for it in NAMES if sorted(it) == sorted(name)), None) or likely(name, NAMES, 0.75)
+    known = [it for it in NAMES if it not in _SHORT]
+    return next((it for it in known if sorted(it) == sorted(name)), None) or likely(name, known, 0.75)
 
 
 def of_source(templates: Templates, file: str, given: Container[str]) -> Iterator[Flaw]:
@@ -180,82 +191,3 @@ def _outside_blocks(node: nodes.Node) -> Iterator[nodes.Block | nodes.Output]:
 
 def _is_blank(output: nodes.Output) -> bool:
     return all(isinstance(it, nodes.TemplateData) and not without_markers(it.data).strip() for it in output.nodes)
-
-
-def of_files(templates: Templates, root: Path) -> Iterator[Flaw]:
-    """Find the operator's files and folders that are never read, or have a misleading name."""
-    used = templates.read | templates.referenced
-    built_in = {it.name for it in BUILT_IN.iterdir()}
-    for path in _entries(root):
-        if path.is_dir():
-            yield from _of_template(path, used, built_in)
-        elif path.name in FILES:
-            text = f"is not read here; move it to a template's folder, such as otp/{path.name}"
-            yield Flaw(path.name, None, "error", text)
-        else:
-            yield from _unread(path.name, path.name, [it for it in built_in if "." in it], used)
-
-
-def _of_template(folder: Path, used: Container[str], built_in: Iterable[str]) -> Iterator[Flaw]:
-    name = folder.name
-    if not NAME.fullmatch(name):
-        yield Flaw(name, None, "error", "is not read; a template's name has A to Z, a to z, 0 to 9, - and _ alone")
-        return
-    twin = next((it for it in built_in if _plain(it) == _plain(name) and it != name), None)
-    if twin:
-        text = f"is a separate template and does not change {twin}; rename it to {twin} if it should"
-        yield Flaw(name, None, "warning", text)
-    locales: dict[str, str] = {}
-    for path in _entries(folder):
-        file = f"{name}/{path.name}"
-        if not path.is_dir():
-            yield from _unread(file, path.name, FILES, used)
-        elif LOCALE.fullmatch(path.name):
-            yield from _of_locale(path, file, used, locales)
-        elif any(_TEXTUAL.search(it.name) for it in _entries(path)) and not _has_used(path, file, used):
-            code = _LANGUAGES.get(path.name.lower())
-            text = f"rename it to {code}" if code else "name a language's folder by its code, such as de or de-AT"
-            yield Flaw(file, None, "error", f"is not read; {text}")
-
-
-def _of_locale(folder: Path, shown: str, used: Container[str], locales: dict[str, str]) -> Iterator[Flaw]:
-    for path in _entries(folder):
-        file = f"{shown}/{path.name}"
-        if path.is_dir():
-            if not _has_used(path, file, used):
-                text = f"is not read; name the folder of a regional language {folder.name}-{path.name}, beside {shown}"
-                yield Flaw(file, None, "error", text)
-        elif path.name in FILES:
-            canonical = f"{normal_locale(folder.name)}/{path.name}"
-            other = locales.setdefault(canonical, file)
-            if other != file:
-                yield Flaw(file, None, "error", f"is not read, because {other} is the same language; remove one")
-        else:
-            yield from _unread(file, path.name, FILES, used)
-
-
-def _unread(file: str, name: str, expected: Iterable[str], used: Container[str]) -> Iterator[Flaw]:
-    """Check a file that is not expected here."""
-    if file in used or name in expected:
-        return
-    match = _LOCALE_IN_NAME.fullmatch(name)
-    meant = f"{match[2]}/{match[1]}{match[3]}" if match else likely(name, expected, 0.75)
-    if meant:
-        yield Flaw(file, None, "error", f"is not read; rename it to {meant}")
-    elif _TEXTUAL.search(name):
-        text = f"is not read: no template includes it, and its name is none of {', '.join(FILES)}"
-        yield Flaw(file, None, "warning", text)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder, except those that editors and Kubernetes create."""
-    entries = sorted(folder.iterdir())
-    return [it for it in entries if not it.name.startswith((".", "_", "#")) and not it.name.endswith("~")]
-
-
-def _has_used(folder: Path, shown: str, used: Container[str]) -> bool:
-    return any(f"{shown}/{it.name}" in used for it in _entries(folder))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]", "", name).lower()

@@ -71,7 +71,8 @@ class Templates:
         self.catalogs = self._read_catalogs()
         self._templates = {name: self._languages(name) for name in self._names()}
         self._found: dict[tuple[str, str | None], MailTemplate] = {}
-        self._loader.clear()
+        if faults is None:  # `lint` reads the syntax trees again
+            self._loader.clear()
 
     @property
     def names(self) -> list[str]:
@@ -129,13 +130,13 @@ class Templates:
         return {folder.name for folder in folders if NAME.fullmatch(folder.name) and folder.name != FOLDER}
 
     def _read_catalogs(self) -> Catalogs:
-        try:
-            return Catalogs(self._roots)
-        except CatalogError as error:
-            if self._faults is None:
-                raise TemplateError(str(error)) from error
-            self._faults.append(TemplateError(str(error)))
-            return Catalogs([BUILT_IN])
+        faults: list[CatalogError] = []
+        found = Catalogs(self._roots, faults)
+        if self._faults is None and faults:
+            raise TemplateError(str(faults[0]))
+        if self._faults is not None:
+            self._faults += (TemplateError(str(it)) for it in faults)
+        return found
 
     def _languages(self, name: str) -> dict[str, MailTemplate]:
         folders = [

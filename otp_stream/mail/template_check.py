@@ -1,0 +1,149 @@
+"""Checks one template in one language, by rendering it with and without the optional values of a job."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2 import Template
+
+from otp_stream.core.mail import ComposeError
+
+from .brand import Brand
+from .client_rules import of_clients
+from .color_rules import of_colors
+from .finding import Finding, of_error
+from .inlined import inlined
+from .mail_template import MailTemplate
+from .nesting import Nesting
+from .page import Page
+from .rules import Remark, of_both, of_html, of_lines, of_subject, of_text, visible
+from .sources import Rendered, misspelt
+
+_OPTIONAL: Mapping[str, Mapping[str, Any]] = {
+    "userName": {"userName": None},
+    "purpose": {"purpose": None, "action": ""},
+    "locale": {"locale": None},
+    "tenant": {"tenant": None},
+    "request": {"requestPlace": "", "requestDevice": ""},
+}
+"""The keys of metadata that a job may lack, each with what it changes."""
+_NONE_OF_THEM = {name: value for it in _OPTIONAL.values() for name, value in it.items()}
+_LONGEST = {"otp": "A1" * 32, "expiryMinutes": 1, "validCount": 1, "validUnit": "minute"}
+"""The longest code, and a lifetime in the singular."""
+_OTHER_EXPIRY = {"expiryMinutes": 47, "validUntil": "23:58 UTC", "validCount": 47, "validUnit": "minute"}
+_NO_EXPIRY = "does not show when the code expires; write {{ validUntil }} or {{ expiryMinutes }}"
+_IN_BOTH = ("validUntil", "userName", "requestPlace", "requestDevice")
+_UNKNOWN = re.compile(r"'(\w+)' is undefined")
+_UNKNOWN_LIMIT = 50
+_NONE = re.compile(r"\bNone\b")
+
+_Parts = tuple[Rendered, Rendered, Rendered]
+
+
+@dataclass(slots=True)
+class TemplateCheck:
+    """The check of one template in one language; `data` are the values of a sample job.
+
+    If the same files have been checked in another language, so have the jobs without some values.
+    """
+
+    template: MailTemplate
+    locale: str
+    data: dict[str, Any]
+    first: bool = True
+    """Whether its files have not been checked in another language."""
+
+    def findings(self) -> set[Finding]:
+        """Return everything that is found."""
+        found: set[Finding] = set()
+        full = self._render({}, found)
+        if self.first:
+            self._check_optional(full, found)
+        if full is not None:
+            found.update(_nesting(full[2]))
+            found.update(self._of_parts(full, self._render(_OTHER_EXPIRY, found) if self.first else None))
+        return found
+
+    def _check_optional(self, full: _Parts | None, found: set[Finding]) -> None:
+        self._render(_NONE_OF_THEM, found, f", for a job without {', '.join(_OPTIONAL)}")
+        self._render(_LONGEST, found, ", for a code of 64 letters that is valid for one minute")
+        if full is None:
+            return
+        for key, changes in _OPTIONAL.items():
+            if bare := self._render(changes, found):
+                found.update(self._printed_none(full, bare, key))
+                if bare[2].text != full[2].text:
+                    found.update(_nesting(bare[2]))
+
+    def _of_parts(self, full: _Parts, other: _Parts | None) -> Iterator[Finding]:
+        """Check the three parts; `other` have another time of expiry."""
+        subject, text, html = (it.text for it in full)
+        code, brand = str(self.data["otp"]), self.data["brand"]
+        logo = brand.logo_url if isinstance(brand, Brand) else ""
+        page = Page(inlined(html))
+        yield from _about(self.template.subject, of_subject(subject, code))
+        yield from _about(self.template.text, of_text(text, code), of_lines(text, code))
+        of_page = of_html(page, code, self.locale, logo), of_lines(page.html, code), of_colors(page), of_clients(page)
+        yield from _about(self.template.html, *of_page)
+        without_expiry: list[Template] = []
+        if other and other[1].text == text:
+            without_expiry.append(self.template.text)
+        if other and visible(Page(inlined(other[2].text))) == visible(page):
+            without_expiry.append(self.template.html)
+        for it in without_expiry:
+            yield Finding(str(it.name), None, "warning", _NO_EXPIRY)
+        shown = {name: str(self.data[name] or "") for name in _IN_BOTH[bool(without_expiry) :]}
+        if isinstance(brand, Brand):
+            shown |= {"brand.name": brand.name, "brand.contact": brand.contact}
+        for part, name in of_both(text, page, shown):
+            template, it = (self.template.text, "HTML") if part == "text" else (self.template.html, "plain text")
+            yield Finding(
+                str(template.name),
+                None,
+                "warning",
+                f"does not show {{{{ {name} }}}}, as the {it} does; make both alike",
+            )
+
+    def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Parts | None:
+        """Return the three parts. An unknown name is reported and gets a value, so that the next one can be found."""
+        for _ in range(_UNKNOWN_LIMIT):
+            try:
+                subject, text, html = self.template.render({**self.data, **changes})
+            except ComposeError as error:
+                unknown = _UNKNOWN.search(str(error))
+                if unknown is None:
+                    found.add(of_error(ComposeError(f"{error}{when}")))
+                    return None
+                found.add(replace(of_error(error, _unknown_name(unknown[1])), unknown=unknown[1]))
+                self.data[unknown[1]] = "x"
+            else:
+                return Rendered(subject), Rendered(text), Rendered(html)
+        return None
+
+    def _printed_none(self, full: _Parts, bare: _Parts, key: str) -> Iterable[Finding]:
+        for template, with_it, without in zip(
+            (self.template.subject, self.template.text, self.template.html), full, bare, strict=True
+        ):
+            if len(_NONE.findall(without.text)) > len(_NONE.findall(with_it.text)):
+                text = f"prints None for a job without {key}; write {{% if {key} %}} around it"
+                yield Finding(str(template.name), None, "error", text)
+
+
+def _unknown_name(name: str) -> str:
+    if meant := misspelt(name, ()):
+        return f"'{name}' is unknown, so a job without it is not sent; did you mean {meant}?"
+    return (
+        f"'{name}' is unknown: a job without it is not sent. If producers always set it in metadata, add "
+        f'--data {name}=EXAMPLE; otherwise write {{{{ {name} | default("…") }}}}'
+    )
+
+
+def _nesting(html: Rendered) -> Iterable[Finding]:
+    for at, text in Nesting().check(html.text):
+        if place := html.place(at):
+            yield Finding(place.file, place.line, "error", text)
+
+
+def _about(template: Template, *remarks: Iterable[Remark]) -> Iterable[Finding]:
+    return (Finding(str(template.name), None, level, text) for it in remarks for level, text in it)
