@@ -10,7 +10,8 @@ from pathlib import Path
 from babel import Locale
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
-from babel.messages.pofile import read_po, write_po
+
+from otp_stream.mail.catalogs import catalog_bytes, catalog_for, read_catalog
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 LOCALES = TEMPLATES / "locales"
@@ -32,25 +33,13 @@ def extracted() -> Catalog:
 def main(new: list[str]) -> None:
     """Write `messages.pot`, and the catalogues of all languages and of `new` ones."""
     template = extracted()
-    _write(LOCALES / "messages.pot", template)
+    content = catalog_bytes(template)
+    (LOCALES / "messages.pot").write_bytes(content)
     for locale in {*new, *(it.stem for it in LOCALES.glob("*.po"))}:
         path = LOCALES / f"{locale}.po"
-        catalog = Catalog(locale=Locale.parse(locale), charset="utf-8", fuzzy=False)
-        if path.exists():
-            with path.open("rb") as file:
-                catalog = read_po(file, locale=locale)
+        catalog = read_catalog(path) if path.exists() else catalog_for(content, Locale.parse(locale))
         catalog.update(template)
-        _write(path, catalog)
-
-
-def _write(path: Path, catalog: Catalog) -> None:
-    """Write a catalogue with a header that does not change from day to day."""
-    header = ["MIME-Version: 1.0", "Content-Type: text/plain; charset=utf-8", "Content-Transfer-Encoding: 8bit"]
-    if catalog.locale:
-        header = [f"Language: {catalog.locale_identifier}", f"Plural-Forms: {catalog.plural_forms}", *header]
-    with path.open("wb") as file:
-        file.write(("\n".join(['msgid ""', 'msgstr ""', *(f'"{it}\\n"' for it in header)]) + "\n\n").encode())
-        write_po(file, catalog, width=120, include_lineno=False, ignore_obsolete=True, omit_header=True)
+        path.write_bytes(catalog_bytes(catalog))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from babel import Locale, UnknownLocaleError
 
-from otp_stream.mail.catalogs import FOLDER
+from otp_stream.mail.catalogs import FOLDER, catalog_bytes, catalog_for
 from otp_stream.mail.mail_template import FILES
 from otp_stream.mail.templates import BUILT_IN, NAME
 from otp_stream.settings import load
@@ -32,7 +33,11 @@ def copy(
     layout: Annotated[bool, typer.Option("--layout", help="Also the files that all e-mails share.")] = False,
     locale: Annotated[
         list[str] | None,
-        typer.Option("--locale", metavar="LOCALE", help="Also these translations: de. Repeatable."),
+        typer.Option(
+            "--locale",
+            metavar="LOCALE",
+            help="Also these translations, such as de; empty ones for a new language. Repeatable.",
+        ),
     ] = None,
     force: _Force = False,
 ) -> None:
@@ -40,11 +45,12 @@ def copy(
 
     For another name, colour, logo or footer, no copy is needed: set BRAND_NAME and the other BRAND settings.
     """
-    paths = [*_of_template(name, files or []), *(_shared() if layout else ()), *map(_catalog, locale or ())]
-    if not paths:
+    paths = [*_of_template(name, files or []), *(_shared() if layout else ())]
+    contents = {path: (BUILT_IN / path).read_bytes() for path in paths} | dict(map(_catalog, locale or ()))
+    if not contents:
         output.fail(f"NAME: give a template ({', '.join(_built_in())}), --layout or --locale")
     folder = _folder(to)
-    _write(folder, {path: (BUILT_IN / path).read_bytes() for path in paths}, "copied", force=force)
+    _write(folder, contents, "copied", force=force)
     _print_next(folder, name or "otp")
     if name:
         output.console.print(
@@ -90,11 +96,16 @@ def _shared() -> list[str]:
     return sorted(it.name for it in BUILT_IN.iterdir() if it.suffix in {".html", ".txt"})
 
 
-def _catalog(locale: str) -> str:
-    known = {it.stem.replace("_", "-").lower(): it.name for it in (BUILT_IN / FOLDER).glob("*.po")}
-    if (found := known.get(locale.replace("_", "-").lower())) is None:
-        output.fail(f"--locale: there is no catalogue for {locale}; known: {', '.join(sorted(known))}")
-    return f"{FOLDER}/{found}"
+def _catalog(name: str) -> tuple[str, bytes]:
+    """Return the path and content of a catalogue, an empty one for a language into which nothing is translated."""
+    try:
+        locale = Locale.parse(name.replace("-", "_"))
+    except (ValueError, UnknownLocaleError):
+        output.fail(f"--locale: {name} is no language; give one such as sv or pt-BR")
+    found = BUILT_IN / FOLDER / f"{locale}.po"
+    template = BUILT_IN / FOLDER / "messages.pot"
+    content = found.read_bytes() if found.is_file() else catalog_bytes(catalog_for(template.read_bytes(), locale))
+    return f"{FOLDER}/{found.name}", content
 
 
 def _configured() -> Path | None:

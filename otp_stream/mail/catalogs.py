@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
+from babel import Locale
 from babel.messages.catalog import Catalog, Message
 from babel.messages.mofile import write_mo
-from babel.messages.pofile import PoFileError, read_po
+from babel.messages.pofile import PoFileError, read_po, write_po
 from babel.support import Translations
 
 from .language import Language, fallbacks, normal_locale
@@ -122,3 +123,21 @@ def is_translated(message: Message) -> bool:
     if not message.id or message.fuzzy:
         return False
     return all(texts(message))
+
+
+def catalog_for(template: bytes, locale: Locale) -> Catalog:
+    """Return an empty catalogue for a language; `template` is a `.pot` file."""
+    catalog = Catalog(locale=locale, charset="utf-8", fuzzy=False)
+    catalog.update(read_po(BytesIO(template)))
+    return catalog
+
+
+def catalog_bytes(catalog: Catalog) -> bytes:
+    """Return a `.po` or `.pot` file. Its header does not change from day to day."""
+    header = ["MIME-Version: 1.0", "Content-Type: text/plain; charset=utf-8", "Content-Transfer-Encoding: 8bit"]
+    if catalog.locale:
+        header = [f"Language: {catalog.locale_identifier}", f"Plural-Forms: {catalog.plural_forms}", *header]
+    lines = ['msgid ""', 'msgstr ""', *(f'"{it}\\n"' for it in header)]
+    messages = BytesIO()
+    write_po(messages, catalog, width=120, include_lineno=False, ignore_obsolete=True, omit_header=True)
+    return ("\n".join(lines) + "\n\n").encode() + messages.getvalue()
