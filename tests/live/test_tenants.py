@@ -74,7 +74,7 @@ async def test_each_tenant_has_its_sender_language_and_templates(stage: Stage) -
         "Help <help@shop.example>",
     )
     assert by["shop-1"].sender == "bounces@shop.example"
-    assert "Er gilt bis" in text(by["shop-1"])
+    assert "Der Code ist 15 Minuten lang gültig" in text(by["shop-1"])
     assert str(read(by["shop-2"])["Subject"]) == "Hello from shop 2"
     assert by["shop-2"].sender == "no-reply@two.example"
     for name in ("user", "shop-3"):  # jobs of unknown tenants are those of the default one

@@ -56,9 +56,10 @@ async def test_a_block_that_is_never_printed_is_logged_at_the_start(stage: Stage
     child = "{% extends 'layout.html' %}\n{% block expirey %}{{ validUntil }}{% endblock %}"
     (stage.folder / "templates" / "otp" / "body.html").write_text(child)
     worker = await stage.run(TEMPLATES_DIR=str(stage.folder / "templates"))
-    (line,) = [it for it in worker.lines if it["event"].startswith("template: ")]
-    assert "layout.html has no block 'expirey'" in line["event"]
-    assert (line["level"], line["file"], line["line"]) == ("error", "otp/body.html", 2)
+    error, warning = [it for it in worker.lines if it["event"].startswith("template: ")]
+    assert "layout.html has no block 'expirey'" in error["event"]
+    assert (error["level"], error["file"], error["line"]) == ("error", "otp/body.html", 2)
+    assert (warning["level"], warning["file"]) == ("warning", "otp/body.html")
 
 
 async def test_without_worker_it_serves_http_only_and_logs_that(stage: Stage) -> None:
