@@ -56,7 +56,8 @@ def make(*, port: int, samples: bool, log_level: str) -> Demo:
     settings, problems = load(
         worker=True,
         rabbitmq_url=f"memory://{HOST}:{broker_port}",
-        sender_email="otp-stream <no-reply@example.com>",
+        sender_email="no-reply@example.com",
+        brand_name=load(worker=False)[0].brand_name or "Example",
         smtp_host=HOST,
         smtp_port=smtp_port,
         smtp_tls="none",

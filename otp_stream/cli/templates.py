@@ -35,7 +35,6 @@ cli = typer.Typer(
 cli.command()(template_files.copy)
 cli.command()(template_files.new)
 
-_SENDER = ("otp-stream", "no-reply@example.com")
 _Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="KEY=VALUE", help="A key of metadata, such as userName=Zoë. Repeatable."),
@@ -89,7 +88,7 @@ def preview(
     settings = read_settings()
     identity = _identity(settings, tenant)
     if not identity.sender[1]:
-        identity = replace(identity, sender=_SENDER)
+        identity = replace(identity, sender=(identity.brand.name, "no-reply@example.com"))
     metadata = {**PREVIEWED, **_read(data), "template": name, "locale": locale}
     try:
         job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)

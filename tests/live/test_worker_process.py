@@ -56,7 +56,7 @@ async def test_a_block_that_is_never_printed_is_logged_at_the_start(stage: Stage
     child = "{% extends 'layout.html' %}\n{% block expirey %}{{ validUntil }}{% endblock %}"
     (stage.folder / "templates" / "otp" / "body.html").write_text(child)
     worker = await stage.run(TEMPLATES_DIR=str(stage.folder / "templates"))
-    error, warning = [it for it in worker.lines if it["event"].startswith("template: ")]
+    warning, error = [it for it in worker.lines if it["event"].startswith("template: ")]
     assert "layout.html has no block 'expirey'" in error["event"]
     assert (error["level"], error["file"], error["line"]) == ("error", "otp/body.html", 2)
     assert (warning["level"], warning["file"]) == ("warning", "otp/body.html")

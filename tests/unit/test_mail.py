@@ -17,7 +17,7 @@ from mails import NOW_MS, identity, job, new_composer, part, read, write
 
 from otp_stream.core.job import Job
 from otp_stream.core.mail import ComposeError
-from otp_stream.mail import Composer, TemplateError
+from otp_stream.mail import Brand, Composer, TemplateError
 from otp_stream.mail.preview import Previews
 from otp_stream.mail.sanitized import safe_text
 from otp_stream.mail.templates import BUILT_IN
@@ -452,3 +452,21 @@ def test_english_is_sent_on_request_whatever_the_default_locale_is() -> None:
     composer = new_composer(locale="de")
     assert read(composer.compose(job(locale="en-GB")).content)["subject"] == "Your one-time code"
     assert read(composer.compose(job(locale="sv")).content)["subject"] == "Ihr Einmalcode"
+
+
+def test_every_built_in_mail_is_small_in_every_language_and_does_not_name_this_product() -> None:
+    brand = Brand(
+        name="A company with a rather long name", color="#e60023", logo_url=f"https://example.com/{'l' * 200}.png",
+        support="https://example.com/help/center/contact", footer=("A company Ltd.", "1 Main Street", "Springfield"),
+    )  # fmt: skip
+    composer = Composer(identity(brand=brand, subject_time=True), b"k" * 32)
+    for name in composer.templates.names:
+        for locale in composer.templates.languages(name):
+            origin = {"place": "Berlin, Germany", "device": "Firefox on Windows"}
+            asked = job("A1B2-C3D4-E5F6", template=name, locale=locale or None, userName="Jürgen", request=origin)
+            content = composer.compose(asked).content
+            assert len(content) < 12 * 1024, (name, locale)
+            message = read(content)
+            assert "otp-stream" not in (content.decode() + part(message, "html") + part(message, "plain")).lower()
+            assert brand.name in str(message["subject"])
+            assert all(brand.name in part(message, kind) for kind in ("html", "plain"))
