@@ -406,7 +406,7 @@ async def test_the_inbox_shows_an_email_as_its_recipient_sees_it(chromium: webdr
         visit(chromium, f"http://127.0.0.1:{demo.port}/inbox?id=1", width, scheme)
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
         chromium.switch_to.frame(chromium.find_element(By.TAG_NAME, "iframe"))
-        assert text(chromium, "h1") == "Your one-time code"
+        assert text(chromium, "h1") == "Your Example code"
         assert text(chromium, ".code") == "480213"
         assert (lightness(chromium) > 200) == (scheme == "light")
         assert not chromium.execute_script("return document.documentElement.scrollWidth > innerWidth")
