@@ -208,7 +208,7 @@ class CompiledVariants:
             name: chr(character) * (len(value) if name in self._measured else 1)
             for character, (name, value) in enumerate(values.items(), _FIRST_PLACEHOLDER)
         }
-        if any(PLACEHOLDERS.search(str(given.get(name))) for name in self._keys):
+        if any(PLACEHOLDERS.search(_text(given.get(name))) for name in self._keys):
             return None
         subject, text, html = render({**given, **placeholders})
         ascii_ = {name for name, value in values.items() if value.isascii()}
@@ -227,6 +227,13 @@ def _key(value: object) -> object:
             return value
         case _:  # a list or an object; a missing value has a variant, too
             return _MISSING if value is _MISSING else _NO_VARIANT
+
+
+def _text(value: object) -> str:
+    """Return all characters of a value that a template may print."""
+    return (
+        "".join((value.name, value.logo_url, value.support, *value.footer)) if isinstance(value, Brand) else str(value)
+    )
 
 
 def _store(cache: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:
