@@ -81,7 +81,12 @@ class Metadata(BaseModel):
     template: Annotated[str, AfterValidator(_name), null_is("otp")] = Field(
         default="otp", description="Which template to render.", examples=["otp", "welcome", "password_reset"]
     )
-    purpose: str | None = Field(default=None, description="What the code is for, such as `login`.", examples=["login"])
+    purpose: str | None = Field(
+        default=None,
+        description="What the code is for. The built-in e-mails have words for `login`, `sign_up`, `verify_email`, "
+        "`change_email`, `change_phone`, `change_password`, `confirm_payment`, `add_device` and `delete_account`.",
+        examples=["login"],
+    )
     time_zone: Annotated[Annotated[str, AfterValidator(_time_zone)] | None, null_is(None)] = Field(
         default=None,
         description="Time zone of times in the e-mail, by its IANA name. `DEFAULT_TIME_ZONE` when absent or unknown.",

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def test_a_challenge_that_is_not_scram_is_an_error_of_scram(challenge: str) -> N
     next(dialogue)
     with pytest.raises(login.SCRAM_ERRORS):
         dialogue.send(challenge)
+
+
+@pytest.mark.parametrize("count", ["2000001", "2147483647", "9" * 5_000])
+def test_a_relay_that_asks_for_too_many_iterations_keeps_no_thread_busy(count: str) -> None:
+    dialogue = login._scram(USER, PASSWORD)
+    nonce = next(dialogue).rpartition("r=")[2]
+    began = time.process_time()
+    with pytest.raises(login.SCRAM_ERRORS):
+        dialogue.send(f"r={nonce}abc,s=MTIz,i={count}")
+    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize("last", [(), ("421 4.3.2 bye",)], ids=["alone", "after 421"])
