@@ -81,15 +81,21 @@ def _of_file(templates: Templates, file: str, messages: set[str], locales: set[s
         missing = sorted(messages - it.messages)
         if not missing or (file.count("/") > 1 and locale != normal_locale(folder)):
             continue
-        if locale in locales:
+        if locale in locales or _is_lost(templates, locale):
             text = f"{_count(missing)} not translated into {locale}, so {_instead(templates, file)}"
-            yield Flaw(file, None, "error", f"{text}; translate {_shown(missing[0])} in {FOLDER}/{it.files[0].name}")
+            fix = f"translate {_shown(missing[0])} in {FOLDER}/{it.files[0].name}"
+            yield Flaw(file, None, "error", f"{text}; {fix}")
         else:
             incomplete[locale] = it.files[0].name
     if incomplete:
         text = f"is not translated into {', '.join(incomplete)}, so {_instead(templates, file)} there"
         example = next(iter(incomplete.values()))
         yield Flaw(file, None, "warning", f"{text}; add catalogues such as {FOLDER}/{example} unless you want that")
+
+
+def _is_lost(templates: Templates, locale: str) -> bool:
+    """Return whether a built-in template is no longer sent in a language, because of a shared file."""
+    return any(locale not in templates.languages(it) for it in templates.names if (BUILT_IN / it).is_dir())
 
 
 def _instead(templates: Templates, file: str) -> str:

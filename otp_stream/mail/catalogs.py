@@ -20,6 +20,8 @@ from babel.support import Translations
 from .language import Language, fallbacks, normal_locale
 
 FOLDER = "locales"
+_UNQUOTED = re.compile(rb'^[^#"]*"(?:[^"\\]|\\.)*$')
+"""A line with a text without its closing quote."""
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s)?")
 """A placeholder; empty for a `%` that is none, which would have to be `%%`."""
 
@@ -71,7 +73,12 @@ def read_catalog(path: Path) -> Catalog:
     """Read a file. Raises `CatalogError`."""
     try:
         with path.open("rb") as file:
-            catalog = read_po(file, locale=path.stem, ignore_obsolete=True, abort_invalid=True)
+            lines = file.readlines()
+        if line := next((number for number, it in enumerate(lines, 1) if _UNQUOTED.search(it)), None):
+            # Babel would cut off its last character
+            raise CatalogError(f"{FOLDER}/{path.name}, line {line}: has no closing quote; write it")
+        locale = path.stem.replace("-", "_")
+        catalog = read_po(lines, locale=locale, ignore_obsolete=True, abort_invalid=True)
     except PoFileError as error:
         raise CatalogError(f"{FOLDER}/{path.name}, line {error.lineno + 1}: {error}; correct that line") from None
     except (ValueError, LookupError, TypeError) as error:  # another encoding, an unknown locale, a bad header

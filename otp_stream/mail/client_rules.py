@@ -31,12 +31,15 @@ _PLAIN = "write the value itself"
 _TEXT = "write text in its place"
 
 STYLES = {
-    "position": Feature("css-position", _BOTH, _TABLE, r"\bposition\s*:\s*(?!static)\w"),
-    "float": Feature("css-float", "Outlook", _TABLE, r"\bfloat\s*:\s*(?!none)\w"),
-    "display: flex": Feature("css-display-flex", "Outlook", _TABLE, r"\bdisplay\s*:\s*(inline-)?flex"),
-    "display: grid": Feature("css-display-grid", _THREE, _TABLE, r"\bdisplay\s*:\s*(inline-)?grid"),
+    "position": Feature("css-position", _BOTH, _TABLE, r"(?<![\w-])position\s*:\s*(?!static)\w"),
+    "float": Feature("css-float", "Outlook", _TABLE, r"(?<![\w-])float\s*:\s*(?!none)\w"),
+    "display: flex": Feature("css-display-flex", "Outlook", _TABLE, r"(?<![\w-])display\s*:\s*(inline-)?flex"),
+    "display: grid": Feature("css-display-grid", _THREE, _TABLE, r"(?<![\w-])display\s*:\s*(inline-)?grid"),
     "background-image": Feature(
-        "css-background-image", "Outlook", "set a background colour, too", r"\bbackground(-image)?\s*:[^;}]*url\("
+        "css-background-image",
+        "Outlook",
+        "set a background colour, too",
+        r"(?<![\w-])background(-image)?\s*:[^;}]*url\(",
     ),
     "linear-gradient": Feature(
         "css-linear-gradient", "Outlook, Yahoo", "set a background colour, too", r"linear-gradient\("

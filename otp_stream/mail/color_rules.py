@@ -64,7 +64,7 @@ def of_colors(page: Page) -> Iterator[Remark]:
     other = Page(page.html, dark=True)
     dark = _looks(other, _DARK_CANVAS if page.declares_dark else _LIGHT_CANVAS)
     boxes = _with_text(other)
-    for (element, look), before in zip(dark.items(), light.values(), strict=True):
+    for (element, look), before in zip(dark.items(), light.values(), strict=False):
         if (ratio := _too_low(element, look)) is not None and look != before:
             yield "warning", f"{_low(element, look, ratio)} in dark mode; {_FIX_DARK}"
         ground = _ground(element) if element in boxes else None

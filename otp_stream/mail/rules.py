@@ -78,14 +78,15 @@ def of_lines(content: str, code: str) -> Iterator[Remark]:
             return
 
 
-def of_both(text: str, page: Page, values: Mapping[str, str]) -> Iterator[tuple[Literal["text", "html"], str]]:
-    """Yield each value that plain text or HTML does not show although the other one does."""
+def of_both(text: str, page: Page, values: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the values that only the HTML shows, and those that only the plain text shows, by name."""
     pieces = (*page.texts, *(it.attributes.get("alt", "") for it in page.of("img")))
     in_text, in_html = _words(text), _words(" ".join(pieces))
-    for name, value in values.items():
-        shown = _words(value)
-        if shown and (shown in in_text) != (shown in in_html):
-            yield "html" if shown in in_text else "text", name
+    shown = {name: words for name, value in values.items() if (words := _words(value))}
+    return (
+        [name for name, words in shown.items() if words in in_html and words not in in_text],
+        [name for name, words in shown.items() if words in in_text and words not in in_html],
+    )
 
 
 def _words(text: str) -> str:
@@ -119,7 +120,7 @@ def _language(page: Page, locale: str) -> Iterator[Remark]:
         yield "warning", f'has lang="{declared}", which is not the language of this e-mail; write lang="{{{{ lang }}}}"'
     if (expected or lang) in _RIGHT_TO_LEFT and direction.lower() != "rtl":
         needed = "{{ dir }}" if expected else "rtl"
-        yield "warning", f'is in {expected or lang}, which runs from right to left; write <html dir="{needed}">'
+        yield "warning", f'is in a language that is written from right to left; write <html dir="{needed}">'
 
 
 def _of_root(page: Page, name: str) -> str:

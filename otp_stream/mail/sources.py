@@ -135,7 +135,8 @@ def of_source(templates: Templates, file: str, given: Container[str]) -> Iterato
                 yield Flaw(file, child.lineno, "error", _unknown_block(child.name, parents[0], known))
             else:
                 text = f"has no block '{child.name}', so what the built-in templates write into it is never printed"
-                yield Flaw(parents[0], None, "warning", f"{text}; add the block unless you want that")
+                changed = next((it for it in parents if templates.is_own_file(it)), parents[0])
+                yield Flaw(changed, None, "warning", f"{text}; add the block unless you want that")
         elif not _is_blank(child):
             text = f"this text is never printed, because the file extends {parents[0]}; write it into a block"
             yield Flaw(file, _line(child), "error", text)

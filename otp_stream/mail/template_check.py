@@ -86,24 +86,24 @@ class TemplateCheck:
         yield from _about(self.template.text, of_text(text, code), of_lines(text, code))
         of_page = of_html(page, code, self.locale, logo), of_lines(page.html, code), of_colors(page), of_clients(page)
         yield from _about(self.template.html, *of_page)
-        without_expiry: list[Template] = []
-        if other and other[1].text == text:
-            without_expiry.append(self.template.text)
-        if other and visible(Page(inlined(other[2].text))) == visible(page):
-            without_expiry.append(self.template.html)
+        if not self.first:
+            return
+        without_expiry = [
+            template
+            for template, is_same in (
+                (self.template.text, other is not None and other[1].text == text),
+                (self.template.html, other is not None and visible(Page(inlined(other[2].text))) == visible(page)),
+            )
+            if is_same
+        ]
         for it in without_expiry:
             yield Finding(str(it.name), None, "warning", _NO_EXPIRY)
         shown = {name: str(self.data[name] or "") for name in _IN_BOTH[bool(without_expiry) :]}
         if isinstance(brand, Brand):
             shown |= {"brand.name": brand.name, "brand.contact": brand.contact}
-        for part, name in of_both(text, page, shown):
-            template, it = (self.template.text, "HTML") if part == "text" else (self.template.html, "plain text")
-            yield Finding(
-                str(template.name),
-                None,
-                "warning",
-                f"does not show {{{{ {name} }}}}, as the {it} does; make both alike",
-            )
+        only_html, only_text = of_both(text, page, shown)
+        yield from _unlike(self.template.text, only_html, "HTML")
+        yield from _unlike(self.template.html, only_text, "plain text")
 
     def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Parts | None:
         """Return the three parts. An unknown name is reported and gets a value, so that the next one can be found."""
@@ -147,3 +147,11 @@ def _nesting(html: Rendered) -> Iterable[Finding]:
 
 def _about(template: Template, *remarks: Iterable[Remark]) -> Iterable[Finding]:
     return (Finding(str(template.name), None, level, text) for it in remarks for level, text in it)
+
+
+def _unlike(template: Template, names: list[str], other: str) -> Iterable[Finding]:
+    if names:
+        shown = ", ".join(f"{{{{ {it} }}}}" for it in names)
+        yield Finding(
+            str(template.name), None, "warning", f"does not show {shown}, as the {other} does; write both alike"
+        )

@@ -91,7 +91,8 @@ def test_lint_exits_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) 
     ran = here(tmp_path, "templates", "lint", **own)
     assert ran.code == 1
     assert "invite/body.txt:1: error: 'team' is unknown" in ran.out
-    assert 'otp/body.html: warning: has lang="en" in the e-mail for fr' in ran.out
+    assert 'otp/body.html: warning: has lang="en", which is not the language of this e-mail' in ran.out
+    assert "otp/subject.txt: warning: has no {% trans %}, so the built-in file is sent in ar, de, " in ran.out
     assert "layout.html: warning: has no block 'validity', so what the built-in templates write" in ran.out
     assert "otp/body.html: warning: does not show when the code expires" in ran.out
     assert "\nerrors: 1, warnings: " in ran.out

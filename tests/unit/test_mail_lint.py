@@ -1,36 +1,14 @@
 """Findings about templates: each rule finds its fault, and the built-in templates have none."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from template_folders import GOOD, found, put, write
 
-from otp_stream.mail.identity import MailIdentity
-from otp_stream.mail.lint import Finding, lint, lint_at_start
+from otp_stream.mail.lint import lint_at_start
 from otp_stream.mail.templates import TemplateError, Templates
 
-GOOD = {
-    "subject.txt": "Your code",
-    "body.txt": "Your code: {{ otp }}, valid until {{ validUntil }}",
-    "body.html": '<html lang="en"><body>Your code: <b>{{ otp }}</b> (until {{ validUntil }})</body></html>',
-}
-
 PAGE = '<html lang="en">{{ otp }}'
-
-
-def write(root: Path, name: str = "mine", **files: str) -> Path:
-    for file, content in (GOOD | {it.replace("_", "."): text for it, text in files.items()}).items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        (root / name / file).write_text(content)
-    return root
-
-
-def identity(root: Path | None) -> MailIdentity:
-    return MailIdentity(sender=("", "no-reply@example.com"), templates_dir=root, default_locale="en")
-
-
-def found(root: Path | None, **metadata: Any) -> list[Finding]:
-    return lint(identity(root), metadata)
 
 
 def test_built_in_templates_have_no_findings() -> None:
@@ -109,16 +87,6 @@ def test_a_language_whose_html_has_another_one_is_reported(tmp_path: Path) -> No
     assert [(it.file, it.text) for it in found(tmp_path)] == [
         ("mine/fr-CA/body.html", 'has lang="en", which is not the language of this e-mail; write lang="{{ lang }}"')
     ]
-
-
-def put(root: Path, **files: str) -> Path:
-    """Write files whose names have __ for / and _ before the ending."""
-    for name, content in files.items():
-        folder, _, ending = name.rpartition("_")
-        path = root / f"{folder.replace('__', '/')}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return root
 
 
 def places(root: Path) -> list[tuple[str, int | None, str]]:
