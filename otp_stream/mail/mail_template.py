@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from gettext import NullTranslations
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class MailTemplate:
     text: Template
     html: Template
     language: Language
+    """That of the HTML."""
+    translations: tuple[NullTranslations, NullTranslations, NullTranslations]
+    """Those of subject, plain text and HTML, which may be in different languages."""
     compiled: CompiledVariants
 
     def parts(self, data: Mapping[str, Any]) -> Parts:
@@ -43,13 +47,16 @@ class MailTemplate:
     def render(self, data: Mapping[str, Any]) -> tuple[str, str, str]:
         """Return subject, plain text and HTML. Raises `ComposeError`, whose text contains no data."""
         # one dictionary for all three: a new context costs as much as rendering a short text
-        given = {**self.html.globals, **data, TRANSLATIONS: self.language.translations}
-        return run_limited(
-            RENDER_CPU_S, lambda: (_render(self.subject, given), _render(self.text, given), _render(self.html, given))
+        given = {**self.html.globals, **data}
+        files = zip((self.subject, self.text, self.html), self.translations, strict=True)
+        subject, text, html = run_limited(
+            RENDER_CPU_S, lambda: [_render(file, given, translations) for file, translations in files]
         )
+        return subject, text, html
 
 
-def _render(template: Template, given: dict[str, Any]) -> str:
+def _render(template: Template, given: dict[str, Any], translations: NullTranslations) -> str:
+    given[TRANSLATIONS] = translations
     try:
         try:
             return "".join(template.root_render_func(template.new_context(given, shared=True)))

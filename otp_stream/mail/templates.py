@@ -165,13 +165,14 @@ class Templates:
         if locale and locale not in paths and not {it for _, it in found} <= set(fallbacks(locale)):
             return None
         subject, text, html = (self._compile(path) for path, _ in found)
-        path, of = found[-1]
         names = tuple(path for path, _ in found)
         if names not in self._uses:
             parse = partial(self._loader.parse, self._jinja)
             self._uses[names] = analyze(self._jinja, (subject, text, html), parse)
-        language = self._language(of, path)
-        return MailTemplate(subject, text, html, language, CompiledVariants(self._uses[names], self._variants))
+        one, two, three = (self._language(of, path) for path, of in found)
+        translations = (one.translations, two.translations, three.translations)
+        variants = CompiledVariants(self._uses[names], self._variants)
+        return MailTemplate(subject, text, html, three, translations, variants)
 
     def _choose(self, file: str, name: str, locale: str, paths: Mapping[str, list[str]]) -> tuple[str, str]:
         """Return the path of a file in the closest language, and that language, empty if it is that of all others."""

@@ -470,3 +470,11 @@ def test_every_built_in_mail_is_small_in_every_language_and_does_not_name_this_p
             assert "otp-stream" not in (content.decode() + part(message, "html") + part(message, "plain")).lower()
             assert brand.name in str(message["subject"])
             assert all(brand.name in part(message, kind) for kind in ("html", "plain"))
+
+
+def test_a_template_of_one_language_takes_each_other_file_in_the_language_in_which_it_was_found(tmp_path: Path) -> None:
+    write(tmp_path, otp__fi__body_html="<html lang=fi><p>Koodisi: {{ otp }}</p></html>")
+    message = read(new_composer(tmp_path, locale="de").compose(job(locale="fi")).content)
+    assert message["subject"] == "Ihr Einmalcode"
+    assert "Der Code ist" in part(message, "plain")
+    assert "Koodisi" in part(message, "html")
