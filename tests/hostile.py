@@ -26,12 +26,12 @@ VALUES = (
     "\u202egnp.exe\u202c", "\u2066x\u2069\u2067", "\u200f\u200e\u061c", "\u202d123\u202c", "\ufeff\u00ad\u2060",
     "x" * 10_000, "ä" * 3_000, "<" * 10_000, "&" * 10_000, "\n" * 5_000, "\u202e" * 3_000, "‘" * 3_000, "= \n" * 2_500,
     "<script>alert(1)</script>", "</p></td></table><h1>", "</title></style><b>", "<!--", "-->", "<![endif]-->", "]]>",
-    "\" onload='x'>", "&lt;b&gt; &amp; &#60;i&#62;", "<img src=//evil.example/x.gif>", "<br>", "&nbsp;&#8238;x",
+    "\" onload='x'>", "&lt;b&gt; &amp; &#60;i&#62;", "<img src=//example.com/x.gif>", "<br>", "&nbsp;&#8238;x",
     "{{ otp }}", "{% raw %}", "{# x #}", "{{ 7*7 }}", "{% endtrans %}", "${7*7} #{7*7} <%= 7*7 %>", "}}", "%}",
     "%(otp)s", "%(userName)s", "%", "%%", "%s", "%d %(", "100 %", "%(brand)s %(count)d", "{0}", "\\1 \\g<0> \\n",
-    "https://evil.example/x?y=1", "www.evil.example", "paypal.com", "http://paypal.com", "раураl.com", "paypal。com",
-    "mailto:eve@example.com", "eve@example.com", "tel:+15550100", "javascript:alert(1)", "//evil.example",
-    "10.1.22.133", "xn--pypal-4ve.com", "[click](https://evil.example)", "ftp.evil.example", "evil.\u200bexample",
+    "https://example.com/x?y=1", "www.example.com", "paypal.com", "http://paypal.com", "раураl.com", "paypal。com",
+    "mailto:eve@example.com", "eve@example.com", "tel:+15550100", "javascript:alert(1)", "//example.com",
+    "10.1.22.133", "xn--pypal-4ve.com", "[click](https://example.com)", "ftp.example.com", "example.\u200bcom",
     "evil.co.uk/login", "=?utf-8?q?Your_code?=", "=?utf-8?b?WA==?= =?utf-8?q?=0D=0A?=", "=3D=0D=0A.", ".", "..",
     "From eve", "--=_", "\ue000", "\ue000\ue001\ue002\uf8ff", "\U000f0000", "\ufffd", "\U0001f600\u200d\U0001f525",
     "e\u0301" * 60, "ﷺ" * 120, "١٢٣٤٥٦", "999999", "Your code is 999999", "שלום עולם", "محمد (x)",
@@ -44,12 +44,12 @@ NAMES = (
 )  # fmt: skip
 """Names that an operator may give a brand."""
 ACME = Brand(
-    name="Acme", color="#e60023", support="https://acme.example/help?a=1&b=2", footer=("Acme Inc.", "1 Main St")
+    name="Acme", color="#e60023", support="https://example.com/help?a=1&b=2", footer=("Acme Inc.", "1 Main St")
 )
 BRANDS = {
     "none": Brand(),
     "texts": ACME,
-    "logo": replace(ACME, logo_url="https://acme.example/logo.png?a=1&b=2", support="help@acme.example"),
+    "logo": replace(ACME, logo_url="https://acme.example/logo.png?a=1&b=2", support="help@example.com"),
 }
 _FIELDS = ("Wqname", "Wqplace", "Wqdevice")
 _NAME = "Wqbrand"

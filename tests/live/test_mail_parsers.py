@@ -28,7 +28,8 @@ def read_by_mailparser(cases: list[Case]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("cases", [of_strangers, of_operators])
 def test_two_parsers_find_the_harmless_mail_and_its_values(cases: Any) -> None:
     made = list(cases())
-    for case, found in zip(made, read_by_mailparser(made), strict=True):
+    read = read_by_mailparser(made)
+    for case, found in zip(made, read, strict=True):
         case.check_bytes()
         mail = parsed(case.content)
         case.check(mail)
@@ -39,5 +40,7 @@ def test_two_parsers_find_the_harmless_mail_and_its_values(cases: Any) -> None:
         )  # fmt: skip
         case.check(again)
         assert again == mail, case.name
-        if cases is of_strangers:  # a mail program links the contact of the brand, and nothing else
-            assert ("<a " in found["linked"]) == (not case.name.endswith(", none")), case.name
+        if case.name.endswith(", none"):
+            assert "<a " not in found["linked"], case.name
+    # it does make links, such as of the contact of a brand
+    assert cases is of_operators or any("<a " in it["linked"] for it in read)
