@@ -7,7 +7,7 @@ Messages of the operator's catalogues come before the built-in ones.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -17,11 +17,20 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import PoFileError, read_po, write_po
 from babel.support import Translations
 
+from otp_stream.core.lenient import LOCALE
+
 from .language import Language, fallbacks, normal_locale
 
 FOLDER = "locales"
 _UNQUOTED = re.compile(rb'^[^#"]*"(?:[^"\\]|\\.)*$')
 """A line with a text without its closing quote."""
+_OVERQUOTED = re.compile(rb'^[^#"]*"(?:[^"\\]|\\.)*"\s*\S')
+"""A line with a quote inside its text."""
+_ZERO_BASED = re.compile(r" on \d+$")
+_PRIVATE = re.compile("[\ue000-\uf8ff]")
+_BOM = b"\xef\xbb\xbf"
+_COUNTS = range(200)
+"""Numbers with every plural form: forms repeat after 100."""
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s)?")
 """A placeholder; empty for a `%` that is none, which would have to be `%%`."""
 
@@ -48,7 +57,7 @@ class Catalogs:
     def __init__(self, roots: list[Path], faults: list[CatalogError] | None = None) -> None:
         self.by_locale: dict[str, Translated] = {}
         for root in reversed(roots):
-            for path in sorted((root / FOLDER).glob("*.po")):
+            for path in sorted((root / FOLDER).glob("[!.]*.po")):  # an editor's and the system's files begin with a dot
                 tag = path.stem.replace("_", "-")
                 key = normal_locale(tag)
                 try:
@@ -57,6 +66,9 @@ class Catalogs:
                     if faults is None:
                         raise
                     faults.append(error)
+        for key in sorted(self.by_locale, key=len):  # de-AT has the messages of de, too
+            if parent := next((it for it in fallbacks(key)[1:] if it in self.by_locale), None):
+                self.by_locale[key] = _extended(self.by_locale[key], self.by_locale[parent])
 
     def languages_of(self, messages: frozenset[str]) -> list[str]:
         """Return the locales into which all of these messages are translated."""
@@ -71,23 +83,46 @@ class Catalogs:
 
 def read_catalog(path: Path) -> Catalog:
     """Read a file. Raises `CatalogError`."""
+    file = f"{FOLDER}/{path.name}"
+    lines = _lines(path, file)
     try:
-        with path.open("rb") as file:
-            lines = file.readlines()
-        if line := next((number for number, it in enumerate(lines, 1) if _UNQUOTED.search(it)), None):
-            # Babel would cut off its last character
-            raise CatalogError(f"{FOLDER}/{path.name}, line {line}: has no closing quote; write it")
-        locale = path.stem.replace("-", "_")
-        catalog = read_po(lines, locale=locale, ignore_obsolete=True, abort_invalid=True)
+        catalog = read_po(lines, locale=path.stem.replace("-", "_"), ignore_obsolete=True, abort_invalid=True)
     except PoFileError as error:
-        raise CatalogError(f"{FOLDER}/{path.name}, line {error.lineno + 1}: {error}; correct that line") from None
-    except (ValueError, LookupError, TypeError) as error:  # another encoding, an unknown locale, a bad header
-        raise CatalogError(f"{FOLDER}/{path.name}: {error}") from None
+        raise CatalogError(f"{file}, line {error.lineno + 1}: {_ZERO_BASED.sub('', str(error))}; correct it") from None
+    except UnicodeDecodeError as error:
+        line = next((number for number, it in enumerate(lines, 1) if error.object in it), 1)
+        raise CatalogError(f"{file}, line {line}: is not {error.encoding.upper()}; save the file as UTF-8") from None
+    except (ValueError, LookupError, TypeError) as error:  # an unknown locale, a bad header
+        raise CatalogError(f"{file}: {error}") from None
     for message in catalog:
-        if message.id and (unknown := _placeholders(message.string) - _placeholders(message.id)):
-            text = f"%({unknown.pop()})s is not in the message; use its placeholders alone"
-            raise CatalogError(f"{FOLDER}/{path.name}, line {message.lineno}: {text}")
+        if message.id and (problem := _problem(message)):
+            raise CatalogError(f"{file}, line {message.lineno}: {problem}")
     return catalog
+
+
+def _lines(path: Path, file: str) -> list[bytes]:
+    if not LOCALE.fullmatch(path.stem):
+        raise CatalogError(f"{file}: is not named after a language; rename it, as in de.po or pt_BR.po")
+    content = path.read_bytes().removeprefix(_BOM)
+    if b"\0" in content:
+        raise CatalogError(f"{file}: is not text in UTF-8; save the file as UTF-8")
+    lines = content.splitlines(keepends=True)
+    for number, it in enumerate(lines, 1):  # Babel would cut off its last character, or print the quote
+        if _UNQUOTED.search(it):
+            raise CatalogError(f"{file}, line {number}: has no closing quote; write it")
+        if _OVERQUOTED.search(it):
+            raise CatalogError(f'{file}, line {number}: has a quote inside the text; write it as \\"')
+    return lines
+
+
+def _problem(message: Message) -> str | None:
+    if unknown := _placeholders(message.string) - _placeholders(message.id):
+        name = unknown.pop()
+        placeholder = f"%({name})s is not in the message; use its placeholders alone"
+        return placeholder if name else "has a % that begins no placeholder; write it as %%"
+    if any(map(_PRIVATE.search, texts(message))):
+        return "contains a private-use character, which each program shows differently; remove it"
+    return None
 
 
 def _placeholders(texts: str | Iterable[str] | None) -> set[str]:
@@ -114,15 +149,31 @@ def missing_placeholder(message: Message) -> str | None:
 
 def _read(path: Path, tag: str, built_in: Translated | None) -> Translated:
     catalog = read_catalog(path)
+    for message in list(catalog):  # otherwise, a plural without all its forms would be partly in English
+        if message.id and not is_translated(message):
+            catalog.delete(message.id, message.context)
+    translated = Translated(Language(tag, _translations(path, catalog)), frozenset(map(source_text, catalog)), (path,))
+    return _extended(translated, built_in) if built_in else translated
+
+
+def _translations(path: Path, catalog: Catalog) -> Translations:
     compiled = BytesIO()
-    write_mo(compiled, catalog)  # without fuzzy messages
-    compiled.seek(0)
-    translations = Translations(compiled)
-    done = {source_text(it) for it in catalog if is_translated(it)}
-    if built_in is not None:
-        translations.add_fallback(built_in.language.translations)
-        done |= built_in.messages
-    return Translated(Language(tag, translations), frozenset(done), (path, *(built_in.files if built_in else ())))
+    try:
+        write_mo(compiled, catalog)
+        compiled.seek(0)
+        translations = Translations(compiled)
+        if {translations.plural(it) for it in _COUNTS} <= set(range(catalog.num_plurals)):
+            return translations
+        problem = f"Plural-Forms gives a form that is not below nplurals={catalog.num_plurals}"
+    except (ValueError, LookupError, ArithmeticError) as error:
+        problem = str(error)
+    raise CatalogError(f"{FOLDER}/{path.name}: {problem}; correct its header, as in de.po of the built-in templates")
+
+
+def _extended(first: Translated, second: Translated) -> Translated:
+    """Return translations with those of another file for what they lack."""
+    first.language.translations.add_fallback(second.language.translations)
+    return replace(first, messages=first.messages | second.messages, files=(*first.files, *second.files))
 
 
 def is_translated(message: Message) -> bool:

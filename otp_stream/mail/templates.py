@@ -190,14 +190,18 @@ class Templates:
     def _is_in(self, locale: str, path: str) -> bool:
         """Return whether a file that is in no language's folder can be shown in a language."""
         found = self.messages(path)
-        if locale == SOURCE:  # a file without messages is in the default language
-            return bool(found) or SOURCE in self._default
+        if not found:
+            return locale in self._default
         translated = self.catalogs.by_locale.get(locale)
-        return translated is not None and bool(found) and found <= translated.messages
+        if locale == SOURCE or translated is None:
+            return locale == SOURCE
+        return found <= translated.messages or SOURCE in fallbacks(locale)  # what en_GB.po lacks is English, too
 
     def _language(self, locale: str, path: str) -> Language:
         if translated := self.catalogs.by_locale.get(locale):
             return translated.language
+        if locale in self._default[:1]:
+            return Language(self._default_tag)
         return Language(locale or (SOURCE if self.messages(path) else self._default_tag))
 
     def _exists(self, path: str) -> bool:
