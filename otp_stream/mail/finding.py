@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .rules import Level
 
-_PLACE = re.compile(r"(?:template )?(?P<file>\S+?)(, line (?P<line>\d+))?: (?P<text>.*)", re.DOTALL)
+_PLACE = re.compile(r"(?:template )?(?P<file>[^:]+?)(, line (?P<line>\d+))?: (?P<text>.*)", re.DOTALL)
 _TWICE = re.compile(r"block '.+' defined twice")
 
 

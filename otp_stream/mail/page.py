@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from css_inline import CSSInliner, InlineError
+from css_inline import CSSInliner
 
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -51,9 +50,7 @@ class Page:
     def __init__(self, html: str, *, dark: bool = False) -> None:
         self.html = html
         source = _STYLE.sub(lambda it: it[1] + _with_dark_rules(it[2]), html) if dark else html
-        with suppress(InlineError):  # a style sheet that cannot be read
-            source = _INLINER.inline(source)
-        reader = _Reader(source)
+        reader = _Reader(_INLINER.inline(source))
         self.elements = reader.elements
         self.texts = reader.texts
         """The pieces of text that people see."""
@@ -127,14 +124,9 @@ class _Reader(HTMLParser):
         if tag not in _VOID:
             self._open.append(it)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Add an element without content."""
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
     def handle_endtag(self, tag: str) -> None:
         """Close an element."""
-        if any(it.tag == tag for it in self._open):
+        if any(it.tag == tag for it in self._open):  # <xmp> may contain what looks like a tag
             while self._open.pop().tag != tag:
                 pass
 
@@ -142,8 +134,8 @@ class _Reader(HTMLParser):
         """Add a piece of text to its element."""
         if self._open:
             self._open[-1].texts.append(data)
-        if not self._open or not self._open[-1].hidden:
-            self.texts.append(data)
+            if not self._open[-1].hidden:
+                self.texts.append(data)
 
 
 def _is_hidden(attributes: dict[str, str], style: dict[str, str]) -> bool:

@@ -58,18 +58,17 @@ class TemplateCheck:
         """Return everything that is found."""
         found: set[Finding] = set()
         full = self._render({}, found)
+        if full is None:
+            return found
         if self.first:
             self._check_optional(full, found)
-        if full is not None:
-            found.update(_nesting(full[2]))
-            found.update(self._of_parts(full, self._render(_OTHER_EXPIRY, found) if self.first else None))
+        found.update(_nesting(full[2]))
+        found.update(self._of_parts(full, self._render(_OTHER_EXPIRY, found) if self.first else None))
         return found
 
-    def _check_optional(self, full: _Parts | None, found: set[Finding]) -> None:
+    def _check_optional(self, full: _Parts, found: set[Finding]) -> None:
         self._render(_NONE_OF_THEM, found, f", for a job without {', '.join(_OPTIONAL)}")
         self._render(_LONGEST, found, ", for a code of 64 letters that is valid for one minute")
-        if full is None:
-            return
         for key, changes in _OPTIONAL.items():
             if bare := self._render(changes, found):
                 found.update(self._printed_none(full, bare, key))
@@ -79,12 +78,17 @@ class TemplateCheck:
     def _of_parts(self, full: _Parts, other: _Parts | None) -> Iterator[Finding]:
         """Check the three parts; `other` have another time of expiry."""
         subject, text, html = (it.text for it in full)
-        code, brand = str(self.data["otp"]), self.data["brand"]
-        logo = brand.logo_url if isinstance(brand, Brand) else ""
+        code = str(self.data["otp"])
+        brand: Brand = self.data["brand"]
         page = Page(inlined(html))
         yield from _about(self.template.subject, of_subject(subject, code))
         yield from _about(self.template.text, of_text(text, code), of_lines(text, code))
-        of_page = of_html(page, code, self.locale, logo), of_lines(page.html, code), of_colors(page), of_clients(page)
+        of_page = (
+            of_html(page, code, self.locale, brand.logo_url),
+            of_lines(page.html, code),
+            of_colors(page),
+            of_clients(page),
+        )
         yield from _about(self.template.html, *of_page)
         if not self.first:
             return
@@ -99,8 +103,7 @@ class TemplateCheck:
         for it in without_expiry:
             yield Finding(str(it.name), None, "warning", _NO_EXPIRY)
         shown = {name: str(self.data[name] or "") for name in _IN_BOTH[bool(without_expiry) :]}
-        if isinstance(brand, Brand):
-            shown |= {"brand.name": brand.name, "brand.contact": brand.contact}
+        shown |= {"brand.name": brand.name, "brand.contact": brand.contact}
         only_html, only_text = of_both(text, page, shown)
         yield from _unlike(self.template.text, only_html, "HTML")
         yield from _unlike(self.template.html, only_text, "plain text")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from template_folders import GOOD, found, put, write
 
+from otp_stream.mail.finding import of_error
 from otp_stream.mail.lint import lint_at_start
 from otp_stream.mail.templates import TemplateError, Templates
 
@@ -33,6 +34,7 @@ def test_a_template_without_a_fault_has_none(tmp_path: Path) -> None:
         ({"body_txt": "{{ otp }} https://example.com/"}, "body.txt", "warning", "has a link"),
         ({"body_txt": "Hello {{ userName }}, {{ otp }}"}, "body.txt", "error", "None for a job without userName"),
         ({"body_txt": "{{ userName.title() }} {{ otp }}"}, "body.txt", "error", "Error, for a job without userName,"),
+        ({"body_txt": "{{ otp }}{{ 1 // 0 }}"}, "body.txt", "error", "ZeroDivisionError"),
         ({"body_html": PAGE + "<script>a</script>"}, "body.html", "error", "has a <script>"),
         ({"body_html": "<html lang=en>Code"}, "body.html", "error", "does not show the code;"),
         ({"body_html": "<html lang=en>{% for it in otp %}<i>{{ it }}</i>{% endfor %}"}, "body.html", "warning", "word"),
@@ -290,3 +292,16 @@ def test_a_fault_of_a_shared_file_is_one_of_every_template_that_uses_it(tmp_path
     assert all(not book.languages(name) for name in book.names)
     assert len(faults) == len(book.names) * len({"", "en", *book.catalogs.by_locale})
     assert all("there is no file missing.html" in str(it) for it in faults)
+
+
+def test_an_error_without_a_place_is_shown_as_it_is() -> None:
+    assert of_error(TemplateError("the disk is full")).text == "the disk is full"
+    it = of_error(TemplateError("template my layout.html, line 3: unexpected: end"))
+    assert (it.file, it.line, it.text) == ("my layout.html", 3, "unexpected: end")
+
+
+def test_a_folder_whose_name_is_nearly_that_of_a_built_in_template_is_a_warning(tmp_path: Path) -> None:
+    write(tmp_path, "password-reset")
+    ((file, line, level),) = places(tmp_path)
+    assert (file, line, level) == ("password-reset", None, "warning")
+    assert "does not change password_reset; rename it to password_reset if it should" in texts(tmp_path)

@@ -118,6 +118,11 @@ def test_declarations_are_read_with_quotes_parentheses_and_comments() -> None:
     assert declarations(style) == {"background": "url(data:a;b)", "font-family": "'a;b', c", "color": "#000"}
 
 
+def test_text_that_looks_like_a_tag_closes_nothing() -> None:
+    assert Page("<p>a<xmp></b>b</xmp>c<svg><g/></svg>d").texts == ["a", "b", "c", "d"]
+    assert Page("<xmp></html>a</xmp>").texts == []
+
+
 @pytest.mark.parametrize(
     ("html", "finding"),
     [
