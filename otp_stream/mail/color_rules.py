@@ -62,9 +62,11 @@ def of_colors(page: Page) -> Iterator[Remark]:
     if not page.declares_dark and not page.has_dark_rules:
         return
     other = Page(page.html, dark=True)
+    if [it.tag for it in other.elements] != [it.tag for it in page.elements]:  # something of it cannot be read
+        return
     dark = _looks(other, _DARK_CANVAS if page.declares_dark else _LIGHT_CANVAS)
     boxes = _with_text(other)
-    for (element, look), before in zip(dark.items(), light.values(), strict=False):
+    for (element, look), before in zip(dark.items(), light.values(), strict=True):
         if (ratio := _too_low(element, look)) is not None and look != before:
             yield "warning", f"{_low(element, look, ratio)} in dark mode; {_FIX_DARK}"
         ground = _ground(element) if element in boxes else None

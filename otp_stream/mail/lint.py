@@ -1,9 +1,10 @@
 """Checks every template in every language, as the worker finds and renders it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .file_rules import of_files
 from .finding import Finding, of_error
 from .identity import MailIdentity
 from .language import SOURCE, normal_locale
+from .mail_template import MailTemplate
 from .sources import SourceMarkers, of_source
 from .template_check import TemplateCheck
 from .template_data import template_data
@@ -81,11 +83,13 @@ def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
     faults: list[TemplateError] = []
     templates_dir = identity.templates_dir
     templates = Templates(templates_dir, identity.default_locale, faults, (SourceMarkers,), inline=False)
-    found = {of_error(fault) for fault in faults}
+    # as the worker compiles them, where the others have markers, and keep tags that are not closed
+    sent = cache(lambda: Templates(templates_dir, identity.default_locale, faults))
     rendered: dict[Finding, set[str]] = {}
     for it in _identities(identity):
-        for locale, finding in _rendered(templates, it, metadata):
+        for locale, finding in _rendered(templates, sent, it, metadata):
             rendered.setdefault(finding, set()).add(locale)
+    found = {of_error(fault) for fault in faults}
     found.update(_with_languages(it, locales) for it, locales in rendered.items())
     reported = {_place(it) for it in found if it.unknown}
     found.update(it for it in _unrendered(templates, templates_dir, metadata) if _place(it) not in reported)
@@ -101,7 +105,7 @@ def _identities(identity: MailIdentity) -> list[MailIdentity]:
 
 
 def _rendered(
-    templates: Templates, identity: MailIdentity, metadata: Mapping[str, Any]
+    templates: Templates, sent: Callable[[], Templates], identity: MailIdentity, metadata: Mapping[str, Any]
 ) -> Iterator[tuple[str, Finding]]:
     """Yield each finding with its language."""
     for name in _affected(templates, identity.templates_dir):
@@ -111,9 +115,16 @@ def _rendered(
             files = template.subject, template.text, template.html
             job = sample_job({**SAMPLE, **metadata, "template": name, "locale": locale or None}, 0)
             data = template_data(job, template.language, identity)
-            for it in TemplateCheck(template, locale, data, first=files not in checked).findings():
+            like_worker = partial(_template, sent, name, locale)
+            for it in TemplateCheck(template, like_worker, locale, data, first=files not in checked).findings():
                 yield locale, it
             checked.add(files)
+
+
+def _template(templates: Callable[[], Templates], name: str, locale: str) -> MailTemplate | None:
+    """Return a template, `None` if it has an error."""
+    found = templates()
+    return found.get(name, locale) if locale in found.languages(name) else None
 
 
 def _with_languages(finding: Finding, locales: set[str]) -> Finding:

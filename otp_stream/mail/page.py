@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from css_inline import CSSInliner
+from css_inline import CSSInliner, InlineError
 
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -50,7 +50,13 @@ class Page:
     def __init__(self, html: str, *, dark: bool = False) -> None:
         self.html = html
         source = _STYLE.sub(lambda it: it[1] + _with_dark_rules(it[2]), html) if dark else html
-        reader = _Reader(_INLINER.inline(source))
+        self.css_error = ""
+        """Why a style attribute cannot be read, so that no style sheet applies; empty if all can."""
+        try:
+            source = _INLINER.inline(source)
+        except InlineError as error:
+            self.css_error = str(error)
+        reader = _Reader(source)
         self.elements = reader.elements
         self.texts = reader.texts
         """The pieces of text that people see."""
@@ -134,8 +140,8 @@ class _Reader(HTMLParser):
         """Add a piece of text to its element."""
         if self._open:
             self._open[-1].texts.append(data)
-            if not self._open[-1].hidden:
-                self.texts.append(data)
+        if not self._open or not self._open[-1].hidden:
+            self.texts.append(data)
 
 
 def _is_hidden(attributes: dict[str, str], style: dict[str, str]) -> bool:

@@ -59,6 +59,8 @@ def of_html(page: Page, code: str, locale: str, logo_url: str) -> Iterator[Remar
             yield "warning", f'has {it.shown} without alt; write what it shows, or alt="" if it only decorates'
     if (size := len(page.html.encode(errors="replace"))) > _GMAIL_LIMIT:
         yield "warning", f"has {size / 1000:.0f} kB; Gmail cuts it off beyond {_GMAIL_LIMIT // 1000} kB"
+    if page.css_error:
+        yield "warning", f"has a style attribute that cannot be read ({page.css_error}); correct it"
     yield from _language(page, locale)
 
 

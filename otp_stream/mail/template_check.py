@@ -1,7 +1,7 @@
 """Checks one template in one language, by rendering it with and without the optional values of a job."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from .brand import Brand
 from .client_rules import of_clients
 from .color_rules import of_colors
 from .finding import Finding, of_error
-from .inlined import inlined
 from .mail_template import MailTemplate
 from .nesting import Nesting
 from .page import Page
@@ -49,6 +48,8 @@ class TemplateCheck:
     """
 
     template: MailTemplate
+    sent: Callable[[], MailTemplate | None]
+    """Return the template with its style sheet inlined; `None` if that fails, which is reported elsewhere."""
     locale: str
     data: dict[str, Any]
     first: bool = True
@@ -80,7 +81,7 @@ class TemplateCheck:
         subject, text, html = (it.text for it in full)
         code = str(self.data["otp"])
         brand: Brand = self.data["brand"]
-        page = Page(inlined(html))
+        page = Page(self._as_sent(html, {}))
         yield from _about(self.template.subject, of_subject(subject, code))
         yield from _about(self.template.text, of_text(text, code), of_lines(text, code))
         of_page = (
@@ -96,7 +97,10 @@ class TemplateCheck:
             template
             for template, is_same in (
                 (self.template.text, other is not None and other[1].text == text),
-                (self.template.html, other is not None and visible(Page(inlined(other[2].text))) == visible(page)),
+                (
+                    self.template.html,
+                    other is not None and visible(Page(self._as_sent(other[2].text, _OTHER_EXPIRY))) == visible(page),
+                ),
             )
             if is_same
         ]
@@ -107,6 +111,11 @@ class TemplateCheck:
         only_html, only_text = of_both(text, page, shown)
         yield from _unlike(self.template.text, only_html, "HTML")
         yield from _unlike(self.template.html, only_text, "plain text")
+
+    def _as_sent(self, html: str, changes: Mapping[str, Any]) -> str:
+        """Return the HTML with its style sheet inlined."""
+        template = self.sent() if "data-inline" in html else None
+        return template.render({**self.data, **changes})[2] if template else html
 
     def _render(self, changes: Mapping[str, Any], found: set[Finding], when: str = "") -> _Parts | None:
         """Return the three parts. An unknown name is reported and gets a value, so that the next one can be found."""

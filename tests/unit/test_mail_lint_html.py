@@ -120,7 +120,16 @@ def test_declarations_are_read_with_quotes_parentheses_and_comments() -> None:
 
 def test_text_that_looks_like_a_tag_closes_nothing() -> None:
     assert Page("<p>a<xmp></b>b</xmp>c<svg><g/></svg>d").texts == ["a", "b", "c", "d"]
-    assert Page("<xmp></html>a</xmp>").texts == []
+    assert Page("<xmp></html>a</xmp>").texts == ["a"]
+
+
+def test_a_style_attribute_that_cannot_be_read_is_a_warning_and_no_style_sheet_applies(tmp_path: Path) -> None:
+    html = f"{DARK}<style>p {{ margin: 0 }}</style><p style='color:#ddd;(x)'>a"
+    assert Page(html).css_error
+    assert any("style attribute that cannot be read" in it for it in of_body(tmp_path, html))
+    assert len(colors(html)) == 1
+    only_dark = "<style>@media (prefers-color-scheme: dark) { p { margin: 0 } }</style><p style='color:#ddd;(x)'>a"
+    assert len(colors(only_dark)) == 1
 
 
 @pytest.mark.parametrize(
