@@ -1,6 +1,7 @@
 """Compiled templates, shared by all tenants with the same folder and the same default locale."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -42,7 +43,10 @@ class SharedTemplates:
 def fingerprint(folder: Path) -> Fingerprint:
     """Return the state of all files of a folder."""
     # `**` does not follow links to folders; Kubernetes mounts a ConfigMap as such links
-    paths = {path for pattern in ("**/*", "*/*", "*/*/*") for path in folder.glob(pattern)}
+    paths: set[Path] = set()
+    for pattern in ("**/*", "*/*", "*/*/*"):
+        with suppress(OSError):  # a folder was deleted meanwhile
+            paths.update(folder.glob(pattern))
     found: list[tuple[str, int, int, int]] = []
     for path in paths:
         try:

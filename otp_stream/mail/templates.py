@@ -236,6 +236,8 @@ class Templates:
             raise TemplateError(f"template {error.name or path}, line {error.lineno}: {error.message}") from error
         except (JinjaError, UnicodeDecodeError) as error:
             raise TemplateError(f"template {path}: {error}") from error
+        except RecursionError:
+            raise TemplateError(f"template {path}: is nested too deeply; split its longest expression") from None
 
     def _compile_referenced(self, path: str, seen: set[str]) -> None:
         """Compile a file and those that it extends or includes, which Jinja would read only for the first e-mail."""

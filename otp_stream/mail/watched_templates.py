@@ -50,7 +50,10 @@ class WatchedTemplates:
         """Look at the folders now, and compile what has changed."""
         composer = self._composer
         seen = await in_thread(composer.folders, "templates")
-        if seen in (composer.used_folders, self._failed):
+        if seen == composer.used_folders:
+            self._failed = None
+            return
+        if seen == self._failed:
             return
         await asyncio.sleep(_SETTLE_S)
         if seen != await in_thread(composer.folders, "templates"):
