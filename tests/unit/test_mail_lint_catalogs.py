@@ -135,6 +135,11 @@ def test_an_own_file_instead_of_a_translated_one_says_where_the_built_in_one_is_
     assert "so the built-in file is sent there; add catalogues such as locales/ar.po" in general[3]
 
 
+def test_an_own_file_with_one_for_each_other_language_has_no_finding(tmp_path: Path) -> None:
+    put(tmp_path, otp__subject_txt="Code", **{f"otp__{it}__subject_txt": "Code" for it in TRANSLATED})
+    assert found(tmp_path) == []
+
+
 def test_text_without_trans_in_a_file_that_extends_a_translated_one_is_a_warning(tmp_path: Path) -> None:
     child = "{% extends 'code.html' %}{% block heading %}<b>&nbsp;</b>{% endblock %}"
     put(tmp_path, otp__body_html=child)
