@@ -151,7 +151,8 @@ def _end(source: str, opening: re.Match[str]) -> int:
     if kind not in {"{", "%", "#"} or opening[0][0] != "{":
         return opening.end()
     if kind == "#":
-        return source.find("#}", opening.end()) + 2
+        end = source.find("#}", opening.end())
+        return end + 2 if end >= 0 else len(source)
     if raw := _RAW.match(source, start):
         return raw.end()
     depth = 0

@@ -38,16 +38,16 @@ def of_subject(subject: str, code: str) -> Iterator[Remark]:
         yield "warning", "shows the code, so that lock screens show it too; leave {{ otp }} out unless you want that"
 
 
-def of_text(text: str, code: str) -> Iterator[Remark]:
-    """Check a plain text."""
-    yield from _code(text, code, "error")
+def of_text(text: str, code: str, *, notice: bool) -> Iterator[Remark]:
+    """Check a plain text; `notice` means that neither body shows the code, which may be intended."""
+    yield from _code(text, code, "error", notice=notice)
     if _LINK.search(text):
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
 
 
-def of_html(page: Page, code: str, locale: str, logo_url: str) -> Iterator[Remark]:
+def of_html(page: Page, code: str, locale: str, logo_url: str, *, notice: bool) -> Iterator[Remark]:
     """Check an HTML body in a language; an empty `locale` means that the template has none."""
-    yield from _code(visible(page), code, "warning")
+    yield from _code(visible(page), code, "warning", notice=notice)
     if any(page.of("script")):
         yield "error", "has a <script>; mail programs remove it, and filters refuse the mail"
     if loads := set(_loads(page, logo_url)):
@@ -130,16 +130,23 @@ def _of_root(page: Page, name: str) -> str:
     return found[-1] if found else ""
 
 
-def _code(text: str, code: str, scattered: Level) -> Iterator[Remark]:
+def shows(text: str, code: str) -> bool:
+    """Return whether a text contains the code, also with blanks or marks in it."""
+    return code in re.sub(r"[\W_]+", "", text)
+
+
+def _code(text: str, code: str, scattered: Level, *, notice: bool) -> Iterator[Remark]:
     whole = len(re.findall(rf"(?<![\w-]){re.escape(code)}(?![\w-])", text))
     if whole > 1:
         yield "warning", f"shows the code {whole} times; show it once"
     if whole:
         return
-    if code in re.sub(r"[\W_]+", "", text):
+    if shows(text, code):
         yield (
             scattered,
             "does not show the code as one word, which people can select; write {{ otp }} alone",
         )
+    elif notice:
+        yield "warning", "does not show the code; write {{ otp }}, unless this e-mail needs none"
     else:
         yield "error", "does not show the code; write {{ otp }}"

@@ -223,3 +223,15 @@ def test_a_finding_in_translations_only_names_their_languages(tmp_path: Path) ->
         f'has lang="en", which is not the language of this e-mail; write lang="{{{{ lang }}}}" (in {languages})',
         'is in a language that is written from right to left; write <html dir="{{ dir }}"> (in ar)',
     ]
+
+
+def test_an_email_that_needs_no_code_is_warned_about_and_no_error(tmp_path: Path) -> None:
+    page = '<html lang="en"><body>Your plan has changed.</body></html>'
+    write(tmp_path, body_txt="Your plan has changed.", body_html=page)
+    assert {(it.level, it.text) for it in found(tmp_path)} == {
+        ("warning", "does not show the code; write {{ otp }}, unless this e-mail needs none")
+    }
+    write(tmp_path, "otp", body_txt="Your code", body_html=page)
+    assert [it.level for it in found(tmp_path) if it.file == "otp/body.html" and "show the code;" in it.text] == [
+        "error"
+    ]
