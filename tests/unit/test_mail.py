@@ -273,6 +273,11 @@ def test_an_operators_layout_serves_our_templates(tmp_path: Path) -> None:
     )
 
 
+def test_an_operators_layout_without_the_variable_lang_has_the_language_of_the_email(tmp_path: Path) -> None:
+    write(tmp_path, layout_html='<html lang="{% block lang %}en{% endblock %}"><b>{{ otp }}</b>')
+    assert '<html lang="de">' in part(read(new_composer(tmp_path).compose(job(locale="de-AT")).content), "html")
+
+
 def test_an_operators_own_template_needs_all_three_files(tmp_path: Path) -> None:
     write(tmp_path, invite__subject_txt="Come", invite__body_txt="{{ otp }} {{ team }}")
     with pytest.raises(TemplateError, match=r"template invite/body.html: is missing"):
