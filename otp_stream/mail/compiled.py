@@ -190,6 +190,7 @@ class CompiledVariants:
         render: Callable[[Mapping[str, Any]], tuple[str, str, str]],
     ) -> _Variant | None:
         if shape in self._cache.variants:
+            self._cache.variants.move_to_end(shape)
             return self._cache.variants[shape]
         if shape not in self._cache.seen:
             _store(self._cache.seen, shape, None, _SEEN_LIMIT)

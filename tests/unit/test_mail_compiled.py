@@ -186,7 +186,15 @@ def test_the_number_of_variants_is_limited(tmp_path: Path, monkeypatch: pytest.M
     assert times_rendered(template, data(expiryMinutes=0), data(expiryMinutes=0)) == 2
 
 
-def test_a_line_that_a_value_makes_too_long_is_quoted(tmp_path: Path) -> None:
+def test_the_variants_that_were_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_VARIANTS_LIMIT", 10)
+    template = template_of(tmp_path, "{{ expiryMinutes }} {{ otp }}")
+    rare = [data(expiryMinutes=number) for number in range(1, 100)]
+    asked = [it for one in rare for it in (one, one, data(expiryMinutes=0))]
+    assert times_rendered(template, *asked) == 2 * len(rare) + 2
+
+
+def test_a_line_that_a_value_may_make_too_long_is_rendered(tmp_path: Path) -> None:
     template = template_of(tmp_path, "x" * 890 + "{{ userName }}")
     asked = [data(userName="A" * length) for length in (2, 2, 2, 10, 11, 50)]
     assert times_rendered(template, *asked) == 5
