@@ -61,7 +61,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
         (("copy", "otp"), 2, "--to: give a folder, such as --to ./templates, or set TEMPLATES_DIR"),
         (("copy", "../x", "--to", "o"), 2, "NAME: there is no built-in template ../x; known: otp, "),
         (("copy", "otp", "x.html", "--to", "o"), 2, "FILE: x.html is none of subject.txt, body.txt, body.html"),
-        (("copy", "--locale", "xx", "--to", "o"), 2, "--locale: there is no catalogue for xx; known: "),
+        (("copy", "--locale", "xx", "--to", "o"), 2, "--locale: xx is no language; give one such as sv or pt-BR"),
         (("copy", "otp", "--to", str(BUILT_IN)), 2, "--to: these are the built-in files; give another folder"),
         (("copy", "otp", "--to", "file/x"), 1, "cannot be written (Not a directory)"),
         (("new", "otp", "--to", "o"), 2, "NAME: otp is built in; otp-stream templates copy otp copies its files"),
