@@ -13,6 +13,8 @@ GOOD = {
     "body.html": '<html lang="en"><body>Your code: <b>{{ otp }}</b> (until {{ validUntil }})</body></html>',
 }
 
+CATALOG_HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=utf-8\\n"\n\n'
+
 
 def write(root: Path, name: str = "mine", **files: str) -> Path:
     """Write the three files of a template, good ones except those of `files`."""
@@ -41,3 +43,22 @@ def put(root: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     return root
+
+
+def catalog(root: Path, name: str, *messages: str, header: str = CATALOG_HEADER) -> Path:
+    """Write a catalogue of `msgid=msgstr` messages, or of entries as they are."""
+    entries = [
+        it if it.startswith(("#", "msgid")) else 'msgid "{}"\nmsgstr "{}"'.format(*it.split("=", 1)) for it in messages
+    ]
+    path = root / "locales" / f"{name}.po"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + "\n\n".join(entries) + "\n", encoding="utf-8")
+    return root
+
+
+def of_catalogs(root: Path | None) -> list[tuple[str, int | None, str, str]]:
+    """Return the findings that are about translations."""
+    words = ("translat", "locales", "trans %}", "mix")
+    return [
+        (it.file, it.line, it.level, it.text) for it in found(root) if any(word in it.text + it.file for word in words)
+    ]

@@ -1,7 +1,7 @@
 """Finds what is not translated, and translations that are never used."""
 
 import re
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +31,8 @@ def of_catalogs(templates: Templates, root: Path | None) -> Iterator[Flaw]:
     used = {message for it in by_file.values() for message in it}
     for path, catalog in own.items():
         yield from _of_catalog(f"{FOLDER}/{path.name}", catalog, used)
+        if root is not None:
+            yield from _of_unfinished(templates, path, catalog)
     if root is None:
         yield from _of_built_in(templates, used)
         return
@@ -64,6 +66,39 @@ def _of_catalog(file: str, catalog: Catalog, used: set[str]) -> Iterator[Flaw]:
         if is_translated(it) and any(_tags(one) != _tags(source_text(it)) for one in texts(it)):
             text = f"the translation of {_shown(source_text(it))} has other HTML tags than the message; write the same"
             yield Flaw(file, it.lineno, "error", text)
+
+
+def _of_unfinished(templates: Templates, path: Path, catalog: Catalog) -> Iterator[Flaw]:
+    """Check an operator's catalogue against the built-in templates whose messages it has."""
+    locale, file = normal_locale(path.stem), f"{FOLDER}/{path.name}"
+    translated = templates.catalogs.by_locale[locale].messages
+    for it in catalog:
+        if it.fuzzy and source_text(it) in translated:
+            text = f"the translation of {_shown(source_text(it))} is fuzzy, so the built-in one is sent"
+            yield Flaw(file, it.lineno, "warning", f"{text}; correct it, and remove the mark")
+    listed = {source_text(it) for it in catalog if it.id}
+    of_own = _all_messages(templates, filter(templates.is_own_file, templates.read))
+    lost: list[str] = []
+    missing: set[str] = set()
+    for name in templates.names:
+        needed = _all_messages(templates, (f"{BUILT_IN_PREFIX}{name}/{it}" for it in FILES))
+        if (listed & needed) - of_own and not needed <= translated:
+            lost.append(name)
+            missing |= needed - translated
+    if lost:
+        text = (
+            f"{_count(missing)} missing, fuzzy or not translated, so nothing is sent in {locale} by {', '.join(lost)}"
+        )
+        yield Flaw(file, None, "error", f"{text}; translate {_shown(min(missing))}")
+
+
+def _all_messages(templates: Templates, files: Iterable[str]) -> set[str]:
+    """Return the messages of files that can be compiled, and of those that they extend or include."""
+    found: set[str] = set()
+    for it in files:
+        with suppress(JinjaError, TemplateError):  # missing, or already reported
+            found |= templates.messages(it)
+    return found
 
 
 def _of_built_in(templates: Templates, used: set[str]) -> Iterator[Flaw]:

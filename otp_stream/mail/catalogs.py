@@ -7,7 +7,9 @@ Messages of the operator's catalogues come before the built-in ones.
 
 import re
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -148,12 +150,21 @@ def missing_placeholder(message: Message) -> str | None:
 
 
 def _read(path: Path, tag: str, built_in: Translated | None) -> Translated:
+    status = path.stat()
+    it = _read_once(path, tag, (status.st_mtime_ns, status.st_size, status.st_ino))
+    # a copy, because `_extended` adds to it; it shares the messages
+    it = replace(it, language=replace(it.language, translations=copy(it.language.translations)))
+    return _extended(it, built_in) if built_in else it
+
+
+@lru_cache(64)
+def _read_once(path: Path, tag: str, _state: object) -> Translated:
+    """Read a catalogue, such as a built-in one, once for the folders of all tenants, and again if it has changed."""
     catalog = read_catalog(path)
     for message in list(catalog):  # otherwise, a plural without all its forms would be partly in English
         if message.id and not is_translated(message):
             catalog.delete(message.id, message.context)
-    translated = Translated(Language(tag, _translations(path, catalog)), frozenset(map(source_text, catalog)), (path,))
-    return _extended(translated, built_in) if built_in else translated
+    return Translated(Language(tag, _translations(path, catalog)), frozenset(map(source_text, catalog)), (path,))
 
 
 def _translations(path: Path, catalog: Catalog) -> Translations:

@@ -6,8 +6,8 @@ import pytest
 from babel.messages.pofile import read_po
 from mails import identity, job, new_composer, part, read, write
 
-from otp_stream.mail import Composer, TemplateError
-from otp_stream.mail.catalogs import is_translated, read_catalog, source_text
+from otp_stream.mail import Composer, TemplateError, catalogs
+from otp_stream.mail.catalogs import Catalogs, is_translated, read_catalog, source_text
 from otp_stream.mail.templates import BUILT_IN, Templates
 
 HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=utf-8\\n"\n'
@@ -261,6 +261,20 @@ def test_each_tenant_has_its_own_catalogues(tmp_path: Path) -> None:
     composer = Composer(identity(), b"k" * 32, {"shop": identity(tmp_path)})
     assert read(composer.compose(job(of="shop", locale="de")).content)["subject"] == "Dein Code"
     assert read(composer.compose(job(locale="de")).content)["subject"] == "Ihr Einmalcode"
+
+
+def test_a_catalogue_is_read_once_for_all_folders_and_is_not_changed_by_those_of_one(tmp_path: Path) -> None:
+    Catalogs([BUILT_IN])
+    times_read = catalogs._read_once.cache_info().misses
+    catalog(tmp_path, "pt", f"{TITLE}=Nunca", "Hello=Olá")
+    catalog(tmp_path, "de", f"{TITLE}=Dein Code")
+    changed, built_in = Catalogs([tmp_path, BUILT_IN]).by_locale, Catalogs([BUILT_IN]).by_locale
+    assert catalogs._read_once.cache_info().misses == times_read + 2
+    assert changed["pt-br"].language.translations.gettext("Hello") == "Olá"
+    assert built_in["pt-br"].language.translations.gettext("Hello") == "Hello"
+    assert built_in["de"].language.translations.gettext(TITLE) == "Ihr Einmalcode"
+    catalog(tmp_path, "de", f"{TITLE}=Euer Code")
+    assert Catalogs([tmp_path]).by_locale["de"].language.translations.gettext(TITLE) == "Euer Code"
 
 
 def test_every_built_in_catalogue_is_complete() -> None:

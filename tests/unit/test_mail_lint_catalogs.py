@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import translations
 from babel.messages.pofile import read_po
-from template_folders import GOOD, found, put, write
+from template_folders import CATALOG_HEADER, GOOD, catalog, found, of_catalogs, put, write
 
 from otp_stream.mail import catalog_rules
 from otp_stream.mail import templates as templates_module
@@ -14,29 +14,9 @@ from otp_stream.mail.catalogs import CatalogError, Catalogs, is_translated
 from otp_stream.mail.lint import lint_at_start
 from otp_stream.mail.templates import BUILT_IN, TemplateError, Templates
 
-HEADER = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=utf-8\\n"\n\n'
 PAGE = '<html lang="{{ lang }}" dir="{{ dir }}">{{ otp }} {{ validUntil }}'
 HELLO = "{% trans %}Hello{% endtrans %}"
 TRANSLATED = ["ar", "de", "es", "fr", "hi", "it", "ja", "nl", "pl", "pt-br", "tr", "zh-hans"]
-
-
-def catalog(root: Path, name: str, *messages: str, header: str = HEADER) -> Path:
-    """Write a catalogue of `msgid=msgstr` messages, or of entries as they are."""
-    entries = [
-        it if it.startswith(("#", "msgid")) else 'msgid "{}"\nmsgstr "{}"'.format(*it.split("=", 1)) for it in messages
-    ]
-    path = root / "locales" / f"{name}.po"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(header + "\n\n".join(entries) + "\n", encoding="utf-8")
-    return root
-
-
-def of_catalogs(root: Path | None) -> list[tuple[str, int | None, str, str]]:
-    """Return the findings that are about translations."""
-    words = ("translat", "locales", "trans %}", "mix")
-    return [
-        (it.file, it.line, it.level, it.text) for it in found(root) if any(word in it.text + it.file for word in words)
-    ]
 
 
 def test_the_messages_are_those_of_the_templates() -> None:
@@ -112,6 +92,32 @@ def test_a_message_that_is_missing_empty_or_fuzzy_in_an_own_catalogue_is_an_erro
     ]  # fmt: skip
 
 
+def test_a_new_language_that_is_not_finished_is_an_error(tmp_path: Path) -> None:
+    catalog(tmp_path, "sv", "Your one-time code=Din kod", "Reset your password=")
+    (error,) = of_catalogs(tmp_path)
+    assert error[:3] == ("locales/sv.po", None, "error")
+    assert "missing, fuzzy or not translated, so nothing is sent in sv by otp, password_reset; translate" in error[3]
+
+
+def test_a_language_of_an_own_template_does_not_have_to_be_one_of_the_built_in_ones(tmp_path: Path) -> None:
+    put(tmp_path, mine__subject_txt=HELLO, mine__body_txt='{% extends "code.txt" %}', mine__body_html=PAGE)
+    messages = sorted(Templates(tmp_path, "en").messages("mine/body.txt"))
+    plural = 'msgid "{0}"\nmsgid_plural "{0}"\nmsgstr[0] "{0}"\nmsgstr[1] "{0}"'
+    catalog(tmp_path, "sv", "Hello=Hej", *(plural.format(it) if "count" in it else f"{it}={it}" for it in messages))
+    assert [it for it in of_catalogs(tmp_path) if it[2] == "error"] == []
+
+
+def test_a_fuzzy_message_instead_of_a_built_in_one_is_a_warning(tmp_path: Path) -> None:
+    catalog(tmp_path, "de", '#, fuzzy\nmsgid "Your one-time code"\nmsgstr "Dein Code"')
+    fix = "correct it, and remove the mark"
+    assert of_catalogs(tmp_path) == [
+        (
+            "locales/de.po", 6, "warning",
+            f"the translation of 'Your one-time code' is fuzzy, so the built-in one is sent; {fix}",
+        )
+    ]  # fmt: skip
+
+
 def test_a_shared_file_that_takes_a_language_from_built_in_templates_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, code_txt=(BUILT_IN / "code.txt").read_text() + HELLO)
     lost = [it for it in of_catalogs(tmp_path) if it[:3] == ("code.txt", None, "error")]
@@ -180,7 +186,7 @@ def test_a_translation_without_a_placeholder_or_with_other_tags_is_found(tmp_pat
     days = "{% trans count=validCount %}{{ count }} day{% pluralize %}{{ count }} days{% endtrans %}"
     write(tmp_path, subject_txt=greeting + days)
     plural = 'msgid "%(count)s day"\nmsgid_plural "%(count)s days"\nmsgstr[0] "ein Tag"\nmsgstr[1] "{}"'
-    header = HEADER.replace("\n\n", '\n"Plural-Forms: nplurals=2; plural=(n != 1);\\n"\n\n')
+    header = CATALOG_HEADER.replace("\n\n", '\n"Plural-Forms: nplurals=2; plural=(n != 1);\\n"\n\n')
     catalog(tmp_path, "de", "Hi <b>%(userName)s</b>=<i>Hallo</b>", plural.format("Tage"), header=header)
     texts = [(it[1], it[2], it[3].partition(";")[0]) for it in of_catalogs(tmp_path) if it[0] == "locales/de.po"]
     assert texts == [
@@ -212,7 +218,7 @@ def test_a_translation_without_a_placeholder_or_with_other_tags_is_found(tmp_pat
 def test_a_file_of_translations_that_is_not_read_is_an_error_with_the_fix(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(HEADER)
+    path.write_text(CATALOG_HEADER)
     (it,) = [it for it in found(tmp_path) if text in it.text]
     assert it.level == "error"
     assert name.startswith(it.file)
@@ -224,7 +230,7 @@ def test_two_catalogues_of_one_language_are_an_error_and_other_files_beside_cata
         catalog(tmp_path, name, "Your one-time code=Code")
     (tmp_path / "locales" / "images").mkdir()
     for name in ("messages.pot", "README.md", "fr.po~"):
-        (tmp_path / "locales" / name).write_text(HEADER)
+        (tmp_path / "locales" / name).write_text(CATALOG_HEADER)
     assert found(tmp_path) == []
     catalog(tmp_path, "pt-BR")
     (it,) = found(tmp_path)
