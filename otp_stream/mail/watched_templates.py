@@ -31,6 +31,8 @@ class WatchedTemplates:
         self._composer = composer
         self._failed: object = None
         """The state of the folders that could not be used."""
+        self._look_s = 0.0
+        """How long the last look at the folders took."""
         self._requested = asyncio.Event()
 
     def request(self) -> None:
@@ -40,16 +42,17 @@ class WatchedTemplates:
     async def watch(self) -> None:
         """Look at the folders every two seconds until cancelled."""
         while True:
-            began = monotonic()
             await self.refresh()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._requested.wait(), max(POLL_S, (monotonic() - began) / _MAX_SHARE))
+                await asyncio.wait_for(self._requested.wait(), max(POLL_S, self._look_s / _MAX_SHARE))
             self._requested.clear()
 
     async def refresh(self) -> None:
         """Look at the folders now, and compile what has changed."""
         composer = self._composer
+        began = monotonic()
         seen = await in_thread(composer.folders, "templates")
+        self._look_s = monotonic() - began
         if seen == composer.used_folders:
             self._failed = None
             return

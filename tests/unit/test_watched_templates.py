@@ -146,6 +146,18 @@ async def test_the_same_error_is_logged_again_after_it_was_fixed(tmp_path: Path)
     assert [it["event"] for it in logs] == [KEPT, USED, KEPT, USED]  # the time of the folder has changed
 
 
+async def test_the_time_to_compile_templates_does_not_delay_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_templates, "POLL_S", 0.01)
+    monkeypatch.setattr(watched_templates, "_SETTLE_S", 0.5)
+    composer = composer_of(put(tmp_path, "first"))
+    async with watching(composer), asyncio.timeout(10):  # it would be 25 s for each
+        for text in ("second", "third"):
+            put(tmp_path, text)
+            await until(lambda text=text: subject(composer) == text)
+
+
 async def test_a_file_that_is_written_in_two_steps_is_used_once_it_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
