@@ -73,7 +73,7 @@ def _of_unfinished(templates: Templates, path: Path, catalog: Catalog) -> Iterat
     locale, file = normal_locale(path.stem), f"{FOLDER}/{path.name}"
     translated = templates.catalogs.by_locale[locale].messages
     for it in catalog:
-        if it.fuzzy and source_text(it) in translated:
+        if it.id and it.fuzzy and source_text(it) in translated:
             text = f"the translation of {_shown(source_text(it))} is fuzzy, so the built-in one is sent"
             yield Flaw(file, it.lineno, "warning", f"{text}; correct it, and remove the mark")
     listed = {source_text(it) for it in catalog if it.id}

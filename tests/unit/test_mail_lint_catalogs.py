@@ -158,6 +158,10 @@ def test_text_without_trans_in_a_file_that_extends_a_translated_one_is_a_warning
     )
 
 
+def test_a_catalogue_needs_no_header(tmp_path: Path) -> None:
+    assert of_catalogs(catalog(tmp_path, "de", "Your one-time code=Dein Code", header="")) == []
+
+
 def test_messages_that_no_template_uses_are_a_warning_with_their_line(tmp_path: Path) -> None:
     catalog(tmp_path, "de", "Your one-time code=Ihr Code", f"Gone{'x' * 80}=Weg", "Lost=Verloren")
     fix = "correct it to the text of the template, or remove it"
