@@ -75,8 +75,10 @@ class Previews:
         """
         composer = self.composer.of(tenant)
         languages = _choice(composer).languages
-        if name not in languages or (language and not any(language in it for it in languages.values())):
-            raise ComposeError(f"there is no template {name!r} in {language!r}")
+        if name not in languages:
+            raise ComposeError(f"there is no template named {name}; known: {', '.join(languages)}")
+        if language and not any(language in it for it in languages.values()):
+            raise ComposeError(f"no template is in {language}; choose one of the languages")
         made = self._made.setdefault(composer, {})
         if (name, language) not in made:
             metadata: dict[str, Any] = {**PREVIEWED, "template": name, "locale": language or None}

@@ -362,8 +362,12 @@ async def test_previews_show_a_tenants_mails_and_are_built_again_when_it_changes
     assert choice.default_locale == "de"
     assert {"de", "en"} <= set(choice.languages["otp"])
     assert "" not in choice.languages["otp"]
-    for wrong in (("gone", "otp", ""), ("de", "none", ""), ("de", "otp", "fi")):
-        with pytest.raises(ComposeError, match="there is no"):
+    for wrong, text in (
+        (("gone", "otp", ""), "there is no tenant gone"),
+        (("de", "none", ""), "there is no template named none; known: otp, password_reset, welcome"),
+        (("de", "otp", "fi"), "no template is in fi"),
+    ):
+        with pytest.raises(ComposeError, match=text):
             await previews.make(*wrong)
     composer.use(composer.prepare({**tenants, "de": replace(SHOP, sender=("", "new@example.com"))}))
     await previews.make("shop", "otp", "en")
