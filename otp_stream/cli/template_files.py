@@ -51,7 +51,7 @@ def copy(
         output.fail(f"NAME: give a template ({', '.join(_built_in())}), --layout or --locale")
     folder = _folder(to)
     _write(folder, contents, "copied", force=force)
-    _print_next(folder, name or "otp")
+    _print_next(folder, name or "otp", locale[0] if locale else "")
     if name:
         output.console.print(
             "A text in {% trans %} that you change is no longer translated: other languages keep the built-in file "
@@ -137,7 +137,7 @@ def _write(folder: Path, contents: Mapping[str, bytes], what: str, *, force: boo
         output.results().print(output.plain(f"{what} {folder / path}"), soft_wrap=True)
 
 
-def _print_next(folder: Path, name: str) -> None:
+def _print_next(folder: Path, name: str, locale: str = "") -> None:
     configured = _configured()
     lines = ["Edit, then:"]
     if configured is None or configured.resolve() != folder.resolve():
@@ -146,6 +146,6 @@ def _print_next(folder: Path, name: str) -> None:
         )
     lines += [
         "  otp-stream templates lint",
-        f"  otp-stream templates preview {name} --png {name}.png",
+        f"  otp-stream templates preview {name}{f' --locale {locale}' if locale else ''} --png {name}.png",
     ]
     output.console.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -40,6 +40,7 @@ def test_single_files_the_layout_and_a_catalogue_are_copied_to_the_configured_fo
     assert ran.code == 0, ran.out
     shared = {"layout.html", "layout.txt", "code.html", "code.txt"}
     assert files(own) == {"welcome/subject.txt", "locales/pt_BR.po", *shared}
+    assert "otp-stream templates preview otp --locale pt-br --png otp.png" in ran.out
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
