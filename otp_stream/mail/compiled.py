@@ -25,8 +25,6 @@ _MISSING = object()
 _NO_VARIANT = object()
 _SPECIAL = re.compile("[&<>'\"]")
 """What `escape` replaces: searching for it takes a fifth of its time."""
-_REPEATED = {"validUntil", "requestedAt"}
-"""Values that many mails share: a line with no other value is encoded once."""
 _CONSTANT = {"dir", "lang"}
 """Values that are the same in all mails from one template in one language."""
 _MAX_KEY = 64
@@ -36,87 +34,79 @@ Parts = tuple[str, Part, Part]
 """Subject, plain text and HTML."""
 
 
+@dataclass(frozen=True, slots=True)
 class _Line:
     """A line with placeholders: `pieces` are constant at even indexes, and names of values at odd ones."""
 
-    __slots__ = ("_encoded", "_last", "_repeats", "names", "pieces")
-
-    def __init__(self, pieces: Sequence[str]) -> None:
-        self.pieces = tuple(pieces)
-        self.names = self.pieces[1::2]
-        self._repeats = _REPEATED.issuperset(self.names)
-        self._last: str | None = None
-        self._encoded = b""
+    pieces: tuple[str, ...]
 
     def text(self, values: Mapping[str, str]) -> str:
         return "".join([values[it] if at % 2 else it for at, it in enumerate(self.pieces)])
 
-    def quoted(self, values: Mapping[str, str]) -> bytes:
-        text = self.text(values)
-        if not self._repeats:
-            return quoted(text + "\n")
-        if text != self._last:
-            self._last, self._encoded = text, quoted(text + "\n")
-        return self._encoded
+
+class _Lines:
+    """Several lines with placeholders, each with `end` after it."""
+
+    __slots__ = ("_pieces", "_used", "longest", "starts")
+
+    def __init__(self, lines: Sequence[_Line], end: str) -> None:
+        pieces = [""]
+        for line in lines:
+            pieces[-1] += line.pieces[0]
+            pieces += line.pieces[1:]
+            pieces[-1] += end
+        self._pieces = pieces
+        self._used = [(at, name) for at, name in enumerate(pieces) if at % 2]
+        self.starts = {it.pieces[1] for it in lines if it.pieces[1:] and not it.pieces[0]}
+        """Names of values at the beginning of a line."""
+        self.longest = max((sum(map(len, it.pieces[::2])) for it in lines), default=0)
+        """Maximum length of a line, without its values."""
+
+    def text(self, values: Mapping[str, str]) -> str:
+        pieces = self._pieces.copy()
+        for at, name in self._used:
+            pieces[at] = values[name]
+        return "".join(pieces)
 
 
 class _PlainPart:
     """One part of a message as 7bit."""
 
-    __slots__ = ("_dot_safe", "_line_starts", "_longest", "_pieces", "_used")
+    __slots__ = ("_dot_safe", "_lines")
 
     def __init__(self, lines: Sequence[_Line]) -> None:
-        pieces = [""]
-        for line in lines:
-            pieces[-1] += line.pieces[0]
-            pieces += line.pieces[1:]
-            pieces[-1] += "\r\n"
-        self._pieces = pieces
-        self._used = [(at, name) for at, name in enumerate(pieces) if at % 2]
-        self._longest = max(sum(map(len, line.pieces[::2])) for line in lines)
-        self._line_starts = {line.names[0] for line in lines if line.names and not line.pieces[0]}
-        self._dot_safe = not any(line.pieces[0].startswith(".") for line in lines)
+        self._lines = _Lines(lines, "\r\n")
+        self._dot_safe = not any(it.pieces[0].startswith(".") for it in lines)
 
     def fill(self, values: Mapping[str, str]) -> Part | None:
-        pieces, length = self._pieces.copy(), self._longest
-        for at, name in self._used:
-            pieces[at] = value = values[name]
-            length += len(value)
-        if length > MAX_PLAIN_LINE:
-            return None  # it may have to be quoted
-        dot_safe = self._dot_safe and not any(values[it].startswith(".") for it in self._line_starts)
-        return Part(plain=True, content="".join(pieces).encode("ascii"), dot_safe=dot_safe)
+        lines = self._lines
+        if lines.longest + sum(map(len, values.values())) > MAX_PLAIN_LINE:
+            return None  # a line may be too long for 7bit
+        dot_safe = self._dot_safe and not any(values[it].startswith(".") for it in lines.starts)
+        return Part(plain=True, content=lines.text(values).encode("ascii"), dot_safe=dot_safe)
 
 
 class _QuotedPart:
-    """One part of a message as quoted-printable; `pieces` are encoded bytes, and lines with placeholders."""
+    """One part of a message as quoted-printable: encoded bytes at even indexes, lines with placeholders at odd ones."""
 
-    __slots__ = ("_dot_safe", "_pieces")
+    __slots__ = ("_dot_safe", "_lines", "_pieces")
 
     def __init__(self, lines: Sequence[_Line]) -> None:
-        self._pieces: list[bytes | _Line] = []
+        self._pieces = [b""]
         for line in lines:
-            if line.names:
-                self._pieces.append(line)
-                continue
-            encoded = quoted(line.pieces[0] + "\n")
-            if self._pieces and isinstance(before := self._pieces[-1], bytes):
-                self._pieces[-1] = before + encoded
+            if line.pieces[1:]:
+                self._pieces += b"", b""
             else:
-                self._pieces.append(encoded)
-        self._dot_safe = all(is_dot_safe(it) for it in self._pieces if isinstance(it, bytes))
+                self._pieces[-1] += quoted(line.pieces[0] + "\n")
+        # one call encodes all lines, with a line between them that no value contains
+        self._lines = _Lines([it for it in lines if it.pieces[1:]], "\n\0\n")
+        self._dot_safe = all(map(is_dot_safe, self._pieces))
 
     def fill(self, values: Mapping[str, str]) -> Part | None:
-        finished: list[bytes] = []
-        dot_safe = self._dot_safe
-        for piece in self._pieces:
-            if isinstance(piece, bytes):
-                finished.append(piece)
-                continue
-            encoded = piece.quoted(values)
-            dot_safe = dot_safe and is_dot_safe(encoded)
-            finished.append(encoded)
-        return Part(plain=False, content=b"".join(finished), dot_safe=dot_safe)
+        encoded = quoted(self._lines.text(values))
+        pieces = self._pieces.copy()
+        pieces[1::2] = encoded.split(b"=00\r\n")[:-1]
+        return Part(plain=False, content=b"".join(pieces), dot_safe=self._dot_safe and is_dot_safe(encoded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +202,8 @@ class CompiledVariants:
         if any(PLACEHOLDERS.search(_text(given.get(name))) for name in self._keys):
             return None
         subject, text, html = render({**given, **placeholders})
+        if "\0" in text + html:  # it would separate lines: see `_QuotedPart`
+            return None
         ascii_ = {name for name, value in values.items() if value.isascii()}
         text_part, html_part = (_part(content, placeholders, ascii_) for content in (text, html))
         return _Variant(_line(subject, placeholders), text_part, html_part)
@@ -254,5 +246,5 @@ def _line(line: str, placeholders: Mapping[str, str]) -> _Line:
 def _part(content: str, placeholders: Mapping[str, str], ascii_: set[str]) -> _PlainPart | _QuotedPart:
     lines = [_line(line, placeholders) for line in normal(content).removesuffix("\n").split("\n")]
     constant = "".join(it for line in lines for it in (*line.pieces[::2], "\n"))
-    plain = is_plain(constant) and all(name in ascii_ for line in lines for name in line.names)
+    plain = is_plain(constant) and all(name in ascii_ for line in lines for name in line.pieces[1::2])
     return _PlainPart(lines) if plain else _QuotedPart(lines)

@@ -8,7 +8,7 @@ from gettext import NullTranslations
 
 from babel import Locale, UnknownLocaleError
 from babel.core import get_global
-from babel.dates import format_skeleton, format_time, get_datetime_format, get_timezone_gmt, get_timezone_name
+from babel.dates import format_skeleton, format_time, get_timezone_gmt, get_timezone_name
 
 SOURCE = "en"
 """The language in which messages are written in templates."""
@@ -96,7 +96,7 @@ def moment(at_s: int, locale: str, zone: tzinfo, *, dated: bool) -> str:
     shown = f"{format_time(at, 'short', tzinfo=zone, locale=known)} {_zone_name(at, known)}"
     if dated:
         date = format_skeleton("yMMMd", at, tzinfo=zone, locale=known)
-        shown = get_datetime_format("medium", locale=known).format(shown, date)
+        shown = str(known.datetime_formats["medium"]).format(shown, date)
     return shown.translate(_SPACES)
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, tzinfo
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 from otp_stream.core.job import Job
 from otp_stream.time_zones import find_time_zone
@@ -43,10 +43,18 @@ def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[
     minutes = life_ms / _MINUTE_MS
     count, unit = _rounded(int(minutes))
     dated_s = job.dated_ms // 1000
-    data = sanitized(
-        (metadata.__pydantic_extra__ or {})
-        | {"userName": metadata.user_name, "purpose": metadata.purpose, "tenant": metadata.tenant}
-    )
+    given = {
+        **(metadata.__pydantic_extra__ or {}),
+        "userName": metadata.user_name,
+        "purpose": metadata.purpose,
+        "tenant": metadata.tenant,
+    }
+    if metadata.request is not None:
+        given.setdefault("request", metadata.request)
+    if metadata.time_zone is not None:  # a producer's own template reads it by the name that was sent
+        given.setdefault("timeZone", metadata.time_zone)
+        given.setdefault("time_zone", metadata.time_zone)
+    data = sanitized(given)
     place, device = _origin(metadata.request)
     data.update(
         locale=metadata.locale,
@@ -88,14 +96,8 @@ def _whole_minute(at_ms: int) -> int:
     return at_ms // _MINUTE_MS * 60
 
 
-def _origin(request: object) -> tuple[str, str]:
+def _origin(request: Mapping[str, str | None] | None) -> tuple[str, str]:
     """Return place and device of a request, each safe to print."""
-    if not isinstance(request, dict):
+    if not request:
         return "", ""
-    fields = cast("dict[str, object]", request)
-    place, device = (fields.get(it) for it in ("place", "device"))
-    return _shown(place), _shown(device)
-
-
-def _shown(value: object) -> str:
-    return safe_text(value, NAME_LIMIT) if isinstance(value, str) else ""
+    return safe_text(request.get("place") or "", NAME_LIMIT), safe_text(request.get("device") or "", NAME_LIMIT)
