@@ -160,7 +160,9 @@ def _of_untranslated(templates: Templates, file: str) -> Iterator[Flaw]:
         kept = [it for it in templates.languages(folder) if it and _uses_built_in(templates, folder, it, file)]
         if kept:
             text = f"has no {{% trans %}}, so the built-in file is sent in {', '.join(kept)}"
-            yield Flaw(file, None, "warning", f"{text}; add {{% trans %}}, or files such as {folder}/{kept[0]}/{name}")
+            example = f"{folder}/{kept[0]}/{name}"
+            fix = f"add {{% trans %}}, or files such as {example}, or set DEFAULT_LOCALE to its language"
+            yield Flaw(file, None, "warning", f"{text}; {fix}")
 
 
 def _uses_built_in(templates: Templates, name: str, locale: str, file: str) -> bool:

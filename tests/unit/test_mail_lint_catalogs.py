@@ -128,7 +128,7 @@ def test_a_shared_file_that_takes_a_language_from_built_in_templates_is_an_error
 def test_an_own_file_instead_of_a_translated_one_says_where_the_built_in_one_is_sent(tmp_path: Path) -> None:
     put(tmp_path, otp__subject_txt="Code", otp__de__subject_txt="Code")
     kept = ", ".join(it for it in TRANSLATED if it != "de")
-    fix = "add {% trans %}, or files such as otp/ar/subject.txt"
+    fix = "add {% trans %}, or files such as otp/ar/subject.txt, or set DEFAULT_LOCALE to its language"
     assert of_catalogs(tmp_path) == [
         (
             "otp/subject.txt", None, "warning",
