@@ -89,7 +89,9 @@ def preview(
     identity = _identity(settings, tenant)
     if not identity.sender[1]:
         identity = replace(identity, sender=(identity.brand.name, "no-reply@example.com"))
-    metadata = {**PREVIEWED, **_read(data), "template": name, "locale": locale}
+    metadata = {**PREVIEWED, **_read(data), "template": name}
+    if locale:
+        metadata["locale"] = locale
     try:
         job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)
         templates = Templates(identity.templates_dir, identity.default_locale)

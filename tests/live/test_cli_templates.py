@@ -21,7 +21,7 @@ def own(tmp_path: Path) -> dict[str, str]:
     for name, content in {
         "otp/subject.txt": "Our code for you",
         "otp/fr/body.txt": "Votre code : {{ otp }} ({{ validUntil }})",
-        "layout.html": '<html lang="{% block lang %}en{% endblock %}">{{ otp }}',
+        "layout.html": '<html lang="en">{{ otp }}',
         "invite/subject.txt": "Come",
         "invite/body.txt": "{{ team }} {{ otp }} {{ validUntil }}",
         "invite/body.html": '<html lang="en">{{ otp }} {{ validUntil }}',
@@ -77,6 +77,7 @@ def test_a_preview_is_what_the_worker_would_send(tmp_path: Path, own: dict[str, 
         (("otp", "--out", "no/such/folder"), 2, "--out: "),
         (("invite",), 1, "template invite/body.txt, line 1: 'team' is undefined; give it with --data"),
         (("invite", "--data", "team=A"), 0, "A 123456"),
+        (("welcome", "--data", "locale=de"), 0, "Subject: Bitte bestätigen Sie"),
     ],
 )
 def test_a_preview_that_fails_names_the_fix(
