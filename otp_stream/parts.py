@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from .core.state import Phase, TenantState, WorkerSeen, WorkerState
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
 from .mail import Composer, MailIdentity, TemplateError, WatchedTemplates
+from .mail.finding import Finding
 from .mail.lint import lint_at_start
 from .relay_groups import RelayGroups
 from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants
@@ -30,8 +31,8 @@ from .tenant_states import tenant_states
 _PROBE_FLAG_TTL_MS = 5_000
 """How long other workers can read the flag that a relay accepts mail again."""
 
-_LINT_S = 5.0
-"""How long a worker checks templates at its start; one folder takes 0.1 s."""
+_LINT_PAUSE_S = 0.1
+"""Pause after the check of a tenant's templates, which takes 20 ms of CPU time: jobs come first."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -119,6 +120,8 @@ class Parts:
         if self.embedded is not None:
             await self.embedded.start()
         tasks = [asyncio.create_task(forever(run, "background")) for run in self._background()]
+        if self.settings.worker:
+            tasks.append(asyncio.create_task(self._lint_tenants()))
         stack.push_async_callback(cancel_and_wait, *tasks)
         # after the last job, and before the background task that keeps the connection is cancelled
         stack.push_async_callback(self.tables.close)
@@ -203,22 +206,32 @@ class Parts:
 
     def _lint_templates(self) -> None:
         """Log lint findings in the operator's templates: they compile, but a mail may lack some text."""
-        ends = time.monotonic() + _LINT_S
         for it in self.composer.own_templates():
-            if time.monotonic() > ends:
-                _log.warning("templates of some tenants were not checked; otp-stream templates lint checks all")
-                return
-            _lint(it.identity, {"tenant": it.tenant} if it.tenant else {})
+            if not it.tenant:
+                _log_findings(_found(it.identity), {})
+
+    async def _lint_tenants(self) -> None:
+        """Log those in the folders of tenants, the same one only once, beside the first jobs."""
+        logged: set[object] = set()
+        for it in list(self.composer.own_templates()):
+            if it.tenant:
+                found = await in_thread(partial(_found, it.identity), "lint")
+                new = [finding for finding in found if finding not in logged]
+                logged.update(new)
+                _log_findings(new, {"tenant": it.tenant})
+                await asyncio.sleep(_LINT_PAUSE_S)
 
 
-def _lint(identity: MailIdentity, about: Mapping[str, str]) -> None:
+def _found(identity: MailIdentity) -> list[Finding]:
     if identity.templates_dir is None:
-        return
+        return []
     try:
-        found = lint_at_start(identity.templates_dir, identity.default_locale)
+        return lint_at_start(identity.templates_dir, identity.default_locale)
     except Exception as error:  # noqa: BLE001 - the templates compile, so jobs can be sent
-        _log.warning("templates could not be checked", error=type(error).__name__, **about)
-        return
+        return [Finding("", None, "warning", f"cannot be checked ({type(error).__name__})")]
+
+
+def _log_findings(found: Iterable[Finding], about: Mapping[str, str]) -> None:
     for it in found:
         write = _log.error if it.level == "error" else _log.warning
         write(f"template: {it.text}", file=it.file, line=it.line, **about)

@@ -18,8 +18,8 @@ from .brand import Brand
 from .message import MAX_PLAIN_LINE, Part, is_dot_safe, is_plain, normal, quoted
 from .template_analysis import PLACEHOLDERS, ValueUses
 
-_VARIANTS_LIMIT = 2_048
-_SEEN_LIMIT = 4_096
+_VARIANTS_LIMIT = 4_096
+_SEEN_LIMIT = 8_192
 _FIRST_PLACEHOLDER = 0xE000
 _MISSING = object()
 _NO_VARIANT = object()

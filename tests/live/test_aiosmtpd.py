@@ -67,7 +67,7 @@ async def test_a_job_goes_out_over_tls_with_login(stage: Stage, tmp_path: Path, 
     (envelope,) = mailbox.mails
     assert (envelope.mail_from, envelope.rcpt_tos) == ("no-reply@example.com", ["user@example.com"])
     message = email.message_from_bytes(envelope.original_content or b"", policy=email.policy.default)
-    assert message["subject"] == "Willkommen: Bitte bestätigen Sie Ihre E-Mail-Adresse"
+    assert message["subject"] == "Bitte bestätigen Sie Ihre E-Mail-Adresse"
     assert CODE in message.get_body(("plain",)).get_content()
     assert "pa:ss" not in worker.log
 

@@ -483,3 +483,33 @@ def test_a_template_of_one_language_takes_each_other_file_in_the_language_in_whi
     assert message["subject"] == "Ihr Einmalcode"
     assert "Der Code ist" in part(message, "plain")
     assert "Koodisi" in part(message, "html")
+
+
+OLD_LAYOUT = """<!doctype html>
+<html lang="{% block lang %}en{% endblock %}"><head><title>{% block title %}{% endblock %}</title></head><body>
+<div style="display:none">{% block preheader %}{% endblock %}</div>
+<h1>{% block heading %}{% endblock %}</h1><p>{% block intro %}{% endblock %}</p><div>{{ otp }}</div>
+<p>{% block validity %}{% endblock %}</p><p>{% block caution %}{% endblock %}</p></body></html>
+"""
+
+
+def test_a_layout_that_was_copied_before_there_were_translations_shows_everything(tmp_path: Path) -> None:
+    composer = new_composer(write(tmp_path, layout_html=OLD_LAYOUT))
+    origin = {"place": "Berlin", "device": "Firefox"}
+    html = part(read(composer.compose(job(locale="de", userName="Zoë", request=origin)).content), "html")
+    for shown in ('lang="de"', "Zoë", "Angefordert am:", "Berlin", "Firefox", "15 Minuten"):
+        assert shown in html
+
+
+def test_a_template_that_was_written_for_the_old_layout_shows_what_it_did(tmp_path: Path) -> None:
+    own = (
+        '{% extends "layout.html" %}{% block lang %}sv{% endblock %}{% block heading %}Din kod{% endblock %}'
+        "{% block intro %}Hej {{ userName }}, din kod:{% endblock %}"
+        "{% block validity %}Till {{ validUntil }}{% endblock %}"
+        "{% block caution %}Dela den inte.{% endblock %}"
+    )
+    composer = new_composer(write(tmp_path, otp__sv__body_html=own))
+    html = part(read(composer.compose(job(locale="sv", userName="Zoë")).content), "html")
+    assert re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]*>|&\w+;", "", html, flags=re.DOTALL)).strip() == (
+        "Din kod Hej Zoë, din kod: 123456 Till 22:28 UTC Dela den inte."
+    )

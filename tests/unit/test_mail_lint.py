@@ -106,7 +106,7 @@ def test_a_block_that_the_layout_does_not_have_is_named_with_those_that_it_has(t
     assert (it.file, it.line, it.level) == ("otp/body.html", 3, "error")
     assert it.text == (
         "layout.html has no block 'validty', so its content is never printed; did you mean validity? "
-        "It has lang, title, preheader, content, heading, greeting, intro, validity, details, caution, footer"
+        "It has lang, title, preheader, content, heading, intro, validity, caution, footer"
     )
 
 
