@@ -134,8 +134,9 @@ def templates(checked: CheckedSettings, report: Report) -> Composer | None:
 async def rabbitmq(checked: CheckedSettings, report: Report) -> ManagementStatus | None:
     """Check RabbitMQ; return what the management API reported."""
     it = checked.settings
-    if it.embedded or "RABBITMQ_URL" in checked.unreadable:
-        why = "RABBITMQ_URL cannot be read" if not it.embedded else "the embedded broker needs no check"
+    is_unreadable = "RABBITMQ_URL" in checked.unreadable  # then a broker of `make run` may be found instead
+    if it.embedded or is_unreadable:
+        why = "RABBITMQ_URL cannot be read" if is_unreadable else "the embedded broker needs no check"
         report(CheckResult("note", f"not checked: {why}"))
         return None
     topology = checked.topology
