@@ -59,7 +59,8 @@ class Catalogs:
     def __init__(self, roots: list[Path], faults: list[CatalogError] | None = None) -> None:
         self.by_locale: dict[str, Translated] = {}
         for root in reversed(roots):
-            for path in filter(Path.is_file, sorted((root / FOLDER).glob("[!.]*.po"))):  # an editor's and the system's files begin with a dot
+            # an editor's and the system's files begin with a dot
+            for path in filter(Path.is_file, sorted((root / FOLDER).glob("[!.]*.po"))):
                 tag = path.stem.replace("_", "-")
                 key = normal_locale(tag)
                 try:
