@@ -7,10 +7,11 @@ a variant for each of them. A template that cannot be analysed is rendered again
 """
 
 import re
+from binascii import b2a_qp
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import escape
 
@@ -99,11 +100,11 @@ class _QuotedPart:
             else:
                 self._pieces[-1] += quoted(line.pieces[0] + "\n")
         # one call encodes all lines, with a line between them that no value contains
-        self._lines = _Lines([it for it in lines if it.pieces[1:]], "\n\0\n")
+        self._lines = _Lines([it for it in lines if it.pieces[1:]], "\r\n\0\r\n")
         self._dot_safe = all(map(is_dot_safe, self._pieces))
 
     def fill(self, values: Mapping[str, str]) -> Part | None:
-        encoded = quoted(self._lines.text(values))
+        encoded = b2a_qp(self._lines.text(values).encode(errors="replace"))
         pieces = self._pieces.copy()
         pieces[1::2] = encoded.split(b"=00\r\n")[:-1]
         return Part(plain=False, content=b"".join(pieces), dot_safe=self._dot_safe and is_dot_safe(encoded))
@@ -156,7 +157,9 @@ class CompiledVariants:
             value: object = given.get(name, _MISSING)
             if not value or not isinstance(value, str):
                 # no placeholder: the template may print "0" or "None" for it, or another text
-                shape.append(_key(value))
+                if (key := _key(value)) is _NO_VARIANT:
+                    return None
+                shape.append(key)
                 continue
             if not value.isprintable():
                 return None
@@ -164,12 +167,10 @@ class CompiledVariants:
             shape.append(len(value) if name in self._measured else None)
             shape.append(value.isascii())
         for name in self._keys:
-            value = given.get(name, _MISSING)
-            shape.append(_key(value))
-        if _NO_VARIANT in shape:
-            return None
-        key = tuple(shape)
-        variant = self._variant(key, given, values, render)
+            if (key := _key(given.get(name, _MISSING))) is _NO_VARIANT:
+                return None
+            shape.append(key)
+        variant = self._variant(tuple(shape), given, values, render)
         return variant.fill(values) if variant else None
 
     def _variant(
@@ -179,9 +180,12 @@ class CompiledVariants:
         values: Mapping[str, str],
         render: Callable[[Mapping[str, Any]], tuple[str, str, str]],
     ) -> _Variant | None:
-        if shape in self._cache.variants:
-            self._cache.variants.move_to_end(shape)
-            return self._cache.variants[shape]
+        # few look-ups: each computes the hash of the shape again
+        found = self._cache.variants.get(shape, _MISSING)
+        if found is not _MISSING:
+            if len(self._cache.variants) > _VARIANTS_LIMIT // 2:
+                self._cache.variants.move_to_end(shape)
+            return cast("_Variant | None", found)
         if shape not in self._cache.seen:
             _store(self._cache.seen, shape, None, _SEEN_LIMIT)
             return None
