@@ -118,7 +118,10 @@ class _Variant:
 
     def fill(self, values: Mapping[str, str]) -> Parts | None:
         text = self.text.fill(values)
-        html = self.html.fill({name: str(escape(it)) if _SPECIAL.search(it) else it for name, it in values.items()})
+        if _SPECIAL.search("".join(values.values())):
+            html = self.html.fill({name: str(escape(value)) for name, value in values.items()})
+        else:
+            html = self.html.fill(values)
         return None if text is None or html is None else (self.subject.text(values), text, html)
 
 
