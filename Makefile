@@ -61,7 +61,7 @@ fuzz: $(DEV_READY)  ## 100,000 messages of every kind against a real worker; FUZ
 pictures: $(DEV_READY)  ## Take the screenshots of the operations page for the docs, in about five minutes
 	@$(GROUND) $(BIN)/python tools/pictures.py
 
-gallery: $(DEV_READY)  ## Take the pictures of all e-mails for docs/gallery.md, in half a minute
+gallery: $(DEV_READY)  ## Take screenshots of all e-mails for docs/gallery.md, in half a minute
 	@$(BIN)/python tools/gallery.py
 
 translations: $(DEV_READY)  ## Update the catalogues of the e-mails; LOCALES="sv pt_PT": also add these languages

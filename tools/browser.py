@@ -1,4 +1,4 @@
-"""Chromium for the pictures of the docs."""
+"""Chromium for the screenshots of the docs."""
 
 import base64
 from pathlib import Path
@@ -23,7 +23,7 @@ def resize(browser: webdriver.Chrome, width: int, height: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def save_picture(browser: webdriver.Chrome, path: Path) -> None:
+def save_screenshot(browser: webdriver.Chrome, path: Path) -> None:
     """Write what the browser shows as WebP."""
-    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": _QUALITY})
-    path.write_bytes(base64.b64decode(picture["data"]))
+    content = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "webp", "quality": _QUALITY})
+    path.write_bytes(base64.b64decode(content["data"]))

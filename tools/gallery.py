@@ -1,11 +1,11 @@
-"""Take the pictures of all built-in e-mails, and write docs/gallery.md: `make gallery`, in half a minute."""
+"""Take screenshots of all built-in e-mails, and write docs/gallery.md: `make gallery`, in half a minute."""
 
 import sys
 import tempfile
 from html import escape
 from pathlib import Path
 
-from browser import open_browser, resize, save_picture
+from browser import open_browser, resize, save_screenshot
 from selenium import webdriver
 
 from otp_stream.mail import Brand, Composer, MailIdentity
@@ -30,13 +30,13 @@ _INTRO = """\
 # Gallery
 
 The built-in e-mails as the invented company Acme sends them (`BRAND_NAME`, `BRAND_COLOR`, `BRAND_SUPPORT` and
-`BRAND_FOOTER`), in three of the languages. Each picture shows one e-mail 320 and 800 pixels wide, in light and in dark
-mode. To see them with your brand and templates, in every language, run
+`BRAND_FOOTER`), in three of the languages. Each screenshot shows one e-mail 320 and 800 pixels wide, in light and in
+dark mode. To see them with your brand and templates, in every language, run
 `otp-stream templates preview otp --locale ja --png otp.png`, or open the page `/templates` of a worker.
 [templates.md](templates.md) explains how to change them.
 
-`make gallery` takes these pictures and writes this page. It needs Chromium and its driver, and uses the fonts of your
-machine: here Liberation Sans, which is as wide as Arial, and DejaVu Sans for Arabic.
+`make gallery` takes these screenshots and writes this page. It needs Chromium and its driver, and uses the fonts of
+your machine: here Liberation Sans, which is as wide as Arial, and DejaVu Sans for Arabic.
 """
 _SHEET = """<!doctype html>
 <meta charset="utf-8">
@@ -92,19 +92,19 @@ def document(shown: dict[tuple[str, str], Preview]) -> str:
         lines += [
             f"### {template}, {LANGUAGES[language]}\n",
             f"Subject: **{it.subject}**\n",
-            f"![{template} in {LANGUAGES[language]}](images/gallery/{picture(template, language)})\n",
+            f"![{template} in {LANGUAGES[language]}](images/gallery/{image_name(template, language)})\n",
             f"<details><summary>Plain text</summary>\n\n```text\n{text}\n```\n\n</details>\n",
         ]
     return "\n".join(lines)
 
 
-def picture(template: str, language: str) -> str:
-    """Return the file name of a picture."""
+def image_name(template: str, language: str) -> str:
+    """Return the file name of a screenshot."""
     return f"{template}-{language}.webp"
 
 
 def main() -> None:
-    """Write the page and its pictures."""
+    """Write the page and its screenshots."""
     shown = emails()
     IMAGES.mkdir(parents=True, exist_ok=True)
     for old in IMAGES.iterdir():
@@ -113,11 +113,11 @@ def main() -> None:
         browser = open_browser(folder)
         try:
             for (template, language), it in shown.items():
-                _take(browser, Path(folder) / "sheet.html", it.html, IMAGES / picture(template, language))
+                _take(browser, Path(folder) / "sheet.html", it.html, IMAGES / image_name(template, language))
         finally:
             browser.quit()
     (DOCS / "gallery.md").write_text(document(shown))
-    sys.stdout.write(f"{len(shown)} pictures, {sum(it.stat().st_size for it in IMAGES.iterdir()) // 1000} kB\n")
+    sys.stdout.write(f"{len(shown)} screenshots, {sum(it.stat().st_size for it in IMAGES.iterdir()) // 1000} kB\n")
 
 
 def _take(browser: webdriver.Chrome, sheet: Path, html: str, path: Path) -> None:
@@ -133,7 +133,7 @@ def _take(browser: webdriver.Chrome, sheet: Path, html: str, path: Path) -> None
     resize(browser, _WIDTH, 1000)
     browser.get(sheet.as_uri())
     resize(browser, _WIDTH, browser.execute_script(_FIT))
-    save_picture(browser, path)
+    save_screenshot(browser, path)
 
 
 if __name__ == "__main__":

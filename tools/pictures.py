@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from browser import open_browser, resize, save_picture
+from browser import open_browser, resize, save_screenshot
 from selenium import webdriver
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ async def _take(browser: webdriver.Chrome, url: str, name: str, scheme: str, hei
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         browser.get(url)
-        save_picture(browser, IMAGES / f"{name}.webp")
+        save_screenshot(browser, IMAGES / f"{name}.webp")
 
     await asyncio.to_thread(take)
 

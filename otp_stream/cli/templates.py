@@ -26,7 +26,7 @@ from otp_stream.settings import Settings, read_tenants
 
 from . import output, template_files
 from .output import AsJson
-from .picture import PictureError, take_picture
+from .screenshot import ScreenshotError, take_screenshot
 from .settings import read_settings
 
 cli = typer.Typer(
@@ -44,7 +44,7 @@ _Tenant = Annotated[str, typer.Option(metavar="NAME", help="A tenant of TENANTS_
 
 @cli.command("list")
 def list_(tenant: _Tenant = "", as_json: AsJson = False) -> None:
-    """List every template in every language, and which files are from TEMPLATES_DIR."""
+    """List every template in every language, and mark the files from TEMPLATES_DIR."""
     identity = _identity(read_settings(), tenant)
     templates = _templates(identity)
     rows = _rows(templates)
@@ -77,14 +77,14 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="Write to this file.", dir_okay=False)] = None,
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a picture of the HTML, by Chromium.", dir_okay=False),
+        typer.Option(metavar="FILE", help="Write a screenshot of the HTML, taken with Chromium.", dir_okay=False),
     ] = None,
-    width: Annotated[int, typer.Option(min=200, max=2000, help="Of the picture, in pixels.")] = 320,
-    dark: Annotated[bool, typer.Option("--dark", help="The picture in dark mode.")] = False,
-    browser: Annotated[str | None, typer.Option(metavar="PATH", help="The Chromium or Chrome for the picture.")] = None,
+    width: Annotated[int, typer.Option(min=200, max=2000, help="Width of the screenshot, in pixels.")] = 320,
+    dark: Annotated[bool, typer.Option("--dark", help="Take the screenshot in dark mode.")] = False,
+    browser: Annotated[str | None, typer.Option(metavar="PATH", help="Chromium or Chrome for the screenshot.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compose the e-mail of a sample job, as the worker does, and write all of it or one part, or take its picture."""
+    """Compose the e-mail of a sample job as the worker does, and write it, one part of it, or a screenshot."""
     settings = read_settings()
     identity = _identity(settings, tenant)
     if not identity.sender[1]:
@@ -104,7 +104,7 @@ def preview(
     except (TemplateError, ComposeError, OSError) as error:
         output.fail(str(error).replace("give it in metadata", "give it with --data"), 1)
     if png is not None:
-        _put(_picture(read(content).html, width, browser, dark=dark), png, "--png")
+        _put(_screenshot(read(content).html, width, browser, dark=dark), png, "--png")
     elif as_json:
         shown = read(content)
         output.write_json({"subject": shown.subject, "text": shown.text, "html": shown.html})
@@ -122,7 +122,7 @@ def lint(
 ) -> None:
     """Check all templates in all languages for errors, and for what makes an e-mail with a code hard to read or use.
 
-    Exits with 1 if there are errors. Whether to follow a warning is your decision.
+    Exits with 1 if there are errors. A warning may be intended.
     """
     found = _findings(_identities_to_lint(read_settings(), tenant), _read(data))
     errors = sum(it.level == "error" for _, it in found)
@@ -226,10 +226,10 @@ def _part(content: bytes, form: str) -> bytes:
     return (shown.html if form == "html" else f"Subject: {shown.subject}\n\n{shown.text}").encode(errors="replace")
 
 
-def _picture(html: str, width: int, browser: str | None, *, dark: bool) -> bytes:
+def _screenshot(html: str, width: int, browser: str | None, *, dark: bool) -> bytes:
     try:
-        return take_picture(html, width=width, dark=dark, browser=browser)
-    except PictureError as error:
+        return take_screenshot(html, width=width, dark=dark, browser=browser)
+    except ScreenshotError as error:
         output.fail(f"--png: {error}", 1)
 
 

@@ -14,11 +14,11 @@ def test_the_gallery_shows_every_built_in_email_in_three_languages() -> None:
     assert set(emails()) == {(name, language) for name in names for language in LANGUAGES}
 
 
-def test_the_gallery_has_the_present_words_of_the_emails() -> None:
+def test_the_gallery_is_up_to_date() -> None:
     assert document(emails()) == PAGE, "stale: run `make gallery`"
 
 
-def test_every_picture_of_the_gallery_exists_and_is_shown() -> None:
+def test_every_screenshot_of_the_gallery_exists_and_is_shown() -> None:
     shown = {DOCS / it for it in re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAGE)}
     assert shown == set(IMAGES.iterdir())
     for path in shown:

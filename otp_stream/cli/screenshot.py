@@ -1,4 +1,4 @@
-"""Pictures of an e-mail, taken by the Chromium or Chrome of this machine, which runs no script and loads nothing."""
+"""Takes screenshots of an e-mail with Chromium or Chrome, which runs no script of it and loads nothing."""
 
 import os
 import re
@@ -13,7 +13,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 _MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 _TIMEOUT_S = 60
 _MAX_HEIGHT = 16_000
-"""Pixels; Chromium draws no larger picture."""
+"""Pixels; Chromium takes no larger screenshot."""
 _FLAGS = (
     "--headless",
     "--disable-gpu",
@@ -45,33 +45,33 @@ addEventListener("load", () => {{
 _HEIGHT = re.compile(rb"<title>(\d+)</title>")
 
 
-class PictureError(Exception):
-    """No picture can be taken; the text contains the fix."""
+class ScreenshotError(Exception):
+    """No screenshot can be taken; the text contains the fix."""
 
 
-def take_picture(html: str, *, width: int, dark: bool, browser: str | None = None) -> bytes:
-    """Return a PNG of a whole HTML body at this width in pixels. Raises `PictureError`."""
+def take_screenshot(html: str, *, width: int, dark: bool, browser: str | None = None) -> bytes:
+    """Return a PNG of a whole HTML body at this width in pixels. Raises `ScreenshotError`."""
     program = _find(browser)
     # Chromium's helper processes may still write into the profile
-    with TemporaryDirectory(prefix="otp-picture-", ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory(prefix="otp-screenshot-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         measured = _HEIGHT.search(_run(program, folder, html, width, 1, dark=dark, out="--dump-dom"))
         if measured is None:
-            raise PictureError(f"{program} does not show the e-mail; try another browser with --browser")
+            raise ScreenshotError(f"{program} does not show the e-mail; try another browser with --browser")
         height = min(int(measured[1]), _MAX_HEIGHT)
-        picture = folder / "picture.png"
-        _run(program, folder, html, width, height, dark=dark, out=f"--screenshot={picture}")
-        if not picture.is_file():
-            raise PictureError(f"{program} has taken no picture; try another browser with --browser")
-        return picture.read_bytes()
+        screenshot = folder / "screenshot.png"
+        _run(program, folder, html, width, height, dark=dark, out=f"--screenshot={screenshot}")
+        if not screenshot.is_file():
+            raise ScreenshotError(f"{program} has written no screenshot; try another browser with --browser")
+        return screenshot.read_bytes()
 
 
 def _find(browser: str | None) -> str:
     names = (browser,) if browser else (*NAMES, _MACOS)
     found = next((path for path in map(shutil.which, names) if path), None)
     if found is None:
-        where = f"{browser} is no program" if browser else "there is no Chromium or Chrome in PATH"
-        raise PictureError(f"{where}; install one, or name it with --browser PATH")
+        where = f"{browser} is not a program" if browser else "there is no Chromium or Chrome in PATH"
+        raise ScreenshotError(f"{where}; install one, or name it with --browser PATH")
     return found
 
 
@@ -94,13 +94,13 @@ def _run(program: str, folder: Path, html: str, width: int, height: int, *, dark
                 check=False,
             ).returncode
     except subprocess.TimeoutExpired:
-        raise PictureError(f"{program} has not taken the picture within {_TIMEOUT_S} s") from None
+        raise ScreenshotError(f"{program} has not taken the screenshot within {_TIMEOUT_S} s") from None
     except OSError as error:
-        raise PictureError(f"{program} cannot be started ({error.strerror})") from None
+        raise ScreenshotError(f"{program} cannot be started ({error.strerror})") from None
     if code:
         lines = errors.read_text("utf-8", "replace").split("\n")
         last = next((it.strip() for it in reversed(lines) if it.strip()), "no message")
-        raise PictureError(f"{program} exited with status {code}: {last[:300]}")
+        raise ScreenshotError(f"{program} exited with status {code}: {last[:300]}")
     return output.read_bytes()
 
 
