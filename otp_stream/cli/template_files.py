@@ -1,4 +1,4 @@
-"""`otp-stream templates copy` and `new`: put files where an operator can edit them."""
+"""`otp-stream templates copy` and `new`: write template files for an operator to edit."""
 
 import shlex
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ _NEW = Path(__file__).parent / "new_template"
 _SAMPLE_DIR = "./templates"
 
 _To = Annotated[
-    Path | None, typer.Option("--to", metavar="DIR", help="The folder; otherwise TEMPLATES_DIR.", file_okay=False)
+    Path | None,
+    typer.Option("--to", metavar="DIR", help="Folder to write to; otherwise TEMPLATES_DIR.", file_okay=False),
 ]
 _Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 
@@ -36,12 +37,12 @@ def copy(
         typer.Option(
             "--locale",
             metavar="LOCALE",
-            help="Also these translations, such as de; empty ones for a new language. Repeatable.",
+            help="Also the catalogue of this locale, such as de; an empty one for a new language. Repeatable.",
         ),
     ] = None,
     force: _Force = False,
 ) -> None:
-    """Copy built-in files to where you can edit them. They come before the built-in ones, one by one.
+    """Copy built-in files to a folder, for you to edit. Each copy overrides the built-in file.
 
     For another name, colour, logo or footer, no copy is needed: set BRAND_NAME and the other BRAND settings.
     """
@@ -54,8 +55,8 @@ def copy(
     _print_next(folder, name or "otp", locale[0] if locale else "")
     if name:
         output.console.print(
-            "A text in {% trans %} that you change is no longer translated: other languages keep the built-in file "
-            f"until their catalogue in {FOLDER}/ has it.",
+            "If you change a text in {% trans %}, its translations no longer match: other languages get the built-in "
+            f"file until their catalogue in {FOLDER}/ has the new text.",
             markup=False,
         )
 
@@ -64,10 +65,10 @@ def new(
     name: Annotated[str, typer.Argument(help="What producers write into metadata.template, such as invite.")],
     to: _To = None,
     notice: Annotated[
-        bool, typer.Option("--notice", help="Without a code box: for a link to sign in, a notice, an invoice.")
+        bool, typer.Option("--notice", help="Without a code box: for a sign-in link, a notice or an invoice.")
     ] = False,
 ) -> None:
-    """Create the three files of a new template, to be edited."""
+    """Create the three files of a new template, for you to edit."""
     if not NAME.fullmatch(name) or name == FOLDER:
         output.fail(f"NAME: must consist of 1 to 64 letters, digits, '-' and '_', and not be {FOLDER}")
     if name in _built_in():
@@ -75,7 +76,7 @@ def new(
     folder, kind = _folder(to), _NEW / ("notice" if notice else "code")
     _write(folder, {f"{name}/{file}": (kind / file).read_bytes() for file in FILES}, "created", force=False)
     _print_next(folder, name)
-    output.console.print(f'Producers select it by "metadata": {{"template": "{name}"}}.', markup=False)
+    output.console.print(f'Producers select it with "metadata": {{"template": "{name}"}}.', markup=False)
 
 
 def _built_in() -> list[str]:
@@ -97,11 +98,11 @@ def _shared() -> list[str]:
 
 
 def _catalog(name: str) -> tuple[str, bytes]:
-    """Return the path and content of a catalogue, an empty one for a language into which nothing is translated."""
+    """Return the path and content of a built-in catalogue, or of an empty one if there is none for the language."""
     try:
         locale = Locale.parse(name.replace("-", "_"))
     except (ValueError, UnknownLocaleError):
-        output.fail(f"--locale: {name} is no language; give one such as sv or pt-BR")
+        output.fail(f"--locale: {name} is not a known language; write a code such as sv or pt-BR")
     found = BUILT_IN / FOLDER / f"{locale}.po"
     template = BUILT_IN / FOLDER / "messages.pot"
     content = found.read_bytes() if found.is_file() else catalog_bytes(catalog_for(template.read_bytes(), locale))
@@ -139,7 +140,7 @@ def _write(folder: Path, contents: Mapping[str, bytes], what: str, *, force: boo
 
 def _print_next(folder: Path, name: str, locale: str = "") -> None:
     configured = _configured()
-    lines = ["Edit, then:"]
+    lines = ["Edit the files, then run:"]
     if configured is None or configured.resolve() != folder.resolve():
         lines.append(
             f"  export TEMPLATES_DIR={shlex.quote(str(folder.resolve()))}  # for a tenant: templates_dir in its table"

@@ -62,7 +62,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
         (("copy", "otp"), 2, "--to: give a folder, such as --to ./templates, or set TEMPLATES_DIR"),
         (("copy", "../x", "--to", "o"), 2, "NAME: there is no built-in template ../x; known: otp, "),
         (("copy", "otp", "x.html", "--to", "o"), 2, "FILE: x.html is none of subject.txt, body.txt, body.html"),
-        (("copy", "--locale", "xx", "--to", "o"), 2, "--locale: xx is no language; give one such as sv or pt-BR"),
+        (("copy", "--locale", "xx", "--to", "o"), 2, "--locale: xx is not a known language; write a code such as sv"),
         (("copy", "otp", "--to", str(BUILT_IN)), 2, "--to: these are the built-in files; give another folder"),
         (("copy", "otp", "--to", "file/x"), 1, "cannot be written (Not a directory)"),
         (("new", "otp", "--to", "o"), 2, "NAME: otp is built in; otp-stream templates copy otp copies its files"),
@@ -86,7 +86,7 @@ def test_a_new_template_passes_lint_and_can_be_sent(tmp_path: Path, kind: tuple[
     ran = here(tmp_path, "templates", "new", "invite", *kind, **own)
     assert ran.code == 0, ran.out
     assert files(tmp_path / "own") == {f"invite/{it}" for it in FILES}
-    assert 'Producers select it by "metadata": {"template": "invite"}.' in ran.out
+    assert 'Producers select it with "metadata": {"template": "invite"}.' in ran.out
     checked = here(tmp_path, "templates", "lint", **own)
     assert checked.code == 0, checked.out
     mail = here(tmp_path, "templates", "preview", "invite", **own)
@@ -105,7 +105,7 @@ def test_without_a_browser_the_error_names_the_fix(tmp_path: Path) -> None:
     ran = here(tmp_path, *command, PATH=str(tmp_path))
     assert (ran.code, f"--png: there is no Chromium or Chrome in PATH; {fix}" in ran.out) == (1, True), ran.out
     ran = here(tmp_path, *command, "--browser", "no-browser")
-    assert (ran.code, f"--png: no-browser is no program; {fix}" in ran.out) == (1, True), ran.out
+    assert (ran.code, f"--png: no-browser is not a program; {fix}" in ran.out) == (1, True), ran.out
     ran = here(tmp_path, *command, "--browser", "false")
     assert (ran.code, "exited with status 1: no message" in ran.out) == (1, True), ran.out
     ran = here(tmp_path, *command, "--browser", "true")
@@ -118,7 +118,7 @@ def test_without_a_browser_the_error_names_the_fix(tmp_path: Path) -> None:
     assert not (tmp_path / "otp.png").exists()
 
 
-def test_a_browser_that_does_not_end_or_takes_no_picture_is_reported(
+def test_a_browser_that_does_not_end_or_takes_no_screenshot_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "browser"
@@ -126,8 +126,8 @@ def test_a_browser_that_does_not_end_or_takes_no_picture_is_reported(
     program.chmod(0o755)
     command = ("templates", "preview", "otp", "--png", "otp.png", "--browser", str(program))
     ran = here(tmp_path, *command)
-    assert (ran.code, "has taken no picture" in ran.out) == (1, True), ran.out
+    assert (ran.code, "has written no screenshot" in ran.out) == (1, True), ran.out
     program.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr("otp_stream.cli.picture._TIMEOUT_S", 0.2)
+    monkeypatch.setattr("otp_stream.cli.screenshot._TIMEOUT_S", 0.2)
     ran = here(tmp_path, *command)
-    assert (ran.code, "has not taken the picture within 0.2 s" in ran.out) == (1, True), ran.out
+    assert (ran.code, "has not taken the screenshot within 0.2 s" in ran.out) == (1, True), ran.out
