@@ -44,11 +44,11 @@ def relay_group(name: str, settings: Settings, *, shared: bool) -> list[RelayCon
 
 
 def mail_identity(settings: Settings) -> MailIdentity:
-    """Return who sends the mails of the tenant with these settings, and from which templates they are made."""
+    """Return the sender, templates and brand of the tenant with these settings."""
     name, address = settings.sender
     its_brand = brand(settings)
     return MailIdentity(
-        sender=(name or its_brand.name if address else name, address),
+        sender=((name or its_brand.name) if address else name, address),
         templates_dir=settings.templates_dir,
         default_locale=settings.default_locale,
         reply_to=settings.reply_address,

@@ -1,4 +1,4 @@
-"""The names of time zones: IANA's, from the package tzdata, so that every system knows the same ones."""
+"""IANA's time zones, from the package tzdata, so that every system knows the same names."""
 
 from difflib import get_close_matches
 from functools import cache
@@ -8,13 +8,13 @@ from zoneinfo import ZoneInfo
 
 @cache
 def time_zone_names() -> frozenset[str]:
-    """Return every name, such as `Europe/Berlin`. It is read from a file at the first call."""
+    """Return every name, such as `Europe/Berlin`. The first call reads them from a file."""
     return frozenset(files("tzdata").joinpath("zones").read_text(encoding="ascii").split())
 
 
 def find_time_zone(name: str) -> ZoneInfo | None:
-    """Return the zone of this name, or `None` if IANA has none. Every zone is read from its file once."""
-    # not ZoneInfo's own check, which depends on the file system: some ignore case, some have other files there
+    """Return the zone with this name, or `None` if IANA has none. Each zone is read from its file once."""
+    # not ZoneInfo's own check, which depends on the file system: it may ignore case, or contain other files
     return _zone(name) if name in time_zone_names() else None
 
 
@@ -24,7 +24,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def similar_time_zone(name: str) -> str | None:
-    """Return the name that is probably meant by another text: one that differs in case, is longer or misspelt."""
+    """Return the name that was probably meant: one that differs in case or spelling, or has a continent before it."""
     folded = {it.casefold().replace("_", " "): it for it in sorted(time_zone_names())}
     text = name[:100].casefold().replace("_", " ")
     if text in folded:

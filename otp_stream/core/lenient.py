@@ -112,19 +112,19 @@ def unreadable(body: bytes) -> str | None:
     return _NO_OBJECT.get(start[:1])
 
 
-class Read(NamedTuple):
-    """What `read_leniently` has read."""
+class LenientJob(NamedTuple):
+    """A job with its invalid optional fields coerced or ignored."""
 
     fields: dict[str, Any]
     """The job's fields, each optional one valid or absent."""
     found: list[Lenience]
     """What was coerced or ignored."""
-    sent: dict[str, Any]
-    """Keys of metadata that were coerced or ignored, with what the producer's own templates expect there."""
+    original_metadata: dict[str, Any]
+    """Original values of `_KEPT_AS_SENT` keys that were coerced or ignored, for the producer's own templates."""
 
 
-def read_leniently(body: bytes) -> Read:
-    """Return a job's fields.
+def read_leniently(body: bytes) -> LenientJob:
+    """Parse a job, and coerce or ignore invalid optional fields.
 
     Raises `ValueError`, `TypeError` or `RecursionError` if the body is no JSON object.
     """
@@ -133,12 +133,12 @@ def read_leniently(body: bytes) -> Read:
         raise TypeError("a job is a JSON object")
     found: list[Lenience] = []
     job = _coerced(cast("dict[str, Any]", fields), _FIELDS, "", found)
-    sent: dict[str, Any] = {}
+    original: dict[str, Any] = {}
     if isinstance(job.get("metadata"), dict):
         given: dict[str, Any] = job["metadata"]
         job["metadata"] = good = _coerced(given, _METADATA, "metadata.", found)
-        sent = {key: given[key] for key in _FREE if key in given and given[key] != good.get(key)}
-    return Read(job, found, sent)
+        original = {key: given[key] for key in _KEPT_AS_SENT if key in given and given[key] != good.get(key)}
+    return LenientJob(job, found, original)
 
 
 def _coerced(
@@ -278,8 +278,8 @@ _METADATA: Mapping[str, Callable[[Any], Any]] = {
     "timeZone": _time_zone,
     "request": _request,
 }
-_FREE = ("timeZone", "time_zone", "request")
-"""Keys that producers may have used for values of their own before the worker knew them."""
+_KEPT_AS_SENT = ("timeZone", "time_zone", "request")
+"""Keys that producers may already use for their own templates, with values of another form."""
 _SNAKE = {name: re.sub(r"(?=[A-Z])", "_", name).lower() for name in (*_FIELDS, *_METADATA)}
 _TWO_NAMES = [(b'"%b"' % name.encode(), b'"%b"' % snake.encode()) for name, snake in _SNAKE.items() if name != snake]
 LENIENT_FIELDS = ("body", *_FIELDS, *(f"metadata.{name}" for name in _METADATA))

@@ -1,4 +1,4 @@
-"""What a job hands to its template: known keys, typed and validated, and any other ones."""
+"""The metadata of a job: known keys, typed and validated, and any others."""
 
 from typing import Annotated, Any
 
@@ -31,12 +31,12 @@ def _request(value: dict[str, Any]) -> dict[str, Any]:
     for name in REQUEST_TEXTS:
         text = value.get(name)
         if text is not None and (not isinstance(text, str) or len(text) > MAX_REQUEST_TEXT):
-            raise ValueError(f"must have as {name} a string of {MAX_REQUEST_TEXT} characters or fewer")
+            raise ValueError(f"{name} must be a string of {MAX_REQUEST_TEXT} characters or fewer")
     return value
 
 
 def null_is(default: object) -> BeforeValidator:
-    """Return a validator that reads null and "" as absent: producers write them for a field that they hold empty."""
+    """Return a validator that replaces null and "", which producers write for an empty field, by a default."""
     return BeforeValidator(lambda value: default if value is None or value == "" else value)
 
 
@@ -53,16 +53,16 @@ REQUEST_EXAMPLE: JsonDict = {"place": _PLACE, "device": _DEVICE}
 _REQUEST_SCHEMA = {
     "type": "object",
     "properties": {
-        "place": _request_text("Where the person is, for example by a lookup of the IP address.", _PLACE),
-        "device": _request_text("The browser or app, and its system.", _DEVICE),
+        "place": _request_text("Location of the person, for example looked up by IP address.", _PLACE),
+        "device": _request_text("Browser or app, and operating system.", _DEVICE),
     },
 }
 
 
 class Metadata(BaseModel):
-    """What the template is given. Any further key is kept and handed on.
+    """Values for the template. Any other key is passed to it unchanged.
 
-    So is a `timeZone` or `request` of another form, for a producer's own templates: they are extra keys, too.
+    An invalid `timeZone` or `request` is passed to it as it was sent, if it is not a built-in one.
     """
 
     model_config = ConfigDict(
@@ -83,20 +83,20 @@ class Metadata(BaseModel):
     )
     purpose: str | None = Field(
         default=None,
-        description="What the code is for. The built-in e-mails have words for `login`, `sign_up`, `verify_email`, "
+        description="What the code is for. The built-in e-mails know `login`, `sign_up`, `verify_email`, "
         "`change_email`, `change_phone`, `change_password`, `confirm_payment`, `add_device` and `delete_account`.",
         examples=["login"],
     )
     time_zone: Annotated[Annotated[str, AfterValidator(_time_zone)] | None, null_is(None)] = Field(
         default=None,
-        description="Time zone of times in the e-mail, by its IANA name. `DEFAULT_TIME_ZONE` when absent or unknown.",
+        description="Time zone of times in the e-mail, as an IANA name. `DEFAULT_TIME_ZONE` when absent or unknown.",
         examples=["Europe/Berlin"],
     )
     request: Annotated[
         Annotated[dict[str, Any], AfterValidator(_request), WithJsonSchema(_REQUEST_SCHEMA)] | None, null_is(None)
     ] = Field(
         default=None,
-        description="Where the request came from. The e-mail shows it, so that a person can recognise their own one.",
+        description="Where the request came from. The e-mail shows it, so that people can tell whether it was theirs.",
         examples=[REQUEST_EXAMPLE],
     )
     tenant: Any = Field(

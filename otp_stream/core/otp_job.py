@@ -134,7 +134,7 @@ class OtpJob(BaseModel):
         if len(body) > MAX_BODY_BYTES:
             raise too_large(len(body))
         try:
-            # not model_validate_json, whose other arguments take time
+            # not model_validate_json, which is slower because of its other arguments
             job = cls.__pydantic_validator__.validate_json(body.removeprefix(BOM))
         except ValidationError as error:
             if not strict and unreadable(body) is None:
@@ -149,7 +149,7 @@ class OtpJob(BaseModel):
     @classmethod
     def _from_other_bytes(cls, body: bytes, error: ValidationError | None = None) -> "OtpJob":
         try:
-            fields, found, sent = read_leniently(body)
+            fields, found, original_metadata = read_leniently(body)
             job = cls.model_validate(fields)
         except ValidationError as still:
             raise MalformedError(_explain(still, body)) from None
@@ -159,8 +159,8 @@ class OtpJob(BaseModel):
             found.insert(0, Lenience("body", "coerced"))
         # not setattr: the model is frozen
         vars(job)["lenient"] = tuple(found)
-        if sent:
-            cast("dict[str, Any]", job.metadata.__pydantic_extra__).update(sent)
+        if original_metadata:
+            cast("dict[str, Any]", job.metadata.__pydantic_extra__).update(original_metadata)
         return job
 
 

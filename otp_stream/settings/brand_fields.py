@@ -1,4 +1,4 @@
-"""The settings of what the e-mails show of a brand, and of how they show times."""
+"""Settings of the brand, and of the times, that the e-mails show."""
 
 from pydantic import Field, field_validator
 
@@ -8,7 +8,7 @@ from .brand_validators import MAX_FOOTER, MAX_FOOTER_LINES, MAX_NAME, MAX_SUPPOR
 
 
 class BrandFields(BaseFields):
-    """Fields that the built-in templates show."""
+    """The settings that the built-in templates show."""
 
     brand_name: str | None = Field(
         default=None,
@@ -30,24 +30,24 @@ class BrandFields(BaseFields):
     )
     brand_support: str | None = Field(
         default=None,
-        description="Whom a person can ask who did not request the e-mail: an e-mail address, an `https://` URL or a "
+        description="Contact for people who did not request the e-mail: an e-mail address, an `https://` URL or a "
         f"telephone number. {MAX_SUPPORT} characters or fewer.",
         json_schema_extra={"maxLength": MAX_SUPPORT},
     )
     brand_footer: str | None = Field(
         default=None,
-        description=r"Text at the end of each e-mail, such as a postal address. `\n` starts another line. "
+        description=r"Text at the end of each e-mail, such as a postal address. `\n` starts a new line. "
         f"{MAX_FOOTER_LINES} lines and {MAX_FOOTER} characters or fewer.",
         json_schema_extra={"maxLength": MAX_FOOTER},
     )
     subject_time: bool = Field(
         default=False,
-        description="Put the time of the request into the subject of `otp`, so that mail programs do not join codes in "
-        "one thread.",
+        description="Put the time of the request into the subject of `otp`, so that mail programs do not group codes "
+        "into one thread.",
     )
     default_time_zone: str = Field(
         default="UTC",
-        description="Time zone of times in the e-mails if a job has no `timeZone`, by its IANA name, such as "
+        description="Time zone of times in the e-mails if a job has no `timeZone`, as an IANA name such as "
         "`Europe/Berlin`.",
     )
 

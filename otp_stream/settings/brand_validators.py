@@ -1,4 +1,4 @@
-"""Validators of what the e-mails show of a brand. They return the value to use, or raise `ValueError` with the fix."""
+"""Validators of the brand settings. They return the value to use, or raise `ValueError` with the fix."""
 
 import re
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ _LOGO_EXAMPLE = "https://www.example.com/logo.png"
 _SUPPORT_EXAMPLE = "help@example.com, https://example.com/help or +1 555 0100"
 # U+FFFD replaces a character that was lost before
 _REFUSED = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd{INVISIBLE}\U000e0000-\U000e007f]")
-"""Control characters, and invisible ones, with which a text could look like another."""
+"""Control characters and invisible ones, which could make one text look like another."""
 _COLOR = re.compile(r"#([0-9A-Fa-f]{3}|[0-9A-Fa-f]{6})")
 _URL = re.compile(r"[!#$%&()*+,./0-9:;=?@A-Z\[\]_a-z~-]+")
 _LABEL = r"[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
@@ -23,7 +23,7 @@ _HOST = re.compile(rf"({_LABEL}\.)+{_LABEL}")
 _LOCAL_PART = re.compile(r"[^?&=%#'`/{|}]+")
 """A local part that means the same in a `mailto:` link."""
 _NOT_IN_A_NUMBER = re.compile(r"""[<>"`{}|\\@]|:(?! )|[^\W\d_]\.[^\W\d_]""")
-"""What markup, a scheme or a host name has, and a telephone number has not."""
+"""Characters of markup, of a scheme or of a host name, which no telephone number contains."""
 _MIN_DIGITS = 3
 
 
@@ -60,7 +60,7 @@ def brand_support(value: str | None) -> str | None:
 
 
 def brand_footer(value: str | None) -> str | None:
-    r"""Accept a few lines; a `\n` that is written as two characters starts another one, too."""
+    r"""Accept a few lines; `\n` written as two characters also starts a new line."""
     if value is None:
         return None
     text = re.sub(r"\r\n?|\\r\\n|\\n", "\n", value)
@@ -86,7 +86,7 @@ def _one_line(value: str, longest: int) -> str:
 
 
 def _visible(value: str) -> str:
-    if re.search(r"[\ud800-\udfff]", value):  # what Python makes of other bytes in a variable
+    if re.search(r"[\ud800-\udfff]", value):  # Python decodes bytes of a variable that are not UTF-8 to these
         raise ValueError("must be text in UTF-8")
     if _REFUSED.search(value):
         raise ValueError("contains a control character or an invisible one; remove it, or type the text again")
@@ -107,14 +107,14 @@ def _https_url(value: str, longest: int, example: str) -> str:
         raise ValueError(f"must start with https://, as in {example}")
     if not _URL.fullmatch(value):
         raise ValueError(
-            f"contains a space, a quote or another character that a URL does not have, as in {example}; encode it as "
-            f"%20 for a space, and a host as xn--…"
+            f"contains a space, a quote or another character that is not allowed in a URL such as {example}; encode "
+            f"it (%20 for a space), and a host as xn--…"
         )
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError:  # from None, because its text quotes the URL
-        raise ValueError(f"has a host or a port that is not valid, as in {example}") from None
+        raise ValueError(f"has an invalid host or port; write a URL such as {example}") from None
     if "@" in parts.netloc:
         raise ValueError("must not contain a user or a password: every recipient would see it")
     if not host or not _HOST.fullmatch(host) or port == 0:

@@ -124,7 +124,7 @@ def test_a_dotenv_file_may_have_a_colour_and_a_footer(tmp_path: Path, quote: str
         ("subject_time", "yes", True),
     ],
 )
-def test_what_is_meant_is_taken(name: str, value: str, meant: object) -> None:
+def test_a_valid_value_is_accepted_and_normalized(name: str, value: str, meant: object) -> None:
     settings, problems = load(**{"brand_name": "Acme", name: value})
     assert problems == []
     assert getattr(settings, name) == meant
@@ -175,8 +175,8 @@ _ZONE = "must be an IANA name such as Europe/Berlin or UTC; "
         ("brand_logo_url", "https://localhost/a.png", "must contain a public host name"),
         ("brand_logo_url", "https://acme..example/a.png", "must contain a public host name"),
         ("brand_logo_url", "https://acme.example:0/a.png", "must contain a public host name"),
-        ("brand_logo_url", "https://acme.example:port/a.png", "has a host or a port that is not valid"),
-        ("brand_logo_url", "https://[::1/a.png", "has a host or a port that is not valid"),
+        ("brand_logo_url", "https://acme.example:port/a.png", "has an invalid host or port"),
+        ("brand_logo_url", "https://[::1/a.png", "has an invalid host or port"),
         ("brand_logo_url", "https://acme.example/" + "a" * 10_000, "must have 1000 characters or fewer"),
         ("brand_support", "http://acme.example/help", "must start with https://, as in https://example.com/help"),
         ("brand_support", "ftp://acme.example", "must start with https://"),
@@ -215,13 +215,13 @@ _ZONE = "must be an IANA name such as Europe/Berlin or UTC; "
         ("subject_time", "perhaps", "must be true or false"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_by_its_name_with_the_fix(name: str, value: str, problem: str) -> None:
+def test_an_invalid_value_is_refused_with_its_name_and_the_fix(name: str, value: str, problem: str) -> None:
     _, problems = load(**{"brand_name": "Acme", name: value})
     assert [it[: len(name) + 2 + len(problem)] for it in problems] == [f"{name.upper()}: {problem}"]
     assert "hunter2" not in problems[0]
 
 
-def test_a_value_without_end_is_refused_in_time() -> None:
+def test_a_very_long_value_is_refused_quickly() -> None:
     began = time.process_time()
     for name in ("brand_name", "brand_color", "brand_logo_url", "brand_support", "brand_footer", "default_time_zone"):
         for part in ("a", "a.", "0 ", "\\n", "@", "a@", ": "):

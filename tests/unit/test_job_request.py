@@ -49,7 +49,7 @@ def test_a_job_as_documented_needs_no_lenience() -> None:
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-def test_what_is_empty_is_absent(empty: object) -> None:
+def test_an_empty_value_counts_as_absent(empty: object) -> None:
     job = read(timeZone=empty, request=empty)
     assert (job.metadata.time_zone, job.metadata.request, job.lenient) == (None, None, ())
     job = read(request={"place": empty, "device": empty})
@@ -74,7 +74,7 @@ def test_what_is_empty_is_absent(empty: object) -> None:
         (False, None, "ignored"),
     ],
 )
-def test_a_time_zone_of_another_form_is_ignored(written: object, meant: str | None, what: str | None) -> None:
+def test_an_invalid_time_zone_is_ignored(written: object, meant: str | None, what: str | None) -> None:
     for name in ("timeZone", "time_zone"):
         job = read(**{name: written})
         assert job.metadata.time_zone == meant
@@ -100,7 +100,7 @@ def test_a_time_zone_of_another_form_is_ignored(written: object, meant: str | No
         ({"place": [[["x"]]], "device": "d"}, {"place": None, "device": "d"}, "coerced"),
     ],
 )
-def test_a_request_of_another_form_costs_no_code_and_reaches_the_producers_own_template(
+def test_an_invalid_request_is_ignored_and_reaches_the_producers_own_template(
     written: object, meant: object, what: str | None
 ) -> None:
     job = read(request=written)
@@ -115,7 +115,7 @@ def test_a_template_is_given_the_request_and_the_zone_only_if_the_job_has_them()
     assert (data["request"], data["timeZone"]) == (REQUEST, "UTC")
 
 
-def test_what_was_sent_survives_the_way_to_a_render_process() -> None:
+def test_original_metadata_reaches_a_render_process() -> None:
     job = pickle.loads(pickle.dumps(read(request="Berlin", timeZone=[1])))  # noqa: S301 - made here
     assert (job.metadata.request, given_to_template(job)["request"], given_to_template(job)["timeZone"]) == (
         None,
@@ -130,24 +130,24 @@ def test_what_was_sent_survives_the_way_to_a_render_process() -> None:
         ({"timeZone": "+02:00"}, "metadata.timeZone: must be the IANA name of a time zone, such as Europe/Berlin"),
         ({"timeZone": 2}, "metadata.timeZone: must be a string, in quotes"),
         ({"request": "Berlin"}, "metadata.request: must be a JSON object"),
-        ({"request": {"place": 5}}, "metadata.request: must have as place a string of 200 characters or fewer"),
-        ({"request": {"device": "x" * 201}}, "metadata.request: must have as device a string of 200 characters or few"),
+        ({"request": {"place": 5}}, "metadata.request: place must be a string of 200 characters or fewer"),
+        ({"request": {"device": "x" * 201}}, "metadata.request: device must be a string of 200 characters or fewer"),
     ],
 )
-def test_a_strict_reader_names_the_field_with_its_fix(metadata: dict[str, Any], message: str) -> None:
+def test_strict_reading_reports_the_field_and_the_fix(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(MalformedError) as caught:
         OtpJob.from_bytes(body(metadata), strict=True)
     assert str(caught.value).startswith(message)
 
 
-def test_a_producer_may_write_them_in_python() -> None:
+def test_time_zone_and_request_can_be_set_in_python() -> None:
     metadata = Metadata(time_zone="Asia/Tokyo", request={"place": "Tokyo"})
     assert metadata.model_dump(by_alias=True, exclude_none=True) == {
         "template": "otp", "timeZone": "Asia/Tokyo", "request": {"place": "Tokyo"},
     }  # fmt: skip
 
 
-def test_the_schema_describes_them() -> None:
+def test_the_schema_describes_time_zone_and_request() -> None:
     known = Metadata.model_json_schema()["properties"]
     assert known["timeZone"]["examples"] == ["Europe/Berlin"]
     (request,) = (it for it in known["request"]["anyOf"] if it["type"] == "object")
@@ -175,7 +175,7 @@ ANYTHING = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["timeZone", "time_zone", "request"]), ANYTHING))
-def test_nothing_that_a_producer_writes_there_costs_the_code(metadata: dict[str, Any]) -> None:
+def test_no_time_zone_or_request_makes_a_job_malformed(metadata: dict[str, Any]) -> None:
     job = read(**metadata)
     assert job.otp == "123456"
     for name in ("place", "device"):
