@@ -56,7 +56,7 @@ def catalog(root: Path, name: str, *messages: str, header: str = CATALOG_HEADER)
     return root
 
 
-def of_catalogs(root: Path | None) -> list[tuple[str, int | None, str, str]]:
+def catalog_findings(root: Path | None) -> list[tuple[str, int | None, str, str]]:
     """Return the findings that are about translations."""
     words = ("translat", "locales", "trans %}", "mix")
     return [

@@ -1,4 +1,4 @@
-"""Whose mails they are: the name, colour, logo, contact and footer that the built-in templates show."""
+"""The brand in the e-mails of a tenant: its name, colour, logo, contact and footer."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ _COLOR = "#2f5fd0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brand:
-    """The brand of one tenant. Every text may be empty; templates print them as `{{ brand.name }}`."""
+    """The brand of one tenant, `brand` in templates. Every text may be empty."""
 
     name: str = ""
     color: str = ""
@@ -35,5 +35,5 @@ class Brand:
 
     @property
     def contact(self) -> str:
-        """`support` as people read it, without the scheme of a URL."""
+        """`support` as the e-mails show it, without the scheme of a URL."""
         return self.support.removeprefix("https://").removeprefix("mailto:").rstrip("/")

@@ -34,7 +34,7 @@ _BOM = b"\xef\xbb\xbf"
 _COUNTS = range(200)
 """Numbers with every plural form: forms repeat after 100."""
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)s)?")
-"""A placeholder; empty for a `%` that is none, which would have to be `%%`."""
+"""A placeholder. The name is empty for any other `%`, which must be written as `%%`."""
 
 
 class CatalogError(Exception):
@@ -43,7 +43,7 @@ class CatalogError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """What is translated into one language; `messages` are the English messages that are."""
+    """The translations into one language; `messages` are the English messages that are translated."""
 
     language: Language
     messages: frozenset[str]
@@ -53,22 +53,22 @@ class Translated:
 class Catalogs:
     """The catalogues of some folders, the first folder's messages first. Raises `CatalogError`.
 
-    With a list of `faults`, errors are added to it instead, and files with errors are left out.
+    With a list of `errors`, errors are added to it instead, and files with errors are left out.
     """
 
-    def __init__(self, roots: list[Path], faults: list[CatalogError] | None = None) -> None:
+    def __init__(self, roots: list[Path], errors: list[CatalogError] | None = None) -> None:
         self.by_locale: dict[str, Translated] = {}
         for root in reversed(roots):
-            # an editor's and the system's files begin with a dot
+            # the names of temporary files of editors, and of the system's files, begin with a dot
             for path in filter(Path.is_file, sorted((root / FOLDER).glob("[!.]*.po"))):
                 tag = path.stem.replace("_", "-")
                 key = normal_locale(tag)
                 try:
                     self.by_locale[key] = _read(path, tag, self.by_locale.get(key))
                 except CatalogError as error:
-                    if faults is None:
+                    if errors is None:
                         raise
-                    faults.append(error)
+                    errors.append(error)
         for key in sorted(self.by_locale, key=len):  # de-AT has the messages of de, too
             if parent := next((it for it in fallbacks(key)[1:] if it in self.by_locale), None):
                 self.by_locale[key] = _extended(self.by_locale[key], self.by_locale[parent])
@@ -121,8 +121,8 @@ def _lines(path: Path, file: str) -> list[bytes]:
 def _problem(message: Message) -> str | None:
     if unknown := _placeholders(message.string) - _placeholders(message.id):
         name = unknown.pop()
-        placeholder = f"%({name})s is not in the message; use its placeholders alone"
-        return placeholder if name else "has a % that begins no placeholder; write it as %%"
+        placeholder = f"%({name})s is not in the message; use only the placeholders of the message"
+        return placeholder if name else "has a % that is not part of a placeholder; write it as %%"
     if any(map(_PRIVATE.search, texts(message))):
         return "contains a private-use character, which each program shows differently; remove it"
     return None
@@ -144,7 +144,7 @@ def source_text(message: Message) -> str:
 
 
 def missing_placeholder(message: Message) -> str | None:
-    """Return a placeholder of a message that its translation lacks: of a plural, that all its forms lack."""
+    """Return a placeholder of a message that its translation lacks, in all forms if it is a plural."""
     if not is_translated(message):
         return None
     return min(_placeholders(message.id) - _placeholders(message.string), default=None)
@@ -162,7 +162,7 @@ def _read(path: Path, tag: str, built_in: Translated | None) -> Translated:
 def _read_once(path: Path, tag: str, _state: object) -> Translated:
     """Read a catalogue, such as a built-in one, once for the folders of all tenants, and again if it has changed."""
     catalog = read_catalog(path)
-    for message in list(catalog):  # otherwise, a plural without all its forms would be partly in English
+    for message in list(catalog):  # otherwise, some forms of an unfinished plural would be in English
         if message.id and not is_translated(message):
             catalog.delete(message.id, message.context)
     return Translated(Language(tag, _translations(path, catalog)), frozenset(map(source_text, catalog)), (path,))
@@ -176,14 +176,14 @@ def _translations(path: Path, catalog: Catalog) -> Translations:
         translations = Translations(compiled)
         if {translations.plural(it) for it in _COUNTS} <= set(range(catalog.num_plurals)):
             return translations
-        problem = f"Plural-Forms gives a form that is not below nplurals={catalog.num_plurals}"
+        problem = f"Plural-Forms yields a form that is not less than nplurals={catalog.num_plurals}"
     except (ValueError, LookupError, ArithmeticError) as error:
         problem = str(error)
     raise CatalogError(f"{FOLDER}/{path.name}: {problem}; correct its header, as in de.po of the built-in templates")
 
 
 def _extended(first: Translated, second: Translated) -> Translated:
-    """Return translations with those of another file for what they lack."""
+    """Return translations that fall back to those of another file."""
     first.language.translations.add_fallback(second.language.translations)
     return replace(first, messages=first.messages | second.messages, files=(*first.files, *second.files))
 

@@ -1,8 +1,8 @@
-"""Rules about HTML and CSS that common mail programs do not support, where the e-mail looks wrong without it.
+"""Rules about HTML and CSS that common mail programs do not support, and without which the e-mail looks wrong.
 
-The programs are those of caniemail.com, as of its data of 2025-09-09 (npm package `caniemail` 2.0.2): Apple Mail
-(macOS, iOS), Gmail (web, iOS, Android), Outlook (Windows) and Yahoo (web, iOS, Android). What only looks plainer, such
-as square corners, is not in the table. `python tools/client_support.py FILE` compares it with newer data.
+The table is from the caniemail.com data of 2025-09-09 (npm package `caniemail` 2.0.2), for Apple Mail (macOS, iOS),
+Gmail (web, iOS, Android), Outlook (Windows) and Yahoo (web, iOS, Android). A feature without which an e-mail only looks
+plainer, such as round corners, is not in it. `python tools/client_support.py FILE` compares it with newer data.
 """
 
 import re
@@ -14,10 +14,10 @@ from .rules import Remark
 
 
 class Feature(NamedTuple):
-    """A feature of HTML or CSS, and the programs of which none of the versions supports it."""
+    """A feature of HTML or CSS, and the mail programs that support it on no platform."""
 
     slug: str
-    """The name of its page: https://www.caniemail.com/features/<slug>/."""
+    """Of its page, https://www.caniemail.com/features/<slug>/."""
     clients: str
     fix: str
     pattern: str = ""
@@ -26,9 +26,9 @@ class Feature(NamedTuple):
 
 _BOTH = "Gmail, Outlook"
 _THREE = "Gmail, Outlook, Yahoo"
-_TABLE = "write a table"
-_PLAIN = "write the value itself"
-_TEXT = "write text in its place"
+_TABLE = "use a table"
+_PLAIN = "write the computed value"
+_TEXT = "use text instead"
 
 STYLES = {
     "position": Feature("css-position", _BOTH, _TABLE, r"(?<![\w-])position\s*:\s*(?!static)\w"),
@@ -47,12 +47,12 @@ STYLES = {
     "rgba()": Feature("css-rgba", "Outlook", "write the colour as #rrggbb", r"\brgba\("),
     "var()": Feature("css-variables", _THREE, _PLAIN, r"\bvar\("),
     "calc()": Feature("css-unit-calc", "Outlook, Yahoo", _PLAIN, r"\bcalc\("),
-    "light-dark()": Feature("css-function-light-dark", _THREE, "write @media rules", r"\blight-dark\("),
+    "light-dark()": Feature("css-function-light-dark", _THREE, "use @media rules", r"\blight-dark\("),
     "rem": Feature("css-unit-rem", "Outlook, Yahoo", "write px", r"[\d.]rem\b"),
     "transform": Feature("css-transform", _THREE, "leave it out", r"(?<![\w-])transform\s*:"),
     "opacity": Feature("css-opacity", "Outlook", "write the mixed colour", r"(?<![\w-])opacity\s*:"),
     "visibility": Feature("css-visibility", _BOTH, "write display: none, too", r"(?<![\w-])visibility\s*:\s*hidden"),
-    "@font-face": Feature("css-at-font-face", "Gmail, Yahoo", "name fonts that devices have", r"@font-face"),
+    "@font-face": Feature("css-at-font-face", "Gmail, Yahoo", "use fonts that devices already have", r"@font-face"),
     "@import": Feature("css-at-import", "Gmail, Yahoo", "write the rules into the style sheet", r"@import"),
     "animation": Feature("css-animation", _THREE, "leave it out", r"(?<![\w-])animation(-name)?\s*:"),
     "::before": Feature("css-pseudo-element-before", _THREE, "write the text into the HTML", r":before\b"),
@@ -66,8 +66,8 @@ ELEMENTS = {
     "audio": Feature("html-audio", _THREE, _TEXT),
     "video": Feature("html-video", _THREE, _TEXT),
     "object": Feature("html-object", _THREE, _TEXT),
-    "svg": Feature("html-svg", _THREE, "write <img> with a PNG file"),
-    "picture": Feature("html-picture", _THREE, "write <img>"),
+    "svg": Feature("html-svg", _THREE, "use <img> with a PNG file"),
+    "picture": Feature("html-picture", _THREE, "use <img>"),
     "dialog": Feature("html-dialog", "Outlook, Yahoo", _TEXT),
     "link": Feature("html-link", "Gmail, Yahoo", "write the rules into <style>"),
 }
@@ -75,7 +75,7 @@ ATTRIBUTES = {"hidden": Feature("html-hidden", _THREE, 'write style="display: no
 _PATTERNS = {name: re.compile(it.pattern, re.IGNORECASE) for name, it in STYLES.items()}
 
 
-def of_clients(page: Page) -> Iterator[Remark]:
+def check_client_support(page: Page) -> Iterator[Remark]:
     """Check an HTML body."""
     css = "\n".join((page.css, *(it.attributes.get("style", "") for it in page.elements)))
     tags = {it.tag for it in page.elements if it.tag != "link" or it.attributes.get("rel", "").lower() == "stylesheet"}

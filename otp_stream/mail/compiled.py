@@ -25,11 +25,11 @@ _FIRST_PLACEHOLDER = 0xE000
 _MISSING = object()
 _NO_VARIANT = object()
 _SPECIAL = re.compile("[&<>'\"]")
-"""What `escape` replaces: searching for it takes a fifth of its time."""
+"""What `escape` replaces. The search takes a fifth of the time that `escape` does."""
 _CONSTANT = {"dir", "lang"}
 """Values that are the same in all mails from one template in one language."""
 _MAX_KEY = 64
-"""Maximum characters of a text that gets a variant. A longer one is hardly shared by many e-mails."""
+"""Maximum characters of a text that gets a variant. Few e-mails share a longer one."""
 
 Parts = tuple[str, Part, Part]
 """Subject, plain text and HTML."""
@@ -183,7 +183,7 @@ class CompiledVariants:
         values: Mapping[str, str],
         render: Callable[[Mapping[str, Any]], tuple[str, str, str]],
     ) -> _Variant | None:
-        # few look-ups: each computes the hash of the shape again
+        # as few look-ups as possible: each computes the hash of the shape again
         found = self._cache.variants.get(shape, _MISSING)
         if found is not _MISSING:
             if len(self._cache.variants) > _VARIANTS_LIMIT // 2:
@@ -217,7 +217,7 @@ class CompiledVariants:
 
 
 def _key(value: object) -> object:
-    """Return a key that is equal only for values that are printed alike."""
+    """Return a key that is equal only for values that a template prints in the same way."""
     match value:
         case str():
             return value if len(value) <= _MAX_KEY else _NO_VARIANT

@@ -12,7 +12,7 @@ from .loader import TemplateLoader
 from .sandbox import Sandbox
 
 TRANSLATIONS = "_translations"
-"""The name under which a template finds the translations of its language."""
+"""The variable with the translations of a template's language."""
 
 
 def environment(loader: TemplateLoader, extensions: Sequence[type[Extension]]) -> Sandbox:

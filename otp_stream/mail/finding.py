@@ -1,4 +1,4 @@
-"""What `lint` finds."""
+"""The findings of `lint`."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Finding:
     """The unknown name, if the finding is about one."""
 
 
-def of_error(error: Exception, text: str = "") -> Finding:
+def error_finding(error: Exception, text: str = "") -> Finding:
     """Return the finding for a `TemplateError`, `CatalogError` or `ComposeError`; `text` replaces its text."""
     match = _PLACE.fullmatch(str(error))
     if match is None:

@@ -1,4 +1,4 @@
-"""Who sends the mails of one tenant, and from which templates they are made."""
+"""The settings of one tenant that shape its mails."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Writes the style sheet of a layout into its style attributes: many mail programs read nothing else.
 
-A layout is a Jinja template, which no HTML parser reads. So each tag of Jinja, and each entity, is replaced by a word
-that parsers keep, and put back afterwards.
+A layout is a Jinja template, which an HTML parser cannot read. So each tag of Jinja, and each entity, is replaced by a
+placeholder that parsers keep, and restored afterwards.
 """
 
 import re
@@ -30,14 +30,14 @@ _NO_COMMENT = re.compile(
 )
 _ATTRIBUTE = re.compile(r"([^\s=<>\"'/]++)(?:\s*+=\s*+(\"[^\"]*+\"|'[^']*+'|[^\s>]++))?")
 _DECLARATION = re.compile(r"""[;"']\s*\ue000([0-9]+)""")
-"""A word where a declaration begins."""
+"""A placeholder where a declaration begins."""
 _BEFORE_VALUE = re.compile(r":[^{};]*\Z")
 _AFTER_VALUE = re.compile(r"[^{};]*[;}]")
 _ADDED = frozenset(["html", "head", "body", "tbody", "colgroup", "/html", "/head", "/body", "/tbody", "/colgroup"])
 _MAX_VALUE = 1_000
 _MAX_SHOWN = 60
-_WORD = re.compile("(?:<!--\ue001)?\ue000([0-9]+)\ue001(?:\ue001-->)?")
-"""A word, or a comment with a word, which a comment of the template with one in it is not."""
+_PLACEHOLDER = re.compile("(?:<!--\ue001)?\ue000([0-9]+)\ue001(?:\ue001-->)?")
+"""A placeholder, alone or as a comment. It does not match a comment of the template that contains a placeholder."""
 _OPENING = re.compile(r"\A\{[{%#][-+]?")
 _KEPT_STYLE = re.compile(r"<head[^>]*>(<style>.*?</style>)", re.DOTALL | re.IGNORECASE)
 _MARK = "<!--\ue000style\ue001-->"
@@ -62,13 +62,13 @@ class _Tag(NamedTuple):
     at: int
     line: int
     within: int
-    """Where the HTML tag, comment or element begins that a parser reads as a whole; its own position if none."""
+    """Start of the HTML tag, comment or element that contains it and that a parser reads as a whole; else `at`."""
     styled: bool
     """Whether it is in a style sheet that is inlined."""
 
     @property
     def fixed(self) -> bool:
-        """Whether it keeps its text: no line break can be added to it."""
+        """Whether its text must stay as it is, without added line breaks."""
         return self.styled or not self.text.startswith("{")
 
 
@@ -94,7 +94,7 @@ def inlined(source: str) -> str:
 
     Only a file with `<html>` is changed, and none that extends another one: a parser adds or removes tags in a part of
     a document. Rules in `@media` stay in the style sheet. Tags of Jinja stay on their lines, so that errors name the
-    right one. Raises `TemplateSyntaxError` for Jinja at a place where a parser would lose it.
+    right one. Raises `TemplateSyntaxError` for Jinja in a position where a parser would lose it.
     """
     if not _MARKED.search(source):
         return source
@@ -114,16 +114,16 @@ def inlined(source: str) -> str:
         tags.append(_Tag(source[start:end], start, line, uncommented.start(start), styles.start(start) < start))
         at = start
 
-    def word(number: int) -> str:
+    def placeholder(number: int) -> str:
         tag = tags[number]
         if tag.styled and tag.text.startswith("{#"):
             return ""
-        bare_word = f"\ue000{number}\ue001"
+        text = f"\ue000{number}\ue001"
         # a comment stays where it is, even in a table outside of a cell
         is_comment = tag.text.startswith(_KEPT) and tag.within == tag.at
-        return f"<!--\ue001{bare_word}\ue001-->" if is_comment else bare_word
+        return f"<!--\ue001{text}\ue001-->" if is_comment else text
 
-    protected = _MARKED.sub(lambda it: _MARK + it[0], _replaced(source, spans, word), count=1)
+    protected = _MARKED.sub(lambda it: _MARK + it[0], _replaced(source, spans, placeholder), count=1)
     _check_attributes(protected, tags)
     try:
         html = _INLINER.inline(protected)
@@ -133,13 +133,13 @@ def inlined(source: str) -> str:
         raise TemplateSyntaxError(f"<style data-inline> cannot be used: {error}; {fix}", line) from None
     _check_nesting(html, bare)
     _check_order(html, bare, tags)
-    if kept := _KEPT_STYLE.search(html):  # back to its lines
+    if kept := _KEPT_STYLE.search(html):  # move it back, so that its lines keep their numbers
         html = (html[: kept.start(1)] + html[kept.end(1) :]).replace(_MARK, kept[1], 1)
     return _restored(html.replace(_MARK, ""), tags)
 
 
 def _jinja(source: str) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each tag of Jinja, each entity, and each character that words are made of."""
+    """Yield start and end of each tag of Jinja, each entity, and each character that placeholders are made of."""
     at = 0
     while found := _START.search(source, at):
         at = _end(source, found)
@@ -164,15 +164,15 @@ def _end(source: str, opening: re.Match[str]) -> int:
 
 
 def _blanked(source: str, spans: list[tuple[int, int]]) -> str:
-    """Return a text of the same length."""
+    """Return a text of the same length, with letters in place of the spans."""
     return _replaced(source, spans, lambda number: "j" * (spans[number][1] - spans[number][0]))
 
 
-def _replaced(source: str, spans: Iterable[tuple[int, int]], word: Callable[[int], str]) -> str:
+def _replaced(source: str, spans: Iterable[tuple[int, int]], placeholder: Callable[[int], str]) -> str:
     pieces: list[str] = []
     at = 0
     for number, (start, end) in enumerate(spans):
-        pieces += source[at:start], word(number)
+        pieces += source[at:start], placeholder(number)
         at = end
     return "".join(pieces) + source[at:]
 
@@ -190,14 +190,14 @@ def _check_attributes(html: str, tags: list[_Tag]) -> None:
         if "\ue000" not in element[0]:
             continue
         for it in _ATTRIBUTE.finditer(element[0], element.end(2) - element.start()):
-            if word := _WORD.search(it[1]):
-                _refuse(tags[int(word[1])], _ATTRIBUTE_FIX)
-            if it[1].lower() == "style" and (word := _DECLARATION.search(it[2] or "")):
-                _refuse(tags[int(word[1])], _STYLE_FIX)
+            if placeholder := _PLACEHOLDER.search(it[1]):
+                _refuse(tags[int(placeholder[1])], _ATTRIBUTE_FIX)
+            if it[1].lower() == "style" and (placeholder := _DECLARATION.search(it[2] or "")):
+                _refuse(tags[int(placeholder[1])], _STYLE_FIX)
 
 
 def _check_nesting(html: str, bare: str) -> None:
-    """Check that the parser has neither added nor moved a tag, which another branch of Jinja may have, too."""
+    """Check that the parser has neither added nor moved an HTML tag, because it sees all branches of Jinja at once."""
     for before, after in zip_longest(_elements(bare), _elements(html)):
         if before is None or after is None or before[2].lower() != after[2].lower():
             at = before.start() if before else len(bare.rstrip())
@@ -206,10 +206,10 @@ def _check_nesting(html: str, bare: str) -> None:
 
 
 def _check_order(html: str, bare: str, tags: list[_Tag]) -> None:
-    """Check that each tag of Jinja is there once, in order; a value of a rule may be there never or often."""
-    words = [int(it[1]) for it in _WORD.finditer(html)]
+    """Check that each tag of Jinja is there once, in order; a value in a rule may be missing or repeated."""
+    placeholders = [int(it[1]) for it in _PLACEHOLDER.finditer(html)]
     # a parser sorts the attributes of an HTML tag
-    found = [number for _, same in groupby(words, lambda it: tags[it].within) for number in sorted(same)]
+    found = [number for _, same in groupby(placeholders, lambda it: tags[it].within) for number in sorted(same)]
     for styled, fix, opening in ((True, _SELECTOR_FIX, "{%"), (False, _POSITION_FIX, _KEPT)):
         checked = [it.styled == styled and it.text.startswith(opening) for it in tags]
         expected = [number for number, it in enumerate(checked) if it]
@@ -232,13 +232,13 @@ def _refuse(tag: _Tag, fix: str) -> NoReturn:
 def _restored(html: str, tags: list[_Tag]) -> str:
     pieces: list[str] = []
     line = at = 0
-    for word in _WORD.finditer(html):
-        tag = tags[int(word[1])]
-        between, text = html[at : word.start()], tag.text
+    for placeholder in _PLACEHOLDER.finditer(html):
+        tag = tags[int(placeholder[1])]
+        between, text = html[at : placeholder.start()], tag.text
         line += between.count("\n")
         if line < tag.line and not tag.fixed:
             text = _OPENING.sub("\\g<0>" + "\n" * (tag.line - line), text)
         line += text.count("\n")
         pieces += between, text
-        at = word.end()
+        at = placeholder.end()
     return "".join(pieces) + html[at:]

@@ -1,4 +1,4 @@
-"""The language of an e-mail: its translations, direction, dates and times (CLDR, through Babel)."""
+"""The language of an e-mail: its translations, text direction, dates and times (CLDR, through Babel)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ SOURCE = "en"
 """The language in which messages are written in templates."""
 _UNTRANSLATED = NullTranslations()
 _SPACES = str.maketrans("\u00a0\u202f", "  ")
-"""Spaces that break no line; some programs show them as boxes."""
+"""No-break spaces, which some programs show as boxes."""
 _LONGEST_ZONE = 5
 """Characters of a zone's abbreviation. Where a language has none, CLDR gives its long name."""
 
@@ -53,7 +53,7 @@ def normal_locale(locale: str) -> str:
 def fallbacks(locale: str) -> tuple[str, ...]:
     """Return `("de-at", "de")` for `de-AT`; nothing for an empty locale.
 
-    A language in another script is none: `zh-TW` is written in other characters than `zh`.
+    A language in another script is no fallback: `zh-TW` is written in other characters than `zh`.
     """
     parts = normal_locale(locale).split("-") if locale else []
     script = _script(parts)

@@ -15,14 +15,14 @@ from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 
 from .brand import Brand
-from .catalog_rules import of_catalogs
+from .catalog_rules import check_catalogs
 from .catalogs import FOLDER
-from .file_rules import of_files
-from .finding import Finding, of_error
+from .file_rules import check_files
+from .finding import Finding, error_finding
 from .identity import MailIdentity
 from .language import SOURCE, normal_locale
 from .mail_template import MailTemplate
-from .sources import SourceMarkers, of_source
+from .sources import SourceMarkers, check_source
 from .template_check import TemplateCheck
 from .template_data import template_data
 from .templates import LOCALE, TemplateError, Templates
@@ -80,16 +80,16 @@ def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
     `metadata` are the keys that producers always set, with an example for each. The built-in templates are also checked
     without a brand and with a full one. Raises `MalformedError` for metadata that no job can have.
     """
-    faults: list[TemplateError] = []
+    errors: list[TemplateError] = []
     templates_dir = identity.templates_dir
-    templates = Templates(templates_dir, identity.default_locale, faults, (SourceMarkers,), inline=False)
-    # as the worker compiles them, where the others have markers, and keep tags that are not closed
-    sent = cache(lambda: Templates(templates_dir, identity.default_locale, faults))
+    templates = Templates(templates_dir, identity.default_locale, errors, (SourceMarkers,), inline=False)
+    # compiled as in the worker; the others have markers, and keep tags that are not closed
+    sent = cache(lambda: Templates(templates_dir, identity.default_locale, errors))
     rendered: dict[Finding, set[str]] = {}
     for it in _identities(identity):
         for locale, finding in _rendered(templates, sent, it, metadata):
             rendered.setdefault(finding, set()).add(locale)
-    found = {of_error(fault) for fault in faults}
+    found = {error_finding(error) for error in errors}
     found.update(_with_languages(it, locales) for it, locales in rendered.items())
     reported = {_place(it) for it in found if it.unknown}
     found.update(it for it in _unrendered(templates, templates_dir, metadata) if _place(it) not in reported)
@@ -97,7 +97,7 @@ def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
 
 
 def _identities(identity: MailIdentity) -> list[MailIdentity]:
-    """Return the identities as which the templates are rendered."""
+    """Return the identities for which the templates are rendered."""
     if identity.templates_dir is not None:
         return [identity]
     others = replace(identity, brand=Brand(), subject_time=False), replace(identity, brand=_BRAND, subject_time=True)
@@ -147,10 +147,10 @@ def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
 def _unrendered(templates: Templates, templates_dir: Path | None, metadata: Mapping[str, Any]) -> Iterator[Finding]:
     for file in sorted(templates.read):
         with suppress(JinjaError):  # a file that does not compile, or whose layout does not, is already reported
-            yield from (Finding(*flaw) for flaw in of_source(templates, file, metadata))
+            yield from check_source(templates, file, metadata)
     if templates_dir is not None:
-        yield from (Finding(*flaw) for flaw in of_files(templates, templates_dir))
-    yield from (Finding(*flaw) for flaw in of_catalogs(templates, templates_dir))
+        yield from check_files(templates, templates_dir)
+    yield from check_catalogs(templates, templates_dir)
 
 
 def _place(it: Finding) -> tuple[str, int | None, str | None]:

@@ -11,7 +11,7 @@ from .inlined import inlined
 from .template_analysis import GETTEXT, Parsed
 
 BUILT_IN_PREFIX = "built-in/"
-"""Before the path of a built-in file that the operator's file of the same path must not override."""
+"""Prefix of the path of a built-in file that the operator's file of the same path must not override."""
 
 _Key = tuple[str, str, bool, frozenset[str]]
 """A built-in file: its path and source, and how it is read."""
@@ -50,7 +50,7 @@ class TemplateLoader(FileSystemLoader):
         return self._parsed[path]
 
     def _parse(self, environment: Environment, path: str, source: str) -> Parsed:
-        tree = environment.parse(source, path)  # first of all, because an error names a column of this source
+        tree = environment.parse(source, path)  # first, because an error must name a line of this source
         changed = _inlined(source, path)
         return (changed, environment.parse(changed, path)) if self._inline and changed != source else (source, tree)
 

@@ -60,9 +60,9 @@ class Page:
         self.elements = reader.elements
         self.texts = reader.texts
         """The pieces of text that people see."""
-        self.css = "\n".join(_COMMENT.sub("", text) for it in self.of("style") for text in it.texts)
+        self.css = "\n".join(_COMMENT.sub("", text) for it in self.find("style") for text in it.texts)
 
-    def of(self, *tags: str) -> Iterator[Element]:
+    def find(self, *tags: str) -> Iterator[Element]:
         """Yield the elements with these names."""
         return (it for it in self.elements if it.tag in tags)
 
@@ -74,7 +74,7 @@ class Page:
     @property
     def declares_dark(self) -> bool:
         """Whether `color-scheme` names dark mode, so that mail programs do not change the colours themselves."""
-        metas = (it.attributes for it in self.of("meta"))
+        metas = (it.attributes for it in self.find("meta"))
         declared = [it.get("content", "") for it in metas if it.get("name", "").lower() == "color-scheme"]
         return any("dark" in it for it in (*declared, *_SCHEME.findall(self.css)))
 
@@ -103,13 +103,13 @@ def declarations(style: str) -> dict[str, str]:
             continue
         if is_important:
             important.add(name)
-        found.pop(name, None)  # the order tells whether `background` or `background-color` is the last one
+        found.pop(name, None)  # the order shows whether `background` or `background-color` is the last one
         found[name] = _IMPORTANT.sub("", value)
     return found
 
 
 class _Reader(HTMLParser):
-    """Reads HTML whose elements are closed, which css-inline writes."""
+    """Parses the HTML that css-inline writes, in which all elements are closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class Preview(NamedTuple):
 
 
 _Made = WeakKeyDictionary[TenantComposer, dict[tuple[str, str], Preview | str]]
-"""Each preview by template and language, or why it failed; of a tenant that has changed, it is built again."""
+"""Each preview, or why it failed, by template and language. A tenant that has changed gets new ones."""
 
 
 class Choice(NamedTuple):

@@ -1,6 +1,6 @@
 """Rules for a rendered e-mail with a code. Each remark names the problem and the fix.
 
-An error keeps people from reading the code, or breaks the e-mail; a warning is for the operator to decide.
+An error means that people cannot read the code, or that the e-mail is broken. A warning may be intended.
 """
 
 import re
@@ -25,7 +25,7 @@ _LINK = re.compile(r"\bhttps?://", re.IGNORECASE)
 _OTHER_CODES = tuple("0" * length for length in range(4, 11))
 
 
-def of_subject(subject: str, code: str) -> Iterator[Remark]:
+def check_subject(subject: str, code: str) -> Iterator[Remark]:
     """Check a subject as the template rendered it."""
     line = subject.strip()
     if not line:
@@ -33,35 +33,36 @@ def of_subject(subject: str, code: str) -> Iterator[Remark]:
     if re.search(r"[\r\n]", line):
         yield "warning", "has a line break, which becomes a space; write it in one line"
     if len(line) > _SUBJECT_LIMIT:
-        yield "warning", f"has {len(line)} characters; beyond {_SUBJECT_LIMIT} it is folded and cut off in lists"
+        yield "warning", f"has {len(line)} characters; beyond {_SUBJECT_LIMIT}, it is folded and lists cut it off"
     if code in line:
-        yield "warning", "shows the code, so that lock screens show it too; leave {{ otp }} out unless you want that"
+        yield "warning", "shows the code, so that lock screens show it too; remove {{ otp }} unless that is intended"
 
 
-def of_text(text: str, code: str, *, notice: bool) -> Iterator[Remark]:
+def check_text(text: str, code: str, *, notice: bool) -> Iterator[Remark]:
     """Check a plain text; `notice` means that neither body shows the code, which may be intended."""
-    yield from _code(text, code, "error", notice=notice)
+    yield from _check_code(text, code, "error", notice=notice)
     if _LINK.search(text):
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
 
 
-def of_html(page: Page, code: str, locale: str, logo_url: str, *, notice: bool) -> Iterator[Remark]:
+def check_html(page: Page, code: str, locale: str, logo_url: str, *, notice: bool) -> Iterator[Remark]:
     """Check an HTML body in a language; an empty `locale` means that the template has none."""
-    yield from _code(visible(page), code, "warning", notice=notice)
-    if any(page.of("script")):
+    yield from _check_code(visible(page), code, "warning", notice=notice)
+    if any(page.find("script")):
         yield "error", "has a <script>; mail programs remove it, and filters refuse the mail"
-    if loads := set(_loads(page, logo_url)):
-        yield "warning", f"loads from elsewhere ({', '.join(sorted(loads))}); it is blocked, and tracks people"
+    if loads := set(_remote_content(page, logo_url)):
+        text = f"loads content from other hosts ({', '.join(sorted(loads))})"
+        yield "warning", f"{text}; mail programs block it, because it can track people"
     if any(map(_is_link, page.elements)) or _LINK.search(visible(page)):
         yield "warning", "has a link; people learn to click in e-mails that carry codes"
-    for it in page.of("img"):
+    for it in page.find("img"):
         if "alt" not in it.attributes:
-            yield "warning", f'has {it.shown} without alt; write what it shows, or alt="" if it only decorates'
+            yield "warning", f'has {it.shown} without alt; describe the image, or write alt="" if it is decoration'
     if (size := len(page.html.encode(errors="replace"))) > _GMAIL_LIMIT:
         yield "warning", f"has {size / 1000:.0f} kB; Gmail cuts it off beyond {_GMAIL_LIMIT // 1000} kB"
     if page.css_error:
         yield "warning", f"has a style attribute that cannot be read ({page.css_error}); correct it"
-    yield from _language(page, locale)
+    yield from _check_language(page, locale)
 
 
 def visible(page: Page) -> str:
@@ -69,20 +70,20 @@ def visible(page: Page) -> str:
     return "\n".join(page.texts)
 
 
-def of_lines(content: str, code: str) -> Iterator[Remark]:
+def check_line_breaks(content: str, code: str) -> Iterator[Remark]:
     """Check that quoted-printable, in which each line has at most 76 characters, breaks no code of usual length.
 
-    Also for a text that would be sent as 7bit: one name that is not ASCII is enough for the other encoding.
+    This includes texts that would be sent as 7bit, because a single name that is not ASCII changes the encoding.
     """
     for line in content.splitlines():
         if code in line and any(one.encode() not in quoted(line.replace(code, one)) for one in _OTHER_CODES):
-            yield "warning", "breaks the code within a line of quoted-printable; start a new line before {{ otp }}"
+            yield "warning", "has the code in a line that quoted-printable breaks; start a new line before {{ otp }}"
             return
 
 
-def of_both(text: str, page: Page, values: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def compare_bodies(text: str, page: Page, values: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return the values that only the HTML shows, and those that only the plain text shows, by name."""
-    pieces = (*page.texts, *(it.attributes.get("alt", "") for it in page.of("img")))
+    pieces = (*page.texts, *(it.attributes.get("alt", "") for it in page.find("img")))
     in_text, in_html = _words(text), _words(" ".join(pieces))
     shown = {name: words for name, value in values.items() if (words := _words(value))}
     return (
@@ -95,7 +96,7 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def _loads(page: Page, logo_url: str) -> Iterator[str]:
+def _remote_content(page: Page, logo_url: str) -> Iterator[str]:
     for it in page.elements:
         for name, value in it.attributes.items():
             loading = name in _LOADING or (it.tag == "link" and name == "href")
@@ -113,11 +114,11 @@ def _is_link(it: Element) -> bool:
     )
 
 
-def _language(page: Page, locale: str) -> Iterator[Remark]:
-    declared, direction = (_of_root(page, it) for it in ("lang", "dir"))
+def _check_language(page: Page, locale: str) -> Iterator[Remark]:
+    declared, direction = (_root_attribute(page, it) for it in ("lang", "dir"))
     expected, lang = locale.partition("-")[0], declared.replace("_", "-").partition("-")[0].lower()
     if not lang:
-        yield "warning", 'has no language; write <html lang="…">, so that screen readers pronounce it correctly'
+        yield "warning", 'has no language; write <html lang="…">, so that screen readers pronounce the text correctly'
     elif expected and lang != expected:
         yield "warning", f'has lang="{declared}", which is not the language of this e-mail; write lang="{{{{ lang }}}}"'
     if (expected or lang) in _RIGHT_TO_LEFT and direction.lower() != "rtl":
@@ -125,8 +126,8 @@ def _language(page: Page, locale: str) -> Iterator[Remark]:
         yield "warning", f'is in a language that is written from right to left; write <html dir="{needed}">'
 
 
-def _of_root(page: Page, name: str) -> str:
-    found = [it.attributes[name] for it in page.of("html", "body") if name in it.attributes]
+def _root_attribute(page: Page, name: str) -> str:
+    found = [it.attributes[name] for it in page.find("html", "body") if name in it.attributes]
     return found[-1] if found else ""
 
 
@@ -135,7 +136,7 @@ def shows(text: str, code: str) -> bool:
     return code in re.sub(r"[\W_]+", "", text)
 
 
-def _code(text: str, code: str, scattered: Level, *, notice: bool) -> Iterator[Remark]:
+def _check_code(text: str, code: str, scattered: Level, *, notice: bool) -> Iterator[Remark]:
     whole = len(re.findall(rf"(?<![\w-]){re.escape(code)}(?![\w-])", text))
     if whole > 1:
         yield "warning", f"shows the code {whole} times; show it once"

@@ -13,7 +13,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 
-from .rules import Level
+from .finding import Finding
 from .template_analysis import GETTEXT
 from .templates import Templates
 
@@ -25,7 +25,7 @@ NAMES = (
 )  # fmt: skip
 """Names that a template may use for every job."""
 _SHORT = {"lang", "dir"}
-"""Names to which too many others are similar."""
+"""Names that too many others resemble, so they are never suggested."""
 
 
 class SourceMarkers(Extension):
@@ -34,7 +34,7 @@ class SourceMarkers(Extension):
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         """Mark all pieces except blank ones, which must stay false in a condition, and those of a message.
 
-        The text of a message finds its translation.
+        The text of a message is the key of its translation, so it must not change.
         """
         in_message = False
         for token in stream:
@@ -89,17 +89,6 @@ def without_markers(text: str) -> str:
     return _MARKER.sub("", text)
 
 
-class Flaw(NamedTuple):
-    """An error in a file, by its path below the templates' folder."""
-
-    file: str
-    line: int | None
-    level: Level
-    text: str
-    unknown: str | None = None
-    """The unknown name, if the flaw is about one."""
-
-
 def likely(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name that is most similar, if one is similar enough."""
     by_lower = {it.lower(): it for it in known}
@@ -115,14 +104,14 @@ def misspelt(name: str, given: Container[str]) -> str | None:
     return next((it for it in known if sorted(it) == sorted(name)), None) or likely(name, known, 0.75)
 
 
-def of_source(templates: Templates, file: str, given: Container[str]) -> Iterator[Flaw]:
+def check_source(templates: Templates, file: str, given: Container[str]) -> Iterator[Finding]:
     """Check the source of one file; `given` are the keys that producers set in metadata."""
     tree = templates.parse(file)
     assigned = {it.name for it in tree.find_all(nodes.Name) if it.ctx != "load"}
     for it in tree.find_all(nodes.Name):
         if it.ctx == "load" and it.name not in assigned and (meant := misspelt(it.name, given)):
             text = f"'{it.name}' is unknown; did you mean {meant}?"
-            yield Flaw(file, it.lineno, "warning", text, it.name)
+            yield Finding(file, it.lineno, "warning", text, it.name)
     parents = _parents(templates, tree)
     if not parents:
         return
@@ -132,14 +121,14 @@ def of_source(templates: Templates, file: str, given: Container[str]) -> Iterato
             if child.name in known:
                 continue
             if templates.is_own_file(file):
-                yield Flaw(file, child.lineno, "error", _unknown_block(child.name, parents[0], known))
+                yield Finding(file, child.lineno, "error", _unknown_block(child.name, parents[0], known))
             else:
                 text = f"has no block '{child.name}', so what the built-in templates write into it is never printed"
                 changed = next((it for it in parents if templates.is_own_file(it)), parents[0])
-                yield Flaw(changed, None, "warning", f"{text}; add the block unless you want that")
+                yield Finding(changed, None, "warning", f"{text}; add the block unless that is intended")
         elif not _is_blank(child):
             text = f"this text is never printed, because the file extends {parents[0]}; write it into a block"
-            yield Flaw(file, _line(child), "error", text)
+            yield Finding(file, _line(child), "error", text)
 
 
 def _line(output: nodes.Output) -> int:

@@ -10,13 +10,13 @@ from jinja2 import Template
 from otp_stream.core.mail import ComposeError
 
 from .brand import Brand
-from .client_rules import of_clients
-from .color_rules import of_colors
-from .finding import Finding, of_error
+from .client_rules import check_client_support
+from .color_rules import check_colors
+from .finding import Finding, error_finding
 from .mail_template import MailTemplate
 from .nesting import Nesting
 from .page import Page
-from .rules import Remark, of_both, of_html, of_lines, of_subject, of_text, shows, visible
+from .rules import Remark, check_html, check_line_breaks, check_subject, check_text, compare_bodies, shows, visible
 from .sources import Rendered, misspelt
 from .templates import BUILT_IN
 
@@ -43,10 +43,7 @@ _Parts = tuple[Rendered, Rendered, Rendered]
 
 @dataclass(slots=True)
 class TemplateCheck:
-    """The check of one template in one language; `data` are the values of a sample job.
-
-    If the same files have been checked in another language, so have the jobs without some values.
-    """
+    """Checks one template in one language; `data` are the values of a sample job."""
 
     template: MailTemplate
     sent: Callable[[], MailTemplate | None]
@@ -54,7 +51,7 @@ class TemplateCheck:
     locale: str
     data: dict[str, Any]
     first: bool = True
-    """Whether its files have not been checked in another language."""
+    """Whether its files have not been checked in another language. Only then, optional values are left out, too."""
 
     def findings(self) -> set[Finding]:
         """Return everything that is found."""
@@ -65,7 +62,7 @@ class TemplateCheck:
         if self.first:
             self._check_optional(full, found)
         found.update(_nesting(full[2]))
-        found.update(self._of_parts(full, self._render(_OTHER_EXPIRY, found) if self.first else None))
+        found.update(self._check_parts(full, self._render(_OTHER_EXPIRY, found) if self.first else None))
         return found
 
     def _check_optional(self, full: _Parts, found: set[Finding]) -> None:
@@ -77,7 +74,7 @@ class TemplateCheck:
                 if bare[2].text != full[2].text:
                     found.update(_nesting(bare[2]))
 
-    def _of_parts(self, full: _Parts, other: _Parts | None) -> Iterator[Finding]:
+    def _check_parts(self, full: _Parts, other: _Parts | None) -> Iterator[Finding]:
         """Check the three parts; `other` have another time of expiry."""
         subject, text, html = (it.text for it in full)
         code = str(self.data["otp"])
@@ -86,13 +83,13 @@ class TemplateCheck:
         # the built-in e-mails all have a code, so an operator's version of one has it, too
         built_in = (BUILT_IN / str(self.template.html.name)).is_file()
         notice = not built_in and not shows(text, code) and not shows(visible(page), code)
-        yield from _about(self.template.subject, of_subject(subject, code))
-        yield from _about(self.template.text, of_text(text, code, notice=notice), of_lines(text, code))
+        yield from _about(self.template.subject, check_subject(subject, code))
+        yield from _about(self.template.text, check_text(text, code, notice=notice), check_line_breaks(text, code))
         of_page = (
-            of_html(page, code, self.locale, brand.logo_url, notice=notice),
-            of_lines(page.html, code),
-            of_colors(page),
-            of_clients(page),
+            check_html(page, code, self.locale, brand.logo_url, notice=notice),
+            check_line_breaks(page.html, code),
+            check_colors(page),
+            check_client_support(page),
         )
         yield from _about(self.template.html, *of_page)
         if not self.first:
@@ -112,7 +109,7 @@ class TemplateCheck:
             yield Finding(str(it.name), None, "warning", _NO_EXPIRY)
         shown = {name: str(self.data[name] or "") for name in _IN_BOTH[bool(without_expiry) :]}
         shown |= {"brand.name": brand.name, "brand.contact": brand.contact}
-        only_html, only_text = of_both(text, page, shown)
+        only_html, only_text = compare_bodies(text, page, shown)
         yield from _unlike(self.template.text, only_html, "HTML")
         yield from _unlike(self.template.html, only_text, "plain text")
 
@@ -129,9 +126,9 @@ class TemplateCheck:
             except ComposeError as error:
                 unknown = _UNKNOWN.search(str(error))
                 if unknown is None:
-                    found.add(of_error(ComposeError(f"{error}{when}")))
+                    found.add(error_finding(ComposeError(f"{error}{when}")))
                     return None
-                found.add(replace(of_error(error, _unknown_name(unknown[1])), unknown=unknown[1]))
+                found.add(replace(error_finding(error, _unknown_name(unknown[1])), unknown=unknown[1]))
                 self.data[unknown[1]] = "x"
             else:
                 return Rendered(subject), Rendered(text), Rendered(html)
@@ -169,5 +166,5 @@ def _unlike(template: Template, names: list[str], other: str) -> Iterable[Findin
     if names:
         shown = ", ".join(f"{{{{ {it} }}}}" for it in names)
         yield Finding(
-            str(template.name), None, "warning", f"does not show {shown}, as the {other} does; write both alike"
+            str(template.name), None, "warning", f"does not show {shown}, as the {other} does; show it in both"
         )

@@ -28,7 +28,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "add_device": ("newdevice", "device", "confirmdevice", "trustdevice"),
     "delete_account": ("accountdeletion", "closeaccount"),
 }
-"""The purposes for which the built-in templates have words, each with other spellings of it."""
+"""The purposes that the built-in templates name, each with other spellings."""
 _ACTIONS = {
     re.sub(r"[\W_]", "", spelling): action for action, others in ACTIONS.items() for spelling in (action, *others)
 }
@@ -59,7 +59,7 @@ def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[
     data.update(
         locale=metadata.locale,
         expiryMinutes=int(minutes) if minutes == int(minutes) else round(minutes, 1),
-        # one value for each minute: a cut-off time is never too late
+        # one value for each minute, so that it can be cached; rounded down, so that it is never after the expiry
         validUntil=moment(_whole_minute(job.shown_expiry_ms), locale, zone, dated=life_ms >= _HALF_DAY_MS),
         validCount=count,
         validUnit=unit,

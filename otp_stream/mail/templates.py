@@ -42,19 +42,19 @@ class TemplateError(Exception):
 class Templates:
     """Every template in every language. Raises `TemplateError` if one cannot be compiled.
 
-    With a list of `faults`, errors are added to it instead, and templates with errors are left out.
+    With a list of `errors`, errors are added to it instead, and templates with errors are left out.
     """
 
     def __init__(
         self,
         override: Path | None,
         default_locale: str,
-        faults: list[TemplateError] | None = None,
+        errors: list[TemplateError] | None = None,
         extensions: Sequence[type[Extension]] = (),
         *,
         inline: bool = True,
     ) -> None:
-        self._faults = faults
+        self._errors = errors
         self.referenced: set[str] = set()
         """Every file that another one extends, includes or imports by a constant name."""
         self.read: set[str] = set()
@@ -71,7 +71,7 @@ class Templates:
         self.catalogs = self._read_catalogs()
         self._templates = {name: self._languages(name) for name in self._names()}
         self._found: dict[tuple[str, str | None], MailTemplate] = {}
-        if faults is None:  # `lint` reads the syntax trees again
+        if errors is None:  # `lint` reads the syntax trees again
             self._loader.clear()
 
     @property
@@ -130,12 +130,12 @@ class Templates:
         return {folder.name for folder in folders if NAME.fullmatch(folder.name) and folder.name != FOLDER}
 
     def _read_catalogs(self) -> Catalogs:
-        faults: list[CatalogError] = []
-        found = Catalogs(self._roots, faults)
-        if self._faults is None and faults:
-            raise TemplateError(str(faults[0]))
-        if self._faults is not None:
-            self._faults += (TemplateError(str(it)) for it in faults)
+        errors: list[CatalogError] = []
+        found = Catalogs(self._roots, errors)
+        if self._errors is None and errors:
+            raise TemplateError(str(errors[0]))
+        if self._errors is not None:
+            self._errors += (TemplateError(str(it)) for it in errors)
         return found
 
     def _languages(self, name: str) -> dict[str, MailTemplate]:
@@ -154,9 +154,9 @@ class Templates:
                 if template := self._template(name, locale, paths):
                     templates[locale] = template
             except TemplateError as error:
-                if self._faults is None:
+                if self._errors is None:
                     raise
-                self._faults.append(error)
+                self._errors.append(error)
         return templates
 
     def _template(self, name: str, locale: str, paths: Mapping[str, list[str]]) -> MailTemplate | None:

@@ -1,4 +1,4 @@
-"""The templates while the worker runs: folders are read again when a file in them changes."""
+"""Compiles templates again when a file in their folder changes while the worker runs."""
 
 import asyncio
 from contextlib import suppress
@@ -14,9 +14,9 @@ from .templates import TemplateError
 
 POLL_S = 2.0
 _SETTLE_S = 0.2
-"""Files that do not change for so long are complete. A program may still be writing others."""
+"""Files are used after they have not changed for this long: a program may still be writing them."""
 _MAX_SHARE = 0.02
-"""Share of the time that may be spent on looking at folders: 200 of them take 0.1 s."""
+"""Share of the time that may be spent on scanning folders: a scan of 200 takes 0.1 s."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -24,35 +24,35 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class WatchedTemplates:
     """Compiles the templates of all tenants again when their folders change.
 
-    Templates that cannot be used change nothing, and their problem is logged once.
+    If the new templates cannot be used, the earlier ones stay in use, and the problem is logged once.
     """
 
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
         self._failed: object = None
         """The state of the folders that could not be used."""
-        self._look_s = 0.0
-        """How long the last look at the folders took."""
+        self._scan_s = 0.0
+        """Duration of the last scan of the folders."""
         self._requested = asyncio.Event()
 
     def request(self) -> None:
-        """Look at the folders at once instead of at the next poll."""
+        """Scan the folders at once instead of at the next poll."""
         self._requested.set()
 
     async def watch(self) -> None:
-        """Look at the folders every two seconds until cancelled."""
+        """Scan the folders every two seconds until cancelled."""
         while True:
             await self.refresh()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._requested.wait(), max(POLL_S, self._look_s / _MAX_SHARE))
+                await asyncio.wait_for(self._requested.wait(), max(POLL_S, self._scan_s / _MAX_SHARE))
             self._requested.clear()
 
     async def refresh(self) -> None:
-        """Look at the folders now, and compile what has changed."""
+        """Scan the folders now, and compile what has changed."""
         composer = self._composer
         began = monotonic()
         seen = await in_thread(composer.folders, "templates")
-        self._look_s = monotonic() - began
+        self._scan_s = monotonic() - began
         if seen == composer.used_folders:
             self._failed = None
             return

@@ -124,7 +124,7 @@ def test_an_unfinished_plural_never_puts_an_english_sentence_into_a_mail(tmp_pat
     assert sent(tmp_path, "sv") == sent(None, "en")
 
 
-NO_PLACEHOLDER = "has a % that begins no placeholder; write it as %%"
+NO_PLACEHOLDER = "has a % that is not part of a placeholder; write it as %%"
 KEYWORD = "Unknown or misformatted keyword; correct it"
 PLURAL = '"Plural-Forms: nplurals=2; plural={};\\n"\n'
 
@@ -144,17 +144,17 @@ PLURAL = '"Plural-Forms: nplurals=2; plural={};\\n"\n'
         (f"\n{plural('%(otp)s', '%(count)s')}\n", ", line 5: %(otp)s is not in the message"),
         (f'\nmsgid "{TITLE}"\nmsgstr "Code \ue000"\n', ", line 5: contains a private-use character"),
         (PLURAL.format("__import__(1)"), ": invalid token in plural form"),
-        (PLURAL.format("n"), ": Plural-Forms gives a form that is not below nplurals=2; correct its header"),
+        (PLURAL.format("n"), ": Plural-Forms yields a form that is not less than nplurals=2; correct its header"),
         (PLURAL.format("1/n"), "zero; correct its header"),
     ],
 )
-def test_a_catalogue_with_an_error_ends_the_start_with_file_line_and_fix(tmp_path: Path, text: str, found: str) -> None:
+def test_a_catalogue_with_an_error_is_refused_with_file_line_and_fix(tmp_path: Path, text: str, found: str) -> None:
     catalog(tmp_path, "de", header=HEADER + text)
     assert error(tmp_path).startswith("locales/de.po")
     assert found in error(tmp_path)
 
 
-def test_an_unknown_encoding_ends_the_start(tmp_path: Path) -> None:
+def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
     catalog(tmp_path, "de", header=HEADER.replace("utf-8", "klingon"))
     assert error(tmp_path).startswith("locales/de.po: unknown encoding: klingon; correct its header")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from template_folders import GOOD, found, put, write
 
-from otp_stream.mail.finding import of_error
+from otp_stream.mail.finding import error_finding
 from otp_stream.mail.lint import lint_at_start
 from otp_stream.mail.templates import TemplateError, Templates
 
@@ -168,7 +168,7 @@ def test_a_file_that_may_be_missing_is_no_error(tmp_path: Path, tag: str) -> Non
         ("otp/de/bdy.txt", "error", "rename it to body.txt"),
         ("otp/footer.txt", "warning", "no template includes it"),
         ("otp/deutsch/body.txt", "error", "rename it to de"),
-        ("otp/klingon/body.txt", "error", "by its code, such as de or de-AT"),
+        ("otp/klingon/body.txt", "error", "after its code, such as de or de-AT"),
         ("otp/de/AT/body.txt", "error", "a regional language de-AT"),
         ("body.txt", "error", "move it to a template's folder, such as otp/body.txt"),
         ("Layout.html", "error", "rename it to layout.html"),
@@ -205,7 +205,7 @@ def test_both_ways_to_write_a_language_are_read_and_a_file_in_both_is_an_error(t
     assert places(tmp_path) == [("mine/fr_CA/body.txt", None, "error")]
 
 
-def test_a_folder_in_capitals_does_not_hide_our_translations_into_that_language(tmp_path: Path) -> None:
+def test_a_folder_in_capitals_does_not_hide_the_built_in_translations_into_that_language(tmp_path: Path) -> None:
     put(tmp_path, otp__DE__subject_txt="Code")
     template = Templates(tmp_path, "en").get("otp", "de")
     assert (template.subject.name, template.text.name) == ("otp/DE/subject.txt", "otp/body.txt")
@@ -244,8 +244,8 @@ def test_a_fault_of_a_shared_file_is_one_of_every_template_that_uses_it(tmp_path
 
 
 def test_an_error_without_a_place_is_shown_as_it_is() -> None:
-    assert of_error(TemplateError("the disk is full")).text == "the disk is full"
-    it = of_error(TemplateError("template my layout.html, line 3: unexpected: end"))
+    assert error_finding(TemplateError("the disk is full")).text == "the disk is full"
+    it = error_finding(TemplateError("template my layout.html, line 3: unexpected: end"))
     assert (it.file, it.line, it.text) == ("my layout.html", 3, "unexpected: end")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import translations
 from babel.messages.pofile import read_po
-from template_folders import CATALOG_HEADER, GOOD, catalog, found, of_catalogs, put, write
+from template_folders import CATALOG_HEADER, GOOD, catalog, catalog_findings, found, put, write
 
 from otp_stream.mail import catalog_rules
 from otp_stream.mail import templates as templates_module
@@ -61,26 +61,28 @@ def test_a_built_in_message_that_is_missing_or_fuzzy_is_an_error(
     ]
 
 
-def test_an_own_template_whose_messages_are_translated_into_every_language_of_its_catalogues_has_no_error(
+def test_an_operators_template_whose_messages_are_translated_into_every_language_of_its_catalogues_has_no_error(
     tmp_path: Path,
 ) -> None:
     write(tmp_path, subject_txt=HELLO, body_txt=GOOD["body.txt"] + HELLO, body_html=f"{PAGE}{HELLO}")
     catalog(tmp_path, "de", "Hello=Hallo")
-    assert {it[2] for it in of_catalogs(tmp_path)} == {"warning"}
+    assert {it[2] for it in catalog_findings(tmp_path)} == {"warning"}
     others = ", ".join(it for it in TRANSLATED if it != "de")
     text = f"is not translated into {others}, so the e-mail is sent in English there; add catalogues such as "
-    assert ("mine/subject.txt", None, "warning", f"{text}locales/ar.po unless you want that") in of_catalogs(tmp_path)
+    assert ("mine/subject.txt", None, "warning", f"{text}locales/ar.po unless that is intended") in catalog_findings(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("messages", [(), ("Hello=",), ('#, fuzzy\nmsgid "Hello"\nmsgstr "Hallo"',)])
-def test_a_message_that_is_missing_empty_or_fuzzy_in_an_own_catalogue_is_an_error(
+def test_a_message_that_is_missing_empty_or_fuzzy_in_an_operators_catalogue_is_an_error(
     tmp_path: Path, messages: tuple[str, ...]
 ) -> None:
     write(tmp_path, subject_txt=HELLO + "{% trans %}Bye{% endtrans %}")
     catalog(tmp_path, "sv", "Bye=Hej då", *messages)
     catalog(tmp_path, "da", *messages)
     in_english = "so the e-mail is sent in English"
-    assert [it for it in of_catalogs(tmp_path) if it[2] == "error"] == [
+    assert [it for it in catalog_findings(tmp_path) if it[2] == "error"] == [
         (
             "mine/subject.txt", None, "error",
             f"2 messages are not translated into da, {in_english}; translate 'Bye' in locales/da.po",
@@ -94,23 +96,23 @@ def test_a_message_that_is_missing_empty_or_fuzzy_in_an_own_catalogue_is_an_erro
 
 def test_a_new_language_that_is_not_finished_is_an_error(tmp_path: Path) -> None:
     catalog(tmp_path, "sv", "Your one-time code=Din kod", "Reset your password=")
-    (error,) = of_catalogs(tmp_path)
+    (error,) = catalog_findings(tmp_path)
     assert error[:3] == ("locales/sv.po", None, "error")
-    assert "missing, fuzzy or not translated, so nothing is sent in sv by otp, password_reset; translate" in error[3]
+    assert "missing, fuzzy or not translated, so otp, password_reset cannot be sent in sv; translate" in error[3]
 
 
-def test_a_language_of_an_own_template_does_not_have_to_be_one_of_the_built_in_ones(tmp_path: Path) -> None:
+def test_a_language_of_an_operators_template_does_not_have_to_be_one_of_the_built_in_ones(tmp_path: Path) -> None:
     put(tmp_path, mine__subject_txt=HELLO, mine__body_txt='{% extends "code.txt" %}', mine__body_html=PAGE)
     messages = sorted(Templates(tmp_path, "en").messages("mine/body.txt"))
     plural = 'msgid "{0}"\nmsgid_plural "{0}"\nmsgstr[0] "{0}"\nmsgstr[1] "{0}"'
     catalog(tmp_path, "sv", "Hello=Hej", *(plural.format(it) if "count" in it else f"{it}={it}" for it in messages))
-    assert [it for it in of_catalogs(tmp_path) if it[2] == "error"] == []
+    assert [it for it in catalog_findings(tmp_path) if it[2] == "error"] == []
 
 
 def test_a_fuzzy_message_instead_of_a_built_in_one_is_a_warning(tmp_path: Path) -> None:
     catalog(tmp_path, "de", '#, fuzzy\nmsgid "Your one-time code"\nmsgstr "Dein Code"')
-    fix = "correct it, and remove the mark"
-    assert of_catalogs(tmp_path) == [
+    fix = "correct it, and remove the fuzzy flag"
+    assert catalog_findings(tmp_path) == [
         (
             "locales/de.po", 6, "warning",
             f"the translation of 'Your one-time code' is fuzzy, so the built-in one is sent; {fix}",
@@ -120,28 +122,28 @@ def test_a_fuzzy_message_instead_of_a_built_in_one_is_a_warning(tmp_path: Path) 
 
 def test_a_shared_file_that_takes_a_language_from_built_in_templates_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, code_txt=(BUILT_IN / "code.txt").read_text() + HELLO)
-    lost = [it for it in of_catalogs(tmp_path) if it[:3] == ("code.txt", None, "error")]
+    lost = [it for it in catalog_findings(tmp_path) if it[:3] == ("code.txt", None, "error")]
     assert len(lost) == len(TRANSLATED)
     assert "one message is not translated into ar, so the e-mail is sent in English" in lost[0][3]
 
 
-def test_an_own_file_instead_of_a_translated_one_says_where_the_built_in_one_is_sent(tmp_path: Path) -> None:
+def test_an_operators_file_instead_of_a_translated_one_says_where_the_built_in_one_is_sent(tmp_path: Path) -> None:
     put(tmp_path, otp__subject_txt="Code", otp__de__subject_txt="Code")
     kept = ", ".join(it for it in TRANSLATED if it != "de")
     fix = "add {% trans %}, or files such as otp/ar/subject.txt, or set DEFAULT_LOCALE to its language"
-    assert of_catalogs(tmp_path) == [
+    assert catalog_findings(tmp_path) == [
         (
             "otp/subject.txt", None, "warning",
             f"has no {{% trans %}}, so the built-in file is sent in {kept}; {fix}",
         )
     ]  # fmt: skip
     put(tmp_path, otp__subject_txt=HELLO, otp__de__subject_txt=HELLO)
-    (german, general) = of_catalogs(tmp_path)
+    (german, general) = catalog_findings(tmp_path)
     assert "is not translated into de, so the e-mail is sent in English there" in german[3]
     assert "so the built-in file is sent there; add catalogues such as locales/ar.po" in general[3]
 
 
-def test_an_own_file_with_one_for_each_other_language_has_no_finding(tmp_path: Path) -> None:
+def test_an_operators_file_with_one_for_each_other_language_has_no_finding(tmp_path: Path) -> None:
     put(tmp_path, otp__subject_txt="Code", **{f"otp__{it}__subject_txt": "Code" for it in TRANSLATED})
     assert found(tmp_path) == []
 
@@ -149,9 +151,9 @@ def test_an_own_file_with_one_for_each_other_language_has_no_finding(tmp_path: P
 def test_text_without_trans_in_a_file_that_extends_a_translated_one_is_a_warning(tmp_path: Path) -> None:
     child = "{% extends 'code.html' %}{% block heading %}<b>&nbsp;</b>{% endblock %}"
     put(tmp_path, otp__body_html=child)
-    assert of_catalogs(tmp_path) == []
+    assert catalog_findings(tmp_path) == []
     put(tmp_path, otp__body_html=child.replace("&nbsp;", "Your code"))
-    ((file, _, level, text),) = of_catalogs(tmp_path)
+    ((file, _, level, text),) = catalog_findings(tmp_path)
     assert (file, level) == ("otp/body.html", "warning")
     assert text.startswith(
         "has text without {% trans %}, but extends a file that is translated, so e-mails mix languages"
@@ -159,13 +161,13 @@ def test_text_without_trans_in_a_file_that_extends_a_translated_one_is_a_warning
 
 
 def test_a_catalogue_needs_no_header(tmp_path: Path) -> None:
-    assert of_catalogs(catalog(tmp_path, "de", "Your one-time code=Dein Code", header="")) == []
+    assert catalog_findings(catalog(tmp_path, "de", "Your one-time code=Dein Code", header="")) == []
 
 
 def test_messages_that_no_template_uses_are_a_warning_with_their_line(tmp_path: Path) -> None:
     catalog(tmp_path, "de", "Your one-time code=Ihr Code", f"Gone{'x' * 80}=Weg", "Lost=Verloren")
     fix = "correct it to the text of the template, or remove it"
-    assert of_catalogs(tmp_path) == [
+    assert catalog_findings(tmp_path) == [
         (
             "locales/de.po", 8, "warning",
             f"2 messages are used by no template, such as 'Gone{'x' * 56}…'; {fix}",
@@ -178,7 +180,7 @@ def test_a_catalogue_that_cannot_be_read_is_an_error_with_its_line_and_others_ar
     catalog(tmp_path, "de", 'msgid "Hello"\nmsgstr "Hallo')
     catalog(tmp_path, "sv", "Hello=Hej %(name)s")
     catalog(tmp_path, "da", "Hello=Hej")
-    errors = [it for it in of_catalogs(tmp_path) if it[2] == "error"]
+    errors = [it for it in catalog_findings(tmp_path) if it[2] == "error"]
     assert [it[:2] for it in errors] == [("locales/de.po", 6), ("locales/sv.po", 5)]
     assert "%(name)s is not in the message" in errors[1][3]
     with pytest.raises(TemplateError, match=r"locales/de\.po, line 6: "):
@@ -192,25 +194,25 @@ def test_a_translation_without_a_placeholder_or_with_other_tags_is_found(tmp_pat
     plural = 'msgid "%(count)s day"\nmsgid_plural "%(count)s days"\nmsgstr[0] "ein Tag"\nmsgstr[1] "{}"'
     header = CATALOG_HEADER.replace("\n\n", '\n"Plural-Forms: nplurals=2; plural=(n != 1);\\n"\n\n')
     catalog(tmp_path, "de", "Hi <b>%(userName)s</b>=<i>Hallo</b>", plural.format("Tage"), header=header)
-    texts = [(it[1], it[2], it[3].partition(";")[0]) for it in of_catalogs(tmp_path) if it[0] == "locales/de.po"]
+    texts = [(it[1], it[2], it[3].partition(";")[0]) for it in catalog_findings(tmp_path) if it[0] == "locales/de.po"]
     assert texts == [
         (6, "error", "the translation of 'Hi <b>%(userName)s</b>' has other HTML tags than the message"),
-        (6, "warning", "the translation of 'Hi <b>%(userName)s</b>' is without %(userName)s"),
-        (9, "warning", "the translation of '%(count)s day' is without %(count)s"),
+        (6, "warning", "the translation of 'Hi <b>%(userName)s</b>' lacks %(userName)s"),
+        (9, "warning", "the translation of '%(count)s day' lacks %(count)s"),
     ]
     # one form may write the number in words
     catalog(
         tmp_path, "de", "Hi <b>%(userName)s</b>=<b>%(userName)s</b>", plural.format("%(count)s Tage"), header=header
     )
-    assert [it for it in of_catalogs(tmp_path) if it[0] == "locales/de.po"] == []
+    assert [it for it in catalog_findings(tmp_path) if it[0] == "locales/de.po"] == []
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("locales/german.po", "is in no language that is known; rename it to de.po"),
-        ("locales/messages.po", "name it by the code of a language, such as de.po or pt_BR.po"),
-        ("locales/xx.po", "name it by the code of a language, such as de.po or pt_BR.po"),
+        ("locales/german.po", "is named after no known language; rename it to de.po"),
+        ("locales/messages.po", "name it after a language code, such as de.po or pt_BR.po"),
+        ("locales/xx.po", "name it after a language code, such as de.po or pt_BR.po"),
         ("locales/de.mo", "run msgunfmt de.mo -o de.po"),
         ("locales/de/LC_MESSAGES/messages.po", "is not read; write one file for each language, such as locales/de.po"),
         ("locales/LC_MESSAGES/messages.mo", "is not read; write one file for each language, such as locales/de.po"),

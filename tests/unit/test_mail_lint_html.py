@@ -6,11 +6,11 @@ import pytest
 from template_folders import GOOD, found, identity, write
 
 from otp_stream.mail.brand import Brand
-from otp_stream.mail.client_rules import ATTRIBUTES, ELEMENTS, STYLES, of_clients
-from otp_stream.mail.color_rules import of_colors
+from otp_stream.mail.client_rules import ATTRIBUTES, ELEMENTS, STYLES, check_client_support
+from otp_stream.mail.color_rules import check_colors
 from otp_stream.mail.lint import lint
 from otp_stream.mail.page import Page, declarations
-from otp_stream.mail.rules import of_lines
+from otp_stream.mail.rules import check_line_breaks
 
 DARK = '<meta name="color-scheme" content="light dark">'
 
@@ -22,7 +22,7 @@ def of_body(root: Path, html: str, brand: Brand | None = None) -> list[str]:
 
 
 def colors(html: str) -> list[str]:
-    return [text.rpartition(";")[0] for _, text in of_colors(Page(html))]
+    return [text.rpartition(";")[0] for _, text in check_colors(Page(html))]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def colors(html: str) -> list[str]:
     ],
 )
 def test_text_without_enough_contrast_is_found(html: str, finding: str) -> None:
-    (text,) = [it[1] for it in of_colors(Page(html))]
+    (text,) = [it[1] for it in check_colors(Page(html))]
     assert finding in text
     assert "dark mode" not in text
 
@@ -151,13 +151,13 @@ def test_a_style_attribute_that_cannot_be_read_is_a_warning_and_no_style_sheet_a
     ],
 )
 def test_what_mail_programs_do_not_support_is_a_warning_with_their_names(html: str, finding: str) -> None:
-    assert any(f"uses {finding}" in text for level, text in of_clients(Page(html)) if level == "warning")
+    assert any(f"uses {finding}" in text for level, text in check_client_support(Page(html)) if level == "warning")
 
 
 def test_what_looks_similar_to_an_unsupported_feature_is_none() -> None:
     css = "background-position: left; position: static; float: none; text-transform: none; fill-opacity: 1; margin: 0"
     html = f"<style>/* position: fixed */ p:first-child {{ {css} }}</style><link rel=icon href=x><p style='{css}'>flex"
-    assert list(of_clients(Page(html))) == []
+    assert list(check_client_support(Page(html))) == []
 
 
 def test_the_table_of_mail_programs_names_a_page_and_a_fix_for_each_feature() -> None:
@@ -168,12 +168,14 @@ def test_the_table_of_mail_programs_names_a_page_and_a_fix_for_each_feature() ->
 
 def test_an_image_without_alt_is_found_and_the_logo_of_the_brand_is_not_loaded_from_elsewhere(tmp_path: Path) -> None:
     assert of_body(tmp_path, "<img src=x.png class=y>") == [
-        'has <img class="y"> without alt; write what it shows, or alt="" if it only decorates'
+        'has <img class="y"> without alt; describe the image, or write alt="" if it is decoration'
     ]
     brand = Brand(name="Acme", logo_url="https://acme.example/logo.png")
     logo = "<img alt='{{ brand.name }}' src='{}'>"
     other, own = logo.replace("{}", "https://other.example/x"), logo.replace("{}", "{{ brand.logo_url }}")
-    assert "loads from elsewhere (<img src>); it is blocked, and tracks people" in of_body(tmp_path, other, brand)
+    assert "loads content from other hosts (<img src>); mail programs block it, because it can track people" in of_body(
+        tmp_path, other, brand
+    )
     assert not any("loads" in it for it in of_body(tmp_path, own, brand))
 
 
@@ -195,9 +197,9 @@ def test_values_that_one_body_shows_and_the_other_one_does_not_are_named(tmp_pat
     assert [(it.file, it.text) for it in lint(identity(tmp_path, brand), {})] == [
         (
             "mine/body.html",
-            "does not show {{ userName }}, {{ requestPlace }}, as the plain text does; write both alike",
+            "does not show {{ userName }}, {{ requestPlace }}, as the plain text does; show it in both",
         ),
-        ("mine/body.txt", "does not show {{ brand.name }}, {{ brand.contact }}, as the HTML does; write both alike"),
+        ("mine/body.txt", "does not show {{ brand.name }}, {{ brand.contact }}, as the HTML does; show it in both"),
     ]
 
 
@@ -205,11 +207,11 @@ def test_a_code_that_quoted_printable_breaks_is_found(tmp_path: Path) -> None:
     assert of_body(tmp_path, "") == []
     before = "x" * 66
     (text,) = of_body(tmp_path, f"<p style='display:none'>\n{before} {{{{ otp }}}}</p>")
-    assert text == "breaks the code within a line of quoted-printable; start a new line before {{ otp }}"
-    assert [it[0] for it in of_lines(f"{before} 123456\n", "123456")] == ["warning"]
+    assert text == "has the code in a line that quoted-printable breaks; start a new line before {{ otp }}"
+    assert [it[0] for it in check_line_breaks(f"{before} 123456\n", "123456")] == ["warning"]
     # each é takes six characters of a line
-    assert list(of_lines("é" * 11 + " 123456", "123456"))
-    assert list(of_lines(f"{before}\n123456 {before}", "123456")) == []
+    assert list(check_line_breaks("é" * 11 + " 123456", "123456"))
+    assert list(check_line_breaks(f"{before}\n123456 {before}", "123456")) == []
 
 
 def test_a_finding_in_translations_only_names_their_languages(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_void_elements_optional_ends_and_comments_for_outlook_are_no_error(tmp_p
     assert [it for it in found(root) if it.level == "error"] == []
 
 
-def test_a_flaw_in_a_file_that_is_included_has_that_file_s_name_and_line(tmp_path: Path) -> None:
+def test_a_finding_in_an_included_file_names_that_file_and_line(tmp_path: Path) -> None:
     put(tmp_path, foot_html="<hr>\n{{ otp[:0] }}\n<b>x")
     root = write(tmp_path, body_html='<html lang="en">{{ otp }}\n\n\n{{ validUntil }}{% include "foot.html" %}')
     assert [(it.file, it.line, it.level) for it in found(root)] == [("foot.html", 3, "error")]
