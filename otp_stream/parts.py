@@ -32,7 +32,7 @@ _PROBE_FLAG_TTL_MS = 5_000
 """How long other workers can read the flag that a relay accepts mail again."""
 
 _LINT_PAUSE_S = 0.1
-"""Pause after the check of a tenant's templates, which takes 20 ms of CPU time: jobs come first."""
+"""Pause after checking a tenant's templates, which takes 20 ms of CPU time, so that jobs are not delayed."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -208,21 +208,21 @@ class Parts:
         """Log lint findings in the operator's templates: they compile, but a mail may lack some text."""
         for it in self.composer.own_templates():
             if not it.tenant:
-                _log_findings(_found(it.identity), {})
+                _log_findings(_lint(it.identity), {})
 
     async def _lint_tenants(self) -> None:
-        """Log those in the folders of tenants, the same one only once, beside the first jobs."""
+        """Log lint findings in the templates of tenants, each only once, while the first jobs are sent."""
         logged: set[object] = set()
         for it in list(self.composer.own_templates()):
             if it.tenant:
-                found = await in_thread(partial(_found, it.identity), "lint")
+                found = await in_thread(partial(_lint, it.identity), "lint")
                 new = [finding for finding in found if finding not in logged]
                 logged.update(new)
                 _log_findings(new, {"tenant": it.tenant})
                 await asyncio.sleep(_LINT_PAUSE_S)
 
 
-def _found(identity: MailIdentity) -> list[Finding]:
+def _lint(identity: MailIdentity) -> list[Finding]:
     if identity.templates_dir is None:
         return []
     try:

@@ -109,7 +109,7 @@ class OtpStream(AsgiFastStream):
             _log.warning("stopping at once", signal=name)
 
     def _handle_hangup(self) -> None:
-        """Read all files that may change at once on SIGHUP, which would end the process otherwise."""
+        """On SIGHUP, which would otherwise end the process, read the files again at once."""
         loop = asyncio.get_running_loop()
 
         def handle(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What the private relays from Debian's packages share: how they start and end, and what they ask: a policy."""
+"""The base of the private relays from Debian's packages: start, stop, and the policy that decides about mails."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ _STAGES = {"RCPT": "rcpt", "DATA": "data", "END-OF-MESSAGE": "body"}
 
 @dataclass
 class Policy:
-    """What a relay asks whether it refuses a recipient."""
+    """Decides which recipients a relay refuses, and at which stage."""
 
     refuse_sender_every: int = 0
     _senders: int = 0
@@ -56,10 +56,10 @@ class DebianRelay:
 
     refuse_sender_every: int = 0
     tls: tuple[Path, Path] | None = None
-    """Certificate and key: STARTTLS is offered then, or TLS is implicit."""
+    """Certificate and key. If set, the relay offers STARTTLS or uses implicit TLS."""
     implicit: bool = False
     login: tuple[str, str] | None = None
-    """User and password: required then."""
+    """User and password. If set, the relay requires a login."""
     port: int = field(default_factory=free_port)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="otp-relay-")))
     """Not the test's own folder, which the relay's unprivileged processes may not read."""

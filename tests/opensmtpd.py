@@ -24,7 +24,7 @@ action "keep" relay host "smtp://127.0.0.1:9"
 match from any for any action "keep"
 """
 _FILTER = "#!/bin/sh\ncat > /requests | cat /replies\n"
-"""OpenSMTPD talks with a filter by the filter's standard streams. These named pipes lead to this process."""
+"""OpenSMTPD communicates with a filter over its standard streams. These named pipes connect them to this process."""
 _FOLDERS = ("dev", "etc/ssl/certs", "tmp", "var/run", "var/lib/opensmtpd/empty", "var/spool/smtpd")
 _FILES = {
     "dev/null": "",
@@ -154,7 +154,7 @@ class OpenSMTPD(DebianRelay):
         return f"{settings}{filtered}\n{_LISTEN.format(port=self.port, options=options)}{rest}"
 
     async def _answer(self, conversation: _Conversation) -> None:
-        """Be the filter."""
+        """Answer OpenSMTPD's requests to the filter."""
         loop = asyncio.get_running_loop()
         # both ends of a pipe are opened, so that this neither waits for the other process nor ends with it
         requests, replies = (
@@ -177,7 +177,7 @@ class OpenSMTPD(DebianRelay):
 
     @property
     def logins(self) -> Counter[tuple[str, str]]:
-        """How often a user had which result."""
+        """How often each user logged in with each result."""
         return Counter(_AUTHENTICATED.findall(self.log))
 
     @property

@@ -89,7 +89,7 @@ class Availability:
 
     @contextmanager
     def connecting(self) -> Generator[None]:
-        """Record that a connection, for which a reply is owed, is being opened. It is ready if nothing is raised."""
+        """Record that a connection is being opened, for which a reply is owed. It is ready if nothing is raised."""
         attempt, ready = object(), False
         self.owes(1)
         if self.slowness is not None:
@@ -99,7 +99,7 @@ class Availability:
             ready = True
             self.replied()
         finally:
-            # after a cancellation, too: a relay that owes a reply for ever would count as stalled
+            # also after a cancellation: otherwise a reply would be owed for ever, and the relay would count as stalled
             self.owes(-1)
             if self.slowness is not None:
                 self.slowness.connected(attempt, monotonic(), ready=ready)

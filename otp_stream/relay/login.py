@@ -32,7 +32,7 @@ _BY_PASSWORD = ("SCRAM-SHA-256", "PLAIN", "LOGIN", "CRAM-MD5")
 """In order of preference. SCRAM shows the relay no password, and CRAM-MD5 makes it store one; see decision 019."""
 _ITERATIONS = re.compile(r",i=([0-9]+)")
 _MAX_ITERATIONS = 2_000_000
-"""Half a second of CPU time. Relays ask for 4,096 to 600,000; a hostile one could keep a thread busy for minutes."""
+"""About half a second of CPU time. Relays use 4,096 to 600,000; a hostile one could keep a thread busy for minutes."""
 SCRAM_ERRORS = (ScramException, ArithmeticError, LookupError, TypeError, ValueError)
 """What scramp raises for a challenge, which may be anything."""
 _BY_TOKEN = ("OAUTHBEARER", "XOAUTH2")

@@ -71,7 +71,7 @@ class Pool:
             if connection.lost is not None:
                 raise connection.lost
         finally:
-            # not in a variable, which a traceback would keep: asyncio logs an error when its task is deleted
+            # not in a variable: a traceback would keep the task, and asyncio logs an error when such a task is deleted
             self._opening -= {asyncio.current_task()}
         connection.become_ready(offers)
         self.connects += 1

@@ -106,7 +106,7 @@ def names_no_reason(reply: Reply) -> bool:
 def is_session_limit(reply: Reply) -> bool:
     """Return whether a refusal is about the number of mails or errors of one session, so that a new one is accepted."""
     ended = reply.code == 421 and words.ERRORS.search(reply.text)
-    # "too many recipients" before any is named: OpenSMTPD limits the mails of a session by this status
+    # "too many recipients" in reply to MAIL: OpenSMTPD limits the mails of a session with this status
     limited = reply.stage == "mail" and reply.enhanced == "4.5.3"
     return reply.code // 100 in {4, 5} and bool(ended or limited or words.SESSION.search(reply.text))
 

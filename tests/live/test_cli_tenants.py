@@ -69,7 +69,7 @@ def test_show_says_where_each_value_is_from_and_masks_secrets(tmp_path: Path, en
     assert shown["smtp_auth"] == {"value": "login", "from": "default"}  # SMTP_AUTH=none is about another relay
 
 
-def test_show_says_whose_brand_a_tenant_has(tmp_path: Path, env: dict[str, str]) -> None:
+def test_show_reports_the_origin_of_a_tenants_brand(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "tenants.toml").write_text("[tenants.a]\n[tenants.b]\nbrand_name = 'B'\nsubject_time = true\n")
     env |= {"BRAND_NAME": "Acme", "BRAND_FOOTER": "Acme Ltd\\nLondon"}
     of_a, of_b = (

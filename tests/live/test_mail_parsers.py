@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import Case, Mail, of_operators, of_strangers, parsed
+from hostile_mails import Case, Mail, of_operators, of_strangers, parsed
 from relays import NODE_MODULES
 
 SCRIPT = Path(__file__).parent.parent / "relay_scripts/mailparser.js"

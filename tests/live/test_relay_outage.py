@@ -937,7 +937,7 @@ async def test_an_error_of_ours_while_connecting_opens_the_circuit_breaker_and_i
 
 
 @pytest.mark.parametrize("moment", ["before it begins", "while it waits"])
-async def test_an_attempt_to_connect_that_is_cancelled_is_no_longer_owed(relay: ScriptedRelay, moment: str):
+async def test_a_cancelled_connection_attempt_owes_no_reply(relay: ScriptedRelay, moment: str):
     relay.always("greeting", SILENCE)
     smtp = SmtpRelay(config(relay), fallbacks=[config(relay, group="second")])
     upstream = smtp._upstreams[0]

@@ -1,4 +1,4 @@
-// npm's mailparser: reads a JSON list of messages in base64, and writes what it has found in each (hostile.py).
+// npm's mailparser: reads a JSON list of messages in base64, and writes what it has found in each (hostile_mails.py).
 'use strict'
 
 const { simpleParser } = require(`${process.env.OTP_TEST_NODE_MODULES}/mailparser`)

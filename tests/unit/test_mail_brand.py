@@ -25,7 +25,7 @@ def test_text_in_the_colour_of_a_brand_has_enough_contrast(color: str) -> None:
     assert all(contrast(brand.accent_dark, ground) >= AA for ground in DARK)
 
 
-def test_a_colour_that_can_be_read_is_kept() -> None:
+def test_a_colour_with_enough_contrast_is_kept() -> None:
     assert Brand(color="#2f5fd0").accent == "#2f5fd0"
     assert Brand(color="#ffcc00").accent_dark == "#ffcc00"
 

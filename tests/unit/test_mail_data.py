@@ -134,7 +134,7 @@ def test_place_and_device_are_safe_to_print(request_: object, place: str, device
     assert (found["requestPlace"], found["requestDevice"]) == (place, device)
 
 
-def test_arabic_runs_from_right_to_left() -> None:
+def test_arabic_is_written_from_right_to_left() -> None:
     found = data(Language("ar"), locale="ar-EG")
     assert (found["lang"], found["dir"]) == ("ar", "rtl")
 

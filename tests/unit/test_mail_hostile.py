@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from hostile import CODE, NAMES, VALUES, Case, of_operators, of_strangers, parsed
+from hostile_mails import CODE, NAMES, VALUES, Case, of_operators, of_strangers, parsed
 from mails import identity, job, part, read
 
 from otp_stream.mail import Brand, Composer

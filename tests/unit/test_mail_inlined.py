@@ -171,7 +171,7 @@ def test_a_value_in_a_kept_style_sheet_is_named_with_its_line(tmp_path: Path) ->
         new_composer(tmp_path).compose(job())
 
 
-def test_an_operators_layout_without_the_mark_is_sent_as_it_is(tmp_path: Path) -> None:
+def test_an_operators_layout_without_data_inline_is_sent_as_it_is(tmp_path: Path) -> None:
     source = '<html><style>.a { color: red }</style><p class=a title="x>{{ otp }}&copy<TD>\n'
     write(tmp_path, layout_html=source)
     html = part(read(new_composer(tmp_path).compose(job()).content), "html")
@@ -190,7 +190,7 @@ def test_the_built_in_layout_prints_the_same_text_as_its_source() -> None:
     assert kept == tags(source)
 
 
-def test_a_megabyte_takes_less_than_a_second() -> None:
+def test_inlining_a_megabyte_takes_less_than_a_second() -> None:
     row = '<table><tr><td class="a" title="{{ x }}">it\'s {% if x %}{{ y }} &nbsp;{% endif %}</td></tr></table>\n'
     source = layout(row * (1_000_000 // len(row)))
     began = time.process_time()

@@ -146,7 +146,7 @@ async def test_the_same_error_is_logged_again_after_it_was_fixed(tmp_path: Path)
     assert [it["event"] for it in logs] == [KEPT, USED, KEPT, USED]  # the time of the folder has changed
 
 
-async def test_the_time_to_compile_templates_does_not_delay_the_next_look(
+async def test_the_time_to_compile_templates_does_not_delay_the_next_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watched_templates, "POLL_S", 0.01)
@@ -290,7 +290,9 @@ async def test_a_folder_that_is_removed_and_restored_keeps_its_templates(tmp_pat
     assert subject(composer) == "second"
 
 
-def test_a_folder_that_disappears_while_it_is_read_has_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_disappears_while_it_is_read_has_a_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gone(*_: object) -> Any:
         raise FileNotFoundError
 

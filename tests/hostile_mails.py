@@ -1,4 +1,4 @@
-"""Mails with hostile values, each beside one with harmless values, which it must equal but for those values."""
+"""Mails with hostile values, each compared with a mail that has harmless values and must be equal otherwise."""
 
 import re
 from collections.abc import Iterator, Mapping
