@@ -120,7 +120,7 @@ class Job:
 
     @property
     def shown_expiry_ms(self) -> int:
-        """When its code expires, as its e-mail says: the same in each copy, as `dated_ms` is."""
+        """When its code expires, as its e-mail shows it: the same in each copy, like `dated_ms`."""
         return _lifetime_start_ms(self.dated_ms, self.replay) + self.lifetime_ms
 
 

@@ -60,7 +60,7 @@ _REQUEST_SCHEMA = {
 
 
 class Metadata(BaseModel):
-    """Values for the template. Any other key is passed to it unchanged.
+    """Values for the template. Other keys are passed to it, too.
 
     An invalid `timeZone` or `request` is passed to it as it was sent, if it is not a built-in one.
     """
@@ -83,7 +83,7 @@ class Metadata(BaseModel):
     )
     purpose: str | None = Field(
         default=None,
-        description="What the code is for. The built-in e-mails know `login`, `sign_up`, `verify_email`, "
+        description="What the code is for. The built-in e-mails support `login`, `sign_up`, `verify_email`, "
         "`change_email`, `change_phone`, `change_password`, `confirm_payment`, `add_device` and `delete_account`.",
         examples=["login"],
     )

@@ -112,7 +112,7 @@ class OtpJob(BaseModel):
         default="normal", description="`high` is served before `normal`, `normal` before `low`."
     )
     metadata: Annotated[Metadata, null_is({})] = Field(
-        default_factory=Metadata, repr=False, description="Handed to the template."
+        default_factory=Metadata, repr=False, description="Passed to the template."
     )
 
     lenient: ClassVar[tuple[Lenience, ...]] = ()

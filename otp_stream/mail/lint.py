@@ -116,7 +116,8 @@ def _rendered(
             job = sample_job({**SAMPLE, **metadata, "template": name, "locale": locale or None}, 0)
             data = template_data(job, template.language, identity)
             like_worker = partial(_template, sent, name, locale)
-            for it in TemplateCheck(template, like_worker, locale, data, first=files not in checked).findings():
+            check = TemplateCheck(template, like_worker, locale, data, first_language=files not in checked)
+            for it in check.findings():
                 yield locale, it
             checked.add(files)
 

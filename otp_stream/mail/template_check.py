@@ -50,7 +50,7 @@ class TemplateCheck:
     """Return the template with its style sheet inlined; `None` if that fails, which is reported elsewhere."""
     locale: str
     data: dict[str, Any]
-    first: bool = True
+    first_language: bool = True
     """Whether its files have not been checked in another language. Only then, optional values are left out, too."""
 
     def findings(self) -> set[Finding]:
@@ -59,10 +59,10 @@ class TemplateCheck:
         full = self._render({}, found)
         if full is None:
             return found
-        if self.first:
+        if self.first_language:
             self._check_optional(full, found)
         found.update(_nesting(full[2]))
-        found.update(self._check_parts(full, self._render(_OTHER_EXPIRY, found) if self.first else None))
+        found.update(self._check_parts(full, self._render(_OTHER_EXPIRY, found) if self.first_language else None))
         return found
 
     def _check_optional(self, full: _Parts, found: set[Finding]) -> None:
@@ -92,7 +92,7 @@ class TemplateCheck:
             check_client_support(page),
         )
         yield from _about(self.template.html, *of_page)
-        if not self.first:
+        if not self.first_language:
             return
         without_expiry = [
             template
