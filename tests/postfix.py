@@ -109,7 +109,7 @@ _OWNER, _GROUP = "uucp", "games"
 
 @dataclass
 class Postfix(DebianRelay):
-    """A private Postfix that discards what it accepts, started with `async with`. With a certificate, it wants TLS."""
+    """A private Postfix that discards what it accepts, started with `async with`. A certificate makes TLS required."""
 
     access: bool = False
     """Whether an access map refuses, and not the policy server. It knows no senders and repeats every 4xx."""

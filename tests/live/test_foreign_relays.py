@@ -1,4 +1,4 @@
-"""The whole worker against relays of others. Each job ends as its relay recorded it."""
+"""The whole worker against third-party relays. Each job ends as its relay recorded it."""
 
 import asyncio
 import itertools
