@@ -109,7 +109,7 @@ def test_a_page_that_declares_dark_mode_has_a_dark_ground_and_white_text() -> No
     ],
 )
 def test_rules_for_dark_mode_apply_in_their_order(css: str, after: dict[str, str]) -> None:
-    (element,) = Page(f"<style>{css}</style><p>a", dark=True).of("p")
+    (element,) = Page(f"<style>{css}</style><p>a", dark=True).find("p")
     assert element.style == after
 
 
