@@ -14,6 +14,7 @@ from mails import identity, job, read, write
 from otp_stream.mail import Composer, MailIdentity, WatchedTemplates, watched_templates
 from otp_stream.mail.composer import Prepared
 from otp_stream.mail.shared_templates import fingerprint
+from otp_stream.tasks import cancel_and_wait
 
 KEPT = "templates have changed and cannot be used: the earlier ones stay in use"
 USED = "templates have changed"
@@ -45,8 +46,7 @@ async def watching(composer: Composer) -> AsyncIterator[WatchedTemplates]:
     watched = WatchedTemplates(composer)
     task = asyncio.create_task(watched.watch())
     yield watched
-    task.cancel()
-    await asyncio.wait([task])
+    await cancel_and_wait(task)
     assert task.cancelled()
 
 
