@@ -1,6 +1,6 @@
 """A private OpenSMTPD from Debian's package, unpacked by tests/ground.py. It refuses by a filter: this process.
 
-Its folders (`/var/spool/smtpd`, …) and accounts are compiled in, so it runs in a root folder of its own, by chroot.
+Its folders (`/var/spool/smtpd`, …) and accounts are compiled in, so it runs by chroot in a separate root folder.
 """
 
 import asyncio

@@ -36,4 +36,4 @@ class Brand:
     @property
     def contact(self) -> str:
         """`support` as the e-mails show it, without the scheme of a URL."""
-        return self.support.removeprefix("https://").removeprefix("mailto:").rstrip("/")
+        return self.support.removeprefix("https://").rstrip("/")

@@ -48,7 +48,7 @@ class _Line:
 class _Lines:
     """Several lines with placeholders, each with `end` after it."""
 
-    __slots__ = ("_pieces", "_used", "longest", "starts")
+    __slots__ = ("_pieces", "_used", "longest", "repeats", "starts")
 
     def __init__(self, lines: Sequence[_Line], end: str) -> None:
         pieces = [""]
@@ -62,6 +62,8 @@ class _Lines:
         """Names of values at the beginning of a line."""
         self.longest = max((sum(map(len, it.pieces[::2])) for it in lines), default=0)
         """Maximum length of a line, without its values."""
+        self.repeats = max((it.pieces[1::2].count(name) for it in lines for name in it.pieces[1::2]), default=0)
+        """How often one line prints the same value at most."""
 
     def text(self, values: Mapping[str, str]) -> str:
         pieces = self._pieces.copy()
@@ -81,7 +83,7 @@ class _PlainPart:
 
     def fill(self, values: Mapping[str, str]) -> Part | None:
         lines = self._lines
-        if lines.longest + sum(map(len, values.values())) > MAX_PLAIN_LINE:
+        if lines.longest + lines.repeats * sum(map(len, values.values())) > MAX_PLAIN_LINE:
             return None  # a line may be too long for 7bit
         dot_safe = self._dot_safe and not any(values[it].startswith(".") for it in lines.starts)
         return Part(plain=True, content=lines.text(values).encode("ascii"), dot_safe=dot_safe)

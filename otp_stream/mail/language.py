@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from functools import lru_cache
 from gettext import NullTranslations
 
@@ -108,8 +108,8 @@ def time_of_day(at_s: int, locale: str, zone: tzinfo) -> str:
 
 
 def _zone_name(at: datetime, locale: Locale) -> str:
-    if at.utcoffset() == timedelta() and at.tzname() in {"UTC", "GMT"}:
-        return "UTC" if at.tzname() == "UTC" else "GMT"
+    if not at.utcoffset() and (name := at.tzname()) in {"UTC", "GMT"}:
+        return name
     name = get_timezone_name(at, width="short", locale=locale)
     if len(name) <= _LONGEST_ZONE and name.isalpha():
         return name

@@ -67,7 +67,7 @@ class TemplateCheck:
 
     def _check_optional(self, full: _Parts, found: set[Finding]) -> None:
         self._render(_NONE_OF_THEM, found, f", for a job without {', '.join(_OPTIONAL)}")
-        self._render(_LONGEST, found, ", for a code of 64 letters that is valid for one minute")
+        self._render(_LONGEST, found, ", for a code of 64 characters that is valid for one minute")
         for key, changes in _OPTIONAL.items():
             if bare := self._render(changes, found):
                 found.update(self._printed_none(full, bare, key))

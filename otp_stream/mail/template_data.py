@@ -18,7 +18,7 @@ _MINUTE_MS = 60_000
 _UNITS = ((24 * 60, "day"), (60, "hour"))
 
 ACTIONS: Mapping[str, tuple[str, ...]] = {
-    "login": ("signin", "logon", "2fa", "mfa", "otp", "authentication", "verification"),
+    "login": ("signin", "logon", "2fa", "mfa", "authentication"),
     "sign_up": ("signup", "register", "registration", "createaccount"),
     "verify_email": ("confirmemail", "emailverification", "emailconfirmation"),
     "change_email": ("emailchange", "updateemail"),
@@ -42,7 +42,6 @@ def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[
     life_ms = job.lifetime_ms
     minutes = life_ms / _MINUTE_MS
     count, unit = _rounded(int(minutes))
-    dated_s = job.dated_ms // 1000
     given = {
         **(metadata.__pydantic_extra__ or {}),
         "userName": metadata.user_name,
@@ -66,7 +65,7 @@ def template_data(job: Job, language: Language, identity: MailIdentity) -> dict[
         requestedAt=moment(_whole_minute(job.dated_ms), locale, zone, dated=True),
         requestPlace=place,
         requestDevice=device,
-        subjectTime=time_of_day(dated_s, locale, zone) if identity.subject_time else "",
+        subjectTime=time_of_day(job.dated_ms // 1000, locale, zone) if identity.subject_time else "",
         action=_ACTIONS.get(re.sub(r"[\W_]", "", metadata.purpose).lower(), "") if metadata.purpose else "",
         brand=identity.brand,
         lang=language.tag,

@@ -250,3 +250,12 @@ def test_built_in_templates_have_variants(brand: Brand) -> None:
         asked = [data(otp=f"{number:06}", userName="Ann", brand=brand) for number in range(9)]
         assert times_rendered(template, *asked) <= 2
     assert isinstance(SHIPPED[0].compiled, CompiledVariants)
+
+
+@pytest.mark.parametrize("end", ["", "ü"], ids=["7bit", "quoted-printable"])
+def test_a_value_that_one_line_prints_many_times_makes_it_too_long(tmp_path: Path, end: str) -> None:
+    template = template_of(tmp_path, "{{ userName }}" * 20 + end)
+    for length in (2, 2, 2, 44, 45, 46, 60, 100):
+        asked = data(userName="A" * length)
+        assert template.parts(asked) == rendered(template, asked)
+        assert max(map(len, template.parts(asked)[2].content.split(b"\r\n"))) <= 900
