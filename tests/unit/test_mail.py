@@ -513,3 +513,18 @@ def test_a_template_that_was_written_for_the_old_layout_shows_what_it_did(tmp_pa
     assert re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]*>|&\w+;", "", html, flags=re.DOTALL)).strip() == (
         "Din kod Hej Zoë, din kod: 123456 Till 22:28 UTC Dela den inte."
     )
+
+
+def test_the_time_of_the_request_in_the_subject_of_otp_is_a_setting() -> None:
+    acme = Brand(name="Acme")
+    timed = Composer(identity(brand=acme, subject_time=True, time_zone="Europe/Berlin"), b"k" * 32)
+    first, second = (read(timed.compose(job(timestamp=NOW_MS - ago)).content)["subject"] for ago in (500, 3_500))
+    assert (first, second) == ("Your Acme code (11:13:20 PM)", "Your Acme code (11:13:17 PM)")
+    assert read(timed.compose(job(template="welcome")).content)["subject"] == "Confirm your email address for Acme"
+    assert read(Composer(identity(brand=acme), b"k" * 32).compose(job()).content)["subject"] == "Your Acme code"
+
+
+def test_lists_of_mails_show_the_code_and_its_expiry_after_the_subject() -> None:
+    html = part(read(COMPOSER.compose(job()).content), "html")
+    shown = re.sub(r"<[^>]*>|\s+", " ", html.partition("<body")[2].partition(">")[2]).strip()
+    assert shown.startswith("123456 is your code, valid until 10:28 PM UTC.")
