@@ -15,6 +15,8 @@ RUN_READY := $(VENV)/ready-to-run
 DEV_READY := $(VENV)/ready-to-develop
 BENCH_READY := $(VENV)/ready-to-measure
 MUTANTS_READY := $(VENV)/ready-to-mutate
+AUDIT_READY := $(VENV)/ready-to-audit
+DOCS_READY := $(VENV)/ready-for-docs
 # RABBITMQ=4.0 or 4.3: on that version, from Debian, where this machine's RabbitMQ is of another
 GROUND := $(if $(RABBITMQ),tools/debian.sh rabbitmq $(RABBITMQ)) $(BIN)/python tests/ground.py
 # More processes than cores: most tests wait most of the time
@@ -23,7 +25,7 @@ PYTEST := $(GROUND) $(BIN)/python -m pytest -n $(JOBS)
 # Hundreds of processes start in a run: without compiled files each of them compiles the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run dev test coverage faults fuzz pictures gallery translations bench mutants check check-types check-tests fmt generate lock clean
+.PHONY: help run dev test coverage faults fuzz pictures gallery translations bench mutants audit docs sbom dist release check check-types check-tests fmt generate lock clean
 
 ifdef DEBIAN
 $(or $(MAKECMDGOALS),help):
@@ -52,7 +54,8 @@ coverage: $(DEV_READY)  ## Every test, measured in every process; fails below th
 
 faults: $(DEV_READY)  ## The fault suite and its table; FAULTS_LONG=1: random faults for ten minutes; FAULTS_SEED
 	@rm -f .faults.jsonl
-	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl FAULTS_LONG=$(FAULTS_LONG) $(PYTEST) -q tests/faults; failed=$$?; \
+	@OTP_FAULTS_REPORT=$(CURDIR)/.faults.jsonl FAULTS_LONG=$(FAULTS_LONG) \
+		$(PYTEST) -q $(if $(FAULTS_LONG),-o faulthandler_timeout=1800) tests/faults; failed=$$?; \
 		$(BIN)/python tools/faults.py .faults.jsonl; exit $$failed
 
 fuzz: $(DEV_READY)  ## 100,000 messages of every kind against a real worker; FUZZ_BODIES, FUZZ_SEED
@@ -76,6 +79,29 @@ mutants: $(MUTANTS_READY)  ## Mutation run of the unit tests over otp_stream/cor
 	@CI=true $(BIN)/mutmut run $(MUTANTS)  # CI: Hypothesis draws the same examples in each run
 	@$(BIN)/mutmut results --all true | $(BIN)/python tools/mutants.py
 
+audit: $(AUDIT_READY)  ## Known vulnerabilities of every locked package; needs an index of advisories, and fails without
+	@$(BIN)/python tools/audit.py
+
+docs: $(DOCS_READY)  ## The documentation as a site in build/site, with all links checked; needs npm
+	@$(BIN)/python tools/docs_site.py
+
+sbom: $(DEV_READY)  ## Bill of materials of the image (CycloneDX) in dist
+	@$(BIN)/python tools/sbom.py
+
+# the time of the commit, so that everyone who builds it gets the same bytes
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+dist: $(DEV_READY)  ## Wheel, source archive, bill of materials and their hashes in dist; the same bytes on each machine
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation >/dev/null
+	@$(BIN)/python tools/sbom.py >/dev/null
+	@cd dist && sha256sum * | tee SHA256SUMS
+
+release: $(DEV_READY)  ## Check and build a release, with its notes, and say what to do next; signs and uploads nothing
+	@$(BIN)/python tools/release.py
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory dist
+	@$(BIN)/python tools/release.py --notes
+
 check: $(DEV_READY)  ## Lint, types, import rules, and the tests that need no server, in a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -92,13 +118,16 @@ fmt: $(DEV_READY)  ## Format, and fix what ruff can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-generate: $(DEV_READY)  ## Make the generated files: AsyncAPI, .env.example, settings table, state diagram
+generate: $(DEV_READY)  ## Make the generated files: AsyncAPI, JSON Schemas, .env.example, settings table, state diagram
 	@$(BIN)/python tools/generate.py
 
 lock: $(DEV_READY)  ## Update the pinned dependencies
 	@$(BIN)/uv pip compile pyproject.toml --all-extras $(LOCK) -o requirements.txt
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev $(LOCK) -o requirements-dev.txt
+	@$(BIN)/uv pip compile --group build -c requirements-dev.txt $(LOCK) -o requirements-build.txt
 	@$(BIN)/uv pip compile --group bench -c requirements-dev.txt $(LOCK) -o requirements-bench.txt
+	@$(BIN)/uv pip compile --group audit -c requirements-dev.txt $(LOCK) -o requirements-audit.txt
+	@$(BIN)/uv pip compile --group docs -c requirements-dev.txt $(LOCK) -o requirements-docs.txt
 	@$(BIN)/uv pip compile --group mutants -c requirements-dev.txt $(LOCK) -o requirements-mutants.txt
 LOCK := -q -U --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-strip-extras
 
@@ -109,10 +138,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	@$(PYTHON) -m venv $(VENV)
 
-$(RUN_READY): requirements.txt pyproject.toml | $(BIN)/python
+$(RUN_READY): requirements.txt requirements-build.txt pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) …"
-	@$(PIP) --require-hashes -r requirements.txt
-	@$(PIP) --no-deps -e .
+	@$(PIP) --require-hashes -r requirements.txt -r requirements-build.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DEV_READY): requirements-dev.txt pyproject.toml | $(BIN)/python
@@ -124,6 +153,16 @@ $(DEV_READY): requirements-dev.txt pyproject.toml | $(BIN)/python
 $(BENCH_READY): requirements-bench.txt $(DEV_READY)
 	@echo "setting up $(VENV) for measuring …"
 	@$(PIP) --require-hashes -r requirements-bench.txt
+	@touch $@
+
+$(AUDIT_READY): requirements-audit.txt $(DEV_READY)
+	@echo "setting up $(VENV) for the audit …"
+	@$(PIP) --require-hashes -r requirements-audit.txt
+	@touch $@
+
+$(DOCS_READY): requirements-docs.txt $(DEV_READY)
+	@echo "setting up $(VENV) for the documentation …"
+	@$(PIP) --require-hashes -r requirements-docs.txt
 	@touch $@
 
 $(MUTANTS_READY): requirements-mutants.txt $(DEV_READY)

@@ -40,7 +40,7 @@ _START_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The result of one run. Rates in mails a second, processor time in seconds, memory in MiB, latencies in ms."""
+    """The result of one run. Rates in mails a second, CPU time in seconds, memory in MiB, latencies in ms."""
 
     system: str
     relay: str
@@ -253,7 +253,7 @@ class WorkerProcess:
             return []
 
     def cpu_s(self) -> float:
-        """Processor time so far, all processes together."""
+        """CPU time so far, all processes together."""
         return sum(sum(it.cpu_times()[:2]) for it in self._all())
 
     def connections(self) -> int:

@@ -9,14 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 from otp_stream.broker.events import event
 from otp_stream.core.backoff import Backoff
+from otp_stream.core.body_at_rest import at_rest
 from otp_stream.core.decision import Ack, admit, decide
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Accepted, Reply
+from otp_stream.core.sealed_body import Content
+from otp_stream.core.sealing_keys import keys_of, new_jwk
 from otp_stream.mail import Brand, Composer, MailIdentity
 from otp_stream.mail.template_data import template_data
 from otp_stream.relay.envelope import Envelopes, Extensions, data_form
@@ -54,6 +58,7 @@ def steps() -> dict[str, Callable[[], object]]:
     parser = ReplyParser()
     return {
         "decode: bytes to typed job": lambda: OtpJob.from_bytes(body),
+        **_sealed_steps(body),
         "build the job object": lambda: _job(request),
         "admit": lambda: admit(now_ms=0, expires_ms=1, attempts_made=0),
         "compose: the whole message": lambda: composer.compose(job),
@@ -68,6 +73,17 @@ def steps() -> dict[str, Callable[[], object]]:
         ),
         "event": lambda: event(Ack("sent"), job.id, job, at_ms=0, hash_key=_KEY),
     }
+
+
+def _sealed_steps(body: bytes) -> dict[str, Callable[[], object]]:
+    """Return the steps of a sealed job, with each kind of key."""
+    found: dict[str, Callable[[], object]] = {}
+    for kind, name in (("oct", "a shared key"), ("p256", "a pair on P-256"), ("x25519", "a pair on X25519")):
+        keys = keys_of(new_jwk(kind))
+        sealed = at_rest(Content(body), keys).body
+        found[f"the same, sealed with {name}"] = partial(OtpJob.from_bytes, sealed, keys=keys)
+        found[f"seal a plain job with {name}"] = partial(at_rest, Content(body), keys)
+    return found
 
 
 def _body(**metadata: str) -> bytes:

@@ -67,7 +67,7 @@ def _shown(runs: Sequence[Run], field: str) -> str:
 
 
 def charts(runs: Sequence[Run], folder: Path) -> None:
-    """Draw rates, processor time and latencies side by side, as PNG and SVG."""
+    """Draw rates, CPU time and latencies side by side, as PNG and SVG."""
     panels = [("drain", "instant", "rate", "mails a second, instant relay"),
               ("drain", "30 ms", "rate", "mails a second, relay with 30 ms a reply"),
               ("drain", "instant", "cpu_s_per_1000", "CPU seconds for 1,000 mails, instant relay"),

@@ -11,6 +11,7 @@ from typing import Any
 from . import __version__
 from .broker import Incoming, OtpBroker
 from .broker.asyncapi import document
+from .clock import now_ms
 from .configs import (
     backoff,
     key_builder,
@@ -23,17 +24,26 @@ from .configs import (
     tenant_identities,
 )
 from .core.otp_job import OtpJob
-from .dead_letters import DeadLetterQueue
+from .dead_letters import DeadLetterQueue, Sweeper
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
+from .intake import PREFIX, Intake, document_routes, intake_route, openapi
 from .mail import Composer, TemplateError, WatchedTemplates
 from .mail.preview import Previews
 from .parts import Parts, Stopping, worker_name
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .relay_groups import RelayGroups
-from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants, load, read_tenants
-from .tables import Tables
-from .telemetry import Observer
+from .settings import (
+    RotatedSecrets,
+    Settings,
+    Tenants,
+    WatchedHttpTokens,
+    WatchedTenants,
+    load,
+    read_tenants,
+)
+from .tables import JobStatuses, Tables
+from .telemetry import Observer, Server
 from .web import Sources, routes
 from .worker import OtpStream
 
@@ -43,7 +53,12 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
     secrets = RotatedSecrets(settings)
     listed, tenant_problems = read_tenants(settings)
     tenants = WatchedTenants(lambda: secrets.settings, listed)
-    observer = Observer(by_tenant=settings.tenants_file is not None)
+    tokens = WatchedHttpTokens(settings)
+    observer = Observer(
+        by_tenant=settings.tenants_file is not None,
+        environment=settings.app_env,
+        server=Server(*settings.amqp_server),
+    )
     tables = Tables(
         key_builder(settings, listed),
         memory_tables(settings, listed),
@@ -51,27 +66,40 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
         fail=settings.state_fail,
         observe=observer.metrics.redis_s.observe,
     )
-    broker = OtpBroker(
-        rabbit_config(settings, tenants), made=tables, refused=observer.message_refused, inject=observer.inject
+    statuses = JobStatuses(
+        tables.ranked_values,
+        (settings.hash_key, *settings.old_hash_keys),
+        lambda: tokens.accepts_jobs(secrets.settings),
     )
+    broker = OtpBroker(rabbit_config(secrets, tenants), made=tables, telemetry=observer)
     composer, more_problems = _composer(settings, problems, listed)
     relay = _relays(secrets, listed, observer, tables, broker)
     resend_uncertain = settings.smtp_uncertain == "resend"
     return Parts(
         settings,
-        [*problems, *more_problems, *tenant_problems],
+        [*problems, *more_problems, *tenant_problems, *tokens.problems],
         secrets,
         tenants,
+        tokens,
         observer,
         tables,
         broker,
         composer,
         WatchedTemplates(composer),
         relay,
-        Delivery(composer, relay, tables, observer, backoff(settings), resend_uncertain),
+        Delivery(composer, relay, tables, observer, backoff(settings), resend_uncertain, statuses.settled),
+        statuses,
         EmbeddedBroker.at(settings.amqp_url) if settings.worker and settings.embedded else None,
         Stopping(settings.shutdown_grace_ms / 1000),
+        _sweeper(secrets, broker) if settings.worker and settings.retention.enabled else None,
     )
+
+
+def _sweeper(secrets: RotatedSecrets, broker: OtpBroker) -> Sweeper:
+    def is_usable() -> bool:
+        return broker.running and (state := broker.state()).connected and not state.blocked
+
+    return Sweeper(_dead_letter_queue(secrets, broker), lambda: broker.state().dead, is_usable)
 
 
 def _relays(
@@ -83,10 +111,10 @@ def _relays(
         return SmtpRelay(
             configs[0],
             fallbacks=configs[1:],
-            on_circuit_breaker=observer.circuit_breaker_changed,
-            on_rate=observer.rate_changed,
-            on_slowness=observer.slowness_changed,
-            on_sender=observer.sender_changed,
+            on_circuit_breaker=observer.relays.circuit_breaker_changed,
+            on_rate=observer.relays.rate_changed,
+            on_slowness=observer.relays.slowness_changed,
+            on_sender=observer.relays.sender_changed,
             sharing=sharing,
         )
 
@@ -126,10 +154,14 @@ def build(settings: Settings, problems: Sequence[str]) -> OtpStream:
     """Return the application. With `problems` it can generate its documents, but refuses to run."""
     parts = assemble(settings, problems)
     _subscribe(parts.broker, parts.delivery)
-    parts.observer.metrics.expose(parts.state)
+    parts.observer.metrics.expose(parts.state, now_ms)
     app = OtpStream(parts)
     for path, route in routes(_sources(parts, app)).items():
         app.mount(path, route)
+    intake = _intake(parts)
+    for path, route in document_routes(intake, openapi(__version__)).items():
+        app.mount(path, route)
+    app.mount_below(PREFIX, intake_route(intake))
     return app
 
 
@@ -157,7 +189,7 @@ def _subscribe(broker: OtpBroker, delivery: Delivery) -> None:
     async def send_otp(request: OtpJob, incoming: Incoming) -> None:  # pyright: ignore[reportUnusedFunction]
         """Send one one-time code, and settle its message."""
         if job := await incoming.accept(request):
-            await delivery(job, incoming, incoming.trace_context)
+            await delivery(job, incoming, incoming.message)
 
 
 def asyncapi(app: OtpStream) -> dict[str, Any]:
@@ -174,25 +206,46 @@ def _sources(parts: Parts, app: OtpStream) -> Sources:
         tables=parts.tables,
         flags=parts.tables,
         probe=parts.probe,
-        dead_letters=_dead_letter_queue(parts),
+        dead_letters=_dead_letter_queue(parts.secrets, parts.broker),
         previews=Previews(parts.composer),
-        http_token=settings.http_token.get_secret_value() if settings.http_token else None,
+        tokens=lambda: parts.tokens.users,
+        session_keys=(settings.hash_key, *settings.old_hash_keys),
         metrics=parts.observer.metrics.render,
         document=partial(asyncapi, app),
+        on_stop=app.on_shutdown,
+        public_keys=lambda: parts.secrets.settings.sealing.public(),  # noqa: PLW0108 - the settings are replaced
         name=worker_name(),
         version=__version__,
         environment=settings.app_env,
     )
 
 
-def _dead_letter_queue(parts: Parts) -> DeadLetterQueue:
-    settings = parts.settings
+def _intake(parts: Parts) -> Intake:
+    settings, tenants = parts.settings, parts.tenants
+    return Intake(
+        tokens=lambda: parts.tokens.producers(parts.secrets.settings),
+        hook_keys=lambda: parts.secrets.settings.hook_keys,  # the settings are replaced
+        per_second=settings.intake_rate_per_second,
+        publish=parts.broker.publish_job,
+        ranked_values=parts.tables.ranked_values,
+        statuses=parts.statuses,
+        phase=lambda: parts.phase,
+        hash_keys=(settings.hash_key, *settings.old_hash_keys),
+        tenant_problem=tenants.problem,
+        keys=lambda: parts.secrets.settings.sealing,
+    )
+
+
+def _dead_letter_queue(secrets: RotatedSecrets, broker: OtpBroker) -> DeadLetterQueue:
+    settings = secrets.settings
     return DeadLetterQueue(
-        lambda: parts.secrets.settings.amqp_url,
-        parts.broker.topology,
+        lambda: secrets.settings.amqp_url,
+        broker.topology,
         settings.otp_expiry_minutes,
         settings.hash_key,
         settings.old_hash_keys,
+        keys=lambda: secrets.settings.sealing,
+        retention=settings.retention,
     )
 
 

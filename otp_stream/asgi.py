@@ -5,14 +5,20 @@ import ipaddress
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
+import structlog
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .core.audit import printable
+from .tasks import Turns
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Fields = Mapping[str, str]
 """The fields of a form."""
@@ -30,7 +36,8 @@ FRAME = {
 _DEFAULT_HEADERS = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    # with no-referrer, browsers would send `Origin: null` with our forms, as with those of any other site
+    (b"referrer-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
 
@@ -52,7 +59,9 @@ def redirect(to: str, *, cookie: str | None = None) -> Response:
 
 NOT_FOUND = text("not found\n", 404)
 _MISDIRECTED = text("unknown host name: add it to HTTP_HOSTS\n", 421)
+_TWO_LENGTHS = text("Content-Length with Transfer-Encoding: send one of them\n", 400, {"connection": "close"})
 _TOO_SLOW = text("the request did not arrive in time\n", 408, {"connection": "close"})
+_CROSS_SITE = text("this form is from another site: open the page of this worker, and send its form\n", 403)
 _TOO_LARGE = text("too large\n", 413)
 _INCOMPLETE = text("the request is incomplete\n", 400)
 _BUSY = text("too many viewers: try again later\n", 503, {"retry-after": "5"})
@@ -62,13 +71,27 @@ _ANY_HOST = ("/livez", "/readyz")
 _NOT_PUBLIC = (".internal", ".lan", ".local", ".localhost", ".svc", ".home.arpa")
 
 
+def client_of(request: Request) -> str:
+    """Return the client's IP address."""
+    host = request.client.host if request.client else "unknown"
+    with suppress(ValueError):
+        host = str(ipaddress.ip_address(host))
+    return printable(host)  # a proxy that is trusted may pass on anything, also as the zone of an IPv6 address
+
+
+def is_forwarded(request: Request) -> bool:
+    """Return whether the client's address is from a header, in which a client can write anything."""
+    host = request.client.host if request.client else ""
+    return bool(host) and any(host in value for value in request.headers.getlist("x-forwarded-for"))
+
+
 def get_route(view: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
     """Return an ASGI route for GET and HEAD. The server omits the body of a response to HEAD."""
     return _route(view, "GET", "HEAD")
 
 
 def stream_route(
-    make_chunks: Callable[[], AsyncGenerator[bytes]], content_type: str, *, has_room: Callable[[], bool]
+    make_chunks: Callable[[Request], AsyncGenerator[bytes]], content_type: str, *, has_room: Callable[[], bool]
 ) -> ASGIApp:
     """Return an ASGI route that sends chunks until there are no more or the client disconnects.
 
@@ -76,18 +99,20 @@ def stream_route(
     applies to open connections.
     """
 
-    async def stream(_: Request) -> Response:
+    async def stream(request: Request) -> Response:
         # without x-accel-buffering, nginx buffers the response until it is complete
         headers = {"content-type": content_type, "x-accel-buffering": "no"}
-        return _Stream(make_chunks(), headers) if has_room() else _BUSY
+        return _Stream(make_chunks(request), headers) if has_room() else _BUSY
 
     return _route(stream, "GET")
 
 
 def form_route(submit: Callable[[Request, Fields], Awaitable[Response]]) -> ASGIApp:
-    """Return an ASGI route for a form, sent by POST."""
+    """Return an ASGI route for a form, sent by POST. A browser may send it from our own pages only."""
 
     async def receive_form(request: Request) -> Response:
+        if _is_cross_site(request.headers):
+            return _CROSS_SITE
         try:
             async with asyncio.timeout(_FORM_TIMEOUT_S):
                 fields = await _read_form(request)
@@ -99,6 +124,17 @@ def form_route(submit: Callable[[Request, Fields], Awaitable[Response]]) -> ASGI
         return _TOO_LARGE if fields is None else await submit(request, fields)
 
     return _route(receive_form, "POST")
+
+
+def _is_cross_site(headers: Headers) -> bool:
+    """Return whether a page of another site sends the form: to log a browser in, or to have wrong tokens counted.
+
+    Browsers send `Sec-Fetch-Site` to HTTPS and localhost only.
+    """
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in {"same-origin", "none"}
+    origin = headers.get("origin")
+    return origin is not None and _name(origin.rpartition("/")[2]) != _name(headers.get("host", ""))
 
 
 def _route(endpoint: Callable[[Request], Awaitable[Response]], *methods: str) -> ASGIApp:
@@ -138,6 +174,27 @@ async def _read_form(request: Request) -> Fields | None:
         return None
 
 
+class _UntrustedProxy:
+    """Reports once that a proxy is not in `FORWARDED_ALLOW_IPS`: its clients get each other's limits."""
+
+    def __init__(self) -> None:
+        self._is_logged = False
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Report it if the request has addresses that are not used. uvicorn has replaced the client by a used one."""
+        forwarded = headers.get("x-forwarded-for")
+        if self._is_logged or forwarded is None:
+            return
+        peer = scope["client"][0] if scope.get("client") else "a Unix socket"
+        if peer not in forwarded:
+            self._is_logged = True
+            _log.warning(
+                "X-Forwarded-For is not used: its sender is not in FORWARDED_ALLOW_IPS, its clients count as one",
+                peer=peer,
+                fix="if it is your proxy, set FORWARDED_ALLOW_IPS to its address (with --uds: to *)",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class SecureApp:
     """Middleware that refuses requests for unknown host names, and adds security headers to every response."""
@@ -145,6 +202,11 @@ class SecureApp:
     app: ASGIApp
     hosts: Container[str]
     """Names of this worker that others could also have."""
+    _turns: Turns = field(default_factory=Turns)
+    """Otherwise, what clients pipeline on many connections would be handled in one iteration of the event loop."""
+    _probe_turns: Turns = field(default_factory=Turns)
+    """Separate, so that no probe waits behind the requests for pages."""
+    _untrusted_proxy: _UntrustedProxy = field(default_factory=_UntrustedProxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to HTTP requests and WebSocket handshakes."""
@@ -158,9 +220,24 @@ class SecureApp:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        known = scope["type"] == "websocket" or scope["path"] in _ANY_HOST
-        known = known or is_own_host(Headers(scope=scope).get("host", ""), self.hosts)
-        await (self.app if known else _MISDIRECTED)(scope, receive, send_secured)
+        is_probe = scope["path"] in _ANY_HOST
+        await (self._probe_turns if is_probe else self._turns).next()
+        known = scope["type"] == "websocket" or is_probe
+        headers = Headers(scope=scope)
+        self._untrusted_proxy.check(scope, headers)
+        known = known or is_own_host(headers.get("host", ""), self.hosts)
+        app = self.app if known else _MISDIRECTED
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # a proxy that uses the other one would take the rest of the body for a request of another client
+            app = _TWO_LENGTHS
+        await app(scope, receive, send_secured)
+
+
+def _name(host: str) -> str:
+    """Return a `Host` without its port, which some proxies remove."""
+    name = host.lower()
+    name = name.partition("]")[0][1:] if name.startswith("[") else name.partition(":")[0]
+    return name.removesuffix(".")
 
 
 def is_own_host(host: str, hosts: Container[str]) -> bool:
@@ -169,9 +246,7 @@ def is_own_host(host: str, hosts: Container[str]) -> bool:
     With any other name, a page of another site could read our pages, if the name resolves to this worker (DNS
     rebinding).
     """
-    name = host.lower()
-    name = name.partition("]")[0][1:] if name.startswith("[") else name.partition(":")[0]
-    name = name.removesuffix(".")
+    name = _name(host)
     if "." not in name or name.endswith(_NOT_PUBLIC) or name in hosts or "*" in hosts:
         return True
     with suppress(ValueError):

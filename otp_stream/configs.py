@@ -19,8 +19,9 @@ def backoff(settings: Settings) -> Backoff:
     return Backoff(settings.base_delay_ms, settings.max_delay_ms, settings.max_retries, settings.retry_greylisted)
 
 
-def rabbit_config(settings: Settings, tenants: WatchedTenants) -> RabbitConfig:
+def rabbit_config(secrets: RotatedSecrets, tenants: WatchedTenants) -> RabbitConfig:
     """Return how to connect to RabbitMQ, and what to consume."""
+    settings = secrets.settings
     return RabbitConfig(
         url=settings.amqp_url,
         shown_url=settings.masked_rabbitmq_url,
@@ -32,9 +33,11 @@ def rabbit_config(settings: Settings, tenants: WatchedTenants) -> RabbitConfig:
         hash_key=settings.hash_key,
         old_hash_keys=settings.old_hash_keys,
         enabled=settings.worker,
+        retention=settings.retention,
         events=settings.events,
         tenants=list(tenants.current.listed),
         tenant_of=tenants.find,
+        sealing_keys=lambda: secrets.settings.sealing,
     )
 
 

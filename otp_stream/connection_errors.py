@@ -1,15 +1,21 @@
-"""Texts about a refused or failed connection to RabbitMQ, with the fix."""
+"""TLS with RabbitMQ, and texts about a refused or failed connection, with the fix."""
 
 import re
 import shlex
+import ssl
+from base64 import b64decode
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from aiormq.exceptions import AuthenticationError, ConnectionClosed, ConnectionNotAllowed, ProbableAuthenticationError
 
-from .core.masking import scrub
+from .core.shown_secrets import ShownSecrets
+from .tls import client_context, tls_failure
+from .urls import secrets_of
 
 _MAX_TEXT = 200
 """Maximum characters of an error's own text."""
+_shown = ShownSecrets()
+"""The last passwords that this process has shown to RabbitMQ, which may quote them on any connection and channel."""
 _CLOSED = re.compile(r"connection reset|unexpectedly closed|Connection lost|EOF occurred", re.IGNORECASE)
 TLS_FILES = ("cafile", "certfile", "keyfile")
 """Options of RABBITMQ_URL that name PEM files."""
@@ -18,7 +24,10 @@ CERTIFICATE_USER = "<user of the certificate>"
 _SET_CERTIFICATE = "set certfile=/path/client.pem&keyfile=/path/client.key in RABBITMQ_URL"
 _ALERTS = {
     "CERTIFICATE_REQUIRED": ("requires a client certificate", _SET_CERTIFICATE),
-    "HANDSHAKE_FAILURE": ("refuses TLS; it may require a client certificate", _SET_CERTIFICATE),
+    "HANDSHAKE_FAILURE": (
+        "refuses TLS; it may require a client certificate, or offer only weak encryption",
+        _SET_CERTIFICATE,
+    ),
     "UNKNOWN_CA": (
         "refuses the client certificate: its authority is unknown there",
         "add that authority to ssl_options.cacertfile of RabbitMQ, or name another certfile in RABBITMQ_URL",
@@ -46,8 +55,8 @@ def user(url: str) -> str:
 
 
 def options(url: str) -> dict[str, str]:
-    """Return the options of a URL."""
-    return dict(parse_qsl(urlsplit(url).query))
+    """Return the options of a URL. Like aiormq, use the first of two values, and keep empty ones."""
+    return dict(reversed(parse_qsl(urlsplit(url).query, keep_blank_values=True)))
 
 
 def is_external(url: str) -> bool:
@@ -86,7 +95,7 @@ def refusal(error: BaseException, url: str) -> tuple[str, str] | None:
 
 
 def _certificate_refusal(text: str, url: str) -> tuple[str, str] | None:
-    """Return the same for a client certificate that is missing, refused, or cannot be read here."""
+    """Return the same for TLS that fails, or a client certificate that is missing, refused, or cannot be read here."""
     if urlsplit(url).scheme != "amqps":
         return None
     given = options(url)
@@ -96,6 +105,8 @@ def _certificate_refusal(text: str, url: str) -> tuple[str, str] | None:
         if "CERTIFICATE" in alert[1]:
             fix = "check the files in RABBITMQ_URL, certfile and keyfile, and RabbitMQ's log"
             return f"refuses the client certificate ({alert[1].replace('_', ' ').lower()})", fix
+    if found := tls_failure(text, authority="cafile=/path/ca.pem in RABBITMQ_URL", host="the host in RABBITMQ_URL"):
+        return found
     files = [f"{name}={given[name]}" for name in TLS_FILES if name in given]
     if files and _UNUSABLE_FILE.search(text):
         fix = "the files must be PEM, readable, and the key that of the certificate and not encrypted"
@@ -106,6 +117,19 @@ def _certificate_refusal(text: str, url: str) -> tuple[str, str] | None:
         fix = "compare ssl_options.cacertfile of RabbitMQ with certfile in RABBITMQ_URL, and see RabbitMQ's log"
         return "closes the connection after TLS; it may refuse the client certificate", fix
     return None
+
+
+def tls_context(url: str) -> ssl.SSLContext | None:
+    """Return the context for a URL as aiormq makes it, for TLS 1.2 and newer; `None` without TLS. Raises `OSError`."""
+    if urlsplit(url).scheme != "amqps":
+        return None
+    given = options(url)
+    context = client_context(given.get("cafile"), given.get("capath"), b64decode(given.get("cadata", "")) or None)
+    if certificate := given.get("certfile"):
+        context.load_cert_chain(certificate, given.get("keyfile"), password="")  # else OpenSSL asks at the terminal
+    if given.get("no_verify_ssl", "0") != "0":
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def no_connection(error: BaseException, url: str) -> str:
@@ -121,7 +145,18 @@ def no_connection(error: BaseException, url: str) -> str:
 
 def error_text(error: BaseException, url: str) -> str:
     """Return the text of an error without the password of `url`, or the name of its type if it has no text."""
-    name, password = user(url), urlsplit(url).password or ""
-    # a password that equals the user's name, such as guest, would hide the name as well
-    secrets = [password, unquote(password)] if password != name else []
-    return scrub(str(error) or type(error).__name__, *secrets, limit=_MAX_TEXT)
+    remember_secrets(url)
+    return broker_text(str(error) or type(error).__name__)
+
+
+def remember_secrets(url: str) -> None:
+    """Redact the password of `url` from now on. Must be called before a connection to it."""
+    _shown.add(*secrets_of(url))
+
+
+def broker_text(text: object) -> str:
+    """Return a text of RabbitMQ, such as why it closes a channel, on one line and without passwords of ours.
+
+    What the worker does may depend on the text, so it is redacted where it is shown.
+    """
+    return _shown.redact(str(text), _MAX_TEXT)

@@ -4,7 +4,7 @@ The other packages are used only through the Protocols here; `app` provides the 
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +15,7 @@ from .core.backoff import Backoff
 from .core.decision import Final, Hold, admit, decide, refuse
 from .core.job import Job
 from .core.mail import ComposeError, Mail, OutdatedMailError, TenantRemovedError
+from .core.messaging import ReceivedMessage
 from .core.outcome import Accepted, Crashed, Outcome, TimedOut, without_secrets
 from .telemetry_errors import SafeSpan, observe
 
@@ -66,12 +67,13 @@ class Tables(Protocol):
     """Stores sent records, claims, the newest code of each recipient and purpose, and rates."""
 
     async def admit(
-        self, job: Job, deadline_ms: int, *, sendable: bool, on_lost: Callable[[], object]
+        self, job: Job, deadline_ms: int, *, composed: bool, on_lost: Callable[[], object]
     ) -> Claim | Refusal:
         """Claim the job for this worker, or return why it must not be sent.
 
-        Waits while another attempt has the claim, until `deadline_ms` (since 1970). A job that is not `sendable`
-        supersedes no other and counts towards no limit. `on_lost` is called when the claim no longer holds.
+        Waits while another attempt has the claim, until `deadline_ms` (since 1970). A job that could not
+        be `composed` supersedes no other and counts towards no limit. `on_lost` is called when the claim no longer
+        holds.
         """
         ...
 
@@ -94,12 +96,16 @@ class Settle(Protocol):
 class Observer(Protocol):
     """Logs, counts and traces jobs. An exception in it is counted and logged, and changes no settlement."""
 
-    def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
+    def job_span(self, job: Job, message: ReceivedMessage) -> AbstractContextManager[object]:
         """Record that a job has arrived, and return the span of its processing, in the producer's trace."""
         ...
 
     def send_span(self) -> AbstractContextManager[object]:
         """Return the span of one send, a child of the job's span."""
+        ...
+
+    def send_ended(self, outcome: Outcome) -> None:
+        """Record the outcome of a send in its span, which is still open."""
         ...
 
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
@@ -126,12 +132,14 @@ class Delivery:
     backoff: Backoff
     resend_uncertain: bool = True
     """Whether a mail that the relay may have accepted is sent again."""
+    settled: Callable[[Job, Final], object] = lambda _, __: None
+    """Called with each job and its settlement, like the observer."""
     now_ms: Callable[[], int] = clock.now_ms
     fraction: Callable[[], float] = random.random
 
-    async def __call__(self, job: Job, settle: Settle, trace_context: Mapping[str, str]) -> None:
+    async def __call__(self, job: Job, settle: Settle, message: ReceivedMessage) -> None:
         """Process one job and settle it; if settling fails, the broker redelivers it. Raises only for bugs."""
-        with SafeSpan(lambda: self.observer.job_span(job, trace_context)):
+        with SafeSpan(lambda: self.observer.job_span(job, message)):
             now_ms = self.now_ms()
             if dead := admit(now_ms=now_ms, expires_ms=job.expires_ms, attempts_made=job.attempts_made):
                 await self._settle(job, dead, settle)
@@ -140,8 +148,8 @@ class Delivery:
             deadline_ms = min(job.expires_ms, now_ms + HOLD_LIMIT_MS)
             mail = await self._compose(job)
             # a job that cannot be sent must not supersede one that can
-            sendable = isinstance(mail, Mail)
-            admission = await self.tables.admit(job, deadline_ms, sendable=sendable, on_lost=self.relay.recheck)
+            composed = isinstance(mail, Mail)
+            admission = await self.tables.admit(job, deadline_ms, composed=composed, on_lost=self.relay.recheck)
             if isinstance(admission, Refusal):
                 await self._settle(job, self._refuse(job, admission), settle)
             else:
@@ -218,11 +226,12 @@ class Delivery:
             except OutdatedMailError:
                 raise
             except Exception as error:  # noqa: BLE001 - a bug of ours must end this job visibly, not leave it stuck
-                return Crashed(f"internal error: {type(error).__name__}")
+                outcome = Crashed(f"internal error: {type(error).__name__}")
             if isinstance(outcome, Accepted):
                 # nothing runs between the relay's 250 and this record, not even the end of the span
                 attempt.sent = True
                 attempt.claim.mark_sent()
+            observe(self.observer.send_ended, outcome)
         return outcome
 
     async def _settle(self, job: Job, settlement: Final, settle: Settle, outcome: Outcome | None = None) -> None:
@@ -233,6 +242,8 @@ class Delivery:
             if outcome is not None:
                 observe(self.observer.attempt_ended, job, outcome)
         observe(self.observer.job_settled if settled else self.observer.settlement_failed, job, settlement)
+        if settled:
+            observe(self.settled, job, settlement)
 
 
 @dataclass(slots=True)

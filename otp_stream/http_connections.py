@@ -6,15 +6,22 @@ response waits for a client that does not read.
 """
 
 import asyncio
+import time
+from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from .core.client_network import network_of
 
 HEADER_S = 10.0
 """A connection is closed if no request begins, or the client does not read a response, for this long (at most for twice
 as long)."""
 MOST = 256
+_NEW_S = 1.0
+"""A new connection that is idle counts as in use for this long: its request arrives one round trip later."""
 _OTHERS = 64
 """Descriptors for RabbitMQ, Redis, the collector, log, event loop and temporarily open files."""
 _FEWEST = 16
@@ -33,37 +40,59 @@ def connection_limit(smtp_connections: int) -> int:
     return MOST
 
 
+@dataclass(slots=True)
+class _Open:
+    timer: asyncio.TimerHandle
+    since: float
+    network: str
+
+
 class _Connections:
     def __init__(self, most: int) -> None:
         self.most = most
-        self._open: dict[Any, asyncio.TimerHandle] = {}
+        self._open: dict[Any, _Open] = {}
+        self._by_network = Counter[str]()
 
     def add(self, protocol: Any) -> None:
-        """Add a new connection. If there are too many, close an older one: idle, else unread, else in use."""
-        self._check_later(protocol)
+        """Add a new connection. If there are too many, close one of the client network that has most.
+
+        Of these, it is the oldest that is idle, else unread, else in use. A new one counts as in use, so that probes
+        are answered, whatever clients do on the other connections.
+        """
+        network = network_of(protocol.client[0]) if protocol.client else ""
+        self._open[protocol] = _Open(self._check_later(protocol), time.monotonic(), network)
+        self._by_network[network] += 1
         if len(self._open) > self.most:
-            # never the newest, so that probes are answered, whatever clients do on the other connections
-            self._close(min((it for it in self._open if it is not protocol), key=_use, default=protocol))
+            most = max(self._by_network.values())
+            candidates = [it for it, about in self._open.items() if self._by_network[about.network] == most]
+            self._close(min(candidates, key=self._rank))
+
+    def _rank(self, protocol: Any) -> int:
+        use = _use(protocol)
+        return _IN_USE if use == _IDLE and time.monotonic() - self._open[protocol].since < _NEW_S else use
 
     def discard(self, protocol: Any) -> None:
         """Remove a connection that has ended."""
-        if timer := self._open.pop(protocol, None):
-            timer.cancel()
+        if about := self._open.pop(protocol, None):
+            about.timer.cancel()
+            self._by_network[about.network] -= 1
+            if not self._by_network[about.network]:
+                del self._by_network[about.network]
 
     def _close(self, protocol: Any) -> None:
         self.discard(protocol)
         protocol.transport.abort()
 
-    def _check_later(self, protocol: Any) -> None:
-        timer = asyncio.get_running_loop().call_later(HEADER_S, self._check, protocol, protocol.cycle, _use(protocol))
-        self._open[protocol] = timer  # a known connection keeps its position
+    def _check_later(self, protocol: Any) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_later(HEADER_S, self._check, protocol, protocol.cycle, _use(protocol))
 
     def _check(self, protocol: Any, cycle_before: object, use_before: int) -> None:
         use = _use(protocol)
         if protocol.cycle is cycle_before and (use == _IDLE or use == use_before == _UNREAD):
             self._close(protocol)
         else:
-            self._check_later(protocol)
+            self._open[protocol].timer = self._check_later(protocol)
 
 
 def _use(protocol: Any) -> int:

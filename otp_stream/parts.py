@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import structlog
 
@@ -15,6 +16,7 @@ from . import __version__
 from .broker import OtpBroker
 from .configs import tenant_identities, tenant_limits
 from .core.probe import Probed
+from .core.retention import SweepState
 from .core.state import Phase, TenantState, WorkerSeen, WorkerState
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
@@ -22,14 +24,16 @@ from .mail import Composer, MailIdentity, TemplateError, WatchedTemplates
 from .mail.finding import Finding
 from .mail.lint import lint_at_start
 from .relay_groups import RelayGroups
-from .settings import RotatedSecrets, Settings, Tenants, WatchedTenants
-from .tables import Tables
+from .settings import RotatedSecrets, Settings, Tenants, WatchedHttpTokens, WatchedTenants
+from .tables import FORGET_FLAG, JobStatuses, Tables
 from .tasks import cancel_and_wait, forever, in_thread
 from .telemetry import Observer, monitor
 from .tenant_states import tenant_states
 
 _PROBE_FLAG_TTL_MS = 5_000
 """How long other workers can read the flag that a relay accepts mail again."""
+
+_FORGET_PAUSE_S = 2.0
 
 _LINT_PAUSE_S = 0.1
 """Pause after checking a tenant's templates, which takes 20 ms of CPU time, so that jobs are not delayed."""
@@ -60,6 +64,19 @@ class Stopping:
         return self.at_once or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
+class Sweeper(Protocol):
+    """Sweeps the dead letters in the background."""
+
+    @property
+    def state(self) -> SweepState:
+        """What its sweeps have done."""
+        ...
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts of one worker, wired but not started."""
@@ -69,6 +86,7 @@ class Parts:
     """Why the worker cannot start: one text for each invalid setting."""
     secrets: RotatedSecrets
     tenants: WatchedTenants
+    tokens: WatchedHttpTokens
     observer: Observer
     tables: Tables
     broker: OtpBroker
@@ -76,18 +94,23 @@ class Parts:
     templates: WatchedTemplates
     relay: RelayGroups
     delivery: Delivery
+    statuses: JobStatuses
+    """The statuses of jobs, for the intake."""
     embedded: EmbeddedBroker | None
     stopping: Stopping
+    sweeper: Sweeper | None = None
+    """Removes expired codes and old dead letters."""
 
     def state(self) -> WorkerState:
         """Return the current state of the whole worker."""
         consumes = self.settings.worker
         return WorkerState(
-            phase=self._phase(),
+            phase=self.phase,
             broker=self.broker.state() if consumes else None,
             relays=self.relay.state() if consumes else (),
             tables=self.tables.state() if consumes else None,
             tenants=self._tenants() if consumes and self.tenants.watched else (),
+            sweeps=self.sweeper.state if self.sweeper is not None else None,
         )
 
     def _tenants(self) -> tuple[TenantState, ...]:
@@ -95,7 +118,9 @@ class Parts:
             self.tenants.current, self.observer.tenants(), self.relay.state(), self.relay.states(), self.broker.state()
         )
 
-    def _phase(self) -> Phase:
+    @property
+    def phase(self) -> Phase:
+        """What the worker is doing."""
         if self.stopping.deadline is not None:
             return "stopping"
         if not self.settings.worker:
@@ -136,11 +161,18 @@ class Parts:
             yield partial(self.secrets.watch, self._use_new_secrets)
         if self.tenants.watched:
             yield partial(self.tenants.watch, self._use_tenants)
+        if self.tokens.watched:
+            yield self.tokens.watch
         if self.tenants.watched or self.settings.templates_dir is not None:
             yield self.templates.watch
         if self.tables.shared is not None:
             yield self._follow_probes
+            yield self._follow_forgets
             yield partial(self.tables.run, self._report)
+        if self.sweeper is not None:
+            yield self.sweeper.run
+        if self.observer.exports_metrics:
+            yield self.observer.export_metrics
         if self.settings.worker:
             yield partial(
                 monitor,
@@ -177,7 +209,8 @@ class Parts:
         return None
 
     def read_files(self) -> None:
-        """Read the secret files, TENANTS_FILE and the templates at once."""
+        """Read the secret files, TENANTS_FILE, HTTP_TOKENS_FILE and the templates at once."""
+        self.tokens.request()
         self.templates.request()
         self.secrets.request()
         self.tenants.request()
@@ -186,7 +219,7 @@ class Parts:
         """Return what this worker publishes about itself for the others."""
         breaker = self.relay.state()[0].circuit_breaker
         return WorkerSeen(
-            worker_name(), __version__, self._phase(), breaker, self.unacked, self.observer.stats().sent_last_minute
+            worker_name(), __version__, self.phase, breaker, self.unacked, self.observer.stats().sent_last_minute
         )
 
     async def probe(self, name: str | None) -> list[Probed]:
@@ -203,6 +236,12 @@ class Parts:
         for it in (relay for relays in groups for relay in relays):
             if it.circuit_breaker == "open" and await self.tables.has_flag(_accepts_mail(it.name)):
                 await self.relay.probe(it.name)
+
+    async def _follow_forgets(self) -> None:
+        """Drop the recent jobs when `otp-stream forget` asks for it."""
+        if await self.tables.has_flag(FORGET_FLAG):
+            self.observer.clear_recent()
+        await asyncio.sleep(_FORGET_PAUSE_S)
 
     def _lint_templates(self) -> None:
         """Log lint findings in the operator's templates: they compile, but a mail may lack some text."""

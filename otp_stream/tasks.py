@@ -33,6 +33,18 @@ async def forever(work: Callable[[], Awaitable[object]], name: str) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
+class Turns:
+    """Lets everything else run between steps that take milliseconds: heartbeats, probes and other jobs."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> None:
+        """Wait until no other step is before this one, and for the next turn of the event loop."""
+        async with self._lock:
+            await asyncio.sleep(0)
+
+
 async def in_thread(work: Callable[[], T], name: str) -> T:
     """Run `work` in a thread that, unlike one of `asyncio.to_thread`, does not delay the end of the process."""
     done: Future[T] = Future()

@@ -6,7 +6,7 @@ URL is refused, and no error message or masked URL contains any part of it.
 
 import ipaddress
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 ESCAPE = "in a password write @ / ? # : [ ] % and spaces as %40 %2F %3F %23 %3A %5B %5D %25 %20"
 _HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]")
@@ -63,9 +63,27 @@ def without_secrets(url: str) -> str:
     return f"{parts.scheme}://{shown if at else ''}{at}{host}{parts.path}"
 
 
+def amqp_server(url: str) -> tuple[str, int]:
+    """Return host and port of RabbitMQ."""
+    parts = urlsplit(url)
+    return parts.hostname or "localhost", parts.port or (5671 if parts.scheme.lower() == "amqps" else 5672)
+
+
+def secrets_of(url: str) -> tuple[str, ...]:
+    """Return the secrets in a URL: as they are written, and decoded."""
+    parts = urlsplit(url)
+    name, password = parts.username or "", parts.password or ""
+    if not password and not parts.scheme.startswith("amqp"):
+        password = name  # as in redis://secret@host
+    elif unquote(password) == unquote(name):
+        password = ""  # such as guest: redacting it would hide the name as well
+    given = [it for key, it in parse_qsl(parts.query) if key == "password"]
+    return tuple(dict.fromkeys(filter(None, (password, unquote(password), *given))))
+
+
 def is_loopback(host: str) -> bool:
-    """Return whether `host` is certainly this machine."""
+    """Return whether `host` is certainly this machine. A name below `localhost` may be another one by DNS."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host.lower() == "localhost" or host.lower().endswith(".localhost")
+        return host.lower() == "localhost"

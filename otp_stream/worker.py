@@ -6,9 +6,10 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -18,15 +19,15 @@ import structlog
 import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.app import cast_uvicorn_params
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from . import __version__
 from .asgi import NOT_FOUND, SecureApp
 from .http_connections import connection_limit, limit_connections
 from .parts import Parts
-from .settings import find_warnings
-from .telemetry import configure_logs, flush_logs
+from .settings import find_warnings, tenant_warnings
+from .telemetry import configure_logs, flush_logs, resource_attributes
 
 _UVICORN_OPTIONS = (
     "host",
@@ -36,9 +37,16 @@ _UVICORN_OPTIONS = (
     "root_path",
     "proxy_headers",
     "forwarded_allow_ips",
-    "ssl_keyfile",
-    "ssl_certfile",
 )
+_NO_TLS = (
+    "--ssl-…: the worker serves plain HTTP, because connections that never begin TLS cannot be limited: remove these "
+    "options, and put a proxy with TLS in front"
+)
+_KNOWN_OPTIONS = {
+    *_UVICORN_OPTIONS, "app_dir", "extension", "ext", "factory", "log_config", "log_level", "loop", "reload",
+    "reload_ext", "reload_extension", "workers",
+}  # fmt: skip
+"""Those that we pass to uvicorn, and FastStream's own."""
 _HTTP_GRACE_S = 2
 """How long open HTTP requests may delay the shutdown. SHUTDOWN_GRACE_MS applies to jobs only."""
 
@@ -59,6 +67,7 @@ class OtpStream(AsgiFastStream):
         self.settings = parts.settings
         self.problems = parts.problems
         self._http = SecureApp(super().__call__, parts.settings.own_hosts)
+        self._below: dict[str, ASGIApp] = {}
         self._stack = AsyncExitStack()
         """Stops what `_start` has started."""
         self._cancelling_consumers: asyncio.Task[None] | None = None
@@ -75,14 +84,17 @@ class OtpStream(AsgiFastStream):
         await (super().__call__ if scope["type"] == "lifespan" else self._http)(scope, receive, send)
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse an unknown path, or a WebSocket."""
-        await NOT_FOUND(scope, receive, send)
+        """Respond to a path below a mounted prefix. Refuse any other path, and a WebSocket."""
+        below = scope["type"] == "http" and next((it for it in self._below if scope["path"].startswith(it)), None)
+        await (self._below[below] if below else NOT_FOUND)(scope, receive, send)
+
+    def mount_below(self, prefix: str, app: ASGIApp) -> None:
+        """Mount an ASGI application for all paths with a prefix, which `mount` does for one path."""
+        self._below[prefix] = app
 
     async def run(self, log_level: int = logging.INFO, run_extra_options: dict[str, Any] | None = None) -> None:
         """Serve until a signal arrives. With invalid settings, list all of them and exit with status 2."""
-        if self.problems:
-            self._print_problems()
-            sys.exit(2)
+        self._exit_if_invalid(run_extra_options or {})
         self._configure_logs()
         self._handle_hangup()
         options = cast_uvicorn_params(run_extra_options or {})
@@ -123,6 +135,7 @@ class OtpStream(AsgiFastStream):
     def _read_files(self) -> None:
         files = [f"{name.upper()}_FILE" for name in self.parts.secrets.files]
         files += ["TENANTS_FILE"] if self.parts.tenants.watched else []
+        files += ["HTTP_TOKENS_FILE"] if self.parts.tokens.watched else []
         files += ["TEMPLATES_DIR"] if self.parts.settings.templates_dir is not None else []
         _log.info("SIGHUP: reading files", settings=files)
         self.parts.read_files()
@@ -134,10 +147,19 @@ class OtpStream(AsgiFastStream):
         """
         if not _is_supervisor(sys.argv, os.environ):
             return
+        given = [it[2:].partition("=")[0].replace("-", "_") for it in sys.argv if it.startswith("--")]
+        # alone, the worker ignores them; here uvicorn would use them: some lift limits on requests and connections
+        unknown = sorted(it for it in given if it not in _KNOWN_OPTIONS and not it.startswith("ssl"))
+        self.problems = [*self.problems, *map(_not_used, unknown)]
+        self._exit_if_invalid(given)
+        setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010 - pyright expects uvicorn's method
+
+    def _exit_if_invalid(self, options: Iterable[str]) -> None:
+        if any(it.startswith("ssl") for it in options):
+            self.problems = [*self.problems, _NO_TLS]
         if self.problems:
             self._print_problems()
             sys.exit(2)
-        setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010 - pyright expects uvicorn's method
 
     def _print_problems(self) -> None:
         lines = "\n".join(f"  {problem}" for problem in self.problems)
@@ -160,17 +182,24 @@ class OtpStream(AsgiFastStream):
             await self.parts.start(stack)
             self._stack = stack.pop_all()
         _tune_gc()
+        _forbid_core_dumps()
 
     def _configure_logs(self) -> None:
-        configure_logs(level=self.settings.effective_log_level, readable=self.settings.app_env == "development")
+        configure_logs(
+            level=self.settings.effective_log_level,
+            format=self.settings.effective_log_format,
+            resource=resource_attributes(self.settings.app_env),
+        )
 
     def _announce(self) -> None:
         _log.info("otp-stream starts", version=__version__, **self.settings.shown())
         if not self.settings.worker:
             _log.warning("WORKER=false: serving HTTP only (health, documents, page); set WORKER=true to consume")
+            if self.parts.tokens.accepts_jobs(self.settings):
+                _log.warning("the HTTP intake refuses all jobs, because it needs the worker's connection to RabbitMQ")
         elif self.settings.prefetch_count == 1:
             _log.warning("PREFETCH_COUNT=1: one job at a time, each waits for the one before; 200 is a good value")
-        for warning in find_warnings(self.settings):
+        for warning in (*find_warnings(self.settings), *tenant_warnings(self.settings, self.parts.tenants.current)):
             _log.warning(warning)
         if self.settings.secret_key is None:
             _log.warning("SECRET_KEY is not set: the key of hashes and MACs is derived from the passwords")
@@ -189,6 +218,10 @@ class OtpStream(AsgiFastStream):
 
     async def _close(self) -> None:
         await self._stack.aclose()
+
+
+def _not_used(option: str) -> str:
+    return f"--{option.replace('_', '-')}: is not an option of a worker; remove it"
 
 
 def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
@@ -214,10 +247,19 @@ def _pass_on_hangup(supervisor: Multiprocess) -> None:
 
 
 def _tune_gc() -> None:
-    """Exclude the objects of the start from GC: scanning them took 5 % of the processor time, in long pauses."""
+    """Exclude the objects of the start from GC: scanning them took 5 % of the CPU time, in long pauses."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
+
+
+def _forbid_core_dumps() -> None:
+    """Write no memory to disk if this process crashes: it contains codes, keys and passwords.
+
+    With a limit of one byte, Linux writes no file and starts no program such as systemd-coredump, which it does with 0.
+    """
+    with suppress(ValueError, OSError):  # an environment that sets the hard limit to 0 permits no file either
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 class _Server(uvicorn.Server):

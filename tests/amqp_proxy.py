@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-from rabbitmq import rounds
+from event_loop import rounds
 
 Way = Literal["to broker", "to worker"]
 Method = tuple[int, int]
 PUBLISH: Method = (60, 40)
 CONSUME: Method = (60, 20)
+CLOSE: Method = (10, 50)
 CONSUMING: Method = (60, 21)
 DELIVER: Method = (60, 60)
 ACK: Method = (60, 80)
@@ -51,6 +52,8 @@ class AmqpProxy:
     tear: Method | None = None
     """A method. The next frame of it to a worker is cut in the middle by a reset."""
     refuse: bool = False
+    closed: int = 0
+    """Number of connections that the worker or client has closed with `connection.close`."""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _ports: set[int] = field(default_factory=set)
     """The worker's side of each connection."""
@@ -145,6 +148,7 @@ class AmqpProxy:
                 await self._maybe_hold(way, frame)
                 if way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == PUBLISH:
                     self._publishing.add(port)
+                self.closed += way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == CLOSE
                 if way == "to worker" and frame[0] == _METHOD_FRAME and _method(frame) == CONSUMING:
                     self._consumers.append((frame[1:3], frame[11:-1], self._brokers[port]))
                 if self._swallows(port) or self._ignores(way, frame, port):

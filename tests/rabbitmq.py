@@ -26,7 +26,8 @@ from aiormq.abc import ChannelFrame
 from pamqp import commands, frame
 from pamqp.body import ContentBody
 
-SERVER = Path(os.environ.get("OTP_TEST_RABBITMQ_SERVER", "/usr/lib/rabbitmq/bin/rabbitmq-server"))
+INSTALLED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+SERVER = Path(os.environ.get("OTP_TEST_RABBITMQ_SERVER", INSTALLED))
 """The program itself, because the wrapper in PATH changes user and folder. rabbitmqctl is in the same folder."""
 _START_S = 120
 _AWAY_S = 2
@@ -73,15 +74,6 @@ def use_one_core(number: int) -> None:
     os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
-async def rounds() -> None:
-    """Run a few iterations of the event loop.
-
-    An accepted connection gets its task some iterations later, and an aborted one is closed in the next.
-    """
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
 async def until(condition: Callable[[], Awaitable[T]], what: str, timeout: float = 20) -> T:  # noqa: ASYNC109
     """Poll until the condition returns a true value, with a deadline. Returns the value.
 
@@ -112,6 +104,7 @@ class Node:
     settings: tuple[str, ...] = ()
     """More lines of its configuration."""
     plugins: str = ""
+    server: Path = SERVER
 
     @property
     def name(self) -> str:
@@ -147,7 +140,9 @@ class Node:
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{here}/plugins",
         }
         with (self.folder / "out").open("ab") as out:
-            self.process = subprocess.Popen([SERVER], env=env, stdout=out, stderr=out, cwd=here, start_new_session=True)
+            self.process = subprocess.Popen(
+                [self.server], env=env, stdout=out, stderr=out, cwd=here, start_new_session=True
+            )
         ends = time.monotonic() + _START_S
         while not speaks_amqp(self.port):
             assert self.process.poll() is None, (self.folder / "out").read_text()
@@ -182,12 +177,12 @@ class Node:
     def run(self, program: str, *arguments: str) -> str:
         """Run one of RabbitMQ's programs for this node. Returns its output."""
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
-        command = [SERVER.parent / program, "-q", "-n", self.name, *arguments]
+        command = [self.server.parent / program, "-q", "-n", self.name, *arguments]
         return subprocess.run(command, env=env, check=True, capture_output=True, cwd=self.folder, text=True).stdout
 
     def _evaluate(self, expression: str) -> str:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
-        command = ["erl_call", "-sname", self.name, "-e"]
+        command = ["erl_call", "-r", "-sname", self.name, "-e"]  # a new name, because the last may still be connected
         done = subprocess.run(command, env=env, check=True, capture_output=True, input=f"{expression}.\n", text=True)
         assert done.stdout.startswith("{ok, "), f"{expression}: {done.stdout} {done.stderr}"
         return done.stdout.removeprefix("{ok, ").removesuffix("}")
@@ -423,10 +418,10 @@ class Rabbit:
 
     async def remove(self, keep: tuple[str, ...] = ()) -> None:
         """Delete every queue and exchange of this test: those of workers, and of commands with default settings."""
-        for name in self.names((1000, 30000, 3), *self.backoffs):
+        for name in (*self.names((1000, 30000, 3), *self.backoffs), f"{self.prefix}.audit"):
             if name not in keep:
                 await self.channel.queue_delete(name)
-        for name in ("retry", "events"):
+        for name in ("retry", "events", "jobs"):
             await self.channel.exchange_delete(f"{self.prefix}.{name}")
 
     def names(self, *backoffs: tuple[int, int, int]) -> list[str]:

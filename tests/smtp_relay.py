@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Literal, Self
 
-from rabbitmq import rounds
+from event_loop import rounds
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome
@@ -64,6 +64,8 @@ class Act:
     then: Literal["continue", "close", "reset", "hang"] = "continue"
     keep: bool = False
     """Whether to accept the mail at the final dot, whatever the reply."""
+    end: str = "\r\n"
+    """What to send behind the reply."""
 
 
 SILENCE = Act("", then="hang")
@@ -460,7 +462,7 @@ class _Session:
         if mail is not None and (act.keep or reply.startswith("2")):
             self.relay.accepted.append(replace(mail, accepted_at=time.monotonic()))
         if reply:
-            await self.reply(reply)
+            await self.reply(reply, act.end)
         if act.then == "reset":
             linger = struct.pack("ii", 1, 0)  # so that the kernel sends RST, not FIN
             self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -476,8 +478,8 @@ class _Session:
             raise _CloseError
         return reply
 
-    async def reply(self, reply: str) -> None:
-        data = reply.encode() + b"\r\n"
+    async def reply(self, reply: str, end: str = "\r\n") -> None:
+        data = (reply + end).encode()
         for piece in (data[at : at + 1] for at in range(len(data))) if self.relay.byte_by_byte else (data,):
             self.writer.write(piece)
             await self.writer.drain()
@@ -540,7 +542,6 @@ class ManualRelay:
         self.pipelining, self.byte_by_byte = pipelining, byte_by_byte
         self.port = 0
         self._accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
-        self._writers: list[asyncio.StreamWriter] = []
 
     async def connection(self) -> "ManualConnection":
         """Return the next connection, before its greeting."""
@@ -555,7 +556,6 @@ class ManualRelay:
 
     async def __aenter__(self) -> Self:
         async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._writers.append(writer)
             self._accepted.put_nowait((reader, writer))
 
         self._server = await asyncio.start_server(keep, "127.0.0.1", 0)
@@ -564,10 +564,6 @@ class ManualRelay:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        await rounds()
-        for writer in self._writers:
-            writer.transport.abort()
-        await rounds()
 
 
 class ManualConnection:
@@ -591,21 +587,33 @@ class ManualConnection:
         read, self._read = self._read[: len(data)], self._read[len(data) :]
         assert read == data
 
+    async def expect_line(self) -> bytes:
+        """Read a line, and return it without its end."""
+        async with asyncio.timeout(5):
+            while b"\r\n" not in self._read and (more := await self._reader.read(65_536)):
+                self._read += more
+        line, _, self._read = self._read.partition(b"\r\n")
+        return line
+
     async def expect_alone(self, data: bytes) -> None:
         """Read exactly these bytes, without any others in the same read."""
         await self.expect(data)
         assert self._read == b""
 
-    async def expect_end(self) -> None:
-        """Read the end of the connection, and nothing before it."""
+    async def expect_end(self, after: bytes = b"") -> None:
+        """Read the end of the connection, and nothing before it but, perhaps, `after`."""
         async with asyncio.timeout(5):
             with contextlib.suppress(ConnectionError):
                 self._read += await self._reader.read()
-        assert self._read == b""
+        assert self._read in {b"", after}
 
     async def reply(self, *lines: str) -> None:
         """Write these lines in one segment, or each byte separately. Ignores a closed connection."""
-        data = "".join(f"{line}\r\n" for line in lines).encode()
+        await self.send("".join(f"{line}\r\n" for line in lines))
+
+    async def send(self, text: str) -> None:
+        """Write these characters in the same way."""
+        data = text.encode()
         with contextlib.suppress(ConnectionError):
             for piece in (data[at : at + 1] for at in range(len(data))) if self._byte_by_byte else (data,):
                 self._writer.write(piece)
@@ -618,6 +626,10 @@ class ManualConnection:
         await self.reply(*ACCEPTS)
         await (self.expect_alone if alone else self.expect)(ENDED)
         await self.reply("250 2.0.0 queued")
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Begin TLS, after the reply to STARTTLS."""
+        await self._writer.start_tls(context)
 
     def close(self) -> None:
         """Close the connection without a reply."""

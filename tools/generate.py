@@ -1,7 +1,8 @@
 """Make the files that come from the code: `python tools/generate.py`; a test fails when one of them is stale.
 
-asyncapi/, .env.example, docs/settings.md, the short settings table in README.md, docs/job-states.md,
-docs/tenants.schema.json.
+asyncapi/, openapi/, schemas/, .env.example, docs/settings.md, the short settings table in README.md,
+docs/job-states.md, docs/tenants.schema.json, the licences in docs/dependencies.md, deploy/grafana/otp-stream.json, and
+the rules of deploy/prometheus/ in deploy/kubernetes/rules/ and deploy/helm/.
 """
 
 import json
@@ -13,16 +14,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
+from dashboard import dashboard
+from dependencies import packages
 from pydantic.fields import FieldInfo
 from states import job_states
 
+from otp_stream import __version__
 from otp_stream.app import asyncapi, build
+from otp_stream.core.json_schemas import published
+from otp_stream.intake import openapi
 from otp_stream.settings import REQUIRED, REQUIRED_FOR_LOGIN, Settings
 from otp_stream.settings.secret_files import secret_names
 from otp_stream.settings.tenants_schema import schema
 
 ROOT = Path(__file__).parent.parent
 _MARKS = re.compile(r"(?<=<!-- settings:begin -->\n).*?(?=<!-- settings:end -->)", re.DOTALL)
+_LICENCES = re.compile(r"(?<=<!-- licences:begin -->\n).*?(?=<!-- licences:end -->)", re.DOTALL)
 _EXAMPLES = {
     # without quotes: `docker --env-file` and `kubectl --from-env-file` would keep them
     "SENDER_EMAIL": "Example <no-reply@example.com>",
@@ -40,7 +47,8 @@ _SETTINGS = """# Settings
 
 Environment variables, or the same names in a file `.env` in the working folder; variables take precedence. The worker
 reads them once at start. If settings are invalid, it reports all of them in one message and exits with status 2;
-`otp-stream check` reports them too, and tests the servers that they name.
+`otp-stream check` reports them too, and tests the servers that they name. A `.env` that another user owns (but root),
+or that every user can change or replace, is such an error, because its settings choose commands that run.
 
 Every secret can come from a file, such as a Docker or Kubernetes secret: set `SMTP_PASS_FILE=/run/secrets/smtp_pass`
 instead of `SMTP_PASS`. The same works for {secrets}. Files are read without the line break at their end, at start and
@@ -48,7 +56,8 @@ whenever they change; see [Rotate a password](operations.md#rotate-a-password) f
 
 """
 _OTEL = """
-Traces: set `OTEL_EXPORTER_OTLP_ENDPOINT`; OpenTelemetry's other standard variables (`OTEL_*`) apply as well.
+OpenTelemetry: `OTEL_EXPORTER_OTLP_ENDPOINT` turns on traces, `OTEL_METRICS_EXPORTER=otlp` metrics and
+`OTEL_LOGS_EXPORTER=otlp` logs; its other standard variables (`OTEL_*`) apply as well: see [telemetry.md](telemetry.md).
 [.env.example](../.env.example) is a file to start from.
 """
 
@@ -56,15 +65,22 @@ Traces: set `OTEL_EXPORTER_OTLP_ENDPOINT`; OpenTelemetry's other standard variab
 def generated() -> dict[Path, str]:
     """Return every generated file's path and content."""
     document = asyncapi(build(Settings.model_construct(), []))
-    readme = ROOT / "README.md"
+    readme, dependencies = ROOT / "README.md", ROOT / "docs" / "dependencies.md"
     return {
-        ROOT / "asyncapi" / "otp-stream.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
-        ROOT / "asyncapi" / "otp-stream.yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120),
+        ROOT / "asyncapi" / "otp-stream.json": json.dumps(document, indent=2) + "\n",
+        ROOT / "asyncapi" / "otp-stream.yaml": yaml.safe_dump(document, sort_keys=False, width=120),
+        ROOT / "openapi" / "otp-stream.json": json.dumps(openapi(__version__), indent=2) + "\n",
         ROOT / ".env.example": env_example(),
         readme: _MARKS.sub(lambda _: settings_table(_FIRST), readme.read_text()),
+        dependencies: _LICENCES.sub(lambda _: licences_table(), dependencies.read_text()),
         ROOT / "docs" / "settings.md": _SETTINGS.format(secrets=_secrets()) + settings_table(variables()) + _OTEL,
         ROOT / "docs" / "job-states.md": job_states(),
+        ROOT / "deploy" / "grafana" / "otp-stream.json": json.dumps(dashboard(), indent=2) + "\n",
+        ROOT / "deploy" / "kubernetes" / "rules" / "prometheus-rule.yaml": prometheus_rule(),
+        ROOT / "deploy" / "helm" / "otp-stream" / "rules.yaml": _yaml_of_rules({"groups": rule_groups()}),
         ROOT / "docs" / "tenants.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
+        # patterns contain invisible characters, so they are written as escapes
+        **{ROOT / "schemas" / f"{name}.json": json.dumps(it, indent=2) + "\n" for name, it in published().items()},
     }
 
 
@@ -97,8 +113,10 @@ def env_example() -> str:
         "",
         "# A secret can come from a file, too: SMTP_PASS_FILE=/run/secrets/smtp_pass instead of SMTP_PASS.",
         "",
-        "# Tracing: OpenTelemetry's standard variables (OTLP by HTTP; by gRPC with OTEL_EXPORTER_OTLP_PROTOCOL=grpc).",
+        "# OpenTelemetry's standard variables (OTLP by HTTP; traces by gRPC with OTEL_EXPORTER_OTLP_PROTOCOL=grpc).",
         "# OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318",
+        "# OTEL_METRICS_EXPORTER=otlp",
+        "# OTEL_LOGS_EXPORTER=otlp",
         "# OTEL_SERVICE_NAME=otp-stream",
     ]
     return "\n".join(lines) + "\n"
@@ -124,6 +142,37 @@ def settings_table(names: Container[str]) -> str:
         shown = value if value in {"", "required"} else f"`{value}`"
         rows.append(f"| `{name}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
+
+
+def licences_table() -> str:
+    """Return the table of what the image contains from others."""
+    rows = ["| package | version | licence | required by |", "|---|---|---|---|"]
+    rows += [f"| {it.name} | {it.version} | {it.licence} | {', '.join(it.required_by)} |" for it in packages()]
+    return "\n".join(rows) + "\n"
+
+
+def rule_groups() -> list[dict[str, Any]]:
+    """Return the groups of all rules for Prometheus."""
+    folder = ROOT / "deploy" / "prometheus"
+    files = [yaml.safe_load((folder / name).read_text()) for name in ("slo.yaml", "alerts.yaml")]
+    return json.loads(json.dumps([group for file in files for group in file["groups"]]))  # copies: YAML has no anchors
+
+
+def prometheus_rule() -> str:
+    """Return the rules as an object of the Prometheus Operator."""
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "otp-stream", "labels": {"app.kubernetes.io/name": "otp-stream"}},
+        "spec": {"groups": rule_groups()},
+    }
+    return _yaml_of_rules(rule)
+
+
+def _yaml_of_rules(content: dict[str, Any]) -> str:
+    return "# Generated from deploy/prometheus: `make generate`.\n" + yaml.safe_dump(
+        content, sort_keys=False, width=120
+    )
 
 
 def main() -> None:

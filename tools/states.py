@@ -99,6 +99,7 @@ _ENDS = {
     "duplicate": "the same job (`jobId`, recipient and code) was sent before",
     "superseded": "a newer code for the same recipient and purpose arrived",
     "malformed": "not a valid job",
+    "key_missing": "sealed with a key that is not in `SEALING_KEYS`",
     "expired": "the code expired, or would expire before the next attempt",
     "rejected": "the relay replied 5xx to this recipient or message",
     "retries_exhausted": "4xx or an uncertain send with no retry left, or a second uncertain send "
@@ -124,9 +125,11 @@ alone decides what happens to a job after an attempt.
 
 ```mermaid
 stateDiagram-v2
+  direction LR
   [*] --> queued: published
   queued --> in_flight: delivered, within the prefetch limit
   in_flight --> malformed: not a valid job
+  in_flight --> key_missing: no key opens it
   in_flight --> expired: refused at admission
   in_flight --> duplicate: refused at admission
   in_flight --> superseded: refused at admission

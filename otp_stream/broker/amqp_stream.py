@@ -4,7 +4,6 @@ aiormq takes three awaits for each of a delivery's three frames, decodes all the
 longer than composing the e-mail. It still reads all other frames.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from struct import Struct
@@ -13,24 +12,29 @@ from typing import Any, SupportsIndex, cast
 import structlog
 from aio_pika import Connection, RobustConnection
 from aiormq import Channel
-from aiormq.connection import SSLContextProvider, TransportFactory
-from aiormq.exceptions import AMQPConnectionError
+from aiormq.connection import TransportFactory
 from yarl import URL
 
 from otp_stream.core.otp_job import MAX_BODY_BYTES
+from otp_stream.core.sealed_body import is_sealed
 
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD, Acks
 from .message import Delivered
-from .transport import dial
+from .transport import MAX_FRAME, FrameReader, Streams, connect
 
 _DELIVER = b"\x00\x3c\x00\x3c"
 _SIZE = Struct(">Q")
 _HEARTBEAT = HEAD.pack(HEARTBEAT, 0, 0) + bytes((END,))
 _HEARTBEAT_EVERY_S = 1.0
+_MAX_JOB = MAX_BODY_BYTES * 4 // 3 + 16 * 1024
+"""Bytes of the largest job, sealed as a whole: base64 makes it longer, and a header precedes it."""
 _MAX_BODY = 1024 * 1024
 """Bytes of a body that is kept. Of a larger one, only the size is kept: producers can publish bodies of 128 MiB."""
+_MAX_SEALED = _MAX_BODY * 4 // 3 + 16 * 1024
+"""The same for a sealed body."""
 _MAX_BODIES = 16 * 1024 * 1024
 """Bytes of all bodies in memory that are too large for a job."""
+
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -43,7 +47,7 @@ class LargeBodies:
 
     def reserve(self, size: int) -> object | None:
         """Return a reservation, which ends when it is garbage-collected, or `None` if the body cannot be kept."""
-        if size > _MAX_BODY or self.bytes + size > _MAX_BODIES:
+        if size > _MAX_SEALED or self.bytes + size > _MAX_BODIES:
             return None
         return _Reservation(self, size)
 
@@ -91,7 +95,7 @@ class DeliveryAssembler:
             self._missing = size = _SIZE.unpack_from(payload, 4)[0]
             self._parts = []
             self._dropped = 0
-            if size > MAX_BODY_BYTES:
+            if size > _MAX_JOB:
                 self._reservation = self._large.reserve(size)
                 self._dropped = 0 if self._reservation else size
         else:
@@ -110,17 +114,21 @@ class DeliveryAssembler:
         if method is None or header is None:
             return
         body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(body) > _MAX_BODY and not is_sealed(body):
+            self._dropped, body, reservation = len(body), b"", None
         try:
             self._receive(Delivered(self._channel, self._acks, method, header, body, self._dropped, reservation))
         except Exception as error:  # noqa: BLE001 - an error in one message must not close the connection
             _log.error("delivery not received", error=type(error).__name__)
 
 
-class DeliveryReader(asyncio.StreamReader):
+class DeliveryReader(FrameReader):
     """Reads the broker's bytes: deliveries go to the assembler of their channel, all other frames to aiormq."""
 
     def __init__(self) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
+        super().__init__()
+        self.received = 0
+        """Bytes received so far."""
         self._assemblers: dict[int, DeliveryAssembler] = {}
         self._rest = b""
         self._invalid = False
@@ -135,7 +143,9 @@ class DeliveryReader(asyncio.StreamReader):
         if self._invalid:
             super().feed_data(data)
             return
-        whole = self._rest + bytes(data) if self._rest else bytes(data)
+        new = bytes(data)
+        self.received += len(new)
+        whole = self._rest + new if self._rest else new
         passed: list[bytes] = []
         at = self._split(whole, passed)
         self._rest = b"" if self._invalid else whole[at:]
@@ -156,7 +166,7 @@ class DeliveryReader(asyncio.StreamReader):
         while length - at >= 7:
             kind, channel, size = HEAD.unpack_from(data, at)
             end = at + 7 + size
-            if kind not in {METHOD, HEADER, BODY, HEARTBEAT} or (end < length and data[end] != END):
+            if kind not in {METHOD, HEADER, BODY, HEARTBEAT} or size > MAX_FRAME or (end < length and data[end] != END):
                 # these are not AMQP frames: aiormq reports the error
                 self._invalid = True
                 passed.append(data[at:])
@@ -181,18 +191,11 @@ class _StreamFactory(TransportFactory):
     def __init__(self) -> None:
         self.deliveries: DeliveryReader | None = None
 
-    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
-        loop = asyncio.get_running_loop()
+    async def create(self, url: URL, **kwargs: Any) -> Streams:
         reader = DeliveryReader()
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        try:
-            dialed = await dial(url, provider)
-            transport, _ = await loop.create_connection(lambda: protocol, **dialed._asdict(), **kwargs)
-        except OSError as error:
-            raise AMQPConnectionError(*error.args) from error
+        streams = await connect(reader, url, **kwargs)
         self.deliveries = reader
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        return streams
 
 
 class ConsumingConnection(RobustConnection):
@@ -209,6 +212,10 @@ class ConsumingConnection(RobustConnection):
         """The reader of the current connection."""
         return self._factory.deliveries
 
+    async def take(self, receive: Callable[[Delivered], object]) -> Channel:
+        """Open a channel whose deliveries are passed to `receive`."""
+        return await _take(self, self.deliveries, receive, self.large)
+
 
 class PlainConsumingConnection(Connection):
     """Such a connection for one operation: it does not reconnect."""
@@ -220,9 +227,23 @@ class PlainConsumingConnection(Connection):
 
     async def take(self, receive: Callable[[Delivered], object]) -> Channel:
         """Open a channel whose deliveries are passed to `receive`."""
-        transport, deliveries = self.transport and self.transport.connection, self._factory.deliveries
-        if transport is None or deliveries is None:
-            raise ConnectionError("not connected")
-        channel = cast("Channel", await transport.channel(publisher_confirms=False))
-        deliveries.deliver(channel, DeliveryAssembler(channel, Acks(channel), receive))
-        return channel
+        return await _take(self, self._factory.deliveries, receive)
+
+    @property
+    def received(self) -> int:
+        """Bytes received so far."""
+        return self._factory.deliveries.received if self._factory.deliveries else 0
+
+
+async def _take(
+    connection: Connection,
+    deliveries: DeliveryReader | None,
+    receive: Callable[[Delivered], object],
+    large: LargeBodies | None = None,
+) -> Channel:
+    transport = connection.transport and connection.transport.connection
+    if transport is None or deliveries is None:
+        raise ConnectionError("not connected")
+    channel = cast("Channel", await transport.channel(publisher_confirms=False))
+    deliveries.deliver(channel, DeliveryAssembler(channel, Acks(channel), receive, large))
+    return channel

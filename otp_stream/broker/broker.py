@@ -24,24 +24,24 @@ from otp_stream.core.state import BrokerState, WaitState
 from otp_stream.tasks import cancel_and_wait, forever, lost_connection_as_error
 
 from .amqp_stream import ConsumingConnection
-from .config import RabbitConfig
+from .audit_queue import AuditCollector
+from .config import RabbitConfig, with_heartbeat
 from .confirmed_publish import ConfirmedPublisher
 from .consumers import Consumers
 from .events import Events
-from .incoming import Refused, Shared
+from .incoming import Shared
 from .job_message import MadeIds, Reader
+from .job_publisher import JobPublisher
 from .lane import LaneConsumer
-from .outgoing import Inject
 from .queue_publisher import QueuePublisher
 from .settle import Settler
 from .state_tracker import StateTracker
-from .subscriber import OtpSubscriber, decode
+from .subscriber import OtpSubscriber
+from .telemetry import BrokerTelemetry
 from .tenant_lanes import TenantLanes
 from .topology import Topology
 from .topology_admin import BROKER_ERRORS, TopologyAdmin, TopologyRepair, quietly
 
-HEARTBEAT_S = 10
-"""A half-open connection is noticed after three heartbeats."""
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 _CANCEL_TIMEOUT_S = 3.0
 _LANE_OPTIONS = {"title", "description", "parser", "decoder", "codec", "dependencies"}
@@ -56,8 +56,8 @@ class OtpBroker(RabbitBroker):
     publishes, including acknowledgements.
     """
 
-    def __init__(self, config: RabbitConfig, *, made: MadeIds, refused: Refused, inject: Inject) -> None:
-        self._url = _with_heartbeat(config.url)
+    def __init__(self, config: RabbitConfig, *, made: MadeIds, telemetry: BrokerTelemetry) -> None:
+        self._url = with_heartbeat(config.url)
         self.topology = topology = Topology(config.queue, config.prefix, config.backoff)
         self._admin, self._tenant_admin = (TopologyAdmin(lambda: self._url, topology) for _ in range(2))
         self._topology_repair = TopologyRepair()
@@ -74,17 +74,17 @@ class OtpBroker(RabbitBroker):
             specification_url=config.shown_url,
             description="The producers' RabbitMQ.",
         )
-        self.confirmed = ConfirmedPublisher(self, topology)
-        self.events = self._events(enabled=config.events)
-        settler = Settler(
-            topology,
-            config.backoff,
-            publish=self.confirmed,
-            inject=inject,
-            repair=self._topology_repair.request,
-            key=config.hash_key,
-        )
-        reader = Reader(config.default_expiry_minutes, config.hash_key, made, config.old_hash_keys, config.tenant_of)
+        self.confirmed = ConfirmedPublisher(self, topology, telemetry)
+        self.events = self._events(telemetry, enabled=config.events)
+        repair, hash_key, keys = self._topology_repair.request, config.hash_key, config.sealing_keys
+        self.publish_job = JobPublisher(
+            self.confirmed, config.queue, self._tracker, lambda: self.running, repair, keys
+        )  # fmt: skip
+        settler = Settler(topology, config.backoff, self.confirmed, repair, hash_key, keys, config.retention)
+        reader = Reader(
+            config.default_expiry_minutes, hash_key, made, config.old_hash_keys, config.tenant_of, keys
+        )  # fmt: skip
+        self._audit = AuditCollector(topology.audit, (hash_key, *config.old_hash_keys))
         self._prefetch = config.prefetch
         self._lanes: dict[Lane, LaneConsumer] = {}
         self._enabled = config.enabled
@@ -94,19 +94,19 @@ class OtpBroker(RabbitBroker):
             self._tenant_admin,
             self._consumers,
             settler,
-            QueuePublisher(self.confirmed, uses_other=lambda: bool(self.config.broker_middlewares)),
+            QueuePublisher(self.confirmed, telemetry, uses_other=lambda: bool(self.config.broker_middlewares)),
             prefetch=config.prefetch,
             blocked=lambda: self._tracker.state.blocked,
         )
         self._tenants.use(config.tenants)
         self._shared = Shared(
-            reader, settler, self.events, refused, config.hash_key, config.old_hash_keys, mover=self._tenants
+            reader, settler, self.events, telemetry, config.hash_key, config.old_hash_keys, mover=self._tenants
         )
         self._consuming: ConsumingConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts: list[asyncio.Task[None]] = []
 
-    def _events(self, *, enabled: bool) -> Events:
+    def _events(self, telemetry: BrokerTelemetry, *, enabled: bool) -> Events:
         return Events(
             self.publisher(
                 exchange=self.topology.events,
@@ -115,6 +115,7 @@ class OtpBroker(RabbitBroker):
                 schema=JobEvent,
                 description="One event for each job outcome; bind a queue of your own with `otp.#` or one outcome.",
             ),
+            telemetry,
             enabled=enabled,
         )
 
@@ -163,7 +164,7 @@ class OtpBroker(RabbitBroker):
         cast("Any", Registrator).subscriber(self, subscriber)
         return subscriber.add_call(
             parser_=options.get("parser"),
-            decoder_=options.get("decoder", decode),
+            decoder_=options.get("decoder", subscriber.decode),
             codec_=options.get("codec"),
             dependencies_=options.get("dependencies", ()),
         )
@@ -177,7 +178,7 @@ class OtpBroker(RabbitBroker):
 
     def use_url(self, url: str, shown_url: str) -> None:
         """Open new connections with this URL, whose user or password is another one. Open connections stay open."""
-        self._url = self._connection_kwargs["url"] = _with_heartbeat(url)
+        self._url = self._connection_kwargs["url"] = with_heartbeat(url)
         self._tracker.update(url=shown_url)
         for connection in (self._consuming, self._connection):
             if connection is not None:
@@ -196,6 +197,7 @@ class OtpBroker(RabbitBroker):
         self._tasks = [
             asyncio.create_task(forever(self._repair_topology, "topology")),
             asyncio.create_task(forever(self._publish_events, "events")),
+            asyncio.create_task(forever(partial(self._audit.run, lambda: self._consuming), "audit")),
         ]
         self._restarts = [
             asyncio.create_task(forever(partial(self._consumers.keep, self.lanes), "consumers")),
@@ -293,8 +295,3 @@ class OtpBroker(RabbitBroker):
             return cast("aiormq.Channel", await channel.get_underlay_channel())
 
         await self.events.publish(underlay, by_publisher=bool(self.config.broker_middlewares))
-
-
-def _with_heartbeat(url: str) -> str:
-    parsed = URL(url)
-    return url if "heartbeat" in parsed.query else str(parsed.update_query(heartbeat=HEARTBEAT_S))

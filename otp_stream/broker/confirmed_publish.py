@@ -13,9 +13,11 @@ from faststream.rabbit.publisher.producer import AioPikaFastProducerImpl
 from faststream.rabbit.response import RabbitPublishCommand
 from faststream.response.publish_type import PublishType
 
+from otp_stream.core.messaging import Destination, Publication, published_to
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.tasks import lost_connection_as_error
 
+from .telemetry import BrokerTelemetry, Publishing
 from .topology import Topology
 
 _CONFIRM_TIMEOUT_S = 10.0
@@ -25,9 +27,12 @@ _READY_S = 0.05
 class ConfirmedPublisher:
     """Publishes retries, dead letters and unchanged copies for `broker`, through its middlewares."""
 
-    def __init__(self, broker: RabbitBroker, topology: Topology) -> None:
+    def __init__(self, broker: RabbitBroker, topology: Topology, telemetry: BrokerTelemetry) -> None:
         self._broker = broker
         self._topology = topology
+        self._telemetry = telemetry
+        self.to_tenant = Publication(Destination(topology.any_tenant, topology.any_tenant))
+        """A publish to the queue of any tenant, for metrics."""
         self._retries = broker.publisher(
             exchange=topology.retry,
             routing_key="{delay_ms}",
@@ -47,6 +52,8 @@ class ConfirmedPublisher:
     async def __call__(self, message: Message, *, exchange: str, routing_key: str, new_channel: bool = False) -> None:
         """Publish and wait for the confirm. Raises if the broker returns the message, refuses it or is unreachable.
 
+        If a job is being processed, the trace context in the headers becomes that of this publish.
+
         Repeats need a `new_channel`: a quorum queue that has refused a channel once continues to refuse it, even when
         its limit is raised; and after the loss of a message in a change of leader, it accepts nothing more from that
         channel.
@@ -54,6 +61,16 @@ class ConfirmedPublisher:
         Raises `TimeoutError` if the broker does not answer. It waits while the broker blocks publishes: the message is
         still in the connection then, so a repeat would be a second copy.
         """
+        with Publishing(self._telemetry, self._publication(message, exchange, routing_key)):
+            await self._publish_once(message, exchange, routing_key, new_channel=new_channel)
+
+    def _publication(self, message: Message, exchange: str, routing_key: str) -> Publication:
+        to = published_to(exchange, routing_key)
+        if routing_key.startswith(self._topology.tenant_prefix):
+            to = Destination(to.name, self._topology.any_tenant)
+        return Publication(to, routing_key, len(message.body), message.headers)
+
+    async def _publish_once(self, message: Message, exchange: str, routing_key: str, *, new_channel: bool) -> None:
         # aiormq matches a returned message by its id alone, and would confuse two with the same id. A message without
         # an id gets one from aiormq.
         ids = [message.message_id] if message.message_id else []

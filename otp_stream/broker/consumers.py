@@ -157,6 +157,7 @@ class Consumers:
             return False
         if started:
             _log.info("consuming again", queue=lane.queue)
+            self._repair(f"{lane.queue} may have been declared again, without its bindings")
         return started
 
     async def _consume(self, lane: LaneConsumer) -> bool:

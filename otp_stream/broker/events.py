@@ -15,9 +15,11 @@ from pydantic_core import to_json
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address
+from otp_stream.core.messaging import Publication, published_to
 from otp_stream.core.outcome import Reply, Route
 
 from . import frames
+from .telemetry import BrokerTelemetry, Publishing
 
 _BACKLOG = 10_000
 _BATCH = 200
@@ -82,20 +84,27 @@ def _route_fields(route: Route | None) -> dict[str, Any]:
     )
 
 
+class _Queued(NamedTuple):
+    event: Event
+    headers: dict[str, Any]
+    """The trace context of the job, if it is traced."""
+
+
 class Events:
     """Publishes events in the background. If the broker is too slow, they are dropped and counted."""
 
-    def __init__(self, publisher: RabbitPublisher, *, enabled: bool) -> None:
+    def __init__(self, publisher: RabbitPublisher, telemetry: BrokerTelemetry, *, enabled: bool) -> None:
         self.enabled = enabled
         """Whether events are published at all."""
         self.dropped = 0
         self._publisher = publisher
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
+        self._telemetry = telemetry
+        self._queue: asyncio.Queue[_Queued] = asyncio.Queue(_BACKLOG)
 
-    def enqueue(self, event: Event) -> None:
-        """Queue an event, or drop it if the queue is full."""
+    def enqueue(self, event: Event, traceparent: str | None) -> None:
+        """Queue an event with the trace context of its job, or drop it if the queue is full."""
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait(_Queued(event, {"traceparent": traceparent} if traceparent else {}))
         except asyncio.QueueFull:
             self.dropped += 1
 
@@ -112,8 +121,8 @@ class Events:
             try:
                 async with asyncio.timeout(5):
                     if by_publisher:
-                        for event in events:
-                            await self._publish(event)
+                        for queued in events:
+                            await self._publish(queued)
                     else:
                         await self._send(await channel(), events)
             except Exception as error:  # noqa: BLE001 - an event may be lost, the worker must continue
@@ -130,16 +139,34 @@ class Events:
                 await self._publish(self._queue.get_nowait())
             self._queue.task_done()
 
-    async def _publish(self, event: Event) -> None:
-        await self._publisher.publish(event.content, routing_key=_routing_key(event), mandatory=False)
+    async def _publish(self, queued: _Queued) -> None:
+        event, headers = queued
+        with self._publishing([queued]):
+            await self._publisher.publish(
+                event.content, routing_key=_routing_key(event), headers=headers or None, mandatory=False
+            )
 
-    async def _send(self, channel: Channel, events: list[Event]) -> None:
-        exchange = self._publisher.exchange.name
-        packet = b"".join(
-            [frames.publish_json(channel.number, exchange, _routing_key(it), to_json(it.content)) for it in events]
-        )
+    async def _send(self, channel: Channel, events: list[_Queued]) -> None:
+        number, exchange = channel.number, self._publisher.exchange.name
         outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", channel.connection).write_queue)
-        await outgoing.put(frames.packet(packet))
+        with self._publishing(events):
+            packet = b"".join(
+                [
+                    frames.publish_json(
+                        number, exchange, _routing_key(event), to_json(event.content), headers.get("traceparent")
+                    )
+                    for event, headers in events
+                ]
+            )
+            await outgoing.put(frames.packet(packet))
+
+    def _publishing(self, events: list[_Queued]) -> Publishing:
+        exchange, parents = self._publisher.exchange.name, tuple(it.headers.get("traceparent") for it in events)
+        if len(events) > 1:
+            return Publishing(self._telemetry, Publication(published_to(exchange, ""), parents=parents))
+        routing_key, headers = _routing_key(events[0].event), events[0].headers
+        publication = Publication(published_to(exchange, routing_key), routing_key, None, headers, parents)
+        return Publishing(self._telemetry, publication)
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until all queued events are published, at most `timeout_s`."""

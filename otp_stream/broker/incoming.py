@@ -2,35 +2,34 @@
 
 from asyncio import Future
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 from uuid import uuid4
 
 from otp_stream.clock import now_ms
-from otp_stream.core.decision import Dead, Final, Retry, crashed, malformed
-from otp_stream.core.job import Job, Lane
+from otp_stream.core.decision import Ack, Dead, Final, Retry, crashed, unreadable
+from otp_stream.core.job import Job
 from otp_stream.core.masking import keyed_hash
 from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.core.possible_secrets import readable_job_id
 from otp_stream.core.threshold import DynamicThreshold
-from otp_stream.telemetry_errors import observe
+from otp_stream.tasks import Turns
+from otp_stream.telemetry_errors import SafeSpan, observe
 
 from .events import Events, event
+from .headers import JOB_ID
 from .job_message import JobMessage, Reader
+from .message import Delivered
 from .settle import Settler, acknowledge
+from .telemetry import BrokerTelemetry
 
 _MOVED_S = 120.0
 _MOVED_LIMIT = 10_000
-
-
-class Refused(Protocol):
-    """Counts and logs messages that were dead-lettered before a job was read from them."""
-
-    def __call__(self, lane: Lane, job_id: str, settlement: Dead) -> None:
-        """Record a message, after its dead letter is confirmed."""
-        ...
+_MAX_QUICK = 2 * 1024
+"""Bytes of the largest message that is read, copied or erased in any turn of the event loop. A larger one can take
+10 ms, and a whole prefetch window of them, one after another, so long that the broker closes the connection."""
 
 
 class Mover(Protocol):
@@ -101,12 +100,13 @@ class Shared:
     reader: Reader
     settler: Settler
     events: Events
-    refused: Refused
+    telemetry: BrokerTelemetry
     hash_key: bytes = field(repr=False)
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
     moved: Moved = field(default_factory=Moved)
     mover: Mover | None = None
     """Moves the jobs of a tenant that has too many in this worker."""
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass(slots=True)
@@ -128,11 +128,6 @@ class IncomingJob:
     _counted: str | None = None
     """The tenant for which the threshold has counted the job."""
 
-    @property
-    def trace_context(self) -> Mapping[str, str]:
-        """The producer's trace context (W3C)."""
-        return self.message.carrier()
-
     async def accept(self, request: OtpJob) -> Job | None:
         """Return the job to process, or `None` if the message is settled.
 
@@ -146,7 +141,7 @@ class IncomingJob:
         try:
             job = self.job = await self.shared.reader.job(message, request)
         except MalformedError as error:
-            await self.refuse(str(error))
+            await self.refuse(error)
             return None
         self._job_id = job.id
         self.on_job(message, job.id, job)
@@ -196,6 +191,8 @@ class IncomingJob:
         """
         self.settling = True
         shared = self.shared
+        if not isinstance(settlement, Ack):
+            await self.wait_turn()
         settled = await shared.settler.settle(self.message, settlement, job_id=self._job_id, job=self.job)
         if settled:
             self.settled = type(settlement).__name__.lower()
@@ -205,9 +202,15 @@ class IncomingJob:
                 observe(self._publish_event, settlement)
         return settled
 
-    async def refuse(self, error: str) -> None:
-        """Dead-letter a message that is not a valid job. `error` contains no secret."""
-        await self._end_unread(malformed(error, self.message.attempts_made(None)))
+    async def wait_turn(self) -> None:
+        """Wait before a step that takes long with a large message."""
+        raw = self.message.raw
+        if len(raw.body) + (len(raw.header) if isinstance(raw, Delivered) else 0) > _MAX_QUICK:
+            await self.shared.turns.next()
+
+    async def refuse(self, error: MalformedError) -> None:
+        """Dead-letter a message that is not a valid job, or whose key is missing."""
+        await self._end_unread(unreadable(error, self.message.attempts_made(None)))
 
     async def crash(self, error: str) -> None:
         """Dead-letter a message that failed because of a bug, unless it is settled. `error` contains no secret."""
@@ -223,11 +226,14 @@ class IncomingJob:
         message.hide_in_trace(None)
         # any word of an unread body may be a secret, so its id is shown only if it looks harmless
         shown_id = keyed_hash(message.raw.message_id or "", shared.hash_key)
-        self._job_id = readable_job_id(message.raw.body) or shown_id or uuid4().hex
+        known: str | None = message.header(JOB_ID, str)
+        self._job_id = known or readable_job_id(message.raw.body) or shown_id or uuid4().hex
         self.on_job(message, self._job_id, None)
-        if await self(dead):
-            observe(shared.refused, message.lane, self._job_id, dead)
+        with SafeSpan(lambda: shared.telemetry.unread_span(message)):
+            if await self(dead):
+                observe(shared.telemetry.message_refused, message.lane, self._job_id, dead)
 
     def _publish_event(self, settlement: Final) -> None:
         shared = self.shared
-        shared.events.enqueue(event(settlement, self._job_id, self.job, at_ms=now_ms(), hash_key=shared.hash_key))
+        made = event(settlement, self._job_id, self.job, at_ms=now_ms(), hash_key=shared.hash_key)
+        shared.events.enqueue(made, shared.telemetry.traceparent())

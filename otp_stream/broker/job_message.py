@@ -8,8 +8,10 @@ from typing import Any, Protocol, TypeGuard, get_args
 from uuid import uuid4
 
 from otp_stream.core.job import Job, Lane, Replay
-from otp_stream.core.masking import contains_secret, keyed_hash
-from otp_stream.core.otp_job import OtpJob
+from otp_stream.core.masking import contains_secret, is_secret_id, keyed_hash
+from otp_stream.core.messaging import Destination
+from otp_stream.core.otp_job import MalformedError, OtpJob
+from otp_stream.core.sealing_keys import NO_KEYS, SealingKeys
 
 from .headers import (
     ATTEMPT,
@@ -40,6 +42,8 @@ class JobMessage:
 
     raw: RawMessage = field(repr=False)
     lane: Lane
+    queue: Destination
+    """The queue that it was delivered from."""
     seen_ms: int
     ours: Mapping[str, Any] | None = None
     """Our own headers, if a worker has signed them. Others are ignored."""
@@ -66,6 +70,36 @@ class JobMessage:
     def dropped(self) -> int:
         """The size of a body that was too large to keep, otherwise 0."""
         return self.raw.dropped if isinstance(self.raw, Delivered) else 0
+
+    @property
+    def exchange(self) -> str:
+        """The exchange to which it was published."""
+        return self.raw.exchange or ""
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key with which it was published."""
+        return self.raw.routing_key or ""
+
+    @property
+    def delivery_tag(self) -> int | None:
+        """Its number in the channel."""
+        return self.raw.delivery_tag
+
+    @property
+    def message_id(self) -> str | None:
+        """AMQP's `message-id`."""
+        return self.raw.message_id
+
+    @property
+    def correlation_id(self) -> str | None:
+        """AMQP's `correlation-id`."""
+        return self.raw.correlation_id
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of the body, opened if it was sealed."""
+        return self.dropped or len(self.raw.body)
 
     @property
     def returns(self) -> int:
@@ -128,7 +162,7 @@ class JobMessage:
                 continue
             value = headers[name]
             # text that no tracer writes is dropped first, because it could make the search for secrets slow
-            kept = _is_trace(value, name) and (
+            kept = is_trace(value, name) and (
                 name == "traceparent"
                 if request is None
                 else not contains_secret(value, request.email, request.otp, partial=True)
@@ -137,7 +171,7 @@ class JobMessage:
                 del headers[name]
 
 
-def _is_trace(value: object, name: str) -> TypeGuard[str]:
+def is_trace(value: object, name: str) -> TypeGuard[str]:
     """Return whether a tracer may have written a header's value (W3C)."""
     if not isinstance(value, str):
         return False
@@ -163,6 +197,11 @@ def default_tenant(_: object) -> str:
     return ""
 
 
+def no_keys() -> SealingKeys:
+    """Return no keys, for a deployment that does not seal codes."""
+    return NO_KEYS
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Reads jobs from messages. `tenant_of` returns the tenant that a job names, or raises `MalformedError`."""
@@ -172,6 +211,17 @@ class Reader:
     made: MadeIds
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
     tenant_of: Callable[[object], str] = default_tenant
+    keys: Callable[[], SealingKeys] = no_keys
+    """Returns the keys that open sealed codes now."""
+
+    def read(self, body: bytes) -> OtpJob:
+        """Read a job. Raises `MalformedError`."""
+        try:
+            return OtpJob.from_bytes(body, keys=self.keys())
+        except MalformedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - after any error the message is dead-lettered, not left unacked
+            raise MalformedError(f"body: cannot be read ({type(error).__name__})") from None
 
     async def job(self, message: JobMessage, request: OtpJob) -> Job:
         """Return the job of a message. Raises `MalformedError` for a tenant that is not accepted."""
@@ -193,7 +243,7 @@ class Reader:
         """Return the job's id: the producer's, or a hash of it if it contains a secret, or a generated one."""
         if known := message.header(JOB_ID, str):
             return known
-        if request.job_id and contains_secret(request.job_id, request.email, request.otp):
+        if request.job_id and is_secret_id(request.job_id, request.email, request.otp):
             # logs, headers and events contain the id
             return keyed_hash(request.job_id, self.hash_key)
         return request.job_id or await self._made_id(message, request)

@@ -11,6 +11,7 @@ import structlog
 
 from otp_stream.clock import now_ms
 from otp_stream.core.job import Job, Lane
+from otp_stream.core.messaging import Destination
 from otp_stream.core.otp_job import MalformedError, too_large
 from otp_stream.core.state import LaneState
 from otp_stream.core.threshold import DynamicThreshold
@@ -20,7 +21,7 @@ from . import unread_moves
 from .headers import verified
 from .incoming import IncomingJob, Shared
 from .job_message import SIGNED, JobMessage
-from .message import RawMessage
+from .message import RawMessage, open_message
 from .queue_age import QueueAge
 from .settle import acknowledge_now, requeue
 from .topology import Depth
@@ -49,9 +50,11 @@ class LaneConsumer:
         shared: Shared,
         handle: Handle,
         moves_unread: Callable[[], bool] = lambda: False,
+        template: str | None = None,
     ) -> None:
         self.lane: Lane = lane
         self.queue = queue
+        self._source = Destination(queue, template)
         self.prefetch = prefetch
         self.counts_returns = lane in SIGNED
         """Whether it is a quorum queue, which counts every requeue of a message."""
@@ -93,6 +96,7 @@ class LaneConsumer:
         return LaneState(
             lane=self.lane,
             queue=self.queue,
+            template=self._source.template,
             prefetch=self.prefetch,
             unacked=len(self._unacked),
             received=self._received,
@@ -129,7 +133,8 @@ class LaneConsumer:
     def dispatch(self, raw: RawMessage) -> asyncio.Future[Any]:
         """Start processing a message, from RabbitMQ or from the in-memory test broker."""
         ours = self._verified(raw) if self.lane in SIGNED else None
-        message = JobMessage(raw, self.lane, now_ms(), ours)
+        open_message(raw, self._shared.reader.keys())
+        message = JobMessage(raw, self.lane, self._source, now_ms(), ours)
         self._received += 1
         threshold = self._threshold
         if threshold is not None and threshold.is_crowded and self._moves_unread():
@@ -187,31 +192,38 @@ class LaneConsumer:
 
     async def _requeue(self, message: JobMessage) -> str | None:
         """Requeue a message after a failed settlement."""
-        if message.returns >= RENEW_AT:
+        if self._returned_often(message):
             return None  # more requeues could reach the delivery limit; the end of the connection requeues it
         await asyncio.sleep(_REQUEUE_AFTER_S)
         return "requeued" if await requeue(message) else None
+
+    def _returned_often(self, message: JobMessage) -> bool:
+        """Whether the broker has counted many returns. On a classic queue, the count is a header of a producer."""
+        return self.counts_returns and message.returns >= RENEW_AT
 
     async def _process(self, message: JobMessage) -> str | None:
         """Return how the message was settled; `None` if it was not."""
         if self._shared.moved.knows_unread(message):
             acknowledge_now(message)
             return "ack"
-        if message.returns >= RENEW_AT and not message.dropped:
-            return "renewed" if await self._shared.settler.renew(message, self.queue) else None
+        if self._returned_often(message) and not message.dropped:
+            renewal = await self._shared.settler.renew(message, self.queue)
+            if renewal != "refused":
+                return "renewed" if renewal == "renewed" else None
         mover = self._shared.mover
         threshold = self._threshold if mover is not None and mover.enabled else None
         incoming = IncomingJob(message, self._shared, self._on_job, threshold)
         try:
             if message.dropped:
-                await incoming.refuse(str(too_large(message.dropped)))
+                await incoming.refuse(too_large(message.dropped))
             else:
+                await incoming.wait_turn()
                 await self._handle(incoming)
             if not incoming.settling:
                 # otherwise the message would stay unacked
                 await incoming.crash("no settlement: a middleware or dependency did not call the handler")
         except MalformedError as error:
-            await incoming.refuse(str(error))
+            await incoming.refuse(error)
         except Exception as error:  # noqa: BLE001 - a bug must end this job visibly, not leave it unacked
             kind = type(error).__name__
             # no traceback: its texts may contain the code

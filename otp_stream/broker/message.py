@@ -1,5 +1,6 @@
 """A message that the broker has delivered."""
 
+from contextlib import suppress
 from struct import Struct
 from typing import Any
 
@@ -8,6 +9,10 @@ from aiormq import Channel
 from aiormq.exceptions import ChannelInvalidStateError as ClosedError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
+
+from otp_stream.core.jwe import JweError
+from otp_stream.core.sealed_body import Content, is_sealed, open_body
+from otp_stream.core.sealing_keys import NoKeyError, SealingKeys
 
 from .frames import Acks
 
@@ -34,12 +39,12 @@ class Delivered:
 
     `method` is the payload of its `basic.deliver`, `header` that of its content header, which is decoded when one of
     its properties is read. `dropped` is the size of a body that was too large to keep (`body` is empty then), else 0.
-    `reservation` is kept as long as the message exists.
+    `reservation` is kept as long as the message exists. `opened`: whether the body was sealed.
     """
 
     __slots__ = (
         "_acks", "_header", "_known", "_method", "_reservation", "_tag",
-        "body", "channel", "dropped", "headers", "redelivered",
+        "body", "channel", "dropped", "headers", "opened", "redelivered",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +63,7 @@ class Delivered:
         self._tag, self.redelivered = _TAG.unpack_from(method, 5 + method[4])
         self._reservation = reservation
         self.dropped = dropped
+        self.opened = False
         self._header = header
         self._known: Basic.Properties | None = None
         self.body = body
@@ -67,20 +73,27 @@ class Delivered:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._properties(), "message_type" if name == "type" else name)
 
+    def open(self, content: Content) -> None:
+        """Replace a sealed body by its content. `header` stays as it was received."""
+        properties = self._properties()
+        self.body, properties.content_type, properties.content_encoding = content
+        self.opened = True
+
     @property
     def exchange(self) -> str:
         """The exchange to which it was published."""
-        return self._deliver().exchange or ""
+        return _short_string(self._method, _after_tag(self._method))
 
     @property
     def routing_key(self) -> str:
         """The routing key with which it was published."""
-        return self._deliver().routing_key or ""
+        at = _after_tag(self._method)
+        return _short_string(self._method, at + 1 + self._method[at])
 
-    def _deliver(self) -> Basic.Deliver:
-        method = Basic.Deliver()
-        method.unmarshal(self._method[4:])
-        return method
+    @property
+    def delivery_tag(self) -> int:
+        """Its number in the channel."""
+        return self._tag
 
     @property
     def header(self) -> bytes:
@@ -118,6 +131,15 @@ class Delivered:
         self._acks.settled_otherwise(self._tag)
 
 
+def _after_tag(method: bytes) -> int:
+    """Return where the exchange begins in a `basic.deliver`: after the consumer's tag, the delivery tag and a flag."""
+    return 5 + method[4] + _TAG.size
+
+
+def _short_string(payload: bytes, at: int) -> str:
+    return payload[at + 1 : at + 1 + payload[at]].decode(errors="replace")
+
+
 def _has_headers(header: bytes) -> bool:
     """Return whether a content header has a table that is not empty. Some clients publish an empty one."""
     if not header[12] & _HAS_HEADERS:
@@ -153,3 +175,15 @@ def _without_headers(header: bytes) -> bytes:
 
 RawMessage = IncomingMessage | Delivered
 """A message of the in-memory test broker, or of a real one."""
+
+
+def open_message(raw: RawMessage, keys: SealingKeys) -> None:
+    """Open a body that is sealed as a whole. One that cannot be opened stays sealed: to read it reports why."""
+    if not is_sealed(raw.body):
+        return
+    with suppress(JweError, NoKeyError):
+        content = open_body(keys, raw.body)
+        if isinstance(raw, Delivered):
+            raw.open(content)
+        else:
+            raw.body, raw.content_type, raw.content_encoding = content

@@ -1,23 +1,31 @@
-"""The messages that replace a received one: its retry, its dead letter, its move, or an unchanged copy."""
+"""The messages that replace a received one: its retry, its dead letter, its move, or an unchanged copy.
+
+They are published as `finished` returns them, without a code in plain text.
+"""
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from aio_pika import DeliveryMode, Message
 from pamqp import encode
 
+from otp_stream.core.body_at_rest import at_rest
 from otp_stream.core.decision import Dead
+from otp_stream.core.erasure import without_code
 from otp_stream.core.job import Job, Replay
 from otp_stream.core.lenient import loads
+from otp_stream.core.masking import contains_secret
 from otp_stream.core.otp_job import MAX_BODY_BYTES, too_large
-from otp_stream.telemetry_errors import observe
+from otp_stream.core.sealed_body import Content
+from otp_stream.core.sealing_keys import NO_KEYS, SealingKeys
 
 from .headers import (
     ALLOWED_AT,
     ATTEMPT,
     DIED_AT,
+    ERASED,
     ERROR,
     FIRST_SEEN,
     FRESH,
@@ -31,11 +39,12 @@ from .headers import (
     REPLY_CODE,
     SUSPECT,
     UNCERTAIN,
+    sign,
 )
-from .job_message import JobMessage
+from .job_message import JobMessage, is_trace
 from .message import LARGEST_HEADER, Delivered, RawMessage
 
-_OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN}
+_OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN, ERASED}
 _OF_REPLAY = {REPLAYED_AT, REPLAYED_BY, FRESH}
 _OF_JOB = _OF_REPLAY | {ATTEMPT, JOB_ID, UNCERTAIN}
 # The broker's headers are not copied: with copied `x-death` headers, RabbitMQ has lost messages on their second pass
@@ -46,24 +55,24 @@ _HEADERS_LIMIT = LARGEST_HEADER - 4 * 1024
 """Maximum bytes of published headers, which leaves room for those that the broker adds."""
 _LONGEST_KEPT = 1024
 """Maximum characters of a header that is kept if the headers are too large."""
+_LONGEST_NAME = 128
+"""In bytes (AMQP 0-9-1, 4.2.5.5)."""
 _NAME_BYTES = 140
 """Upper bound for a header's name and the bytes around its value."""
 
+_TEXTS = ("correlation_id", "reply_to", "message_id", "type", "app_id")
+"""Properties that a producer may set to any text."""
+
 Headers = dict[str, Any]
-Inject = Callable[[MutableMapping[str, Any]], None]
-"""Adds the current trace context to headers."""
 
 
-def retry(
-    message: JobMessage, *, job_id: str, attempts_made: int, inject: Inject, uncertain: str | None = None
-) -> Message:
+def retry(message: JobMessage, *, job_id: str, attempts_made: int, uncertain: str | None = None) -> Message:
     """Return the job for its next attempt, with our count of attempts as `retryCount` in the body."""
     headers = foreign_headers(message.raw) | _ours(message, job_id, attempts_made)
     if uncertain := uncertain or message.uncertain:
         headers[UNCERTAIN] = uncertain
     if message.moves:
         headers[MOVES] = message.moves
-    observe(inject, headers)
     return _copy(message.raw, _with_count(message.raw.body, attempts_made), headers)
 
 
@@ -85,10 +94,12 @@ def moved_headers(message: JobMessage) -> Headers:
     return headers
 
 
-def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, inject: Inject) -> Message:
+def dead_letter(
+    message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, expired_code: str | None = None
+) -> Message:
     """Return the dead letter: the unchanged body, with the reason and the time of death in its headers.
 
-    A body that was too large to keep is replaced by JSON with its size.
+    An `expired_code` is removed from it. A body that was too large to keep is replaced by JSON with its size.
     """
     headers = foreign_headers(message.raw) | _ours(message, job_id, dead.attempt)
     headers |= {REASON: dead.reason, ERROR: dead.error, DIED_AT: died_ms}
@@ -96,10 +107,36 @@ def dead_letter(message: JobMessage, dead: Dead, *, job_id: str, died_ms: int, i
         headers[ALLOWED_AT] = dead.allowed_ms
     if dead.reply is not None:
         headers[REPLY_CODE] = dead.reply.code
-    observe(inject, headers)
-    if not message.dropped:
-        return _copy(message.raw, message.raw.body, headers)
-    return _stub(message.raw, message.dropped, dead.reason, dead.error, headers)
+    if message.dropped:
+        headers[ERASED] = died_ms
+        return _stub(message.raw, message.dropped, dead.reason, dead.error, headers)
+    if expired_code is not None:
+        return erased(message.raw, without_code(message.raw.body, expired_code), headers | {ERASED: died_ms})
+    return _copy(message.raw, message.raw.body, headers)
+
+
+def erased(raw: RawMessage, body: bytes, headers: Mapping[str, Any]) -> Message:
+    """Return a dead letter without its code: a new body, and of the headers only ours and the trace.
+
+    A producer may have written the code to any other header or property.
+    """
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if name.startswith(OURS) or (name == "traceparent" and is_trace(value, name))
+    }
+    return Message(
+        body,
+        headers=_encodable(kept),
+        delivery_mode=DeliveryMode.PERSISTENT,
+        content_type="application/json",
+        timestamp=raw.timestamp,
+    )
+
+
+def expire(message: Message, left_ms: int | None) -> None:
+    """Have RabbitMQ delete a message after `left_ms` in its queue, once it is the oldest there; `None`: never."""
+    message.expiration = None if left_ms is None else left_ms / 1000
 
 
 def unchanged(raw: RawMessage) -> Message:
@@ -121,6 +158,35 @@ def replayed(raw: RawMessage, replay: Replay, *, known: bool, ours: Mapping[str,
     if replay.fresh:
         headers[FRESH] = "yes"
     return _copy(raw, _with_count(raw.body, 0) if known else raw.body, headers)
+
+
+def finished(
+    message: Message, keys: SealingKeys, sign_with: bytes | None, code: str = "", *, is_stub: bool = False
+) -> Message:
+    """Seal the body of a message, then sign its headers with a key, unless that is `None`.
+
+    With keys, headers and properties of the producer that contain the code are dropped. A body without a code is not
+    sealed: a stub of one that was too large to keep, and one whose code was erased. Only a signed header shows that it
+    was erased; by a forged one, anyone could have a sealed body published in plain text.
+    """
+    if is_stub or (sign_with is not None and ERASED in message.headers):
+        keys = NO_KEYS
+    content = at_rest(Content(message.body, message.content_type, message.content_encoding), keys)
+    message.body, message.content_type, message.content_encoding = content
+    if keys and code:
+        _drop(message, code)
+    if sign_with is not None:
+        sign(message.headers, message.body, sign_with)
+    return message
+
+
+def _drop(message: Message, code: str) -> None:
+    for name in [it for it in message.headers if not it.startswith(OURS)]:
+        if contains_secret(f"{name} {message.headers[name]}", "", code, partial=True):
+            del message.headers[name]
+    for name in _TEXTS:
+        if contains_secret(str(getattr(message, name) or ""), "", code, partial=True):
+            setattr(message, name, None)
 
 
 def _with_count(body: bytes, attempts_made: int) -> bytes:
@@ -152,6 +218,8 @@ def _is_brokers(name: str) -> bool:
 
 
 def _encodable(headers: Headers) -> Headers:
+    # pamqp would cut a longer name, so that it is another one
+    headers = {name: value for name, value in headers.items() if len(name.encode(errors="replace")) <= _LONGEST_NAME}
     with contextlib.suppress(Exception):  # no header of a producer may prevent a retry or a dead letter
         if len(encode.field_table(headers)) <= _HEADERS_LIMIT:
             return headers

@@ -15,7 +15,10 @@ from typing import Any
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from .topology import QueueAwayError, Topology, answer_about, is_missing
+from otp_stream.connection_errors import broker_text
+
+from .declares import QueueAwayError, answer_about, is_missing
+from .topology import Topology
 
 _GUARD = "x-queue-leader-locator"
 _NEVER_A_QUEUE = {_GUARD: "none-such"}
@@ -56,7 +59,7 @@ class InspectedQueue:
         for key in sorted({*expected, *self.arguments}):
             now, must = known.get(key), expected.get(key)
             if now != must:
-                found.append(f"{key} is {_shown(now)}, must be {_shown(must)}")
+                found.append(f"{key} is {broker_text(_shown(now))}, must be {_shown(must)}")
         return found
 
 
@@ -83,7 +86,7 @@ async def inspect_queue(
     except ChannelNotFoundEntity as error:
         if is_missing(error):
             return None
-        raise QueueAwayError(str(error)) from None
+        raise QueueAwayError(broker_text(error)) from None
     # The declare always names the type: a virtual host with a `default_queue_type` would add it, and a queue of that
     # type would look like a classic one.
     arguments = {_TYPE: "classic", **expected}
@@ -149,7 +152,7 @@ async def inspect_exchange(connection: AbstractConnection, name: str, kind: str)
         key, value = difference["key"], _parse(difference["value"])
         if key == _EXCHANGE_GUARD and value is None:
             return ""
-        return f"{key} is {_shown(value)}, must be {_shown({'type': kind, 'durable': True}.get(key))}"
+        return f"{key} is {broker_text(_shown(value))}, must be {_shown({'type': kind, 'durable': True}.get(key))}"
     return ""
 
 

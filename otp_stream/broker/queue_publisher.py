@@ -7,6 +7,8 @@ is compared with all messages in flight.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
+from time import perf_counter
 from typing import Any, cast
 
 from aio_pika import Message
@@ -17,15 +19,19 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from otp_stream.tasks import lost_connection_as_error
+from otp_stream.telemetry_errors import observe
 
 from . import frames
 from .confirmed_publish import ConfirmedPublisher
 from .headers import MAC
+from .telemetry import BrokerTelemetry
 from .topology_admin import quietly
 
 _CONFIRM_TIMEOUT_S = 10.0
 _TRY_AGAIN_S = 0.005
 
+Published = Callable[[float, Exception | None], None]
+"""Counts a publish that took so many seconds, and its error."""
 Confirm = asyncio.Future[None]
 """Ends with the confirm of a message."""
 
@@ -36,8 +42,11 @@ class QueuePublisher:
     A message goes through `other` instead if `uses_other` returns true.
     """
 
-    def __init__(self, other: ConfirmedPublisher, *, uses_other: Callable[[], bool]) -> None:
+    def __init__(
+        self, other: ConfirmedPublisher, telemetry: BrokerTelemetry, *, uses_other: Callable[[], bool]
+    ) -> None:
         self._other = other
+        self._published = partial(telemetry.published, other.to_tenant)
         self._uses_other = uses_other
         self._packets: _Packets | None = None
         self._opening = asyncio.Lock()
@@ -64,7 +73,9 @@ class QueuePublisher:
             async with self._opening:
                 packets = self._packets
                 if packets is None or not packets.usable:
-                    packets = self._packets = _Packets(await self._open_channel(), self._other.is_blocked)
+                    packets = self._packets = _Packets(
+                        await self._open_channel(), self._other.is_blocked, self._published
+                    )
         return packets
 
     async def _open_channel(self) -> Channel:
@@ -83,17 +94,18 @@ class _Packets:
     channel is closed once no message is in flight.
     """
 
-    def __init__(self, channel: Channel, is_blocked: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, channel: Channel, is_blocked: Callable[[], Awaitable[bool]], published: Published) -> None:
         self.channel = channel
         self.usable = True
+        self._published = published
         self._is_blocked = is_blocked
         self._loop = asyncio.get_running_loop()
         self._outgoing = cast("asyncio.Queue[ChannelFrame]", cast("Any", channel.connection).write_queue)
         self._pending: list[bytes] = []
         self._scheduled = False
         self._last = 0
-        self._in_flight: dict[int, tuple[str, Confirm]] = {}
-        """MAC and confirm of each message in flight, by its number, in the order in which they were published."""
+        self._in_flight: dict[int, tuple[str, Confirm, float]] = {}
+        """MAC, confirm and time of each message in flight, by its number, in the order in which they were published."""
         self._watching: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         # aiormq looks up both in its channel; no other class can be given to it
@@ -106,7 +118,7 @@ class _Packets:
         self._pending.append(frames.publish(channel.number, queue, header, body, channel.max_content_size))
         self._last += 1
         confirm: Confirm = self._loop.create_future()
-        self._in_flight[self._last] = (mac, confirm)
+        self._in_flight[self._last] = (mac, confirm, perf_counter())
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._send)
@@ -139,7 +151,7 @@ class _Packets:
         channel = cast("Any", self.channel)
         message = await channel._read_content(frame, await channel._get_frame())  # noqa: SLF001 - as above
         mac = cast("dict[str, object]", message.header.properties.headers or {}).get(MAC)
-        number = next((it for it, (known, _) in self._in_flight.items() if known == mac), None)
+        number = next((it for it, (known, *_) in self._in_flight.items() if known == mac), None)
         error = PublishError(message, frame)
         if number is None:
             self._fail(error)  # which one is unknown
@@ -147,9 +159,11 @@ class _Packets:
             self._end(number, error)
 
     def _end(self, number: int, error: Exception | None) -> None:
-        _, confirm = self._in_flight.pop(number, (None, None))
-        if confirm is None:
+        found = self._in_flight.pop(number, None)
+        if found is None:
             return
+        _, confirm, since = found
+        observe(self._published, perf_counter() - since, error)
         if error is not None:
             self.usable = False
         if not confirm.done():

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import Literal, Protocol, assert_never
 
 import structlog
 from aio_pika import Message
@@ -12,23 +12,27 @@ from aio_pika.exceptions import AMQPError, DeliveryError
 from aiormq.exceptions import AMQPError as WireError
 
 from otp_stream.clock import now_ms
+from otp_stream.connection_errors import broker_text
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
+from otp_stream.core.retention import Retention
+from otp_stream.core.sealing_keys import SealingKeys
 from otp_stream.tasks import lost_connection_as_error
 
 from . import outgoing
-from .headers import sign
 from .job_message import JobMessage
 from .message import ClosedError, Delivered
-from .outgoing import Inject
 from .topology import Topology
 
 GIVE_BACK_S = 5.0
 """Time limit for one message at a stop. The broker requeues the rest when the connection closes."""
 _PAUSES_S = (0.2, 1.0, 2.0, 5.0)
-_REFUSALS = (AMQPError, WireError, OSError, RuntimeError)
+REFUSALS = (AMQPError, WireError, OSError, RuntimeError)
 """Errors of a broker that is unreachable, full or in alarm."""
+
+Renewal = Literal["renewed", "refused", "taken_back"]
+"""`refused`: the queue is full. `taken_back`: the message is back in its queue."""
 
 
 class Publish(Protocol):
@@ -49,11 +53,14 @@ class Settler:
     topology: Topology
     backoff: Backoff
     publish: Publish
-    inject: Inject
     repair: Callable[[str], None]
     """Called when a queue or an exchange seems to be missing."""
     key: bytes = field(repr=False)
     """The key that signs our headers."""
+    keys: Callable[[], SealingKeys]
+    """Returns the keys that seal codes now."""
+    retention: Retention = field(default_factory=Retention)
+    """How long dead letters and their codes are kept."""
 
     async def settle(self, message: JobMessage, settlement: Final, *, job_id: str, job: Job | None) -> bool:
         """Settle a message. Returns `False` if the broker will redeliver it."""
@@ -62,15 +69,12 @@ class Settler:
             case Ack():
                 settled = True
             case Retry(delay_ms, attempt, _, uncertain):
-                settled = await self._retry(message, delay_ms, job_id, attempt, uncertain=uncertain)
+                settled = await self._retry(message, delay_ms, job_id, attempt, job, uncertain)
             case Park(delay_ms):
-                settled = await self._retry(message, delay_ms, job_id, attempts_made)
+                settled = await self._retry(message, delay_ms, job_id, attempts_made, job)
             case Dead():
-                dead_letter = outgoing.dead_letter(
-                    message, settlement, job_id=job_id, died_ms=now_ms(), inject=self.inject
-                )
-                sign(dead_letter.headers, dead_letter.body, self.key)
-                settled = await self._confirmed(message, dead_letter, exchange="", routing_key=self.topology.dead)
+                copy = self._dead_letter(message, settlement, job_id, job)
+                settled = await self._confirmed(message, copy, exchange="", routing_key=self.topology.dead)
             case _:
                 assert_never(settlement)
         if settled:
@@ -85,20 +89,26 @@ class Settler:
         mail.
         """
         copy = outgoing.moved(message, job)
-        sign(copy.headers, copy.body, self.key)
+        self._finish(message, copy, job)
         try:
             await publish(copy, exchange="", routing_key=queue)
-        except (TimeoutError, *_REFUSALS) as error:
+        except (TimeoutError, *REFUSALS) as error:
             return error_text(error)
         await acknowledge(message)
         return None
 
-    async def renew(self, message: JobMessage, queue: str) -> bool:
-        """Publish a message to its queue as a new one, which counts no requeue. Returns `False` if that failed."""
-        settled = await self._confirmed(message, outgoing.unchanged(message.raw), exchange="", routing_key=queue)
-        if settled:
-            await acknowledge(message)
-        return settled
+    async def renew(self, message: JobMessage, queue: str) -> Renewal:
+        """Publish a message to its queue as a new one, which counts no requeue."""
+        copy = outgoing.unchanged(message.raw)
+        self._finish(message, copy, None, signs=message.ours is not None)
+        try:
+            settled = await self._confirmed(message, copy, exchange="", routing_key=queue, insists=False)
+        except DeliveryError:  # a full queue takes no messages until this one is acknowledged
+            return "refused"
+        if not settled:
+            return "taken_back"
+        await acknowledge(message)
+        return "renewed"
 
     async def give_back(self, message: JobMessage, queue: str, *, counts_returns: bool) -> None:
         """Put a message back into its queue for another worker, at a stop.
@@ -108,28 +118,51 @@ class Settler:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVE_BACK_S):
-                if counts_returns and not message.dropped:
-                    await self.renew(message, queue)
-                else:
+                if not counts_returns or message.dropped or await self.renew(message, queue) == "refused":
                     await requeue(message)
 
+    def _dead_letter(self, message: JobMessage, dead: Dead, job_id: str, job: Job | None) -> Message:
+        """Return the signed dead letter. RabbitMQ deletes it when the retention ends."""
+        died_ms, retention = now_ms(), self.retention
+        erase = job is not None and job.expires_ms <= died_ms and not retention.keeps_codes
+        expired_code = job.request.otp if job is not None and erase else None
+        copy = outgoing.dead_letter(message, dead, job_id=job_id, died_ms=died_ms, expired_code=expired_code)
+        self._finish(message, copy, job)
+        outgoing.expire(copy, retention.left_ms(died_ms, died_ms))
+        return copy
+
     async def _retry(
-        self, message: JobMessage, delay_ms: int, job_id: str, attempts_made: int, *, uncertain: str | None = None
+        self,
+        message: JobMessage,
+        delay_ms: int,
+        job_id: str,
+        attempts_made: int,
+        job: Job | None,
+        uncertain: str | None = None,
     ) -> bool:
-        copy = outgoing.retry(
-            message, job_id=job_id, attempts_made=attempts_made, inject=self.inject, uncertain=uncertain
-        )
-        sign(copy.headers, copy.body, self.key)
+        copy = outgoing.retry(message, job_id=job_id, attempts_made=attempts_made, uncertain=uncertain)
+        self._finish(message, copy, job)
         wait = str(self.backoff.wait_ms(delay_ms))
         return await self._confirmed(message, copy, exchange=self.topology.retry.name, routing_key=wait)
 
-    async def _confirmed(self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str) -> bool:
-        """Publish until the broker confirms. Returns `False` if the received message is back in its queue first."""
+    def _finish(self, message: JobMessage, copy: Message, job: Job | None, *, signs: bool = True) -> None:
+        key, code = self.key if signs else None, job.request.otp if job else ""
+        outgoing.finished(copy, self.keys(), key, code, is_stub=bool(message.dropped))
+
+    async def _confirmed(
+        self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str, insists: bool = True
+    ) -> bool:
+        """Publish until the broker confirms. Returns `False` if the received message is back in its queue first.
+
+        Raises `DeliveryError` if the broker refuses the message, unless it `insists`.
+        """
         tries = 0
         while message.alive:
             try:
                 await self.publish(copy, exchange=exchange, routing_key=routing_key, new_channel=tries > 0)
-            except (TimeoutError, *_REFUSALS) as error:
+            except (TimeoutError, *REFUSALS) as error:
+                if isinstance(error, DeliveryError) and not insists:
+                    raise
                 pause_s = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1
                 structlog.get_logger(__name__).warning(
@@ -151,7 +184,7 @@ async def acknowledge(message: JobMessage) -> None:
     try:
         with lost_connection_as_error():
             await message.raw.ack()
-    except _REFUSALS as error:
+    except REFUSALS as error:
         structlog.get_logger(__name__).warning("acknowledgement lost, the job is redelivered", error=error_text(error))
 
 
@@ -171,7 +204,7 @@ async def requeue(message: JobMessage) -> bool:
     try:
         with lost_connection_as_error():
             await message.raw.nack(requeue=True)
-    except _REFUSALS:
+    except REFUSALS:
         return False
     return True
 
@@ -182,4 +215,4 @@ def error_text(error: BaseException) -> str:
         return "returned or refused by the broker"
     if not isinstance(error, AMQPError | WireError | ConnectionError):
         return type(error).__name__  # the text of an exception in an operator's middleware may quote the message
-    return f"{type(error).__name__}: {error}".rstrip(": ")[:200]
+    return f"{type(error).__name__}: {broker_text(error)}".rstrip(": ")

@@ -9,7 +9,10 @@ from aio_pika.abc import AbstractConnection
 
 from otp_stream.clock import now_ms
 from otp_stream.connection_errors import refusal
+from otp_stream.core.masking import SHOWN
+from otp_stream.core.shown_secrets import ShownSecrets
 from otp_stream.core.state import BrokerState
+from otp_stream.urls import secrets_of
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -23,6 +26,7 @@ class StateTracker:
         self._state = BrokerState(url=shown_url, since_ms=now_ms(), error=None)
         self._lost: set[AbstractConnection | None] = set()
         self._stopping = False
+        self._shown = ShownSecrets()
 
     @property
     def state(self) -> BrokerState:
@@ -73,7 +77,8 @@ class StateTracker:
         self._state = replace(self._state, **changes)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
-        found = refusal(error, self._url())
-        if found:
-            return {"error": "; ".join(found), "refused": True}
-        return {"error": " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]}
+        url = self._url()
+        self._shown.add(*secrets_of(url))
+        if found := refusal(error, url):
+            return {"error": self._shown.redact("; ".join(found)), "refused": True}
+        return {"error": self._shown.redact(f"{type(error).__name__}: {error}", SHOWN).removesuffix(":")}

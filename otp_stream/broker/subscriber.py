@@ -66,8 +66,9 @@ class OtpSubscriber(RabbitSubscriber):
         """The handler, if no extension must be called before it."""
 
     def another(self, queue: str, prefetch: int) -> LaneConsumer:
-        """Return a consumer of the same lane, with the same handler, for another queue."""
-        return LaneConsumer(self.lane.lane, queue, prefetch, self._shared, self._handle)
+        """Return a consumer of the same lane, with the same handler, for one of the queues of its pattern."""
+        lane = self.lane
+        return LaneConsumer(lane.lane, queue, prefetch, self._shared, self._handle, template=lane.queue)
 
     async def start(self) -> None:
         """Build the call of the handler, without consuming."""
@@ -90,6 +91,10 @@ class OtpSubscriber(RabbitSubscriber):
         await self._shared.events.publish_now()
         return ensure_response(None)
 
+    async def decode(self, message: RabbitMessage) -> OtpJob:
+        """Read a job; the default decoder. Raises `MalformedError`."""
+        return self._shared.reader.read(message.body)
+
     def _has_extensions(self) -> bool:
         (call,) = self.calls
         options, config = self._call_options, self._outer_config
@@ -100,7 +105,7 @@ class OtpSubscriber(RabbitSubscriber):
             config.broker_decoder,
             config.broker_codec,
             options.parser,
-            options.decoder is not decode,
+            options.decoder != self.decode,
             options.codec,
             call.dependencies,
             call.item_parser,
@@ -111,7 +116,7 @@ class OtpSubscriber(RabbitSubscriber):
 
     async def _handle(self, incoming: IncomingJob) -> None:
         if self._direct is not None:
-            await self._direct(read(incoming.message.raw.body), incoming)
+            await self._direct(self._shared.reader.read(incoming.message.raw.body), incoming)
             return
         with self._outer_config.context.scope(_INCOMING, incoming):
             try:
@@ -122,18 +127,3 @@ class OtpSubscriber(RabbitSubscriber):
                 # an operator's codec returned something other than a job, which the error quotes
                 fields = sorted({".".join(map(str, it["loc"])) or "body" for it in error.errors(include_input=False)})
                 raise MalformedError(f"{', '.join(fields)}: not as an OtpJob requires it") from None
-
-
-def read(body: bytes) -> OtpJob:
-    """Read a job. Raises `MalformedError`."""
-    try:
-        return OtpJob.from_bytes(body)
-    except MalformedError:
-        raise
-    except Exception as error:  # noqa: BLE001 - after any error the message is dead-lettered, not left unacked
-        raise MalformedError(f"body: cannot be read ({type(error).__name__})") from None
-
-
-async def decode(message: RabbitMessage) -> OtpJob:
-    """Read a job; the default decoder. Raises `MalformedError`."""
-    return read(message.body)

@@ -9,6 +9,7 @@ from time import monotonic
 
 import structlog
 
+from otp_stream.connection_errors import broker_text
 from otp_stream.core.job import Job
 from otp_stream.core.state import TenantLaneState
 
@@ -261,7 +262,9 @@ class TenantLanes:
                 await self._consumers.consume(lane.consumer)
         except BROKER_ERRORS as error:
             if lane.start_at == 0.0:  # else it is logged already
-                _log.warning("tenant's queue is away, nothing is consumed from it", queue=queue, error=str(error)[:300])
+                _log.warning(
+                    "tenant's queue is away, nothing is consumed from it", queue=queue, error=broker_text(error)
+                )
             lane.start_at = monotonic() + _AGAIN_S
         else:
             lane.start_at = 0.0

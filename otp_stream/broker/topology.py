@@ -1,21 +1,23 @@
-"""Queues and exchanges as data, and their declaration at the broker."""
+"""Queues, exchanges and bindings as data, and their declaration at the broker."""
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aio_pika.exceptions import ChannelNotFoundEntity
 from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
 
+from otp_stream.connection_errors import broker_text
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.job import Lane
+
+from .declares import ANSWER_S, QueueAwayError, answer_about, declare_exchange, declare_queue, is_missing, on_channel
 
 DELIVERY_LIMIT = 20
 """Deliveries of one retry before the broker dead-letters it; RabbitMQ 4 has the same default."""
@@ -29,10 +31,6 @@ DEFAULT_TENANT = "default"
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_.:@#,/ -]")
 """Characters that the AMQP library or we do not allow in the name of a queue."""
 
-_ANSWER_S = 2.0
-"""Time limit of a declare: RabbitMQ 4 takes 70 seconds to answer for a classic queue whose node is down (3.10 answers
-at once), and `/readyz` waits for three seconds."""
-
 _SAFE_HOP = {
     "x-queue-type": "quorum",
     "x-dead-letter-exchange": "",
@@ -42,20 +40,20 @@ _SAFE_HOP = {
 }
 
 
-class TopologyError(Exception):
-    """The broker refuses a declare; the text names the queue and the fix."""
-
-
-class QueueAwayError(TopologyError):
-    """The queue exists, but its node is down."""
-
-
 @dataclass(frozen=True, slots=True)
 class Depth:
     """The messages and consumers of a queue, as the broker reports them."""
 
     messages: int
     consumers: int
+
+
+class Bound(NamedTuple):
+    """A binding of a queue to an exchange."""
+
+    exchange: str
+    routing_key: str
+    queue: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,11 @@ class Topology:
         return f"{self.prefix}.dead"
 
     @property
+    def audit(self) -> str:
+        """The queue for audit records of commands. Commands and workers declare it, and work without it."""
+        return f"{self.prefix}.audit"
+
+    @property
     def lanes(self) -> dict[Lane, str]:
         """The queues that are consumed, the most urgent first; those of tenants only by workers that have tenants."""
         return {"high": self.high, "jobs": self.jobs, "due": self.due}
@@ -94,9 +97,32 @@ class Topology:
         return RabbitExchange(f"{self.prefix}.retry", type=ExchangeType.DIRECT, durable=True)
 
     @cached_property
+    def jobs_exchange(self) -> RabbitExchange:
+        """The exchange for jobs; routing key: the name of the producers' queue, as with the default exchange.
+
+        A user that may write to it cannot write to any other queue, unlike one that may use the default exchange.
+        """
+        return RabbitExchange(f"{self.prefix}.jobs", type=ExchangeType.DIRECT, durable=True)
+
+    @cached_property
     def events(self) -> RabbitExchange:
         """The exchange for events; routing key: `otp.<outcome>`."""
         return RabbitExchange(f"{self.prefix}.events", type=ExchangeType.TOPIC, durable=True)
+
+    @property
+    def exchanges(self) -> tuple[RabbitExchange, ...]:
+        """All exchanges."""
+        return (self.retry, self.events, self.jobs_exchange)
+
+    @property
+    def job_bindings(self) -> list[Bound]:
+        """The bindings of the producers' queues."""
+        return [Bound(self.jobs_exchange.name, queue, queue) for queue in (self.jobs, self.high)]
+
+    @property
+    def retry_bindings(self) -> list[Bound]:
+        """The bindings of the wait queues."""
+        return [Bound(self.retry.name, str(ms), self.wait_queue(ms)) for ms in self.backoff.waits_ms]
 
     @property
     def tenant_prefix(self) -> str:
@@ -167,13 +193,15 @@ class Topology:
     async def apply(
         self, connection: AbstractConnection, high_is_quorum: Callable[[], Awaitable[bool]] | None = None
     ) -> set[str]:
-        """Declare everything that is missing. Returns the producers' queues that are skipped, as their node is down.
+        """Declare everything that is missing, except what `bind_jobs` does.
+
+        Returns the producers' queues that are skipped, as their node is down.
 
         If the high lane is missing, it is declared as a quorum queue if `high_is_quorum` returns true. Raises
         `TopologyError` if a queue or exchange has other properties.
         """
         for exchange in (self.retry, self.events):
-            await _on_channel(connection, exchange.name, lambda channel, it=exchange: _declare_exchange(channel, it))
+            await on_channel(connection, exchange.name, lambda channel, it=exchange: declare_exchange(channel, it))
         away: set[str] = set()
         if await self._is_missing(connection, self.jobs, away):
             await declare_queue(connection, self.jobs, {})
@@ -182,9 +210,23 @@ class Topology:
         if await self._is_missing(connection, self.high, away):
             quorum = high_is_quorum is not None and await high_is_quorum()
             await declare_queue(connection, self.high, {"x-queue-type": "quorum"} if quorum else {})
-        for wait_ms in self.backoff.waits_ms:
-            await _on_channel(connection, self.wait_queue(wait_ms), lambda channel, ms=wait_ms: self._bind(channel, ms))
+        for bound in self.retry_bindings:
+            await on_channel(connection, bound.queue, lambda channel, it=bound: _bind(channel, it))
         return away
+
+    async def bind_jobs(self, connection: AbstractConnection, away: Collection[str] = ()) -> None:
+        """Declare the exchange for jobs and bind the producers' queues, except those that are `away`.
+
+        Raises `TopologyError` if the exchange has another type or the user lacks a permission.
+        """
+
+        async def declare_and_bind(channel: AbstractChannel) -> None:
+            await declare_exchange(channel, self.jobs_exchange)
+            for bound in self.job_bindings:
+                if bound.queue not in away:
+                    await _bind(channel, bound)
+
+        await on_channel(connection, self.jobs_exchange.name, declare_and_bind)
 
     async def _is_missing(self, connection: AbstractConnection, name: str, away: set[str]) -> bool:
         """Return whether a queue does not exist. One whose node is down exists, and is added to `away`."""
@@ -194,10 +236,6 @@ class Topology:
             away.add(name)
             return False
 
-    async def _bind(self, channel: AbstractChannel, wait_ms: int) -> None:
-        queue = await channel.get_queue(self.wait_queue(wait_ms), ensure=False)
-        await queue.bind(self.retry.name, routing_key=str(wait_ms))
-
     async def depths(self, connection: AbstractConnection, names: Iterable[str]) -> dict[str, Depth | None]:
         """Read the depths of many queues, which costs a third if all exist; `None` for one that is unavailable."""
         found: dict[str, Depth | None] = {}
@@ -205,7 +243,7 @@ class Topology:
         try:
             for name in names:
                 try:
-                    async with asyncio.timeout(_ANSWER_S):
+                    async with asyncio.timeout(ANSWER_S):
                         declared = (await channel.declare_queue(name, passive=True)).declaration_result
                     found[name] = Depth(messages=declared.message_count or 0, consumers=declared.consumer_count or 0)
                 except (ChannelNotFoundEntity, TimeoutError):
@@ -233,7 +271,7 @@ class Topology:
         except ChannelNotFoundEntity as error:
             if is_missing(error):
                 return None
-            raise QueueAwayError(f"{name} is away: {error}") from error
+            raise QueueAwayError(f"{name} is away: {broker_text(error)}") from error
         finally:
             await channel.close()
 
@@ -250,50 +288,6 @@ class Topology:
             await channel.close()
 
 
-@asynccontextmanager
-async def answer_about(queue: str, connection: AbstractConnection) -> AsyncGenerator[None]:
-    """Limit the time for a declare. Raises `QueueAwayError` if RabbitMQ answers other requests, but not this one."""
-    try:
-        async with asyncio.timeout(_ANSWER_S):
-            yield
-    except TimeoutError:
-        # on a dead connection this hangs, for which the caller has a time limit
-        await (await connection.channel(publisher_confirms=False)).close()
-        raise QueueAwayError(f"{queue} is away: its node does not answer") from None
-
-
-def is_missing(error: ChannelNotFoundEntity) -> bool:
-    """Return whether the queue does not exist. If its node is down, the error has the same code and another text."""
-    return "no queue" in str(error)
-
-
-async def _declare_exchange(channel: AbstractChannel, exchange: RabbitExchange) -> None:
-    await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
-
-
-async def declare_queue(connection: AbstractConnection, name: str, arguments: dict[str, Any]) -> None:
-    """Declare a durable queue. Raises `TopologyError` if it has other properties."""
-    await _on_channel(
-        connection,
-        name,
-        lambda channel: channel.declare_queue(name, durable=True, arguments=arguments or None),
-    )
-
-
-async def _on_channel(
-    connection: AbstractConnection, name: str, work: Callable[[AbstractChannel], Awaitable[object]]
-) -> None:
-    # one channel for each declare, because a refusal closes the channel
-    channel = await connection.channel(publisher_confirms=False)
-    try:
-        await work(channel)
-    except ChannelPreconditionFailed as error:
-        raise TopologyError(
-            f"{name} exists with other properties: {error}; drain and delete it, or set another RABBITMQ_PREFIX"
-        ) from error
-    except ChannelNotFoundEntity as error:
-        raise QueueAwayError(f"{name} is away: {error}") from error
-    except AMQPError as error:
-        raise TopologyError(f"{name} cannot be declared: {error}") from error
-    finally:
-        await channel.close()
+async def _bind(channel: AbstractChannel, bound: Bound) -> None:
+    queue = await channel.get_queue(bound.queue, ensure=False)
+    await queue.bind(bound.exchange, bound.routing_key)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,8 +15,9 @@ from aio_pika.exceptions import AMQPError
 from otp_stream.tasks import lost_connection_as_error
 
 from . import queue_inspect
+from .declares import QueueAwayError, TopologyError, declare_queue
 from .lane import LaneConsumer
-from .topology import Depth, Topology, TopologyError, declare_queue
+from .topology import Depth, Topology
 
 TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 1.0
@@ -44,6 +45,8 @@ class TopologyAdmin:
     topology: Topology
     _connection: AbstractConnection | None = None
     _connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _jobs_refused: bool = False
+    """Whether RabbitMQ refused the exchange for jobs or its bindings, so that it is tried again only by `apply`."""
 
     @asynccontextmanager
     async def _connected(self, timeout_s: float) -> AsyncGenerator[AbstractConnection]:
@@ -65,10 +68,29 @@ class TopologyAdmin:
         """Declare missing queues and exchanges, and determine which lanes count requeues."""
         async with self._connected(TIMEOUT_S * 2) as connection:
             away = await queue_inspect.apply_topology(self.topology, connection, self.url())
+            await self._bind_jobs(connection, away)
             for lane in lanes:
                 if lane.queue not in away:
                     is_quorum = lane.lane == "due" or await queue_inspect.is_quorum(connection, lane.queue)
                     lane.counts_returns = is_quorum
+
+    async def _bind_jobs(self, connection: AbstractConnection, away: Collection[str]) -> None:
+        """Declare the exchange for jobs and its bindings.
+
+        A user of an earlier version lacks the permission for it. The worker works without, and logs that once.
+        """
+        try:
+            await self.topology.bind_jobs(connection, away)
+        except QueueAwayError:  # it was deleted a moment ago
+            return
+        except TopologyError as error:
+            if not self._jobs_refused:
+                exchange = self.topology.jobs_exchange.name
+                fix = "otp-stream check shows the permissions; producers can use the default exchange meanwhile"
+                _log.warning("producers cannot use the exchange for jobs", exchange=exchange, error=str(error), fix=fix)
+            self._jobs_refused = True
+        else:
+            self._jobs_refused = False
 
     async def declare_tenant(self, queue: str) -> None:
         """Declare the queue of a tenant. Raises `TopologyError` if it has other properties or its node is down."""
@@ -86,7 +108,11 @@ class TopologyAdmin:
             return await self.topology.depth(connection, queue) is not None
 
     async def read_depths(self, lanes: list[LaneConsumer]) -> Depths:
-        """Record the depths of the lanes. Returns those of our other queues, and the missing queues and exchanges."""
+        """Record the depths of the lanes. Returns those of our other queues, and the missing queues and exchanges.
+
+        Binds the producers' queues again: a queue that was deleted and declared again is not bound, and AMQP cannot
+        report that.
+        """
         async with self._connected(TIMEOUT_S) as connection:
             # concurrently, because for a queue whose node is down there may be no answer for seconds
             found = await asyncio.gather(*(self.topology.depth(connection, lane.queue) for lane in lanes))
@@ -101,6 +127,8 @@ class TopologyAdmin:
                 depths[wait_ms] = depth.messages if depth else None
             for exchange in (self.topology.retry, self.topology.events):
                 missing += [] if await self.topology.has_exchange(connection, exchange.name) else [exchange.name]
+            if not self._jobs_refused:
+                await self._bind_jobs(connection, missing)
             dead = depths.pop(None)
             return Depths(dead, {wait_ms: depth for wait_ms, depth in depths.items() if wait_ms is not None}, missing)
 

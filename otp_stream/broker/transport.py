@@ -28,10 +28,14 @@ from aiormq.exceptions import AMQPConnectionError, ProbableAuthenticationError
 from pamqp import decode
 from yarl import URL
 
+from otp_stream.connection_errors import remember_secrets
 from otp_stream.sockets import Addresses, certificate_name
+from otp_stream.tls import client_context
 
-_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _ACCESS_REFUSED = 403
+MAX_FRAME = 16 * 1024 * 1024
+"""Bytes of a frame. RabbitMQ's default for `frame_max` is 128 KiB."""
 
 _addresses = Addresses()
 """Shared by all connections, so that each of them avoids addresses that have failed."""
@@ -44,7 +48,7 @@ _SHORT = 255
 """Maximum length of a short string in bytes."""
 
 
-class Dialed(NamedTuple):
+class _Dialed(NamedTuple):
     """A TCP connection to the broker, as keyword arguments of `create_connection`."""
 
     sock: Any
@@ -52,13 +56,38 @@ class Dialed(NamedTuple):
     server_hostname: str | None
 
 
-async def dial(url: URL, provider: SSLContextProvider) -> Dialed:
+class FrameReader(asyncio.StreamReader):
+    """A stream of frames. aiormq would read a frame of 4 GiB into memory, if a server announced it."""
+
+    def __init__(self) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+
+    async def readexactly(self, n: int) -> bytes:
+        """Read the rest of a frame. Raises `AMQPConnectionError` if it is too large."""
+        if n > MAX_FRAME + 1:
+            raise AMQPConnectionError(f"a frame of {n - 1:,} bytes; is it RabbitMQ?")
+        return await super().readexactly(n)
+
+
+async def connect(reader: FrameReader, url: URL, *, ssl_context_provider: SSLContextProvider, **kwargs: Any) -> Streams:
+    """Connect to the broker. Raises `AMQPConnectionError`."""
+    loop = asyncio.get_running_loop()
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    try:
+        dialed = await _dial(url, ssl_context_provider)
+        transport, _ = await loop.create_connection(lambda: protocol, **dialed._asdict(), **kwargs)
+    except OSError as error:
+        raise AMQPConnectionError(*error.args) from error
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def _dial(url: URL, provider: SSLContextProvider) -> _Dialed:
     """Connect to one of the addresses of the broker's name. Raises `OSError`."""
     host = str(url.host)
     context = await provider.get_context() if url.scheme == "amqps" else None
     sock = await _addresses.connect(host, int(url.port or 0))
     _reached.get([]).append(sock.getpeername())
-    return Dialed(sock, context, certificate_name(host) if context else None)
+    return _Dialed(sock, context, certificate_name(host) if context else None)
 
 
 def patch_aiormq() -> None:
@@ -74,18 +103,14 @@ def _on_deletion(_: aio_pika.Connection) -> None:
     """Do nothing: what opens a connection also closes it."""
 
 
-async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> _Streams:  # noqa: ARG001 - it is a method
-    provider: SSLContextProvider = kwargs.pop("ssl_context_provider")
-    try:
-        return await asyncio.open_connection(**(await dial(url, provider))._asdict(), **kwargs)
-    except OSError as error:
-        raise AMQPConnectionError(*error.args) from error
+async def _create(factory: TransportFactory, url: URL, **kwargs: Any) -> Streams:  # noqa: ARG001 - it is a method
+    return await connect(FrameReader(), url, **kwargs)
 
 
 def _our_context(provider: SSLContextProvider) -> ssl.SSLContext:
-    """Do the same as aiormq, but never let OpenSSL ask for the key's password at the terminal, which would wait."""
+    """Do the same as aiormq, but accept no TLS before 1.2, and never let OpenSSL ask for a password at the terminal."""
     certs: SSLCerts = cast("Any", provider)._ssl_certs  # noqa: SLF001 - as above
-    context = ssl.create_default_context(capath=certs.capath, cafile=certs.cafile, cadata=certs.cadata)
+    context = client_context(certs.cafile, certs.capath, certs.cadata)
     if certs.cert:
         context.load_cert_chain(certs.cert, certs.key, password="")
     if not certs.verify:
@@ -97,6 +122,7 @@ def _our_context(provider: SSLContextProvider) -> ssl.SSLContext:
 async def _our_connect(connection: Connection, *args: Any, **kwargs: Any) -> bool:
     reached: list[object] = []
     _reached.set(reached)
+    remember_secrets(str(connection.url))
     try:
         done = await _connect(connection, *args, **kwargs)
     except BaseException:  # including the cancellation by the caller's timeout, if a server does not reply

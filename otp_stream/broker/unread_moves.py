@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from otp_stream.core.lenient import MAX_JOB_ID, MILLISECONDS
 from otp_stream.core.otp_job import MAX_BODY_BYTES
+from otp_stream.core.sealed_code import FIELD
 from otp_stream.core.threshold import DynamicThreshold
 
 from .headers import JOB_ID, MAC, sign
@@ -50,10 +51,11 @@ def start(
     raw, reader, mover = message.raw, shared.reader, shared.mover
     if mover is None or not mover.enabled or (message.ours is None and message.lane in SIGNED):
         return None
-    if not isinstance(raw, Delivered) or raw.redelivered or raw.dropped or raw.headers_unread:
+    if not isinstance(raw, Delivered) or raw.redelivered or raw.dropped or raw.headers_unread or raw.opened:
         return None
     try:
-        named, made_ms = _tenant_and_timestamp(raw.body, identified=message.header(JOB_ID, str) is not None)
+        identified = message.header(JOB_ID, str) is not None
+        named, made_ms = _tenant_and_timestamp(raw.body, identified=identified, sealed=bool(reader.keys()))
         tenant = reader.tenant_of(named)
         if threshold.permits(tenant) or not mover.can_move(tenant):
             return None
@@ -68,15 +70,17 @@ def start(
     return confirm
 
 
-def _tenant_and_timestamp(body: bytes, *, identified: bool) -> tuple[object, int | None]:
+def _tenant_and_timestamp(body: bytes, *, identified: bool, sealed: bool) -> tuple[object, int | None]:
     """Return `metadata.tenant` and `timestamp`. Raises an error if the job has to be read in full.
 
     That is so if the copy would not have the same id as the original: a job without id and time gets a random one when
-    it is read, unless it is `identified` by a header of ours.
+    it is read, unless it is `identified` by a header of ours. And if codes are `sealed`, for a job with a plain one.
     """
     if len(body) > MAX_BODY_BYTES:
         raise ValueError("too large")
     fields: Any = from_json(body)
+    if sealed and (b'"otp"' in body or "otp" in fields or not fields.get(FIELD)):
+        raise ValueError("plain code")
     made_ms, metadata = fields.get("timestamp"), fields.get("metadata")
     if type(made_ms) is not int or made_ms not in MILLISECONDS:
         made_ms = None

@@ -15,7 +15,7 @@ from aiormq.connection import SSLContextProvider
 from aiormq.exceptions import ConnectionNotAllowed
 
 from otp_stream.connection_errors import error_text, no_connection, refusal, user, virtual_host
-from otp_stream.core.check_result import CheckResult, Report, check_certificate
+from otp_stream.core.check_result import CheckResult, Report, check_tls
 from otp_stream.sockets import certificate_name
 
 OLDEST = (3, 10)
@@ -38,7 +38,7 @@ async def check_connection(url: str, shown_url: str, grant: str, report: Report)
     report(_check_version(product, version, text))
     if urlsplit(url).scheme == "amqps":
         try:
-            report(check_certificate(await _peer_certificate(underlay), "RabbitMQ's TLS port", time.time()))
+            report(await _check_tls(underlay))
         except (OSError, TimeoutError, ssl.SSLError):
             report(CheckResult("note", "RabbitMQ's certificate was not checked: a second connection failed"))
     return connection
@@ -57,10 +57,6 @@ def _failure(error: Exception, url: str, where: str, grant: str) -> CheckResult:
             fix = f"{fix}: {grant}"
         return CheckResult("problem", f"{where} {refused}", fix)
     match error:
-        case _ if "CERTIFICATE_VERIFY_FAILED" in text:
-            why = re.sub(r"^.*verify failed: | \(_ssl.*$", "", text)
-            fix = "set the file of the CA that signed it: RABBITMQ_URL=amqps://…?cafile=/path/to/ca.pem"
-            return CheckResult("problem", f"{where}: its certificate is not accepted: {why}", fix)
         case _ if "SSL" in text:
             fix = "use amqps:// with the broker's TLS port, usually 5671, and amqp:// with the other, usually 5672"
             return CheckResult("problem", f"{where}: TLS fails at this port ({text})", fix)
@@ -89,14 +85,14 @@ def _properties(connection: AbstractConnection) -> dict[str, Any]:
     return dict(underlay.server_properties or {})
 
 
-async def _peer_certificate(connection: aiormq.Connection) -> dict[str, Any] | None:
-    """Return the certificate of the broker's port, over a second connection, because aiormq does not expose it."""
+async def _check_tls(connection: aiormq.Connection) -> CheckResult:
+    """Report on the TLS of the broker's port, over a second connection, because aiormq does not expose it."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):
         context = await SSLContextProvider(ssl_context=None, ssl_certs=connection.ssl_certs, loop=loop).get_context()
         host, port = str(connection.url.host), connection.url.port
         name = certificate_name(host)
         _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=name)
-    found: dict[str, Any] | None = writer.get_extra_info("peercert")
+    found = check_tls(writer.get_extra_info("ssl_object"), "RabbitMQ's TLS port", time.time())
     writer.close()
     return found

@@ -1,6 +1,5 @@
 """Reads queues, bindings, policies, nodes and the clock from the management API."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,10 @@ from urllib.parse import quote
 
 from aio_pika.abc import AbstractConnection
 
-from otp_stream.broker.management_api import ManagementApi, ManagementError, member_count, queue_path
+from otp_stream.broker.management_api import ManagementApi, ManagementError, member_count, queue_path, readable
+from otp_stream.broker.topology import Bound
+
+from .policy_patterns import matched_names
 
 _Row = Mapping[str, Any]
 
@@ -40,7 +42,8 @@ class ManagementQueries:
     async def queue_arguments(self) -> dict[str, Mapping[str, Any]]:
         """Return the arguments of every queue, by its name."""
         rows: list[_Row] | None = await self.api.fetch("queues/{virtual_host}", {"columns": "name,arguments"})
-        return {row["name"]: row["arguments"] for row in rows or ()}
+        with readable(self.api):
+            return {row["name"]: {**row["arguments"]} for row in rows or ()}
 
     async def statistics(self, queue: str) -> QueueStatistics | None:
         """Return the statistics of a queue, or `None` if it does not exist."""
@@ -48,13 +51,19 @@ class ManagementQueries:
         if row is None:
             return None
         # statistics have no date, but the count of the queue process's reductions differs in each set
-        return QueueStatistics(row.get("messages"), row.get("consumers") or 0, row.get("reductions"))
+        with readable(self.api):
+            return QueueStatistics(row.get("messages"), row.get("consumers") or 0, row.get("reductions"))
 
-    async def exchange_bindings(self, exchange: str) -> set[tuple[str, str]]:
-        """Return an exchange's bindings to queues as (routing key, queue)."""
-        path = f"exchanges/{{virtual_host}}/{quote(exchange, safe='')}/bindings/source"
-        rows: list[_Row] | None = await self.api.fetch(path, missing_ok=True)
-        return {(row["routing_key"], row["destination"]) for row in rows or () if row["destination_type"] == "queue"}
+    async def exchange_bindings(self, *exchanges: str) -> set[Bound]:
+        """Return the bindings of queues to these exchanges."""
+        found: set[Bound] = set()
+        for exchange in exchanges:
+            path = f"exchanges/{{virtual_host}}/{quote(exchange, safe='')}/bindings/source"
+            rows: list[_Row] | None = await self.api.fetch(path, missing_ok=True)
+            with readable(self.api):
+                queues = (row for row in rows or () if row["destination_type"] == "queue")
+                found.update(Bound(exchange, row["routing_key"], row["destination"]) for row in queues)
+        return found
 
     async def queue_bindings(self, queue: str) -> set[tuple[str, str]]:
         """Return a queue's bindings as (exchange, routing key), except the one to the default exchange.
@@ -62,7 +71,8 @@ class ManagementQueries:
         Unlike statistics, they are always up to date.
         """
         rows: list[_Row] | None = await self.api.fetch(f"{queue_path(queue)}/bindings", missing_ok=True)
-        return {(row["source"], row["routing_key"]) for row in rows or () if row["source"]}
+        with readable(self.api):
+            return {(row["source"], row["routing_key"]) for row in rows or () if row["source"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +124,10 @@ def read_status(url: str, queues: Iterable[str], quorum_queue: str) -> Managemen
     try:
         for kind, path in (("policy", "policies"), ("operator policy", "operator-policies")):
             listed[kind], status.ahead_s = api.get(f"{path}/{{virtual_host}}")
-        status.policies = {name: found for name in queues if (found := _effective_policy(name, listed))}
-        status.nodes = member_count(api.get(queue_path(quorum_queue), missing_ok=True)[0])
-    except (ManagementError, re.error) as error:
+        queue = api.get(queue_path(quorum_queue), missing_ok=True)[0]
+        with readable(api):
+            status.policies, status.nodes = _effective_policies(list(queues), listed), member_count(queue)
+    except ManagementError as error:
         status.error = str(error)
     else:
         status.descriptors = read_descriptors(api)
@@ -128,19 +139,27 @@ def read_descriptors(api: ManagementApi) -> Descriptors | None:
     try:
         listed: list[dict[str, Any]]
         listed, _ = api.get("nodes", {"columns": "name,fd_used,fd_total"})
+        with readable(api):
+            # 0 means that the node does not count them
+            found = [Descriptors(it["name"], it["fd_used"], it["fd_total"]) for it in listed if it.get("fd_used")]
+            return min(found, key=lambda it: it.free, default=None)
     except ManagementError:
         return None
-    # 0 means that the node does not count them
-    found = [Descriptors(it["name"], it["fd_used"], it["fd_total"]) for it in listed if it.get("fd_used")]
-    return min(found, key=lambda it: it.free, default=None)
 
 
-def _effective_policy(name: str, kinds: dict[str, list[dict[str, Any]]]) -> Policy | None:
+def _effective_policies(queues: list[str], kinds: dict[str, list[dict[str, Any]]]) -> dict[str, Policy]:
+    matched = matched_names({it["pattern"] for listed in kinds.values() for it in listed}, queues)
+    return {name: found for name in queues if (found := _effective_policy(name, kinds, matched))}
+
+
+def _effective_policy(
+    name: str, kinds: dict[str, list[dict[str, Any]]], matched: Mapping[str, list[str]]
+) -> Policy | None:
     """Merge the matching policy and operator policy of highest priority. Of two numbers, the lower one applies."""
     names: dict[str, str] = {}
     definition: dict[str, Any] = {}
     for kind, listed in kinds.items():
-        matching = [it for it in listed if it["apply-to"] in _QUEUES and re.search(it["pattern"], name)]
+        matching = [it for it in listed if it["apply-to"] in _QUEUES and name in matched[it["pattern"]]]
         if matching:
             best = max(matching, key=lambda it: it.get("priority", 0))
             names[kind] = best["name"]

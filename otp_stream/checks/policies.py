@@ -7,7 +7,9 @@ from typing import Any
 from otp_stream.broker.queue_inspect import InspectedQueue
 from otp_stream.broker.topology import Topology
 from otp_stream.core.check_result import CheckResult, Level
+from otp_stream.core.retention import Retention
 
+from .dead_letter_policy import wanted
 from .management import ManagementStatus, Policy
 
 _DEFAULT_LIMIT = 20
@@ -67,8 +69,11 @@ def cluster_risks(
         yield CheckResult("note", text, _policy_fix(name, policy, f'{{"{_DISCONNECTED}": 5000}}', virtual_host))
 
 
-def policy_results(status: ManagementStatus, topology: Topology, virtual_host: str) -> Iterator[CheckResult]:
+def policy_results(
+    status: ManagementStatus, topology: Topology, virtual_host: str, retention: Retention
+) -> Iterator[CheckResult]:
     """Yield the policies that harm the worker's own queues, or why the policies are unknown."""
+    expected = wanted(retention)
     if status.error:
         text = f"policies were not checked: the management API at {status.error}"
         command = shlex.join(["rabbitmqctl", "list_policies", "-p", virtual_host])
@@ -77,7 +82,9 @@ def policy_results(status: ManagementStatus, topology: Topology, virtual_host: s
     harm: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for name in topology.arguments:
         if policy := status.policies.get(name):
-            keys = tuple(f"{key}={policy.definition[key]}" for key in _HARMFUL if key in policy.definition)
+            harmless = expected.items() if name == topology.dead else ()
+            found = [(key, policy.definition[key]) for key in _HARMFUL if key in policy.definition]
+            keys = tuple(f"{key}={value}" for key, value in found if (key, value) not in harmless)
             if keys:
                 harm.setdefault((policy.name, policy.clear, keys), []).append(name)
     for (name, clear, keys), queues in harm.items():
@@ -87,6 +94,10 @@ def policy_results(status: ManagementStatus, topology: Topology, virtual_host: s
         command = shlex.join(["rabbitmqctl", clear[0], "-p", virtual_host, *clear[1:]])
         fix = f"change its pattern so that it matches nothing that starts with {topology.prefix}., or run: {command}"
         yield CheckResult(level, text, fix)
+    dead = status.policies.get(topology.dead)
+    if expected and not (dead and dead.definition.items() >= expected.items()):
+        text = f"no policy enforces the retention of {topology.dead}: workers do, while they run"
+        yield CheckResult("note", text, "otp-stream topology apply")
     if not harm:
         yield CheckResult("ok", "no policy harms the worker's queues")
 

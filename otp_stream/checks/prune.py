@@ -26,6 +26,8 @@ _FRESH = 2
 """How often the statistics must change. The first change may still be from before the queue was unbound."""
 _NO_STATISTICS_S = 15.0
 """After this time without statistics, RabbitMQ collects none. By default, there are new ones every 5 s."""
+_DECLARABLE = re.compile(r"[A-Za-z0-9_.:@#,/+ -]+")
+"""The names that our AMQP library accepts, and with them the names of all our queues."""
 _MANY_RETRIES = 100
 """The maximum of MAX_RETRIES. With fewer retries, there are only fewer wait queues."""
 
@@ -74,6 +76,8 @@ async def find_old_tenant_queues(topology: Topology, management: ManagementQueri
     found: list[OldWaitQueue] = []
     for name, arguments in sorted((await management.queue_arguments()).items()):
         if not name.startswith(topology.tenant_prefix) or name in topology.tenant_queues:
+            continue
+        if not _DECLARABLE.fullmatch(name):
             continue
         ours = arguments.get("x-dead-letter-routing-key") == topology.due and "x-delivery-limit" in arguments
         statistics = await management.statistics(name) if ours else None

@@ -10,18 +10,21 @@ import aio_pika
 import aiormq
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError
+from aiormq.exceptions import ChannelAccessRefused
 
+from otp_stream.broker.declares import QueueAwayError
 from otp_stream.broker.queue_inspect import InspectedQueue, inspect_exchange, inspect_queue
-from otp_stream.broker.topology import QueueAwayError, Topology
-from otp_stream.connection_errors import user, virtual_host
+from otp_stream.broker.topology import Depth, Topology
+from otp_stream.connection_errors import broker_text, user, virtual_host
 from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.core.masking import scrub
+from otp_stream.core.retention import Retention
 from otp_stream.tasks import lost_connection_as_error
 
 from .connect_check import check_connection, version
 from .management import ManagementStatus
-from .permissions import grant_command, missing_permissions
+from .permissions import for_jobs_exchange, listed, missing_permissions, needed_permissions
 from .policies import cluster_risks, policy_results, queue_risks
+from .roles import roles_of
 
 _BLOCKED_S = 2.0
 """A broker that has not answered for this long may have blocked the connection."""
@@ -42,6 +45,7 @@ class RabbitmqCheck:
     report: Report
     shared: bool
     """Whether the workers share their state."""
+    retention: Retention = field(default_factory=Retention)
 
     async def connect(self) -> AbstractConnection | None:
         """Connect, and report the result. Returns `None` on failure."""
@@ -63,22 +67,38 @@ class RabbitmqCheck:
             text = "RabbitMQ accepts no publishes: it is short of memory or disk"
             self.report(CheckResult("problem", text, fix))
             return
+        name = user(self.url)
+        optional = [it for it in missing if it in for_jobs_exchange(self.topology)]
+        required = [it for it in missing if it not in optional]
+        needed, roles = needed_permissions(self.topology), roles_of(self.topology)
+        role = next((it for it in (roles["operator"], roles["deployer"]) if missing == it.refused(needed)), None)
         if not missing:
-            self.report(CheckResult("ok", f"{user(self.url)} has all permissions that the worker needs"))
-            return
-        listed = "; ".join(f"{action} {', '.join(names)}" for action, names in missing.items())
-        text = f"{user(self.url)} lacks permissions: {listed}"
-        self.report(CheckResult("problem", text, self._grant_command()))
+            self.report(CheckResult("ok", f"{name} has all permissions that the worker needs"))
+        elif role:
+            text = f"{name} has the permissions of the role {role.name}: enough for its commands, not for a worker"
+            self.report(CheckResult("note", text))
+        elif required:
+            text = f"{name} lacks permissions: {listed(missing)}"
+            self.report(CheckResult("problem", text, self._grant_command()))
+        else:
+            text = f"{name} lacks permissions for the exchange {self.topology.jobs_exchange.name}, so that producers "
+            text += f"can use the default exchange only: {listed(optional)}"
+            self.report(CheckResult("warning", text, self._grant_command()))
 
     async def queues(self, connection: AbstractConnection, status: ManagementStatus) -> None:
         """Report on every queue, every exchange, and the policies."""
         expected = {self.topology.jobs: {}, self.topology.high: {}, **self.topology.arguments}
         missing: list[str] = []
         good: list[str] = []
+        unknown: list[str] = []
         for name, arguments in expected.items():
             try:
                 with lost_connection_as_error():
                     queue = await inspect_queue(connection, name, arguments)
+            except ChannelAccessRefused:
+                unknown.append(name)
+                await self._depth(connection, name)
+                continue
             except (AMQPError, QueueAwayError) as error:
                 self.report(_not_inspected(name, error))
                 continue
@@ -88,19 +108,26 @@ class RabbitmqCheck:
                 self._producers_queue(name, queue, status, version(connection))
             else:
                 self._own_queue(name, queue, arguments, good)
-        exchanges = {it.name: it.type.value for it in (self.topology.retry, self.topology.events)}
+        exchanges = {it.name: it.type.value for it in self.topology.exchanges}
         for name, kind in exchanges.items():
             with lost_connection_as_error():
-                await self._exchange(connection, name, kind, missing, good)
+                await self._exchange(connection, name, kind, missing, good, unknown)
+        self._report_existing(good, unknown, missing)
+        for result in policy_results(status, self.topology, virtual_host(self.url), self.retention):
+            self.report(result)
+        self._report_size(len(expected) + 1, status)  # the audit queue, without which a worker works
+
+    def _report_existing(self, good: list[str], unknown: list[str], missing: list[str]) -> None:
         if good:
             self.report(CheckResult("ok", f"exist with the right properties: {self._listed(good)}"))
+        if unknown:
+            text = f"exist, but {user(self.url)} may not declare them, so that their properties were not checked: "
+            fix = "run this command as the user of a worker or a deployer"
+            self.report(CheckResult("note", text + self._listed(unknown), fix))
         if missing:
             self.report(
                 CheckResult("note", f"missing, and declared at a worker's first start: {self._listed(missing)}")
             )
-        for result in policy_results(status, self.topology, virtual_host(self.url)):
-            self.report(result)
-        self._report_size(len(expected), status)
 
     def _report_size(self, queues: int, status: ManagementStatus) -> None:
         """Report the number of queues with these settings, and whether RabbitMQ has file descriptors for more."""
@@ -121,14 +148,7 @@ class RabbitmqCheck:
     def _producers_queue(
         self, name: str, queue: InspectedQueue, status: ManagementStatus, version: tuple[int, ...]
     ) -> None:
-        text = f"{name}: {queue.kind} queue, {_counted(queue.messages, 'job')} waiting, "
-        text += _counted(queue.consumers, "worker" if name == self.topology.jobs else "consumer")
-        if queue.messages and not queue.consumers:
-            self.report(CheckResult("warning", f"{text}: no worker consumes them", _START_WORKER))
-        elif queue.consumers > 1 and not self.shared and name == self.topology.jobs:
-            self.report(CheckResult("warning", f"{text}, which do not share their state", "set REDIS_URL"))
-        else:
-            self.report(CheckResult("ok", text))
+        self._jobs_waiting(name, f"{queue.kind} queue", queue)
         policy = status.policies.get(name)
         host = virtual_host(self.url)
         for result in queue_risks(name, queue, policy, self.topology, host, version=version):
@@ -136,6 +156,26 @@ class RabbitmqCheck:
         if status.nodes > 1:
             for result in cluster_risks(name, queue, policy, host, version=version):
                 self.report(result)
+
+    def _jobs_waiting(self, name: str, kind: str, queue: InspectedQueue | Depth) -> None:
+        text = f"{name}: {kind}, {_counted(queue.messages, 'job')} waiting, "
+        text += _counted(queue.consumers, "worker" if name == self.topology.jobs else "consumer")
+        if queue.messages and not queue.consumers:
+            self.report(CheckResult("warning", f"{text}: no worker consumes them", _START_WORKER))
+        elif queue.consumers > 1 and not self.shared and name == self.topology.jobs:
+            self.report(CheckResult("warning", f"{text}, which do not share their state", "set REDIS_URL"))
+        else:
+            self.report(CheckResult("ok", text))
+
+    async def _depth(self, connection: AbstractConnection, name: str) -> None:
+        """Report on the messages of a queue that the user may not declare."""
+        depth = await self.topology.depth(connection, name)
+        if depth is None:  # it was deleted a moment ago
+            return
+        if name in {self.topology.jobs, self.topology.high}:
+            self._jobs_waiting(name, "queue", depth)
+        else:
+            self._dead_or_due(name, depth)
 
     def _own_queue(self, name: str, queue: InspectedQueue, expected: dict[str, Any], good: list[str]) -> None:
         if differences := queue.differences(expected):
@@ -149,6 +189,9 @@ class RabbitmqCheck:
             self.report(CheckResult("problem", text, drain + _redeclare(command)))
             return
         good.append(name)
+        self._dead_or_due(name, queue)
+
+    def _dead_or_due(self, name: str, queue: InspectedQueue | Depth) -> None:
         if name == self.topology.dead and queue.messages:
             text = f"{name} contains {_counted(queue.messages, 'dead letter')}"
             self.report(CheckResult("warning", text, "otp-stream dead list"))
@@ -157,10 +200,19 @@ class RabbitmqCheck:
             self.report(CheckResult("warning", text, _START_WORKER))
 
     async def _exchange(
-        self, connection: AbstractConnection, name: str, kind: str, missing: list[str], good: list[str]
+        self,
+        connection: AbstractConnection,
+        name: str,
+        kind: str,
+        missing: list[str],
+        good: list[str],
+        unknown: list[str],
     ) -> None:
         try:
             difference = await inspect_exchange(connection, name, kind)
+        except ChannelAccessRefused:
+            unknown.append(name)
+            return
         except AMQPError as error:
             self.report(_not_inspected(name, error))
             return
@@ -173,7 +225,7 @@ class RabbitmqCheck:
             (missing if difference is None else good).append(name)
 
     def _grant_command(self) -> str:
-        return grant_command(virtual_host(self.url), user(self.url), self.topology)
+        return roles_of(self.topology)["worker"].grant_command(virtual_host(self.url), user(self.url))
 
     def _listed(self, names: list[str]) -> str:
         """Return names as a text, with only the number of wait queues, because there may be many."""
@@ -194,7 +246,7 @@ def _redeclare(command: str) -> str:
 def _not_inspected(name: str, error: BaseException) -> CheckResult:
     if isinstance(error, QueueAwayError):
         return CheckResult("problem", f"{name} is unavailable: its node is down", "start that node")
-    return CheckResult("problem", f"{name} could not be checked: {scrub(str(error))}")
+    return CheckResult("problem", f"{name} could not be checked: {broker_text(error)}")
 
 
 async def _unless_blocked(connection: AbstractConnection, work: Coroutine[Any, Any, T]) -> T | None:

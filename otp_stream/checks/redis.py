@@ -5,8 +5,10 @@ import time
 
 from redis.exceptions import ResponseError
 
-from otp_stream.core.check_result import CheckResult, Report
-from otp_stream.tables.inspect import RedisClient, Server, connected, read_server
+from otp_stream.core.check_result import CheckResult, Report, check_tls
+from otp_stream.tables.inspect import Server, read_server
+from otp_stream.tables.redis_client import RedisClient, connected
+from otp_stream.tables.redis_connection import refused_tls
 from otp_stream.tables.redis_pipeline import RedisUnavailableError
 from otp_stream.tables.redis_session import LEASE_S
 
@@ -22,9 +24,6 @@ _CERTIFICATE_FIXES = {
     ),
     "alert certificate expired": "renew the files in REDIS_URL, ssl_certfile and ssl_keyfile",
     "alert .*certificate": "check the files in REDIS_URL, ssl_certfile and ssl_keyfile, and the log of Redis",
-    r"certificate[_ ]verify[_ ]failed": (
-        "set the file of the CA that signed its certificate: ssl_ca_certs=/path/ca.pem in REDIS_URL"
-    ),
     r"Errno (2|13|20|21)\b|PEM|X509|key.values.mismatch|bad.decrypt|bad.password": (
         "check ssl_ca_certs, ssl_certfile and ssl_keyfile in REDIS_URL: the files must be PEM, readable, and the key "
         "that of the certificate and not encrypted"
@@ -48,6 +47,8 @@ def check_redis(
             began = time.time()
             seconds, micros = client.execute("TIME")
             ahead_s = int(seconds) + int(micros) / 1e6 - (began + time.time()) / 2
+            if client.tls is not None:
+                report(check_tls(client.tls, "Redis", time.time()))
             server = read_server(client)
             since_ms = (int(seconds) - LEASE_S) * 1000
             workers = _workers(client, prefix, since_ms)
@@ -66,6 +67,8 @@ def _connect_fix(error: str, url: str) -> str:
     for pattern, fix in _CERTIFICATE_FIXES.items():
         if re.search(pattern, error, re.IGNORECASE):
             return fix
+    if found := refused_tls(error):
+        return f"it {found.why}: {found.fix}"
     if url.startswith("rediss:") and re.search("EOF occurred|reset by peer|closed by server", error):
         # the alert of TLS gets lost if Redis closes a connection on which it has not read all
         which = "refuse" if "ssl_certfile" in url else "require"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from otp_stream.core.check_result import CheckResult, Report, check_certificate
+from otp_stream.core.check_result import CheckResult, Report, check_tls
 from otp_stream.core.masking import scrub
 from otp_stream.core.outcome import UnavailableReason
 from otp_stream.relay.access_token import TokenError
@@ -18,6 +18,8 @@ from otp_stream.relay.handshake import Handshake
 from otp_stream.relay.oauth import AccessTokens, access_tokens
 from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 from otp_stream.sockets import certificate_name
+
+from .tls import check_token_server
 
 _LIMITS = RelayLimits(connect_s=5, handshake_s=8)  # short, because a person waits, but a relay may delay its greeting
 _TOKEN_S = 11.0
@@ -84,6 +86,8 @@ async def _check_login(config: RelayConfig, report: Report) -> None:
     tokens = access_tokens(config.oauth) if config.oauth is not None else None
     try:
         if tokens is not None:
+            if config.oauth is not None and config.oauth.token_url is not None:
+                await check_token_server(config.oauth.token_url, report)
             await _get_token(tokens)
             report(CheckResult("ok", f"{config.name}: an access token was granted for {tokens.valid_s / 60:.0f} min"))
         protocol, _ = await Handshake(config, tokens).open(SmtpProtocol)
@@ -106,7 +110,7 @@ async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool
     protocol, extensions = await Handshake(config).open(SmtpProtocol)
     tls = protocol.transport.get_extra_info("ssl_object")
     version = f"{tls.version()} ({config.tls})" if tls else "no TLS"
-    certificate = tls and tls.getpeercert()
+    result = tls and check_tls(tls, config.name, time.time())
     await _quit(protocol)
     text = f"{config.name} answers, {version}, {_described(extensions)}"
     if tls is None and not loopback:
@@ -116,8 +120,8 @@ async def _check_greeting(config: RelayConfig, report: Report, *, loopback: bool
         report(CheckResult("warning", f"{text}: larger e-mails are refused", fix))
     else:
         report(CheckResult("ok", text))
-    if tls is not None:
-        report(check_certificate(certificate, config.name, time.time()))
+    if result is not None:
+        report(result)
 
 
 async def _quit(protocol: SmtpProtocol) -> None:

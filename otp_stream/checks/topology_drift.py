@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aio_pika.abc import AbstractConnection
+from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import RabbitExchange
 
+from otp_stream.broker.declares import QueueAwayError
 from otp_stream.broker.queue_inspect import inspect_exchange, inspect_queue
-from otp_stream.broker.topology import Depth, QueueAwayError, Topology
+from otp_stream.broker.topology import Bound, Depth, Topology
 
 State = Literal["exists", "missing", "differs", "unavailable", "unknown"]
-"""`differs`: exists with other properties. `unavailable`: its node is down. `unknown`: could not be checked."""
+"""`differs`: exists with other properties. `unavailable`: its node is down. `unknown`: could not be checked, such as a
+queue that the user may not declare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A wait queue's binding. AMQP does not report whether it exists."""
+    """A required binding. AMQP does not report whether it exists."""
 
     source: str
     routing_key: str
@@ -66,23 +69,22 @@ class TopologyDrift:
 
 
 async def inspect_topology(
-    topology: Topology, connection: AbstractConnection, bound: Collection[tuple[str, str]] | None
+    topology: Topology, connection: AbstractConnection, bound: Collection[Bound] | None
 ) -> TopologyDrift:
     """Compare the broker with the topology without changes.
 
-    `bound` are the retry exchange's bindings as (routing key, queue), or `None` if they are unknown.
+    `bound` are the existing bindings of our exchanges, or `None` if they are unknown.
     """
     drift = TopologyDrift()
-    for exchange in (topology.retry, topology.events):
+    for exchange in topology.exchanges:
         drift.exchanges.append(await _exchange(connection, exchange))
     for name in (topology.high, topology.jobs):
-        drift.queues.append(await _queue(connection, name, None))
+        drift.queues.append(await _queue(topology, connection, name, None))
     for name, arguments in (topology.arguments | topology.tenant_queues).items():
-        drift.queues.append(await _queue(connection, name, arguments))
-    for wait_ms in topology.backoff.waits_ms:
-        key, queue = str(wait_ms), topology.wait_queue(wait_ms)
-        state: State = "unknown" if bound is None else "exists" if (key, queue) in bound else "missing"
-        drift.bindings.append(Binding(topology.retry.name, key, queue, state))
+        drift.queues.append(await _queue(topology, connection, name, arguments))
+    for it in (*topology.retry_bindings, *topology.job_bindings):
+        state: State = "unknown" if bound is None else "exists" if it in bound else "missing"
+        drift.bindings.append(Binding(*it, state))
     return drift
 
 
@@ -100,26 +102,29 @@ def definitions(
     return {
         "exchanges": [
             {"name": it.name, **common, "type": it.type.value, "internal": False, "arguments": {}}
-            for it in (topology.retry, topology.events)
+            for it in topology.exchanges
         ],
         "queues": [{"name": name, **common, "arguments": arguments} for name, arguments in queues.items()],
         "bindings": [
             {
-                "source": topology.retry.name,
+                "source": it.exchange,
                 "vhost": virtual_host,
-                "destination": topology.wait_queue(wait_ms),
+                "destination": it.queue,
                 "destination_type": "queue",
-                "routing_key": str(wait_ms),
+                "routing_key": it.routing_key,
                 "arguments": {},
             }
-            for wait_ms in topology.backoff.waits_ms
+            for it in (*topology.retry_bindings, *topology.job_bindings)
         ],
     }
 
 
 async def _exchange(connection: AbstractConnection, exchange: RabbitExchange) -> Exchange:
     name, kind = exchange.name, exchange.type.value
-    difference = await inspect_exchange(connection, name, kind)
+    try:
+        difference = await inspect_exchange(connection, name, kind)
+    except ChannelAccessRefused:  # an operator may not declare it
+        return Exchange(name, kind, "unknown")
     if difference is None:
         return Exchange(name, kind, "missing")
     if difference:
@@ -127,13 +132,17 @@ async def _exchange(connection: AbstractConnection, exchange: RabbitExchange) ->
     return Exchange(name, kind, "exists")
 
 
-async def _queue(connection: AbstractConnection, name: str, expected: Mapping[str, Any] | None) -> Queue:
+async def _queue(
+    topology: Topology, connection: AbstractConnection, name: str, expected: Mapping[str, Any] | None
+) -> Queue:
     """Inspect a queue. `expected` are its arguments, or `None` for a producers' queue, which may have any."""
     usual = "classic" if expected is None else "quorum"
     try:
         found = await inspect_queue(connection, name, expected or {})
     except QueueAwayError as error:
         return Queue(name, usual, expected or {}, "unavailable", problem=f"{name} is unavailable: {error}")
+    except ChannelAccessRefused:
+        return Queue(name, usual, expected or {}, "unknown", await topology.depth(connection, name))
     if found is None:
         return Queue(name, usual, expected or {}, "missing")
     depth = Depth(found.messages, found.consumers)

@@ -1,6 +1,5 @@
 """The connection of a command to RabbitMQ."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -8,14 +7,15 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 
-from otp_stream.broker.topology import Topology, TopologyError
+from otp_stream.broker.declares import TopologyError
+from otp_stream.broker.topology import Topology
 from otp_stream.client import CONNECTION_ERRORS
 from otp_stream.configs import backoff
-from otp_stream.connection_errors import no_connection
+from otp_stream.connection_errors import broker_text, no_connection
 from otp_stream.settings import Settings
 from otp_stream.tasks import lost_connection_as_error
 
-from . import output
+from . import interrupts, output
 
 _CONNECT_S = 5
 T = TypeVar("T")
@@ -39,10 +39,13 @@ def talk(settings: Settings, work: Callable[[AbstractConnection], Awaitable[T]])
     Raises `ManagementError` if `work` does.
     """
     try:
-        return asyncio.run(connected(settings, work))
+        return interrupts.run(connected(settings, work))
     except TopologyError as error:
         output.fail(str(error), 1)
     except ChannelClosed as error:
-        output.fail(f"{settings.masked_rabbitmq_url} refuses: {error}; otp-stream check shows missing permissions", 1)
+        output.fail(
+            f"{settings.masked_rabbitmq_url} refuses: {broker_text(error)}; otp-stream check shows missing permissions",
+            1,
+        )
     except CONNECTION_ERRORS as error:
         output.fail(f"RABBITMQ_URL: {settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}", 1)

@@ -12,8 +12,11 @@ from typing import Any, cast
 from uuid import uuid4
 
 from otp_stream.client import JobEvent
+from otp_stream.core import sealed_code
 from otp_stream.core.decision import ENDINGS
-from otp_stream.core.otp_job import MalformedError, OtpJob
+from otp_stream.core.otp_job import KeyMissingError, MalformedError, OtpJob
+from otp_stream.core.sealed_body import is_sealed
+from otp_stream.core.sealing_keys import SealingKeys
 
 from .publishing import Run
 
@@ -56,11 +59,12 @@ class Batch(Run):
                 del self._waiting[event.job_id]
 
 
-def read(lines: Iterable[bytes]) -> tuple[list[tuple[str, bytes]], list[str]]:
+def read(lines: Iterable[bytes], keys: SealingKeys) -> tuple[list[tuple[str, bytes]], list[str]]:
     """Return the jobs of JSON lines, and an error for each line that no worker would accept.
 
     A job without an id gets one, so that it can be followed. Empty lines are ignored. From a line that
-    `otp-stream dead export --raw` wrote, the job in it is read, with the ID under which it was exported.
+    `otp-stream dead export --raw` wrote, the job in it is read, with the ID under which it was exported. `keys` open
+    sealed codes.
     """
     jobs: list[tuple[str, bytes]] = []
     bad: list[str] = []
@@ -70,15 +74,27 @@ def read(lines: Iterable[bytes]) -> tuple[list[tuple[str, bytes]], list[str]]:
             continue
         known, body = _exported(body)
         try:
-            job_id = OtpJob.from_bytes(body).job_id
+            jobs.append(_identified(body, known, keys))
         except MalformedError as error:
             bad.append(f"line {number}: {error}")
-            continue
-        if not job_id:
-            job_id = known or uuid4().hex
-            body = json.dumps({**json.loads(body), "jobId": job_id}).encode()
-        jobs.append((job_id, body))
     return jobs, bad
+
+
+def _identified(body: bytes, known: str, keys: SealingKeys) -> tuple[str, bytes]:
+    """Return the id of a job, and its body with this id. Raises `MalformedError`."""
+    try:
+        job = OtpJob.from_bytes(body, keys=keys)
+    except KeyMissingError:
+        if is_sealed(body):
+            raise
+        job = OtpJob.without_code(body)
+    if job.job_id:
+        return job.job_id, body
+    if not job.otp:
+        raise MalformedError("jobId: is required with a sealed code that cannot be opened here; set SEALING_KEYS")
+    job_id = known or uuid4().hex
+    fields = {name: it for name, it in json.loads(body).items() if name not in sealed_code.NAMES}
+    return job_id, json.dumps({**fields, "otp": job.otp, "jobId": job_id}).encode()
 
 
 def _exported(line: bytes) -> tuple[str, bytes]:

@@ -86,6 +86,7 @@ async def run_checks(report: CheckReport, request: OtpJob | None, dkim_selector:
     sender = check_systems.sender_domain(checked, dkim_selector, report.about("Sender"))
     redis = check_systems.redis(checked, report.about("Redis"))
     status, redis_ahead_s, usable, _ = await asyncio.gather(rabbitmq, redis, asyncio.gather(*smtp), sender)
+    await check_systems.tracing(report.about)
     check_clock(redis_ahead_s, status and status.ahead_s, report.about("Clock"))
     if request is not None:
         accepting = [config for config in usable if config is not None]

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -12,12 +13,14 @@ from dns.asyncresolver import get_default_resolver
 from dns.exception import DNSException
 
 from otp_stream.broker.topology import Topology
+from otp_stream.checks.file_permissions import check_file_permissions
 from otp_stream.checks.management import ManagementStatus, read_status
 from otp_stream.checks.rabbitmq import RabbitmqCheck
 from otp_stream.checks.redis import check_redis
 from otp_stream.checks.relay import check_relay
 from otp_stream.checks.sender_domain import SenderDomain
 from otp_stream.checks.templates import check_templates
+from otp_stream.checks.tls import check_collector, collectors
 from otp_stream.configs import mail_identity, relay_configs
 from otp_stream.core.check_result import CheckResult, Report
 from otp_stream.core.mail import ComposeError, Mail
@@ -27,7 +30,17 @@ from otp_stream.core.outcome import Accepted, Deferred, RecipientUnavailable, Re
 from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.lint import sample_job
 from otp_stream.relay import RelayConfig, SmtpRelay
-from otp_stream.settings import Settings, find_problems, find_warnings, load, read_tenants, required_for_login
+from otp_stream.settings import (
+    Settings,
+    files_with_secrets,
+    find_problems,
+    find_warnings,
+    load,
+    read_http_tokens,
+    read_tenants,
+    required_for_login,
+    tenant_warnings,
+)
 from otp_stream.urls import is_loopback
 
 from .amqp import topology_of
@@ -90,9 +103,12 @@ def settings(checked: CheckedSettings, report: Report) -> None:
     for warning in find_warnings(it):
         report(CheckResult("warning", warning))
     _tenants(it, report)
+    for problem in read_http_tokens(it)[1]:
+        report(CheckResult("problem", problem))
     if it.prefetch_count == 1 and "PREFETCH_COUNT" not in checked.unreadable:
         text = "PREFETCH_COUNT=1: one job at a time, each waits for the one before"
         report(CheckResult("warning", text, "PREFETCH_COUNT=200"))
+    _sealing(checked, report)
     limits = [f"{limit.name.upper()}_LIMIT={limit}" for limit in it.limits]
     if it.smtp_rate_per_second:
         limits.append(f"SMTP_RATE_PER_SECOND={it.smtp_rate_per_second:g}")
@@ -106,10 +122,23 @@ def settings(checked: CheckedSettings, report: Report) -> None:
         report(CheckResult("note", text))
 
 
+def _sealing(checked: CheckedSettings, report: Report) -> None:
+    keys = checked.settings.sealing
+    if keys:
+        count = len(keys.keys)
+        report(CheckResult("ok", f"codes are sealed with the first of {count} key{'' if count == 1 else 's'}"))
+    elif "SEALING_KEYS" not in checked.unreadable:
+        text = "SEALING_KEYS is not set: RabbitMQ writes codes to its disk in plain text, also those of dead letters"
+        report(CheckResult("note", text, "make keys with: otp-stream sealing new (docs/sealing.md)"))
+
+
 def _tenants(settings: Settings, report: Report) -> None:
     tenants, problems = read_tenants(settings)
     for problem in problems:
         report(CheckResult("problem", problem))
+    for warning in tenant_warnings(settings, tenants):
+        report(CheckResult("warning", warning))
+    check_file_permissions([*files_with_secrets(settings), *tenants.files], report)
     if tenants.listed:
         report(CheckResult("note", f"{len(tenants.listed)} tenants: check them with otp-stream tenants check"))
 
@@ -136,13 +165,15 @@ async def rabbitmq(checked: CheckedSettings, report: Report) -> ManagementStatus
     it = checked.settings
     is_unreadable = "RABBITMQ_URL" in checked.unreadable  # then a broker of `make run` may be found instead
     if it.embedded or is_unreadable:
-        why = "RABBITMQ_URL cannot be read" if is_unreadable else "the embedded broker needs no check"
+        why = "RABBITMQ_URL cannot be read" if is_unreadable else "the demo of `make run` here has other settings"
         report(CheckResult("note", f"not checked: {why}"))
         return None
     topology = checked.topology
     queues = [topology.jobs, topology.high, *topology.arguments]
     reading = asyncio.create_task(asyncio.to_thread(read_status, it.amqp_url, queues, topology.dead))
-    check = RabbitmqCheck(it.amqp_url, it.masked_rabbitmq_url, topology, report, shared=it.redis_url is not None)
+    check = RabbitmqCheck(
+        it.amqp_url, it.masked_rabbitmq_url, topology, report, shared=it.redis_url is not None, retention=it.retention
+    )
     connection = await _isolated(check.connect(), report)
     status = await reading
     if connection is not None:
@@ -200,6 +231,13 @@ async def redis(checked: CheckedSettings, report: Report) -> float | None:
         check_redis, url, shown, it.tables_prefix, it.tables_names, it.state_fail, report, broker=it.tables_broker
     )
     return await _isolated(checking, report)
+
+
+async def tracing(about: Callable[[str], Report]) -> None:
+    """Check the TLS of the collector, if there is one."""
+    for url in collectors(os.environ):
+        report = about("Tracing")
+        await _isolated(check_collector(url, report), report)
 
 
 async def _isolated(work: Awaitable[T], report: Report) -> T | None:

@@ -6,6 +6,7 @@ Exits with 1 if RabbitMQ does not answer, the user does not confirm, or selected
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,16 +17,16 @@ from otp_stream.core.dead_letter import DeadLetter, Group, Groups
 from otp_stream.dead_letters import StoredDeadLetter, Summary, current_user
 
 from . import dead_output, output
+from .audit import audited
 from .dead_access import (
-    confirm,
     dead_letter_queue,
     parse_filter,
-    private_file,
     require_filter,
     run,
     run_with_progress,
 )
 from .output import AsJson
+from .output_files import output_file
 from .settings import broker_settings
 
 cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -54,8 +55,8 @@ def list_(
 
     Shows no code and no address. Exits with 1 if some dead letters were not read.
     """
-    selected = parse_filter(which)
-    queue = dead_letter_queue(broker_settings())
+    selected, settings = parse_filter(which), broker_settings()
+    queue = dead_letter_queue(settings)
     started_ms = clock.now_ms()
     counted = Groups(started_ms)
     found: list[DeadLetter] = []
@@ -66,7 +67,11 @@ def list_(
             if each:  # without it there may be more than memory holds
                 found.append(it.dead_letter)
 
-    not_read = run(queue.for_each(take))
+    with audited(settings, "dead.list", selected.outline) as act:
+        not_read = run(queue.for_each(take))
+        act.count = counted.count
+        if counted.count:
+            act.target = str(selected)
     # RabbitMQ requeues the messages of each consumer together, and those of several consumers in any order
     found.sort(key=lambda it: it.died_ms or 0)
     groups = counted.all()
@@ -109,11 +114,18 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
         if it.dead_letter.job_id == job_id:
             found.append(dead_output.message_json(it, clock.now_ms()))
 
-    not_read = run(dead_letter_queue(broker_settings()).for_each(take))
+    settings = broker_settings()
+    with audited(settings, "dead.show", "job …") as act:  # what was typed may be a code or an address
+        not_read = run(dead_letter_queue(settings).for_each(take))
+        act.count = len(found)
+        if found:
+            act.target = f"job {job_id}"
     if as_json:
         output.write_json(found)
     for fields in [] if as_json else found:
         output.results().print(dead_output.fields_table(fields))
+        if fields["codeErased"]:
+            output.console.print(dead_output.ERASED, style="yellow", soft_wrap=True)
     if found and not_read:
         output.console.print(_MORE.format(output.count(not_read)), style="yellow")
     if not found:
@@ -124,7 +136,7 @@ def show(job_id: Annotated[str, typer.Argument(help="The job's id.")], as_json: 
 def replay(
     which: Which = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh-expiry", help="Also send expired codes, with a new lifetime.")
+        bool, typer.Option("--fresh-expiry", help="Also send expired codes that were not erased.")
     ] = False,
     rate: Annotated[float, typer.Option(min=0, help="Maximum number of jobs per second; 0 for no limit.")] = 50,
     everything: All = False,
@@ -137,37 +149,30 @@ def replay(
     You can interrupt a replay at any time and start it again: no job is lost or sent twice. Headers record who replayed
     a job and when; the worker logs it.
     """
-    selected = require_filter(which, everything)
-    queue = dead_letter_queue(broker_settings())
-    user = current_user()
-
-    def audit(action: str, number: int, summary: Summary, *, finished: bool = True) -> None:
-        dead_output.print_audit(
-            action,
-            number,
-            selected,
-            summary,
-            clock.now_ms(),
-            as_json=as_json,
-            fresh=fresh,
-            dry_run=dry_run,
-            finished=finished,
-        )
-
-    summary = run(queue.replay(selected, by=user, fresh=fresh, dry_run=True))
-    stay = (
-        summary.expired
-        and f"{output.count(summary.expired)} with an expired code stay (--fresh-expiry sends them, too)"
+    selected, settings = require_filter(which, everything), broker_settings()
+    queue, user = dead_letter_queue(settings), current_user()
+    print_result = partial(
+        dead_output.print_audit, which=selected, now_ms=clock.now_ms(), as_json=as_json, fresh=fresh, dry_run=dry_run
     )
-    if not dry_run and summary.replayed:
-        rest = f"; {stay}" if stay else ""
-        confirm(f"Send {output.dead_letters(summary.replayed)} again ({selected}){rest}?", yes)
-        summary = run_with_progress(
-            "replaying", summary.replayed,
-            lambda progress: queue.replay(selected, by=user, fresh=fresh, rate=rate, progress=progress),
-            lambda done: audit("replayed", done, Summary(), finished=False),
-        )  # fmt: skip
-    audit("would be replayed" if dry_run else "replayed", summary.replayed, summary)
+    with audited(settings, "dead.replay", selected.outline) as act:
+        act.details = {"dry_run": dry_run or None, "fresh": fresh or None}
+        summary = run(queue.replay(selected, by=user, fresh=fresh, dry_run=True))
+        if summary.replayed or summary.expired:
+            act.target = str(selected)
+        stay = dead_output.staying_text(summary)
+        if not dry_run and summary.replayed:
+            found, rest = summary, f"; {stay}" if stay else ""
+            output.confirm(f"Send {output.dead_letters(summary.replayed)} again ({selected}){rest}?", yes)
+            summary = run_with_progress(
+                "replaying", summary.replayed, act,
+                lambda progress: queue.replay(
+                    selected, by=user, fresh=fresh, rate=rate, only=found, progress=progress
+                ),
+                lambda done: print_result("replayed", done, summary=Summary(), finished=False),
+            )  # fmt: skip
+        act.count = summary.replayed
+        act.details["expired"] = summary.expired or None
+    print_result("would be replayed" if dry_run else "replayed", summary.replayed, summary=summary)
     if stay and not as_json:
         output.console.print(stay, style="yellow")
     raise typer.Exit(1 if summary.expired or summary.not_read else 0)
@@ -181,23 +186,26 @@ def drop(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete dead letters permanently."""
-    selected = require_filter(which, everything)
-    queue = dead_letter_queue(broker_settings())
-
-    def audit(action: str, number: int, summary: Summary, *, finished: bool = True) -> None:
-        dead_output.print_audit(
-            action, number, selected, summary, clock.now_ms(), as_json=as_json, dry_run=dry_run, finished=finished
-        )
-
-    summary = run(queue.drop(selected, dry_run=True))
-    if not dry_run and summary.dropped:
-        confirm(f"Delete {output.dead_letters(summary.dropped)} permanently ({selected})?", yes)
-        summary = run_with_progress(
-            "dropping", summary.dropped, lambda progress: queue.drop(selected, progress=progress),
-            lambda done: audit("dropped", done, Summary(), finished=False),
-        )  # fmt: skip
-    audit("would be dropped" if dry_run else "dropped", summary.dropped, summary)
+    """Delete dead letters permanently. Those that die after the question stay."""
+    selected, settings = require_filter(which, everything), broker_settings()
+    queue = dead_letter_queue(settings)
+    print_result = partial(
+        dead_output.print_audit, which=selected, now_ms=clock.now_ms(), as_json=as_json, dry_run=dry_run
+    )
+    with audited(settings, "dead.drop", selected.outline) as act:
+        act.details = {"dry_run": dry_run or None}
+        summary = run(queue.drop(selected, dry_run=True))
+        if summary.dropped:
+            act.target = str(selected)
+        if not dry_run and summary.dropped:
+            found = summary
+            output.confirm(f"Delete {output.dead_letters(summary.dropped)} permanently ({selected})?", yes)
+            summary = run_with_progress(
+                "dropping", summary.dropped, act, lambda progress: queue.drop(selected, only=found, progress=progress),
+                lambda done: print_result("dropped", done, summary=Summary(), finished=False),
+            )  # fmt: skip
+        act.count = summary.dropped
+    print_result("would be dropped" if dry_run else "dropped", summary.dropped, summary=summary)
     raise typer.Exit(1 if summary.not_read else 0)
 
 
@@ -205,15 +213,13 @@ def drop(
 def export(
     which: Which = None,
     out: Annotated[Path | None, typer.Option(help="Output file. Default: standard output.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Include the unchanged bodies (base64), with codes and addresses.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Include the bodies (base64), with addresses and codes.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --out: also print the number written, as JSON.")
     ] = False,
 ) -> None:
     """Write dead letters as JSON lines. They stay in the queue. `--raw` needs a file, which only you can read."""
-    selected = parse_filter(which)
+    selected, settings = parse_filter(which), broker_settings()
     if raw and out is None:
         output.fail("--raw: needs --out FILE, because codes must not appear on a terminal or in a log")
     written = unread = 0
@@ -224,10 +230,13 @@ def export(
             return
         unread += raw and it.message.dropped > 0
         typer.echo(output.as_json(dead_output.message_json(it, clock.now_ms(), raw=raw)), file)
-        written += 1
+        act.count = written = written + 1
 
-    with contextlib.nullcontext(sys.stdout) if out is None else private_file(out) as file:
-        not_read = run(dead_letter_queue(broker_settings()).for_each(take))
+    with audited(settings, "dead.export", str(selected)) as act:
+        act.count, act.details = 0, {"raw": raw or None, "file": out and str(out)}
+        act.start()
+        with contextlib.nullcontext(sys.stdout) if out is None else output_file(out, "--out", 0o600) as file:
+            not_read = run(dead_letter_queue(settings).for_each(take))
     if out is not None and as_json:
         output.write_json({"deadLetters": written, "file": str(out), "notRead": not_read, "bodiesNotRead": unread})
     elif out is not None:

@@ -5,10 +5,13 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import aio_pika
 import uvloop
@@ -85,6 +88,8 @@ def _keep_secret_key() -> None:
         return
     # in a folder that cannot be written to the key is derived from the passwords
     with contextlib.suppress(OSError), os.fdopen(os.open(".env", _APPEND, 0o600), "a", encoding="utf-8") as file:
+        with contextlib.suppress(PermissionError):  # another user's
+            os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & 0o700)
         file.write(f"\nSECRET_KEY={secrets.token_hex(32)}\n")
 
 
@@ -110,14 +115,25 @@ async def _show(demo: Demo, samples: bool) -> None:
         Panel.fit(
             f"[bold]Inbox[/]      {page}/inbox   what people received\n"
             f"[bold]Operations[/] {page}/        are codes going out?\n"
-            f"[bold]AsyncAPI[/]   {page}/asyncapi\n\n"
-            f"Send one more:   {where}.venv/bin/otp-stream send you@example.com\n"
+            f"[bold]AsyncAPI[/]   {page}/asyncapi\n"
+            f"[bold]Broker[/]     amqp://guest:guest@{HOST}:{demo.broker_port}/   for your own producers\n\n"
+            f"Send one more:   {where}{command()} send you@example.com\n"
             "Make it fail:    later@example.com (retried), nobody@example.com (rejected)\n"
             "Stop:            Ctrl-C",
             title="otp-stream is running",
             border_style="green",
         )
     )
+
+
+def command() -> str:
+    """Return what runs the command line of this installation: its name if the shell finds it, else its file."""
+    name = "otp-stream"
+    program = Path(sys.argv[0]).with_name(name)  # `faststream run` is in the same folder
+    found = shutil.which(name)
+    if not program.exists() or (found is not None and program.samefile(found)):
+        return name
+    return os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
 
 
 def _sample_jobs() -> list[bytes]:

@@ -17,7 +17,7 @@ from otp_stream.core.masking import mask_address
 from . import charts, output
 from .output import AsJson
 from .prober import OUTCOMES, Mailbox, Prober, Result, Route
-from .publishing import EVENTS_OFF, check_recipient, client_of, run_until_signal
+from .publishing import EVENTS_OFF, JobsExchange, check_recipient, client_of, run_until_signal
 from .settings import broker_settings
 
 _MAX_TIMES = 10_000
@@ -37,6 +37,7 @@ def livecheck(
     ] = None,
     max_p95_ms: Annotated[float | None, typer.Option(min=1, help="Exit with 1 if a 95th percentile is higher.")] = None,
     high_lane: Annotated[bool, typer.Option("--high-lane", help="Publish to the .high queue.")] = False,
+    jobs_exchange: JobsExchange = False,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics here.")] = None,
     metrics_host: Annotated[str, typer.Option(help="Address to listen on for --metrics-port.")] = "127.0.0.1",
     as_json: AsJson = False,
@@ -53,7 +54,7 @@ def livecheck(
     metrics = None if metrics_port is None else _serve(metrics_host, metrics_port)
     report = Report(mask_address(recipient), timeout, metrics)
     # shorter than the limit of a probe, so that the client replaces a connection on which nothing is confirmed
-    client = client_of(settings, timeout_s=timeout * 0.8)
+    client = client_of(settings, timeout_s=timeout * 0.8, jobs_exchange=jobs_exchange)
     prober = Prober(client, Route(recipient, high_lane, timeout, mailbox=listen is not None), report.add)
     mailbox = None if listen is None else Mailbox(*_address(listen), prober.take)
     run_until_signal(_work(prober, mailbox, count, every))

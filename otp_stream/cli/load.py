@@ -28,6 +28,7 @@ from otp_stream.urls import is_loopback
 from . import charts, output
 from .charts import Bar, Timeline
 from .output import AsJson
+from .output_files import replaced_file
 from .publishing import EVENTS_OFF, Options, Run, check_recipient, client_of, new_code, run_until_signal
 from .settings import broker_settings
 
@@ -236,7 +237,8 @@ def _report(test: LoadTest, svg: Path | None, *, as_json: bool, finished: bool) 
             f"p99 {result['timeToAcceptMs']['p99']} ms"
         )
         try:
-            svg.write_text(charts.svg(title, bars, over_time), encoding="utf-8")
+            with replaced_file(svg) as file:
+                file.write(charts.svg(title, bars, over_time))
         except OSError as error:
             output.console.print(f"--svg: {svg} cannot be written: {error.strerror}", style="red", markup=False)
     _print_problems(test, result["noEnd"], finished=finished)

@@ -12,7 +12,22 @@ import yaml
 
 from otp_stream import __version__
 
-from . import check, dead, livecheck, load, output, relay, send, tables, templates, tenants, topology
+from . import (
+    check,
+    dead,
+    forget,
+    livecheck,
+    load,
+    relay,
+    sealing,
+    send,
+    tables,
+    templates,
+    tenants,
+    tokens,
+    topology,
+)
+from .output_files import output_file
 from .settings import read_settings
 
 
@@ -28,35 +43,36 @@ def asyncapi(
 
     document = make(build(settings, []))
     if as_json or form == "json":
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(document, indent=2) + "\n"
     else:
-        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.safe_dump(document, sort_keys=False, width=120)
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        output.fail(f"--out: {error}")
+    with output_file(out, "--out") as file:
+        file.write(text)
 
 
 cli = typer.Typer(name="otp-stream", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 cli.add_typer(dead.cli, name="dead", help="Jobs that could not be sent: list, show, replay, drop, export.")
 cli.add_typer(relay.cli, name="relay", help="Make a running worker probe its mail relays.")
+cli.add_typer(sealing.cli, name="sealing", help="Make keys that seal codes, and show the public ones.")
 cli.add_typer(tables.cli, name="tables")
 cli.add_typer(topology.cli, name="topology")
 cli.add_typer(templates.cli, name="templates")
 cli.add_typer(tenants.cli, name="tenants")
+cli.add_typer(tokens.cli, name="tokens")
 cli.command()(check.check)
 cli.command()(send.send)
 cli.command()(livecheck.livecheck)
 cli.command()(load.load)
+cli.command()(forget.forget)
 cli.command()(asyncapi)
 
 
 def main() -> None:
     """Run the command line."""
-    for name in ("aiormq", "aio_pika"):  # these show whole messages, and with them codes
+    for name in ("aiormq", "aio_pika", "pamqp"):  # these show whole messages and headers, and with them codes
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     cli()
 

@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from otp_stream.urls import read_url
+
 console = Console(stderr=True, highlight=False)
 """For people: progress, warnings and errors."""
 
@@ -62,8 +64,15 @@ def dead_letters(number: int) -> str:
 
 
 def as_json(value: object, *, indent: int | None = None) -> str:
-    """Return JSON that can be written as UTF-8, even if a string of other origin cannot be encoded."""
-    return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="replace").decode()
+    """Return JSON without characters that control a terminal or cannot be encoded: they are escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "\n".join(it if it.isprintable() else "".join(map(_escaped, it)) for it in text.split("\n"))
+
+
+def _escaped(char: str) -> str:
+    if unicodedata.category(char)[0] != "C":
+        return char
+    return json.dumps(char)[1:-1] if not char.isascii() else f"\\u{ord(char):04x}"
 
 
 def write_json(value: object) -> None:
@@ -75,6 +84,16 @@ def fail(text: str, code: int = 2) -> NoReturn:
     """Print an error and exit the command."""
     console.print(plain(text), style="red", soft_wrap=True)
     raise typer.Exit(code)
+
+
+class Declined(typer.Exit):
+    """The user does not confirm. The command exits with 1."""
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask, unless `--yes` was given; any other reply than yes raises `Declined`."""
+    if not yes and not typer.confirm(question, err=True):
+        raise Declined(1)
 
 
 class Jobs(Protocol):
@@ -104,3 +123,24 @@ def shown(jobs: Jobs, total: int | None) -> Generator[Callable[[], None]]:
                 bar.update(ended, completed=jobs.ended, total=total or jobs.published)
 
         yield update
+
+
+def _api_url(url: str | None) -> str | None:
+    if url is not None:
+        try:
+            login = read_url(url, {"http", "https"}, "http://rabbitmq.example.com:15672").username
+        except ValueError as error:
+            fail(f"--management-url {error}")
+        if login is not None:
+            fail("--management-url must not contain user and password: those of RABBITMQ_URL are used")
+    return url
+
+
+ManagementUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--management-url",
+        callback=_api_url,
+        help="URL of the management API. Default: http://HOST:15672 (amqps: https, 15671).",
+    ),
+]

@@ -12,9 +12,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
+import typer
 import uvloop
 
 from otp_stream.client import ClientError, JobEvent, NoWorkerError, OtpClient
@@ -26,6 +27,13 @@ from otp_stream.tasks import cancel_and_wait
 from . import output
 
 T = TypeVar("T")
+JobsExchange = Annotated[
+    bool,
+    typer.Option(
+        "--jobs-exchange",
+        help="Publish to the exchange for jobs (otp.jobs), as producers with permission for it alone do.",
+    ),
+]
 
 EVENTS_OFF = "EVENTS=false: workers publish no events, so the outcome of a job stays unknown"
 _MAX_UNCONFIRMED = 200
@@ -36,10 +44,18 @@ _LAST_CONFIRM_S = 2.0
 _INTERVAL_S = 0.05
 
 
-def client_of(settings: Settings, timeout_s: float = 10) -> OtpClient:
+def client_of(settings: Settings, timeout_s: float = 10, *, jobs_exchange: bool = False) -> OtpClient:
     """Return a client of the deployment's queue and events."""
     queue, prefix = settings.rabbitmq_queue_name, settings.rabbitmq_prefix
-    return OtpClient(settings.amqp_url, queue=queue, prefix=prefix, timeout_s=timeout_s)
+    exchange = f"{prefix}.jobs" if jobs_exchange else ""
+    return OtpClient(
+        settings.amqp_url,
+        queue=queue,
+        prefix=prefix,
+        exchange=exchange,
+        timeout_s=timeout_s,
+        sealing_key=settings.sealing,
+    )
 
 
 def new_code() -> str:
@@ -99,6 +115,7 @@ class Options:
     high_lane: bool
     rate: float | None
     wait_s: float
+    jobs_exchange: bool = False
 
 
 @dataclass

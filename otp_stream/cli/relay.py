@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 import requests
 import typer
 
+from otp_stream.bounded_http import bound
+from otp_stream.urls import is_loopback
+
 from . import output
 from .output import AsJson
 from .settings import read_settings
@@ -18,6 +21,7 @@ cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 _TIMEOUT_S = 40.0
 """The worker waits for its relay for 25 seconds."""
+_MAX_RESPONSE = 1 << 20
 _WRONG_INPUT = {403, 404}
 
 
@@ -40,13 +44,16 @@ def probe(
 ) -> None:
     """Make workers probe the relays that take no mail at once, instead of at the next scheduled probe.
 
-    Needs the workers' HTTP_TOKEN. Name each worker. If workers share a Redis, one is enough: the others follow when its
-    probe is accepted. Exits with 1 if a relay still takes no mail or a worker does not answer.
+    Needs HTTP_TOKEN: a token of the workers with the role operator. Name each worker. If workers share a Redis, one is
+    enough: the others follow when its probe is accepted. Exits with 1 if a relay still takes no mail or a worker does
+    not answer.
     """
     settings = read_settings()
     if settings.http_token is None:
-        output.fail("HTTP_TOKEN: is not set; set the same value as for the workers")
+        output.fail("HTTP_TOKEN: is not set; set it to a token of the workers whose role is operator")
     urls = [_checked(url) for url in workers or ["http://127.0.0.1:8000"]]
+    for url in urls:
+        _warn_if_readable(url)
     answers = [_ask(url, settings.http_token.get_secret_value(), relay) for url in urls]
     if as_json:
         output.write_json(answers)
@@ -68,11 +75,18 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
+def _warn_if_readable(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        text = f"{url}: HTTP_TOKEN is sent without TLS, so anyone in between can read it; use the https:// address"
+        output.console.print(output.plain(f"{text} of a proxy"), style="yellow", soft_wrap=True)
+
+
 def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
     """Return what a worker answers: `accepted`, `relays`, and an `error` where it probed nothing."""
     answered: dict[str, Any] = {"url": url, "status": 0, "accepted": False, "relays": []}
     try:
-        with requests.Session() as session:
+        with bound(requests.Session(), _MAX_RESPONSE, _TIMEOUT_S) as session:
             session.trust_env = False  # .netrc must not replace the token, and no proxy is in front of a worker
             with output.console.status(f"{url} …"):
                 answer = session.post(
@@ -82,13 +96,13 @@ def _ask(url: str, token: str, relay: str | None) -> dict[str, Any]:
                     timeout=_TIMEOUT_S,
                     allow_redirects=False,  # another host must not get the token
                 )
-    except (requests.RequestException, UnicodeError) as error:
+    except (requests.RequestException, ValueError) as error:
         return answered | {"error": f"no answer ({type(error).__name__}); is a worker running there?"}
     answered["status"] = answer.status_code
     if answer.status_code != 200:
         text = answer.text.strip()[:200] or "no reason given"
-        if answer.status_code == 403:
-            text = "HTTP_TOKEN: the worker has a different token, or none"
+        if answer.status_code == 403 and "has the role" not in text:
+            text = "HTTP_TOKEN: the worker does not have this token, or has none"
         return answered | {"error": f"{text} (HTTP {answer.status_code})"}
     try:
         fields = answer.json()

@@ -19,12 +19,13 @@ from aio_pika.abc import AbstractConnection
 from otp_stream.client import CONNECTION_ERRORS, ClientError, JobEvent, NoWorkerError
 from otp_stream.connection_errors import no_connection
 from otp_stream.core.otp_job import MalformedError, Priority
+from otp_stream.core.sealing_keys import SealingKeys
 from otp_stream.settings import Settings
 
 from . import amqp, batch, output
 from .batch import Batch
 from .output import AsJson
-from .publishing import EVENTS_OFF, Options, client_of, make_body, run_until_signal
+from .publishing import EVENTS_OFF, JobsExchange, Options, client_of, make_body, run_until_signal
 from .settings import producer_settings
 
 _MAX_SHOWN = 20
@@ -56,6 +57,7 @@ def send(
     file: _File = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that are not valid jobs.")] = False,
     wait: _Wait = 10,
+    jobs_exchange: JobsExchange = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish one job or many, as a producer would, and report the outcome.
@@ -77,9 +79,9 @@ def send(
     if wait and not settings.events:
         output.console.print(EVENTS_OFF, style="yellow")
         wait = 0
-    options = Options(high_lane, rate, wait)
+    options = Options(high_lane, rate, wait, jobs_exchange)
     if file is not None:
-        jobs, skipped = _read_file(file, skip_bad=skip_bad)
+        jobs, skipped = _read_file(file, settings.sealing, skip_bad=skip_bad)
         _send_many(Batch(options, total=len(jobs), make=jobs.__getitem__), settings, skipped, as_json=as_json)
     job = _Job(email or "", otp, job_id, priority, metadata)
     first = job.make(0)
@@ -123,7 +125,7 @@ async def _publish_and_follow(settings: Settings, job_id: str, body: bytes, opti
     """Return the result as text, and whether the job was sent, or published if its outcome cannot be known."""
     queue = settings.rabbitmq_queue_name + (".high" if options.high_lane else "")
     event: JobEvent | None = None
-    async with client_of(settings) as client, AsyncExitStack() as stack:
+    async with client_of(settings, jobs_exchange=options.jobs_exchange) as client, AsyncExitStack() as stack:
         events = None
         if options.wait_s:
             with contextlib.suppress(NoWorkerError):
@@ -168,10 +170,10 @@ async def _queue_state(settings: Settings, queue: str) -> str:
     return "it is in flight in a worker, or waits for a retry; the worker's /readyz shows whether the relay takes mail"
 
 
-def _read_file(file: str, *, skip_bad: bool) -> tuple[list[tuple[str, bytes]], int]:
+def _read_file(file: str, keys: SealingKeys, *, skip_bad: bool) -> tuple[list[tuple[str, bytes]], int]:
     """Return the jobs, and the number of invalid lines."""
     try:
-        jobs, bad = batch.read(sys.stdin.buffer if file == "-" else Path(file).read_bytes().splitlines())
+        jobs, bad = batch.read(sys.stdin.buffer if file == "-" else Path(file).read_bytes().splitlines(), keys)
     except OSError as error:
         output.fail(f"--file: {file} cannot be read: {error.strerror}")
     for text in bad[:_MAX_SHOWN]:
@@ -189,7 +191,7 @@ def _send_many(jobs: Batch, settings: Settings, skipped: int = 0, *, as_json: bo
     """Publish, print the totals, and exit."""
 
     async def work() -> None:
-        async with client_of(settings) as client:
+        async with client_of(settings, jobs_exchange=jobs.options.jobs_exchange) as client:
             await jobs.run(client, iter(range(jobs.total)), update)
 
     try:

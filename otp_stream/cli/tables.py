@@ -16,10 +16,13 @@ from otp_stream.core.masking import hash_address, mask_address
 from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.settings import Settings
 from otp_stream.tables import inspect
-from otp_stream.tables.inspect import Progress, RedisClient, TablesReport
+from otp_stream.tables.inspect import Progress, TablesReport
+from otp_stream.tables.redis_client import RedisClient, connected
+from otp_stream.tables.redis_connection import refused_tls
 from otp_stream.tables.redis_pipeline import RedisUnavailableError
 
 from . import output
+from .audit import audited
 from .output import AsJson
 from .settings import broker_settings
 
@@ -77,15 +80,19 @@ def forget(
     Exits with 1 if Redis does not answer or you do not confirm, with 2 for an invalid address or settings.
     """
     settings = _settings()
-    address = _address(recipient)
+    address = address_of(recipient)
     masked, keys = mask_address(address), (settings.hash_key, *settings.old_hash_keys)
-    hashed, *old = (hash_address(address, key) for key in keys)
-    if not yes and not typer.confirm(f"Forget {masked} in {settings.masked_redis_url}?", err=True):
-        raise typer.Exit(1)
-    with _connected(settings) as (client, progress):
-        deleted = Counter(inspect.forget(client, settings.tables_prefix, hashed, progress=progress))
-        for it in old:
-            deleted.update(inspect.forget(client, settings.tables_prefix, it, progress=progress))
+    hashed, *_ = hashes = [hash_address(address, key) for key in keys]
+    with audited(settings, "forget", f"recipient {hashed}") as act:
+        output.confirm(f"Forget {masked} in {settings.masked_redis_url}?", yes)
+        act.start()
+        deleted = Counter[str]()
+        try:
+            with _connected(settings) as (client, progress):
+                for it in hashes:
+                    deleted.update(inspect.forget(client, settings.tables_prefix, it, progress=progress))
+        finally:
+            act.count = deleted.total()
     if as_json or context.obj:
         output.write_json({"recipient": masked, "hash": hashed, "deleted": dict(deleted), "kept": _KEPT})
         return
@@ -107,7 +114,7 @@ def _settings() -> Settings:
     return settings
 
 
-def _address(text: str) -> str:
+def address_of(text: str) -> str:
     """Return the address as it is read from a job."""
     try:
         return OtpJob.from_bytes(json.dumps({"email": text, "otp": "0000"}).encode()).email
@@ -119,11 +126,12 @@ def _address(text: str) -> str:
 def _connected(settings: Settings) -> Generator[tuple[RedisClient, Progress]]:
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     try:
-        with output.console.status("Redis …") as status, inspect.connected(url) as client:
+        with output.console.status("Redis …") as status, connected(url) as client:
             yield client, lambda read: status.update(f"Redis: about {output.count(read)} keys read …")
     except RedisUnavailableError as error:
+        found = refused_tls(str(error))
         output.fail(
-            f"{settings.masked_redis_url} does not answer: {error}\n"
+            f"{settings.masked_redis_url} does not answer: {f'it {found.why}; {found.fix}' if found else error}\n"
             f"Meanwhile {_MEANWHILE[settings.state_fail]} (STATE_FAIL={settings.state_fail}). "
             "See a worker's page or /health, and try again when Redis answers.",
             1,

@@ -14,6 +14,7 @@ from otp_stream.mail.templates import BUILT_IN, NAME
 from otp_stream.settings import load
 
 from . import output
+from .output_files import replaced_file
 
 _NEW = Path(__file__).parent / "new_template"
 _SAMPLE_DIR = "./templates"
@@ -132,7 +133,8 @@ def _write(folder: Path, contents: Mapping[str, bytes], what: str, *, force: boo
     for path, content in contents.items():
         try:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+            with replaced_file(folder / path) as file:
+                file.buffer.write(content)
         except OSError as error:
             output.fail(f"{folder / path} cannot be written ({error.strerror})", 1)
         output.results().print(output.plain(f"{what} {folder / path}"), soft_wrap=True)

@@ -26,6 +26,7 @@ from otp_stream.settings import Settings, read_tenants
 
 from . import output, template_files
 from .output import AsJson
+from .output_files import output_file
 from .screenshot import ScreenshotError, take_screenshot
 from .settings import read_settings
 
@@ -237,7 +238,5 @@ def _put(content: bytes, out: Path | None, option: str) -> None:
     if out is None:
         sys.stdout.buffer.write(content)
         return
-    try:
-        out.write_bytes(content)
-    except OSError as error:
-        output.fail(f"{option}: {error}")
+    with output_file(out, option) as file:
+        file.buffer.write(content)

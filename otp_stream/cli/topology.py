@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 from aio_pika.abc import AbstractConnection
+from aiormq.exceptions import ChannelAccessRefused
 
+from otp_stream.broker.declares import TopologyError
 from otp_stream.broker.management_api import ManagementApi, ManagementError
 from otp_stream.broker.queue_inspect import apply_topology, inspect_queue
-from otp_stream.broker.topology import Topology, TopologyError
+from otp_stream.broker.topology import Topology
 from otp_stream.checks.management import ManagementQueries
 from otp_stream.checks.prune import (
     OldWaitQueue,
@@ -23,14 +25,18 @@ from otp_stream.checks.topology_drift import TopologyDrift, definitions, inspect
 from otp_stream.client import CONNECTION_ERRORS
 from otp_stream.connection_errors import no_connection, virtual_host
 from otp_stream.settings import Settings, read_tenants
-from otp_stream.urls import read_url
 
 from . import output, topology_output
 from .amqp import connected, talk, topology_of
-from .output import AsJson
+from .audit import Act, audited
+from .output import AsJson, ManagementUrl
+from .permissions import permissions
 from .settings import broker_settings
+from .topology_policy import apply_dead_letter_policy
 
-cli = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Queues and exchanges: show, declare, prune.")
+cli = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="Queues, exchanges and users: show, create, prune."
+)
 
 _DEFAULTS = (int(Settings.model_fields["base_delay_ms"].default), int(Settings.model_fields["max_delay_ms"].default))
 _EMBEDDED = "the embedded broker has no management API"
@@ -43,25 +49,6 @@ _NOT_DELETED = (
 )
 
 
-def _api_url(url: str | None) -> str | None:
-    if url is not None:
-        try:
-            login = read_url(url, {"http", "https"}, "http://rabbitmq.example.com:15672").username
-        except ValueError as error:
-            output.fail(f"--management-url {error}")
-        if login is not None:
-            output.fail("--management-url must not contain user and password: those of RABBITMQ_URL are used")
-    return url
-
-
-_ApiUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--management-url",
-        callback=_api_url,
-        help="URL of the management API. Default: http://HOST:15672 (amqps: https, 15671).",
-    ),
-]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")]
 _Definitions = Annotated[
     bool, typer.Option("--definitions", help="Write RabbitMQ definitions, for `rabbitmqctl import_definitions`.")
@@ -71,7 +58,7 @@ _Definitions = Annotated[
 @cli.command()
 def show(
     as_definitions: _Definitions = False,
-    management_url: _ApiUrl = None,
+    management_url: ManagementUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the required exchanges, queues and bindings, and whether they exist.
@@ -98,27 +85,39 @@ def show(
 
 
 @cli.command()
-def apply(dry_run: _DryRun = False, management_url: _ApiUrl = None, as_json: AsJson = False) -> None:
+def apply(dry_run: _DryRun = False, management_url: ManagementUrl = None, as_json: AsJson = False) -> None:
     """Declare what is missing, as a worker's start does; existing queues and exchanges are not changed.
 
-    Exits with 1 if something exists with other properties (then nothing is declared) or RabbitMQ does not answer, and
-    after --dry-run if something is missing.
+    With the management API, it also sets the policy that deletes dead letters by DEAD_LETTER_RETENTION and
+    DEAD_LETTER_MAX, or deletes it if both are off. A policy of yours that applies to the queue is not changed.
+
+    Exits with 1 if something exists with other properties (then nothing is declared), if RabbitMQ does not answer or
+    refuses to bind the exchange for jobs, and after --dry-run if something is missing.
     """
     settings = broker_settings()
     topology = _with_tenants(settings)
     before = talk(settings, lambda connection: inspect_topology(topology, connection, None))
     wrong = [it for it in before.all if it[1] == "differs"]
     missing = [name for name, state, _ in before.all if state == "missing"]
-    if not wrong and not dry_run:
-        talk(settings, lambda connection: apply_topology(topology, connection, settings.amqp_url, management_url))
+    only_read, refused = dry_run or bool(wrong), None
+    if only_read:
+        policy = apply_dead_letter_policy(settings, topology, management_url, dry_run=True, as_json=as_json)
+    else:
+        with audited(settings, "topology.apply", ", ".join(missing)) as act:
+            act.start()
+            refused = talk(settings, lambda connection: _apply(settings, topology, management_url, connection))
+            policy = apply_dead_letter_policy(settings, topology, management_url, dry_run=False, as_json=as_json)
+            act.count, act.result = len(missing), "failed" if refused else "done"
     if as_json:
-        key = "missing" if wrong or dry_run else "declared"
-        output.write_json({key: missing, "problems": [problem for *_, problem in wrong]})
+        key = "missing" if only_read else "declared"
+        output.write_json({key: missing, "problems": [problem for *_, problem in wrong], "policy": policy})
     elif not wrong:
         for name in missing:
             output.results().print(f"{'missing' if dry_run else 'declared'}: {name}", markup=False, soft_wrap=True)
-        if not missing:
+        if not missing and not refused:
             output.results().print("Everything exists.")
+    if refused:
+        output.fail(refused, 1)
     if wrong:
         output.fail("\n".join(str(problem) for *_, problem in wrong), 1)
     if dry_run and missing:
@@ -132,7 +131,7 @@ def prune(
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for queues to drain, and for statistics.")] = 60,
     base_delay_ms: Annotated[int | None, typer.Option(min=1, help="The old BASE_DELAY_MS.")] = None,
     max_delay_ms: Annotated[int | None, typer.Option(min=1, help="The old MAX_DELAY_MS.")] = None,
-    management_url: _ApiUrl = None,
+    management_url: ManagementUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete the wait queues of old retry settings and the queues of removed tenants when they are empty.
@@ -169,11 +168,15 @@ def prune(
         topology_output.list_old_wait_queues(old, as_json=as_json)
     if dry_run or not old:
         return
-    if not yes and not typer.confirm(f"Delete {len(old)} at {settings.masked_rabbitmq_url} once empty?", err=True):
-        raise typer.Exit(1)
-    results = _delete(settings, old, Pruner(topology, management), wait, as_json=as_json)
+    with audited(settings, "topology.prune", ", ".join(it.name for it in old)) as act:
+        output.confirm(f"Delete {len(old)} at {settings.masked_rabbitmq_url} once empty?", yes)
+        act.start()
+        results = _delete(settings, old, Pruner(topology, management), wait, act, as_json=as_json)
     if any(it.verdict not in {"deleted", "gone"} for it in results):
         raise typer.Exit(1)
+
+
+cli.command()(permissions)
 
 
 def _with_tenants(settings: Settings) -> Topology:
@@ -184,13 +187,28 @@ def _with_tenants(settings: Settings) -> Topology:
     return replace(topology_of(settings), tenants=tuple(tenants.listed))
 
 
+async def _apply(settings: Settings, topology: Topology, url: str | None, connection: AbstractConnection) -> str | None:
+    """Declare and bind. Returns the text if the user may not bind the exchange for jobs: all else is done."""
+    away = await apply_topology(topology, connection, settings.amqp_url, url)
+    try:
+        await topology.bind_jobs(connection, away)
+    except TopologyError as error:
+        if not isinstance(error.__cause__, ChannelAccessRefused):
+            raise
+        fix = "`otp-stream topology permissions` shows the permissions that it needs"
+        return f"{error}; {fix}. Producers that use the default exchange need no exchange for jobs."
+    return None
+
+
 def _delete(
-    settings: Settings, old: list[OldWaitQueue], pruner: Pruner, wait_s: float, *, as_json: bool
+    settings: Settings, old: list[OldWaitQueue], pruner: Pruner, wait_s: float, act: Act, *, as_json: bool
 ) -> list[PruneResult]:
-    """Prune, and print each result as soon as it is known."""
+    """Prune, and count and print each result as soon as it is known."""
+    act.count = 0
 
     async def work(connection: AbstractConnection) -> list[PruneResult]:
         def report(result: PruneResult) -> None:
+            act.count = (act.count or 0) + (result.verdict == "deleted")
             if not as_json:
                 topology_output.show_prune_result(result)
 
@@ -236,7 +254,7 @@ async def _inspect(
     management = ManagementQueries(api)
     try:
         await api.verify(connection)
-        bound = await management.exchange_bindings(topology.retry.name)
+        bound = await management.exchange_bindings(topology.retry.name, topology.jobs_exchange.name)
         old = await find_old_wait_queues(topology, management)
         old += await find_old_tenant_queues(topology, management)
     except ManagementError as error:

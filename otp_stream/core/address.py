@@ -10,18 +10,21 @@ _DOTS = ".\u3002\uff0e\uff61"
 """Full stops that UTS 46 reads as the dot of a domain."""
 INVISIBLE = "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
 """Direction marks and other invisible characters. ZWJ and ZWNJ are not here: names contain them."""
-_IGNORABLES = (
-    f"{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
-)
-IGNORABLE = re.compile(f"[{_IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
+IGNORABLES = f"{INVISIBLE}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+IGNORABLE = re.compile(f"[{IGNORABLES}\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
 """Unicode's Default_Ignorable_Code_Point: also joiners, fillers and variation selectors."""
 # every character, for `str.strip`: a regular expression for the end of a text would start at each blank inside it
-_STRIPPED = "".join(re.findall(rf"[\s{_IGNORABLES}]", "".join(map(chr, range(0x10000)))))
+_STRIPPED = "".join(re.findall(rf"[\s{IGNORABLES}]", "".join(map(chr, range(0x10000)))))
 # Looser than RFC 5321 on purpose: some mobile carriers hand out addresses such as `foo.@docomo.ne.jp`.
 # It only has to keep everything within the angle brackets of `RCPT TO:<…>` and off new header lines. U+FFFD
 # replaces a lost character, so the rest is another address. UTS 46 handles the invisible characters of a domain.
-_REFUSED = r"@\s<>\"(),:;\\\x00-\x20\x7f-\x9f\ufffd"
+_REFUSED = '@\\s<>"(),:;\\\\\\x00-\\x20\\x7f-\\x9f\ufffd'
 _ADDRESS = re.compile(rf"[^{_REFUSED}{INVISIBLE}]{{1,64}}@[^{_REFUSED}]{{1,255}}")
+_GREEK_QUESTION_MARK = "\u037e"
+"""Becomes a semicolon in NFC."""
+_LOCAL, _DOMAIN = f"[^{_REFUSED}{INVISIBLE}{_GREEK_QUESTION_MARK}]{{1,64}}", f"[^{_REFUSED}]{{0,254}}"
+ADDRESS_PATTERN = rf"^\s*{_LOCAL}@{_DOMAIN}[^{_REFUSED}{_DOTS}][{_DOTS}]*\s*$"
+"""For JSON Schema. It cannot state which domains IDNA 2008 allows."""
 
 
 def trimmed(value: str) -> str:

@@ -5,7 +5,7 @@ from typing import Literal, Protocol, assert_never, get_args
 
 LimitName = Literal["recipient", "domain", "tenant", "total"]
 """What a limit counts by."""
-_UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
+UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Limit:
 
 def span(period_ms: int) -> str:
     """Format 600000 as `10m`, in the largest unit that divides it."""
-    return next((f"{period_ms // ms}{unit}" for unit, ms in _UNITS_MS.items() if not period_ms % ms), f"{period_ms}ms")
+    return next((f"{period_ms // ms}{unit}" for unit, ms in UNITS_MS.items() if not period_ms % ms), f"{period_ms}ms")
 
 
 def read_limits(name: LimitName, text: str) -> tuple[Limit, ...]:
@@ -32,11 +32,11 @@ def read_limits(name: LimitName, text: str) -> tuple[Limit, ...]:
         count, slash, period = part.strip().partition("/")
         number, unit = period[:-1] or "1", period[-1:]
         plain = count.isascii() and count.isdigit() and number.isascii() and number.isdigit()
-        if not slash or not plain or unit not in _UNITS_MS or not int(count) or not int(number):
+        if not slash or not plain or unit not in UNITS_MS or not int(count) or not int(number):
             raise ValueError("must look like 5/10m (five in any ten minutes; s, m, h or d), or 5/10m,20/1d")
-        if int(number) * _UNITS_MS[unit] > _UNITS_MS["d"] * 31:
+        if int(number) * UNITS_MS[unit] > UNITS_MS["d"] * 31:
             raise ValueError("has a period of more than 31 days")
-        found.append(Limit(name, int(count), int(number) * _UNITS_MS[unit]))
+        found.append(Limit(name, int(count), int(number) * UNITS_MS[unit]))
     return tuple(found)
 
 

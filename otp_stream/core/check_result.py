@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -26,6 +26,13 @@ class CheckResult:
 
 Report = Callable[[CheckResult], object]
 """Called with each result as soon as it is known."""
+
+
+def check_tls(tls: ssl.SSLObject | ssl.SSLSocket, server: str, now_s: float) -> CheckResult:
+    """Report on the TLS of an open connection: its certificate, its version and its cipher."""
+    result = check_certificate(tls.getpeercert(), server, now_s)
+    name, *_ = tls.cipher() or ("no cipher",)
+    return replace(result, text=f"{result.text}, {tls.version()}, {name}")
 
 
 def check_certificate(certificate: Mapping[str, Any] | None, server: str, now_s: float) -> CheckResult:

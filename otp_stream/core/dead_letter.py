@@ -6,12 +6,15 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from .decision import REASONS
 from .job import Replay
+from .json_types import is_object
 from .masking import mask_address
 from .possible_secrets import PossibleSecrets, readable_job_id
+from .sealed_body import is_sealed
+from .secret_search import MAX_SEARCHED
 
 NO_VALUE = "none"
 """The word for a missing reply code in a filter."""
@@ -19,7 +22,7 @@ _SHOWN = ("jobId", "timestamp", "retryCount", "priority", "template", "locale", 
 """Fields of a job that are shown, unless their value may be the code or the address."""
 _WORDS = ("template", "locale", "purpose", "priority")
 """Of them, fields that hold words; a number in them is shown only if it is too short for a code."""
-_KNOWN = {"email", "otp", "metadata", "userName", "tenant", "timeZone", "request", *_SHOWN}
+_KNOWN = {"email", "otp", "otpSealed", "metadata", "userName", "tenant", "timeZone", "request", *_SHOWN}
 _KNOWN_IN_CAPITALS = {
     *map(str.lower, _KNOWN),
     "code", "mail", "user", "name", "phone", "login", "type", "text", "message", "subject", "body", "data", "event",
@@ -27,6 +30,12 @@ _KNOWN_IN_CAPITALS = {
 _DEPTH = 3
 _KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_.$-]{0,39}")
 _DOMAIN = re.compile(r"[\w.-]{1,253}")
+_SEALED = "sealed as a whole with a key that is not in SEALING_KEYS: set it here, too"
+_OUTLINE = re.compile(
+    r"(?:text of [0-9]{1,4} characters|a list of [0-9]{1,4}|a number|an object)(?:: too many values to show)?|\*\*\*"
+    rf"|too large to (?:show|keep)|no JSON|{_SEALED}"
+)
+"""What an outline has in place of values."""
 _CODE_DIGITS = 4
 _MAX_SHOWN = 200
 _NEVER_VALID = "malformed"
@@ -74,6 +83,8 @@ class DeadLetter:
     """The relay's reply code, empty if it gave none."""
     replay: Replay | None = None
     """The last replay."""
+    erased_ms: int | None = None
+    """When the code was removed from it, because it had expired; `None` if that has not happened."""
     verified: bool = True
     """Whether its headers have a valid signature. If not, they may be forged, and the fields above are sanitized."""
 
@@ -84,8 +95,8 @@ class DeadLetter:
 
     @property
     def domain(self) -> str:
-        """The recipient's domain; empty if the message is not a valid job."""
-        return self.recipient.rpartition("@")[2].lower()
+        """The recipient's domain; empty if the message is not a valid job, or the domain contains the code."""
+        return self.recipient.partition("@")[2].lower()
 
     @property
     def cause(self) -> Cause:
@@ -111,6 +122,8 @@ class Group:
     count: int = 0
     expired: int = 0
     """How many of them have an expired code."""
+    erased: int = 0
+    """How many of them have no code any more."""
     oldest_ms: int | None = None
     newest_ms: int | None = None
     error: str = ""
@@ -118,8 +131,9 @@ class Group:
 
     @property
     def can_replay(self) -> bool:
-        """Whether a replay can succeed, and a filter accepts the reason."""
-        return self.cause.reason != _NEVER_VALID and self.cause.reason in REASONS
+        """Whether a replay of any can succeed, and a filter accepts the reason."""
+        is_valid = self.cause.reason != _NEVER_VALID and self.cause.reason in REASONS
+        return is_valid and self.erased < self.count
 
     @property
     def worth_replaying(self) -> bool:
@@ -137,10 +151,11 @@ class Group:
         """Count a dead letter."""
         self.count += 1
         self.expired += dead_letter.is_expired(now_ms)
+        self.erased += dead_letter.erased_ms is not None
         died_ms = dead_letter.died_ms
         if died_ms is not None:
             self.oldest_ms = died_ms if self.oldest_ms is None else min(self.oldest_ms, died_ms)
-        if self.newest_ms is None or (died_ms or 0) >= self.newest_ms:
+        if self.newest_ms is None or (died_ms is not None and died_ms >= self.newest_ms):
             self.newest_ms, self.error = died_ms, dead_letter.error
 
 
@@ -174,6 +189,10 @@ def grouped(dead_letters: Iterable[DeadLetter], now_ms: int) -> list[Group]:
 
 def outline(body: bytes) -> object:
     """Return the structure of a body, with only those names and values that cannot be secrets."""
+    if is_sealed(body):
+        return _SEALED
+    if len(body) > MAX_SEARCHED:
+        return "too large to show"
     try:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -184,6 +203,11 @@ def outline(body: bytes) -> object:
     return _Outline(secrets, of_values, readable_job_id(body)).of("", content, _DEPTH)
 
 
+def is_outline(value: object) -> bool:
+    """Return whether a value is what an outline has in place of one. The outline of an outline is the same."""
+    return isinstance(value, str) and _OUTLINE.fullmatch(value) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _Outline:
     secrets: PossibleSecrets
@@ -192,9 +216,9 @@ class _Outline:
     job_id: str | None
 
     def of(self, name: str, value: Any, depth: int) -> object:
-        if isinstance(value, dict) and depth:
+        if is_object(value) and depth:
             outlined: dict[str, object] = {}
-            for key, field in cast("dict[str, Any]", value).items():
+            for key, field in value.items():
                 shown = key if key in _KNOWN or (_is_field_name(key) and not self.of_values.any_in(key)) else "***"
                 count = 1
                 while shown in outlined:
@@ -202,9 +226,11 @@ class _Outline:
                     shown = f"*** ({count})"
                 outlined[shown] = self.of(key, field, depth - 1)
             return outlined
+        if is_outline(value):
+            return value
         if name == "email" and isinstance(value, str):
             domain = value.strip().rpartition("@")[2]
-            shown = _DOMAIN.fullmatch(domain) and not self._may_be_secret(domain)
+            shown = value.isprintable() and _DOMAIN.fullmatch(domain) and not self._may_be_secret(domain)
             return mask_address(value.strip()) if shown else "***"
         if isinstance(value, float) and not isfinite(value):
             return "a number"
@@ -217,7 +243,8 @@ class _Outline:
     def _may_be_shown(self, name: str, value: str | float) -> bool:
         if name == "jobId":
             return value == self.job_id
-        if isinstance(value, str) and name in _WORDS and _digits(value) >= _CODE_DIGITS:
+        # half of a surrogate pair, which JSON may contain, cannot even be encoded
+        if isinstance(value, str) and (not value.isprintable() or (name in _WORDS and _digits(value) >= _CODE_DIGITS)):
             return False
         return not self._may_be_secret(str(value))
 

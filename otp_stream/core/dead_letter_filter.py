@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .address import wire_domain
@@ -72,6 +72,12 @@ class DeadLetterFilter:
         for how, at_ms in (("before", self.died_before_ms), ("after", self.died_after_ms)):
             parts += [] if at_ms is None else [f"died {how} {iso(at_ms)}"]
         return ", ".join(parts) or "all"
+
+    @property
+    def outline(self) -> str:
+        """The same text without values that may be a code or an address by mistake: nothing has confirmed them."""
+        domain = "…" if self.domain else self.domain
+        return str(replace(self, domain=domain, template=self.template and "…", job_id=self.job_id and "…"))
 
     def matches(self, it: DeadLetter) -> bool:
         """Whether a dead letter meets every condition."""

@@ -6,6 +6,7 @@ from typing import Literal, assert_never, get_args
 from .admission import Refusal, SentBefore, Superseded, Throttled, Unknown
 from .backoff import Backoff
 from .greylisting import is_greylisting
+from .otp_job import KeyMissingError, MalformedError
 from .outcome import (
     Accepted,
     Crashed,
@@ -24,7 +25,7 @@ from .times import iso
 Ending = Literal["sent", "duplicate", "superseded"]
 """How a job ends without a dead letter: it is acknowledged."""
 
-Reason = Literal["malformed", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
+Reason = Literal["malformed", "key_missing", "expired", "rejected", "retries_exhausted", "throttled", "crashed"]
 """Why a job is in the dead-letter queue (`x-otp-reason`). Dashboards depend on these words."""
 
 GOOD: tuple[str, ...] = get_args(Ending)
@@ -184,9 +185,9 @@ def expired(now_ms: int, expires_ms: int, attempts_made: int) -> Dead:
     return Dead("expired", f"the code expired {now_ms - expires_ms} ms ago", attempts_made)
 
 
-def malformed(error: str, attempts_made: int) -> Dead:
-    """Dead-letter a message that is not a valid job. `error` names the bad fields and quotes no value."""
-    return Dead("malformed", error, attempts_made)
+def unreadable(error: MalformedError, attempts_made: int) -> Dead:
+    """Dead-letter a message that is not a valid job, or whose key is missing. The error quotes no value."""
+    return Dead("key_missing" if isinstance(error, KeyMissingError) else "malformed", str(error), attempts_made)
 
 
 def crashed(error: str, attempts_made: int) -> Dead:

@@ -7,6 +7,8 @@ from .outcome import Reply
 _CODES = {421, 450, 451}
 _ENHANCED = {"4.2.0", "4.7.0", "4.7.1"}
 """Used by Postgrey, Postfix and milter-greylist, SQLgrey, Exchange and most appliances."""
+_OTHER_ENHANCED = re.compile(r"\d\.[3-6]\.|4\.2\.[123]$")
+"""Of RFC 3463: the system, the network, the protocol or the content; a mailbox that is disabled or full."""
 
 _UNKNOWN_SENDER = re.compile(
     r"not yet (?:known|seen|white-?listed)|(?:not (?:known|seen)|unknown) (?:yet|so far|before)|"
@@ -58,7 +60,6 @@ def is_greylisting(reply: Reply) -> bool:
         return True
     if reply.code not in _CODES or _FAILURE.search(reply.text):
         return False
-    subject = (reply.enhanced or "4.7.").split(".")[1]
-    if subject in {"3", "4", "5", "6"} or reply.enhanced in {"4.2.1", "4.2.2", "4.2.3"}:
+    if reply.enhanced and _OTHER_ENHANCED.match(reply.enhanced):
         return False
     return reply.enhanced in _ENHANCED or _NOT_YET.search(reply.text) is not None

@@ -71,7 +71,8 @@ class Job:
         a worker first saw the job counts as that moment; the difference is kept for the logs. A clock that runs behind
         looks like a job that waited: the code's life counts from `timestamp`, and the lag is a metric.
         """
-        made_ms = first_seen_ms if request.timestamp is None else min(request.timestamp, first_seen_ms)
+        stated_ms = first_seen_ms if request.timestamp is None else request.timestamp
+        made_ms = min(stated_ms, first_seen_ms)
         minutes = request.metadata.expiry_minutes or default_expiry_minutes
         return cls(
             id=job_id,
@@ -81,7 +82,7 @@ class Job:
             attempts_made=attempts_made,
             made_ms=made_ms,
             expires_ms=_lifetime_start_ms(made_ms, replay) + round(minutes * 60_000),
-            clock_ahead_ms=max((request.timestamp or 0) - first_seen_ms, 0),
+            clock_ahead_ms=stated_ms - made_ms,
             suspect=suspect,
             uncertain=uncertain,
             replay=replay,

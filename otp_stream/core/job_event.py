@@ -4,9 +4,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 
 from .decision import Ending, Reason
 from .outcome import ReplyClass
+
+_INT64: JsonDict = {"format": "int64"}
 
 
 class JobEvent(BaseModel):
@@ -22,10 +25,14 @@ class JobEvent(BaseModel):
         default=None, description="The job's tenant, if it is listed in `TENANTS_FILE`.", examples=["shop-17"]
     )
     attempt: int = Field(ge=0, description="Attempts made.")
-    at: int = Field(description="When, in milliseconds since 1970 (UTC).")
-    delay_ms: int | None = Field(default=None, description="With `retrying`: the wait before the next attempt.")
+    at: int = Field(description="When, in milliseconds since 1970 (UTC).", json_schema_extra=_INT64)
+    delay_ms: int | None = Field(
+        default=None, description="With `retrying`: the wait before the next attempt.", json_schema_extra=_INT64
+    )
     retry_at: int | None = Field(
-        default=None, description="With `retrying`: when the next attempt is due, in milliseconds since 1970 (UTC)."
+        default=None,
+        description="With `retrying`: when the next attempt is due, in milliseconds since 1970 (UTC).",
+        json_schema_extra=_INT64,
     )
     reply_code: int | None = Field(
         default=None, description="The relay's reply code, where it gave one.", examples=[550]
@@ -45,6 +52,8 @@ class JobEvent(BaseModel):
         description="The relay that the mail was taken from before, because it was slow.",
     )
     allowed_at: int | None = Field(
-        default=None, description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC)."
+        default=None,
+        description="With `throttled`: when it would be allowed, in milliseconds since 1970 (UTC).",
+        json_schema_extra=_INT64,
     )
     error: str | None = Field(default=None, description="The relay's reply, or the fault. No secrets.")

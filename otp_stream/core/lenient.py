@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
+
+from .json_types import is_list, is_object
 
 MAX_RETRY_COUNT = 1_000
 MAX_EXPIRY_MINUTES = 525_600
@@ -21,11 +23,21 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?")
 _PRIORITIES = ("low", "normal", "high")
 MILLISECONDS = range(10**12, 10**13)
 """From 2001 to 2286. A value that is outside in every unit, such as .NET's ticks or an uptime, is no time of a code."""
+
+
+class _Unit(NamedTuple):
+    values: range
+    """The timestamps that are in this unit."""
+    name: str | None
+    """`None` if it is the documented one."""
+    milliseconds: float
+
+
 _UNITS = (
-    (range(10**9, 10**10), "seconds", 1_000),
-    (MILLISECONDS, "milliseconds", 1),
-    (range(10**15, 10**16), "microseconds", 1 / 1_000),
-    (range(10**18, 10**19), "nanoseconds", 1 / 1_000_000),
+    _Unit(range(10**9, 10**10), "seconds", 1_000),
+    _Unit(MILLISECONDS, None, 1),
+    _Unit(range(10**15, 10**16), "microseconds", 1 / 1_000),
+    _Unit(range(10**18, 10**19), "nanoseconds", 1 / 1_000_000),
 )
 
 BOM = b"\xef\xbb\xbf"
@@ -118,7 +130,6 @@ class LenientJob(NamedTuple):
     fields: dict[str, Any]
     """The job's fields, each optional one valid or absent."""
     found: list[Lenience]
-    """What was coerced or ignored."""
     original_metadata: dict[str, Any]
     """Original values of `_KEPT_AS_SENT` keys that were coerced or ignored, for the producer's own templates."""
 
@@ -128,14 +139,13 @@ def read_leniently(body: bytes) -> LenientJob:
 
     Raises `ValueError`, `TypeError` or `RecursionError` if the body is no JSON object.
     """
-    fields: Any = loads(body, _integer)
-    if not isinstance(fields, dict):
+    fields: Any = loads(body, read_integer)
+    if not is_object(fields):
         raise TypeError("a job is a JSON object")
     found: list[Lenience] = []
-    job = _coerced(cast("dict[str, Any]", fields), _FIELDS, "", found)
+    job = _coerced(fields, _FIELDS, "", found)
     original: dict[str, Any] = {}
-    if isinstance(job.get("metadata"), dict):
-        given: dict[str, Any] = job["metadata"]
+    if is_object(given := job.get("metadata")):
         job["metadata"] = good = _coerced(given, _METADATA, "metadata.", found)
         original = {key: given[key] for key in _KEPT_AS_SENT if key in given and given[key] != good.get(key)}
     return LenientJob(job, found, original)
@@ -156,12 +166,14 @@ def _coerced(
         coerced[key] = good = read(value)
         if type(good) is type(value) and good == value:
             continue
-        what = "ignored" if good is None else "coerced"
-        found.append(Lenience(place + name, _unit(value) or what if name == "timestamp" and good else what))
+        unit = _unit(value) if name == "timestamp" else None
+        what = "ignored" if good is None else (unit and unit.name) or "coerced"
+        found.append(Lenience(place + name, what))
     return coerced
 
 
-def _integer(digits: str) -> int | float:
+def read_integer(digits: str) -> int | float:
+    """Return a whole number, infinite if it has very many digits."""
     return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
@@ -179,7 +191,8 @@ def _retry_count(value: object) -> int | None:
     return int(number) if number is not None and 0 <= number <= MAX_RETRY_COUNT else None
 
 
-def _job_id(value: object) -> str | None:
+def read_job_id(value: object) -> str | None:
+    """Return the id that a job gets for its `jobId`, or `None`."""
     if isinstance(value, int | float):
         number = _number(value)
         value = None if number is None else str(int(number) if number == int(number) else number)
@@ -189,10 +202,10 @@ def _job_id(value: object) -> str | None:
 
 
 def _timestamp(value: object) -> int | None:
-    number = _number(value)
-    if number is None:
+    number, unit = _number(value), _unit(value)
+    if number is None or unit is None:
         return _moment(value) if isinstance(value, str) else None
-    return next((int(number * factor) for unit, _, factor in _UNITS if unit.start <= number < unit.stop), None)
+    return int(number * unit.milliseconds)
 
 
 def _moment(text: str) -> int | None:
@@ -201,24 +214,27 @@ def _moment(text: str) -> int | None:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
         return None
-    at_ms = int(moment.timestamp() * 1000) if moment.tzinfo else 0
+    if moment.tzinfo is None:
+        return None
+    at_ms = int(moment.timestamp() * 1000)
     return at_ms if at_ms in MILLISECONDS else None
 
 
-def _unit(value: object) -> str:
-    """Return the unit of a timestamp; empty for milliseconds."""
+def _unit(value: object) -> _Unit | None:
+    """Return the unit of a timestamp, or `None` if its value is no time in any unit."""
     number = _number(value)
-    name = next((name for unit, name, _ in _UNITS if number is not None and unit.start <= number < unit.stop), "")
-    return "" if name == "milliseconds" else name
+    if number is None:
+        return None
+    return next((unit for unit in _UNITS if unit.values.start <= number < unit.values.stop), None)
 
 
 def _priority(value: object) -> str | None:
-    name = value.strip().lower() if isinstance(value, str) else ""
+    name = value.strip().lower() if isinstance(value, str) else None
     return name if name in _PRIORITIES else None
 
 
 def _metadata(value: object) -> dict[str, Any] | None:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+    return value if is_object(value) else None
 
 
 def _minutes(value: object) -> int | float | None:
@@ -237,11 +253,10 @@ def _time_zone(value: object) -> str | None:
 
 
 def _request(value: object) -> dict[str, Any] | None:
-    if not isinstance(value, dict):
+    if not is_object(value):
         return None
-    fields = cast("dict[str, Any]", value)
-    texts = {name: _text(fields[name]) for name in REQUEST_TEXTS if name in fields}
-    return {**fields, **{name: text and text[:MAX_REQUEST_TEXT] for name, text in texts.items()}}
+    texts = {name: _text(value[name]) for name in REQUEST_TEXTS if name in value}
+    return {**value, **{name: text and text[:MAX_REQUEST_TEXT] for name, text in texts.items()}}
 
 
 def _template(value: object) -> str | None:
@@ -253,10 +268,10 @@ def _text(value: object) -> str | None:
     """Return a text. A number becomes its digits, a list or an object the texts and numbers directly in it."""
     if isinstance(value, str):
         return value
-    if isinstance(value, dict):
-        value = list(cast("dict[str, Any]", value).values())
-    if isinstance(value, list):
-        inner = (_text(it) for it in cast("list[Any]", value)[:_MAX_TEXTS] if not isinstance(it, list | dict))
+    if is_object(value):
+        value = list(value.values())
+    if is_list(value):
+        inner = (_text(it) for it in value[:_MAX_TEXTS] if not isinstance(it, list | dict))
         return " ".join(filter(None, inner)) or None
     number = _number(value)
     return None if number is None else str(number)
@@ -264,7 +279,7 @@ def _text(value: object) -> str | None:
 
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "retryCount": _retry_count,
-    "jobId": _job_id,
+    "jobId": read_job_id,
     "timestamp": _timestamp,
     "priority": _priority,
     "metadata": _metadata,
@@ -282,4 +297,4 @@ _KEPT_AS_SENT = ("timeZone", "time_zone", "request")
 """Keys that producers may already use for their own templates, with values of another form."""
 _SNAKE = {name: re.sub(r"(?=[A-Z])", "_", name).lower() for name in (*_FIELDS, *_METADATA)}
 _TWO_NAMES = [(b'"%b"' % name.encode(), b'"%b"' % snake.encode()) for name, snake in _SNAKE.items() if name != snake]
-LENIENT_FIELDS = ("body", *_FIELDS, *(f"metadata.{name}" for name in _METADATA))
+LENIENT_FIELDS = ("body", "otp", "otpSealed", *_FIELDS, *(f"metadata.{name}" for name in _METADATA))

@@ -1,13 +1,18 @@
 """The job as producers publish it, typed and validated."""
 
-import re
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
+from pydantic_core import from_json
 
-from .address import IGNORABLE, is_address, trimmed, wire_address
+from . import sealed_code
+from .address import ADDRESS_PATTERN, is_address, trimmed, wire_address
+from .code import CODE_PATTERN, CODE_RULE, check_code, read_code
+from .json_types import is_object
+from .jwe import JweError
 from .lenient import (
     BOM,
     MAX_JOB_ID,
@@ -19,14 +24,17 @@ from .lenient import (
     unreadable,
 )
 from .masking import contains_secret
-from .metadata import REQUEST_EXAMPLE, Metadata, null_is
+from .metadata import EMPTY_IS_ABSENT, MAX_VALUES, REQUEST_EXAMPLE, Metadata
+from .sealed_body import START as SEALED_START
+from .sealed_body import open_body
+from .sealed_code import Codes
+from .sealing_keys import NO_KEYS, NoKeyError, SealingKeys
 
 Priority = Literal["low", "normal", "high"]
 MAX_BODY_BYTES = 64 * 1024
+_MAY_HAVE_MANY_VALUES = 4 * 1024
+"""Bytes of a body from which on its values are counted."""
 
-# U+FFFD replaces a lost character, so the rest is another code. A code with invisible characters is refused, too: no
-# one could type it.
-_CODE = re.compile(r"[^\s\x00-\x20\x7f-\x9f\ufffd]{4,64}")
 _FIXES = {
     "missing": "is required",
     "string_type": "must be a string, in quotes",
@@ -47,17 +55,36 @@ def _address(value: str) -> str:
     raise ValueError("must be one e-mail address such as user@example.com, without spaces or control characters")
 
 
-def _code(value: str) -> str:
-    value = trimmed(value)
-    if not _CODE.fullmatch(value) or (not value.isascii() and IGNORABLE.search(value)):
-        raise ValueError("must have 4 to 64 characters, without spaces or control characters inside")
-    return value
-
-
 def _job_id(value: str) -> str:
     if len(value) > MAX_JOB_ID or not value.isprintable():
         raise ValueError("must have at most 200 printable characters")
     return value
+
+
+_EXAMPLE: JsonDict = {
+    "email": "user@example.com",
+    "otp": "123456",
+    "retryCount": 0,
+    "jobId": "optional-unique-id",
+    "timestamp": 1672531200000,
+    "priority": "normal",
+    "metadata": {
+        "userName": "John Doe",
+        "expiryMinutes": 15,
+        "timeZone": "Europe/Berlin",
+        "request": REQUEST_EXAMPLE,
+    },
+}
+
+
+def _describe(schema: JsonDict) -> None:
+    """Add an example, and the sealed code, which takes the place of `otp` and is no field of the model."""
+    schema["examples"] = [_EXAMPLE]
+    cast("JsonDict", schema["properties"])[sealed_code.FIELD] = sealed_code.SCHEMA
+    schema["required"] = ["email"]
+    # not `anyOf`, of which generators make a type without fields
+    schema["if"] = {"not": {"required": [sealed_code.FIELD]}}
+    schema["then"] = {"required": ["otp"]}
 
 
 class OtpJob(BaseModel):
@@ -69,49 +96,37 @@ class OtpJob(BaseModel):
         alias_generator=to_camel,
         populate_by_name=True,
         hide_input_in_errors=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "email": "user@example.com",
-                    "otp": "123456",
-                    "retryCount": 0,
-                    "jobId": "optional-unique-id",
-                    "timestamp": 1672531200000,
-                    "priority": "normal",
-                    "metadata": {
-                        "userName": "John Doe",
-                        "expiryMinutes": 15,
-                        "timeZone": "Europe/Berlin",
-                        "request": REQUEST_EXAMPLE,
-                    },
-                }
-            ]
-        },
+        json_schema_extra=_describe,
     )
 
     email: Annotated[str, AfterValidator(_address)] = Field(
         repr=False,
         description="Address of the recipient. An internationalised domain is read as IDNA 2008.",
-        json_schema_extra={"format": "email", "maxLength": 254},
+        json_schema_extra={"format": "email", "maxLength": 254, "pattern": ADDRESS_PATTERN},
     )
-    otp: Annotated[str, AfterValidator(_code)] = Field(
+    otp: Annotated[str, AfterValidator(check_code)] = Field(
         repr=False,
-        description="The code: a string of 4 to 64 characters without spaces, never a number.",
-        json_schema_extra={"minLength": 4, "maxLength": 64, "pattern": r"^\s*\S+\s*$"},
+        description="The code: a string of 4 to 64 characters without spaces, never a number. Required without "
+        "`otpSealed`.",
+        json_schema_extra={"minLength": 4, "maxLength": 64, "pattern": CODE_PATTERN},
     )
-    retry_count: Annotated[StrictInt, Field(ge=0, le=MAX_RETRY_COUNT), null_is(0)] = Field(
+    retry_count: Annotated[StrictInt, Field(ge=0, le=MAX_RETRY_COUNT), EMPTY_IS_ABSENT] = Field(
         default=0, description="Retries already made."
     )
     job_id: Annotated[str, AfterValidator(_job_id)] | None = Field(
-        default=None, description="Unique id: a job that was sent is not sent again. Made when absent."
+        default=None,
+        description="Unique id: a job that was sent is not sent again. Made when absent.",
+        json_schema_extra={"minLength": 1, "maxLength": MAX_JOB_ID, "pattern": r"^[^\x00-\x1f\x7f-\x9f]+$"},
     )
-    timestamp: Annotated[Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None, null_is(None)] = Field(
-        default=None, description="When the code was made, in milliseconds since 1970 (UTC). Arrival when absent."
+    timestamp: Annotated[Annotated[StrictInt, Field(ge=0, le=8_640_000_000_000_000)] | None, EMPTY_IS_ABSENT] = Field(
+        default=None,
+        description="When the code was made, in milliseconds since 1970 (UTC). Arrival when absent.",
+        json_schema_extra={"format": "int64", "minimum": MILLISECONDS.start, "maximum": MILLISECONDS.stop - 1},
     )
-    priority: Annotated[Priority, null_is("normal")] = Field(
+    priority: Annotated[Priority, EMPTY_IS_ABSENT] = Field(
         default="normal", description="`high` is served before `normal`, `normal` before `low`."
     )
-    metadata: Annotated[Metadata, null_is({})] = Field(
+    metadata: Annotated[Metadata, EMPTY_IS_ABSENT] = Field(
         default_factory=Metadata, repr=False, description="Passed to the template."
     )
 
@@ -125,47 +140,128 @@ class OtpJob(BaseModel):
         return "***" if contains_secret(name, self.email, self.otp, partial=True) else name
 
     @classmethod
-    def from_bytes(cls, body: bytes, *, strict: bool = False) -> "OtpJob":
-        """Read a job from a message body (UTF-8 JSON).
+    def from_bytes(cls, body: bytes, *, strict: bool = False, keys: SealingKeys = NO_KEYS) -> "OtpJob":
+        """Read a job from a message body (UTF-8 JSON). `keys` open its code, or the whole body, if that is sealed.
 
         An optional field that is not as documented is coerced or ignored, and named in `lenient`, unless `strict`.
-        Raises `MalformedError`, whose text names each bad field with the fix and quotes no value.
+        Raises `MalformedError`, whose text names each bad field with the fix and quotes no value; `KeyMissingError` if
+        the key is not in `keys`.
         """
+        if body[:3] == SEALED_START:
+            body = _opened_body(body, keys)
         if len(body) > MAX_BODY_BYTES:
             raise too_large(len(body))
+        job = cls._from_json(body, keys, strict=strict)
+        if len(body) > _MAY_HAVE_MANY_VALUES and (metadata := job.metadata.without_excess()) is not None:
+            if strict:
+                raise MalformedError(f"metadata: must have at most {MAX_VALUES} values")
+            vars(job).update(metadata=metadata, lenient=(*job.lenient, Lenience("metadata", "ignored")))
+        return job
+
+    @classmethod
+    def _from_json(cls, body: bytes, keys: SealingKeys, *, strict: bool) -> "OtpJob":
+        if sealed_code.MARK in body and (codes := _sealed_fields(body)) is not None:
+            return cls._from_sealed(codes, body, keys, strict=strict)
         try:
             # not model_validate_json, which is slower because of its other arguments
             job = cls.__pydantic_validator__.validate_json(body.removeprefix(BOM))
         except ValidationError as error:
             if not strict and unreadable(body) is None:
-                return cls._from_other_bytes(body, error)
+                return cls._from_other_bytes(body, keys, error)
             # from None: the chained error would carry the input, and with it the code
             raise MalformedError(_explain(error, body)) from None
-        times_fit = job.timestamp is None or job.timestamp in MILLISECONDS
-        if strict or (times_fit and not (b"_" in body and has_two_names(body))):
-            return job
-        return cls._from_other_bytes(body)
+        return job if strict or _is_documented(job, body) else cls._from_other_bytes(body, keys)
 
     @classmethod
-    def _from_other_bytes(cls, body: bytes, error: ValidationError | None = None) -> "OtpJob":
+    def without_code(cls, body: bytes) -> "OtpJob":
+        """Read a job whose sealed code cannot be opened: all of it but the code, which is empty."""
+        fields = {**read_leniently(body).fields, "otp": sealed_code.PLACEHOLDER}
+        job = cls.model_validate(fields)
+        vars(job)["otp"] = ""
+        return job
+
+    @classmethod
+    def _from_sealed(cls, codes: Codes, body: bytes, keys: SealingKeys, *, strict: bool) -> "OtpJob":
+        try:
+            job = cls.__pydantic_validator__.validate_python(codes.fields)
+        except ValidationError as error:
+            if not strict:
+                return cls._from_other_bytes(body, keys, error)
+            raise MalformedError(_explain(error, body)) from None
+        if strict or (codes.ignored is None and _is_documented(job, body)):
+            return _opened(job, codes.token, keys)
+        return cls._from_other_bytes(body, keys)
+
+    @classmethod
+    def _from_other_bytes(cls, body: bytes, keys: SealingKeys, error: ValidationError | None = None) -> "OtpJob":
         try:
             fields, found, original_metadata = read_leniently(body)
-            job = cls.model_validate(fields)
+            codes = Codes.of(fields)
+            job = cls.model_validate(codes.fields)
         except ValidationError as still:
             raise MalformedError(_explain(still, body)) from None
         except (ValueError, TypeError, RecursionError):
             raise MalformedError(_explain(error, body) if error else "body: cannot be read") from None
+        if codes.ignored is not None:
+            found.append(Lenience(codes.ignored, "ignored"))
         if error and error.errors(include_input=False, include_url=False)[0]["type"] == "json_invalid":
             found.insert(0, Lenience("body", "coerced"))
         # not setattr: the model is frozen
         vars(job)["lenient"] = tuple(found)
-        if original_metadata:
-            cast("dict[str, Any]", job.metadata.__pydantic_extra__).update(original_metadata)
+        if (extra := job.metadata.__pydantic_extra__) is not None:
+            extra.update(original_metadata)
+        return _opened(job, codes.token, keys)
+
+
+def _sealed_fields(body: bytes) -> Codes | None:
+    """Return the fields of a body with a sealed code; `None` for others, and if the lenient parser is needed."""
+    try:
+        fields: Any = from_json(body.removeprefix(BOM))
+    except ValueError:
+        return None
+    if not is_object(fields):
+        return None
+    codes = Codes.of(fields)
+    return None if codes.token is None and codes.ignored is None else codes
+
+
+def _is_documented(job: OtpJob, body: bytes) -> bool:
+    """Return whether the lenient parser would read nothing else."""
+    times_fit = job.timestamp is None or job.timestamp in MILLISECONDS
+    return times_fit and not (b"_" in body and has_two_names(body))
+
+
+def _opened(job: OtpJob, token: object, keys: SealingKeys) -> OtpJob:
+    """Return the job with its code, which is in a token unless that is `None`."""
+    if token is None:
         return job
+    try:
+        code = sealed_code.open_code(keys, token, job.email, job.job_id, job.metadata.tenant)
+    except NoKeyError as error:
+        raise KeyMissingError(f"{sealed_code.FIELD}: {error}") from None
+    except JweError as error:
+        raise MalformedError(f"{sealed_code.FIELD}: {error}") from None
+    if (valid := read_code(code)) is None:
+        raise MalformedError(f"{sealed_code.FIELD}: the code in it {CODE_RULE}")
+    vars(job)["otp"] = valid  # not setattr: the model is frozen
+    return job
+
+
+def _opened_body(body: bytes, keys: SealingKeys) -> bytes:
+    try:
+        return open_body(keys, body).body
+    except NoKeyError as error:
+        raise KeyMissingError(f"body: {error}") from None
+    except JweError as error:
+        raise MalformedError(f"body: {error}") from None
 
 
 class MalformedError(ValueError):
     """A message that is no job; the text names each bad field with the fix."""
+
+
+class KeyMissingError(MalformedError):
+    """A job that can be read once its key is in `SEALING_KEYS` again."""
 
 
 def too_large(size: int) -> MalformedError:

@@ -49,6 +49,8 @@ class Route(NamedTuple):
     """`host:port`, or `group/host:port`."""
     switched_from: str | None = None
     """The relay that the mail was taken from before, because it was slow."""
+    scheme: str = "smtp"
+    """`smtp`, or `smtps` for implicit TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def at_recipient(outcome: Unavailable) -> RecipientUnavailable:
 def with_route(outcome: Outcome, route: Route | None, switched_from: str | None) -> Outcome:
     """Return the outcome with its route, unless no relay has replied to the mail."""
     if route is not None and switched_from is not None and switched_from != route.relay:
-        route = Route(route.relay, switched_from)
+        route = route._replace(switched_from=switched_from)
     match outcome:
         case Accepted(reply):
             return Accepted(reply, route)

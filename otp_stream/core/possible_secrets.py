@@ -6,14 +6,26 @@ from binascii import a2b_base64
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 from pydantic_core import from_json
 
 from .address import IGNORABLE
-from .otp_job import MAX_BODY_BYTES
-from .secret_search import SHORTEST, SPACED, Needle, Searched, contains_any, fold_compact, of_address, of_code
+from .json_types import is_list, is_object
+from .sealed_code import NAMES, is_token
+from .secret_search import (
+    MAX_SEARCHED,
+    MIN_DISTINCTIVE,
+    SHORTEST,
+    SPACED,
+    Needle,
+    Searched,
+    contains_any,
+    fold_compact,
+    of_address,
+    of_code,
+)
 
 _MAX_VALUES = 1_000
 """Maximum number of values and words in a body that is searched."""
@@ -28,11 +40,13 @@ _WORDS = {
     "type", "kind", "event", "channel", "service", "source", "action", "status",
 }  # fmt: skip
 """Fields in which a word without digits is no code. In any other field it may be one."""
+_NO_FIELD = ""
+"""The name of a value that is in no field."""
 _LIKE_AN_ADDRESS = re.compile(r"[\w.+-]@\w")
 _PART = re.compile(r"[^\W_]{4,}")
 """A part of a word, as in `code=123456`."""
 _AROUND_AN_ADDRESS = re.compile(r"[<>\"'(),:;=/?&|\\\[\]{}]+")
-_BASE64 = re.compile(r"[A-Za-z0-9+/]{6,}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{6,}=*")
 _TO_STANDARD = str.maketrans("-_", "+/")
 _AT = str.maketrans({"\uff20": "@", "\ufe6b": "@"})
 
@@ -53,35 +67,42 @@ class PossibleSecrets:
         """
         if too_many(body):
             return None
-        fields = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+        fields = body if is_object(body) else {}
         named = {value.strip() for name in ("email", "otp") if isinstance(value := fields.get(name), str)}
         return cls(named | suspects(body, skip=skip, names=names))
 
-    def any_in(self, text: str) -> bool:
-        """Return whether `text` contains any of them, or anything that looks like an address."""
+    def any_in(self, text: str, *, partial: bool = False) -> bool:
+        """Return whether `text` contains any of them, or anything that looks like an address.
+
+        With `partial`, a code of six characters or more also counts as part of something longer.
+        """
         searched = Searched(text)
         if any("@" in it.folded for it in searched.unescaped):
             return True
         if any(_LIKE_AN_ADDRESS.search(it.folded) for it in searched.decoded):
             return True
         within = "\0".join(part for it in searched.readings for part in (it.folded, it.compact))
-        return contains_any(searched, [it for it in self._needles if it.text in within])
+        found = [it for it in self._needles if it.text in within]
+        within_longer = partial and any(len(it.text) >= MIN_DISTINCTIVE and not it.whole for it in found)
+        return within_longer or contains_any(searched, found)
 
 
 def readable_job_id(body: bytes) -> str | None:
     """Return the `jobId` of a malformed body if it can be shown, because operators search for the job by it."""
     try:
-        content = from_json(body) if len(body) <= MAX_BODY_BYTES else None
+        content = from_json(body) if len(body) <= MAX_SEARCHED else None
     except ValueError:
         return None
-    if not isinstance(content, dict):
+    if not is_object(content):
         return None
-    fields = cast("dict[str, Any]", content)
-    job_id: Any = fields.pop("jobId", None) or fields.pop("job_id", None)
+    for name in NAMES:
+        if is_token(content.get(name)):  # a word of it is equal to a part of an id by chance only
+            del content[name]
+    job_id: Any = content.pop("jobId", None) or content.pop("job_id", None)
     if not isinstance(job_id, str) or not 0 < len(job_id) <= _MAX_ID or not job_id.isprintable():
         return None
-    secrets = PossibleSecrets.of(fields, skip=_HARMLESS)
-    return None if secrets is None or _is_repeated(job_id, fields) or secrets.any_in(job_id) else job_id
+    secrets = PossibleSecrets.of(content, skip=_HARMLESS)
+    return None if secrets is None or _is_repeated(job_id, content) or secrets.any_in(job_id, partial=True) else job_id
 
 
 def _is_repeated(text: str, body: Any) -> bool:
@@ -121,19 +142,18 @@ def _values(body: Any, *, skip: Container[str]) -> Iterator[tuple[str | None, st
     The values of a list or an object are also yielded as one word: a code may be a list of digits.
     """
     pieces = _Pieces()
-    left: list[tuple[str | None, Any]] = [("", body)]
+    left: list[tuple[str | None, Any]] = [(_NO_FIELD, body)]
     while left:  # a stack, because deep nesting would exceed the recursion limit
         name, value = left.pop()
-        if isinstance(value, dict):
-            fields = cast("dict[str, Any]", value)
-            yield from ((None, key) for key in fields)  # a program that confuses key and value writes secrets as keys
+        if is_object(value):
+            yield from ((None, key) for key in value)  # a program that confuses key and value writes secrets as keys
             left.append((name, _End(len(pieces.texts))))
-            left += [(key, inner) for key, inner in reversed(fields.items()) if key not in skip]
-        elif isinstance(value, list):
+            left += [(key, inner) for key, inner in reversed(value.items()) if key not in skip]
+        elif is_list(value):
             left.append((name, _End(len(pieces.texts))))
-            left += [(name, inner) for inner in reversed(cast("list[Any]", value))]
+            left += [(name, inner) for inner in reversed(value)]
         elif isinstance(value, _End):
-            yield from (("", it) for it in pieces.joined(value.first))
+            yield from ((_NO_FIELD, it) for it in pieces.joined(value.first))
         elif isinstance(value, str):
             yield name, value
             if not _may_be_json(value):
@@ -142,7 +162,7 @@ def _values(body: Any, *, skip: Container[str]) -> Iterator[tuple[str | None, st
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
             pieces.add(name, f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value))
-    yield from (("", it) for it in pieces.numbers())
+    yield from ((_NO_FIELD, it) for it in pieces.numbers())
 
 
 def _decoded_in(text: str) -> Iterator[Any]:
@@ -171,14 +191,14 @@ class _Pieces:
 
     def joined(self, first: int) -> Iterator[str]:
         """Yield the texts from `first` on as one word, if it has the length of a code."""
-        if len(self.texts) - first > 1 and SHORTEST <= self._ends[-1] - self._ends[first] <= _MAX_CODE:
+        if SHORTEST <= self._ends[-1] - self._ends[first] <= _MAX_CODE:
             yield "".join(self.texts[first:])
 
     def numbers(self) -> Iterator[str]:
         """Yield neighbouring numbers of equal length as one word, whatever surrounds them."""
         for size, numbers in groupby(self.texts, lambda it: len(it) if it.isdecimal() else 0):
             same = list(numbers)
-            if size and len(same) > 1 and SHORTEST <= size * len(same) <= _MAX_CODE:
+            if SHORTEST <= size * len(same) <= _MAX_CODE:
                 yield "".join(same)
 
 
@@ -188,11 +208,10 @@ def too_many(body: Any) -> bool:
     while left and seen <= _MAX_VALUES:
         value = left.pop()
         seen += 1
-        if isinstance(value, dict):
-            fields = cast("dict[str, Any]", value)
-            left += [*fields.keys(), *fields.values()]
-        elif isinstance(value, list):
-            left += cast("list[Any]", value)
+        if is_object(value):
+            left += [*value.keys(), *value.values()]
+        elif is_list(value):
+            left += value
         elif isinstance(value, str):
             short = len(value) < _MAX_WORD or _may_be_json(value) or _from_base64(value)
             words = len(_AROUND_AN_ADDRESS.findall(value)) if "@" in value else 0
@@ -206,11 +225,11 @@ def _may_be_json(text: str) -> bool:
 
 def _from_base64(text: str) -> str:
     """Return the text that is encoded as base64; empty if there is none."""
-    digits = "".join(text.split()).rstrip("=").translate(_TO_STANDARD)
+    digits = "".join(text.split()).translate(_TO_STANDARD)
     if not _BASE64.fullmatch(digits):
         return ""
     with suppress(ValueError):
-        return a2b_base64(digits + "=" * (-len(digits) % 4)).decode()
+        return a2b_base64(digits + "==").decode()
     return ""
 
 

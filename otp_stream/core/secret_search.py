@@ -8,24 +8,21 @@ from binascii import a2b_base64
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property, lru_cache
-from html import unescape
 from typing import NamedTuple
 from unicodedata import decimal, normalize
-from urllib.parse import unquote_to_bytes
 
 from .address import IGNORABLE, unicode_address
+from .escapes import ESCAPED, ESCAPED_BY, decode_escape
 
 SHORTEST = 4
 """Minimum number of characters of a code."""
+MIN_DISTINCTIVE = 6
+"""Minimum characters of a code that is almost never found within a longer number or word by chance."""
+MAX_SEARCHED = 4 * 1024
+"""Bytes of the largest body that is searched for its secrets: in 64 KiB of escapes, that could take 0.4 s."""
 _MAX_WITHIN_WORDS = 500
 """How often a name may be part of longer words. A text with more was written to slow down the search."""
 
-_ESCAPED = re.compile(
-    r"(?:%[0-9A-Fa-f]{2})+|%u[0-9A-Fa-f]{4}|(?:=[0-9A-Fa-f]{2})+|=\s|(?:\\x[0-9A-Fa-f]{2})+|\\u[0-9A-Fa-f]{4}"
-    r"|&(?:#[0-9]{1,8};?|#[xX][0-9A-Fa-f]{1,8};?|[0-9A-Za-z]{1,10};)"
-)
-"""The escapes of URLs, quoted-printable, JSON and HTML."""
-_ESCAPE_MARKS = frozenset("%=\\&")
 _NO_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]+")
 _NO_HEX = re.compile(r"[^A-Fa-f0-9]+")
 _BASE64, _HEX = 6, 4
@@ -48,9 +45,9 @@ class Needle(NamedTuple):
     """One form of a secret to search for."""
 
     text: str
-    compact: bool
+    compact: bool = False
     """Whether only letters and digits are compared, so that spaces and dashes inside it are ignored."""
-    near: Callable[[str], bool] | None
+    near: Callable[[str], bool] | None = None
     """Whether a character beside it makes it part of something longer; `None` if none does."""
     whole: bool = False
     """Whether a match within something longer never counts."""
@@ -62,7 +59,7 @@ def of_wire_address(address: str, *, shortest: int) -> list[Needle]:
     """Return the needles for the address of a job: as SMTP sends it, and with its domain in Unicode."""
     found = of_address(address, shortest=shortest)
     if written := unicode_address(address):
-        found.append(Needle(_fold(written), compact=False, near=None))
+        found.append(Needle(_fold(written)))
     return found
 
 
@@ -72,7 +69,7 @@ def of_address(address: str, *, shortest: int) -> list[Needle]:
         return []
     folded = _fold(address)
     local = folded.rpartition("@")[0]
-    found = [Needle(folded, compact=False, near=None)]
+    found = [Needle(folded)]
     for name in {local, local.partition("+")[0]}:
         if len(name) >= shortest:
             compact = _compact(name)
@@ -144,9 +141,11 @@ def _compact(text: str) -> str:
 class Reading:
     """A text as it is, unescaped or decoded; `place` maps a range of it to the range in the original text."""
 
-    def __init__(self, text: str, place: Callable[[int, int], tuple[int, int]]) -> None:
+    def __init__(self, text: str, place: Callable[[int, int], tuple[int, int]], *, decoded: bool = False) -> None:
         self.text = text
         self.place = place
+        self._decoded = decoded
+        """Whether what is beside a match may be anything, because it is decoded from other words."""
         self.folded = _fold(text)
         self.compact = _compact(self.folded)
 
@@ -159,8 +158,8 @@ class Reading:
         while at >= 0:
             first, last = (self._kept[at], self._kept[at + size - 1]) if needle.compact else (at, at + size - 1)
             begin, end = self._source(first), self._source(last) + 1
-            before, after = self.text[begin - 1 : begin] if begin else "", self.text[end : end + 1]
-            bounded = needle.near is None or not any(map(needle.near, before + after))
+            before, after = self.text[begin - 1 : begin], self.text[end : end + 1]  # empty at either end of the text
+            bounded = needle.near is None or self._decoded or not any(map(needle.near, before + after))
             in_quotes = (before and before in _QUOTES_BEFORE) or (after and after in _QUOTES_AFTER)
             within_words += needle.whole and not bounded
             too_often = within_words > _MAX_WITHIN_WORDS
@@ -193,10 +192,19 @@ class Searched:
         """The text as it is, and unescaped."""
         readings = [Reading(self._text, lambda first, last: (first, last))]
         for _ in range(3):  # an escape may be escaped
-            if _ESCAPE_MARKS.isdisjoint(readings[-1].text) or not _ESCAPED.search(readings[-1].text):
+            if ESCAPED_BY.keys().isdisjoint(readings[-1].text) or not ESCAPED.search(readings[-1].text):
                 break
-            readings.append(_unescaped(readings[-1]))
-        return readings
+            readings.append(_unescaped(readings[-1], ESCAPED))
+        return [*readings, *self._unescaped_by_one]
+
+    @property
+    def _unescaped_by_one(self) -> Iterator[Reading]:
+        """The text unescaped in one way only, because what looks like another escape may be a part of a secret."""
+        marks = [mark for mark in ESCAPED_BY if mark in self._text]
+        if len(marks) > 1:
+            original = Reading(self._text, lambda first, last: (first, last))
+            for mark in marks:
+                yield _unescaped(original, ESCAPED_BY[mark])
 
     @cached_property
     def decoded(self) -> list[Reading]:
@@ -213,11 +221,11 @@ class Searched:
         for needle in needles:
             for reading in self.readings:
                 for start, end, bounded, close in reading.find(needle):
-                    if bounded or (close and not needle.whole):
+                    if bounded or close:
                         yield start, end
 
 
-def _unescaped(reading: Reading) -> Reading:
+def _unescaped(reading: Reading, escaped: re.Pattern[str]) -> Reading:
     parts: list[str] = []
     starts: list[int] = []
     sources: list[tuple[int, int, int]] = []
@@ -232,10 +240,10 @@ def _unescaped(reading: Reading) -> Reading:
             sources.append((start, end, len(part)))
             size += len(part)
 
-    for match in _ESCAPED.finditer(reading.text):
+    for match in escaped.finditer(reading.text):
         add(reading.text[at : match.start()], at, match.start())
         at = match.end()
-        add(_decode_escape(match[0]), match.start(), at)
+        add(decode_escape(match[0]), match.start(), at)
     add(reading.text[at:], at, len(reading.text))
 
     def place(first: int, last: int) -> tuple[int, int]:
@@ -249,19 +257,6 @@ def _unescaped(reading: Reading) -> Reading:
         return start, end
 
     return Reading("".join(parts), place)
-
-
-def _decode_escape(escape: str) -> str:
-    match escape[0]:
-        case "%" if escape[1] != "u":
-            return unquote_to_bytes(escape).decode(errors="replace")
-        case "=":
-            return unquote_to_bytes(escape.replace("=", "%")).decode(errors="replace") if escape[1:].strip() else ""
-        case "&":
-            return unescape(escape)
-        case _:
-            digits = bytes.fromhex(escape.replace("\\x", "").removeprefix("\\u").removeprefix("%u"))
-            return digits.decode("utf-16-be" if escape[1] == "u" else "utf-8", errors="replace")
 
 
 def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[Reading]:
@@ -283,7 +278,7 @@ def _decoded_from(offset: int, data: bytes, bits: int, places: Callable[[], list
         end = min(offset - (-after * 8 // bits), len(places()))
         return places()[offset + before * 8 // bits], places()[end - 1] + 1
 
-    return Reading(decoded, place)
+    return Reading(decoded, place, decoded=True)
 
 
 def _bytes_of(digits: str, bits: int) -> bytes:

@@ -7,6 +7,7 @@ from typing import Literal
 from .decision import GOOD
 from .job import Lane
 from .outcome import UnavailableReason
+from .retention import SweepState
 from .stats import TenantStats
 
 CircuitBreakerState = Literal["closed", "half_open", "open"]
@@ -20,6 +21,18 @@ Phase = Literal["http_only", "starting", "consuming", "stopping"]
 
 Fail = Literal["open", "closed"]
 """What to do while Redis is disconnected: send with this worker's own state, or wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsState:
+    """What the logins at a relay depend on, and when it ends."""
+
+    certificate_ends_s: float | None = None
+    """When the relay's certificate expires (seconds since 1970), at the last connection; `None` without TLS."""
+    token_valid_s: float | None = None
+    """How long the access token is still valid (seconds); `None` if logins need none."""
+    token_failures: int = 0
+    """Consecutive failures to renew the access token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +58,8 @@ class RelayState:
     """Connections open now."""
     sending: int = 0
     """Mails being sent now."""
+    saturated: bool = False
+    """Whether all connections for ordinary jobs are in use."""
     waiting: int = 0
     """Jobs in the send queue. Jobs for any relay count for the first one."""
     stalled: bool = False
@@ -71,6 +86,7 @@ class RelayState:
     """Mails that left it for a faster relay, by the step that was slow (`SWITCH_STEPS`)."""
     suspended: Mapping[str, str] = field(default_factory=dict[str, str])
     """Why it refuses the sender of a tenant, for each tenant that is suspended there; its other mail is sent."""
+    credentials: CredentialsState = CredentialsState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +119,8 @@ class LaneState:
     """When that job was received (milliseconds since 1970)."""
     oldest_unacked_ms: int | None = None
     """When the oldest unacked job was received (milliseconds since 1970)."""
+    template: str | None = None
+    """The pattern of the queue's name, if there are many such queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +243,6 @@ class WorkerSeen:
     circuit_breaker: str
     """That of its first relay."""
     held: int
-    """Unacked jobs."""
     sent_last_minute: int
     silent_ms: int = 0
     """Time since the report."""
@@ -279,3 +296,5 @@ class WorkerState:
     """`None` when nothing is consumed."""
     tenants: tuple[TenantState, ...] = ()
     """The tenants that have had jobs; empty without `TENANTS_FILE`."""
+    sweeps: SweepState | None = None
+    """`None` when nothing is consumed, and when dead letters are kept for ever with their codes."""

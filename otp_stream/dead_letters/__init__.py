@@ -2,5 +2,6 @@
 
 from .dead_letter_queue import DeadLetterQueue, Summary, current_user
 from .reader import StoredDeadLetter
+from .sweeper import Sweeper
 
-__all__ = ["DeadLetterQueue", "StoredDeadLetter", "Summary", "current_user"]
+__all__ = ["DeadLetterQueue", "StoredDeadLetter", "Summary", "Sweeper", "current_user"]

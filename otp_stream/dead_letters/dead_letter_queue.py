@@ -2,35 +2,39 @@
 
 import asyncio
 import contextlib
-import getpass
+import os
+import pwd
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from aio_pika import Message
 
 from otp_stream.broker import outgoing
-from otp_stream.broker.headers import sign
+from otp_stream.broker.headers import JOB_ID
+from otp_stream.broker.job_message import no_keys
 from otp_stream.broker.message import Delivered
 from otp_stream.broker.topology import Topology
 from otp_stream.clock import now_ms
 from otp_stream.core.dead_letter import DeadLetter
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.job import Replay
+from otp_stream.core.masking import keyed_hash
+from otp_stream.core.retention import Retention
+from otp_stream.core.sealing_keys import SealingKeys
 from otp_stream.urls import without_secrets
 
 from .exclusive_queue import exclusive_queue
 from .reader import Reader, StoredDeadLetter
+from .summary import Action, Choose, Summary, among, identity
 
-Action = Literal["kept", "replayed", "dropped", "expired"]
-"""What was done with a dead letter. `expired`: it was selected for a replay, but its code has expired."""
-Choose = Callable[[StoredDeadLetter], Awaitable[Action]]
 MakeCopy = Callable[[StoredDeadLetter], Message]
 Progress = Callable[[int, int], object]
 """Called after each dead letter with the number that have left the queue, and the number in it at the start."""
 
+_UNREAD = {"key_missing", "malformed", "crashed"}
+"""Reasons for which a job may have died before it was read."""
 LIMIT = 10_000_000
 """Maximum number of dead letters read in one pass. A pass also ends after `_PASS_S`."""
 _RENEW_AT = 10
@@ -39,36 +43,16 @@ _PASS_S = 20 * 60.0
 """Maximum time of a pass, because RabbitMQ requeues messages that are unacked for 30 minutes."""
 
 
-@dataclass(slots=True)
-class Summary:
-    """Numbers of dead letters by what was done with them."""
-
-    read: int = 0
-    replayed: int = 0
-    expired: int = 0
-    """Selected, but not replayed."""
-    dropped: int = 0
-    not_read: int = 0
-    """Left in the queue for another pass."""
-
-    def add(self, action: Action) -> None:
-        """Count a dead letter."""
-        self.read += 1
-        self.expired += action == "expired"
-        self.replayed += action == "replayed"
-        self.dropped += action == "dropped"
-
-
 def _no_progress(done: int, of: int) -> None:
     """Report nothing."""
 
 
 def current_user() -> str:
-    """Return user and machine, for the audit log."""
+    """Return user and host, for audit records. The user is the kernel's: variables such as `USER` can be set."""
     try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # in a container, a user id may have no name
-        user = "unknown"
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, a user id may have no name
+        user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
 
 
@@ -88,11 +72,14 @@ class DeadLetterQueue:
     old_hash_keys: Sequence[bytes] = field(default=(), repr=False)
     shown_url: str | None = None
     """For messages; `None`: the URL without its password."""
+    keys: Callable[[], SealingKeys] = no_keys
+    """Returns the keys that seal and open codes now."""
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def reader(self) -> Reader:
         """A reader of its messages, with the same keys."""
-        return Reader(self.default_expiry_minutes, self.hash_key, self.old_hash_keys)
+        return Reader(self.default_expiry_minutes, self.hash_key, self.old_hash_keys, self.keys())
 
     async def fetch(self, *, limit: int = LIMIT, timeout_s: float | None = None) -> tuple[list[DeadLetter], int]:
         """Return dead letters, the oldest first, and the number of others. All stay in the queue.
@@ -123,12 +110,14 @@ class DeadLetterQueue:
         fresh: bool = False,
         rate: float = 0,
         dry_run: bool = False,
+        only: Summary | None = None,
         progress: Progress = _no_progress,
     ) -> Summary:
         """Publish the selected dead letters to the lane of retries, where they get all attempts again.
 
         Dead letters with an expired code stay, unless `fresh` starts a new lifetime. `rate` is the maximum per second,
-        0 means no limit. A replay can be cancelled at any time and started again.
+        0 means no limit. A replay can be cancelled at any time and started again. With `only`, the result of a dry run,
+        those that died since are left.
         """
         pause_s = 1 / rate if rate else 0.0
         started_ms = now_ms()
@@ -141,6 +130,8 @@ class DeadLetterQueue:
                 return "kept"  # the body was too large to keep, so it is not a valid job
             if not which.matches(it.dead_letter) or (last is not None and last.at_ms >= started_ms):
                 return "kept"  # not selected, or dead-lettered again after this replay
+            if it.dead_letter.erased_ms is not None:
+                return "erased"
             if not fresh and it.dead_letter.is_expired(now_ms()):
                 return "expired"
             if not dry_run and pause_s:
@@ -151,30 +142,88 @@ class DeadLetterQueue:
         def make_copy(it: StoredDeadLetter) -> Message:
             return self.replay_message(it, by=by, fresh=fresh)
 
-        return await self._passes(choose, make_copy, dry_run=dry_run, progress=progress)
+        return await self._passes(choose, make_copy, dry_run=dry_run, only=only, progress=progress)
 
     def replay_message(self, it: StoredDeadLetter, *, by: str, fresh: bool) -> Message:
         """Return the signed message that a replay publishes."""
         replay = Replay(now_ms(), by, fresh)
-        copy = outgoing.replayed(it.message, replay, known=it.dead_letter.is_job, ours=it.own_headers)
-        sign(copy.headers, copy.body, self.hash_key)
+        known, ours = it.dead_letter.is_job, it.own_headers
+        if not self._has_its_own_id(it):
+            ours = {name: value for name, value in ours.items() if name != JOB_ID}
+        copy = outgoing.replayed(it.message, replay, known=known, ours=ours)
+        return outgoing.finished(copy, self.keys(), self.hash_key, it.code)
+
+    def _has_its_own_id(self, it: StoredDeadLetter) -> bool:
+        """Return whether the dead letter's id is the one that its job gets when it is read.
+
+        A job that was not read, for example as its key was missing, has another one. By that, no one would find out
+        that a copy of it was sent.
+        """
+        stated = it.request.job_id if it.request is not None else None
+        if not stated or it.dead_letter.reason not in _UNREAD:
+            return True
+        hashes = (keyed_hash(stated, key) for key in (self.hash_key, *self.old_hash_keys))
+        return it.own_headers.get(JOB_ID) in {stated, *hashes}
+
+    def renewed(self, it: StoredDeadLetter) -> Message:
+        """Return the same dead letter as a new message, which counts no requeue.
+
+        Its expiration stays, too: a command may have other settings than the workers, and must not delete what they
+        keep. Their sweeps delete it in time.
+        """
+        copy = self.finished(outgoing.unchanged(it.message), it, signs=it.signed)
+        outgoing.expire(copy, it.expiration_ms)
         return copy
 
+    def finished(self, copy: Message, it: StoredDeadLetter, *, signs: bool) -> Message:
+        """Seal and sign a copy of a dead letter, which RabbitMQ deletes when the retention of the dead letter ends."""
+        now = now_ms()
+        outgoing.expire(copy, self.retention.left_ms(now if it.since_ms is None else it.since_ms, now))
+        key = self.hash_key if signs else None
+        return outgoing.finished(copy, self.keys(), key, it.code, is_stub=bool(it.message.dropped))
+
     async def drop(
-        self, which: DeadLetterFilter, *, dry_run: bool = False, progress: Progress = _no_progress
+        self,
+        which: DeadLetterFilter,
+        *,
+        dry_run: bool = False,
+        only: Summary | None = None,
+        progress: Progress = _no_progress,
     ) -> Summary:
-        """Delete the selected dead letters permanently."""
+        """Delete the selected dead letters permanently; with `only`, the result of a dry run, none that died since."""
 
         async def choose(it: StoredDeadLetter) -> Action:
             return "dropped" if which.matches(it.dead_letter) else "kept"
 
+        return await self._passes(choose, None, dry_run=dry_run, only=only, progress=progress)
+
+    async def drop_if(
+        self,
+        is_selected: Callable[[StoredDeadLetter], bool],
+        *,
+        dry_run: bool = False,
+        progress: Progress = _no_progress,
+    ) -> Summary:
+        """Delete permanently the dead letters for which `is_selected` returns true."""
+
+        async def choose(it: StoredDeadLetter) -> Action:
+            return "dropped" if is_selected(it) else "kept"
+
         return await self._passes(choose, None, dry_run=dry_run, progress=progress)
 
     async def _passes(
-        self, choose: Choose, make_copy: MakeCopy | None, *, dry_run: bool, progress: Progress
+        self,
+        choose: Choose,
+        make_copy: MakeCopy | None,
+        *,
+        dry_run: bool,
+        only: Summary | None = None,
+        progress: Progress,
     ) -> Summary:
         """Repeat passes until one reads the whole queue."""
         total = Summary()
+        if only is not None:
+            choose = among(only, choose)
 
         def note(done: int, of: int) -> None:
             progress(total.replayed + total.dropped + done, of)
@@ -183,9 +232,15 @@ class DeadLetterQueue:
             last = await self._pass(choose, make_copy, dry_run=dry_run, progress=note)
             total.replayed += last.replayed
             total.dropped += last.dropped
-            total.read, total.expired, total.not_read = last.read, last.expired, last.not_read
+            total.read, total.not_read, total.selection = last.read, last.not_read, last.selection
+            total.expired, total.erased = last.expired, last.erased
             if dry_run or not last.not_read or not (last.replayed or last.dropped):
-                return total
+                break
+        if only is not None:
+            total.expired += only.expired
+            total.erased += only.erased
+            total.not_read = max(total.not_read, only.not_read)  # the dry run did not select among them
+        return total
 
     async def _pass(
         self,
@@ -206,12 +261,14 @@ class DeadLetterQueue:
                     it = reader.read(message)
                     action = await choose(it)
                     summary.add(action)
+                    if dry_run and action in {"replayed", "dropped"}:
+                        summary.selection.add(identity(it))
                     if action == "replayed" and make_copy is not None and not dry_run:
                         await queue.replace(message, make_copy(it), self.topology.due)
                     elif action == "dropped" and not dry_run:
                         await queue.replace(message, None)
-                    elif _delivery_count(message) >= _RENEW_AT:
-                        await queue.replace(message, outgoing.unchanged(message), queue.name)
+                    elif needs_renewal(message):
+                        await queue.replace(message, self.renewed(it), queue.name)
                     progress(summary.replayed + summary.dropped, queue.count)
                     if time.monotonic() > deadline:
                         break
@@ -219,6 +276,7 @@ class DeadLetterQueue:
         return summary
 
 
-def _delivery_count(message: Delivered) -> int:
+def needs_renewal(message: Delivered) -> bool:
+    """Return whether a dead letter must be published again before RabbitMQ drops it as requeued too often."""
     count = (message.headers or {}).get("x-delivery-count")
-    return count if isinstance(count, int) and not isinstance(count, bool) else 0
+    return isinstance(count, int) and not isinstance(count, bool) and count >= _RENEW_AT

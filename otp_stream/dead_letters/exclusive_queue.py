@@ -20,21 +20,20 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError, PublishError
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelLockedResource
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from otp_stream.broker.amqp_stream import PlainConsumingConnection
+from otp_stream.broker.locks import locks_of
 from otp_stream.broker.message import Delivered
-from otp_stream.connection_errors import no_connection
+from otp_stream.connection_errors import error_text, no_connection
 from otp_stream.core.dead_letter import DeadLettersError, DeadLettersInUseError
 from otp_stream.tasks import lost_connection_as_error
 
 _TIMEOUT_S = 10.0
 _QUIET_S = 2.0
-"""If no message arrives for this long, the queue is empty."""
+"""If nothing arrives for this long, the queue is empty. A large message over a slow link takes longer."""
 _BATCH = 12
 """Prefetch count. With at most 1 MiB for each body in memory, it limits the memory of all of them."""
-_LOCK = "{}.hands"
-"""The name of the queue that serves as a lock, the same as in earlier versions, so that they respect it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,18 @@ class ExclusiveQueue:
     name: str
     count: int
     """Messages in the queue at the start."""
+    connection: PlainConsumingConnection
+
+    async def is_wanted(self) -> bool:
+        """Return whether another user or command waits for this queue."""
+        channel = await self.connection.channel(publisher_confirms=False)
+        try:
+            await channel.declare_queue(locks_of(self.name).wait, passive=True)
+        except ChannelLockedResource:
+            return True
+        except ChannelNotFoundEntity:
+            return False
+        return True
 
     async def messages(self, limit: int) -> AsyncGenerator[Delivered]:
         """Yield messages, the oldest first.
@@ -61,6 +72,7 @@ class ExclusiveQueue:
             wanted = wanted - size if len(batch) == size else 0
             while batch:
                 yield batch.popleft()
+                await asyncio.sleep(0)  # to handle one can take milliseconds
 
     async def _batch(self, size: int) -> deque[Delivered]:
         """Return `size` messages, or fewer if there are no more.
@@ -70,9 +82,14 @@ class ExclusiveQueue:
         await self.channel.basic_qos(prefetch_count=size)
         consumer = await self.channel.basic_consume(self.name, _ignore)
         batch: deque[Delivered] = deque()
-        with contextlib.suppress(TimeoutError):
-            while len(batch) < size:
+        received = -1
+        while len(batch) < size:
+            try:
                 batch.append(await asyncio.wait_for(self.deliveries.get(), _QUIET_S))
+            except TimeoutError:
+                if received == self.connection.received:
+                    break
+                received = self.connection.received
         if self.channel.is_closed:
             raise ConnectionError("the connection was lost")
         await self.channel.basic_cancel(str(consumer.consumer_tag))
@@ -114,23 +131,24 @@ async def _complete(work: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def exclusive_queue(
-    name: str, url: str, shown_url: str, *, timeout_s: float | None = None
+    name: str, url: str, shown_url: str, *, timeout_s: float | None = None, insists: bool = True
 ) -> AsyncGenerator[ExclusiveQueue]:
     """Open a queue exclusively. Messages that are not replaced are requeued at the end.
 
+    A user who `insists` ends a sweep that has the queue open.
     Raises `DeadLettersError`, and `DeadLettersInUseError` if another user has it open for longer than `timeout_s`.
     """
     timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     connection = await _connect(url, shown_url, timeout_s)
     try:
         with lost_connection_as_error():
-            await _lock(connection, _LOCK.format(name), timeout_s)
+            await _lock(connection, name, timeout_s, insists=insists)
             deliveries: asyncio.Queue[Delivered] = asyncio.Queue()
             channel = await connection.take(deliveries.put_nowait)
             declared = await channel.queue_declare(name, passive=True)
             publishing = await connection.channel(on_return_raises=True)
             try:
-                yield ExclusiveQueue(channel, deliveries, publishing, name, declared.message_count or 0)
+                yield ExclusiveQueue(channel, deliveries, publishing, name, declared.message_count or 0, connection)
             finally:
                 # any reply shows that the broker has processed every ack before it
                 with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
@@ -143,7 +161,7 @@ async def exclusive_queue(
         ) from None
     except (AMQPError, TimeoutError, OSError, RuntimeError) as error:
         raise DeadLettersError(
-            f"{name}: {_text(error)}; unfinished dead letters are still in the queue, start again"
+            f"{name}: {_text(error, url)}; unfinished dead letters are still in the queue, start again"
         ) from error
     finally:
         with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
@@ -158,26 +176,37 @@ async def _connect(url: str, shown_url: str, timeout_s: float) -> PlainConsuming
     return connection
 
 
-async def _lock(connection: AbstractConnection, name: str, timeout_s: float) -> None:
+async def _lock(connection: AbstractConnection, name: str, timeout_s: float, *, insists: bool) -> None:
     """Declare an exclusive queue as a lock: all messages are unacked by the first reader, so a second finds none."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        channel = await connection.channel(publisher_confirms=False)
-        try:
-            await channel.declare_queue(name, exclusive=True, auto_delete=True)
-        except ChannelLockedResource:
-            if time.monotonic() > deadline:
-                raise DeadLettersInUseError(
-                    "another user or command is reading the dead-letter queue: try again later"
-                ) from None
-            await asyncio.sleep(0.1)
-        else:
-            return
+    deadline, announced = time.monotonic() + timeout_s, not insists
+    while not await try_lock(connection, locks_of(name).read):
+        if time.monotonic() > deadline:
+            raise DeadLettersInUseError("another user or command is reading the dead-letter queue: try again later")
+        announced = announced or await _announce(connection, locks_of(name).wait)
+        await asyncio.sleep(0.1)
+
+
+async def _announce(connection: AbstractConnection, name: str) -> bool:
+    """Have a sweep end, which finds out that this queue exists. Returns whether there is nothing more to do."""
+    with contextlib.suppress(ChannelAccessRefused):  # the user has the permissions of an earlier version
+        return await try_lock(connection, name)
+    return True
+
+
+async def try_lock(connection: AbstractConnection, name: str) -> bool:
+    """Declare an exclusive queue as a lock, until the connection ends. Returns whether no one else has it."""
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await channel.declare_queue(name, exclusive=True, auto_delete=True)
+    except ChannelLockedResource:
+        return False
+    return True
 
 
 async def _ignore(message: DeliveredMessage) -> None:
     """Callback that aiormq requires and never calls."""
 
 
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")[:200]
+def _text(error: BaseException, url: str) -> str:
+    kind, text = type(error).__name__, error_text(error, url)
+    return kind if text == kind else f"{kind}: {text}"

@@ -21,6 +21,7 @@ from babel.support import Translations
 
 from otp_stream.core.lenient import LOCALE
 
+from .folder_files import UnsafeFileError, read_within
 from .language import Language, fallbacks, normal_locale
 
 FOLDER = "locales"
@@ -64,7 +65,8 @@ class Catalogs:
                 tag = path.stem.replace("_", "-")
                 key = normal_locale(tag)
                 try:
-                    self.by_locale[key] = _read(path, tag, self.by_locale.get(key))
+                    within = root if root in roots[:-1] else None
+                    self.by_locale[key] = _read(path, tag, self.by_locale.get(key), within)
                 except CatalogError as error:
                     if errors is None:
                         raise
@@ -84,10 +86,10 @@ class Catalogs:
         return next((it for it in self.by_locale if locale in fallbacks(it)), None)
 
 
-def read_catalog(path: Path) -> Catalog:
-    """Read a file. Raises `CatalogError`."""
+def read_catalog(path: Path, within: Path | None = None) -> Catalog:
+    """Read a file, which must be in the operator's folder `within`, if given. Raises `CatalogError`."""
     file = f"{FOLDER}/{path.name}"
-    lines = _lines(path, file)
+    lines = _lines(path, file, within)
     try:
         catalog = read_po(lines, locale=path.stem.replace("-", "_"), ignore_obsolete=True, abort_invalid=True)
     except PoFileError as error:
@@ -103,10 +105,13 @@ def read_catalog(path: Path) -> Catalog:
     return catalog
 
 
-def _lines(path: Path, file: str) -> list[bytes]:
+def _lines(path: Path, file: str, within: Path | None) -> list[bytes]:
     if not LOCALE.fullmatch(path.stem):
         raise CatalogError(f"{file}: is not named after a language; rename it, as in de.po or pt_BR.po")
-    content = path.read_bytes().removeprefix(_BOM)
+    try:
+        content = (read_within(within, path) if within else path.read_bytes()).removeprefix(_BOM)
+    except UnsafeFileError as error:
+        raise CatalogError(f"{file} {error}") from None
     if b"\0" in content:
         raise CatalogError(f"{file}: is not text in UTF-8; save the file as UTF-8")
     lines = content.splitlines(keepends=True)
@@ -150,18 +155,18 @@ def missing_placeholder(message: Message) -> str | None:
     return min(_placeholders(message.id) - _placeholders(message.string), default=None)
 
 
-def _read(path: Path, tag: str, built_in: Translated | None) -> Translated:
+def _read(path: Path, tag: str, built_in: Translated | None, within: Path | None) -> Translated:
     status = path.stat()
-    it = _read_once(path, tag, (status.st_mtime_ns, status.st_size, status.st_ino))
+    it = _read_once(path, tag, within, (status.st_mtime_ns, status.st_size, status.st_ino))
     # a copy, because `_extended` adds to it; it shares the messages
     it = replace(it, language=replace(it.language, translations=copy(it.language.translations)))
     return _extended(it, built_in) if built_in else it
 
 
 @lru_cache(64)
-def _read_once(path: Path, tag: str, _state: object) -> Translated:
+def _read_once(path: Path, tag: str, within: Path | None, _state: object) -> Translated:
     """Read a catalogue, such as a built-in one, once for the folders of all tenants, and again if it has changed."""
-    catalog = read_catalog(path)
+    catalog = read_catalog(path, within)
     for message in list(catalog):  # otherwise, some forms of an unfinished plural would be in English
         if message.id and not is_translated(message):
             catalog.delete(message.id, message.context)

@@ -20,12 +20,15 @@ from .message import MAX_PLAIN_LINE, Part, is_dot_safe, is_plain, normal, quoted
 from .template_analysis import PLACEHOLDERS, ValueUses
 
 _VARIANTS_LIMIT = 4_096
+_VARIANTS_BYTES = 32 << 20
 _SEEN_LIMIT = 8_192
 _FIRST_PLACEHOLDER = 0xE000
 _MISSING = object()
 _NO_VARIANT = object()
 _SPECIAL = re.compile("[&<>'\"]")
 """What `escape` replaces. The search takes a fifth of the time that `escape` does."""
+_MAX_PLACEHOLDERS = 1_000
+"""A template that prints more values is rendered for each e-mail, which limits the length of the result."""
 _CONSTANT = {"dir", "lang"}
 """Values that are the same in all mails from one template in one language."""
 _MAX_KEY = 64
@@ -117,6 +120,8 @@ class _Variant:
     subject: _Line
     text: _PlainPart | _QuotedPart
     html: _PlainPart | _QuotedPart
+    size: int
+    """Bytes of its texts in a message, approximately."""
 
     def fill(self, values: Mapping[str, str]) -> Parts | None:
         text = self.text.fill(values)
@@ -128,11 +133,26 @@ class _Variant:
 
 
 class VariantCache:
-    """The variants of all templates in all languages that were used last, about 8 kB each."""
+    """The variants of all templates in all languages that were used last, usually about 8 kB each."""
 
     def __init__(self) -> None:
         self.variants: OrderedDict[object, _Variant | None] = OrderedDict()
         self.seen: OrderedDict[object, None] = OrderedDict()
+        self._size = 0
+
+    def see(self, shape: object) -> None:
+        """Note that a mail of this shape was rendered."""
+        self.seen[shape] = None
+        if len(self.seen) > _SEEN_LIMIT:
+            self.seen.popitem(last=False)
+
+    def add(self, shape: object, variant: _Variant | None) -> None:
+        """Keep a variant, and evict the oldest ones beyond a number or size."""
+        self.variants[shape] = variant
+        self._size += variant.size if variant else 0
+        while len(self.variants) > _VARIANTS_LIMIT or self._size > _VARIANTS_BYTES:
+            _, oldest = self.variants.popitem(last=False)
+            self._size -= oldest.size if oldest else 0
 
 
 class CompiledVariants:
@@ -192,10 +212,10 @@ class CompiledVariants:
                 self._cache.variants.move_to_end(shape)
             return cast("_Variant | None", found)
         if shape not in self._cache.seen:
-            _store(self._cache.seen, shape, None, _SEEN_LIMIT)
+            self._cache.see(shape)
             return None
         variant = self._make(given, values, render)
-        _store(self._cache.variants, shape, variant, _VARIANTS_LIMIT)
+        self._cache.add(shape, variant)
         return variant
 
     def _make(
@@ -211,11 +231,15 @@ class CompiledVariants:
         if any(PLACEHOLDERS.search(_text(given.get(name))) for name in self._keys):
             return None
         subject, text, html = render({**given, **placeholders})
-        if "\0" in text + html:  # it would separate lines: see `_QuotedPart`
+        printed = subject + text + html
+        if "\0" in printed:  # it would separate lines: see `_QuotedPart`
+            return None
+        if sum(map(printed.count, placeholders.values())) > _MAX_PLACEHOLDERS:
             return None
         ascii_ = {name for name, value in values.items() if value.isascii()}
         text_part, html_part = (_part(content, placeholders, ascii_) for content in (text, html))
-        return _Variant(_line(subject, placeholders), text_part, html_part)
+        size = len(printed.encode(errors="replace")) * (1 if printed.isascii() else 3)
+        return _Variant(_line(subject, placeholders), text_part, html_part, size)
 
 
 def _key(value: object) -> object:
@@ -236,12 +260,6 @@ def _text(value: object) -> str:
     return (
         "".join((value.name, value.logo_url, value.support, *value.footer)) if isinstance(value, Brand) else str(value)
     )
-
-
-def _store(cache: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:
-    cache[key] = value
-    if len(cache) > limit:
-        cache.popitem(last=False)
 
 
 def _line(line: str, placeholders: Mapping[str, str]) -> _Line:

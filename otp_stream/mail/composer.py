@@ -77,9 +77,12 @@ class Composer:
 
     def use(self, prepared: Prepared) -> None:
         """Compose as these tenants from now on. A mail that is being composed in the other process is finished."""
+        unused = set(self._current.compiled.values()) - set(prepared.compiled.values())
         self._current = prepared
         self._composers = prepared.composers
         self._process.renew()
+        for it in unused:
+            it.close()
 
     @property
     def tenants(self) -> list[str]:
@@ -144,5 +147,7 @@ class Composer:
             return composer.compose(job)
 
     async def close(self) -> None:
-        """Stop the other process."""
+        """Stop the other processes."""
         await self._process.close()
+        for it in self._current.compiled.values():
+            it.close()

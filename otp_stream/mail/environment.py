@@ -4,15 +4,22 @@ from collections.abc import Sequence
 from gettext import NullTranslations
 from typing import cast
 
-from jinja2 import StrictUndefined, pass_context, select_autoescape
+from jinja2 import StrictUndefined, Template, pass_context, select_autoescape
+from jinja2.environment import TemplateModule
 from jinja2.ext import Extension, InternationalizationExtension
 from jinja2.runtime import Context
 
 from .loader import TemplateLoader
 from .sandbox import Sandbox
 
-TRANSLATIONS = "_translations"
-"""The variable with the translations of a template's language."""
+TRANSLATIONS = "the translations"
+"""The variable with the translations of a template's language. No template can write its name: all share the object."""
+
+
+class _Template(Template):
+    def _get_default_module(self, ctx: Context | None = None) -> TemplateModule:  # noqa: ARG002 - Jinja calls it
+        # Jinja keeps what a file has imported, so that a template could print a code of an earlier e-mail
+        return self.make_module()
 
 
 def environment(loader: TemplateLoader, extensions: Sequence[type[Extension]]) -> Sandbox:
@@ -29,6 +36,7 @@ def environment(loader: TemplateLoader, extensions: Sequence[type[Extension]]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    jinja.template_class = _Template
     jinja.policies["ext.i18n.trimmed"] = True
     functions = {"gettext": _gettext, "ngettext": _ngettext, "pgettext": _pgettext, "npgettext": _npgettext}
     jinja.install_gettext_callables(**functions, newstyle=True)  # pyright: ignore[reportAttributeAccessIssue,reportUnknownMemberType] - the extension adds it

@@ -6,7 +6,10 @@ from types import CodeType
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template, TemplateSyntaxError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.loaders import split_template_path
 
+from .folder_files import UnsafeFileError, read_within
 from .inlined import inlined
 from .template_analysis import GETTEXT, Parsed
 
@@ -26,6 +29,7 @@ class TemplateLoader(FileSystemLoader):
     def __init__(self, roots: list[Path], *, inline: bool) -> None:
         super().__init__(roots)
         self._built_in = FileSystemLoader(roots[-1])
+        self._own = [Path(root) for root in roots[:-1]]
         self._inline = inline
         self._parsed: dict[str, Parsed] = {}
 
@@ -33,7 +37,15 @@ class TemplateLoader(FileSystemLoader):
         """Return the source of a file, its path, and a function that is not used."""
         if template.startswith(BUILT_IN_PREFIX):
             return self._built_in.get_source(environment, template.removeprefix(BUILT_IN_PREFIX))
-        return super().get_source(environment, template)
+        file = Path(*split_template_path(template))
+        for root in self._own:
+            if (root / file).is_file():
+                try:
+                    content = read_within(root, root / file).decode()
+                except UnsafeFileError as error:
+                    raise SecurityError(f"{template} {error}") from None
+                return content.replace("\r\n", "\n").replace("\r", "\n"), str(root / file), lambda: True
+        return self._built_in.get_source(environment, template)
 
     def parse(self, environment: Environment, path: str) -> Parsed:
         """Return a file's source and syntax tree."""

@@ -10,6 +10,8 @@ from css_inline import CSSInliner, InlineError
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 )
+_RAW = frozenset({"iframe", "noembed", "noframes", "xmp"})
+"""Their content is text, as that of script and style, which every version of Python knows."""
 _UNSEEN = frozenset({"style", "script", "title", "template"})
 _INLINER = CSSInliner(keep_style_tags=True, keep_link_tags=True, load_remote_stylesheets=False)
 _DECLARATION = re.compile(r"([\w-]+)\s*:\s*((?:\([^)]*\)|\"[^\"]*\"|'[^']*'|[^;(\"'])*)")
@@ -109,7 +111,7 @@ def declarations(style: str) -> dict[str, str]:
 
 
 class _Reader(HTMLParser):
-    """Parses the HTML that css-inline writes, in which all elements are closed."""
+    """Parses the HTML that css-inline writes, in which every element is closed, or after an error the original."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -129,10 +131,12 @@ class _Reader(HTMLParser):
         self.elements.append(it)
         if tag not in _VOID:
             self._open.append(it)
+        if tag in _RAW:
+            self.set_cdata_mode(tag)
 
     def handle_endtag(self, tag: str) -> None:
         """Close an element."""
-        if any(it.tag == tag for it in self._open):  # <xmp> may contain what looks like a tag
+        if any(it.tag == tag for it in self._open):
             while self._open.pop().tag != tag:
                 pass
 

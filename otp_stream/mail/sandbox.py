@@ -1,7 +1,7 @@
 """Jinja without access to Python's internals, files or processes, without huge results, and with limited CPU time.
 
 The limits on CPU time and memory cannot stop one long call of C code that stays within the memory limit: Python handles
-signals only between its own instructions.
+signals only between its own instructions. So operators' templates run in child processes: see `forked_renderer`.
 """
 
 import os

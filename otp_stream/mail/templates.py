@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError, nodes
 from jinja2 import TemplateError as JinjaError
@@ -21,6 +22,7 @@ from otp_stream.core.mail import ComposeError
 from .catalogs import FOLDER, CatalogError, Catalogs
 from .compiled import CompiledVariants, VariantCache
 from .environment import environment
+from .forked_renderer import ForkedRenderer
 from .language import SOURCE, Language, fallbacks, normal_locale
 from .loader import BUILT_IN_PREFIX, TemplateLoader, messages, referenced
 from .mail_template import FILES, MailTemplate
@@ -65,6 +67,8 @@ class Templates:
         self._default_tag = default_locale or SOURCE
         self._loader = TemplateLoader(self._roots, inline=inline)
         self._jinja = environment(self._loader, extensions)
+        self._extensions = extensions
+        self._renderer = ForkedRenderer(self._render_here)
         self._messages: dict[str, frozenset[str]] = {}
         self._uses: dict[tuple[str, ...], ValueUses | None] = {}
         self._variants = VariantCache()
@@ -172,7 +176,22 @@ class Templates:
         one, two, three = (self._language(of, path) for path, of in found)
         translations = (one.translations, two.translations, three.translations)
         variants = CompiledVariants(self._uses[names], self._variants)
-        return MailTemplate(subject, text, html, three, translations, variants)
+        forked = None
+        # an extension, which `lint` has, may report by objects of this process
+        if self._roots[0] != BUILT_IN and not self._extensions:
+            forked = partial(self._run_forked, name, locale)
+        return MailTemplate(subject, text, html, three, translations, variants, forked)
+
+    def _run_forked(self, name: str, locale: str, cpu_s: float, data: Mapping[str, Any]) -> list[str]:
+        return self._renderer.run(cpu_s, (name, locale, data))
+
+    def _render_here(self, request: tuple[str, str, Mapping[str, Any]]) -> list[str]:
+        name, locale, data = request
+        return self._templates[name][locale].render_here(data)
+
+    def close(self) -> None:
+        """End the process in which an operator's templates are rendered. The next mail starts another one."""
+        self._renderer.close()
 
     def _choose(self, file: str, name: str, locale: str, paths: Mapping[str, list[str]]) -> tuple[str, str]:
         """Return the path of a file in the closest language, and that language, empty if it is that of all others."""

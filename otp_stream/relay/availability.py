@@ -28,6 +28,8 @@ class Verdict(NamedTuple):
     """Whether the circuit breaker has changed."""
     renew: bool = False
     """Whether open connections must take no more mail, because the relay may accept it only on a new one."""
+    sign: bool = True
+    """Whether the refusal shows that the relay fails, so that it gets less mail if it throttles."""
     sender_changed: bool = False
     """Whether mails of the tenant were suspended, or are accepted again."""
 
@@ -47,9 +49,10 @@ class Availability:
         slowness: Slowness | None = None,
         *,
         shared: bool = False,
+        scheme: str = "smtp",
     ) -> None:
         self.name = name
-        self._route = Route(name)
+        self._route = Route(name, scheme=scheme)
         self.slowness = slowness
         """How slow it is; `None` if there is no other relay, which could be faster."""
         self.room = math.inf
@@ -126,25 +129,28 @@ class Availability:
         recipient = pending.mail.recipient
         match outcome:
             case Unavailable() if self._is_at_fault(pending, outcome):
-                # the relay takes all other mail, which one address must not delay
+                # the relay takes all other mail, which one address or domain must not delay
                 return Verdict(at_recipient(outcome))
             case Unavailable(reason, error):
-                self.recipients.failed.add(recipient)
-                if not self._open(pending, outcome, error, now_ms):
+                reply = outcome.reply
+                at_mail = reply is not None and reply.stage == "mail"
+                sign = at_mail or self.recipients.is_sign_of_outage(recipient, now_ms, probe=pending.probe)
+                pause_ms = None if at_mail else self.recipients.pause_ms(now_ms, sign=sign, probe=pending.probe)
+                self.recipients.add_failed(recipient)
+                if not self._open(pending, outcome, error, now_ms, pause_ms):
                     return Verdict(outcome)
                 self.recipients.opened_breaker(recipient)
                 # the relay refuses all mail without ending the session
-                reply = outcome.reply
                 renew = pending.probe or (reason == "unreachable" and reply is not None and reply.code != 421)
-                return Verdict(outcome, changed=True, renew=renew)
+                return Verdict(outcome, changed=True, renew=renew, sign=sign)
             case Uncertain(error) if pending.probe:
                 return Verdict(outcome, self._open(pending, outcome, error, now_ms))
             case _:
-                if self.recipients.offences and isinstance(outcome, Accepted):
-                    del self.recipients.offences[recipient]
+                if isinstance(outcome, Accepted):
+                    self.recipients.accepted(recipient)
                 if not (pending.probe and self.breaker.close(now_ms)):
                     return Verdict(outcome)
-                self.recipients.closed_breaker(recipient)
+                self.recipients.closed_breaker(recipient, now_ms)
                 return Verdict(outcome, changed=True)
 
     def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
@@ -184,16 +190,26 @@ class Availability:
         if self.senders.is_at_fault(pending, outcome):
             return Verdict(at_recipient(outcome), changed)
         error = scrub(outcome.error, *pending.mail.secrets)
-        return Verdict(outcome, changed, sender_changed=self.senders.refused(pending, error, now_ms))
+        at_mail = outcome.reply is not None and outcome.reply.stage == "mail"
+        suspended = self.senders.refused(pending, error, now_ms, at_mail=at_mail)
+        return Verdict(outcome, changed, sender_changed=suspended)
 
     @property
     def _patience_s(self) -> float:
         return STALLED_S if self.slowness is None else min(self.slowness.patience_s(self.owed), STALLED_S)
 
-    def _open(self, pending: PendingSend, outcome: Unavailable | Uncertain, error: str, now_ms: int) -> bool:
+    def _open(
+        self,
+        pending: PendingSend,
+        outcome: Unavailable | Uncertain,
+        error: str,
+        now_ms: int,
+        pause_ms: int | None = None,
+    ) -> bool:
         reason = outcome.reason if isinstance(outcome, Unavailable) else "unreachable"
         # the circuit breaker's error is shown where the secrets of this mail are not known
-        return self.breaker.open(reason, scrub(error, *pending.mail.secrets), now_ms, probe=pending.probe)
+        error = scrub(error, *pending.mail.secrets)
+        return self.breaker.open(reason, error, now_ms, probe=pending.probe, pause_ms=pause_ms)
 
     def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
         # MAIL names no recipient, and a probe may get the reply that every mail would get

@@ -64,8 +64,16 @@ class CircuitBreaker:
         """Whether one more job may pass."""
         return self.state == "closed" or (self.state == "half_open" and not self.probing)
 
-    def open(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
-        """Open, for a reason that the state shows.
+    def open(
+        self,
+        reason: UnavailableReason,
+        error: str,
+        now_ms: int,
+        *,
+        probe: bool = False,
+        pause_ms: int | None = None,
+    ) -> bool:
+        """Open, for a reason that the state shows; `pause_ms` replaces the growing pause before the next probe.
 
         The failure of a job that was already in flight is ignored while the circuit breaker is not closed: only the
         probe counts.
@@ -73,7 +81,7 @@ class CircuitBreaker:
         if self.state == "open" or (self.state == "half_open" and self.probing and not probe):
             return False
         self.reason, self.error, self.probing = reason, error, False
-        self.probe_ms = now_ms + self._pauses.next_ms(reason)
+        self.probe_ms = now_ms + (self._pauses.next_ms(reason) if pause_ms is None else pause_ms)
         self._set("open", now_ms)
         return True
 

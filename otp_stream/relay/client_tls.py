@@ -6,6 +6,8 @@ from pathlib import Path
 
 import structlog
 
+from otp_stream.tls import client_context
+
 from .config import RelayConfig
 from .protocol import RelayUnavailableError
 
@@ -70,10 +72,9 @@ def _version(file: Path) -> tuple[int, ...]:
 
 def _new_context(config: RelayConfig) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=config.ca_file)
+        context = client_context(config.ca_file)
     except (OSError, ssl.SSLError) as error:
         raise RelayUnavailableError("tls_failed", f"SMTP_CA_FILE cannot be read: {type(error).__name__}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.certificate is not None:
         try:
             context.load_cert_chain(*config.certificate, password="")  # else OpenSSL asks at the terminal

@@ -1,6 +1,6 @@
 """One connection to a relay and the mail on it: a synchronous state machine, driven by the replies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Literal
 
@@ -8,14 +8,17 @@ from otp_stream.core.outcome import Accepted, Reply, Stage, Unavailable
 
 from .config import RelayConfig
 from .envelope import bdat_form, data_form
+from .parser import Answer
 from .pending_send import PendingSend
 from .pipeline import Step
-from .protocol import RelayUnavailableError
+from .protocol import SESSION_ENDS, UNREQUESTED, RelayUnavailableError
 from .relay_support import RelaySupport
 from .reply import classify, out_of_step
+from .reply_order import count_certain
 from .session import Session
 
 _SLACK_S = 0.005
+_ENDED = "the connection ended at the mail before"
 
 
 class Connection(Session):
@@ -41,6 +44,25 @@ class Connection(Session):
         super().data_received(data)
         if self.lost is None and (self.events or self.free != was_free):
             self._changed(self)
+
+    def replies_received(self, answers: Sequence[Answer], *, more: bool) -> None:
+        """Handle the replies that arrived together.
+
+        If there are more than commands that wait, one of them is a reply to no command. It must not be taken as the
+        reply to a command that we send next, which would report an unsent mail as sent.
+        """
+        ends = bool(answers) and answers[-1][0] == SESSION_ENDS
+        replies = answers[:-1] if ends else answers
+        surplus = len(replies) - len(self._expected)
+        if self._envelopes is None or surplus < 0 or (surplus == 0 and not ends and not more):
+            super().replies_received(answers, more=more)
+            return
+        certain = count_certain(self._expected, [code for code, _ in replies], surplus)
+        super().replies_received(replies[:certain], more=more)
+        if ends and self.lost is None:
+            self._on_session_end(*answers[-1])
+        else:
+            self.abort(RelayUnavailableError("unreachable", UNREQUESTED))
 
     def recall(self) -> None:
         """Requeue the following mail, if its content has not been sent."""
@@ -81,7 +103,8 @@ class Connection(Session):
             self._report(pending, error)
         if following is not None and following.written:
             self._report(following, "started")
-            self._report(following, error)
+            # the text may quote the mail before, whose secrets no one redacts in the outcome of this one
+            self._report(following, RelayUnavailableError(error.reason, _ENDED))
         self._changed(self)
 
     def _step(self, step: Step, code: int, text: str) -> None:

@@ -56,7 +56,7 @@ class Envelopes:
     def write(self, mail: Mail) -> tuple[bytes, bytes] | Reply:
         """Return the MAIL and the RCPT command, or a refusal in the relay's place."""
         recipient = mail.recipient
-        if not recipient.isprintable() or ">" in recipient or " " in recipient:
+        if not _is_writable(recipient):
             return Reply(553, "5.1.3", "the address cannot be written in SMTP", "rcpt")
         path = self._path(recipient)
         its = mail.sender
@@ -80,7 +80,7 @@ class Envelopes:
 
     def _from(self, sender: str) -> tuple[bytes, bytes | None]:
         """Return the beginning of the MAIL command, and the address in it."""
-        path = self._path(sender)
+        path = self._path(sender) if _is_writable(sender) else None
         return b"" if path is None else b"MAIL FROM:<" + path + b">", path
 
     def _path(self, address: str) -> bytes | None:
@@ -90,6 +90,11 @@ class Envelopes:
         except ValueError:
             return None
         return wire.encode() if self._offers.utf8 or wire.isascii() else None
+
+
+def _is_writable(address: str) -> bool:
+    """Return whether an address ends where its command says, and adds no other command."""
+    return address.isprintable() and ">" not in address and " " not in address
 
 
 def data_form(mail: Mail) -> bytes:

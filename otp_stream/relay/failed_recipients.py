@@ -1,41 +1,105 @@
-"""The recipients whose mail a relay refuses as if it took no mail, and how to find a job for another one."""
+"""Recipients and domains whose mail a relay refuses as if it took no mail, and how to find a job for another one."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 from .pending_send import PendingSend
 
 _OFFENCES = 2
 _REMEMBERED = 1_000
-_MAX_SKIPPED = 100
+_MAX_SKIPPED = 1_000
+_FALSE_ALARMS = 2
+_DOUBTED_MS = 3_600_000
+"""After so many false alarms in this time, a mail that is refused is no reason to let others wait."""
+_SIGNS = 3
+_RECHECK_MS = 1_000
+"""Pause between probes that prove nothing, because they are for recipients whose mail is known to fail."""
+_REGISTRIES = frozenset(("ac", "co", "com", "edu", "go", "gob", "gov", "ltd", "me", "mil", "ne", "net", "or", "org"))
+"""Second-level domains of countries under which others register theirs."""
 
 
 class FailedRecipients:
-    """Recipients whose mail a relay refuses in a way that looks as if it took no mail at all."""
+    """Recipients, and their domains, whose mail a relay refuses in a way that looks as if it took no mail at all.
+
+    A relay may pass on the reply of the recipient's server, whose owner chooses its words, and has any number of
+    addresses, subdomains included. Times are milliseconds since 1970.
+    """
 
     def __init__(self) -> None:
-        self.failed: set[str] = set()
-        """Recipients whose mail failed since the circuit breaker opened: the next probe is for another recipient."""
-        self.offences: Counter[str] = Counter()
-        """How often a recipient's mail opened the breaker and another's closed it, since a mail to it was accepted."""
+        self._failed: set[str] = set()
+        """Recipients whose mail failed since the circuit breaker opened, and their domains after an `@`."""
+        self._offences: Counter[str] = Counter()
+        """How often mail to a recipient, or to a domain, opened the breaker and mail to another one closed it."""
         self._opener: str | None = None
         """The recipient whose mail opened the circuit breaker."""
+        self._false_alarms: deque[int] = deque(maxlen=_FALSE_ALARMS)
+        """When mail to one domain had opened the circuit breaker, and mail to another one closed it."""
+        self._signs = 0
+        """How many more probes for domains that are not blamed were refused than accepted, since the false alarms."""
+
+    @property
+    def has_offences(self) -> bool:
+        """Whether any recipient has opened the circuit breaker that another one closed."""
+        return bool(self._offences or self._false_alarms)
 
     def is_at_fault(self, recipient: str) -> bool:
-        """Return whether only this recipient's mail fails."""
-        return self.offences[recipient] >= _OFFENCES
+        """Return whether only the mail to this recipient, or to its domain, fails."""
+        return max(self._offences[recipient], self._offences[_domain(recipient)]) >= _OFFENCES
+
+    def has_failed(self, recipient: str) -> bool:
+        """Return whether mail to this recipient, or to its domain, failed: the next probe is for another one."""
+        return recipient in self._failed or _domain(recipient) in self._failed
+
+    def add_failed(self, recipient: str) -> None:
+        """Record a recipient whose mail failed."""
+        self._failed |= {recipient, _domain(recipient)}
+
+    def accepted(self, recipient: str) -> None:
+        """Record that a mail was accepted, so that the recipient is not at fault; its domain may still be."""
+        if self._offences:
+            del self._offences[recipient]
+            self._offences -= Counter((_domain(recipient),))
+
+    def is_sign_of_outage(self, recipient: str, now_ms: int, *, probe: bool) -> bool:
+        """Return whether the refusal of this mail shows that the relay fails: always, but after false alarms."""
+        if not self._is_doubtful(now_ms):
+            return True
+        blamed = self._offences[recipient] or self._offences[_domain(recipient)]
+        return probe and not (blamed or self.has_failed(recipient))
+
+    def pause_ms(self, now_ms: int, *, sign: bool, probe: bool) -> int | None:
+        """Return the pause before the next probe, or `None` for that of an outage.
+
+        After false alarms there is none: probes for other domains decide at once. If several of them are refused, this
+        is an outage.
+        """
+        if not self._is_doubtful(now_ms):
+            return None
+        if not sign:
+            return _RECHECK_MS if probe else 0
+        self._signs += 1
+        if self._signs < _SIGNS:
+            return 0
+        self._false_alarms.clear()
+        self._signs = 0
+        return None
 
     def opened_breaker(self, recipient: str) -> None:
         """Record whose mail opened the circuit breaker."""
         self._opener = recipient
 
-    def closed_breaker(self, recipient: str) -> None:
-        """Blame the recipient whose mail opened the circuit breaker, if the probe was for another one."""
+    def closed_breaker(self, recipient: str, now_ms: int) -> None:
+        """Blame the recipient whose mail opened the circuit breaker, and its domain, if the probe was for another."""
         opener, self._opener = self._opener, None
-        if opener is not None and opener != recipient:
-            self.offences[opener] += 1
-        if len(self.offences) > _REMEMBERED:
-            self.offences.clear()
+        self._signs = max(self._signs - 1, 0)
+        if opener is None:
+            return
+        domain = _domain(recipient)
+        self._offences.update({opener, _domain(opener)} - {recipient, domain})
+        if _domain(opener) != domain:
+            self._false_alarms.append(now_ms)
+        if len(self._offences) > _REMEMBERED:
+            self._offences.clear()
 
     def forget_opener(self) -> None:
         """Blame no one for the open circuit breaker."""
@@ -43,8 +107,8 @@ class FailedRecipients:
 
     def forget_failed(self, *, breaker_is_closed: bool) -> None:
         """Clear the failed recipients when mail flows, or when there are too many."""
-        if breaker_is_closed or len(self.failed) > _REMEMBERED:
-            self.failed.clear()
+        if breaker_is_closed or len(self._failed) > _REMEMBERED:
+            self._failed.clear()
 
     def choose_probe(
         self,
@@ -52,17 +116,34 @@ class FailedRecipients:
         take_next: Callable[[], PendingSend | None],
         push_back: Callable[[PendingSend], None],
     ) -> PendingSend:
-        """Return the next job for a recipient whose mail has not failed, or `first` if there is none."""
+        """Return the next job for a domain whose mail has not failed, else for such a recipient, else `first`."""
         skipped = [first]
         found: PendingSend | None = None
         while found is None and len(skipped) < _MAX_SKIPPED and (other := take_next()):
-            if other.mail.recipient in self.failed:
+            if self.has_failed(other.mail.recipient):
                 skipped.append(other)
             else:
                 found = other
         if found is None:
-            self.failed.clear()  # all have failed, so try each of them again
-            found = skipped.pop(0)
+            found = next((it for it in skipped if it.mail.recipient not in self._failed), None)
+            if found is None:
+                self._failed.clear()  # all have failed, so try each of them again
+                found = first
+            skipped.remove(found)
         for other in skipped:
             push_back(other)
         return found
+
+    def _is_doubtful(self, now_ms: int) -> bool:
+        alarms = self._false_alarms
+        return len(alarms) == _FALSE_ALARMS and now_ms - alarms[0] < _DOUBTED_MS
+
+
+def _domain(recipient: str) -> str:
+    """Return the domain that someone has registered, after an `@`, which no whole address begins with.
+
+    Its owner has any number of subdomains. This is an estimate: it only matters for mail that a relay refuses.
+    """
+    labels = recipient.rpartition("@")[2].lower().split(".")
+    of_registry = len(labels) > 2 and len(labels[-1]) == 2 and labels[-2] in _REGISTRIES
+    return f"@{'.'.join(labels[-3 if of_registry else -2 :])}"

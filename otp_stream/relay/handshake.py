@@ -6,12 +6,16 @@ import socket
 import ssl
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import idna
 
 from otp_stream.core.outcome import Stage
+from otp_stream.core.shown_secrets import ShownSecrets
+from otp_stream.core.state import CredentialsState
 from otp_stream.sockets import Addresses, certificate_name
+from otp_stream.tls import tls_failure
 from otp_stream.urls import is_loopback
 
 from .client_tls import ClientTls, certificate_hint
@@ -20,7 +24,7 @@ from .envelope import Extensions
 from .login import Login, TokenRefusedError
 from .oauth import AccessTokens, access_tokens
 from .parser import Answer
-from .protocol import RelayUnavailableError, SmtpProtocol
+from .protocol import UNREQUESTED, RelayUnavailableError, SmtpProtocol
 from .reply import handshake_reason, to_reply
 
 P = TypeVar("P", bound=SmtpProtocol)
@@ -36,11 +40,22 @@ class Handshake:
         self._tls = ClientTls(config) if config.tls != "none" else None
         self._context: ssl.SSLContext | None = None
         self._tokens = tokens or (access_tokens(config.oauth, self._oauth) if config.oauth is not None else None)
-        self._login = Login(config, self._tokens)
+        self._shown = ShownSecrets()
+        self._login = Login(config, self._tokens, self._shown)
         self._addresses = Addresses()
+        self._certificate_end: str | None = None
+        """When the relay's certificate expires, as OpenSSL writes it."""
 
     async def open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         """Return a connection that is ready for MAIL, and the relay's extensions. Raises `RelayUnavailableError`."""
+        try:
+            return await self._open_with_current_secrets(make)
+        except RelayUnavailableError as error:
+            # at the only way out, so that no text of the relay is forgotten: a reply, or the extensions that it offers
+            error.args = (self._shown.redact(str(error)),)
+            raise
+
+    async def _open_with_current_secrets(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         secrets = self._config.current.secrets
         try:
             await self._prepare()
@@ -53,6 +68,14 @@ class Handshake:
                 raise
             await self._prepare()
         return await self._open(make)  # relays end the session after a refused login
+
+    def credentials(self) -> CredentialsState:
+        """Return when the certificate and the access token end."""
+        tokens, end = self._tokens, self._certificate_end
+        ends_s = float(ssl.cert_time_to_seconds(end)) if end is not None else None
+        if tokens is None:
+            return CredentialsState(ends_s)
+        return CredentialsState(ends_s, tokens.valid_s, tokens.failures)
 
     async def _has_other_secrets(self, before: tuple[str, ...]) -> bool:
         """Read the secrets again at once: they are usually changed at the relay and here at about the same time."""
@@ -70,10 +93,13 @@ class Handshake:
 
     async def _open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
         protocol = await self._connect(make)
+        protocol.shown = self._shown
         address = protocol.transport.get_extra_info("peername")
         try:
             offers = await self._greet(protocol)
             self._addresses.succeeded(address)
+            certificate: dict[str, str] | None = protocol.transport.get_extra_info("peercert")
+            self._certificate_end = certificate.get("notAfter") if certificate else None
             return protocol, offers
         except BaseException as error:
             if isinstance(error, RelayUnavailableError):
@@ -90,8 +116,9 @@ class Handshake:
             )
         if self._tls is not None:
             self._context = await self._tls.context()
+        self._shown.add(config.current.password)  # the relay may know it from an earlier process
         if self._tokens is not None:
-            await self._tokens.get()  # before the connection, which would wait for it
+            self._shown.add(await self._tokens.get())  # before the connection, which would wait for it
 
     async def _connect(self, make: Callable[[], P]) -> P:
         config = self._config
@@ -120,7 +147,10 @@ class Handshake:
             await self._start_tls(protocol, offers)
             offers = await self._ehlo(protocol)
         if self._config.logs_in:
-            await self._login.run(lambda command: self._ask(protocol, command, "auth"), offers)
+            ask = partial(self._ask, protocol, stage="auth")
+            await self._login.run(ask, offers)
+        if not protocol.quiet():
+            raise RelayUnavailableError("unreachable", UNREQUESTED)
         return offers
 
     async def _ask(self, protocol: SmtpProtocol, command: bytes, stage: Stage, *wanted: int) -> Answer:
@@ -137,7 +167,7 @@ class Handshake:
                 hint = "; does this port want SMTP_TLS=implicit?" if stage == "greeting" else ""
             raise RelayUnavailableError(error.reason, f"{error} (at {stage.upper()}){hint}") from None
         if wanted and answer[0] not in wanted:
-            reply = to_reply(answer, stage)
+            reply = to_reply(answer, stage, of_login=self._shown)
             raise RelayUnavailableError(handshake_reason(reply), str(reply))
         return answer
 
@@ -181,11 +211,14 @@ def _explained(stage: Stage, config: RelayConfig) -> Generator[None]:
     """Raise errors of the network and of TLS as `RelayUnavailableError`, with the fix."""
     try:
         yield
-    except ssl.SSLCertVerificationError as error:
-        raise RelayUnavailableError("tls_failed", _certificate_text(error, config)) from None
     except ssl.SSLError as error:
+        alert = _CERTIFICATE_ALERT.search(str(error.reason))
+        found = None if alert else tls_failure(str(error), authority="SMTP_CA_FILE", host="SMTP_HOST")
+        if found is not None:
+            raise RelayUnavailableError("tls_failed", f"{config.host} {found.why}; {found.fix}") from None
         hint = "; does this port want SMTP_TLS=starttls?" if config.tls == "implicit" else ""
-        hint = certificate_hint(config) if _CERTIFICATE_ALERT.search(str(error.reason)) else hint
+        hint = certificate_hint(config) if alert else hint
+        hint += "; or it may offer only weak encryption" if alert and alert[1] == "HANDSHAKE_FAILURE" else ""
         raise RelayUnavailableError("tls_failed", f"TLS failed: {error.reason or type(error).__name__}{hint}") from None
     except TimeoutError:
         raise RelayUnavailableError(
@@ -199,14 +232,3 @@ def _explained(stage: Stage, config: RelayConfig) -> Generator[None]:
         why = error.strerror or type(error).__name__
         reason = "tls_failed" if stage == "tls" else "unreachable"
         raise RelayUnavailableError(reason, f"{config.name}: {why} (at {stage.upper()})") from None
-
-
-def _certificate_text(error: ssl.SSLCertVerificationError, config: RelayConfig) -> str:
-    why = error.verify_message
-    if "expired" in why or "not yet valid" in why:
-        fix = "the relay needs a new one, or this machine's clock is wrong"
-    elif "ostname" in why or "IP address" in why:
-        fix = "SMTP_HOST must be a name in it"
-    else:
-        fix = "name the authority that signed it in SMTP_CA_FILE"
-    return f"the certificate of {config.host} is not accepted: {why}; {fix}"

@@ -6,13 +6,12 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from scramp import ScramClient, ScramException  # pyright: ignore[reportMissingTypeStubs] - it has none
 
-from otp_stream.core.masking import SEARCH_LIMIT, scrub
 from otp_stream.core.outcome import Reply, UnavailableReason
+from otp_stream.core.shown_secrets import ShownSecrets
 
 from .access_token import MAY_BE_TOKEN
 from .config import RelayConfig
@@ -58,9 +57,10 @@ class TokenRefusedError(RelayUnavailableError):
 class Login:
     """Logs in on each connection by the first mechanism that the relay offers and takes, then by that one alone."""
 
-    def __init__(self, config: RelayConfig, tokens: AccessTokens | None) -> None:
+    def __init__(self, config: RelayConfig, tokens: AccessTokens | None, shown: ShownSecrets) -> None:
         self._config = config
         self._tokens = tokens
+        self._shown = shown
         self._mechanism: str | None = None
         """The mechanism of the last login that was accepted."""
         self._refused_logins = 0
@@ -77,6 +77,7 @@ class Login:
             self._secrets, self._refused_logins = config.secrets, 0  # no mechanism has refused them yet
         mechanisms = self._mechanisms(offers)
         token = await self._tokens.get() if self._tokens is not None else ""
+        self._shown.add(config.password, token)
         refused: Reply | None = None
         credentials = 0
         """How often the relay may have counted a wrong password."""
@@ -92,9 +93,7 @@ class Login:
             if code == 235:
                 self._mechanism, self._refused_logins, self._accepted_token = mechanism, 0, token
                 return
-            reply = to_reply((code, _without(token, text)), "auth", secrets=config.secrets)
-            # here, because the password may be another one when the reply is shown
-            reply = replace(reply, text=scrub(reply.text, config.password or "", limit=SEARCH_LIMIT))
+            reply = to_reply((code, _without(token, text)), "auth", secrets=config.secrets, of_login=self._shown)
             if code // 100 == 4 and mechanism == self._mechanism:
                 # the mechanism has worked before, so the failure is not about the mechanism
                 raise RelayUnavailableError(handshake_reason(reply), str(reply))
@@ -138,19 +137,23 @@ class Login:
         command = f"AUTH {mechanism}" if initial is None else f"AUTH {mechanism} {_b64(initial) or '='}"
         if len(command) > _MAX_COMMAND:
             command = f"AUTH {mechanism}"  # the relay asks for the response
-        answer = await ask(f"{command}\r\n".encode())
+        answer, response = await ask(f"{command}\r\n".encode()), initial
         while answer[0] == 334:
             challenge = b""
             with suppress(ValueError):  # the relay refuses the answer to a challenge that is not base64
                 challenge = base64.b64decode(answer[1])
             try:
-                answer = await ask(f"{_b64(await _response(dialogue, mechanism, challenge))}\r\n".encode())
+                response = await _response(dialogue, mechanism, challenge)
+                answer = await ask(f"{_b64(response)}\r\n".encode())
             except RelayUnavailableError:
                 if not (token and challenge):
                     raise
                 # the challenge gave the reason of a refusal, and the reply is missing (RFC 7628 §3.2.3)
                 text = f"the relay refuses the access token{_status(challenge)} (at AUTH)"
                 raise TokenRefusedError("login_refused", text, token) from None
+        # the last response of SCRAM is empty, and follows the relay's proof
+        if answer[0] == 235 and mechanism == "SCRAM-SHA-256" and response != "":
+            raise _wrong_answer(mechanism)
         return answer
 
 
@@ -213,13 +216,17 @@ def _external(user: str) -> Dialogue:
     yield user
 
 
+def _wrong_answer(mechanism: str) -> RelayUnavailableError:
+    text = f"the relay answers {mechanism} wrongly: it may not know the password (at AUTH)"
+    return RelayUnavailableError("login_refused", text)
+
+
 async def _response(dialogue: Dialogue, mechanism: str, challenge: bytes) -> str:
     try:
         # in a thread: SCRAM computes thousands of hashes, as many as the relay asks for
         response = await asyncio.to_thread(_next, dialogue, challenge.decode(errors="replace"))
     except SCRAM_ERRORS:
-        text = f"the relay answers {mechanism} wrongly: it may not know the password (at AUTH)"
-        raise RelayUnavailableError("login_refused", text) from None
+        raise _wrong_answer(mechanism) from None
     if response is None:
         text = f"the relay asks for more than {mechanism} has (at AUTH)"
         raise RelayUnavailableError("login_refused", text)

@@ -49,7 +49,7 @@ class NextMail:
         if (
             pending is not None
             and self._relay.breaker.state == "half_open"
-            and pending.mail.recipient in recipients.failed
+            and recipients.has_failed(pending.mail.recipient)
         ):
             take_next = partial(self._waiting.take, self._relay, urgent_only=urgent_only)
             pending = recipients.choose_probe(pending, take_next, self._waiting.push)

@@ -40,7 +40,8 @@ class AccessTokens:
         self._fetched_at = self._ends_at = 0.0
         self._renewal: asyncio.Task[str] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._failures = 0
+        self.failures = 0
+        """Consecutive failures to renew a token that was still valid."""
 
     @property
     def valid_s(self) -> float:
@@ -84,7 +85,7 @@ class AccessTokens:
             raise
         except Exception as error:  # noqa: BLE001 - a job must never wait for an error of a library; its text may hold secrets
             raise no_token(f"fetching it failed ({type(error).__name__}); this is an error of otp-stream") from None
-        self._token, self._failures = token.value, 0
+        self._token, self.failures = token.value, 0
         self._fetched_at = monotonic()
         self._ends_at = self._fetched_at + token.life_s
         self._renew_in(max(token.life_s - min(_MARGIN_S, _MARGIN * token.life_s), 1.0))
@@ -100,11 +101,11 @@ class AccessTokens:
             return
         if not self.valid_s:
             return  # each new connection tries again, and the circuit breaker shows the error
-        if not self._failures:
+        if not self.failures:
             fix = "the current token is used until it ends; then no mail can be sent"
             _log.warning("the access token was not renewed", error=str(error), valid_s=round(self.valid_s), fix=fix)
-        self._renew_in(min(_PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)], self.valid_s))
-        self._failures += 1
+        self._renew_in(min(_PAUSES_S[min(self.failures, len(_PAUSES_S) - 1)], self.valid_s))
+        self.failures += 1
 
 
 def access_tokens(config: OAuthConfig, current: Callable[[], OAuthConfig | None] = lambda: None) -> AccessTokens:

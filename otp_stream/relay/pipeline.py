@@ -278,9 +278,12 @@ class Pipeline(SmtpProtocol):
         mail = self.current.mail if self.current else None
         our_sender = self._sender if mail is None or mail.sender is None else mail.sender
         secrets = mail.secrets if mail else ()
+        # the text of the reply that accepts a mail is shown nowhere, and a search takes as long as the rest; a 2xx at
+        # another step is unexpected, and shown
+        of_login = () if stage == "body" and code // 100 == 2 else self.shown
         if "@" not in text:
-            return to_reply((code, text), stage, secrets=secrets)
+            return to_reply((code, text), stage, secrets=secrets, of_login=of_login)
         # in a mail to ourselves, our address is the recipient's, and its refusal is about this mail only
         other = person_key(mail.recipient) if mail else ""
         sender, login = (it if it and person_key(it) != other else None for it in (our_sender, self._login))
-        return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets)
+        return to_reply((code, text), stage, sender=sender, login=login, secrets=secrets, of_login=of_login)

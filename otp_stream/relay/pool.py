@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from time import monotonic
 
+from otp_stream.core.state import CredentialsState
+
 from .config import RelayConfig
 from .connection import Connection
 from .handshake import Handshake
@@ -45,9 +47,20 @@ class Pool:
         return len(self._opening)
 
     @property
+    def following(self) -> int:
+        """Mails whose envelope was sent behind another mail."""
+        return sum(connection.following is not None for connection in self.open)
+
+    @property
     def room(self) -> int:
         """How many more connections may be opened."""
         return self._config.pool_size - len(self.open) - len(self._quitting) - len(self._opening)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether every connection that ordinary jobs may use is in use, or is being opened or replaced."""
+        reserved = self._config.pool_size - self._config.ordinary_connections
+        return self.room <= reserved and not self.idle
 
     def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""
@@ -77,6 +90,10 @@ class Pool:
         self.connects += 1
         self.open.add(connection)
         return connection
+
+    def credentials(self) -> CredentialsState:
+        """Return when the certificate and the access token end."""
+        return self._handshake.credentials()
 
     def keep_idle(self, connection: Connection) -> None:
         """Keep an idle connection."""

@@ -4,15 +4,22 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import cast
 
 from otp_stream.core.outcome import UnavailableReason
+from otp_stream.core.shown_secrets import ShownSecrets
 
 from .parser import Answer, GarbageError, ReplyParser
+
+SESSION_ENDS = 421
 
 _DEAD_PEER_MS = 20_000
 """If TCP acknowledges nothing for this long, the peer is gone. A slow relay still acknowledges, so the long reply times
 of RFC 5321 are not affected."""
+
+
+UNREQUESTED = "the relay sent a reply that no command asked for"
 
 
 class RelayUnavailableError(Exception):
@@ -30,6 +37,8 @@ class SmtpProtocol(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.parser = ReplyParser()
+        self.shown = ShownSecrets()
+        """What logins have shown to the relay, on this connection and on others."""
         self.lost: RelayUnavailableError | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers: deque[Answer] = deque()
@@ -44,18 +53,22 @@ class SmtpProtocol(asyncio.Protocol):
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MS)
 
     def data_received(self, data: bytes) -> None:
-        """Call `reply_received` for each complete reply."""
+        """Pass on all complete replies."""
         garbage: GarbageError | None = None
         try:
             answers = self.parser.feed(data)
         except GarbageError as error:
             # replies before it count: after a 250, the mail must not be sent again
             garbage, answers = error, error.before
+        self.replies_received(answers, more=garbage is not None or self.parser.pending)
+        if garbage is not None:
+            self.abort(RelayUnavailableError("unreachable", str(garbage)))
+
+    def replies_received(self, answers: Sequence[Answer], *, more: bool) -> None:  # noqa: ARG002 - subclasses use `more`
+        """Handle the replies that arrived together. `more`: whether other bytes arrived behind them."""
         for code, text in answers:
             if self.lost is None:
                 self.reply_received(code, text)
-        if garbage is not None:
-            self.abort(RelayUnavailableError("unreachable", str(garbage)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the wait for replies."""
@@ -65,7 +78,10 @@ class SmtpProtocol(asyncio.Protocol):
             self.closed.set_result(None)
 
     def reply_received(self, code: int, text: str) -> None:
-        """Store a reply for `execute`."""
+        """Store a reply for `execute`: the one that it waits for, and a 421."""
+        if len(self._answers) > 1:
+            self.abort(RelayUnavailableError("unreachable", UNREQUESTED))
+            return
         self._answers.append((code, text))
         self._wake()
 
@@ -77,8 +93,15 @@ class SmtpProtocol(asyncio.Protocol):
             self.transport.abort()
 
     async def execute(self, command: bytes, timeout_s: float) -> Answer:
-        """Send a command (empty for the greeting) and return the reply. Raises `RelayUnavailableError`."""
+        """Send a command (empty for the greeting) and return the reply. Raises `RelayUnavailableError`.
+
+        A reply that is already here is not the reply to this command. Only 421 may come at any time (RFC 5321 §3.8).
+        """
         if command and self.lost is None:  # uvloop raises on a write to a closed transport
+            if not self.quiet():
+                if self._answers and self._answers[0][0] == SESSION_ENDS:
+                    return self._answers.popleft()
+                raise RelayUnavailableError("unreachable", UNREQUESTED)
             self.transport.write(command)
         try:
             async with asyncio.timeout(timeout_s):

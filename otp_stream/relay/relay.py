@@ -72,7 +72,14 @@ class SmtpRelay:
         self._suspension = Suspension()
         configs = (config, *fallbacks)
         relays = [
-            Availability(it.name, steady_ms(), fraction, Slowness() if fallbacks else None, shared=it.shared)
+            Availability(
+                it.name,
+                steady_ms(),
+                fraction,
+                Slowness() if fallbacks else None,
+                shared=it.shared,
+                scheme="smtps" if it.tls == "implicit" else "smtp",
+            )
             for it in configs
         ]
         self._waiting = WaitingSends(relays, self._suspension, now_ms)

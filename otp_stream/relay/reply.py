@@ -4,11 +4,12 @@ Facts only. Whether a job is tried again is decided elsewhere.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from otp_stream.core.greylisting import asks_for_later, names_unknown_sender
 from otp_stream.core.masking import SEARCH_LIMIT, SHOWN, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Unavailable, UnavailableReason
+from otp_stream.core.shown_secrets import without_long_words
 
 from . import reply_words as words
 from .parser import Answer
@@ -48,20 +49,33 @@ _AUTHENTICITY_STATUS = frozenset({"7.20", "7.21", "7.22", "7.23", "7.24", "7.26"
 """RFC 7372: failures of DKIM and SPF."""
 _OF_A_MAIL: frozenset[Stage] = frozenset({"rcpt", "data", "body"})
 """The stages that a recipient and a message belong to."""
+_OF_ANOTHER_SERVER = re.compile(
+    r"(?i)\b(?:said|says|replied|responded|was):? ?[\"'<]?[245]\d\d\b|(?:remote|destination) (?:mail )?(?:server|host"
+    r"|mx)\b.{0,80}: ?[245]\d\d\b|^(?:(?!\bsender\b)[\s\S])*\b(?:callout\b|verification failed for <?\*\*\*)"
+)
+"""A server that the relay asked about the recipient. The owner of a domain chooses its words."""
 _ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
 """RFC 3463: too big for the system or the mailbox; content or media, and SMTPUTF8 (RFC 6531), not supported."""
 
 
 def to_reply(
-    answer: Answer, stage: Stage, *, sender: str | None = None, login: str | None = None, secrets: Sequence[str] = ()
+    answer: Answer,
+    stage: Stage,
+    *,
+    sender: str | None = None,
+    login: str | None = None,
+    secrets: Sequence[str] = (),
+    of_login: Iterable[str] = (),
 ) -> Reply:
     """Parse a reply: its enhanced code (RFC 2034) is separated, its text on one line and without e-mail addresses.
 
     `sender` is the envelope's MAIL FROM and `login` the user: they are replaced by `SENDER_EMAIL` and `SMTP_USER`, so
-    that a reader sees whom the reply is about. In a text that is too long to be shown as a whole, the mail's `secrets`
-    are redacted here, because no later search would find half of a code.
+    that a reader sees whom the reply is about. The secrets `of_login` are redacted here, because no later reader knows
+    them. The mail's `secrets` are redacted here only in a text in which no later search would find them: one that is
+    too long to be shown as a whole, or has another address, which may be a part of one.
     """
     code, text = answer
+    text = without_long_words(text, of_login)
     enhanced = _ENHANCED.match(text) or _AT_THE_END.search(text)
     status = enhanced[1] if enhanced else None
     if status is not None and int(status[0]) != code // 100:
@@ -69,11 +83,32 @@ def to_reply(
     if status is not None:
         # each line of a reply repeats the status
         text = "\n".join([line.removeprefix("#").removeprefix(status) for line in text.split("\n")])
-    if "@" in text:
-        ours = {name.lower(): shown for name, shown in ((login, _LOGIN), (sender, _SENDER)) if name}
-        # as in "from=otp@example.com."
-        text = _ADDRESS.sub(lambda it: ours.get(it[0].rstrip(".!?").lower().removeprefix("from="), "***"), text)
-    return Reply(code, status, scrub(text, *(secrets if len(text) > SHOWN else ()), limit=SEARCH_LIMIT), stage)
+    text = _without_domain(text, secrets) if code >= 400 else text
+    is_long = len(text) > SHOWN
+    if "@" not in text:
+        text = scrub(text, *of_login, *(secrets if is_long else ()), limit=SEARCH_LIMIT)
+        return Reply(code, status, text, stage)
+    ours = {name.lower(): shown for name, shown in ((login, _LOGIN), (sender, _SENDER)) if name}
+    hidden = secrets if is_long or _has_other_address(text, (*ours, *secrets)) else ()
+    text = scrub(text, *of_login, *hidden, limit=SEARCH_LIMIT)
+    return Reply(code, status, _ADDRESS.sub(lambda it: ours.get(_bare(it[0]), "***"), text), stage)
+
+
+def _without_domain(text: str, secrets: Sequence[str]) -> str:
+    """Hide the recipient's domain: its words, such as `throttled.example`, are not the relay's."""
+    domain = next((it.rpartition("@")[2] for it in secrets if "@" in it), "")
+    if not domain or domain.lower() not in text.lower():
+        return text
+    return re.sub(rf"(?<![@\w.-]){re.escape(domain)}(?![\w-])", "…", text, flags=re.IGNORECASE)
+
+
+def _bare(address: str) -> str:
+    return address.rstrip(".!?").lower().removeprefix("from=")  # as in "from=otp@example.com."
+
+
+def _has_other_address(text: str, known: Iterable[str]) -> bool:
+    """Return whether what looks like an address is another one, or part of a secret that the relay has changed."""
+    return not {_bare(it) for it in _ADDRESS.findall(text)} <= {name.lower() for name in known}
 
 
 def classify(reply: Reply) -> Outcome | None:
@@ -115,6 +150,8 @@ def unavailable_reason(reply: Reply) -> UnavailableReason | None:
     """Return why no mail can be sent now, or `None` if the reply is about one recipient or message."""
     status = reply.enhanced or ""
     if reply.stage in _OF_A_MAIL:
+        if _OF_ANOTHER_SERVER.search(reply.text):
+            return None
         if _is_for_our_address(reply, status):
             return _of_tls_or_login(reply, status) or _of_our_address(reply.text)
         if _is_for_one_mail(reply, status):
@@ -153,10 +190,6 @@ def _of_tls_or_login(reply: Reply, status: str) -> UnavailableReason | None:
         # a temporary failure of the login (RFC 4954 §6), or of TLS (RFC 3207 §4)
         return "tls_failed" if reply.stage == "tls" else "login_refused"
     return None
-
-
-def _is_our_login(reply: Reply) -> bool:
-    return reply.code in _LOGIN_CODES and not words.TLS.search(reply.text)
 
 
 def _is_closed(reply: Reply, status: str) -> bool:
@@ -201,7 +234,8 @@ def _is_for_one_mail(reply: Reply, status: str) -> bool:
         return True
     if reply.code // 100 == 4 and names_unknown_sender(text) and not _SENDER_STATUS.fullmatch(status):
         return True
-    return bool(words.RECIPIENTS_OWN.search(text)) and not _is_our_login(reply)
+    is_our_login = reply.code in _LOGIN_CODES and not words.TLS.search(text)
+    return bool(words.RECIPIENTS_OWN.search(text)) and not is_our_login
 
 
 def _is_out_of_step(reply: Reply) -> bool:

@@ -119,7 +119,7 @@ RECIPIENTS_OWN = _any(
     r"^(?!.*\b(?:sending|out-?going|out-?bound|submission|smtp|relay|sender|account|your)\b)"
     r".*(?:limit|quota|rate|too many)\b[^,.;:]{0,40} (?:to|for) [<(\"']*\*\*\*",
     r"suppression list",
-    r"unverified address|\b(?:said|says|replied|responded): ?[245]\d\d\b",  # of a server that the relay asked
+    r"unverified address",
     r"^\W*\*\*\*[>)\"':]* (?:cannot|can't|could not) be verified",
 )
 """About this recipient, whatever else the text contains."""

@@ -25,7 +25,8 @@ class _Sender:
 class Senders:
     """Suspends tenants: none of their mails is sent through the relay, but one as a probe after each pause.
 
-    A recipient whose mails alone are refused suspends its tenant twice at most. Times are milliseconds since 1970.
+    A recipient or domain whose mails alone are refused suspends its tenant twice at most. Times are milliseconds since
+    1970.
     """
 
     def __init__(self, fraction: Callable[[], float]) -> None:
@@ -62,19 +63,23 @@ class Senders:
             return False
         return sender.recipients.is_at_fault(pending.mail.recipient)
 
-    def refused(self, pending: PendingSend, error: str, now_ms: int) -> bool:
-        """Suspend the tenant of a mail. Returns whether it has changed."""
+    def refused(self, pending: PendingSend, error: str, now_ms: int, *, at_mail: bool) -> bool:
+        """Suspend the tenant of a mail, which was refused at MAIL or later. Returns whether it has changed."""
         tenant = pending.mail.tenant
         sender = self._known.get(tenant)
         if sender is None:
             sender = self._known[tenant] = _Sender(now_ms, self._fraction)
         was_probe = sender.probe is pending
-        sender.recipients.failed.add(pending.mail.recipient)
-        if not sender.breaker.open("sender_refused", error, now_ms, probe=was_probe):
+        recipients, recipient, pause_ms = sender.recipients, pending.mail.recipient, None
+        if not at_mail:
+            sign = recipients.is_sign_of_outage(recipient, now_ms, probe=was_probe)
+            pause_ms = recipients.pause_ms(now_ms, sign=sign, probe=was_probe)
+        recipients.add_failed(recipient)
+        if not sender.breaker.open("sender_refused", error, now_ms, probe=was_probe, pause_ms=pause_ms):
             return False
         sender.probe = None
-        sender.recipients.opened_breaker(pending.mail.recipient)
-        sender.recipients.forget_failed(breaker_is_closed=False)
+        recipients.opened_breaker(recipient)
+        recipients.forget_failed(breaker_is_closed=False)
         self._refresh()
         return True
 
@@ -85,17 +90,17 @@ class Senders:
             return False
         recipients = sender.recipients
         if isinstance(outcome, Accepted):
-            del recipients.offences[pending.mail.recipient]
+            recipients.accepted(pending.mail.recipient)
         if isinstance(outcome, Unavailable | Uncertain):
             self.probe_withdrawn(pending)
             return False
         closed = sender.probe is pending and sender.breaker.close(now_ms)
         if closed:
             sender.probe = None
-            recipients.closed_breaker(pending.mail.recipient)
+            recipients.closed_breaker(pending.mail.recipient, now_ms)
             recipients.forget_failed(breaker_is_closed=True)
             self._refresh()
-        if sender.breaker.state == "closed" and not recipients.offences:
+        if sender.breaker.state == "closed" and not recipients.has_offences:
             del self._known[pending.mail.tenant]
         return closed
 
@@ -115,7 +120,7 @@ class Senders:
     def failed(self, pending: PendingSend) -> FailedRecipients | None:
         """Return the recipients of the tenant whose mail failed, if this mail is for one of them."""
         recipients = self._known[pending.mail.tenant].recipients
-        return recipients if pending.mail.recipient in recipients.failed else None
+        return recipients if recipients.has_failed(pending.mail.recipient) else None
 
     def half_open(self, now_ms: int, *, requested: bool = False) -> None:
         """Let each tenant's next mail pass as the probe, if the pause is over. A `requested` one may pass earlier."""

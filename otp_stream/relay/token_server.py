@@ -4,14 +4,18 @@ import asyncio
 import io
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, quote_plus, urlsplit
 
+from otp_stream.bounded_http import bound
 from otp_stream.core.masking import scrub
+from otp_stream.core.shown_secrets import ShownSecrets
 from otp_stream.tasks import in_thread
+from otp_stream.tls import tls_failure
 from otp_stream.urls import is_loopback
 
 from .access_token import MAX_ANSWER, MAY_BE_TOKEN, Token, TokenError, life_of, no_token, of_answer
@@ -38,7 +42,7 @@ _NETWORK_FIXES = {
     "InvalidSchema": _CHECK_PROXY,
     "InvalidURL": _CHECK_PROXY,
     "ProxyError": _CHECK_PROXY,
-    "SSLError": "its certificate is not accepted: name the authority that signed it in REQUESTS_CA_BUNDLE",
+    "SSLError": "TLS fails: check its port and its log",
 }
 """By the error of requests. The URL of the token server is known to be valid."""
 
@@ -56,8 +60,10 @@ class TokenServer:
         self._host = urlsplit(config.token_url or "").hostname
         self._refresh_token = config.refresh_token
         """The latest: a token server may replace it with each access token."""
-        self._secrets: set[str] = set()
-        """All that were used."""
+        self._shown = ShownSecrets()
+        """Its access tokens, too: it may quote the last one."""
+        self._asks = threading.Lock()
+        """Held by the thread of a request, which may continue after the time limit."""
 
     async def fetch(self) -> Token:
         """Return a new token. Raises `TokenError`."""
@@ -68,6 +74,14 @@ class TokenServer:
             raise self._unreachable(f"does not answer within {_TOTAL_S:g} s") from None
 
     def _fetch(self) -> Token:
+        if not self._asks.acquire(blocking=False):
+            raise self._unreachable("still answers an earlier request")
+        try:
+            return self._ask()
+        finally:
+            self._asks.release()
+
+    def _ask(self) -> Token:
         from authlib.common.errors import AuthlibBaseError  # noqa: PLC0415
         from requests import RequestException  # noqa: PLC0415
 
@@ -84,6 +98,8 @@ class TokenServer:
         except RequestException as error:
             status = f"answers {error.response.status_code}" if error.response is not None else "does not answer"
             kind = type(error).__name__
+            if found := tls_failure(str(error), authority="REQUESTS_CA_BUNDLE", host="the host of the token server"):
+                raise self._unreachable(found.why, found.fix) from None
             raise self._unreachable(f"{status} ({kind})", _NETWORK_FIXES.get(kind, _CHECK_URL)) from None
         except OSError as error:  # requests raises it before it connects
             raise self._unreachable(f"was not asked ({type(error).__name__})", "check REQUESTS_CA_BUNDLE") from None
@@ -96,13 +112,15 @@ class TokenServer:
         if self._config.refresh_token != before.refresh_token:
             self._refresh_token = self._config.refresh_token
         secrets = (self._config.client_secret, self._config.refresh_token, self._refresh_token)
-        self._secrets.update(it for it in secrets if it)
+        self._shown.add(*secrets)
 
     def _read(self, answer: Mapping[str, Any]) -> Token:
         try:
-            return of_answer(answer)
+            token = of_answer(answer)
         except ValueError as error:
             raise no_token(f"the answer of {self._host} {error}; {_CHECK_URL}") from None
+        self._shown.add(token.value)
+        return token
 
     def _by_client(self) -> Mapping[str, Any]:
         from authlib.integrations.requests_client import OAuth2Session  # noqa: PLC0415
@@ -119,9 +137,22 @@ class TokenServer:
         with _careful(session, config.token_url or ""):
             if self._refresh_token is None:
                 return session.fetch_token(config.token_url, grant_type="client_credentials")
+            return self._by_refresh_token(session, config)
+
+    def _by_refresh_token(self, session: Any, config: OAuthConfig) -> Mapping[str, Any]:
+        from authlib.common.errors import AuthlibBaseError  # noqa: PLC0415
+
+        try:
             answer = session.refresh_token(config.token_url, refresh_token=self._refresh_token)
-            self._refresh_token = answer.get("refresh_token") or self._refresh_token
-            return answer
+        except AuthlibBaseError as error:
+            if error.error != "invalid_grant" or self._refresh_token == config.refresh_token:
+                raise
+            # the server has replaced the configured one, and does not accept its own
+            answer = session.refresh_token(config.token_url, refresh_token=config.refresh_token)
+            self._refresh_token = config.refresh_token
+        if isinstance(replaced := answer.get("refresh_token"), str) and replaced:
+            self._refresh_token = replaced
+        return answer
 
     def _by_key(self, path: Path) -> Mapping[str, Any]:
         from authlib.integrations.requests_client import AssertionSession  # noqa: PLC0415
@@ -146,38 +177,24 @@ class TokenServer:
         return no_token(f"the token server {self._host} {text}; {fix}", "unreachable")
 
     def _scrubbed(self, text: str) -> str:
-        for secret in self._secrets:
+        for secret in self._shown:
             for form in (secret, quote(secret, safe=""), quote_plus(secret)):
                 text = text.replace(form, "***")
-        return scrub(MAY_BE_TOKEN.sub("***", text), *self._secrets, self._config.user)
+        return scrub(MAY_BE_TOKEN.sub("***", text), *self._shown, self._config.user)
 
 
 def _careful(session: Any, url: str) -> Any:
     """Return a session of requests that sends nothing to another host, and reads no long answer."""
-    session.max_redirects = 0
-    session.auth = _unchanged  # otherwise it sends a password of ~/.netrc
+    bound(session, MAX_ANSWER, _TOTAL_S)
     # a request without TLS stays on this machine, although HTTP_PROXY is set
     session.trust_env = urlsplit(url).scheme == "https"
-    session.hooks["response"].append(_read_answer)
+    session.hooks["response"].append(_limit_life)
     return session
 
 
-def _unchanged(request: Any) -> Any:
-    return request
-
-
-def _read_answer(response: Any, **_: object) -> Any:
-    """Read the body of a response up to a limit, and drop a life that Authlib cannot read."""
-    from requests import ConnectionError  # noqa: A004, PLC0415
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
-
-    try:
-        body: bytes = response.raw.read(MAX_ANSWER + 1, decode_content=True)
-    except HTTPError as error:  # it broke off
-        raise ConnectionError(type(error).__name__, response=response) from None
-    response.close()
-    if len(body) > MAX_ANSWER:
-        raise ValueError("it is too long")
+def _limit_life(response: Any, **_: object) -> Any:
+    """Replace a life that Authlib cannot read."""
+    body: bytes = response.raw.getvalue()
     with suppress(ValueError, RecursionError):
         answer = json.loads(body)
         if isinstance(answer, dict):

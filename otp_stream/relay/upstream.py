@@ -73,14 +73,15 @@ class Upstream:
             size=self.config.pool_size,
             connections=len(self.pool.open),
             sending=self._sending,
-            waiting=self._waiting.own(self.availability)
-            + sum(connection.following is not None for connection in self.pool.open),
+            saturated=self.pool.saturated,
+            waiting=self._waiting.own(self.availability) + self.pool.following,
             stalled=self.availability.stalled,
             connects=self.pool.connects,
             replies={str(code): count for code, count in (self._replies + self._refusals).items()},
             rate=self.rate.allowed(monotonic()),
             slowed=self.rate.slowed,
             suspended=self.availability.senders.errors(),
+            credentials=self.pool.credentials(),
         )
 
     @property
@@ -235,8 +236,7 @@ class Upstream:
             self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
         pending = self._waiting.take(self.availability, urgent_only=False)
-        # a relay may quote the login
-        text = scrub(str(error), self.config.password or "", self.config.current.password or "")
+        text = scrub(str(error))
         if self.breaker.open(error.reason, text, self._now_ms()):
             if pending is not None:
                 pending.resolve(Unavailable(error.reason, text))
@@ -276,7 +276,7 @@ class Upstream:
     def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
         self._count(pending, -1)
         verdict = self.availability.judge(pending, outcome, self._now_ms())
-        if verdict.changed and self.breaker.reason == "throttled":
+        if verdict.changed and verdict.sign and self.breaker.reason == "throttled":
             self.limiter.throttled()
         if verdict.renew:
             self.pool.renew()

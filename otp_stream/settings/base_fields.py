@@ -77,6 +77,11 @@ class BaseFields(BaseSettings):
         "`info`.",
     )
 
+    log_format: Literal["json", "text", "ecs"] | None = Field(
+        default=None,
+        description="`json`, `text` (readable) or `ecs` (JSON by Elastic Common Schema). When unset: `text` in "
+        "development, otherwise `json`.",
+    )
     smtp_tls: Literal["starttls", "implicit", "none"] = Field(
         default="starttls",
         description="`starttls` (required, never opportunistic), `implicit` (the default on port 465) or `none`.",

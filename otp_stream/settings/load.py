@@ -1,12 +1,14 @@
 """Reads the settings, and finds all problems at once."""
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from otp_stream.otlp import COLLECTOR_URLS
 from otp_stream.urls import read_url
 
 from .base_fields import ENV_FILE
@@ -43,7 +45,7 @@ def load(**values: Any) -> tuple[Settings, list[str]]:
     problems = _env_file_problems()
     if problems:
         values = {"_env_file": None, **values}
-    problems += _tracing_problems(os.environ)
+    problems += _collector_problems(os.environ)
     secrets, files, unreadable = read_secret_files(env_file=values.get("_env_file", ENV_FILE) is not None)
     files = {name: file for name, file in files.items() if name not in values}
     values = secrets | values
@@ -65,7 +67,11 @@ def _env_file_problems() -> list[str]:
     """Return why `.env` cannot be read. Pydantic-settings would misread other encodings, or raise an exception."""
     content = b""
     try:
-        content = ENV_FILE.read_bytes() if ENV_FILE.is_file() else b""
+        if not ENV_FILE.is_file():
+            return []
+        if problem := _foreign_env_file():
+            return [problem]
+        content = ENV_FILE.read_bytes()
         if "\0" in content.decode("utf-8-sig"):  # UTF-16 without its mark
             return [f"{ENV_FILE}: is not encoded as UTF-8; save it as UTF-8"]
     except UnicodeDecodeError as error:
@@ -76,10 +82,23 @@ def _env_file_problems() -> list[str]:
     return []
 
 
-def _tracing_problems(environ: Mapping[str, str]) -> list[str]:
+def _foreign_env_file() -> str | None:
+    """Return why `.env` may be another user's: its settings choose commands that run, and where passwords are sent."""
+    found, folder = ENV_FILE.stat(), ENV_FILE.absolute().parent
+    if found.st_uid not in {0, os.geteuid()}:
+        return f"{ENV_FILE}: belongs to another user, so it is not read; run this as that user, or chown {ENV_FILE}"
+    if found.st_mode & stat.S_IWOTH:
+        return f"{ENV_FILE}: every user can change it, so it is not read; if its content is yours: chmod 600 {ENV_FILE}"
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        return f"{ENV_FILE}: every user can replace it, so it is not read; chmod o-w {folder}"
+    return None
+
+
+def _collector_problems(environ: Mapping[str, str]) -> list[str]:
     """Check the endpoints, which OpenTelemetry's SDK itself reads from the environment."""
     found: list[str] = []
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+    for name in COLLECTOR_URLS:
         if url := environ.get(name, "").strip():
             try:
                 read_url(url, {"http", "https"}, "http://collector.example.com:4318")

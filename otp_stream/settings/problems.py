@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import assert_never
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from otp_stream.urls import is_loopback
-
+from .secret_files import exists, place
 from .settings import Settings
+from .transport import options, remote_servers, unencrypted_mail, unencrypted_servers, unprotected
 from .validators import MAKE_KEY, listed
 
 REQUIRED = ("SENDER_EMAIL", "SMTP_HOST")
@@ -18,7 +18,15 @@ REQUIRED_FOR_LOGIN = ("SMTP_USER", "SMTP_PASS")
 _FROM_TOKEN_SERVER = ("SMTP_OAUTH_TOKEN_URL", "SMTP_OAUTH_KEY_FILE")
 _TOKEN_SOURCES = ("TOKEN_URL", "KEY_FILE", "TOKEN_COMMAND", "TOKEN_FILE")
 _TLS_FILES = ("cafile", "certfile", "keyfile", "ssl_certfile", "ssl_keyfile")
-_NO = {"0", "f", "false", "n", "no"}
+_FILES = (
+    "smtp_ca_file",
+    "smtp_cert_file",
+    "smtp_key_file",
+    "smtp_oauth_key_file",
+    "templates_dir",
+    "tenants_file",
+    "http_tokens_file",
+)
 _FEW = 8
 """A random token of 16 characters has at least this many different ones."""
 _WORDS = ("admin", "change", "example", "letmein", "otp-stream", "otpstream", "passw", "qwert", "secret", "token")
@@ -49,24 +57,27 @@ def find_problems(settings: Settings) -> list[str]:
         found.append("SMTP_CERT_FILE: is required with SMTP_KEY_FILE")
     if settings.smtp_cert_file is not None and settings.smtp_tls == "none":
         found.append("SMTP_CERT_FILE: needs TLS; set SMTP_TLS to starttls or implicit")
-    for name in (
-        "smtp_ca_file",
-        "smtp_cert_file",
-        "smtp_key_file",
-        "smtp_oauth_key_file",
-        "templates_dir",
-        "tenants_file",
-    ):
-        path: Path | None = getattr(settings, name)
-        if path is not None and not path.exists():
-            found.append(f"{name.upper()}: {path} does not exist")
+    found += _missing_files(settings)
     if settings.brand_logo_url is not None and settings.brand_name is None:
         found.append("BRAND_LOGO_URL: needs BRAND_NAME, which mail programs show in place of a logo they do not load")
     found += _missing_tls_files(settings)
     found += _unicode_addresses(settings)
     if settings.app_env == "production":
         found += _unsafe_in_production(settings)
+    elif settings.http_tokens_file is not None and settings.secret_key is None:
+        found.append(f"SECRET_KEY: is required with HTTP_TOKENS_FILE, because it signs the sessions; {MAKE_KEY}")
     return found
+
+
+def _missing_files(settings: Settings) -> Iterator[str]:
+    for name in _FILES:
+        path: Path | None = getattr(settings, name)
+        if path is None or exists(path):
+            continue
+        if name == "http_tokens_file":  # easily confused with HTTP_TOKEN_FILE or HTTP_TOKEN
+            yield f"HTTP_TOKENS_FILE: does not exist{place(path)}"
+        else:
+            yield f"{name.upper()}: {path} does not exist"
 
 
 def _missing_tls_files(settings: Settings) -> Iterator[str]:
@@ -134,19 +145,13 @@ def _unsafe_in_production(settings: Settings) -> list[str]:
         found.append("RABBITMQ_URL: memory:// loses all jobs at a stop; it is refused in production")
     elif (parts.username or "guest") == "guest" and "auth=external" not in parts.query.lower().split("&"):
         found.append("RABBITMQ_URL: the user guest is refused in production; create a user for otp-stream")
-    if settings.smtp_host and settings.smtp_tls == "none" and not is_loopback(settings.smtp_host):
-        found.append("SMTP_TLS: none is refused in production to a host that is not loopback; use starttls or implicit")
-    found += [
-        f"SMTP_FALLBACK_URLS: tls=none is refused in production to {relay.host}, not loopback; leave it out"
-        for relay in settings.fallbacks
-        if relay.tls == "none" and not is_loopback(relay.host)
-    ]
     return found
 
 
 def _unsafe_everywhere(settings: Settings) -> list[str]:
     """Return settings that are unsafe in every environment, each with its fix."""
-    found = [text for name, url in _remote_servers(settings).items() for text in _unsafe_in_url(name, url)]
+    found = [*unprotected(settings), *unencrypted_mail(settings)]
+    found += [text for name, url in remote_servers(settings).items() for text in _unsafe_in_url(name, url)]
     if settings.smtp_pass and is_placeholder(settings.smtp_pass.get_secret_value(), settings.smtp_user or ""):
         found.append("SMTP_PASS: is a placeholder or easy to guess; set the relay's password")
     found += [
@@ -156,48 +161,25 @@ def _unsafe_everywhere(settings: Settings) -> list[str]:
     ]
     if settings.http_token and is_guessable(settings.http_token.get_secret_value()):
         found.append("HTTP_TOKEN: is guessable; make a random one: openssl rand -hex 32")
+    if any(map(is_guessable, listed(settings.intake_token))):
+        found.append(f"INTAKE_TOKEN: is guessable; {MAKE_KEY}")
     if any(map(is_guessable, listed(settings.secret_key))):
         found.append(f"SECRET_KEY: is guessable; {MAKE_KEY}")
     return found
 
 
 def _unsafe_in_url(name: str, url: str) -> Iterator[str]:
-    parts = urlsplit(url)
-    given = dict(parse_qsl(parts.query))
-    options = {key: value.lower() for key, value in given.items()}
-    if parts.scheme == "amqps" and options.get("no_verify_ssl", "0") != "0":
-        yield f"{name}: no_verify_ssl accepts any certificate, also an attacker's; use cafile=/path/ca.pem"
-    if options.get("ssl_cert_reqs", "required") != "required" or options.get("ssl_check_hostname") in _NO:
-        yield (
-            f"{name}: ssl_cert_reqs and ssl_check_hostname accept any certificate, also an attacker's; "
-            "use ssl_ca_certs=/path/ca.pem"
-        )
+    parts, given = urlsplit(url), options(url)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     logins = ((user, password), (given.get("username", user), given.get("password", "")))
     if any(is_placeholder(password, user) for user, password in logins):
         yield f"{name}: its password is easy to guess; use a random one"
 
 
-def _remote_servers(settings: Settings) -> dict[str, str]:
-    """Return the URLs of servers on other machines, by setting."""
-    urls = {"RABBITMQ_URL": settings.rabbitmq_url, "REDIS_URL": settings.redis_url}
-    return {
-        name: url.get_secret_value()
-        for name, url in urls.items()
-        if url and not is_loopback(urlsplit(url.get_secret_value()).hostname or "localhost")
-    }
-
-
 def find_warnings(settings: Settings) -> list[str]:
     """Return unsafe settings that are allowed, each with its fix, for the log at start and `otp-stream check`."""
     found = _unsafe_everywhere(settings) if settings.app_env != "production" else []
-    if settings.app_env != "development":
-        found += [
-            f"{name}: {scheme}:// sends passwords and codes unencrypted to another host; use {scheme}s://"
-            for name, url in _remote_servers(settings).items()
-            if (scheme := urlsplit(url).scheme) in {"amqp", "redis"}
-        ]
-    return found
+    return [*found, *unencrypted_servers(settings)]
 
 
 def is_guessable(token: str) -> bool:

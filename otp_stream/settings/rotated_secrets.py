@@ -23,6 +23,8 @@ SETTLE_S = 0.2
 _READ_S = 5.0
 """How long a caller waits for the files: a network drive may not answer."""
 _LOGINS = frozenset({"smtp_user", "smtp_pass", "smtp_oauth_client_secret", "smtp_oauth_refresh_token"})
+_READ_EACH_TIME = frozenset({"sealing_keys", "intake_token", "intake_supabase_secret", "intake_zitadel_key"})
+"""Secrets that are not those of a connection, and are read from the settings whenever they are needed."""
 _PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
 _LOGIN_OPTIONS = {"username", "password"}
 
@@ -117,7 +119,8 @@ class RotatedSecrets:
         else:
             self.settings = new
             self._changed.add(name)
-            _log.info("new secret: new connections use it", setting=file)
+            used_by = "jobs" if name in _READ_EACH_TIME else "connections"
+            _log.info(f"new secret: new {used_by} use it", setting=file)
             if new.secret_key is None and name in {"rabbitmq_url", "smtp_pass"}:
                 _log.warning(
                     "SECRET_KEY is not set: this process keeps the key that it derived from the passwords at start, "
@@ -147,7 +150,7 @@ def _with(settings: Settings, name: str, text: str) -> tuple[Settings, str | Non
 
 def _needs_restart(name: str, old: Settings, new: Settings) -> str | None:
     """Return why a running worker cannot use a new value, or `None`."""
-    if name in _LOGINS:
+    if name in _LOGINS | _READ_EACH_TIME:
         return None
     if name == "smtp_fallback_urls":
         relays = [[(it.host, it.port, it.tls, it.user is None) for it in given.fallbacks] for given in (old, new)]

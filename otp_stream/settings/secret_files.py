@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -50,14 +51,35 @@ def read_secret_files(*, env_file: bool) -> tuple[dict[str, str], dict[str, Path
         try:
             found[field] = read_secret(path)
         except ValueError as error:
-            problems.append(f"{file}: {error}: {path}")
+            problems.append(f"{file}: {error}{place(path)}")
         else:
             files[field] = path
     return found, files, problems
 
 
+def files_with_secrets(settings: Settings) -> list[Path]:
+    """Return all files that may contain secrets, without those that `TENANTS_FILE` names; not all of them exist."""
+    keys = (settings.smtp_key_file, settings.smtp_oauth_key_file, settings.smtp_oauth_token_file)
+    tables = (settings.tenants_file, settings.http_tokens_file)
+    return [ENV_FILE, *settings.secret_files.values(), *filter(None, (*keys, *tables))]
+
+
 def _upper(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name.upper(): value for name, value in variables.items() if value}
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file exists. Its name may be too long for the system, and then Python raises an error."""
+    with suppress(OSError, ValueError):
+        return path.exists()
+    return False
+
+
+def place(path: Path, given: str | None = None) -> str:
+    """Return which file cannot be read, for the end of a message; without its name if that may be the secret itself."""
+    if Path(given or path).is_absolute() or exists(path):
+        return f": {path}"
+    return "; it must be the path of a file, such as /run/secrets/name, and not the secret itself"
 
 
 def read_secret(path: Path) -> str:

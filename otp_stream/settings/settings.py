@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b, scrypt
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import PrivateAttr, SecretStr
 
 from otp_stream.core.admission import Limit, LimitName, read_limits
-from otp_stream.urls import is_loopback, without_secrets
+from otp_stream.core.hook_signatures import webhook_keys
+from otp_stream.core.retention import Retention, read_period
+from otp_stream.core.sealing_keys import NO_KEYS, SealingKeys, read_keys
+from otp_stream.urls import amqp_server, is_loopback, without_secrets
 
 from .fallback_relay import FallbackRelay
 from .fields import Fields
@@ -46,6 +50,16 @@ class Settings(Fields):
             return url
         parts = urlsplit(url)
         return f"amqp://guest:guest@{parts.hostname or '127.0.0.1'}:{parts.port or EMBEDDED_BROKER_PORT}/"
+
+    @property
+    def effective_log_format(self) -> Literal["json", "text", "ecs"]:
+        """LOG_FORMAT, or its default in this environment."""
+        return self.log_format or ("text" if self.app_env == "development" else "json")
+
+    @property
+    def amqp_server(self) -> tuple[str, int]:
+        """Host and port of RabbitMQ."""
+        return amqp_server(self.amqp_url)
 
     @property
     def masked_rabbitmq_url(self) -> str:
@@ -94,6 +108,25 @@ class Settings(Fields):
         return [limit for name, text in named if text for limit in read_limits(name, text)]
 
     @property
+    def retention(self) -> Retention:
+        """How long dead letters and their codes are kept."""
+        return Retention(
+            read_period(self.dead_letter_retention),
+            self.dead_letter_max,
+            keeps_codes=self.dead_letter_codes == "keep",
+        )
+
+    @cached_property
+    def hook_keys(self) -> dict[str, list[bytes]]:
+        """The keys that sign hooks, by the name of each hook that is on."""
+        supabase = self.intake_supabase_secret.get_secret_value() if self.intake_supabase_secret else ""
+        keys = {
+            "supabase": webhook_keys(supabase) if supabase else [],
+            "zitadel": [it.encode() for it in listed(self.intake_zitadel_key)],
+        }
+        return {name: its_keys for name, its_keys in keys.items() if its_keys}
+
+    @property
     def fallbacks(self) -> list[FallbackRelay]:
         """The relays after the first one, in order of preference."""
         return [FallbackRelay.read(url) for url in listed(self.smtp_fallback_urls)]
@@ -128,6 +161,11 @@ class Settings(Fields):
     def _hash_keys(self) -> tuple[bytes, ...]:
         keys = listed(self.secret_key)
         return tuple(_stretched(key, 2**14) for key in keys) or (self._derived_key,)
+
+    @cached_property
+    def sealing(self) -> SealingKeys:
+        """The keys that seal and open codes; none if codes are not sealed."""
+        return read_keys(self.sealing_keys.get_secret_value()) if self.sealing_keys else NO_KEYS
 
     @property
     def _derived_key(self) -> bytes:

@@ -1,6 +1,5 @@
 """The tenants of one deployment: what each sets in `TENANTS_FILE`, and what it inherits from the settings."""
 
-import tomllib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,22 +9,19 @@ from typing import Any, Literal, cast, get_args
 from pydantic import BaseModel, ValidationError
 
 from otp_stream.core.otp_job import MalformedError
-from otp_stream.core.tenant import tenant_name
+from otp_stream.core.tenant import DEFAULT, tenant_name
 
 from .load import explain
-from .problems import find_problems
-from .secret_files import read_secret, secret_names
+from .problems import find_problems, find_warnings
+from .secret_files import place, read_secret, secret_names
 from .settings import Settings
+from .toml_file import read_toml
 
 Unknown = Literal["default", "malformed"]
 """What happens to the jobs of a tenant that is not listed: the default tenant sends them, or they are dead-lettered."""
-
-DEFAULT = "default"
-"""What pages and metrics call the tenant of the environment's settings. A job may name it, too."""
 LONGEST_NAME = 64
 """Maximum characters of a tenant's name, and half the bytes that are left for it in the name of a queue."""
 MAX_TENANTS = 1_000
-MAX_BYTES = 1 << 20
 BRAND_KEYS = tuple(it for it in Settings.model_fields if it.startswith("brand_"))
 _MAIL_KEYS = (
     "sender_email", "envelope_sender", "reply_to", "default_locale", "default_time_zone", "templates_dir", *BRAND_KEYS,
@@ -112,30 +108,10 @@ def read_tenants(settings: Settings) -> tuple[Tenants, list[str]]:
     if path is None:
         return Tenants(), []
     try:
-        content = _parsed(path)
+        content = read_toml(path)
         return _Reader(settings, path.parent).read(content)
     except ValueError as error:
         return Tenants(), [f"TENANTS_FILE: {path}: {error}"]
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    """Return the content of a TOML file. Raises `ValueError`, whose text quotes nothing of it."""
-    try:
-        if path.exists() and not path.is_file():  # to read a pipe would wait for its writer
-            raise ValueError("is not a file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"has more than {MAX_BYTES} bytes")
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError("is not encoded as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"is not valid TOML: {str(error)[:200]}") from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
 
 
 class _Reader:
@@ -224,7 +200,7 @@ class _Reader:
             try:
                 return read_secret(path)
             except ValueError as error:
-                self._problem(name, f"{key}: {error}: {path}")
+                self._problem(name, f"{key}: {error}{place(path, value)}")
         return ""
 
     def _problem(self, tenant: str, text: str) -> None:
@@ -239,6 +215,17 @@ def _not_inherited(given: Container[str]) -> set[str]:
         without |= set(BRAND_KEYS)
     # bounces and answers go to the default tenant's people
     return without | {"envelope_sender", "reply_to"} if "sender_email" in given else without
+
+
+def tenant_warnings(settings: Settings, tenants: Tenants) -> list[str]:
+    """Return unsafe settings of tenants' own relays that are allowed, as `find_warnings` does."""
+    known = set(find_warnings(settings))
+    return [
+        f"TENANTS_FILE: [tenants.{name}] {_lowered(warning)}"
+        for name, its in tenants.groups.items()
+        for warning in find_warnings(its)
+        if warning not in known
+    ]
 
 
 def relay_values(settings: Settings) -> tuple[object, ...]:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+from otp_stream.core.tenant import DEFAULT
+
 from .settings import Settings
-from .tenants import DEFAULT, FILE_KEYS, KEYS, LONGEST_NAME, MAX_TENANTS, Unknown
+from .tenants import FILE_KEYS, KEYS, LONGEST_NAME, MAX_TENANTS, Unknown
 
 _COPIED = {"description", "enum", "minimum", "maximum", "maxLength", "pattern"}
 

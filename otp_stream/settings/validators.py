@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import shlex
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,8 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from otp_stream.core.address import is_address, wire_address, wire_domain
 from otp_stream.core.admission import read_limits
+from otp_stream.core.retention import read_period
+from otp_stream.core.sealing_keys import read_keys
 from otp_stream.urls import ESCAPE, AmbiguousUrlError, is_loopback, read_url
 
 from .fallback_relay import FallbackRelay
@@ -19,12 +22,15 @@ from .fallback_relay import FallbackRelay
 _INTEGER = TypeAdapter(int)
 _RABBITMQ_EXAMPLE = "amqp://user:password@rabbitmq.example.com:5672/vhost"
 _REDIS_EXAMPLE = "redis://user:password@redis.example.com:6379/0"
-_MIN_KEY = 16
+MIN_KEY = 16
 _MIN_VARIETY = 6
 """Minimum number of different characters in a key."""
 MAKE_KEY = "make one with: openssl rand -hex 32"
 _RABBITMQ_TLS_OPTIONS = {"cafile", "certfile", "keyfile"}
 _TLS_EXAMPLE = "?cafile=/path/ca.pem&certfile=/path/client.pem&keyfile=/path/client.key&auth=external"
+_TLS_VERSIONS = {"771", "772"}
+"""TLS 1.2 and 1.3, as `ssl.TLSVersion` has them."""
+_BOOLEANS = {"0", "1", "f", "false", "n", "no", "t", "true", "y", "yes"}
 _REDIS_OPTIONS = {"db", "username", "password", "client_name"}
 _REDIS_TLS_OPTIONS = {
     "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
@@ -69,6 +75,13 @@ def http_token(value: SecretStr | None) -> SecretStr | None:
     """Accept ASCII only, because clients encode other characters in a header differently."""
     if value is not None and not value.get_secret_value().isascii():
         raise ValueError("must have ASCII characters only; make a random one: openssl rand -hex 32")
+    return value
+
+
+def sealing_keys(value: SecretStr | None) -> SecretStr | None:
+    """Accept a JWK Set of keys that can open codes."""
+    if value is not None:
+        read_keys(value.get_secret_value())
     return value
 
 
@@ -133,7 +146,7 @@ def envelope_sender(value: str | None) -> str | None:
 def rabbitmq_url(value: SecretStr) -> SecretStr:
     """Accept `amqp://`, `amqps://`, and `memory://` on loopback."""
     parts = read_url(value.get_secret_value(), {"amqp", "amqps", "memory"}, _RABBITMQ_EXAMPLE)
-    options = dict(parse_qsl(parts.query))
+    options = _options(parts.query)
     auth = options.get("auth", "plain").lower()
     if auth not in {"plain", "external"}:
         raise ValueError("has an auth other than plain, external")
@@ -161,8 +174,8 @@ def secret_key(value: SecretStr | None) -> SecretStr | None:
     if value is None:
         return None
     keys = listed(value)
-    if not keys or min(map(len, keys)) < _MIN_KEY:
-        raise ValueError(f"must have {_MIN_KEY} characters or more, in each key of a comma list; {MAKE_KEY}")
+    if not keys or min(map(len, keys)) < MIN_KEY:
+        raise ValueError(f"must have {MIN_KEY} characters or more, in each key of a comma list; {MAKE_KEY}")
     if min(len(set(key)) for key in keys) < _MIN_VARIETY:
         raise ValueError(f"can be guessed; {MAKE_KEY}")
     return value
@@ -185,14 +198,43 @@ def redis_url(value: SecretStr | None) -> SecretStr | None:
         raise ValueError(f"must end with a database number, as in {_REDIS_EXAMPLE}; {ESCAPE}") from None
     if parts.scheme != "unix" and parts.path.strip("/0123456789"):
         raise ValueError(f"must end with a database number, as in /0; {ESCAPE}")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = _options(parts.query)
     known = _REDIS_OPTIONS | (_REDIS_TLS_OPTIONS if parts.scheme == "rediss" else set[str]())
     if not options.keys() <= known:
         raise ValueError(f"has an option other than {', '.join(sorted(known))}; {ESCAPE}")
     if not re.fullmatch("[0-9]{1,9}", options.get("db", "0")):
         raise ValueError("has a db that is not a database number, as in ?db=1")
+    _check_redis_tls(options)
+    # redis-py knows the scheme in lower case only
+    return SecretStr(f"{parts.scheme}{value.get_secret_value()[len(parts.scheme) :]}")
+
+
+def _check_redis_tls(options: Mapping[str, str]) -> None:
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
         raise ValueError("has an ssl_cert_reqs other than none, optional, required")
+    if options.get("ssl_check_hostname", "true").lower() not in _BOOLEANS:
+        raise ValueError("has an ssl_check_hostname other than true, false")
+    if options.get("ssl_min_version", "771") not in _TLS_VERSIONS:
+        raise ValueError("has an ssl_min_version other than 771 (TLS 1.2) and 772 (TLS 1.3)")
+    if "ssl_ciphers" in options:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(options["ssl_ciphers"])
+        except ssl.SSLError:
+            raise ValueError("has ssl_ciphers that OpenSSL does not know") from None
+
+
+def _options(query: str) -> dict[str, str]:
+    """Return the options of a URL. Of two values of one option, libraries use the first one, and others the last."""
+    given = parse_qsl(query, keep_blank_values=True)
+    options = dict(given)
+    if len(options) < len(given):
+        raise ValueError("names an option twice; leave one of them out")
+    return options
+
+
+def dead_letter_retention(value: str) -> str:
+    """Accept a period such as `7d`, or `off`."""
+    read_period(value)
     return value
 
 

@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from time import monotonic
 
 import structlog
@@ -13,7 +12,8 @@ from otp_stream.tasks import in_thread
 
 from .rotated_secrets import POLL_S, SETTLE_S
 from .settings import Settings
-from .tenants import MAX_BYTES, Tenants, read_tenants, relay_values
+from .tenants import Tenants, read_tenants, relay_values, tenant_warnings
+from .toml_file import content_of
 
 _AGAIN_S = 20.0
 """Interval in which a content that cannot be used is tried again: it may name folders and files that appear later."""
@@ -61,6 +61,12 @@ class WatchedTenants:
         """Return the tenant that `metadata.tenant` names, as `Tenants.find` does."""
         return self.current.find(value)
 
+    def problem(self, name: str) -> str | None:
+        """Return why no job can be sent for a tenant, or `None`. The default tenant must not send it instead."""
+        if not name or self._path is None or name in self.current.listed:
+            return None
+        return f"the tenant {name} of this token is not in TENANTS_FILE: add it there"
+
     async def watch(self, use: Use) -> None:
         """Read the files every two seconds until cancelled; call `use` when the tenants have changed."""
         while True:
@@ -83,6 +89,10 @@ class WatchedTenants:
             problems = [f"TENANTS_FILE: {problem}"]
         if not problems:
             self._log_changes(tenants)
+            known = tenant_warnings(self._settings(), self.current)
+            for warning in tenant_warnings(self._settings(), tenants):
+                if warning not in known:
+                    _log.warning(warning)
             self.current = tenants
         elif content != self._handled or problems != self._problems:
             _log.warning("TENANTS_FILE cannot be used: the earlier tenants stay in use", problems=problems)
@@ -101,7 +111,7 @@ class WatchedTenants:
     def _content(self) -> _Content:
         if self._path is None:
             return ()
-        return (_bytes(self._path), *map(_bytes, self._files), relay_values(self._settings()))
+        return (content_of(self._path), *map(content_of, self._files), relay_values(self._settings()))
 
     def _log_changes(self, tenants: Tenants) -> None:
         before, after = self.current.listed, tenants.listed
@@ -114,13 +124,3 @@ class WatchedTenants:
             changed=sorted(changed),
             unknown=tenants.unknown,
         )
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except (OSError, ValueError):  # or a path with a null byte
-        return None

@@ -1,8 +1,19 @@
 """Keyed state in the Faust sense: sent records and claims, the newest codes, windowed counts."""
 
-from .keys import KeyBuilder, TenantLimits
+from .job_statuses import JobStatuses
+from .keys import FORGET_FLAG, KeyBuilder, TenantLimits
 from .memory import MemoryTables
+from .ranked_values import RankedValues
 from .redis_connection import RedisConfig
 from .tables import Tables
 
-__all__ = ["KeyBuilder", "MemoryTables", "RedisConfig", "Tables", "TenantLimits"]
+__all__ = [
+    "FORGET_FLAG",
+    "JobStatuses",
+    "KeyBuilder",
+    "MemoryTables",
+    "RankedValues",
+    "RedisConfig",
+    "Tables",
+    "TenantLimits",
+]

@@ -1,27 +1,23 @@
 """Reads the shared tables for the command line: their sizes, answers to jobs, and throttled keys.
 
-Everything here only reads, except `forget`. Redis contains neither addresses nor codes, so none can be shown.
+Everything here only reads, except `forget`. Redis contains neither addresses nor codes, so none can be shown. Values
+that no worker has written count as absent: another program may use the same Redis.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
-from urllib.parse import unquote, urlsplit
+from math import isfinite
+from typing import Self
 
-from redis.connection import Connection, SSLConnection
-from redis.connection import parse_url as _read_url  # pyright: ignore[reportUnknownVariableType]
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from otp_stream.core.admission import Limit, span
-from otp_stream.core.masking import scrub
 from otp_stream.core.rate import slope
-from otp_stream.sockets import certificate_name
 
-from .redis_connection import without_prompt
-from .redis_pipeline import RedisUnavailableError
+from .keys import FORGET_FLAG
+from .redis_client import RedisClient
 from .redis_session import LEASE_S
 from .sliding_window import SLICES, slice_ms
 
@@ -29,7 +25,6 @@ TOP = 10
 """Maximum number of throttled keys to report."""
 
 _SCAN_COUNT = 1000
-_TIMEOUT_S = 5.0
 _JOB_STATES = {b"s": "sent", b"c": "claimed", b"r": "seen"}
 
 Progress = Callable[[int], object]
@@ -103,53 +98,6 @@ class TablesReport:
     schedules: tuple[Schedule, ...]
 
 
-class _TlsConnection(SSLConnection):
-    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
-        host = self.host
-        try:
-            self.host = certificate_name(host)
-            return cast("Any", super())._wrap_socket_with_ssl(sock)  # noqa: SLF001 - it offers no other way
-        finally:
-            self.host = host
-
-
-class RedisClient:
-    """A blocking connection to Redis. Replies are not decoded: bytes and lists."""
-
-    def __init__(self, url: str) -> None:
-        options: dict[str, Any] = {**_read_url(url)}
-        kind: type[Connection] = options.pop("connection_class", Connection)
-        if issubclass(kind, SSLConnection):
-            kind = _TlsConnection
-        # Redis 5 does not support protocol 3
-        options |= {"protocol": 2, "driver_info": None, "decode_responses": False}
-        options |= {"socket_connect_timeout": _TIMEOUT_S, "socket_timeout": _TIMEOUT_S}
-        self._connection: Any = kind(**without_prompt(options))
-
-    def execute(self, *arguments: str | bytes | int) -> Any:
-        """Execute a command and return its reply."""
-        self._connection.send_command(*arguments)
-        return self._connection.read_response()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.disconnect()
-
-
-@contextmanager
-def connected(url: str) -> Generator[RedisClient]:
-    """Connect to Redis. Every failure is raised as `RedisUnavailableError`, without the password in its text."""
-    try:
-        with closing(RedisClient(url)) as client:
-            yield client
-    except (RedisError, OSError, ValueError) as error:
-        password = urlsplit(url).password or ""
-        text = scrub(str(error), password, unquote(password))
-        raise RedisUnavailableError(
-            text if isinstance(error, ResponseError) else f"{type(error).__name__}: {text}"
-        ) from None
-
-
 def read_tables(
     client: RedisClient,
     prefix: str,
@@ -159,44 +107,61 @@ def read_tables(
     progress: Progress = lambda _: None,
 ) -> TablesReport:
     """Read everything below `prefix`. `ceiling` is the full rate of a relay in e-mails per second."""
-    seconds, micros = client.execute("TIME")
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    now_ms = _now_ms(client)
     relays: list[str] = []
     sizes = _sizes(client, prefix, limits, relays, progress)
     return TablesReport(
         server=read_server(client),
-        workers=client.execute("ZCOUNT", f"{prefix}workers", f"({now_ms - round(LEASE_S * 1000)}", "+inf"),
+        workers=_live_workers(client, prefix),
         sizes=sizes,
-        answers={name: int(number) for name, number in sorted(_hash(client, f"{prefix}stats").items())},
+        answers=_counts(_hash(client, f"{prefix}stats")),
         throttled=_throttled(client, prefix),
         schedules=tuple(_schedule(client, prefix, relay, ceiling, now_ms) for relay in sorted(set(relays))),
     )
 
 
+FORGET_S = 30
+"""How long its flag is set: a worker looks for it every few seconds."""
+
+
+def clear_recent_jobs(client: RedisClient, prefix: str) -> int:
+    """Have all workers clear the recent jobs of their pages. Returns the number of live workers."""
+    client.execute("SET", f"{prefix}flag:{FORGET_FLAG}", "1", "EX", FORGET_S)
+    return _live_workers(client, prefix)
+
+
+def _live_workers(client: RedisClient, prefix: str) -> int:
+    oldest = f"({_now_ms(client) - round(LEASE_S * 1000)}"
+    return client.read("ZCOUNT", f"{prefix}workers", oldest, "+inf") or 0
+
+
+def _now_ms(client: RedisClient) -> int:
+    seconds, micros = client.execute("TIME")
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def forget(
-    client: RedisClient, prefix: str, recipient: str, *, progress: Progress = lambda _: None
+    client: RedisClient, prefix: str, recipient: str, *, dry_run: bool = False, progress: Progress = lambda _: None
 ) -> Mapping[str, int]:
-    """Delete the entries of a recipient, by keyed hash. Returns the number of entries deleted from each table.
+    """Delete the entries of a recipient, by keyed hash. Returns the number of entries of each table.
 
     This deletes the newest codes (so the older of two waiting codes may still be sent), every window of the recipient
     limit, and the count among the throttled keys. Sent records and generated job ids remain, because their keys are
     hashes of jobs.
     """
     newest = f"{prefix}newest:{recipient}"
-    codes = client.execute("HLEN", newest)
-    client.execute("DEL", newest)
+    codes = client.read("HLEN", newest)
+    codes = client.execute("EXISTS", newest) if codes is None else codes
+    if not dry_run:
+        client.execute("DEL", newest)
     windows = [key for keys in _scan(client, f"{prefix}limit:recipient:", f":{recipient}", progress) for key in keys]
     # a tenant's own limit has the tenant before the recipient
-    throttled = client.execute("ZRANGE", f"{prefix}throttled", 0, -1)
-    members = [
-        it
-        for it in (member.decode() for member in throttled)
-        if it.startswith("recipient:") and it.endswith(f":{recipient}")
-    ]
+    throttled: list[bytes] = client.read("ZRANGE", f"{prefix}throttled", 0, -1) or []
+    members = [it for it in throttled if it.startswith(b"recipient:") and it.endswith(f":{recipient}".encode())]
     return {
         "newest": codes,
-        "recipient": sum(client.execute("DEL", key) for key in windows),
-        "throttled": client.execute("ZREM", f"{prefix}throttled", *members) if members else 0,
+        "recipient": sum(client.execute("EXISTS" if dry_run else "DEL", key) for key in windows),
+        "throttled": len(members) if dry_run or not members else client.execute("ZREM", f"{prefix}throttled", *members),
     }
 
 
@@ -251,24 +216,39 @@ def read_server(client: RedisClient) -> Server:
 
 
 def _throttled(client: RedisClient, prefix: str) -> dict[str, int]:
-    found = _pairs(client.execute("ZREVRANGE", f"{prefix}throttled", 0, TOP - 1, "WITHSCORES"))
-    return {who.replace(":", " ", 1): int(times) for who, times in found.items()}
+    found = _pairs(client.read("ZREVRANGE", f"{prefix}throttled", 0, TOP - 1, "WITHSCORES") or [])
+    return {who.replace(":", " ", 1): times for who, times in _counts(found).items()}
 
 
 def _schedule(client: RedisClient, prefix: str, relay: str, ceiling: float | None, now_ms: int) -> Schedule:
     """Read a relay's schedule, by the rule in core/rate.py."""
     found = _hash(client, f"{prefix}rate:{relay}")
-    ahead_s = max(float(found.get("next", 0)) / 1e6 - now_ms / 1e3, 0.0)
-    if "since" not in found:
+    ahead_s = max((_number(found, "next") or 0) / 1e6 - now_ms / 1e3, 0.0)
+    since_ms, base = _number(found, "since"), _number(found, "base")
+    if since_ms is None or base is None:
         return Schedule(relay, ahead_s, ceiling, None)
-    throttled_s = max(now_ms - float(found["since"]), 0.0) / 1e3
-    rate = min(ceiling, float(found["base"]) + slope(ceiling) * throttled_s) if ceiling else None
+    throttled_s = max(now_ms - since_ms, 0.0) / 1e3
+    rate = min(ceiling, base + slope(ceiling) * throttled_s) if ceiling else None
     return Schedule(relay, ahead_s, rate, throttled_s)
 
 
 def _hash(client: RedisClient, key: str) -> dict[str, str]:
-    return _pairs(client.execute("HGETALL", key))
+    return _pairs(client.read("HGETALL", key) or [])
 
 
 def _pairs(found: list[bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2], strict=True)}
+    texts = [it.decode(errors="replace") for it in found]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _counts(found: Mapping[str, str]) -> dict[str, int]:
+    counts = {name: _number(found, name) for name in sorted(found)}
+    return {name: int(count) for name, count in counts.items() if count is not None}
+
+
+def _number(found: Mapping[str, str], name: str) -> float | None:
+    try:
+        number = float(found[name])
+    except (KeyError, ValueError):
+        return None
+    return number if isfinite(number) else None

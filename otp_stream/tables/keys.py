@@ -10,6 +10,8 @@ from otp_stream.core.job import Job
 from otp_stream.core.masking import hash_address, keyed_hash
 from otp_stream.core.tenant import tenant_name
 
+FORGET_FLAG = "forget"
+"""The flag that has all workers clear the recent jobs of their pages."""
 KEEP_MS = 60_000
 """How long an unsent job stays in the tables after its code has expired, because the clocks of workers differ."""
 

@@ -156,9 +156,9 @@ class MemoryTables:
         self.sent = SentRecords(sent_ttl_ms, sent_limit)
         self.throttled: Counter[tuple[str, str]] = Counter()
         """How often jobs were throttled, by limit and key."""
-        self._generated_ids = _texts(_GENERATED_IDS_LIMIT)
+        self._generated_ids = text_table(_GENERATED_IDS_LIMIT)
         """Generated ids of jobs without one, by the hash of their content."""
-        self._ids = _texts(_IDS_LIMIT)
+        self._ids = text_table(_IDS_LIMIT)
         """The latest job for each id that a producer set."""
         self._limits = limits
         self._claimed: set[str] = set()
@@ -279,5 +279,6 @@ class MemoryTables:
             self.throttled = Counter(dict(self.throttled.most_common(500)))
 
 
-def _texts(limit: int) -> BoundedTable[ExpiringText]:
+def text_table(limit: int) -> BoundedTable[ExpiringText]:
+    """Return a table of texts."""
     return BoundedTable(Capacity(limit), ends_ms=lambda it: it.until_ms)

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import re
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -9,9 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 
 from otp_stream.sockets import Addresses, certificate_name
+from otp_stream.tls import OLDEST, TlsFailure, tls_failure, without_common_name
 from otp_stream.urls import without_secrets
 
 CONNECT_TIMEOUT_S = 3.0
+_MAX_PREPARING = 64 << 10
+"""Bytes of all replies until the pipeline reads them. Redis sends some 2 KiB; the parser would store any number."""
+_APPENDED = re.compile(r"\s+script: |,? with args beginning with", re.IGNORECASE)
 Argument = bytes | int | float | str
 
 
@@ -45,17 +51,43 @@ if TYPE_CHECKING:
 def new_connection(url: str) -> "Connection":
     """Return a connection that is not open yet. The text of its errors may contain the password."""
     # the import loads OpenTelemetry's SDK, which a worker without shared state does not need
-    from redis.asyncio.connection import Connection, parse_url  # noqa: PLC0415
+    from redis.asyncio.connection import Connection, SSLConnection, parse_url  # noqa: PLC0415
 
     options: dict[str, Any] = {**parse_url(url)}
     kind: type[Connection] = options.pop("connection_class", Connection)
     # the pipeline has its own timeout for replies, and Redis 5 does not support protocol 3
     options |= {"protocol": 2, "driver_info": None, "socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": None}
-    return kind(**without_prompt(options))
+    options["redis_connect_func"] = _log_in
+    return kind(**(secured(options) if issubclass(kind, SSLConnection) else options))
 
 
-def without_prompt(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options of a connection with which OpenSSL never asks for the password of a key at the terminal."""
+async def _log_in(connection: "Connection") -> None:
+    """Log in, on a connection that reads no more than `_MAX_PREPARING` bytes."""
+    from redis.exceptions import InvalidResponse  # noqa: PLC0415 - see below
+
+    reader: asyncio.StreamReader = cast("Any", connection)._reader  # noqa: SLF001 - it offers no other way
+    feed, left = reader.feed_data, _MAX_PREPARING
+
+    def feed_data(data: bytes) -> None:
+        nonlocal left
+        left -= len(data)
+        if left >= 0:
+            feed(data)
+        else:
+            reader.set_exception(InvalidResponse("replies without end; is it Redis?"))
+
+    vars(reader)["feed_data"] = feed_data
+    await connection.on_connect()
+
+
+def tls_context(url: str) -> ssl.SSLContext:
+    """Return the context for a URL of `rediss://`. Raises `OSError`."""
+    return without_common_name(cast("Any", new_connection(url)).ssl_context.get())
+
+
+def secured(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a connection for TLS 1.2 and newer, with which OpenSSL never asks for a key's password."""
+    options = options | {"ssl_min_version": max(options.get("ssl_min_version", OLDEST), OLDEST)}
     return options | ({"ssl_password": options.get("ssl_password", "")} if "ssl_certfile" in options else {})
 
 
@@ -67,6 +99,7 @@ async def use_first_reachable_address(connection: "Connection", addresses: Addre
     host, port = arguments.pop("host"), arguments.pop("port")
     arguments["sock"] = await addresses.connect(host, port)
     if "ssl" in arguments:
+        without_common_name(arguments["ssl"])
         arguments.setdefault("server_hostname", certificate_name(host))
     vars(connection)["_connection_arguments"] = lambda: arguments
     return arguments["sock"].getpeername()
@@ -109,10 +142,22 @@ async def warn_of_eviction(connection: "Connection") -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """Return the class and the text of an error in one short line."""
+    """Return the class and the text of an error, with the fix if TLS failed. It may contain the password."""
+    if found := refused_tls(str(error)):
+        return f"Redis {found.why}; {found.fix}"
+    if isinstance(error, ValueError | LookupError | TypeError):  # its text may quote a value of another program
+        return f"{type(error).__name__}: a value that no worker has written; does another program write its keys?"
     return f"{type(error).__name__}: {reply_text(str(error))}"
 
 
+def refused_tls(error: str) -> TlsFailure | None:
+    """Return what an error means if it is about the TLS of Redis."""
+    return tls_failure(error, authority="ssl_ca_certs=/path/ca.pem in REDIS_URL", host="the host in REDIS_URL")
+
+
 def reply_text(text: str) -> str:
-    """Return an error reply in one short line, without the script's name that Redis appends."""
-    return " ".join(text.split()).partition(" script: ")[0][:200]
+    """Return an error reply without what Redis appends: the script's name, or the arguments of an unknown command.
+
+    Where AUTH is renamed, these are the user and the password, perhaps cut.
+    """
+    return _APPENDED.split(text, maxsplit=1)[0]

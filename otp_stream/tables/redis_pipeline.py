@@ -2,14 +2,17 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from otp_stream.core.shown_secrets import ShownSecrets
 from otp_stream.sockets import Addresses
 from otp_stream.tasks import cancel_and_wait, is_cancelled
 from otp_stream.telemetry_errors import observe
+from otp_stream.urls import secrets_of
 
 from .redis_connection import (
     CONNECT_TIMEOUT_S,
@@ -18,11 +21,11 @@ from .redis_connection import (
     error_text,
     execute,
     new_connection,
-    reply_text,
     take_over,
     use_first_reachable_address,
     warn_of_eviction,
 )
+from .reply_reader import ReplyReader
 
 REPLY_TIMEOUT_S = 0.25
 """Someone waits for the code at a login page, so the worker does not wait longer for Redis."""
@@ -32,6 +35,10 @@ _BATCH_LIMIT = 100
 """Maximum number of operations in one call, during which Redis serves no one else."""
 _CALLS_LIMIT = 10
 """Maximum number of unanswered calls, so that no call of a burst waits longer than `REPLY_TIMEOUT_S`."""
+_ERROR_LIMIT = 200
+"""Characters of an error that are shown."""
+_UNREADABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a reply raises that the script did not write."""
 _SCRIPT = (Path(__file__).parent / "tables.lua").read_bytes()
 
 Operation = tuple[Argument, ...]
@@ -48,31 +55,6 @@ class _Call:
     operations: list[Operation]
     replies: list[asyncio.Future[bytes] | None]
     sent_at: float
-
-
-class _ReplyReader(asyncio.Protocol):
-    """Parses the script's replies: a bulk string for each call, or an error. Streams would take twice as long."""
-
-    def __init__(self, on_reply: Callable[[bytes], object], on_failure: Callable[[str], object]) -> None:
-        self._on_reply, self._on_failure = on_reply, on_failure
-        self._buffer = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while (line_end := self._buffer.find(b"\r\n")) >= 0:
-            kind, line = self._buffer[:1], self._buffer[1:line_end]
-            if kind != b"$":
-                self._on_failure(reply_text(line.decode(errors="replace")))
-                return
-            start = line_end + 2
-            end = start + int(line)
-            if len(self._buffer) < end + 2:
-                return
-            reply, self._buffer = self._buffer[start:end], self._buffer[end + 2 :]
-            self._on_reply(reply)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._on_failure(error_text(exc) if exc else "it closed the connection")
 
 
 class RedisPipeline:
@@ -102,6 +84,7 @@ class RedisPipeline:
         self.error: str | None = "connecting"
         """The reason if it is not ready."""
         self._url = url
+        self._shown = ShownSecrets()
         self._prefix, self._worker, self._now_ms = prefix, worker, now_ms
         self._limits, self._limits_arguments = encode(limits), len(limits)
         self._on_connected, self._on_lost, self._observe = on_connected, on_lost, observe
@@ -144,6 +127,16 @@ class RedisPipeline:
         self._add(operation, None)
         return True
 
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Read replies in the body. One that is not the script's ends the connection: `RedisUnavailableError`."""
+        try:
+            yield
+        except _UNREADABLE as problem:
+            error = error_text(problem)
+            self._fail(error)
+            raise RedisUnavailableError(error) from None
+
     def _add(self, operation: Operation, reply: asyncio.Future[bytes] | None) -> None:
         self._queue.append((operation, reply))
         if self._calls:
@@ -171,8 +164,10 @@ class RedisPipeline:
     async def _run_connection(self) -> None:
         """Open one connection, and return when it is lost."""
         error = ""
+        url = self._url()
+        self._shown.add(*secrets_of(url))
         try:
-            connection = new_connection(self._url())
+            connection = new_connection(url)
         except Exception as problem:  # noqa: BLE001 - the text may contain the password
             self._close(f"REDIS_URL cannot be used: {type(problem).__name__}")
             return
@@ -185,7 +180,7 @@ class RedisPipeline:
                 self._sha = await execute(connection, b"SCRIPT", b"LOAD", _SCRIPT)
                 await warn_of_eviction(connection)
             failure = self._failure = asyncio.get_running_loop().create_future()
-            self._transport = take_over(connection, _ReplyReader(self._receive, self._fail))
+            self._transport = take_over(connection, ReplyReader(self._receive, self._fail))
             preparing = asyncio.create_task(self._prepare())
             error = await failure
         except TimeoutError:
@@ -218,6 +213,7 @@ class RedisPipeline:
 
     def _close(self, error: str) -> None:
         self._failure = self._transport = None
+        error = self._shown.redact(error, _ERROR_LIMIT)
         self.ready, self.error = False, error or "closed"
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -247,9 +243,13 @@ class RedisPipeline:
     def _receive(self, replies: bytes) -> None:
         if not self._calls:
             return  # the connection has failed already
+        words = replies.split(b" ")
+        if len(words) != len(self._calls[0].replies):  # no reply may be taken for that to another operation
+            self._fail("replies that do not match the operations; does another program write its keys?")
+            return
         call = self._calls.popleft()
         observe(self._observe, monotonic() - call.sent_at)
-        for future, reply in zip(call.replies, replies.split(b" "), strict=True):
+        for future, reply in zip(call.replies, words, strict=True):
             if future is not None and not future.done():
                 future.set_result(reply)
         if self._queue:

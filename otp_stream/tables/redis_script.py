@@ -1,6 +1,7 @@
 """Arguments and replies of the operations in tables.lua."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -15,6 +16,8 @@ from .redis_pipeline import Operation
 from .sliding_window import slice_ms
 
 _TEXT_LIMIT = 200
+_LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999, which is the last one of Python's calendar."""
 
 
 class Busy:
@@ -59,19 +62,25 @@ def read_admission(reply: bytes, limits: Sequence[Limit]) -> Answer | Busy:
             return Busy()
         case _:
             index, _, allowed_ms = rest.partition(":")
-            return Throttled(limits[int(index) - 1], int(allowed_ms))
+            at = int(index) - 1
+            if at < 0 or int(allowed_ms) > _LATEST_MS:
+                raise ValueError("it is not of the script")
+            return Throttled(limits[at], int(allowed_ms))
 
 
 def read_grant(reply: bytes, slots: int) -> Grant:
     """Parse the reply to a `reserve` operation for `slots` slots."""
     _, first_us, every_us, rate = reply.decode().split(":")
-    return Grant(int(first_us) / 1e6, int(every_us) / 1e6, slots, float(rate))
+    grant = Grant(int(first_us) / 1e6, int(every_us) / 1e6, slots, float(rate))
+    if not (grant.every_s >= 0 and 0 < grant.allowed < math.inf):
+        raise ValueError("it is not of the script")
+    return grant
 
 
 def read_throttled(reply: bytes) -> dict[str, int]:
     """Parse how often each limit and hashed key was throttled."""
-    pairs = [pair.rpartition("=") for pair in reply.decode().removeprefix("ok:").split(",") if pair]
-    return {who.replace(":", " ", 1): int(times) for who, _, times in pairs}
+    pairs = [pair.rpartition("=") for pair in reply.decode(errors="replace").removeprefix("ok:").split(",")]
+    return {who.replace(":", " ", 1): int(times) for who, _, times in pairs if times.isdecimal()}
 
 
 def encode_worker(worker: WorkerSeen) -> str:

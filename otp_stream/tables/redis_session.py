@@ -173,7 +173,9 @@ class RedisSession:
         reply = await self.pipeline.request(
             "beat", int(LEASE_S * 1000), written, int(complete), about, self.config.names, self.config.broker
         )
-        lease, _, workers = reply.decode().partition(":")
+        with self.pipeline.reading():
+            lease, _, workers = reply.decode().partition(":")
+            self.workers = int(workers)
         if lease == "ok":
             if complete:  # while records are being restored, the reply is about records from before the outage
                 self.replica.confirm(written)
@@ -181,7 +183,6 @@ class RedisSession:
             self._lease_expired, self.replica.complete = True, False
             self._suspend_claims()
         self._leased_until = began + LEASE_S
-        self.workers = int(workers)
         answers, self.answers = self.answers, Counter()
         for name, number in answers.items():
             self.pipeline.send("count", name, number)
@@ -198,7 +199,8 @@ class RedisSession:
             requests.append((claim, self.claim(claim.keys, counted=True)))
         replies = await asyncio.gather(*(reply for _, reply in requests))
         for (claim, _), reply in zip(requests, replies, strict=True):
-            claim.update(read_admission(reply, self.limits))
+            with self.pipeline.reading():
+                claim.update(read_admission(reply, self.limits))
         return [claim for claim, _ in requests]
 
     async def _recover(self) -> None:
@@ -222,7 +224,9 @@ class RedisSession:
         await self._claim_again(claim for claim in self.claims.admitted() if claim not in claims)
 
     async def _warn_of_other_deployments(self) -> None:
-        brokers = read_brokers(await self.pipeline.request("others", int(LEASE_S * 1000), self.config.names))
+        reply = await self.pipeline.request("others", int(LEASE_S * 1000), self.config.names)
+        with self.pipeline.reading():
+            brokers = read_brokers(reply)
         if brokers:
             _log.warning(
                 "Another deployment with the same queue name and RABBITMQ_PREFIX uses this Redis database, and shares "

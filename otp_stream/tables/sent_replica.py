@@ -39,7 +39,8 @@ class SentReplica:
     async def resume(self) -> None:
         """Continue after the last record that Redis has."""
         reply = await self._pipeline.request("resume")
-        self.written = self._confirmed = min(int(reply.decode().partition(":")[2]), self._sent.last_number)
+        with self._pipeline.reading():
+            self.written = self._confirmed = min(int(reply.decode().partition(":")[2]), self._sent.last_number)
 
     async def restore(self) -> int:
         """Write the records that Redis lacks. Returns their number."""

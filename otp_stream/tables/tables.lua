@@ -14,6 +14,9 @@
 --   seen                            [[ms since its last renewal, facts about it], …] of the live workers
 --   resume                          how many sent records of this worker are here
 --   keep     content id ttl_ms              recall  content old-key
+--   put_ranked  name value ttl_ms replaces     replies with the previous value. A value begins with its rank, a digit:
+--            it replaces one of a lower rank, and with `replaces` one of an equal rank
+--   get_ranked  name
 --   count    name by
 --   top      number                 the keys over a limit most often
 --   reserve  relay number ceiling slowed     (ceiling and rate are e-mails per second)
@@ -28,6 +31,7 @@
 -- workers           workers that have restored everything, by last renewal
 -- <names>deployments  prefixes of the deployments with these names, by last renewal     <names>brokers  their RabbitMQ, by prefix
 -- made:<hash>       the id generated for a job without one, by its content
+-- ranked:<hash>     the status of a job, or the request that used an idempotency key, after its rank
 -- throttled         keys over a limit most often, for a day       stats  counts of answers to jobs
 -- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
 -- flag:<name>       what all workers know for a while: a session that ended, a relay that accepts mail again
@@ -312,6 +316,18 @@ local function recall()
   return 'ok:' .. (made or redis.call('GET', old_key) or '')
 end
 
+local function put_ranked()
+  local key, value, ttl, replaces = P .. 'ranked:' .. next_arg(), next_arg(), next_arg(), next_arg() == '1'
+  local known = redis.call('GET', key)
+  local rank, before = string.byte(value), known and string.byte(known) or 0
+  if rank > before or (replaces and rank == before) then redis.call('SET', key, value, 'PX', ttl) end
+  return 'ok:' .. (known or '')
+end
+
+local function get_ranked()
+  return 'ok:' .. (redis.call('GET', P .. 'ranked:' .. next_arg()) or '')
+end
+
 local function count()
   local name, by = next_arg(), next_arg()
   redis.call('HINCRBY', P .. 'stats', name, by)
@@ -320,7 +336,7 @@ end
 
 local function top()
   local found, reply = redis.call('ZREVRANGE', P .. 'throttled', 0, tonumber(next_arg()) - 1, 'WITHSCORES'), {}
-  for i = 1, #found, 2 do reply[#reply + 1] = found[i] .. '=' .. found[i + 1] end
+  for i = 1, #found, 2 do reply[#reply + 1] = string.gsub(found[i], '%s', '_') .. '=' .. found[i + 1] end
   return 'ok:' .. table.concat(reply, ',')
 end
 
@@ -356,7 +372,8 @@ end
 
 local operations = {
   admit = admit, mark = mark, release = release, beat = beat, others = others, seen = seen, resume = resume, keep = keep,
-  recall = recall, count = count, top = top, reserve = reserve, flag = flag, flagged = flagged,
+  recall = recall, put_ranked = put_ranked, get_ranked = get_ranked, count = count, top = top, reserve = reserve,
+  flag = flag, flagged = flagged,
 }
 local answers = {}
 while at <= #ARGV do

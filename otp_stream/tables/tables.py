@@ -18,6 +18,7 @@ from .admission import Admission
 from .claim import Claim, Claims
 from .keys import KeyBuilder, TenantLimits
 from .memory import Answer, MemoryTables
+from .ranked_values import RankedValues
 from .redis_connection import RedisConfig
 from .redis_pipeline import RedisUnavailableError
 from .redis_session import RedisSession
@@ -72,6 +73,7 @@ class Tables:
                 server_ms=server_ms,
             )
             self.shared = RedisTables(session)
+        self.ranked_values = RankedValues(self.shared, memory.sent.ttl_ms, now_ms)
         self._admission = Admission(memory, self.shared, fail, now_ms)
         self._warned_of_eviction = False
         self._reused = 0
@@ -144,20 +146,20 @@ class Tables:
         return session.leased or (self._fail == "open" and not session.connected)
 
     async def admit(
-        self, job: Job, deadline_ms: int, *, sendable: bool = True, on_lost: Callable[[], object] = lambda: None
+        self, job: Job, deadline_ms: int, *, composed: bool = True, on_lost: Callable[[], object] = lambda: None
     ) -> Claim | Refusal:
         """Claim a job for this worker, or return why it must not be sent.
 
         Waits while another attempt has claimed the job, here or elsewhere, and with `fail` `closed` while Redis is
         unavailable. Returns `Unknown` if another worker or Redis takes longer than `deadline_ms` (since 1970), or if
-        too many copies wait already; attempts of this worker end by `HOLD_LIMIT_MS`. A job that is not `sendable`
-        supersedes no other job and counts towards no limit. `on_lost` is called when the claim no longer holds, while
-        the job may be waiting for the relay.
+        too many copies wait already; attempts of this worker end by `HOLD_LIMIT_MS`. A job that could not be
+        `composed` supersedes no other job and counts towards no limit. `on_lost` is called when the claim no longer
+        holds, while the job may be waiting for the relay.
         """
         keys = self._key_builder.keys_of(job)
         if job.request.job_id and job.lane != "due" and self._memory.reuses_id(keys, self._now_ms()):
             self._warn_of_reuse(job)
-        if not sendable:
+        if not composed:
             keys = keys.job_only
         waited = False
         while (before := self._claims.get(keys.key)) is not None:

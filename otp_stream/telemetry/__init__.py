@@ -1,7 +1,9 @@
 """Traces, metrics, logs and statistics of jobs, and the health monitor."""
 
 from .logs import configure_logs, flush_logs
+from .messaging_metrics import Server
 from .monitor import monitor
 from .observer import Observer
+from .resource import resource_attributes
 
-__all__ = ["Observer", "configure_logs", "flush_logs", "monitor"]
+__all__ = ["Observer", "Server", "configure_logs", "flush_logs", "monitor", "resource_attributes"]

@@ -13,6 +13,8 @@ from contextlib import suppress
 
 LIMIT = 1 << 20
 """Maximum number of bytes kept for the reader, about 4,000 lines."""
+RESERVED = LIMIT // 4
+"""More bytes, for audit lines alone: no flood of other lines may have them dropped."""
 _EXIT_S = 2.0
 """How long a process that ends waits for the reader, in total."""
 
@@ -42,10 +44,10 @@ class LogPipe:
         self._thread: threading.Thread | None = None
         self._flush_s = _EXIT_S
 
-    def put(self, lines: bytes) -> None:
+    def put(self, lines: bytes, *, audit: bool = False) -> None:
         """Queue lines, or drop them if the limit is reached; never blocks."""
         with self._changed:
-            if self._size + len(lines) > self._limit:
+            if self._size + len(lines) > self._limit + (RESERVED if audit else 0):
                 count = lines.count(b"\n")
                 self._unreported += count
                 DROPPED.count += count

@@ -9,37 +9,49 @@ import re
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from types import NoneType
-from typing import Any, TextIO, cast
+from typing import Any, Literal, Protocol, TextIO, cast
 
 import structlog
 from pydantic_core import to_json
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from otp_stream.telemetry_errors import ERRORS
+from otp_stream.audit_log import AUDIT_LOGGER
+from otp_stream.telemetry_errors import ERRORS, observe
 
 from .current_span import CURRENT_SPAN
+from .field_names import ecs_fields
+from .log_limit import limit_uvicorn
 from .log_pipe import LogPipe
+from .opened import opened
 
 # At debug and info level, these loggers write what they send and receive, including addresses and codes.
 _WARNINGS_ONLY = ("asyncio", "opentelemetry", "urllib3", "faststream", "mail", "otp_stream.rabbit")
 
 _PLAIN = (str, int, float, NoneType)
 
-# These loggers repeat every second what the broker package logs once.
-_SILENCED = ("aiormq", "aio_pika")
+# These loggers repeat every second what the broker package logs once, or quote a producer's message and headers.
+_SILENCED = ("aiormq", "aio_pika", "pamqp")
 
 _outputs: list["_Output"] = []
 """The current output, if there is one."""
 
 
-def configure_logs(*, level: str, readable: bool) -> None:
-    """Write our log entries and those of every library to standard output, one line each."""
+LogFormat = Literal["json", "text", "ecs"]
+
+
+def configure_logs(*, level: str, format: LogFormat, resource: Mapping[str, str]) -> None:  # noqa: A002 - as the setting
+    """Write our log entries and those of every library to standard output, one line each, and export them by OTLP.
+
+    `resource` are the attributes of this process, which `ecs` shows and the export uses.
+    """
     number = logging.getLevelNamesMapping()[level.upper()]
-    if readable:
+    if format == "text":
         timestamper = structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False)
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(),
@@ -49,32 +61,63 @@ def configure_logs(*, level: str, readable: bool) -> None:
         )
     else:
         timestamper = structlog.processors.TimeStamper("iso")
-        renderer = structlog.processors.JSONRenderer(_dumps)
+        named = partial(ecs_fields, service=resource) if format == "ecs" else None
+        renderer = structlog.processors.JSONRenderer(partial(_dumps, named=named))
     shared: list[Processor] = [structlog.processors.add_log_level, timestamper]
-    output = cast("TextIO", _output(sys.stdout, partial(_dropped_line, [*shared, renderer])))
+    output = _output(sys.stdout, partial(_dropped_line, [*shared, renderer]))
+    last: list[Processor] = [structlog.processors.format_exc_info, _export, renderer]
     structlog.configure(
-        processors=[*shared, _add_trace, structlog.processors.format_exc_info, renderer],
-        wrapper_class=_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(output),
+        processors=[*shared, _add_trace, *last],
+        wrapper_class=_bound_logger(number, [*shared, renderer]),
+        logger_factory=partial(_logger, output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(output)
+    handler = logging.StreamHandler(cast("TextIO", output))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
             processors=[
                 _without_texts,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                renderer,
+                *last,
             ],
         )
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
+    limit_uvicorn()
     for name in _SILENCED:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in _WARNINGS_ONLY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    if not _exports and (export := opened("logs", partial(_open_export, resource))) is not None:
+        _exports.append(export)
+
+
+class _LogExport(Protocol):
+    def add(self, event: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+_exports: list[_LogExport] = []
+"""The export of log lines, if there is one."""
+
+
+def _open_export(resource: Mapping[str, str]) -> _LogExport:
+    from .otlp_logs import LogExport  # noqa: PLC0415 - slow to import, and used only if lines are exported
+
+    return LogExport.open(resource)
+
+
+def close_log_export() -> None:
+    """Export the remaining lines, for at most a few seconds. Later ones go to standard output only."""
+    while _exports:
+        _exports.pop().close()
+
+
+def _export(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    for export in _exports:
+        observe(export.add, event)
+    return event
 
 
 def _output(stream: TextIO, note: Callable[[int], str]) -> "_Output":
@@ -85,25 +128,35 @@ def _output(stream: TextIO, note: Callable[[int], str]) -> "_Output":
     return _outputs[-1]
 
 
-def _dropped_line(processors: Iterable[Processor], count: int) -> str:
-    event: Any = {"event": "log lines were dropped: nothing read standard output", "dropped": count}
+def _logger(output: "_Output", *names: str) -> structlog.WriteLogger:
+    return structlog.WriteLogger(cast("TextIO", _AuditOutput(output) if names == (AUDIT_LOGGER,) else output))
+
+
+def _line(processors: Iterable[Processor], level: str, **fields: str | int) -> str:
+    event: Any = fields
     for process in processors:
-        event = process(None, "warning", event)
-    return f"{event}\n"
+        event = process(None, level, event)
+    return f"{event}"
 
 
-def _bound_logger(level: int) -> type:
+def _dropped_line(processors: Iterable[Processor], count: int) -> str:
+    text = "log lines were dropped: nothing read standard output"
+    return f"{_line(processors, 'warning', event=text, dropped=count)}\n"
+
+
+def _bound_logger(level: int, processors: Iterable[Processor]) -> type:
     """Return a logger class whose calls never raise: a job must not fail because a line cannot be written."""
     filtering = cast("Any", structlog.make_filtering_bound_logger(level))
 
-    def write(logger: Any, level: str, event: str | None = None, **fields: Any) -> None:
+    def write(logger: Any, level: str, event: str | None = None, /, **fields: Any) -> None:
         try:
             filtering._proxy_to_logger(logger, level, event, **fields)  # noqa: SLF001 - meant to be overridden
         except Exception as error:  # noqa: BLE001 - no error may reach the caller
             ERRORS.count += 1
             with suppress(Exception):
-                line = {"level": level, "event": str(event)[:200], "fields_not_logged": type(error).__name__}
-                logger._logger.msg(json.dumps(line))  # noqa: SLF001 - past the processors that failed
+                kind = type(error).__name__
+                line = _line(processors, level, event=str(event)[:200], fields_not_logged=kind)
+                logger._logger.msg(line)  # noqa: SLF001 - past the processors that failed
 
     return type("BoundLogger", (filtering,), {"_proxy_to_logger": write})
 
@@ -119,18 +172,19 @@ class _Output:
         self.stream = stream
         self._encoding = stream.encoding or "utf-8"
         self._pipe = _pipe(stream, note)
-        self._lines: list[str] = []
+        self._lines: list[tuple[str, bool]] = []
+        """Each with whether it is an audit line."""
         self._due_in: asyncio.AbstractEventLoop | None = None
         """The loop that will write the lines. If it is closed before that, the next loop writes them."""
         atexit.register(self.finish)
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, *, audit: bool = False) -> int:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no loop runs, or this is another thread
-            self._put(text)
+            self._put(text, audit)
         else:
-            self._lines.append(text)
+            self._lines.append((text, audit))
             if self._due_in is not loop:
                 self._due_in = loop
                 loop.call_soon(self._send)
@@ -148,12 +202,12 @@ class _Output:
     def _send(self) -> None:
         lines, self._lines = self._lines, []
         self._due_in = None
-        if lines:
-            self._put("".join(lines))
+        for audit, group in groupby(lines, key=itemgetter(1)):
+            self._put("".join(text for text, _ in group), audit)
 
-    def _put(self, text: str) -> None:
+    def _put(self, text: str, audit: bool) -> None:  # noqa: FBT001 - private
         if self._pipe:
-            self._pipe.put(text.encode(self._encoding, "backslashreplace"))
+            self._pipe.put(text.encode(self._encoding, "backslashreplace"), audit=audit)
             return
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
             try:
@@ -161,6 +215,19 @@ class _Output:
             except UnicodeError:  # the stream's encoding lacks a character, but the rest of the text must be written
                 self.stream.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding))
             self.stream.flush()
+
+
+class _AuditOutput:
+    """The same stream for audit lines."""
+
+    def __init__(self, output: _Output) -> None:
+        self._output = output
+
+    def write(self, text: str) -> int:
+        return self._output.write(text, audit=True)
+
+    def flush(self) -> None:
+        """Do nothing, as the stream."""
 
 
 def _pipe(stream: TextIO, note: Callable[[int], str]) -> LogPipe | None:
@@ -195,11 +262,12 @@ def _without_texts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _dumps(value: Any, **_: Any) -> str:
+def _dumps(value: Any, named: Callable[[Any], dict[str, Any]] | None = None, **_: Any) -> str:
     # other values are converted by `str`, because the encoder would dump their fields, and only `repr` hides codes
     shown = {
         name: it if isinstance(it, _PLAIN) else json.loads(json.dumps(it, default=str)) for name, it in value.items()
     }
+    shown = named(shown) if named is not None else shown
     try:
         return to_json(shown).decode()
     except ValueError:  # a lone surrogate, which UTF-8 cannot encode

@@ -1,8 +1,8 @@
 """The metrics for Prometheus. Counters are updated on events; `state_collector` computes the rest at each scrape."""
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import get_args
 
 from prometheus_client import (
@@ -13,8 +13,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from otp_stream.core.decision import ENDINGS
@@ -23,6 +23,8 @@ from otp_stream.core.lenient import LENIENT_FIELDS
 from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import WorkerState
 
+from .histogram import DurationHistogram
+from .messaging_metrics import MessagingMetrics, Server
 from .state_collector import StateCollector
 
 # a code should arrive within a second, and most expire after 15 minutes
@@ -32,37 +34,21 @@ _SEND_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 _LANES: tuple[str, ...] = get_args(Lane)
 _OUTCOMES = tuple(kind.__name__.lower() for kind in get_args(Outcome))
 
+_LIFETIME_S = 0.5
+"""How long an exposition is used. Making one takes milliseconds of the event loop, which also sends the codes."""
+
 disable_created_metrics()
-
-
-class DurationHistogram(Collector):
-    """A histogram of durations in seconds, for the event loop's thread only.
-
-    `bounds` are the upper bounds of its buckets, in ascending order.
-    """
-
-    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
-        self._name, self._text, self._bounds = name, text, bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum_s = 0.0
-
-    def observe(self, took_s: float) -> None:
-        """Add one duration."""
-        self._counts[bisect_left(self._bounds, took_s)] += 1
-        self._sum_s += took_s
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the cumulative buckets."""
-        ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        buckets = [(end, float(count)) for end, count in zip(ends, accumulate(self._counts), strict=True)]
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
 
 
 class Metrics:
     """All metrics of one worker, in a separate registry."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: Server | None = None) -> None:
         self.registry = CollectorRegistry()
+        self.messaging = MessagingMetrics(server)
+        self.registry.register(self.messaging)
+        self._rendered: dict[str, tuple[float, bytes]] = {}
+        """The last exposition in each format, and when it was made."""
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -100,11 +86,31 @@ class Metrics:
         self.registry.register(histogram)
         return histogram
 
-    def expose(self, state: Callable[[], WorkerState]) -> None:
+    def expose(self, state: Callable[[], WorkerState], now_ms: Callable[[], int]) -> None:
         """Add the metrics that are computed from the worker's state at each scrape."""
-        self.registry.register(StateCollector(state))
+        self.registry.register(StateCollector(state, now_ms, self.messaging))
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition and its content type, in the format that the `Accept` header requests."""
+        """Return the exposition and its content type, in the format that the `Accept` header requests if it exists."""
+        encode, content_type = _encoder(accept)
+        made_at, body = self._rendered.get(content_type, (float("-inf"), b""))
+        if time.monotonic() - made_at >= _LIFETIME_S:
+            body = encode(self.registry)
+            self._rendered[content_type] = time.monotonic(), body
+        return body, content_type
+
+
+def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    with suppress(ValueError, TypeError):  # a version that is none
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        if content_type in _FORMATS:
+            return encode, content_type
+    return choose_encoder("")
+
+
+_FORMATS = {CONTENT_TYPE_PLAIN_0_0_4, openmetrics.CONTENT_TYPE_LATEST} | {
+    choose_encoder(f"{kind};version=1.0.0;escaping={escaping}")[1]
+    for kind in ("text/plain", "application/openmetrics-text")
+    for escaping in ("allow-utf-8", "underscores", "dots", "values")
+}
+"""Content types. Few, because each is rendered and kept separately, and a client can request any version."""

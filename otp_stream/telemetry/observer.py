@@ -1,31 +1,37 @@
 """Records events of jobs as log lines, metrics, spans and statistics."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 import structlog
 
 from otp_stream import clock
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
-from otp_stream.core.job import CLOCK_TOLERANCE_MS, Job, Lane
-from otp_stream.core.masking import mask_address
+from otp_stream.core.job import Job, Lane
+from otp_stream.core.masking import mask_recipient
+from otp_stream.core.messaging import Publication, ReceivedMessage
 from otp_stream.core.outcome import Accepted, Outcome
-from otp_stream.core.state import RelayState
 from otp_stream.core.stats import Recent, Stats, Step, TenantStats
+from otp_stream.telemetry_errors import SafeSpan
 
+from .logs import close_log_export
+from .messaging_metrics import Server
 from .metrics import Metrics
+from .opened import opened
+from .processing import CURRENT_PROCESSING, Processing
+from .producer_warnings import ProducerWarnings
+from .relay_log import RelayLog
+from .resource import resource_attributes
 from .stats import History, StatsRecorder
 from .tenant_stats import TenantRecorder
 from .tracing import NoTracer, Tracer, open_tracer
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-_LATE_MS = 60_000
-_PRODUCER_WARNING_INTERVAL_MS = 60_000
-_NAMED_DOMAINS = 5
 _LABELLED_ATTEMPTS = 10
 """Higher attempt numbers share one series, because greylisting causes many attempts."""
 
@@ -33,33 +39,59 @@ _LABELLED_ATTEMPTS = 10
 class Observer:
     """Logs, counts and traces jobs, with `by_tenant` for each tenant too.
 
-    `now_ms` is the clock (milliseconds since 1970).
+    `environment` and `server`, which is RabbitMQ, are shown with traces. `now_ms` is the clock (ms since 1970).
     """
 
-    def __init__(self, *, by_tenant: bool = False, now_ms: Callable[[], int] = clock.now_ms) -> None:
-        self.metrics = Metrics()
+    def __init__(
+        self,
+        *,
+        by_tenant: bool = False,
+        environment: str = "development",
+        server: Server | None = None,
+        now_ms: Callable[[], int] = clock.now_ms,
+    ) -> None:
+        self.metrics = Metrics(server)
+        self._resource = resource_attributes(environment)
+        self._server = server
         self._tenants = TenantRecorder() if by_tenant else None
         self._tracer: Tracer = NoTracer()
+        self._traces = False
+        self._metrics_export: _MetricsExport | None = None
         self._now_ms = now_ms
         self._stats = StatsRecorder(now_ms())
         self._history = History()
-        self._warned_ms: dict[str, int] = {}
+        self.relays = RelayLog(self._stats, now_ms)
+        self._producers = ProducerWarnings(self.metrics, now_ms)
         self._logs_jobs = True
         """Whether the log level includes a line for each job, which is expensive to build."""
 
     async def open(self) -> None:
-        """Start tracing if `OTEL_*` variables configure it, which connects to the collector."""
+        """Start the exports of spans and metrics that `OTEL_*` variables configure."""
         self._logs_jobs = bool(_log.is_enabled_for(logging.INFO))
-        self._tracer = open_tracer()
+        self._tracer = open_tracer(self._resource, self._server)
+        self._traces = not isinstance(self._tracer, NoTracer)
+        self._metrics_export = opened("metrics", self._open_metrics_export)
 
-    def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
+    @property
+    def exports_metrics(self) -> bool:
+        """Whether metrics are exported by OTLP."""
+        return self._metrics_export is not None
+
+    async def export_metrics(self) -> None:
+        """Export metrics by OTLP at intervals, until cancelled."""
+        if self._metrics_export is not None:
+            await self._metrics_export.run()
+
+    def _open_metrics_export(self) -> "_MetricsExport":
+        from .otlp_metrics import MetricsExport  # noqa: PLC0415 - slow to import, and used only if metrics are exported
+
+        return MetricsExport.open(self.metrics.registry.collect, self._resource)
+
+    def job_span(self, job: Job, message: ReceivedMessage) -> AbstractContextManager[object]:
         """Record that a job has arrived, and return the span of its processing."""
         self._stats.received += 1
         self.metrics.received[job.lane].inc()
-        if job.lane != "due" and job.request.timestamp is not None:
-            self._check_clock(job)
-        if job.request.lenient and job.lane != "due":
-            self._count_lenience(job)
+        self._producers.check(job)
         if self._logs_jobs:
             _log.info(
                 "job started",
@@ -68,15 +100,25 @@ class Observer:
                 priority=job.request.priority,
                 attempt=job.attempts_made + 1,
                 template=job.request.shown_template,
-                recipient=mask_address(job.request.email),
+                recipient=mask_recipient(job.request.email, job.request.otp),
             )
         if job.replay is not None and not job.attempts_made:
             _log.info("job is replayed", job_id=job.id, by=job.replay.by, fresh_expiry=job.replay.fresh)
-        return self._tracer.job_span(job, trace_context)
+        span = SafeSpan(lambda: self._tracer.job_span(job, message)) if self._traces else None
+        return Processing(message.queue, self.metrics.messaging, span)
+
+    def unread_span(self, message: ReceivedMessage) -> AbstractContextManager[object]:
+        """Return the span of a message from which no job is read, in the producer's trace."""
+        span = SafeSpan(lambda: self._tracer.unread_span(message)) if self._traces else None
+        return Processing(message.queue, self.metrics.messaging, span)
 
     def send_span(self) -> AbstractContextManager[object]:
         """Return the span of one send, whose duration is also a metric."""
         return _TimedSpan(self.metrics, self._tracer.send_span())
+
+    def send_ended(self, outcome: Outcome) -> None:
+        """Record the outcome of a send in its span."""
+        self._tracer.send_ended(outcome)
 
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
         """Record the outcome of an attempt to send."""
@@ -129,7 +171,8 @@ class Observer:
         """Record that a job could not be settled, so that the broker redelivers it."""
         self.metrics.unsettled.inc()
         wanted = type(settlement).__name__.lower()
-        self._tracer.annotate(failed=True, settlement="none")
+        self._failed("not_settled", "the broker redelivers it")
+        self._tracer.annotate(settlement="none")
         _log.warning("job could not be settled, the broker redelivers it", job_id=job.id, wanted=wanted)
 
     def message_refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
@@ -140,50 +183,17 @@ class Observer:
         ended = (settlement.reason, settlement.attempt, None, settlement.error)
         self._history.add(Recent(self._now_ms(), job_id, lane, "", "", *ended))
 
-    def circuit_breaker_changed(self, relay: RelayState) -> None:
-        """Log the new state of a relay's circuit breaker."""
-        fields = {"relay": relay.name, "reason": relay.reason, "error": relay.error, "waiting": relay.waiting}
-        match relay.circuit_breaker:
-            case "closed":
-                _log.info("relay takes mail again: circuit breaker closed", relay=relay.name, waiting=relay.waiting)
-            case "half_open":
-                _log.info("relay is probed: circuit breaker half-open", **fields)
-            case "open":
-                self._stats.failed(f"{relay.reason}: {relay.error}", self._now_ms())
-                pause_ms = max((relay.probe_ms or 0) - self._now_ms(), 0)
-                _log.warning("relay takes no mail: circuit breaker open, jobs wait", **fields, probe_in_ms=pause_ms)
+    def publish_span(self, publication: Publication) -> AbstractContextManager[object]:
+        """Return the span of a publish, and write its trace context to the headers."""
+        return self._tracer.publish_span(publication)
 
-    def rate_changed(self, relay: RelayState) -> None:
-        """Log that a relay is slowed down, or that it receives mail at the full rate again."""
-        fields = {"relay": relay.name, "per_second": None if relay.rate is None else round(relay.rate, 1)}
-        if relay.slowed:
-            _log.warning("relay throttles: slowed down", **fields)
-        else:
-            _log.info("relay gets mail at the full rate again", **fields)
+    def traceparent(self) -> str | None:
+        """Return the trace context of the current job; `None` if it is not traced."""
+        return self._tracer.traceparent()
 
-    def sender_changed(self, relay: RelayState, tenant: str, error: str | None) -> None:
-        """Log that a relay refuses the sender of a tenant, or that it accepts it again."""
-        name = tenant or "default"
-        if error is None:
-            _log.info("relay accepts the tenant's sender again", relay=relay.name, tenant=name)
-        else:
-            self._stats.failed(f"sender_refused, tenant {name}: {error}", self._now_ms())
-            _log.warning("relay refuses the tenant's sender: its jobs wait", relay=relay.name, tenant=name, error=error)
-
-    def slowness_changed(self, relay: RelayState) -> None:
-        """Log that a relay has become slow, for all mail or for some domains, or that it is fast again."""
-        fields = {"relay": relay.name, "slow": relay.slow_sends, "of_last": relay.last_sends}
-        if relay.slow:
-            _log.warning("relay is slow: most mails go to a faster one first", **fields)
-        elif relay.slow_domains:
-            domains = ", ".join(relay.slow_domains[:_NAMED_DOMAINS])
-            _log.warning("relay is slow for some domains", **fields, domains=domains, count=len(relay.slow_domains))
-        else:
-            _log.info("relay is not slow any more", **fields)
-
-    def inject(self, headers: MutableMapping[str, Any]) -> None:
-        """Write the current trace context to message headers."""
-        self._tracer.inject(headers)
+    def published(self, publication: Publication, took_s: float, error: BaseException | None) -> None:
+        """Count a publish."""
+        self.metrics.messaging.published(publication, took_s, error)
 
     def stats(self) -> Stats:
         """Return the statistics since start."""
@@ -201,9 +211,25 @@ class Observer:
         """Return how recent jobs ended, the newest first."""
         return self._history.recent()
 
+    def clear_recent(self) -> None:
+        """Drop the recent jobs."""
+        self._history.clear_recent()
+
     def close(self) -> None:
-        """Export the remaining spans, for at most a few seconds."""
-        self._tracer.close()
+        """Export the remaining spans, metrics and log lines, for at most a few seconds."""
+        closing = [self._tracer.close, close_log_export]
+        if self._metrics_export is not None:
+            closing.append(self._metrics_export.close)
+        threads = [threading.Thread(target=close, daemon=True) for close in closing]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _failed(self, error_type: str, description: str) -> None:
+        if (processing := CURRENT_PROCESSING.get()) is not None:
+            processing.error_type = error_type
+        self._tracer.failed(error_type, description)
 
     def _job_ended(self, ending: str, job: Job | None = None) -> None:
         self.metrics.ended[ending].inc()
@@ -215,46 +241,19 @@ class Observer:
     def _dead_lettered(self, job_id: str, dead: Dead, job: Job | None = None) -> None:
         self._job_ended(dead.reason, job)
         self._stats.failed(f"{dead.reason}: {dead.error}", self._now_ms())
-        self._tracer.annotate(failed=True, error=dead.error)
+        self._failed(dead.reason, dead.error)
         _log.error("job is dead-lettered", job_id=job_id, reason=dead.reason, error=dead.error, attempt=dead.attempt)
 
     def _add_recent(self, job: Job, what: str, attempt: int, now_ms: int, error: str = "") -> None:
         took_ms = max(now_ms - job.requested_ms, 0)
         template = job.request.shown_template
-        recipient = mask_address(job.request.email)
+        recipient = mask_recipient(job.request.email, job.request.otp)
         self._history.add(Recent(now_ms, job.id, job.lane, recipient, template, what, attempt, took_ms, error))
 
-    def _check_clock(self, job: Job) -> None:
-        late_ms = job.first_seen_ms - job.made_ms
-        self.metrics.arrive_s.observe(late_ms / 1000)
-        if job.clock_ahead_ms > CLOCK_TOLERANCE_MS:
-            self.metrics.clock_ahead.inc()
-            self._warn_of_producer(
-                "a producer's clock is ahead of ours: timestamps count only up to arrival",
-                job_id=job.id,
-                ahead_ms=job.clock_ahead_ms,
-            )
-        elif late_ms > _LATE_MS:
-            self._warn_of_producer(
-                "jobs arrive late: a backlog, or a producer's clock is behind ours", job_id=job.id, late_ms=late_ms
-            )
 
-    def _count_lenience(self, job: Job) -> None:
-        for field, what in job.request.lenient:
-            self.metrics.lenient[field].inc()
-            self._warn_of_producer(
-                f"a producer's optional field is not as documented: {field}",
-                job_id=job.id,
-                field=field,
-                what=what if what in {"coerced", "ignored"} else f"in {what} instead of milliseconds, read as such",
-            )
-
-    def _warn_of_producer(self, event: str, **fields: str | int) -> None:
-        # once a minute, because every job of the producer is affected
-        now_ms = self._now_ms()
-        if now_ms - self._warned_ms.get(event, 0) >= _PRODUCER_WARNING_INTERVAL_MS:
-            self._warned_ms[event] = now_ms
-            _log.warning(event, **fields)
+class _MetricsExport(Protocol):
+    async def run(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class _TimedSpan:

@@ -1,14 +1,19 @@
 """The metrics that are computed from the worker's state at each scrape."""
 
+import platform
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from otp_stream import __version__
 from otp_stream.core.admission import ANSWERS
 from otp_stream.core.decision import Final
+from otp_stream.core.retention import SweepState
+from otp_stream.core.sendable_jobs import sendable_jobs
 from otp_stream.core.state import (
     SWITCH_STEPS,
     BrokerState,
@@ -23,6 +28,7 @@ from otp_stream.core.state import (
 from otp_stream.telemetry_errors import ERRORS
 
 from .log_pipe import DROPPED
+from .messaging_metrics import MessagingMetrics
 
 # derived from the unions, so that every value has a series
 _SETTLED_HOW = (
@@ -35,6 +41,7 @@ _SETTLED_HOW = (
 )
 _CIRCUIT_BREAKER_STATES: tuple[str, ...] = get_args(CircuitBreakerState)
 _PHASES: tuple[str, ...] = get_args(Phase)
+_VERSIONS = {"version": __version__, "python": platform.python_version(), "faststream": version("faststream")}
 _ALL_TENANTS = "tenants"
 """The label of the queues of all tenants together."""
 
@@ -42,8 +49,12 @@ _ALL_TENANTS = "tenants"
 class StateCollector(Collector):
     """Computes metrics from the worker's state at each scrape."""
 
-    def __init__(self, state: Callable[[], WorkerState]) -> None:
+    def __init__(
+        self, state: Callable[[], WorkerState], now_ms: Callable[[], int], messaging: MessagingMetrics
+    ) -> None:
         self._state = state
+        self._now_ms = now_ms
+        self._messaging = messaging
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that the state is not read at registration."""
@@ -55,8 +66,14 @@ class StateCollector(Collector):
         yield _one_of("phase", "What the worker is doing.", state.phase, *_PHASES)
         yield _total("telemetry_errors", "Exceptions in telemetry. No job is affected.", ERRORS.count)
         yield _total("log_lines_dropped", "Log lines dropped because standard output was not read.", DROPPED.count)
+        sendable = sendable_jobs(state, self._now_ms())
+        if sendable is not None:
+            yield _gauge("jobs_sendable", "Jobs ready in RabbitMQ that another worker could send now.", sendable)
+        yield _build_info()
         if state.broker is not None:
-            yield from _broker(state.broker)
+            lanes = [*state.broker.lanes, *_all_tenants(state.broker)]
+            yield self._messaging.consumed(lanes)
+            yield from _broker(state.broker, lanes, self._now_ms())
         if state.relays:
             # those of tenants have names that begin with a tenant's; several tenants may share them
             of_tenants = {relay.name: relay for it in state.tenants for relay in it.relays}
@@ -65,17 +82,25 @@ class StateCollector(Collector):
             yield from _tenants(state.tenants)
         if state.tables is not None:
             yield from _tables(state.tables)
+        if state.sweeps is not None:
+            yield from _sweeps(state.sweeps)
 
 
-def _broker(broker: BrokerState) -> Iterator[Metric]:
+def _build_info() -> Metric:
+    family = GaugeMetricFamily("otp_build_info", "The versions that run; always 1.", labels=list(_VERSIONS))
+    family.add_metric([*_VERSIONS.values()], 1)
+    return family
+
+
+def _broker(broker: BrokerState, lanes: Sequence[LaneState], now_ms: int) -> Iterator[Metric]:
     yield _gauge("broker_connected", "Whether RabbitMQ is connected.", broker.connected)
     yield _gauge("broker_blocked", "Whether RabbitMQ refuses publishes.", broker.blocked)
-    lanes = [*broker.lanes, *_all_tenants(broker)]
     yield _by("prefetch_count", "Unacked jobs allowed at this worker.", "lane", {it.lane: it.prefetch for it in lanes})
     yield _by("jobs_unacked", "Unacked jobs at this worker.", "lane", {it.lane: it.unacked for it in lanes})
     yield from _ledger(lanes)
     yield _by("queue_ready", "Jobs ready, as RabbitMQ reports.", "queue", {it.queue: it.depth for it in lanes})
     yield _by("queue_consumers", "Consumers, as RabbitMQ reports.", "queue", {it.queue: it.consumers for it in lanes})
+    yield from _ages(broker, now_ms)
     unverified = sum(it.unverified for it in lanes)
     yield _total("unverified_retries", "Retries without a valid signature, processed as new jobs.", unverified)
     yield _total("events_dropped", "Events that could not be published.", broker.events_dropped)
@@ -83,6 +108,18 @@ def _broker(broker: BrokerState) -> Iterator[Metric]:
         yield _gauge("dead_letters", "Dead letters, as RabbitMQ reports.", broker.dead)
     if broker.waiting is not None:
         yield _gauge("retries_waiting", "Jobs in the wait queues, as RabbitMQ reports.", broker.waiting)
+
+
+def _ages(broker: BrokerState, now_ms: int) -> Iterator[Metric]:
+    """Yield how long jobs have been waiting, 0 if none is."""
+
+    def age_s(since_ms: int | None) -> float:
+        return max(now_ms - since_ms, 0) / 1000 if since_ms is not None else 0.0
+
+    waiting = {it.queue: age_s(it.waiting_ms) for it in broker.lanes}
+    unacked = {it.lane: age_s(it.oldest_unacked_ms) for it in broker.lanes}
+    yield _by("queue_oldest_seconds", "How long a job is known to wait in the queue.", "queue", waiting)
+    yield _by("jobs_unacked_oldest_seconds", "Since the oldest unacked job was received.", "lane", unacked)
 
 
 def _all_tenants(broker: BrokerState) -> Iterator[LaneState]:
@@ -103,6 +140,7 @@ def _all_tenants(broker: BrokerState) -> Iterator[LaneState]:
         ended,
         sum(it.depth or 0 for it in lanes),
         sum(it.consumers or 0 for it in lanes),
+        template=lanes[0].template,
     )
 
 
@@ -148,7 +186,19 @@ def _relays(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
     yield _by("relay_connections_limit", "Connections allowed.", "relay", {it.name: it.size for it in relays})
     yield _by("relay_sends_in_flight", "Mails being sent.", "relay", {it.name: it.sending for it in relays})
     yield _by("relay_rate_limit", "Mails per second allowed now.", "relay", {it.name: it.rate for it in relays})
+    yield from _credentials(relays)
     yield _gauge("relay_sends_pending", "Jobs in the send queues.", sum(it.waiting for it in relays))
+
+
+def _credentials(relays: tuple[RelayState, ...]) -> Iterator[Metric]:
+    found = {it.name: it.credentials for it in relays}
+    ends = {name: it.certificate_ends_s for name, it in found.items()}
+    yield _by("relay_certificate_expiry_timestamp_seconds", "When the relay's certificate expires.", "relay", ends)
+    tokens = {name: it for name, it in found.items() if it.token_valid_s is not None}
+    valid = {name: it.token_valid_s for name, it in tokens.items()}
+    yield _by("relay_token_valid_seconds", "How long the access token is still valid.", "relay", valid)
+    failures = {name: it.token_failures for name, it in tokens.items()}
+    yield _by("relay_token_failures", "Consecutive failures to renew the access token.", "relay", failures)
 
 
 def _tenants(tenants: tuple[TenantState, ...]) -> Iterator[Metric]:
@@ -186,6 +236,25 @@ def _tables(tables: TablesState) -> Iterator[Metric]:
         yield _total(name, text, count)
     yield _gauge("claims", "Jobs claimed by this worker.", tables.claims)
     yield _by("table_entries", "Entries in this worker's memory.", "table", dict(tables.sizes))
+
+
+def _sweeps(sweeps: SweepState) -> Iterator[Metric]:
+    results = CounterMetricFamily("otp_dead_letter_sweeps", "Sweeps of the dead letters, by result.", labels=["result"])
+    for result, count in (
+        ("complete", sweeps.complete), ("interrupted", sweeps.interrupted), ("failed", sweeps.failed),
+    ):  # fmt: skip
+        results.add_metric([result], count)
+    yield results
+    text = "Dead letters deleted by sweeps, by reason."
+    deleted = CounterMetricFamily("otp_dead_letters_deleted", text, labels=["reason"])
+    deleted.add_metric(["age"], sweeps.too_old)
+    deleted.add_metric(["number"], sweeps.too_many)
+    yield deleted
+    yield _total("dead_letter_codes_erased", "Expired codes erased from dead letters by sweeps.", sweeps.erased)
+    if sweeps.last_ms is not None:
+        yield _gauge(
+            "dead_letter_sweep_timestamp_seconds", "When the last complete sweep ended.", sweeps.last_ms / 1000
+        )
 
 
 def _total(name: str, text: str, count: float) -> Metric:

@@ -156,6 +156,11 @@ class History:
         """Return how recent jobs ended, the newest first."""
         return sorted((*self._good, *self._bad), key=lambda it: it.at_ms, reverse=True)
 
+    def clear_recent(self) -> None:
+        """Drop the recent jobs; the counts stay."""
+        self._good.clear()
+        self._bad.clear()
+
     def _at(self, at_ms: int) -> _StepCounts:
         number = at_ms // STEP_MS
         if number < self._now.number - 1:  # the clock was set back, so later steps are dropped

@@ -1,35 +1,52 @@
 """One trace from the producer to the settlement, across retries. Costs nothing if tracing is not configured."""
 
-import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
-
-import structlog
+from typing import Protocol
 
 from otp_stream.core.job import Job
+from otp_stream.core.messaging import Publication, ReceivedMessage
+from otp_stream.core.outcome import Outcome
+
+from .messaging_metrics import Server
+from .opened import opened
 
 _NO_SPAN = nullcontext()
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Tracer(Protocol):
-    """Creates the spans of a job."""
+    """Creates the spans of jobs and messages. `annotate`, `failed` and `traceparent` are about the current span."""
 
-    def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:
+    def job_span(self, job: Job, message: ReceivedMessage) -> AbstractContextManager[object]:
         """Return the span of a job, in the producer's trace."""
+        ...
+
+    def unread_span(self, message: ReceivedMessage) -> AbstractContextManager[object]:
+        """Return the span of a message from which no job was read, in the producer's trace."""
         ...
 
     def send_span(self) -> AbstractContextManager[object]:
         """Return the span of one send, a child of the job's span."""
         ...
 
-    def annotate(self, *, failed: bool = False, **attributes: str | int) -> None:
-        """Set attributes of the current span."""
+    def send_ended(self, outcome: Outcome) -> None:
+        """Record the outcome of a send in its span, which is the current one."""
         ...
 
-    def inject(self, headers: MutableMapping[str, Any]) -> None:
-        """Write the current trace context to message headers."""
+    def publish_span(self, publication: Publication) -> AbstractContextManager[object]:
+        """Return the span of a publish, and write its trace context to the headers."""
+        ...
+
+    def annotate(self, **attributes: str | int) -> None:
+        """Set attributes, with the prefix `otp.`."""
+        ...
+
+    def failed(self, error_type: str, description: str) -> None:
+        """Record an error: `error_type` is one of few words, `description` contains no secret."""
+        ...
+
+    def traceparent(self) -> str | None:
+        """Return the trace context (W3C), or `None` if the span is not sampled."""
         ...
 
     def close(self) -> None:
@@ -40,40 +57,40 @@ class Tracer(Protocol):
 class NoTracer:
     """The tracer if tracing is off. A producer's trace context is kept unchanged."""
 
-    def job_span(self, job: Job, trace_context: Mapping[str, str]) -> AbstractContextManager[object]:  # noqa: ARG002, D102
+    def job_span(self, job: Job, message: ReceivedMessage) -> AbstractContextManager[object]:  # noqa: ARG002, D102
+        return _NO_SPAN
+
+    def unread_span(self, message: ReceivedMessage) -> AbstractContextManager[object]:  # noqa: ARG002, D102
         return _NO_SPAN
 
     def send_span(self) -> AbstractContextManager[object]:  # noqa: D102
         return _NO_SPAN
 
-    def annotate(self, *, failed: bool = False, **attributes: str | int) -> None:
+    def send_ended(self, outcome: Outcome) -> None:
         """Do nothing."""
 
-    def inject(self, headers: MutableMapping[str, Any]) -> None:
+    def publish_span(self, publication: Publication) -> AbstractContextManager[object]:  # noqa: ARG002, D102
+        return _NO_SPAN
+
+    def annotate(self, **attributes: str | int) -> None:
         """Do nothing."""
+
+    def failed(self, error_type: str, description: str) -> None:
+        """Do nothing."""
+
+    def traceparent(self) -> str | None:
+        """Return nothing."""
 
     def close(self) -> None:
         """Do nothing."""
 
 
-def open_tracer() -> Tracer:
+def open_tracer(resource: Mapping[str, str], server: Server | None) -> Tracer:
     """Return the tracer that the standard `OTEL_*` variables configure. Errors in them are logged, not raised."""
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if disabled or exporter == "none" or not (exporter or endpoint):
-        return NoTracer()
-    if exporter not in {"", "otlp"}:
-        _log.warning("tracing is off: OTLP is the only exporter", exporter=exporter)
-        return NoTracer()
-    try:
+
+    def open_() -> Tracer:
         from .otel_tracer import OtelTracer  # noqa: PLC0415 - slow to import, and used only if tracing is on
 
-        return OtelTracer.open()
-    except ImportError as error:
-        fix = "Run pip install 'otp-stream[otel]'"
-        _log.error("tracing is off: OpenTelemetry is not installed", missing=error.name, fix=fix)
-    except Exception as error:  # noqa: BLE001 - tracing must not keep the worker from starting
-        # the text of an error may quote a secret
-        _log.error("tracing is off: a value of the OTEL_* variables is invalid", error=type(error).__name__)
-    return NoTracer()
+        return OtelTracer.open(resource, server)
+
+    return opened("traces", open_) or NoTracer()

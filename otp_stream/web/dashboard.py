@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -15,8 +15,10 @@ from otp_stream.core.state import TablesState, TenantState, WorkerSeen, WorkerSt
 from otp_stream.core.stats import Recent, Stats, Step
 
 from . import charts
+from .access import Access
+from .cached import Cached
 from .pages import parts, render
-from .session import Sessions
+from .session import User
 from .stream import Snapshot
 
 PARTS = ("status", "figures", "charts", "lanes", "endings", "recent", "relays", "tenants", "workers", "tables")
@@ -62,7 +64,7 @@ class Tables(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dashboard:
     """Makes the page.
 
@@ -73,26 +75,43 @@ class Dashboard:
     fresh_state: Callable[[float], Awaitable[WorkerState]]
     telemetry: Telemetry
     tables: Tables
-    sessions: Sessions
+    access: Access
     name: str
     """This worker's."""
     version: str
     environment: str
+    _visitor_pages: Cached[str | None, str] = field(init=False)
+    """By the reason why a form was refused."""
+    _snapshots: Cached[bool, Snapshot] = field(init=False)
+    """By whether they contain the recent jobs."""
+
+    def __post_init__(self) -> None:
+        self._visitor_pages = Cached(lambda refused: self._html(None, "", refused))
+        self._snapshots = Cached(self._snapshot)
 
     async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
         """Answer with the whole page; `refused` is the reason why a form was refused."""
-        logged_in = await self.sessions.is_authorized(request)
-        form_key = self.sessions.form_key(request) if logged_in else ""
-        fields = await self._fields()
-        html = render("dashboard.html", **fields, logged_in=logged_in, form_key=form_key, refused=refused)
-        return HTMLResponse(html, status)
+        if user := await self.access.user(request):
+            return HTMLResponse(await self._html(user, self.access.form_key(request, user), refused), status)
+        return HTMLResponse(await self._visitor_pages.get(refused), status)
 
-    async def snapshot(self) -> Snapshot:
-        """Return the parts that are updated. They contain nothing of a session, because all viewers get the same."""
-        fields = await self._fields()
+    async def _html(self, user: User | None, form_key: str, refused: str | None) -> str:
+        fields = await self._fields(with_jobs=user is not None or not self.access.can_log_in)
+        return render("dashboard.html", **fields, user=user, form_key=form_key, refused=refused)
+
+    async def may_see_jobs(self, request: Request) -> bool:
+        """Return whether the recent jobs are shown: to users; to everyone if there are no tokens."""
+        return not self.access.can_log_in or await self.access.user(request) is not None
+
+    async def snapshot(self, with_jobs: bool) -> Snapshot:  # noqa: FBT001 - a callback
+        """Return the parts that are updated. They contain nothing of a session, because many viewers get the same."""
+        return await self._snapshots.get(with_jobs)
+
+    async def _snapshot(self, with_jobs: bool) -> Snapshot:  # noqa: FBT001 - a callback
+        fields = await self._fields(with_jobs=with_jobs)
         return Snapshot(fields["title"], parts("dashboard.html", PARTS, fields))
 
-    async def _fields(self) -> dict[str, Any]:
+    async def _fields(self, *, with_jobs: bool) -> dict[str, Any]:
         state = await self.fresh_state(_TIMEOUT_S)
         now_ms = clock.now_ms()
         stats = self.telemetry.stats()
@@ -111,7 +130,7 @@ class Dashboard:
             "rates": charts.rates(steps, _step_s(steps)),
             "times": charts.times(steps),
             "minutes": _minutes(steps),
-            "recent": self.telemetry.recent(),
+            "recent": self.telemetry.recent() if with_jobs else None,
             "admissions": _admissions(state.tables),
             "throttled": await _or_default(self.tables.most_throttled(), dict[str, int]()) if state.tables else {},
             "workers": await _or_default(self.tables.seen(), list[WorkerSeen]()) if state.tables else [],
@@ -119,7 +138,7 @@ class Dashboard:
             "name": self.name,
             "version": self.version,
             "environment": self.environment,
-            "can_log_in": self.sessions.token is not None,
+            "can_log_in": self.access.can_log_in,
             "good": GOOD,
             "bad": REASONS,
         }

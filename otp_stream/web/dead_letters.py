@@ -4,20 +4,25 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
-import structlog
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from otp_stream import clock
-from otp_stream.asgi import Fields, redirect
-from otp_stream.core.dead_letter import DeadLetter, DeadLettersInUseError, filter_by, grouped
+from otp_stream.asgi import Fields, client_of, redirect
+from otp_stream.core.audit import new_id
+from otp_stream.core.dead_letter import DeadLetter, DeadLettersInUseError, Group, filter_by, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.decision import REASONS
+from otp_stream.tasks import cancel_and_wait
 
+from .access import FOREIGN_FORM, TOO_MANY, WRONG_TOKEN, Access, refuse
+from .audit import audit
+from .cached import Cached
 from .pages import render
-from .session import FOREIGN_FORM, TOO_MANY, Sessions, client_name, refuse
+from .session import User
 
 _LIMIT = 5_000
 """Dead letters that the page reads."""
@@ -31,9 +36,6 @@ _REPORT_S = 600.0
 _SHOWN = 100
 _RATE = 50.0
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
 Progress = Callable[[int, int], object]
 """Called after each dead letter with the number that have left the queue, and the number in it at the start."""
 
@@ -43,6 +45,9 @@ class ReplaySummary(Protocol):
 
     replayed: int
     expired: int
+    """Those that stayed, as their code has expired. Includes `erased`."""
+    erased: int
+    """Those of them whose code was erased."""
 
 
 class DeadLetters(Protocol):
@@ -77,12 +82,14 @@ class DeadLettersView:
     """Responds for the dead letters. One replay runs at a time, and continues when the browser disconnects."""
 
     dead_letters: DeadLetters
-    sessions: Sessions
+    access: Access
     count: Callable[[], Awaitable[int | None]]
     """Returns RabbitMQ's number of dead letters, or `None` if it is unknown."""
     endings: Callable[[], Mapping[str, int]]
     """This worker's jobs by outcome."""
     _fetched: tuple[list[DeadLetter], int] = field(default_factory=lambda: (list[DeadLetter](), 0))
+    _groups: list[Group] = field(default_factory=list[Group])
+    """Those of the fetched ones, because counting thousands for each request would delay codes."""
     _fetched_at: float = float("-inf")
     _tried_at: float = float("-inf")
     _outdated: bool = True
@@ -95,30 +102,38 @@ class DeadLettersView:
     """Dead letters that the current replay has sent."""
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
     _running: asyncio.Task[None] | None = None
+    _visitor_pages: Cached[str | None, str] = field(init=False)
+    """By the reason why a form was refused."""
+
+    def __post_init__(self) -> None:
+        self._visitor_pages = Cached(self._count_html)
 
     async def page(self, request: Request, refused: str | None = None, status: int = 200) -> Response:
         """Return dead letters by cause, to visitors only their number; `refused` is why a form was refused."""
-        if self.sessions.is_blocked(request):
+        if user := await self.access.user(request):
+            return await self._by_cause(request, user, refused, status)
+        if self.access.is_blocked(request):
             return TOO_MANY
-        if await self.sessions.is_authorized(request):
-            return await self._by_cause(request, refused, status)
-        html = render(
+        return HTMLResponse(await self._visitor_pages.get(refused), status)
+
+    async def _count_html(self, refused: str | None) -> str:
+        return render(
             "dead_letter_count.html",
             count=await self.count(),
             endings={reason: number for reason in REASONS if (number := self.endings().get(reason, 0))},
-            can=self.sessions.token is not None,
+            can=self.access.can_log_in,
             refused=refused,
         )
-        return HTMLResponse(html, status)
 
-    async def _by_cause(self, request: Request, refused: str | None, status: int) -> Response:
+    async def _by_cause(self, request: Request, user: User, refused: str | None, status: int) -> Response:
         # RabbitMQ delivers and requeues every dead letter with its body: too expensive for visitors
         if self._done is None:
             await self._fetch()
+            self._record_look(request, user)
         dead_letters, not_read = self._fetched
         now_ms = clock.now_ms()
         report = self._report if self._report and now_ms - self._report.at_ms < _REPORT_S * 1000 else None
-        groups = grouped(dead_letters, now_ms)
+        groups = self._groups
         html = render(
             "dead_letters.html",
             groups=groups,
@@ -133,19 +148,25 @@ class DeadLettersView:
             age_ms=(time.monotonic() - self._fetched_at) * 1000,
             report=report,
             done=self._done,
-            form_key=self.sessions.form_key(request),
+            user=user,
+            form_key=self.access.form_key(request, user),
             now_ms=now_ms,
         )
         return HTMLResponse(html, status)
 
+    def _record_look(self, request: Request, user: User) -> None:
+        dead_letters, not_read = self._fetched
+        details = {"not_read": not_read or None, "error": self._error}
+        result = "failed" if self._error or self._in_use else "done"
+        audit(request, user, "dead.list", result, count=len(dead_letters), details=details)
+
     async def replay(self, request: Request, fields: Fields) -> Response:
         """Start a replay of one group."""
-        if self.sessions.is_blocked(request):
-            return TOO_MANY
-        if refusal := await self.sessions.refusal(request, fields):
-            return await refuse(request, self.page, *refusal)
+        conditions = [f"{name}={fields[name]}" for name in _FIELDS if name in fields]
+        user = await self.access.operator(request, fields, self.page, "dead.replay", " ".join(conditions))
+        if isinstance(user, Response):
+            return user
         try:
-            conditions = [f"{name}={fields[name]}" for name in _FIELDS if name in fields]
             which = DeadLetterFilter.parse(conditions, clock.now_ms())
         except ValueError as error:
             return await refuse(request, self.page, str(error), 400)
@@ -154,25 +175,31 @@ class DeadLettersView:
         if self._running is not None:
             return await refuse(request, self.page, "a replay is running: wait until it ends", 409)
         self._done, self._report, self._error = 0, None, None
-        self._running = asyncio.create_task(
-            self._replay(which, client_name(request), fresh=fields.get("fresh") == "yes")
-        )
+        self._running = asyncio.create_task(self._replay(which, request, user, fresh=fields.get("fresh") == "yes"))
         return redirect("dead")
 
-    async def login(self, request: Request, fields: Fields) -> Response:
+    async def log_in(self, request: Request, fields: Fields) -> Response:
         """Open a session."""
-        if self.sessions.is_blocked(request):
+        if self.access.is_blocked(request):
             return TOO_MANY
-        cookie = await self.sessions.open(fields.get("token", ""), request)
+        cookie = await self.access.log_in(request, fields.get("token", ""))
         if cookie is None:
-            return await refuse(request, self.page, "the token is wrong: try again", 403)
+            return await refuse(request, self.page, WRONG_TOKEN, 403)
+        if isinstance(cookie, Response):
+            return cookie
         return redirect("." if fields.get("to") == "." else "dead", cookie=cookie)
 
-    async def logout(self, request: Request, fields: Fields) -> Response:
+    async def log_out(self, request: Request, fields: Fields) -> Response:
         """Close the session."""
-        if not self.sessions.is_own_form(request, fields.get("key", "")):
+        cookie = await self.access.log_out(request, fields)
+        if cookie is None:
             return await refuse(request, self.page, FOREIGN_FORM, 403)
-        return redirect("dead", cookie=await self.sessions.close(request))
+        return redirect("dead", cookie=cookie)
+
+    async def close(self) -> None:
+        """Interrupt a replay that is running. It can be started again."""
+        if self._running is not None:
+            await cancel_and_wait(self._running)
 
     async def _fetch(self) -> None:
         async with self._fetching:
@@ -186,6 +213,7 @@ class DeadLettersView:
             self._outdated, self._error, self._in_use = False, None, False
             try:
                 self._fetched = await self.dead_letters.fetch(limit=_LIMIT, timeout_s=_TIMEOUT_S)
+                self._groups = grouped(self._fetched[0], clock.now_ms())
                 self._fetched_at = time.monotonic()
             except DeadLettersInUseError:
                 self._in_use = True
@@ -198,26 +226,42 @@ class DeadLettersView:
         dead_letters, not_read = self._fetched
         return len(dead_letters) + not_read
 
-    async def _replay(self, which: DeadLetterFilter, by: str, *, fresh: bool) -> None:
+    async def _replay(self, which: DeadLetterFilter, request: Request, user: User, *, fresh: bool) -> None:
+        by = f"{user.name}@{client_of(request)}"
+        record = partial(audit, request, user, "dead.replay", target=str(which))
+        details: dict[str, Any] = {"fresh": fresh or None, "id": new_id()}
+
         def note(done: int, _: int) -> None:
             self._done = done
+            if self._running and not self.access.sessions.is_valid(user.token):
+                self._running.cancel()  # as when the worker stops
 
+        record("started", details=details)  # a worker that is killed writes no other line
         try:
             summary = await self.dead_letters.replay(which, by=by, fresh=fresh, rate=_RATE, progress=note)
-            number = summary.replayed
-            text = f"{number} {'job is' if number == 1 else 'jobs are'} being sent again ({which})"
-            if not number and not summary.expired:
-                text = f"no dead letter was left to send again ({which})"
-            if summary.expired:
-                text += f"; {summary.expired} with an expired code stayed"
-            self._report = ReplayReport(clock.now_ms(), by, text)
-            _log.info("dead letters replayed", by=by, which=str(which), dead_letters=number, expired=summary.expired)
+            self._report = ReplayReport(clock.now_ms(), by, _summary_text(summary, which))
+            record("done", count=summary.replayed, details={**details, "expired": summary.expired or None})
+        except asyncio.CancelledError:
+            record("interrupted", count=self._done, details=details)
+            raise
         except Exception as error:  # noqa: BLE001 - the page shows the error
             text = str(error) or type(error).__name__
             self._report = ReplayReport(clock.now_ms(), by, f"{text} ({which})", failed=True)
-            _log.warning("replay failed, start it again to continue", by=by, which=str(which), error=text)
+            record("failed", count=self._done, details={**details, "error": text})
         finally:
             self._done, self._running, self._outdated = None, None, True
+
+
+def _summary_text(summary: ReplaySummary, which: DeadLetterFilter) -> str:
+    number = summary.replayed
+    text = f"{number} {'job is' if number == 1 else 'jobs are'} being sent again ({which})"
+    if not number and not summary.expired:
+        text = f"no dead letter was left to send again ({which})"
+    if expired := summary.expired - summary.erased:
+        text += f"; {expired} with an expired code stayed"
+    if summary.erased:
+        text += f"; {summary.erased} stayed, because the code was erased when it expired"
+    return text
 
 
 _FIELDS = ("reason", "code", "domain")

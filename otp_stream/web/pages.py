@@ -45,7 +45,7 @@ def asyncapi_page(document: Node) -> str:
             "name": name,
             "does": "The worker consumes" if used.get(name) == "receive" else "The worker publishes",
             "channel": channel,
-            "message": reader.resolve(next(iter(channel["messages"].values()))),
+            "messages": [reader.resolve(it) for it in channel["messages"].values()],
             "is_job": name in _JOBS,
         }
         for name, channel in sorted(document["channels"].items(), key=lambda it: _ORDER.index(it[0]))
@@ -84,7 +84,7 @@ class _Reader:
         required: list[str] = schema.get("required", [])
         found: list[Node] = []
         for name, field in schema.get("properties", {}).items():
-            plain = self._plain(field)
+            plain = self.resolve(field)
             found.append(
                 {
                     "name": f"{prefix}{name}",
@@ -97,11 +97,6 @@ class _Reader:
             if "properties" in plain:
                 found += self.rows(plain, f"{prefix}{name}.")
         return found
-
-    def _plain(self, field: Node) -> Node:
-        field = self.resolve(field)
-        choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
-        return {**self.resolve(choices[0]), **field} if choices else field
 
 
 _LIMITS = {

@@ -3,22 +3,22 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
 from otp_stream.asgi import Fields, json_response, redirect
+from otp_stream.core.audit import new_id
 from otp_stream.core.probe import Probed
 
-from .session import TOO_MANY, Page, Sessions, client_name, is_program, refuse
+from .access import Access, Page, is_program, refuse
+from .audit import audit
+from .session import User
 
 _BROWSER_WAIT_S = 2.0
 """How long a browser waits for the result before it is sent back to the page, which shows the result later."""
-_MAX_LOGGED = 200
-
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Probe = Callable[[str | None], Coroutine[Any, Any, list[Probed]]]
 """Probes one relay, or all that accept no mail, and returns the results."""
@@ -29,7 +29,7 @@ class ProbeView:
     """Answers `/probe`. A browser is sent back to the operations page; a program gets JSON."""
 
     probe: Probe
-    sessions: Sessions
+    access: Access
     page: Page
     name: str
     """This worker's."""
@@ -37,12 +37,11 @@ class ProbeView:
 
     async def submit(self, request: Request, fields: Fields) -> Response:
         """Send a probe to the relay that the form names, or to each that accepts no mail."""
-        if self.sessions.is_blocked(request):
-            return TOO_MANY
-        if refusal := await self.sessions.refusal(request, fields):
-            return await refuse(request, self.page, *refusal)
-        _log.info("a probe is requested", by=client_name(request), relay=fields.get("relay", "")[:_MAX_LOGGED])
-        probed = await self._probe(fields.get("relay") or None, None if is_program(request) else _BROWSER_WAIT_S)
+        relay = fields.get("relay") or None
+        user = await self.access.operator(request, fields, self.page, "relay.probe", relay)
+        if isinstance(user, Response):
+            return user
+        probed = await self._probe(request, user, relay)
         if probed is None:
             return redirect(".")
         if not probed:
@@ -54,10 +53,23 @@ class ProbeView:
         too_soon = next((it.text for it in probed if it.result == "too_soon"), None)
         return redirect(".") if too_soon is None else await refuse(request, self.page, too_soon, 429)
 
-    async def _probe(self, relay: str | None, wait_s: float | None) -> list[Probed] | None:
-        """Return the results, or `None` if they take longer than `wait_s` seconds; the probe is finished anyway."""
-        task = asyncio.create_task(self.probe(relay))
+    async def _probe(self, request: Request, user: User, relay: str | None) -> list[Probed] | None:
+        """Return the results, or `None` if a browser would wait too long for them; the probe is finished anyway."""
+        task = asyncio.create_task(self._recorded(request, user, relay))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        await asyncio.wait({task}, timeout=wait_s)
+        await asyncio.wait({task}, timeout=None if is_program(request) else _BROWSER_WAIT_S)
         return task.result() if task.done() else None
+
+    async def _recorded(self, request: Request, user: User, relay: str | None) -> list[Probed]:
+        record, about = partial(audit, request, user, "relay.probe"), {"id": new_id()}
+        record("started", target=relay, details=about)
+        try:
+            probed = await self.probe(relay)
+        except BaseException as error:
+            record("failed", target=relay, details={**about, "error": type(error).__name__})
+            raise
+        names, results = ", ".join(it.relay.name for it in probed), ", ".join(it.result for it in probed)
+        found = {"probe": results} if probed else {"error": "no such relay"}
+        record("done" if probed else "refused", count=len(probed), target=names or relay, details={**about, **found})
+        return probed

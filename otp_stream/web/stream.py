@@ -4,8 +4,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from starlette.requests import Request
 
 _INTERVAL_S = 1.0
 _STOP_CHECK_S = 0.25
@@ -26,24 +28,26 @@ class Snapshot(NamedTuple):
 
 @dataclass(slots=True)
 class EventStream:
-    """Sends each viewer the parts that have changed since the last event. All viewers share one snapshot."""
+    """Sends each viewer the parts that have changed since the last event. The viewers share snapshots."""
 
-    make_snapshot: Callable[[], Awaitable[Snapshot]]
+    snapshot: Callable[[bool], Awaitable[Snapshot]]
+    """Returns a snapshot with or without the recent jobs."""
+    may_see_jobs: Callable[[Request], Awaitable[bool]]
     is_stopping: Callable[[], bool]
     viewers: int = 0
-    _snapshot: Snapshot | None = None
-    _made_at: float = 0.0
-    _making: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def events(self) -> AsyncGenerator[bytes]:
+    async def events(self, request: Request) -> AsyncGenerator[bytes]:
         """Yield events until the worker stops: the first has all parts, the others those that have changed."""
         sent: dict[str, str] = {}
         ends = time.monotonic() + _LIFETIME_S
         self.viewers += 1
         try:
             yield b"retry: 1000\n\n"
+            with_jobs = await self.may_see_jobs(request)
             while not self.is_stopping() and time.monotonic() < ends:
-                snapshot = await self._latest()
+                # until the token is removed; not asked again without one, because each wrong token is recorded
+                with_jobs = with_jobs and await self.may_see_jobs(request)
+                snapshot = await self.snapshot(with_jobs)
                 changed = {name: html for name, html in snapshot.parts.items() if sent.get(name) != html}
                 sent |= changed
                 # sent even if nothing has changed: the page shows "No answer" when no event arrives
@@ -51,13 +55,6 @@ class EventStream:
                 await self._pause()
         finally:
             self.viewers -= 1
-
-    async def _latest(self) -> Snapshot:
-        async with self._making:
-            now = time.monotonic()
-            if self._snapshot is None or now - self._made_at >= _INTERVAL_S / 2:
-                self._snapshot, self._made_at = await self.make_snapshot(), now
-            return self._snapshot
 
     async def _pause(self) -> None:
         ends = time.monotonic() + _INTERVAL_S

@@ -8,6 +8,7 @@ import smtplib
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from tenants import write
 from worker import CODE, Worker, job
 
 from otp_stream.web.stream import MAX_VIEWERS
@@ -383,6 +385,40 @@ async def test_a_relay_is_probed_from_the_page(stage: Stage, chromium: webdriver
 
     await until(lambda: asyncio.to_thread(probed), "the mail")
     wait(lambda: "Probe now" not in text(chromium, "#relays"), "the button to disappear")
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWPORTS)
+async def test_a_viewer_sees_who_is_logged_in_and_all_causes_but_nothing_to_change(
+    stage: Stage, chromium: webdriver.Chrome, tmp_path: Path, width: int, scheme: str
+) -> None:
+    tokens, values = tmp_path / "tokens.toml", {"vic": "9a6d20f7e1b84c53", "ada": "4be1c07a9d35f268"}
+    roles = {"vic": "viewer", "ada": "operator"}
+    lines = (f'[tokens.{name}]\nrole = "{roles[name]}"\ntoken = "{value}"\n' for name, value in values.items())
+    write(tokens, "".join(lines))
+    stage.relay.always("rcpt", "550 5.1.1 mailbox unknown")
+    worker = await stage.run(HTTP_TOKENS_FILE=str(tokens), SECRET_KEY="c3a5f0917be4d826")
+    await stage.rabbit.publish(*(job(f"u{number}@example.com") for number in range(3)))
+    await until(lambda: _has_depth(stage, f"{stage.rabbit.prefix}.dead", 3), "three dead letters")
+    await stage.relay.stop()
+    await stage.rabbit.publish(job())
+    await worker.wait_log("circuit breaker open")
+    page = f"http://127.0.0.1:{worker.port}"
+    for name, role in roles.items():
+        visit(chromium, f"{page}/dead", width, scheme)
+        chromium.find_element(By.NAME, "token").send_keys(f"{values[name]}\n")
+        wait(lambda name=name, role=role: f"{name} ({role})" in text(chromium, "nav"), "the session")
+        assert "550 5.1.1 mailbox unknown" in text(chromium, "main")
+        assert ("Send again" in text(chromium, "main")) == (role == "operator")
+        fits(chromium)
+        visit(chromium, f"{page}/", width, scheme)
+        wait(lambda: "The next probe" in text(chromium, "#relays") or "is running" in text(chromium, "#relays"), "it")
+        assert f"{name} ({role})" in text(chromium, "nav")
+        assert ("Probe now" in text(chromium, "#relays")) == (role == "operator")
+        assert not chromium.find_element(By.CSS_SELECTOR, "#relays input[name=token]").is_displayed()
+        fits(chromium)
+        chromium.find_element(By.CSS_SELECTOR, "form[action=logout] button").click()
+        wait(lambda name=name: name not in text(chromium, "nav"), "the end of the session")
+    assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
 async def _has_depth(stage: Stage, queue: str, count: int) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -27,7 +28,7 @@ from otp_stream.core.check_result import CheckResult
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, RedisConfig, Tables
-from otp_stream.tables.inspect import RedisClient
+from otp_stream.tables.redis_client import RedisClient
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000
@@ -385,11 +386,11 @@ def warned(warnings: Callable[[str], Awaitable[list[str]]], text: str) -> Callab
 
 async def test_a_job_that_cannot_be_sent_supersedes_nothing_and_is_not_counted(backend: Backend) -> None:
     tables = await backend.tables(Limit("recipient", 1, HOUR), supersede=True)
-    unsendable = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, sendable=False)
-    assert hasattr(unsendable, "release")
-    unsendable.release()
+    uncomposed = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, composed=False)
+    assert hasattr(uncomposed, "release")
+    uncomposed.release()
     old = await claim(tables, job("old", otp="111111"))
-    again = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, sendable=False)
+    again = await tables.admit(job("new", otp="222222", at=NOW + 1), NOW + HOUR, composed=False)
     assert hasattr(again, "release")
     assert old.holds()
 
@@ -625,3 +626,55 @@ async def test_the_last_id_generated_for_a_content_is_found_again(backend: Backe
     tables.keep("content", "two")
     other = tables if backend.url is None else await backend.tables()
     assert await other.recall("content") == "two"
+
+
+async def test_a_value_of_a_higher_rank_stays_whichever_worker_wrote_it(backend: Backend) -> None:
+    one, two = await backend.tables(), await backend.tables()
+    other = two if backend.url else one
+    assert await one.ranked_values.get("a") is None
+    one.ranked_values.put("a", "1-first")
+    assert await other.ranked_values.get("a") == "1-first"
+    other.ranked_values.put("a", "0-lower")
+    assert await one.ranked_values.get("a") == "1-first"
+    other.ranked_values.put("a", "1-equal")
+    assert await one.ranked_values.get("a") == "1-equal"
+    other.ranked_values.put("a", "4-higher")
+    assert await one.ranked_values.get("a") == "4-higher"
+    assert await one.ranked_values.put_first("a", "4-other") == "4-higher"
+    assert await other.ranked_values.get("a") == "4-higher"
+
+
+async def test_of_two_first_values_at_once_one_is_kept_and_the_other_returned(backend: Backend) -> None:
+    one, two = await backend.tables(), await backend.tables()
+    other = two if backend.url else one
+    answers = await asyncio.gather(
+        one.ranked_values.put_first("a", "0-one"), other.ranked_values.put_first("a", "0-two")
+    )
+    kept = await one.ranked_values.get("a")
+    assert sorted(answers, key=str) == sorted([None, kept], key=str)
+    assert await other.ranked_values.put_first("a", "0-three") == kept
+    backend.now_ms += 24 * HOUR + 1
+    assert await one.ranked_values.get("b") is None
+
+
+async def test_while_redis_is_away_a_worker_has_its_own_ranked_values(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    backend = Backend(server.url)
+    tables = await backend.tables()
+    try:
+        tables.ranked_values.put("a", "1-known")
+        assert await tables.ranked_values.get("a") == "1-known"
+        server.kill()
+        assert await tables.ranked_values.get("a") == "1-known"
+        assert await tables.ranked_values.put_first("a", "0-other") == "1-known"
+        assert await tables.ranked_values.put_first("b", "0-new") is None
+        assert await tables.ranked_values.put_first("b", "0-other") == "0-new"
+        server.start()
+        session = tables.shared.session if tables.shared else None
+        assert await until(_true(lambda: session is not None and session.connected), "an empty Redis")
+        assert await tables.ranked_values.get("a") == "1-known"
+        assert await tables.ranked_values.put_first("a", "0-other") == "1-known"
+    finally:
+        await backend.close()
+        server.remove()

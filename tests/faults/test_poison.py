@@ -1,4 +1,4 @@
-"""A job that crashes the process that composes it: at most once; other jobs are sent, and it ends in `otp.dead`."""
+"""A job that crashes processes: each at most once; other jobs are sent, and it ends in `otp.dead`."""
 
 from pathlib import Path
 
@@ -10,15 +10,18 @@ from rabbitmq import until
 KILL = """import os
 from jinja2.defaults import DEFAULT_FILTERS
 DEFAULT_FILTERS["kill"] = lambda signal: os.kill(os.getpid(), signal)
+DEFAULT_FILTERS["kill_parent"] = lambda signal: os.kill(os.getppid(), signal)
 """
-"""Gives templates what the sandbox does not: a way to kill the process that they run in."""
+"""Gives templates what the sandbox does not: a way to kill the process that they run in, or the one that composes."""
 POISONS = {
     "segmentation fault": "{{ 11 | kill }}",
     "SIGKILL, as when out of memory": "{{ 9 | kill }}",
+    "segmentation fault of the worker": "{{ 11 | kill_parent }}",
+    "SIGKILL of the worker": "{{ 9 | kill_parent }}",
     "endless template": "{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}",
     "greedy template": "{{ 'x' * 10**13 }}",
 }
-DEATHS = {"segmentation fault": 1, "SIGKILL, as when out of memory": 1}
+DEATHS = {"segmentation fault of the worker": 1, "SIGKILL of the worker": 1}
 """Workers that die of it; of the others none does."""
 CONNECTIONS = 5
 PREFETCH = 2 * CONNECTIONS

@@ -202,8 +202,9 @@ async def _check_growth(scene: Scene, early: tuple[int, int] | None) -> None:
     assert memory < 16 << 20
     assert descriptors < 2 * CONNECTIONS
     channels = await asyncio.to_thread(scene.node.control, "list_channels", "pid", "--no-table-headers")
-    # for each worker: three lanes, one to publish, one for events; one of the ledger
-    assert len(channels.split()) <= 2 * 5 + 1
+    # for each worker: three lanes, one to publish, one for events, one for audit records; the lock of the worker that
+    # sweeps; one of the ledger
+    assert len(channels.split()) <= 2 * 6 + 1 + 1
     body = (await scene.steady.get("/metrics"))[1]
     received, settled, held = (
         sum(float(value) for value in re.findall(rf"^otp_ledger_{name}{{.*}} (\S+)$", body, re.MULTILINE))

@@ -19,7 +19,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 from certificates import Authority
-from cli import otp_stream
+from cli import here, otp_stream
 from conftest import Stage, set_stage
 from dns_server import dns_server
 from rabbitmq import Node, free_port, until
@@ -30,6 +30,7 @@ from worker import job, settings
 from otp_stream.broker import queue_inspect
 from otp_stream.cli.check import CheckReport, run_checks
 from otp_stream.cli.check_systems import make_request
+from otp_stream.core.sealing_keys import new_jwk
 
 ADDRESS = "Ada.Lovelace@example.com"
 
@@ -89,7 +90,7 @@ async def run(stage: Stage, *options: str, **changes: str) -> tuple[int, Checked
 async def nothing_exists(stage: Stage) -> bool:
     """Return whether the broker has no queue and no exchange of this test."""
     existing = [name for name in stage.rabbit.names() if await stage.rabbit.depth(name) is not None]
-    for name in ("retry", "events"):
+    for name in ("retry", "events", "jobs"):
         channel = await stage.rabbit.connection.channel()
         with contextlib.suppress(ChannelClosed):
             await channel.get_exchange(f"{stage.rabbit.prefix}.{name}", ensure=True)
@@ -274,7 +275,7 @@ async def test_a_relay_s_certificate_and_login_are_reported_separately(
     changes = {"SMTP_PORT": str(relay.port), "SMTP_TLS": "starttls", **login}
     checked = await check(stage, **changes)
     (text,) = checked.of("problem", "Relay 1")
-    assert "the certificate of 127.0.0.1 is not accepted" in text
+    assert "127.0.0.1 has a certificate that is not accepted" in text
     assert f"openssl s_client -connect 127.0.0.1:{relay.port}" in checked.fix("is not accepted")
     relay.always("auth", "535 5.7.8 mailer is not hunter3")
     checked = await check(stage, **changes, SMTP_CA_FILE=str(authority.ca_file))
@@ -349,8 +350,9 @@ async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) 
     put("permissions/%2F/worker", configure=f"^{prefix}\\.retry.*", write=f"^{prefix}\\..*", read="^nothing$")
     checked = await check(stage, RABBITMQ_URL=url)
     (text,) = (it for it in checked.of("problem", "RabbitMQ") if "lacks permissions" in it)
-    assert f"configure {queue}, {queue}.high, {prefix}.dead, {prefix}.events;" in text
-    assert "write amq.default;" in text
+    locks = f"{prefix}.dead.hands, {prefix}.dead.hands.wait, {prefix}.dead.hands.sweep"
+    assert f"configure {queue}, {queue}.high, {prefix}.dead, {prefix}.events, {locks}, {prefix}.jobs;" in text
+    assert f"write amq.default, {queue};" in text
     assert f"read {queue}.high, {queue}, {prefix}.retry.due" in text
     assert await nothing_exists(stage)
     assert "rabbitmqctl list_policies -p /" in checked.fix("refuses this user (HTTP 401)")
@@ -373,7 +375,7 @@ async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) 
     assert "add to policy late with operator policy short" in checked.fix("waits for 4000 ms")
     secure = f"amqps://worker:hunter4@127.0.0.1:{node.tls_port}/"
     checked = await check(stage, RABBITMQ_URL=secure)
-    assert "its certificate is not accepted: " in checked.of("problem", "RabbitMQ")[0]
+    assert "has a certificate that is not accepted: " in checked.of("problem", "RabbitMQ")[0]
     checked = await check(stage, RABBITMQ_URL=f"{secure}?cafile={authority.ca_file}")
     assert any("RabbitMQ's TLS port: certificate by test authority" in it for it in checked.of("ok", "RabbitMQ"))
     assert "https://127.0.0.1:15671 does not answer" in checked.of("note", "RabbitMQ")[0]
@@ -400,3 +402,20 @@ async def test_a_queue_that_is_deleted_during_its_check_is_not_declared(
         async with await aio_pika.connect(stage.url) as connection:
             assert await queue_inspect.inspect_queue(connection, name, arguments) is not None
         assert await stage.rabbit.depth(name) is None
+
+
+async def test_whether_codes_are_sealed_is_named(stage: Stage) -> None:
+    checked = await check(stage)
+    assert any(it.startswith("SEALING_KEYS is not set: RabbitMQ writes codes") for it in checked.of("note", "Settings"))
+    checked = await check(stage, SEALING_KEYS=json.dumps({"keys": [new_jwk("p256"), new_jwk("oct")]}))
+    assert "codes are sealed with the first of 2 keys" in checked.of("ok", "Settings")
+    checked = await check(stage, SEALING_KEYS='{"keys": [{"kty": "RSA"}]}')
+    assert "SEALING_KEYS: key 1: has another kty or crv" in checked.of("problem", "Settings")[0]
+    assert not any("SEALING_KEYS" in it for it in checked.of("note", "Settings"))
+
+
+def test_the_demo_is_not_checked_because_it_has_settings_of_its_own(tmp_path: Path) -> None:
+    ran = here(tmp_path, "check", "--json", RABBITMQ_URL="memory://127.0.0.1:5673")
+    assert ran.code == 1  # these settings are incomplete for a worker
+    (text,) = (it["text"] for it in json.loads(ran.out)["results"] if it["about"] == "RabbitMQ")
+    assert "the demo of `make run` here has other settings" in text

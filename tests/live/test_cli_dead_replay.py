@@ -21,7 +21,7 @@ from worker import CODE
 
 @pytest.fixture
 async def deployment(stage: Stage) -> Deployment:
-    worker = await stage.run(SMTP_POOL_SIZE="5", HTTP_TOKEN=TOKEN)
+    worker = await stage.run(SMTP_POOL_SIZE="5", HTTP_TOKEN=TOKEN, DEAD_LETTER_CODES="keep")
     return Deployment(stage, worker, Ledger(stage))
 
 

@@ -17,6 +17,7 @@ from rabbitmq import until
 from worker import CODE
 
 from otp_stream.cli.batch import read
+from otp_stream.core.sealing_keys import NO_KEYS
 
 
 def lines(folder: Path, *jobs: dict[str, Any] | str) -> str:
@@ -103,17 +104,19 @@ def test_exported_dead_letters_are_read_as_the_jobs_in_them(tmp_path: Path) -> N
     plain = b'{"email": "a@example.com", "otp": "739154", "body": "x"}'
     named = b'{"jobId": "j-1",\n "email": "a@example.com", "otp": "739154"}'
     odd = [b'{"body": ', b'{"otp": "123456", "metadata": {"body": "x"}}', b'{"body": 5}']
-    jobs, bad = read([exported(plain), exported(named), plain, exported(b"no job"), exported(b"", body="?"), *odd])
+    jobs, bad = read(
+        [exported(plain), exported(named), plain, exported(b"no job"), exported(b"", body="?"), *odd], NO_KEYS
+    )
     assert [job_id for job_id, _ in jobs[:2]] == ["made", "j-1"]
     assert json.loads(jobs[0][1])["otp"] == json.loads(jobs[2][1])["otp"] == "739154"
     assert jobs[1][1] == named
     assert [it.partition(":")[0] for it in bad] == ["line 4", "line 5", "line 6", "line 7", "line 8"]
     old = exported(plain, firstSeen="2026-01-31T12:00:00Z")
-    assert json.loads(read([old])[0][0][1])["timestamp"] == 1_769_860_800_000  # its code does not grow younger
+    assert json.loads(read([old], NO_KEYS)[0][0][1])["timestamp"] == 1_769_860_800_000  # its code does not grow younger
     assert "timestamp" not in json.loads(jobs[0][1])
     null = exported(b'{"email": "a@example.com", "otp": "739154", "timestamp": null}', firstSeen="2026-01-31T12:00:00Z")
-    assert json.loads(read([null])[0][0][1])["timestamp"] == 1_769_860_800_000
-    assert read([exported(b'{"timestamp": []}', firstSeen="2026-01-31T12:00:00Z")])[1]
+    assert json.loads(read([null], NO_KEYS)[0][0][1])["timestamp"] == 1_769_860_800_000
+    assert read([exported(b'{"timestamp": []}', firstSeen="2026-01-31T12:00:00Z")], NO_KEYS)[1]
 
 
 async def test_without_events_a_job_is_published_without_waiting(stage: Stage) -> None:

@@ -1,6 +1,9 @@
 """The producer API against RabbitMQ and a worker."""
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -111,3 +114,58 @@ async def test_a_wrong_password_is_named_and_not_shown(stage: Stage, tmp_path: P
     out, _ = await asyncio.wait_for(process.communicate(), 30)
     assert b"refuses the login of guest" in out
     assert b"Zq7x" not in out
+
+
+async def test_send_waits_for_the_outcome(stage: Stage) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    stage.relay.always("rcpt", "550 5.1.1 no such user", to="typo@example.com")
+    await stage.run(BASE_DELAY_MS="100")
+    async with client(stage) as one:
+        events = await asyncio.gather(*(one.send(request(), timeout_s=20) for _ in range(3)))
+        assert {it.outcome for it in events} == {"sent"}
+        refused = await one.send(OtpJob(email="typo@example.com", otp=CODE), high_lane=True, timeout_s=20)
+        assert (refused.outcome, refused.reply_class) == ("rejected", "address")
+
+
+_BLOCKING = """
+import os, sys, threading
+from otp_stream.client import OtpJob, SyncOtpClient
+
+url, queue, prefix = sys.argv[1:]
+client = SyncOtpClient(url, queue=queue, prefix=prefix)
+
+def send(name):
+    assert client.send(OtpJob(email=f"{name}@example.com", otp="739154"), timeout_s=20).outcome == "sent"
+
+def send_from_threads(name):
+    threads = [threading.Thread(target=send, args=[f"{name}{number}"]) for number in range(4)]
+    [it.start() for it in threads]
+    [it.join() for it in threads]
+
+send_from_threads("parent")
+child = os.fork()
+send_from_threads("child" if child == 0 else "after")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    send("last")
+"""
+
+
+async def test_the_blocking_client_works_in_threads_and_after_a_fork_and_closes_at_the_end(
+    stage: Stage, tmp_path: Path
+) -> None:
+    await stage.run()
+    async with amqp_proxy(stage.url) as (proxy, url):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "always", "-c", _BLOCKING, url, stage.rabbit.queue, stage.rabbit.prefix, cwd=tmp_path,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _, errors = await asyncio.wait_for(process.communicate(), 40)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert (process.returncode, errors) == (0, b"")
+        assert proxy.closed == 2
+    names = [f"{name}{number}" for name in ("parent", "child", "after") for number in range(4)]
+    assert sorted(it.recipient for it in stage.relay.accepted) == sorted(f"{it}@example.com" for it in [*names, "last"])

@@ -189,6 +189,7 @@ async def test_redis_with_a_client_certificate(stage: Stage, place: Place, redis
     results = [it for it in json.loads(checked.out)["results"] if it["about"] == "Redis"]
     assert results
     assert all(it["level"] == "ok" for it in results), results
+    assert re.search(r"Redis: certificate by test authority, .*, TLSv1\.3, TLS_", results[0]["text"])
     tables = await otp_stream(stage.folder, "tables", **worker.env)
     assert tables.code == 0, tables.out
 

@@ -23,7 +23,7 @@ from otp_stream.broker.amqp_stream import ConsumingConnection
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import RelayLimits
 from otp_stream.relay.circuit_breaker import Pauses
-from otp_stream.tables.inspect import connected
+from otp_stream.tables.redis_client import connected
 from otp_stream.tables.redis_pipeline import RedisPipeline
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -101,17 +100,6 @@ async def test_every_page_is_found_below_a_path_prefix_of_a_proxy(stage: Stage) 
     for path in ("/", "/dead", "/page.css"):
         assert (await worker.get(path))[0] == 200, path
     assert await worker.get("/nowhere") == (404, "not found\n")
-
-
-async def test_every_metric_of_the_alerts_exists(stage: Stage) -> None:
-    worker = await stage.run(REDIS_URL="redis://127.0.0.1:1")
-    _, exposition = await worker.get("/metrics")
-    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus-alerts.yaml").read_text())
-    words = " ".join(rule["expr"] for group in alerts["groups"] for rule in group["rules"])
-    asked = set(re.findall(r"\botp_\w+", words))
-    assert asked
-    for name in asked:
-        assert f"\n{name}" in exposition, name
 
 
 async def test_the_asyncapi_document_has_the_queues_of_this_deployment_and_no_password(stage: Stage) -> None:

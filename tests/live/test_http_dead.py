@@ -40,6 +40,8 @@ async def test_a_visitor_sees_a_number_a_logged_in_user_the_causes_and_no_one_a_
     page = visitor.get("/dead")
     for hidden in ("mailbox unknown", "example.com", "Send again"):
         assert hidden not in page
+    for hidden in ("@example.com", "<code title=", "job1"):
+        assert hidden not in visitor.get("/")
     assert visitor.ask("/replay", **GROUP)[0] == 403
     assert visitor.ask("/login", token="wrong")[0] == 403
     assert visitor.ask("/replay", {"Authorization": "Bearer wrong"}, **GROUP)[0] == 403
@@ -52,6 +54,9 @@ async def test_a_visitor_sees_a_number_a_logged_in_user_the_causes_and_no_one_a_
     assert "j***@example.com" in page
     assert "job1@" not in page
     assert CODE not in page
+    recent = visitor.get("/")
+    assert "j***@example.com" in recent
+    assert CODE not in recent
 
 
 async def test_a_visit_without_login_fetches_no_message(visitor: Visitor, stage: Stage) -> None:
@@ -73,8 +78,8 @@ async def test_a_logged_in_user_replays_a_group(visitor: Visitor, stage: Stage) 
     await until(reported, "the end of the replay")
     assert "with an expired code stayed" in visitor.get("/dead")
     await stage.relay.wait_accepted(20)
-    line = next(it for it in visitor.worker.lines if it["event"] == "dead letters replayed")
-    assert (line["by"], line["dead_letters"], line["expired"]) == ("page@127.0.0.1", 20, 2)
+    line = next(it for it in visitor.worker.lines if it.get("action") == "dead.replay" and it["result"] == "done")
+    assert (line["by"], line["source"], line["count"], line["expired"]) == ("token", "127.0.0.1", 20, 2)
     visitor.ask("/logout", key=visitor.key())
     assert "Send again" not in visitor.get("/dead")
 

@@ -13,6 +13,8 @@ from redis_server import RedisServer
 from visitor import TOKEN, Visitor
 from worker import Worker, job
 
+from otp_stream.cli import relay
+
 LOGIN = {"SMTP_AUTH": "login", "SMTP_USER": "mailer", "SMTP_PASS": "secret"}
 PAUSE_MS = 10_000
 """From the second refusal on, a worker waits at least as long for its next probe."""
@@ -94,7 +96,7 @@ async def test_the_page_offers_a_probe_to_who_is_logged_in_while_no_mail_flows(s
     assert "Probe now" not in visitor.get("/")
     await stage.rabbit.publish(job())
     await worker.wait_log("relay takes no mail")
-    assert "without-session" in (page := visitor.get("/"))
+    assert "no-session" in (page := visitor.get("/"))
     assert 'name="key"' not in page
     relay = f"127.0.0.1:{stage.relay.port}"
     assert visitor.ask("/probe", relay=relay)[0] == 403
@@ -125,3 +127,14 @@ async def test_a_process_without_a_worker_has_no_relay_to_probe(stage: Stage) ->
     worker = await stage.run(WORKER="false", HTTP_TOKEN=TOKEN)
     code, [answer] = await probe(stage, f"http://127.0.0.1:{worker.port}")
     assert (code, answer["status"]) == (2, 404)
+
+
+@pytest.mark.parametrize("url", ["http://192.0.2.1:1", "http://localhost.example:1"])
+def test_a_token_that_goes_to_another_host_without_tls_is_warned_of(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relay._warn_if_readable("http://127.0.0.1:1")
+    relay._warn_if_readable("https://worker.example")
+    assert not capsys.readouterr().err
+    relay._warn_if_readable(url)
+    assert "HTTP_TOKEN is sent without TLS" in capsys.readouterr().err

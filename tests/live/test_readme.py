@@ -4,7 +4,6 @@ import asyncio
 import re
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from rabbitmq import until
@@ -16,8 +15,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize(("example", "printed"), list(zip(EXAMPLES, (b"sent\n", b""), strict=True)))
 async def test_an_example_sends_its_code(demo: Worker, tmp_path: Path, example: str, printed: bytes) -> None:
-    (url,) = set(re.findall(r"rabbitmq_url='(.*?)'", demo.log))
-    code = example.replace("localhost:5673", f"127.0.0.1:{urlsplit(url).port}")
+    (url,) = re.findall(r"Broker +(amqp://\S+)", demo.log)
+    code = example.replace("amqp://guest:guest@localhost:5673/", url)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
     )

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from rabbitmq import rounds
+from event_loop import rounds
 from smtp_relay import (
     CLOSE,
     CONTENT,
@@ -252,6 +252,18 @@ async def test_two_mails_in_flight_are_uncertain_when_the_connection_is_lost(man
         outcomes = [await it for it in sending]
         assert all(isinstance(it, Uncertain) for it in outcomes)
         assert "after its content was sent" in outcomes[0].error  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("reply", ["334 {}", "354 {}"])
+async def test_what_a_relay_quotes_of_one_mail_is_not_in_the_outcome_of_the_mail_behind_it(
+    manual: ManualRelay, reply: str
+):
+    async with client(manual, pool_size=1) as smtp:
+        connection, (third, fourth) = await both_in_flight(manual, smtp)
+        await connection.reply("250 ok", "250 ok", reply.format("your code is 739154"))
+        connection.close()
+        assert "739154" in repr(await third)  # redacted later, with the secrets of this job
+        assert "739154" not in repr(await fourth)
 
 
 async def test_a_relay_that_ends_the_session_has_not_read_what_is_behind(

@@ -34,6 +34,9 @@ async def test_a_mail_is_sent_with_a_token_for_the_clients_credentials(
         relay.initial_response = place == "in the command"
         assert isinstance(await send(smtp), Accepted)
         assert relay.tokens == ["token-1"]
+        (state,) = smtp.state()
+        assert (state.credentials.token_valid_s or 0) > 60
+        assert state.credentials.token_failures == 0
         assert ("AUTH OAUTHBEARER" in " ".join(line for _, line in relay.log)) == ("OAUTHBEARER" in mechanisms)
 
 

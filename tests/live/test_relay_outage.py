@@ -382,6 +382,101 @@ async def test_a_fault_of_one_recipient_alone_does_not_keep_the_breaker(
     await smtp.close()
 
 
+@pytest.mark.parametrize("fault", [Act("450 4.7.1 rate limit exceeded"), Act("550 5.7.1 your account is suspended")])
+async def test_a_fault_of_one_domain_alone_does_not_keep_the_breaker(
+    relay: ScriptedRelay, fault: Act, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Pauses, "next_ms", lambda *_: 1)
+    odd = [f"a{number}@odd.example" for number in range(20)]
+    for recipient in odd:
+        relay.always("rcpt", fault, to=recipient)
+    changes = Changes()
+    smtp = SmtpRelay(config(relay, pool_size=1), on_circuit_breaker=changes.append)
+    sends = [asyncio.create_task(deliver(smtp, recipient)) for recipient in odd]
+    while not all(task.done() for task in sends):
+        assert isinstance((await deliver(smtp))[0], Accepted)
+    assert {type(outcome) for outcome, _ in await asyncio.gather(*sends)} == {RecipientUnavailable}
+    assert changes.breakers().count("open") == 2
+    await smtp.close()
+
+
+def addresses_of_subdomains(relay: ScriptedRelay, fault: Act) -> list[str]:
+    """Return one address of each of an attacker's subdomains, whose mail is refused."""
+    refused = [f"a@s{number}.odd.example" for number in range(20)]
+    for recipient in refused:
+        relay.always("rcpt", fault, to=recipient)
+    return refused
+
+
+def addresses_that_are_accepted_in_turn(relay: ScriptedRelay, fault: Act) -> list[str]:
+    """Return addresses of an attacker's domain: mail to every second one is refused."""
+    recipients = [f"a{number}@odd.example" for number in range(40)]
+    for recipient in recipients[1::2]:
+        relay.always("rcpt", fault, to=recipient)
+    return recipients
+
+
+@pytest.mark.parametrize("fault", [Act("450 4.7.1 rate limit exceeded"), Act("550 5.7.1 your account is suspended")])
+@pytest.mark.parametrize("recipients_of", [addresses_of_subdomains, addresses_that_are_accepted_in_turn])
+async def test_replies_of_one_attacker_have_all_others_wait_twice_and_then_a_second_at_most(
+    relay: ScriptedRelay, fault: Act, recipients_of: Callable[[ScriptedRelay, Act], list[str]]
+):
+    recipients = recipients_of(relay, fault)
+    now = 0
+    smtp = SmtpRelay(config(relay, pool_size=1), fraction=lambda: 0.0, steady_ms=lambda: now)
+    sends: list[asyncio.Task[tuple[Outcome, int]]] = []
+    pauses: list[int] = []
+    for recipient in recipients:
+        sends.append(asyncio.create_task(deliver(smtp, recipient)))
+        other = asyncio.create_task(deliver(smtp))
+        while not other.done():
+            await asyncio.sleep(0.01)
+            if (state := smtp.state()[0]).circuit_breaker == "open" and state.probe_ms is not None:
+                pauses.append(state.probe_ms - now)
+                now = max(now, state.probe_ms)  # the pause ends now
+        assert isinstance(other.result()[0], Accepted)
+    assert sum(pause_ms > 1_000 for pause_ms in pauses) == 2
+    for send_of_attacker in sends:
+        send_of_attacker.cancel()
+    await smtp.close()
+
+
+async def test_after_false_alarms_an_outage_is_noticed_and_costs_no_attempt(relay: ScriptedRelay):
+    fault = Act("550 5.7.1 your account is suspended")
+    odd = [f"a@odd{number}.example" for number in range(4)]
+    for recipient in odd:
+        relay.always("rcpt", fault, to=recipient)
+    now, pauses = 0, list[int]()
+    smtp = SmtpRelay(config(relay, pool_size=1), fraction=lambda: 0.0, steady_ms=lambda: now)
+
+    async def until_done(*tasks: "asyncio.Task[tuple[Outcome, int]]", tries: int) -> None:
+        nonlocal now
+        before = len(pauses)
+        while not all(task.done() for task in tasks) and len(pauses) - before < tries:
+            await asyncio.sleep(0.01)
+            if (state := smtp.state()[0]).circuit_breaker == "open" and state.probe_ms is not None:
+                if state.probe_ms > now:
+                    pauses.append(state.probe_ms - now)
+                now = max(now, state.probe_ms)
+
+    attacks = [asyncio.create_task(deliver(smtp, recipient)) for recipient in odd[:2]]
+    for _ in range(6):
+        other = asyncio.create_task(deliver(smtp))
+        await until_done(other, tries=10)
+    for attack in attacks:
+        attack.cancel()
+    pauses.clear()
+    relay.always("rcpt", fault)
+    jobs = [asyncio.create_task(deliver(smtp, f"u@good{number}.example")) for number in range(10)]
+    await until_done(*jobs, tries=5)
+    assert [job.result() for job in jobs if job.done()] == []
+    assert pauses == [5_000, 10_000, 20_000, 40_000, 60_000]
+    relay.always("rcpt", None)
+    await until_done(*jobs, tries=5)
+    assert {type(outcome) for outcome, _ in await asyncio.gather(*jobs)} == {Accepted}
+    await smtp.close()
+
+
 async def test_a_fault_of_every_mail_is_not_blamed_on_one_recipient(relay: ScriptedRelay):
     relay.always("rcpt", "421 4.3.0 try later", to="odd@example.com")
     async with client(relay, pool_size=3) as smtp:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
-from certificates import Authority
+from certificates import DAY, NOW, Authority
 from smtp_relay import CONTENT, SILENCE, Act, ScriptedRelay, config, send
 
 from otp_stream.core.outcome import Accepted, Unavailable
+from otp_stream.core.state import CredentialsState
 from otp_stream.relay import RelayConfig, RelayLimits, SmtpRelay
 from otp_stream.relay.circuit_breaker import Pauses
 
@@ -54,6 +55,16 @@ async def test_starttls_then_login_then_mail(authority: Authority):
         assert isinstance(await send(smtp), Accepted)
         assert relay.commands() == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL", "RCPT", "DATA"]
         assert relay.accepted[0].content == CONTENT
+        ends_s = int((NOW + 30 * DAY).timestamp())  # a certificate has whole seconds
+        assert smtp.state()[0].credentials == CredentialsState(ends_s)
+
+
+async def test_without_tls_there_is_no_end_of_a_certificate() -> None:
+    async with ScriptedRelay() as relay:
+        smtp = SmtpRelay(config(relay, tls="none"))
+        assert isinstance(await send(smtp), Accepted)
+        assert smtp.state()[0].credentials == CredentialsState()
+        await smtp.close(grace_s=0.2)
 
 
 async def test_implicit_tls_then_login_then_mail(authority: Authority):
@@ -85,7 +96,7 @@ async def test_a_wrong_certificate_is_refused_with_the_fix(
     async with relay, secured(relay, authority, **changes) as smtp:
         outcome = await unavailable(smtp)
         assert outcome.reason == "tls_failed"
-        assert outcome.error.startswith("the certificate of localhost is not accepted: ")
+        assert outcome.error.startswith("localhost has a certificate that is not accepted: ")
         assert fix in outcome.error
     assert "MAIL" not in relay.commands()
 

@@ -18,6 +18,10 @@ from runbook import PREFIX, QUEUE, ROOT, WAIT_S, Fault, Ground, alerts, fault, s
 from smtp_relay import SILENCE, Act, ScriptedRelay
 from worker import job
 
+from otp_stream.core.body_at_rest import at_rest
+from otp_stream.core.sealed_body import Content
+from otp_stream.core.sealing_keys import keys_of, new_jwk
+
 AT_ONCE = 3
 """Faults at one time: most of each is waiting."""
 
@@ -302,6 +306,25 @@ async def _malformed(it: Fault) -> None:
     await it.shows(over=True)
 
 
+@plays("A sealing key is missing")
+async def _key_missing(it: Fault) -> None:
+    old, new = new_jwk("p256"), new_jwk("p256")
+    file = it.folder / "keys.json"
+    file.write_text(json.dumps({"keys": [new]}))
+    worker = await it.start(SEALING_KEYS_FILE=str(file))
+    sealed = at_rest(Content(job("ada@example.com", jobId="order-17")), keys_of(old)).body
+    await it.stage.rabbit.publish(sealed)
+    await it.dead(1)
+    assert "example.com" in await it.run("otp-stream dead list reason=key_missing")
+    await it.shows()
+    file.write_text(json.dumps({"keys": [new, old]}))
+    await worker.wait_log("new secret: new jobs use it", WAIT_S)
+    await it.run("otp-stream dead replay reason=key_missing")
+    await it.arrive("ada@example.com")
+    await it.run("otp-stream dead list reason=key_missing")
+    await it.shows(over=True)
+
+
 @plays("A template fails")
 async def _template(it: Fault) -> None:
     own = {"TEMPLATES_DIR": str(it.folder / "own")}
@@ -369,7 +392,7 @@ async def _apart(it: Fault) -> None:
 @plays("Codes have expired")
 async def _expired(it: Fault) -> None:
     now_ms = time.time_ns() // 1_000_000
-    await it.start()
+    await it.start(DEAD_LETTER_CODES="keep")
     await it.publish("late@example.com", "later@example.com", timestamp=now_ms - 20 * 60_000)
     await it.publish("ahead@example.com", timestamp=now_ms + 60_000)
     await it.dead(2)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from amqp_proxy import ACK, amqp_proxy
 from conftest import Stage
-from deliveries import MadeIds
+from deliveries import MadeIds, NoTelemetry
 from faststream import BaseMiddleware
 from ledger import Ledger
 from rabbitmq import until
@@ -109,7 +109,7 @@ async def tenants(
         url or stage.url, "", stage.rabbit.queue, stage.rabbit.prefix, prefetch, BACKOFF, 15, KEY,
         tenants=names, tenant_of=tenant_of,
     )  # fmt: skip
-    broker = OtpBroker(config, made=MadeIds(), refused=lambda *_: None, inject=lambda _: None)
+    broker = OtpBroker(config, made=MadeIds(), telemetry=NoTelemetry())
     for middleware in middlewares:
         broker.add_middleware(middleware)
     it = Tenants(broker, set(hanging))

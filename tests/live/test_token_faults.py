@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,10 +11,12 @@ from time import monotonic
 
 import pytest
 from oauth_relay import USER, grants, outcome_of, relay_of
-from token_server import CLIENT, SCOPE, TokenServer
+from rabbitmq import until
+from token_server import CLIENT, REFRESH_TOKEN, SCOPE, TokenServer
 
 from otp_stream.core.outcome import Accepted, Unavailable
 from otp_stream.relay import OAuthConfig, RelayConfig, token_server
+from otp_stream.relay.access_token import TokenError
 from otp_stream.relay.handshake import Handshake
 from otp_stream.relay.protocol import RelayUnavailableError, SmtpProtocol
 
@@ -118,6 +121,34 @@ async def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
         assert monotonic() - began < 5
         assert isinstance(outcome, Unavailable)
         assert "the token server 127.0.0.1 does not answer within 1 s" in outcome.error
+
+
+async def test_a_server_is_not_asked_again_while_it_answers_slowly_and_its_thread_ends(
+    server: TokenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_server, "_TOTAL_S", 0.5)
+    async with raw_server(HEAD + b"\r\n" + b" " * 60_000, drips=True) as url:
+        source = token_server.TokenServer(lambda: OAuthConfig(USER, url, scope=SCOPE, **CLIENT))
+        with pytest.raises(TokenError, match=r"does not answer within 0\.5 s"):
+            await source.fetch()
+        with pytest.raises(TokenError, match="still answers an earlier request"):
+            await source.fetch()
+
+        async def ended() -> bool:
+            return not [it for it in threading.enumerate() if it.name == "access token"]
+
+        await until(ended, "end of the thread")
+
+
+@pytest.mark.parametrize("replaced", [{"a": 1}, ["x"], 123, True, "", "unknown-to-the-server"])
+async def test_a_wrong_refresh_token_in_an_answer_stops_no_later_request(server: TokenServer, replaced: object) -> None:
+    source = token_server.TokenServer(
+        lambda: OAuthConfig(USER, server.url, scope=SCOPE, **CLIENT, refresh_token=REFRESH_TOKEN)
+    )
+    server.answers.append(grants(refresh_token=replaced))
+    assert (await source.fetch()).value == "opaque-0123456789"
+    for _ in range(2):
+        assert (await source.fetch()).value != "opaque-0123456789"
 
 
 async def test_a_request_without_tls_stays_on_this_machine(

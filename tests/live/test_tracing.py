@@ -1,89 +1,57 @@
 """One trace from the producer to the settlement, across retries, as an OpenTelemetry collector receives it."""
 
 import asyncio
-import gzip
 import sys
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from collector import Collector
 from conftest import Stage
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from rabbitmq import until
+from semantic_conventions import REGISTRY, SCHEMA_URL, attributes, faults, metric_faults, span_faults
 from worker import CODE, job
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-@dataclass
-class Collector:
-    """An OTLP endpoint over HTTP."""
-
-    port: int = 0
-    spans: list[Any] = field(default_factory=list)
-    services: set[str] = field(default_factory=set)
-    raw: bytes = b""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            assert line.startswith(b"POST /v1/traces")
-            headers: dict[str, str] = {}
-            while (row := (await reader.readline()).decode().strip()) != "":
-                name, _, value = row.partition(":")
-                headers[name.lower()] = value.strip()
-            body = await reader.readexactly(int(headers["content-length"]))
-            self.take(gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body)
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        writer.close()
-
-    def take(self, body: bytes) -> None:
-        self.raw += body
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services |= {it.value.string_value for it in resource.resource.attributes if it.key == "service.name"}
-            self.spans += [span for scope in resource.scope_spans for span in scope.spans]
-
-    async def wait(self, count: int) -> list[Any]:
-        async def there() -> bool:
-            return len(self.spans) >= count
-
-        await until(there, f"{count} spans, {[span.name for span in self.spans]}")
-        return self.spans
-
-
 @pytest.fixture
 async def collector() -> AsyncIterator[Collector]:
-    collector = Collector()
-    server = await asyncio.start_server(collector.serve, "127.0.0.1", 0)
-    collector.port = server.sockets[0].getsockname()[1]
-    yield collector
-    server.close()
+    async with Collector() as collector:
+        yield collector
 
 
-def named(spans: list[Any], name: str) -> list[Any]:
+def named(spans: list[Any], name: str, stage: Stage | None = None) -> list[Any]:
+    """Return the spans of a name, the oldest first. `jobs` stands for the queue of a stage, `otp` for its prefix."""
+    if stage is not None:
+        operation, destination = name.split()
+        to = stage.rabbit.queue if destination == "jobs" else destination.replace("otp", stage.rabbit.prefix, 1)
+        name = f"{operation} {to}"
     return sorted((span for span in spans if span.name == name), key=lambda span: span.start_time_unix_nano)
-
-
-def attributes(span: Any) -> dict[str, Any]:
-    def value(it: Any) -> Any:
-        return it.string_value or it.int_value
-
-    return {it.key: value(it.value) for it in span.attributes}
 
 
 async def test_a_retried_job_is_one_trace_from_the_producer_on(stage: Stage, collector: Collector) -> None:
     stage.relay.then("rcpt", "451 4.3.0 later")
     await stage.run(
-        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.port}",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
         OTEL_BSP_SCHEDULE_DELAY="100",
         BASE_DELAY_MS="100",
     )
     await stage.rabbit.publish(job(jobId="j-1"), headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
-    spans = await collector.wait(4)
+    await collector.until(lambda: len(named(collector.spans, "publish otp.events", stage)) == 2, "two events")
+    spans = await collector.wait(7)
     assert {span.trace_id.hex() for span in spans} == {TRACE}
-    first, second = named(spans, "process")
+    (first,), (second,) = (
+        named(spans, "process jobs", stage),
+        named(spans, "process otp.retry.due", stage),
+    )
+    (retry,) = named(spans, "publish otp.retry", stage)
     assert first.parent_span_id.hex() == PARENT
-    assert second.parent_span_id == first.span_id
+    assert retry.parent_span_id == first.span_id
+    assert second.parent_span_id == retry.span_id
+    assert [span.links[0].span_id for span in (first, second)] == [first.parent_span_id, second.parent_span_id]
+    events = named(spans, "publish otp.events", stage)
+    assert {span.parent_span_id for span in events} == {first.span_id, second.span_id}
     assert [span.parent_span_id for span in named(spans, "send")] == [first.span_id, second.span_id]
     assert (attributes(first)["otp.attempt"], attributes(second)["otp.attempt"]) == (1, 2)
     assert (attributes(first)["otp.outcome"], attributes(second)["otp.outcome"]) == ("deferred", "accepted")
@@ -97,17 +65,94 @@ async def test_a_job_without_a_trace_starts_one_and_a_dead_letter_carries_it(
     stage: Stage, collector: Collector
 ) -> None:
     stage.relay.always("rcpt", "550 5.1.1 no")
-    worker = await stage.run(
-        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"http://127.0.0.1:{collector.port}/v1/traces", OTEL_SERVICE_NAME="codes"
-    )
+    worker = await stage.run(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces", OTEL_SERVICE_NAME="codes")
     await stage.rabbit.publish(job())
     (dead,) = await stage.rabbit.dead()
     await worker.stop()  # exports the remaining spans
-    spans = await collector.wait(2)
-    (process,) = named(spans, "process")
-    assert str(dead.headers["traceparent"]).split("-")[1] == process.trace_id.hex()
-    assert process.status.code == 2
+    spans = await collector.wait(4)
+    (process,), (publish,) = (
+        named(spans, "process jobs", stage),
+        named(spans, "publish otp.dead", stage),
+    )
+    _, trace_id, span_id, _ = str(dead.headers["traceparent"]).split("-")
+    assert (trace_id, span_id) == (process.trace_id.hex(), publish.span_id.hex())
+    assert (process.status.code, attributes(process)["error.type"]) == (2, "rejected")
+    (send,) = named(spans, "send")
+    assert (send.status.code, attributes(send)["error.type"]) == (2, "550")
     assert collector.services == {"codes"}
+
+
+async def test_every_name_that_is_exported_is_one_of_the_semantic_conventions_or_ours(
+    stage: Stage, collector: Collector
+) -> None:
+    stage.relay.then("rcpt", "451 4.3.0 later")
+    worker = await stage.run(
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_METRICS_EXPORTER="otlp",
+        OTEL_LOGS_EXPORTER="otlp",
+        BASE_DELAY_MS="100",
+    )
+    await stage.rabbit.publish(job(jobId="j-1"), message_id="m-1", correlation_id="c-1")
+    await stage.relay.wait_accepted(1)
+    stage.relay.always("rcpt", "550 5.1.1 no")
+    await stage.rabbit.publish(job(jobId="j-2"), message_id=f"for-{CODE}", correlation_id="user@example.com")
+    await stage.rabbit.publish(b"no job", message_id="m-3")
+    await stage.rabbit.dead(2)
+    await worker.stop()
+    spans = collector.spans
+    assert list(span_faults(spans)) == []
+    assert [it for resource in collector.resources for it in faults(resource)] == []
+    assert list(metric_faults(collector.metrics.values())) == []
+    assert [it for record in collector.logs for it in faults(record)] == []
+    assert {it for it in REGISTRY["metrics"] if it.startswith("messaging.")} <= collector.metrics.keys()
+    assert {"job started", "job sent", "job will be retried", "job is dead-lettered"} <= {
+        it.body.string_value for it in collector.logs
+    }
+    logged = [it for it in collector.logs if attributes(it).get("otp.job.id") == "j-1"]
+    assert {it.trace_id for it in logged if it.trace_id} == {
+        it.trace_id for it in named(spans, "process jobs", stage)[:1]
+    }
+    assert len({attributes(it)["service.instance.id"] for it in collector.resources}) == 1
+    described = attributes(collector.resources[0])
+    assert described["service.instance.id"]
+    assert (described["deployment.environment.name"], described["telemetry.sdk.language"]) == ("staging", "python")
+    assert collector.schemas == {SCHEMA_URL}
+    processed = {attributes(it).get("otp.job.id"): attributes(it) for it in named(spans, "process jobs", stage)}
+    first, second, unread = processed["j-1"], processed["j-2"], processed[None]
+    assert (first["messaging.message.id"], first["messaging.message.conversation_id"]) == ("m-1", "c-1")
+    assert not {"messaging.message.id", "messaging.message.conversation_id"} & (second.keys() | unread.keys())
+    assert (second["error.type"], unread["error.type"]) == ("rejected", "malformed")
+    assert first["server.address"] == "127.0.0.1"
+    accepted = attributes(named(spans, "send")[1])
+    assert (accepted["url.scheme"], accepted["server.port"]) == ("smtp", stage.relay.port)
+    queue, prefix = stage.rabbit.queue, stage.rabbit.prefix
+    assert {span.name for span in spans} == {
+        f"process {queue}", f"process {prefix}.retry.due", "send", f"publish {prefix}.retry", f"publish {prefix}.dead",
+        f"publish {prefix}.events",
+    }  # fmt: skip
+    assert CODE.encode() not in collector.raw
+    assert b"user@" not in collector.raw
+
+
+async def test_a_collector_that_never_answers_delays_neither_a_code_nor_the_end_of_the_worker(stage: Stage) -> None:
+    async def never(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    server = await asyncio.start_server(never, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    worker = await stage.run(
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+        OTEL_METRICS_EXPORTER="otlp",
+        OTEL_LOGS_EXPORTER="otlp",
+        OTEL_METRIC_EXPORT_INTERVAL="100",
+        OTEL_EXPORTER_OTLP_TIMEOUT="60",
+    )
+    await stage.rabbit.publish(*(job(jobId=f"j-{number}") for number in range(50)))
+    await stage.relay.wait_accepted(50)
+    began = time.monotonic()
+    await worker.stop()
+    assert time.monotonic() - began < 15  # five seconds for all exports together
+    server.close()
 
 
 async def test_nothing_of_opentelemetry_is_imported_unless_tracing_is_configured(stage: Stage) -> None:

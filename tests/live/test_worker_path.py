@@ -370,9 +370,17 @@ async def _settled(worker: Worker, ending: str, count: int) -> bool:
 async def test_two_workers_share_a_queue(stage: Stage) -> None:
     first, second = stage.worker(PREFETCH_COUNT="5"), stage.worker(PREFETCH_COUNT="5")
     await asyncio.gather(first.start(), second.start())
-    stage.relay.always("body", Act(delay_s=0.02))
+    both = asyncio.Event()
+    stage.relay.always("body", Act(until=both))
     await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(60)))
+
+    def shares() -> list[int]:
+        return [len([line for line in worker.lines if line["event"] == "job started"]) for worker in (first, second)]
+
+    async def held() -> bool:
+        return shares() == [5, 5]
+
+    await until(held, "five jobs in each worker")
+    both.set()
     await stage.relay.wait_accepted(60, timeout=20)
-    shares = [len([line for line in worker.lines if line["event"] == "job started"]) for worker in (first, second)]
-    assert sum(shares) == 60
-    assert min(shares) > 10
+    assert sum(shares()) == 60

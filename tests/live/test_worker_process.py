@@ -42,6 +42,25 @@ async def test_with_several_processes_bad_settings_are_named_once_and_end_the_co
     assert worker.log.count("RABBITMQ_URL: must start with amqp://") == 1
 
 
+@pytest.mark.parametrize("options", [("--ssl-certfile", "c.pem"), ("--workers", "2", "--ssl-keyfile=k.pem")])
+async def test_tls_of_the_http_server_is_refused_with_what_to_do(stage: Stage, options: tuple[str, ...]) -> None:
+    worker = Worker(stage.folder, {}, options=options)
+    await worker.start(ready=False)
+    assert await worker.stopped(60) == 2
+    assert worker.log.count("--ssl-…: the worker serves plain HTTP") == 1
+    assert "put a proxy with TLS in front" in worker.log
+
+
+async def test_options_that_would_lift_limits_of_several_workers_are_refused(stage: Stage) -> None:
+    options = ("--workers", "2", "--limit-max-requests=5", "--timeout-keep-alive", "600", "--port", "1")
+    worker = Worker(stage.folder, {}, options=options)
+    await worker.start(ready=False)
+    assert await worker.stopped(60) == 2
+    assert "Fix 2 setting(s)" in worker.log
+    assert "--limit-max-requests: is not an option of a worker; remove it" in worker.log
+    assert "--timeout-keep-alive: is not an option" in worker.log
+
+
 async def test_a_template_that_cannot_be_compiled_ends_the_start_with_2(stage: Stage) -> None:
     (stage.folder / "templates" / "otp").mkdir(parents=True)
     (stage.folder / "templates" / "otp" / "body.html").write_text("{% if %}")

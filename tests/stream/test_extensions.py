@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from deliveries import NoTelemetry
 from faststream import AckPolicy, BaseMiddleware, Depends
 from faststream.exceptions import SetupError
 from faststream.message import StreamMessage
@@ -143,8 +144,7 @@ def test_an_option_that_a_lane_does_not_have_is_an_error(option: dict[str, Any])
     broker = OtpBroker(
         RabbitConfig("amqp://localhost", "", "jobs", "otp", 1, Backoff(1_000, 30_000, 3), 15, b"key"),
         made=SimpleNamespace(),
-        refused=lambda *_: None,
-        inject=lambda _: None,
+        telemetry=NoTelemetry(),
     )
     (name,) = option
     with pytest.raises(SetupError, match=name):

@@ -21,7 +21,7 @@ class Numbers:
         self.viewers = 0
         self._error = error
 
-    async def stream(self) -> AsyncGenerator[bytes]:
+    async def stream(self, _: Request) -> AsyncGenerator[bytes]:
         self.viewers += 1
         try:
             for number in range(1_000_000):

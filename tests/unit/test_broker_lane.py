@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
-from deliveries import BODY, Deliveries, MadeIds, Publishing
+from aio_pika.exceptions import DeliveryError
+from deliveries import BODY, Deliveries, MadeIds, NoTelemetry, Publishing
 from faststream.rabbit.publisher import RabbitPublisher
+from pamqp import commands
 from structlog.testing import capture_logs
 
 from otp_stream.broker import incoming as incoming_module
@@ -17,11 +20,10 @@ from otp_stream.broker import settle as settle_module
 from otp_stream.broker.events import Events
 from otp_stream.broker.headers import sign, verified
 from otp_stream.broker.incoming import IncomingJob, Moved, Shared
-from otp_stream.broker.job_message import Reader
+from otp_stream.broker.job_message import Reader, no_keys
 from otp_stream.broker.lane import RENEW_AT, LaneConsumer
 from otp_stream.broker.message import Delivered
 from otp_stream.broker.settle import Settler
-from otp_stream.broker.subscriber import read
 from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
@@ -49,22 +51,24 @@ class Scene:
     settlement: Final = field(default_factory=lambda: Ack("sent"))
     publish: Publishing = field(default_factory=Publishing)
     deliveries: Deliveries = field(default_factory=Deliveries)
-    events: Events = field(default_factory=lambda: Events(cast("RabbitPublisher", None), enabled=True))
+    events: Events = field(default_factory=lambda: Events(cast("RabbitPublisher", None), NoTelemetry(), enabled=True))
     jobs: list[Job] = field(default_factory=list[Job])
-    refused: list[tuple[str, str, Dead]] = field(default_factory=list[tuple[str, str, Dead]])
+    telemetry: NoTelemetry = field(default_factory=NoTelemetry)
     made: MadeIds = field(default_factory=MadeIds)
     instead: Callable[[Job, IncomingJob], Awaitable[None]] | None = None
     """What the delivery does in place of settling."""
+    is_quorum: bool = False
 
     def __post_init__(self) -> None:
         topology = Topology("jobs", "otp", BACKOFF)
-        settler = Settler(topology, BACKOFF, self.publish, lambda _: None, lambda _: None, KEY)
+        settler = Settler(topology, BACKOFF, self.publish, lambda _: None, KEY, no_keys)
         reader = Reader(15, KEY, self.made)
-        self.shared = Shared(reader, settler, self.events, self.refuse, KEY)
+        self.shared = Shared(reader, settler, self.events, self.telemetry, KEY)
         self.consumer = LaneConsumer(self.lane, topology.lanes[self.lane], 10, self.shared, self.handle)
+        self.consumer.counts_returns |= self.is_quorum
 
     async def handle(self, incoming: IncomingJob) -> None:
-        job = await incoming.accept(read(incoming.message.raw.body))
+        job = await incoming.accept(incoming.shared.reader.read(incoming.message.raw.body))
         if job is None:
             return
         self.jobs.append(job)
@@ -73,8 +77,9 @@ class Scene:
         else:
             await incoming(self.settlement)
 
-    def refuse(self, lane: Lane, job_id: str, settlement: Dead) -> None:
-        self.refused.append((lane, job_id, settlement))
+    @property
+    def refused(self) -> list[tuple[Lane, str, Dead]]:
+        return self.telemetry.refused
 
     def receive(self, body: bytes = BODY, *, redelivered: bool = False, **properties: Any) -> Delivered:
         message = self.deliveries.delivered(body, redelivered=redelivered, **properties)
@@ -93,7 +98,7 @@ class Scene:
 
     def published_events(self) -> list[dict[str, Any]]:
         queue = self.events._queue
-        return [queue.get_nowait().content for _ in range(queue.qsize())]
+        return [queue.get_nowait().event.content for _ in range(queue.qsize())]
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +136,36 @@ async def test_a_message_whose_settlement_raises_is_requeued_and_the_log_has_the
     assert scene.deliveries.acked == [2]
 
 
+@pytest.mark.parametrize("settlement", [Ack("sent"), DEAD, LATER])
+async def test_only_one_large_message_is_read_or_settled_in_a_turn_of_the_event_loop(settlement: Final) -> None:
+    scene = Scene(settlement=settlement)
+    turns: Counter[int] = Counter()
+    turn = 0
+
+    def count(*_: object) -> None:
+        turns[turn] += 1
+
+    async def settle(_: Job, incoming: IncomingJob) -> None:
+        count()
+        if len(scene.jobs) == 10:
+            together.set()
+        await together.wait()  # as at the end of an outage
+        await incoming(settlement)
+
+    together = asyncio.Event()
+    scene.instead = settle
+    scene.publish.ends.extend([count] * 10)
+    body = json.dumps(json.loads(BODY) | {"x": "x" * 3_000}).encode()
+    for number in range(10):
+        scene.receive(body, headers={"baggage": "b" * 3_000} if number % 2 else None)
+    async with asyncio.timeout(5):
+        while scene.consumer.state.unacked:
+            await asyncio.sleep(0)
+            turn += 1
+    assert len(scene.jobs) == 10
+    assert max(turns.values()) == 1
+
+
 async def test_a_message_whose_settlement_raises_is_not_requeued_at_once() -> None:
     scene = Scene(instead=quote)
     scene.publish.ends.append(LookupError())
@@ -146,7 +181,7 @@ async def test_a_message_whose_settlement_raises_is_not_requeued_at_once() -> No
 
 async def test_a_message_that_was_returned_often_and_cannot_be_renewed_stays_unacked() -> None:
     # a few more returns, and a quorum queue would drop it
-    scene = Scene()
+    scene = Scene(is_quorum=True)
     scene.publish.ends.append(LookupError())
     await scene.bring(headers={"x-delivery-count": RENEW_AT})
     assert (scene.deliveries.acked, scene.deliveries.nacked, scene.consumer.state.ended) == ([], [], {})
@@ -199,7 +234,7 @@ async def test_a_body_that_was_not_kept_becomes_a_stub_however_often_it_was_rede
 
 @pytest.mark.parametrize("lane", ["jobs", "due"])
 async def test_a_message_that_was_returned_too_often_is_renewed_and_not_delivered(lane: Lane) -> None:
-    scene = Scene(lane)
+    scene = Scene(lane, is_quorum=True)
     await scene.bring(headers={"x-delivery-count": RENEW_AT, "x-otp-attempt": 1})
     (renewed,) = scene.publish.tries
     assert (renewed.exchange, renewed.routing_key) == ("", scene.consumer.queue)
@@ -214,8 +249,24 @@ async def test_a_message_that_was_returned_less_often_is_delivered() -> None:
     assert [job.suspect for job in scene.jobs] == [True]
 
 
-async def test_a_message_that_could_not_be_renewed_is_left_to_the_broker() -> None:
+async def test_a_classic_queue_counts_no_returns_whatever_a_producer_writes() -> None:
     scene = Scene()
+    await scene.bring(headers={"x-delivery-count": 99}, redelivered=True)
+    assert len(scene.jobs) == 1
+    assert scene.consumer.state.ended == {"ack": 1}
+
+
+async def test_a_message_that_a_full_queue_refuses_is_delivered() -> None:
+    # each job in flight would wait for room that only its own end makes
+    scene = Scene(is_quorum=True)
+    scene.publish.ends.append(DeliveryError(None, commands.Basic.Nack()))
+    await scene.bring(headers={"x-delivery-count": RENEW_AT})
+    assert len(scene.jobs) == len(scene.publish.tries) == 1
+    assert scene.consumer.state.ended == {"ack": 1}
+
+
+async def test_a_message_that_could_not_be_renewed_is_left_to_the_broker() -> None:
+    scene = Scene(is_quorum=True)
     scene.publish.ends.append(lost(scene))
     await scene.bring(headers={"x-delivery-count": RENEW_AT})
     assert (scene.jobs, scene.deliveries.acked) == ([], [])

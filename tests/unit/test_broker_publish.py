@@ -9,12 +9,12 @@ import pytest
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import DeliveryError
 from amqp_proxy import ACK, PUBLISH, AmqpProxy, amqp_proxy
-from deliveries import MadeIds
+from deliveries import MadeIds, NoTelemetry
 from faststream import BaseMiddleware
 
 from otp_stream.broker import confirmed_publish
 from otp_stream.broker.broker import OtpBroker, RabbitConfig
-from otp_stream.broker.settle import _REFUSALS
+from otp_stream.broker.settle import REFUSALS
 from otp_stream.core.backoff import Backoff
 from otp_stream.embedded import EmbeddedBroker
 from otp_stream.embedded.store import Message as Stored
@@ -58,7 +58,7 @@ async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
     embedded.store.exchange("otp.retry").bindings.append((WAIT, "wait"))
     async with amqp_proxy(f"amqp://guest:guest@127.0.0.1:{embedded.port}/") as (proxy, url):
         config = RabbitConfig(url, "", "jobs", "otp", 10, BACKOFF, 15, b"k" * 32)
-        broker = OtpBroker(config, made=MadeIds(), refused=lambda *_: None, inject=lambda _: None)
+        broker = OtpBroker(config, made=MadeIds(), telemetry=NoTelemetry())
         await broker.connect()
         yield Scene(embedded, proxy, broker, request.param)
         proxy.release()
@@ -88,7 +88,7 @@ async def test_a_message_that_reaches_no_queue_is_an_error(scene: Scene, exchang
 
 async def test_a_message_to_an_exchange_that_is_missing_is_an_error(scene: Scene) -> None:
     del scene.embedded.store.exchanges["otp.retry"]
-    with pytest.raises(_REFUSALS):
+    with pytest.raises(REFUSALS):
         await scene.publish("otp.retry", WAIT)
 
 
@@ -160,7 +160,7 @@ async def test_a_connection_that_is_lost_before_the_confirm_is_an_error_and_no_c
         await hold.reached.wait()
     scene.proxy.release()
     scene.proxy.cut()
-    with pytest.raises(_REFUSALS):
+    with pytest.raises(REFUSALS):
         await publishing
     assert not publishing.cancelled()
     assert not scene.broker.confirmed._in_flight

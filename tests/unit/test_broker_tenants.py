@@ -11,23 +11,23 @@ from typing import Any, cast
 import pytest
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
-from deliveries import BODY, Deliveries, MadeIds, Publishing
+from deliveries import BODY, Deliveries, MadeIds, NoTelemetry, Publishing
 from faststream.rabbit.publisher import RabbitPublisher
 from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from otp_stream.broker import settle as settle_module
 from otp_stream.broker import tenant_lanes
+from otp_stream.broker.declares import QueueAwayError
 from otp_stream.broker.events import Events
 from otp_stream.broker.headers import sign, verified
 from otp_stream.broker.incoming import IncomingJob, Shared
-from otp_stream.broker.job_message import Reader
+from otp_stream.broker.job_message import Reader, no_keys
 from otp_stream.broker.lane import LaneConsumer
 from otp_stream.broker.message import Delivered
 from otp_stream.broker.settle import Settler
-from otp_stream.broker.subscriber import read
 from otp_stream.broker.tenant_lanes import TenantLanes
-from otp_stream.broker.topology import Depth, QueueAwayError, Topology
+from otp_stream.broker.topology import Depth, Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job, Lane
@@ -149,18 +149,18 @@ class Scene:
     admin: Admin = field(default_factory=Admin)
     consumers: FakeConsumers = field(default_factory=FakeConsumers)
     blocked: bool = False
-    refused: list[Dead] = field(default_factory=list[Dead])
+    telemetry: NoTelemetry = field(default_factory=NoTelemetry)
     moves_unread: bool = field(default_factory=lambda: unread)
 
     def __post_init__(self) -> None:
-        settler = Settler(TOPOLOGY, BACKOFF, self.publish, lambda _: None, lambda _: None, KEY)
+        settler = Settler(TOPOLOGY, BACKOFF, self.publish, lambda _: None, KEY, no_keys)
         self.tenants = TenantLanes(
             TOPOLOGY, cast("Any", self.admin), cast("Any", self.consumers), settler, cast("Any", self.publish),
             prefetch=self.prefetch, blocked=lambda: self.blocked,
         )  # fmt: skip
-        events = Events(cast("RabbitPublisher", None), enabled=False)
+        events = Events(cast("RabbitPublisher", None), NoTelemetry(), enabled=False)
         self.shared = Shared(
-            Reader(15, KEY, MadeIds(), (), tenant_of), settler, events, lambda *it: self.refused.append(it[2]), KEY,
+            Reader(15, KEY, MadeIds(), (), tenant_of), settler, events, self.telemetry, KEY,
             mover=self.tenants,
         )  # fmt: skip
         queue = "q" if self.lane == "tenant" else TOPOLOGY.lanes[self.lane]
@@ -176,7 +176,7 @@ class Scene:
 
     async def handle(self, incoming: IncomingJob) -> None:
         self.read.append(incoming.message.raw.body)
-        job = await incoming.accept(read(incoming.message.raw.body))
+        job = await incoming.accept(incoming.shared.reader.read(incoming.message.raw.body))
         if job is None:
             return
         self.jobs.append(job)
@@ -500,7 +500,7 @@ async def test_a_cancelled_job_frees_the_slot() -> None:
 
 async def test_a_handler_that_asks_twice_counts_once() -> None:
     async def again(_: Job, incoming: IncomingJob) -> None:
-        assert await incoming.accept(read(incoming.message.raw.body)) is not None
+        assert await incoming.accept(incoming.shared.reader.read(incoming.message.raw.body)) is not None
         await scene.go.wait()
         await incoming(Ack("sent"))
 
@@ -523,7 +523,7 @@ async def test_a_job_of_a_refused_tenant_is_malformed() -> None:
     assert (dead.routing_key, dead.body, ours["x-otp-reason"]) == ("otp.dead", body(1, "unknown"), "malformed")
     assert ours["x-otp-error"] == "metadata.tenant: is not known"
     assert (scene.jobs, scene.kept) == ([], {})
-    assert [it.reason for it in scene.refused] == ["malformed"]
+    assert [dead.reason for *_, dead in scene.telemetry.refused] == ["malformed"]
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), ConnectionError(), DeliveryError(None, cast("Any", None))])

@@ -12,6 +12,7 @@ import aio_pika
 import deliveries
 import pytest
 from aiormq import Channel
+from aiormq.exceptions import AMQPConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import base, body, commands, frame, header
@@ -22,14 +23,16 @@ from otp_stream.broker import frames
 from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeBodies
 from otp_stream.broker.events import event
 from otp_stream.broker.frames import Acks
+from otp_stream.broker.job_message import Reader
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
-from otp_stream.broker.subscriber import read as read_job
-from otp_stream.broker.transport import patch_pamqp
+from otp_stream.broker.transport import FrameReader, patch_pamqp
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
 from otp_stream.core.job import Job
 from otp_stream.core.job_event import JobEvent
 from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
 from otp_stream.core.outcome import Route
+from otp_stream.core.sealed_body import Content, seal_body
+from otp_stream.core.sealing_keys import keys_of, new_jwk
 
 ASKED = Job.from_request(
     OtpJob(email="User@example.com", otp="123456"),
@@ -55,6 +58,11 @@ def test_an_event_is_published_as_pamqp_would_write_it() -> None:
         body.ContentBody(b"{}"),
     ]
     assert frames.publish_json(7, "otp.events", "otp.sent", b"{}") == b"".join(frame.marshal(it, 7) for it in parts)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    properties.headers = {"traceparent": trace}
+    assert frames.publish_json(7, "otp.events", "otp.sent", b"{}", trace) == b"".join(
+        frame.marshal(it, 7) for it in parts
+    )
 
 
 @pytest.mark.parametrize("job", [None, ASKED])
@@ -212,6 +220,15 @@ def test_of_a_body_too_large_to_keep_only_the_size_is_kept_and_the_next_message_
     assert [(it.headers, it.message_id) for it in came] == [({"a": 1}, f"id-{tag}") for tag in (1, 2, 3, 4)]
 
 
+def test_a_body_that_sealing_made_larger_is_kept() -> None:
+    content = Content(b"x" * 1024 * 1024)
+    sealed = seal_body(keys_of(new_jwk("p256")), content).body
+    too_large = b"eyJ" + b"x" * 1_500_000
+    stream = delivery(7, 1, sealed, None, 100_000) + delivery(7, 2, too_large, None, 100_000)
+    came, _ = asyncio.run(through(cut(stream, [250_000])))
+    assert [(it.body, it.dropped) for it in came] == [(sealed, 0), (b"", len(too_large))]
+
+
 def test_large_bodies_are_limited_together_and_make_room_when_they_are_gone() -> None:
     large = LargeBodies()
     came: list[Delivered] = []
@@ -237,6 +254,16 @@ def test_large_bodies_are_limited_together_and_make_room_when_they_are_gone() ->
 def test_a_connection_that_only_delivers_is_known_to_be_alive() -> None:
     _, passed = asyncio.run(through([delivery(7, 1, b"{}", None, 10)]))
     assert passed == HEARTBEAT
+
+
+async def test_a_frame_that_is_too_large_is_not_read() -> None:
+    for reader in (DeliveryReader(), FrameReader()):
+        reader.feed_data(HEARTBEAT + b"\x03\x00\x07\xff\xff\xff\xff" + b"x" * 1_000_000)
+        assert await reader.readexactly(8) == HEARTBEAT
+        _, _, size = frames.HEAD.unpack(await reader.readexactly(7))
+        async with asyncio.timeout(5):
+            with pytest.raises(AMQPConnectionError, match=r"a frame of 4,294,967,295 bytes; is it RabbitMQ\?"):
+                await reader.readexactly(size + 1)
 
 
 @pytest.mark.parametrize("garbage", [b"AMQP\x00\x00\x09\x01", b"\x01\x00\x07\x00\x00\x00\x01X!" + b"\x00" * 20])
@@ -298,12 +325,12 @@ def test_headers_as_large_as_tracers_and_brokers_make_them_are_read() -> None:
 
 
 def test_what_cannot_be_read_for_any_reason_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: bytes) -> None:
+    def fail(_: bytes, **__: object) -> None:
         raise RecursionError
 
     monkeypatch.setattr(OtpJob, "from_bytes", fail)
     with pytest.raises(MalformedError, match=r"^body: cannot be read \(RecursionError\)$"):
-        read_job(b"{}")
+        Reader(15, b"k" * 32, deliveries.MadeIds()).read(b"{}")
 
 
 def test_a_delivery_that_fails_costs_no_other() -> None:

@@ -77,6 +77,15 @@ def test_text_of_other_origin_is_no_markup_and_controls_no_terminal() -> None:
     assert output.table("N", [("[/odd]", "1")], "Name").columns[0]._cells[0].plain == "[/odd]"  # type: ignore[union-attr]
 
 
+def test_json_has_no_characters_that_control_a_terminal_and_is_read_as_it_was() -> None:
+    value = {"a\x9bb": ["\u202e\x7f\x1b", "\U000e0001 é \U0001f600\n"]}
+    for text in (output.as_json(value), output.as_json(value, indent=2)):
+        assert text.replace("\n", "").isprintable()
+        assert "é \U0001f600" in text
+        assert json.loads(text) == value
+    assert output.as_json("\ud800").encode() == b'"\\ud800"'
+
+
 def test_lines_are_not_wrapped_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert output.results().width > 1000
@@ -121,3 +130,27 @@ def test_the_demo_runs_in_a_folder_that_cannot_be_written_to(tmp_path: Path) -> 
 )
 def test_programs_get_json(words: tuple[str, ...], key: str) -> None:
     assert key in json.loads(CliRunner().invoke(cli, words).stdout)
+
+
+@pytest.mark.parametrize(
+    ("started", "path", "shown"),
+    [
+        ("bin/otp-stream", "/usr/bin", "bin/otp-stream"),
+        ("bin/faststream", "/usr/bin", "bin/otp-stream"),
+        ("{cwd}/bin/otp-stream", "/usr/bin", "bin/otp-stream"),
+        ("{cwd}/bin/otp-stream", "{cwd}/bin", "otp-stream"),
+        ("{root}/elsewhere/otp-stream", "{cwd}/bin", "{root}/elsewhere/otp-stream"),
+        ("missing/otp-stream", "{cwd}/bin", "otp-stream"),
+    ],
+)
+def test_the_demo_names_the_command_that_the_shell_finds(
+    started: str, path: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for folder in (here / "bin", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / "otp-stream").touch(0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.argv", [started.format(cwd=here, root=tmp_path), "demo"])
+    monkeypatch.setenv("PATH", path.format(cwd=here))
+    assert demo.command() == shown.format(cwd=here, root=tmp_path)

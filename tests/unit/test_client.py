@@ -6,16 +6,35 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
+from opentelemetry.baggage import set_baggage
+from opentelemetry.context import attach, detach
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+from semantic_conventions import SCHEMA_URL, attributes, span_faults
 
-from otp_stream import client
-from otp_stream.client import ClientError, JobEvent, Metadata, OtpClient, OtpJob
+from otp_stream.client import (
+    ClientError,
+    JobEvent,
+    Metadata,
+    OtpClient,
+    OtpJob,
+    OutcomeUnknownError,
+    SyncOtpClient,
+    otp_client,
+)  # fmt: skip
+from otp_stream.client.link import Link
 
 
 @dataclass
@@ -33,10 +52,12 @@ class FakeChannel:
     is_closed = False
 
     bodies: list[bytes] = field(default_factory=list[bytes])
+    headers: list[dict[str, Any] | None] = field(default_factory=list[dict[str, Any] | None])
     confirms: list[asyncio.Future[None]] = field(default_factory=list[asyncio.Future[None]])
 
-    async def basic_publish(self, body: bytes, **_: Any) -> None:
+    async def basic_publish(self, body: bytes, *, properties: Any, **_: Any) -> None:
         self.bodies.append(body)
+        self.headers.append(properties.headers)
         self.confirms.append(asyncio.get_running_loop().create_future())
         await self.confirms[-1]
 
@@ -47,15 +68,15 @@ def links(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     opened: list[Any] = []
 
     async def open_(_: str) -> Any:
-        link = client._Link(FakeConnection(), FakeChannel())  # type: ignore[arg-type]
+        link = Link(FakeConnection(), FakeChannel())  # type: ignore[arg-type]
         opened.append(link)
         return link
 
     async def subscribe(*_: Any) -> None:
         pass
 
-    monkeypatch.setattr(client._Link, "open", open_)
-    monkeypatch.setattr(client._Link, "subscribe", subscribe)
+    monkeypatch.setattr(Link, "open", open_)
+    monkeypatch.setattr(Link, "subscribe", subscribe)
     return opened
 
 
@@ -146,6 +167,106 @@ async def test_a_lost_connection_ends_the_events_with_an_error(links: list[Any])
         assert (await anext(events)).outcome == "retrying"
         with pytest.raises(ClientError, match="the outcome is unknown"):
             await anext(events)
+
+
+async def test_send_returns_the_final_event_of_the_job_that_it_published(links: list[Any]) -> None:
+    sending = asyncio.create_task(OtpClient().send(OtpJob(email="ada@example.com", otp="739154")))
+    await soon(lambda: bool(links and links[0].publishing.confirms))
+    job_id = json.loads(links[0].publishing.bodies[0])["jobId"]
+    links[0].publishing.confirms[0].set_result(None)
+    for outcome in ("retrying", "rejected"):
+        await receive(links[0], event("another", "sent"))
+        await receive(links[0], event(job_id, outcome))
+    assert ((found := await sending).outcome, found.job_id) == ("rejected", job_id)
+
+
+@pytest.mark.parametrize(
+    ("confirm", "text"),
+    [(True, "RabbitMQ has the job, but no worker has reported"), (False, "RabbitMQ has not confirmed the job")],
+)
+async def test_send_ends_at_its_deadline_with_the_id_of_the_job(links: list[Any], *, confirm: bool, text: str) -> None:
+    sending = asyncio.create_task(OtpClient().send(OtpJob(email="a@example.com", otp="739154"), timeout_s=0.05))
+    await soon(lambda: bool(links and links[0].publishing.confirms))
+    if confirm:
+        links[0].publishing.confirms[0].set_result(None)
+    with pytest.raises(OutcomeUnknownError, match=f"{text}.* within 0.05 s") as error:
+        await sending
+    assert error.value.job_id == json.loads(links[0].publishing.bodies[0])["jobId"]
+    assert not links[0].followers
+
+
+async def test_send_refuses_a_job_id_that_events_do_not_have_and_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="job_id: contains the address or the code") as error:
+        await OtpClient().send(OtpJob(email="a@example.com", otp="739154", job_id="login-a@example.com"))
+    assert "a@example.com" not in str(error.value)
+    ids = iter(["0123-0000-4567", "ab-4711-cd", "ab-4712-cd"])
+    monkeypatch.setattr("otp_stream.client.otp_client.uuid4", lambda: SimpleNamespace(hex=next(ids)))
+    assert otp_client._with_id(OtpJob(email="a@example.com", otp="0000")).job_id == "ab-4711-cd"
+
+
+async def test_a_job_has_the_trace_context_of_the_current_span(links: list[Any]) -> None:
+    context = SpanContext(trace_id=1, span_id=2, is_remote=False, trace_flags=TraceFlags(1))
+    token = attach(set_span_in_context(NonRecordingSpan(context), set_baggage("email", "a@example.com")))
+    first = asyncio.create_task(OtpClient().publish(b"{}"))
+    detach(token)
+    second = asyncio.create_task(OtpClient().publish(b"{}"))
+    await soon(lambda: len(links) == 2 and all(it.publishing.headers for it in links))
+    assert [it.publishing.headers for it in links] == [[{"traceparent": f"00-{1:032x}-{2:016x}-01"}], [None]]
+    for it in links:
+        it.publishing.confirms[0].set_result(None)
+    await asyncio.gather(first, second)
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """Return what an application that uses OpenTelemetry exports."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer", provider.get_tracer)
+    return exporter
+
+
+async def test_a_publish_is_a_span_whose_context_the_job_has(links: list[Any], spans: InMemorySpanExporter) -> None:
+    publishing = asyncio.create_task(OtpClient(exchange="otp.jobs").publish(b'{"otp": "739154"}'))
+    await soon(lambda: len(links) == 1 and bool(links[0].publishing.headers))
+    links[0].publishing.confirms[0].set_result(None)
+    await publishing
+    failing = asyncio.create_task(OtpClient().publish(b"{}"))
+    await soon(lambda: len(links) == 2 and bool(links[1].publishing.headers))
+    links[1].publishing.confirms[0].set_exception(ConnectionResetError("739154"))
+    with pytest.raises(ClientError):
+        await failing
+    exported = encode_spans(spans.get_finished_spans()).resource_spans[0].scope_spans[0]
+    first, second = exported.spans
+    assert list(span_faults([first, second])) == []
+    assert exported.schema_url == SCHEMA_URL
+    assert (first.name, second.name) == ("publish otp.jobs:service_send_otp", "publish service_send_otp")
+    ids = f"{first.trace_id.hex()}-{first.span_id.hex()}"
+    assert links[0].publishing.headers[0]["traceparent"][3:52] == ids
+    assert attributes(first)["messaging.message.body.size"] == 17
+    assert attributes(second)["error.type"] == "ConnectionResetError"
+    assert "739154" not in str(exported)
+
+
+def test_a_call_ends_with_an_error_when_another_thread_closes_the_client(links: list[Any]) -> None:
+    client = SyncOtpClient()
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(client.publish, b"{}") for _ in range(2)]
+        ended = monotonic() + 10
+        while not (links and len(links[0].publishing.confirms) == 2):
+            assert monotonic() < ended
+            sleep(0.001)
+        client.close()
+        for call in calls:
+            with pytest.raises(ClientError, match="closed during the call"):
+                call.result(10)
+    assert links[0].connection.is_closed
+    client.close()
+
+
+def test_an_invalid_argument_of_the_blocking_client_is_an_error_at_once() -> None:
+    with pytest.raises(ValueError, match=r"^url must start with"):
+        SyncOtpClient("localhost")
 
 
 @pytest.mark.parametrize(

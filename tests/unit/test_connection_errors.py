@@ -47,7 +47,7 @@ PLAIN = "amqps://worker:n8Vq2x@h/?cafile=/ca.pem"
         (
             SECURE,
             "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed",
-            "does not answer ([SSL: CERTIFICATE_VERIFY",
+            "has a certificate that is not accepted: not verified; set the CA that signed it: cafile=",
         ),
         (
             "amqp://u:n8Vq2x@h/",

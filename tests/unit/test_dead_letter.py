@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from otp_stream.core.dead_letter import Cause, DeadLetter, Group, grouped, outline
+from otp_stream.core.dead_letter import Cause, DeadLetter, Group, Groups, grouped, outline
 from otp_stream.core.outcome import Reply
 
 
@@ -63,6 +63,15 @@ def test_a_group_has_the_times_of_its_oldest_and_newest_dead_letter_and_the_newe
     assert (group.oldest_ms, group.newest_ms, group.error) == (oldest_ms, newest_ms, error)
 
 
+def test_groups_count_all_dead_letters_and_those_without_a_valid_signature() -> None:
+    groups = Groups(now_ms=0)
+    assert (groups.count, groups.unverified) == (0, 0)
+    for verified in (True, False, False, True, True):
+        groups.add(dead_letter(verified=verified))
+    groups.add(dead_letter(reason="malformed", verified=False))
+    assert (groups.count, groups.unverified, len(groups.all())) == (6, 3, 2)
+
+
 def test_an_outline_shows_what_is_no_secret() -> None:
     body = {
         "email": "ada@example.com", "otp": "123456", "jobId": "order 123456", "timestamp": 7, "extra": [1, 2],
@@ -118,6 +127,8 @@ def test_blanks_around_an_address_do_not_show_it() -> None:
         ({"otp": "abcdef", "jobId": "login-abcdef"}, {"otp": "text of 6 characters", "jobId": "text of 12 characters"}),
         ({"otp": " abcdef ", "purpose": "abcdef"}, {"otp": "text of 8 characters", "purpose": "text of 6 characters"}),
         ({"email": "nobody", "purpose": "nobody"}, {"email": "***", "purpose": "text of 6 characters"}),
+        ({"otp": " ab-cd ", "purpose": "is ab-cd"}, {"otp": "text of 7 characters", "purpose": "text of 8 characters"}),
+        ({"email": "no-one", "purpose": "no-one"}, {"email": "***", "purpose": "text of 6 characters"}),
         ({"code": "482913", "jobId": "482913"}, {"code": "text of 6 characters", "jobId": "text of 6 characters"}),
         ({"otp": 123456, "timestamp": 123456}, {"otp": "a number", "timestamp": "a number"}),
         ({"otp": "1234", "timestamp": 1234.5}, {"otp": "text of 4 characters", "timestamp": "a number"}),
@@ -137,6 +148,13 @@ def test_blanks_around_an_address_do_not_show_it() -> None:
             "jobId": "text of 6 characters"}),
         ({"retryCount": 482913, "x": {"482913": 1}}, {"retryCount": "a number", "x": {"***": "a number"}}),
         ({"QWERTY": "ada@x.example", "EMAIL": 1}, {"***": "text of 13 characters", "EMAIL": "a number"}),
+        # from four characters on, a word may be a code
+        ({"purpose": "a123", "template": "a1234"}, {"purpose": "a123", "template": "text of 5 characters"}),
+        ({"a123": 1, "a1234": 2}, {"a123": "a number", "***": "a number"}),
+        ({"ABC": 1, "ABCD": 2}, {"ABC": "a number", "***": "a number"}),
+        ({"purpose": "x" * 200, "locale": "x" * 201}, {"purpose": "x" * 200, "locale": "text of 201 characters"}),
+        # the last @ ends the local part
+        ({"email": "ada@home@x.example"}, {"email": "a***@x.example"}),
         # the known fields are shown whatever the other fields are
         ({"email": "x", "type": "metadata", "metadata": {"template": "otp"}}, {"email": "***",
             "type": "text of 8 characters", "metadata": {"template": "otp"}}),

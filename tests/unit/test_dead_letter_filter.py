@@ -2,6 +2,7 @@
 
 import pytest
 
+from otp_stream.core.audit import AuditRecord
 from otp_stream.core.dead_letter import DeadLetter, filter_by, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 
@@ -102,7 +103,7 @@ def test_an_audit_shows_the_filter() -> None:
         ("domain=💩.la", "domain: must have a domain that IDNA 2008 allows"),
         (
             "reason=lost",
-            "reason: must be one of malformed, expired, rejected, retries_exhausted, throttled, crashed",
+            "reason: must be one of malformed, key_missing, expired, rejected, retries_exhausted, throttled, crashed",
         ),
         ("age=10m", "age: is none of reason, code, domain, template, job, older, newer"),
         ("older=10", "older: must look like 10m (s, m, h or d)"),
@@ -170,3 +171,19 @@ def test_a_filter_that_no_dead_letter_can_match_is_refused(word: str) -> None:
 @pytest.mark.parametrize("word", ["code=5", "code=55", "code=550", "code=none", "domain=", "domain=@none"])
 def test_the_usual_filters_are_taken(word: str) -> None:
     assert DeadLetterFilter.parse([word], 0)
+
+
+def test_an_outline_has_no_value_that_may_be_a_code_or_an_address_by_mistake() -> None:
+    typed = ("reason=rejected", "code=55", "domain=739154", "template=482915", "job=ada@example.com", "older=10m")
+    outline = DeadLetterFilter.parse(typed, 3_600_000).outline
+    assert outline == "reason rejected, code 55, domain …, template …, job …, died before 1970-01-01T00:50:00Z"
+    assert DeadLetterFilter.parse(("domain=",), 0).outline == "no domain"
+    assert DeadLetterFilter().outline == "all"
+
+
+def test_no_field_of_an_audit_record_shows_an_address_or_controls_a_terminal() -> None:
+    details = {"file": "/tmp/ada@example.com\x1b[2J.jsonl", "error": "of ada@example.com", "raw": True}
+    fields = AuditRecord("dead.export", "done", "root@host", "host", 1, "job ada@example.com", details).fields()
+    assert "ada@" not in str(fields)
+    assert all(it.isprintable() for it in fields.values() if isinstance(it, str))
+    assert (fields["raw"], fields["count"], fields["by"]) == (True, 1, "root@host")

@@ -9,7 +9,10 @@ from deliveries import Deliveries
 from otp_stream.broker.headers import sign, verified
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
 from otp_stream.broker.topology import Topology
+from otp_stream.clock import now_ms
 from otp_stream.core.backoff import Backoff
+from otp_stream.core.dead_letter_filter import DeadLetterFilter
+from otp_stream.core.masking import keyed_hash
 from otp_stream.dead_letters import DeadLetterQueue
 from otp_stream.dead_letters.reader import _code_in
 
@@ -42,6 +45,14 @@ def test_headers_that_a_worker_signed_are_shown_unchanged(key: bytes) -> None:
         "550",
     )
     assert dead_letter.error == HEADERS["x-otp-error"]
+
+
+def test_a_recipient_whose_domain_contains_the_code_is_not_shown_and_can_be_selected() -> None:
+    body = json.dumps({"email": "user@123456.example", "otp": "123456", "jobId": "j-1"}).encode()
+    dead_letter = READER.read(message(HEADERS, body, KEY)).dead_letter
+    assert "123456" not in repr(dead_letter)
+    assert (dead_letter.is_job, dead_letter.domain) == (True, "")
+    assert DeadLetterFilter.parse(["domain="], 0).matches(dead_letter)
 
 
 def test_a_message_that_the_broker_dead_lettered_without_our_headers_is_not_called_forged() -> None:
@@ -147,6 +158,26 @@ def test_a_replay_of_a_signed_dead_letter_keeps_its_id_and_is_signed_with_the_ne
     assert "x-otp-reason" not in ours
 
 
+@pytest.mark.parametrize(
+    ("job_id", "found", "kept"),
+    [
+        ("j-1", "3b0cf1", None),
+        ("j-1", "j-1", "j-1"),
+        ("user@example.com-1", "3b0cf1", None),
+        ("user@example.com-1", keyed_hash("user@example.com-1", OLD), keyed_hash("user@example.com-1", OLD)),
+        (None, "3b0cf1", "3b0cf1"),
+    ],
+)
+def test_a_replayed_job_that_was_not_read_before_gets_the_id_that_its_other_copies_have(
+    job_id: str | None, found: str, kept: str | None
+) -> None:
+    body = json.dumps({"email": "user@example.com", "otp": "123456", "jobId": job_id}).encode()
+    missing = HEADERS | {"x-otp-reason": "key_missing", "x-otp-job-id": found}
+    copy = QUEUE.replay_message(READER.read(message(missing, body, KEY)), by="ops", fresh=False)
+    assert (copy.headers.get("x-otp-job-id"), copy.headers["x-otp-first-seen"]) == (kept, 2_000)
+    assert verified(copy.headers, copy.body, [KEY]) is not None
+
+
 def test_in_an_unsigned_error_reply_codes_stay_and_possible_secrets_are_redacted() -> None:
     error = "550 5.7.1 relay 550-5.7.26 says 22 33 44, dXNlckBleGFtcGxlLmNvbQ== 12 34 56 222333 Victim@example.org"
     dead_letter = READER.read(message(HEADERS | {"x-otp-error": error})).dead_letter
@@ -166,3 +197,13 @@ def test_in_an_unsigned_error_reply_codes_stay_and_possible_secrets_are_redacted
 )
 def test_without_a_header_the_reply_code_is_read_from_the_error(error: str, code: str) -> None:
     assert _code_in(error) == code
+
+
+@pytest.mark.parametrize(("expiration", "kept"), [(None, None), (str(400 * 86_400_000), 400 * 86_400.0)])
+def test_a_command_with_a_shorter_retention_than_the_workers_deletes_no_dead_letter(
+    expiration: str | None, kept: float | None
+) -> None:
+    headers = dict(HEADERS | {"x-otp-died-at": now_ms() - 30 * 86_400_000})
+    sign(headers, BODY, KEY)
+    copy = QUEUE.renewed(READER.read(Deliveries().delivered(BODY, headers=headers, expiration=expiration)))
+    assert copy.expiration == kept

@@ -1,15 +1,19 @@
 """The page of dead letters: its counts, its age and the report of the last replay."""
 
+import asyncio
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from access import KEY, access, log_in, token
 from starlette.requests import Request
 
-from otp_stream.core.dead_letter import DeadLetter, DeadLettersError, DeadLettersInUseError
+from otp_stream.core.dead_letter import DeadLetter, DeadLettersError, DeadLettersInUseError, Group, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
-from otp_stream.web import dead_letters
+from otp_stream.core.http_token import HttpToken
+from otp_stream.web import cached, dead_letters
+from otp_stream.web.access import Access
 from otp_stream.web.dead_letters import DeadLettersView
 from otp_stream.web.session import Sessions
 
@@ -56,7 +60,7 @@ class Queue:
         if self.error:
             raise self.error
 
-        return SimpleNamespace(replayed=self.replayed, expired=0)
+        return SimpleNamespace(replayed=self.replayed, expired=0, erased=0)
 
 
 class Clock:
@@ -77,7 +81,7 @@ ENDINGS = {"sent": 900, "rejected": 3, "retries_exhausted": 0}
 
 
 def opened(queue: Queue, token: str | None = TOKEN) -> DeadLettersView:
-    return DeadLettersView(queue, Sessions(token), queue.count, lambda: ENDINGS)
+    return DeadLettersView(queue, access(token), queue.count, lambda: ENDINGS)
 
 
 async def page(view: DeadLettersView) -> str:
@@ -90,7 +94,7 @@ async def visited(view: DeadLettersView) -> str:
     return (await view.page(request())).body.decode()
 
 
-async def test_a_visitor_sees_only_counts_and_no_message_is_fetched() -> None:
+async def test_a_visitor_sees_only_counts_and_no_message_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = Queue(dead_letter("one"), dead_letter("two"))
     view = opened(queue)
     html = await visited(view)
@@ -104,6 +108,7 @@ async def test_a_visitor_sees_only_counts_and_no_message_is_fetched() -> None:
     for secret in ("example.com", "550 5.1.1", 'title="one"', 'name="key"'):
         assert secret not in html
     queue.stored.clear()
+    monkeypatch.setattr(cached, "LIFETIME_S", 0)
     assert "There are none." in await visited(view)
     assert queue.fetches == fetches == 1
 
@@ -123,21 +128,50 @@ async def test_a_visitor_sees_that_the_number_is_unknown() -> None:
         return None
 
     queue = Queue(dead_letter("one"))
-    html = await visited(DeadLettersView(queue, Sessions(TOKEN), unknown, dict))
+    html = await visited(DeadLettersView(queue, access(TOKEN), unknown, dict))
     assert "Their number is unknown" in html
 
 
 async def test_a_replay_is_reported_to_users_who_are_logged_in(clock: Clock) -> None:
     view = opened(Queue(dead_letter("one")))
     await replayed(view)
-    assert "page@192.0.2.7" in await page(view)
-    assert "page@192.0.2.7" not in await visited(view)
+    assert "token@192.0.2.7" in await page(view)
+    assert "token@192.0.2.7" not in await visited(view)
 
 
 async def replayed(view: DeadLettersView) -> None:
     assert (await view.replay(LOGGED_IN, {"reason": "rejected"})).status_code == 303
     assert view._running is not None
     await view._running
+
+
+class _LongQueue(Queue):
+    """Its replay ends only when it is interrupted."""
+
+    def __init__(self, tokens: list[HttpToken]) -> None:
+        super().__init__()
+        self.done = 0
+        self._tokens = tokens
+
+    async def replay(self, which: DeadLetterFilter, **options: Any) -> Any:
+        while self.done < 1_000:
+            self.done += 1
+            if self.done == 3:
+                self._tokens.clear()
+            options["progress"](self.done, 1_000)
+            await asyncio.sleep(0)
+
+
+async def test_a_replay_ends_when_its_operators_token_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = [token(TOKEN)]
+    queue = _LongQueue(tokens)
+    view = DeadLettersView(queue, Access(Sessions(lambda: tokens, [KEY])), queue.count, lambda: ENDINGS)
+    with pytest.raises(asyncio.CancelledError):
+        await replayed(view)
+    assert queue.done == 3
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "count=3" in line
+    assert "result=interrupted" in line
 
 
 async def test_the_page_shows_its_age_and_is_read_again_when_the_broker_counts_another_number(
@@ -169,7 +203,7 @@ async def test_a_replay_is_reported_with_user_and_time_and_not_for_ever(clock: C
     clock.now_s += 90
     html = await page(view)
     assert "1 job is being sent again (reason rejected)" in html
-    assert "90 s ago, page@192.0.2.7" in html
+    assert "90 s ago, token@192.0.2.7" in html
     clock.now_s += 600
     assert "being sent again (" not in await page(view)
 
@@ -235,7 +269,7 @@ async def test_without_a_count_they_are_read_again_every_few_seconds(
         return None
 
     queue = Queue(dead_letter("j-1"))
-    view = DeadLettersView(queue, Sessions(TOKEN), unknown, dict)
+    view = DeadLettersView(queue, access(TOKEN), unknown, dict)
     assert "1 job could not be sent" in await page(view)
     queue.stored.clear()
     clock.now_s += 4
@@ -252,8 +286,8 @@ async def test_a_replay_that_had_nothing_left_to_send_reports_that(clock: Clock)
 
 async def test_a_refused_browser_gets_a_page_and_a_program_gets_text() -> None:
     view = opened(Queue(dead_letter("j-1")))
-    cookie = str(await view.sessions.open(TOKEN, request())).partition(";")[0]
-    cookies = f'a b=c; prefs={{"x":"y"}}; {cookie}'  # with those of other applications on this host
+    session = await log_in(view.access, TOKEN, request())
+    cookies = f'a b=c; prefs={{"x":"y"}}; {session}'  # with those of other applications on this host
     refused = await view.replay(request(cookie=cookies), {"reason": "rejected", "key": "forged"})
     assert (refused.status_code, refused.media_type) == (403, "text/html")
     assert b"this form is from another site" in refused.body
@@ -262,3 +296,18 @@ async def test_a_refused_browser_gets_a_page_and_a_program_gets_text() -> None:
     assert (await view.replay(basic, {"reason": "rejected"})).status_code == 403  # no key, and no token either
     program = await view.replay(LOGGED_IN, {"reason": "gone"})
     assert (program.status_code, program.media_type) == (400, "text/plain")
+
+
+async def test_thousands_of_dead_letters_are_counted_once_for_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = 0
+
+    def count(found: list[DeadLetter], now_ms: int) -> list[Group]:
+        nonlocal counted
+        counted += 1
+        return grouped(found, now_ms)
+
+    monkeypatch.setattr(dead_letters, "grouped", count)
+    view = opened(Queue(dead_letter("one"), dead_letter("two")))
+    for _ in range(5):
+        assert "rejected" in await page(view)
+    assert counted == 1

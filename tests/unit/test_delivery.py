@@ -96,6 +96,10 @@ class Fakes:
         if name in self.failing:
             raise KeyError(name)
 
+    def send_ended(self, outcome: Outcome) -> None:
+        self.ended.append("send_ended")
+        self.fail("send_ended")
+
     def attempt_ended(self, job: Job, outcome: Outcome) -> None:
         self.observed.append(("attempt_ended", outcome))
         self.ended.append("attempt_ended")
@@ -188,7 +192,7 @@ async def test_a_mail_that_the_relay_accepted_is_recorded_as_sent_before_any_tel
     )
     await fakes.deliver(job())
     assert asked == [[]]
-    assert fakes.ended == ["send", "settle", "attempt_ended", "job_settled", "job"]
+    assert fakes.ended == ["send_ended", "send", "settle", "attempt_ended", "job_settled", "job"]
 
 
 async def test_a_suspect_job_is_composed_in_isolation() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Dead, Retry, decide
-from otp_stream.core.greylisting import is_greylisting
+from otp_stream.core.greylisting import asks_for_later, is_greylisting, names_unknown_sender
 from otp_stream.core.outcome import Deferred, Reply, Uncertain
 
 GREYLISTING = [
@@ -53,6 +53,9 @@ GREYLISTING = [
     "451 Unknown sender, try again later",
     "451 host never seen before",
     "450 First-time sender, delaying",
+    "400 Greylisted",
+    "499 Greylisted",
+    "450 4.2.4 Please try again later",
 ]  # fmt: skip
 FAILURES = [
     "451 4.3.0 Temporary lookup failure",
@@ -84,7 +87,16 @@ FAILURES = [
     "451 retry time not reached for any host",
     "451 too soon, rate limit",
     "451 unknown host, DNS lookup failed",
+    "450 4.4.1 Please try again later",
+    "450 4.5.0 Please try again later",
+    "450 4.6.0 Please try again later",
+    "450 4.2.1 Please try again later",
+    "450 4.2.2 Please try again later",
+    "450 4.2.3 Please try again later",
+    "452 Please try again later",
+    "500 Greylisted",
     "550 5.7.1 Greylisted",
+    "399 Greylisted",
     "250 2.0.0 deferred",
 ]  # fmt: skip
 
@@ -104,6 +116,26 @@ def test_a_reply_that_asks_for_the_mail_later_is_greylisting(line: str) -> None:
 @pytest.mark.parametrize("line", FAILURES)
 def test_a_reply_that_reports_a_failure_is_not(line: str) -> None:
     assert not is_greylisting(reply(line))
+
+
+@pytest.mark.parametrize(
+    ("text", "later"),
+    [
+        ("Please try again later", True),
+        ("Greylisted, because our system does not know you", True),
+        ("Too many connections, try again later", False),
+        ("Mailbox unavailable", False),
+    ],
+)
+def test_a_text_asks_for_the_mail_later_unless_it_reports_a_failure(text: str, *, later: bool) -> None:
+    assert asks_for_later(text) is later
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("Sender not yet seen", True), ("Unknown sender domain, try later", False), ("", False)]
+)
+def test_a_text_names_a_sender_that_the_relay_does_not_know_yet(text: str, *, named: bool) -> None:
+    assert names_unknown_sender(text) is named
 
 
 BACKOFF = Backoff(1000, 30_000, 3, retry_greylisted=True)

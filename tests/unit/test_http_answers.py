@@ -1,58 +1,22 @@
 """Status and headers of every HTTP path, as monitors, browsers and proxies depend on them."""
 
-import asyncio
-from collections.abc import MutableMapping
-from typing import Any
-
 import pytest
+from access import access
+from http_fetch import fetch
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from otp_stream import asgi
-from otp_stream.app import app
-from otp_stream.asgi import POLICY, SecureApp
+from otp_stream.asgi import POLICY, Fields, SecureApp, form_route, get_route
 from otp_stream.web import stream
-from otp_stream.web.session import Sessions
 
 SECURE = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
 HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain"
-
-
-async def fetch(
-    method: str, path: str, body: bytes = b"", *, kind: str = "http", to: ASGIApp = app, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body of one request. A stream ends after its first chunk."""
-    sent: list[MutableMapping[str, Any]] = []
-    messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body}]
-
-    async def receive() -> MutableMapping[str, Any]:
-        if not messages:
-            await asyncio.Event().wait()  # the client stays connected
-        return messages.pop()
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    path, _, query = path.partition("?")
-    scope = {
-        "type": kind, "method": method, "path": path, "query_string": query.encode(), "scheme": "http",
-        "headers": [(name.encode(), value.encode()) for name, value in ({"host": "localhost:8000"} | headers).items()],
-        "client": ("192.0.2.7", 1), "root_path": "", "extensions": {"websocket.http.response": {}},
-    }  # fmt: skip
-    await to(scope, receive, send)
-    start, *rest = sent
-    prefix = "websocket." if kind == "websocket" else ""
-    assert {it["type"] for it in sent} == {f"{prefix}http.response.start", f"{prefix}http.response.body"}
-    names = [name.decode() for name, _ in start["headers"]]
-    assert len(set(names)) == len(names)
-    found = dict(zip(names, (value.decode() for _, value in start["headers"]), strict=True))
-    return start["status"], found, b"".join(it.get("body", b"") for it in rest)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +87,7 @@ async def test_a_form_is_refused_without_a_session_and_too_large_ones_are_not_re
         assert (status, headers["content-type"], text) == (413, TEXT, b"too large\n")
     status, headers, text = await fetch("POST", "/replay", b"reason=rejected", authorization="Bearer guess")
     assert (status, headers["content-type"]) == (403, "text/plain; charset=utf-8")
-    assert text == b"log in with HTTP_TOKEN first\n"
+    assert text == b"log in with a token first\n"
 
 
 async def test_the_stream_of_events_is_not_buffered_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +97,54 @@ async def test_the_stream_of_events_is_not_buffered_by_a_proxy(monkeypatch: pyte
     assert headers == SECURE | {"content-type": "text/event-stream", "x-accel-buffering": "no"}
 
 
+SAME_SITE_ONLY = [
+    ({"sec-fetch-site": "cross-site"}, True),
+    ({"sec-fetch-site": "same-site", "origin": "http://localhost:8000"}, True),
+    ({"sec-fetch-site": "same-origin", "origin": "https://elsewhere.example"}, False),  # a proxy changes Host
+    ({"sec-fetch-site": "none"}, False),
+    ({"origin": "https://elsewhere.example"}, True),
+    ({"origin": "null"}, True),
+    ({"origin": "http://localhost:8000"}, False),
+    ({"origin": "http://LOCALHOST"}, False),
+    ({"origin": "http://[::1]:8000", "host": "[::1]:8000"}, False),
+    ({}, False),
+]
+
+
+@pytest.mark.parametrize(("headers", "refused"), SAME_SITE_ONLY)
+async def test_a_form_of_another_site_is_refused_before_it_is_read(headers: dict[str, str], *, refused: bool) -> None:
+    read: list[Fields] = []
+
+    async def submit(_: Request, fields: Fields) -> Response:
+        read.append(fields)
+        return Response()
+
+    to = SecureApp(form_route(submit), ())
+    status, _, body = await fetch("POST", "/login", b"token=guess", to=to, **headers)
+    assert (status, read) == ((403, []) if refused else (200, [{"token": "guess"}]))
+    assert (b"from another site" in body) is refused
+
+
+async def test_a_proxy_that_is_not_trusted_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
+    to = SecureApp(get_route(_respond), ())
+    # a client that uvicorn took from the header
+    await fetch("GET", "/", to=to, **{"x-forwarded-for": "198.51.100.1, 192.0.2.7"})
+    assert "FORWARDED_ALLOW_IPS" not in capsys.readouterr().out
+    for _ in range(3):
+        await fetch("GET", "/", to=to, **{"x-forwarded-for": "198.51.100.1"})
+    logged = capsys.readouterr().out
+    assert logged.count("X-Forwarded-For is not used") == 1
+    assert "192.0.2.7" in logged
+
+
+async def _respond(_: Request) -> Response:
+    return Response()
+
+
 @pytest.mark.parametrize(("scheme", "last"), [("http", "Max-Age=28800"), ("https", "Secure")])
 async def test_the_cookie_of_a_session_is_out_of_reach_of_scripts_and_other_sites(scheme: str, last: str) -> None:
     request = Request({"type": "http", "scheme": scheme, "headers": []})
-    value, *flags = str(await Sessions("t0k3n").open("t0k3n", request)).split("; ")
+    value, *flags = str(await access("t0k3n").log_in(request, "t0k3n")).split("; ")
     assert value.startswith("otp_session=")
     assert flags[:4] == ["Path=/", "HttpOnly", "SameSite=Strict", "Max-Age=28800"]
     assert flags[-1] == last
@@ -144,3 +152,11 @@ async def test_the_cookie_of_a_session_is_out_of_reach_of_scripts_and_other_site
     assert (redirect.status_code, redirect.body) == (303, b"")
     expected = {"content-type": TEXT, "content-length": "0", "location": "dead", "set-cookie": "a=b; Path=/"}
     assert dict(redirect.headers) == expected
+
+
+@pytest.mark.parametrize("path", ["/login", "/livez", "/unknown"])
+async def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(path: str) -> None:
+    lengths = {"content-length": "4", "transfer-encoding": "chunked"}
+    status, headers, body = await fetch("POST", path, b"token=x", **lengths)
+    assert (status, headers["connection"]) == (400, "close")
+    assert body == b"Content-Length with Transfer-Encoding: send one of them\n"

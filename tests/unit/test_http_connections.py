@@ -23,7 +23,7 @@ async def _respond(request: Request) -> Response:
     return Response(bytes(100_000) if request.url.path == "/large" else b"alive")
 
 
-async def _ticks() -> AsyncGenerator[bytes]:
+async def _ticks(_: Request) -> AsyncGenerator[bytes]:
     while True:
         yield bytes(100_000) + b"\n"
         await asyncio.sleep(0.02)
@@ -126,6 +126,49 @@ async def test_a_probe_is_answered_while_other_connections_are_blocked(
     assert b"200 OK" in await asyncio.wait_for(reader.readline(), 5)
     for it in (writer, *socks):
         it.close()
+
+
+class _Connection:
+    """A connection as uvicorn's protocol has it."""
+
+    def __init__(self, client: str | None, *, in_use: bool = False) -> None:
+        self.client = (client, 50_000) if client else None
+        self.cycle = SimpleNamespace(response_complete=False) if in_use else None
+        self.flow = SimpleNamespace(write_paused=False)
+        self.transport = self
+        self.closed = False
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("probe", "flood"), [("192.0.2.1", "198.51.100.7"), ("2001:db8::1", "2001:db8:1::{}")])
+async def test_a_probe_is_not_closed_while_another_client_opens_connections(probe: str, flood: str) -> None:
+    connections = http_connections._Connections(8)  # pyright: ignore[reportPrivateUsage]
+    flooding = [_Connection(flood.format(number), in_use=True) for number in range(20)]
+    for it in flooding[:10]:
+        connections.add(it)
+    probes = [_Connection(probe), _Connection(probe)]
+    for it in (*probes, *flooding[10:]):
+        connections.add(it)
+    assert not any(it.closed for it in probes)
+    assert sum(not it.closed for it in flooding) == 6
+
+
+@pytest.mark.parametrize("client", ["192.0.2.1", None])
+async def test_a_new_connection_is_not_closed_before_its_request_arrives(
+    monkeypatch: pytest.MonkeyPatch, client: str | None
+) -> None:
+    connections = http_connections._Connections(8)  # pyright: ignore[reportPrivateUsage]
+    in_use = [_Connection(client, in_use=True) for _ in range(8)]
+    probe = _Connection(client)
+    for it in (*in_use, probe, *(_Connection(client, in_use=True) for _ in range(6))):
+        connections.add(it)
+    assert not probe.closed
+    assert sum(it.closed for it in in_use) == 7
+    monkeypatch.setattr(http_connections, "_NEW_S", 0)
+    connections.add(_Connection(client, in_use=True))
+    assert probe.closed
 
 
 async def test_a_stream_whose_client_reads_continues(port: int) -> None:

@@ -41,10 +41,19 @@ def test_the_smallest_job_takes_every_default() -> None:
     assert job.metadata.template == "otp"
 
 
-def test_null_means_absent() -> None:
-    job = read(retryCount=None, jobId=None, timestamp=None, priority=None, metadata=None)
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("empty", [None, ""])
+def test_null_and_an_empty_string_mean_absent(empty: str | None, *, strict: bool) -> None:
+    def read_with(**fields: Any) -> OtpJob:
+        return OtpJob.from_bytes(json.dumps(SMALLEST | fields).encode(), strict=strict)
+
+    job = read_with(retryCount=empty, jobId=None, timestamp=empty, priority=empty, metadata=empty)
     assert job == read()
-    assert read(metadata={"template": None, "locale": None}).metadata.template == "otp"
+    assert (job.retry_count, job.timestamp, job.priority, job.lenient) == (0, None, "normal", ())
+    names = ("template", "locale", "expiryMinutes", "timeZone", "request")
+    metadata = read_with(metadata=dict.fromkeys(names, empty)).metadata
+    assert metadata == read().metadata
+    assert (metadata.template, metadata.request) == ("otp", None)
 
 
 def test_unknown_keys_are_kept_out_of_the_way_and_metadata_keeps_its_own() -> None:
@@ -96,11 +105,12 @@ def test_a_job_keeps_what_is_known_of_its_earlier_attempts() -> None:
     request = read()
     job = Job.from_request(
         request, job_id="j", lane="due", first_seen_ms=SEEN, attempts_made=2, default_expiry_minutes=15, suspect=True,
-        uncertain="relay:25",
+        uncertain="relay:25", tenant="shop", moves=2,
     )  # fmt: skip
     assert (job.id, job.request, job.lane, job.first_seen_ms, job.attempts_made) == ("j", request, "due", SEEN, 2)
-    assert (job.suspect, job.uncertain, job.replay) == (True, "relay:25", None)
-    assert (job_of().suspect, job_of().uncertain) == (False, None)
+    assert (job.suspect, job.uncertain, job.replay, job.tenant, job.moves) == (True, "relay:25", None, "shop", 2)
+    new = job_of()
+    assert (new.suspect, new.uncertain, new.replay, new.tenant, new.moves) == (False, None, None, "", 0)
 
 
 def test_a_template_name_that_contains_the_code_is_not_shown() -> None:
@@ -139,6 +149,7 @@ def test_addresses_that_exist_are_taken(email: str) -> None:
         ("u@\ufb01rst.com", "u@first.com"),
         ("User@EXAMPLE.com", "User@example.com"),
         ("u@example.com.", "u@example.com"),
+        ("u@b\u00fccher.example.\u00ad.", "u@xn--bcher-kva.example"),
         ("u@XN--STRAE-OQA.example", "u@xn--strae-oqa.example"),
         ("ju\u0308rgen@example.com", "j\u00fcrgen@example.com"),
     ],
@@ -195,10 +206,18 @@ def test_what_is_no_address_is_named_and_not_quoted(email: str) -> None:
         ({"metadata": []}, "metadata: must be a JSON object"),
         ({"metadata": {"expiryMinutes": 0}}, "metadata.expiryMinutes: Input should be greater than 0"),
         ({"metadata": {"template": "../etc"}}, "metadata.template: must consist of 1 to 64 letters"),
+        ({"metadata": {"locale": "../etc"}}, "metadata.locale: must be a language such as de or de-AT"),
+        ({"metadata": {"timeZone": "../etc"}}, (
+            "metadata.timeZone: must be the IANA name of a time zone, such as Europe/Berlin"
+        )),
+        ({"metadata": {"request": {"place": 7}}}, (
+            "metadata.request: place must be a string of 200 characters or fewer"
+        )),
+        ({"metadata": {"request": {"device": "x" * 201}}}, "metadata.request: device must be a string of 200"),
         ({"jobId": "x" * 201}, "jobId: must have at most 200 printable characters"),
         ({"jobId": "a\r\nb"}, "jobId: must have at most 200 printable characters"),
     ],
-)
+)  # fmt: skip
 def test_a_strict_reader_names_each_bad_field_with_its_fix(fields: dict[str, Any], message: str) -> None:
     assert error(strict=True, **fields).startswith(message)
 
@@ -229,6 +248,8 @@ def test_a_job_as_documented_needs_no_lenience() -> None:
         ("retryCount", 0.0, 0, "coerced"),
         ("retryCount", "0", 0, "coerced"),
         ("retryCount", " 2 ", 2, "coerced"),
+        ("retryCount", "1000", 1000, "coerced"),
+        ("retryCount", 1001, 0, "ignored"),
         ("retryCount", -1, 0, "ignored"),
         ("retryCount", 10**9, 0, "ignored"),
         ("retryCount", True, 0, "ignored"),
@@ -236,6 +257,9 @@ def test_a_job_as_documented_needs_no_lenience() -> None:
         ("retryCount", float("nan"), 0, "ignored"),
         ("jobId", 4711, "4711", "coerced"),
         ("jobId", 4711.0, "4711", "coerced"),
+        ("jobId", 4711.5, "4711.5", "coerced"),
+        ("jobId", "x" * 200 + "\n", "x" * 200, "coerced"),
+        ("jobId", "\n", None, "ignored"),
         ("jobId", "a\n", "a", "coerced"),
         ("jobId", "a\r\nb", None, "ignored"),
         ("jobId", "x" * 201, None, "ignored"),
@@ -251,6 +275,15 @@ def test_a_job_as_documented_needs_no_lenience() -> None:
         ("timestamp", "1672531200", 1672531200000, "seconds"),
         ("timestamp", 1672531200000000, 1672531200000, "microseconds"),
         ("timestamp", 1672531200000000000, 1672531200000, "nanoseconds"),
+        ("timestamp", 10**9 - 1, None, "ignored"),
+        ("timestamp", 10**9, 10**12, "seconds"),
+        ("timestamp", 10**10 - 1, 10**13 - 1000, "seconds"),
+        ("timestamp", 10**10, None, "ignored"),
+        ("timestamp", 10**12 - 1, None, "ignored"),
+        ("timestamp", float(10**12), 10**12, "coerced"),
+        ("timestamp", 10**13, None, "ignored"),
+        ("timestamp", 10**15, 10**12, "microseconds"),
+        ("timestamp", 10**16, None, "ignored"),
         ("timestamp", 0, None, "ignored"),
         ("timestamp", -5, None, "ignored"),
         ("timestamp", "yesterday", None, "ignored"),

@@ -12,16 +12,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 import structlog
 from opentelemetry.util.re import parse_env_headers
+from pamqp import encode
 
+from otp_stream.audit_log import write_audit_fields
+from otp_stream.core import line_limit
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
-from otp_stream.telemetry import configure_logs, flush_logs
+from otp_stream.telemetry import configure_logs, flush_logs, resource_attributes
 from otp_stream.telemetry.current_span import CURRENT_SPAN
 from otp_stream.telemetry.log_pipe import DROPPED, LogPipe
+
+RESOURCE = resource_attributes("test")
 
 
 class Stream(io.StringIO):
@@ -36,7 +42,7 @@ class Stream(io.StringIO):
 
 def configure(stream: Stream, *, readable: bool = False) -> None:
     with redirect_stdout(stream):
-        configure_logs(level="info", readable=readable)
+        configure_logs(level="info", format="text" if readable else "json", resource=RESOURCE)
 
 
 @pytest.fixture
@@ -196,6 +202,13 @@ def test_a_line_of_asyncio_about_an_exception_quotes_no_job(out: Stream, *, read
         assert word in output
 
 
+def test_a_line_of_pamqp_about_the_headers_of_a_message_is_not_logged(out: Stream) -> None:
+    configure(out)
+    encode.field_table({"code 739154\n\x1b[2J" + "n" * 120: 1})
+    flush_logs()
+    assert not out.getvalue()
+
+
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_line_of_opentelemetry_quotes_no_key(out: Stream, *, readable: bool) -> None:
     configure(out, readable=readable)
@@ -233,6 +246,13 @@ def test_a_line_that_cannot_be_rendered_raises_nothing_and_keeps_its_event(out: 
     structlog.get_logger("t").warning("it happened", what=Unprintable())
     assert "it happened" in out.getvalue()
     assert "123456" not in out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["level", "logger", "method_name"])
+def test_a_field_may_have_any_name(out: Stream, name: str) -> None:
+    configure(out)
+    structlog.get_logger("t").warning("it happened", **{name: "x"})
+    assert '"event":"it happened"' in out.getvalue().replace(": ", ":")
 
 
 def test_a_closed_stream_raises_nothing(out: Stream) -> None:
@@ -279,6 +299,44 @@ def test_a_pipe_that_is_not_read_drops_excess_lines_and_reports_their_number_lat
     assert len(kept) == len(lines) - dropped
     os.close(reader)
     os.close(writer)
+
+
+def test_audit_lines_are_kept_while_others_are_dropped(out: Stream) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        with redirect_stdout(stream):
+            configure_logs(level="info", format="json", resource=RESOURCE)
+        before = DROPPED.count
+
+        async def flood() -> None:
+            for number in range(300):
+                structlog.get_logger("flood").info("x" * 9_000)
+                write_audit_fields({"action": "dead.list", "number": number})
+                await asyncio.sleep(0)
+
+        asyncio.run(flood())
+        assert DROPPED.count > before
+        structlog.get_logger("flood").info("the last one")
+        found = read_all(reader, b"dropped")
+    configure(out)  # a pipe that is closed must not stay in use
+    assert re.findall(rb'"number":(\d+)', found) == [b"%d" % number for number in range(300)]
+    os.close(reader)
+
+
+def test_what_uvicorn_writes_about_requests_is_limited_and_counted(
+    out: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(out)
+    log = logging.getLogger("uvicorn.error")
+    for _ in range(30):
+        log.warning("Invalid HTTP request received.")
+    log.error("another")
+    lines = out.getvalue().splitlines()
+    assert sum("Invalid HTTP request" in line for line in lines) == 10
+    assert "another" in lines[-1]
+    monkeypatch.setattr(line_limit, "WINDOW_S", 0)
+    log.warning("Invalid HTTP request received.")
+    assert "Invalid HTTP request received. (and 20 more like it since the last line)" in out.getvalue()
 
 
 def test_all_lines_are_written_in_order_to_a_pipe_that_is_read() -> None:
@@ -329,12 +387,12 @@ def test_a_second_start_writes_the_last_lines_of_loggers_that_were_used_before_i
     assert out.writes == 0
     reader, writer = os.pipe()
     with os.fdopen(writer, "w", encoding="utf-8") as stream, redirect_stdout(stream):
-        configure_logs(level="info", readable=False)
+        configure_logs(level="info", format="json", resource=RESOURCE)
         log = structlog.get_logger()
 
         async def work() -> None:
             log.info("first")
-            configure_logs(level="info", readable=False)
+            configure_logs(level="info", format="json", resource=RESOURCE)
             structlog.get_logger().info("second")
             log.info("last")
             flush_logs()
@@ -383,7 +441,7 @@ def test_lines_for_a_pipe_are_written_by_a_thread_and_the_last_ones_too(out: Str
     assert out.writes == 0
     reader, writer = os.pipe()
     with os.fdopen(writer, "w", encoding="ascii") as stream, redirect_stdout(stream):
-        configure_logs(level="info", readable=readable)
+        configure_logs(level="info", format="text" if readable else "json", resource=RESOURCE)
 
         async def work() -> None:
             structlog.get_logger().info("logged", word="größer")
@@ -401,7 +459,7 @@ def test_the_line_about_dropped_ones_looks_like_any_other(out: Stream, *, readab
     assert out.writes == 0
     reader, writer = os.pipe()
     with os.fdopen(writer, "w", encoding="utf-8") as stream, redirect_stdout(stream):
-        configure_logs(level="info", readable=readable)
+        configure_logs(level="info", format="text" if readable else "json", resource=RESOURCE)
         for number in range(300):
             structlog.get_logger().info("x" * 10_000, number=number)
         found = b""
@@ -416,3 +474,61 @@ def test_the_line_about_dropped_ones_looks_like_any_other(out: Stream, *, readab
         assert dropped["dropped"] > 0
         assert dropped["timestamp"]
     os.close(reader)
+
+
+ECS = json.loads((Path(__file__).parent.parent / "ecs_logging_spec.json").read_text())
+
+
+def test_a_line_by_elastic_common_schema_has_its_fields_and_all_others_are_ours(out: Stream) -> None:
+    with redirect_stdout(out):
+        configure_logs(level="info", format="ecs", resource=RESOURCE)
+    token = CURRENT_SPAN.set(Span())
+    log = structlog.get_logger()
+    log.info("job sent", job_id="j-1", attempt=1, recipient="u***@example.com")
+    CURRENT_SPAN.reset(token)
+    log.error("job is dead-lettered", job_id="j-1", error="550 no")
+    log.warning("health", figures={"a": 1})
+    try:
+        int("here")
+    except ValueError:
+        logging.getLogger("foreign").exception("failed")
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    for line in lines:
+        for name, field in ECS["fields"].items():
+            if field["required"]:
+                assert isinstance(line[name], str)
+            if "index" in field:
+                assert list(line)[field["index"]] == name
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["@timestamp"])
+        unknown = line.keys() - ECS["fields"].keys() - {*ECS["more_ecs_fields"]}
+        assert all(it.startswith("otp.") for it in unknown)
+    sent, dead, health, failed = lines
+    assert (sent["trace.id"], sent["span.id"]) == ("a".zfill(32), "b".zfill(16))
+    assert (sent["otp.job.id"], sent["otp.attempt"], sent["event.outcome"]) == ("j-1", 1, "success")
+    assert (dead["error.message"], dead["event.outcome"], dead["log.level"]) == ("550 no", "failure", "error")
+    assert "event.outcome" not in health
+    assert (failed["log.logger"], failed["message"]) == ("foreign", "failed")
+    assert "ValueError" in failed["error.stack_trace"]
+    assert (sent["service.name"], sent["service.environment"], sent["event.dataset"]) == (
+        "otp-stream", "test", "otp-stream.log",
+    )  # fmt: skip
+
+
+def test_lines_that_cannot_be_rendered_or_were_dropped_have_the_fields_of_the_schema_too(
+    out: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redirect_stdout(out):
+        configure_logs(level="info", format="ecs", resource=RESOURCE)
+
+    class Broken:
+        def __str__(self) -> str:
+            raise KeyError
+
+    structlog.get_logger().info("cannot be rendered", value=Broken())
+    line = json.loads(out.getvalue())
+    assert (line["message"], line["log.level"], line["otp.fields_not_logged"]) == (
+        "cannot be rendered",
+        "info",
+        "KeyError",
+    )
+    assert line["ecs.version"]

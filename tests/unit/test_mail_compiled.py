@@ -186,6 +186,14 @@ def test_the_number_of_variants_is_limited(tmp_path: Path, monkeypatch: pytest.M
     assert times_rendered(template, data(expiryMinutes=0), data(expiryMinutes=0)) == 2
 
 
+def test_the_size_of_all_variants_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_VARIANTS_BYTES", 1_000_000)
+    template = template_of(tmp_path, "{{ expiryMinutes }} {{ otp }}" + "é" * 50_000)
+    asked = [data(expiryMinutes=number) for number in range(10) for _ in range(3)]
+    assert times_rendered(template, *asked) == 20
+    assert times_rendered(template, data(expiryMinutes=9), data(expiryMinutes=0)) == 1  # evicted
+
+
 def test_the_variants_that_were_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_VARIANTS_LIMIT", 10)
     template = template_of(tmp_path, "{{ expiryMinutes }} {{ otp }}")

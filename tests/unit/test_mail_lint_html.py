@@ -119,8 +119,11 @@ def test_declarations_are_read_with_quotes_parentheses_and_comments() -> None:
 
 
 def test_text_that_looks_like_a_tag_closes_nothing() -> None:
-    assert Page("<p>a<xmp></b>b</xmp>c<svg><g/></svg>d").texts == ["a", "b", "c", "d"]
-    assert Page("<xmp></html>a</xmp>").texts == ["a"]
+    assert Page("<p>a<xmp></b>b</xmp>c<svg><g/></svg>d").texts == ["a", "</b>b", "c", "d"]
+    assert Page("<xmp></html>a</xmp>").texts == ["</html>a"]
+    for tag in ("iframe", "noembed", "noframes"):
+        assert [it.tag for it in Page(f"<p><{tag}><b>x</{tag}><i>y</i>").elements][-2:] == [tag, "i"]
+    assert Page("<p style='color:#ddd;(x)'>a</b></p>b").texts == ["a", "b"]  # as it was written
 
 
 def test_a_style_attribute_that_cannot_be_read_is_a_warning_and_no_style_sheet_applies(tmp_path: Path) -> None:

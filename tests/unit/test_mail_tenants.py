@@ -260,16 +260,15 @@ def test_templates_of_a_changed_folder_are_compiled_again(tmp_path: Path) -> Non
 def test_a_folder_of_links_as_kubernetes_mounts_it_is_seen_to_change(tmp_path: Path) -> None:
     write(tmp_path / "..v1", otp__subject_txt="One")
     write(tmp_path / "..v2", otp__subject_txt="Two")
-    mounted = tmp_path / "mounted"
-    mounted.mkdir()
-    (mounted / "otp").symlink_to(tmp_path / "data" / "otp")
-    (mounted / ".#lock").symlink_to("user@host.1")
-    (tmp_path / "data").symlink_to("..v1")
-    tenants = {"shop": identity(mounted)}
+    (tmp_path / "otp").symlink_to("..data/otp")
+    (tmp_path / ".#lock").symlink_to("user@host.1")
+    data = tmp_path / "..data"
+    data.symlink_to("..v1")
+    tenants = {"shop": identity(tmp_path)}
     composer = Composer(identity(), KEY, tenants)
     assert subject(composer) == "One"
-    (tmp_path / "data").unlink()
-    (tmp_path / "data").symlink_to("..v2")
+    data.unlink()
+    data.symlink_to("..v2")
     composer.use(composer.prepare(tenants))
     assert subject(composer) == "Two"
     write(tmp_path / "..v2", otp__subject_txt="Three, in the same file")

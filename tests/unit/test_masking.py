@@ -6,13 +6,25 @@ import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
 from functools import partial
+from html import escape
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otp_stream.core.dead_letter import outline
-from otp_stream.core.masking import contains_secret, cut, hash_address, keyed_hash, mask_address, scrub
+from otp_stream.core.masking import (
+    contains_secret,
+    cut,
+    hash_address,
+    is_secret_id,
+    keyed_hash,
+    mask_address,
+    mask_recipient,
+    mentions_address,
+    scrub,
+)
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Rejected, without_secrets
 from otp_stream.core.possible_secrets import PossibleSecrets, readable_job_id, suspects, too_many
@@ -46,6 +58,38 @@ def test_an_address_is_masked(address: str, shown: str) -> None:
 @given(first=st.sampled_from(ALPHANUMERIC), rest=st.text(min_size=1), domain=st.text().filter(lambda it: "@" not in it))
 def test_a_masked_address_shows_one_character_of_the_local_part(first: str, rest: str, domain: str) -> None:
     assert mask_address(f"{first}{rest}@{domain}") == f"{first}***@{domain}"
+
+
+@pytest.mark.parametrize(
+    ("domain", "code"),
+    [("739154.example", "739154"), ("mail.739-154.example", "739154"), ("x739154.example", "739 154"),
+     ("ab12cd.example", "AB12-cd"), ("a..--b", "..--"), ("739154.example", "７３９１５４")],
+)  # fmt: skip
+def test_an_address_whose_domain_contains_the_code_is_not_shown(domain: str, code: str) -> None:
+    assert mask_recipient(f"user@{domain}", code) == "***"
+    assert mask_recipient(f"user@{domain}", "555000") == f"u***@{domain}"
+    assert mask_recipient(f"user@{domain}", "") == f"u***@{domain}"  # it is erased
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("user@example.com", True), ("To: <USER@Example.com>.", True), ("x=user@example.com&y", True),
+        (r'{"to": "\nuser@example.com"}', True), ("user%40example.com", True), ("dXNlckBleGFtcGxlLmNvbQ==", True),
+        ('{"to": "user@example.com."}', True), ("mailto:user@example.com?x", True),
+        ("superuser@example.com", False), ("a.user@example.com", False), ("a+user@example.com", False),
+        ("a-user@example.com", False), ("user@example.com.au", False), ("user@example.community", False),
+        ("superuser%40example.com", False), ("user at example.com", False), ("user@example.org", False),
+        ("superuser@example.com, user@example.com", True),
+    ],
+)  # fmt: skip
+def test_a_text_mentions_a_whole_address_only(text: str, *, found: bool) -> None:
+    assert mentions_address(text, "user@example.com") is found
+
+
+def test_a_text_mentions_an_address_with_a_domain_in_unicode() -> None:
+    assert mentions_address("An ada@b\u00fccher.example.", "ada@xn--bcher-kva.example")
+    assert not mentions_address("An nada@b\u00fccher.example.", "ada@xn--bcher-kva.example")
 
 
 def test_a_hashed_address_ignores_case_depends_on_the_key_and_takes_any_text() -> None:
@@ -143,6 +187,41 @@ def test_a_code_of_any_characters_is_found_between_separators(code: str, before:
 
 def test_a_short_local_part_is_found_with_its_tag() -> None:
     assert contains_secret("bob+news", "bob+news@example.com", "123456", partial=True)
+
+
+def test_what_looks_like_an_escape_in_a_secret_does_not_hide_it() -> None:
+    secret = "d4Fq&'horse"
+    for quoted in (f"id={escape(secret)};", f"%{escape(secret)};", f"/?q={quote(secret)}&x=1", f"&#{quote(secret)}"):
+        assert contains_secret(quoted, "", secret)
+        shown = scrub(f"554 bad line {quoted} seen", secret)
+        assert not contains_secret(shown, "", "horse"), shown
+        assert shown.endswith("seen")
+
+
+@pytest.mark.parametrize("password", ["Wrong@Horse/7", "at@home99"])
+def test_a_password_with_an_at_sign_is_redacted_in_any_form(password: str) -> None:
+    half = len(password) // 2
+    forms = (password, password.upper(), " ".join(password), f"{password[:half]}\n{password[half:]}")
+    for form in (*forms, password.encode().hex()):
+        assert scrub(f"535 bad line {form} seen", password) == "535 bad line *** seen"
+    shown = scrub(f"535 bad line {b64encode(f'@user@{password}'.encode()).decode()} seen", password)
+    assert not contains_secret(shown, "", password, partial=True)
+    assert shown.startswith("535 bad line QHVz")
+    assert shown.endswith("seen")
+
+
+@pytest.mark.parametrize("code", ["AB12-CD34", "kX7+/=9Qz-1", "12-34-56"])
+@pytest.mark.parametrize("encode", [b64encode, urlsafe_b64encode, lambda it: it.hex().encode()])
+def test_a_code_with_dashes_is_found_in_an_encoding_between_other_words(
+    code: str, encode: Callable[[bytes], bytes]
+) -> None:
+    for before in ("", "a", "ab", "abc", "message with"):
+        encoded = encode(f"{before}x{code}y".encode()).decode()
+        assert contains_secret(f"login {encoded} in", "", code), encoded
+        shown = scrub(f"550 message with {encoded} in it is spam", code)
+        assert not contains_secret(shown, "", code, partial=True), shown
+        assert shown.startswith("550 message with")
+        assert shown.endswith("in it is spam")
 
 
 WRITTEN: list[Callable[[str], str]] = [
@@ -470,14 +549,16 @@ def test_an_id_of_what_is_no_job_shows_no_form_of_a_secret(job_id: str) -> None:
         ["x1yz " * 50] * 50,
         {" ".join(f"aaa%41{number}" for number in range(2_000)): 1},
         ":".join(f"\u00e9@a{number}" for number in range(2_000)),
+        [0] * 1_050,
     ],
-    ids=["one text", "a list", "an object", "many texts", "a name", "addresses"],
+    ids=["one text", "a list", "an object", "many texts", "a name", "addresses", "numbers"],
 )
 def test_a_body_of_more_words_than_are_searched_has_no_id_and_no_outline(value: object) -> None:
-    body = {"jobId": "login-17", "x": value}
-    assert too_many(body)
-    assert readable_job_id(json.dumps(body).encode()) is None
-    assert outline(json.dumps(body).encode()) == "an object: too many values to show"
+    content = {"jobId": "login-17", "x": value}
+    assert too_many(content)
+    body = json.dumps(content).encode()
+    assert readable_job_id(body) is None
+    assert outline(body) == ("too large to show" if len(body) > 4096 else "an object: too many values to show")
     assert not too_many({"jobId": "login-17", "x": ["x1yz"] * 200})
 
 
@@ -530,12 +611,12 @@ def test_pieces_and_base64_are_put_together_in_little_time(value: object) -> Non
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the least processor time of three runs."""
+    """Return the least CPU time of three runs."""
     return min(once(work) for _ in range(3))
 
 
 def once(work: Callable[[], object]) -> float:
-    """Return the processor time of one run."""
+    """Return the CPU time of one run."""
     began = time.process_time()
     work()
     return time.process_time() - began
@@ -568,3 +649,25 @@ def test_twice_the_text_takes_about_twice_the_time(search: str) -> None:
         half, whole = (piece * (size // len(piece)) for size in (30_000, 60_000))
         # a quadratic search takes four times as long, and for this much text seconds
         assert any(once(partial(work, whole)) < 3 * once(partial(work, half)) + 0.02 for _ in range(3)), piece
+
+
+@pytest.mark.parametrize(
+    ("job_id", "code", "is_secret"),
+    [
+        ("42739154", "739154", True),
+        ("x1739154y", "739154", True),
+        ("n7K9q2Zth", "7K9q2Z", True),
+        ("42739154", "7391", False),
+        ("order-7391", "7391", True),
+        ("3f2504e0-4f89-41d3-9a0c-0305e82c3301", "739154", False),
+        ("order-42", "739154", False),
+        ("change-email:old.person@corp.example", "739154", True),
+        ("change-email%3Aold.person%40corp.example", "739154", True),
+        ("change-email:old.person\uff20corp.example", "739154", True),
+        ("user-17", "739154", False),
+        ("a=b&c%d", "739154", False),
+        ("@42", "739154", False),
+    ],
+)
+def test_an_id_with_a_code_or_any_address_in_it_is_secret(job_id: str, code: str, is_secret: bool) -> None:  # noqa: FBT001
+    assert is_secret_id(job_id, "user@x.example", code) is is_secret

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from access import access, form_key, log_in
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from typer.testing import CliRunner
@@ -14,7 +15,6 @@ from otp_stream.core.probe import Probed, Result
 from otp_stream.core.state import CircuitBreakerState, RelayState
 from otp_stream.web import probe as probe_module
 from otp_stream.web.probe import ProbeView
-from otp_stream.web.session import Sessions
 
 TOKEN = "correct-horse-battery"
 
@@ -78,11 +78,11 @@ class Relays:
 
 
 def route(relays: Relays) -> ProbeView:
-    return ProbeView(relays.probe, Sessions(TOKEN), page, "host:1")
+    return ProbeView(relays.probe, access(TOKEN), page, "host:1")
 
 
 async def browser(route: ProbeView) -> Request:
-    return request(cookie=str(await route.sessions.open(TOKEN, request())).partition(";")[0])
+    return request(cookie=await log_in(route.access, TOKEN, request()))
 
 
 async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe() -> None:
@@ -92,10 +92,10 @@ async def test_only_who_knows_the_token_or_the_key_of_a_form_may_request_a_probe
     assert (await it.submit(request(), {"relay": "mx:25"})).status_code == 403
     wrong = request(authorization="Bearer guess")
     answer = await it.submit(wrong, {"relay": "mx:25"})
-    assert (answer.status_code, answer.body) == (403, b"log in with HTTP_TOKEN first\n")
+    assert (answer.status_code, answer.body) == (403, b"log in with a token first\n")
     assert (await it.submit(logged_in, {"relay": "mx:25", "key": "forged"})).status_code == 403
     assert relays.asked == []
-    answer = await it.submit(logged_in, {"relay": "mx:25", "key": it.sessions.form_key(logged_in)})
+    answer = await it.submit(logged_in, {"relay": "mx:25", "key": await form_key(it.access, logged_in)})
     assert (answer.status_code, answer.headers["location"]) == (303, ".")
     assert relays.asked == ["mx:25"]
 
@@ -118,7 +118,7 @@ async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_continues(
     relays.free.clear()
     it = route(relays)
     logged_in = await browser(it)
-    answer = await it.submit(logged_in, {"relay": "mx:25", "key": it.sessions.form_key(logged_in)})
+    answer = await it.submit(logged_in, {"relay": "mx:25", "key": await form_key(it.access, logged_in)})
     assert answer.status_code == 303
     assert len(it._running) == 1
     relays.free.set()
@@ -128,7 +128,7 @@ async def test_a_browser_does_not_wait_for_a_slow_relay_and_its_probe_continues(
 async def test_a_browser_that_asks_too_soon_is_shown_when_it_may_again() -> None:
     it = route(Relays(probed("open", sent=False, again_in_ms=3000)))
     logged_in = await browser(it)
-    answer = await it.submit(logged_in, {"relay": "mx:25", "key": it.sessions.form_key(logged_in)})
+    answer = await it.submit(logged_in, {"relay": "mx:25", "key": await form_key(it.access, logged_in)})
     assert answer.status_code == 429
     assert b"try again in 3 s" in answer.body
 

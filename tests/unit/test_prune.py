@@ -26,7 +26,8 @@ class FakeManagement:
     async def queue_arguments(self) -> dict[str, dict[str, Any]]:
         ours = Topology("jobs", "otp", Backoff(1000, 30_000, 3)).tenant_arguments
         names = ("otp.tenant.default", "otp.tenant.a", "otp.tenant.b", "otp.retry.due", "other.tenant.c")
-        return {"otp.tenant.foreign": {"x-queue-type": "quorum"}, **dict.fromkeys(names, ours)}
+        odd = ("otp.tenant.[/bold]\x1b[31m", "otp.tenant.%2e\n")
+        return {"otp.tenant.foreign": {"x-queue-type": "quorum"}, **dict.fromkeys((*names, *odd), ours)}
 
     async def queue_bindings(self, queue: str) -> set[tuple[str, str]]:
         return set()
@@ -78,6 +79,13 @@ async def test_queues_of_tenants_that_are_not_configured_are_found(tenants: tupl
     assert [(it.name, it.wait_ms, it.messages, it.consumers) for it in found] == [
         (f"otp.tenant.{name}", 0, 3, 1) for name in old
     ]
+
+
+async def test_queues_whose_names_no_worker_could_have_given_are_left_alone() -> None:
+    topology = Topology("jobs", "otp", Backoff(1000, 30_000, 3))
+    found = await find_old_tenant_queues(topology, cast("Any", FakeManagement(QueueStatistics(3, 1, 7))))
+    assert all(it.name.isprintable() and "[" not in it.name and "%" not in it.name for it in found)
+    assert len(found) == 3
 
 
 async def test_a_queue_of_a_removed_tenant_that_has_jobs_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError
 from aiormq.abc import DeliveredMessage
-from deliveries import Publishing
+from deliveries import NoTelemetry, Publishing
 from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
@@ -70,6 +70,7 @@ class Other(Publishing):
 
     transport: Transport | None = None
     blocked: bool = False
+    to_tenant: str = "a tenant"
 
     async def is_blocked(self) -> bool:
         return self.blocked
@@ -80,10 +81,11 @@ class Scene:
     transport: Transport = field(default_factory=Transport)
     other: Other = field(default_factory=Other)
     uses_other: bool = False
+    telemetry: NoTelemetry = field(default_factory=NoTelemetry)
 
     def __post_init__(self) -> None:
         self.other.transport = self.transport
-        self.publisher = QueuePublisher(cast("Any", self.other), uses_other=lambda: self.uses_other)
+        self.publisher = QueuePublisher(cast("Any", self.other), self.telemetry, uses_other=lambda: self.uses_other)
 
     async def publish(self, body: bytes, queue: str = "q", **properties: Any) -> asyncio.Task[None]:
         headers = {"x-otp-mac": body.decode(), **properties.pop("headers", {})}
@@ -171,6 +173,7 @@ async def test_one_confirm_may_be_for_several_messages() -> None:
     for task in tasks[2:]:
         with pytest.raises(DeliveryError):
             await task
+    assert scene.telemetry.publishes == [None, None, DeliveryError, DeliveryError]
 
 
 async def test_a_returned_message_is_found_by_its_mac_and_its_confirm_changes_nothing() -> None:

@@ -103,7 +103,9 @@ async def test_while_it_cannot_be_renewed_the_old_one_is_used_until_it_ends(monk
             with pytest.raises(TokenError, match="away"):
                 await tokens.get()
             answers[:] = [Token("token-2", 60)]
+            assert tokens.failures
             assert await tokens.get() == "token-2"
+            assert not tokens.failures
     (line,) = logs
     assert (line["event"], line["log_level"]) == ("the access token was not renewed", "warning")
     assert line["error"] == "no access token: away"

@@ -1,6 +1,7 @@
 import pytest
 
-from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Stage, Unavailable
+from otp_stream.core.masking import contains_secret
+from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Stage, Unavailable, without_secrets
 from otp_stream.relay.reply import classify, handshake_reason, to_reply
 
 MARK = {Deferred: "later", Rejected: "never", Accepted: "sent"}
@@ -130,6 +131,34 @@ def test_reply_texts_show_no_address_and_have_an_end():
     assert reply.startswith("550 5.1.1 <***>: unknown mail to:*** x")
     assert reply.endswith("x (to RCPT)")
     assert len(reply) == len("550 5.1.1  (to RCPT)") + 300
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "anna.o'lee-jones@example.com", "anna.o'lee-\n5.1.1 jones@example.com", "anna.\n5.1.1 o'lee-jones@example.com",
+        "anna.o'lee-jones=example.com@bounces.relay.example", "ANNA.O&#x27;LEE-JONES@EXAMPLE.COM",
+    ],
+)  # fmt: skip
+def test_an_address_that_a_relay_changes_is_redacted_as_a_whole(quoted: str):
+    address = "anna.o'lee-jones@example.com"
+    text = f"5.1.1 no mailbox for <{quoted}>, see postmaster@relay.example"
+    reply = to_reply((550, text), "rcpt", secrets=("123456", address))
+    shown = repr(without_secrets(Rejected(reply), "123456", address)).lower()
+    assert not any(part in shown for part in ("anna", "lee", "jones"))
+    assert "no mailbox for <***" in shown
+    assert "see ***" in shown
+
+
+@pytest.mark.parametrize("secret", ["hunter%@/&'horse22", "aB3@xyz,9Qz-77"])
+def test_a_secret_with_an_at_sign_is_redacted_as_a_whole(secret: str):
+    for quoted in (secret, secret.upper(), f"<{secret}>"):
+        text = f"5.7.0 bad line {quoted} seen"
+        of_mail = without_secrets(Rejected(to_reply((554, text), "body", secrets=(secret,))), secret)
+        of_login = Rejected(to_reply((554, text), "body", of_login=(secret,)))
+        assert repr(of_mail) == repr(of_login)
+        assert "bad line ***" in repr(of_mail).replace("<", "").replace(">", "")
+        assert not contains_secret(repr(of_mail), "", secret[-7:], partial=True)
 
 
 def test_words_far_behind_in_a_long_reply_count():

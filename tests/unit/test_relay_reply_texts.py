@@ -684,6 +684,13 @@ rcpt 550 address suppressed, on our suppression list
 rcpt 450 4.1.1 <user@example.com>: unverified address: mx.example.com[192.0.2.7] said: 421 4.7.0 Too many connections
 rcpt 450 4.2.0 <user@example.com>: unverified address: connect to mx.example.com[192.0.2.7]:25: your IP is blocked
 rcpt 450 <user@example.com>: host mx.example.com said: 450 4.7.1 rate limit exceeded
+rcpt 550 Callout verification failed: | 550 Authentication required
+rcpt 550 5.1.1 Callout verification failed: | 550 5.7.1 your IP is blocked
+rcpt 550 Callout verification failed: | 550 sender domain not verified
+rcpt 451 Could not complete recipient verify callout: 421 4.7.0 throttled
+rcpt 550 Verification failed for <user@example.com> | 530 5.7.0 Must issue a STARTTLS command first
+rcpt 550 response to "RCPT TO:<user@example.com>" was: 550 Your daily sending quota exceeded
+data 550 remote host mx.example.net: 535 Authentication required
 rcpt 421 4.3.0 <user@example.com> cannot be verified now
 rcpt 421 <user@example.com>: try later
 body 503 5.7.1 rejected, spam
@@ -853,6 +860,20 @@ def test_a_relay_that_wants_tls_first_is_recognised_with_any_code(line: str):
 )
 def test_a_command_at_the_wrong_time_is_about_no_mail_and_no_sender(stage: str, reply: str):
     assert _outcome(f"{stage} {reply}") is None
+
+
+@pytest.mark.parametrize("code", [450, 550])
+@pytest.mark.parametrize(
+    "domain", ["throttled.example", "rdns.example", "your-ip-is-blocked.example", "authentication-required.example"]
+)
+def test_words_in_the_recipients_domain_decide_nothing(code: int, domain: str) -> None:
+    for template in (
+        "<{a}>... Host unknown (Name server: {d}.: host not found)", "DNS lookup for {d} failed",
+        "relay not permitted to {d}", "all hosts for {d} have been failing for a long time", "MX of {D} is invalid",
+    ):  # fmt: skip
+        text = template.format(a=f"eve@{domain}", d=domain, D=domain.upper())
+        reply = to_reply((code, text), "rcpt", secrets=(f"eve@{domain}", "739154"))
+        assert isinstance(classify(reply), Rejected if code == 550 else Deferred), text
 
 
 @pytest.mark.parametrize("line", RECIPIENTS_OWN.strip().splitlines())

@@ -1,6 +1,7 @@
 """Secrets that change in their files: which content is used, and what is logged about the rest."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from otp_stream.core.sealing_keys import new_jwk
 from otp_stream.settings import RotatedSecrets, Settings, load, rotated_secrets
 
 KEY = "c9f1a67be0d24f8893aa51c7"
@@ -280,6 +282,27 @@ async def test_in_production_a_password_that_is_easy_to_guess_is_not_used(
     await secrets.refresh()
     assert secrets.settings is settings
     assert logs[0]["problem"].startswith("SMTP_PASS: is a placeholder or easy to guess")
+
+
+async def test_new_sealing_keys_are_used_for_the_next_job_and_bad_ones_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, logs: list[EventDict], tmp_path: Path
+) -> None:
+    old, new, file = new_jwk("oct"), new_jwk("p256"), tmp_path / "keys"
+    file.write_text(json.dumps(old))
+    monkeypatch.setenv("SEALING_KEYS_FILE", str(file))
+    settings, problems = load(_env_file=None, **SAFE, smtp_pass="k3Zx9q")
+    assert problems == []
+    secrets = RotatedSecrets(settings)
+    assert secrets.settings.sealing is secrets.settings.sealing
+    for content in ("{}", json.dumps({**old, "k": "AAAA"}), json.dumps([old])):
+        file.write_text(content)
+        await secrets.refresh()
+    assert [it.kid for it in secrets.settings.sealing.keys] == [old["kid"]]
+    file.write_text(json.dumps({"keys": [new, old]}, indent=2))
+    await secrets.refresh()
+    assert [it.kid for it in secrets.settings.sealing.keys] == [new["kid"], old["kid"]]
+    assert [it["event"] for it in logs] == [UNUSABLE] * 3 + ["new secret: new jobs use it"]
+    assert not any(old["k"] in str(it) for it in logs)
 
 
 def test_a_value_that_takes_precedence_over_a_file_is_not_replaced_by_it(

@@ -1,15 +1,18 @@
 """What an operator may set, what is refused, and what is never shown."""
 
+import json
 import os
 import secrets
 import time
 from pathlib import Path
 
 import pytest
+from given_settings import clear_settings
 from pydantic import SecretStr
 
 from otp_stream.app import build
 from otp_stream.configs import relay_configs
+from otp_stream.core.sealing_keys import new_jwk
 from otp_stream.settings import FallbackRelay, Settings, find_warnings, load
 from otp_stream.settings.secret_files import secret_names
 from otp_stream.urls import is_loopback
@@ -20,10 +23,7 @@ LOGIN = {"smtp_host": "smtp.example.com", "smtp_user": "u", "smtp_pass": "hunter
 
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.delenv("NODE_ENV", raising=False)
+    clear_settings(tmp_path, monkeypatch)
 
 
 def test_defaults_are_the_old_workers() -> None:
@@ -72,7 +72,7 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
         ({"app_env": "production", "rabbitmq_url": "memory://"}, "RABBITMQ_URL: memory:// loses all jobs"),
         (
             {"app_env": "production", "rabbitmq_url": "amqp://u:p@h/", "smtp_host": "relay", "smtp_tls": "none"},
-            "SMTP_TLS: none is refused in production",
+            "SMTP_TLS: none sends codes unencrypted to another host",
         ),
         ({"rabbitmq_url": "http://x"}, "RABBITMQ_URL: must start with amqp://"),
         ({"rabbitmq_url": "amqp://h:port/"}, "RABBITMQ_URL: "),
@@ -113,9 +113,8 @@ def test_what_is_bad_and_what_is_missing_is_named_in_one_go(monkeypatch: pytest.
 def test_production_may_send_in_the_clear_to_loopback_only() -> None:
     safe = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h/", "smtp_tls": "none", "secret_key": KEY}
     assert load(**safe, smtp_host="127.0.0.1")[1] == []
-    assert [is_loopback(host) for host in ("localhost", "::1", "[::1]", "127.9.9.9", "10.0.0.1", "relay")] == [
-        True, True, True, True, False, False,
-    ]  # fmt: skip
+    assert all(map(is_loopback, ("localhost", "::1", "[::1]", "127.9.9.9")))
+    assert not any(map(is_loopback, ("10.0.0.1", "relay", "relay.localhost")))
 
 
 def test_a_bad_value_is_never_quoted() -> None:
@@ -286,7 +285,7 @@ def test_a_bad_fallback_relay_is_named_by_its_place_and_not_quoted(url: str, fix
 def test_production_refuses_a_fallback_in_the_clear() -> None:
     production = {"app_env": "production", "rabbitmq_url": "amqp://u:p@h", "secret_key": KEY, **LOGIN}
     _, [problem] = load(smtp_fallback_urls="smtp://relay.example.com?tls=none", **production)
-    assert problem.startswith("SMTP_FALLBACK_URLS: tls=none is refused in production to relay.example.com")
+    assert problem.startswith("SMTP_FALLBACK_URLS: tls=none sends codes unencrypted to relay.example.com")
     assert load(smtp_fallback_urls="smtp://localhost?tls=none", **production)[1] == []
 
 
@@ -305,6 +304,39 @@ def test_a_dotenv_file_in_another_encoding_is_named_and_not_misread(encoding: st
     assert not settings.worker
     assert [problem for problem in problems if problem.startswith(".env: ") and "UTF-8" in problem]
     assert "nter2" not in " ".join(problems)
+
+
+@pytest.mark.parametrize("others", ["own it", "may change it", "may replace it"])
+def test_a_dotenv_file_of_which_others_can_decide_is_not_read(
+    others: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text("MAX_RETRIES=5\n")
+    assert load()[0].max_retries == 5
+    match others:
+        case "own it":
+            monkeypatch.setattr("os.geteuid", lambda: 4711)
+            owned_by_another(file)
+        case "may change it":
+            file.chmod(0o666)
+        case _:
+            tmp_path.chmod(0o777)
+    settings, problems = load()
+    assert settings.max_retries != 5
+    assert [it for it in problems if it.startswith(".env: ") and "it is not read" in it]
+
+
+def owned_by_another(file: Path) -> None:
+    if os.getuid() == 0:
+        os.chown(file, 4712, -1)
+    else:  # it is ours, and the process pretends to be another user
+        assert file.stat().st_uid not in {0, 4711}
+
+
+def test_a_dotenv_file_in_a_shared_folder_with_the_sticky_bit_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MAX_RETRIES=5\n")
+    tmp_path.chmod(0o1777)
+    assert load()[0].max_retries == 5
 
 
 def test_a_dotenv_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -363,6 +395,9 @@ def test_a_blank_environment_is_not_development(monkeypatch: pytest.MonkeyPatch)
         ({"worker": "perhaps"}, "WORKER: must be true or false"),
         ({"http_token": "short"}, "HTTP_TOKEN: must have 16 characters or more"),
         ({"http_token": "correct-hörse-hunter2"}, "HTTP_TOKEN: must have ASCII characters only; make a random one"),
+        ({"intake_supabase_secret": "v1,whsec_hunter2"}, "INTAKE_SUPABASE_SECRET: must be a secret such as v1,whsec_…"),
+        ({"intake_zitadel_key": "7a0e95d3c1b8f264,hunter2"}, "INTAKE_ZITADEL_KEY: must have 16 characters or more"),
+        ({"intake_token": "c9d41f7e0b8265a3,short"}, "INTAKE_TOKEN: must have 16 ASCII characters or more, no spaces"),
         ({"smtp_pass": "hunter2\nnext"}, "SMTP_PASS: contains a line break"),
         ({"smtp_user": "hunter2\x00"}, "SMTP_USER: contains a line break"),
         ({"sent_ttl_hours": "long"}, "SENT_TTL_HOURS: must be a number"),
@@ -405,6 +440,7 @@ SAFE = {"rabbitmq_url": "amqps://u:n8Vq2x@h/", "secret_key": KEY, **LOGIN}
         ({"smtp_pass": "123456"}, "SMTP_PASS: is a placeholder"),
         ({"smtp_fallback_urls": "smtp://u:changeme@h.example:587"}, "SMTP_FALLBACK_URLS: the password of entry 1"),
         ({"smtp_fallback_urls": "smtp://u:n8Vq2x@h, smtps://m:m@i"}, "SMTP_FALLBACK_URLS: the password of entry 2"),
+        ({"intake_token": "c9d41f7e0b8265a3,0123456789abcdef"}, "INTAKE_TOKEN: is guessable"),
         ({"http_token": "0123456789abcdef"}, "HTTP_TOKEN: is guessable"),
         ({"http_token": "aaaaaaaaaaaaaaaa"}, "HTTP_TOKEN: is guessable"),
         ({"http_token": "changeme-changeme"}, "HTTP_TOKEN: is guessable"),
@@ -552,7 +588,7 @@ def test_unencrypted_ways_to_other_hosts_are_warned_of() -> None:
     settings, problems = load(app_env="production", **(SAFE | clear))
     assert problems == []
     assert [warning.split(":")[0] for warning in find_warnings(settings)] == ["RABBITMQ_URL", "REDIS_URL"]
-    assert find_warnings(load(**(SAFE | clear))[0]) == []  # development
+    assert len(find_warnings(load(**(SAFE | clear))[0])) == 2  # development
     local = {"rabbitmq_url": "amqp://u:n8Vq2x@127.0.0.1/", "redis_url": "redis://localhost/0"}
     assert find_warnings(load(app_env="production", **(SAFE | local))[0]) == []
 
@@ -633,7 +669,10 @@ def test_every_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_
     values = {
         "rabbitmq_url": "amqps://u:n8Vq2x@h/", "smtp_user": "n8Vq2x", "smtp_pass": " n8Vq2x", "smtp_fallback_urls": "smtp://u:n8Vq2x@h",
         "redis_url": "rediss://u:n8Vq2x@h/0", "http_token": "n8Vq2x" * 4 + "kR3", "secret_key": KEY,
+        "intake_token": "c9d41f7e0b8265a3, 7a0e95d3c1b8f264",
+        "intake_supabase_secret": "v1,whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "intake_zitadel_key": "7a0e95d3c1b8f264",
         "smtp_oauth_client_secret": "n8Vq2x", "smtp_oauth_refresh_token": "n8Vq2x",
+        "sealing_keys": json.dumps(new_jwk("oct")),
     }  # fmt: skip
     assert secret_names() == [name for name in Settings.model_fields if name in values]
     for name, value in values.items():

@@ -1,88 +1,61 @@
 """Tracing with the SDK: which spans a job makes, and that a collector that fails affects nothing else."""
 
 import builtins
-import gzip
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 import requests
+from deliveries import BODY, Deliveries
+from http_collector import Collector, collector
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from semantic_conventions import attributes, faults, span_faults
 
 from otp_stream.core.job import Job
+from otp_stream.core.messaging import Destination, Publication, published_to
 from otp_stream.core.otp_job import OtpJob
-from otp_stream.telemetry import otel_tracer, span_exporter
+from otp_stream.core.outcome import (
+    Accepted,
+    Crashed,
+    Deferred,
+    Outcome,
+    RecipientUnavailable,
+    Rejected,
+    Reply,
+    Route,
+    TimedOut,
+    Unavailable,
+    Uncertain,
+)
+from otp_stream.telemetry import exporters, otel_tracer
 from otp_stream.telemetry.current_span import CURRENT_SPAN
+from otp_stream.telemetry.exporters import open_span_exporter
+from otp_stream.telemetry.messaging_metrics import Server
 from otp_stream.telemetry.otel_tracer import OtelTracer
-from otp_stream.telemetry.span_exporter import open_exporter
+from otp_stream.telemetry.resource import resource_attributes
 from otp_stream.telemetry.tracing import NoTracer, Tracer, open_tracer
 
+MESSAGE = Deliveries().message()
 JOB = Job.from_request(
     OtpJob(email="user@example.com", otp="739154"),
     job_id="j-1", lane="jobs", first_seen_ms=1, attempts_made=1, default_expiry_minutes=15,
 )  # fmt: skip
+SERVER = Server("mq.example", 5672)
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
 NOWHERE = "http://127.0.0.1:9"
 
 
-class Collector(ThreadingHTTPServer):
-    """Answers with the statuses that it was given, then with 200; `delay_s` before each answer."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.statuses: list[int] = []
-        self.delay_s = 0.0
-        self.taken: list[ExportTraceServiceRequest] = []
-        self.headers: list[dict[str, str]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
-
-    @property
-    def spans(self) -> list[Any]:
-        return [s for it in self.taken for one in it.resource_spans for scope in one.scope_spans for s in scope.spans]
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        body = self.rfile.read(int(self.headers["content-length"]))
-        time.sleep(self.server.delay_s)
-        status = self.server.statuses.pop(0) if self.server.statuses else 200
-        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        if status == 200:
-            body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
-            self.server.taken.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(status)
-        self.end_headers()
-
-    def log_request(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    server = Collector()
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
+__all__ = ["collector"]  # a fixture
 Opened = Callable[..., Tracer]
 
 
@@ -90,19 +63,21 @@ Opened = Callable[..., Tracer]
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     """Open tracers with these variables; close them at the end."""
     tracers: list[Tracer] = []
-    exporters: list[Any] = []
-    monkeypatch.setattr(otel_tracer, "open_exporter", lambda: exporters.append(open_exporter()) or exporters[-1])
+    opened_exporters: list[Any] = []
+    monkeypatch.setattr(
+        otel_tracer, "open_span_exporter", lambda: opened_exporters.append(open_span_exporter()) or opened_exporters[-1]
+    )
 
     def tracer(endpoint: str, **environ: str) -> Tracer:
         for name, value in {"ENDPOINT": endpoint, **environ}.items():
             monkeypatch.setenv(name if name.startswith("OTEL") else f"OTEL_EXPORTER_OTLP_{name}", value)
-        tracers.append(open_tracer())
+        tracers.append(open_tracer(resource_attributes("test"), SERVER))
         return tracers[-1]
 
     yield tracer
     for it in tracers:
         it.close()
-    for it in exporters:
+    for it in opened_exporters:
         # otherwise a thread retries for up to 30 s during other tests, and Hypothesis sees that it calls `random`
         it.shutdown()
 
@@ -110,7 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
 def process(tracer: Tracer, count: int = 1, headers: dict[str, str] | None = None) -> None:
     """Make the spans of jobs as the worker does."""
     for _ in range(count):
-        with tracer.job_span(JOB, headers or {}):
+        with tracer.job_span(JOB, Deliveries().message(headers=headers)):
             with tracer.send_span():
                 pass
             tracer.annotate(outcome="accepted", settlement="sent")
@@ -123,10 +98,6 @@ def wait(condition: Callable[[], object], within_s: float = 10) -> None:
         threading.Event().wait(0.01)
 
 
-def attributes(it: Any) -> dict[str, Any]:
-    return {pair.key: pair.value.string_value or pair.value.int_value for pair in it.attributes}
-
-
 def test_a_job_is_two_spans_with_its_attributes(collector: Collector, opened: Opened) -> None:
     tracer = opened(
         collector.url, HEADERS="api-key=a%20b, x=1", COMPRESSION="gzip", OTEL_RESOURCE_ATTRIBUTES="team=codes"
@@ -134,11 +105,14 @@ def test_a_job_is_two_spans_with_its_attributes(collector: Collector, opened: Op
     process(tracer)
     tracer.close()
     send, job = collector.spans
-    assert (job.name, job.kind, send.name, send.kind) == ("process", 5, "send", 3)
+    assert (job.name, job.kind, send.name, send.kind) == ("process jobs", 5, "send", 3)
     assert send.parent_span_id == job.span_id
     assert send.trace_id == job.trace_id
     assert attributes(job) == {
-        "messaging.system": "rabbitmq", "messaging.operation.type": "process", "messaging.message.id": "j-1",
+        "messaging.system": "rabbitmq", "messaging.operation.name": "process", "messaging.operation.type": "process",
+        "messaging.destination.name": "jobs", "messaging.rabbitmq.destination.routing_key": "jobs",
+        "messaging.rabbitmq.message.delivery_tag": 1, "messaging.message.body.size": len(BODY),
+        "server.address": "mq.example", "server.port": 5672, "otp.job.id": "j-1",
         "otp.lane": "jobs", "otp.attempt": 2, "otp.template": "otp", "otp.outcome": "accepted",
         "otp.settlement": "sent",
     }  # fmt: skip
@@ -181,7 +155,7 @@ def test_spans_reach_a_collector_by_grpc(opened: Opened) -> None:
     tracer.close()
     server.stop(None).wait()
     (request,) = collector.requests
-    assert [span.name for span in request.resource_spans[0].scope_spans[0].spans] == ["send", "process"]
+    assert [span.name for span in request.resource_spans[0].scope_spans[0].spans] == ["send", "process jobs"]
     assert collector.headers["api-key"] == "a"
 
 
@@ -194,7 +168,7 @@ def test_spans_are_exported_again_after_a_busy_collector(collector: Collector, o
 def test_lost_spans_are_logged_once_with_the_fix_and_the_next_ones_are_exported(
     collector: Collector, opened: Opened, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(span_exporter, "_RECOVERED_S", 0)
+    monkeypatch.setattr(exporters, "_RECOVERED_S", 0)
     collector.statuses = [401] * 3
     tracer = opened(collector.url, OTEL_BSP_SCHEDULE_DELAY="20")
     for left in (2, 1, 0):
@@ -216,7 +190,7 @@ def test_without_a_collector_jobs_never_wait_and_one_line_is_logged(
     opened: Opened, protocol: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(otel_tracer, "_CLOSE_S", 0.5)
+    monkeypatch.setattr(exporters, "CLOSE_S", 0.5)
     tracer = opened(NOWHERE, PROTOCOL=protocol, OTEL_BSP_MAX_QUEUE_SIZE="100", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="10",
                     TIMEOUT="3")  # fmt: skip
     began = time.monotonic()
@@ -237,7 +211,7 @@ def test_without_a_collector_jobs_never_wait_and_one_line_is_logged(
 def test_a_slow_collector_is_logged_and_delays_the_end_for_a_few_seconds_only(
     collector: Collector, opened: Opened, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(otel_tracer, "_CLOSE_S", 0.5)
+    monkeypatch.setattr(exporters, "CLOSE_S", 0.5)
     collector.delay_s = 0.3
     tracer = opened(collector.url, OTEL_BSP_MAX_QUEUE_SIZE="10", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="10")
     process(tracer, 100)
@@ -307,7 +281,7 @@ def test_a_collectors_password_is_never_logged(
 
 
 def test_a_password_that_splits_the_url_is_not_logged() -> None:
-    assert span_exporter.masked("http://otp:Se@cret#x@host/") == "http://***"
+    assert exporters.masked("http://otp:Se@cret#x@host/") == "http://***"
 
 
 def test_the_certificate_that_was_set_counts(
@@ -355,18 +329,22 @@ def test_the_sampler_decides_which_jobs_are_traced(
 ) -> None:
     tracer = opened(collector.url, **({"OTEL_TRACES_SAMPLER": sampler} if sampler else {}))
     assert isinstance(tracer, OtelTracer)
-    headers: dict[str, str] = {}
-    with tracer.job_span(JOB, {**parent, "tracestate": "vendor=1"}):
+    with tracer.job_span(JOB, Deliveries().message(headers={**parent, "tracestate": "vendor=1"})):
         with tracer.send_span():
             pass
-        tracer.inject(headers)
         current = CURRENT_SPAN.get()
         assert current is not None
         ids = current.get_span_context()
-        assert headers["traceparent"][3:52] == f"{ids.trace_id:032x}-{ids.span_id:016x}"
+        headers: dict[str, Any] = {}
+        with tracer.publish_span(Publication(published_to("", "otp.dead"), headers=headers)):
+            pass
+        assert headers["traceparent"][3:35] == f"{ids.trace_id:032x}"
+        assert tracer.traceparent() == (
+            f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}" if count else None
+        )
     assert CURRENT_SPAN.get() is None
     tracer.close()
-    assert len(collector.spans) == count
+    assert len(collector.spans) == (count + 1 if count else 0)
     # the lowest bit is "sampled"; the SDK also sets the bit for random ids
     assert int(headers["traceparent"][-2:], 16) & 1 == bool(count)
     if parent.get("traceparent", "").startswith(PARENT):
@@ -376,18 +354,162 @@ def test_the_sampler_decides_which_jobs_are_traced(
 
 def test_an_exception_leaves_no_text_in_a_span(collector: Collector, opened: Opened) -> None:
     tracer = opened(collector.url)
-    with pytest.raises(ValueError, match="739154"), tracer.job_span(JOB, {}), tracer.send_span():
+    with pytest.raises(ValueError, match="739154"), tracer.job_span(JOB, MESSAGE), tracer.send_span():
         raise ValueError("739154 to user@example.com")
-    with tracer.job_span(JOB, {}):
-        tracer.annotate(failed=True, error="550 5.1.1 no")
+    with tracer.job_span(JOB, MESSAGE):
+        tracer.failed("rejected", "550 5.1.1 no")
     tracer.close()
     raw = b"".join(it.SerializeToString() for it in collector.taken)
     assert b"739154" not in raw
     assert b"user@" not in raw
-    assert [span.status.code for span in collector.spans] == [0, 0, 2]
+    assert [span.status.code for span in collector.spans] == [2, 2, 2]
+    assert [span.status.message for span in collector.spans] == ["", "", "550 5.1.1 no"]
+    assert [attributes(span)["error.type"] for span in collector.spans] == ["ValueError", "ValueError", "rejected"]
 
 
 def test_the_filters_of_the_sdks_loggers_belong_to_the_last_tracer(opened: Opened) -> None:
     for _ in range(2):
         opened(NOWHERE)
     assert len(logging.getLogger("opentelemetry.sdk._shared_internal").filters) == 1
+
+
+def traced(collector: Collector, name: str) -> dict[str, Any]:
+    (span,) = [it for it in collector.spans if it.name == name]
+    return attributes(span)
+
+
+def test_a_publish_is_a_span_of_the_job_whose_context_the_message_carries(collector: Collector, opened: Opened) -> None:
+    tracer = opened(collector.url)
+    headers: dict[str, Any] = {}
+    with tracer.job_span(JOB, Deliveries().message(message_id="m-1", correlation_id="c-1")):
+        job = tracer.traceparent()
+        with tracer.publish_span(Publication(published_to("otp.retry", "1000"), "1000", 5, headers)):
+            pass
+        assert tracer.traceparent() == job
+        with pytest.raises(TimeoutError), tracer.publish_span(Publication(published_to("", "otp.dead"), "otp.dead")):
+            raise TimeoutError
+    tracer.close()
+    assert list(span_faults(collector.spans)) == []
+    (retry,) = [it for it in collector.spans if it.name == "publish otp.retry"]
+    assert headers["traceparent"][36:52] == retry.span_id.hex()
+    found = attributes(retry)
+    assert (found["messaging.destination.name"], found["messaging.destination.template"]) == (
+        "otp.retry:1000", "otp.retry",
+    )  # fmt: skip
+    assert (found["messaging.rabbitmq.destination.routing_key"], found["messaging.message.body.size"]) == ("1000", 5)
+    assert (found["messaging.message.id"], found["messaging.message.conversation_id"]) == ("m-1", "c-1")
+    assert found["otp.job.id"] == "j-1"
+    assert traced(collector, "publish otp.dead")["error.type"] == "TimeoutError"
+
+
+def test_a_publish_outside_of_a_job_keeps_the_producers_context(collector: Collector, opened: Opened) -> None:
+    tracer = opened(collector.url)
+    headers: dict[str, Any] = {"traceparent": f"{PARENT}-01"}
+    with tracer.publish_span(Publication(published_to("", "jobs"), "jobs", 5, headers)):
+        assert tracer.traceparent() is None
+    tracer.close()
+    assert headers == {"traceparent": f"{PARENT}-01"}
+    assert collector.spans == []
+
+
+@pytest.mark.parametrize("parents", [(f"{PARENT}-00",), (f"{PARENT}-00", f"{PARENT}-00"), (None, None)])
+def test_a_publish_of_jobs_that_are_not_sampled_is_no_span(
+    collector: Collector, opened: Opened, parents: tuple[str | None, ...]
+) -> None:
+    tracer = opened(collector.url)
+    headers: dict[str, Any] = {}
+    with tracer.publish_span(Publication(published_to("otp.events", ""), headers=headers, parents=parents)):
+        pass
+    tracer.close()
+    assert collector.spans == []
+    assert headers == ({"traceparent": f"{PARENT}-00"} if len(parents) == 1 else {})
+
+
+def test_a_packet_of_events_is_one_span_that_links_to_its_jobs(collector: Collector, opened: Opened) -> None:
+    tracer = opened(collector.url)
+    parents = f"{PARENT}-01", None, f"{PARENT}-00", "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    with tracer.publish_span(Publication(published_to("otp.events", ""), parents=parents)):
+        pass
+    tracer.close()
+    (span,) = collector.spans
+    assert list(span_faults(collector.spans)) == []
+    assert [it.span_id.hex() for it in span.links] == [PARENT[36:], "b" * 16]
+    assert attributes(span)["messaging.batch.message_count"] == 4
+
+
+@pytest.mark.parametrize(("given", "name", "span"), [
+    ({"exchange": "otp.jobs"}, "otp.jobs:jobs", "process jobs"),
+    ({"exchange": "theirs", "routing_key": "user.17"}, "theirs:user.17:jobs", "process jobs"),
+    ({"exchange": "theirs", "routing_key": "otp.user@example.com"}, "theirs:jobs", "process jobs"),
+    ({"exchange": "739154", "routing_key": "739154"}, "jobs", "process jobs"),
+    ({"queue": Destination("otp.tenant.shop", "otp.tenant.{tenant}"), "routing_key": "otp.tenant.shop"},
+     "otp.tenant.shop", "process otp.tenant.{tenant}"),
+])  # fmt: skip
+def test_the_destination_shows_no_secret_and_the_name_of_the_span_is_one_of_few(
+    collector: Collector, opened: Opened, given: dict[str, Any], name: str, span: str
+) -> None:
+    tracer = opened(collector.url)
+    message: Any = SimpleNamespace(
+        **{"lane": "jobs", "queue": Destination("jobs"), "exchange": "", "routing_key": "jobs", "delivery_tag": None,
+           "message_id": "for-user@example.com", "correlation_id": "739154", "body_size": 1, "carrier": dict} | given,
+    )  # fmt: skip
+    with tracer.job_span(JOB, message):
+        pass
+    with tracer.unread_span(message):
+        pass
+    tracer.close()
+    job, unread = collector.spans
+    assert list(span_faults(collector.spans)) == []
+    assert (job.name, unread.name) == (span, span)
+    assert attributes(job)["messaging.destination.name"] == name
+    assert attributes(unread)["messaging.destination.name"] == message.queue.name
+    raw = b"".join(it.SerializeToString() for it in collector.taken)
+    assert b"739154" not in raw
+    assert b"user@" not in raw
+
+
+REFUSED = Reply(550, "5.1.1", "no", "rcpt")
+VIA = Route("eu/[2001:db8::1]:465", scheme="smtps")
+
+
+@pytest.mark.parametrize(("outcome", "error_type"), [
+    (Accepted(Reply(250, "2.0.0", "ok", "body"), VIA), None),
+    (Deferred(Reply(451, None, "later", "rcpt"), VIA), "451"),
+    (Rejected(REFUSED, VIA), "550"),
+    (RecipientUnavailable("no", REFUSED, VIA), "550"),
+    (RecipientUnavailable("no", None, VIA), "recipient_unavailable"),
+    (Uncertain("lost", "r", VIA), "uncertain"),
+    (Unavailable("unreachable", "refused"), "unreachable"),
+    (TimedOut(), "timed_out"),
+    (Crashed("bug"), "crashed"),
+])  # fmt: skip
+def test_a_send_shows_relay_reply_and_a_short_error(
+    collector: Collector, opened: Opened, outcome: Outcome, error_type: str | None
+) -> None:
+    tracer = opened(collector.url)
+    tracer.send_ended(outcome)  # without a span, nothing
+    with tracer.job_span(JOB, MESSAGE), tracer.send_span():
+        tracer.send_ended(outcome)
+    tracer.close()
+    assert list(span_faults(collector.spans)) == []
+    found = traced(collector, "send")
+    assert found.get("error.type") == error_type
+    if getattr(outcome, "route", None) is not None:
+        assert (found["url.scheme"], found["server.address"], found["server.port"]) == ("smtps", "2001:db8::1", 465)
+    if getattr(outcome, "reply", None) is REFUSED:
+        assert (found["otp.smtp.reply_code"], found["otp.smtp.enhanced_code"]) == (550, "5.1.1")
+
+
+def test_the_resource_describes_the_process_and_the_variables_replace_it(
+    collector: Collector, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for more in ({}, {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=pod-1,deployment.environment.name=production"}):
+        tracer = opened(collector.url, **more)
+        process(tracer)
+        tracer.close()
+    first, second = (attributes(it.resource_spans[0].resource) for it in collector.taken)
+    assert [it for request in collector.taken for it in faults(request.resource_spans[0].resource)] == []
+    assert first["deployment.environment.name"] == "test"
+    assert (second["service.instance.id"], second["deployment.environment.name"]) == ("pod-1", "production")
+    monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES")
+    assert first["service.instance.id"] == resource_attributes("test")["service.instance.id"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from otp_stream.settings import find_warnings, load
-from otp_stream.urls import read_url, without_secrets
+from otp_stream.urls import read_url, secrets_of, without_secrets
 
 PIECES = ("Zq7x", "Kw9j", "Vy4f")
 BETWEEN = [*"@/?#:[]%\\ ;,&=|^{}\"'<>`~!$*()+", "\n", "\t", "\u2100", "://", "@@", "%40", "/@", "#@", "?@", "[::1]"]
@@ -20,6 +20,7 @@ SCHEMES = {
     "SMTP_FALLBACK_URLS": ("smtp", "smtps"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("http", "https"),
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ("http",),
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": ("http",),
 }
 SHAPES = ("{scheme}://otp:{password}@host.example/", "{scheme}://:{password}@host.example:99/0", "{scheme}:{password}")
 
@@ -85,6 +86,22 @@ def test_the_url_of_a_password_with_at_and_hash_is_refused_at_start() -> None:
 )
 def test_a_url_is_shown_without_its_secrets(url: str, as_shown: str) -> None:
     assert without_secrets(url) == as_shown
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets"),
+    [
+        ("amqp://guest:guest@mq", ()),
+        ("amqp://otp@mq", ()),
+        ("amqp://otp:a%2Fsecret@mq", ("a%2Fsecret", "a/secret")),
+        ("redis://secret@redis", ("secret",)),
+        ("redis://otp:secret@redis", ("secret",)),
+        ("redis://redis/0?username=otp&password=a%2Fsecret", ("a/secret",)),
+        ("redis://redis/0", ()),
+    ],
+)
+def test_the_secrets_of_a_url_are_known_as_written_and_decoded(url: str, secrets: tuple[str, ...]) -> None:
+    assert secrets_of(url) == secrets
 
 
 def test_the_embedded_broker_listens_on_loopback_only() -> None:

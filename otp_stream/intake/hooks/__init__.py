@@ -1,0 +1,47 @@
+"""Hooks of authentication servers: each is one function from its payload to jobs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from otp_stream.core.hook_signatures import verify_webhook, verify_zitadel
+
+from .kratos import kratos_jobs
+from .logto import logto_jobs
+from .payload import Fields, NoCodeError
+from .supabase import supabase_jobs
+from .zitadel import zitadel_jobs
+
+Verify = Callable[[Mapping[str, str], bytes, Sequence[bytes], float], None]
+"""Verifies headers and body with these keys at this time, in seconds. Raises `SignatureError`."""
+
+
+def _http_error(status: int, detail: str) -> dict[str, Any]:
+    """Return an error as Supabase Auth reads it."""
+    return {"error": {"http_code": status, "message": detail}}
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook."""
+
+    name: str
+    jobs: Callable[[object], list[Fields]]
+    """Returns the jobs in a decoded payload. Raises `NoCodeError`."""
+    verify: Verify | None = None
+    """How its signature is verified; `None`: it sends a token."""
+    error: Callable[[int, str], dict[str, Any]] | None = None
+    """Returns the body of an error response; `None`: `application/problem+json`."""
+
+
+HOOKS: Mapping[str, Hook] = {
+    it.name: it
+    for it in (
+        Hook("supabase", supabase_jobs, verify_webhook, _http_error),
+        Hook("zitadel", zitadel_jobs, verify_zitadel),
+        Hook("kratos", kratos_jobs),
+        Hook("logto", logto_jobs),
+    )
+}
+
+__all__ = ["HOOKS", "Fields", "Hook", "NoCodeError"]

@@ -1,0 +1,152 @@
+"""Operators' templates run in child processes: what they can stop, change and keep there."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from mails import identity, job, new_composer, part, read, write
+
+from otp_stream.core.mail import ComposeError
+from otp_stream.mail import Composer
+from otp_stream.mail.forked_renderer import ForkedRenderer
+
+COMPOSER = new_composer()
+
+
+NESTED = "{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        f"{{% set n = namespace(a=[1], b=[1]) %}}{NESTED}{{{{ n.a == n.b }}}}",
+        "{% set n = namespace(a=(1,)) %}{% for i in range(40) %}{% set n.a = (n.a, n.a) %}{% endfor %}{{ {n.a: 1} }}",
+        "{{ ([[1]] * 1000000)|sum(start=[])|length }}",
+    ],
+)
+def test_one_call_that_python_cannot_interrupt_fails_alone(
+    attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otp_stream.mail.mail_template.RENDER_CPU_S", 0.2)
+    write(tmp_path, otp__body_txt="{{ otp }}" + attack)
+    composer = new_composer(tmp_path)
+    with pytest.raises(ComposeError, match=r"takes more than 0\.2 s; an endless loop"):
+        composer.compose(job())
+    assert composer.compose(job(template="password_reset"))  # in a new process
+    assert COMPOSER.compose(job())
+
+
+def test_what_a_template_changes_reaches_no_other_folder_and_no_later_mail(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        state_txt="{% set kept = namespace(code='none') %}",
+        otp__body_txt="{% from 'state.txt' import kept %}{{ kept.code }}{% set kept.code = otp %}{{ otp }}",
+        welcome__body_txt="{{ otp }}{% macro text(message) %}changed{% endmacro %}{{ "
+        "_translations.add_fallback(namespace(gettext=text, pgettext=text, ngettext=text, npgettext=text)) }}",
+    )
+    composer = Composer(identity(), b"k" * 32, {"shop": identity(templates_dir=tmp_path)})
+    before = composer.compose(job())
+    with pytest.raises(ComposeError):
+        composer.compose(job(of="shop", template="welcome"))
+    assert composer.compose(job()) == before
+    for _ in range(3):
+        assert part(read(composer.compose(job(of="shop")).content), "plain").split() == ["none123456"]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("{{ otp|upper }}{% for i in range(2) %}{{ 'é' * 1000000 }}{% endfor %}", {}),
+        ("{{ otp }}{% for i in range(2) %}{{ 'é' * 1000000 }}{% endfor %}", {}),
+        ("{{ otp }}" + "{{ place }}\n" * 6_000, {"place": "x" * 200}),
+    ],
+    ids=["rendered", "precompiled", "precompiled values"],
+)
+def test_a_huge_result_fails_alone(text: str, values: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, otp__body_txt=text)
+    composer = new_composer(tmp_path)
+    for _ in range(3):
+        with pytest.raises(ComposeError, match=r"template otp/body\.html: prints more than 1,048,576 characters"):
+            composer.compose(job(**values))
+    assert composer.compose(job(template="password_reset"))
+
+
+def test_a_long_subject_is_cut(tmp_path: Path) -> None:
+    write(tmp_path, otp__subject_txt="{{ otp|upper }} {{ 'é' * 100000 }}")
+    content = new_composer(tmp_path).compose(job()).content
+    assert read(content)["subject"] == "123456 " + "é" * 993
+    assert len(content) < 20_000
+
+
+def test_a_stopped_process_delays_one_mail_even_if_its_values_fill_the_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, otp__body_txt="{{ otp|upper }}{{ items|length }}")
+    composer = new_composer(tmp_path)
+    before = children()
+    assert composer.compose(job(items=[]))
+    (pid,) = children() - before
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr("otp_stream.mail.forked_renderer._TIMEOUT_S", 1.0)
+    values = {"items": [str(number) * 40 for number in range(1000, 1200)]}
+    assert "200" in part(read(composer.compose(job(**values)).content), "plain")
+
+
+async def test_the_process_of_a_folder_ends_with_the_composer(tmp_path: Path) -> None:
+    write(tmp_path, otp__body_txt="{{ otp|upper }}")
+    composer = new_composer(tmp_path)
+    before = children()
+    assert composer.compose(job())
+    assert len(children() - before) == 1
+    await composer.close()
+    assert not children() - before
+
+
+def test_at_most_four_folders_have_a_process(tmp_path: Path) -> None:
+    composers = [new_composer(write(tmp_path / str(number), otp__body_txt="{{ otp|upper }}")) for number in range(6)]
+    before = children()
+    for _ in range(2):
+        for it in composers:
+            assert it.compose(job())
+    assert len(children() - before) <= 4
+
+
+def test_a_killed_process_costs_no_mail(tmp_path: Path) -> None:
+    write(tmp_path, otp__body_txt="{{ otp|upper }}")
+    composer = new_composer(tmp_path)
+    before = children()
+    mail = composer.compose(job())
+    for pid in children() - before:
+        os.kill(pid, signal.SIGKILL)
+    assert composer.compose(job()) == mail
+
+
+def children() -> set[int]:
+    """Return the child processes of this one."""
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+def test_a_process_that_ends_without_a_crash_costs_no_mail() -> None:
+    worker = os.getpid()
+
+    def work(request: str) -> list[str]:
+        if os.getpid() != worker:
+            raise KeyError(request)
+        return [request]
+
+    renderer = ForkedRenderer(work)
+    assert renderer.run(1, "a text") == ["a text"]
+
+
+def test_a_template_that_crashes_each_process_fails_alone() -> None:
+    worker = os.getpid()
+
+    def work(_: object) -> list[str]:
+        assert os.getpid() != worker
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return []
+
+    renderer = ForkedRenderer(work)
+    with pytest.raises(ComposeError, match="ended its process"):
+        renderer.run(1, "a text")
