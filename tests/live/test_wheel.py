@@ -33,14 +33,13 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-@pytest.fixture
-def bare_python(installed: Path) -> Path:
-    """Return the Python of an environment with the wheel and what it requires, without any extra."""
-    environment = installed.parent / "bare"
+def python_with(installed: Path, *extras: str) -> Path:
+    """Return the Python of a new environment with the wheel and what it requires with these extras."""
+    environment = installed.parent / "-".join(("environment", *extras))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site,) = environment.glob("lib/python*/site-packages")
     (metadata,) = installed.glob("otp_stream-*.dist-info")
-    for entry in (*installed.iterdir(), *_required(PathDistribution(metadata), set(), {})):
+    for entry in (*installed.iterdir(), *_required(PathDistribution(metadata), set(extras), {})):
         if entry.name not in {"bin", "__pycache__"} and not (site / entry.name).exists():
             (site / entry.name).symlink_to(entry)
     return environment / "bin" / "python"
@@ -61,21 +60,59 @@ def _required(package: Distribution, extras: set[str], found: dict[str, set[str]
         yield from _required(other, it.extras, found)
 
 
-def test_without_extras_the_worker_is_imported_and_the_command_line_names_its_extra(
-    bare_python: Path, tmp_path: Path
-) -> None:
-    def run(code: str) -> subprocess.CompletedProcess[str]:
+def test_each_extra_brings_what_its_part_needs(installed: Path, tmp_path: Path) -> None:
+    def run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [bare_python, "-c", code], cwd=tmp_path, env={"HOME": str(tmp_path)}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+            [python, "-c", code], cwd=tmp_path, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+        )
 
-    ran = run("import otp_stream.app, otp_stream.client, sys; print('aiosmtpd' in sys.modules)")
+    client, worker = python_with(installed, "client"), python_with(installed, "worker")
+    ran = run(client, "import otp_stream.client")
+    assert ran.returncode == 0, ran.stderr
+    others = ["aiosmtpd", "babel", "faststream", "jinja2", "prometheus_client", "redis", "starlette", "uvicorn"]
+    ran = run(client, f"import importlib.util as it; print(list(filter(it.find_spec, {others})))")
+    assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran.stderr
+    ran = run(worker, "import otp_stream.app, sys; print('aiosmtpd' in sys.modules)")
     assert (ran.returncode, ran.stdout) == (0, "False\n"), ran.stderr
-    assert run("import opentelemetry").returncode == 1
-    ran = run("import otp_stream.cli")
-    assert ran.returncode == 1
-    assert ran.stderr == "otp-stream: the command line needs aiosmtpd: pip install 'otp-stream[cli]'\n"
+    assert run(worker, "import opentelemetry").returncode == 1
+    for python in (client, worker):
+        ran = run(python, "import otp_stream.cli")
+        assert ran.returncode == 1
+        assert re.match(r"otp-stream: the command line needs \w+, which is not installed\. ", ran.stderr)
+        assert "  pip install 'otp-stream[cli]'\n" in ran.stderr
+        assert "  pipx run --spec 'otp-stream[demo]' otp-stream demo\n" in ran.stderr
+
+
+TYPED = """
+from typing import assert_type
+from otp_stream.client import JobEvent, OtpClient, OtpJob
+
+
+async def send(client: OtpClient) -> str:
+    event = await client.send(OtpJob(email="a@example.com", otp="123456"))
+    assert_type(event, JobEvent)
+    return event.outcome
+"""
+
+
+def test_type_checkers_see_the_types_of_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    def checked(code: str) -> tuple[int, str]:
+        (tmp_path / "producer.py").write_text(code)
+        ran = subprocess.run(
+            [sys.executable, "-m", "pyright", "--pythonpath", client, "producer.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return ran.returncode, ran.stdout
+
+    client = python_with(installed, "client")
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    assert checked(TYPED) == (0, "0 errors, 0 warnings, 0 informations\n")
+    code, text = checked(TYPED.replace('otp="123456"', "otp=123456"))
+    assert code == 1
+    assert '"Literal[123456]" is not assignable to "str"' in text
 
 
 async def test_an_installed_wheel_runs_from_an_empty_folder(stage: Stage, installed: Path) -> None:
