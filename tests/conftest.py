@@ -37,6 +37,9 @@ SHARED = (
 # A shell that runs the tests in the background makes them, and all their child processes, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests use gRPC and fork child processes, in which it would abort. The worker sets this where it uses gRPC.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 # A deadline for each example would fail on a busy machine.
 hypothesis_settings.register_profile("tests", deadline=None)
 hypothesis_settings.load_profile("tests")

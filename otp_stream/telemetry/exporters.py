@@ -1,6 +1,7 @@
 """Exporters by OTLP. If the collector does not accept what they export, that is logged once, with the fix."""
 
 import logging
+import os
 import re
 import threading
 import time
@@ -39,6 +40,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 def open_span_exporter() -> SpanExporter:
     """Return the exporter that the `OTEL_EXPORTER_OTLP_*` variables configure. Raises `ImportError`."""
     if _protocol("traces") == "grpc":
+        # gRPC would start threads in the child processes of templates, where its sockets are closed, and abort
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
 
         return LoggedSpanExporter("traces", OTLPSpanExporter(), "http://localhost:4317")

@@ -402,7 +402,16 @@ async def test_several_workers_of_one_command_share_what_they_know_in_redis(stag
     worker = stage.worker(INTAKE_TOKEN=TOKEN, SECRET_KEY=KEY, REDIS_URL=redis.url)
     worker.options = ("--workers", "2")
     await worker.start()
-    answers = [await post(worker, job(), Idempotency_Key="k") for _ in range(6)]
+    answers: list[Answer] = []
+
+    async def is_taken_again() -> bool:
+        answer = await post(worker, job(), Idempotency_Key="k")
+        if answer.status == 503:  # this worker has no connection yet
+            return False
+        answers.append(answer)
+        return len(answers) == 6
+
+    await until(is_taken_again, "six answers")
     assert len({it.job_id for it in answers}) == 1
     await stage.relay.wait_accepted(1)
     for _ in range(6):

@@ -30,7 +30,7 @@ async def publish_backlog(stage: Stage, worker: Worker) -> None:
 
 async def test_a_backlog_that_more_workers_could_send_counts_until_the_relay_is_down(stage: Stage) -> None:
     stage.relay.always("body", Act(delay_s=1))
-    worker = await stage.run(PREFETCH_COUNT="10", SMTP_POOL_SIZE="3")
+    worker = await stage.run(PREFETCH_COUNT="10", SMTP_POOL_SIZE="3", HEARTBEAT_INTERVAL_MS="500")
     await wait_metric(worker, exactly=0)
     await publish_backlog(stage, worker)
     await wait_metric(worker, above=_JOBS / 2 - 1)
@@ -44,7 +44,7 @@ async def test_a_backlog_that_more_workers_could_send_counts_until_the_relay_is_
 
 
 async def test_a_backlog_does_not_count_while_the_rate_is_the_limit(stage: Stage) -> None:
-    worker = await stage.run(PREFETCH_COUNT="10", SMTP_RATE_PER_SECOND="0.5")
+    worker = await stage.run(PREFETCH_COUNT="10", SMTP_RATE_PER_SECOND="0.5", HEARTBEAT_INTERVAL_MS="500")
     await publish_backlog(stage, worker)
     await wait_metric(worker, exactly=0)
     for count in (2, 3, 4):

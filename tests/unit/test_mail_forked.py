@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,39 @@ def test_a_template_that_crashes_each_process_fails_alone() -> None:
     renderer = ForkedRenderer(work)
     with pytest.raises(ComposeError, match="ended its process"):
         renderer.run(1, "a text")
+
+
+_TRACING_BY_GRPC = """
+import time
+from otp_stream.core.mail import ComposeError
+from otp_stream.mail import forked_renderer
+from otp_stream.telemetry.exporters import open_span_exporter
+
+open_span_exporter()
+import grpc
+forked_renderer._TRIES = 1
+channel = grpc.insecure_channel("127.0.0.1:1")
+try:
+    channel.unary_unary("/none/None")(b"", timeout=0.3)
+except grpc.RpcError:
+    pass
+
+def work(_):
+    time.sleep(0.005)
+    return ["a text"]
+
+for _ in range(60):
+    renderer = forked_renderer.ForkedRenderer(work)
+    renderer.run(1, None)
+    renderer.close()
+"""
+
+
+def test_tracing_by_grpc_crashes_no_process() -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    # nothing listens there, which is when gRPC has most threads
+    env |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    run = subprocess.run(
+        [sys.executable, "-c", _TRACING_BY_GRPC], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
