@@ -233,6 +233,7 @@ def _intake(parts: Parts) -> Intake:
         hash_keys=(settings.hash_key, *settings.old_hash_keys),
         tenant_problem=tenants.problem,
         keys=lambda: parts.secrets.settings.sealing,
+        telemetry=parts.observer,
     )
 
 

@@ -11,6 +11,7 @@ END = "END"
 _A, _B = "a:8000", "b:8000"
 _DAY_S = 86_400
 FAILURES = ("rejected", "malformed", "key_missing", "expired", "retries_exhausted", "crashed")
+_REQUESTS = "http_server_request_duration_seconds_count"
 COUNT, FAST = "otp_time_to_accept_seconds_count", "otp_time_to_accept_seconds_bucket"
 LATE_WINDOWS = ("OtpCodesLate 1h", "OtpCodesLate 6h", "OtpCodesLate 3d")
 FAIL_WINDOWS = ("OtpJobsFail 1h", "OtpJobsFail 6h", "OtpJobsFail 3d")
@@ -158,6 +159,26 @@ SCENES = (
             series("otp_ledger_unacked", lane="jobs"): f"0 60x8 0 60x{END}",
         },
         quiet=(9, 10, 11, 15, 20),
+    ),
+    Scene(
+        "requests to the intake fail",
+        {
+            series(_REQUESTS, http_route="/v1/jobs", http_response_status_code="202"): rate(90),
+            series(_REQUESTS, http_route="/v1/jobs", http_response_status_code="422"): rate(300),
+            series(_REQUESTS, http_route="/v1/jobs", http_response_status_code="503", error_type="503"): (
+                f"0x10 0+30x{END}"
+            ),
+        },
+        {18: ("OtpRequestsFail",)},
+        quiet=(10,),
+    ),
+    Scene(
+        "the intake refuses requests",
+        {
+            series(_REQUESTS, http_route="/v1/jobs", http_response_status_code="422"): rate(300),
+            series(_REQUESTS, http_response_status_code="404"): rate(300),
+        },
+        quiet=(10, 20),
     ),
     Scene("few jobs, of which a half fails late", _few(5), quiet=(7, 9)),
     Scene("a few more jobs that fail late", _few(7), {9: (*LATE_WINDOWS, *FAIL_WINDOWS)}, quiet=(4,)),

@@ -66,6 +66,8 @@ def span_faults(spans: Iterable[Any]) -> Iterator[str]:
         failed = span.status.code == Status.STATUS_CODE_ERROR
         if failed != ("error.type" in found) or span.status.code == Status.STATUS_CODE_OK:
             yield f"{span.name}: error.type and status differ"
+        if "http.request.method" in found:
+            yield from _request_faults(span, found)
         kind = found.get("messaging.operation.type")
         if kind is None:
             continue
@@ -78,3 +80,13 @@ def span_faults(spans: Iterable[Any]) -> Iterator[str]:
         destination = found.get("messaging.destination.template", found["messaging.destination.name"])
         if span.name != f"{found['messaging.operation.name']} {destination}":
             yield f"{span.name}: is not called after its operation and destination"
+
+
+def _request_faults(span: Any, found: dict[str, Any]) -> Iterator[str]:
+    expected = REGISTRY["spans"]["server"]
+    if Span.SpanKind.Name(span.kind) != f"SPAN_KIND_{expected['kind']}":
+        yield f"{span.name}: is a {Span.SpanKind.Name(span.kind)}"
+    if missing := {*expected["required"], *expected["at_creation"]} - found.keys():
+        yield f"{span.name}: has no {missing}"
+    if span.name != f"{found['http.request.method']} {found['http.route']}":
+        yield f"{span.name}: is not called after its method and route"

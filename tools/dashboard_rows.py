@@ -85,6 +85,12 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Path of a job": [
         Panel("Jobs ready in RabbitMQ", "none", {"{{queue}}": _max("otp_queue_ready", "queue")}),
+        Panel(
+            "Jobs that another worker could send",
+            "none",
+            {"": f"max(otp_jobs_sendable{{{_J}}})"},
+            "0 while a relay limits the workers: more of them would not help then.",
+        ),
         Panel("Oldest job in a queue", "s", {"{{queue}}": _max("otp_queue_oldest_seconds", "queue")}),
         Panel(
             "Jobs in flight",
@@ -106,6 +112,18 @@ ROWS: dict[str, list[Panel]] = {
             {"waiting": f"max(otp_retries_waiting{{{_J}}})", "per minute": _per_minute("otp_retries_total")},
         ),
         Panel("Consumers", "none", {"{{queue}}": _max("otp_queue_consumers", "queue")}),
+    ],
+    "Jobs over HTTP": [
+        Panel(
+            "Requests",
+            "ops",
+            {
+                "{{http_route}} {{http_response_status_code}}": _rate(
+                    "http_server_request_duration_seconds_count", "http_route, http_response_status_code"
+                )
+            },
+        ),
+        Panel("Time to the response", "s", _quantiles("http_server_request_duration_seconds")),
     ],
     "Relays": [
         Panel(

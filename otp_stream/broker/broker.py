@@ -78,7 +78,7 @@ class OtpBroker(RabbitBroker):
         self.events = self._events(telemetry, enabled=config.events)
         repair, hash_key, keys = self._topology_repair.request, config.hash_key, config.sealing_keys
         self.publish_job = JobPublisher(
-            self.confirmed, config.queue, self._tracker, lambda: self.running, repair, keys
+            self.confirmed, topology, self._tracker, lambda: self.running, repair, keys
         )  # fmt: skip
         settler = Settler(topology, config.backoff, self.confirmed, repair, hash_key, keys, config.retention)
         reader = Reader(

@@ -83,7 +83,9 @@ class HookReceiver:
         return Producer(name)
 
     async def _submit(self, fields: Fields, producer: Producer, key: str) -> None:
-        await self.submitter.submit(read_job(json.dumps(fields).encode(), NO_KEYS), producer, key, {})
+        # someone waits for each of these codes
+        job = read_job(json.dumps({**fields, "priority": "high"}).encode(), NO_KEYS)
+        await self.submitter.submit(job, producer, key, {})
 
 
 def _jobs(hook: Hook, body: bytes) -> list[Fields]:

@@ -1,9 +1,11 @@
 """The paths of the intake."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import structlog
@@ -13,10 +15,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from otp_stream.asgi import NOT_FOUND, get_route, json_response
+from otp_stream.core.http_request import HttpRequest, known_method
 from otp_stream.core.http_token import HttpToken
 from otp_stream.core.request_rate import RequestRate
 from otp_stream.core.sealing_keys import SealingKeys
 from otp_stream.core.state import Phase
+from otp_stream.telemetry_errors import SafeSpan, observe
 
 from .hook_receiver import HookFailedError, HookReceiver
 from .hooks import Hook
@@ -35,6 +39,18 @@ _NO_PATH = "there is nothing at this path; jobs are sent to /v1/jobs, and a hook
 View = Callable[[Request], Awaitable[Response]]
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class RequestTelemetry(Protocol):
+    """Counts and traces requests. Its exceptions are counted by the caller and change nothing."""
+
+    def request_span(self, request: HttpRequest) -> AbstractContextManager[object]:
+        """Return the span of a request that may publish jobs, in the client's trace."""
+        ...
+
+    def request_ended(self, request: HttpRequest, status: int, took_s: float) -> None:
+        """Record the response to a request, in its span if that is the current one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,7 @@ class Intake:
     """Returns why no job can be sent for a tenant now, or `None`."""
     keys: Callable[[], SealingKeys]
     """Returns the keys that open sealed codes now."""
+    telemetry: RequestTelemetry
 
     def is_on(self) -> bool:
         """Return whether there is a token, or a key of a hook."""
@@ -104,7 +121,27 @@ class _Api:
         self._hooks = HookReceiver(self._producers, self._submitter, intake.hook_keys)
 
     async def respond(self, request: Request) -> Response:
-        """Return the response to any request, also if a part of the intake fails."""
+        """Return the response to any request, and record it."""
+        telemetry, seen, since = self._intake.telemetry, self._seen(request), perf_counter()
+        # a job's path has its id, and nothing is published there
+        traced = seen.route is not None and seen.method == "POST" and "{" not in seen.route
+        with SafeSpan(lambda: telemetry.request_span(seen)) if traced else nullcontext():
+            response = await self._respond(request)
+            observe(telemetry.request_ended, seen, response.status_code, perf_counter() - since)
+        return response
+
+    def _seen(self, request: Request) -> HttpRequest:
+        path = str(request.scope["path"])
+        route = f"{JOBS}/{{jobId}}" if path.startswith(f"{JOBS}/") else path
+        return HttpRequest(
+            known_method(request.method),
+            route if self._views(path) else None,
+            request.url.scheme,
+            _trace_context(request),
+        )
+
+    async def _respond(self, request: Request) -> Response:
+        """Return the response, also if a part of the intake fails."""
         try:
             return await self._view(request)(request)
         except HookFailedError as failed:
@@ -141,8 +178,7 @@ class _Api:
         self._check_phase()
         key = idempotency_key(request)
         job = read_job(await read_body(request), self._intake.keys())
-        trace_context = {name: it for name in _TRACE if (it := request.headers.get(name))}
-        job_id = await self._submitter.submit(job, producer, key, trace_context)
+        job_id = await self._submitter.submit(job, producer, key, _trace_context(request))
         content: dict[str, object] = {"jobId": job_id, "state": "queued"}
         if job.lenient:
             content["lenient"] = [{"field": field, "what": what} for field, what in job.lenient]
@@ -177,3 +213,7 @@ class _Api:
                 raise ProblemError(503, _NOT_CONSUMING)
             case "starting" | "consuming":
                 pass
+
+
+def _trace_context(request: Request) -> dict[str, str]:
+    return {name: it for name in _TRACE if (it := request.headers.get(name))}

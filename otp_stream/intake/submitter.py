@@ -23,8 +23,8 @@ _STARTED, _CONFIRMED = "0", "1"
 class Publish(Protocol):
     """Publishes a job and waits for the confirm. Raises `NotQueuedError`."""
 
-    async def __call__(self, body: bytes, trace_context: Mapping[str, str]) -> None:
-        """Publish a message body, which contains a code in plain text."""
+    async def __call__(self, body: bytes, trace_context: Mapping[str, str], *, high: bool) -> None:
+        """Publish a message body, which contains a code in plain text. `high`: to the high lane."""
         ...
 
 
@@ -127,7 +127,7 @@ class Submitter:
         if len(body) > MAX_BODY_BYTES:
             raise ProblemError(413, f"the job must have at most {MAX_BODY_BYTES} bytes as compact JSON")
         try:
-            await self.publish(body, trace_context)
+            await self.publish(body, trace_context, high=job.priority == "high")
         except NotQueuedError as error:
             detail = (
                 f"{error}; send the request again, with the same Idempotency-Key or this jobId: the code is sent once"

@@ -10,10 +10,8 @@ from prometheus_client.registry import Collector
 from otp_stream.core.messaging import Destination, Publication
 from otp_stream.core.state import LaneState
 
-from .histogram import Buckets
+from .histogram import CONVENTIONAL_BOUNDS_S, Buckets, add_buckets
 
-_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""The buckets that the conventions advise."""
 _PROCESS, _PUBLISH, _CONSUME = "process", "publish", "consume"
 """Values of `messaging.operation.name`."""
 
@@ -77,12 +75,7 @@ class MessagingMetrics(Collector):
     ) -> Metric:
         metric = Metric(f"{name}_seconds", text, "histogram")
         for series, buckets in found.items():
-            labels = self._labels(series, operation) | more
-            cumulative = buckets.cumulative()
-            for end, count in cumulative:
-                metric.add_sample(f"{metric.name}_bucket", labels | {"le": end}, count)
-            metric.add_sample(f"{metric.name}_count", labels, cumulative[-1][1])
-            metric.add_sample(f"{metric.name}_sum", labels, buckets.sum_s)
+            add_buckets(metric, self._labels(series, operation) | more, buckets)
         return metric
 
     def _labels(self, series: _Series, operation: str) -> dict[str, str]:
@@ -106,5 +99,5 @@ def _kind(to: Destination) -> Destination:
 
 def _observe(found: dict[_Series, Buckets], series: _Series, took_s: float) -> None:
     if (buckets := found.get(series)) is None:
-        buckets = found[series] = Buckets(_BOUNDS_S)
+        buckets = found[series] = Buckets(CONVENTIONAL_BOUNDS_S)
     buckets.observe(took_s)

@@ -24,6 +24,7 @@ from otp_stream.core.outcome import Outcome
 from otp_stream.core.state import WorkerState
 
 from .histogram import DurationHistogram
+from .http_metrics import HttpMetrics
 from .messaging_metrics import MessagingMetrics, Server
 from .state_collector import StateCollector
 
@@ -47,6 +48,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.messaging = MessagingMetrics(server)
         self.registry.register(self.messaging)
+        self.http = HttpMetrics()
+        self.registry.register(self.http)
         self._rendered: dict[str, tuple[float, bytes]] = {}
         """The last exposition in each format, and when it was made."""
         ProcessCollector(registry=self.registry)

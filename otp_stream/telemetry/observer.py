@@ -12,6 +12,7 @@ import structlog
 
 from otp_stream import clock
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
+from otp_stream.core.http_request import HttpRequest
 from otp_stream.core.job import Job, Lane
 from otp_stream.core.masking import mask_recipient
 from otp_stream.core.messaging import Publication, ReceivedMessage
@@ -194,6 +195,15 @@ class Observer:
     def published(self, publication: Publication, took_s: float, error: BaseException | None) -> None:
         """Count a publish."""
         self.metrics.messaging.published(publication, took_s, error)
+
+    def request_span(self, request: HttpRequest) -> AbstractContextManager[object]:
+        """Return the span of a request that may publish jobs, in the client's trace."""
+        return self._tracer.request_span(request)
+
+    def request_ended(self, request: HttpRequest, status: int, took_s: float) -> None:
+        """Record the response to a request, in its span if that is the current one."""
+        self.metrics.http.request_ended(request, status, took_s)
+        self._tracer.request_ended(status)
 
     def stats(self) -> Stats:
         """Return the statistics since start."""

@@ -28,6 +28,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otp_stream import __version__
+from otp_stream.core.http_request import HttpRequest
 from otp_stream.core.job import Job
 from otp_stream.core.messaging import SCHEMA_URL, Destination, Publication, ReceivedMessage
 from otp_stream.core.outcome import Outcome
@@ -35,7 +36,7 @@ from otp_stream.core.outcome import Outcome
 from .current_span import CURRENT_SPAN
 from .exporters import close_in_time, open_span_exporter
 from .messaging_metrics import Server
-from .span_attributes import at_creation, destination_of, of_job, of_outcome, of_publish, of_unread
+from .span_attributes import at_creation, destination_of, of_job, of_outcome, of_publish, of_request, of_unread
 
 _QUEUE_SIZE = 65_536
 """Spans queued for the collector. The SDK's default, 2,048, is enough for half a second."""
@@ -115,6 +116,20 @@ class OtelTracer:
         span = self._publish_span(publication, SpanKind.PRODUCER, set_span_in_context(current, _EMPTY), current)
         _inject(publication, span)
         return _Current(span, CURRENT_SPAN.get())
+
+    def request_span(self, request: HttpRequest) -> AbstractContextManager[object]:
+        """Return the span of a request that may publish jobs, in the client's trace."""
+        parent = _W3C.extract(request.trace_context, _EMPTY) if request.trace_context else _EMPTY
+        name = f"{request.method} {request.route}"
+        return _Current(self._tracer.start_span(name, parent, SpanKind.SERVER, of_request(request)), None)
+
+    def request_ended(self, status: int) -> None:
+        """Record the status of the response in the span of a request, which is the current one."""
+        if (span := _recording()) is not None:
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                span.set_attribute("error.type", str(status))
+                span.set_status(StatusCode.ERROR)
 
     def annotate(self, **attributes: str | int) -> None:
         """Set attributes of the current span."""

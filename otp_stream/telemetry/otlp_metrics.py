@@ -52,6 +52,7 @@ _CONVENTIONAL = {
     "messaging_client_operation_duration_seconds": _Name("messaging.client.operation.duration", "s"),
     "messaging_client_sent_messages": _Name("messaging.client.sent.messages", "{message}"),
     "messaging_client_consumed_messages": _Name("messaging.client.consumed.messages", "{message}"),
+    "http_server_request_duration_seconds": _Name("http.server.request.duration", "s"),
     "process_cpu_seconds": _Name("process.cpu.time", "s"),
     "process_resident_memory_bytes": _Name("process.memory.usage", "By"),
     "process_virtual_memory_bytes": _Name("process.memory.virtual", "By"),
@@ -69,11 +70,12 @@ _LABELS = {
         name.replace(".", "_"): name
         for name in (
             "messaging.system", "messaging.operation.name", "messaging.operation.type", "messaging.destination.name",
-            "messaging.destination.template", "error.type", "server.address", "server.port",
+            "messaging.destination.template", "error.type", "server.address", "server.port", "http.request.method",
+            "http.response.status_code", "http.route", "url.scheme",
         )
     },
 }  # fmt: skip
-_NUMBERS = {"server.port", "cpython.gc.generation"}
+_NUMBERS = {"server.port", "cpython.gc.generation", "http.response.status_code"}
 
 
 class MetricsExport:

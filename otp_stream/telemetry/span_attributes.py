@@ -9,6 +9,7 @@ from typing import Any, assert_never
 
 from opentelemetry.util.types import AttributeValue
 
+from otp_stream.core.http_request import HttpRequest
 from otp_stream.core.job import Job
 from otp_stream.core.masking import is_secret_id
 from otp_stream.core.messaging import Destination, Publication, ReceivedMessage, consumed_from
@@ -92,6 +93,17 @@ def of_publish(publication: Publication, job: Mapping[str, Any]) -> Attributes:
     if len(publication.parents) > 1:
         found["messaging.batch.message_count"] = len(publication.parents)
     return found
+
+
+def of_request(request: HttpRequest) -> Attributes:
+    """Return the attributes of a request whose path has no parameters."""
+    route = request.route or ""
+    return {
+        "http.request.method": request.method,
+        "http.route": route,
+        "url.path": route,
+        "url.scheme": request.scheme,
+    }
 
 
 def of_outcome(outcome: Outcome) -> tuple[Attributes, str | None]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from otp_stream.core.http_request import HttpRequest
 from otp_stream.core.job import Job
 from otp_stream.core.messaging import Publication, ReceivedMessage
 from otp_stream.core.outcome import Outcome
@@ -35,6 +36,14 @@ class Tracer(Protocol):
 
     def publish_span(self, publication: Publication) -> AbstractContextManager[object]:
         """Return the span of a publish, and write its trace context to the headers."""
+        ...
+
+    def request_span(self, request: HttpRequest) -> AbstractContextManager[object]:
+        """Return the span of a request that may publish jobs, in the client's trace."""
+        ...
+
+    def request_ended(self, status: int) -> None:
+        """Record the status of the response in the span of a request, which is the current one."""
         ...
 
     def annotate(self, **attributes: str | int) -> None:
@@ -71,6 +80,12 @@ class NoTracer:
 
     def publish_span(self, publication: Publication) -> AbstractContextManager[object]:  # noqa: ARG002, D102
         return _NO_SPAN
+
+    def request_span(self, request: HttpRequest) -> AbstractContextManager[object]:  # noqa: ARG002, D102
+        return _NO_SPAN
+
+    def request_ended(self, status: int) -> None:
+        """Do nothing."""
 
     def annotate(self, **attributes: str | int) -> None:
         """Do nothing."""

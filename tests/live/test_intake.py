@@ -299,6 +299,7 @@ async def test_each_hook_sends_its_documented_payload_once_however_often_it_is_r
         assert code.encode() in mail.content
         assert code not in worker.log_without_fractions
     assert await worker.metric('otp_jobs_total{outcome="sent"}') == 4
+    assert await worker.metric('otp_received_total{lane="high"}') == 4
 
 
 async def test_a_name_with_invalid_characters_does_not_cost_the_code(stage: Stage) -> None:

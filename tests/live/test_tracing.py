@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from api import TOKEN, call, post
+from api import job as http_job
 from collector import Collector
 from conftest import Stage
 from semantic_conventions import REGISTRY, SCHEMA_URL, attributes, faults, metric_faults, span_faults
@@ -25,7 +27,9 @@ def named(spans: list[Any], name: str, stage: Stage | None = None) -> list[Any]:
     """Return the spans of a name, the oldest first. `jobs` stands for the queue of a stage, `otp` for its prefix."""
     if stage is not None:
         operation, destination = name.split()
-        to = stage.rabbit.queue if destination == "jobs" else destination.replace("otp", stage.rabbit.prefix, 1)
+        to = destination.replace("otp", stage.rabbit.prefix, 1)
+        if destination.startswith("jobs"):
+            to = destination.replace("jobs", stage.rabbit.queue, 1)
         name = f"{operation} {to}"
     return sorted((span for span in spans if span.name == name), key=lambda span: span.start_time_unix_nano)
 
@@ -132,6 +136,44 @@ async def test_every_name_that_is_exported_is_one_of_the_semantic_conventions_or
     }  # fmt: skip
     assert CODE.encode() not in collector.raw
     assert b"user@" not in collector.raw
+
+
+async def test_a_request_is_in_the_trace_of_its_client_and_of_its_job(stage: Stage, collector: Collector) -> None:
+    worker = await stage.run(
+        INTAKE_TOKEN=TOKEN,
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_METRICS_EXPORTER="otlp",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+    )
+    sent = await post(worker, http_job(priority="high"), traceparent=f"00-{TRACE}-{PARENT}-01")
+    assert (await call(worker, "GET", f"/v1/jobs/{sent.job_id}")).status == 200
+    assert (await post(worker, http_job(otp=4))).status == 422
+    assert (await call(worker, "BREW", f"/v1/{CODE}")).status == 404
+    await stage.relay.wait_accepted(1)
+    await collector.until(lambda: named(collector.spans, "process jobs.high", stage), "the job's span")
+    await worker.stop()
+    spans = collector.spans
+    assert list(span_faults(spans)) == []
+    request, refused = named(spans, "POST /v1/jobs")
+    (publish,) = named(spans, "publish jobs.high", stage)
+    (process,) = named(spans, "process jobs.high", stage)
+    assert [it.parent_span_id.hex() for it in (request, publish, process)] == [
+        PARENT, request.span_id.hex(), publish.span_id.hex(),
+    ]  # fmt: skip
+    assert {it.trace_id.hex() for it in (request, publish, process)} == {TRACE}
+    assert attributes(refused)["http.response.status_code"] == 422
+    assert not refused.status.code
+    assert CODE.encode() not in collector.raw
+    assert list(metric_faults(collector.metrics.values())) == []
+    counts = {
+        (found["http.request.method"], found.get("http.route"), found["http.response.status_code"]): point.count
+        for point in collector.metrics["http.server.request.duration"].histogram.data_points
+        for found in [attributes(point)]
+    }
+    assert counts == {
+        ("POST", "/v1/jobs", 202): 1, ("POST", "/v1/jobs", 422): 1,
+        ("GET", "/v1/jobs/{jobId}", 200): 1, ("_OTHER", None, 404): 1,
+    }  # fmt: skip
 
 
 async def test_a_collector_that_never_answers_delays_neither_a_code_nor_the_end_of_the_worker(stage: Stage) -> None:

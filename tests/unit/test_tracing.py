@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from semantic_conventions import attributes, faults, span_faults
 
+from otp_stream.core.http_request import HttpRequest
 from otp_stream.core.job import Job
 from otp_stream.core.messaging import Destination, Publication, published_to
 from otp_stream.core.otp_job import OtpJob
@@ -513,3 +514,15 @@ def test_the_resource_describes_the_process_and_the_variables_replace_it(
     assert (second["service.instance.id"], second["deployment.environment.name"]) == ("pod-1", "production")
     monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES")
     assert first["service.instance.id"] == resource_attributes("test")["service.instance.id"]
+
+
+def test_a_request_that_fails_is_an_error_of_its_span(opened: Opened, collector: Collector) -> None:
+    tracer = opened(collector.url)
+    for status in (503, 429):
+        with tracer.request_span(HttpRequest("POST", "/v1/jobs", "http")):
+            tracer.request_ended(status)
+    tracer.close()
+    failed, refused = collector.spans
+    assert list(span_faults(collector.spans)) == []
+    assert (failed.status.code, attributes(failed)["error.type"]) == (2, "503")
+    assert refused.status.code == 0

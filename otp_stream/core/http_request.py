@@ -1,0 +1,24 @@
+"""A request to the intake, in the words of OpenTelemetry's conventions for HTTP."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """What telemetry shows of a request. Its path is not shown, because it may contain the id of a job."""
+
+    method: str
+    """One of the standard methods, or `_OTHER`."""
+    route: str | None
+    """The path's template, such as `/v1/jobs/{jobId}`; `None` if there is nothing at the path."""
+    scheme: str
+    trace_context: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """`traceparent` and `tracestate` (W3C) of the client."""
+
+
+def known_method(method: str) -> str:
+    """Return a method as a label of metrics, which need few values."""
+    return method if method in _METHODS else "_OTHER"
