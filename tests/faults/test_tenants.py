@@ -73,7 +73,8 @@ async def test_the_relay_of_one_tenant_is_in_trouble(
     await until(is_busy, "a connection of the tenant in trouble")
     row = await others(stage, case)
     own.always(step, None)
-    own.cut()
+    if act.then == "hang":  # a connection that is cut after the relay has accepted a mail would double it
+        own.cut()
     await own.wait_accepted(TROUBLE, 90)
     check(row, [mail.recipient for mail in own.accepted], TROUBLE)
     await stage.rabbit.wait_depth(0, f"{stage.rabbit.prefix}.tenant.trouble")
