@@ -16,7 +16,7 @@ from otp_stream.broker.frames import Acks
 from otp_stream.broker.job_message import JobMessage
 from otp_stream.broker.message import Delivered
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import Lane
+from otp_stream.core.job import Job, Lane
 from otp_stream.core.messaging import Destination
 
 BODY = b'{"email": "user@example.com", "otp": "123456", "jobId": "j-1"}'
@@ -28,14 +28,18 @@ def deliver(tag: int, *, redelivered: bool = False) -> bytes:
 
 
 class NoTelemetry:
-    """Records only which messages were refused, and the error of each publish."""
+    """Records only which messages were refused, which jobs crashed, and the error of each publish."""
 
     def __init__(self) -> None:
         self.refused: list[tuple[Lane, str, Dead]] = []
+        self.settled: list[tuple[str, Dead]] = []
         self.publishes: list[type[BaseException] | None] = []
 
     def message_refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
         self.refused.append((lane, job_id, settlement))
+
+    def job_settled(self, job: Job, settlement: Dead) -> None:
+        self.settled.append((job.id, settlement))
 
     def unread_span(self, message: object) -> AbstractContextManager[None]:
         return nullcontext()

@@ -217,7 +217,9 @@ class IncomingJob:
         if self.settled is not None:
             return
         if self.job is not None:
-            await self(crashed(error, self.job.attempts_made))
+            dead = crashed(error, self.job.attempts_made)
+            if await self(dead):
+                observe(self.shared.telemetry.job_settled, self.job, dead)
         else:
             await self._end_unread(crashed(error, self.message.attempts_made(None)))
 

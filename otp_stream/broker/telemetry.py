@@ -5,7 +5,7 @@ from time import perf_counter
 from typing import Protocol
 
 from otp_stream.core.decision import Dead
-from otp_stream.core.job import Lane
+from otp_stream.core.job import Job, Lane
 from otp_stream.core.messaging import Publication, ReceivedMessage
 from otp_stream.telemetry_errors import SafeSpan, observe
 
@@ -15,6 +15,10 @@ class BrokerTelemetry(Protocol):
 
     def message_refused(self, lane: Lane, job_id: str, settlement: Dead) -> None:
         """Record a message that was dead-lettered before a job was read from it, after that is confirmed."""
+        ...
+
+    def job_settled(self, job: Job, settlement: Dead) -> None:
+        """Record a job that was dead-lettered because of a bug, after that is confirmed."""
         ...
 
     def unread_span(self, message: ReceivedMessage) -> AbstractContextManager[object]:

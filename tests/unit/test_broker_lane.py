@@ -365,6 +365,7 @@ async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_qu
     assert dead_letter.headers["x-otp-reason"] == "crashed"
     assert dead_letter.headers["x-otp-error"] == "internal error: ValueError"
     assert scene.deliveries.acked == [1]
+    assert [(job_id, dead.reason) for job_id, dead in scene.telemetry.settled] == [("j-1", "crashed")]
     shown = str(logs) + str(dead_letter.headers) + str(scene.published_events())
     assert "job crashed" in shown
     assert "123456" not in shown
