@@ -1,17 +1,17 @@
 """A received message, and how a job is read from it."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol, TypeGuard, get_args
+from typing import Any, Protocol, get_args
 from uuid import uuid4
 
 from otp_stream.core.job import Job, Lane, Replay
-from otp_stream.core.masking import contains_secret, is_secret_id, keyed_hash
+from otp_stream.core.masking import is_secret_id, keyed_hash
 from otp_stream.core.messaging import Destination
 from otp_stream.core.otp_job import MalformedError, OtpJob
 from otp_stream.core.sealing_keys import NO_KEYS, SealingKeys
+from otp_stream.core.trace_context import TRACE, is_harmless_trace, is_trace
 
 from .headers import (
     ATTEMPT,
@@ -30,10 +30,6 @@ from .message import Delivered, RawMessage
 
 SIGNED: tuple[Lane, ...] = ("due", "tenant")
 """The lanes whose messages a worker has signed. On the producers' queues, our headers have no effect."""
-TRACE = ("traceparent", "tracestate", "baggage")
-_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
-"""Maximum number of characters, which is what W3C requires to be propagated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,23 +157,13 @@ class JobMessage:
             if name not in headers:
                 continue
             value = headers[name]
-            # text that no tracer writes is dropped first, because it could make the search for secrets slow
-            kept = is_trace(value, name) and (
-                name == "traceparent"
+            kept = (
+                name == "traceparent" and is_trace(value, name)
                 if request is None
-                else not contains_secret(value, request.email, request.otp, partial=True)
+                else is_harmless_trace(value, name, request.email, request.otp)
             )
             if not kept:
                 del headers[name]
-
-
-def is_trace(value: object, name: str) -> TypeGuard[str]:
-    """Return whether a tracer may have written a header's value (W3C)."""
-    if not isinstance(value, str):
-        return False
-    if name == "traceparent":
-        return _TRACE_PARENT.fullmatch(value) is not None
-    return value.isascii() and len(value) <= _TRACE_LIMITS[name]
 
 
 class MadeIds(Protocol):

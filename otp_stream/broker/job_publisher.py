@@ -11,7 +11,6 @@ from otp_stream.core.not_queued import NotQueuedError
 from otp_stream.core.sealed_body import Content
 from otp_stream.core.sealing_keys import SealingKeys
 
-from .job_message import TRACE, is_trace
 from .settle import REFUSALS, Publish, error_text
 from .state_tracker import StateTracker
 from .topology import Topology
@@ -44,10 +43,9 @@ class JobPublisher:
             raise NotQueuedError("the worker is not connected to RabbitMQ")
         queue = self._topology.high if high else self._topology.jobs
         content = at_rest(Content(body, "application/json"), self._keys())
-        headers = {name: it for name, it in trace_context.items() if name in TRACE and is_trace(it, name)}
         message = Message(
             content.body,
-            headers=dict(headers),
+            headers=dict(trace_context),
             delivery_mode=DeliveryMode.PERSISTENT,
             content_type=content.content_type,
             content_encoding=content.content_encoding,

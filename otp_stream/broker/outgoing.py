@@ -20,6 +20,7 @@ from otp_stream.core.masking import contains_secret
 from otp_stream.core.otp_job import MAX_BODY_BYTES, too_large
 from otp_stream.core.sealed_body import Content
 from otp_stream.core.sealing_keys import NO_KEYS, SealingKeys
+from otp_stream.core.trace_context import is_trace
 
 from .headers import (
     ALLOWED_AT,
@@ -41,7 +42,7 @@ from .headers import (
     UNCERTAIN,
     sign,
 )
-from .job_message import JobMessage, is_trace
+from .job_message import JobMessage
 from .message import LARGEST_HEADER, Delivered, RawMessage
 
 _OF_DEATH = {REASON, ERROR, DIED_AT, ALLOWED_AT, REPLY_CODE, UNCERTAIN, ERASED}

@@ -1,7 +1,6 @@
 """A request to the intake, in the words of OpenTelemetry's conventions for HTTP."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 
@@ -15,8 +14,8 @@ class HttpRequest:
     route: str | None
     """The path's template, such as `/v1/jobs/{jobId}`; `None` if there is nothing at the path."""
     scheme: str
-    trace_context: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """`traceparent` and `tracestate` (W3C) of the client."""
+    traceparent: str | None = None
+    """The client's trace (W3C). Its `tracestate` is not shown, because it may contain the code or the address."""
 
 
 def known_method(method: str) -> str:

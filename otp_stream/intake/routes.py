@@ -137,7 +137,7 @@ class _Api:
             known_method(request.method),
             route if self._views(path) else None,
             request.url.scheme,
-            _trace_context(request),
+            request.headers.get("traceparent"),
         )
 
     async def _respond(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from otp_stream.core.masking import is_secret_id, keyed_hash
 from otp_stream.core.not_queued import NotQueuedError
 from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
 from otp_stream.core.tenant import named_tenant
+from otp_stream.core.trace_context import is_harmless_trace
 
 from .problem import RETRY_AFTER_S, ProblemError
 from .producers import Producer
@@ -126,8 +127,9 @@ class Submitter:
         body = body_of(job)
         if len(body) > MAX_BODY_BYTES:
             raise ProblemError(413, f"the job must have at most {MAX_BODY_BYTES} bytes as compact JSON")
+        trace = {name: it for name, it in trace_context.items() if is_harmless_trace(it, name, job.email, job.otp)}
         try:
-            await self.publish(body, trace_context, high=job.priority == "high")
+            await self.publish(body, trace, high=job.priority == "high")
         except NotQueuedError as error:
             detail = (
                 f"{error}; send the request again, with the same Idempotency-Key or this jobId: the code is sent once"

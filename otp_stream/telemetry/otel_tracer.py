@@ -119,7 +119,7 @@ class OtelTracer:
 
     def request_span(self, request: HttpRequest) -> AbstractContextManager[object]:
         """Return the span of a request that may publish jobs, in the client's trace."""
-        parent = _W3C.extract(request.trace_context, _EMPTY) if request.trace_context else _EMPTY
+        parent = _W3C.extract({"traceparent": request.traceparent}, _EMPTY) if request.traceparent else _EMPTY
         name = f"{request.method} {request.route}"
         return _Current(self._tracer.start_span(name, parent, SpanKind.SERVER, of_request(request)), None)
 

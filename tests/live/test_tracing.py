@@ -176,6 +176,25 @@ async def test_a_request_is_in_the_trace_of_its_client_and_of_its_job(stage: Sta
     }  # fmt: skip
 
 
+async def test_a_code_or_address_in_the_trace_state_of_a_request_is_in_no_span_and_no_message(
+    stage: Stage, collector: Collector
+) -> None:
+    worker = await stage.run(
+        INTAKE_TOKEN=TOKEN, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_BSP_SCHEDULE_DELAY="100"
+    )
+    traceparent = f"00-{TRACE}-{PARENT}-01"
+    harmless = await post(worker, http_job(), traceparent=traceparent, tracestate="vendor=1")
+    await post(worker, http_job(jobId="j-2"), traceparent=traceparent, tracestate=f"a={CODE},b=user@example.com")
+    await post(worker, http_job(), token="wrong", traceparent=traceparent, tracestate=f"a={CODE}")
+    await collector.until(lambda: len(named(collector.spans, "process jobs", stage)) == 2, "the spans of two jobs")
+    await worker.stop()
+    states = {attributes(it)["otp.job.id"]: it.trace_state for it in named(collector.spans, "process jobs", stage)}
+    assert states == {harmless.job_id: "vendor=1", "j-2": ""}
+    assert {it.trace_state for it in named(collector.spans, "POST /v1/jobs")} == {""}
+    assert CODE.encode() not in collector.raw
+    assert b"user@example.com" not in collector.raw
+
+
 async def test_a_collector_that_never_answers_delays_neither_a_code_nor_the_end_of_the_worker(stage: Stage) -> None:
     async def never(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
