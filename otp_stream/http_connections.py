@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from .core.client_network import network_of
@@ -120,3 +121,18 @@ def limit_connections(most: int) -> None:
     connection_made.unbounded = made  # type: ignore[attr-defined]
     connection_lost.unbounded = lost  # type: ignore[attr-defined]
     protocol.connection_made, protocol.connection_lost = connection_made, connection_lost
+    _limit_errors(protocol)
+
+
+def _limit_errors(protocol: Any) -> None:
+    """Close a connection without an error in the log if its request becomes invalid during the response."""
+    refuse = getattr(protocol.send_400_response, "unbounded", protocol.send_400_response)
+
+    def send_400_response(self: Any, msg: str) -> None:
+        try:
+            refuse(self, msg)
+        except LocalProtocolError:
+            self.transport.close()
+
+    send_400_response.unbounded = refuse  # type: ignore[attr-defined]
+    protocol.send_400_response = send_400_response

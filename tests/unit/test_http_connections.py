@@ -43,7 +43,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[uvicorn.Server]:
     monkeypatch.setattr(http_connections, "HEADER_S", 0.2)
-    for name in ("connection_made", "connection_lost"):
+    for name in ("connection_made", "connection_lost", "send_400_response"):
         monkeypatch.setattr(AutoHTTPProtocol, name, getattr(AutoHTTPProtocol, name))
     limit_connections(2)
     server = uvicorn.Server(uvicorn.Config(_app, port=free_port(), log_config=None, lifespan="off"))
@@ -68,6 +68,19 @@ async def test_a_connection_whose_request_never_ends_is_closed(port: int) -> Non
         writer.write(request)
         await asyncio.wait_for(_end(reader), 5)
         writer.close()
+
+
+async def test_a_request_that_becomes_invalid_during_its_response_ends_without_an_error(
+    port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (b"/", b"/live"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"not a chunk\r\n")
+        await asyncio.wait_for(_end(reader), 5)
+        writer.close()
+    assert [it.levelname for it in caplog.records if it.name in {"asyncio", "uvicorn.error"}] == ["WARNING"] * 2
 
 
 async def _end(reader: asyncio.StreamReader) -> None:
