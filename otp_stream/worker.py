@@ -25,6 +25,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess
 from . import __version__
 from .asgi import NOT_FOUND, SecureApp
 from .http_connections import connection_limit, limit_connections
+from .http_input import limit_input
 from .parts import Parts
 from .settings import find_warnings, tenant_warnings
 from .telemetry import configure_logs, flush_logs, resource_attributes
@@ -174,6 +175,7 @@ class OtpStream(AsgiFastStream):
         self._handle_hangup()
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))
+        limit_input()
         self._announce()
         async with AsyncExitStack() as stack:
             # not by `atexit`: uvicorn raises the stop signal again at the end, which kills the process

@@ -1,0 +1,100 @@
+"""Limits how long the event loop parses what HTTP clients send, because it also sends the codes.
+
+uvicorn parses all that it has received at once, also the rest of a request that is already answered. h11 takes a second
+for a megabyte of chunks of one byte, so one connection could stop everything else.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+PARSE_S = 0.002
+"""How long one iteration of the event loop parses. What arrives after that waits for the next one."""
+_PART = 1024
+"""Bytes of one connection that are parsed before the others get their turn: a millisecond at most, unless they end a
+long header. Most requests are shorter."""
+_MOST_WAITING = 131_072
+"""A connection with more bytes that wait is closed: no client sends so much before it has read a response."""
+
+_Receive = Callable[[Any, bytes], None]
+
+
+@dataclass(slots=True)
+class _Input:
+    receive: _Receive
+    """Has a protocol parse bytes."""
+    _waiting: OrderedDict[Any, bytearray] = field(default_factory=OrderedDict[Any, bytearray])
+    """By protocol, what it has not parsed, the next one first. Their transports are paused."""
+    _spent_s: float = 0.0
+    """Time of this iteration of the event loop."""
+    _is_scheduled: bool = False
+
+    def add(self, protocol: Any, data: bytes) -> None:
+        """Have the protocol parse the data, at once if there is time."""
+        self._schedule()
+        if not self._waiting and len(data) <= _PART and self._spent_s < PARSE_S:
+            self._parse(protocol, data)
+            return
+        waiting = self._waiting.setdefault(protocol, bytearray())
+        if len(waiting) > _MOST_WAITING:
+            protocol.transport.abort()
+            return
+        waiting += data
+        protocol.transport.pause_reading()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._is_scheduled, self._spent_s = False, 0.0
+        try:
+            while self._waiting and self._spent_s < PARSE_S:
+                protocol, waiting = self._waiting.popitem(last=False)
+                if not protocol.transport.is_closing():
+                    self._parse_part(protocol, waiting)
+        finally:
+            if self._waiting:
+                self._schedule()
+
+    def _parse_part(self, protocol: Any, waiting: bytearray) -> None:
+        transport = protocol.transport
+        try:
+            self._parse(protocol, bytes(waiting[:_PART]))
+        except BaseException:
+            transport.abort()
+            raise
+        if transport.is_closing() or transport.get_protocol() is not protocol:  # it was refused, or is a WebSocket now
+            waiting.clear()
+        del waiting[:_PART]
+        if waiting:
+            self._waiting[protocol] = waiting
+        elif not transport.is_closing() and not protocol.flow.read_paused:
+            transport.resume_reading()
+
+    def _parse(self, protocol: Any, data: bytes) -> None:
+        since = perf_counter()
+        try:
+            self.receive(protocol, data)
+        finally:
+            self._spent_s += perf_counter() - since
+
+
+def limit_input() -> None:
+    """Limit the time of all HTTP connections of this process. Must be called before it listens."""
+    # patches the class in use, because with `--workers N` uvicorn chooses it before it loads this application
+    protocol: Any = AutoHTTPProtocol
+    received = getattr(protocol.data_received, "unlimited", protocol.data_received)
+    unparsed = _Input(received)
+
+    def data_received(self: Any, data: bytes) -> None:
+        unparsed.add(self, data)
+
+    data_received.unlimited = received  # type: ignore[attr-defined]
+    protocol.data_received = data_received

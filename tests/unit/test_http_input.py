@@ -1,0 +1,136 @@
+"""What HTTP clients send is parsed in parts, between which everything else runs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import uvicorn
+from rabbitmq import free_port
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from otp_stream import http_input
+from otp_stream.asgi import Fields, form_route, get_route, text
+from otp_stream.http_input import limit_input
+
+_NOT_FOUND = text("not found", 404)
+
+
+async def _respond(_: Request) -> Response:
+    return Response(b"alive")
+
+
+async def _submit(_: Request, fields: Fields) -> Response:
+    return Response("".join(fields.values()))
+
+
+_ROUTES = {"/": get_route(_respond), "/form": form_route(_submit)}
+
+
+async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+    route = _ROUTES[scope["path"]] if scope["type"] == "http" else _NOT_FOUND
+    await route(scope, receive, send)
+
+
+@pytest.fixture
+async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(AutoHTTPProtocol, "data_received", AutoHTTPProtocol.data_received)
+    limit_input()
+    server = uvicorn.Server(uvicorn.Config(_app, port=free_port(), log_config=None, lifespan="off"))
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup()
+    yield server.config.port
+    await server.shutdown()
+
+
+@pytest.fixture
+def one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each iteration of the event loop parse one part."""
+    monkeypatch.setattr(http_input, "PARSE_S", 1e-9)
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKS = b"1\r\na\r\n" * 100_000
+
+
+async def _status(reader: asyncio.StreamReader) -> bytes:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    return head.split()[1]
+
+
+async def test_a_body_of_many_chunks_that_no_one_reads_delays_no_one(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(CHUNKED + CHUNKS)
+    longest, since = 0.0, time.perf_counter()
+    ends = since + 1
+    while since < ends:
+        await asyncio.sleep(0)
+        longest, since = max(longest, time.perf_counter() - since), time.perf_counter()
+    assert await _status(reader) == b"200"
+    writer.transport.abort()
+    await asyncio.sleep(0)
+    assert longest < 0.1  # 0.3 s if all that one read returns is parsed at once
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_connections_take_turns(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    protocol: Any = AutoHTTPProtocol
+    received = protocol.data_received.unlimited
+
+    def data_received(self: Any, data: bytes) -> None:
+        sizes.append(len(data))
+        received(self, data)
+
+    monkeypatch.setattr(protocol, "data_received", data_received)
+    limit_input()
+    _, flood = await asyncio.open_connection("127.0.0.1", port)
+    flood.write(CHUNKED + CHUNKS)
+    await asyncio.sleep(0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST)
+    assert await _status(reader) == b"200"
+    assert max(sizes) <= 1024
+    assert sum(sizes) < len(CHUNKS) / 2  # the rest waits
+    flood.transport.abort()
+    writer.close()
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_a_request_in_parts_arrives_whole_and_in_order(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    value = "".join(f"{number:05}" for number in range(1_900)).encode()
+    form = b"POST /form HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\na=%s" % (len(value) + 2, value)
+    writer.write(form + REQUEST + form)
+    for expected in (value, b"alive", value):
+        assert await _status(reader) == b"200"
+        assert await asyncio.wait_for(reader.readexactly(len(expected)), 5) == expected
+    writer.close()
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_a_websocket_is_refused(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" + bytes(5_000)
+    )
+    assert await _status(reader) == b"404"
+    assert await asyncio.wait_for(reader.read(), 5) == b"not found"
+    writer.close()
+
+
+async def test_a_connection_with_too_much_that_waits_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_input, "_MOST_WAITING", -1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(bytes(2_000))
+    with suppress(ConnectionResetError):
+        assert not await asyncio.wait_for(reader.read(), 5)
+    writer.close()
