@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from otp_stream.core.mail import ComposeError
 
-from .sandbox import CpuLimitError, run_limited
+from .sandbox import MEMORY, CpuLimitError, address_space, run_limited
 
 _EXTRA_CPU_S = 0.5
 """CPU time beyond the limit after which a process is killed, because it cannot be interrupted."""
@@ -60,7 +60,7 @@ class ForkedRenderer:
             except OSError:
                 break
             try:
-                return _texts(*child.request(cpu_s, request))
+                return _texts(*child.request(cpu_s, request, _TIMEOUT_S))
             except CpuLimitError:
                 self.close()
                 raise
@@ -90,11 +90,28 @@ _WITH_CHILD: OrderedDict[ForkedRenderer, None] = OrderedDict()
 """The renderers that have a child process, the most recently used one last."""
 
 
+def run_once(work: Callable[[], Sequence[str]], cpu_s: float, timeout_s: float) -> list[str]:
+    """Return the texts that `work` returns in a child process of its own; can be called in a thread.
+
+    Raises as `ForkedRenderer.run` does, and `OSError` if no process can be started, or it neither crashes nor replies.
+    """
+    child = _Child(lambda _: work())
+    try:
+        return _texts(*child.request(cpu_s, None, timeout_s))
+    except (ConnectionError, ValueError):
+        if child.kill():
+            raise ComposeError("its process crashed") from None
+        raise OSError("its process ended") from None
+    finally:
+        child.kill()
+
+
 class _Child:
     """One child process. Raises `OSError` if it cannot be forked."""
 
     def __init__(self, work: Work) -> None:
         self.parent = os.getpid()
+        self._killed = False
         requests, self._requests = os.pipe()
         try:
             self._replies, replies = os.pipe()
@@ -121,9 +138,9 @@ class _Child:
             os.close(requests)
             os.close(replies)
 
-    def request(self, cpu_s: float, request: object) -> tuple[str, Any]:
+    def request(self, cpu_s: float, request: object, timeout_s: float) -> tuple[str, Any]:
         """Return kind and content of the reply. Raises `CpuLimitError`, and `OSError` if there is none."""
-        began, ends = self._used_s(), time.monotonic() + _TIMEOUT_S
+        began, ends = self._used_s(), time.monotonic() + timeout_s
         self._send(pickle.dumps((cpu_s, request)), ends)
         poll, content = select.poll(), bytearray()
         poll.register(self._replies, select.POLLIN)
@@ -160,8 +177,9 @@ class _Child:
 
     def kill(self) -> bool:
         """Kill it, and reap it. Returns whether another signal had ended it before."""
-        if self.parent != os.getpid():
+        if self.parent != os.getpid() or self._killed:
             return False
+        self._killed = True
         os.close(self._requests)
         # it holds the other end as long as it runs
         poll = select.poll()
@@ -198,7 +216,9 @@ def _serve(work: Work, requests: int, replies: int) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         gc.freeze()  # no object of the worker may be finalized here
         _close_others(requests, replies)
-        while head := os.read(requests, _LENGTH.size):
+        largest = _address_space() + MEMORY
+        # what templates keep, such as the files that they include, may not grow with each request
+        while _address_space() <= largest and (head := os.read(requests, _LENGTH.size)):
             cpu_s, request = pickle.loads(_read(requests, _LENGTH.unpack(head)[0]))  # noqa: S301 - the worker wrote it
             _limit_cpu(cpu_s)
             _write(replies, json.dumps(_reply(work, cpu_s, request)).encode())
@@ -213,6 +233,12 @@ def _close_others(*kept: int) -> None:
             if descriptor not in kept:
                 with suppress(OSError):  # the descriptor of the listing itself
                     os.close(descriptor)
+
+
+def _address_space() -> int:
+    with suppress(OSError):
+        return address_space()
+    return 0
 
 
 def _limit_cpu(cpu_s: float) -> None:

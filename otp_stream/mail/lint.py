@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .catalog_rules import check_catalogs
 from .catalogs import FOLDER
 from .file_rules import check_files
 from .finding import Finding, error_finding
+from .forked_renderer import run_once
 from .identity import MailIdentity
 from .language import SOURCE, normal_locale
 from .mail_template import MailTemplate
@@ -29,6 +30,8 @@ from .templates import LOCALE, TemplateError, Templates
 
 __all__ = ["SAMPLE", "SAMPLE_CODE", "Finding", "lint", "lint_at_start", "sample_job"]
 
+_START_CPU_S = 30.0
+_TIMEOUT_S = 120.0
 SAMPLE_CODE = "123456"
 """The code of sample jobs."""
 SAMPLE: Mapping[str, Any] = {
@@ -137,12 +140,17 @@ def _with_languages(finding: Finding, locales: set[str]) -> Finding:
 
 
 def lint_at_start(templates_dir: Path, default_locale: str) -> list[Finding]:
-    """Return what a worker logs about its templates at start. Renders none, because that may crash the process.
+    """Return what a worker logs about its templates at start. Runs in another process, and renders none.
 
-    Names that producers may set in metadata are left out, unless they look misspelt.
+    Names that producers may set in metadata are left out, unless they look misspelt. Raises `ComposeError` if the
+    process crashes, `CpuLimitError`, `MemoryError`, and `OSError` if it cannot be started.
     """
-    templates = Templates(templates_dir, default_locale, [], (SourceMarkers,), inline=False)
-    return _in_order(_unrendered(templates, templates_dir, {}))
+
+    def found() -> list[str]:
+        templates = Templates(templates_dir, default_locale, [], (SourceMarkers,), inline=False)
+        return [json.dumps(asdict(it)) for it in _in_order(_unrendered(templates, templates_dir, {}))]
+
+    return [Finding(**json.loads(it)) for it in run_once(found, _START_CPU_S, _TIMEOUT_S)]
 
 
 def _unrendered(templates: Templates, templates_dir: Path | None, metadata: Mapping[str, Any]) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Reads the files of templates: each once, with its style sheet inlined."""
 
+import time
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from types import CodeType
@@ -15,6 +16,9 @@ from .template_analysis import GETTEXT, Parsed
 
 BUILT_IN_PREFIX = "built-in/"
 """Prefix of the path of a built-in file that the operator's file of the same path must not override."""
+
+_FILE_CPU_S = 1.0
+"""CPU time to compile one file, usually 5 ms. The worker does nothing else during those calls of C code."""
 
 _Key = tuple[str, str, bool, frozenset[str]]
 """A built-in file: its path and source, and how it is read."""
@@ -82,7 +86,10 @@ class TemplateLoader(FileSystemLoader):
         key = self._key(environment, name, source, filename)
         code = _CODE.get(key)
         if code is None:
+            began = time.thread_time()
             code = environment.compile(self.parse(environment, name)[1], name, filename)
+            if time.thread_time() - began > _FILE_CPU_S:
+                raise SecurityError(f"{name} takes more than {_FILE_CPU_S:g} s to compile; shorten it")
             if key is not None:
                 _CODE[key] = code
         return environment.template_class.from_code(environment, code, globals or {}, is_current)

@@ -43,6 +43,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
     intercepted_binops: ClassVar[frozenset[str]] = frozenset({"*", "**"})  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Refuse what Jinja does, and methods of classes: `cycler.reset` changes any object that it is called with."""
+        return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Multiply or raise to a power. Raises `SecurityError` if the result is huge."""
         if isinstance(left, int) and isinstance(right, int):
@@ -100,6 +104,11 @@ def limit_memory(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
+def address_space() -> int:
+    """Return the size of this process in bytes. Raises `OSError` where there is no /proc."""
+    return _pages() * resource.getpagesize()
+
+
 def _pages() -> int:
     # takes a third of the time of `Path.read_bytes`
     statm = os.open("/proc/self/statm", os.O_RDONLY)
@@ -114,7 +123,7 @@ def _bounded_memory() -> Generator[None]:
     """Limit the address space of this process to `MEMORY` more bytes than now. Linux only."""
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = _pages() * resource.getpagesize() + MEMORY
+        limit = address_space() + MEMORY
         if soft == resource.RLIM_INFINITY or limit < soft:
             resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     except (OSError, ValueError):

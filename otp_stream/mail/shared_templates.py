@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from otp_stream.core.mail import ComposeError
+
+from .folder_files import UnsafeFileError, noted
+from .forked_renderer import run_once
 from .identity import MailIdentity
-from .templates import Templates, fallbacks
+from .sandbox import MEMORY, CpuLimitError
+from .templates import TemplateError, Templates, fallbacks
+
+_COMPILE_CPU_S = 30.0
+"""CPU time for the templates of one folder; a hundred of them with all translations take 2 s."""
+_TIMEOUT_S = 120.0
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
 """Path, time of the last change, size and inode of each file of a folder."""
@@ -36,8 +46,50 @@ class SharedTemplates:
         key = self.key(identity)
         if key not in self.compiled:
             earlier = self._earlier.get(key)
-            self.compiled[key] = earlier or Templates(identity.templates_dir, identity.default_locale)
+            self.compiled[key] = earlier or _compiled(identity.templates_dir, identity.default_locale)
         return self.compiled[key]
+
+
+def _compiled(folder: Path | None, default_locale: str) -> Templates:
+    """Compile templates. Those of an operator are first compiled in another process, which a file may block or crash.
+
+    If no process can be started, they are compiled in this one, because mails wait for them.
+    """
+    if folder is None:
+        return Templates(None, default_locale)
+    files: list[str] = []
+    try:
+        problem, *files = run_once(partial(_check, folder, default_locale), _COMPILE_CPU_S, _TIMEOUT_S)
+    except CpuLimitError:
+        problem = f"{folder}: to compile its templates takes more than {_COMPILE_CPU_S:g} s; shorten them"
+    except MemoryError:
+        problem = f"{folder}: to compile its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
+    except ComposeError:
+        problem = f"{folder}: to compile its templates crashes the process; do not nest HTML or Jinja so deeply"
+    except OSError:
+        return Templates(folder, default_locale)
+    if problem:
+        raise TemplateError(problem)
+
+    checked = frozenset(files)
+
+    def refuse_others(file: str) -> None:
+        if file not in checked:
+            raise UnsafeFileError("has changed while it was read")
+
+    with noted(refuse_others):
+        return Templates(folder, default_locale)
+
+
+def _check(folder: Path, default_locale: str) -> list[str]:
+    """Return what is wrong with the templates of a folder, empty if nothing is, and each file that was read."""
+    files: list[str] = []
+    try:
+        with noted(files.append), suppress(OSError):  # the worker reports the same one
+            Templates(folder, default_locale)
+    except TemplateError as error:
+        return [str(error)]
+    return ["", *files]
 
 
 def fingerprint(folder: Path) -> Fingerprint:

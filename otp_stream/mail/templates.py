@@ -257,6 +257,9 @@ class Templates:
             raise TemplateError(f"template {path}: {error}") from error
         except RecursionError:
             raise TemplateError(f"template {path}: is nested too deeply; split its longest expression") from None
+        except (SyntaxError, ValueError) as error:  # Python refuses what Jinja has made of it
+            text = error.msg if isinstance(error, SyntaxError) else str(error).partition(":")[0]
+            raise TemplateError(f"template {path}: {text}") from None
 
     def _compile_referenced(self, path: str, seen: set[str]) -> None:
         """Compile a file and those that it extends or includes, which Jinja would read only for the first e-mail."""

@@ -52,6 +52,22 @@ async def test_a_changed_template_is_used_for_the_next_mail_and_a_broken_one_is_
     assert worker.log.count(KEPT) == 1
 
 
+async def test_a_file_that_crashes_or_stops_its_compilation_changes_nothing(stage: Stage) -> None:
+    folder = stage.folder / "templates"
+    worker = await started(stage, folder)
+    html = "<html><style data-inline>p{color:red}</style><body>{{ otp }}"
+    attacks = ("{% for i in [1] %}" * 25 + "{% endfor %}" * 25, html + "<b>" * 20_000, html + '<a"' * 12_000)
+    for number, attack in enumerate(attacks, 1):
+        (folder / "otp/body.html").write_text(attack)
+        await worker.wait_log(KEPT, 60, times=number)
+        assert await send(stage, number) == "first"
+    (folder / "otp/body.html").unlink()
+    put(folder, "second")
+    await worker.wait_log(USED)
+    assert await send(stage, len(attacks) + 1) == "second"
+    assert "background task failed" not in worker.log
+
+
 async def test_sighup_reads_templates_at_any_time(stage: Stage) -> None:
     folder = stage.folder / "templates"
     worker = await started(stage, folder)

@@ -336,6 +336,8 @@ def test_a_template_that_fails_shows_no_data(tmp_path: Path) -> None:
         "{{ 1000000000 * 'x' }}",
         "{{ 10 ** (10 ** 8) }}",
         "{% for i in range(1000000000) %}{% endfor %}",
+        "{{ cycler.reset(range) }}",
+        "{% set it = {} %}{{ dict.update(it, {1: 2}) }}",
     ],
 )
 def test_a_template_reaches_nothing_but_what_it_is_given(attack: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Operators' templates run in child processes: what they can stop, change and keep there."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 from mails import identity, job, new_composer, part, read, write
 
 from otp_stream.core.mail import ComposeError
-from otp_stream.mail import Composer
+from otp_stream.mail import Composer, TemplateError
 from otp_stream.mail.forked_renderer import ForkedRenderer
+from otp_stream.mail.lint import lint_at_start
+from otp_stream.mail.templates import Templates
 
 COMPOSER = new_composer()
 
@@ -152,6 +155,81 @@ def test_a_template_that_crashes_each_process_fails_alone() -> None:
     renderer = ForkedRenderer(work)
     with pytest.raises(ComposeError, match="ended its process"):
         renderer.run(1, "a text")
+
+
+def test_a_process_whose_memory_grows_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otp_stream.mail.forked_renderer.MEMORY", 1 << 20)
+    # Jinja keeps each file under each name by which it was included
+    names = "('./' * (place|length * 20 + i)) ~ 'large.txt'"
+    write(
+        tmp_path,
+        large_txt="{% if false %}" + "{{ a }}" * 200 + "{% endif %}",
+        otp__body_txt=f"{{{{ otp }}}}{{% for i in range(20) %}}{{% include {names} ignore missing %}}{{% endfor %}}",
+    )
+    composer = new_composer(tmp_path)
+    before, used = children(), set[int]()
+    for number in range(1, 60):
+        assert composer.compose(job(place="x" * number))
+        used |= children() - before
+        if len(used) > 1:
+            break
+    assert len(used) > 1
+    assert len(children() - before) == 1
+
+
+_INLINED = "<html><style data-inline>p{color:red}</style><body>{{ otp }}"
+
+
+@pytest.mark.parametrize(
+    ("attack", "problem"),
+    [
+        (_INLINED + "<b>" * 20_000, "crashes the process"),
+        (_INLINED + '<a"' * 6_000, "template otp/body.html: otp/body.html takes more than 0.1 s to compile"),
+        ("{{ a }}" * 8_000, "template otp/body.html: otp/body.html takes more than 0.1 s to compile"),
+        ("{% for i in [1] %}" * 25 + "{% endfor %}" * 25, "template otp/body.html: too many statically nested blocks"),
+        ("{% if otp %}" * 150 + "{% endif %}" * 150, "template otp/body.html: too many levels of indentation"),
+        ("{{ dict(a=1, a=2) }}", "template otp/body.html: keyword argument repeated"),
+        ("{{ otp[1:2, 3] }}", "template otp/body.html: invalid syntax"),
+        ("{{ " + "1" * 5_000 + " }}", "template otp/body.html: Exceeds the limit"),
+    ],
+)
+def test_a_file_that_crashes_or_blocks_its_compilation_is_refused(
+    attack: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otp_stream.mail.loader._FILE_CPU_S", 0.1)
+    monkeypatch.setattr("otp_stream.mail.shared_templates._COMPILE_CPU_S", 20.0)
+    write(tmp_path, otp__body_html=attack)
+    with pytest.raises(TemplateError, match=re.escape(problem)):
+        new_composer(tmp_path)
+
+
+def test_templates_that_take_too_long_to_compile_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otp_stream.mail.shared_templates._COMPILE_CPU_S", 0.2)
+    write(tmp_path, otp__body_html=_INLINED + '<a"' * 20_000)
+    with pytest.raises(TemplateError, match=r"takes more than 0\.2 s; shorten them"):
+        new_composer(tmp_path)
+
+
+def test_a_file_that_changes_after_it_was_checked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = os.getpid()
+    write(tmp_path, otp__body_txt="first {{ otp }}")
+
+    def compiled(*arguments: object) -> Templates:
+        if os.getpid() == worker:
+            write(tmp_path, otp__body_txt="second {{ otp }}")
+        return Templates(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr("otp_stream.mail.shared_templates.Templates", compiled)
+    with pytest.raises(TemplateError, match=r"otp/body.txt has changed while it was read"):
+        new_composer(tmp_path)
+
+
+def test_the_checks_at_start_run_in_another_process(tmp_path: Path) -> None:
+    write(tmp_path, otp__body_html=_INLINED + "<b>" * 20_000)
+    with pytest.raises(ComposeError):
+        lint_at_start(tmp_path, "en")
+    (tmp_path / "otp/body.html").write_text("{{ otp }}{{ usrName }}")
+    assert "usrName" in {it.unknown for it in lint_at_start(tmp_path, "en")}
 
 
 _TRACING_BY_GRPC = """
