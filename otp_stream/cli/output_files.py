@@ -15,7 +15,7 @@ def replaced_file(path: Path, mode: int = 0o666) -> Generator[TextIO]:
     """Write a file in UTF-8, which replaces an existing one when it is complete. Raises `OSError`, also for a link."""
     if path.is_symlink():
         raise OSError(ELOOP, "is a link; name the file itself")
-    path = path.resolve()
+    path = path.parent.resolve() / path.name  # even if it is a link by now, only the link is replaced
     if path.exists() and not path.is_file():
         raise OSError(EINVAL, "is not a file")
     temporary = path.with_name(f"{path.name}.{os.getpid()}")

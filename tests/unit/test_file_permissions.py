@@ -102,3 +102,13 @@ def test_an_export_follows_no_link(folder: Path) -> None:
         pass
     assert other.read_text() == "precious"
     assert link.is_symlink()
+
+
+def test_a_file_that_becomes_a_link_leads_to_no_other_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, link = secret(folder / "other", 0o600, "kept"), folder / "out"
+    link.symlink_to(other)
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)  # it was none a moment before
+    with replaced_file(link) as file:
+        file.write("new")
+    assert other.read_text() == "kept"
+    assert link.read_text() == "new"
