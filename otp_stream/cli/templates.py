@@ -236,6 +236,10 @@ def _screenshot(html: str, width: int, browser: str | None, *, dark: bool) -> by
 
 def _put(content: bytes, out: Path | None, option: str) -> None:
     if out is None:
+        if sys.stdout.isatty():  # an editor of templates must not control the terminal
+            content = output.plain(content.decode(errors="replace").replace("\r\n", "\n")).plain.encode(
+                errors="replace"
+            )
         sys.stdout.buffer.write(content)
         return
     with output_file(out, option) as file:
