@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import signal
 import sys
+from errno import ENOSPC
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,7 +76,22 @@ def main() -> None:
     """Run the command line."""
     for name in ("aiormq", "aio_pika", "pamqp"):  # these show whole messages and headers, and with them codes
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    cli()
+    _open_closed()
+    try:
+        cli()
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        # what is not written yet would fail again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"otp-stream: the output cannot be written: {error.strerror}")
+
+
+def _open_closed() -> None:
+    """Open standard input and output if the process was started without them: otherwise Python has none."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - kept
 
 
 @cli.callback(invoke_without_command=True)

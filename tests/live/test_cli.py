@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cli import names, otp_stream
 from conftest import Stage
-from processes import start
+from processes import SCRIPTS, start
 from rabbitmq import free_port, until
 from worker import CODE
 
@@ -140,3 +141,26 @@ async def test_ctrl_c_while_a_command_waits_for_the_broker_is_no_traceback(
         server.close()
     assert "Traceback" not in output.read_text()
     assert "Exception" not in output.read_text()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", [("sealing", "new"), ("dead", "drop", "--all", "--yes")], ids=" ".join)
+def test_a_command_needs_no_open_input_or_output(closed: str, words: tuple[str, ...], stage: Stage) -> None:
+    shell = ("sh", "-c", f'exec "$@" {closed}', "sh", str(SCRIPTS / "otp-stream"), *words)
+    env = {"PATH": os.environ["PATH"], **names(stage)}
+    ran = subprocess.run(shell, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in ran.stderr
+    if words[0] == "sealing":
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_an_output_that_cannot_be_written_is_reported() -> None:
+    for words in (("sealing", "new"), ("tokens", "new", "ada"), ("asyncapi",)):
+        with Path("/dev/full").open("w") as full:
+            ran = subprocess.run(
+                (str(SCRIPTS / "otp-stream"), *words),
+                env={"PATH": os.environ["PATH"]}, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                timeout=60,
+            )  # fmt: skip
+        assert ran.returncode == 1
+        assert ran.stderr.splitlines()[-1] == ("otp-stream: the output cannot be written: No space left on device")
