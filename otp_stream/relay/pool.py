@@ -60,7 +60,7 @@ class Pool:
     def saturated(self) -> bool:
         """Whether every connection that ordinary jobs may use is in use, or is being opened or replaced."""
         reserved = self._config.pool_size - self._config.ordinary_connections
-        return self.room <= reserved and not self.idle
+        return self.room + len(self.idle) <= reserved
 
     def grow(self, wanted: int, connect: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run `connect` until `wanted` connections are being opened, within the pool size and the handshake limit."""

@@ -22,7 +22,8 @@ def check(upstream: Upstream, slowness: Slowness, choice: RelayChoice, now_ms: i
     # a mail can leave the relay only until its content has been sent, which is worth a round trip, but for a backlog
     is_fast = not (unusual or slowness.detector.slow_sends or slowness.domains)
     pool.support.careful = not (is_fast and choice.has_backlog)
-    is_full = len(pool.open) >= upstream.config.ordinary_connections and not pool.idle
+    # a connection that is reserved for urgent mails may be idle while all others are busy
+    is_full = len(pool.open) - len(pool.idle) >= upstream.config.ordinary_connections
     slowness.clogged = is_full and 2 * len(unusual) > len(pool.open)
     for connection, mail in unusual:
         if slowness.is_overdue(mail, now):

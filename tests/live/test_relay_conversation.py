@@ -399,7 +399,8 @@ async def test_a_connection_is_kept_for_urgent_jobs(relay: ScriptedRelay):
         slow = [asyncio.create_task(send(smtp)) for _ in range(5)]
         await relay.wait(lambda: smtp.state()[0].sending == 2, "two mails on the wire")
         assert isinstance(await send(smtp, "urgent@example.com", rank=0), Accepted)
-        assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (2, 3)
+        state = smtp.state()[0]
+        assert (state.sending, state.waiting, state.connections, state.saturated) == (2, 3, 3, True)
         relay.always("body", None, to="user@example.com")
         relay.cut()
         await asyncio.gather(*slow)

@@ -35,8 +35,10 @@ class Pair:
     def names(self) -> tuple[str, str]:
         return f"127.0.0.1:{self.first.port}", f"127.0.0.1:{self.second.port}"
 
-    async def send(self, name: str, *, domain: str = "example.com", prefer: str | None = None) -> Outcome:
-        return await send(self.smtp, f"{name}@{domain}", prefer)
+    async def send(
+        self, name: str, *, domain: str = "example.com", prefer: str | None = None, rank: int = 0
+    ) -> Outcome:
+        return await send(self.smtp, f"{name}@{domain}", prefer, rank)
 
     def recipients(self) -> tuple[list[str], list[str]]:
         """Return who got mail over the first relay, and who over the second."""
@@ -51,10 +53,11 @@ class Pair:
         assert self.smtp.state()[0].slow
 
 
-async def send(smtp: SmtpRelay, to: str, prefer: str | None = None) -> Outcome:
+async def send(smtp: SmtpRelay, to: str, prefer: str | None = None, rank: int = 0) -> Outcome:
     ends = now_ms() + 60_000
+    mail = Mail(to, CONTENT)
     async with asyncio.timeout(10):
-        return await smtp.send(Mail(to, CONTENT), rank=0, lane="jobs", expires_ms=ends, deadline_ms=ends, prefer=prefer)
+        return await smtp.send(mail, rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, prefer=prefer)
 
 
 @pytest.fixture
@@ -211,6 +214,28 @@ async def test_a_domain_that_is_slow_at_one_relay_is_sent_through_the_other(pair
     assert pair.first.commands().count("MAIL") == begun
     assert isinstance(await pair.send("other"), Accepted)
     assert pair.recipients()[0] == [*(f"other{at}" for at in range(10)), "other"]
+
+
+async def test_mails_wait_for_no_busy_relay_while_its_connection_for_urgent_mails_is_idle(pair: Pair):
+    for at in range(50):  # from then on, it is known how long a reply to a content takes
+        assert isinstance(await pair.send(f"u{at}"), Accepted)
+    pair.first.always("body", SILENCE, to="@slow.example")
+    others = [asyncio.create_task(pair.send(f"slow{at}", domain="slow.example", rank=2)) for at in range(9)]
+    await pair.first.wait(lambda: pair.smtp.state()[0].sending == 9, "nine mails on connections")
+    assert isinstance(await pair.send("urgent"), Accepted)
+    first = pair.smtp.state()[0]
+    assert (first.connections, first.saturated) == (10, True)
+    waiting = asyncio.create_task(pair.send("one", rank=2))
+    while not waiting.done():
+        # the replies to these show that the relay is not stalled
+        assert isinstance(await pair.send("urgent"), Accepted)
+        await asyncio.sleep(0.1)
+    outcome = await waiting
+    assert isinstance(outcome, Accepted)
+    assert outcome.route == Route(pair.names[1])
+    assert set(pair.recipients()[0][50:]) == {"urgent"}
+    for other in others:
+        other.cancel()
 
 
 async def test_a_mail_returns_if_the_other_relay_is_down(pair: Pair):
