@@ -52,7 +52,7 @@ class Upstream:
         self._changed = changed
         self._now_ms = now_ms
         self._growth = Pauses(fraction)
-        self._grow_from_ms = 0
+        self.grow_from_ms = 0  # until then no connection is opened beside others, because the relay refused the last
         self._ordinary_limit = config.ordinary_connections
         self._ordinary = 0
         self._sending = 0
@@ -111,7 +111,7 @@ class Upstream:
 
     def retry_login(self) -> None:
         """Open connections without a pause, because the secret of the login is another one now."""
-        self._grow_from_ms = 0
+        self.grow_from_ms = 0
         self.availability.retry_login(self._now_ms())
 
     def probe_in_ms(self) -> int:
@@ -233,7 +233,7 @@ class Upstream:
     def _connect_failed(self, error: RelayUnavailableError) -> None:
         # while other connections work, or may still be opened, only the growth of the pool pauses
         if self.pool.open or (error.reason in {"throttled", "unreachable"} and self.pool.opening):
-            self._grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
+            self.grow_from_ms = self._now_ms() + self._growth.next_ms(error.reason)
             return
         pending = self._waiting.take(self.availability, urgent_only=False)
         text = scrub(str(error))
@@ -266,7 +266,7 @@ class Upstream:
         if self.pool.room <= 0 or not self.breaker.passable:
             return
         urgent, others = self._waiting.count(self.availability)
-        if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self._grow_from_ms):
+        if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self.grow_from_ms):
             return
         ordinary = min(others, max(self._ordinary_limit - self._ordinary, 0))
         wanted = urgent + ordinary if self.breaker.state == "closed" else 1

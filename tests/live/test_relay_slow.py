@@ -238,6 +238,26 @@ async def test_mails_wait_for_no_busy_relay_while_its_connection_for_urgent_mail
         other.cancel()
 
 
+async def test_mails_wait_for_no_relay_whose_connections_are_busy_and_that_accepts_no_more(pair: Pair):
+    pair.first.always("body", Act(delay_s=0.05))
+    for _ in range(13):
+        await asyncio.gather(*(pair.send(f"u{at}") for at in range(4)))
+    opened = pair.smtp.state()[0].connections
+    assert opened == 4
+    pair.first.always("greeting", Act("421 4.7.0 too many connections", then="close"))
+    pair.first.always("body", SILENCE, to="@slow.example")
+    slow = [asyncio.create_task(pair.send(f"slow{at}", domain="slow.example", rank=2)) for at in range(opened - 1)]
+    await pair.first.wait(lambda: pair.smtp.state()[0].sending == opened - 1, "mails on all connections but one")
+    # one connection sends a mail in a tenth of a second: it would need six seconds
+    pair.first.always("body", Act(delay_s=0.1))
+    outcomes = await asyncio.gather(*(pair.send(f"v{at}", rank=2) for at in range(60)))
+    routes = [it.route for it in outcomes if isinstance(it, Accepted)]
+    assert len(routes) == 60
+    assert routes.count(Route(pair.names[1])) > 30
+    for other in slow:
+        other.cancel()
+
+
 async def test_a_mail_returns_if_the_other_relay_is_down(pair: Pair):
     await pair.second.stop()
     pair.first.then("rcpt", SILENCE)
