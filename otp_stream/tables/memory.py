@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import structlog
 
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled, span
+from otp_stream.core.job import CLOCK_TOLERANCE_MS
 
 from .keys import JobKeys
 from .sent_records import SentRecords
@@ -212,11 +213,7 @@ class MemoryTables:
         place = f"{keys.recipient}:{keys.purpose}"
         newest = self._newest.get(place, now_ms) if keys.recipient else None
         # a newer code may never be sent, so it supersedes only codes that expire before it
-        newer = (
-            newest is None
-            or (made_ms, arrival) >= (newest.made_ms, newest.arrival)
-            or newest.until_ms < keys.expires_ms
-        )
+        newer = newest is None or not _is_before(made_ms, arrival, newest, now_ms) or newest.until_ms < keys.expires_ms
         if newest is not None and not newer and newest.code != keys.code:
             self._seen.put(keys.key, SeenJob(arrival, made_ms, until_ms), now_ms)
             return Superseded()
@@ -277,6 +274,17 @@ class MemoryTables:
         self.throttled[limit.name, key] += 1
         if len(self.throttled) > 1000:
             self.throttled = Counter(dict(self.throttled.most_common(500)))
+
+
+def _is_before(made_ms: int, arrival: int, newest: Newest, now_ms: int) -> bool:
+    """Return whether a code is older than the newest one.
+
+    A code that was made later than now shows that the clock was set back: the order of arrival counts then, so that
+    codes made since are not taken for older ones.
+    """
+    if made_ms != newest.made_ms and max(made_ms, newest.made_ms) <= now_ms + CLOCK_TOLERANCE_MS:
+        return made_ms < newest.made_ms
+    return arrival < newest.arrival
 
 
 def text_table(limit: int) -> BoundedTable[ExpiringText]:

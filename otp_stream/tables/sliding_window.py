@@ -28,14 +28,26 @@ def jobs_in(window: Window) -> int:
 
 
 def advance(window: Window, slice_: int) -> Window:
-    """Return the window that ends with this slice, without earlier slices that are no longer in it."""
+    """Return the window that ends with this slice, without earlier slices that are no longer in it.
+
+    If the clock was set back, later slices count in this one: they must not count until the clock has caught up.
+    """
     start, total = _SUM.size, jobs_in(window)
     while start < len(window):
         at, jobs = _SLICE.unpack_from(window, start)
         if at >= slice_ - SLICES:
             break
         start, total = start + _SLICE.size, total - jobs
+    if start < len(window) and last_slice(window) > slice_:
+        return _merged(window[start:], total, slice_)
     return window if start == _SUM.size else _SUM.pack(total) + window[start:]
+
+
+def _merged(slices: bytes, total: int, last: int) -> Window:
+    """Return the window with these slices, of which those from `last` on are one."""
+    before = [it for it in _SLICE.iter_unpack(slices) if it[0] < last]
+    after = total - sum(jobs for _, jobs in before)
+    return _SUM.pack(total) + b"".join(_SLICE.pack(*it) for it in (*before, (last, after)))
 
 
 def add_job(window: Window, slice_: int) -> Window:

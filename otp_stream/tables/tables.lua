@@ -33,11 +33,12 @@
 -- made:<hash>       the id generated for a job without one, by its content
 -- ranked:<hash>     the status of a job, or the request that used an idempotency key, after its rank
 -- throttled         keys over a limit most often, for a day       stats  counts of answers to jobs
--- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms)
+-- rate:<relay>      the schedule of a relay: next (us), base (per second), since (ms), at (us): its last reservation
 -- flag:<name>       what all workers know for a while: a session that ended, a relay that accepts mail again
 
 local P, me = ARGV[1], ARGV[2]
 local SLICES, DAY = 100, 86400000
+local TOLERANCE = 5000 -- how much the clocks of workers and this server may differ, as in core/job.py
 local KEEP = 60000 -- how much longer than its code is valid a job stays here, as in tables/keys.py
 local now_us, at = nil, 5
 local limits = {}
@@ -71,18 +72,22 @@ local function next_arg()
   return ARGV[at - 1]
 end
 
--- Drop the slices that have left the window; returns its number of jobs. Only the first call in a slice reads all.
+-- Drop the slices that have left the window; returns its number of jobs. Only the first call in a slice reads all. If the
+-- clock was set back, later slices count in this one: they must not count until the clock has caught up.
 local function jobs_in(key, slice)
   local found = redis.call('HMGET', key, 'at', 'sum')
   if tonumber(found[1]) == slice then return tonumber(found[2]) end
-  local all, sum, gone = redis.call('HGETALL', key), 0, {}
+  local all, sum, later, gone = redis.call('HGETALL', key), 0, 0, {}
   for i = 1, #all, 2 do
-    local place = tonumber(all[i])
+    local place, jobs = tonumber(all[i]), tonumber(all[i + 1])
     if place then
-      if place < slice - SLICES then gone[#gone + 1] = all[i] else sum = sum + tonumber(all[i + 1]) end
+      if place < slice - SLICES or place > slice then gone[#gone + 1] = all[i] end
+      if place > slice then later = later + jobs end
+      if place >= slice - SLICES then sum = sum + jobs end
     end
   end
   if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
+  if later > 0 then redis.call('HINCRBY', key, whole(slice), later) end
   if #all > 0 then redis.call('HSET', key, 'at', whole(slice), 'sum', sum) end
   return sum
 end
@@ -200,6 +205,13 @@ local function look_up(jobs, old_key, made)
   return known, holder, arrival, made
 end
 
+-- Whether one code is older than another. A code that was made later than now shows that a clock was set back: the order
+-- of arrival counts then, so that codes made since are not taken for older ones.
+local function is_before(made, arrival, its_made, its_arrival)
+  if made ~= its_made and math.max(made, its_made) <= now_ms() + TOLERANCE then return made < its_made end
+  return arrival < its_arrival
+end
+
 local function admit()
   local old_key, made, ttl, counted = next_arg(), tonumber(next_arg()), next_arg(), next_arg() == '1'
   local jobs, newests, windows = read_keys()
@@ -218,7 +230,7 @@ local function admit()
         its_made, its_arrival = tonumber(its_made), tonumber(its_arrival)
         -- a newer code that expires long before this one may never be sent: it supersedes only what it outlives
         local older = tonumber(until_ms) >= now_ms() + tonumber(ttl) - KEEP
-          and (made < its_made or (made == its_made and arrival < its_arrival))
+          and is_before(made, arrival, its_made, its_arrival)
         if older and its_code ~= it.code then
           -- this worker may be sending it: until it releases the claim, no copy may be sent
           local state = holder == me and 'c:' .. me or 'r:'
@@ -345,17 +357,23 @@ local function reserve()
   local key = P .. 'rate:' .. next_arg()
   local number, ceiling, slowed = tonumber(next_arg()), tonumber(next_arg()), next_arg() == '1'
   local now = clock_us()
-  local found = redis.call('HMGET', key, 'next', 'base', 'since')
+  local found = redis.call('HMGET', key, 'next', 'base', 'since', 'at')
+  -- if the clock was set back, the schedule is too: no mail may wait until the clock has caught up
+  local back = math.max((tonumber(found[4]) or now) - now, 0)
   local rate, since = ceiling, tonumber(found[3])
+  if since and back > 0 then
+    since = since - back / 1000
+    redis.call('HSET', key, 'since', whole(since))
+  end
   if since then rate = math.min(ceiling, tonumber(found[2]) + ceiling / 40 * (now / 1000 - since) / 1000) end
   if slowed and (not since or now / 1000 - since >= 1000) then
     rate = math.max(math.min(math.max(ceiling / 100, 0.1), ceiling), rate / 2)
     redis.call('HSET', key, 'base', string.format('%.6f', rate), 'since', whole(now / 1000))
   end
   local every = 1000000 / rate
-  local first = math.max(tonumber(found[1]) or 0, now)
+  local first = math.max((tonumber(found[1]) or 0) - back, now)
   local next = first + number * every
-  redis.call('HSET', key, 'next', whole(next))
+  redis.call('HSET', key, 'next', whole(next), 'at', whole(now))
   redis.call('PEXPIRE', key, whole(600000 + (next - now) / 1000))
   return 'ok:' .. whole(first - now) .. ':' .. whole(every) .. ':' .. string.format('%.6f', rate)
 end

@@ -488,6 +488,16 @@ async def test_a_code_that_is_throttled_supersedes_nothing(backend: Backend) -> 
     await claim(tables, job("old", otp="111111"))
 
 
+async def test_after_the_clock_was_set_back_the_code_that_arrives_later_is_newer(backend: Backend) -> None:
+    tables = await backend.tables(supersede=True)
+    await ask(tables, job("old", otp="111111"))
+    backend.now_ms -= HOUR
+    (await claim(tables, job("new", otp="222222", at=backend.now_ms))).release()
+    backend.now_ms += 1000
+    (await claim(tables, job("newer", otp="333333", at=backend.now_ms))).release()
+    assert await ask(tables, job("new", otp="222222", at=backend.now_ms - 1000)) == Superseded()
+
+
 async def test_with_supersede_off_every_code_is_sent(backend: Backend) -> None:
     tables = await backend.tables()
     await claim(tables, job("new", otp="222222", at=NOW + 1))
@@ -606,6 +616,21 @@ async def test_no_window_of_the_period_ever_holds_more_than_the_limit(backend: B
         assert sum(at <= other < at + 10_000 for other in sent) <= 7
     spent_ms = backend.now_ms - NOW
     assert len(sent) >= 7 * (spent_ms // 10_100)  # at most a hundredth is lost
+
+
+async def test_after_the_clock_was_set_back_a_limit_throttles_for_one_period_at_most(backend: Backend) -> None:
+    tables = await backend.tables(Limit("total", 3, HOUR))
+    for number in range(2):
+        await send(tables, job(f"before{number}"))
+    backend.now_ms -= 24 * HOUR
+    await send(tables, job("after"))
+    admission = await tables.admit(job("over"), NOW + HOUR)
+    assert isinstance(admission, Throttled)
+    assert backend.now_ms + HOUR <= admission.allowed_ms <= backend.now_ms + HOUR * 1.02
+    backend.now_ms = admission.allowed_ms
+    for number in range(3):
+        await send(tables, job(f"later{number}"))
+    assert isinstance(await tables.admit(job("again"), NOW + HOUR), Throttled)
 
 
 async def test_entries_of_limits_expire_after_their_window(backend: Backend) -> None:

@@ -570,6 +570,22 @@ return table.concat(out, ' ')
 """
 
 
+async def test_after_the_clock_of_redis_was_set_back_no_mail_waits_until_it_has_caught_up(world: World) -> None:
+    clock = now_ms()
+    one = await world.worker(clock=lambda: clock)
+    for _ in range(3):
+        assert await one.reserve("relay:25", 1, 10.0, True) is not None
+    clock -= 60 * 60_000
+    grant = await one.reserve("relay:25", 1, 10.0, False)
+    assert grant is not None
+    assert 0.5 < grant.first_in_s < 0.7  # the schedule of before: three slots, 0.2 s apart
+    assert grant.allowed == pytest.approx(5.0)
+    clock += 20_000
+    grant = await one.reserve("relay:25", 1, 10.0, False)
+    assert grant is not None
+    assert (grant.first_in_s, grant.allowed) == (0, pytest.approx(10.0))
+
+
 async def test_every_key_expires(world: World) -> None:
     limits = read_limits("recipient", "1/1h")
     one = await world.worker(*limits, supersede=True)
