@@ -1,17 +1,14 @@
 """The worker process: start, signals and graceful shutdown."""
 
-import argparse
 import asyncio
 import gc
 import logging
-import multiprocessing
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +17,6 @@ import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.app import cast_uvicorn_params
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.supervisors.multiprocess import Multiprocess
 
 from . import __version__
 from .asgi import NOT_FOUND, SecureApp
@@ -28,6 +24,7 @@ from .http_connections import connection_limit, limit_connections
 from .http_input import limit_input
 from .parts import Parts
 from .settings import find_warnings, tenant_warnings
+from .supervisor import adapt_supervisor, is_supervisor, stop_with_supervisor
 from .telemetry import configure_logs, flush_logs, resource_attributes
 
 _UVICORN_OPTIONS = (
@@ -146,14 +143,14 @@ class OtpStream(AsgiFastStream):
 
         That process restarts every worker that exits, so it would do so forever.
         """
-        if not _is_supervisor(sys.argv, os.environ):
+        if not is_supervisor(sys.argv, os.environ):
             return
         given = [it[2:].partition("=")[0].replace("-", "_") for it in sys.argv if it.startswith("--")]
         # alone, the worker ignores them; here uvicorn would use them: some lift limits on requests and connections
         unknown = sorted(it for it in given if it not in _KNOWN_OPTIONS and not it.startswith("ssl"))
         self.problems = [*self.problems, *map(_not_used, unknown)]
         self._exit_if_invalid(given)
-        setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010 - pyright expects uvicorn's method
+        adapt_supervisor()
 
     def _exit_if_invalid(self, options: Iterable[str]) -> None:
         if any(it.startswith("ssl") for it in options):
@@ -173,6 +170,7 @@ class OtpStream(AsgiFastStream):
         # again: with --workers, uvicorn runs the application without calling `run`
         self._configure_logs()
         self._handle_hangup()
+        stop_with_supervisor()
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))
         limit_input()
@@ -224,28 +222,6 @@ class OtpStream(AsgiFastStream):
 
 def _not_used(option: str) -> str:
     return f"--{option.replace('_', '-')}: is not an option of a worker; remove it"
-
-
-def _is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether this process is `faststream run … --workers N`, which imports the application but never runs it."""
-    if multiprocessing.parent_process() is not None or Path(arguments[0]).name not in {"faststream", "__main__.py"}:
-        return False
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("command", nargs="?")
-    parser.add_argument("-w", "--workers", default=environ.get("FASTSTREAM_WORKERS", "1"))
-    known, _ = parser.parse_known_args(arguments[1:])
-    return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
-
-
-def _pass_on_hangup(supervisor: Multiprocess) -> None:
-    """Have each worker read the secret files; one that is starting reads them anyway.
-
-    uvicorn would replace the workers, and kill a new one that is not ready within five seconds.
-    """
-    for process in supervisor.processes:
-        if process.pid is not None and process.is_ready(timeout=1):
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGHUP)
 
 
 def _tune_gc() -> None:

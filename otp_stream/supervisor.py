@@ -1,0 +1,110 @@
+"""The parent process of `faststream run --workers N`, uvicorn's supervisor, and how workers end with it."""
+
+import argparse
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+_START_PAUSE_S = 3.0
+"""Pause before a worker that failed to start is replaced: to start one takes a second of CPU time."""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+_uvicorn_log = logging.getLogger("uvicorn.error")
+"""For lines of the parent process, which writes no others."""
+
+
+def is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether this process is `faststream run … --workers N`, which imports the application but never runs it."""
+    if multiprocessing.parent_process() is not None or Path(arguments[0]).name not in {"faststream", "__main__.py"}:
+        return False
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("command", nargs="?")
+    parser.add_argument("-w", "--workers", default=environ.get("FASTSTREAM_WORKERS", "1"))
+    known, _ = parser.parse_known_args(arguments[1:])
+    return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
+
+
+def adapt_supervisor() -> None:
+    """Change what uvicorn's supervisor does on SIGHUP, and when a worker fails to start."""
+    # not by attributes, because pyright expects uvicorn's methods
+    setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010
+    setattr(Multiprocess, "keep_subprocess_alive", _keep_alive)  # noqa: B010
+    setattr(Multiprocess, "run", _run(Multiprocess.run))  # noqa: B010
+
+
+def stop_with_supervisor() -> None:
+    """Stop this worker, as by SIGTERM, when its parent process is killed: another one could not bind its port."""
+    if (parent := multiprocessing.parent_process()) is None:
+        return
+    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
+
+    def stop() -> None:
+        loop.remove_reader(sentinel)
+        _log.warning("the parent process has ended: this worker stops")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sentinel, stop)
+
+
+def _pass_on_hangup(supervisor: Multiprocess) -> None:
+    """Have each worker read the secret files; one that is starting reads them anyway.
+
+    uvicorn would replace the workers, and kill a new one that is not ready within five seconds.
+    """
+    for process in supervisor.processes:
+        if process.pid is not None and process.is_ready(timeout=1):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGHUP)
+
+
+def _keep_alive(supervisor: Multiprocess) -> None:
+    """Replace the workers that have ended, or do not answer.
+
+    One that fails to start does not stop the others, as it does with uvicorn: they still use the earlier content of a
+    file that is invalid now. If no worker runs, the command ends.
+    """
+    for index, process in enumerate(supervisor.processes):
+        if process.is_alive(timeout=supervisor.config.timeout_worker_healthcheck):
+            continue
+        process.kill()
+        process.join()
+        if process.exitcode == STARTUP_FAILURE:
+            if not any(it.is_ready(timeout=1) for it in supervisor.processes if it is not process):
+                _uvicorn_log.error("A worker failed to start, and no other one runs. Stopping.")
+                supervisor.should_exit.set()
+                return
+            _uvicorn_log.error("A worker failed to start. The others continue. Another one starts in a moment.")
+            if _signalled_within(_START_PAUSE_S, supervisor):
+                return
+        else:
+            _uvicorn_log.warning("Worker [%s] has ended with %s. Starting another one.", process.pid, process.exitcode)
+        replacement = supervisor.processes[index] = Process(supervisor.config, supervisor.sockets)
+        replacement.start()
+
+
+def _signalled_within(pause_s: float, supervisor: Multiprocess) -> bool:
+    ends = time.monotonic() + pause_s
+    while time.monotonic() < ends and not supervisor.signal_queue:
+        time.sleep(0.1)
+    return bool(supervisor.signal_queue)
+
+
+def _run(run: Callable[[Multiprocess], None]) -> Callable[[Multiprocess], None]:
+    def run_and_report(supervisor: Multiprocess) -> None:
+        """Run until the end. If a worker failed to start, exit with its status, so that it is restarted."""
+        run(supervisor)
+        if any(it.exitcode == STARTUP_FAILURE for it in supervisor.processes):
+            sys.exit(STARTUP_FAILURE)
+
+    return run_and_report

@@ -1,0 +1,89 @@
+"""`faststream run --workers N`: its parent process and its workers, of which some are killed or cannot start."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import Stage
+from rabbitmq import until
+from worker import Worker, job
+
+CONSUMING = '"event":"consuming"'
+
+
+def file_of(stage: Stage) -> Path:
+    return stage.folder / "tenants.toml"
+
+
+def workers_of(command: Worker) -> list[int]:
+    """Return the process ids of its workers."""
+    assert command.process is not None
+    pid = command.process.pid
+    children = [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [it for it in children if b"spawn_main" in Path(f"/proc/{it}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+async def command(stage: Stage) -> AsyncIterator[Worker]:
+    """Start a command with two workers, and wait until both consume."""
+    tenants = file_of(stage)
+    tenants.write_text("[tenants.acme]\n")
+    stage.rabbit.tenants |= {"acme", "default"}
+    command = stage.worker(TENANTS_FILE=str(tenants))
+    command.options = ("--workers", "2")
+    await command.start()
+    await command.wait_log(CONSUMING, times=2)
+    yield command
+    if command.is_running:
+        await command.stop()
+
+
+def _exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def has_workers(command: Worker, count: int) -> bool:
+    return len(workers_of(command)) == count
+
+
+async def test_a_worker_that_cannot_start_does_not_stop_the_other_one(stage: Stage, command: Worker) -> None:
+    first, second = workers_of(command)
+    file_of(stage).write_text("[tenants.acme\n")
+    os.kill(first, signal.SIGKILL)
+    await command.wait_log("A worker failed to start. The others continue.")
+    assert second in workers_of(command)
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+    file_of(stage).write_text("[tenants.acme]\n")
+    await command.wait_log(CONSUMING, times=3)
+
+
+async def test_if_no_worker_can_start_the_command_ends_with_a_status_that_restarts_it(
+    stage: Stage, command: Worker
+) -> None:
+    file_of(stage).write_text("[tenants.acme\n")
+    for pid in workers_of(command):
+        os.kill(pid, signal.SIGKILL)
+    assert await command.stopped(40) == 3
+    assert "no other one runs" in command.log
+
+
+async def test_workers_stop_if_their_parent_process_is_killed(stage: Stage, command: Worker) -> None:
+    pids = workers_of(command)
+    await command.kill()
+    await command.wait_log('"event":"stopped"', times=2)
+
+    async def ended() -> bool:
+        return not any(map(_exists, pids))
+
+    await until(ended, "the end of the workers")
+    again = stage.worker()
+    again.port, again.options = command.port, ("--workers", "2")
+    await again.start()
+    await until(partial(has_workers, again, 2), "two workers")
+    await stage.rabbit.publish(job())
+    await stage.relay.wait_accepted(1)
+    await again.stop()
