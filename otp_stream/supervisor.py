@@ -35,12 +35,12 @@ def is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
     return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
 
 
-def adapt_supervisor() -> None:
-    """Change what uvicorn's supervisor does on SIGHUP, and when a worker fails to start."""
+def adapt_supervisor(options: Mapping[str, object]) -> None:
+    """Set `options` of uvicorn for each worker, and change what its supervisor does on SIGHUP and at a failed start."""
     # not by attributes, because pyright expects uvicorn's methods
     setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010
     setattr(Multiprocess, "keep_subprocess_alive", _keep_alive)  # noqa: B010
-    setattr(Multiprocess, "run", _run(Multiprocess.run))  # noqa: B010
+    setattr(Multiprocess, "run", _run(Multiprocess.run, options))  # noqa: B010
 
 
 def stop_with_supervisor() -> None:
@@ -100,9 +100,11 @@ def _signalled_within(pause_s: float, supervisor: Multiprocess) -> bool:
     return bool(supervisor.signal_queue)
 
 
-def _run(run: Callable[[Multiprocess], None]) -> Callable[[Multiprocess], None]:
+def _run(run: Callable[[Multiprocess], None], options: Mapping[str, object]) -> Callable[[Multiprocess], None]:
     def run_and_report(supervisor: Multiprocess) -> None:
         """Run until the end. If a worker failed to start, exit with its status, so that it is restarted."""
+        for name, value in options.items():  # FastStream passes none to the workers
+            setattr(supervisor.config, name, value)
         run(supervisor)
         if any(it.exitcode == STARTUP_FAILURE for it in supervisor.processes):
             sys.exit(STARTUP_FAILURE)

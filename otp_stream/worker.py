@@ -51,6 +51,14 @@ _HTTP_GRACE_S = 2
 _LISTEN_BACKLOG = 128
 """Size of the kernel's accept queue. One iteration of the event loop may accept all of it, one descriptor each."""
 
+_SERVER_OPTIONS: dict[str, Any] = {
+    "access_log": False,
+    "server_header": False,
+    "timeout_graceful_shutdown": _HTTP_GRACE_S,
+    "backlog": _LISTEN_BACKLOG,
+}
+"""Options of uvicorn, for one worker and for each of several ones."""
+
 _GC_THRESHOLD = 10_000
 """Generation-0 GC threshold; the jobs of a full prefetch allocate about this many objects."""
 
@@ -100,10 +108,7 @@ class OtpStream(AsgiFastStream):
             self,
             log_config=None,
             log_level=max(log_level, logging.WARNING),
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_HTTP_GRACE_S,
-            backlog=_LISTEN_BACKLOG,
+            **_SERVER_OPTIONS,
             **{name: options[name] for name in _UVICORN_OPTIONS if options.get(name) is not None},
         )
         _log.info("serving HTTP", host=config.host, port=config.port)
@@ -150,7 +155,7 @@ class OtpStream(AsgiFastStream):
         unknown = sorted(it for it in given if it not in _KNOWN_OPTIONS and not it.startswith("ssl"))
         self.problems = [*self.problems, *map(_not_used, unknown)]
         self._exit_if_invalid(given)
-        adapt_supervisor()
+        adapt_supervisor(_SERVER_OPTIONS)
 
     def _exit_if_invalid(self, options: Iterable[str]) -> None:
         if any(it.startswith("ssl") for it in options):

@@ -1,5 +1,6 @@
 """`faststream run --workers N`: its parent process and its workers, of which some are killed or cannot start."""
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -87,3 +88,16 @@ async def test_workers_stop_if_their_parent_process_is_killed(stage: Stage, comm
     await stage.rabbit.publish(job())
     await stage.relay.wait_accepted(1)
     await again.stop()
+
+
+async def test_a_viewer_of_the_page_does_not_keep_workers_from_stopping(command: Worker) -> None:
+    viewers = [await asyncio.open_connection("127.0.0.1", command.port) for _ in range(4)]
+    for reader, writer in viewers:
+        writer.write(b"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"server:" not in head.lower()
+    command.signal()
+    assert await command.stopped(15) == 0
+    for _, writer in viewers:
+        writer.close()
