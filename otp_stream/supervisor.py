@@ -105,6 +105,7 @@ def _run(run: Callable[[Multiprocess], None], options: Mapping[str, object]) -> 
         """Run until the end. If a worker failed to start, exit with its status, so that it is restarted."""
         for name, value in options.items():  # FastStream passes none to the workers
             setattr(supervisor.config, name, value)
+        supervisor.config.log_level = logging.WARNING
         run(supervisor)
         if any(it.exitcode == STARTUP_FAILURE for it in supervisor.processes):
             sys.exit(STARTUP_FAILURE)

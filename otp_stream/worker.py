@@ -52,6 +52,7 @@ _LISTEN_BACKLOG = 128
 """Size of the kernel's accept queue. One iteration of the event loop may accept all of it, one descriptor each."""
 
 _SERVER_OPTIONS: dict[str, Any] = {
+    "log_config": None,
     "access_log": False,
     "server_header": False,
     "timeout_graceful_shutdown": _HTTP_GRACE_S,
@@ -106,7 +107,6 @@ class OtpStream(AsgiFastStream):
         options = cast_uvicorn_params(run_extra_options or {})
         config = uvicorn.Config(
             self,
-            log_config=None,
             log_level=max(log_level, logging.WARNING),
             **_SERVER_OPTIONS,
             **{name: options[name] for name in _UVICORN_OPTIONS if options.get(name) is not None},

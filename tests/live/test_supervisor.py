@@ -101,3 +101,12 @@ async def test_a_viewer_of_the_page_does_not_keep_workers_from_stopping(command:
     assert await command.stopped(15) == 0
     for _, writer in viewers:
         writer.close()
+
+
+async def test_what_uvicorn_writes_in_a_worker_is_a_line_of_the_worker(command: Worker) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", command.port)
+    writer.write(b"no request\r\n\r\n")
+    await reader.read()
+    writer.close()
+    await command.wait_log('"event":"Invalid HTTP request received."')
+    assert "WARNING:" not in command.log
