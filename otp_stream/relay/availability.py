@@ -61,6 +61,8 @@ class Availability:
         self.recipients = FailedRecipients()
         self.senders = Senders(fraction)
         self._shared = shared
+        self._probe: PendingSend | None = None
+        self._probe_at = 0.0
         self.owed = 0
         """How many mails and new connections wait for replies."""
         self._replied_at = 0.0
@@ -116,6 +118,7 @@ class Availability:
     def judge(self, pending: PendingSend, outcome: Outcome, now_ms: int) -> Verdict:
         """Take the outcome of a mail into account."""
         pending.route = self._route
+        pending.probe = pending.probe and self.breaker.state != "closed"
         if self.slowness is not None and not isinstance(outcome, Unavailable | Uncertain):
             self.slowness.mail_ended(pending, monotonic())
         if self._shared and isinstance(outcome, Unavailable) and outcome.reason == "sender_refused" and outcome.reply:
@@ -131,20 +134,10 @@ class Availability:
             case Unavailable() if self._is_at_fault(pending, outcome):
                 # the relay takes all other mail, which one address or domain must not delay
                 return Verdict(at_recipient(outcome))
-            case Unavailable(reason, error):
-                reply = outcome.reply
-                at_mail = reply is not None and reply.stage == "mail"
-                sign = at_mail or self.recipients.is_sign_of_outage(recipient, now_ms, probe=pending.probe)
-                pause_ms = None if at_mail else self.recipients.pause_ms(now_ms, sign=sign, probe=pending.probe)
-                self.recipients.add_failed(recipient)
-                if not self._open(pending, outcome, error, now_ms, pause_ms):
-                    return Verdict(outcome)
-                self.recipients.opened_breaker(recipient)
-                # the relay refuses all mail without ending the session
-                renew = pending.probe or (reason == "unreachable" and reply is not None and reply.code != 421)
-                return Verdict(outcome, changed=True, renew=renew, sign=sign)
-            case Uncertain(error) if pending.probe:
-                return Verdict(outcome, self._open(pending, outcome, error, now_ms))
+            case Unavailable():
+                return self._refused(pending, outcome, now_ms)
+            case Uncertain() if pending.probe:
+                return self._refused(pending, outcome, now_ms)
             case _:
                 if isinstance(outcome, Accepted):
                     self.recipients.accepted(recipient)
@@ -152,6 +145,21 @@ class Availability:
                     return Verdict(outcome)
                 self.recipients.closed_breaker(recipient, now_ms)
                 return Verdict(outcome, changed=True)
+
+    def _refused(self, pending: PendingSend, outcome: Unavailable | Uncertain, now_ms: int) -> Verdict:
+        """Open the circuit breaker. The connection of an uncertain probe was lost, perhaps because of its recipient."""
+        recipient = pending.mail.recipient
+        reply = outcome.reply if isinstance(outcome, Unavailable) else None
+        at_mail = reply is not None and reply.stage == "mail"
+        sign = at_mail or self.recipients.is_sign_of_outage(recipient, now_ms, probe=pending.probe)
+        pause_ms = None if at_mail else self.recipients.pause_ms(now_ms, sign=sign, probe=pending.probe)
+        self.recipients.add_failed(recipient)
+        if not self._open(pending, outcome, now_ms, pause_ms):
+            return Verdict(outcome)
+        self.recipients.opened_breaker(recipient)
+        # the relay refuses all mail without ending the session
+        renew = pending.probe or (reply is not None and reply.code != 421 and self.breaker.reason == "unreachable")
+        return Verdict(outcome, changed=True, renew=renew, sign=sign)
 
     def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
         """Let the next job pass as the probe whose pause is over: of the relay, and of each suspended tenant.
@@ -171,6 +179,21 @@ class Availability:
         """Let the next probes pass at once, if the relay may take mail because the login is another one now."""
         self.breaker.retry_login(now_ms)
         self.senders.retry(now_ms)
+
+    def started(self, pending: PendingSend) -> None:
+        """Record that a mail is on its connection."""
+        self.breaker.probing = pending.probe
+        if pending.probe:
+            self._probe, self._probe_at = pending, monotonic()
+        if self.senders.due and pending.mail.tenant in self.senders.due:
+            self.senders.probe_started(pending)
+
+    def replace_slow_probe(self) -> None:
+        """Let another mail be the probe, too, if there is no reply: perhaps the server of the recipient is slow."""
+        if self._probe is None or not self.breaker.probing or monotonic() - self._probe_at <= STALLED_S:
+            return
+        self.recipients.add_failed(self._probe.mail.recipient)
+        self._probe, self.breaker.probing = None, False
 
     def probe_withdrawn(self, pending: PendingSend) -> None:
         """Make the next job the probe, if this one was the probe and ended without an outcome."""
@@ -202,13 +225,12 @@ class Availability:
         self,
         pending: PendingSend,
         outcome: Unavailable | Uncertain,
-        error: str,
         now_ms: int,
-        pause_ms: int | None = None,
+        pause_ms: int | None,
     ) -> bool:
         reason = outcome.reason if isinstance(outcome, Unavailable) else "unreachable"
         # the circuit breaker's error is shown where the secrets of this mail are not known
-        error = scrub(error, *pending.mail.secrets)
+        error = scrub(outcome.error, *pending.mail.secrets)
         return self.breaker.open(reason, error, now_ms, probe=pending.probe, pause_ms=pause_ms)
 
     def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:

@@ -12,6 +12,8 @@ _FALSE_ALARMS = 2
 _DOUBTED_MS = 3_600_000
 """After so many false alarms in this time, a mail that is refused is no reason to let others wait."""
 _SIGNS = 3
+_PENALTY = 100
+"""So many mails to a domain must be accepted to outweigh one that was refused as if the relay took no mail."""
 _RECHECK_MS = 1_000
 """Pause between probes that prove nothing, because they are for recipients whose mail is known to fail."""
 _REGISTRIES = frozenset(("ac", "co", "com", "edu", "go", "gob", "gov", "ltd", "me", "mil", "ne", "net", "or", "org"))
@@ -34,6 +36,8 @@ class FailedRecipients:
         """The recipient whose mail opened the circuit breaker."""
         self._false_alarms: deque[int] = deque(maxlen=_FALSE_ALARMS)
         """When mail to one domain had opened the circuit breaker, and mail to another one closed it."""
+        self._scores: Counter[str] = Counter()
+        """Of each domain: how many mails were accepted, less `_PENALTY` for each time that it has failed."""
         self._signs = 0
         """How many more probes for domains that are not blamed were refused than accepted, since the false alarms."""
 
@@ -52,19 +56,25 @@ class FailedRecipients:
 
     def add_failed(self, recipient: str) -> None:
         """Record a recipient whose mail failed."""
-        self._failed |= {recipient, _domain(recipient)}
+        domain = _domain(recipient)
+        if domain not in self._failed:
+            self._add_score(domain, max(-_PENALTY, -2 * _PENALTY - self._scores[domain]))
+        self._failed |= {recipient, domain}
 
     def accepted(self, recipient: str) -> None:
         """Record that a mail was accepted, so that the recipient is not at fault; its domain may still be."""
+        domain = _domain(recipient)
+        self._add_score(domain, 1)
         if self._offences:
             del self._offences[recipient]
-            self._offences -= Counter((_domain(recipient),))
+            self._offences -= Counter((domain,))
 
     def is_sign_of_outage(self, recipient: str, now_ms: int, *, probe: bool) -> bool:
         """Return whether the refusal of this mail shows that the relay fails: always, but after false alarms."""
         if not self._is_doubtful(now_ms):
             return True
-        blamed = self._offences[recipient] or self._offences[_domain(recipient)]
+        domain = _domain(recipient)
+        blamed = self._offences[recipient] or self._offences[domain] or self._scores[domain] < 0
         return probe and not (blamed or self.has_failed(recipient))
 
     def pause_ms(self, now_ms: int, *, sign: bool, probe: bool) -> int | None:
@@ -116,27 +126,63 @@ class FailedRecipients:
         take_next: Callable[[], PendingSend | None],
         push_back: Callable[[PendingSend], None],
     ) -> PendingSend:
-        """Return the next job for a domain whose mail has not failed, else for such a recipient, else `first`."""
-        skipped = [first]
-        found: PendingSend | None = None
-        while found is None and len(skipped) < _MAX_SKIPPED and (other := take_next()):
-            if self.has_failed(other.mail.recipient):
-                skipped.append(other)
-            else:
-                found = other
-        if found is None:
-            found = next((it for it in skipped if it.mail.recipient not in self._failed), None)
-            if found is None:
-                self._failed.clear()  # all have failed, so try each of them again
-                found = first
-            skipped.remove(found)
-        for other in skipped:
-            push_back(other)
+        """Return the job that shows best whether the relay takes mail: that for the domain with the best score.
+
+        Of several, the first. Better is one for a domain whose mail has not failed, else for such a recipient.
+        """
+        jobs = [first]
+        while len(jobs) < _MAX_SKIPPED and (other := take_next()):
+            jobs.append(other)
+        found = max(jobs, key=self._rank)
+        if found.mail.recipient in self._failed:
+            self._failed.clear()  # all have failed, so try each of them again
+            found = first
+        _push_others(jobs, found, push_back)
         return found
+
+    def choose_next(
+        self,
+        first: PendingSend,
+        take_next: Callable[[], PendingSend | None],
+        push_back: Callable[[PendingSend], None],
+        now_ms: int,
+    ) -> PendingSend:
+        """Return the next job. After false alarms, those for domains whose mail often fails come last.
+
+        Otherwise each of them would open the circuit breaker before the next mail for another domain is sent.
+        """
+        if not self._is_doubtful(now_ms):
+            return first
+        jobs, found = [first], first
+        while self._often_fails(found) and len(jobs) < _MAX_SKIPPED and (other := take_next()):
+            jobs.append(other)
+            found = other
+        found = first if self._often_fails(found) else found
+        _push_others(jobs, found, push_back)
+        return found
+
+    def _often_fails(self, job: PendingSend) -> bool:
+        return self._scores[_domain(job.mail.recipient)] < 0
+
+    def _rank(self, job: PendingSend) -> tuple[bool, bool, int]:
+        recipient = job.mail.recipient
+        return not self.has_failed(recipient), recipient not in self._failed, self._scores[_domain(recipient)]
+
+    def _add_score(self, domain: str, change: int) -> None:
+        self._scores[domain] += change
+        if len(self._scores) > _REMEMBERED:
+            # the scores of domains with few mails are forgotten first
+            self._scores = Counter({name: int(score / 2) for name, score in self._scores.items() if abs(score) > 1})
 
     def _is_doubtful(self, now_ms: int) -> bool:
         alarms = self._false_alarms
         return len(alarms) == _FALSE_ALARMS and now_ms - alarms[0] < _DOUBTED_MS
+
+
+def _push_others(jobs: list[PendingSend], found: PendingSend, push_back: Callable[[PendingSend], None]) -> None:
+    for job in jobs:
+        if job is not found:
+            push_back(job)
 
 
 def _domain(recipient: str) -> str:

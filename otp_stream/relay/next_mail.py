@@ -1,5 +1,6 @@
 """Takes the next mail for one relay: as its circuit breaker, its rate and the suspended tenants allow."""
 
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
@@ -13,11 +14,19 @@ from .waiting_sends import WaitingSends
 class NextMail:
     """Decides which mail is sent next, and which is a probe."""
 
-    def __init__(self, relay: Availability, waiting: WaitingSends, rate: Rate, limiter: RateLimiter) -> None:
+    def __init__(
+        self,
+        relay: Availability,
+        waiting: WaitingSends,
+        rate: Rate,
+        limiter: RateLimiter,
+        now_ms: Callable[[], int],
+    ) -> None:
         self._relay = relay
         self._waiting = waiting
         self._rate = rate
         self._limiter = limiter
+        self._now_ms = now_ms
 
     def take(self, *, urgent_only: bool, behind: bool) -> PendingSend | None:
         """Take the next mail, if one may be sent now; `behind`: behind another one on its connection."""
@@ -36,24 +45,15 @@ class NextMail:
             self._rate.use(monotonic())
         return pending
 
-    def started(self, pending: PendingSend) -> None:
-        """Record that a mail is on its connection."""
-        breaker, senders = self._relay.breaker, self._relay.senders
-        breaker.probing = pending.probe
-        if senders.due and pending.mail.tenant in senders.due:
-            senders.probe_started(pending)
-
     def _take(self, *, urgent_only: bool) -> PendingSend | None:
         pending = self._waiting.take(self._relay, urgent_only=urgent_only)
-        recipients = self._relay.recipients
-        if (
-            pending is not None
-            and self._relay.breaker.state == "half_open"
-            and recipients.has_failed(pending.mail.recipient)
-        ):
-            take_next = partial(self._waiting.take, self._relay, urgent_only=urgent_only)
-            pending = recipients.choose_probe(pending, take_next, self._waiting.push)
-        return pending
+        if pending is None:
+            return None
+        recipients, push = self._relay.recipients, self._waiting.push
+        take_next = partial(self._waiting.take, self._relay, urgent_only=urgent_only)
+        if self._relay.breaker.state == "half_open":
+            return recipients.choose_probe(pending, take_next, push)
+        return recipients.choose_next(pending, take_next, push, self._now_ms())
 
     def _take_probe_of_tenant(self, *, urgent_only: bool) -> PendingSend | None:
         senders = self._relay.senders

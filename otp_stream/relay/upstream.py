@@ -48,7 +48,7 @@ class Upstream:
         self.rate = Rate(config.rate, recovery_s=config.limits.recovery_s, share=sharing.share)
         self.limiter = RateLimiter(config.name, self.rate, sharing.reserve, self._waiting_count, partial(changed, self))
         self._waiting = waiting
-        self._next = NextMail(availability, waiting, self.rate, self.limiter)
+        self._next = NextMail(availability, waiting, self.rate, self.limiter, now_ms)
         self._changed = changed
         self._now_ms = now_ms
         self._growth = Pauses(fraction)
@@ -134,6 +134,7 @@ class Upstream:
         Returns whether the relay was slowed down, or has its full rate again.
         """
         self.pool.check_timeouts()
+        self.availability.replace_slow_probe()
         if self.availability.half_open(self._now_ms()):
             self.breaker_changed()
         now = monotonic()
@@ -250,7 +251,7 @@ class Upstream:
             pending.probe = self.breaker.state == "half_open"
             refusal = connection.start(pending)
             if refusal is None:
-                self._next.started(pending)
+                self.availability.started(pending)
                 if before is None:
                     self._count(pending, 1)
                 return True

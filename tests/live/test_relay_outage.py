@@ -441,6 +441,58 @@ async def test_replies_of_one_attacker_have_all_others_wait_twice_and_then_a_sec
     await smtp.close()
 
 
+@pytest.mark.parametrize("step", ["rcpt", "body"])
+async def test_a_probe_without_a_reply_keeps_others_waiting_for_seconds_only(
+    relay: ScriptedRelay, step: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(availability, "STALLED_S", 0.3)
+    relay.then("mail", Act("421 4.3.0 down", then="close"))
+    free = asyncio.Event()
+    relay.always(step, Act(until=free), to="slow@odd.example")
+    async with client(relay, pool_size=4) as smtp:
+        assert isinstance(await send(smtp), Unavailable)
+        probe = asyncio.create_task(send(smtp, "slow@odd.example"))
+        await relay.wait(lambda: relay.held == 1, "the probe")
+        assert isinstance(await send(smtp), Accepted)
+        assert smtp.state()[0].circuit_breaker == "closed"
+        free.set()
+        assert isinstance(await probe, Accepted)
+
+
+async def test_a_slow_reply_to_a_probe_closes_the_breaker(relay: ScriptedRelay, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(availability, "STALLED_S", 0.1)
+    relay.then("mail", Act("421 4.3.0 down", then="close"))
+    relay.then("body", Act(delay_s=0.6))
+    async with client(relay, pool_size=2) as smtp:
+        assert isinstance(await send(smtp), Unavailable)
+        assert isinstance(await send(smtp), Accepted)
+        assert smtp.state()[0].circuit_breaker == "closed"
+
+
+async def test_a_lost_probe_of_an_attacker_is_no_outage_after_false_alarms(relay: ScriptedRelay):
+    now = 0
+    relay.always("body", CLOSE, to="@lost.example")
+    smtp = SmtpRelay(config(relay, pool_size=1), fraction=lambda: 0.0, steady_ms=lambda: now)
+    pauses: list[int] = []
+    attacks: list[asyncio.Task[Outcome]] = []
+    for number in range(12):
+        if number % 2 == 0:  # every second mail is accepted
+            relay.always("rcpt", "450 4.7.1 rate limit exceeded", to=f"a{number}@odd.example")
+        attacks.append(asyncio.create_task(send(smtp, f"a{number}@odd.example", rank=0)))
+        lost = [asyncio.create_task(send(smtp, f"a{number}{at}@lost.example", rank=0)) for at in range(4)]
+        attacks += lost
+        other = asyncio.create_task(deliver(smtp))
+        while not other.done():
+            await asyncio.sleep(0.01)
+            if (state := smtp.state()[0]).circuit_breaker == "open" and state.probe_ms is not None:
+                pauses.append(state.probe_ms - now)
+                now = max(now, state.probe_ms)
+    assert sum(pause_ms > 1_000 for pause_ms in pauses) <= 2
+    for attack in attacks:
+        attack.cancel()
+    await smtp.close()
+
+
 async def test_after_false_alarms_an_outage_is_noticed_and_costs_no_attempt(relay: ScriptedRelay):
     fault = Act("550 5.7.1 your account is suspended")
     odd = [f"a@odd{number}.example" for number in range(4)]

@@ -106,3 +106,67 @@ def test_the_probe_is_for_a_domain_that_has_not_failed_or_else_for_a_recipient_t
         probe = recipients.choose_probe(first, lambda it=queue: it.popleft() if it else None, back.append)
         assert probe is chosen
         assert {*back, *queue} == {first, *waiting} - {probe}
+
+
+def chosen(recipients: FailedRecipients, *waiting: PendingSend, now_ms: int | None = None) -> PendingSend:
+    """Return the probe, or with `now_ms` the next mail, and check that all others wait again."""
+    queue, back = deque(waiting[1:]), list[PendingSend]()
+
+    def take() -> PendingSend | None:
+        return queue.popleft() if queue else None
+
+    if now_ms is None:
+        found = recipients.choose_probe(waiting[0], take, back.append)
+    else:
+        found = recipients.choose_next(waiting[0], take, back.append, now_ms)
+    assert {*back, *queue} == {*waiting} - {found}
+    return found
+
+
+def test_the_probe_is_for_the_domain_with_most_accepted_mails_of_those_that_have_not_failed() -> None:
+    recipients = FailedRecipients()
+    for _ in range(3):
+        recipients.accepted("u@good.example")
+    recipients.accepted("a@odd1.example")
+    opened_and_closed(recipients, "a@odd2.example", "u@good.example")
+    first, odd1, odd2, good = (pending(f"x@{it}.example") for it in ("new", "odd1", "odd2", "good"))
+    assert chosen(recipients, first, odd1, odd2, good) is good
+    assert chosen(recipients, odd2, first) is first
+    recipients.add_failed("u@good.example")
+    assert chosen(recipients, first, odd1, odd2, good) is odd1
+
+
+def test_a_domain_that_failed_is_chosen_again_after_a_hundred_accepted_mails() -> None:
+    recipients = FailedRecipients()
+    for _ in range(5):
+        opened_and_closed(recipients, "a@odd.example", "u@good.example")
+    odd, new = pending("x@odd.example"), pending("x@new.example")
+    for _ in range(200):
+        assert chosen(recipients, odd, new) is new
+        recipients.accepted("a@odd.example")
+    assert chosen(recipients, odd, new) is odd
+
+
+def test_after_false_alarms_mails_for_domains_that_fail_come_last() -> None:
+    recipients = after_two_false_alarms()
+    odd, again, good = (pending(f"x@{it}.example") for it in ("odd0", "odd1", "good"))
+    assert chosen(recipients, odd, again, good, now_ms=2_000) is good
+    assert chosen(recipients, odd, again, now_ms=2_000) is odd
+    assert chosen(recipients, odd, good, now_ms=3_600_000) is odd
+
+
+def test_a_refused_probe_for_a_domain_that_fails_often_proves_no_outage() -> None:
+    recipients = after_two_false_alarms()
+    recipients.accepted("a@odd1.example")  # it is not blamed any more
+    assert refused(recipients, "b@odd1.example", 2_000, probe=True) == 1_000
+
+
+def test_scores_of_many_domains_take_no_more_memory_and_those_of_few_mails_are_forgotten_first() -> None:
+    recipients = FailedRecipients()
+    for _ in range(50):
+        recipients.accepted("u@good.example")
+    for number in range(3_000):
+        recipients.accepted(f"u@d{number}.example")
+    assert len(recipients._scores) <= 1_000
+    new, good = pending("x@new.example"), pending("x@good.example")
+    assert chosen(recipients, new, good) is good
