@@ -190,6 +190,8 @@ class Availability:
 
     def replace_slow_probe(self) -> None:
         """Let another mail be the probe, too, if there is no reply: perhaps the server of the recipient is slow."""
+        if self.senders:
+            self.senders.replace_slow_probes(STALLED_S)
         if self._probe is None or not self.breaker.probing or monotonic() - self._probe_at <= STALLED_S:
             return
         self.recipients.add_failed(self._probe.mail.recipient)

@@ -1,6 +1,7 @@
 """The tenants whose sender a relay refuses, while it takes the mail of others. Pure."""
 
 from collections.abc import Callable
+from time import monotonic
 
 from otp_stream.core.outcome import Accepted, Outcome, Unavailable, Uncertain
 from otp_stream.core.state import CircuitBreakerState
@@ -20,6 +21,10 @@ class _Sender:
         self.recipients = FailedRecipients()
         self.probe: PendingSend | None = None
         """The mail that is the probe, while it is on a connection."""
+        self.probe_at = 0.0
+        """When it started, by the monotonic clock."""
+        self.slow_probes: list[PendingSend] = []
+        """Earlier probes without a reply so far."""
 
 
 class Senders:
@@ -94,9 +99,11 @@ class Senders:
         if isinstance(outcome, Unavailable | Uncertain):
             self.probe_withdrawn(pending)
             return False
-        closed = sender.probe is pending and sender.breaker.close(now_ms)
+        was_probe = sender.probe is pending or pending in sender.slow_probes
+        closed = was_probe and sender.breaker.close(now_ms)
         if closed:
             sender.probe = None
+            sender.slow_probes.clear()
             recipients.closed_breaker(pending.mail.recipient, now_ms)
             recipients.forget_failed(breaker_is_closed=True)
             self._refresh()
@@ -108,7 +115,17 @@ class Senders:
         """Record that a mail of a tenant in `due` is on a connection."""
         sender = self._known[pending.mail.tenant]
         sender.probe, sender.breaker.probing = pending, True
+        sender.probe_at = monotonic()
         self._refresh()
+
+    def replace_slow_probes(self, patience_s: float) -> None:
+        """Let another mail be the probe of its tenant, too, if there is no reply to this one."""
+        for sender in self._known.values():
+            if sender.probe is not None and monotonic() - sender.probe_at > patience_s:
+                sender.recipients.add_failed(sender.probe.mail.recipient)
+                sender.slow_probes.append(sender.probe)
+                sender.probe, sender.breaker.probing = None, False
+                self._refresh()
 
     def probe_withdrawn(self, pending: PendingSend) -> None:
         """Make the tenant's next job the probe, if this one was the probe and ended without an outcome."""

@@ -92,6 +92,22 @@ def test_a_probe_without_a_result_makes_the_next_mail_the_probe(mail: MakeMail, 
     assert (senders.suspended, senders.due, senders.probing) == ({"a"}, {"a"}, False)
 
 
+def test_a_probe_without_a_reply_makes_another_mail_the_probe_too(mail: MakeMail):
+    senders = suspended(mail, "a")
+    senders.half_open(5_000)
+    slow, other = mail("a", "u@slow.example"), mail("a")
+    senders.probe_started(slow)
+    senders.replace_slow_probes(10)
+    assert not senders.due
+    senders.replace_slow_probes(-1)
+    assert senders.due == {"a"}
+    assert senders.failed(mail("a", "x@slow.example")) is not None
+    senders.probe_started(other)
+    assert senders.mail_ended(slow, ACCEPTED, 5_100)
+    assert not senders.suspended
+    assert not senders.mail_ended(other, ACCEPTED, 5_200)
+
+
 def test_any_reply_about_the_mail_shows_that_the_sender_is_accepted(mail: MakeMail):
     senders = suspended(mail, "a")
     senders.half_open(5_000)
