@@ -181,6 +181,10 @@ async def _lock(connection: AbstractConnection, name: str, timeout_s: float, *, 
     deadline, announced = time.monotonic() + timeout_s, not insists
     while not await try_lock(connection, locks_of(name).read):
         if time.monotonic() > deadline:
+            if await _belongs_to_no_one(connection, locks_of(name).read):
+                raise DeadLettersInUseError(
+                    f"{locks_of(name).read} is not a lock of ours but an ordinary queue: delete it"
+                )
             raise DeadLettersInUseError("another user or command is reading the dead-letter queue: try again later")
         announced = announced or await _announce(connection, locks_of(name).wait)
         await asyncio.sleep(0.1)
@@ -199,6 +203,16 @@ async def try_lock(connection: AbstractConnection, name: str) -> bool:
     try:
         await channel.declare_queue(name, exclusive=True, auto_delete=True)
     except ChannelLockedResource:
+        return False
+    return True
+
+
+async def _belongs_to_no_one(connection: AbstractConnection, name: str) -> bool:
+    """Return whether someone has declared a lock as a queue that does not end with its connection."""
+    channel = await connection.channel(publisher_confirms=False)
+    try:
+        await channel.declare_queue(name, passive=True)
+    except (ChannelLockedResource, ChannelNotFoundEntity):
         return False
     return True
 

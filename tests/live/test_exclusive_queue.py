@@ -78,3 +78,15 @@ async def test_a_queue_in_use_is_reported(deployment: Deployment, monkeypatch: p
     async with exclusive_queue(queue.topology.dead, deployment.stage.url, "shown"):
         with pytest.raises(DeadLettersError, match="another user or command is reading the dead-letter queue"):
             await queue.replay(DeadLetterFilter(), by="me")
+
+
+async def test_a_lock_that_someone_has_declared_as_an_ordinary_queue_is_named(deployment: Deployment) -> None:
+    rabbit = deployment.stage.rabbit
+    name = f"{rabbit.prefix}.dead"
+    lock = await rabbit.channel.declare_queue(f"{name}.hands", durable=True)
+    try:
+        with pytest.raises(DeadLettersError, match=r"\.hands is not a lock of ours but an ordinary queue: delete it"):
+            async with exclusive_queue(name, deployment.stage.url, "", timeout_s=0.3):
+                pass
+    finally:
+        await lock.delete(if_unused=False, if_empty=False)
