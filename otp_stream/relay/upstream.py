@@ -54,8 +54,7 @@ class Upstream:
         self._growth = Pauses(fraction)
         self.grow_from_ms = 0  # until then no connection is opened beside others, because the relay refused the last
         self._ordinary_limit = config.ordinary_connections
-        self._ordinary = 0
-        self._sending = 0
+        self._ordinary = self._sending = 0
         self._replies: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()  # replies to one mail that are about all mail
 
