@@ -68,15 +68,15 @@ async def _status(reader: asyncio.StreamReader) -> bytes:
 async def test_a_body_of_many_chunks_that_no_one_reads_delays_no_one(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(CHUNKED + CHUNKS)
-    longest, since = 0.0, time.perf_counter()
-    ends = since + 1
-    while since < ends:
+    longest_s, ends = 0.0, time.monotonic() + 1
+    while time.monotonic() < ends:
+        since = time.thread_time()  # not the time, in which a busy machine runs other processes
         await asyncio.sleep(0)
-        longest, since = max(longest, time.perf_counter() - since), time.perf_counter()
+        longest_s = max(longest_s, time.thread_time() - since)
     assert await _status(reader) == b"200"
     writer.transport.abort()
     await asyncio.sleep(0)
-    assert longest < 0.1  # 0.3 s if all that one read returns is parsed at once
+    assert longest_s < 0.1  # 0.3 s if all that one read returns is parsed at once
 
 
 @pytest.mark.usefixtures("one_part")
