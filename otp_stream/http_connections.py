@@ -121,11 +121,11 @@ def limit_connections(most: int) -> None:
     connection_made.unbounded = made  # type: ignore[attr-defined]
     connection_lost.unbounded = lost  # type: ignore[attr-defined]
     protocol.connection_made, protocol.connection_lost = connection_made, connection_lost
-    _limit_errors(protocol)
+    _close_on_late_errors(protocol)
 
 
-def _limit_errors(protocol: Any) -> None:
-    """Close a connection without an error in the log if its request becomes invalid during the response."""
+def _close_on_late_errors(protocol: Any) -> None:
+    """Close a connection whose request becomes invalid during the response, for which uvicorn would log an error."""
     refuse = getattr(protocol.send_400_response, "unbounded", protocol.send_400_response)
 
     def send_400_response(self: Any, msg: str) -> None:

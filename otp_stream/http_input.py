@@ -14,24 +14,24 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 PARSE_S = 0.002
-"""How long one iteration of the event loop parses. What arrives after that waits for the next one."""
+"""How long one iteration of the event loop parses, in seconds. What arrives after that waits for the next one."""
 _PART = 1024
 """Bytes of one connection that are parsed before the others get their turn: a millisecond at most, unless they end a
 long header. Most requests are shorter."""
 _MOST_WAITING = 131_072
-"""A connection with more bytes that wait is closed: no client sends so much before it has read a response."""
+"""A connection that sends more while more bytes of it wait is closed: no client needs to before it has a response."""
 
 _Receive = Callable[[Any, bytes], None]
 
 
 @dataclass(slots=True)
-class _Input:
+class _InputQueue:
     receive: _Receive
-    """Has a protocol parse bytes."""
+    """Makes a protocol parse bytes."""
     _waiting: OrderedDict[Any, bytearray] = field(default_factory=OrderedDict[Any, bytearray])
-    """By protocol, what it has not parsed, the next one first. Their transports are paused."""
+    """What each protocol has not parsed; the next one to parse is first. Their transports are paused."""
     _spent_s: float = 0.0
-    """Time of this iteration of the event loop."""
+    """How long this iteration of the event loop has parsed."""
     _is_scheduled: bool = False
 
     def add(self, protocol: Any, data: bytes) -> None:
@@ -91,10 +91,10 @@ def limit_input() -> None:
     # patches the class in use, because with `--workers N` uvicorn chooses it before it loads this application
     protocol: Any = AutoHTTPProtocol
     received = getattr(protocol.data_received, "unlimited", protocol.data_received)
-    unparsed = _Input(received)
+    queue = _InputQueue(received)
 
     def data_received(self: Any, data: bytes) -> None:
-        unparsed.add(self, data)
+        queue.add(self, data)
 
     data_received.unlimited = received  # type: ignore[attr-defined]
     protocol.data_received = data_received

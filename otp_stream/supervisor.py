@@ -21,11 +21,11 @@ _START_PAUSE_S = 3.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _uvicorn_log = logging.getLogger("uvicorn.error")
-"""For lines of the parent process, which writes no others."""
+"""The logger of uvicorn's supervisor, for lines of the parent process."""
 
 
 def is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether this process is `faststream run … --workers N`, which imports the application but never runs it."""
+    """Return whether this is `faststream run … --workers N`, which imports the application but never runs it."""
     if multiprocessing.parent_process() is not None or Path(arguments[0]).name not in {"faststream", "__main__.py"}:
         return False
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -88,12 +88,15 @@ def _keep_alive(supervisor: Multiprocess) -> None:
             if _signalled_within(_START_PAUSE_S, supervisor):
                 return
         else:
-            _uvicorn_log.warning("Worker [%s] has ended with %s. Starting another one.", process.pid, process.exitcode)
+            _uvicorn_log.warning(
+                "Worker [%s] has ended with exit code %s. Starting another one.", process.pid, process.exitcode
+            )
         replacement = supervisor.processes[index] = Process(supervisor.config, supervisor.sockets)
         replacement.start()
 
 
 def _signalled_within(pause_s: float, supervisor: Multiprocess) -> bool:
+    """Wait for a signal, which must not wait for the pause. Returns whether there was one."""
     ends = time.monotonic() + pause_s
     while time.monotonic() < ends and not supervisor.signal_queue:
         time.sleep(0.1)

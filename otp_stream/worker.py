@@ -58,7 +58,7 @@ _SERVER_OPTIONS: dict[str, Any] = {
     "timeout_graceful_shutdown": _HTTP_GRACE_S,
     "backlog": _LISTEN_BACKLOG,
 }
-"""Options of uvicorn, for one worker and for each of several ones."""
+"""Options of uvicorn for a worker, also for each of several."""
 
 _GC_THRESHOLD = 10_000
 """Generation-0 GC threshold; the jobs of a full prefetch allocate about this many objects."""

@@ -35,7 +35,7 @@ class JobPublisher:
         self._is_running, self._repair, self._keys = is_running, repair, keys
 
     async def __call__(self, body: bytes, trace_context: Mapping[str, str], *, high: bool) -> None:
-        """Publish a job, with its code sealed if there are keys, and wait for the confirm. `high`: to the high lane.
+        """Publish a job, with its code sealed if there are keys, and wait for the confirm. `high`: in the high lane.
 
         Raises `NotQueuedError`. If RabbitMQ did not answer, the job may be in the queue nevertheless.
         """

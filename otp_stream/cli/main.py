@@ -76,19 +76,19 @@ def main() -> None:
     """Run the command line."""
     for name in ("aiormq", "aio_pika", "pamqp"):  # these show whole messages and headers, and with them codes
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    _open_closed()
+    _open_missing_streams()
     try:
         cli()
     except OSError as error:
         if error.errno != ENOSPC:
             raise
-        # what is not written yet would fail again when the process ends
+        # Python writes what is buffered when the process ends, which would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(f"otp-stream: the output cannot be written: {error.strerror}")
 
 
-def _open_closed() -> None:
-    """Open standard input and output if the process was started without them: otherwise Python has none."""
+def _open_missing_streams() -> None:
+    """Open /dev/null for each standard stream that the process was started without: Python sets it to `None`."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - kept

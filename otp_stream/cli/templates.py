@@ -236,7 +236,7 @@ def _screenshot(html: str, width: int, browser: str | None, *, dark: bool) -> by
 
 def _put(content: bytes, out: Path | None, option: str) -> None:
     if out is None:
-        if sys.stdout.isatty():  # an editor of templates must not control the terminal
+        if sys.stdout.isatty():  # a template must not control the terminal of the person who previews it
             content = output.plain(content.decode(errors="replace").replace("\r\n", "\n")).plain.encode(
                 errors="replace"
             )

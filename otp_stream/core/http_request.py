@@ -1,4 +1,4 @@
-"""A request to the intake, in the words of OpenTelemetry's conventions for HTTP."""
+"""A request to the intake, with the names of OpenTelemetry's conventions for HTTP."""
 
 from dataclasses import dataclass
 
@@ -19,5 +19,5 @@ class HttpRequest:
 
 
 def known_method(method: str) -> str:
-    """Return a method as a label of metrics, which need few values."""
+    """Return a standard method as it is, and any other one as `_OTHER`: a label of metrics needs few values."""
     return method if method in _METHODS else "_OTHER"

@@ -6,6 +6,7 @@ from typing import TypeGuard
 from .masking import contains_secret
 
 TRACE = ("traceparent", "tracestate", "baggage")
+"""Names of the headers."""
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
 """Maximum number of characters, which is what W3C requires to be propagated."""

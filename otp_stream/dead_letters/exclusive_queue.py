@@ -181,9 +181,9 @@ async def _lock(connection: AbstractConnection, name: str, timeout_s: float, *, 
     deadline, announced = time.monotonic() + timeout_s, not insists
     while not await try_lock(connection, locks_of(name).read):
         if time.monotonic() > deadline:
-            if await _belongs_to_no_one(connection, locks_of(name).read):
+            if await _is_ordinary_queue(connection, locks_of(name).read):
                 raise DeadLettersInUseError(
-                    f"{locks_of(name).read} is not a lock of ours but an ordinary queue: delete it"
+                    f"{locks_of(name).read} must be a lock, but someone has declared it as an ordinary queue: delete it"
                 )
             raise DeadLettersInUseError("another user or command is reading the dead-letter queue: try again later")
         announced = announced or await _announce(connection, locks_of(name).wait)
@@ -207,8 +207,8 @@ async def try_lock(connection: AbstractConnection, name: str) -> bool:
     return True
 
 
-async def _belongs_to_no_one(connection: AbstractConnection, name: str) -> bool:
-    """Return whether someone has declared a lock as a queue that does not end with its connection."""
+async def _is_ordinary_queue(connection: AbstractConnection, name: str) -> bool:
+    """Return whether a queue with the name of a lock is not exclusive, so that it exists until someone deletes it."""
     channel = await connection.channel(publisher_confirms=False)
     try:
         await channel.declare_queue(name, passive=True)

@@ -83,7 +83,7 @@ class HookReceiver:
         return Producer(name)
 
     async def _submit(self, fields: Fields, producer: Producer, key: str) -> None:
-        # someone waits for each of these codes
+        # a person waits for each of these codes
         job = read_job(json.dumps({**fields, "priority": "high"}).encode(), NO_KEYS)
         await self.submitter.submit(job, producer, key, {})
 

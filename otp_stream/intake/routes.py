@@ -123,7 +123,7 @@ class _Api:
     async def respond(self, request: Request) -> Response:
         """Return the response to any request, and record it."""
         telemetry, seen, since = self._intake.telemetry, self._seen(request), perf_counter()
-        # a job's path has its id, and nothing is published there
+        # the path of one job contains its id, and a request to it publishes nothing
         traced = seen.route is not None and seen.method == "POST" and "{" not in seen.route
         with SafeSpan(lambda: telemetry.request_span(seen)) if traced else nullcontext():
             response = await self._respond(request)

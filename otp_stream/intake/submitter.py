@@ -25,7 +25,7 @@ class Publish(Protocol):
     """Publishes a job and waits for the confirm. Raises `NotQueuedError`."""
 
     async def __call__(self, body: bytes, trace_context: Mapping[str, str], *, high: bool) -> None:
-        """Publish a message body, which contains a code in plain text. `high`: to the high lane."""
+        """Publish a message body, which contains a code in plain text. `high`: in the high lane."""
         ...
 
 

@@ -11,9 +11,8 @@ from stat import S_ISREG
 _MAX_BYTES = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 """Opening a named pipe would otherwise wait for its writer."""
-
-
-_NOTE: ContextVar[Callable[[str], None] | None] = ContextVar("note", default=None)
+_REPORT: ContextVar[Callable[[str], None] | None] = ContextVar("report", default=None)
+"""Called for each file that is read; see `reported_reads`."""
 
 
 class UnsafeFileError(Exception):
@@ -34,19 +33,19 @@ def read_within(root: Path, file: Path) -> bytes:
         content = opened.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise UnsafeFileError(f"is larger than {_MAX_BYTES >> 20} MiB; shorten it")
-    if note := _NOTE.get():
-        note(f"{sha256(content).hexdigest()} {file}")
+    if report := _REPORT.get():
+        report(f"{sha256(content).hexdigest()} {file}")
     return content
 
 
 @contextmanager
-def noted(note: Callable[[str], None]) -> Generator[None]:
-    """Call `note` with digest and path of each file that is read meanwhile. It may raise `UnsafeFileError`."""
-    before = _NOTE.set(note)
+def reported_reads(report: Callable[[str], None]) -> Generator[None]:
+    """Call `report` with digest and path of each file that is read meanwhile. It may raise `UnsafeFileError`."""
+    before = _REPORT.set(report)
     try:
         yield
     finally:
-        _NOTE.reset(before)
+        _REPORT.reset(before)
 
 
 def _path(descriptor: int, file: Path) -> Path:

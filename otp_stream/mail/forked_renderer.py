@@ -217,7 +217,7 @@ def _serve(work: Work, requests: int, replies: int) -> NoReturn:
         gc.freeze()  # no object of the worker may be finalized here
         _close_others(requests, replies)
         largest = _address_space() + MEMORY
-        # what templates keep, such as the files that they include, may not grow with each request
+        # what Jinja keeps, such as the files that templates include, must not grow with each request without a limit
         while _address_space() <= largest and (head := os.read(requests, _LENGTH.size)):
             cpu_s, request = pickle.loads(_read(requests, _LENGTH.unpack(head)[0]))  # noqa: S301 - the worker wrote it
             _limit_cpu(cpu_s)
@@ -236,6 +236,7 @@ def _close_others(*kept: int) -> None:
 
 
 def _address_space() -> int:
+    # without /proc there is no size, so no process is replaced
     with suppress(OSError):
         return address_space()
     return 0

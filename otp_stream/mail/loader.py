@@ -18,7 +18,7 @@ BUILT_IN_PREFIX = "built-in/"
 """Prefix of the path of a built-in file that the operator's file of the same path must not override."""
 
 _FILE_CPU_S = 1.0
-"""CPU time to compile one file, usually 5 ms. The worker does nothing else during those calls of C code."""
+"""CPU time to compile one file, usually 5 ms. Nothing else in the worker runs during the calls of C code in it."""
 
 _Key = tuple[str, str, bool, frozenset[str]]
 """A built-in file: its path and source, and how it is read."""

@@ -22,7 +22,7 @@ _MAX_BITS = 10_000
 
 T = TypeVar("T")
 MEMORY = 64 << 20
-"""Bytes that one e-mail may allocate."""
+"""Bytes that one e-mail or the compilation of one folder may allocate, and by which a child process may grow."""
 _REPEAT_S = 0.1
 
 
@@ -44,7 +44,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops: ClassVar[frozenset[str]] = frozenset({"*", "**"})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Refuse what Jinja does, and methods of classes: `cycler.reset` changes any object that it is called with."""
+        """Refuse attributes of classes, too: `cycler.reset` changes any object that is passed to it."""
         return not isinstance(obj, type) and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from otp_stream.core.mail import ComposeError
 
-from .folder_files import UnsafeFileError, noted
+from .folder_files import UnsafeFileError, reported_reads
 from .forked_renderer import run_once
 from .identity import MailIdentity
 from .sandbox import MEMORY, CpuLimitError
@@ -53,7 +53,8 @@ class SharedTemplates:
 def _compiled(folder: Path | None, default_locale: str) -> Templates:
     """Compile templates. Those of an operator are first compiled in another process, which a file may block or crash.
 
-    If no process can be started, they are compiled in this one, because mails wait for them.
+    If no process can be started, they are compiled in this one only, because mails wait for them. Raises
+    `TemplateError`, and `OSError` if the folder cannot be read.
     """
     if folder is None:
         return Templates(None, default_locale)
@@ -61,11 +62,11 @@ def _compiled(folder: Path | None, default_locale: str) -> Templates:
     try:
         problem, *files = run_once(partial(_check, folder, default_locale), _COMPILE_CPU_S, _TIMEOUT_S)
     except CpuLimitError:
-        problem = f"{folder}: to compile its templates takes more than {_COMPILE_CPU_S:g} s; shorten them"
+        problem = f"{folder}: compiling its templates takes more than {_COMPILE_CPU_S:g} s; shorten them"
     except MemoryError:
-        problem = f"{folder}: to compile its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
+        problem = f"{folder}: compiling its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
     except ComposeError:
-        problem = f"{folder}: to compile its templates crashes the process; do not nest HTML or Jinja so deeply"
+        problem = f"{folder}: compiling its templates crashes the process; nest HTML and Jinja less deeply"
     except OSError:
         return Templates(folder, default_locale)
     if problem:
@@ -77,7 +78,7 @@ def _compiled(folder: Path | None, default_locale: str) -> Templates:
         if file not in checked:
             raise UnsafeFileError("has changed while it was read")
 
-    with noted(refuse_others):
+    with reported_reads(refuse_others):
         return Templates(folder, default_locale)
 
 
@@ -85,7 +86,7 @@ def _check(folder: Path, default_locale: str) -> list[str]:
     """Return what is wrong with the templates of a folder, empty if nothing is, and each file that was read."""
     files: list[str] = []
     try:
-        with noted(files.append), suppress(OSError):  # the worker reports the same one
+        with reported_reads(files.append), suppress(OSError):  # the worker will get and report the same error
             Templates(folder, default_locale)
     except TemplateError as error:
         return [str(error)]

@@ -257,7 +257,7 @@ class Templates:
             raise TemplateError(f"template {path}: {error}") from error
         except RecursionError:
             raise TemplateError(f"template {path}: is nested too deeply; split its longest expression") from None
-        except (SyntaxError, ValueError) as error:  # Python refuses what Jinja has made of it
+        except (SyntaxError, ValueError) as error:  # Python cannot compile the code that Jinja has generated
             text = error.msg if isinstance(error, SyntaxError) else str(error).partition(":")[0]
             raise TemplateError(f"template {path}: {text}") from None
 

@@ -62,7 +62,9 @@ class Availability:
         self.senders = Senders(fraction)
         self._shared = shared
         self._probe: PendingSend | None = None
+        """The latest probe of the relay; `None` if it had no reply in time."""
         self._probe_at = 0.0
+        """When it started, by the monotonic clock, in seconds."""
         self.owed = 0
         """How many mails and new connections wait for replies."""
         self._replied_at = 0.0
@@ -118,6 +120,7 @@ class Availability:
     def judge(self, pending: PendingSend, outcome: Outcome, now_ms: int) -> Verdict:
         """Take the outcome of a mail into account."""
         pending.route = self._route
+        # another probe may have closed the circuit breaker before this one ended
         pending.probe = pending.probe and self.breaker.state != "closed"
         if self.slowness is not None and not isinstance(outcome, Unavailable | Uncertain):
             self.slowness.mail_ended(pending, monotonic())

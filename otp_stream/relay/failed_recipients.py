@@ -13,7 +13,7 @@ _DOUBTED_MS = 3_600_000
 """After so many false alarms in this time, a mail that is refused is no reason to let others wait."""
 _SIGNS = 3
 _PENALTY = 100
-"""So many mails to a domain must be accepted to outweigh one that was refused as if the relay took no mail."""
+"""How many accepted mails to a domain outweigh one that was refused as if the relay took no mail."""
 _RECHECK_MS = 1_000
 """Pause between probes that prove nothing, because they are for recipients whose mail is known to fail."""
 _REGISTRIES = frozenset(("ac", "co", "com", "edu", "go", "gob", "gov", "ltd", "me", "mil", "ne", "net", "or", "org"))
@@ -37,7 +37,7 @@ class FailedRecipients:
         self._false_alarms: deque[int] = deque(maxlen=_FALSE_ALARMS)
         """When mail to one domain had opened the circuit breaker, and mail to another one closed it."""
         self._scores: Counter[str] = Counter()
-        """Of each domain: how many mails were accepted, less `_PENALTY` for each time that it has failed."""
+        """How many mails each domain accepted, less `_PENALTY` for each failure, but not below `-2 * _PENALTY`."""
         self._signs = 0
         """How many more probes for domains that are not blamed were refused than accepted, since the false alarms."""
 
@@ -126,9 +126,10 @@ class FailedRecipients:
         take_next: Callable[[], PendingSend | None],
         push_back: Callable[[PendingSend], None],
     ) -> PendingSend:
-        """Return the job that shows best whether the relay takes mail: that for the domain with the best score.
+        """Return the job whose mail shows best whether the relay takes mail.
 
-        Of several, the first. Better is one for a domain whose mail has not failed, else for such a recipient.
+        Jobs for domains whose mail has not failed come first, then those for such recipients. Among these, it is the
+        first one for the domain with the highest score.
         """
         jobs = [first]
         while len(jobs) < _MAX_SKIPPED and (other := take_next()):

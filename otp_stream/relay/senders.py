@@ -1,4 +1,4 @@
-"""The tenants whose sender a relay refuses, while it takes the mail of others. Pure."""
+"""The tenants whose sender a relay refuses, while it takes the mail of others."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -22,7 +22,7 @@ class _Sender:
         self.probe: PendingSend | None = None
         """The mail that is the probe, while it is on a connection."""
         self.probe_at = 0.0
-        """When it started, by the monotonic clock."""
+        """When it started, by the monotonic clock, in seconds."""
         self.slow_probes: list[PendingSend] = []
         """Earlier probes without a reply so far."""
 
@@ -119,7 +119,7 @@ class Senders:
         self._refresh()
 
     def replace_slow_probes(self, patience_s: float) -> None:
-        """Let another mail be the probe of its tenant, too, if there is no reply to this one."""
+        """Let another mail be the probe of a tenant, too, if its probe has had no reply for `patience_s`."""
         for sender in self._known.values():
             if sender.probe is not None and monotonic() - sender.probe_at > patience_s:
                 sender.recipients.add_failed(sender.probe.mail.recipient)

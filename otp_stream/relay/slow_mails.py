@@ -22,7 +22,7 @@ def check(upstream: Upstream, slowness: Slowness, choice: RelayChoice, now_ms: i
     # a mail can leave the relay only until its content has been sent, which is worth a round trip, but for a backlog
     is_fast = not (unusual or slowness.detector.slow_sends or slowness.domains)
     pool.support.careful = not (is_fast and choice.has_backlog)
-    # a connection that is reserved for urgent mails may be idle while all others are busy; the relay may accept fewer
+    # one reserved for urgent mails may be idle while all other connections are busy; the relay may accept fewer
     refuses_more = not pool.idle and now_ms < upstream.grow_from_ms
     is_full = refuses_more or len(pool.open) - len(pool.idle) >= upstream.config.ordinary_connections
     slowness.clogged = is_full and 2 * len(unusual) > len(pool.open)

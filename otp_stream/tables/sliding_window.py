@@ -30,7 +30,7 @@ def jobs_in(window: Window) -> int:
 def advance(window: Window, slice_: int) -> Window:
     """Return the window that ends with this slice, without earlier slices that are no longer in it.
 
-    If the clock was set back, later slices count in this one: they must not count until the clock has caught up.
+    If the clock was set back, later slices count in this one; otherwise they would count until the clock catches up.
     """
     start, total = _SUM.size, jobs_in(window)
     while start < len(window):

@@ -72,8 +72,8 @@ local function next_arg()
   return ARGV[at - 1]
 end
 
--- Drop the slices that have left the window; returns its number of jobs. Only the first call in a slice reads all. If the
--- clock was set back, later slices count in this one: they must not count until the clock has caught up.
+-- Drop the slices that have left the window; returns its number of jobs. Only the first call in a slice reads all. If
+-- the clock was set back, later slices count in this one; otherwise they would count until the clock catches up.
 local function jobs_in(key, slice)
   local found = redis.call('HMGET', key, 'at', 'sum')
   if tonumber(found[1]) == slice then return tonumber(found[2]) end
@@ -205,8 +205,8 @@ local function look_up(jobs, old_key, made)
   return known, holder, arrival, made
 end
 
--- Whether one code is older than another. A code that was made later than now shows that a clock was set back: the order
--- of arrival counts then, so that codes made since are not taken for older ones.
+-- Whether one code is older than another. A code that was made later than now shows that a clock was set back: the
+-- order of arrival counts then, so that codes made since are not taken for older ones.
 local function is_before(made, arrival, its_made, its_arrival)
   if made ~= its_made and math.max(made, its_made) <= now_ms() + TOLERANCE then return made < its_made end
   return arrival < its_arrival
@@ -358,7 +358,7 @@ local function reserve()
   local number, ceiling, slowed = tonumber(next_arg()), tonumber(next_arg()), next_arg() == '1'
   local now = clock_us()
   local found = redis.call('HMGET', key, 'next', 'base', 'since', 'at')
-  -- if the clock was set back, the schedule is too: no mail may wait until the clock has caught up
+  -- if the clock was set back, the schedule is, too; otherwise mails would wait until the clock catches up
   local back = math.max((tonumber(found[4]) or now) - now, 0)
   local rate, since = ceiling, tonumber(found[3])
   if since and back > 0 then

@@ -124,7 +124,7 @@ class OtelTracer:
         return _Current(self._tracer.start_span(name, parent, SpanKind.SERVER, of_request(request)), None)
 
     def request_ended(self, status: int) -> None:
-        """Record the status of the response in the span of a request, which is the current one."""
+        """Record the status of the response in the span of the request, if that is the current one."""
         if (span := _recording()) is not None:
             span.set_attribute("http.response.status_code", status)
             if status >= 500:

@@ -43,7 +43,7 @@ class Tracer(Protocol):
         ...
 
     def request_ended(self, status: int) -> None:
-        """Record the status of the response in the span of a request, which is the current one."""
+        """Record the status of the response in the span of the request, if that is the current one."""
         ...
 
     def annotate(self, **attributes: str | int) -> None:
