@@ -124,7 +124,8 @@ class OtpJob(BaseModel):
         json_schema_extra={"format": "int64", "minimum": MILLISECONDS.start, "maximum": MILLISECONDS.stop - 1},
     )
     priority: Annotated[Priority, EMPTY_IS_ABSENT] = Field(
-        default="normal", description="`high` is served before `normal`, `normal` before `low`."
+        default="normal",
+        description="`high` is served before `normal`, `normal` before `low`. Over HTTP, `high` goes to the high lane.",
     )
     metadata: Annotated[Metadata, EMPTY_IS_ABSENT] = Field(
         default_factory=Metadata, repr=False, description="Passed to the template."
