@@ -133,6 +133,8 @@ class OtpJob(BaseModel):
 
     lenient: ClassVar[tuple[Lenience, ...]] = ()
     """What was coerced or ignored. Not a field, because a producer could set it."""
+    sealed: ClassVar[str | None] = None
+    """The token in which its code was sealed, which opened for this job."""
 
     @cached_property
     def shown_template(self) -> str:
@@ -244,7 +246,7 @@ def _opened(job: OtpJob, token: object, keys: SealingKeys) -> OtpJob:
         raise MalformedError(f"{sealed_code.FIELD}: {error}") from None
     if (valid := read_code(code)) is None:
         raise MalformedError(f"{sealed_code.FIELD}: the code in it {CODE_RULE}")
-    vars(job)["otp"] = valid  # not setattr: the model is frozen
+    vars(job).update(otp=valid, sealed=token)  # not setattr: the model is frozen
     return job
 
 

@@ -9,7 +9,7 @@ from .code import read_code
 from .jwe import JweError, parse
 from .lenient import read_job_id
 from .sealing_keys import SealingKeys
-from .tenant import tenant_name
+from .tenant import named_tenant, tenant_name
 
 FIELD, SNAKE = NAMES = ("otpSealed", "otp_sealed")
 CODE_FIELDS = ("otp", *NAMES)
@@ -84,6 +84,12 @@ def open_code(keys: SealingKeys, token: object, email: str, job_id: str | None, 
         return plaintext.decode()
     except UnicodeDecodeError:
         raise JweError("contains a code that is not UTF-8") from None
+
+
+def stated_tenant(token: str) -> str | None:
+    """Return the tenant for which an opened code was sealed; `None` if its producer has stated none."""
+    header = parse(trimmed(token).encode()).header
+    return named_tenant(header["tenant"]) if "tenant" in header else None
 
 
 def key_id(token: object) -> object:

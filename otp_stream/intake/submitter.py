@@ -11,6 +11,8 @@ from otp_stream.core.job_status import JobStatus
 from otp_stream.core.masking import is_secret_id, keyed_hash
 from otp_stream.core.not_queued import NotQueuedError
 from otp_stream.core.otp_job import MAX_BODY_BYTES, MalformedError, OtpJob
+from otp_stream.core.sealed_body import is_sealed
+from otp_stream.core.sealed_code import stated_tenant
 from otp_stream.core.tenant import named_tenant
 from otp_stream.core.trace_context import is_harmless_trace
 
@@ -91,6 +93,11 @@ class Submitter:
             raise ProblemError(
                 403, f"metadata.tenant: this token sends for {producer.tenant or 'the default tenant'} only"
             )
+        # the code opened for the tenant that the body names; without one, the job gets that of the token
+        if job.sealed is not None and stated_tenant(job.sealed) not in (None, producer.tenant):
+            raise ProblemError(
+                403, "otpSealed: was sealed for another tenant: its protected header must have the tenant of this token"
+            )
         if problem := self.tenant_problem(producer.tenant):
             raise ProblemError(403, problem)
 
@@ -152,7 +159,9 @@ class _KeyUse:
     @classmethod
     def of(cls, job: OtpJob, producer: Producer, key: str, hash_key: bytes) -> "_KeyUse":
         scope = f"{producer.name}\0{key}"
-        return cls(_digest(f"key\0{scope}", hash_key), _digest(body_of(job).decode(), hash_key), scope, hash_key)
+        # with its token: otherwise each other code that is refused would be a wrong guess of the sealed one
+        content = f"{body_of(job).decode()}\0{job.sealed}" if job.sealed is not None else body_of(job).decode()
+        return cls(_digest(f"key\0{scope}", hash_key), _digest(content, hash_key), scope, hash_key)
 
     def job_id(self, job: OtpJob) -> str:
         """Return an id that is the same each time, and does not contain the code by chance."""
@@ -169,7 +178,12 @@ def body_of(job: OtpJob) -> bytes:
 
 
 def read_job(body: bytes, keys: Any) -> OtpJob:
-    """Return the job in a body. Raises `ProblemError`: 400 if it is not JSON, 422 if it is not a job."""
+    """Return the job in a body. Raises `ProblemError`: 400 if it is not JSON, 422 if it is not a job.
+
+    A body that is sealed as a whole is refused: it is made by workers, and opens for any tenant.
+    """
+    if is_sealed(body):
+        raise ProblemError(400, "body: must be a JSON object, in which the code alone is sealed (otpSealed)")
     try:
         return OtpJob.from_bytes(body, keys=keys)
     except MalformedError as error:
