@@ -1,5 +1,6 @@
 """From a job in a request to a job in RabbitMQ, once for each idempotency key."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -160,7 +161,8 @@ class _KeyUse:
     def of(cls, job: OtpJob, producer: Producer, key: str, hash_key: bytes) -> "_KeyUse":
         scope = f"{producer.name}\0{key}"
         # with its token: otherwise each other code that is refused would be a wrong guess of the sealed one
-        content = f"{body_of(job).decode()}\0{job.sealed}" if job.sealed is not None else body_of(job).decode()
+        fields = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        content = json.dumps([fields, job.sealed], sort_keys=True)
         return cls(_digest(f"key\0{scope}", hash_key), _digest(content, hash_key), scope, hash_key)
 
     def job_id(self, job: OtpJob) -> str:

@@ -148,6 +148,15 @@ async def test_an_idempotency_key_sends_the_code_once_and_belongs_to_one_body_an
     )
 
 
+async def test_the_order_of_fields_makes_no_other_job_of_a_repeated_one(stage: Stage) -> None:
+    worker = await run(stage)
+    texts = ('"userName": "Ada", "b": {"x": 1, "y": [2, 3]}', '"b": {"y": [2, 3], "x": 1}, "userName": "Ada"')
+    bodies = [f'{{"otp": "{CODE}", "metadata": {{{it}}}, "email": "user@example.com"}}'.encode() for it in texts]
+    answers = [await post(worker, it, Idempotency_Key="k") for it in (*bodies, bodies[0].replace(b"[2, 3]", b"[3, 2]"))]
+    assert [it.status for it in answers] == [202, 202, 422]
+    assert answers[0].job_id == answers[1].job_id
+
+
 async def test_a_token_sends_for_its_tenant_only(stage: Stage, tmp_path: Path) -> None:
     tenants, tokens = tmp_path / "tenants.toml", tmp_path / "tokens.toml"
     tenants.write_text('[tenants.shop]\nsender_email = "Shop <no-reply@shop.example>"\n')
