@@ -13,6 +13,9 @@ _MAX_REMOVED = 64
 RANKS = 4
 URGENT = 2
 """Ranks below this one (the high lane and `high`) may use every connection."""
+_TURN = 4
+"""One of so many jobs is of a tenant that has none of the most urgent rank, so that no tenant can keep all others
+waiting by urgent jobs alone."""
 
 
 _Heap = list[tuple[int, int, PendingSend]]
@@ -95,7 +98,16 @@ class _Rank:
         """Return the first of these tenants that has a job."""
         if not tenants.others and tenants.names.isdisjoint(self.shares):
             return None
-        return next((share for share in self.turns if share.tenant in tenants and share.count), None)
+        return next(self.of(tenants), None)
+
+    def of(self, tenants: Tenants | None) -> Iterator[_Share]:
+        """Return those of these tenants that have a job, the next one first."""
+        return (it for it in self.turns if it.count and (tenants is None or it.tenant in tenants))
+
+    def has(self, tenant: str) -> bool:
+        """Return whether a tenant has a job."""
+        share = self.shares.get(tenant)
+        return share is not None and share.count > 0
 
     def next_turn(self, share: _Share) -> None:
         """Put a tenant behind all others, of which there are some, or drop it if it has no more jobs."""
@@ -111,13 +123,15 @@ class _Rank:
 class SendQueue:
     """Most urgent rank first; within a rank the tenants take turns, each with one job.
 
-    Of one tenant, the lane `due` and the rest alternate; each by expiry, then arrival.
+    Every fourth job is one of the tenants without a job of that rank, if there are any. Of one tenant, the lane `due`
+    and the rest alternate; each by expiry, then arrival.
     """
 
     def __init__(self) -> None:
         self._ranks = [_Rank() for _ in range(RANKS)]
         self._urgent_ranks = self._ranks[:URGENT]
         self._arrivals = 0
+        self._taken = 0
         self._earliest_ms = math.inf
 
     def __len__(self) -> int:
@@ -160,12 +174,14 @@ class SendQueue:
 
         Returns `None` if there is none.
         """
-        for rank in self._urgent_ranks if urgent_only else self._ranks:
-            if rank.count:
-                share = rank.turns[0] if tenants is None else rank.first_of(tenants)
-                if share is not None:
-                    return self._take_from(rank, share)
-        return None
+        firsts = self._firsts(self._urgent_ranks if urgent_only else self._ranks, tenants)
+        found = next(firsts, None)
+        if found is None:
+            return None
+        self._taken = turn = self._taken + 1
+        while turn % _TURN == 0 and (other := next(firsts, None)) is not None:
+            found, turn = other, turn // _TURN
+        return self._take_from(*found)
 
     def remove(self, pending: PendingSend) -> None:
         """Remove a job, if it still waits."""
@@ -204,6 +220,20 @@ class SendQueue:
         for pending in found:
             self.remove(pending)
         return found
+
+    def _firsts(self, ranks: list[_Rank], tenants: Tenants | None) -> Iterator[tuple[_Rank, _Share]]:
+        """Yield the first tenant of each rank, most urgent first, of the tenants without a more urgent job."""
+        above: list[_Rank] = []
+        for rank in ranks:
+            if not rank.count:
+                continue
+            if above:
+                share = next((it for it in rank.of(tenants) if not any(up.has(it.tenant) for up in above)), None)
+            else:
+                share = rank.turns[0] if tenants is None else rank.first_of(tenants)
+            if share is not None:
+                yield rank, share
+            above.append(rank)
 
     def _take_from(self, rank: _Rank, share: _Share) -> PendingSend:
         if share.removed:

@@ -177,6 +177,19 @@ def test_a_more_urgent_rank_goes_before_the_turn_of_another_tenant(sends: Sends)
     assert sends.order() == "a1 a1 b2 a3 b3 "
 
 
+def test_urgent_jobs_of_one_tenant_do_not_starve_the_others(sends: Sends):
+    for _ in range(40):
+        sends.push("a", rank=0, tenant="a")
+        sends.push("b", rank=1, tenant="b")
+        sends.push("A", rank=2, tenant="a")
+    sends.push("c", rank=2, tenant="c")
+    sends.push("d", rank=3, tenant="d")
+    order = sends.order()
+    assert order.startswith("aaabaaabaaabaaacaaabaaabaaabaaad" + "aaab" * 5 + "a")
+    # the urgent ones of `a` are sent, so its others get the turns
+    assert "bbbAbbbAbbbA" in order
+
+
 def test_the_lanes_of_each_tenant_alternate(sends: Sends):
     for name, tenant in (("d", "a"), ("D", "b")):
         for at in range(2):
