@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
 
 PARSE_S = 0.002
 """How long one iteration of the event loop parses, in seconds. What arrives after that waits for the next one."""
@@ -30,6 +32,11 @@ class _InputQueue:
     """Makes a protocol parse bytes."""
     _waiting: OrderedDict[Any, bytearray] = field(default_factory=OrderedDict[Any, bytearray])
     """What each protocol has not parsed; the next one to parse is first. Their transports are paused."""
+    _held: WeakKeyDictionary[Any, bytearray] = field(default_factory=WeakKeyDictionary[Any, bytearray])
+    """The same for protocols that accept no more until a response, or the reader of a body, has got further.
+
+    They would store it, and then parse all of it at once.
+    """
     _spent_s: float = 0.0
     """How long this iteration of the event loop has parsed."""
     _is_scheduled: bool = False
@@ -37,15 +44,25 @@ class _InputQueue:
     def add(self, protocol: Any, data: bytes) -> None:
         """Have the protocol parse the data, at once if there is time."""
         self._schedule()
-        if not self._waiting and len(data) <= _PART and self._spent_s < PARSE_S:
+        is_first = not self._waiting and protocol not in self._held
+        if is_first and len(data) <= _PART and self._spent_s < PARSE_S:
             self._parse(protocol, data)
             return
-        waiting = self._waiting.setdefault(protocol, bytearray())
+        waiting = self._held.get(protocol)
+        if waiting is None:
+            waiting = self._waiting.setdefault(protocol, bytearray())
         if len(waiting) > _MOST_WAITING:
             protocol.transport.abort()
             return
         waiting += data
         protocol.transport.pause_reading()
+
+    def accept(self, protocol: Any) -> bool:
+        """Continue with a protocol that accepts more again. Returns whether it must parse waiting bytes first."""
+        if (waiting := self._held.pop(protocol, None)) is not None:
+            self._waiting[protocol] = waiting
+            self._schedule()
+        return protocol in self._waiting
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -57,7 +74,11 @@ class _InputQueue:
         try:
             while self._waiting and self._spent_s < PARSE_S:
                 protocol, waiting = self._waiting.popitem(last=False)
-                if not protocol.transport.is_closing():
+                if protocol.transport.is_closing():
+                    continue
+                if protocol.flow.read_paused:
+                    self._held[protocol] = waiting
+                else:
                     self._parse_part(protocol, waiting)
         finally:
             if self._waiting:
@@ -98,3 +119,18 @@ def limit_input() -> None:
 
     data_received.unlimited = received  # type: ignore[attr-defined]
     protocol.data_received = data_received
+    _resume_in_turns(unparsed)
+
+
+def _resume_in_turns(unparsed: _InputQueue) -> None:
+    flow_class: Any = FlowControl
+    resume = getattr(flow_class.resume_reading, "unlimited", flow_class.resume_reading)
+
+    def resume_reading(flow: Any) -> None:
+        if flow.read_paused and unparsed.accept(flow._transport.get_protocol()):  # noqa: SLF001
+            flow.read_paused = False  # the transport is resumed when all that waits has been parsed
+        else:
+            resume(flow)
+
+    resume_reading.unlimited = resume  # type: ignore[attr-defined]
+    flow_class.resume_reading = resume_reading

@@ -11,8 +11,10 @@ import uvicorn
 from rabbitmq import free_port
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import request_response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from otp_stream import http_input
 from otp_stream.asgi import Fields, form_route, get_route, text
@@ -25,11 +27,26 @@ async def _respond(_: Request) -> Response:
     return Response(b"alive")
 
 
+async def _count(request: Request) -> Response:
+    """Read a body of any size."""
+    return Response(str(sum([len(it) async for it in request.stream()])))
+
+
+async def _pause(_: Request) -> Response:
+    await asyncio.sleep(0.3)
+    return Response(b"late")
+
+
 async def _submit(_: Request, fields: Fields) -> Response:
     return Response("".join(fields.values()))
 
 
-_ROUTES = {"/": get_route(_respond), "/form": form_route(_submit)}
+_ROUTES = {
+    "/": get_route(_respond),
+    "/form": form_route(_submit),
+    "/count": request_response(_count),
+    "/late": get_route(_pause),
+}
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +57,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(AutoHTTPProtocol, "data_received", AutoHTTPProtocol.data_received)
+    monkeypatch.setattr(FlowControl, "resume_reading", FlowControl.resume_reading)
     limit_input()
     server = uvicorn.Server(uvicorn.Config(_app, port=free_port(), log_config=None, lifespan="off"))
     server.config.load()
@@ -79,8 +97,9 @@ async def test_a_body_of_many_chunks_that_no_one_reads_delays_no_one(port: int) 
     assert longest_s < 0.1  # 0.3 s if all that one read returns is parsed at once
 
 
-@pytest.mark.usefixtures("one_part")
-async def test_connections_take_turns(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def sizes(port: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the sizes of what the protocols have parsed or stored so far."""
     sizes: list[int] = []
     protocol: Any = AutoHTTPProtocol
     received = protocol.data_received.unlimited
@@ -91,6 +110,23 @@ async def test_connections_take_turns(port: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(protocol, "data_received", data_received)
     limit_input()
+    return sizes
+
+
+async def test_what_waits_for_a_response_is_not_stored_to_be_parsed_at_once(port: int, sizes: list[int]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST.replace(b"/ ", b"/late ") + CHUNKED + CHUNKS)
+    await asyncio.sleep(0.1)
+    assert sum(sizes) == 1024
+    assert await _status(reader) == b"200"
+    assert await asyncio.wait_for(reader.readexactly(4), 5) == b"late"
+    assert await _status(reader) == b"200"
+    writer.transport.abort()
+    assert sum(sizes) > 1024
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_connections_take_turns(port: int, sizes: list[int]) -> None:
     _, flood = await asyncio.open_connection("127.0.0.1", port)
     flood.write(CHUNKED + CHUNKS)
     await asyncio.sleep(0.05)
@@ -110,6 +146,18 @@ async def test_a_request_in_parts_arrives_whole_and_in_order(port: int) -> None:
     form = b"POST /form HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\na=%s" % (len(value) + 2, value)
     writer.write(form + REQUEST + form)
     for expected in (value, b"alive", value):
+        assert await _status(reader) == b"200"
+        assert await asyncio.wait_for(reader.readexactly(len(expected)), 5) == expected
+    writer.close()
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_a_large_body_arrives_whole_and_so_does_the_next_request(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    size = 2_000_000
+    large = b"POST /count HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+    writer.write((large + REQUEST) * 2)
+    for expected in (b"2000000", b"alive") * 2:
         assert await _status(reader) == b"200"
         assert await asyncio.wait_for(reader.readexactly(len(expected)), 5) == expected
     writer.close()
