@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 _START_PAUSE_S = 3.0
@@ -55,6 +56,14 @@ def stop_with_supervisor() -> None:
         signal.raise_signal(signal.SIGTERM)
 
     loop.add_reader(sentinel, stop)
+
+
+def never_force_exit() -> None:
+    """Have uvicorn take SIGINT for SIGTERM: at a second SIGINT, it would skip the shutdown, which requeues jobs."""
+    handle = signal.getsignal(signal.SIGINT)
+    if callable(handle) and type(getattr(handle, "__self__", None)) is Server:
+        with suppress(ValueError):  # an application that runs in a thread leaves signals to its process
+            signal.signal(signal.SIGINT, lambda _, frame: handle(signal.SIGTERM, frame))
 
 
 def _pass_on_hangup(supervisor: Multiprocess) -> None:

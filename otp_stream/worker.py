@@ -24,7 +24,7 @@ from .http_connections import connection_limit, limit_connections
 from .http_input import limit_input
 from .parts import Parts
 from .settings import find_warnings, tenant_warnings
-from .supervisor import adapt_supervisor, is_supervisor, stop_with_supervisor
+from .supervisor import adapt_supervisor, is_supervisor, never_force_exit, stop_with_supervisor
 from .telemetry import configure_logs, flush_logs, resource_attributes
 
 _UVICORN_OPTIONS = (
@@ -175,6 +175,7 @@ class OtpStream(AsgiFastStream):
         # again: with --workers, uvicorn runs the application without calling `run`
         self._configure_logs()
         self._handle_hangup()
+        never_force_exit()
         stop_with_supervisor()
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))

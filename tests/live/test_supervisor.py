@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Stage
 from rabbitmq import until
+from smtp_relay import Act
 from worker import Worker, job
 
 CONSUMING = '"event":"consuming"'
@@ -110,3 +111,16 @@ async def test_what_uvicorn_writes_in_a_worker_is_a_line_of_the_worker(command: 
     writer.close()
     await command.wait_log('"event":"Invalid HTTP request received."')
     assert "WARNING:" not in command.log
+
+
+async def test_a_second_ctrl_c_does_not_end_workers_before_their_jobs(stage: Stage, command: Worker) -> None:
+    stage.relay.always("body", Act(delay_s=1))
+    await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(4)))
+    await stage.relay.wait(lambda: stage.relay.is_busy, "mail that is being sent")
+    assert command.process is not None
+    for _ in range(2):
+        for pid in (*workers_of(command), command.process.pid):  # a terminal sends it to all of them
+            os.kill(pid, signal.SIGINT)
+        await asyncio.sleep(0.1)
+    assert await command.stopped() == 0
+    assert command.log.count('"event":"stopped"') == 2
