@@ -14,6 +14,10 @@ _DOUBTED_MS = 3_600_000
 _SIGNS = 3
 _PENALTY = 100
 """How many accepted mails to a domain outweigh one that was refused as if the relay took no mail."""
+_DOMAINS = 3
+"""If mails for so many domains are refused that are not blamed, or that get most of the mail, the relay throttles."""
+_COUNTED_MS = 300_000
+"""For how long mails are counted for that."""
 _RECHECK_MS = 1_000
 """Pause between probes that prove nothing, because they are for recipients whose mail is known to fail."""
 _REGISTRIES = frozenset(("ac", "co", "com", "edu", "go", "gob", "gov", "ltd", "me", "mil", "ne", "net", "or", "org"))
@@ -38,6 +42,11 @@ class FailedRecipients:
         """When mail to one domain had opened the circuit breaker, and mail to another one closed it."""
         self._scores: Counter[str] = Counter()
         """How many mails each domain accepted, less `_PENALTY` for each failure, but not below `-2 * _PENALTY`."""
+        self._taken: Counter[str] = Counter()
+        """How many mails were accepted for each domain since `_counted_from`, which is after false alarms."""
+        self._refused: dict[str, bool] = {}
+        """Domains whose mail was refused in the same time, and whether they were blamed each time."""
+        self._counted_from = 0
         self._signs = 0
         """How many more probes for domains that are not blamed were refused than accepted, since the false alarms."""
 
@@ -48,7 +57,9 @@ class FailedRecipients:
 
     def is_at_fault(self, recipient: str) -> bool:
         """Return whether only the mail to this recipient, or to its domain, fails."""
-        return max(self._offences[recipient], self._offences[_domain(recipient)]) >= _OFFENCES
+        domain = _domain(recipient)
+        of_domain = self._offences[domain] if self._scores[domain] < 0 else 0
+        return max(self._offences[recipient], of_domain) >= _OFFENCES
 
     def has_failed(self, recipient: str) -> bool:
         """Return whether mail to this recipient, or to its domain, failed: the next probe is for another one."""
@@ -65,6 +76,10 @@ class FailedRecipients:
         """Record that a mail was accepted, so that the recipient is not at fault; its domain may still be."""
         domain = _domain(recipient)
         self._add_score(domain, 1)
+        if self._false_alarms:
+            self._taken[domain] += 1
+            if len(self._taken) > _REMEMBERED:
+                self._forget_counts()
         if self._offences:
             del self._offences[recipient]
             self._offences -= Counter((domain,))
@@ -74,7 +89,9 @@ class FailedRecipients:
         if not self._is_doubtful(now_ms):
             return True
         domain = _domain(recipient)
-        blamed = self._offences[recipient] or self._offences[domain] or self._scores[domain] < 0
+        blamed = bool(self._offences[recipient] or self._offences[domain] or self._scores[domain] < 0)
+        if self._shows_throttling(domain, now_ms, blamed=blamed):
+            return True
         return probe and not (blamed or self.has_failed(recipient))
 
     def pause_ms(self, now_ms: int, *, sign: bool, probe: bool) -> int | None:
@@ -93,6 +110,28 @@ class FailedRecipients:
         self._false_alarms.clear()
         self._signs = 0
         return None
+
+    def _shows_throttling(self, domain: str, now_ms: int, *, blamed: bool) -> bool:
+        """Return whether this refusal shows that the relay refuses mail for most domains. This ends the doubts."""
+        if now_ms - self._counted_from > _COUNTED_MS or len(self._refused) > _REMEMBERED:
+            self._counted_from = now_ms
+            self._forget_counts()
+        self._refused[domain] = self._refused.get(domain, True) and blamed
+        taken = sum(self._taken[name] for name in self._refused)
+        of_most = len(self._refused) >= _DOMAINS and taken >= max(_PENALTY, self._taken.total() / 2)
+        if not of_most and list(self._refused.values()).count(False) < _DOMAINS:
+            return False
+        for name in self._refused:
+            # they were blamed for what the relay does
+            self._scores[name] = max(self._scores[name], 0)
+        self._offences.clear()
+        self._false_alarms.clear()
+        self._forget_counts()
+        return True
+
+    def _forget_counts(self) -> None:
+        self._taken.clear()
+        self._refused.clear()
 
     def opened_breaker(self, recipient: str) -> None:
         """Record whose mail opened the circuit breaker."""

@@ -170,3 +170,54 @@ def test_scores_of_many_domains_take_no_more_memory_and_those_of_few_mails_are_f
     assert len(recipients._scores) <= 1_000
     new, good = pending("x@new.example"), pending("x@good.example")
     assert chosen(recipients, new, good) is good
+
+
+def doubtful_after_accepting(mails: dict[str, int]) -> FailedRecipients:
+    recipients = FailedRecipients()
+    for _ in range(2):
+        opened_and_closed(recipients, "u@d0.example", "u@d1.example")
+    for domain, number in mails.items():
+        for _ in range(number):
+            recipients.accepted(f"u@{domain}")
+    assert not recipients.is_sign_of_outage("u@d0.example", 10, probe=False)
+    return recipients
+
+
+def test_a_relay_that_throttles_mail_for_several_domains_ends_the_doubts() -> None:
+    recipients = doubtful_after_accepting({})
+    for number in (1, 2):
+        assert not recipients.is_sign_of_outage(f"u@d{number}.example", 10, probe=False)
+    assert recipients.is_sign_of_outage("u@d3.example", 10, probe=False)
+    assert recipients.pause_ms(10, sign=True, probe=False) is None
+    assert not recipients.is_at_fault("u@d0.example")
+
+
+def test_domains_that_get_most_of_the_mail_are_not_blamed_although_all_of_them_often_fail() -> None:
+    recipients = doubtful_after_accepting({"d0.example": 60, "d1.example": 60, "d2.example": 60})
+    for number in (1, 2):
+        for _ in range(3):
+            recipients.forget_failed(breaker_is_closed=True)
+            recipients.add_failed(f"u@d{number}.example")
+    assert not recipients.is_sign_of_outage("u@d1.example", 10, probe=False)
+    assert recipients.is_sign_of_outage("u@d2.example", 10, probe=False)
+
+
+def test_several_domains_that_get_less_than_half_of_the_mail_do_not_end_the_doubts() -> None:
+    recipients = doubtful_after_accepting({"good.example": 400, "d0.example": 60, "d1.example": 60, "d2.example": 60})
+    for number in (1, 2):
+        for _ in range(3):
+            recipients.forget_failed(breaker_is_closed=True)
+            recipients.add_failed(f"u@d{number}.example")
+        assert not recipients.is_sign_of_outage(f"u@d{number}.example", 10, probe=False)
+
+
+def test_a_domain_that_gets_much_mail_is_not_at_fault_when_it_fails_twice() -> None:
+    recipients = FailedRecipients()
+    for _ in range(300):
+        recipients.accepted("u@big.example")
+    for number in range(2):
+        opened_and_closed(recipients, f"u{number}@big.example", "u@good.example")
+    assert not recipients.is_at_fault("u@big.example")
+    for number in range(2):
+        opened_and_closed(recipients, f"u{number}@big.example", "u@good.example")
+    assert recipients.is_at_fault("u@big.example")
