@@ -1,9 +1,11 @@
 """Compiled templates, shared by all tenants with the same folder and the same default locale."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISDIR
 from types import MappingProxyType
 
 from otp_stream.core.mail import ComposeError
@@ -17,6 +19,7 @@ from .templates import TemplateError, Templates, fallbacks
 _COMPILE_CPU_S = 30.0
 """CPU time for the templates of one folder; a hundred of them with all translations take 2 s."""
 _TIMEOUT_S = 120.0
+_LINKED_LEVELS = 2
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
 """Path, time of the last change, size and inode of each file of a folder."""
@@ -94,17 +97,24 @@ def _check(folder: Path, default_locale: str) -> list[str]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return the state of all files of a folder."""
-    # `**` does not follow links to folders; Kubernetes mounts a ConfigMap as such links
-    paths: set[Path] = set()
-    for pattern in ("**/*", "*/*", "*/*/*"):
-        with suppress(OSError):  # a folder was deleted meanwhile
-            paths.update(folder.glob(pattern))
+    """Return the state of all files of a folder.
+
+    Links to folders are followed in the first two levels only: Kubernetes mounts a ConfigMap as such links.
+    """
     found: list[tuple[str, int, int, int]] = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError:  # deleted meanwhile, or a link to nothing, such as an editor's lock
-            continue
-        found.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+    # without recursion, because folders can be nested more deeply than Python's calls
+    waiting: list[tuple[str, int, bool]] = [(str(folder), 1, False)]
+    while waiting:
+        path, level, linked = waiting.pop()
+        # the folder was deleted meanwhile, or its path is too long
+        with suppress(OSError), os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat()
+                except OSError:  # deleted meanwhile, or a link to nothing, such as an editor's lock
+                    continue
+                found.append((entry.path, status.st_mtime_ns, status.st_size, status.st_ino))
+                by_link = linked or entry.is_symlink()
+                if S_ISDIR(status.st_mode) and (level <= _LINKED_LEVELS or not by_link):
+                    waiting.append((entry.path, level + 1, by_link))
     return frozenset(found)

@@ -1,7 +1,9 @@
 """Templates that change while a worker runs: used for the next mail once they are complete and without errors."""
 
 import asyncio
+import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -298,3 +300,21 @@ def test_a_folder_that_disappears_while_it_is_read_has_a_fingerprint(
 
     monkeypatch.setattr(Path, "glob", gone)
     assert fingerprint(tmp_path) == frozenset()
+
+
+def test_a_change_beside_deeply_nested_folders_is_noticed(tmp_path: Path) -> None:
+    folder = put(tmp_path, "first")
+    within = os.open(folder, os.O_RDONLY)
+    for _ in range(3_000):  # deeper than Python's calls may be nested, and than a path may be long
+        os.mkdir("_", dir_fd=within)
+        inner = os.open("_", os.O_RDONLY, dir_fd=within)
+        os.close(within)
+        within = inner
+    os.close(within)
+    try:
+        before = fingerprint(folder)
+        assert subject(composer_of(folder)) == "first"
+        put(folder, "second")
+        assert fingerprint(folder) != before
+    finally:  # `shutil.rmtree`, by which pytest deletes the folder, cannot
+        subprocess.run(["rm", "-rf", str(folder / "_")], check=True)
