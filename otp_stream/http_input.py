@@ -119,15 +119,15 @@ def limit_input() -> None:
 
     data_received.unlimited = received  # type: ignore[attr-defined]
     protocol.data_received = data_received
-    _resume_in_turns(unparsed)
+    _resume_in_turns(queue)
 
 
-def _resume_in_turns(unparsed: _InputQueue) -> None:
+def _resume_in_turns(queue: _InputQueue) -> None:
     flow_class: Any = FlowControl
     resume = getattr(flow_class.resume_reading, "unlimited", flow_class.resume_reading)
 
     def resume_reading(flow: Any) -> None:
-        if flow.read_paused and unparsed.accept(flow._transport.get_protocol()):  # noqa: SLF001
+        if flow.read_paused and queue.accept(flow._transport.get_protocol()):  # noqa: SLF001
             flow.read_paused = False  # the transport is resumed when all that waits has been parsed
         else:
             resume(flow)

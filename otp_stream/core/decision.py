@@ -146,8 +146,8 @@ def decide(
             return Dead("retries_exhausted", text, attempts_made + 1, route=route)
         case Unavailable():
             return expired(now_ms, expires_ms, attempts_made) if now_ms >= expires_ms else Hold()
-        case TimedOut():
-            return _wait_in_broker(attempts_made, now_ms, expires_ms, backoff)
+        case TimedOut(briefly):
+            return _wait_in_broker(attempts_made, now_ms, expires_ms, backoff, briefly=briefly)
         case _:
             assert_never(outcome)
 
@@ -171,10 +171,13 @@ def _retry(
     return Retry(delay_ms, attempts_made + 1, error, reply=reply)
 
 
-def _wait_in_broker(attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff) -> Park | Dead:
+def _wait_in_broker(
+    attempts_made: int, now_ms: int, expires_ms: int, backoff: Backoff, *, briefly: bool = False
+) -> Park | Dead:
     if now_ms >= expires_ms:
         return expired(now_ms, expires_ms, attempts_made)
-    wait_ms = backoff.longest_wait_ms(expires_ms - now_ms)
+    left_ms = expires_ms - now_ms
+    wait_ms = backoff.longest_wait_ms(min(left_ms, 2 * backoff.base_ms) if briefly else left_ms)
     if wait_ms is None:
         return Dead("expired", "it was not sent in time, and the code expires before another wait ends", attempts_made)
     return Park(wait_ms)

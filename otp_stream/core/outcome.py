@@ -111,6 +111,9 @@ class RecipientUnavailable:
 class TimedOut:
     """The job was not sent before the deadline of its wait."""
 
+    briefly: bool = False
+    """Whether it waits in the broker for a short time only, so that another job takes its place."""
+
 
 @dataclass(frozen=True, slots=True)
 class Crashed:

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from otp_stream.core.masking import scrub
-from otp_stream.core.outcome import Accepted, Outcome, Route, Unavailable, Uncertain, at_recipient
+from otp_stream.core.outcome import Accepted, Outcome, Route, TimedOut, Unavailable, Uncertain, at_recipient
 
 from .circuit_breaker import CircuitBreaker
 from .failed_recipients import FailedRecipients
@@ -150,19 +150,24 @@ class Availability:
                 return Verdict(outcome, changed=True)
 
     def _refused(self, pending: PendingSend, outcome: Unavailable | Uncertain, now_ms: int) -> Verdict:
-        """Open the circuit breaker. The connection of an uncertain probe was lost, perhaps because of its recipient."""
+        """Open the circuit breaker. The connection of an uncertain probe was lost, perhaps because of its recipient.
+
+        If no other mail was waiting, the probe times out: its job waits in the broker, so that another one can be the
+        next probe. With `PREFETCH_COUNT=1`, one recipient would otherwise stop all mail.
+        """
         recipient = pending.mail.recipient
         reply = outcome.reply if isinstance(outcome, Unavailable) else None
         at_mail = reply is not None and reply.stage == "mail"
         sign = at_mail or self.recipients.is_sign_of_outage(recipient, now_ms, probe=pending.probe)
         pause_ms = None if at_mail else self.recipients.pause_ms(now_ms, sign=sign, probe=pending.probe)
         self.recipients.add_failed(recipient)
+        alone = pending.probe and reply is not None and not at_mail and self.recipients.all_failed
         if not self._open(pending, outcome, now_ms, pause_ms):
             return Verdict(outcome)
         self.recipients.opened_breaker(recipient)
         # the relay refuses all mail without ending the session
         renew = pending.probe or (reply is not None and reply.code != 421 and self.breaker.reason == "unreachable")
-        return Verdict(outcome, changed=True, renew=renew, sign=sign)
+        return Verdict(TimedOut(briefly=True) if alone else outcome, changed=True, renew=renew, sign=sign)
 
     def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
         """Let the next job pass as the probe whose pause is over: of the relay, and of each suspended tenant.

@@ -47,6 +47,8 @@ class FailedRecipients:
         self._refused: dict[str, bool] = {}
         """Domains whose mail was refused in the same time, and whether they were blamed each time."""
         self._counted_from = 0
+        self.all_failed = False
+        """Whether the mail of each waiting job had failed when the latest probe was chosen."""
         self._signs = 0
         """How many more probes for domains that are not blamed were refused than accepted, since the false alarms."""
 
@@ -174,8 +176,9 @@ class FailedRecipients:
         while len(jobs) < _MAX_SKIPPED and (other := take_next()):
             jobs.append(other)
         found = max(jobs, key=self._rank)
-        if found.mail.recipient in self._failed:
-            self._failed.clear()  # all have failed, so try each of them again
+        self.all_failed = found.mail.recipient in self._failed
+        if self.all_failed:
+            self._failed.clear()  # so try each of them again
             found = first
         _push_others(jobs, found, push_back)
         return found

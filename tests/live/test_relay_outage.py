@@ -539,7 +539,7 @@ async def test_a_fault_of_every_mail_is_not_blamed_on_one_recipient(relay: Scrip
         # MAIL names no recipient; on an old connection a 421 is only its end
         relay.then("mail", "421 4.3.0 down", "421 4.3.0 down")
         assert isinstance(await send(smtp, "odd@example.com"), Unavailable)
-        assert isinstance(await send(smtp, "odd@example.com"), Unavailable)  # it is the probe
+        assert await send(smtp, "odd@example.com") == TimedOut(briefly=True)  # it is the probe
         await deliver(smtp)
         assert isinstance(await send(smtp, "odd@example.com"), RecipientUnavailable)
 
@@ -990,7 +990,7 @@ async def test_a_probe_that_is_throttled_is_followed_by_one_on_a_new_connection(
         assert isinstance(await send(smtp), Accepted)
         relay.then("rcpt", "450 4.7.0 rate limit exceeded", "450 4.7.0 rate limit exceeded")
         assert isinstance(await send(smtp), Unavailable)
-        assert isinstance(await send(smtp), Unavailable)
+        assert await send(smtp) == TimedOut(briefly=True)  # another job may be the next probe
         assert isinstance(await send(smtp), Accepted)
         assert [mail.connection for mail in relay.accepted] == [1, 2]
 

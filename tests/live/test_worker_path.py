@@ -384,3 +384,15 @@ async def test_two_workers_share_a_queue(stage: Stage) -> None:
     both.set()
     await stage.relay.wait_accepted(60, timeout=20)
     assert sum(shares()) == 60
+
+
+async def test_with_a_prefetch_count_of_1_one_recipient_does_not_stop_all_mail(stage: Stage) -> None:
+    stage.relay.always("rcpt", "450 4.7.1 rate limit exceeded", to="odd@example.com")
+    worker = await stage.run(PREFETCH_COUNT="1")
+    await stage.rabbit.publish(job("odd@example.com", jobId="odd"))
+    await worker.wait_log("circuit breaker open")
+    await stage.rabbit.publish(*(job(f"u{at}@example.net", jobId=f"u{at}") for at in range(3)))
+    await stage.relay.wait_accepted(3, 30)
+    stage.relay.always("rcpt", None, to="odd@example.com")
+    await stage.relay.wait_accepted(4, 60)
+    await until(lambda: _settled(worker, "sent", 4), "settlement")

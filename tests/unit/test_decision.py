@@ -45,6 +45,7 @@ def judge(outcome: Outcome, *, attempts_made: int = 0, now_ms: int = NOW, expire
         (Uncertain("lost", "relay:25"), Retry(1150, 1, "lost", uncertain="relay:25")),
         (Unavailable("unreachable", "refused"), Hold()),
         (TimedOut(), Park(5200)),
+        (TimedOut(briefly=True), Park(1300)),
     ],
 )
 def test_a_first_attempt(outcome: Outcome, settlement: object) -> None:
