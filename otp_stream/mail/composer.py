@@ -1,6 +1,6 @@
 """Composes the mail of a job as the tenant that the job belongs to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from errno import ENOENT
 from functools import partial
@@ -23,6 +23,8 @@ class Prepared:
 
     composers: Mapping[str, TenantComposer]
     compiled: Mapping[Key, Templates]
+    problems: Sequence[str] = ()
+    """Why tenants have their earlier templates, one text for each folder."""
 
 
 class Composer:
@@ -43,11 +45,12 @@ class Composer:
         self._current = self.prepare(tenants)
         self._composers = self._current.composers
 
-    def prepare(self, tenants: Mapping[str, MailIdentity]) -> Prepared:
+    def prepare(self, tenants: Mapping[str, MailIdentity], *, keep_earlier: bool = False) -> Prepared:
         """Build what `use` needs for other tenants, and change nothing; can be called in a thread.
 
         Templates are compiled only if anything in their folder has changed. Raises as the constructor does; the text
-        of a `TemplateError` has one line for each folder of a tenant with an error.
+        of a `TemplateError` has one line for each folder of a tenant with an error. With `keep_earlier`, such a tenant
+        keeps its earlier templates instead, if it has not changed.
         """
         earlier = self._current
         shared = SharedTemplates(earlier.compiled)
@@ -65,9 +68,13 @@ class Composer:
                 failed[key] = f"tenant {tenant}: {error}"
             except OSError as error:
                 failed[key] = f"tenant {tenant}: {identity.templates_dir} cannot be read ({error.strerror})"
-        if failed:
+        kept = {tenant: earlier.composers.get(tenant) for tenant in tenants.keys() - made.keys()}
+        unchanged = {tenant: it for tenant, it in kept.items() if it is not None and it.identity == tenants[tenant]}
+        if failed and not (keep_earlier and len(unchanged) == len(kept)):
             raise TemplateError("\n".join(failed.values()))
-        return Prepared(made, shared.compiled)
+        of_earlier = {it.templates for it in unchanged.values()}
+        compiled = {key: it for key, it in earlier.compiled.items() if it in of_earlier} | shared.compiled
+        return Prepared(made | unchanged, compiled, [*failed.values()])
 
     def _made(self, tenant: str, identity: MailIdentity, templates: Templates, earlier: Prepared) -> TenantComposer:
         same = earlier.composers.get(tenant)

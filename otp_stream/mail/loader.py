@@ -88,7 +88,7 @@ class TemplateLoader(FileSystemLoader):
         if code is None:
             began = time.thread_time()
             code = environment.compile(self.parse(environment, name)[1], name, filename)
-            if time.thread_time() - began > _FILE_CPU_S:
+            if key is None and time.thread_time() - began > _FILE_CPU_S:
                 raise SecurityError(f"{name} takes more than {_FILE_CPU_S:g} s to compile; shorten it")
             if key is not None:
                 _CODE[key] = code

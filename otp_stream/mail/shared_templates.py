@@ -16,7 +16,7 @@ from .identity import MailIdentity
 from .sandbox import MEMORY, CpuLimitError
 from .templates import TemplateError, Templates, fallbacks
 
-_COMPILE_CPU_S = 30.0
+_COMPILE_CPU_S = 10.0
 """CPU time for the templates of one folder; a hundred of them with all translations take 2 s."""
 _TIMEOUT_S = 120.0
 _LINKED_LEVELS = 2

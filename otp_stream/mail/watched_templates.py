@@ -18,13 +18,16 @@ _SETTLE_S = 0.2
 _MAX_SHARE = 0.02
 """Share of the time that may be spent on scanning folders: a scan of 200 takes 0.1 s."""
 
+_KEPT = "templates have changed and cannot be used: the earlier ones stay in use"
+
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class WatchedTemplates:
     """Compiles the templates of all tenants again when their folders change.
 
-    If the new templates cannot be used, the earlier ones stay in use, and the problem is logged once.
+    If new templates of a tenant cannot be used, its earlier ones stay in use, and the problem is logged once. If those
+    of the default tenant cannot, all earlier ones stay in use.
     """
 
     def __init__(self, composer: Composer) -> None:
@@ -64,14 +67,18 @@ class WatchedTemplates:
             return
         identities = composer.identities
         try:
-            prepared = await in_thread(partial(composer.prepare, identities), "templates")
+            prepared = await in_thread(partial(composer.prepare, identities, keep_earlier=True), "templates")
         except (TemplateError, OSError) as error:
             self._failed = seen
-            _log.warning("templates have changed and cannot be used: the earlier ones stay in use", error=str(error))
+            _log.warning(_KEPT, error=str(error))
             return
-        self._failed = None
+        self._failed = seen if prepared.problems else None
         if composer.identities != identities:  # TENANTS_FILE has changed meanwhile
             self._requested.set()
             return
+        before = composer.used_folders
         composer.use(prepared)
-        _log.info("templates have changed", folders=sorted(str(it) for it in composer.used_folders))
+        for problem in prepared.problems:
+            _log.warning(_KEPT, error=problem)
+        if before != composer.used_folders:
+            _log.info("templates have changed", folders=sorted(str(it) for it in composer.used_folders))

@@ -209,9 +209,9 @@ async def test_tenants_that_change_while_templates_are_compiled_are_kept(
     prepare = composer.prepare
     changed = False
 
-    def slow(identities: Mapping[str, MailIdentity]) -> Prepared:
+    def slow(identities: Mapping[str, MailIdentity], **options: Any) -> Prepared:
         nonlocal changed
-        prepared = prepare(identities)
+        prepared = prepare(identities, **options)
         if not changed:
             changed = True
             loop.call_soon_threadsafe(composer.use, prepare(tenants))
@@ -240,7 +240,14 @@ async def test_templates_of_a_tenant_change_alone(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
         await watched.refresh()
     assert logs[0]["error"].startswith("tenant shop: template otp/subject.txt, line 1: Expected an expression")
-    assert (subject(composer), subject(composer, "shop")) == ("own 1", "shop 2")
+    assert (subject(composer), subject(composer, "shop")) == ("own 2", "shop 2")
+    put(tmp_path / "own", "{% if %}")
+    put(shop, "shop 3")
+    await watched.refresh()
+    assert (subject(composer), subject(composer, "shop")) == ("own 2", "shop 2")
+    put(tmp_path / "own", "own 3")
+    await watched.refresh()
+    assert (subject(composer), subject(composer, "shop")) == ("own 3", "shop 3")
 
 
 async def test_a_swap_of_links_as_kubernetes_does_it_is_noticed(tmp_path: Path) -> None:
