@@ -255,7 +255,7 @@ async def test_a_job_that_a_full_queue_refuses_is_not_accepted(stage: Stage) -> 
 
 
 async def test_a_worker_that_stops_accepts_nothing(stage: Stage) -> None:
-    worker = await run(stage)
+    worker = await run(stage, INTAKE_RATE_PER_SECOND="10000")
     seen: list[int] = []
 
     async def send() -> None:
