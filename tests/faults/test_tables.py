@@ -73,10 +73,11 @@ async def ended(how: str, *workers: Worker) -> float:
 
 
 async def empty(stage: Stage) -> None:
-    """Wait until no message is left anywhere but in the dead dead_letter queue, whose workers must have ended."""
+    """Wait until no message is left in a queue, and none in a worker that runs."""
 
     async def nothing_left() -> bool:
-        return not any([await stage.rabbit.depth(name) for name in stage.rabbit.names()])
+        queued = any([await stage.rabbit.depth(name) for name in stage.rabbit.names()])
+        return not queued and not any([await it.may_have_unacked() for it in stage.workers if it.is_running])
 
     await until(nothing_left, "empty queues")
 
