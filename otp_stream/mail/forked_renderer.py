@@ -91,7 +91,7 @@ _WITH_CHILD: OrderedDict[ForkedRenderer, None] = OrderedDict()
 
 
 def run_once(work: Callable[[], Sequence[str]], cpu_s: float, timeout_s: float) -> list[str]:
-    """Return the texts that `work` returns in a child process of its own; can be called in a thread.
+    """Return the texts that `work` returns in a new child process; can be called in a thread.
 
     Raises as `ForkedRenderer.run` does, and `OSError` if no process can be started, or it neither crashes nor replies.
     """

@@ -49,6 +49,16 @@ async def greeted(manual: ManualRelay, *offers: str) -> ManualConnection:
     return connection
 
 
+async def in_tls(manual: ManualRelay, authority: Authority) -> ManualConnection:
+    """Return the connection of a client that has started TLS, and greets the relay again."""
+    connection = await greeted(manual)
+    await connection.expect_alone(b"STARTTLS\r\n")
+    await connection.reply("220 go ahead")
+    await connection.start_tls(authority.server("localhost"))
+    await connection.expect_alone(b"EHLO worker.example\r\n")
+    return connection
+
+
 async def refused(task: asyncio.Task[Outcome], reason: str = "tls_failed") -> str:
     outcome = await task
     assert isinstance(outcome, Unavailable)
@@ -142,11 +152,7 @@ async def test_the_login_and_extensions_that_were_offered_before_tls_are_not_use
     manual: ManualRelay, authority: Authority
 ) -> None:
     async with sending(manual, authority.ca_file) as task:
-        connection = await greeted(manual)
-        await connection.expect_alone(b"STARTTLS\r\n")
-        await connection.reply("220 go ahead")
-        await connection.start_tls(authority.server("localhost"))
-        await connection.expect_alone(b"EHLO worker.example\r\n")
+        connection = await in_tls(manual, authority)
         await connection.reply("250-relay.example", "250 AUTH GSSAPI")
         assert "it offers GSSAPI" in await refused(task, "login_refused")
         await connection.expect_end()
@@ -156,11 +162,7 @@ async def test_a_reply_within_tls_that_no_command_asked_for_ends_the_connection(
     manual: ManualRelay, authority: Authority
 ) -> None:
     async with sending(manual, authority.ca_file) as task:
-        connection = await greeted(manual)
-        await connection.expect_alone(b"STARTTLS\r\n")
-        await connection.reply("220 go ahead")
-        await connection.start_tls(authority.server("localhost"))
-        await connection.expect_alone(b"EHLO worker.example\r\n")
+        connection = await in_tls(manual, authority)
         await connection.reply("250-relay.example", "250 AUTH PLAIN", "235 2.7.0 welcome")
         assert "no command asked for" in await refused(task, "unreachable")
         await connection.expect_end()
