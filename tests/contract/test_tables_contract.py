@@ -649,6 +649,7 @@ async def test_the_last_id_generated_for_a_content_is_found_again(backend: Backe
     assert await tables.recall("content") is None
     tables.keep("content", "one")
     tables.keep("content", "two")
+    assert await tables.recall("content") == "two"  # which also waits until Redis has it
     other = tables if backend.url is None else await backend.tables()
     assert await other.recall("content") == "two"
 
@@ -656,14 +657,19 @@ async def test_the_last_id_generated_for_a_content_is_found_again(backend: Backe
 async def test_a_value_of_a_higher_rank_stays_whichever_worker_wrote_it(backend: Backend) -> None:
     one, two = await backend.tables(), await backend.tables()
     other = two if backend.url else one
+
+    async def put(writer: Tables, value: str) -> None:
+        writer.ranked_values.put("a", value)
+        await writer.ranked_values.get("a")  # Redis replies in order: it has the value now
+
     assert await one.ranked_values.get("a") is None
-    one.ranked_values.put("a", "1-first")
+    await put(one, "1-first")
     assert await other.ranked_values.get("a") == "1-first"
-    other.ranked_values.put("a", "0-lower")
+    await put(other, "0-lower")
     assert await one.ranked_values.get("a") == "1-first"
-    other.ranked_values.put("a", "1-equal")
+    await put(other, "1-equal")
     assert await one.ranked_values.get("a") == "1-equal"
-    other.ranked_values.put("a", "4-higher")
+    await put(other, "4-higher")
     assert await one.ranked_values.get("a") == "4-higher"
     assert await one.ranked_values.put_first("a", "4-other") == "4-higher"
     assert await other.ranked_values.get("a") == "4-higher"
