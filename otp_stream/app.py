@@ -129,15 +129,15 @@ def _relays(
 def _composer(settings: Settings, problems: Sequence[str], tenants: Tenants) -> tuple[Composer, list[str]]:
     """Return the composer and the problems with TEMPLATES_DIR. If there are any, it has the built-in templates."""
     identity, identities = mail_identity(settings), tenant_identities(tenants)
-    built_in = Composer(replace(identity, templates_dir=None), settings.hash_key)
+    built_in = partial(Composer, replace(identity, templates_dir=None), settings.hash_key)
     if any(it.startswith("TEMPLATES_DIR:") for it in problems):
-        return built_in, []
+        return built_in(), []
     try:
         composer = Composer(identity, settings.hash_key)
     except OSError as error:
-        return built_in, [f"TEMPLATES_DIR: {settings.templates_dir} cannot be read ({error.strerror})"]
+        return built_in(), [f"TEMPLATES_DIR: {settings.templates_dir} cannot be read ({error.strerror})"]
     except TemplateError as error:
-        return built_in, [f"TEMPLATES_DIR: {error}"]
+        return built_in(), [f"TEMPLATES_DIR: {error}"]
     try:
         composer.use(composer.prepare(identities))
     except TemplateError as error:
@@ -159,7 +159,7 @@ def build(settings: Settings, problems: Sequence[str]) -> OtpStream:
     for path, route in routes(_sources(parts, app)).items():
         app.mount(path, route)
     intake = _intake(parts)
-    for path, route in document_routes(intake, openapi(__version__)).items():
+    for path, route in document_routes(intake, partial(openapi, __version__)).items():
         app.mount(path, route)
     app.mount_below(PREFIX, intake_route(intake))
     return app

@@ -90,7 +90,7 @@ def intake_route(intake: Intake) -> ASGIApp:
     return route
 
 
-def document_routes(intake: Intake, document: Mapping[str, Any]) -> dict[str, ASGIApp]:
+def document_routes(intake: Intake, document: Callable[[], Mapping[str, Any]]) -> dict[str, ASGIApp]:
     """Return the routes of the OpenAPI document, which is public while the intake is on."""
 
     def route(make: Callable[[], Response]) -> ASGIApp:
@@ -102,11 +102,11 @@ def document_routes(intake: Intake, document: Mapping[str, Any]) -> dict[str, AS
         return get_route(view)
 
     def written() -> Response:
-        text = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(document()), sort_keys=False, allow_unicode=True)
         return Response(text, media_type="application/yaml")
 
     return {
-        "/openapi.json": route(lambda: json_response(document)),
+        "/openapi.json": route(lambda: json_response(document())),
         "/openapi.yaml": route(written),
     }
 

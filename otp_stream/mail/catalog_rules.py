@@ -12,7 +12,7 @@ from jinja2 import nodes
 from .catalogs import FOLDER, CatalogError, is_translated, missing_placeholder, read_catalog, source_text, texts
 from .finding import Finding
 from .language import normal_locale
-from .loader import BUILT_IN_PREFIX, messages
+from .loader import BUILT_IN_PREFIX
 from .mail_template import FILES
 from .sources import without_markers
 from .templates import BUILT_IN, TemplateError, Templates
@@ -25,10 +25,10 @@ _NO_TEXT = re.compile(r"<[^>]*>|&#?\w+;")
 def check_catalogs(templates: Templates, root: Path | None) -> Iterator[Finding]:
     """Check the catalogues against the templates: the operator's in `root`, or the built-in ones without it."""
     own = _own_catalogs(root or BUILT_IN)
-    by_file: dict[str, set[str]] = {}
+    by_file: dict[str, frozenset[str]] = {}
     for file in sorted(templates.read):
         with suppress(JinjaError):  # already reported
-            by_file[file] = set(messages(templates.parse(file)))
+            by_file[file] = templates.parse(file).messages
     used = {message for it in by_file.values() for message in it}
     for path, catalog in own.items():
         yield from _check_catalog(f"{FOLDER}/{path.name}", catalog, used)
@@ -109,7 +109,7 @@ def _check_built_in(templates: Templates, used: set[str]) -> Iterator[Finding]:
             yield Finding(f"{FOLDER}/{it.files[0].name}", None, "error", f"{text}; translate it for {locale}")
 
 
-def _check_file(templates: Templates, file: str, messages: set[str], locales: set[str]) -> Iterator[Finding]:
+def _check_file(templates: Templates, file: str, messages: frozenset[str], locales: set[str]) -> Iterator[Finding]:
     """Check one of the operator's files; `locales` are those of the operator's catalogues."""
     *_, folder, _ = ("", *file.split("/"))
     incomplete: dict[str, str] = {}
@@ -156,7 +156,7 @@ def _check_untranslated(templates: Templates, file: str) -> Iterator[Finding]:
     if name not in FILES:  # shared, or in the folder of a language
         return
     if templates.messages(file):
-        if _has_text(templates.parse(file)):
+        if _has_text(templates.parse(file).tree):
             text = "has text without {% trans %}, but extends a file that is translated, so e-mails mix languages"
             yield Finding(file, None, "warning", f"{text}; write {{% trans %}}…{{% endtrans %}} around it")
     elif _overrides_translated(templates, file):

@@ -12,7 +12,7 @@ from jinja2.loaders import split_template_path
 
 from .folder_files import UnsafeFileError, read_within
 from .inlined import inlined
-from .template_analysis import GETTEXT, Parsed
+from .template_analysis import Parsed
 
 BUILT_IN_PREFIX = "built-in/"
 """Prefix of the path of a built-in file that the operator's file of the same path must not override."""
@@ -68,7 +68,9 @@ class TemplateLoader(FileSystemLoader):
     def _parse(self, environment: Environment, path: str, source: str) -> Parsed:
         tree = environment.parse(source, path)  # first, because an error must name a line of this source
         changed = _inlined(source, path)
-        return (changed, environment.parse(changed, path)) if self._inline and changed != source else (source, tree)
+        if self._inline and changed != source:
+            return Parsed(changed, environment.parse(changed, path))
+        return Parsed(source, tree)
 
     def _key(self, environment: Environment, path: str, source: str, filename: str) -> _Key | None:
         if not Path(filename).is_relative_to(self._built_in.searchpath[0]):
@@ -87,7 +89,7 @@ class TemplateLoader(FileSystemLoader):
         code = _CODE.get(key)
         if code is None:
             began = time.thread_time()
-            code = environment.compile(self.parse(environment, name)[1], name, filename)
+            code = environment.compile(self.parse(environment, name).tree, name, filename)
             if key is None and time.thread_time() - began > _FILE_CPU_S:
                 raise SecurityError(f"{name} takes more than {_FILE_CPU_S:g} s to compile; shorten it")
             if key is not None:
@@ -116,12 +118,3 @@ def referenced(node: nodes.Node) -> Iterator[str]:
     names = [str(it.value) for it in items if isinstance(it, nodes.Const)]
     if len(names) == len(items):
         yield from names
-
-
-def messages(tree: nodes.Template) -> Iterator[str]:
-    """Yield each message that a file translates, in English."""
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Name) and call.node.name in GETTEXT and call.args:
-            message = call.args[1 if "pgettext" in call.node.name else 0]
-            if isinstance(message, nodes.Const):
-                yield str(message.value)

@@ -106,7 +106,7 @@ def misspelt(name: str, given: Container[str]) -> str | None:
 
 def check_source(templates: Templates, file: str, given: Container[str]) -> Iterator[Finding]:
     """Check the source of one file; `given` are the keys that producers set in metadata."""
-    tree = templates.parse(file)
+    tree = templates.parse(file).tree
     assigned = {it.name for it in tree.find_all(nodes.Name) if it.ctx != "load"}
     for it in tree.find_all(nodes.Name):
         if it.ctx == "load" and it.name not in assigned and (meant := misspelt(it.name, given)):
@@ -150,7 +150,7 @@ def _parents(templates: Templates, tree: nodes.Template) -> list[str]:
         if not isinstance(it.template, nodes.Const) or it.template.value in found:
             return []
         found.append(str(it.template.value))
-        tree = templates.parse(found[-1])
+        tree = templates.parse(found[-1]).tree
     return found
 
 
@@ -158,7 +158,7 @@ def _blocks(templates: Templates, parents: list[str]) -> list[str]:
     """Return the names of the blocks that are printed, from the outermost file on, in order."""
     known: dict[str, None] = {}
     for file in reversed(parents):
-        tree = templates.parse(file)
+        tree = templates.parse(file).tree
         for it in tree.find_all(nodes.Block) if file == parents[-1] else _blocks_within(tree, known):
             known[it.name] = None
     return list(known)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from jinja2 import Environment, Template, nodes
 from jinja2 import TemplateError as JinjaError
@@ -20,8 +21,29 @@ _TRANSPARENT = (
 GETTEXT = {"gettext", "_", "ngettext", "pgettext", "npgettext"}
 """The functions that translate a message."""
 
-Parsed = tuple[str, nodes.Template]
-"""The source of a file and its syntax tree."""
+
+@dataclass(frozen=True)
+class Parsed:
+    """A file that was parsed. What its syntax tree contains is searched once, because each language asks for it."""
+
+    source: str
+    tree: nodes.Template
+
+    @cached_property
+    def references(self) -> list[nodes.Node]:
+        """Each `extends`, `include` and `import`."""
+        return list(self.tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)))
+
+    @cached_property
+    def messages(self) -> frozenset[str]:
+        """The messages that it translates, in English."""
+        found: set[str] = set()
+        for call in self.tree.find_all(nodes.Call):
+            if isinstance(call.node, nodes.Name) and call.node.name in GETTEXT and call.args:
+                message = call.args[1 if "pgettext" in call.node.name else 0]
+                if isinstance(message, nodes.Const):
+                    found.add(str(message.value))
+        return frozenset(found)
 
 
 class _UnclearError(Exception):
@@ -86,14 +108,16 @@ def analyze(jinja: Environment, templates: Iterable[Template], parse: Callable[[
 
 
 def _read(uses: ValueUses, jinja: Environment, name: str, parse: Callable[[str], Parsed], *, escapes: bool) -> None:
-    source, tree = parse(name)
-    if PLACEHOLDERS.search(source) or _escapes(jinja, name) != escapes:
+    parsed = parse(name)
+    if PLACEHOLDERS.search(parsed.source) or _escapes(jinja, name) != escapes:
         raise _UnclearError
-    for node in tree.find_all((nodes.Extends, nodes.Include)):
+    for node in parsed.references:
+        if not isinstance(node, nodes.Extends | nodes.Include):
+            continue
         if not isinstance(node.template, nodes.Const):
             raise _UnclearError
         _read(uses, jinja, str(node.template.value), parse, escapes=escapes)
-    uses.visit(tree)
+    uses.visit(parsed.tree)
 
 
 def _escapes(jinja: Environment, name: str) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateSyntaxError
 from jinja2 import TemplateError as JinjaError
 from jinja2.ext import Extension
 
@@ -24,16 +24,15 @@ from .compiled import CompiledVariants, VariantCache
 from .environment import environment
 from .forked_renderer import ForkedRenderer
 from .language import SOURCE, Language, fallbacks, normal_locale
-from .loader import BUILT_IN_PREFIX, TemplateLoader, messages, referenced
+from .loader import BUILT_IN_PREFIX, TemplateLoader, referenced
 from .mail_template import FILES, MailTemplate
-from .template_analysis import ValueUses, analyze
+from .template_analysis import Parsed, ValueUses, analyze
 
 LOCALE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 _PACKAGE = Path(__file__).parent.parent
 BUILT_IN = next(it for it in (_PACKAGE / "templates", _PACKAGE.parent / "templates") if it.is_dir())
 """The built-in templates: in the package, or beside it in a checkout."""
 _FOUND_LIMIT = 1_000
-_REFERENCES = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -69,6 +68,7 @@ class Templates:
         self._jinja = environment(self._loader, extensions)
         self._extensions = extensions
         self._renderer = ForkedRenderer(self._render_here)
+        self._existing: dict[str, bool] = {}
         self._messages: dict[str, frozenset[str]] = {}
         self._uses: dict[tuple[str, ...], ValueUses | None] = {}
         self._variants = VariantCache()
@@ -104,9 +104,9 @@ class Templates:
         """Return whether a path below the templates' folder is the operator's."""
         return self._roots[0] != BUILT_IN and (self._roots[0] / path).is_file()
 
-    def parse(self, path: str) -> nodes.Template:
-        """Return the syntax tree of a file."""
-        return self._loader.parse(self._jinja, path)[1]
+    def parse(self, path: str) -> Parsed:
+        """Return the source and the syntax tree of a file."""
+        return self._loader.parse(self._jinja, path)
 
     def find(self, name: str, locale: str | None) -> MailTemplate:
         """Return the template in the closest language: `de-AT`, `de`, the default language, or without a language."""
@@ -171,8 +171,7 @@ class Templates:
         subject, text, html = (self._compile(path) for path, _ in found)
         names = tuple(path for path, _ in found)
         if names not in self._uses:
-            parse = partial(self._loader.parse, self._jinja)
-            self._uses[names] = analyze(self._jinja, (subject, text, html), parse)
+            self._uses[names] = analyze(self._jinja, (subject, text, html), self.parse)
         one, two, three = (self._language(of, path) for path, of in found)
         translations = (one.translations, two.translations, three.translations)
         variants = CompiledVariants(self._uses[names], self._variants)
@@ -224,9 +223,12 @@ class Templates:
         return Language(locale or (SOURCE if self.messages(path) else self._default_tag))
 
     def _exists(self, path: str) -> bool:
-        if path.startswith(BUILT_IN_PREFIX):
-            return (BUILT_IN / path.removeprefix(BUILT_IN_PREFIX)).is_file()
-        return any((root / path).is_file() for root in self._roots)
+        if path not in self._existing:  # each language asks for the same files
+            roots, file = self._roots, path
+            if path.startswith(BUILT_IN_PREFIX):
+                roots, file = [BUILT_IN], path.removeprefix(BUILT_IN_PREFIX)
+            self._existing[path] = any((root / file).is_file() for root in roots)
+        return self._existing[path]
 
     def messages(self, path: str) -> frozenset[str]:
         """Return the messages that a file, or a file that it extends or includes, translates."""
@@ -239,9 +241,9 @@ class Templates:
         if path in seen or not self._exists(path):
             return
         seen.add(path)
-        tree = self.parse(path)
-        yield from messages(tree)
-        for node in tree.find_all(_REFERENCES):
+        parsed = self.parse(path)
+        yield from parsed.messages
+        for node in parsed.references:
             for it in referenced(node):
                 yield from self._all_messages(it, seen)
 
@@ -268,7 +270,7 @@ class Templates:
         seen.add(path)
         self.read.add(path)
         self._jinja.get_template(path)
-        for node in self.parse(path).find_all(_REFERENCES):
+        for node in self.parse(path).references:
             names = list(referenced(node))
             self.referenced.update(names)
             existing = [it for it in names if self._exists(it)]
