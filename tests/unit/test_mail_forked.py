@@ -163,7 +163,8 @@ def test_a_process_whose_memory_grows_is_replaced(tmp_path: Path, monkeypatch: p
     names = "('./' * (place|length * 20 + i)) ~ 'large.txt'"
     write(
         tmp_path,
-        large_txt="{% if false %}" + "{{ a }}" * 200 + "{% endif %}",
+        # larger than what is free within the memory that the process already has
+        large_txt="{% if not otp %}" + "a" * 200_000 + "{% endif %}",
         otp__body_txt=f"{{{{ otp }}}}{{% for i in range(20) %}}{{% include {names} ignore missing %}}{{% endfor %}}",
     )
     composer = new_composer(tmp_path)
