@@ -154,11 +154,13 @@ def test_errors_name_the_line_of_the_operators_file(tmp_path: Path, at: int) -> 
     write(tmp_path, layout_html=f"{before}{{{{ unknown }}}}\n{after}")
     errors: set[str] = set()
     logo = Brand(name="Acme", logo_url="https://acme.example/a.png", footer=("Acme Inc.",))
-    for brand in (Brand(), Brand(name="Acme"), logo):
-        composer = Composer(identity(tmp_path, brand=brand), b"k" * 32)
+    brands = {"acme": Brand(name="Acme"), "logo": logo}  # tenants share templates that were compiled once
+    tenants = {name: identity(tmp_path, brand=brand) for name, brand in brands.items()}
+    composer = Composer(identity(tmp_path), b"k" * 32, tenants)
+    for tenant in ("", *tenants):
         for code in ("123456", "a-much-longer-code"):
             try:
-                composer.compose(job(code, userName="Ann"))
+                composer.compose(job(code, of=tenant, userName="Ann"))
             except ComposeError as error:
                 errors.add(str(error))
     assert errors == {f"template layout.html, line {at + 1}: 'unknown' is undefined; give it in metadata"}
