@@ -44,7 +44,7 @@ async def get(queue: AbstractQueue, *, no_ack: bool = True) -> AbstractIncomingM
     async def one() -> AbstractIncomingMessage | None:
         return await queue.get(no_ack=no_ack, fail=False)
 
-    message = await until(one, f"message in {queue.name}", 5)
+    message = await until(one, f"message in {queue.name}")
     assert message is not None
     return message
 
@@ -126,7 +126,7 @@ async def test_a_mandatory_publish_that_reaches_no_queue_comes_back(channel: Abs
 async def test_a_publish_to_a_missing_exchange_closes_the_channel(channel: AbstractChannel, name: str) -> None:
     exchange = await channel.get_exchange(name, ensure=False)
     with pytest.raises((ChannelNotFoundEntity, RuntimeError, asyncio.CancelledError)):
-        await exchange.publish(Message(b"x"), "key", timeout=5)
+        await exchange.publish(Message(b"x"), "key", timeout=20)
 
 
 async def test_a_wait_ends_in_the_dead_letter_target_in_time(channel: AbstractChannel, name: str) -> None:
@@ -139,7 +139,7 @@ async def test_a_wait_ends_in_the_dead_letter_target_in_time(channel: AbstractCh
     began = time.monotonic()
     await channel.default_exchange.publish(Message(b"x", headers={"kept": "yes"}), name)
     got = await get(due)
-    assert 0.29 <= time.monotonic() - began < 2
+    assert 0.29 <= time.monotonic() - began < 10  # RabbitMQ, or this process, may stop for seconds on a busy machine
     assert got.headers["kept"] == "yes"
     assert got.body == b"x"
 
@@ -159,12 +159,12 @@ async def test_a_window_holds_no_more_than_its_size(channel: AbstractChannel, na
     async def has(count: int) -> bool:
         return len(held) == count
 
-    await until(lambda: has(2), "two held", 5)
+    await until(lambda: has(2), "two held")
     assert (await channel.declare_queue(name, passive=True)).declaration_result.message_count == 3
     await held[0].ack()
-    await until(lambda: has(3), "a third", 5)
+    await until(lambda: has(3), "a third")
     await held[2].ack(multiple=True)
-    await until(lambda: has(5), "the rest", 5)
+    await until(lambda: has(5), "the rest")
     assert [message.body for message in held] == [b"0", b"1", b"2", b"3", b"4"]
 
 
@@ -189,6 +189,12 @@ async def test_a_closed_channel_gives_everything_back(
     await get(held, no_ack=False)
     await get(held, no_ack=False)
     await other.close()
+
+    async def all_back() -> bool:
+        # RabbitMQ returns them a moment after it has confirmed the close
+        return (await channel.declare_queue(name, passive=True)).declaration_result.message_count == 3
+
+    await until(all_back, "messages that are returned")
     assert [(await get(queue)).body for _ in range(3)] == [b"a", b"b", b"c"]
     await channel.queue_delete(name)
 
@@ -206,7 +212,7 @@ async def test_a_cancelled_consumer_gets_no_more_and_keeps_what_it_holds(channel
     async def has_one() -> bool:
         return len(held) == 1
 
-    await until(has_one, "one held", 5)
+    await until(has_one, "one held")
     await queue.cancel(tag)
     await channel.default_exchange.publish(Message(b"2"), name)
     assert (await get(queue)).body == b"2"
@@ -264,7 +270,7 @@ async def test_fair_shares_between_consumers(channel: AbstractChannel, name: str
     async def all_taken() -> bool:
         return sum(map(len, got.values())) == 20
 
-    await until(all_taken, "all taken", 5)
+    await until(all_taken, "all taken")
     assert all(got.values())
 
 
