@@ -68,7 +68,7 @@ async def test_the_broker_drips_byte_by_byte(stage: Stage, ledger: Ledger, proxi
     await begin(stage, url)
     proxy.drip_s = 0.0005
     await ledger.publish(30)
-    await stage.relay.wait_accepted(3)
+    await stage.relay.wait_accepted(3, 60)
     proxy.release()
     ledger.fault_ended()
     await ledger.balance()
@@ -105,7 +105,7 @@ async def test_acknowledgements_are_lost_with_the_connection(
     worker = await begin(stage, url)
     hold = proxy.hold("to broker", ACK)
     await ledger.publish(JOBS)
-    await asyncio.wait_for(hold.reached.wait(), 10)
+    await asyncio.wait_for(hold.reached.wait(), 20)
     await stage.relay.wait_accepted(JOBS)
     proxy.cut()
     proxy.release()
@@ -117,8 +117,9 @@ async def test_acknowledgements_are_lost_with_the_connection(
     assert await _all_settled(stage)
 
 
-async def _all_settled_here(stage: Stage, worker: Worker) -> bool:
-    return await stage.rabbit.depth() == 0 and await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
+async def _all_settled_here(worker: Worker) -> bool:
+    received = await worker.metric('otp_ledger_received_total{lane="jobs"}')
+    return received == JOBS and await worker.metric('otp_ledger_unacked{lane="jobs"}') == 0
 
 
 @pytest.mark.parametrize("ends_as", ["a dead letter", "a retry"])
@@ -132,8 +133,8 @@ async def test_the_acknowledgement_of_what_was_moved_is_lost(
     worker = await begin(stage, url)
     hold = proxy.hold("to broker", ACK)
     await ledger.publish(JOBS)
-    await asyncio.wait_for(hold.reached.wait(), 10)
-    await until(lambda: _all_settled_here(stage, worker), "every job moved, and its publish confirmed")
+    await asyncio.wait_for(hold.reached.wait(), 20)
+    await until(lambda: _all_settled_here(worker), "every job moved, and its publish confirmed")
     proxy.cut()
     proxy.release()
     ledger.fault_ended()
@@ -169,7 +170,7 @@ async def test_a_delivery_is_lost_on_the_way(stage: Stage, ledger: Ledger, proxi
     await begin(stage, url)
     hold = proxy.hold("to worker", DELIVER)
     await ledger.publish(JOBS)
-    await asyncio.wait_for(hold.reached.wait(), 10)
+    await asyncio.wait_for(hold.reached.wait(), 20)
     proxy.cut()
     proxy.release()
     ledger.fault_ended()
@@ -238,11 +239,17 @@ async def test_the_worker_is_frozen_for_longer_than_the_heartbeat_and_thawed(sta
 
 
 async def _all_ended(stage: Stage, ledger: Ledger, worker: Worker) -> None:
-    async def ended() -> bool:
-        held = await worker.metric('otp_ledger_unacked{lane="jobs"}')
-        return not ledger.lost and held == 0 and await stage.rabbit.depth() == 0
+    idle_reads = 0
 
-    await until(ended, "end of all jobs", 30)
+    async def ended() -> bool:
+        nonlocal idle_reads
+        held = await worker.metric('otp_ledger_unacked{lane="jobs"}')
+        idle = not ledger.lost and held == 0 and await stage.rabbit.depth() == 0
+        # read twice, because a job on its way from the broker to the worker is not seen
+        idle_reads = idle_reads + 1 if idle else 0
+        return idle_reads == 2
+
+    await until(ended, "end of all jobs", 40)
 
 
 async def test_the_connection_is_lost_more_often_than_a_queue_delivers(
@@ -287,7 +294,7 @@ async def test_wait_and_dead_queues_are_missing_when_they_are_wanted(stage: Stag
     async def asked() -> bool:
         return stage.relay.held == JOBS
 
-    await until(asked, "all mails at the relay")
+    await until(asked, "all mails at the relay", 40)
     await stage.rabbit.remove(keep=(stage.rabbit.queue,))
     ledger.fault_ended()
     deleted.set()
@@ -332,7 +339,7 @@ async def test_consumers_are_lost_and_the_connection_gives_no_answer(
     await until(made_again, "jobs queue")
     await ledger.publish(JOBS)
     ledger.fault_ended()
-    await ledger.balance(30)
+    await ledger.balance()
     assert worker.log.count("RabbitMQ is away") == 1  # for all lanes together
     row = ledger.row("all queues deleted, then no reply to basic.consume")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
@@ -357,14 +364,16 @@ async def test_the_broker_drops_the_consumers_without_a_cancel(
     proxy.forget()
 
     async def forgotten() -> bool:
-        depths = [await stage.rabbit.consumers(name) for name in lanes]
-        return not any(depths)
+        if "the broker does not know our consumer" in worker.log:
+            return True  # and another one may have been started
+        consumers = [await stage.rabbit.consumers(name) for name in lanes]
+        return not any(consumers)
 
     lanes = (stage.rabbit.queue, f"{stage.rabbit.queue}.high", f"{stage.rabbit.prefix}.retry.due")
     await until(forgotten, "no consumer at the broker")
     await ledger.publish(JOBS)
     ledger.fault_ended()
-    await ledger.balance(30)
+    await ledger.balance()
     assert worker.log.count("the broker does not know our consumer") == len(lanes)
     assert "RabbitMQ is away" not in worker.log
     row = ledger.row(f"broker drops the consumers, {'some' if held else 'no'} jobs in flight")

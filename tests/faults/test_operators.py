@@ -89,7 +89,7 @@ async def test_codes_go_out_while_the_broker_is_short(stage: Stage, ledger: Ledg
         await stage.relay.start()
         # far more than the prefetch count: acknowledgements are received
         await stage.relay.wait_accepted(JOBS - len(deferred), timeout=30)
-        await until(lambda: _is_degraded(worker), "a degraded status")
+        await until(lambda: _is_degraded(worker), "a degraded status", 30)
         assert len(ledger.lost) == len(deferred)  # their retries cannot be published
     finally:
         await steer(node, *enough)
@@ -167,7 +167,7 @@ async def test_stopped_while_the_broker_is_short_of_memory(stage: Stage, ledger:
         await stage.relay.start()
         await stage.relay.wait_accepted(JOBS * 9 // 10, timeout=30)
         worker.signal()
-        await worker.stopped(3 + 15)
+        await worker.stopped(3 + 20)
     finally:
         await steer(node, *SHORT["memory"][1])
     ledger.fault_ended()
@@ -251,8 +251,7 @@ async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Le
     await steer(node, "change_password", "otp", "wrong")
     await steer(node, "close_all_user_connections", "otp", "password changed")
     await worker.wait_log("refuses the login of otp")
-    status, _ = await worker.get("/readyz")
-    assert status == 503
+    await until(lambda: _is_not_ready(worker), "503")
     await steer(node, "change_password", "otp", "right")
     ledger.fault_ended()
     await worker.wait_log("RabbitMQ is back")
@@ -260,6 +259,10 @@ async def test_our_password_is_changed_and_changed_back(stage: Stage, ledger: Le
     row = ledger.row("RabbitMQ password changed and changed back")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
     assert "right" not in worker.log
+
+
+async def _is_not_ready(worker: Worker) -> bool:
+    return (await worker.get("/readyz"))[0] == 503
 
 
 CONSUMER_TIMEOUT_S = 3
@@ -274,8 +277,8 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
     await stage.rabbit.declare(**{"x-queue-type": kind})
     try:
         await stage.relay.stop()
+        await ledger.publish(JOBS)  # before, so that all of them are delivered at once, and time out at once
         worker = await begin(stage)
-        await ledger.publish(JOBS)
         # 4.3 has no consumer timeout for classic queues, and cancels the consumer of a quorum queue; before, RabbitMQ
         # closes the channel
         if kind == "classic" and stage.rabbit.version >= (4, 3):
@@ -333,7 +336,8 @@ async def test_the_jobs_queue_is_deleted_and_declared_again_at_once(stage: Stage
     await ledger.publish(prefetch)
     await stage.relay.wait_accepted(1)
     await until(lambda: _is_empty(stage.rabbit, stage.rabbit.queue), "every job in flight")
-    await stage.rabbit.channel.queue_delete(stage.rabbit.queue)
+    # without a wait for the reply, so that the worker cannot declare it first, and as a classic queue
+    await stage.rabbit.channel.queue_delete(stage.rabbit.queue, nowait=True)
     await stage.rabbit.declare(**{"x-queue-type": kind})
     # 3.10 still counts the consumer of a quorum queue and delivers nothing: seen once more jobs wait than it takes
     await ledger.publish(2 * prefetch)

@@ -1,5 +1,6 @@
 """A worker that is stopped: nothing is lost, nothing is sent twice, no delivery is counted."""
 
+import asyncio
 import signal
 from collections.abc import Callable
 
@@ -61,9 +62,9 @@ async def test_stopped_while_idle(stage: Stage, ledger: Ledger) -> None:
 # what the relay does with the final dot, the grace time, whether the signal comes twice, most duplicates
 CASES: dict[str, tuple[Callable[[], Act], str, bool, int]] = {
     "in the middle of DATA": (lambda: Act(delay_s=0.5), "25000", False, 0),
-    "past the grace time": (lambda: Act(delay_s=60), "500", False, 0),
+    "past the grace time": (lambda: Act(until=asyncio.Event()), "500", False, 0),
     "past the grace time, mails accepted": (lambda: Act("", then="hang", keep=True), "500", False, CONNECTIONS),
-    "twice": (lambda: Act(delay_s=60), "25000", True, 0),
+    "twice": (lambda: Act(until=asyncio.Event()), "25000", True, 0),
 }
 
 
@@ -86,12 +87,12 @@ async def test_stopped(stage: Stage, ledger: Ledger, name: str) -> None:
     assert ledger.copies_are_identical
 
 
-@pytest.mark.waits
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
 async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Stage, kind: str) -> None:
     await stage.rabbit.declare(**{"x-queue-type": kind})
     ledger = Ledger(stage)
-    stage.relay.always("body", Act(delay_s=10))
+    go_ahead = asyncio.Event()
+    stage.relay.always("body", Act(until=go_ahead))
     worker = await begin(stage)
     await ledger.publish(JOBS)
     await sending(stage, worker)
@@ -100,11 +101,12 @@ async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Sta
     async def back() -> bool:
         return (await stage.rabbit.depth() or 0) >= JOBS - CONNECTIONS
 
-    await until(back, "jobs back in their queue", 5)
+    await until(back, "jobs back in their queue")
     assert not stage.relay.accepted
     assert worker.process is not None
     assert worker.process.returncode is None
     stage.relay.always("body", None)
+    go_ahead.set()
     assert await worker.stopped() in {0, -signal.SIGTERM}
     second = stage.worker(SMTP_POOL_SIZE=str(CONNECTIONS))
     await second.start()

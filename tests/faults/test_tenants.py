@@ -45,7 +45,7 @@ async def others(stage: Stage, case: str) -> Row:
 
 def check(row: Row, sent: list[str], count: int) -> None:
     assert (row.lost, row.duplicated, row.expired) == (0, 0, 0)
-    assert row.late_p99_ms < 5_000  # a busy machine; a job that waits for the trouble takes much longer
+    assert row.late_p99_ms < 10_000  # a busy machine; a job that waits for the trouble takes much longer
     assert len(set(sent)) == len(sent) == count
 
 
@@ -64,7 +64,7 @@ async def test_the_relay_of_one_tenant_is_in_trouble(
     stage: Stage, own: ScriptedRelay, step: str, act: Act, case: str
 ) -> None:
     own.always(step, act)
-    worker = await run(stage, at(own), MAX_RETRIES="8", BASE_DELAY_MS="500", MAX_DELAY_MS="1000")
+    worker = await run(stage, at(own), MAX_RETRIES="100", BASE_DELAY_MS="500", MAX_DELAY_MS="1000")
     await stage.rabbit.publish(*(job_of("trouble", number) for number in range(TROUBLE)))
 
     async def is_busy() -> bool:
@@ -107,8 +107,8 @@ async def test_the_shared_relay_refuses_the_sender_of_one_tenant(stage: Stage) -
 
 @pytest.mark.waits
 async def test_one_tenant_has_a_backlog_at_the_shared_relay(stage: Stage) -> None:
-    """The relay takes ten mails at a time, 50 ms each, so the backlog alone needs much longer than the others."""
-    stage.relay.always("body", Act(delay_s=0.05))
+    """The relay takes ten mails at a time, 0.1 s each, so the backlog alone needs much longer than the others."""
+    stage.relay.always("body", Act(delay_s=0.1))
     await run(stage, {"sender_email": REFUSED}, SMTP_POOL_SIZE="10")
     for start in range(0, BACKLOG, 1_000):
         await stage.rabbit.publish(*(job_of("trouble", start + number) for number in range(1_000)))
