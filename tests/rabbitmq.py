@@ -33,16 +33,23 @@ _START_S = 120
 _AWAY_S = 2
 """Time limit for a queue, because RabbitMQ 4 takes over a minute to answer for a classic queue whose node is down."""
 _COOKIE = "OTPSTREAMTESTS"
+_WATERMARK = "vm_memory_monitor:set_vm_memory_high_watermark"
 _EXPRESSIONS = {
     ("add_user", 2): "rabbit_auth_backend_internal:add_user({0}, {1}, {by})",
     ("add_vhost", 1): "rabbit_vhost:add({0}, {by})",
+    ("await_online_nodes", 1): "rabbit_nodes:await_running_count(binary_to_integer({0}), 300000)",
     ("change_password", 2): "rabbit_auth_backend_internal:change_password({0}, {1}, {by})",
     ("clear_password", 1): "rabbit_auth_backend_internal:clear_password({0}, {by})",
     ("clear_policy", 1): "rabbit_policy:delete({vhost}, {0}, {by})",
     ("close_all_connections", 1): "rabbit_networking:close_connections(rabbit_networking:connections(), {0})",
     ("close_all_user_connections", 2): "rabbit_networking:close_all_user_connections({0}, {1})",
     ("delete_user", 1): "rabbit_auth_backend_internal:delete_user({0}, {by})",
+    ("drain", 0): "rabbit_maintenance:drain()",
+    ("revive", 0): "rabbit_maintenance:revive()",
+    ("set_disk_free_limit", 1): "rabbit_disk_monitor:set_disk_free_limit(binary_to_list({0}))",
     ("set_permissions", 4): "rabbit_auth_backend_internal:set_permissions({0}, {vhost}, {1}, {2}, {3}, {by})",
+    ("set_vm_memory_high_watermark", 1): _WATERMARK + "(binary_to_float({0}))",
+    ("set_vm_memory_high_watermark", 2): _WATERMARK + "({{absolute, binary_to_list({1})}})",
     ("set_policy", 3): 'rabbit_policy:parse_set({vhost}, {0}, {1}, {2}, 0, <<"all">>, {by})',
 }
 """What a command of rabbitmqctl with this number of arguments calls in the node."""
@@ -190,7 +197,7 @@ class Node:
     @property
     def version(self) -> tuple[int, int]:
         """The first two numbers of its version."""
-        major, minor, *_ = self.control("version").split(".")
+        major, minor, *_ = self.control("eval", "rabbit_misc:version().").strip('"\n').split(".")
         return int(major), int(minor)
 
     def stop(self) -> None:

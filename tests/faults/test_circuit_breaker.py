@@ -6,6 +6,7 @@ from conftest import Stage
 from ledger import Ledger
 from rabbitmq import until
 from smtp_relay import Act
+from worker import Worker
 
 JOBS = 100
 CONNECTIONS = 5

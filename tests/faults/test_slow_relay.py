@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from conftest import LONG, Stage
 from ledger import Ledger, Row
+from rabbitmq import until
 from smtp_relay import KEYWORDS, SILENCE, Act, ScriptedRelay
+from stalls import stalls
 from worker import Worker
 
 JOBS = 300
@@ -78,7 +80,11 @@ async def test_one_in_five_stalls(
         name = f"127.0.0.1:{stage.relay.port}"
         assert await worker.metric(f'otp_relay_switches_total{{relay="{name}",step="{step}"}}') > 0
         assert f'"switched_from":"{name}"' in worker.log
-        assert "Left for a faster relay by" in (await worker.get("/"))[1]
+
+        async def shown() -> bool:
+            return "Left for a faster relay by" in (await worker.get("/"))[1]
+
+        await until(shown, "switches on the page")
 
 
 @pytest.mark.waits
@@ -126,15 +132,17 @@ async def test_the_latency_creeps_up(stage: Stage, second: ScriptedRelay, ledger
 async def test_it_is_slow_for_one_domain(stage: Stage, second: ScriptedRelay, ledger: Ledger) -> None:
     worker = await begin(stage, second, ledger)
     stage.relay.always("rcpt", SILENCE, to="@example.net")
-    await flow(ledger)
-    await ledger.balance()
+    async with stalls() as stalled:
+        await flow(ledger)
+        await ledger.balance()
     row = ledger.row("slow: for one domain of six")
     check(row, ledger, second)
     assert row.late_p99_ms < 10_000
     others = [mail for mail in second.accepted if not mail.recipient.endswith("@example.net")]
-    assert len(others) <= JOBS * 0.02
     assert "relay is slow for some domains" in worker.log
-    assert "relay is slow: most mails" not in worker.log
+    if not stalled.count:  # otherwise, the relay was slow for all
+        assert len(others) <= JOBS * 0.02
+        assert "relay is slow: most mails" not in worker.log
 
 
 @pytest.mark.waits

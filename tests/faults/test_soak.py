@@ -204,10 +204,10 @@ async def _check_growth(scene: Scene, early: tuple[int, int] | None) -> None:
     assert descriptors < 2 * CONNECTIONS
 
     async def few_channels() -> bool:
-        channels = await asyncio.to_thread(scene.node.control, "list_channels", "pid", "--no-table-headers")
+        channels = await asyncio.to_thread(scene.node.control, "eval", "length(rabbit_channel:list()).")
         # for each worker: three lanes, one to publish, one for events, one for audit records; the lock of the worker
         # that sweeps; one of the ledger
-        return len(channels.split()) <= 2 * 6 + 1 + 1
+        return int(channels) <= 2 * 6 + 1 + 1
 
     await until(few_channels, "end of the channels of closed connections")
     body = (await scene.steady.get("/metrics"))[1]

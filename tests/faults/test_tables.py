@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from rabbitmq import until
 from redis_server import RedisServer
 from smtp_relay import Act, ScriptedRelay
 from worker import Worker, job
+
+from otp_stream.tables.redis_session import LEASE_S
 
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CONNECTIONS = 5
@@ -44,6 +47,10 @@ def worker(stage: Stage, redis: RedisServer, **changes: Any) -> Worker:
     usual = {"SMTP_POOL_SIZE": str(CONNECTIONS), "PREFETCH_COUNT": "50", "REDIS_URL": redis.url, "LOG_LEVEL": "info"}
     usual["REDIS_NAMESPACE"] = "one-broker"  # proxies give it several addresses
     return stage.worker(**usual | changes)
+
+
+CLOSED = {"STATE_FAIL": "closed"}
+"""For what workers guarantee while Redis answers: on a busy machine, it may take longer than they wait for a reply."""
 
 
 async def two_workers(stage: Stage, redis: RedisServer, **changes: Any) -> tuple[Worker, Worker]:
@@ -124,7 +131,7 @@ class Slot:
     worker: Worker | None = None
 
     async def start(self) -> None:
-        more = {"SMTP_PORT": str(self.relay.port), "PREFETCH_COUNT": str(PREFETCH)}
+        more = {"SMTP_PORT": str(self.relay.port), "PREFETCH_COUNT": str(PREFETCH), **CLOSED}
         self.worker = worker(self.stage, self.redis, **more)
         await self.worker.start(ready=False)
         await self.worker.wait_log('"event":"consuming"')
@@ -197,8 +204,9 @@ async def test_redis_that_crashes_and_comes_back_empty_loses_nothing(stage: Stag
     await stage.relay.wait_accepted(50)
     redis.kill()
     await asyncio.gather(*(sees(it, "otp_redis_connected", 0) for it in workers))
-    assert (await workers[0].health())["status"] == "degraded"
-    redis.start()
+    await until(partial(_has_status, workers[0], "degraded"), "a degraded status")
+    await until(partial(_has_unshared, workers), "mails that were sent without Redis")
+    await asyncio.to_thread(redis.start)
     ledger.fault_ended()
     await asyncio.gather(publishing, *map(shares, workers))
     await ledger.balance()
@@ -207,15 +215,26 @@ async def test_redis_that_crashes_and_comes_back_empty_loses_nothing(stage: Stag
     )
     unshared = await total("otp_possible_duplicates_total", *workers)
     assert (row.lost, ledger.reasons.total()) == (0, 0)
-    assert unshared > 0
     assert row.duplicated <= unshared
-    assert await total("otp_sent_records_pending", *workers) == 0
+
+    async def recorded() -> bool:
+        return await total("otp_sent_records_pending", *workers) == 0
+
+    await until(recorded, "sent records in Redis")
     # both workers have the sent records of both now, unless Redis is unavailable once more, as on a machine that was
     # suspended
     sent = len(stage.relay.accepted)
     await publish(ledger, copies(ids, share=0, chance=chance), per_s=2000)
-    await until(partial(_all_ended, workers, len(bodies) + len(ids)), "ends of all copies")
+    await until(partial(_all_ended, workers, len(bodies) + len(ids)), "ends of all copies", 40)
     assert len(stage.relay.accepted) - sent <= await total("otp_possible_duplicates_total", *workers) - unshared
+
+
+async def _has_status(it: Worker, status: str) -> bool:
+    return (await it.health())["status"] == status
+
+
+async def _has_unshared(workers: tuple[Worker, ...]) -> bool:
+    return await total("otp_possible_duplicates_total", *workers) > 0
 
 
 async def _all_ended(workers: tuple[Worker, ...], count: int) -> bool:
@@ -223,7 +242,7 @@ async def _all_ended(workers: tuple[Worker, ...], count: int) -> bool:
 
 
 async def test_a_limit_for_all_is_exact_with_two_workers(stage: Stage, redis: RedisServer) -> None:
-    await two_workers(stage, redis, TOTAL_LIMIT="200/1h")
+    await two_workers(stage, redis, TOTAL_LIMIT="200/1h", **CLOSED)
     began_ms = _now_ms()
     ledger = Ledger(stage)
     await ledger.publish(500)
@@ -238,7 +257,7 @@ async def test_a_limit_for_all_is_exact_with_two_workers(stage: Stage, redis: Re
 
 async def test_a_copy_is_not_sent_by_a_worker_with_a_new_key(stage: Stage, redis: RedisServer) -> None:
     old, new = "old-key-" * 4, "new-key-" * 4
-    changes = {"RECIPIENT_LIMIT": "2/1h", "SUPERSEDE": "latest"}
+    changes = {"RECIPIENT_LIMIT": "2/1h", "SUPERSEDE": "latest", **CLOSED}
     one = worker(stage, redis, SECRET_KEY=old, **changes)
     await one.start()
     await shares(one)
@@ -263,7 +282,7 @@ async def test_a_copy_is_not_sent_by_a_worker_with_a_new_key(stage: Stage, redis
 async def test_a_newer_code_at_either_worker_ends_those_that_wait_for_the_relay(
     stage: Stage, redis: RedisServer
 ) -> None:
-    workers = await two_workers(stage, redis, SUPERSEDE="latest")
+    workers = await two_workers(stage, redis, SUPERSEDE="latest", **CLOSED)
     await stage.relay.stop()
     made = _now_ms() - 1000
     people = [f"user{number}@example.com" for number in range(40)]
@@ -278,13 +297,11 @@ async def test_a_newer_code_at_either_worker_ends_those_that_wait_for_the_relay(
     await until(partial(holding, 40), "old codes that wait")
     assert all([await it.metric("otp_claims") for it in workers])
     await publish_codes("222222", made + 1)
-    began = time.monotonic()
 
     async def superseded() -> bool:
         return await ended("superseded", *workers) == 40
 
-    await until(superseded, "superseded codes")
-    assert time.monotonic() - began < 3
+    await until(superseded, "superseded codes", 10)
     assert not stage.relay.accepted
     await stage.relay.start()
     await stage.relay.wait_accepted(40, 20)
@@ -297,8 +314,11 @@ async def test_two_workers_together_keep_to_the_relays_rate(stage: Stage, redis:
     await two_workers(stage, redis, SMTP_RATE_PER_SECOND="40")
     began = time.monotonic()
     await Ledger(stage).publish(160)
-    await stage.relay.wait_accepted(160, 20)
-    assert 3.7 <= time.monotonic() - began <= 8
+    await stage.relay.wait_accepted(160, 40)
+    assert time.monotonic() - began >= 3.7
+    # the workers use the rate, at least while none of them stops on a busy machine: half of it would be 40 in 2 s
+    times = sorted(mail.at for mail in stage.relay.accepted)
+    assert max(bisect_left(times, at + 2) - number for number, at in enumerate(times)) >= 60
     # each may lead its slots by 50 ms
     assert stage.relay.ahead_of_rate_s(began, 40) <= 0.15
 
@@ -307,20 +327,22 @@ async def test_a_send_that_outlives_its_connection_to_the_broker_is_the_only_one
     stage: Stage, redis: RedisServer
 ) -> None:
     async with amqp_proxy(stage.url) as (proxy, url), amqp_proxy(stage.url) as (other_proxy, other_url):
-        one, two = worker(stage, redis, url=url), worker(stage, redis, url=other_url)
+        one, two = worker(stage, redis, url=url, **CLOSED), worker(stage, redis, url=other_url, **CLOSED)
         waits = other_proxy.hold("to broker", CONSUME)
         await asyncio.gather(one.start(), two.start(ready=False))
         await asyncio.wait_for(waits.reached.wait(), 20)
         await asyncio.gather(shares(one), shares(two))
-        # longer than a lease, and than RabbitMQ and a busy machine need to deliver the jobs to the other worker
-        stage.relay.always("body", Act(delay_s=8.0))
+        go_ahead = asyncio.Event()
+        stage.relay.always("body", Act(until=go_ahead))
         await Ledger(stage).publish(2)
-        await stage.relay.wait(lambda: stage.relay.contents == 2, "mails on the wire", 10)
+        await stage.relay.wait(lambda: stage.relay.contents == 2, "mails on the wire")
         proxy.refuse = True
         proxy.cut()
         other_proxy.release()
         await sees(two, "otp_claims", 2)  # it waits for the first one
         stage.relay.always("body", None)
+        await asyncio.sleep(LEASE_S + 1)  # if the claims were not renewed, it would send the mails now
+        go_ahead.set()
         await stage.relay.wait_accepted(2, 20)
         await until(partial(_has_ended, "duplicate", two, 2), "duplicates")
     assert len(stage.relay.accepted) == 2
@@ -331,7 +353,7 @@ async def _has_ended(how: str, it: Worker, count: int) -> bool:
 
 
 async def test_a_suspended_worker_leaves_its_jobs_to_the_other(stage: Stage, redis: RedisServer) -> None:
-    one = worker(stage, redis, url=f"{stage.url}?heartbeat=2")
+    one = worker(stage, redis, url=f"{stage.url}?heartbeat=2", **CLOSED)
     await one.start()
     await shares(one)
     await stage.relay.stop()
@@ -339,10 +361,10 @@ async def test_a_suspended_worker_leaves_its_jobs_to_the_other(stage: Stage, red
     await sees(one, "otp_claims", 40)
     one.signal(signal.SIGSTOP)
     try:
-        two = worker(stage, redis)
+        two = worker(stage, redis, **CLOSED)
         await two.start()
         await stage.relay.start()
-        await stage.relay.wait_accepted(40, 25)  # the broker first, then the lease must give the first one up
+        await stage.relay.wait_accepted(40, 40)  # the broker first, then the lease must give the first one up
     finally:
         one.signal(signal.SIGCONT)
     await until(partial(_has_ended, "sent", two, 40), "sent records")
@@ -352,7 +374,7 @@ async def test_a_suspended_worker_leaves_its_jobs_to_the_other(stage: Stage, red
 
 async def test_closed_means_that_jobs_wait_for_redis_from_the_first_one_on(stage: Stage, redis: RedisServer) -> None:
     redis.kill()
-    one = worker(stage, redis, STATE_FAIL="closed")
+    one = worker(stage, redis, **CLOSED)
     await one.start(ready=False)
     ledger = Ledger(stage)
     await stage.rabbit.declare()
@@ -369,9 +391,10 @@ async def test_closed_means_that_jobs_wait_for_redis_from_the_first_one_on(stage
         await sees(one, "otp_claims", 30)
         await asyncio.sleep(0.5)
         assert len(stage.relay.accepted) == 30 * number
-        assert (await one.health())["status"] == "unhealthy"
-        recover()
+        await until(partial(_has_status, one, "unhealthy"), "an unhealthy status")
+        await asyncio.to_thread(recover)
         await stage.relay.wait_accepted(30 * (number + 1))
+        await until(partial(_has_ended, "sent", one, 30 * (number + 1)), "sent records")
     await empty(stage)
     assert len({mail.recipient for mail in stage.relay.accepted}) == len(stage.relay.accepted) == 60
     assert await one.metric("otp_possible_duplicates_total") == 0
@@ -385,18 +408,15 @@ async def test_a_worker_that_stops_leaves_no_claim_and_waits_for_no_one(stage: S
     await until(partial(_all_claimed, (one, two), 40), "claims")
     claims = await _claims(redis)
     assert len(claims) == 2
-    began = time.monotonic()
-    assert await one.stop() in {0, -signal.SIGTERM}
-    assert time.monotonic() - began < 5
+    await _stops_soon(one)
     assert len(await _claims(redis)) == 1
     redis.freeze()
     try:
-        assert await two.stop() in {0, -signal.SIGTERM}  # its releases reach no server
-        assert time.monotonic() - began < 12
+        await _stops_soon(two)  # its releases reach no server
     finally:
         redis.thaw()
     await stage.relay.start()
-    three = worker(stage, redis, STATE_FAIL="closed")
+    three = worker(stage, redis, **CLOSED)
     await three.start()
     await ledger.balance()
     assert len(stage.relay.accepted) == 40
@@ -404,10 +424,14 @@ async def test_a_worker_that_stops_leaves_no_claim_and_waits_for_no_one(stage: S
     await sees(three, "otp_redis_connected", 0)
     await ledger.publish(20)
     await sees(three, "otp_claims", 20)
-    began = time.monotonic()
-    assert await three.stop() in {0, -signal.SIGTERM}
-    assert time.monotonic() - began < 5
+    await _stops_soon(three)
     await stage.rabbit.wait_depth(20)
+
+
+async def _stops_soon(it: Worker) -> None:
+    """Stop it, long before the end of its grace time of 25 s."""
+    it.signal()
+    assert await it.stopped(15) in {0, -signal.SIGTERM}
 
 
 async def _all_claimed(workers: tuple[Worker, ...], count: int) -> bool:

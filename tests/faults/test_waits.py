@@ -102,16 +102,19 @@ async def test_a_wait_is_never_shorter_than_asked_and_late_by_little(stage: Stag
     waits = _waits(worker)
     assert len(waits) == sum(1 + number % 3 for number in range(jobs))
     # the line is logged after the wait has begun, so the wait is measured from the attempt before it
-    assert min(after_attempt_ms - requested_ms for requested_ms, after_attempt_ms, _ in waits) >= 0
-    late = sorted(after_line_ms - requested_ms * 1.1 for requested_ms, _, after_line_ms in waits)
-    row = ledger.row(f"{len(waits)} waits, at most delay + 10 % + {late[-1]:.0f} ms")
+    assert min(after_attempt_ms - requested_ms for _, requested_ms, after_attempt_ms, _ in waits) >= 0
+    late: dict[int, list[float]] = defaultdict(list)
+    for retry, requested_ms, _, after_line_ms in waits:
+        late[retry].append(after_line_ms - requested_ms * 1.1)
+    row = ledger.row(f"{len(waits)} waits, at most delay + 10 % + {max(map(max, late.values())):.0f} ms")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
-    # on a busy machine some of the lines come late, not the median; a wrong wait queue makes it 500 ms late
-    assert late[len(late) // 2] < 250
+    # on a busy machine many of the lines come late, not three quarters; a wrong wait queue makes each 500 ms late
+    for of_retry in late.values():
+        assert sorted(of_retry)[len(of_retry) // 4] < 250
 
 
-def _waits(worker: Worker) -> list[tuple[float, float, float]]:
-    """Return, for each retry, the delay, and how long after the attempt and after the log line the next one began."""
+def _waits(worker: Worker) -> list[tuple[int, float, float, float]]:
+    """Return, for each retry, its number, the delay, and how long after attempt and log line the next one began."""
     began: dict[str, list[float]] = defaultdict(list)
     asked: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in worker.lines:
@@ -123,7 +126,9 @@ def _waits(worker: Worker) -> list[tuple[float, float, float]]:
             began[job_id].append(at_ms)
     # on a busy machine the word of a wait may come when the wait has ended: each belongs to the attempt of its number
     return [
-        (delay_ms, after - before, after - word_ms)
+        (retry, delay_ms, after - before, after - word_ms)
         for job_id, waits in asked.items()
-        for (delay_ms, word_ms), before, after in zip(waits, began[job_id], began[job_id][1:], strict=False)
+        for retry, ((delay_ms, word_ms), before, after) in enumerate(
+            zip(waits, began[job_id], began[job_id][1:], strict=False), 1
+        )
     ]
