@@ -159,7 +159,7 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
         random_delays(slot.relay, chance)
     ledger = Ledger(stage, other_relay)
     await stage.rabbit.declare()
-    bodies = copies([f"job{number}" for number in range(1334)], share=1 / 2, chance=chance)
+    bodies = copies([f"job{number}" for number in range(800)], share=1 / 2, chance=chance)
     publishing = asyncio.create_task(publish(ledger, bodies, per_s=220))
     await asyncio.gather(*(slot.start() for slot in slots))
     for victim in (0, 1, 0, 1):
