@@ -12,6 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from event_loop import rounds
+from rabbitmq import free_port
 
 Way = Literal["to broker", "to worker"]
 Method = tuple[int, int]
@@ -66,8 +67,8 @@ class AmqpProxy:
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
+        self.port = self.port or free_port()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         if self._server is not None:

@@ -26,6 +26,7 @@ from itertools import cycle
 from typing import Literal, Self
 
 from event_loop import rounds
+from rabbitmq import free_port
 
 from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import Outcome
@@ -187,11 +188,11 @@ class ScriptedRelay:
         )
 
     async def start(self) -> None:
-        """Listen. After `stop`, on the same port again."""
+        """Listen. After `stop`, on the same port again, which no other test process uses meanwhile."""
+        self.port = self.port or free_port()
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self.port, ssl=self.tls if self.mode == "implicit" else None
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stop listening and abort every connection."""

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from rabbitmq import free_port
 
 CLIENT = {"client_id": "otp-client", "client_secret": "s3cret/of+the client"}
 SCOPE = "https://outlook.example/.default"
@@ -101,8 +102,8 @@ class TokenServer:
             def log_message(self, *_: object) -> None:
                 pass
 
+        self._port = self._port or free_port()
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True, args=(0.01,)).start()
 
     def stop(self) -> None:
