@@ -44,8 +44,6 @@ _EXPRESSIONS = {
     ("close_all_connections", 1): "rabbit_networking:close_connections(rabbit_networking:connections(), {0})",
     ("close_all_user_connections", 2): "rabbit_networking:close_all_user_connections({0}, {1})",
     ("delete_user", 1): "rabbit_auth_backend_internal:delete_user({0}, {by})",
-    ("drain", 0): "rabbit_maintenance:drain()",
-    ("revive", 0): "rabbit_maintenance:revive()",
     ("set_disk_free_limit", 1): "rabbit_disk_monitor:set_disk_free_limit(binary_to_list({0}))",
     ("set_permissions", 4): "rabbit_auth_backend_internal:set_permissions({0}, {vhost}, {1}, {2}, {3}, {by})",
     ("set_vm_memory_high_watermark", 1): _WATERMARK + "(binary_to_float({0}))",

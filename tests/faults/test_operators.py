@@ -265,7 +265,8 @@ async def _is_not_ready(worker: Worker) -> bool:
     return (await worker.get("/readyz"))[0] == 503
 
 
-CONSUMER_TIMEOUT_S = 3
+CONSUMER_TIMEOUT_S = 8
+"""Longer than the pause between two probes of a relay, because jobs that RabbitMQ has taken back may use up a probe."""
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -287,12 +288,12 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
             assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == JOBS
             assert "consuming again" not in worker.log
         else:
-            await until(lambda: _consumes_again(worker, 2), "another consumer, twice", 40)
+            await until(lambda: _consumes_again(worker, 2), "another consumer, twice", 60)
             cancelled = stage.rabbit.version >= (4, 3)
             assert ("RabbitMQ has cancelled our consumer" in worker.log) == cancelled
         await stage.relay.start()
         ledger.fault_ended()
-        await ledger.balance()
+        await ledger.balance(60)
         if "consuming again" in worker.log:
             # each job came at least three times, and the first two copies were given up, neither sent nor acknowledged,
             # but for one each time that may have been the probe at that moment
