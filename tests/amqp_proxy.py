@@ -53,6 +53,8 @@ class AmqpProxy:
     tear: Method | None = None
     """A method. The next frame of it to a worker is cut in the middle by a reset."""
     refuse: bool = False
+    published: int = 0
+    """Number of messages that the workers or clients have published."""
     closed: int = 0
     """Number of connections that the worker or client has closed with `connection.close`."""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -149,6 +151,7 @@ class AmqpProxy:
                 await self._maybe_hold(way, frame)
                 if way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == PUBLISH:
                     self._publishing.add(port)
+                    self.published += 1
                 self.closed += way == "to broker" and frame[0] == _METHOD_FRAME and _method(frame) == CLOSE
                 if way == "to worker" and frame[0] == _METHOD_FRAME and _method(frame) == CONSUMING:
                     self._consumers.append((frame[1:3], frame[11:-1], self._brokers[port]))

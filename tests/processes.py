@@ -58,17 +58,26 @@ class Process:
 
 
 async def start(
-    name: str, *arguments: str, folder: Path, env: Mapping[str, str], output: Path, answers: Path = Path(os.devnull)
+    name: str,
+    *arguments: str,
+    folder: Path,
+    env: Mapping[str, str],
+    output: Path,
+    errors: Path | None = None,
+    answers: Path = Path(os.devnull),
 ) -> Process:
     """Start the script `name` in `folder` with exactly this environment.
 
-    Its standard input is `answers`, and its output is appended to `output`.
+    Its standard input is `answers`. Its output is appended to `output`, or if it is an error and `errors` is given,
+    to that file.
     """
     context = _context()
     command = [str(SCRIPTS / name), *arguments]
     measured = {name: value for name, value in os.environ.items() if name == _COVERAGE}
     # a daemon, so that it ends with the tests at the latest
-    process = context.Process(target=_run, args=(command, folder, measured | dict(env), output, answers), daemon=True)
+    process = context.Process(
+        target=_run, args=(command, folder, measured | dict(env), output, errors, answers), daemon=True
+    )
     process.start()
     return Process(process)
 
@@ -89,14 +98,16 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _run(command: list[str], folder: Path, env: dict[str, str], output: Path, answers: Path) -> None:
+def _run(
+    command: list[str], folder: Path, env: dict[str, str], output: Path, errors: Path | None, answers: Path
+) -> None:
     """Run the script, in the forked process."""
     # the fork server ignores a failed import, and then each process would import everything
     assert "otp_stream.cli.main" in sys.modules, "preloaded.py has imported nothing"
-    with answers.open("rb") as source, output.open("ab") as target:
+    with answers.open("rb") as source, output.open("ab") as target, (errors or output).open("ab") as log:
         os.dup2(source.fileno(), 0)
         os.dup2(target.fileno(), 1)
-        os.dup2(target.fileno(), 2)
+        os.dup2(log.fileno(), 2)
     sys.stdin = os.fdopen(0)  # multiprocessing has closed it
     os.chdir(folder)
     os.environ.clear()

@@ -48,8 +48,10 @@ async def relay(mailbox: Mailbox, tls: ssl.SSLContext, *, implicit: bool) -> Asy
     server = await loop.create_server(
         lambda: SMTP(mailbox, loop=loop, **options), "127.0.0.1", 0, ssl=tls if implicit else None
     )
-    yield server.sockets[0].getsockname()[1]
-    server.close()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
 
 
 # aiosmtpd does not count TLS from the first byte as TLS
@@ -84,7 +86,11 @@ async def test_a_wrong_password_opens_the_circuit_breaker_and_costs_no_attempt(s
         worker = await stage.run(**env, SMTP_USER="otp", SMTP_PASS="wrong")
         await stage.rabbit.publish(job())
         await worker.wait_log('"reason":"login_refused"')
-        assert (await worker.get("/readyz"))[0] == 503
+
+        async def not_ready() -> bool:
+            return (await worker.get("/readyz"))[0] == 503
+
+        await until(not_ready, "status 503, which a probe of the relay interrupts")
         await worker.stop()
         assert not mailbox.mails
         await stage.run(**env, SMTP_USER="otp", SMTP_PASS="pa:ss wörd")

@@ -135,7 +135,7 @@ async def test_ctrl_c_while_a_command_waits_for_the_broker_is_no_traceback(
     try:
         await asyncio.wait_for(reached.wait(), 20)
         process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(process.wait(), 10) in {1, 130}
+        assert await asyncio.wait_for(process.wait(), 30) in {1, 130}
     finally:
         process.kill()
         server.close()
@@ -143,9 +143,18 @@ async def test_ctrl_c_while_a_command_waits_for_the_broker_is_no_traceback(
     assert "Exception" not in output.read_text()
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("words", [("sealing", "new"), ("dead", "drop", "--all", "--yes")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("closed", "words"),
+    [
+        ("<&-", ("sealing", "new")),
+        (">&-", ("sealing", "new")),
+        ("<&- >&- 2>&-", ("sealing", "new")),
+        ("<&-", ("dead", "drop", "--all", "--yes")),
+        (">&-", ("dead", "drop", "--all", "--yes")),
+    ],
+)
 def test_a_command_needs_no_open_input_or_output(closed: str, words: tuple[str, ...], stage: Stage) -> None:
+    # in a new interpreter, which has no stream for what is closed
     shell = ("sh", "-c", f'exec "$@" {closed}', "sh", str(SCRIPTS / "otp-stream"), *words)
     env = {"PATH": os.environ["PATH"], **names(stage)}
     ran = subprocess.run(shell, env=env, capture_output=True, text=True, check=False, timeout=60)
@@ -154,13 +163,10 @@ def test_a_command_needs_no_open_input_or_output(closed: str, words: tuple[str, 
         assert ran.returncode == 0, ran.stderr
 
 
-def test_an_output_that_cannot_be_written_is_reported() -> None:
-    for words in (("sealing", "new"), ("tokens", "new", "ada"), ("asyncapi",)):
-        with Path("/dev/full").open("w") as full:
-            ran = subprocess.run(
-                (str(SCRIPTS / "otp-stream"), *words),
-                env={"PATH": os.environ["PATH"]}, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-                timeout=60,
-            )  # fmt: skip
-        assert ran.returncode == 1
-        assert ran.stderr.splitlines()[-1] == ("otp-stream: the output cannot be written: No space left on device")
+@pytest.mark.parametrize("words", [("sealing", "new"), ("tokens", "new", "ada"), ("asyncapi",)], ids=" ".join)
+async def test_an_output_that_cannot_be_written_is_reported(tmp_path: Path, words: tuple[str, ...]) -> None:
+    env, errors = {"PATH": os.environ["PATH"]}, tmp_path / "errors"
+    process = await start("otp-stream", *words, folder=tmp_path, env=env, output=Path("/dev/full"), errors=errors)
+    assert await asyncio.wait_for(process.wait(), 60) == 1
+    shown = (await asyncio.to_thread(errors.read_text)).splitlines()
+    assert shown[-1] == "otp-stream: the output cannot be written: No space left on device"

@@ -120,7 +120,8 @@ async def test_with_a_healthy_worker_there_is_no_problem_and_dead_letters_are_re
     assert "the login is accepted" in first[2]
     assert "no TLS" in checked.of("ok", "Relay 2")[0]
     assert "shared by 1 worker" in checked.of("ok", "Redis")[0]
-    assert re.search(r"Redis is 0\.\d s", checked.of("ok", "Clock")[0])
+    # a busy machine reads the answer late
+    assert re.search(r"Redis is [0-4]\.\d s", checked.of("ok", "Clock")[0])
     assert "otp (de)" in checked.of("ok", "Templates")[0]
     for it in (relay, stage.relay):
         assert it.accepted == []
@@ -342,7 +343,7 @@ async def _on_a_node(stage: Stage, node: Node, host: str, authority: Authority) 
         token = b64encode(b"guest:guest").decode()
         headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
         where = f"http://{host}:15672/api/{path}"
-        urlopen(Request(where, json.dumps(body).encode(), headers, method="PUT"), timeout=5).close()
+        urlopen(Request(where, json.dumps(body).encode(), headers, method="PUT"), timeout=60).close()
 
     put("users/worker", password="hunter4", tags="")
     checked = await check(stage, RABBITMQ_URL=url)

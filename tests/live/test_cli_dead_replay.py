@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from amqp_proxy import amqp_proxy
 from cli import names
 from conftest import Stage
 from dead_letters import Deployment
@@ -46,6 +47,7 @@ async def test_dead_letters_are_listed_by_cause_and_replayed_by_domain(deploymen
     await deployment.stage.relay.wait_accepted(50)
     assert {it.recipient.partition("@")[2] for it in deployment.stage.relay.accepted} == {"corp.example"}
     await deployment.wait_depth(3)
+    await deployment.worker.wait_log('"job is replayed"', times=50)
     started = [line for line in deployment.worker.lines if line["event"] == "job is replayed"]
     assert len(started) == 50
     assert "@" in started[0]["by"]
@@ -85,14 +87,21 @@ async def test_a_replay_that_is_killed_repeatedly_loses_and_duplicates_nothing(d
     deployment.accept_all()
     chance = random.Random(7)  # noqa: S311
     relay = deployment.stage.relay
-    for _ in range(4):
-        process = await start(
-            "otp-stream", "dead", "replay", "--all", "--yes", "--rate", "100", folder=deployment.stage.folder,
-            env=deployment.worker.env | names(deployment.stage), output=Path(os.devnull),
-        )  # fmt: skip
-        await relay.wait_accepted(len(relay.accepted) + chance.randint(5, 60))
-        process.kill()
-        assert await process.wait() == -signal.SIGKILL
+    async with amqp_proxy(deployment.stage.url) as (proxy, url):
+        for _ in range(4):
+            process = await start(
+                "otp-stream", "dead", "replay", "--all", "--yes", "--rate", "100", folder=deployment.stage.folder,
+                env=deployment.worker.env | names(deployment.stage) | {"RABBITMQ_URL": url}, output=Path(os.devnull),
+            )  # fmt: skip
+            # by what passes the proxy: a worker that is late would have the command come to its end
+            published = proxy.published + chance.randint(5, 60)
+
+            async def sends(published: int = published) -> bool:
+                return proxy.published >= published
+
+            await until(sends, "copies of dead letters")
+            process.kill()
+            assert await process.wait() == -signal.SIGKILL
     ran = await deployment.dead("replay", "--all", "--yes", "--rate", "0", "--json")
     assert 50 < json.loads(ran.out)["deadLetters"] < 280
     await relay.wait_accepted(300)
@@ -112,10 +121,10 @@ async def test_an_interrupted_replay_prints_how_many_it_sent(
     deployment.accept_all()
     output = tmp_path / "output"
     process = await start(
-        "otp-stream", "dead", "replay", "domain=corp.example", "--yes", "--rate", "20", folder=deployment.stage.folder,
+        "otp-stream", "dead", "replay", "domain=corp.example", "--yes", "--rate", "4", folder=deployment.stage.folder,
         env=deployment.worker.env | names(deployment.stage), output=output,
     )  # fmt: skip
-    await deployment.stage.relay.wait_accepted(5)
+    await deployment.stage.relay.wait_accepted(3)  # in ten seconds, all would be sent
     process.send_signal(stop)
     assert await process.wait() == 1
     out = output.read_text()
@@ -123,7 +132,7 @@ async def test_an_interrupted_replay_prints_how_many_it_sent(
     assert found is not None, out
     done = int(found.group(1))
     # at the signal, one dead letter may have been sent already that is not counted
-    assert 4 <= done < 40
+    assert 2 <= done < 40
     assert f'did="replayed" deadLetters={done} which="domain corp.example"' in out
     assert "finished=false" in out
     await until(lambda: deployment.holds(60 - done, 59 - done), "the dead letters that were not sent")

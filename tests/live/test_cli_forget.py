@@ -45,6 +45,12 @@ async def start(stage: Stage, redis: RedisServer) -> Worker:
     return await stage.run(REDIS_URL=url(redis), SECRET_KEY=KEY, HTTP_TOKEN=TOKEN, **limits)
 
 
+def keys_in(redis: RedisServer) -> set[str]:
+    """Return all keys but those of workers, which expire while a worker does not run."""
+    found = {line for line in redis.command("KEYS", "*").split() if not line.startswith(("*", "$"))}
+    return {key for key in found if ":worker:" not in key}
+
+
 async def forget(stage: Stage, *words: str, **env: str) -> Ran:
     ran = await otp_stream(stage.folder, "forget", *words, **names(stage), SECRET_KEY=KEY, **env)
     assert CODE not in ran.out
@@ -61,12 +67,17 @@ async def test_tables_dead_letters_and_recent_jobs_of_one_recipient_are_deleted(
     await deployment.wait_depth(5)
     user = Visitor(worker)  # others see no recent jobs where a token is set
     await asyncio.to_thread(user.ask, "/login", token=TOKEN)
-    assert "A***@example.com" in await asyncio.to_thread(user.get, "/")
-    keys = set(redis.command("KEYS *").split())
+
+    async def page_has(text: str, *, wanted: bool = True) -> bool:
+        return (text in await asyncio.to_thread(user.get, "/")) is wanted
+
+    await until(lambda: page_has("A***@example.com"), "the recent jobs")
+    keys = keys_in(redis)
     counted = json.loads((await forget(stage, "--dry-run", "--json", ADDRESS, REDIS_URL=url(redis))).out)
     assert counted["dryRun"]
     await deployment.wait_depth(5)
-    assert set(redis.command("KEYS *").split()) == keys
+    assert keys_in(redis) >= keys  # a worker may have added its counts
+    assert any(counted["recipient"] in key for key in keys)
 
     ran = await forget(stage, "--yes", "--json", ADDRESS, REDIS_URL=url(redis))
     assert ran.code == 0, ran.out
@@ -81,12 +92,8 @@ async def test_tables_dead_letters_and_recent_jobs_of_one_recipient_are_deleted(
     assert "lovelace" not in ran.out.lower()
     left, _ = await deployment.queue().fetch()
     assert sorted(it.recipient for it in left) == ["", "b***@example.com"]
-    assert receipt["recipient"] not in redis.command("KEYS *")
-
-    async def page_is_empty() -> bool:
-        return "***@example.com" not in await asyncio.to_thread(user.get, "/")
-
-    await until(page_is_empty, "a page without recent jobs")
+    assert not any(receipt["recipient"] in key for key in keys_in(redis))
+    await until(lambda: page_has("***@example.com", wanted=False), "a page without recent jobs")
     again = json.loads((await forget(stage, "--yes", "--json", ADDRESS, REDIS_URL=url(redis))).out)
     assert set(again["removed"].values()) == {0}
 

@@ -48,22 +48,24 @@ async def test_a_mail_with_another_code_is_not_taken_for_ours(stage: Stage) -> N
     assert not _CODE.search(ran.out)
 
 
+@pytest.mark.waits
 async def test_what_is_slow_lost_or_never_arrives_ends_with_1(stage: Stage) -> None:
     await stage.run()
     stage.relay.then("body", Act(delay_s=0.2))
     ran = await otp_stream(stage.folder, *CHECK, "--max-p95-ms", "150", **names(stage))
     assert ran.code == 1
     assert "1 codes to L***@example.com: sent 1" in ran.out
-    options = ("--timeout", "0.5", "--listen", f"127.0.0.1:{free_port()}")
+    # in less time, a busy machine may not even accept it
+    options = ("--timeout", "4", "--listen", f"127.0.0.1:{free_port()}")
     ran = await otp_stream(stage.folder, *CHECK, *options, **names(stage))
     assert ran.code == 1
-    assert "(not arrived: accepted, but no mail within 0.5 s)" in ran.out
+    assert "(not arrived: accepted, but no mail within 4 s)" in ran.out
     job = stage.relay.accepted[0].content
     assert _CODE.search(job.decode())
     assert b"1 minute" in job
     for worker in stage.workers:
         await worker.stop()
-    ran = await otp_stream(stage.folder, *CHECK, "--timeout", "0.5", **names(stage))
+    ran = await otp_stream(stage.folder, *CHECK, "--timeout", "4", **names(stage))
     assert ran.code == 1
     assert "stalled: no code has arrived for " in ran.out
     assert "lost 1" in ran.out
@@ -84,18 +86,19 @@ async def test_beside_everything_else_it_outlives_a_broker_that_goes_away(stage:
         await until(lambda: counts("sent", 1), "codes that arrived")
         assert await _metric(port, "otp_livecheck_accept_seconds_count") >= 2
         before = await _metric(port, "otp_livecheck_last_success_timestamp_seconds")
-        for number, fault in enumerate(("refuse", "swallow"), 1):
+        for fault in ("refuse", "swallow"):
+            # on a busy machine, some have failed before
+            failed = await _metric(port, 'otp_livecheck_probes_total{outcome="failed"}') + 6
             setattr(proxy, fault, True)
             if fault == "refuse":
                 proxy.cut()
-            failed = 7 * number
             await until(lambda failed=failed: counts("failed", failed), "codes that could not be published")
             proxy.release()
             sent = await _metric(port, 'otp_livecheck_probes_total{outcome="sent"}')
             await until(lambda sent=sent: counts("sent", sent + 1), "codes that arrive again")
         assert await _metric(port, "otp_livecheck_last_success_timestamp_seconds") > before
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 1
+        assert await asyncio.wait_for(process.wait(), 30) == 1
     text = output.read_text()
     assert "stalled: no code has arrived for " in text
     assert "codes arrive again, after " in text
@@ -111,5 +114,5 @@ async def _metric(port: int, name: str) -> float:
         except OSError:
             return ""
 
-    text = await asyncio.to_thread(get)
+    text = await until(lambda: asyncio.to_thread(get), "an answer with the metrics")
     return next((float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(name + " ")), 0.0)

@@ -71,11 +71,12 @@ async def test_sizes_answers_and_throttled_keys_are_shown_and_nothing_secret(sta
     assert len(await stage.rabbit.dead(2)) == 2
     await stage.rabbit.publish(job(ADDRESS, jobId="j-0"))
 
-    async def counted() -> bool:  # workers report their counts twice a second
-        return (await report(stage, redis))["answers"].get("duplicate", {}).get("count") == 1
+    async def complete() -> dict[str, Any] | None:  # workers report their counts twice a second
+        found = await report(stage, redis)
+        counted = found["answers"].get("duplicate", {}).get("count") == 1
+        return found if counted and found["entries"]["sent"] == 2 and found["workers"] else None
 
-    await until(counted, "the counts")
-    found = await report(stage, redis)
+    found = await until(complete, "the counts")
     assert found["entries"] == {"sent": 2, "claimed": 0, "seen": 0, "made": 0, "newest": 1, "recipient 2/1h": 1}
     assert found["answers"] == {
         "admitted": {"count": 2, "share": 0.4},
@@ -89,8 +90,12 @@ async def test_sizes_answers_and_throttled_keys_are_shown_and_nothing_secret(sta
     assert "Shared by 1 worker," in ran.out
     assert "throttled recipient" in ran.out
     assert f"recipient {hashed(stage)}" in ran.out
-    page = (await worker.get("/"))[1]
-    assert f"recipient <code>{hashed(stage)}</code>" in page
+
+    async def page_with_key() -> str | None:
+        page = (await worker.get("/"))[1]
+        return page if f"recipient <code>{hashed(stage)}</code>" in page else None
+
+    page = await until(page_with_key, "the throttled key on the page")
     for out in (ran.out, json.dumps(found), page):
         for secret in (ADDRESS, ADDRESS.lower(), "ovelace", CODE, "hunter2"):
             assert secret not in out
@@ -100,6 +105,8 @@ async def test_a_forgotten_recipient_has_the_whole_limit_again(stage: Stage, red
     await start(stage, redis)
     await stage.rabbit.publish(*(job(ADDRESS) for _ in range(3)))
     await stage.rabbit.dead()
+    await stage.relay.wait_accepted(2)
+    await until(lambda: _has_sent(stage, redis, 2), "the sent records")
     asked = await otp_stream(stage.folder, "tables", "forget", ADDRESS, **env(stage, redis))
     assert asked.code == 1  # there is no terminal to confirm on
     assert (await report(stage, redis))["entries"]["newest"] == 1
@@ -209,6 +216,10 @@ async def test_several_workers_without_redis_are_warned_of_once_and_with_it_are_
     for worker in sharing:
         assert "do not share" not in worker.log
         assert "do not share" not in (await worker.get("/"))[1]
+
+
+async def _has_sent(stage: Stage, redis: RedisServer, count: int) -> bool:
+    return (await report(stage, redis))["entries"]["sent"] == count
 
 
 async def _longer(worker: Worker, lines: int) -> bool:

@@ -1,12 +1,12 @@
 """`otp-stream templates copy`, `new` and the errors of `preview --png`, as a person uses them."""
 
+import asyncio
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from cli import here
-from processes import SCRIPTS
+from processes import start
 
 from otp_stream.mail.templates import BUILT_IN
 
@@ -136,22 +136,23 @@ def test_a_browser_that_does_not_end_or_takes_no_screenshot_is_reported(
     assert (ran.code, "has not taken the screenshot within 0.2 s" in ran.out) == (1, True), ran.out
 
 
-def test_a_preview_controls_no_terminal(tmp_path: Path) -> None:
+async def test_a_preview_controls_no_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "otp"
     folder.mkdir()
     (folder / "subject.txt").write_text("\x1b[31m {{ otp }}")
     (folder / "body.txt").write_text("{{ otp }}\x1b[2J\x1b]0;title\x07 \x9b31m")
-    command = [str(SCRIPTS / "otp-stream"), "templates", "preview", "otp"]
+    words = ("templates", "preview", "otp", "--format")
     for form in ("text", "eml"):
         terminal, end = os.openpty()
         env = {"PATH": os.environ["PATH"], "TEMPLATES_DIR": str(tmp_path)}
-        run = subprocess.run([*command, "--format", form], cwd=tmp_path, env=env, stdout=end, check=True, timeout=60)
+        output = Path(os.ttyname(end))
+        process = await start("otp-stream", *words, form, folder=tmp_path, env=env, output=output)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
         os.close(end)
         shown = b""
         while chunk := _read(terminal):
             shown += chunk
         os.close(terminal)
-        assert run.returncode == 0
         assert b"123456" in shown
         assert not set(shown.decode()) & set("\x1b\x07\x9b")
 

@@ -88,7 +88,7 @@ async def test_the_certificate_is_the_login_of_worker_client_and_commands(
     async with OtpClient(url, queue=stage.rabbit.queue, prefix=stage.rabbit.prefix) as client:
         await client.publish(OtpJob(email="user@example.com", otp="739154"))
     await stage.relay.wait_accepted(1)
-    sent = await otp_stream(stage.folder, "send", "dead@example.com", "--wait", "10", **env)
+    sent = await otp_stream(stage.folder, "send", "dead@example.com", "--wait", "30", **env)
     assert "rejected" in sent.out
     listed = await otp_stream(stage.folder, "dead", "list", **env)
     assert (listed.code, "1 dead letter" in listed.out) == (0, True), listed.out

@@ -68,8 +68,12 @@ async def test_a_wrong_password_costs_no_attempt_and_is_reported(stage: Stage) -
         worker = await stage.run(SMTP_PASS="wrong", **login)
         await stage.rabbit.publish(job())
         await worker.wait_log('"reason":"login_refused"')
-        status, body = await worker.get("/readyz")
-        assert (status, "login_refused" in body) == (503, True)
+
+        async def not_ready() -> bool:
+            status, body = await worker.get("/readyz")
+            return (status, "login_refused" in body) == (503, True)
+
+        await until(not_ready, "status 503, which a probe of the relay interrupts")
         await worker.stop()
         assert relay.accepted == []
         await stage.run(SMTP_PASS=PASSWORD, **login)
