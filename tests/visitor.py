@@ -33,7 +33,7 @@ class Visitor:
         sent = {"Cookie": self.cookie} | (headers or {})
         request = urllib.request.Request(f"http://127.0.0.1:{self.worker.port}{path}", data, sent)
         try:
-            answer = self.opener.open(request, timeout=10)
+            answer = self.opener.open(request, timeout=30)
         except urllib.error.HTTPError as error:
             answer = error
         with answer:

@@ -42,8 +42,10 @@ async def test_a_code_in_place_of_a_name_is_shown_nowhere(deployment: Deployment
     assert "as-domain" in outputs[1]
     assert "***" in outputs[2]
     outputs += [(await deployment.worker.get(path))[1] for path in ("/", "/dead", "/health")]
-    outputs += [await deployment.page(), deployment.worker.log]
-    while (event := await events.get(fail=False)) is not None:
+    await deployment.worker.wait_log("job is dead-lettered", times=2)
+    outputs += [await deployment.page(), deployment.worker.log_without_fractions]
+    for _ in range(2):
+        event = await until(lambda: events.get(fail=False), "an event")
         outputs.append(event.body.decode())
     assert CODE not in "".join(outputs)
     (event_text,) = (it for it in outputs if it.startswith('{"jobId":"as-template"'))
@@ -79,7 +81,9 @@ async def test_no_foreign_message_makes_other_dead_letters_unreadable(deployment
     assert len(json.loads(outputs[-1])["each"]) == 6
     shown = json.loads(outputs[-2], parse_constant=pytest.fail)
     assert shown[0]["content"]["timestamp"] == shown[0]["content"]["retryCount"] == "a number"
-    outputs += [deployment.worker.log, (await deployment.worker.get("/"))[1], await deployment.page()]
+    await deployment.worker.wait_log("job is dead-lettered", times=5)
+    page = (await deployment.worker.get("/"))[1]
+    outputs += [deployment.worker.log_without_fractions, page, await deployment.page()]
     assert "eve@" not in "".join(outputs)
     assert CODE not in "".join(outputs)
     out = folder / "kept.jsonl"
@@ -130,6 +134,7 @@ async def test_properties_that_no_client_can_read_hide_no_dead_letter(deployment
     for number, (name, value) in enumerate(ODD.values()):
         body = job(f"odd{number}@corp.example", jobId=f"odd{number}")
         await rabbit.publish_raw(body, _FLAGS[name], value, f"{rabbit.prefix}.dead")
+    await deployment.wait_depth(len(ODD))  # they were published without confirms
     await deployment.die(1)
     await until(lambda: deployment.holds(len(ODD) + 1), "every dead letter")
     shown = json.loads(await _in_a_new_process(deployment, "dead", "list", "--each", "--json"))
@@ -175,7 +180,11 @@ async def test_unsigned_headers_are_trusted_nowhere(deployment: Deployment) -> N
     assert shown == {
         "late": ("expired", 0, True), "later": ("retries_exhausted", 2, True), "dead": ("rejected", 0, False),
     }  # fmt: skip
-    assert await worker.metric("otp_unverified_retries_total") == 2
+
+    async def counted() -> bool:
+        return await worker.metric("otp_unverified_retries_total") == 2
+
+    await until(counted, "two unverified retries")
     metrics, page = (await worker.get("/metrics"))[1], await deployment.page()
     assert {row for row in metrics.splitlines() if row.startswith("otp_retries_total{")} == {
         'otp_retries_total{attempt="1"} 1.0'
@@ -184,7 +193,7 @@ async def test_unsigned_headers_are_trusted_nowhere(deployment: Deployment) -> N
     listed = (await deployment.dead("list", "--each")).out
     assert "rejected (unverified)" in listed
     assert "1 of them are unverified" in listed
-    assert "not signed with SECRET_KEY" in worker.log
+    await worker.wait_log("not signed with SECRET_KEY")
     assert CODE not in f"{worker.log_without_fractions}{metrics}{page}{each}{listed}"
     assert stage.relay.accepted == []
 

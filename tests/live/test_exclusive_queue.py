@@ -72,21 +72,24 @@ async def test_a_full_retry_queue_loses_nothing(deployment: Deployment) -> None:
     assert len(found) == 8
 
 
+@pytest.mark.waits
 async def test_a_queue_in_use_is_reported(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otp_stream.dead_letters.exclusive_queue._TIMEOUT_S", 0.5)
     queue = deployment.queue()
     async with exclusive_queue(queue.topology.dead, deployment.stage.url, "shown"):
+        # also the limit for the second connection
+        monkeypatch.setattr("otp_stream.dead_letters.exclusive_queue._TIMEOUT_S", 3)
         with pytest.raises(DeadLettersError, match="another user or command is reading the dead-letter queue"):
             await queue.replay(DeadLetterFilter(), by="me")
 
 
+@pytest.mark.waits
 async def test_a_lock_that_someone_has_declared_as_an_ordinary_queue_is_named(deployment: Deployment) -> None:
     rabbit = deployment.stage.rabbit
     name = f"{rabbit.prefix}.dead"
     lock = await rabbit.channel.declare_queue(f"{name}.hands", durable=True)
     try:
         with pytest.raises(DeadLettersError, match=r"\.hands must be a lock, but .* an ordinary queue: delete it"):
-            async with exclusive_queue(name, deployment.stage.url, "", timeout_s=0.3):
+            async with exclusive_queue(name, deployment.stage.url, "", timeout_s=3):
                 pass
     finally:
         await lock.delete(if_unused=False, if_empty=False)

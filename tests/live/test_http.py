@@ -20,9 +20,10 @@ async def test_health_has_the_fields_that_monitors_read(stage: Stage) -> None:
     await stage.rabbit.dead()
 
     async def counted() -> bool:
-        return (await worker.health())["stats"]["processedJobs"] == 1
+        stats = (await worker.health())["stats"]
+        return (stats["processedJobs"], stats["failedJobs"]) == (1, 1)
 
-    await until(counted, "a processed job")
+    await until(counted, "a processed and a failed job")
     status, body = await worker.get("/health")
     health = json.loads(body)
     assert status == 200
@@ -71,7 +72,10 @@ async def test_the_ledger_balances_for_every_outcome(stage: Stage) -> None:
     await stage.rabbit.publish(*(job(address) for address in addresses), b"nonsense")
     await stage.rabbit.dead(2)
     await stage.relay.wait_accepted(2)
-    await until(lambda: _is(worker, 'otp_ledger_settled_total{how="ack",lane="due"}', 1), "the ack of the retry")
+    for lane, count in {"due": 1, "jobs": 1}.items():
+        ack = f'otp_ledger_settled_total{{how="ack",lane="{lane}"}}'
+        await until(lambda ack=ack, count=count: _is(worker, ack, count), f"the acks of {lane}")
+    await until(lambda: _is(worker, 'otp_ledger_unacked{lane="jobs"}', 0), "the acks of the others")
     for how, count in {"ack": 1, "retry": 1, "dead": 2, "returned": 0, "taken_back": 0}.items():
         assert await worker.metric(f'otp_ledger_settled_total{{how="{how}",lane="jobs"}}') == count, how
     assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == 4
@@ -117,7 +121,7 @@ async def test_pages_load_nothing_from_other_hosts_and_other_methods_get_405(sta
     def request(method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
         prepared = urllib.request.Request(f"http://127.0.0.1:{worker.port}{path}", method=method, headers=headers)
         try:
-            with urllib.request.urlopen(prepared, timeout=5) as answer:
+            with urllib.request.urlopen(prepared, timeout=30) as answer:
                 return answer.status, dict(answer.headers.items()), answer.read()
         except urllib.error.HTTPError as error:
             with error:

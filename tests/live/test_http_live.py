@@ -127,10 +127,12 @@ async def test_jobs_in_a_wait_queue_are_shown_with_its_name(stage: Stage) -> Non
         )
         return [(row[1].startswith(f"{stage.rabbit.prefix}.retry."), row[2]) for row in rows] == [(True, "1")]
 
+    async def is_recent() -> bool:
+        page = (await worker.get("/"))[1]
+        return 'class="ending warn">retried<' in page and "451 4.3.0 later (to RCPT)" in page
+
     await until(waits, "the wait queue")
-    page = (await worker.get("/"))[1]
-    assert 'class="ending warn">retried<' in page
-    assert "451 4.3.0 later (to RCPT)" in page
+    await until(is_recent, "the retry among the recent jobs")
 
 
 async def test_workers_that_share_a_redis_list_each_other(stage: Stage, redis: RedisServer) -> None:
@@ -165,10 +167,12 @@ async def test_workers_that_share_a_redis_list_each_other(stage: Stage, redis: R
         return "&lt;script&gt;alert(1)" in (await first.get("/"))[1]
 
     await until(shown, "the hostile worker")
-    assert await seen()  # other data in Redis is not shown as a worker
+    await until(seen, "both workers, and no other data in Redis as a worker")
     redis.freeze()
-    assert "Workers" in (await first.get("/"))[1]  # a Redis that does not answer does not keep the page from appearing
-    redis.thaw()
+    try:  # a Redis that does not answer does not keep the page from appearing
+        assert "Workers" in (await first.get("/"))[1]
+    finally:
+        redis.thaw()
     await second.stop()
 
     async def alone() -> bool:
