@@ -37,6 +37,10 @@ SHARED = (
 # A shell that runs the tests in the background makes them, and all their child processes, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# nohup makes them ignore SIGHUP. A handler, unlike that, is not passed on to a new program.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
 # Tests use gRPC and fork child processes, in which it would abort. The worker sets this where it uses gRPC.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
