@@ -47,8 +47,8 @@ class Worker:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | self.env
         arguments = ("run", self.app, "--host", "127.0.0.1", "--port", str(self.port), *self.options)
         output = self.output or self.log_path
-        if self.options or any(name.startswith(("LD_", "PYTHON")) for name in env):
-            # the interpreter or the loader reads these when it starts
+        if "--workers" in self.options or any(name.startswith(("LD_", "PYTHON")) for name in env):
+            # it starts processes like itself; the interpreter or the loader reads these variables when it starts
             with output.open("ab") as log:
                 self.process = await asyncio.create_subprocess_exec(
                     SCRIPTS / "faststream", *arguments, cwd=self.folder, env=env, stdout=log, stderr=log
