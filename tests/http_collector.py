@@ -51,8 +51,12 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, Collector)
         body = self.rfile.read(int(self.headers["content-length"]))
         time.sleep(self.server.delay_s)
-        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        # first, so that a test that waits for a status or for contents finds them
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        try:
+            status = self.server.statuses.pop(0)
+        except IndexError:
+            status = 200
         if status == 200:
             body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
             match self.path:

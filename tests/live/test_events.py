@@ -72,8 +72,6 @@ async def test_an_event_names_the_relay_and_the_slow_one_that_the_mail_left(stag
         stage.relay.then("rcpt", SILENCE)
         await stage.rabbit.publish(job())
         await fallback.wait_accepted(1)
-        await stage.rabbit.publish(job())
-        await stage.relay.wait_accepted(1)
 
         async def next_event() -> dict[str, object]:
             message = await until(lambda: queue.get(fail=False), "event")
@@ -83,9 +81,14 @@ async def test_an_event_names_the_relay_and_the_slow_one_that_the_mail_left(stag
         first, second = (f"127.0.0.1:{relay.port}" for relay in (stage.relay, fallback))
         event = await next_event()
         assert (event["relay"], event["switchedFrom"]) == (second, first)
-        event = await next_event()
-        assert event["relay"] == first
-        assert "switchedFrom" not in event
+
+        async def sent_by_first() -> dict[str, object] | None:
+            await stage.rabbit.publish(job())
+            event = await next_event()
+            return event if event["relay"] == first else None
+
+        # a busy machine makes it slow again
+        assert "switchedFrom" not in await until(sent_by_first, "a mail to the first relay")
 
 
 async def test_events_can_be_switched_off(stage: Stage) -> None:
