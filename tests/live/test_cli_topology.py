@@ -136,10 +136,13 @@ async def test_a_refused_virtual_host_is_explained_by_every_command_and_by_the_w
     worker = stage.worker(url=url)
     await worker.start(ready=False)
     await worker.wait_log("waiting for RabbitMQ")
-    status, body = await worker.get("/readyz")
-    assert status == 503
-    assert text in body
-    assert text in worker.log
+    await worker.wait_log(text)
+
+    async def explained() -> str | None:
+        status, body = await worker.get("/readyz")
+        return body if status == 503 and text in body else None
+
+    body = await until(explained, "status 503 with the reason")
     assert "away" not in body
     assert "object at" not in body + worker.log
 
@@ -353,3 +356,74 @@ async def test_with_the_embedded_broker_no_management_api_is_used(tmp_path: Path
         assert (await otp_stream(tmp_path, "topology", "prune", "--json", **env)).out == "[]\n"
     finally:
         await broker.stop()
+
+
+async def apply(folder: Path, *words: str, **env: str) -> tuple[Ran, dict[str, Any]]:
+    ran = await asyncio.to_thread(here, folder, "topology", "apply", "--json", *API, *words, **env)
+    return ran, json.loads(ran.out)["policy"]
+
+
+async def test_the_policy_is_set_updated_and_deleted_on_an_existing_queue(node: Node, tmp_path: Path) -> None:
+    env = host(node, "plain")
+    await asyncio.to_thread(here, tmp_path, "topology", "apply", **env, DEAD_LETTER_RETENTION="off")
+    connection = await aio_pika.connect(env["RABBITMQ_URL"])
+    async with connection:
+        channel = await connection.channel()
+        await channel.default_exchange.publish(aio_pika.Message(b"old"), "shop.dead")
+        dry, planned = await apply(tmp_path, "--dry-run", **env)
+        assert (dry.code, planned["state"]) == (0, "missing")
+        _, policy = await apply(tmp_path, **env)
+        assert policy == {
+            "name": "shop.dead", "definition": {"message-ttl": 604_800_000}, "state": "set", "problem": None,
+        }  # fmt: skip
+        assert (await apply(tmp_path, **env))[1]["state"] == "exists"
+        short = env | {"DEAD_LETTER_RETENTION": "1s", "DEAD_LETTER_MAX": "2"}
+        assert (await apply(tmp_path, **short))[1]["state"] == "updated"
+
+        async def depth() -> int | None:
+            return (await channel.declare_queue("shop.dead", passive=True)).declaration_result.message_count
+
+        async def is_applied() -> bool:
+            # the limit of length also deletes what was there before
+            for body in (b"a", b"b", b"c", b"d"):
+                await channel.default_exchange.publish(aio_pika.Message(body), "shop.dead")
+            return (await depth() or 0) <= 2
+
+        await until(is_applied, "the policy in effect")
+
+        async def is_empty() -> bool:
+            return await depth() == 0
+
+        await until(is_empty, "an empty queue")
+        off = env | {"DEAD_LETTER_RETENTION": "off"}
+        assert (await apply(tmp_path, **off))[1]["state"] == "deleted"
+        assert (await apply(tmp_path, **off))[1]["state"] == "not needed"
+
+
+async def test_another_policy_on_the_queue_is_not_changed_and_the_advice_says_what_to_add(
+    node: Node, tmp_path: Path
+) -> None:
+    env = host(node, "theirs")
+    node.control("set_policy", "-p", "theirs", "everything", ".*", '{"delivery-limit": 30}')
+    _, policy = await apply(tmp_path, **env)
+    assert policy["state"] == "other"
+    assert (
+        'the policy everything applies to the dead-letter queue, and only one can: add {"message-ttl"'
+        in policy["problem"]
+    )
+    node.control("set_policy", "-p", "theirs", "everything", ".*", '{"delivery-limit": 30, "message-ttl": 604800000}')
+    assert (await apply(tmp_path, **env))[1]["state"] == "exists"
+
+
+async def test_without_the_management_api_the_command_is_shown_and_works(node: Node, tmp_path: Path) -> None:
+    env = host(node, "bare")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    ran = await asyncio.to_thread(here, tmp_path, "topology", "apply", "--management-url", nowhere, **env)
+    assert ran.code == 0, ran.out
+    assert "the policy shop.dead was not set" in ran.out
+    assert (
+        r"""rabbitmqctl set_policy -p bare shop.dead '^shop\.dead$' '{"message-ttl": 604800000}' --apply-to queues"""
+        in ran.out
+    )
+    node.control("set_policy", "-p", "bare", "shop.dead", r"^shop\.dead$", '{"message-ttl": 604800000}')
+    assert (await apply(tmp_path, **env))[1]["state"] == "exists"
