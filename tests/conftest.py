@@ -27,6 +27,8 @@ from worker import Worker, settings
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
+from otp_stream.relay import pipeline, suspension
+
 SHARED = (
     "test_cli_topology.py", "test_client_certificates.py", "test_cluster.py", "test_migrating_page.py",
     "test_operators.py", "test_pages.py", "test_permissions.py", "test_reproducible_build.py", "test_runbook.py",
@@ -181,6 +183,13 @@ async def set_stage(
         finally:
             for worker in stage.workers:
                 await worker.kill()
+
+
+@pytest.fixture
+def never_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let relay clients of this process ignore its pauses: on a busy machine, they last as long as a suspension."""
+    monkeypatch.setattr(suspension, "_SUSPENDED_S", 60.0)
+    monkeypatch.setattr(pipeline, "_RESPONSIVE_S", 60.0)
 
 
 @pytest.fixture

@@ -110,6 +110,20 @@ class Worker:
         _, body = await self.get("/metrics")
         return next((float(row.rpartition(" ")[2]) for row in body.splitlines() if row.startswith(line + " ")), 0.0)
 
+    async def wait_metric(self, line: str, value: float, timeout: float = 20) -> None:  # noqa: ASYNC109
+        """Wait until a metric has this value. A job is counted some time after the relay has accepted its mail."""
+        read = 0.0
+
+        async def reached() -> bool:
+            nonlocal read
+            read = await self.metric(line)
+            return read == value
+
+        try:
+            await until(reached, f"{line} {value}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but {read}\n{self.log[-_TAIL:]}") from None
+
     async def wait_log(self, text: str, timeout: float = 20, *, times: int = 1) -> None:  # noqa: ASYNC109
         """Wait until the log contains a text the given number of times."""
 

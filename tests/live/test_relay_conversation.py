@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import pytest
+from event_loop import rounds
 from smtp_relay import (
     ACCEPTS,
     CLOSE,
@@ -29,6 +30,8 @@ from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Timed
 from otp_stream.relay import RelayLimits
 from otp_stream.relay import pipeline as pipeline_module
 from otp_stream.relay.circuit_breaker import Pauses
+
+pytestmark = pytest.mark.usefixtures("never_suspended")
 
 WITHOUT_PIPELINING = tuple(word for word in KEYWORDS if word != "PIPELINING")
 
@@ -109,24 +112,29 @@ async def test_no_mail_waits_long_behind_another(relay: ScriptedRelay):
 
 
 async def test_no_envelope_is_sent_ahead_where_the_relay_is_slow(relay: ScriptedRelay):
-    relay.always("body", Act(delay_s=0.05))
+    free = asyncio.Event()
+    relay.then("body", Act(delay_s=0.3), Act(until=free))
     async with client(relay, pool_size=1) as smtp:
         assert isinstance(await send(smtp, "first@example.com"), Accepted)
         rest = [asyncio.create_task(send(smtp, f"u{at}@example.com")) for at in range(3)]
         await relay.wait(lambda: relay.contents == 2, "second mail on the wire")
         urgent = asyncio.create_task(send(smtp, "urgent@example.com", rank=0))
+        await relay.wait(lambda: smtp.state()[0].waiting == 3, "the urgent one behind the rest")
+        free.set()
         await asyncio.gather(urgent, *rest)
     assert relay.accepted[2].recipient == "urgent@example.com"
 
 
 async def test_a_mail_sent_ahead_is_checked_once_more_before_its_content_is_sent(relay: ScriptedRelay):
-    relay.then("mail", Act(), Act(delay_s=0.2))
+    free = asyncio.Event()
+    relay.then("mail", Act(), Act(until=free))
     wanted = True
     async with client(relay, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
         second = asyncio.create_task(send(smtp, "second@example.com", wanted=lambda: wanted))
         await relay.wait(lambda: relay.commands().count("MAIL") == 2, "second envelope")
         wanted = False
+        free.set()
         assert isinstance(await first, Accepted)
         assert isinstance(await second, TimedOut)
     assert [mail.recipient for mail in relay.accepted] == ["first@example.com"]
@@ -240,7 +248,8 @@ async def test_a_fresh_connection_lost_before_the_final_dot_makes_the_relay_unav
     "fault", [CLOSE, RESET, SILENCE, Act("421 4.4.2 timeout", then="close"), Act("garbage", then="close")]
 )
 async def test_a_connection_that_went_stale_costs_a_reconnect_and_no_job(relay: ScriptedRelay, fault: Act):
-    async with client(relay, limits=RelayLimits(mail_s=0.2)) as smtp:
+    limits = RelayLimits(mail_s=1.0) if fault is SILENCE else RelayLimits()
+    async with client(relay, limits=limits) as smtp:
         assert isinstance(await send(smtp), Accepted)
         relay.then("mail", fault)
         assert isinstance(await send(smtp), Accepted)
@@ -334,7 +343,7 @@ async def test_closing_does_not_wait_for_a_relay_that_is_silent(relay: ScriptedR
         await relay.wait(lambda: smtp.state()[0].waiting == 1, "waiting job")
         begun = time.monotonic()
         await smtp.close(grace_s=0.2)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8
         assert isinstance(await on_wire, Uncertain)
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -352,19 +361,21 @@ async def test_a_mail_whose_connection_breaks_during_a_stop_ends_with_the_stop(r
         await relay.wait(lambda: relay.commands().count("MAIL") == 2, "mail on the wire")
         smtp.finish()
         stopping.set()
-        await asyncio.wait({sending}, timeout=2)
+        await asyncio.wait({sending}, timeout=8)
         assert sending.cancelled()
         assert (smtp.state()[0].sending, smtp.state()[0].waiting) == (0, 0)
 
 
 async def test_a_cancelled_send_that_waits_leaves_the_queue(relay: ScriptedRelay):
-    relay.always("body", Act(delay_s=0.1))
+    free = asyncio.Event()
+    relay.then("body", Act(until=free))
     async with client(relay, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
-        await relay.wait(lambda: "DATA" in relay.commands(), "mail on the wire")
+        await relay.wait(lambda: relay.contents == 1, "mail on the wire")
         second = asyncio.create_task(send(smtp, "second@example.com"))
         await relay.wait(lambda: smtp.state()[0].waiting == 1, "waiting job")
         second.cancel()
+        free.set()
         assert isinstance(await send(smtp, "third@example.com"), Accepted)
         assert isinstance(await first, Accepted)
         assert second.cancelled()
@@ -372,22 +383,27 @@ async def test_a_cancelled_send_that_waits_leaves_the_queue(relay: ScriptedRelay
 
 
 async def test_a_cancelled_send_whose_content_is_sent_is_completed(relay: ScriptedRelay):
-    relay.then("body", Act(delay_s=0.1))
+    free = asyncio.Event()
+    relay.then("body", Act(until=free))
     async with client(relay, pool_size=1) as smtp:
         sending = asyncio.create_task(send(smtp, "first@example.com"))
         await relay.wait(lambda: relay.contents == 1, "mail on the wire")
         sending.cancel()
+        free.set()
         assert isinstance(await send(smtp, "second@example.com"), Accepted)
     assert [mail.recipient for mail in relay.accepted] == ["first@example.com", "second@example.com"]
     assert relay.connections == 1
 
 
 async def test_urgent_jobs_pass_those_that_wait(relay: ScriptedRelay):
-    relay.always("body", Act(delay_s=0.02))
+    free = asyncio.Event()
+    relay.then("body", Act(until=free))
     async with client(relay, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
-        await relay.wait(lambda: smtp.state()[0].sending == 1, "mail on the wire")
+        await relay.wait(lambda: relay.contents == 1, "mail on the wire")
         rest = [asyncio.create_task(send(smtp, f"rank{rank}@example.com", rank=rank)) for rank in (3, 2, 1, 0)]
+        await relay.wait(lambda: smtp.state()[0].waiting == 4, "four waiting jobs")
+        free.set()
         await asyncio.gather(first, *rest)
     order = [mail.recipient for mail in relay.accepted]
     assert order == ["first@example.com", *(f"rank{rank}@example.com" for rank in range(4))]
@@ -413,7 +429,7 @@ async def test_a_job_without_a_connection_times_out_at_its_deadline(relay: Scrip
         await relay.wait(lambda: smtp.state()[0].sending == 1, "mail on the wire")
         begun = time.monotonic()
         assert await send(smtp, life_ms=200) == TimedOut()
-        assert 0.15 < time.monotonic() - begun < 3
+        assert 0.15 < time.monotonic() - begun < 8
         relay.cut()
         assert isinstance(await on_wire, Uncertain)
 
@@ -730,7 +746,7 @@ async def test_a_stop_withdraws_the_envelope_that_was_sent_ahead(manual: ManualR
         await connection.reply("250 first", *ACCEPTS)
         await connection.expect_end()
         assert isinstance(await first, Accepted)
-        await asyncio.wait({second}, timeout=1)
+        await asyncio.wait({second}, timeout=8)
         assert second.cancelled()
         assert smtp.state()[0].sending == smtp.state()[0].waiting == 0
 
@@ -769,8 +785,9 @@ async def test_a_cancelled_job_whose_envelope_was_sent_ahead_is_not_sent_when_th
 async def test_a_code_that_expires_after_its_envelope_was_sent_ahead_is_withheld(manual: ManualRelay):
     async with client(manual, pool_size=1) as smtp:
         first = asyncio.create_task(send(smtp, "first@example.com"))
-        ends = now_ms() + 500
-        second = asyncio.create_task(send(smtp, "second@example.com", life_ms=500, rank=3))
+        life_ms = 1_500
+        ends = now_ms() + life_ms
+        second = asyncio.create_task(send(smtp, "second@example.com", life_ms=life_ms, rank=3))
         connection = await ahead(manual)
         while now_ms() <= ends + 20:  # noqa: ASYNC110 - no event marks the expiry of a code
             await asyncio.sleep(0.01)
@@ -798,7 +815,7 @@ async def test_a_job_whose_envelope_was_sent_ahead_goes_over_another_connection_
 
 
 async def test_a_mail_that_waited_too_long_behind_another_is_withdrawn_and_its_envelope_ends_the_connection(
-    manual: ManualRelay,
+    manual: ManualRelay, monkeypatch: pytest.MonkeyPatch
 ):
     async with client(manual, pool_size=2) as smtp:
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com", rank=0)) for name in ("first", "second"))
@@ -806,6 +823,7 @@ async def test_a_mail_that_waited_too_long_behind_another_is_withdrawn_and_its_e
         await connections[0].expect(envelope("first@example.com"))
         await connections[0].reply(*ACCEPTS)
         await connections[0].expect_alone(ENDED + envelope("second@example.com"))
+        monkeypatch.setattr(pipeline_module, "_FOLLOW_S", 0.0)
         await connections[1].greet()
         await connections[1].accept("second@example.com")
         assert isinstance(await second, Accepted)
@@ -815,7 +833,9 @@ async def test_a_mail_that_waited_too_long_behind_another_is_withdrawn_and_its_e
         assert isinstance(await first, Accepted)
 
 
-async def test_no_mail_enters_the_transaction_of_a_withdrawn_envelope(manual: ManualRelay):
+async def test_no_mail_enters_the_transaction_of_a_withdrawn_envelope(
+    manual: ManualRelay, monkeypatch: pytest.MonkeyPatch
+):
     # its content would go to the recipient of the other one
     async with client(manual, pool_size=2) as smtp:
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com", rank=0)) for name in ("first", "second"))
@@ -823,6 +843,7 @@ async def test_no_mail_enters_the_transaction_of_a_withdrawn_envelope(manual: Ma
         await connections[0].expect(envelope("first@example.com"))
         await connections[0].reply(*ACCEPTS)
         await connections[0].expect_alone(ENDED + envelope("second@example.com"))
+        monkeypatch.setattr(pipeline_module, "_FOLLOW_S", 0.0)
         await connections[1].greet()
         await connections[1].expect(envelope("second@example.com"))
         await connections[1].reply(*ACCEPTS)
@@ -861,17 +882,17 @@ async def test_no_envelope_is_sent_ahead_on_a_connection_that_is_too_old(relay: 
 
 
 async def test_an_envelope_that_is_sent_ahead_has_its_slot_of_the_rate(manual: ManualRelay):
-    async with client(manual, pool_size=1, rate=2.0) as smtp:
+    async with client(manual, pool_size=1, rate=1.0) as smtp:
+        begun = time.monotonic()
         first, second = (asyncio.create_task(send(smtp, f"{name}@example.com")) for name in ("first", "second"))
         connection = await manual.ready_connection()
         await connection.expect(envelope("first@example.com"))
-        begun = time.monotonic()
         await connection.reply(*ACCEPTS)
         await connection.expect_alone(ENDED)
         await connection.reply("250 first")
         assert isinstance(await first, Accepted)
         await connection.expect(envelope("second@example.com"))
-        assert time.monotonic() - begun > 0.4
+        assert time.monotonic() - begun > 0.9
         await connection.reply(*ACCEPTS)
         await connection.expect(ENDED)
         await connection.reply("250 second")
@@ -943,7 +964,7 @@ async def test_repeated_envelopes_behind_refused_mails_close_no_breaker(manual: 
         connection = await ahead(manual)
         for at in range(3):
             refused.append(asyncio.create_task(send(smtp, f"urgent{at}@example.com", rank=0)))
-            await asyncio.sleep(0.01)  # it is in the queue then, before the one that comes back
+            await rounds()  # it is in the queue then, before the one that comes back
             await connection.reply("554 5.7.1 refused", "503 5.5.1 nested MAIL command", "250 ok", "354 go ahead")
             await connection.expect_end()
             connection = await manual.ready_connection()
