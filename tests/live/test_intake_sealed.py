@@ -48,7 +48,7 @@ async def test_a_code_that_is_sealed_for_one_tenant_is_not_sent_with_the_token_o
     assert (await post(worker, sealed(keys, "shop", metadata={"tenant": "shop"}), token=SHOP)).status == 202
     assert (await post(worker, sealed(keys, ""))).status == 202
     await stage.relay.wait_accepted(2)
-    assert await worker.metric('otp_jobs_total{outcome="sent"}') == 2
+    await worker.wait_metric('otp_jobs_total{outcome="sent"}', 2)
 
 
 async def test_an_idempotency_key_compares_no_guess_with_a_sealed_code(stage: Stage, tmp_path: Path) -> None:
@@ -63,4 +63,4 @@ async def test_an_idempotency_key_compares_no_guess_with_a_sealed_code(stage: St
     assert [it.status for it in answers] == [422] * 4
     assert len({it.text for it in answers}) == 1
     await stage.relay.wait_accepted(1)
-    assert await worker.metric('otp_jobs_total{outcome="sent"}') == 1
+    await worker.wait_metric('otp_jobs_total{outcome="sent"}', 1)
