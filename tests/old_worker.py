@@ -89,5 +89,16 @@ class OldWorker:
 
 def sent_by_old(relay: ScriptedRelay) -> list[Received]:
     """Return the mails that the previous worker sent."""
-    connections = {connection for connection, line in relay.log if line.startswith(_EHLO)}
+    connections = _connections(relay)
     return [mail for mail in relay.accepted if mail.connection in connections]
+
+
+async def end_of_old(relay: ScriptedRelay) -> None:
+    """Wait until the relay has read all that the previous worker, which has ended, has sent."""
+    await relay.wait(
+        lambda: _connections(relay).isdisjoint(it.number for it in relay._sessions.values()), "end of its connections"
+    )
+
+
+def _connections(relay: ScriptedRelay) -> set[int]:
+    return {connection for connection, line in relay.log if line.startswith(_EHLO)}
