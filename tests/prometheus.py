@@ -41,7 +41,7 @@ def grouped(expression: str) -> Iterator[tuple[set[str], str]]:
 
 @dataclass
 class Prometheus:
-    """Scrapes one worker four times a second, with the rules of `deploy/`. Use it with `async with`."""
+    """Scrapes one worker twice a second, with the rules of `deploy/`. Use it with `async with`."""
 
     folder: Path
     target: int
@@ -53,7 +53,7 @@ class Prometheus:
     async def __aenter__(self) -> Self:
         self.folder.mkdir()
         config = yaml.safe_load((FOLDER / self.config).read_text())
-        config["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
+        config["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "250ms"}
         config["rule_files"] = [str(FOLDER / name) for name in config["rule_files"]]
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{self.target}"]}]
         file = self.folder / "prometheus.yaml"

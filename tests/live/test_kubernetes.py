@@ -14,6 +14,7 @@ from conftest import Stage
 from given_settings import load_settings
 from kubernetes import ENVIRONMENTS, ROOT, SOURCE, Manifest, check_schemas, kustomize, settings_of
 from prometheus import Prometheus, rules
+from rabbitmq import until
 
 from otp_stream.settings import Settings
 from otp_stream.settings.secret_files import secret_names
@@ -228,5 +229,9 @@ async def test_a_worker_answers_what_kubernetes_prometheus_and_keda_ask_for(
     (trigger,) = one(built["production"], "ScaledObject")["spec"]["triggers"]
     query = trigger["metadata"]["query"].replace("-production", "")
     async with Prometheus(tmp_path / "prometheus", worker.port) as prometheus:
-        (found,) = await prometheus.query(query)  # KEDA expects one value
+
+        async def measured() -> list[dict[str, Any]]:
+            return await prometheus.query(query)
+
+        (found,) = await until(measured, "a value")  # KEDA expects one
     assert found["value"][1] == "0"
