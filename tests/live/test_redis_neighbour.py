@@ -13,7 +13,7 @@ from rabbitmq import until
 from redis_server import RedisServer
 from worker import job
 
-from otp_stream.tables import reply_reader
+from otp_stream.tables import redis_pipeline, reply_reader
 from otp_stream.tables.redis_pipeline import RedisPipeline, RedisUnavailableError
 
 JOBS = 60
@@ -62,7 +62,9 @@ async def test_values_of_another_program_in_redis_stop_no_code_and_send_none_twi
 
 
 @pytest.fixture
-async def pipeline(redis: RedisServer) -> AsyncIterator[RedisPipeline]:
+async def pipeline(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RedisPipeline]:
+    monkeypatch.setattr(redis_pipeline, "REPLY_TIMEOUT_S", 20)
+
     async def connected() -> None:
         pipeline.set_ready()
 
@@ -104,10 +106,14 @@ async def test_an_id_that_no_worker_generated_is_not_used(stage: Stage, redis: R
     await stage.rabbit.publish_raw(job(), 0, b"")
     await stage.relay.wait_accepted(1)
     script = (
-        f"for _, key in ipairs(redis.call('KEYS', '*made:*')) do redis.call('SET', key, '{value}') end return 'set'"
+        "local keys = redis.call('KEYS', '*made:*') "
+        f"for _, key in ipairs(keys) do redis.call('SET', key, '{value}') end return #keys"
     )
-    assert "set" in await asyncio.to_thread(redis.command, "EVAL", script, "0")
-    assert "made:" in await asyncio.to_thread(redis.command, "KEYS", "*")
+
+    async def stored() -> bool:
+        return await asyncio.to_thread(redis.command, "EVAL", script, "0") == ":1"
+
+    await until(stored, "the id of the first job")
     # a retry that no worker has signed may be a copy, so its id is looked up
     await stage.rabbit.publish_raw(job(), 0, b"", f"{stage.rabbit.prefix}.retry.due")
 
@@ -171,7 +177,11 @@ async def test_a_schedule_that_no_worker_wrote_stops_no_mail(stage: Stage, redis
     ids=["bulk", "line", "array", "nested"],
 )
 @pytest.mark.parametrize("password", ["", ":secret@"], ids=["no-login", "login"])
-async def test_a_reply_without_end_to_the_first_commands_is_not_read(piece: bytes, password: str) -> None:
+async def test_a_reply_without_end_to_the_first_commands_is_not_read(
+    piece: bytes, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_pipeline, "CONNECT_TIMEOUT_S", 40)
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65_536)
         with contextlib.suppress(ConnectionError):
