@@ -52,14 +52,13 @@ class RedisServer:
     def command(self, *words: str) -> str:
         """Run a command. Returns the raw reply."""
         packed = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-            connection.sendall(f"*{len(words)}\r\n{packed}".encode())
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            # the end of the connection is the end of the reply, of which any part may end with CR LF
+            connection.sendall(f"*{len(words)}\r\n{packed}*1\r\n$4\r\nQUIT\r\n".encode())
             answer = b""
-            while not answer.endswith(b"\r\n"):
-                if not (more := connection.recv(65536)):
-                    break
+            while more := connection.recv(65536):
                 answer += more
-            return answer.decode().strip()
+            return answer.removesuffix(b"+OK\r\n").decode().strip()
 
     def freeze(self) -> None:
         """Pause it, with its connections open."""

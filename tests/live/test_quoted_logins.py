@@ -19,6 +19,8 @@ from otp_stream.relay.config import OAuthConfig, Rotation
 USER, PASSWORD = "mailer@example.com", "Wrong-Horse/7-battery"
 TOKENS = "ya29.first-token-0001", "ya29.second-token-0002", "ya29." + "third" * 500
 
+pytestmark = pytest.mark.usefixtures("never_suspended")
+
 
 @pytest.fixture
 def server() -> Iterator[TokenServer]:
@@ -34,7 +36,7 @@ def grant(server: TokenServer, token: str, life_s: float = 3600) -> None:
 
 async def shown(smtp: SmtpRelay) -> str:
     """Return all that is shown of the next mail."""
-    outcome = await send(smtp, life_ms=3_000)
+    outcome = await send(smtp)
     assert not isinstance(outcome, Accepted)
     return f"{outcome!r} {smtp.state()}"
 

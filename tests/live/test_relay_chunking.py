@@ -22,7 +22,7 @@ from smtp_relay import (
 )
 
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, TimedOut, Unavailable, Uncertain
-from otp_stream.relay import RelayLimits, SmtpRelay, pipeline, relay_support
+from otp_stream.relay import SmtpRelay, pipeline, relay_support
 from otp_stream.relay.circuit_breaker import Pauses
 
 CHUNKING = (*KEYWORDS, "CHUNKING")
@@ -33,6 +33,15 @@ ACCEPTED = "250 2.1.0 ok", "250 2.1.5 ok", "250 2.0.0 queued"
 def start(recipient: str) -> bytes:
     """Return MAIL and RCPT."""
     return envelope(recipient).removesuffix(b"DATA\r\n")
+
+
+pytestmark = pytest.mark.usefixtures("never_suspended")
+
+
+@pytest.fixture(autouse=True)
+def _busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no mail be sent alone because the test was late."""
+    monkeypatch.setattr(pipeline, "_FOLLOW_S", 60.0)
 
 
 @pytest.fixture
@@ -351,10 +360,12 @@ async def test_a_job_that_is_lost_before_its_content_is_not_sent(relay: Scripted
 
 
 async def test_a_relay_that_keeps_its_replies_has_the_time_of_the_last_one(
-    manual: ManualRelay, monkeypatch: pytest.MonkeyPatch
+    manual: ManualRelay,
 ):
-    async with client(manual, pool_size=1, limits=RelayLimits(mail_s=0.2, rcpt_s=0.2, body_s=20)) as smtp:
+    async with client(manual, pool_size=1) as smtp:
         connection = await proven(manual, smtp)
+        (ours,) = smtp._upstreams[0].pool.open
+        ours._waits |= {"mail": 0.2, "rcpt": 0.2}
         second = asyncio.create_task(send(smtp, "second@example.com"))
         await connection.expect(start("second@example.com") + CHUNK)
         await asyncio.sleep(0.5)  # longer than MAIL may take if nothing is behind it
