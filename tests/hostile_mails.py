@@ -93,12 +93,18 @@ class _Html(HTMLParser):
 
 def structure(html: str) -> list[tuple[str, dict[str, str | None] | None]]:
     """Return every start tag with its attributes, every end tag and every comment."""
-    return _Html(html).tags
+    return _parsed_html(html).tags
 
 
 def shown(html: str) -> str:
     """Return the text of an HTML body."""
-    return "".join(_Html(html).texts)
+    return "".join(_parsed_html(html).texts)
+
+
+@lru_cache(100)
+def _parsed_html(html: str) -> _Html:
+    # each is read several times, the harmless ones by every case
+    return _Html(html)
 
 
 def parsed(content: bytes) -> Mail:

@@ -38,7 +38,6 @@ def test_two_parsers_find_the_harmless_mail_and_its_values(cases: Any) -> None:
             tuple(found["headers"]), tuple(found["sender"]), tuple(found["to"]), found["subject"],
             found["text"], found["html"], mail.kinds,
         )  # fmt: skip
-        case.check(again)
         assert again == mail, case.name
         if case.name.endswith(", none"):
             assert "<a " not in found["linked"], case.name
