@@ -64,6 +64,12 @@ class Stage:
     relay: ScriptedRelay
     folder: Path
     workers: list[Worker] = field(default_factory=list)
+    more_tenants: set[str] = field(default_factory=set[str])
+    """Tenants whose queues the test declares without a worker."""
+
+    def tenants(self) -> set[str]:
+        """Return each tenant whose queue may exist."""
+        return self.more_tenants.union(*(it.tenants() for it in self.workers))
 
     def worker(self, *, url: str | None = None, **changes: str) -> Worker:
         """Return a worker that is not started. `changes` are environment variables."""
@@ -178,6 +184,7 @@ async def set_stage(
     queue, prefix = names or (f"t{uuid4().hex[:10]}",) * 2
     async with rabbit(url, queue, prefix, tidy=tidy) as client, ScriptedRelay() as relay:
         stage = Stage(url, client, relay, folder)
+        client.tenants = stage.tenants
         try:
             yield stage
         finally:

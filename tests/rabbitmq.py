@@ -299,8 +299,8 @@ class Rabbit:
     channel: AbstractChannel
     backoffs: set[tuple[int, int, int]] = field(default_factory=set[tuple[int, int, int]])
     """Base delay, maximum delay (milliseconds) and retries of every worker of this test."""
-    tenants: set[str] = field(default_factory=set[str])
-    """The tenants of every worker of this test, including `default`."""
+    tenants: Callable[[], set[str]] = set
+    """Returns the tenants of every worker of this test, including `default`."""
     _spare: AbstractChannel | None = None
     """The last channel that read a queue: to open another one each time is twice the work."""
 
@@ -433,7 +433,7 @@ class Rabbit:
         """Return the names of all queues of this test, by default with the wait queues of its workers."""
         from otp_stream.core.backoff import Backoff  # noqa: PLC0415 - ground.py runs without the package
 
-        ours = [f"{self.prefix}.{name}" for name in ("dead", "retry.due", *(f"tenant.{it}" for it in self.tenants))]
+        ours = [f"{self.prefix}.dead", f"{self.prefix}.retry.due", *self._tenant_queues()]
         # each quorum queue takes two file descriptors of the broker, so leftovers of a hundred tests would stop it
         waits = {
             f"{self.prefix}.retry.{ms}"
@@ -441,6 +441,15 @@ class Rabbit:
             for ms in Backoff(*backoff, retry_greylisted=True).waits_ms
         }
         return [self.queue, f"{self.queue}.high", *ours, *waits]
+
+    def _tenant_queues(self) -> list[str]:
+        if not (tenants := self.tenants()):
+            return []
+        from otp_stream.broker.topology import Topology  # noqa: PLC0415 - most tests have no tenants
+        from otp_stream.core.backoff import Backoff  # noqa: PLC0415
+
+        topology = Topology(self.queue, self.prefix, Backoff(1000, 1000, 1))
+        return [topology.tenant_queue(it) for it in tenants]
 
 
 @asynccontextmanager

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import signal
+import tomllib
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -40,10 +42,12 @@ class Worker:
     output: Path | None = None
     """The file for its output, instead of its log file."""
     app: str = "otp_stream.app:app"
+    _tenants: set[str] = field(default_factory=set[str])
 
     async def start(self, *, ready: bool = True) -> None:
         """Start it and, if `ready`, wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.tenants()
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | self.env
         arguments = ("run", self.app, "--host", "127.0.0.1", "--port", str(self.port), *self.options)
         output = self.output or self.log_path
@@ -61,6 +65,22 @@ class Worker:
     @property
     def is_running(self) -> bool:
         return self.process is not None and self.process.returncode is None
+
+    def tenants(self) -> set[str]:
+        """Return each tenant, with `default`, whose queue it may have declared; none without TENANTS_FILE.
+
+        They are in the file as it was at the start or is now, or in the log lines about its changes.
+        """
+        if not (file := self.env.get("TENANTS_FILE")):
+            return set()
+        with suppress(OSError, ValueError, AttributeError):  # some tests break it
+            self._tenants |= tomllib.loads((self.folder / file).read_text()).get("tenants", {}).keys()
+        for line in self.log.splitlines():
+            if '"TENANTS_FILE has changed"' in line:
+                with suppress(ValueError):  # a kill may have cut the last line
+                    changes = json.loads(line)
+                    self._tenants.update(changes["added"], changes["removed"])
+        return self._tenants | {"default"}
 
     async def may_have_unacked(self) -> bool:
         """Return whether it has unacked jobs, or does not answer."""

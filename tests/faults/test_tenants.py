@@ -27,7 +27,6 @@ async def own() -> AsyncIterator[ScriptedRelay]:
 
 
 async def run(stage: Stage, trouble: dict[str, object], **changes: str) -> Worker:
-    stage.rabbit.tenants |= {"trouble", "good", "default"}
     file = stage.folder / "tenants.toml"
     write(file, tenants_toml({"trouble": trouble, "good": GOOD}))
     return await stage.run(TENANTS_FILE=str(file), PREFETCH_COUNT="50", **changes)

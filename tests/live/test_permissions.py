@@ -176,7 +176,6 @@ async def _worker_works(deployment: Deployment, stage: Stage) -> None:
     """Two processes of a worker start from nothing and process jobs of every kind; a viewer follows the events."""
     (stage.folder / "tenants.toml").write_text(tenants_toml({"acme": at(stage.relay)}))
     worker = stage.worker(TENANTS_FILE=str(stage.folder / "tenants.toml"), HTTP_TOKEN=TOKEN, PREFETCH_COUNT="20")
-    stage.rabbit.tenants |= {"acme", "default"}
     worker.options = ("--workers", "2")
     await worker.start()
     stage.relay.then("rcpt", "451 4.3.0 later", to="later@example.com")

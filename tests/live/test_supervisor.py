@@ -33,7 +33,6 @@ async def command(stage: Stage) -> AsyncIterator[Worker]:
     """Start a command with two workers, and wait until both consume."""
     tenants = file_of(stage)
     tenants.write_text("[tenants.acme]\n")
-    stage.rabbit.tenants |= {"acme", "default"}
     command = stage.worker(TENANTS_FILE=str(tenants))
     command.options = ("--workers", "2")
     await command.start()

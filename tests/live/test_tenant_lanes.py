@@ -20,7 +20,6 @@ from smtp_relay import Act
 from worker import Worker
 
 from otp_stream.broker import Incoming, OtpBroker, RabbitConfig
-from otp_stream.broker.topology import Topology
 from otp_stream.core.backoff import Backoff
 from otp_stream.core.decision import Ack, Final
 from otp_stream.core.job import Job
@@ -102,9 +101,7 @@ async def tenants(
 ) -> AsyncIterator[Tenants]:  # fmt: skip
     """Start a broker part with these tenants."""
     stage.rabbit.backoffs.add((1000, 1000, 1))
-    queues = Topology(stage.rabbit.queue, stage.rabbit.prefix, BACKOFF)
-    shown = [queues.tenant_queue(name).removeprefix(queues.tenant_prefix) for name in names]
-    stage.rabbit.tenants |= {"default", *shown} if names else set()
+    stage.more_tenants |= {"default", *names} if names else set()
     config = RabbitConfig(
         url or stage.url, "", stage.rabbit.queue, stage.rabbit.prefix, prefetch, BACKOFF, 15, KEY,
         tenants=names, tenant_of=tenant_of,
@@ -265,7 +262,7 @@ async def test_a_moved_job_whose_acknowledgement_is_lost_is_not_processed_twice(
 async def test_tenants_change_while_jobs_are_processed(stage: Stage) -> None:
     own = f"{stage.rabbit.prefix}.tenant."
     async with tenants(stage, "a", prefetch=4, hanging=("a", "b")) as it:
-        stage.rabbit.tenants.add("b")
+        stage.more_tenants.add("b")
         await stage.rabbit.publish(*(job(n, "a") for n in range(10)))
         await it.until(lambda: it.moved("a") == 8, "moves")
         it.broker.use_tenants(["b"])
@@ -360,7 +357,6 @@ async def test_a_worker_without_tenants_declares_no_queue_of_a_tenant(stage: Sta
 
 async def run_worker(stage: Stage, **changes: str) -> Worker:
     """Start a worker process with the tenants a and b."""
-    stage.rabbit.tenants |= {"a", "b", "default"}
     file = stage.folder / "tenants.toml"
     file.write_text("[tenants.a]\n[tenants.b]\n")
     return await stage.run(TENANTS_FILE=str(file), **changes)

@@ -1,7 +1,7 @@
 """One worker sends for several tenants, each with its sender, templates, relay and limits."""
 
+import asyncio
 import json
-import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Stage
-from rabbitmq import until
+from conftest import Stage, set_stage
+from rabbitmq import Node, until
 from smtp_relay import SILENCE, Act, Received, ScriptedRelay
 from tenants import at, job_of, tenants_toml, write
 from worker import Worker
@@ -42,8 +42,7 @@ async def run(stage: Stage, content: str, **changes: str) -> Worker:
 
 
 def set_tenants(stage: Stage, content: str) -> None:
-    """Replace the file. The queues of its tenants are deleted at the end."""
-    stage.rabbit.tenants |= {"default", *re.findall(r'^\[tenants\."?([^"\]]+)', content, re.MULTILINE)}
+    """Replace the file."""
     write(file_of(stage), content)
 
 
@@ -313,6 +312,27 @@ async def test_a_job_of_one_tenant_supersedes_none_of_another(stage: Stage) -> N
     await stage.relay.wait_accepted(2)
     await stage.rabbit.wait_depth(0)
     assert len(stage.relay.accepted) == 2
+
+
+async def test_no_queue_of_a_test_s_tenants_is_left_on_the_shared_broker(shared_node: Node, tmp_path: Path) -> None:
+    def queues(start: str) -> int:
+        matching = f'string:prefix(element(4, Q), <<"{start}">>) =/= nomatch'
+        return int(shared_node.control("eval", f'length([Q || Q <- rabbit_amqqueue:list_names(<<"/">>), {matching}])'))
+
+    async with set_stage(shared_node.url, tmp_path) as stage:
+        prefix = stage.rabbit.prefix
+        worker = await run(stage, tenants_toml({"at-start": {}, "removed": {}, "Größe 1": {}}))
+        set_tenants(stage, tenants_toml({"at-start": {}, "added": {}}))
+        await worker.wait_log("TENANTS_FILE has changed")
+        set_tenants(stage, tenants_toml({"at-start": {}, "more": {}}))
+        await worker.wait_log("TENANTS_FILE has changed", times=2)
+
+        async def declared() -> bool:
+            return await asyncio.to_thread(queues, f"{prefix}.tenant.") == 6
+
+        await until(declared, "the queues of five tenants and the default one")
+        set_tenants(stage, "broken")
+    assert queues(prefix) == 0
 
 
 @pytest.mark.waits
