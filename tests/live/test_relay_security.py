@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 from certificates import DAY, NOW, Authority
+from rabbitmq import until
 from smtp_relay import CONTENT, SILENCE, Act, ScriptedRelay, config, send
 
 from otp_stream.core.outcome import Accepted, Unavailable
@@ -188,10 +189,10 @@ async def test_a_login_never_leaves_the_machine_without_tls():
 async def test_a_handshake_that_stalls_ends_in_time(step: str):
     async with ScriptedRelay(login=LOGIN) as relay:
         relay.always(step, SILENCE)
-        limits = RelayLimits(handshake_s=0.2)
+        limits = RelayLimits(handshake_s=1.5)  # enough for the steps before it
         smtp = SmtpRelay(config(relay, user=LOGIN[0], password=LOGIN[1], limits=limits))
         outcome = await unavailable(smtp)
-        assert outcome.error == f"no answer within 0.2 s (at {step.upper()})"
+        assert outcome.error == f"no answer within 1.5 s (at {step.upper()})"
         await smtp.close()
 
 
@@ -256,8 +257,12 @@ async def test_aiosmtpd_accepts_our_tls_login_and_mail(authority: Authority, tls
         outcomes = await asyncio.gather(*(send(smtp, content=content) for _ in range(6)))
         assert all(isinstance(outcome, Accepted) for outcome in outcomes)
         assert [mail.content for mail in mailbox.mails] == [content] * 6
-        assert logins == [LOGIN] * smtp.state()[0].connects
-        assert smtp.state()[0].connects <= 2
+
+        async def counted() -> bool:  # another connection may still be opening
+            return logins == [LOGIN] * smtp.state()[0].connects
+
+        await until(counted, "one login of each connection")
+        assert len(logins) <= 2
     finally:
         await smtp.close()
         server.close()

@@ -56,7 +56,7 @@ class Pair:
 async def send(smtp: SmtpRelay, to: str, prefer: str | None = None, rank: int = 0) -> Outcome:
     ends = now_ms() + 60_000
     mail = Mail(to, CONTENT)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         return await smtp.send(mail, rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, prefer=prefer)
 
 

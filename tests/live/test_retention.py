@@ -5,7 +5,6 @@ import json
 import random
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,23 +91,24 @@ async def dead_letters(stage: Stage) -> DeadLetters:
 
 async def test_rabbitmq_deletes_a_dead_letter_when_its_retention_ends(stage: Stage) -> None:
     worker = await stage.run(DEAD_LETTER_RETENTION="3s", HTTP_TOKEN=TOKEN)
-    deployment = Deployment(stage, worker, Ledger(stage))
-    await deployment.die(3)
-    (first, *_), _ = await deployment.queue().fetch()
-    await deployment.wait_depth(3)  # RabbitMQ has returned to the queue what was fetched
-    await deployment.wait_depth(0)
-    assert first.died_ms is not None
-    assert now_ms() - first.died_ms > 2_500
+    stage.relay.always("rcpt", "550 5.1.1 unknown")
+    began_ms = now_ms()
+    await Ledger(stage).publish(3)
+
+    async def died() -> bool:
+        return await worker.metric('otp_jobs_total{outcome="rejected"}') == 3
+
+    await until(died, "three dead letters")
+    await stage.rabbit.wait_depth(0, f"{stage.rabbit.prefix}.dead")
+    assert now_ms() - began_ms > 2_900
 
 
 async def test_dead_letters_stay_if_retention_is_off(stage: Stage) -> None:
     worker = await stage.run(DEAD_LETTER_RETENTION="off", HTTP_TOKEN=TOKEN)
     deployment = Deployment(stage, worker, Ledger(stage))
     await deployment.die(1)
-    queue = await stage.rabbit.channel.get_queue(f"{stage.rabbit.prefix}.dead")
-    message = await queue.get()
+    (message,) = await stage.rabbit.dead()
     assert message.expiration is None
-    await message.nack(requeue=True)
 
 
 async def test_a_code_that_has_expired_before_its_job_died_is_never_stored(stage: Stage) -> None:
@@ -120,14 +120,11 @@ async def test_a_code_that_has_expired_before_its_job_died_is_never_stored(stage
     }  # fmt: skip
     message = Message(json.dumps(body).encode(), headers={"customer-code": CODE}, message_id=CODE, type=CODE)
     await rabbit.channel.default_exchange.publish(message, rabbit.queue)
-    queue = await rabbit.channel.get_queue(f"{rabbit.prefix}.dead", ensure=False)
-    await rabbit.wait_depth(1, queue.name)
-    dead = await queue.get()
+    (dead,) = await rabbit.dead()
     assert CODE not in f"{dead.body!r}{dead.headers}{dead.properties}"
     assert json.loads(dead.body)["metadata"] == {"userName": "Ada"}
     assert dead.headers["x-otp-reason"] == "expired"
     assert int(str(dead.headers["x-otp-code-erased"])) == dead.headers["x-otp-died-at"]
-    await dead.nack(requeue=True)
 
 
 async def test_old_dead_letters_without_expiration_are_swept_and_the_queue_is_not_declared_again(
@@ -174,36 +171,18 @@ async def test_beyond_the_maximum_the_oldest_are_deleted(dead_letters: DeadLette
 
 
 async def test_a_sweep_that_is_killed_loses_no_dead_letter(dead_letters: DeadLetters) -> None:
-    total = 400
+    total = 200
     await dead_letters.put(*(f"j{number}" for number in range(total)), died=DAY)
-    script = (
-        "import asyncio, sys\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "from otp_stream.broker.topology import Topology\n"
-        "from otp_stream.core.backoff import Backoff\n"
-        "from otp_stream.dead_letters import DeadLetterQueue\n"
-        "from otp_stream.dead_letters.sweep import Sweep\n"
-        "url, queue, prefix = sys.argv[2:]\n"
-        "topology = Topology(queue, prefix, Backoff(1000, 30_000, 3))\n"
-        "print('started', flush=True)\n"
-        "asyncio.run(Sweep(DeadLetterQueue(lambda: url, topology, 15, b'k' * 32)).run())\n"
-    )
     chance = random.Random(5)  # noqa: S311
-    killed = 0
-    for _ in range(4):
-        rabbit = dead_letters.stage.rabbit
+    rabbit = dead_letters.stage.rabbit
+    killed = 3
+    for _ in range(killed):
+        count, rounds = chance.randrange(5, 50), chance.randrange(4)
+        arguments = (dead_letters.stage.url, rabbit.queue, rabbit.prefix, str(count), str(rounds))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", script, str(Path.cwd()), dead_letters.stage.url, rabbit.queue, rabbit.prefix,
-            stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None
-        await process.stdout.readline()
-        await asyncio.sleep(chance.uniform(0.1, 0.4))
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        await process.wait()
-    assert killed
+            sys.executable, "-c", _KILLED_SWEEP, *arguments, cwd=Path(__file__).parents[2]
+        )
+        assert await asyncio.wait_for(process.wait(), 60) == -signal.SIGKILL
 
     async def is_free() -> bool:
         try:
@@ -220,20 +199,61 @@ async def test_a_sweep_that_is_killed_loses_no_dead_letter(dead_letters: DeadLet
     assert all(it.dead_letter.erased_ms is not None for it in found)
 
 
-async def test_an_operators_command_ends_a_sweep_and_sees_every_dead_letter(dead_letters: DeadLetters) -> None:
-    total = 1500
+_KILLED_SWEEP = """
+import asyncio, os, signal, sys
+from otp_stream.broker.topology import Topology
+from otp_stream.core.backoff import Backoff
+from otp_stream.core.dead_letter import DeadLettersInUseError
+from otp_stream.dead_letters import DeadLetterQueue
+from otp_stream.dead_letters.exclusive_queue import ExclusiveQueue
+from otp_stream.dead_letters.sweep import Sweep
+
+url, queue, prefix, count, rounds = sys.argv[1:]
+left, replace = int(count), ExclusiveQueue.replace
+
+def kill(rounds):
+    if rounds:
+        asyncio.get_running_loop().call_soon(kill, rounds - 1)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def count_down(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        kill(int(rounds))
+    await replace(*arguments)
+
+async def main():
+    topology = Topology(queue, prefix, Backoff(1000, 30_000, 3))
+    while True:
+        try:
+            await Sweep(DeadLetterQueue(lambda: url, topology, 15, b"k" * 32)).run()
+            return
+        except DeadLettersInUseError:  # of the process before it
+            await asyncio.sleep(0.1)
+
+ExclusiveQueue.replace = count_down
+asyncio.run(main())
+"""
+"""Kills itself so many iterations of the event loop after it has begun to replace so many dead letters."""
+
+
+async def test_an_operators_command_ends_a_sweep_and_sees_every_dead_letter(
+    dead_letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otp_stream.dead_letters.sweep._ASK_EVERY_S", 0.02)
+    total = 800
     await dead_letters.put(*(f"j{number}" for number in range(total)), died=DAY)
-    sweeping = asyncio.create_task(dead_letters.sweep())
-    await asyncio.sleep(0.3)
+    sweep = Sweep(dead_letters.queue)
+    sweeping = asyncio.create_task(sweep.run())
+    await until(lambda: _is(lambda: sweep.swept.read > 0), "the first dead letter")
     assert not sweeping.done()
-    began = time.monotonic()
     found = await dead_letters.read()
-    waited_s = time.monotonic() - began
     swept = await sweeping
     assert not swept.complete
     assert 0 < swept.read < total
     assert len({it.dead_letter.job_id for it in found}) == len(found) == total
-    assert waited_s < 15
 
 
 async def test_one_of_two_workers_sweeps(dead_letters: DeadLetters) -> None:
@@ -284,12 +304,15 @@ async def test_a_worker_erases_at_its_start_what_an_earlier_version_left(stage: 
     await stage.rabbit.channel.default_exchange.publish(Message(body), name)
     swept = await until(lambda: _logged(worker, "dead letters swept"), "a sweep", 60)
     assert (swept["codes_erased"], swept["left"], swept["complete"]) == (1, 1, True)
-    queue = await stage.rabbit.channel.get_queue(name)
-    message = await queue.get(no_ack=True)
+    (message,) = await stage.rabbit.dead()
     assert CODE.encode() not in message.body
-    _, metrics = await worker.get("/metrics")
-    assert "otp_dead_letter_codes_erased_total 1.0" in metrics
-    assert 'otp_dead_letter_sweeps_total{result="complete"} 1.0' in metrics
+
+    async def counted() -> bool:
+        _, metrics = await worker.get("/metrics")
+        wanted = "otp_dead_letter_codes_erased_total 1.0", 'otp_dead_letter_sweeps_total{result="complete"} 1.0'
+        return all(it in metrics for it in wanted)
+
+    await until(counted, "the sweep in the metrics")
 
 
 async def test_a_dead_letter_without_its_code_is_not_replayed_and_the_command_and_the_page_say_why(

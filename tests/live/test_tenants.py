@@ -113,14 +113,18 @@ async def test_metrics_health_and_page_know_the_tenants(stage: Stage, own: Scrip
     await stage.rabbit.publish(*(job_of("shop", number) for number in range(3)), job_of(None), job_of("down"))
     await stage.relay.wait_accepted(4)
 
-    async def waits() -> bool:
-        return await worker.metric('otp_tenant_mail_waits{tenant="down"}') == 1
+    expected = {
+        'otp_tenant_mail_waits{tenant="down"}': 1,
+        'otp_tenant_mail_waits{tenant="shop"}': 0,
+        'otp_tenant_jobs_total{outcome="sent",tenant="shop"}': 3,
+        'otp_tenant_jobs_total{outcome="sent",tenant="default"}': 1,
+        'otp_tenant_jobs_unacked{tenant="down"}': 1,
+    }
 
-    await until(waits, "the tenant that waits")
-    assert await worker.metric('otp_tenant_jobs_total{outcome="sent",tenant="shop"}') == 3
-    assert await worker.metric('otp_tenant_jobs_total{outcome="sent",tenant="default"}') == 1
-    assert await worker.metric('otp_tenant_mail_waits{tenant="shop"}') == 0
-    assert await worker.metric('otp_tenant_jobs_unacked{tenant="down"}') == 1
+    async def counted() -> bool:
+        return {line: await worker.metric(line) for line in expected} == expected
+
+    await until(counted, "the tenants' metrics")
     health = await worker.health()
     assert health["status"] == "degraded"
     assert (await worker.get("/readyz"))[0] == 200
@@ -219,13 +223,16 @@ async def test_each_group_of_relays_has_a_name_of_its_own(stage: Stage) -> None:
 
 async def test_a_mail_in_flight_is_completed_at_the_old_relay(stage: Stage, own: ScriptedRelay) -> None:
     worker = await run(stage, tenants_toml({"shop": at(own)}))
-    own.always("body", Act(delay_s=4))
+    changed = asyncio.Event()
+    own.always("body", Act(until=changed))
     await stage.rabbit.publish(job_of("shop"))
     await own.wait(lambda: own.contents == 1, "content")
     set_tenants(stage, tenants_toml({"shop": {}}))
     await worker.wait_log("TENANTS_FILE has changed")
     await stage.rabbit.publish(job_of("shop", 1))
     await stage.relay.wait_accepted(1)
+    assert not own.accepted
+    changed.set()
     await own.wait_accepted(1)
     assert [it.recipient for it in (*own.accepted, *stage.relay.accepted)] == ["shop0@example.com", "shop1@example.com"]
     await stage.rabbit.wait_depth(0)
@@ -278,10 +285,9 @@ async def test_a_sender_that_the_shared_relay_refuses_delays_no_other_tenant(sta
         return await worker.metric('otp_tenant_mail_waits{tenant="bad"}') == 1
 
     await until(waits, "the refused tenant")
-    began = time.monotonic()
     await stage.rabbit.publish(*(job_of("good", number) for number in range(50)), job_of(None))
     await stage.relay.wait_accepted(51)
-    assert time.monotonic() - began < 5
+    assert "circuit breaker open" not in worker.log
     assert await worker.metric(f'otp_circuit_breaker_state{{relay="127.0.0.1:{stage.relay.port}",state="closed"}}') == 1
     stage.relay.always("mail", None, by="no-reply@bad.example")
     await worker.wait_log("relay refuses the tenant's sender: its jobs wait")
@@ -299,7 +305,7 @@ async def test_a_worker_with_a_broken_file_does_not_start(stage: Stage) -> None:
 
 
 async def test_a_job_of_one_tenant_supersedes_none_of_another(stage: Stage) -> None:
-    await run(stage, tenants_toml({"a": {}, "b": {}}), SUPERSEDE="latest")
+    worker = await run(stage, tenants_toml({"a": {}, "b": {}}), SUPERSEDE="latest")
     now = time.time_ns() // 1_000_000
 
     def body(tenant: str, otp: str, made_ms: int) -> bytes:
@@ -310,7 +316,11 @@ async def test_a_job_of_one_tenant_supersedes_none_of_another(stage: Stage) -> N
     await stage.relay.wait_accepted(1)
     await stage.rabbit.publish(body("b", "3333", now - 5_000), body("a", "1111", now - 5_000))
     await stage.relay.wait_accepted(2)
-    await stage.rabbit.wait_depth(0)
+
+    async def superseded() -> bool:
+        return await worker.metric('otp_jobs_total{outcome="superseded"}') == 1
+
+    await until(superseded, "the older job of the same tenant")
     assert len(stage.relay.accepted) == 2
 
 
@@ -340,10 +350,9 @@ async def test_a_relay_that_hangs_holds_up_one_tenant_only(stage: Stage, own: Sc
     own.always("mail", SILENCE)
     worker = await run(stage, tenants_toml({"hangs": at(own), "good": SHOP}), PREFETCH_COUNT="20")
     await stage.rabbit.publish(*(job_of("hangs", number) for number in range(100)))
-    began = time.monotonic()
     await stage.rabbit.publish(*(job_of("good", number) for number in range(50)))
     await stage.relay.wait_accepted(50)
-    assert time.monotonic() - began < 5
+    assert not own.accepted
     own.always("mail", None)
     own.cut()
     await own.wait_accepted(100, 60)

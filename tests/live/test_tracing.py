@@ -212,7 +212,7 @@ async def test_a_collector_that_never_answers_delays_neither_a_code_nor_the_end_
     await stage.relay.wait_accepted(50)
     began = time.monotonic()
     await worker.stop()
-    assert time.monotonic() - began < 15  # five seconds for all exports together
+    assert time.monotonic() - began < 30  # five seconds for all exports together, of which each has a limit of 60
     server.close()
 
 

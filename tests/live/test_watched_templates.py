@@ -12,9 +12,9 @@ USED = '"event":"templates have changed"'
 KEPT = "templates have changed and cannot be used"
 
 
-def put(folder: Path, text: str) -> None:
-    """Replace the subject of `otp` in one step."""
-    path = folder / "otp/subject.txt"
+def put(folder: Path, text: str, name: str = "subject.txt") -> None:
+    """Replace a file of `otp` in one step."""
+    path = folder / "otp" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").replace(path)
@@ -58,8 +58,8 @@ async def test_a_file_that_crashes_or_stops_its_compilation_changes_nothing(stag
     html = "<html><style data-inline>p{color:red}</style><body>{{ otp }}"
     attacks = ("{% for i in [1] %}" * 25 + "{% endfor %}" * 25, html + "<b>" * 20_000, html + '<a"' * 12_000)
     for number, attack in enumerate(attacks, 1):
-        (folder / "otp/body.html").write_text(attack)
-        await worker.wait_log(KEPT, 60, times=number)
+        put(folder, attack, "body.html")
+        await worker.wait_log(KEPT, 120, times=number)
         assert await send(stage, number) == "first"
     (folder / "otp/body.html").unlink()
     put(folder, "second")

@@ -132,11 +132,15 @@ async def test_an_installed_wheel_runs_from_an_empty_folder(stage: Stage, instal
 
 
 async def test_the_demo_shows_its_mails_and_takes_one_more(demo: Worker, tmp_path: Path) -> None:
+
+    async def ended() -> bool:
+        return (await demo.health())["outcomes"] == {"sent": 2, "rejected": 1, "malformed": 1}
+
+    await until(ended, "the outcomes of its samples")
     _, inbox = await demo.get("/inbox")
     assert "ada@example.com" in inbox
     assert "later@example.com" in inbox
     assert "nobody@example.com" not in inbox
-    assert (await demo.health())["outcomes"] == {"sent": 2, "rejected": 1, "malformed": 1}
     (url,) = set(re.findall(r"rabbitmq_url='(.*?)'", demo.log))
     one_more = await asyncio.create_subprocess_exec(
         SCRIPT, "send", "you@example.com", "--name", "You", cwd=tmp_path, env=os.environ | {"RABBITMQ_URL": url},
