@@ -11,15 +11,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import structlog
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
+_START_LIMIT_S = 60.0
+"""How long a worker may take until it answers for the first time. On a busy machine, its imports take many seconds."""
 _START_PAUSE_S = 3.0
 """Pause before a worker that failed to start is replaced: to start one takes a second of CPU time."""
 
+_asked_at: WeakKeyDictionary[Process, float | None] = WeakKeyDictionary()
+"""When each worker was asked for the first time, in monotonic seconds; `None` once it has answered."""
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _uvicorn_log = logging.getLogger("uvicorn.error")
 """The logger of uvicorn's supervisor, for lines of the parent process."""
@@ -84,7 +89,7 @@ def _keep_alive(supervisor: Multiprocess) -> None:
     file that is invalid now. If no worker runs, the command ends.
     """
     for index, process in enumerate(supervisor.processes):
-        if process.is_alive(timeout=supervisor.config.timeout_worker_healthcheck):
+        if _is_alive(process, supervisor.config.timeout_worker_healthcheck):
             continue
         process.kill()
         process.join()
@@ -102,6 +107,23 @@ def _keep_alive(supervisor: Multiprocess) -> None:
             )
         replacement = supervisor.processes[index] = Process(supervisor.config, supervisor.sockets)
         replacement.start()
+
+
+def _is_alive(process: Process, timeout_s: float) -> bool:
+    """Return whether a worker answers in time, or is still starting.
+
+    uvicorn kills one that does not answer within five seconds, even while it starts: again and again on a busy machine.
+    """
+    if process not in _asked_at:
+        _asked_at[process] = time.monotonic()
+        process.parent_conn.send(b"ping")
+    if (asked_at := _asked_at[process]) is None:
+        return process.is_alive(timeout=timeout_s)
+    if process.parent_conn.poll():
+        process.parent_conn.recv()
+        _asked_at[process] = None
+        return True
+    return process.process.is_alive() and time.monotonic() < asked_at + _START_LIMIT_S
 
 
 def _signalled_within(pause_s: float, supervisor: Multiprocess) -> bool:

@@ -32,7 +32,7 @@ from otp_stream.relay import pipeline, suspension
 SHARED = (
     "test_cli_topology.py", "test_client_certificates.py", "test_cluster.py", "test_migrating_page.py",
     "test_operators.py", "test_pages.py", "test_permissions.py", "test_reproducible_build.py", "test_runbook.py",
-    "test_sbom.py", "test_waits.py",
+    "test_sbom.py", "test_waits.py", "test_wheel.py",
 )  # fmt: skip
 """Files whose tests share a RabbitMQ, a Chromium or a wheel that takes long, or must not run at the same time."""
 

@@ -529,7 +529,7 @@ async def send(
 ) -> Outcome:
     ends = now_ms() + life_ms
     mail = Mail(to, content, tenant=tenant, sender=sender)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await smtp.send(mail, rank=rank, lane="jobs", expires_ms=ends, deadline_ms=ends, wanted=wanted)
 
 

@@ -210,8 +210,8 @@ async def test_two_workers_of_one_process_use_a_new_password(stage: Stage) -> No
     file = stage.folder / "pass"
     worker = stage.worker(**login(stage, file), SMTP_POOL_SIZE="5")
     worker.options = ("--workers", "2")
-    await worker.start()
-    await worker.wait_log('"event":"consuming"', 90, times=2)
+    await worker.start(ready=False)
+    await worker.wait_log('"event":"consuming"', 150, times=2)
     await ledger.publish(JOBS)
     await stage.relay.wait_accepted(5)
     stage.relay.login = ("mailer", NEW)

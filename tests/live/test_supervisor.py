@@ -15,7 +15,7 @@ from smtp_relay import Act
 from worker import Worker, job
 
 CONSUMING = '"event":"consuming"'
-LIMIT_S = 90
+LIMIT_S = 150
 """Time limit for what needs a new interpreter, which takes half a minute on a busy machine."""
 
 
@@ -43,7 +43,7 @@ async def command(stage: Stage) -> AsyncIterator[Worker]:
     tenants.write_text("[tenants.acme]\n")
     command = stage.worker(TENANTS_FILE=str(tenants))
     command.options = ("--workers", "2")
-    await command.start()
+    await command.start(ready=False)
     await command.wait_log(CONSUMING, LIMIT_S, times=2)
     yield command
     if command.is_running:
@@ -70,6 +70,20 @@ async def test_a_worker_that_cannot_start_does_not_stop_the_other_one(stage: Sta
     await command.wait_log(CONSUMING, LIMIT_S, times=3)
 
 
+@pytest.mark.waits
+async def test_a_worker_that_takes_long_to_start_is_not_replaced(stage: Stage) -> None:
+    slow = stage.folder / "slow"
+    slow.mkdir()
+    # more than uvicorn waits for an answer
+    (slow / "sitecustomize.py").write_text("import sys, time\nif 'spawn_main' in str(sys.orig_argv): time.sleep(7)\n")
+    command = stage.worker(PYTHONPATH=str(slow))
+    command.options = ("--workers", "2")
+    await command.start(ready=False)
+    await command.wait_log(CONSUMING, LIMIT_S, times=2)
+    assert "Starting another one" not in command.log
+    await command.stop()
+
+
 async def test_if_no_worker_can_start_the_command_ends_with_a_status_that_restarts_it(
     stage: Stage, command: Worker
 ) -> None:
@@ -91,10 +105,10 @@ async def test_workers_stop_if_their_parent_process_is_killed(stage: Stage, comm
     await until(ended, "the end of the workers")
     again = stage.worker()
     again.port, again.options = command.port, ("--workers", "2")
-    await again.start()
+    await again.start(ready=False)
     await until(partial(has_workers, again, 2), "two workers", LIMIT_S)
     await stage.rabbit.publish(job())
-    await stage.relay.wait_accepted(1)
+    await stage.relay.wait_accepted(1, LIMIT_S)
     await again.stop()
 
 

@@ -249,8 +249,11 @@ async def test_a_moved_job_whose_acknowledgement_is_lost_is_not_processed_twice(
         assert it.moved("a") == earlier + 3
         assert acked() == [1]
         it.resume()
-        await it.until(lambda: not it.unacked(), "end of every job")
-        assert not any((await stage.rabbit.depths()).values())
+
+        async def nothing_left() -> bool:
+            return not it.unacked() and not any((await stage.rabbit.depths()).values()) and not it.unacked()
+
+        await until(nothing_left, "end of every job")
 
 
 async def test_tenants_change_while_jobs_are_processed(stage: Stage) -> None:

@@ -324,12 +324,8 @@ async def test_no_code_and_no_address_in_any_log_metric_page_header_or_event_wha
 async def test_two_processes_of_one_command_share_the_queue_and_stop_together(stage: Stage) -> None:
     worker = stage.worker(PREFETCH_COUNT="5")
     worker.options = ("--workers", "2")
-    await worker.start()
-
-    async def both() -> bool:
-        return worker.log.count('"event":"consuming"') == 2
-
-    await until(both, "two consumers", 90)
+    await worker.start(ready=False)
+    await worker.wait_log('"event":"consuming"', 150, times=2)
     stage.relay.always("body", Act(delay_s=0.02))
     await stage.rabbit.publish(*(job(f"u{n}@example.com") for n in range(40)))
     await stage.relay.wait_accepted(40)
