@@ -52,15 +52,15 @@ class Fields(BrandFields):
         default=24,
         gt=0,
         le=24 * 31,
-        description="How long sent records are kept, hours. A copy of a sent job that arrives within this time is not "
-        "sent.",
+        description="How long sent records are kept at least, hours; they are also kept while the code is valid. A "
+        "copy of a sent job that arrives within this time is not sent.",
     )
     sent_memory_limit: int = Field(
         default=500_000,
         ge=1_000,
         le=50_000_000,
-        description="Maximum number of sent records in a worker's memory, about 170 bytes each. The oldest are evicted "
-        "first.",
+        description="Maximum number of sent records in a worker's memory, about 170 bytes each (250 if the code is "
+        "valid longer than `SENT_TTL_HOURS`). The oldest are evicted first.",
     )
     tables_memory_limit: int = Field(
         default=150_000,

@@ -240,11 +240,11 @@ class MemoryTables:
         self._ids.put(keys.id_key, ExpiringText(keys.key, now_ms + self.sent.ttl_ms), now_ms)
         return before is not None and before.text != keys.key
 
-    def mark_sent(self, key: str, now_ms: int) -> None:
+    def mark_sent(self, keys: JobKeys, now_ms: int) -> None:
         """Record that a job was sent, and end its claim."""
-        self.sent.add(key, now_ms)
-        self._claimed.discard(key)
-        self._seen.drop(key)
+        self.sent.add(keys, now_ms)
+        self._claimed.discard(keys.key)
+        self._seen.drop(keys.key)
 
     def release(self, key: str) -> None:
         """End a claim, so that the entries of the job can be evicted."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from .keys import JobKeys
 from .redis_pipeline import RedisPipeline
 from .sent_records import SentRecords
 
@@ -26,10 +27,11 @@ class SentReplica:
         """Number of records that Redis may lack."""
         return self._sent.last_number - self.written
 
-    def mark_sent(self, key: str) -> None:
+    def mark_sent(self, keys: JobKeys) -> None:
         """Write a record that is already in memory."""
         only_one_missing = self.missing == 1
-        if self._pipeline.send("mark", key, self._sent.ttl_ms) and only_one_missing:
+        lifetime_ms = self._sent.lifetime_ms(keys, self._now_ms())
+        if self._pipeline.send("mark", keys.key, lifetime_ms) and only_one_missing:
             self.written += 1
 
     def confirm(self, written: int) -> None:
@@ -45,13 +47,12 @@ class SentReplica:
     async def restore(self) -> int:
         """Write the records that Redis lacks. Returns their number."""
         records = self._sent.after(self.written)
-        self.written = max(self.written, self._sent.last_dropped)
         for start in range(0, len(records), _BATCH):
             batch = records[start : start + _BATCH]
             now_ms = self._now_ms()
-            requests = [self._pipeline.request("mark", key, until - now_ms) for key, until in batch if until > now_ms]
-            await asyncio.gather(*requests)
-            self.written += len(batch)
+            current = [it for it in batch if it.expires_ms > now_ms]
+            await asyncio.gather(*(self._pipeline.request("mark", it.key, it.expires_ms - now_ms) for it in current))
+            self.written = batch[-1].number
         self.written = self._sent.last_number  # newer records have been written over this connection as well
         return len(records)
 

@@ -211,15 +211,15 @@ class Tables:
 
     def mark_sent(self, claim: Claim) -> None:
         """Record that a job was sent, and end its claim."""
-        self._memory.mark_sent(claim.keys.key, self._now_ms())
+        self._memory.mark_sent(claim.keys, self._now_ms())
         if self.shared is not None:
-            self.shared.session.replica.mark_sent(claim.keys.key)
+            self.shared.session.replica.mark_sent(claim.keys)
             claim.shared = False
         elif self._memory.sent.evicted and not self._warned_of_eviction:
             self._warned_of_eviction = True
             _log.warning(
-                "The memory of sent jobs is full: a copy of a job may be sent again before SENT_TTL_HOURS have passed. "
-                "Raise SENT_MEMORY_LIMIT, or set REDIS_URL: Redis keeps all sent records"
+                "The memory of sent jobs is full: a copy of a job may be sent again before SENT_TTL_HOURS have passed "
+                "or its code has expired. Raise SENT_MEMORY_LIMIT, or set REDIS_URL: Redis keeps all sent records"
             )
         self.release(claim)
 

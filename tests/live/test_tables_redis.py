@@ -1100,6 +1100,27 @@ async def test_records_beyond_the_limit_are_restored_once(frail_world: World) ->
     assert one.state().pending == 0
 
 
+async def test_a_sent_record_lives_in_redis_as_long_as_its_code_also_after_redis_has_lost_it(
+    frail_world: World,
+) -> None:
+    world, server = frail_world, frail_world.server
+    one = await world.worker()
+    for name, days in (("month", 30), ("hour", 1 / 24), ("week", 7)):
+        (await claim(one, job(name, expiryMinutes=days * 24 * 60))).mark_sent()
+
+    async def lifetimes() -> list[int]:
+        keys = await world.keys("job:*")
+        replies = [await asyncio.to_thread(server.command, "PTTL", world.prefix + key) for key in keys]
+        return sorted(round(int(reply.removeprefix(":")) / DAY_MS) for reply in replies)
+
+    async def all_there() -> bool:
+        return await lifetimes() == [1, 7, 30]
+
+    await until(all_there, "sent records")
+    await restart(server, one)
+    assert await lifetimes() == [1, 7, 30]
+
+
 async def test_a_job_that_was_evicted_and_sent_again_is_known_again() -> None:
     clock = [now_ms()]
     tables = Tables(KeyBuilder(KEY), memory_of(), now_ms=lambda: clock[0])

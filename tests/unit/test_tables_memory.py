@@ -11,6 +11,8 @@ from otp_stream.core.admission import Claim, Limit, Throttled, read_limits
 from otp_stream.core.job import Job
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.tables import KeyBuilder, MemoryTables, Tables
+from otp_stream.tables.keys import KEEP_MS, JobKeys
+from otp_stream.tables.sent_records import SentRecord, SentRecords
 from otp_stream.tables.sliding_window import EMPTY, SLICES, Window, add_job, advance, free_from, jobs_in
 
 NOW = 1_700_000_000_000
@@ -110,6 +112,96 @@ async def test_eviction_of_sent_records_logs_a_warning() -> None:
     assert it.state().evicted == 20
     (warning,) = (log for log in logs if log["log_level"] == "warning")
     assert "SENT_MEMORY_LIMIT" in warning["event"]
+
+
+DAY = 24 * HOUR
+
+
+def sent_keys(name: str, expires_ms: int) -> JobKeys:
+    return JobKeys(name, name, NOW, expires_ms)
+
+
+def test_a_job_is_not_sent_again_while_its_code_is_valid() -> None:
+    sent = SentRecords(DAY, 100)
+    sent.add(sent_keys("long", NOW + 3 * DAY), NOW)
+    sent.add(sent_keys("usual", NOW + HOUR), NOW)
+    assert sent.contains("usual", NOW + DAY - 1)
+    sent.add(sent_keys("later", NOW + 2 * DAY), NOW + 2 * DAY)
+    assert not sent.contains("usual", NOW + 2 * DAY)
+    assert sent.contains("long", NOW + 3 * DAY)
+    assert len(sent) == 2  # the long one before it does not keep an expired record
+    assert not sent.contains("long", NOW + 3 * DAY + KEEP_MS)
+    assert sent.evicted == 0
+
+
+def test_the_oldest_records_are_evicted_first_however_long_they_live() -> None:
+    sent = SentRecords(DAY, 4)
+    for number in range(3):
+        sent.add(sent_keys(f"long{number}", NOW + 300 * DAY), NOW + number)
+    for number in range(3):
+        sent.add(sent_keys(f"usual{number}", NOW + HOUR), NOW + HOUR)
+    known = [f"{kind}{number}" for kind in ("long", "usual") for number in range(3)]
+    assert [it for it in known if sent.contains(it, NOW + HOUR)] == ["long2", "usual0", "usual1", "usual2"]
+    for number in range(4, 7):
+        sent.add(sent_keys(f"long{number}", NOW + 300 * DAY), NOW + HOUR)
+    known += [f"long{number}" for number in range(4, 7)]
+    assert [it for it in known if sent.contains(it, NOW + HOUR)] == ["usual2", "long4", "long5", "long6"]
+    assert (len(sent), sent.evicted) == (4, 5)
+
+
+def test_a_long_record_that_has_expired_behind_another_is_replaced() -> None:
+    sent = SentRecords(DAY, 100)
+    sent.add(sent_keys("year", NOW + 365 * DAY), NOW)
+    sent.add(sent_keys("days", NOW + 2 * DAY), NOW)
+    now_ms = NOW + 4 * DAY
+    assert not sent.contains("days", now_ms)
+    sent.add(sent_keys("days", now_ms + 2 * DAY), now_ms)
+    assert sent.contains("days", now_ms + 2 * DAY)
+    assert [it.key for it in sent.after(0)] == ["year", "days"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(-9, 30)), max_size=200),
+    st.integers(1, 20),
+    st.integers(0, 200),
+)
+def test_sent_records_are_the_newest_ones_that_have_not_expired(
+    steps: list[tuple[int, int, int]], limit: int, after: int
+) -> None:
+    """Compare with the records by a list; `steps` are a key, hours until it is sent, and hours its code is valid."""
+    sent, now_ms = SentRecords(10 * HOUR, limit), NOW
+    model: list[SentRecord] = []
+    for name, wait, valid in steps:
+        now_ms += wait * HOUR
+        keys = sent_keys(f"job{name}", now_ms + valid * HOUR)
+        known = any(it.key == keys.key and it.expires_ms > now_ms for it in model)
+        assert sent.contains(keys.key, now_ms) is known or sent.evicted
+        if not sent.contains(keys.key, now_ms):
+            model = [it for it in model if it.key != keys.key]
+            lifetime_ms = max(10 * HOUR, max(valid, 0) * HOUR + KEEP_MS)
+            model.append(SentRecord(sent.last_number + 1, keys.key, now_ms + lifetime_ms))
+        sent.add(keys, now_ms)
+        assert len(sent) <= limit
+        kept = [it for it in sent.after(after) if it.expires_ms > now_ms]
+        # an expired long record may take the place of a current one, but only of an older one
+        current = [it for it in model if it.expires_ms > now_ms and it.number > after]
+        assert kept == current[len(current) - len(kept) :]
+        if not sent.evicted:
+            assert kept == current
+
+
+async def test_a_sent_record_takes_no_more_memory_than_is_documented() -> None:
+    for valid_ms, most in ((HOUR, 170), (2 * DAY, 300)):
+        names = [f"{number:024}" for number in range(20_000)]
+        sent = SentRecords(DAY, 100_000)
+        tracemalloc.start()
+        try:
+            for number, name in enumerate(names):
+                sent.add(sent_keys(name, NOW + valid_ms), NOW + number)
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert taken / len(names) + 73 < most, (valid_ms, taken / len(names))  # and the text of the key
 
 
 async def test_an_entry_takes_no_more_memory_than_is_documented() -> None:
