@@ -11,7 +11,7 @@ from typing import Any
 from . import __version__
 from .broker import Incoming, OtpBroker
 from .broker.asyncapi import document
-from .clock import now_ms
+from .clock import MACHINE, now_ms
 from .configs import (
     backoff,
     key_builder,
@@ -65,6 +65,7 @@ def assemble(settings: Settings, problems: Sequence[str] = ()) -> Parts:
         redis=redis_config(secrets),
         fail=settings.state_fail,
         observe=observer.metrics.redis_s.observe,
+        machine=MACHINE,
     )
     statuses = JobStatuses(
         tables.ranked_values,

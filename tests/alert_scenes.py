@@ -252,6 +252,7 @@ SCENES = (
     _case("OtpTokenNotRenewed", 2, {series("otp_relay_token_failures", relay="mx:25"): _from_5(0, 1)}),
     _case("OtpRelaySlow", 15, {series("otp_relay_first_tries_ratio", relay="mx:25"): _from_5(1, 0.4)}),
     _case("OtpRedisAway", 2, {series("otp_redis_connected"): _from_5(1, 0)}),
+    _case("OtpClockDiffers", 2, {series("otp_redis_clock_difference_seconds"): _from_5(0.1, -61)}),
     Scene(
         "dead letters grow",
         _both("otp_dead_letters", f"3000x1499 {constant(5501)}"),

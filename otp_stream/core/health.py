@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .state import BrokerState, LaneState, RelayState, TablesState, TenantState, WorkerState
+from .job import CLOCK_TOLERANCE_MS
+from .state import BrokerState, ClockState, LaneState, RelayState, TablesState, TenantState, WorkerState
 from .stats import Stats
 from .times import in_words
 
@@ -26,7 +27,7 @@ Status = Literal["healthy", "degraded", "unhealthy"]
 class Check:
     """The result of one check; with `degraded`, codes are still sent."""
 
-    name: Literal["phase", "broker", "relay", "tenants", "tables", "endings", "pace"]
+    name: Literal["phase", "broker", "relay", "tenants", "tables", "clock", "endings", "pace"]
     status: Status
     text: str
 
@@ -81,6 +82,7 @@ def _checks(state: WorkerState, stats: Stats, now_ms: int) -> Iterator[Check]:
         yield _tenants(state.tenants)
     if state.tables is not None and state.tables.connected is not None:
         yield _tables(state.tables)
+        yield from _clock(state.tables.clock)
     if state.phase == "consuming":
         yield _endings(stats)
     # while all circuit breakers are open, codes are late as well, but the relay's check reports that
@@ -151,6 +153,20 @@ def _tables(tables: TablesState) -> Check:
         return Check("tables", "unhealthy", f"{tables.url} is away, jobs wait (STATE_FAIL=closed): {tables.error}")
     text = f"{tables.url} is away, {tables.unshared} codes were sent without shared state: {tables.error}"
     return Check("tables", "degraded", text)
+
+
+def _clock(clock: ClockState) -> Iterator[Check]:
+    if clock.ahead_ms is None:
+        return
+    seconds = f"{abs(clock.ahead_ms) / 1000:.1f} s {'ahead of' if clock.ahead_ms > 0 else 'behind'}"
+    if abs(clock.ahead_ms) <= CLOCK_TOLERANCE_MS:
+        yield Check("clock", "healthy", f"this machine's clock is {seconds} that of Redis")
+    elif clock.corrected:
+        text = f"this machine's clock is {seconds} that of Redis, with which most other workers agree: its time is used"
+        yield Check("clock", "degraded", text)
+    else:
+        text = f"this machine's clock is {seconds} that of Redis: codes expire early or late if it is wrong"
+        yield Check("clock", "degraded", text)
 
 
 def _pace(lanes: tuple[LaneState, ...], now_ms: int) -> Check:

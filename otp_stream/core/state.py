@@ -200,6 +200,16 @@ class BrokerState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockState:
+    """This machine's clock, compared with that of Redis."""
+
+    ahead_ms: int | None = None
+    """How far it is ahead; `None` if that is unknown."""
+    corrected: bool = False
+    """Whether the time of Redis is used instead, because the clocks of most other workers agree with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class TablesState:
     """The tables as seen by this worker. Keys are hashed."""
 
@@ -228,6 +238,7 @@ class TablesState:
     """Jobs whose `jobId` was used before with another recipient or code."""
     pending: int = 0
     """Sent records that are not in Redis yet."""
+    clock: ClockState = ClockState()
     throttled: Mapping[str, int] = field(default_factory=dict[str, int])
     """The limits that were exceeded most often, by limit and hashed key."""
 
@@ -246,6 +257,8 @@ class WorkerSeen:
     sent_last_minute: int
     silent_ms: int = 0
     """Time since the report."""
+    clock_ahead_ms: int | None = None
+    """How far its machine's clock is ahead of that of Redis."""
 
 
 @dataclass(frozen=True, slots=True)

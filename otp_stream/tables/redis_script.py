@@ -102,7 +102,9 @@ def _read_worker(about: str, silent_ms: int) -> WorkerSeen | None:
         facts = json.loads(about)
         texts = (str(facts[it])[:_TEXT_LIMIT] for it in ("name", "version", "phase", "circuit_breaker"))
         name, version, phase, breaker = (text.encode(errors="replace").decode() for text in texts)
-        return WorkerSeen(name, version, phase, breaker, int(facts["held"]), int(facts["sent_last_minute"]), silent_ms)
+        ahead_ms = facts.get("clock_ahead_ms")
+        counts = int(facts["held"]), int(facts["sent_last_minute"]), silent_ms
+        return WorkerSeen(name, version, phase, breaker, *counts, None if ahead_ms is None else int(ahead_ms))
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 

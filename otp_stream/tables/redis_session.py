@@ -5,20 +5,22 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 import structlog
 
+from otp_stream.clock import MachineClock
 from otp_stream.core.admission import Limit
 from otp_stream.core.state import Fail, WorkerSeen
 from otp_stream.tasks import cancel_and_wait, forever
 
 from .claim import Claim, Claims
+from .clock_check import ClockCheck
 from .keys import JobKeys
 from .redis_connection import RedisConfig
 from .redis_pipeline import Operation, RedisPipeline, RedisUnavailableError
-from .redis_script import admit_operation, encode_worker, limits_arguments, read_admission, read_brokers
+from .redis_script import admit_operation, encode_worker, limits_arguments, read_admission, read_brokers, read_workers
 from .sent_records import SentRecords
 from .sent_replica import SentReplica
 
@@ -54,6 +56,8 @@ class RedisSession:
     """Called with the seconds that each call took."""
     server_ms: Callable[[], int] | None = None
     """Replaces the server's clock in tests."""
+    machine: MachineClock = field(default_factory=MachineClock)
+    """The clock that is compared with the server's, and corrected."""
 
     def __post_init__(self) -> None:
         self.worker = secrets.token_hex(6)
@@ -86,6 +90,7 @@ class RedisSession:
             observe=self.observe,
             now_ms=self.server_ms,
         )
+        self.clock_check = ClockCheck(self.machine)
         self.replica = SentReplica(self.sent, self.pipeline, self.now_ms)
 
     @property
@@ -150,6 +155,7 @@ class RedisSession:
                 continue
             with suppress(RedisUnavailableError):
                 await self._renew_lease()
+                await self._check_clock()
                 if self.connected:
                     await self._renew_claims()
 
@@ -169,13 +175,16 @@ class RedisSession:
 
     async def _do_renew_lease(self) -> None:
         began, written, complete = monotonic(), self.replica.written, self.replica.complete
-        about = "" if self._describe is None else encode_worker(self._describe())
+        sent_ms, about = self.machine.uncorrected_ms(), ""
+        if self._describe is not None:
+            about = encode_worker(replace(self._describe(), clock_ahead_ms=self.clock_check.state.ahead_ms))
         reply = await self.pipeline.request(
             "beat", int(LEASE_S * 1000), written, int(complete), about, self.config.names, self.config.broker
         )
         with self.pipeline.reading():
-            lease, _, workers = reply.decode().partition(":")
+            lease, workers, server_ms = reply.decode().split(":")
             self.workers = int(workers)
+            self.clock_check.measure(sent_ms, int(server_ms))
         if lease == "ok":
             if complete:  # while records are being restored, the reply is about records from before the outage
                 self.replica.confirm(written)
@@ -186,6 +195,14 @@ class RedisSession:
         answers, self.answers = self.answers, Counter()
         for name, number in answers.items():
             self.pipeline.send("count", name, number)
+
+    async def _check_clock(self) -> None:
+        others: list[WorkerSeen] = []
+        if self.clock_check.differs and self._describe is not None:
+            name, reply = self._describe().name, await self.pipeline.request("seen")
+            with self.pipeline.reading():
+                others = [it for it in read_workers(reply) if it.name != name]
+        self.clock_check.judge(others)
 
     def _suspend_claims(self) -> None:
         for claim in self.claims.admitted():
@@ -209,6 +226,7 @@ class RedisSession:
             self.pipeline.send(*operation)
         self._unreleased.clear()
         await self._renew_lease()
+        await self._check_clock()
         self._suspend_claims()  # Redis may have come back with an older state
         await self._warn_of_other_deployments()
         records, claims = await self._restore()

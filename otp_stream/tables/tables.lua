@@ -9,7 +9,8 @@
 --   mark     job ttl_ms             write a sent record
 --   release  job ttl_ms            (0 deletes it)
 --   beat     lease_ms records complete about names broker     renews the lease; `late` if it had expired. `records` is
---            how many sent records of this worker are here: stored if the lease had not expired and they are `complete`
+--            how many sent records of this worker are here: stored if the lease had not expired and they are `complete`.
+--            Replies with the number of live workers and this server's time (ms since 1970)
 --   others   lease_ms names         [broker, …] of other live deployments with these names
 --   seen                            [[ms since its last renewal, facts about it], …] of the live workers
 --   resume                          how many sent records of this worker are here
@@ -291,7 +292,9 @@ local function beat()
     redis.call('PEXPIRE', names .. 'brokers', DAY)
   end
   redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', whole(now - tonumber(lease)))
-  return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers')
+  local time = redis.call('TIME')
+  local time_ms = whole(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
+  return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers') .. ':' .. time_ms
 end
 
 local function others()

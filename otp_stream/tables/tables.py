@@ -12,7 +12,7 @@ from otp_stream import clock
 from otp_stream.core.admission import Limit, Refusal, Unknown, answer_name
 from otp_stream.core.job import Job
 from otp_stream.core.rate import Grant
-from otp_stream.core.state import Fail, TablesState, WorkerSeen
+from otp_stream.core.state import ClockState, Fail, TablesState, WorkerSeen
 
 from .admission import Admission
 from .claim import Claim, Claims
@@ -41,8 +41,8 @@ class Tables:
     Two tasks of this worker never have a claim on the same job: the second waits until the first has marked it as sent
     or released it, so a redelivered copy cannot be sent beside a job in flight. With `redis`, this applies to all
     workers that share it, while `run` is running; without it, and while Redis is unavailable, this worker's memory
-    answers. `observe` is called with the seconds that each call to Redis took. In tests, `server_ms` replaces the clock
-    of Redis.
+    answers. `observe` is called with the seconds that each call to Redis took. `machine` is corrected if it is wrong.
+    In tests, `server_ms` replaces the clock of Redis.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Tables:
         now_ms: Callable[[], int] = clock.now_ms,
         observe: Callable[[float], object] = lambda _: None,
         server_ms: Callable[[], int] | None = None,
+        machine: clock.MachineClock | None = None,
     ) -> None:
         self._key_builder, self._memory, self._now_ms = key_builder, memory, now_ms
         self._fail: Fail = fail
@@ -71,6 +72,7 @@ class Tables:
                 fail=fail,
                 observe=observe,
                 server_ms=server_ms,
+                machine=machine or clock.MachineClock(),
             )
             self.shared = RedisTables(session)
         self.ranked_values = RankedValues(self.shared, memory.sent.ttl_ms, now_ms)
@@ -97,6 +99,7 @@ class Tables:
             unshared=self._admission.unshared,
             reused=self._reused,
             pending=session.replica.missing if session else 0,
+            clock=session.clock_check.state if session and session.connected else ClockState(),
             throttled={f"{name} {key}": times for (name, key), times in self._memory.throttled.most_common(_TOP)},
         )
 

@@ -222,6 +222,9 @@ def _tables(tables: TablesState) -> Iterator[Metric]:
     if tables.connected is not None:
         yield _gauge("redis_connected", "Whether Redis is connected: state is shared.", tables.connected)
         yield _gauge("sent_records_pending", "Sent records that are not in Redis yet.", tables.pending)
+        if tables.clock.ahead_ms is not None:
+            text = "By how much this machine's clock is ahead of that of Redis."
+            yield _gauge("redis_clock_difference_seconds", text, tables.clock.ahead_ms / 1000)
         if tables.workers is not None:
             yield _gauge("tables_workers", "Workers that share the state, as Redis reports.", tables.workers)
     admissions = CounterMetricFamily("otp_admissions", "Admission checks of jobs, by result.", labels=["result"])

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from amqp_proxy import CONSUME, amqp_proxy
 from conftest import Stage
+from ground import FAKETIME
 from ledger import Ledger
 from rabbitmq import until
 from redis_server import RedisServer
@@ -446,3 +447,35 @@ async def _claims(redis: RedisServer) -> Counter[str]:
     )
     reply = (await asyncio.to_thread(redis.command, "EVAL", script, "0")).split("\r\n", 1)[-1]
     return Counter(word.split(":")[1] for word in reply.split() if word.startswith("c:"))
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -60], ids=["ahead", "behind"])
+async def test_the_clock_of_one_worker_is_wrong(stage: Stage, redis: RedisServer, ahead_s: int) -> None:
+    right = worker(stage, redis, SUPERSEDE="latest")
+    await right.start()
+    await shares(right)
+    await stage.relay.stop()
+    people = [f"job{number}@example.com" for number in range(20)]
+    made_ms = _now_ms()
+    await stage.rabbit.publish(*(job(it, otp="111111", jobId=f"older-{it}", timestamp=made_ms - 1) for it in people))
+    await sees(right, "otp_claims", 20)
+    faked = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{ahead_s:+d}", "DONT_FAKE_MONOTONIC": "1"}
+    wrong = worker(stage, redis, SUPERSEDE="latest", **faked)
+    await wrong.start()
+    await wrong.wait_log("this machine's clock is wrong")
+    assert round(await wrong.metric("otp_redis_clock_difference_seconds")) == ahead_s
+    assert "its time is used" in str((await wrong.health())["checks"])
+    assert abs(await right.metric("otp_redis_clock_difference_seconds")) < 5
+    await stage.rabbit.publish(*(job(it, otp="222222", jobId=f"newer-{it}", timestamp=made_ms) for it in people))
+
+    async def all_superseded() -> bool:
+        return await ended("superseded", right, wrong) == 20
+
+    await until(all_superseded, "superseded codes")
+    await stage.relay.start()
+    await stage.relay.wait_accepted(20)
+    await empty(stage)
+    assert sorted(it.recipient for it in stage.relay.accepted) == sorted(people)
+    assert all(b"222222" in it.content for it in stage.relay.accepted)
+    assert await ended("expired", right, wrong) == 0
+    assert await wrong.metric('otp_ledger_received_total{lane="jobs"}') > 0
