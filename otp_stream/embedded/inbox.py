@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from email.message import EmailMessage
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -38,7 +39,13 @@ class Received:
     def part(self, kind: str) -> str:
         """Return the `plain` or `html` text."""
         found = self.message.get_body((kind,))
-        return found.get_content() if isinstance(found, EmailMessage) else ""
+        if not isinstance(found, EmailMessage):
+            return ""
+        try:
+            return found.get_content()
+        except LookupError:  # an unknown charset
+            content: Any = found.get_payload(decode=True)
+            return content.decode("ascii", "replace")
 
 
 class Inbox:
