@@ -207,7 +207,8 @@ class Availability:
 
     def probe_withdrawn(self, pending: PendingSend) -> None:
         """Make the next job the probe, if this one was the probe and ended without an outcome."""
-        self.breaker.probing = self.breaker.probing and not pending.probe
+        if self._probe is pending:  # not one that was replaced: its successor is still in flight
+            self._probe, self.breaker.probing = None, False
         pending.probe = False
         self.senders.probe_withdrawn(pending)
 

@@ -1,9 +1,14 @@
+import asyncio
 from typing import cast
 
 import pytest
 
+from otp_stream.core.mail import Mail
 from otp_stream.core.outcome import UnavailableReason
+from otp_stream.relay import availability
+from otp_stream.relay.availability import STALLED_S, Availability
 from otp_stream.relay.circuit_breaker import ON_REQUEST_MS, CircuitBreaker
+from otp_stream.relay.pending_send import PendingSend
 
 NOW = 1_000_000
 
@@ -136,3 +141,30 @@ def test_only_the_probe_counts_while_it_is_in_flight():
     assert breaker.state == "half_open"
     assert breaker.open("unreachable", "the probe", NOW + 1002, probe=True)
     assert not breaker.probing
+
+
+def test_a_slow_probe_that_is_lost_makes_no_third_mail_a_probe_beside_its_successor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.new_event_loop()
+    slow, other, third = (
+        PendingSend(Mail(f"u@{name}.example", b""), 2, "jobs", 9_000, 9_000, loop.create_future()) for name in "abc"
+    )
+    loop.close()
+    now = [0.0]
+    monkeypatch.setattr(availability, "monotonic", lambda: now[0])
+    relay = Availability("mx:25", 0, lambda: 0.0)
+    assert relay.breaker.open("unreachable", "away", 0)
+    assert relay.half_open(5_000)
+    slow.probe = other.probe = third.probe = True
+    relay.started(slow)
+    now[0] += STALLED_S + 1
+    relay.replace_slow_probe()
+    assert relay.breaker.passable
+    relay.started(other)
+    relay.probe_withdrawn(slow)
+    assert not relay.breaker.passable
+    relay.probe_withdrawn(other)
+    assert relay.breaker.passable
+    relay.started(third)
+    assert not relay.breaker.passable
