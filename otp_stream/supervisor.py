@@ -14,7 +14,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import structlog
-from uvicorn.config import STARTUP_FAILURE
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
@@ -22,6 +22,10 @@ _START_LIMIT_S = 60.0
 """How long a worker may take until it answers for the first time. On a busy machine, its imports take many seconds."""
 _START_PAUSE_S = 3.0
 """Pause before a worker that failed to start is replaced: to start one takes a second of CPU time."""
+
+_AT_ONCE = signal.SIGUSR1
+"""For a worker that is stopping. It cannot count SIGTERMs: systemd sends one to all processes, like this parent."""
+_JOIN_S = 0.1
 
 _asked_at: WeakKeyDictionary[Process, float | None] = WeakKeyDictionary()
 """When each worker was asked for the first time, in monotonic seconds; `None` once it has answered."""
@@ -41,12 +45,18 @@ def is_supervisor(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
     return known.command == "run" and known.workers.isdecimal() and int(known.workers) > 1
 
 
-def adapt_supervisor(options: Mapping[str, object]) -> None:
-    """Set `options` of uvicorn for each worker, and change what its supervisor does on SIGHUP and at a failed start."""
+def adapt_supervisor(options: Mapping[str, object], finish_logs: Callable[[], object]) -> None:
+    """Set `options` of uvicorn for each worker, and change what its supervisor does on signals and at a failed start.
+
+    `finish_logs` writes the last lines of the parent process.
+    """
+    LOGGING_CONFIG["loggers"] = {}  # the lines of the parent process go where all others do
     # not by attributes, because pyright expects uvicorn's methods
     setattr(Multiprocess, "handle_hup", _pass_on_hangup)  # noqa: B010
     setattr(Multiprocess, "keep_subprocess_alive", _keep_alive)  # noqa: B010
-    setattr(Multiprocess, "run", _run(Multiprocess.run, options))  # noqa: B010
+    setattr(Multiprocess, "handle_term", _stop)  # noqa: B010
+    setattr(Multiprocess, "join_all", _join_all)  # noqa: B010
+    setattr(Multiprocess, "run", _run(Multiprocess.run, options, finish_logs))  # noqa: B010
 
 
 def stop_with_supervisor() -> None:
@@ -61,6 +71,20 @@ def stop_with_supervisor() -> None:
         signal.raise_signal(signal.SIGTERM)
 
     loop.add_reader(sentinel, stop)
+
+
+def stop_at_once_with_supervisor(stop: Callable[[], object]) -> None:
+    """Call `stop` in the event loop when the parent process passes on a second SIGTERM."""
+    if multiprocessing.parent_process() is None:
+        return
+    loop = asyncio.get_running_loop()
+
+    def handle(*_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(stop)
+
+    with suppress(ValueError):  # an application that runs in a thread leaves signals to its process
+        signal.signal(_AT_ONCE, handle)
 
 
 def never_force_exit() -> None:
@@ -80,6 +104,30 @@ def _pass_on_hangup(supervisor: Multiprocess) -> None:
         if process.pid is not None and process.is_ready(timeout=1):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGHUP)
+
+
+def _stop(supervisor: Multiprocess) -> None:
+    """Stop all workers. A second signal that is read together with the first is kept for `_join_all`."""
+    if supervisor.should_exit.is_set():
+        supervisor.signal_queue.append(signal.SIGTERM)
+    else:
+        _uvicorn_log.info("Received SIGTERM, exiting.")
+        supervisor.should_exit.set()
+
+
+def _join_all(supervisor: Multiprocess) -> None:
+    """Wait until all workers have ended, and pass on a further SIGTERM, which ends their grace time."""
+    while running := [it.process for it in supervisor.processes if it.process.is_alive()]:
+        if signal.SIGTERM in supervisor.signal_queue:
+            supervisor.signal_queue.clear()
+            _uvicorn_log.warning("Received another SIGTERM: the workers stop at once.")
+            for process in running:
+                if process.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, _AT_ONCE)
+        running[0].join(_JOIN_S)
+    for it in supervisor.processes:
+        it.join()
 
 
 def _keep_alive(supervisor: Multiprocess) -> None:
@@ -134,13 +182,18 @@ def _signalled_within(pause_s: float, supervisor: Multiprocess) -> bool:
     return bool(supervisor.signal_queue)
 
 
-def _run(run: Callable[[Multiprocess], None], options: Mapping[str, object]) -> Callable[[Multiprocess], None]:
+def _run(
+    run: Callable[[Multiprocess], None], options: Mapping[str, object], finish_logs: Callable[[], object]
+) -> Callable[[Multiprocess], None]:
     def run_and_report(supervisor: Multiprocess) -> None:
         """Run until the end. If a worker failed to start, exit with its status, so that it is restarted."""
         for name, value in options.items():  # FastStream passes none to the workers
             setattr(supervisor.config, name, value)
         supervisor.config.log_level = logging.WARNING
-        run(supervisor)
+        try:
+            run(supervisor)
+        finally:
+            finish_logs()
         if any(it.exitcode == STARTUP_FAILURE for it in supervisor.processes):
             sys.exit(STARTUP_FAILURE)
 

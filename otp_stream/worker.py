@@ -24,8 +24,14 @@ from .http_connections import connection_limit, limit_connections
 from .http_input import limit_input
 from .parts import Parts
 from .settings import find_warnings, tenant_warnings
-from .supervisor import adapt_supervisor, is_supervisor, never_force_exit, stop_with_supervisor
-from .telemetry import configure_logs, flush_logs, resource_attributes
+from .supervisor import (
+    adapt_supervisor,
+    is_supervisor,
+    never_force_exit,
+    stop_at_once_with_supervisor,
+    stop_with_supervisor,
+)
+from .telemetry import close_log_export, configure_logs, flush_logs, resource_attributes
 
 _UVICORN_OPTIONS = (
     "host",
@@ -123,6 +129,12 @@ class OtpStream(AsgiFastStream):
         else:
             _log.warning("stopping at once", signal=name)
 
+    def _stop_at_once(self) -> None:
+        stopping = self.parts.stopping
+        stopping.request()
+        stopping.at_once = True
+        _log.warning("stopping at once", signal="SIGTERM")
+
     def _handle_hangup(self) -> None:
         """On SIGHUP, which would otherwise end the process, read the files again at once."""
         loop = asyncio.get_running_loop()
@@ -155,7 +167,8 @@ class OtpStream(AsgiFastStream):
         unknown = sorted(it for it in given if it not in _KNOWN_OPTIONS and not it.startswith("ssl"))
         self.problems = [*self.problems, *map(_not_used, unknown)]
         self._exit_if_invalid(given)
-        adapt_supervisor(_SERVER_OPTIONS)
+        self._configure_logs()
+        adapt_supervisor(_SERVER_OPTIONS, _finish_logs)
 
     def _exit_if_invalid(self, options: Iterable[str]) -> None:
         if any(it.startswith("ssl") for it in options):
@@ -177,6 +190,7 @@ class OtpStream(AsgiFastStream):
         self._handle_hangup()
         never_force_exit()
         stop_with_supervisor()
+        stop_at_once_with_supervisor(self._stop_at_once)
         smtp_connections = self.settings.smtp_pool_size * (1 + len(self.settings.fallbacks))
         limit_connections(connection_limit(smtp_connections))
         limit_input()
@@ -228,6 +242,11 @@ class OtpStream(AsgiFastStream):
 
 def _not_used(option: str) -> str:
     return f"--{option.replace('_', '-')}: is not an option of a worker; remove it"
+
+
+def _finish_logs() -> None:
+    close_log_export()
+    flush_logs()
 
 
 def _tune_gc() -> None:

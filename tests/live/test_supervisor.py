@@ -134,6 +134,36 @@ async def test_what_uvicorn_writes_in_a_worker_is_a_line_of_the_worker(command: 
     assert "WARNING:" not in command.log
 
 
+async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its_workers(
+    stage: Stage, command: Worker
+) -> None:
+    stage.relay.always("body", Act(delay_s=60))
+    await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(4)))
+    await stage.relay.wait(lambda: stage.relay.is_busy, "mail that is being sent")
+    assert command.process is not None
+    for pid in (*workers_of(command), command.process.pid):  # systemd sends the first one to all of them
+        os.kill(pid, signal.SIGTERM)
+    await command.wait_log("stopping: consumers are cancelled", times=2)
+    assert '"event":"stopping at once"' not in command.log
+    command.signal()
+    await command.wait_log('"event":"stopping at once"', times=2)
+    assert await command.stopped(10) == 0  # not after the 25 s of the grace time
+    assert command.log.count('"event":"stopped"') == 2
+    await stage.rabbit.wait_depth(4)
+
+
+async def test_every_line_of_the_parent_process_is_json(command: Worker) -> None:
+    first, _ = workers_of(command)
+    os.kill(first, signal.SIGKILL)
+    await command.wait_log(CONSUMING, times=3)
+    await command.stop()
+    lines = command.log.splitlines()
+    assert [line for line in lines if not line.startswith("{")] == []
+    written = {(it["level"], it["event"]) for it in command.lines if it.get("logger") == "uvicorn.error"}
+    assert ("warning", f"Worker [{first}] has ended with exit code -9. Starting another one.") in written
+    assert any(event.startswith("Stopping parent process") for _, event in written)
+
+
 async def test_a_second_ctrl_c_does_not_end_workers_before_their_jobs(stage: Stage, command: Worker) -> None:
     signalled = asyncio.Event()
     stage.relay.always("body", Act(until=signalled))
