@@ -46,7 +46,7 @@ class Deployment:
             self.stage.relay.always("rcpt", reply, to=person)
         for person in people:
             await self.ledger.publish(1, email=person, **fields)
-        await until(lambda: self.holds(before + count), f"{count} more dead letters")
+        await until(lambda: self.holds(before + count), f"{count} more dead letters", 60)
 
     async def holds(self, *counts: int) -> bool:
         return await self.depth() in counts

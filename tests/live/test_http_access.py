@@ -61,7 +61,7 @@ async def dead_letters(stage: Stage, count: int) -> None:
     async def dead() -> bool:
         return await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead") == count
 
-    await until(dead, "the dead letters")
+    await until(dead, "the dead letters", 60)
 
 
 async def test_a_viewer_sees_causes_and_only_an_operator_replays_and_all_is_recorded(
