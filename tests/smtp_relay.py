@@ -546,7 +546,7 @@ class ManualRelay:
 
     async def connection(self) -> "ManualConnection":
         """Return the next connection, before its greeting."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             return ManualConnection(*await self._accepted.get(), byte_by_byte=self.byte_by_byte)
 
     async def ready_connection(self) -> "ManualConnection":
@@ -568,7 +568,7 @@ class ManualRelay:
 
 
 class ManualConnection:
-    """One connection to a `ManualRelay`. Every wait ends after 5 seconds."""
+    """One connection to a `ManualRelay`. Every wait ends after 10 seconds."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, byte_by_byte: bool) -> None:
         self._reader, self._writer, self._byte_by_byte = reader, writer, byte_by_byte
@@ -582,7 +582,7 @@ class ManualConnection:
 
     async def expect(self, data: bytes) -> None:
         """Read exactly these bytes. More may have arrived already."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while len(self._read) < len(data) and (more := await self._reader.read(65_536)):
                 self._read += more
         read, self._read = self._read[: len(data)], self._read[len(data) :]
@@ -590,7 +590,7 @@ class ManualConnection:
 
     async def expect_line(self) -> bytes:
         """Read a line, and return it without its end."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while b"\r\n" not in self._read and (more := await self._reader.read(65_536)):
                 self._read += more
         line, _, self._read = self._read.partition(b"\r\n")
@@ -603,7 +603,7 @@ class ManualConnection:
 
     async def expect_end(self, after: bytes = b"") -> None:
         """Read the end of the connection, and nothing before it but, perhaps, `after`."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             with contextlib.suppress(ConnectionError):
                 self._read += await self._reader.read()
         assert self._read in {b"", after}

@@ -83,7 +83,7 @@ async def test_the_next_envelope_goes_out_behind_the_content():
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     relay = ScriptedRelay(port=server.sockets[0].getsockname()[1])
-    async with server, client(relay, pool_size=1) as smtp, asyncio.timeout(5):
+    async with server, client(relay, pool_size=1) as smtp, asyncio.timeout(10):
         first, second = await asyncio.gather(send(smtp, "first@example.com"), send(smtp, "second@example.com"))
     assert isinstance(first, Accepted)
     assert isinstance(second, Accepted)

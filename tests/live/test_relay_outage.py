@@ -303,12 +303,14 @@ async def test_no_more_than_a_few_connections_are_set_up_at_a_time(relay: Script
 async def test_a_willing_relay_gets_as_many_connections_again_as_it_has(relay: ScriptedRelay):
     relay.always("greeting", Act(delay_s=0.1))
     relay.always("body", Act(delay_s=0.3))
+    begun = time.monotonic()
     async with client(relay, pool_size=60, limits=RelayLimits(handshakes=3)) as smtp:
         jobs = [asyncio.create_task(send(smtp, rank=0)) for _ in range(200)]
         for before, after in ((0, 3), (3, 6), (6, 12), (12, 24)):
             await relay.wait(lambda after=after: relay.connections >= after, f"{after} connections")
             assert relay.connections <= max(2 * after, 6), before
-        await asyncio.gather(*jobs)  # within 10 s: over three connections, they would take 20 s
+        await asyncio.gather(*jobs)
+    assert time.monotonic() - begun < 12  # over three connections, they would take 20 s
 
 
 async def test_jobs_time_out_behind_an_open_breaker(relay: ScriptedRelay):
@@ -694,7 +696,7 @@ async def test_a_withdrawn_probe_is_replaced_by_the_next_job(relay: ScriptedRela
         if ending == "cancelled":
             probe.cancel()
         release.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             assert isinstance(await send(smtp, "next@example.com"), Accepted)
         assert smtp.state()[0].circuit_breaker == "closed"
         await asyncio.gather(probe, return_exceptions=True)

@@ -68,7 +68,7 @@ async def test_a_slow_relay_gets_connections_until_the_rate_is_kept(relay: Scrip
     async with client(relay, pool_size=60, rate=30.0) as smtp:
         begun = time.monotonic()
         await asyncio.gather(*(send(smtp, f"u{at}@example.com") for at in range(90)))
-        assert 2.9 <= time.monotonic() - begun <= 10
+        assert 2.9 <= time.monotonic() - begun <= 12
     assert 5 <= relay.connections < 40  # about nine, and more after a pause of a busy machine
 
 
