@@ -1,7 +1,7 @@
 """Decides from the outcomes of mails whether a relay takes mail, and whose. Single recipients that fail are ignored."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple
@@ -28,8 +28,8 @@ class Verdict(NamedTuple):
     """Whether the circuit breaker has changed."""
     renew: bool = False
     """Whether open connections must take no more mail, because the relay may accept it only on a new one."""
-    sign: bool = True
-    """Whether the refusal shows that the relay fails, so that it gets less mail if it throttles."""
+    slows: bool = True
+    """Whether the relay gets less mail if it throttles: not because of a domain whose mail had failed before."""
     sender_changed: bool = False
     """Whether mails of the tenant were suspended, or are accepted again."""
 
@@ -143,7 +143,7 @@ class Availability:
                 return self._refused(pending, outcome, now_ms)
             case _:
                 if isinstance(outcome, Accepted):
-                    self.recipients.accepted(recipient)
+                    self.recipients.accepted(recipient, now_ms)
                 if not (pending.probe and self.breaker.close(now_ms)):
                     return Verdict(outcome)
                 self.recipients.closed_breaker(recipient, now_ms)
@@ -158,25 +158,26 @@ class Availability:
         recipient = pending.mail.recipient
         reply = outcome.reply if isinstance(outcome, Unavailable) else None
         at_mail = reply is not None and reply.stage == "mail"
-        sign = at_mail or self.recipients.is_sign_of_outage(recipient, now_ms, probe=pending.probe)
-        pause_ms = None if at_mail else self.recipients.pause_ms(now_ms, sign=sign, probe=pending.probe)
-        self.recipients.add_failed(recipient)
+        slows = at_mail or not self.recipients.has_failed(recipient)
         alone = pending.probe and reply is not None and not at_mail and self.recipients.all_failed
-        if not self._open(pending, outcome, now_ms, pause_ms):
+        may_be_down = self.recipients.failed(recipient, now_ms) or at_mail or pending.probe
+        if not (may_be_down and self._open(pending, outcome, now_ms)):
             return Verdict(outcome)
-        self.recipients.opened_breaker(recipient)
+        self.recipients.opened_breaker(recipient, now_ms, at_mail=at_mail)
         # the relay refuses all mail without ending the session
         renew = pending.probe or (reply is not None and reply.code != 421 and self.breaker.reason == "unreachable")
-        return Verdict(TimedOut(briefly=True) if alone else outcome, changed=True, renew=renew, sign=sign)
+        return Verdict(TimedOut(briefly=True) if alone else outcome, changed=True, renew=renew, slows=slows)
 
-    def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
+    def half_open(self, now_ms: int, *, requested: bool = False, waiting: Sequence[PendingSend] = ()) -> bool:
         """Let the next job pass as the probe whose pause is over: of the relay, and of each suspended tenant.
 
-        Returns whether the circuit breaker has changed.
+        With mails in `waiting` for domains that have not failed, the pause may be shorter. Returns whether the circuit
+        breaker has changed.
         """
         if self.senders:
-            self.senders.half_open(now_ms, requested=requested)
-        return self.breaker.half_open(now_ms, requested=requested)
+            self.senders.half_open(now_ms, requested=requested, waiting=waiting)
+        early_ms = self.recipients.early_ms(waiting, self.breaker.since_ms)
+        return self.breaker.half_open(now_ms, requested=requested, early_ms=early_ms)
 
     def next_probe_ms(self) -> int:
         """Return the earliest time of a requested probe: of a tenant, while the relay itself takes mail."""
@@ -196,13 +197,13 @@ class Availability:
         if self.senders.due and pending.mail.tenant in self.senders.due:
             self.senders.probe_started(pending)
 
-    def replace_slow_probe(self) -> None:
+    def replace_slow_probe(self, now_ms: int) -> None:
         """Let another mail be the probe, too, if there is no reply: perhaps the server of the recipient is slow."""
         if self.senders:
-            self.senders.replace_slow_probes(STALLED_S)
+            self.senders.replace_slow_probes(STALLED_S, now_ms)
         if self._probe is None or not self.breaker.probing or monotonic() - self._probe_at <= STALLED_S:
             return
-        self.recipients.add_failed(self._probe.mail.recipient)
+        self.recipients.failed(self._probe.mail.recipient, now_ms)
         self._probe, self.breaker.probing = None, False
 
     def probe_withdrawn(self, pending: PendingSend) -> None:
@@ -232,17 +233,11 @@ class Availability:
     def _patience_s(self) -> float:
         return STALLED_S if self.slowness is None else min(self.slowness.patience_s(self.owed), STALLED_S)
 
-    def _open(
-        self,
-        pending: PendingSend,
-        outcome: Unavailable | Uncertain,
-        now_ms: int,
-        pause_ms: int | None,
-    ) -> bool:
+    def _open(self, pending: PendingSend, outcome: Unavailable | Uncertain, now_ms: int) -> bool:
         reason = outcome.reason if isinstance(outcome, Unavailable) else "unreachable"
         # the circuit breaker's error is shown where the secrets of this mail are not known
         error = scrub(outcome.error, *pending.mail.secrets)
-        return self.breaker.open(reason, error, now_ms, probe=pending.probe, pause_ms=pause_ms)
+        return self.breaker.open(reason, error, now_ms, probe=pending.probe)
 
     def _is_at_fault(self, pending: PendingSend, outcome: Unavailable) -> bool:
         # MAIL names no recipient, and a probe may get the reply that every mail would get

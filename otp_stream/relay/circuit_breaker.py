@@ -64,16 +64,8 @@ class CircuitBreaker:
         """Whether one more job may pass."""
         return self.state == "closed" or (self.state == "half_open" and not self.probing)
 
-    def open(
-        self,
-        reason: UnavailableReason,
-        error: str,
-        now_ms: int,
-        *,
-        probe: bool = False,
-        pause_ms: int | None = None,
-    ) -> bool:
-        """Open, for a reason that the state shows; `pause_ms` replaces the growing pause before the next probe.
+    def open(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
+        """Open, for a reason that the state shows.
 
         The failure of a job that was already in flight is ignored while the circuit breaker is not closed: only the
         probe counts.
@@ -81,13 +73,17 @@ class CircuitBreaker:
         if self.state == "open" or (self.state == "half_open" and self.probing and not probe):
             return False
         self.reason, self.error, self.probing = reason, error, False
-        self.probe_ms = now_ms + (self._pauses.next_ms(reason) if pause_ms is None else pause_ms)
+        self.probe_ms = now_ms + self._pauses.next_ms(reason)
         self._set("open", now_ms)
         return True
 
-    def half_open(self, now_ms: int, *, requested: bool = False) -> bool:
-        """Let the next job pass as the probe, if the pause is over. A `requested` probe may pass earlier."""
-        if self.state != "open" or now_ms < self.next_probe_ms(requested=requested):
+    def half_open(self, now_ms: int, *, requested: bool = False, early_ms: int | None = None) -> bool:
+        """Let the next job pass as the probe, if the pause is over.
+
+        A `requested` probe may pass earlier, and with `early_ms` any one so long after the failure.
+        """
+        is_early = early_ms is not None and now_ms >= self.since_ms + early_ms
+        if self.state != "open" or not (is_early or now_ms >= self.next_probe_ms(requested=requested)):
             return False
         self._set("half_open", now_ms)
         return True

@@ -1,231 +1,186 @@
-"""Recipients and domains whose mail a relay refuses as if it took no mail, and how to find a job for another one."""
+"""Recipients and domains whose mail a relay refuses as if it took no mail, and which mail is sent instead.
+
+A relay may pass on the reply of the recipient's server, whose owner chooses the words, and has any number of addresses.
+So a mail that fails at RCPT or later shows less than a failure that no recipient can cause. The rules:
+
+1. Such a failure opens the circuit breaker. The next probe is a mail for a domain that has not failed, if one waits: it
+   is sent a tenth of a second later for each domain that has, instead of after the pause.
+2. If that mail is accepted, this was a false alarm. After two of them within an hour, a failure only makes the mail for
+   its domain wait. Only if mails for three domains fail within five seconds, the breaker opens.
+3. If mail for the same recipient or domain opens the breaker twice, and none for it is accepted, it alone is at fault:
+   its attempts count, and neither it nor other mail waits. If mails for three domains fail, none is at fault.
+4. While no other mail waits, mails for domains that have failed leave the worker for a moment, without an attempt.
+5. After a failure that no recipient can cause, the probe is sent after the pause.
+"""
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from .pending_send import PendingSend
 
-_OFFENCES = 2
+_TWICE = 2
+_SEVERAL = 3
+"""If mails for so many domains fail, the relay fails."""
+_RECENT_MS = 5_000
+_LONGEST_WAIT_MS = 30_000
+_HOUR_MS = 3_600_000
+_EARLY_MS = 100
+_LEAVE_AFTER_MS = 10_000
 _REMEMBERED = 1_000
-_MAX_SKIPPED = 1_000
-_FALSE_ALARMS = 2
-_DOUBTED_MS = 3_600_000
-"""After so many false alarms in this time, a mail that is refused is no reason to let others wait."""
-_SIGNS = 3
-_PENALTY = 100
-"""How many accepted mails to a domain outweigh one that was refused as if the relay took no mail."""
-_DOMAINS = 3
-"""If mails for so many domains are refused that are not blamed, or that get most of the mail, the relay throttles."""
-_COUNTED_MS = 300_000
-"""For how long mails are counted for that."""
-_RECHECK_MS = 1_000
-"""Pause between probes that prove nothing, because they are for recipients whose mail is known to fail."""
 _REGISTRIES = frozenset(("ac", "co", "com", "edu", "go", "gob", "gov", "ltd", "me", "mil", "ne", "net", "or", "org"))
 """Second-level domains of countries under which others register theirs."""
 
 
-class FailedRecipients:
-    """Recipients, and their domains, whose mail a relay refuses in a way that looks as if it took no mail at all.
+class _Failure(NamedTuple):
+    at_ms: int
+    wait_ms: int = _RECENT_MS
+    """How long mail for the domain waits, after false alarms."""
 
-    A relay may pass on the reply of the recipient's server, whose owner chooses its words, and has any number of
-    addresses, subdomains included. Times are milliseconds since 1970.
+
+class FailedRecipients:
+    """The recipients whose mail fails at one relay, and their domains, which begin with `@`.
+
+    Times are milliseconds since 1970.
     """
 
     def __init__(self) -> None:
-        self._failed: set[str] = set()
-        """Recipients whose mail failed since the circuit breaker opened, and their domains after an `@`."""
-        self._offences: Counter[str] = Counter()
-        """How often mail to a recipient, or to a domain, opened the breaker and mail to another one closed it."""
+        self._failed: dict[str, _Failure] = {}
+        """The latest failure of each, if no mail was accepted after it. The last one is the latest of all."""
         self._opener: str | None = None
-        """The recipient whose mail opened the circuit breaker."""
-        self._false_alarms: deque[int] = deque(maxlen=_FALSE_ALARMS)
-        """When mail to one domain had opened the circuit breaker, and mail to another one closed it."""
-        self._scores: Counter[str] = Counter()
-        """How many mails each domain accepted, less `_PENALTY` for each failure, but not below `-2 * _PENALTY`."""
-        self._taken: Counter[str] = Counter()
-        """How many mails were accepted for each domain since `_counted_from`, which is after false alarms."""
-        self._refused: dict[str, bool] = {}
-        """Domains whose mail was refused in the same time, and whether they were blamed each time."""
-        self._counted_from = 0
+        """The recipient whose mail opened the circuit breaker last, until it closes."""
+        self._opened_ms = 0
+        """When it opened first."""
+        self._early_from_ms: int | None = None
+        """When it opened last, if a recipient's server may be the cause."""
+        self._blame: Counter[str] = Counter()
+        """How often mail for them opened the breaker, and mail for others closed it."""
+        self._false_alarms: deque[int] = deque(maxlen=_TWICE)
+        """When mail for one domain had opened the breaker, and mail for another one closed it."""
         self.all_failed = False
-        """Whether the mail of each waiting job had failed when the latest probe was chosen."""
-        self._signs = 0
-        """How many more probes for domains that are not blamed were refused than accepted, since the false alarms."""
+        """Whether the latest probe is for a recipient whose mail has failed, because no other mail waited."""
 
     @property
-    def has_offences(self) -> bool:
-        """Whether any recipient has opened the circuit breaker that another one closed."""
-        return bool(self._offences or self._false_alarms)
+    def has_opened_breaker(self) -> bool:
+        """Whether mail for any recipient has opened the circuit breaker, and mail for another one closed it."""
+        return bool(self._blame or self._false_alarms)
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether any mail failed, and none for the same recipient or domain was accepted after that."""
+        return bool(self._failed)
+
+    def has_failed(self, recipient: str) -> bool:
+        """Return whether mail to this recipient's domain failed: the next probe is for another one."""
+        return _domain(recipient) in self._failed
 
     def is_at_fault(self, recipient: str) -> bool:
         """Return whether only the mail to this recipient, or to its domain, fails."""
-        domain = _domain(recipient)
-        of_domain = self._offences[domain] if self._scores[domain] < 0 else 0
-        return max(self._offences[recipient], of_domain) >= _OFFENCES
+        return bool(self._blame) and max(self._blame[recipient], self._blame[_domain(recipient)]) >= _TWICE
 
-    def has_failed(self, recipient: str) -> bool:
-        """Return whether mail to this recipient, or to its domain, failed: the next probe is for another one."""
-        return recipient in self._failed or _domain(recipient) in self._failed
-
-    def add_failed(self, recipient: str) -> None:
-        """Record a recipient whose mail failed."""
-        domain = _domain(recipient)
-        if domain not in self._failed:
-            self._add_score(domain, max(-_PENALTY, -2 * _PENALTY - self._scores[domain]))
-        self._failed |= {recipient, domain}
-
-    def accepted(self, recipient: str) -> None:
-        """Record that a mail was accepted, so that the recipient is not at fault; its domain may still be."""
-        domain = _domain(recipient)
-        self._add_score(domain, 1)
-        if self._false_alarms:
-            self._taken[domain] += 1
-            if len(self._taken) > _REMEMBERED:
-                self._forget_counts()
-        if self._offences:
-            del self._offences[recipient]
-            self._offences -= Counter((domain,))
-
-    def is_sign_of_outage(self, recipient: str, now_ms: int, *, probe: bool) -> bool:
-        """Return whether the refusal of this mail shows that the relay fails: always, but after false alarms."""
+    def failed(self, recipient: str, now_ms: int) -> bool:
+        """Record a mail that failed. Returns whether the relay may be the cause, not the recipient's server alone."""
+        for key in (recipient, _domain(recipient)):
+            before = self._failed.pop(key, _Failure(now_ms))
+            again = self._opener is None and now_ms - before.at_ms >= before.wait_ms
+            wait_ms = min(2 * before.wait_ms, _LONGEST_WAIT_MS) if again else before.wait_ms
+            self._failed[key] = _Failure(now_ms, wait_ms)
+        self._forget_old(now_ms)
         if not self._is_doubtful(now_ms):
             return True
-        domain = _domain(recipient)
-        blamed = bool(self._offences[recipient] or self._offences[domain] or self._scores[domain] < 0)
-        if self._shows_throttling(domain, now_ms, blamed=blamed):
-            return True
-        return probe and not (blamed or self.has_failed(recipient))
-
-    def pause_ms(self, now_ms: int, *, sign: bool, probe: bool) -> int | None:
-        """Return the pause before the next probe, or `None` for that of an outage.
-
-        After false alarms there is none: probes for other domains decide at once. If several of them are refused, this
-        is an outage.
-        """
-        if not self._is_doubtful(now_ms):
-            return None
-        if not sign:
-            return _RECHECK_MS if probe else 0
-        self._signs += 1
-        if self._signs < _SIGNS:
-            return 0
-        self._false_alarms.clear()
-        self._signs = 0
-        return None
-
-    def _shows_throttling(self, domain: str, now_ms: int, *, blamed: bool) -> bool:
-        """Return whether this refusal shows that the relay refuses mail for most domains. This ends the doubts."""
-        if now_ms - self._counted_from > _COUNTED_MS or len(self._refused) > _REMEMBERED:
-            self._counted_from = now_ms
-            self._forget_counts()
-        self._refused[domain] = self._refused.get(domain, True) and blamed
-        taken = sum(self._taken[name] for name in self._refused)
-        of_most = len(self._refused) >= _DOMAINS and taken >= max(_PENALTY, self._taken.total() / 2)
-        if not of_most and list(self._refused.values()).count(False) < _DOMAINS:
+        if self._failed_domains(now_ms - _RECENT_MS + 1) < _SEVERAL:
             return False
-        for name in self._refused:
-            # they were blamed for what the relay does
-            self._scores[name] = max(self._scores[name], 0)
-        self._offences.clear()
-        self._false_alarms.clear()
-        self._forget_counts()
+        self._blame.clear()
         return True
 
-    def _forget_counts(self) -> None:
-        self._taken.clear()
-        self._refused.clear()
+    def accepted(self, recipient: str, now_ms: int) -> None:
+        """Record that a mail was accepted, so that neither the recipient nor its domain is at fault.
 
-    def opened_breaker(self, recipient: str) -> None:
-        """Record whose mail opened the circuit breaker."""
+        They are forgotten later, so that a domain cannot fail more often because it accepts mail in between.
+        """
+        if self._failed or self._blame:
+            for key in (recipient, _domain(recipient)):
+                self._blame.pop(key, None)
+                failure = self._failed.get(key)
+                if failure is not None and now_ms - failure.at_ms >= failure.wait_ms:
+                    del self._failed[key]
+
+    def opened_breaker(self, recipient: str, now_ms: int, *, at_mail: bool) -> None:
+        """Record whose mail opened the circuit breaker; `at_mail`: by the reply to MAIL, which names no recipient."""
+        if self._opener is None:
+            self._opened_ms = now_ms
         self._opener = recipient
+        self._early_from_ms = None if at_mail else now_ms
 
     def closed_breaker(self, recipient: str, now_ms: int) -> None:
         """Blame the recipient whose mail opened the circuit breaker, and its domain, if the probe was for another."""
         opener, self._opener = self._opener, None
-        self._signs = max(self._signs - 1, 0)
+        closers = {recipient, _domain(recipient)}
+        for key in closers:
+            self._failed.pop(key, None)
         if opener is None:
             return
-        domain = _domain(recipient)
-        self._offences.update({opener, _domain(opener)} - {recipient, domain})
-        if _domain(opener) != domain:
+        self._blame.update({opener, _domain(opener)} - closers)
+        if _domain(opener) not in closers:
             self._false_alarms.append(now_ms)
-        if len(self._offences) > _REMEMBERED:
-            self._offences.clear()
+        if len(self._blame) > _REMEMBERED:
+            self._blame.clear()
 
     def forget_opener(self) -> None:
         """Blame no one for the open circuit breaker."""
         self._opener = None
 
-    def forget_failed(self, *, breaker_is_closed: bool) -> None:
-        """Clear the failed recipients when mail flows, or when there are too many."""
-        if breaker_is_closed or len(self._failed) > _REMEMBERED:
-            self._failed.clear()
-
-    def choose_probe(
-        self,
-        first: PendingSend,
-        take_next: Callable[[], PendingSend | None],
-        push_back: Callable[[PendingSend], None],
-    ) -> PendingSend:
-        """Return the job whose mail shows best whether the relay takes mail.
-
-        Jobs for domains whose mail has not failed come first, then those for such recipients. Among these, it is the
-        first one for the domain with the highest score.
-        """
-        jobs = [first]
-        while len(jobs) < _MAX_SKIPPED and (other := take_next()):
-            jobs.append(other)
-        found = max(jobs, key=self._rank)
-        self.all_failed = found.mail.recipient in self._failed
-        if self.all_failed:
-            self._failed.clear()  # so try each of them again
-            found = first
-        _push_others(jobs, found, push_back)
+    def choose_probe(self, jobs: Iterable[PendingSend]) -> PendingSend | None:
+        """Return the first job for a domain that has not failed, or whose failure is the longest ago."""
+        found = min(jobs, key=self._failed_ms, default=None)
+        self.all_failed = found is not None and found.mail.recipient in self._failed
         return found
 
-    def choose_next(
-        self,
-        first: PendingSend,
-        take_next: Callable[[], PendingSend | None],
-        push_back: Callable[[PendingSend], None],
-        now_ms: int,
-    ) -> PendingSend:
-        """Return the next job. After false alarms, those for domains whose mail often fails come last.
+    def choose_next(self, jobs: Iterable[PendingSend], now_ms: int) -> PendingSend | None:
+        """Return the first job that does not wait, while the circuit breaker is closed."""
+        return next((job for job in jobs if not self.waits(job.mail.recipient, now_ms)), None)
 
-        Otherwise each of them would open the circuit breaker before the next mail for another domain is sent.
+    def waits(self, recipient: str, now_ms: int) -> bool:
+        """Return whether mail to this recipient waits although the circuit breaker is closed."""
+        if not self._is_doubtful(now_ms) or self.is_at_fault(recipient):
+            return False
+        failure = self._failed.get(_domain(recipient))
+        return failure is not None and now_ms - failure.at_ms < failure.wait_ms
+
+    def early_ms(self, waiting: Iterable[PendingSend], opened_ms: int) -> int | None:
+        """Return how long the probe waits if one of these mails is for a domain that has not failed, else `None`.
+
+        `opened_ms`: when the circuit breaker opened last.
         """
-        if not self._is_doubtful(now_ms):
-            return first
-        jobs, found = [first], first
-        while self._often_fails(found) and len(jobs) < _MAX_SKIPPED and (other := take_next()):
-            jobs.append(other)
-            found = other
-        found = first if self._often_fails(found) else found
-        _push_others(jobs, found, push_back)
-        return found
+        if opened_ms != self._early_from_ms or all(self.has_failed(it.mail.recipient) for it in waiting):
+            return None
+        return _EARLY_MS * self._failed_domains(self._opened_ms)
 
-    def _often_fails(self, job: PendingSend) -> bool:
-        return self._scores[_domain(job.mail.recipient)] < 0
+    def fill_worker(self, waiting: Iterable[PendingSend], now_ms: int, *, is_open: bool) -> bool:
+        """Return whether all of these mails are for domains that have failed, and have waited for long enough."""
+        if not is_open:
+            return all(self.waits(it.mail.recipient, now_ms) for it in waiting)
+        is_early = now_ms - self._opened_ms < _LEAVE_AFTER_MS and self._failed_domains() < _SEVERAL
+        if self._opener is None or (is_early and not self._is_doubtful(now_ms)):
+            return False
+        return all(self.has_failed(it.mail.recipient) for it in waiting)
 
-    def _rank(self, job: PendingSend) -> tuple[bool, bool, int]:
-        recipient = job.mail.recipient
-        return not self.has_failed(recipient), recipient not in self._failed, self._scores[_domain(recipient)]
+    def _failed_ms(self, job: PendingSend) -> tuple[int, int]:
+        never, recipient = _Failure(-1), job.mail.recipient
+        return self._failed.get(_domain(recipient), never).at_ms, self._failed.get(recipient, never).at_ms
 
-    def _add_score(self, domain: str, change: int) -> None:
-        self._scores[domain] += change
-        if len(self._scores) > _REMEMBERED:
-            # the scores of domains with few mails are forgotten first
-            self._scores = Counter({name: int(score / 2) for name, score in self._scores.items() if abs(score) > 1})
+    def _failed_domains(self, since_ms: int = 0) -> int:
+        """Return how many domains have failed since then."""
+        return sum(key.startswith("@") and it.at_ms >= since_ms for key, it in self._failed.items())
+
+    def _forget_old(self, now_ms: int) -> None:
+        old = [key for key, it in self._failed.items() if now_ms - it.at_ms > _HOUR_MS]
+        for key in old or list(self._failed)[:-_REMEMBERED]:
+            del self._failed[key]
 
     def _is_doubtful(self, now_ms: int) -> bool:
         alarms = self._false_alarms
-        return len(alarms) == _FALSE_ALARMS and now_ms - alarms[0] < _DOUBTED_MS
-
-
-def _push_others(jobs: list[PendingSend], found: PendingSend, push_back: Callable[[PendingSend], None]) -> None:
-    for job in jobs:
-        if job is not found:
-            push_back(job)
+        return len(alarms) == _TWICE and now_ms - alarms[0] < _HOUR_MS
 
 
 def _domain(recipient: str) -> str:

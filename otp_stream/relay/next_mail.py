@@ -1,14 +1,20 @@
 """Takes the next mail for one relay: as its circuit breaker, its rate and the suspended tenants allow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic
+
+from otp_stream.core.outcome import TimedOut
 
 from .availability import Availability
 from .pending_send import PendingSend
 from .rate import Rate
 from .rate_limiter import RateLimiter
 from .waiting_sends import WaitingSends
+
+_MAX_SKIPPED = 1_000
+_LEAVE_AT_ONCE = 2
+"""How many mails leave the worker in a tenth of a second, so that the broker gets no more of them than it can take."""
 
 
 class NextMail:
@@ -45,21 +51,50 @@ class NextMail:
             self._rate.use(monotonic())
         return pending
 
+    def release_failed(self) -> None:
+        """Let mails for domains that have failed leave the worker for a moment, if no other mail waits."""
+        relay, waiting = self._relay, self._waiting
+        is_open = relay.breaker.state != "closed"
+        if not relay.recipients.any_failed or (is_open and waiting.is_taken_by_others(relay)):
+            return
+        jobs = waiting.waiting_for(relay)
+        if relay.recipients.fill_worker(jobs, self._now_ms(), is_open=is_open):
+            for job in jobs[:_LEAVE_AT_ONCE]:
+                waiting.remove(job)
+                job.resolve(TimedOut(briefly=True))
+
     def _take(self, *, urgent_only: bool) -> PendingSend | None:
-        pending = self._waiting.take(self._relay, urgent_only=urgent_only)
-        if pending is None:
-            return None
-        recipients, push = self._relay.recipients, self._waiting.push
-        take_next = partial(self._waiting.take, self._relay, urgent_only=urgent_only)
+        take = partial(self._waiting.take, self._relay, urgent_only=urgent_only)
+        recipients = self._relay.recipients
+        if not recipients.any_failed:
+            return take()
         if self._relay.breaker.state == "half_open":
-            return recipients.choose_probe(pending, take_next, push)
-        return recipients.choose_next(pending, take_next, push, self._now_ms())
+            return self._choose(take, recipients.choose_probe)
+        return self._choose(take, partial(recipients.choose_next, now_ms=self._now_ms()))
 
     def _take_probe_of_tenant(self, *, urgent_only: bool) -> PendingSend | None:
         senders = self._relay.senders
         pending = self._waiting.take(self._relay, urgent_only=urgent_only, probes_of=senders.due)
         if pending is not None and (recipients := senders.failed(pending)) is not None:
             tenant = frozenset((pending.mail.tenant,))
-            take_next = partial(self._waiting.take, self._relay, urgent_only=urgent_only, probes_of=tenant)
-            pending = recipients.choose_probe(pending, take_next, self._waiting.push)
+            self._waiting.push(pending)
+            take = partial(self._waiting.take, self._relay, urgent_only=urgent_only, probes_of=tenant)
+            pending = self._choose(take, recipients.choose_probe)
         return pending
+
+    def _choose(
+        self, take: Callable[[], PendingSend | None], choose: Callable[[Iterator[PendingSend]], PendingSend | None]
+    ) -> PendingSend | None:
+        """Return the job that `choose` finds among those that wait. All others wait again."""
+        taken: list[PendingSend] = []
+
+        def jobs() -> Iterator[PendingSend]:
+            while len(taken) < _MAX_SKIPPED and (job := take()):
+                taken.append(job)
+                yield job
+
+        found = choose(jobs())
+        for job in taken:
+            if job is not found:
+                self._waiting.push(job)
+        return found

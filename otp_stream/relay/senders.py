@@ -1,6 +1,6 @@
 """The tenants whose sender a relay refuses, while it takes the mail of others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from otp_stream.core.outcome import Accepted, Outcome, Unavailable, Uncertain
@@ -11,6 +11,8 @@ from .failed_recipients import FailedRecipients
 from .pending_send import PendingSend
 
 _NONE: frozenset[str] = frozenset()
+_RECHECK_MS = 1_000
+"""Pause between probes that are refused for domains whose mail often fails, after false alarms."""
 
 
 class _Sender:
@@ -75,16 +77,15 @@ class Senders:
         if sender is None:
             sender = self._known[tenant] = _Sender(now_ms, self._fraction)
         was_probe = sender.probe is pending
-        recipients, recipient, pause_ms = sender.recipients, pending.mail.recipient, None
-        if not at_mail:
-            sign = recipients.is_sign_of_outage(recipient, now_ms, probe=was_probe)
-            pause_ms = recipients.pause_ms(now_ms, sign=sign, probe=was_probe)
-        recipients.add_failed(recipient)
-        if not sender.breaker.open("sender_refused", error, now_ms, probe=was_probe, pause_ms=pause_ms):
+        recipients = sender.recipients
+        may_be_sender = recipients.failed(pending.mail.recipient, now_ms) or at_mail
+        if not sender.breaker.open("sender_refused", error, now_ms, probe=was_probe):
             return False
+        if not may_be_sender:
+            # the next mail decides, which is for another domain if one waits
+            sender.breaker.retry(now_ms + _RECHECK_MS * was_probe)
         sender.probe = None
-        recipients.opened_breaker(recipient)
-        recipients.forget_failed(breaker_is_closed=False)
+        recipients.opened_breaker(pending.mail.recipient, now_ms, at_mail=at_mail)
         self._refresh()
         return True
 
@@ -95,7 +96,7 @@ class Senders:
             return False
         recipients = sender.recipients
         if isinstance(outcome, Accepted):
-            recipients.accepted(pending.mail.recipient)
+            recipients.accepted(pending.mail.recipient, now_ms)
         if isinstance(outcome, Unavailable | Uncertain):
             self.probe_withdrawn(pending)
             return False
@@ -105,9 +106,8 @@ class Senders:
             sender.probe = None
             sender.slow_probes.clear()
             recipients.closed_breaker(pending.mail.recipient, now_ms)
-            recipients.forget_failed(breaker_is_closed=True)
             self._refresh()
-        if sender.breaker.state == "closed" and not recipients.has_offences:
+        if sender.breaker.state == "closed" and not recipients.has_opened_breaker:
             del self._known[pending.mail.tenant]
         return closed
 
@@ -118,11 +118,11 @@ class Senders:
         sender.probe_at = monotonic()
         self._refresh()
 
-    def replace_slow_probes(self, patience_s: float) -> None:
+    def replace_slow_probes(self, patience_s: float, now_ms: int) -> None:
         """Let another mail be the probe of a tenant, too, if its probe has had no reply for `patience_s`."""
         for sender in self._known.values():
             if sender.probe is not None and monotonic() - sender.probe_at > patience_s:
-                sender.recipients.add_failed(sender.probe.mail.recipient)
+                sender.recipients.failed(sender.probe.mail.recipient, now_ms)
                 sender.slow_probes.append(sender.probe)
                 sender.probe, sender.breaker.probing = None, False
                 self._refresh()
@@ -139,10 +139,18 @@ class Senders:
         recipients = self._known[pending.mail.tenant].recipients
         return recipients if recipients.has_failed(pending.mail.recipient) else None
 
-    def half_open(self, now_ms: int, *, requested: bool = False) -> None:
-        """Let each tenant's next mail pass as the probe, if the pause is over. A `requested` one may pass earlier."""
-        changed = [it.breaker.half_open(now_ms, requested=requested) for it in self._known.values()]
-        if any(changed):
+    def half_open(self, now_ms: int, *, requested: bool = False, waiting: Sequence[PendingSend] = ()) -> None:
+        """Let each tenant's next mail pass as the probe, if the pause is over.
+
+        A `requested` one may pass earlier, and one of the mails in `waiting` whose domain has not failed.
+        """
+        changed = False
+        for name, sender in self._known.items():
+            early_ms = sender.recipients.early_ms(
+                (it for it in waiting if it.mail.tenant == name), sender.breaker.since_ms
+            )
+            changed |= sender.breaker.half_open(now_ms, requested=requested, early_ms=early_ms)
+        if changed:
             self._refresh()
 
     def next_probe_ms(self) -> int | None:

@@ -133,8 +133,9 @@ class Upstream:
         Returns whether the relay was slowed down, or has its full rate again.
         """
         self.pool.check_timeouts()
-        self.availability.replace_slow_probe()
-        if self.availability.half_open(self._now_ms()):
+        self.availability.replace_slow_probe(self._now_ms())
+        self._next.release_failed()
+        if self.availability.half_open(self._now_ms(), waiting=self._waiting.held_back(self.availability)):
             self.breaker_changed()
         now = monotonic()
         if not self.rate.limited:
@@ -143,7 +144,6 @@ class Upstream:
 
     def breaker_changed(self) -> None:
         """Report that the circuit breaker has changed, and adapt the rate."""
-        self.availability.recipients.forget_failed(breaker_is_closed=self.breaker.state == "closed")
         if self.breaker.state == "open":
             self.rate.hold(monotonic())
         else:
@@ -263,7 +263,7 @@ class Upstream:
         return self._next.take(urgent_only=urgent_only, behind=before is not None)
 
     def _grow(self) -> None:
-        if self.pool.room <= 0 or not self.breaker.passable:
+        if self.pool.room <= 0 or self.pool.idle or not self.breaker.passable:
             return
         urgent, others = self._waiting.count(self.availability)
         if not urgent + others or ((self.pool.open or self.pool.opening) and self._now_ms() < self.grow_from_ms):
@@ -276,7 +276,7 @@ class Upstream:
     def _finish(self, pending: PendingSend, outcome: Outcome) -> None:
         self._count(pending, -1)
         verdict = self.availability.judge(pending, outcome, self._now_ms())
-        if verdict.changed and verdict.sign and self.breaker.reason == "throttled":
+        if verdict.changed and verdict.slows and self.breaker.reason == "throttled":
             self.limiter.throttled()
         if verdict.renew:
             self.pool.renew()

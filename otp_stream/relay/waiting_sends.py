@@ -97,6 +97,24 @@ class WaitingSends:
             self.choice.emptied()
         return None
 
+    def waiting_for(self, relay: Availability) -> list[PendingSend]:
+        """Return the mails that this relay may take, in no order."""
+        sources = self._sources(relay, None)
+        return [it for queue, tenants in sources for it in queue if tenants is None or it.mail.tenant in tenants]
+
+    def held_back(self, relay: Availability) -> list[PendingSend]:
+        """Return the mails that wait, in no order, if this relay does not take those of all tenants."""
+        return [] if relay.takes_all_mail else [*self._own[relay], *self._common]
+
+    def remove(self, pending: PendingSend) -> None:
+        """Remove a mail, if it still waits."""
+        if pending.queue is not None:
+            pending.queue.remove(pending)
+
+    def is_taken_by_others(self, relay: Availability) -> bool:
+        """Return whether another relay takes mail."""
+        return any(other.takes_mail for other in self._own if other is not relay)
+
     def release(self, relay: Availability) -> None:
         """Let every relay take the mails that wait for this one."""
         self._release(relay, None)

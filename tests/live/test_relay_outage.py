@@ -442,6 +442,57 @@ async def test_replies_of_one_attacker_have_all_others_wait_twice_and_then_a_sec
     await smtp.close()
 
 
+@pytest.mark.parametrize("alarms", [0, 1, 2, 3])
+async def test_a_code_for_another_domain_does_not_wait_for_the_pause_of_domains_that_are_refused(
+    relay: ScriptedRelay, alarms: int
+):
+    now = 0
+    smtp = SmtpRelay(config(relay, pool_size=1), fraction=lambda: 0.0, steady_ms=lambda: now)
+    odd = [f"a{number}@odd{number % 3}.example" for number in range(9)]
+    for recipient in odd:
+        relay.always("rcpt", "450 4.7.1 rate limit exceeded", to=recipient)
+    for alarm in range(alarms):
+        now += 60_000
+        refused = [asyncio.create_task(send(smtp, recipient)) for recipient in odd[:3]]
+        others = [asyncio.create_task(deliver(smtp, f"u{alarm}@good.example"))]
+        while not others[0].done():
+            await asyncio.sleep(0.01)
+            now += 10
+        await asyncio.gather(*others)
+        for task in refused:
+            task.cancel()
+    now += 60_000
+    attacks = [asyncio.create_task(deliver(smtp, recipient)) for recipient in odd]
+    # at a clock that stands still, no probe is sent
+    await relay.wait(lambda: smtp.state()[0].circuit_breaker == "open", "open circuit breaker")
+    begun, before = now, len(relay.accepted)
+    code = asyncio.create_task(deliver(smtp, "u@good.example"))
+    while not code.done():
+        await asyncio.sleep(0.01)
+        now += 10
+    assert isinstance((await code)[0], Accepted)
+    assert now - begun <= 1_000
+    assert len(relay.accepted) == before + 1
+    for attack in attacks:
+        attack.cancel()
+    await smtp.close()
+
+
+@pytest.mark.parametrize("step", ["RCPT", "DATA"])
+async def test_a_relay_that_refuses_mail_for_every_domain_gets_less_and_less_of_it(relay: ScriptedRelay, step: str):
+    relay.always("rcpt" if step == "RCPT" else "body", "452 4.3.1 Insufficient system storage")
+    async with client(relay, pool_size=1) as smtp:
+        begun = time.monotonic()
+        jobs = [asyncio.create_task(deliver(smtp, f"u{number}@d{number}.example")) for number in range(30)]
+        await relay.wait(lambda: relay.commands().count(step) == 9, "mails for nine domains")
+        # the second may have been sent behind the first one
+        assert time.monotonic() - begun > sum(range(2, 9)) / 10 - 0.1
+        relay.always("rcpt" if step == "RCPT" else "body", None)
+        outcomes = await asyncio.gather(*jobs)
+    assert {type(outcome) for outcome, _ in outcomes} == {Accepted}
+    assert len(relay.accepted) == 30
+
+
 @pytest.mark.parametrize("step", ["rcpt", "body"])
 async def test_a_probe_without_a_reply_keeps_others_waiting_for_seconds_only(
     relay: ScriptedRelay, step: str, monkeypatch: pytest.MonkeyPatch

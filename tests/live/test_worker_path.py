@@ -420,3 +420,15 @@ async def test_with_a_prefetch_count_of_1_one_recipient_does_not_stop_all_mail(s
     stage.relay.always("rcpt", None, to="odd@example.com")
     await stage.relay.wait_accepted(4, 60)
     await until(lambda: _settled(worker, "sent", 4), "settlement")
+
+
+@pytest.mark.parametrize("prefetch", [1, 6])
+async def test_mails_that_are_refused_for_several_domains_do_not_fill_a_worker(stage: Stage, prefetch: int) -> None:
+    for number in range(3):
+        stage.relay.always("rcpt", "450 4.7.1 rate limit exceeded", to=f"@odd{number}.example")
+    worker = await stage.run(PREFETCH_COUNT=str(prefetch), MAX_RETRIES="1")
+    await stage.rabbit.publish(*(job(f"a{at}@odd{at % 3}.example", jobId=f"a{at}") for at in range(30)))
+    await worker.wait_log("circuit breaker open")
+    await stage.rabbit.publish(*(job(f"u@good{at}.example", jobId=f"u{at}") for at in range(10)))
+    await stage.relay.wait_accepted(10, 30)
+    assert {mail.recipient for mail in stage.relay.accepted} == {f"u@good{at}.example" for at in range(10)}

@@ -58,6 +58,12 @@ def test_pauses_double_up_to_their_cap(reason: UnavailableReason, expected: list
     assert pauses(reason, len(expected)) == expected
 
 
+def test_a_probe_may_be_earlier_than_scheduled_but_not_later():
+    assert not opened().half_open(NOW + 299, early_ms=300)
+    assert opened().half_open(NOW + 300, early_ms=300)
+    assert opened().half_open(NOW + 1_000, early_ms=3_000)
+
+
 def test_jitter_makes_a_pause_up_to_a_quarter_longer():
     assert opened(fraction=1.0).probe_ms == NOW + 1250
 

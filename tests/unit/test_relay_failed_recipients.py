@@ -1,7 +1,8 @@
 """A recipient, or a domain with any number of addresses, whose mail alone is refused does not stop all other mail."""
 
 import asyncio
-from collections import deque
+
+import pytest
 
 from otp_stream.core.mail import Mail
 from otp_stream.relay.failed_recipients import FailedRecipients
@@ -16,11 +17,22 @@ def pending(recipient: str) -> PendingSend:
         loop.close()
 
 
+def opened(recipients: FailedRecipients, opener: str, now_ms: int = 0) -> None:
+    assert recipients.failed(opener, now_ms)
+    recipients.opened_breaker(opener, now_ms, at_mail=False)
+
+
 def opened_and_closed(recipients: FailedRecipients, opener: str, closer: str, now_ms: int = 0) -> None:
-    recipients.add_failed(opener)
-    recipients.opened_breaker(opener)
+    opened(recipients, opener, now_ms)
+    recipients.accepted(closer, now_ms)
     recipients.closed_breaker(closer, now_ms)
-    recipients.forget_failed(breaker_is_closed=True)
+
+
+def after_two_false_alarms(now_ms: int = 0) -> FailedRecipients:
+    recipients = FailedRecipients()
+    for number in range(2):
+        opened_and_closed(recipients, f"a@odd{number}.example", "u@good.example", now_ms)
+    return recipients
 
 
 def test_a_domain_is_at_fault_although_each_of_its_addresses_opens_the_breaker_once() -> None:
@@ -50,174 +62,157 @@ def test_a_domain_is_not_at_fault_for_what_another_of_its_addresses_disproves() 
     assert not recipients.is_at_fault("u@big.example")
 
 
-def test_each_accepted_mail_takes_one_offence_from_its_domain() -> None:
-    recipients = FailedRecipients()
-    for number in range(3):
-        opened_and_closed(recipients, f"a{number}@odd.example", "u@good.example")
-    recipients.accepted("b@odd.example")
-    assert recipients.is_at_fault("c@odd.example")
-    recipients.accepted("b@odd.example")
-    assert not recipients.is_at_fault("c@odd.example")
-    for number in range(3):
-        recipients.accepted(f"a{number}@odd.example")
-    assert not recipients.is_at_fault("a0@odd.example")
-
-
-def refused(recipients: FailedRecipients, recipient: str, now_ms: int, *, probe: bool) -> int | None:
-    sign = recipients.is_sign_of_outage(recipient, now_ms, probe=probe)
-    recipients.add_failed(recipient)
-    return recipients.pause_ms(now_ms, sign=sign, probe=probe)
-
-
-def after_two_false_alarms() -> FailedRecipients:
-    recipients = FailedRecipients()
-    assert refused(recipients, "a@odd0.example", 0, probe=False) is None
-    for number in range(2):
-        opened_and_closed(recipients, f"a@odd{number}.example", "u@good.example", now_ms=number * 1_000)
-    return recipients
-
-
-def test_after_two_false_alarms_within_an_hour_a_probe_decides_without_a_pause() -> None:
-    recipients = after_two_false_alarms()
-    assert not recipients.is_sign_of_outage("a@odd3.example", 2_000, probe=False)
-    assert refused(recipients, "a@odd3.example", 2_000, probe=False) == 0
-    assert refused(recipients, "a@odd3.example", 3_600_000, probe=False) is None
-
-
-def test_a_refused_probe_for_a_recipient_that_is_blamed_proves_no_outage() -> None:
-    recipients = after_two_false_alarms()
-    assert {refused(recipients, "b@odd1.example", 2_000, probe=True) for _ in range(20)} == {1_000}
-    assert refused(recipients, "a@odd9.example", 2_000, probe=False) == 0
-
-
-def test_refused_probes_for_several_other_domains_prove_an_outage() -> None:
-    recipients = after_two_false_alarms()
-    pauses = [refused(recipients, f"u@good{number}.example", 2_000, probe=True) for number in range(3)]
-    assert pauses == [0, 0, None]
-    assert refused(recipients, "u@good9.example", 2_000, probe=False) is None
-
-
-def test_the_probe_is_for_a_domain_that_has_not_failed_or_else_for_a_recipient_that_has_not() -> None:
-    recipients = FailedRecipients()
-    recipients.add_failed("a1@odd.example")
-    first, others, good = pending("a1@odd.example"), [pending(f"a{it}@odd.example") for it in (2, 3)], pending("u@b.c")
-    for waiting, chosen in (([*others, good], good), (others, others[0]), ([], first)):
-        queue, back = deque(waiting), list[PendingSend]()
-        probe = recipients.choose_probe(first, lambda it=queue: it.popleft() if it else None, back.append)
-        assert probe is chosen
-        assert {*back, *queue} == {first, *waiting} - {probe}
-
-
-def chosen(recipients: FailedRecipients, *waiting: PendingSend, now_ms: int | None = None) -> PendingSend:
-    """Return the probe, or with `now_ms` the next mail, and check that all others wait again."""
-    queue, back = deque(waiting[1:]), list[PendingSend]()
-
-    def take() -> PendingSend | None:
-        return queue.popleft() if queue else None
-
-    if now_ms is None:
-        found = recipients.choose_probe(waiting[0], take, back.append)
-    else:
-        found = recipients.choose_next(waiting[0], take, back.append, now_ms)
-    assert {*back, *queue} == {*waiting} - {found}
-    return found
-
-
-def test_the_probe_is_for_the_domain_with_most_accepted_mails_of_those_that_have_not_failed() -> None:
-    recipients = FailedRecipients()
-    for _ in range(3):
-        recipients.accepted("u@good.example")
-    recipients.accepted("a@odd1.example")
-    opened_and_closed(recipients, "a@odd2.example", "u@good.example")
-    first, odd1, odd2, good = (pending(f"x@{it}.example") for it in ("new", "odd1", "odd2", "good"))
-    assert chosen(recipients, first, odd1, odd2, good) is good
-    assert chosen(recipients, odd2, first) is first
-    recipients.add_failed("u@good.example")
-    assert chosen(recipients, first, odd1, odd2, good) is odd1
-
-
-def test_a_domain_that_failed_is_chosen_again_after_a_hundred_accepted_mails() -> None:
-    recipients = FailedRecipients()
-    for _ in range(5):
-        opened_and_closed(recipients, "a@odd.example", "u@good.example")
-    odd, new = pending("x@odd.example"), pending("x@new.example")
-    for _ in range(200):
-        assert chosen(recipients, odd, new) is new
-        recipients.accepted("a@odd.example")
-    assert chosen(recipients, odd, new) is odd
-
-
-def test_after_false_alarms_mails_for_domains_that_fail_come_last() -> None:
-    recipients = after_two_false_alarms()
-    odd, again, good = (pending(f"x@{it}.example") for it in ("odd0", "odd1", "good"))
-    assert chosen(recipients, odd, again, good, now_ms=2_000) is good
-    assert chosen(recipients, odd, again, now_ms=2_000) is odd
-    assert chosen(recipients, odd, good, now_ms=3_600_000) is odd
-
-
-def test_a_refused_probe_for_a_domain_that_fails_often_proves_no_outage() -> None:
-    recipients = after_two_false_alarms()
-    recipients.accepted("a@odd1.example")  # it is not blamed any more
-    assert refused(recipients, "b@odd1.example", 2_000, probe=True) == 1_000
-
-
-def test_scores_of_many_domains_take_no_more_memory_and_those_of_few_mails_are_forgotten_first() -> None:
-    recipients = FailedRecipients()
-    for _ in range(50):
-        recipients.accepted("u@good.example")
-    for number in range(3_000):
-        recipients.accepted(f"u@d{number}.example")
-    assert len(recipients._scores) <= 1_000
-    new, good = pending("x@new.example"), pending("x@good.example")
-    assert chosen(recipients, new, good) is good
-
-
-def doubtful_after_accepting(mails: dict[str, int]) -> FailedRecipients:
+def test_an_accepted_mail_ends_the_blame_of_its_recipient_and_domain() -> None:
     recipients = FailedRecipients()
     for _ in range(2):
-        opened_and_closed(recipients, "u@d0.example", "u@d1.example")
-    for domain, number in mails.items():
-        for _ in range(number):
-            recipients.accepted(f"u@{domain}")
-    assert not recipients.is_sign_of_outage("u@d0.example", 10, probe=False)
-    return recipients
+        opened_and_closed(recipients, "a@odd.example", "u@good.example")
+    recipients.accepted("b@odd.example", 0)
+    assert recipients.is_at_fault("a@odd.example")
+    recipients.accepted("a@odd.example", 0)
+    assert not recipients.is_at_fault("a@odd.example")
 
 
-def test_a_relay_that_throttles_mail_for_several_domains_ends_the_doubts() -> None:
-    recipients = doubtful_after_accepting({})
+def test_a_domain_whose_mail_is_accepted_between_its_failures_is_not_at_fault() -> None:
+    recipients = FailedRecipients()
+    for number in range(9):
+        opened_and_closed(recipients, f"a{number}@big.example", "u@good.example", now_ms=number * 3_600_000)
+        recipients.accepted("u@big.example", number * 3_600_000)
+        assert not recipients.is_at_fault("x@big.example")
+
+
+def test_after_two_false_alarms_within_an_hour_a_domain_that_fails_opens_no_breaker() -> None:
+    recipients = after_two_false_alarms()
+    assert not recipients.failed("a@odd3.example", 10_000)
+    assert recipients.failed("a@odd3.example", 3_600_000)
+
+
+def test_after_false_alarms_three_domains_within_five_seconds_show_that_the_relay_fails() -> None:
+    recipients = after_two_false_alarms()
+    for number in range(9):
+        assert not recipients.failed(f"u@slow{number}.example", 10_000 + number * 2_500)
+    assert [recipients.failed(f"u@d{number}.example", 50_000) for number in (1, 1, 2, 3, 1)] == [False] * 3 + [True] * 2
+
+
+def test_if_the_relay_fails_for_three_domains_none_is_at_fault() -> None:
+    recipients = FailedRecipients()
+    for _ in range(2):
+        opened_and_closed(recipients, "u@d0.example", "u@good.example")
     for number in (1, 2):
-        assert not recipients.is_sign_of_outage(f"u@d{number}.example", 10, probe=False)
-    assert recipients.is_sign_of_outage("u@d3.example", 10, probe=False)
-    assert recipients.pause_ms(10, sign=True, probe=False) is None
+        recipients.failed(f"u@d{number}.example", 10)
     assert not recipients.is_at_fault("u@d0.example")
 
 
-def test_domains_that_get_most_of_the_mail_are_not_blamed_although_all_of_them_often_fail() -> None:
-    recipients = doubtful_after_accepting({"d0.example": 60, "d1.example": 60, "d2.example": 60})
-    for number in (1, 2):
-        for _ in range(3):
-            recipients.forget_failed(breaker_is_closed=True)
-            recipients.add_failed(f"u@d{number}.example")
-    assert not recipients.is_sign_of_outage("u@d1.example", 10, probe=False)
-    assert recipients.is_sign_of_outage("u@d2.example", 10, probe=False)
+def test_after_false_alarms_mail_for_a_domain_that_failed_waits_for_five_seconds() -> None:
+    recipients = after_two_false_alarms()
+    recipients.failed("a@odd.example", 10_000)
+    odd, good = pending("x@odd.example"), pending("x@good.example")
+    assert recipients.choose_next([odd, good], 14_999) is good
+    assert recipients.choose_next([odd], 14_999) is None
+    assert recipients.choose_next([odd, good], 15_000) is odd
 
 
-def test_several_domains_that_get_less_than_half_of_the_mail_do_not_end_the_doubts() -> None:
-    recipients = doubtful_after_accepting({"good.example": 400, "d0.example": 60, "d1.example": 60, "d2.example": 60})
-    for number in (1, 2):
-        for _ in range(3):
-            recipients.forget_failed(breaker_is_closed=True)
-            recipients.add_failed(f"u@d{number}.example")
-        assert not recipients.is_sign_of_outage(f"u@d{number}.example", 10, probe=False)
+def test_the_wait_of_a_domain_doubles_up_to_half_a_minute_until_its_mail_is_accepted_after_it() -> None:
+    recipients = after_two_false_alarms()
+    now_ms, waits = 10_000, list[int]()
+    for _ in range(5):
+        recipients.failed("a@odd.example", now_ms)
+        recipients.failed("b@odd.example", now_ms)  # it was in flight
+        recipients.accepted("b@odd.example", now_ms)
+        waits.append(next(ms for ms in range(0, 60_000, 1_000) if not recipients.waits("x@odd.example", now_ms + ms)))
+        now_ms += waits[-1]
+    assert waits == [5_000, 10_000, 20_000, 30_000, 30_000]
+    recipients.accepted("b@odd.example", now_ms)
+    recipients.failed("a@odd.example", now_ms)
+    assert not recipients.waits("x@odd.example", now_ms + 5_000)
 
 
-def test_a_domain_that_gets_much_mail_is_not_at_fault_when_it_fails_twice() -> None:
+def test_mail_that_is_at_fault_does_not_wait_because_it_delays_no_other() -> None:
     recipients = FailedRecipients()
-    for _ in range(300):
-        recipients.accepted("u@big.example")
-    for number in range(2):
-        opened_and_closed(recipients, f"u{number}@big.example", "u@good.example")
-    assert not recipients.is_at_fault("u@big.example")
-    for number in range(2):
-        opened_and_closed(recipients, f"u{number}@big.example", "u@good.example")
-    assert recipients.is_at_fault("u@big.example")
+    for _ in range(2):
+        opened_and_closed(recipients, "a@odd.example", "u@good.example", 10_000)
+    odd = pending("x@odd.example")
+    assert recipients.choose_next([odd], 10_001) is odd
+
+
+def test_before_two_false_alarms_no_mail_waits_behind_a_closed_breaker() -> None:
+    recipients = FailedRecipients()
+    opened_and_closed(recipients, "a@odd.example", "u@good.example")
+    odd, good = pending("x@odd.example"), pending("x@good.example")
+    assert recipients.choose_next([odd, good], 1) is odd
+    assert recipients.choose_next([], 1) is None
+    assert not recipients.fill_worker([odd], 1, is_open=False)
+
+
+def test_mails_for_domains_that_failed_fill_a_worker_after_ten_seconds_of_an_outage() -> None:
+    recipients, failed = FailedRecipients(), [pending("x@d1.example"), pending("x@d2.example")]
+    opened(recipients, "u@d1.example", 0)
+    opened(recipients, "u@d2.example", 6_000)
+    assert not recipients.fill_worker(failed, 9_999, is_open=True)
+    assert recipients.fill_worker(failed, 10_000, is_open=True)
+    assert not recipients.fill_worker([*failed, pending("u@good.example")], 10_000, is_open=True)
+
+
+def test_mails_for_three_domains_that_failed_fill_a_worker_at_once() -> None:
+    recipients, failed = FailedRecipients(), [pending(f"u@d{number}.example") for number in range(3)]
+    for job in failed:
+        opened(recipients, job.mail.recipient)
+    assert recipients.fill_worker(failed, 0, is_open=True)
+
+
+def test_mails_for_domains_that_failed_fill_a_worker_at_once_after_false_alarms() -> None:
+    recipients, odd = after_two_false_alarms(), pending("x@odd.example")
+    recipients.failed("a@odd.example", 10_000)
+    assert recipients.fill_worker([odd], 10_000, is_open=False)
+    assert not recipients.fill_worker([odd], 15_000, is_open=False)
+    assert not recipients.fill_worker([odd], 10_000, is_open=True)  # not for a failure that a recipient may cause
+    recipients.opened_breaker("a@odd.example", 10_000, at_mail=False)
+    assert recipients.fill_worker([odd], 10_000, is_open=True)
+
+
+def test_a_domain_has_failed_until_its_mail_is_accepted_after_its_wait_or_for_an_hour() -> None:
+    recipients = FailedRecipients()
+    opened_and_closed(recipients, "a@odd.example", "u@good.example")
+    recipients.accepted("b@odd.example", 4_999)
+    assert recipients.has_failed("c@odd.example")
+    recipients.accepted("b@odd.example", 5_000)
+    assert not recipients.has_failed("c@odd.example")
+    opened_and_closed(recipients, "a@odd.example", "u@good.example", 10_000)
+    recipients.failed("a@later.example", 3_610_001)
+    assert not recipients.has_failed("c@odd.example")
+    assert not recipients.has_failed("u@good.example")
+
+
+def test_the_probe_is_for_a_domain_that_has_not_failed_or_not_for_the_longest_time() -> None:
+    recipients = FailedRecipients()
+    jobs = [pending(f"u{number}@d{number % 2}.example") for number in range(4)]
+    for now_ms, job in enumerate(jobs[:2]):
+        opened(recipients, job.mail.recipient, now_ms)
+    good = pending("u@good.example")
+    assert recipients.choose_probe([*jobs, good]) is good
+    assert not recipients.all_failed
+    assert recipients.choose_probe(jobs) is jobs[2]  # the same domain as the first, another recipient
+    assert not recipients.all_failed
+    assert recipients.choose_probe(jobs[1::-1]) is jobs[0]
+    assert recipients.all_failed
+    assert recipients.choose_probe([]) is None
+
+
+@pytest.mark.parametrize("at_mail", [False, True])
+def test_the_probe_waits_a_tenth_of_a_second_for_each_domain_that_failed_if_it_is_for_another(*, at_mail: bool) -> None:
+    recipients = FailedRecipients()
+    failed, good = [pending(f"u@d{number}.example") for number in range(7)], pending("u@good.example")
+    for now_ms, job in enumerate(failed):
+        recipients.failed(job.mail.recipient, now_ms)
+        recipients.opened_breaker(job.mail.recipient, now_ms, at_mail=at_mail)
+    assert recipients.early_ms([*failed, good], 6) == (None if at_mail else 700)
+    assert recipients.early_ms(failed, 6) is None
+    assert recipients.early_ms([good], 7) is None  # it opened again because no connection was made
+
+
+def test_many_recipients_take_no_more_memory() -> None:
+    recipients = FailedRecipients()
+    for number in range(3_000):
+        opened_and_closed(recipients, f"u@d{number}.example", "u@good.example", number * 3_600_000)
+        opened(recipients, f"u@e{number}.example", number * 3_600_000)
+    assert len(recipients._failed) <= 1_000
+    assert len(recipients._blame) <= 1_001

@@ -97,9 +97,9 @@ def test_a_probe_without_a_reply_makes_another_mail_the_probe_too(mail: MakeMail
     senders.half_open(5_000)
     slow, other = mail("a", "u@slow.example"), mail("a")
     senders.probe_started(slow)
-    senders.replace_slow_probes(10)
+    senders.replace_slow_probes(10, 5_000)
     assert not senders.due
-    senders.replace_slow_probes(-1)
+    senders.replace_slow_probes(-1, 5_000)
     assert senders.due == {"a"}
     assert senders.failed(mail("a", "x@slow.example")) is not None
     senders.probe_started(other)
@@ -151,6 +151,18 @@ def test_after_false_alarms_a_probe_decides_without_a_pause_whether_the_sender_i
     assert senders.refused(mail("a", "good@example.org"), "553 no", now, at_mail=True)
     senders.half_open(now)
     assert not senders.due
+
+
+def test_a_mail_for_another_domain_is_an_early_probe_unless_mail_from_is_refused(mail: MakeMail):
+    senders, waiting = Senders(lambda: 0.0), [mail("a", "u@good.example"), mail("b", "u@good.example")]
+    for tenant in "ab":
+        assert senders.refused(mail(tenant, "a@odd.example"), "553 no", 0, at_mail=tenant == "b")
+    senders.half_open(99, waiting=waiting)
+    assert not senders.due
+    senders.half_open(100, waiting=[mail("a", "b@odd.example")])
+    assert not senders.due
+    senders.half_open(100, waiting=waiting)
+    assert senders.due == {"a"}
 
 
 def test_a_requested_probe_and_another_login_shorten_the_pause(mail: MakeMail):
