@@ -15,6 +15,8 @@ from .templates import TemplateError
 POLL_S = 2.0
 _SETTLE_S = 0.2
 """Files are used after they have not changed for this long: a program may still be writing them."""
+_SETTLE_LIMIT_S = 10.0
+"""Files that change all the time are used as they are after this long. They would hold up those of all tenants."""
 _MAX_SHARE = 0.02
 """Share of the time that may be spent on scanning folders: a scan of 200 takes 0.1 s."""
 
@@ -34,6 +36,8 @@ class WatchedTemplates:
         self._composer = composer
         self._failed: object = None
         """The state of the folders that could not be used."""
+        self._changing_since: float | None = None
+        """Since when the files have changed each time; `None` if they have settled."""
         self._scan_s = 0.0
         """Duration of the last scan of the folders."""
         self._requested = asyncio.Event()
@@ -61,8 +65,7 @@ class WatchedTemplates:
             return
         if seen == self._failed:
             return
-        await asyncio.sleep(_SETTLE_S)
-        if seen != await in_thread(composer.folders, "templates"):
+        if not await self._is_settled(seen):
             self._requested.set()
             return
         identities = composer.identities
@@ -82,3 +85,16 @@ class WatchedTemplates:
             _log.warning(_KEPT, error=problem)
         if before != composer.used_folders:
             _log.info("templates have changed", folders=sorted(str(it) for it in composer.used_folders))
+
+    async def _is_settled(self, seen: object) -> bool:
+        """Return whether files are as they were `seen`, or have changed for too long to wait for that."""
+        if self._changing_since is None:
+            self._changing_since = monotonic()
+        await asyncio.sleep(_SETTLE_S)
+        if (
+            seen != await in_thread(self._composer.folders, "templates")
+            and monotonic() - self._changing_since < _SETTLE_LIMIT_S
+        ):
+            return False
+        self._changing_since = None
+        return True

@@ -180,6 +180,33 @@ async def test_a_file_that_is_written_in_two_steps_is_used_once_it_is_complete(
     assert [it["event"] for it in logs] == [USED]
 
 
+async def test_files_that_change_all_the_time_do_not_hold_up_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(watched_templates, "monotonic", lambda: now[0])
+    shop = put(tmp_path / "shop", "shop 1")
+    composer = composer_of(put(tmp_path / "own", "own 1"), {"shop": identity(shop)})
+    folders = composer.folders
+
+    def changed() -> Any:
+        now[0] += 1
+        (shop / "swap").write_text("x" * round(now[0]))
+        return folders()
+
+    monkeypatch.setattr(composer, "folders", changed)
+    watched = WatchedTemplates(composer)
+    for number in ("2", "3"):
+        put(tmp_path / "own", f"own {number}")
+        put(shop, f"shop {number}")
+        began, shown = now[0], ""
+        while now[0] < began + 15 and shown != f"own {number}":
+            await watched.refresh()
+            shown = subject(composer)
+        assert (shown, subject(composer, "shop")) == (f"own {number}", f"shop {number}")
+        assert now[0] - began > 5
+
+
 async def test_files_are_read_at_once_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_templates, "POLL_S", 600.0)
     composer = composer_of(put(tmp_path, "first"))
