@@ -15,11 +15,12 @@ from otp_stream.core.mail import ComposeError
 from otp_stream.core.otp_job import MalformedError
 from otp_stream.mail import MailIdentity, TemplateError
 from otp_stream.mail.lint import Finding, sample_job
-from otp_stream.mail.lint import lint as find
+from otp_stream.mail.lint import lint_in_child as find
 from otp_stream.mail.loader import BUILT_IN_PREFIX
 from otp_stream.mail.mail_template import FILES
 from otp_stream.mail.preview import PREVIEWED
 from otp_stream.mail.preview import preview as read
+from otp_stream.mail.shared_templates import SharedTemplates
 from otp_stream.mail.templates import Templates, normal_locale
 from otp_stream.mail.tenant_composer import TenantComposer
 from otp_stream.settings import Settings, read_tenants
@@ -95,7 +96,7 @@ def preview(
         metadata["locale"] = locale
     try:
         job = sample_job(metadata, time.time_ns() // 1_000_000, tenant=tenant)
-        templates = Templates(identity.templates_dir, identity.default_locale)
+        templates = SharedTemplates().of(identity)
         composer = TenantComposer(tenant, identity, templates, settings.hash_key)
         if name not in composer.templates.names:
             output.fail(f"NAME: there is no template {name}; known: {', '.join(composer.templates.names)}")
@@ -192,7 +193,7 @@ def _findings(identities: Mapping[str, MailIdentity], metadata: Mapping[str, str
 
 def _templates(identity: MailIdentity) -> Templates:
     try:
-        return Templates(identity.templates_dir, identity.default_locale)
+        return SharedTemplates().of(identity)
     except (TemplateError, OSError) as error:
         output.fail(f"{error}. otp-stream templates lint lists all errors", 1)
 

@@ -1,6 +1,7 @@
 """Checks every template in every language, as the worker finds and renders it."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from jinja2 import Template
 from jinja2 import TemplateError as JinjaError
 
 from otp_stream.core.job import Job
+from otp_stream.core.mail import ComposeError
 from otp_stream.core.otp_job import OtpJob
 
 from .brand import Brand
@@ -23,14 +25,16 @@ from .forked_renderer import run_once
 from .identity import MailIdentity
 from .language import SOURCE, normal_locale
 from .mail_template import MailTemplate
+from .sandbox import MEMORY, CpuLimitError
 from .sources import SourceMarkers, check_source
 from .template_check import TemplateCheck
 from .template_data import template_data
 from .templates import LOCALE, TemplateError, Templates
 
-__all__ = ["SAMPLE", "SAMPLE_CODE", "Finding", "lint", "lint_at_start", "sample_job"]
+__all__ = ["SAMPLE", "SAMPLE_CODE", "Finding", "lint", "lint_at_start", "lint_in_child", "sample_job"]
 
 _START_CPU_S = 30.0
+_LINT_CPU_S = 60.0
 _TIMEOUT_S = 120.0
 SAMPLE_CODE = "123456"
 """The code of sample jobs."""
@@ -97,6 +101,29 @@ def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
     reported = {_place(it) for it in found if it.unknown}
     found.update(it for it in _unrendered(templates, templates_dir, metadata) if _place(it) not in reported)
     return _in_order(found)
+
+
+def lint_in_child(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
+    """Do the same in another process, which a file may block or crash: that is then the only finding.
+
+    Raises as `lint` does, and `OSError` if the folder cannot be read.
+    """
+    folder = identity.templates_dir
+    if folder is None:
+        return lint(identity, metadata)
+    sample_job({**SAMPLE, **metadata}, 0)  # raises what `lint` would raise in the other process
+    os.scandir(folder).close()
+    try:
+        found = run_once(lambda: [json.dumps(asdict(it)) for it in lint(identity, metadata)], _LINT_CPU_S, _TIMEOUT_S)
+    except CpuLimitError:
+        text = f"checking its templates takes more than {_LINT_CPU_S:g} s of CPU time; shorten them"
+    except MemoryError:
+        text = f"checking its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
+    except ComposeError:
+        text = "checking its templates crashes the process; nest HTML and Jinja less deeply"
+    else:
+        return [Finding(**json.loads(it)) for it in found]
+    return [Finding(str(folder), None, "error", text)]
 
 
 def _identities(identity: MailIdentity) -> list[MailIdentity]:

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from cli import here
+from cli import here, otp_stream
 
 from otp_stream.cli import settings as cli_settings
 from otp_stream.settings import Settings
@@ -30,6 +30,25 @@ def own(tmp_path: Path) -> dict[str, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     return {"TEMPLATES_DIR": str(tmp_path / "own")}
+
+
+HOSTILE = '<html lang="en"><style data-inline>p{color:red}</style><body>{{ otp }}' + "<b>" * 20_000
+
+
+@pytest.fixture
+def hostile(own: dict[str, str]) -> dict[str, str]:
+    """Add a file that overflows the stack of the process that compiles it."""
+    Path(own["TEMPLATES_DIR"], "otp/body.html").write_text(HOSTILE)
+    return own
+
+
+@pytest.mark.parametrize("command", [("lint",), ("preview", "otp"), ("list",)])
+async def test_a_file_that_crashes_its_compilation_is_reported(
+    tmp_path: Path, hostile: dict[str, str], command: tuple[str, ...]
+) -> None:
+    ran = await otp_stream(tmp_path, "templates", *command, **hostile)
+    assert ran.code == 1
+    assert "crashes the process; nest HTML and Jinja less deeply" in ran.out
 
 
 def test_templates_are_listed_with_where_each_file_is_from(tmp_path: Path, own: dict[str, str]) -> None:
