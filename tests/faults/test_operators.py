@@ -43,9 +43,9 @@ async def steer(node: Node, *arguments: str) -> str:
     return await asyncio.to_thread(node.control, *arguments)
 
 
-async def begin(stage: Stage, **changes: str) -> Worker:
+async def begin(stage: Stage, *, ready: bool = True, **changes: str) -> Worker:
     worker = stage.worker(**{"SMTP_POOL_SIZE": POOL, "HEARTBEAT_INTERVAL_MS": "1000"} | changes)
-    await worker.start()
+    await worker.start(ready=ready)
     return worker
 
 
@@ -279,7 +279,7 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
     try:
         await stage.relay.stop()
         await ledger.publish(JOBS)  # before, so that all of them are delivered at once, and time out at once
-        worker = await begin(stage)
+        worker = await begin(stage, ready=False)  # which it is not without a relay
         # 4.3 has no consumer timeout for classic queues, and cancels the consumer of a quorum queue; before, RabbitMQ
         # closes the channel
         if kind == "classic" and stage.rabbit.version >= (4, 3):
