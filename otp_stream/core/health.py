@@ -162,7 +162,7 @@ def _clock(clock: ClockState) -> Iterator[Check]:
     if abs(clock.ahead_ms) <= CLOCK_TOLERANCE_MS:
         yield Check("clock", "healthy", f"this machine's clock is {seconds} that of Redis")
     elif clock.corrected:
-        text = f"this machine's clock is {seconds} that of Redis, with which most other workers agree: its time is used"
+        text = f"this machine's clock is {seconds} that of Redis, with which most other hosts agree: its time is used"
         yield Check("clock", "degraded", text)
     else:
         text = f"this machine's clock is {seconds} that of Redis: codes expire early or late if it is wrong"

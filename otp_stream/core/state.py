@@ -206,7 +206,7 @@ class ClockState:
     ahead_ms: int | None = None
     """How far it is ahead; `None` if that is unknown."""
     corrected: bool = False
-    """Whether the time of Redis is used instead, because the clocks of most other workers agree with it."""
+    """Whether the time of Redis is used instead, because the clocks of most other hosts agree with it."""
 
 
 @dataclass(frozen=True, slots=True)

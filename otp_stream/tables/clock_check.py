@@ -13,6 +13,8 @@ _SLOWEST_MS = 1_000
 """A slower reply says too little about the time."""
 _LASTING_S = 3.0
 """If the clock of Redis is set, all clocks differ from it at once. Within this time, all workers have reported it."""
+_WITNESSES = 2
+"""How many other hosts must agree with Redis at least: one of them may be the machine of Redis, with the same clock."""
 _CORRECTED_LIMIT_MS = 24 * 3_600_000
 """Someone between this worker and Redis can forge the replies: this limits for how long an expired code is sent."""
 
@@ -22,7 +24,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class ClockCheck:
     """Compares a clock with that of Redis.
 
-    Two clocks that differ do not show which one is wrong. If most other workers agree with Redis, this machine's is.
+    Two clocks that differ do not show which one is wrong. If two other hosts with workers agree with Redis, and more do
+    than do not, this machine's is.
     """
 
     def __init__(self, machine: MachineClock) -> None:
@@ -43,8 +46,11 @@ class ClockCheck:
             ahead_ms = (sent_ms + received_ms) // 2 - server_ms
             self.state = ClockState(ahead_ms, corrected=self.state.corrected)
 
-    def judge(self, others: Iterable[WorkerSeen]) -> None:
-        """Correct the machine's clock, or trust it, by how far the clocks of other workers are ahead of Redis."""
+    def judge(self, name: str, workers: Iterable[WorkerSeen]) -> None:
+        """Correct the machine's clock, or trust it, by how far the clocks of other hosts are ahead of Redis.
+
+        `name` is that of this worker.
+        """
         is_first, self._is_first = self._is_first, False
         ahead_ms = self.state.ahead_ms
         if ahead_ms is None:
@@ -59,12 +65,18 @@ class ClockCheck:
         appeared = self._differs_since is None
         if self._differs_since is None:
             self._differs_since = now_s
-        known = [it.clock_ahead_ms for it in others if it.clock_ahead_ms is not None]
-        balance = sum(-1 if _differs(it) else 1 for it in known)
-        if balance < 0:
+        differing = {
+            _host(it.name): _differs(it.clock_ahead_ms)
+            for it in workers
+            if it.clock_ahead_ms is not None and _host(it.name) != _host(name)
+        }
+        differ = sum(differing.values())
+        agree = len(differing) - differ
+        if differ > agree:
             self._trust()
         elif (
-            balance > 0
+            agree >= _WITNESSES
+            and agree > differ
             and abs(ahead_ms) <= _CORRECTED_LIMIT_MS
             and (is_first or self.state.corrected or now_s - self._differs_since >= _LASTING_S)
         ):
@@ -81,8 +93,8 @@ class ClockCheck:
         if not self.state.corrected:
             self.state = ClockState(ahead_ms, corrected=True)
             _log.error(
-                "this machine's clock is wrong, because most other workers agree with that of Redis, whose time is "
-                "used instead. Run timedatectl set-ntp true",
+                "this machine's clock is wrong, because those of most other hosts agree with that of Redis, whose time "
+                "is used instead. Run timedatectl set-ntp true",
                 ahead_ms=ahead_ms,
             )
 
@@ -93,3 +105,8 @@ class ClockCheck:
 
 def _differs(ahead_ms: int | None) -> bool:
     return ahead_ms is not None and abs(ahead_ms) > CLOCK_TOLERANCE_MS
+
+
+def _host(name: str) -> str:
+    """Return the host of a worker, `host:pid`."""
+    return name.rpartition(":")[0]

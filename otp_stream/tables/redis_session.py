@@ -197,12 +197,12 @@ class RedisSession:
             self.pipeline.send("count", name, number)
 
     async def _check_clock(self) -> None:
-        others: list[WorkerSeen] = []
+        name, workers = "", list[WorkerSeen]()
         if self.clock_check.differs and self._describe is not None:
             name, reply = self._describe().name, await self.pipeline.request("seen")
             with self.pipeline.reading():
-                others = [it for it in read_workers(reply) if it.name != name]
-        self.clock_check.judge(others)
+                workers = read_workers(reply)
+        self.clock_check.judge(name, workers)
 
     def _suspend_claims(self) -> None:
         for claim in self.claims.admitted():
