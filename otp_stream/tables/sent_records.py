@@ -34,7 +34,7 @@ class SentRecords:
         self._expires_ms: dict[str, int] = {}
         # in order of insertion; finding the oldest key of a dict takes time for every key that was deleted before it
         self._order: deque[str] = deque()
-        """Empty in place of a record that lives longer than `ttl_ms`."""
+        """Empty in place of a record that lives longer than `ttl_ms`, or that was added again."""
         self._longer: deque[tuple[int, str]] = deque()
         """Number and key of records that live longer. One that has expired stays until those before it have, too."""
 
@@ -57,7 +57,7 @@ class SentRecords:
         if self.contains(key, now_ms):
             return
         if key in self._expires_ms:  # it has expired, but one before it has not
-            self._longer = deque(it for it in self._longer if it[1] != key)
+            self._remove_place(key)
         self._expires_ms[key] = now_ms + lifetime_ms
         self.last_number += 1
         if lifetime_ms > self.ttl_ms:
@@ -78,6 +78,12 @@ class SentRecords:
         usual = enumerate(islice(self._order, start - self._last_dropped, None), start + 1)
         numbered = sorted([*(it for it in self._longer if it[0] > number), *usual])
         return [SentRecord(*it, self._expires_ms[it[1]]) for it in numbered if it[1] in self._expires_ms]
+
+    def _remove_place(self, key: str) -> None:
+        longer = deque(it for it in self._longer if it[1] != key)
+        if len(longer) == len(self._longer):  # the clock was set back, and the one before it was added earlier
+            self._order = deque("" if it == key else it for it in self._order)
+        self._longer = longer
 
     def _drop(self, now_ms: int) -> None:
         order, longer, expires_ms = self._order, self._longer, self._expires_ms

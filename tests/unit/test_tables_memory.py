@@ -161,6 +161,33 @@ def test_a_long_record_that_has_expired_behind_another_is_replaced() -> None:
 
 
 @given(
+    st.lists(st.tuples(st.integers(-20, 30), st.integers(0, 9), st.integers(-9, 30)), max_size=200),
+    st.integers(1, 20),
+)
+def test_a_clock_that_is_set_back_breaks_no_sent_record(steps: list[tuple[int, int, int]], limit: int) -> None:
+    """`steps` are hours until a key is sent, the key, and hours its code is valid."""
+    sent, now_ms = SentRecords(10 * HOUR, limit), NOW
+    for wait, name, valid in steps:
+        now_ms += wait * HOUR
+        sent.add(sent_keys(f"job{name}", now_ms + valid * HOUR), now_ms)
+        assert sent.contains(f"job{name}", now_ms)
+        assert len(sent) <= limit
+        found = sent.after(0)
+        assert len(found) == len({it.key for it in found}) == len(sent)
+
+
+def test_a_record_that_was_sent_again_after_the_clock_was_set_back_is_the_newest() -> None:
+    sent = SentRecords(DAY, 2)
+    sent.add(sent_keys("before", NOW), NOW)
+    sent.add(sent_keys("again", NOW), NOW - HOUR)
+    sent.add(sent_keys("again", NOW + 3 * DAY), NOW + DAY - 1)  # "before" has not expired yet
+    sent.add(sent_keys("third", NOW), NOW + DAY - 1)
+    assert [it.key for it in sent.after(0)] == ["again", "third"]
+    sent.add(sent_keys("fourth", NOW), NOW + 5 * DAY)
+    assert [it.key for it in sent.after(0)] == ["fourth"]
+
+
+@given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(-9, 30)), max_size=200),
     st.integers(1, 20),
     st.integers(0, 200),
