@@ -79,6 +79,11 @@ class Deliveries:
         self.nack_error: BaseException | None = None
         self._tags = 0
 
+    def reconnected(self) -> "Deliveries":
+        """Close the channel, and return the next one."""
+        self.is_closed = True
+        return Deliveries()
+
     def delivered(
         self, body: bytes = BODY, *, redelivered: bool = False, dropped: int = 0, **properties: Any
     ) -> Delivered:

@@ -5,8 +5,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import uuid4
+
+from aiormq import Channel
 
 from otp_stream.clock import now_ms
 from otp_stream.core.decision import Ack, Dead, Final, Retry, crashed, unreadable
@@ -56,24 +58,26 @@ class Mover(Protocol):
 class Moved:
     """Attempts that ended in another queue, remembered while their acknowledgement may be lost with the connection.
 
-    RabbitMQ then redelivers the message, and this copy must be acknowledged instead of attempted again.
+    RabbitMQ then redelivers the message, and this copy must be acknowledged instead of attempted again. While the
+    channel of the acknowledgement is open, the message cannot be redelivered: a copy is then another message, such as
+    a dead letter that was replayed, or a job that was published again.
     """
 
     def __init__(self) -> None:
-        self._ended: OrderedDict[Hashable, float] = OrderedDict()
-        self._unread: OrderedDict[Hashable, float] = OrderedDict()
+        self._ended: OrderedDict[Hashable, _Ended] = OrderedDict()
+        self._unread: OrderedDict[Hashable, _Ended] = OrderedDict()
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, message: JobMessage) -> None:
         """Record a job whose retry, dead letter or move is confirmed. A move counts no attempt, but itself."""
-        _add(self._ended, (job.identity, job.attempts_made, job.moves))
+        _add(self._ended, _attempt(job), message)
 
     def knows(self, job: Job) -> bool:
         """Return whether a redelivered job is such a copy, and forget the attempt: it has one copy at most."""
-        return _is_copy(self._ended, (job.identity, job.attempts_made, job.moves), suspect=job.suspect)
+        return _is_copy(self._ended, _attempt(job), suspect=job.suspect)
 
     def add_unread(self, message: JobMessage) -> None:
         """Record a message whose move is confirmed, and whose job was not read."""
-        _add(self._unread, message.identity)
+        _add(self._unread, message.identity, message)
 
     def knows_unread(self, message: JobMessage) -> bool:
         """Return whether a redelivered message is such a copy, and forget it."""
@@ -82,15 +86,28 @@ class Moved:
         return _is_copy(self._unread, message.identity, suspect=bool(message.raw.redelivered))
 
 
-def _add(ended: OrderedDict[Hashable, float], key: Hashable) -> None:
-    ended[key] = monotonic()
+class _Ended(NamedTuple):
+    at: float
+    """By the monotonic clock, in seconds."""
+    channel: Channel | None
+    """The channel of its acknowledgement; `None` for the in-memory test broker."""
+
+
+def _attempt(job: Job) -> Hashable:
+    return job.identity, job.attempts_made, job.moves, job.replay and job.replay.at_ms
+
+
+def _add(ended: OrderedDict[Hashable, _Ended], key: Hashable, message: JobMessage) -> None:
+    ended[key] = _Ended(monotonic(), message.raw.channel if isinstance(message.raw, Delivered) else None)
     while len(ended) > _MOVED_LIMIT:
         ended.popitem(last=False)
 
 
-def _is_copy(ended: OrderedDict[Hashable, float], key: Hashable, *, suspect: bool) -> bool:
-    at = ended.pop(key, None)
-    return at is not None and suspect and monotonic() - at < _MOVED_S
+def _is_copy(ended: OrderedDict[Hashable, _Ended], key: Hashable, *, suspect: bool) -> bool:
+    found = ended.pop(key, None)
+    if found is None or not suspect or (found.channel is not None and not found.channel.is_closed):
+        return False
+    return monotonic() - found.at < _MOVED_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +181,7 @@ class IncomingJob:
             self.settling = True
             if await shared.mover.move(self.message, job):
                 self.settled = "moved"
-                shared.moved.add(job)
+                shared.moved.add(job, self.message)
                 return None
             if not self.message.alive:
                 return None
@@ -197,7 +214,7 @@ class IncomingJob:
         if settled:
             self.settled = type(settlement).__name__.lower()
             if self.job is not None and isinstance(settlement, Dead | Retry):
-                shared.moved.add(self.job)
+                shared.moved.add(self.job, self.message)
             if shared.events.enabled:
                 observe(self._publish_event, settlement)
         return settled

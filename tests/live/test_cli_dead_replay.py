@@ -16,6 +16,7 @@ from dead_letters import Deployment
 from ledger import Ledger
 from processes import start
 from rabbitmq import until
+from smtp_relay import Act
 from visitor import TOKEN
 from worker import CODE
 
@@ -110,6 +111,30 @@ async def test_a_replay_that_is_killed_repeatedly_loses_and_duplicates_nothing(d
     assert (deployment.ledger.lost, deployment.ledger.duplicated) == (set(), set())
     # at a kill, the copy of one dead letter may have been published already
     assert (await deployment.worker.health())["outcomes"].get("duplicate", 0) <= 4
+
+
+async def test_a_replayed_job_of_a_worker_that_is_killed_is_sent_by_the_one_that_dead_lettered_it(
+    deployment: Deployment,
+) -> None:
+    await deployment.die(20)
+    other = await deployment.stage.run(SMTP_POOL_SIZE="5", DEAD_LETTER_CODES="keep")
+    deployment.accept_all()
+    goes_on = asyncio.Event()
+    deployment.stage.relay.always("mail", Act(until=goes_on))
+    assert (await deployment.dead("replay", "--all", "--yes", "--rate", "0")).code == 0
+    received = 'otp_ledger_received_total{lane="due"}'
+
+    async def all_are_received() -> bool:
+        return await deployment.worker.metric(received) + await other.metric(received) == 20
+
+    await until(all_are_received, "the replayed jobs")
+    assert await other.metric(received) > 0
+    await other.kill()
+    deployment.accept_all()
+    goes_on.set()
+    await deployment.ledger.balance()
+    assert (deployment.ledger.lost, deployment.ledger.duplicated) == (set(), set())
+    assert len(deployment.stage.relay.accepted) == 20
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

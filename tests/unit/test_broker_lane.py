@@ -280,10 +280,34 @@ async def test_a_message_that_could_not_be_renewed_is_left_to_the_broker() -> No
 async def test_the_copy_of_an_attempt_that_was_moved_is_acknowledged_and_not_delivered(settlement: Final) -> None:
     scene = Scene(settlement=settlement)
     await scene.bring()
+    assert scene.deliveries.acked == [1]
+    scene.deliveries = scene.deliveries.reconnected()
     await scene.bring(redelivered=True)
     assert len(scene.jobs) == len(scene.publish.tries) == 1
-    assert scene.deliveries.acked == [1, 2]
+    assert scene.deliveries.acked == [1]
     assert scene.consumer.state.ended["ack"] == 1
+
+
+@pytest.mark.parametrize("settlement", [LATER, DEAD])
+async def test_a_job_that_was_published_again_and_comes_back_from_another_worker_is_delivered(
+    settlement: Final,
+) -> None:
+    scene = Scene(settlement=settlement)
+    await scene.bring()
+    await scene.bring(redelivered=True)  # not the first message: its acknowledgement went through this open channel
+    assert len(scene.jobs) == len(scene.publish.tries) == 2
+    assert scene.deliveries.acked == [1, 2]
+
+
+async def test_the_replay_of_a_dead_letter_is_not_taken_for_its_first_message() -> None:
+    scene = Scene("due", settlement=DEAD)
+    await scene.bring(headers=signed({"x-otp-attempt": 0}))
+    scene.deliveries = scene.deliveries.reconnected()
+    await scene.bring(headers=signed({"x-otp-attempt": 0, "x-otp-replayed-at": 5}), redelivered=True)
+    assert len(scene.jobs) == 2
+    scene.deliveries = scene.deliveries.reconnected()
+    await scene.bring(headers=signed({"x-otp-attempt": 0, "x-otp-replayed-at": 5}), redelivered=True)
+    assert len(scene.jobs) == 2
 
 
 async def test_the_copy_of_a_parked_job_is_delivered() -> None:
@@ -318,6 +342,11 @@ async def test_a_settlement_that_failed_leaves_the_copy_to_be_delivered() -> Non
     assert len(scene.deliveries.acked) == 1
 
 
+LOST = Deliveries().message()
+"""A message whose channel is closed."""
+cast("Deliveries", LOST.raw.channel).is_closed = True
+
+
 def moved_job(job_id: str, attempts_made: int = 0) -> Job:
     request = OtpJob.from_bytes(BODY)
     return Job.from_request(
@@ -330,14 +359,14 @@ def test_an_attempt_that_was_moved_is_known_once_and_for_two_minutes(monkeypatch
     now = 1000.0
     monkeypatch.setattr(incoming_module, "monotonic", lambda: now)
     moved = Moved()
-    moved.add(moved_job("a", 1))
+    moved.add(moved_job("a", 1), LOST)
     assert not moved.knows(moved_job("a", 0))
     assert moved.knows(moved_job("a", 1))
     assert not moved.knows(moved_job("a", 1))
-    moved.add(moved_job("a", 1))
+    moved.add(moved_job("a", 1), LOST)
     now += 119
     assert moved.knows(moved_job("a", 1))
-    moved.add(moved_job("a", 1))
+    moved.add(moved_job("a", 1), LOST)
     now += 121
     assert not moved.knows(moved_job("a", 1))
 
@@ -346,7 +375,7 @@ def test_of_too_many_attempts_that_were_moved_the_oldest_is_forgotten(monkeypatc
     monkeypatch.setattr(incoming_module, "_MOVED_LIMIT", 2)
     moved = Moved()
     for name in "abc":
-        moved.add(moved_job(name))
+        moved.add(moved_job(name), LOST)
     assert [moved.knows(moved_job(name)) for name in "abc"] == [False, True, True]
 
 
@@ -601,7 +630,7 @@ async def test_what_is_cancelled_at_a_stop_while_it_drains_goes_back_at_once() -
 
 def test_another_job_with_the_id_of_one_that_was_moved_is_not_taken_for_its_copy() -> None:
     moved = Moved()
-    moved.add(moved_job("a"))
+    moved.add(moved_job("a"), LOST)
     other = moved_job("a")
     for changed in ({"otp": "654321"}, {"email": "other@example.com"}):
         assert not moved.knows(replace(other, request=other.request.model_copy(update=changed)))

@@ -428,6 +428,7 @@ async def test_the_redelivered_original_is_acknowledged_and_its_copy_is_not_take
     await scene.until(lambda: scene.consumer.state.ended == {"moved": 1})
     (own_lane,) = [it for it in scene.tenants if it.queue == "otp.tenant.a"]
     # the connection is lost: both are redelivered, the copy first
+    scene.deliveries = scene.deliveries.reconnected()
     scene.receive(body(2), to=own_lane, redelivered=True, **scene.copy())
     await scene.until(lambda: len(scene.jobs) == 3)
     assert (scene.jobs[-1].id, scene.jobs[-1].suspect) == ("j-2", True)
