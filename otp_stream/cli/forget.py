@@ -162,7 +162,7 @@ def remains(settings: Settings) -> list[str]:
         "Jobs that wait in RabbitMQ, with address and code, until they are sent or their codes expire.",
         (
             "Sent records and generated job ids: hashes of whole jobs, which cannot be found by an address, for "
-            f"{settings.sent_ttl_hours:g} hours (SENT_TTL_HOURS)."
+            f"{settings.sent_ttl_hours:g} hours (SENT_TTL_HOURS), records also for as long as their codes are valid."
         ),
         in_memory,
         (

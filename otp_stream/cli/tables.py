@@ -34,9 +34,9 @@ _NO_REDIS = (
     "is lost when the process exits."
 )
 _KEPT = (
-    "Sent records, and ids generated for jobs without one, stay until SENT_TTL_HOURS have passed: they are kept by a "
-    "hash of the job and hold nothing about a person. What a worker counted in memory, while Redis did not answer, "
-    "expires after the longest limit's period or the code's lifetime."
+    "Sent records, and ids generated for jobs without one, stay until SENT_TTL_HOURS have passed, and records while "
+    "their codes are valid: they are kept by a hash of the job and hold nothing about a person. What a worker counted "
+    "in memory, while Redis did not answer, expires after the longest limit's period or the code's lifetime."
 )
 _NOTHING = (
     "Nothing was found. If you expected entries, check the settings. Keys depend on RABBITMQ_URL (or REDIS_NAMESPACE), "
