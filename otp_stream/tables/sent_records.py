@@ -17,6 +17,10 @@ class SentRecord(NamedTuple):
     """Milliseconds since 1970."""
 
 
+_NUMBER_BITS = 48
+_NUMBER = (1 << _NUMBER_BITS) - 1
+
+
 class SentRecords:
     """Jobs that were sent, until their records expire. Beyond `limit`, the oldest records are evicted.
 
@@ -31,15 +35,19 @@ class SentRecords:
         self.last_number = 0
         """The number of the latest record."""
         self._limit = limit
-        self._expires_ms: dict[str, int] = {}
+        self._records: dict[str, int] = {}
+        """Expiry and number of each record, in one integer: a tuple would take half as much memory again."""
         # in order of insertion; finding the oldest key of a dict takes time for every key that was deleted before it
         self._order: deque[str] = deque()
-        """Empty in place of a record that lives longer than `ttl_ms`, or that was added again."""
+        """Empty in place of a record that lives longer than `ttl_ms`."""
         self._longer: deque[tuple[int, str]] = deque()
-        """Number and key of records that live longer. One that has expired stays until those before it have, too."""
+        """Number and key of records that live longer. One that has expired stays until those before it have, too.
+
+        A job that is sent again then, or after the clock was set back, has an outdated place here or in `_order`.
+        """
 
     def __len__(self) -> int:
-        return len(self._expires_ms)
+        return len(self._records)
 
     @property
     def _last_dropped(self) -> int:
@@ -56,13 +64,13 @@ class SentRecords:
         key, lifetime_ms = keys.key, self.lifetime_ms(keys, now_ms)
         if self.contains(key, now_ms):
             return
-        if key in self._expires_ms:  # it has expired, but one before it has not
-            self._remove_place(key)
-        self._expires_ms[key] = now_ms + lifetime_ms
         self.last_number += 1
+        self._records[key] = (now_ms + lifetime_ms) << _NUMBER_BITS | self.last_number
         if lifetime_ms > self.ttl_ms:
             self._order.append("")
             self._longer.append((self.last_number, key))
+            if len(self._longer) > 2 * self._limit:  # many are outdated
+                self._longer = deque(it for it in self._longer if self._expiry_ms(*it))
         else:
             self._order.append(key)
         if len(self) > self._limit:
@@ -70,34 +78,43 @@ class SentRecords:
 
     def contains(self, key: str, now_ms: int) -> bool:
         """Return whether a job has a record that has not expired."""
-        return self._expires_ms.get(key, 0) > now_ms
+        return self._records.get(key, 0) >> _NUMBER_BITS > now_ms
 
     def after(self, number: int) -> list[SentRecord]:
         """Return the records after the one with this number, the oldest first."""
         start = max(number, self._last_dropped)
         usual = enumerate(islice(self._order, start - self._last_dropped, None), start + 1)
         numbered = sorted([*(it for it in self._longer if it[0] > number), *usual])
-        return [SentRecord(*it, self._expires_ms[it[1]]) for it in numbered if it[1] in self._expires_ms]
+        return [SentRecord(*it, expires_ms) for it in numbered if (expires_ms := self._expiry_ms(*it))]
 
-    def _remove_place(self, key: str) -> None:
-        longer = deque(it for it in self._longer if it[1] != key)
-        if len(longer) == len(self._longer):  # the clock was set back, and the one before it was added earlier
-            self._order = deque("" if it == key else it for it in self._order)
-        self._longer = longer
+    def _expiry_ms(self, number: int, key: str) -> int:
+        """Return when the record expires that has this place, or 0 if the place is outdated."""
+        record = self._records.get(key, 0)
+        return record >> _NUMBER_BITS if record & _NUMBER == number else 0
 
     def _drop(self, now_ms: int) -> None:
-        order, longer, expires_ms = self._order, self._longer, self._expires_ms
-        while longer and expires_ms[longer[0][1]] <= now_ms:
-            del expires_ms[longer.popleft()[1]]
-        while order and expires_ms.get(order[0], 0) <= now_ms:
-            expires_ms.pop(order.popleft(), None)
-        while len(expires_ms) > self._limit:
-            self.evicted += expires_ms.pop(self._pop_oldest(), 0) > now_ms
+        order, longer, records = self._order, self._longer, self._records
+        while longer and (expires_ms := self._expiry_ms(*longer[0])) <= now_ms:
+            _, key = longer.popleft()
+            if expires_ms:
+                del records[key]
+        while order and (expires_ms := self._expiry_ms(self._last_dropped + 1, order[0])) <= now_ms:
+            key = order.popleft()
+            if expires_ms:
+                del records[key]
+        while len(records) > self._limit:
+            expires_ms, key = self._pop_oldest()
+            if expires_ms:
+                del records[key]
+                self.evicted += expires_ms > now_ms
 
-    def _pop_oldest(self) -> str:
+    def _pop_oldest(self) -> tuple[int, str]:
+        """Remove the oldest place, and return its expiry, 0 if it is outdated, and its key."""
         order, longer = self._order, self._longer
         while order and not order[0]:
             order.popleft()
         if longer and longer[0][0] <= self._last_dropped:
-            return longer.popleft()[1]
-        return order.popleft()
+            place = longer.popleft()
+        else:
+            place = self._last_dropped + 1, order.popleft()
+        return self._expiry_ms(*place), place[1]

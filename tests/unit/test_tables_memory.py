@@ -160,6 +160,21 @@ def test_a_long_record_that_has_expired_behind_another_is_replaced() -> None:
     assert [it.key for it in sent.after(0)] == ["year", "days"]
 
 
+def test_jobs_that_are_sent_again_behind_a_long_record_are_not_searched_for_and_take_little_memory() -> None:
+    sent = SentRecords(DAY, 100)
+    sent.add(sent_keys("year", NOW + 365 * DAY), NOW)
+    places, most = sent._longer, 0
+    for day in range(0, 360, 3):
+        for number in range(50):
+            sent.add(sent_keys(f"job{number}", NOW + (day + 2) * DAY), NOW + day * DAY)
+        if day < 9:
+            assert sent._longer is places  # to copy half a million places takes 100 ms
+        most = max(most, len(sent._longer))
+    assert most <= 200
+    assert (len(sent), sent.evicted) == (51, 0)
+    assert [it.key for it in sent.after(0)] == ["year", *(f"job{number}" for number in range(50))]
+
+
 @given(
     st.lists(st.tuples(st.integers(-20, 30), st.integers(0, 9), st.integers(-9, 30)), max_size=200),
     st.integers(1, 20),
