@@ -1,7 +1,11 @@
 """Sent records: which jobs were sent and must not be sent again."""
 
+import sys
+from bisect import bisect_right
 from collections import deque
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import islice, takewhile
+from operator import itemgetter
 from typing import NamedTuple
 
 from .keys import JobKeys
@@ -80,12 +84,23 @@ class SentRecords:
         """Return whether a job has a record that has not expired."""
         return self._records.get(key, 0) >> _NUMBER_BITS > now_ms
 
-    def after(self, number: int) -> list[SentRecord]:
-        """Return the records after the one with this number, the oldest first."""
+    def after(self, number: int, most: int = sys.maxsize) -> list[SentRecord]:
+        """Return `most` records after the one with this number, the oldest first."""
+        longer = self._longer
+        first = bisect_right(longer, number, key=itemgetter(0))
+        found = list(islice(self._current(islice(longer, first, None)), most))
         start = max(number, self._last_dropped)
         usual = enumerate(islice(self._order, start - self._last_dropped, None), start + 1)
-        numbered = sorted([*(it for it in self._longer if it[0] > number), *usual])
-        return [SentRecord(*it, expires_ms) for it in numbered if (expires_ms := self._expiry_ms(*it))]
+        if len(found) == most:
+            last = found[-1].number  # no later one is returned
+            usual = takewhile(lambda it: it[0] < last, usual)
+        found += islice(self._current(usual), most)
+        return sorted(found)[:most]
+
+    def _current(self, places: Iterable[tuple[int, str]]) -> Iterator[SentRecord]:
+        for place in places:
+            if expires_ms := self._expiry_ms(*place):
+                yield SentRecord(*place, expires_ms)
 
     def _expiry_ms(self, number: int, key: str) -> int:
         """Return when the record expires that has this place, or 0 if the place is outdated."""

@@ -1,13 +1,14 @@
 """The copy of this worker's sent records in Redis."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .keys import JobKeys
 from .redis_pipeline import RedisPipeline
-from .sent_records import SentRecords
+from .sent_records import SentRecord, SentRecords
 
 _BATCH = 100
+_PART = 1_000
 
 
 class SentReplica:
@@ -46,15 +47,20 @@ class SentReplica:
 
     async def restore(self) -> int:
         """Write the records that Redis lacks. Returns their number."""
-        records = self._sent.after(self.written)
-        for start in range(0, len(records), _BATCH):
-            batch = records[start : start + _BATCH]
-            now_ms = self._now_ms()
-            current = [it for it in batch if it.expires_ms > now_ms]
-            await asyncio.gather(*(self._pipeline.request("mark", it.key, it.expires_ms - now_ms) for it in current))
-            self.written = batch[-1].number
+        until, count = self._sent.last_number, 0
+        # a part of them at a time: to list half a million takes a second, in which no mail is sent
+        while (records := self._sent.after(self.written, _PART)) and records[0].number <= until:
+            for start in range(0, len(records), _BATCH):
+                await self._write(records[start : start + _BATCH])
+            count += len(records)
         self.written = self._sent.last_number  # newer records have been written over this connection as well
-        return len(records)
+        return count
+
+    async def _write(self, records: Sequence[SentRecord]) -> None:
+        now_ms = self._now_ms()
+        current = [it for it in records if it.expires_ms > now_ms]
+        await asyncio.gather(*(self._pipeline.request("mark", it.key, it.expires_ms - now_ms) for it in current))
+        self.written = records[-1].number
 
     def on_lost(self) -> None:
         """Count only confirmed records as written, because the connection was lost."""

@@ -224,7 +224,9 @@ def test_sent_records_are_the_newest_ones_that_have_not_expired(
             model.append(SentRecord(sent.last_number + 1, keys.key, now_ms + lifetime_ms))
         sent.add(keys, now_ms)
         assert len(sent) <= limit
-        kept = [it for it in sent.after(after) if it.expires_ms > now_ms]
+        found = sent.after(after)
+        assert [sent.after(after, most) for most in range(1, 6)] == [found[:it] for it in range(1, 6)]
+        kept = [it for it in found if it.expires_ms > now_ms]
         # an expired long record may take the place of a current one, but only of an older one
         current = [it for it in model if it.expires_ms > now_ms and it.number > after]
         assert kept == current[len(current) - len(kept) :]
