@@ -8,7 +8,7 @@ from typing import Any
 
 from .core.address import wire_address
 from .core.mail import Mail, OutdatedMailError
-from .core.outcome import Outcome
+from .core.outcome import Outcome, TimedOut
 from .core.probe import Probed
 from .core.state import RelayState
 from .relay import RelayRetiredError, SmtpRelay
@@ -45,22 +45,33 @@ class RelayGroups:
         self._finished = False
         self.use(tenants)
 
-    async def send(self, mail: Mail, **options: Any) -> Outcome:
+    async def send(self, mail: Mail, *, wanted: Callable[[], bool] = lambda: True, **options: Any) -> Outcome:
         """Send a mail as `SmtpRelay.send` does.
 
-        Raises `OutdatedMailError` if its tenant has another sender or relay now, or is removed: no relay gets the mail
-        of a sender that is not configured for it.
+        Raises `OutdatedMailError` if its tenant has another sender or relay now, or is removed, also while the mail
+        waits: no relay gets the mail of a sender that is not configured for it.
         """
-        relay, sender = self._of_tenant.get(mail.tenant, (self._default, None))
+        route = self._of_tenant.get(mail.tenant)
+        relay, sender = route or (self._default, None)
         if mail.tenant and mail.sender != sender:
             raise OutdatedMailError
+
+        def is_current() -> bool:
+            return self._of_tenant.get(mail.tenant) == route
+
         try:
-            return await relay.send(mail, **options)
+            outcome = await relay.send(mail, wanted=lambda: is_current() and wanted(), **options)
         except RelayRetiredError:
             raise (asyncio.CancelledError if self._finished else OutdatedMailError) from None
+        if isinstance(outcome, TimedOut) and not is_current():
+            raise OutdatedMailError
+        return outcome
 
     def use(self, tenants: Tenants) -> None:
-        """Use the relays of these tenants. `send` raises for mails that wait for a group that no longer exists."""
+        """Use the relays of these tenants. `send` raises for mails that wait for another group, or with another sender.
+
+        A group that no tenant has any more is closed.
+        """
         known = {group.values: group for group in self._groups.values()}
         groups: dict[str, _Group] = {}
         members = Counter(it.group for it in tenants.listed.values())
@@ -77,6 +88,7 @@ class RelayGroups:
         }
         for group in known.values():
             self._retire(group.relay)
+        self.recheck()  # mails of tenants that have left a group which stays
 
     def recheck(self) -> None:
         """Time out the queued mails that are no longer wanted."""

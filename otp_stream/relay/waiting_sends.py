@@ -43,9 +43,15 @@ class WaitingSends:
         return len(self._own[relay])
 
     def push(self, pending: PendingSend) -> None:
-        """Queue a mail for all relays or the preferred one. Ends the call if sending has ended, or its caller."""
+        """Queue a mail for all relays or the preferred one. Ends the call if sending has ended, or its caller.
+
+        A mail that is no longer wanted times out at once: it may come from a connection, after the last `recheck`.
+        """
         if self.closed or pending.result.done():
             self._end(pending)
+            return
+        if not pending.wanted():
+            pending.resolve(TimedOut())
             return
         for relay, queue in self._own.items():
             if pending.prefer == relay.name and relay.breaker.state != "open" and not relay.stalled:

@@ -208,6 +208,33 @@ async def test_no_relay_gets_a_mail_of_a_sender_that_is_not_configured_for_it(
     assert len(relay.accepted) == len(stage.relay.accepted) + len(own.accepted) == 5
 
 
+@pytest.mark.parametrize("change", ["relay", "sender", "removed"])
+async def test_mails_that_wait_for_a_relay_that_others_keep_are_composed_again(
+    stage: Stage, own: ScriptedRelay, change: str
+) -> None:
+    """A tenant leaves relays that it has shared: they stay, but no more get its mail, or the mail of its old sender."""
+    async with ScriptedRelay() as shared:
+        port = shared.port
+        await shared.stop()
+        first, last = ({name: {**at(own), "smtp_port": port}} for name in ("first", "last"))
+        old = {**at(own), "smtp_port": port, "sender_email": "no-reply@old.example"}
+        worker = await run(stage, tenants_toml({**first, "shop": old, **last}))
+        await stage.rabbit.publish(*(job_of("shop", number) for number in range(5)))
+        await worker.wait_log("relay takes no mail: circuit breaker open")
+        new = {"relay": at(own), "sender": {**old, "sender_email": "no-reply@new.example"}}
+        shop = {"shop": new[change]} if change in new else {}
+        set_tenants(stage, tenants_toml({**first, **shop, **last}))
+        await worker.wait_log("TENANTS_FILE has changed")
+        relay = {"relay": own, "sender": shared, "removed": stage.relay}[change]
+        if relay is shared:
+            await shared.start()
+        await relay.wait_accepted(5)
+        domain = "new.example" if relay is shared else "example.com"
+        assert {it.sender for it in relay.accepted} == {f"no-reply@{domain}"}
+        assert "MAIL FROM:<no-reply@old.example>" not in str(shared.log)
+    assert len(relay.accepted) == 5
+
+
 async def test_each_group_of_relays_has_a_name_of_its_own(stage: Stage) -> None:
     slow, fast = {"smtp_rate_per_second": 50}, {"smtp_rate_per_second": 60}
     worker = await run(stage, tenants_toml({"a": slow, "b": slow, "c": slow}))
