@@ -108,8 +108,10 @@ class KeyBuilder:
         limits = tuple(self._limit_key(limit, job, recipient, hash_key) for limit in self.limits)
         if not self.supersede:
             return HashedKeys(key, limits=limits)
+        # without NUL, which separates the tenant: a purpose must not name another one
+        purpose = (job.request.metadata.purpose or "").replace("\0", "")
         # a producer that sets no purpose may still have a template for each purpose
-        purpose = job.request.metadata.purpose or f"\0{job.request.metadata.template}"
+        purpose = purpose or f"\0{job.request.metadata.template}"
         if job.tenant:  # a person may use two tenants at the same time
             purpose = f"{purpose}\0{job.tenant}"
         code = _digest(f"{recipient}\0{job.request.otp}", hash_key)

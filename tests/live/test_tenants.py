@@ -335,20 +335,20 @@ async def test_a_job_of_one_tenant_supersedes_none_of_another(stage: Stage) -> N
     worker = await run(stage, tenants_toml({"a": {}, "b": {}}), SUPERSEDE="latest")
     now = time.time_ns() // 1_000_000
 
-    def body(tenant: str, otp: str, made_ms: int) -> bytes:
+    def body(tenant: str, otp: str, made_ms: int, **metadata: str) -> bytes:
         fields: dict[str, Any] = {"email": "p@example.com", "otp": otp, "jobId": otp, "timestamp": made_ms}
-        return json.dumps({**fields, "metadata": {"tenant": tenant}}).encode()
+        return json.dumps({**fields, "metadata": {"tenant": tenant, **metadata}}).encode()
 
-    await stage.rabbit.publish(body("a", "2222", now))
-    await stage.relay.wait_accepted(1)
-    await stage.rabbit.publish(body("b", "3333", now - 5_000), body("a", "1111", now - 5_000))
+    await stage.rabbit.publish(body("a", "2222", now), body("default", "4444", now, purpose="\0otp\0b"))
     await stage.relay.wait_accepted(2)
+    await stage.rabbit.publish(body("b", "3333", now - 5_000), body("a", "1111", now - 5_000))
+    await stage.relay.wait_accepted(3)
 
     async def superseded() -> bool:
         return await worker.metric('otp_jobs_total{outcome="superseded"}') == 1
 
     await until(superseded, "the older job of the same tenant")
-    assert len(stage.relay.accepted) == 2
+    assert len(stage.relay.accepted) == 3
 
 
 async def test_no_queue_of_a_test_s_tenants_is_left_on_the_shared_broker(shared_node: Node, tmp_path: Path) -> None:

@@ -217,8 +217,8 @@ def test_a_limit_of_its_own_counts_the_tenants_jobs_only(read: Read, tmp_path: P
     union = [Limit("recipient", 5, 600_000), Limit("recipient", 1, 60_000)]
     keys = KeyBuilder(b"k" * 32, limits=union, tenants=limits, supersede=True)
 
-    def of(tenant: str) -> Any:
-        request = OtpJob.from_bytes(json.dumps({"email": "a@b.c", "otp": "123456"}).encode())
+    def of(tenant: str, **metadata: str) -> Any:
+        request = OtpJob.from_bytes(json.dumps({"email": "a@b.c", "otp": "123456", "metadata": metadata}).encode())
         made = Job.from_request(
             request, job_id="1", lane="jobs", first_seen_ms=1, attempts_made=0, default_expiry_minutes=1, tenant=tenant
         )
@@ -231,6 +231,9 @@ def test_a_limit_of_its_own_counts_the_tenants_jobs_only(read: Read, tmp_path: P
     assert own[1].endswith(f":{default[0]}")
     assert inherited == default
     assert len({of(it).purpose for it in ("", "a", "b")}) == 3
+    # no purpose of a producer names another tenant
+    assert of("", purpose="login\0a").purpose != of("a", purpose="login").purpose
+    assert of("", purpose="\0otp\0a").purpose != of("a").purpose
 
 
 def test_two_hundred_tenants_are_read_in_a_moment(read: Read) -> None:
