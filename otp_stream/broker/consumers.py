@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import cast
@@ -88,6 +89,16 @@ class Consumers:
         consumer = self._consumers.get(lane.queue)
         if consumer is not None and consumer.is_active:
             await self._end(consumer, idle=not lane.unacked)
+
+    async def resize(self, prefetches: Iterable[tuple[LaneConsumer, int]]) -> None:
+        """Consume with other prefetch counts. Jobs in flight stay, and do not count towards the new ones."""
+        for lane, prefetch in prefetches:
+            lane.prefetch = prefetch
+            consumer = self._consumers.get(lane.queue)
+            if consumer is not None and consumer.is_active:
+                await self._end(consumer, idle=False)
+                with suppress(*BROKER_ERRORS):  # a lost consumer is restarted
+                    await self.consume(lane)
 
     async def flush(self) -> None:
         """Return once the broker has received every acknowledgement."""
@@ -205,9 +216,9 @@ class Consumers:
             channel = cast("Channel", await transport.channel(publisher_confirms=False))
             acks = Acks(channel)
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
-            await channel.basic_qos(prefetch_count=lane.prefetch)
             deliveries.deliver(channel, DeliveryAssembler(channel, acks, lane.dispatch, connection.large))
         # else only the consumer is lost, and the channel is kept: earlier deliveries can be acknowledged only over it
+        await consumer.channel.basic_qos(prefetch_count=lane.prefetch)  # of the next consumer
         answer = await consumer.channel.basic_consume(lane.queue, _ignore)
         consumer.tag = answer.consumer_tag
 

@@ -18,6 +18,7 @@ from .job_message import JobMessage
 from .lane import LaneConsumer
 from .queue_publisher import Confirm, QueuePublisher
 from .settle import Settler, error_text
+from .tenant_prefetch import TenantPrefetch
 from .topology import DEFAULT_TENANT, Depth, Topology
 from .topology_admin import BROKER_ERRORS, TopologyAdmin
 
@@ -90,7 +91,7 @@ class TenantLanes:
         self._consumers = consumers
         self._settler = settler
         self._publish = publish
-        self._prefetch = max(1, prefetch // 2)
+        self._prefetch = TenantPrefetch(prefetch)
         self._blocked = blocked
         """Returns whether the broker accepts no publish."""
         self._names: tuple[str, ...] = ()
@@ -139,9 +140,10 @@ class TenantLanes:
             lane.removed = lane.tenant not in wanted
             lane.finished = lane.finished and lane.removed
             lane.was_empty = False
+        prefetch = self._prefetch.equal(len(wanted))
         for tenant in wanted:
             if tenant not in self._lanes:
-                consumer = self._create(self._topology.tenant_queue(tenant), self._prefetch)
+                consumer = self._create(self._topology.tenant_queue(tenant), prefetch)
                 self._lanes[tenant] = _TenantLane(tenant, consumer)
         self._wake.set()
 
@@ -231,6 +233,7 @@ class TenantLanes:
         while True:
             self._wake.clear()
             await self._start_missing()
+            await self._consumers.resize(self._prefetch.changes([it.consumer for it in self._lanes.values()]))
             if self._lanes and monotonic() >= self._read_at:
                 await self._read_depths()
             with suppress(TimeoutError):

@@ -386,3 +386,27 @@ async def test_a_relay_that_hangs_holds_up_one_tenant_only(stage: Stage, own: Sc
     assert len({it.recipient for it in own.accepted}) == len(own.accepted) == 100
     await stage.rabbit.wait_depth(0)
     await worker.stop()
+
+
+async def test_backlogs_of_many_tenants_stay_in_the_broker(stage: Stage) -> None:
+    """A worker whose relay hangs has not many more jobs in its memory for many tenants than for one."""
+    names = "abcdefghijklmnopqrst"
+    stage.relay.always("mail", SILENCE)
+    worker = await run(stage, tenants_toml({name: {} for name in names}), PREFETCH_COUNT="30")
+    await stage.rabbit.publish(*(job_of(name, number) for number in range(25) for name in names))
+
+    async def figures(metric: str) -> list[float]:
+        rows = (await worker.get("/metrics"))[1].splitlines()
+        return [float(row.rpartition(" ")[2]) for row in rows if row.startswith(metric)]
+
+    async def is_moved() -> bool:
+        return await worker.metric('otp_ledger_settled_total{how="moved",lane="jobs"}') >= 500 - 30
+
+    await until(is_moved, "jobs in the queues of all tenants", 60)
+    for _ in range(5):  # the counts may grow once a second
+        assert sum(await figures("otp_tenant_jobs_unacked{")) <= 5 * 30
+        await asyncio.sleep(1)
+    stage.relay.always("mail", None)
+    stage.relay.cut()
+    await stage.relay.wait_accepted(500, 60)
+    assert len({it.recipient for it in stage.relay.accepted}) == len(stage.relay.accepted) == 500

@@ -131,6 +131,9 @@ class FakeConsumers:
     async def compare(self, lanes: object) -> bool:
         return False
 
+    async def resize(self, prefetches: object) -> None:
+        pass
+
 
 @dataclass
 class Scene:
