@@ -165,7 +165,7 @@ def test_a_slow_probe_that_is_lost_makes_no_third_mail_a_probe_beside_its_succes
     slow.probe = other.probe = third.probe = True
     relay.started(slow)
     now[0] += STALLED_S + 1
-    relay.replace_slow_probe()
+    relay.replace_slow_probe(now_ms=16_000)
     assert relay.breaker.passable
     relay.started(other)
     relay.probe_withdrawn(slow)
