@@ -100,12 +100,12 @@ async def test_a_consumer_that_gets_nothing_although_jobs_wait_is_restarted_once
     ("version", "quorum", "ended_by_us", "unacked_ms", "old", "new"),
     [
         ("4.3.6", True, False, 3000, ["close"], ["qos 5", "consume q"]),
-        ("4.3.6", True, True, 3000, ["consume q"], []),
+        ("4.3.6", True, True, 3000, ["qos 5", "consume q"], []),
         # its queue was deleted, and what is in flight exists only here
-        ("4.3.6", True, False, 1000, ["consume q"], []),
-        ("4.3.6", False, False, 3000, ["consume q"], []),
-        ("4.0.5", True, False, 3000, ["consume q"], []),
-        ("3.10.8", True, False, 3000, ["consume q"], []),
+        ("4.3.6", True, False, 1000, ["qos 5", "consume q"], []),
+        ("4.3.6", False, False, 3000, ["qos 5", "consume q"], []),
+        ("4.0.5", True, False, 3000, ["qos 5", "consume q"], []),
+        ("3.10.8", True, False, 3000, ["qos 5", "consume q"], []),
     ],
 )
 async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeued(
