@@ -17,7 +17,8 @@ from .broker import OtpBroker
 from .configs import tenant_identities, tenant_limits
 from .core.probe import Probed
 from .core.retention import SweepState
-from .core.state import Phase, TenantState, WorkerSeen, WorkerState
+from .core.state import Phase, TenantState, WorkerState
+from .core.tables_state import WorkerSeen
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
 from .mail import Composer, MailIdentity, TemplateError, WatchedTemplates

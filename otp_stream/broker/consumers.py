@@ -218,7 +218,7 @@ class Consumers:
             consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
             deliveries.deliver(channel, DeliveryAssembler(channel, acks, lane.dispatch, connection.large))
         # else only the consumer is lost, and the channel is kept: earlier deliveries can be acknowledged only over it
-        await consumer.channel.basic_qos(prefetch_count=lane.prefetch)  # of the next consumer
+        await consumer.channel.basic_qos(prefetch_count=lane.prefetch)  # applies to the next consumer
         answer = await consumer.channel.basic_consume(lane.queue, _ignore)
         consumer.tag = answer.consumer_tag
 

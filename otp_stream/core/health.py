@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .job import CLOCK_TOLERANCE_MS
-from .state import BrokerState, ClockState, LaneState, RelayState, TablesState, TenantState, WorkerState
+from .state import BrokerState, LaneState, RelayState, TenantState, WorkerState
 from .stats import Stats
+from .tables_state import ClockState, TablesState
 from .times import in_words
 
 STALE_MS = 15_000

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from .health import STALE_MS
-from .state import RelayState, TablesState, WorkerState
+from .state import RelayState, WorkerState
+from .tables_state import TablesState
 
 
 def sendable_jobs(state: WorkerState, now_ms: int) -> int | None:

@@ -106,6 +106,17 @@ def run_once(work: Callable[[], Sequence[str]], cpu_s: float, timeout_s: float) 
         child.kill()
 
 
+def failure_text(error: CpuLimitError | MemoryError | ComposeError, action: str, cpu_s: float) -> str:
+    """Return why `run_once` failed, and the fix. `action` is what it did with the templates of a folder."""
+    match error:
+        case CpuLimitError():
+            return f"{action} its templates takes more than {cpu_s:g} s of CPU time; shorten them"
+        case MemoryError():
+            return f"{action} its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
+        case _:
+            return f"{action} its templates crashes the process; nest HTML and Jinja less deeply"
+
+
 class _Child:
     """One child process. Raises `OSError` if it cannot be forked."""
 

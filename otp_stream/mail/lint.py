@@ -21,11 +21,11 @@ from .catalog_rules import check_catalogs
 from .catalogs import FOLDER
 from .file_rules import check_files
 from .finding import Finding, error_finding
-from .forked_renderer import run_once
+from .forked_renderer import failure_text, run_once
 from .identity import MailIdentity
 from .language import SOURCE, normal_locale
 from .mail_template import MailTemplate
-from .sandbox import MEMORY, CpuLimitError
+from .sandbox import CpuLimitError
 from .sources import SourceMarkers, check_source
 from .template_check import TemplateCheck
 from .template_data import template_data
@@ -104,7 +104,7 @@ def lint(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
 
 
 def lint_in_child(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[Finding]:
-    """Do the same in another process, which a file may block or crash: that is then the only finding.
+    """Do the same in a child process. If a file blocks or crashes it, that is the only finding.
 
     Raises as `lint` does, and `OSError` if the folder cannot be read.
     """
@@ -115,15 +115,9 @@ def lint_in_child(identity: MailIdentity, metadata: Mapping[str, Any]) -> list[F
     os.scandir(folder).close()
     try:
         found = run_once(lambda: [json.dumps(asdict(it)) for it in lint(identity, metadata)], _LINT_CPU_S, _TIMEOUT_S)
-    except CpuLimitError:
-        text = f"checking its templates takes more than {_LINT_CPU_S:g} s of CPU time; shorten them"
-    except MemoryError:
-        text = f"checking its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
-    except ComposeError:
-        text = "checking its templates crashes the process; nest HTML and Jinja less deeply"
-    else:
-        return [Finding(**json.loads(it)) for it in found]
-    return [Finding(str(folder), None, "error", text)]
+    except (CpuLimitError, MemoryError, ComposeError) as error:
+        return [Finding(str(folder), None, "error", failure_text(error, "checking", _LINT_CPU_S))]
+    return [Finding(**json.loads(it)) for it in found]
 
 
 def _identities(identity: MailIdentity) -> list[MailIdentity]:

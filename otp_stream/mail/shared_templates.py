@@ -11,9 +11,9 @@ from types import MappingProxyType
 from otp_stream.core.mail import ComposeError
 
 from .folder_files import UnsafeFileError, reported_reads
-from .forked_renderer import run_once
+from .forked_renderer import failure_text, run_once
 from .identity import MailIdentity
-from .sandbox import MEMORY, CpuLimitError
+from .sandbox import CpuLimitError
 from .templates import TemplateError, Templates, fallbacks
 
 _COMPILE_CPU_S = 10.0
@@ -64,12 +64,8 @@ def _compiled(folder: Path | None, default_locale: str) -> Templates:
     files: list[str] = []
     try:
         problem, *files = run_once(partial(_check, folder, default_locale), _COMPILE_CPU_S, _TIMEOUT_S)
-    except CpuLimitError:
-        problem = f"{folder}: compiling its templates takes more than {_COMPILE_CPU_S:g} s; shorten them"
-    except MemoryError:
-        problem = f"{folder}: compiling its templates takes more than {MEMORY >> 20} MiB of memory; shorten them"
-    except ComposeError:
-        problem = f"{folder}: compiling its templates crashes the process; nest HTML and Jinja less deeply"
+    except (CpuLimitError, MemoryError, ComposeError) as error:
+        problem = f"{folder}: {failure_text(error, 'compiling', _COMPILE_CPU_S)}"
     except OSError:
         return Templates(folder, default_locale)
     if problem:

@@ -16,7 +16,7 @@ POLL_S = 2.0
 _SETTLE_S = 0.2
 """Files are used after they have not changed for this long: a program may still be writing them."""
 _SETTLE_LIMIT_S = 10.0
-"""Files that change all the time are used as they are after this long. They would hold up those of all tenants."""
+"""Files that change all the time are used as they are after this time; otherwise they would delay all tenants."""
 _MAX_SHARE = 0.02
 """Share of the time that may be spent on scanning folders: a scan of 200 takes 0.1 s."""
 

@@ -80,7 +80,7 @@ class CircuitBreaker:
     def half_open(self, now_ms: int, *, requested: bool = False, early_ms: int | None = None) -> bool:
         """Let the next job pass as the probe, if the pause is over.
 
-        A `requested` probe may pass earlier, and with `early_ms` any one so long after the failure.
+        A `requested` probe may pass earlier. With `early_ms`, any probe may pass that long after the failure.
         """
         is_early = early_ms is not None and now_ms >= self.since_ms + early_ms
         if self.state != "open" or not (is_early or now_ms >= self.next_probe_ms(requested=requested)):

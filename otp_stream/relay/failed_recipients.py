@@ -156,7 +156,7 @@ class FailedRecipients:
             return None
         return _EARLY_MS * self._failed_domains(self._opened_ms)
 
-    def fill_worker(self, waiting: Iterable[PendingSend], now_ms: int, *, is_open: bool) -> bool:
+    def may_leave(self, waiting: Iterable[PendingSend], now_ms: int, *, is_open: bool) -> bool:
         """Return whether all of these mails are for domains that have failed, and have waited for long enough."""
         if not is_open:
             return all(self.waits(it.mail.recipient, now_ms) for it in waiting)

@@ -58,7 +58,7 @@ class NextMail:
         if not relay.recipients.any_failed or (is_open and waiting.is_taken_by_others(relay)):
             return
         jobs = waiting.waiting_for(relay)
-        if relay.recipients.fill_worker(jobs, self._now_ms(), is_open=is_open):
+        if relay.recipients.may_leave(jobs, self._now_ms(), is_open=is_open):
             for job in jobs[:_LEAVE_AT_ONCE]:
                 waiting.remove(job)
                 job.resolve(TimedOut(briefly=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from otp_stream.core.admission import SentBefore, Unknown
-from otp_stream.core.state import Fail
+from otp_stream.core.tables_state import Fail
 
 from .claim import Claim
 from .keys import JobKeys

@@ -7,7 +7,7 @@ import structlog
 
 from otp_stream.clock import MachineClock
 from otp_stream.core.job import CLOCK_TOLERANCE_MS
-from otp_stream.core.state import ClockState, WorkerSeen
+from otp_stream.core.tables_state import ClockState, WorkerSeen
 
 _SLOWEST_MS = 1_000
 """A slower reply says too little about the time."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
 from otp_stream.core.rate import Grant
-from otp_stream.core.state import WorkerSeen
+from otp_stream.core.tables_state import WorkerSeen
 
 from .keys import HashedKeys, JobKeys
 from .memory import Answer

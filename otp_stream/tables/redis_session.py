@@ -12,7 +12,7 @@ import structlog
 
 from otp_stream.clock import MachineClock
 from otp_stream.core.admission import Limit
-from otp_stream.core.state import Fail, WorkerSeen
+from otp_stream.core.tables_state import Fail, WorkerSeen
 from otp_stream.tasks import cancel_and_wait, forever
 
 from .claim import Claim, Claims

@@ -3,7 +3,7 @@
 import re
 
 from otp_stream.core.rate import Grant
-from otp_stream.core.state import WorkerSeen
+from otp_stream.core.tables_state import WorkerSeen
 
 from .keys import JobKeys
 from .memory import Answer

@@ -12,7 +12,7 @@ from otp_stream import clock
 from otp_stream.core.admission import Limit, Refusal, Unknown, answer_name
 from otp_stream.core.job import Job
 from otp_stream.core.rate import Grant
-from otp_stream.core.state import ClockState, Fail, TablesState, WorkerSeen
+from otp_stream.core.tables_state import ClockState, Fail, TablesState, WorkerSeen
 
 from .admission import Admission
 from .claim import Claim, Claims

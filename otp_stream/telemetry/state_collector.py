@@ -21,10 +21,10 @@ from otp_stream.core.state import (
     LaneState,
     Phase,
     RelayState,
-    TablesState,
     TenantState,
     WorkerState,
 )
+from otp_stream.core.tables_state import TablesState
 from otp_stream.telemetry_errors import ERRORS
 
 from .log_pipe import DROPPED

@@ -11,8 +11,9 @@ from starlette.responses import HTMLResponse, Response
 from otp_stream import clock
 from otp_stream.core.decision import GOOD, REASONS
 from otp_stream.core.health import Status, checks, slow_text, unshared_state, worst
-from otp_stream.core.state import TablesState, TenantState, WorkerSeen, WorkerState
+from otp_stream.core.state import TenantState, WorkerState
 from otp_stream.core.stats import Recent, Stats, Step
+from otp_stream.core.tables_state import TablesState, WorkerSeen
 
 from . import charts
 from .access import Access

@@ -14,8 +14,9 @@ from otp_stream import clock
 from otp_stream.asgi import json_response
 from otp_stream.core.decision import REASONS
 from otp_stream.core.health import Check, Status, checks, worst
-from otp_stream.core.state import TablesState, WorkerState
+from otp_stream.core.state import WorkerState
 from otp_stream.core.stats import Stats
+from otp_stream.core.tables_state import TablesState
 
 _FRESH_MS = 2_000
 """How old the broker's figures may be before they are requested again."""

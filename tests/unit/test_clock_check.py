@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from otp_stream.clock import MachineClock
-from otp_stream.core.state import ClockState, WorkerSeen
+from otp_stream.core.tables_state import ClockState, WorkerSeen
 from otp_stream.tables import clock_check
 from otp_stream.tables.clock_check import ClockCheck
 from otp_stream.tables.redis_script import encode_worker, read_workers

@@ -10,8 +10,9 @@ from otp_stream.broker.lane import Handle, LaneConsumer
 from otp_stream.broker.queue_age import QueueAge
 from otp_stream.broker.topology import Depth
 from otp_stream.core.health import LATE_MS, STALE_MS, Check, Status, checks, unshared_state, worst
-from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, TablesState, WorkerState
+from otp_stream.core.state import BrokerState, LaneState, Phase, RelayState, WorkerState
 from otp_stream.core.stats import Stats
+from otp_stream.core.tables_state import TablesState
 
 NOW = 1_700_000_000_000
 NONE = Stats(0)

@@ -140,33 +140,33 @@ def test_before_two_false_alarms_no_mail_waits_behind_a_closed_breaker() -> None
     odd, good = pending("x@odd.example"), pending("x@good.example")
     assert recipients.choose_next([odd, good], 1) is odd
     assert recipients.choose_next([], 1) is None
-    assert not recipients.fill_worker([odd], 1, is_open=False)
+    assert not recipients.may_leave([odd], 1, is_open=False)
 
 
 def test_mails_for_domains_that_failed_fill_a_worker_after_ten_seconds_of_an_outage() -> None:
     recipients, failed = FailedRecipients(), [pending("x@d1.example"), pending("x@d2.example")]
     opened(recipients, "u@d1.example", 0)
     opened(recipients, "u@d2.example", 6_000)
-    assert not recipients.fill_worker(failed, 9_999, is_open=True)
-    assert recipients.fill_worker(failed, 10_000, is_open=True)
-    assert not recipients.fill_worker([*failed, pending("u@good.example")], 10_000, is_open=True)
+    assert not recipients.may_leave(failed, 9_999, is_open=True)
+    assert recipients.may_leave(failed, 10_000, is_open=True)
+    assert not recipients.may_leave([*failed, pending("u@good.example")], 10_000, is_open=True)
 
 
 def test_mails_for_three_domains_that_failed_fill_a_worker_at_once() -> None:
     recipients, failed = FailedRecipients(), [pending(f"u@d{number}.example") for number in range(3)]
     for job in failed:
         opened(recipients, job.mail.recipient)
-    assert recipients.fill_worker(failed, 0, is_open=True)
+    assert recipients.may_leave(failed, 0, is_open=True)
 
 
 def test_mails_for_domains_that_failed_fill_a_worker_at_once_after_false_alarms() -> None:
     recipients, odd = after_two_false_alarms(), pending("x@odd.example")
     recipients.failed("a@odd.example", 10_000)
-    assert recipients.fill_worker([odd], 10_000, is_open=False)
-    assert not recipients.fill_worker([odd], 15_000, is_open=False)
-    assert not recipients.fill_worker([odd], 10_000, is_open=True)  # not for a failure that a recipient may cause
+    assert recipients.may_leave([odd], 10_000, is_open=False)
+    assert not recipients.may_leave([odd], 15_000, is_open=False)
+    assert not recipients.may_leave([odd], 10_000, is_open=True)  # not for a failure that a recipient may cause
     recipients.opened_breaker("a@odd.example", 10_000, at_mail=False)
-    assert recipients.fill_worker([odd], 10_000, is_open=True)
+    assert recipients.may_leave([odd], 10_000, is_open=True)
 
 
 def test_a_domain_has_failed_until_its_mail_is_accepted_after_its_wait_or_for_an_hour() -> None:

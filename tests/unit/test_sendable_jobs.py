@@ -6,7 +6,8 @@ import pytest
 
 from otp_stream.core.health import STALE_MS
 from otp_stream.core.sendable_jobs import sendable_jobs
-from otp_stream.core.state import BrokerState, LaneState, RelayState, TablesState, TenantState, WorkerState
+from otp_stream.core.state import BrokerState, LaneState, RelayState, TenantState, WorkerState
+from otp_stream.core.tables_state import TablesState
 
 NOW = 1_700_000_000_000
 LANES = LaneState("jobs", "q", 200, depth=40), LaneState("high", "q.high", 200, depth=2), LaneState("due", "q.due", 9)

@@ -26,7 +26,8 @@ from otp_stream.core.messaging import Publication, published_to
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.core.outcome import Outcome
 from otp_stream.core.retention import SweepState
-from otp_stream.core.state import BrokerState, CredentialsState, LaneState, RelayState, TablesState, WorkerState
+from otp_stream.core.state import BrokerState, CredentialsState, LaneState, RelayState, WorkerState
+from otp_stream.core.tables_state import TablesState
 from otp_stream.telemetry.messaging_metrics import Server
 from otp_stream.telemetry.metrics import Metrics
 from otp_stream.telemetry.monitor import Reminder
