@@ -4,16 +4,18 @@ import asyncio
 import json
 import os
 import random
-import re
 import signal
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import pairwise
+from math import inf
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +36,8 @@ PREFETCH = 2 * CONNECTIONS
 """A killed worker has at most this many jobs in flight."""
 LATEST_S = 0.06
 """The slowest answer of the relay to a mail."""
-WINDOW_S = 0.1
-"""How soon after the relay's 250 the sent record must exist; most of it is for a busy machine."""
+WINDOW_S = 0.5
+"""How long a busy machine may take for what otherwise happens at once."""
 
 
 @pytest.fixture
@@ -103,7 +105,8 @@ def random_delays(relay: ScriptedRelay, chance: random.Random) -> None:
 def copies(ids: list[str], *, share: float, chance: random.Random) -> list[bytes]:
     """Return jobs in random order, some of them twice."""
     again = chance.sample(ids, round(len(ids) * share))
-    bodies = [job(f"{job_id}@example.com", jobId=job_id, timestamp=_now_ms()) for job_id in [*ids, *again]]
+    made = _now_ms()  # one time for a job and its copy: the e-mail shows it
+    bodies = [job(f"{job_id}@example.com", jobId=job_id, timestamp=made) for job_id in [*ids, *again]]
     chance.shuffle(bodies)
     return bodies
 
@@ -128,8 +131,10 @@ class Slot:
     stage: Stage
     redis: RedisServer
     relay: ScriptedRelay
-    kills: list[float] = field(default_factory=list)
+    kills: list[float] = field(default_factory=list[float])
     worker: Worker | None = None
+    ended_at: dict[Path, float] = field(default_factory=dict[Path, float])
+    """When each worker that was killed ended, in seconds since 1970, by its folder."""
 
     async def start(self) -> None:
         more = {"SMTP_PORT": str(self.relay.port), "PREFETCH_COUNT": str(PREFETCH), **CLOSED}
@@ -141,14 +146,23 @@ class Slot:
         assert self.worker is not None
         self.kills.append(time.monotonic())
         await self.worker.kill()
+        self.ended_at[self.worker.folder] = time.time()
 
     def was_killed_between(self, accepted_at: float, again_at: float) -> bool:
         """Whether there was a kill that explains why a mail was sent again."""
         return any(accepted_at - LATEST_S - WINDOW_S < kill < again_at for kill in self.kills)
 
-    def was_killed_after(self, accepted_at: float) -> bool:
-        """Whether a kill came so soon after a 250, or so shortly before it, that it explains a copy."""
-        return any(-LATEST_S - WINDOW_S < kill - accepted_at < WINDOW_S for kill in self.kills)
+
+def unshared_s(workers: list[Worker], ended_at: dict[Path, float]) -> list[float]:
+    """Return how long a worker lived after it had logged a job as sent that another worker sent again later."""
+    logged: dict[str, list[tuple[float, float]]] = {}
+    for it in workers:
+        for line in it.lines:
+            if line["event"] == "job sent":
+                at = datetime.fromisoformat(line["timestamp"]).timestamp()
+                logged.setdefault(line["job_id"], []).append((at, ended_at.get(it.folder, inf) - at))
+    assert logged
+    return [lived_s for times in logged.values() for _, lived_s in sorted(times)[:-1]]
 
 
 async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_that_moment(
@@ -177,8 +191,6 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
     assert (row.lost, ledger.reasons.total()) == (0, 0)
     assert ledger.copies_are_identical
     assert row.duplicated <= kills * PREFETCH
-    logged = Counter(re.findall(r'"job_id":"(\w+)".*"event":"job sent"', "".join(it.log for it in stage.workers)))
-    assert logged
     sent: dict[str, list[tuple[float, Slot]]] = {}
     for slot in slots:
         for mail in slot.relay.accepted:
@@ -188,8 +200,8 @@ async def test_workers_killed_at_random_send_twice_only_what_was_accepted_at_tha
         # several kills may affect one mail
         for (accepted_at, slot), (again_at, _) in pairwise(mails):
             assert slot.was_killed_between(accepted_at, again_at), recipient
-            # on a busy machine the 250 may reach a worker late, too late to share it
-            assert slot.was_killed_after(accepted_at) or logged[recipient.partition("@")[0]] <= 1, recipient
+    ended_at = {folder: at for slot in slots for folder, at in slot.ended_at.items()}
+    assert max(unshared_s(stage.workers, ended_at), default=0) < WINDOW_S
     workers = [slot.worker for slot in slots if slot.worker]
     assert await total("otp_possible_duplicates_total", *workers) == 0
 
@@ -283,7 +295,8 @@ async def test_a_copy_is_not_sent_by_a_worker_with_a_new_key(stage: Stage, redis
 async def test_a_newer_code_at_either_worker_ends_those_that_wait_for_the_relay(
     stage: Stage, redis: RedisServer
 ) -> None:
-    workers = await two_workers(stage, redis, SUPERSEDE="latest", **CLOSED)
+    # neither worker has room for the codes of all people, and together they have room for newer ones
+    workers = await two_workers(stage, redis, SUPERSEDE="latest", PREFETCH_COUNT="30", **CLOSED)
     await stage.relay.stop()
     made = _now_ms() - 1000
     people = [f"user{number}@example.com" for number in range(40)]

@@ -208,7 +208,8 @@ async def test_two_workers_of_one_process_use_a_new_password(stage: Stage) -> No
     ledger = Ledger(stage)
     stage.relay.always("body", Act(delay_s=0.05, then="close"))
     file = stage.folder / "pass"
-    worker = stage.worker(**login(stage, file), SMTP_POOL_SIZE="5")
+    # with a small prefetch, neither worker can take all jobs
+    worker = stage.worker(**login(stage, file), SMTP_POOL_SIZE="5", PREFETCH_COUNT="10")
     worker.options = ("--workers", "2")
     await worker.start(ready=False)
     await worker.wait_log('"event":"consuming"', 150, times=2)

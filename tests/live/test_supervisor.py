@@ -38,10 +38,10 @@ def workers_of(command: Worker) -> list[int]:
 
 @pytest.fixture
 async def command(stage: Stage) -> AsyncIterator[Worker]:
-    """Start a command with two workers, and wait until both consume."""
+    """Start a command with two workers that take two jobs each, and wait until both consume."""
     tenants = file_of(stage)
     tenants.write_text("[tenants.acme]\n")
-    command = stage.worker(TENANTS_FILE=str(tenants))
+    command = stage.worker(TENANTS_FILE=str(tenants), PREFETCH_COUNT="2")
     command.options = ("--workers", "2")
     await command.start(ready=False)
     await command.wait_log(CONSUMING, LIMIT_S, times=2)
@@ -139,7 +139,7 @@ async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its
 ) -> None:
     stage.relay.always("body", Act(delay_s=60))
     await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(4)))
-    await stage.relay.wait(lambda: stage.relay.is_busy, "mail that is being sent")
+    await stage.relay.wait(lambda: stage.relay.contents == 4, "mails that are being sent by both workers")
     assert command.process is not None
     for pid in (*workers_of(command), command.process.pid):  # systemd sends the first one to all of them
         os.kill(pid, signal.SIGTERM)
@@ -149,7 +149,11 @@ async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its
     await command.wait_log('"event":"stopping at once"', times=2)
     assert await command.stopped(10) == 0  # not after the 25 s of the grace time
     assert command.log.count('"event":"stopped"') == 2
-    await stage.rabbit.wait_depth(4)
+
+    async def returned() -> bool:
+        return sum((await stage.rabbit.depths()).values()) == 4  # some of them in the queue of their tenant
+
+    await until(returned, "the jobs, in their queues")
 
 
 async def test_every_line_of_the_parent_process_is_json(command: Worker) -> None:
@@ -168,12 +172,11 @@ async def test_a_second_ctrl_c_does_not_end_workers_before_their_jobs(stage: Sta
     signalled = asyncio.Event()
     stage.relay.always("body", Act(until=signalled))
     await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(4)))
-    await stage.relay.wait(lambda: stage.relay.held > 0, "mail that is being sent")
+    await stage.relay.wait(lambda: stage.relay.held == 4, "mails that are being sent by both workers")
     assert command.process is not None
     for _ in range(2):
         for pid in (*workers_of(command), command.process.pid):  # a terminal sends it to all of them
-            with suppress(ProcessLookupError):  # one without a mail may have ended
-                os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGINT)
         await asyncio.sleep(0.1)
     signalled.set()
     assert await command.stopped(40) == 0
