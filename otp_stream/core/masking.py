@@ -122,6 +122,9 @@ def _may_contain(text: str, address: str, code: str) -> bool:
             return True
         local = address
     wanted_code, wanted_local = _letters_and_digits(code), _letters_and_digits(local)
+    # as almost every template's name; an encoded secret is longer than the secret
+    if (not code or len(wanted_code) > len(text)) and (not local or len(wanted_local) > len(text)):
+        return False
     raw = text.encode()
     # an encoded secret may begin at any digit: all alignments are decoded in one call
     digits = raw.translate(_STANDARD, _NO_DIGIT_64) + b"AAA"

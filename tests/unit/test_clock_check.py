@@ -20,11 +20,8 @@ class SkewedClock(MachineClock):
     """A clock that is ahead."""
 
     def __init__(self, ahead_ms: int) -> None:
-        super().__init__()
+        super().__init__(lambda: (TIME + self.ahead_ms) * 1_000_000)
         self.ahead_ms = ahead_ms
-
-    def uncorrected_ms(self) -> int:
-        return TIME + self.ahead_ms
 
 
 @pytest.fixture

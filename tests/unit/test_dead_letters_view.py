@@ -9,6 +9,7 @@ import pytest
 from access import KEY, access, log_in, token
 from starlette.requests import Request
 
+from otp_stream.clock import MACHINE
 from otp_stream.core.dead_letter import DeadLetter, DeadLettersError, DeadLettersInUseError, Group, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.http_token import HttpToken
@@ -69,7 +70,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1_700_000_000.0
         monkeypatch.setattr(dead_letters.time, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(dead_letters.time, "time_ns", lambda: int(self.now_s * 1e9))
+        monkeypatch.setattr(MACHINE, "_time_ns", lambda: int(self.now_s * 1e9))
 
 
 @pytest.fixture
