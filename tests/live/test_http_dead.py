@@ -13,12 +13,14 @@ from worker import CODE, Worker
 
 EXPIRY_S = 5
 """How long two of the codes are valid: long enough for their jobs to be refused before."""
+UNSWEPT = {"DEAD_LETTER_RETENTION": "off", "DEAD_LETTER_CODES": "keep"}
+"""With these settings, no sweep of the worker reads a dead letter, or erases its code, at a time by chance."""
 
 
 @pytest.fixture
 async def visitor(stage: Stage) -> Visitor:
     stage.relay.always("rcpt", "550 5.1.1 mailbox unknown")
-    worker = await stage.run(HTTP_TOKEN=TOKEN)
+    worker = await stage.run(HTTP_TOKEN=TOKEN, **UNSWEPT)
     ledger = Ledger(stage)
     await ledger.publish(20)
     await ledger.publish(2, metadata={"expiryMinutes": EXPIRY_S / 60})
