@@ -18,6 +18,8 @@ from otp_stream.core.http_token import digest_of
 
 ADA, VIC, KEY = "4be1c07a9d35f268", "9a6d20f7e1b84c53", "c3a5f0917be4d826"
 GROUP = {"reason": "rejected", "code": "550", "domain": "example.com"}
+SHARED = "<dt>State</dt><dd>shared</dd>"
+"""In the page of a process that is connected to Redis."""
 
 
 def listed(**roles: str) -> str:
@@ -95,7 +97,7 @@ async def test_a_viewer_sees_causes_and_only_an_operator_replays_and_all_is_reco
     refused = [(it["action"], it["by"]) for it in audit_lines(worker) if it["result"] == "refused"]
     assert refused == [("dead.replay", "vic"), ("relay.probe", "vic"), ("dead.replay", "vic")]
     for secret in (ADA, VIC, digest_of(ADA).hex(), KEY, CODE, "job1@"):
-        assert secret not in worker.log
+        assert secret not in worker.log_without_fractions
 
 
 async def test_a_token_that_is_removed_or_changed_ends_its_sessions_at_once(stage: Stage, tokens: Path) -> None:
@@ -149,14 +151,14 @@ async def test_a_logout_ends_the_session_in_every_process_that_shares_the_redis(
         pages = await asyncio.gather(*(page() for _ in range(16)))
         processes = {it.partition("This worker is <code>")[2].partition("<")[0] for it in pages}
         # a process learns of a logout only while it is connected to Redis
-        shared = all("<dt>State</dt><dd>shared</dd>" in it for it in pages)
+        shared = all(SHARED in it for it in pages)
         return shared and len(processes) == 2 and all(("vic (viewer)" in it) is logged_in for it in pages)
 
     await until(lambda: everywhere(logged_in=True), "two processes that know the session", 60)
     visitor.cookie = stolen
     assert visitor.ask("/logout", key=visitor.key())[0] == 303
     for it in await asyncio.gather(*(page() for _ in range(16))):
-        assert "vic (viewer)" not in it
+        assert "vic (viewer)" not in it or SHARED not in it
     await until(lambda: everywhere(logged_in=False), "two processes that do not", 60)
 
 
@@ -179,10 +181,14 @@ async def test_an_interrupted_replay_is_recorded_with_the_number_so_far(stage: S
         name: line[name] for name in ("by", "target", "id")
     }
     assert (line["by"], line["target"]) == ("ada", "reason rejected, code 550, domain example.com")
-    left = await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead")
-    assert left is not None
-    assert 0 < left < 300
-    assert abs(300 - left - line["count"]) <= 1  # the copy of one may be confirmed, but not counted yet
+    assert 0 < line["count"] < 300
+
+    async def others_are_left() -> bool:  # RabbitMQ returns unacked ones a moment after the end of their connection
+        left = await stage.rabbit.depth(f"{stage.rabbit.prefix}.dead")
+        # the copy of one may be confirmed, but not counted yet
+        return left in {300 - line["count"], 299 - line["count"]}
+
+    await until(others_are_left, "the other dead letters")
 
 
 async def test_wrong_tokens_are_recorded_and_slowed(stage: Stage, tokens: Path) -> None:
