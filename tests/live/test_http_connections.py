@@ -17,7 +17,7 @@ async def _start_with(descriptors: int, worker: Worker) -> None:
         await worker.start(ready=False)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    await worker.wait_ready()
+    await worker.wait_ready(150)  # a new interpreter takes half a minute on a busy machine
 
 
 async def test_codes_go_out_and_probes_are_answered_while_idle_connections_outnumber_descriptors(stage: Stage) -> None:

@@ -147,7 +147,7 @@ async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its
     assert '"event":"stopping at once"' not in command.log
     command.signal()
     await command.wait_log('"event":"stopping at once"', times=2)
-    assert await command.stopped(10) == 0  # not after the 25 s of the grace time
+    assert await command.stopped(20) == 0  # not after the 25 s of the grace time
     assert command.log.count('"event":"stopped"') == 2
 
     async def returned() -> bool:
@@ -159,7 +159,7 @@ async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its
 async def test_every_line_of_the_parent_process_is_json(command: Worker) -> None:
     first, _ = workers_of(command)
     os.kill(first, signal.SIGKILL)
-    await command.wait_log(CONSUMING, times=3)
+    await command.wait_log(CONSUMING, LIMIT_S, times=3)
     await command.stop()
     lines = command.log.splitlines()
     assert [line for line in lines if not line.startswith("{")] == []
