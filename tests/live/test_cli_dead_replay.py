@@ -23,7 +23,9 @@ from worker import CODE
 
 @pytest.fixture
 async def deployment(stage: Stage) -> Deployment:
-    worker = await stage.run(SMTP_POOL_SIZE="5", HTTP_TOKEN=TOKEN, DEAD_LETTER_CODES="keep")
+    # with a small prefetch, one of two workers cannot take all jobs
+    changes = {"SMTP_POOL_SIZE": "5", "PREFETCH_COUNT": "15"}
+    worker = await stage.run(**changes, HTTP_TOKEN=TOKEN, DEAD_LETTER_CODES="keep")
     return Deployment(stage, worker, Ledger(stage))
 
 

@@ -56,7 +56,9 @@ async def test_a_repaired_login_is_used_at_once_by_every_worker_that_shares_the_
     stage: Stage, redis: RedisServer
 ) -> None:
     stage.relay.login = ("mailer", "other")
-    first, second = [await stage.run(HTTP_TOKEN=TOKEN, REDIS_URL=redis.url, **LOGIN) for _ in range(2)]
+    # with a small prefetch, neither worker can take all jobs
+    changes = {"HTTP_TOKEN": TOKEN, "REDIS_URL": redis.url, "PREFETCH_COUNT": "10", **LOGIN}
+    first, second = [await stage.run(**changes) for _ in range(2)]
     await stage.rabbit.publish(*(job(f"u{number}@example.com") for number in range(20)))
     for worker in (first, second):
         await refused(worker)
