@@ -38,11 +38,17 @@ def url(server: RedisServer) -> str:
 
 
 async def start(stage: Stage, redis: RedisServer) -> Worker:
-    """Start a worker whose relay refuses both recipients."""
+    """Start a worker whose relay refuses both recipients, and wait until it has a connection to Redis."""
     for person in (ADDRESS, OTHER):
         stage.relay.always("rcpt", "550 5.1.1 no such user", to=person)
     limits = {"RECIPIENT_LIMIT": "1/1h", "SUPERSEDE": "latest"}
-    return await stage.run(REDIS_URL=url(redis), SECRET_KEY=KEY, HTTP_TOKEN=TOKEN, **limits)
+    worker = await stage.run(REDIS_URL=url(redis), SECRET_KEY=KEY, HTTP_TOKEN=TOKEN, **limits)
+
+    async def shares() -> bool:
+        return (await worker.health())["tables"]["connected"]
+
+    await until(shares, "a connection to Redis")
+    return worker
 
 
 def keys_in(redis: RedisServer) -> set[str]:

@@ -48,8 +48,14 @@ def env(stage: Stage, redis: RedisServer) -> dict[str, str]:
 
 
 async def start(stage: Stage, redis: RedisServer) -> Worker:
-    """Start a worker on this Redis, with limits."""
-    return await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest")
+    """Start a worker on this Redis, with limits, and wait until it has a connection to it."""
+    worker = await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest")
+
+    async def shares() -> bool:
+        return (await worker.health())["tables"]["connected"]
+
+    await until(shares, "a connection to Redis")
+    return worker
 
 
 async def report(stage: Stage, redis: RedisServer) -> dict[str, Any]:
