@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping
 from email import message_from_bytes, policy
 
 import pytest
@@ -21,6 +23,7 @@ BAD: dict[str, tuple[bytes, dict[str, object], str]] = {
     "too large": (job(metadata={"x": "y" * 70_000}), {}, "body: "),
     "too deep": (b'{"metadata": ' + b"[" * 30_000, {}, "body: "),
 }
+TIMES = {"x-otp-first-seen", "x-otp-died-at"}
 
 
 def code_in(mail: Received) -> bool:
@@ -75,7 +78,8 @@ async def test_a_message_that_is_no_job_is_dead_lettered_with_its_unchanged_body
     assert dead_letter.headers["x-otp-reason"] == "malformed"
     assert str(dead_letter.headers["x-otp-error"]).startswith(error)
     assert dead_letter.headers["x-otp-attempt"] == 0
-    assert CODE not in str(dict(dead_letter.headers))
+    # a time in milliseconds may contain the digits of the code
+    assert CODE not in str({name: it for name, it in dead_letter.headers.items() if name not in TIMES})
     for name_, value in headers.items():
         assert dead_letter.headers[name_] == value
     await stage.rabbit.publish(job())  # the worker continues
@@ -311,23 +315,31 @@ async def test_a_thousand_jobs_with_mixed_outcomes_each_end_in_exactly_one_way(s
     await stage.rabbit.publish(*bodies)
     wanted = {"sent": 600, "expired": 100, "rejected": 100, "retries_exhausted": 100, "malformed": 100}
 
+    def copies() -> int:
+        """Return how many messages exist twice at most: RabbitMQ may confirm the first one too late."""
+        return worker.log.count('"event":"publish not confirmed"')
+
+    def is_as_wanted(found: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
+        more = Counter(found)
+        more.subtract(wanted)
+        return min(more.values()) >= 0 and more.total() <= copies()
+
     async def counted() -> bool:
-        return (await worker.health())["outcomes"] == wanted
+        return is_as_wanted((await worker.health())["outcomes"], wanted)
 
     await until(counted, f"{wanted}, got {(await worker.health())['outcomes']}", 60)
     dead_letters = await stage.rabbit.dead(400)
-    reasons = [str(it.headers["x-otp-reason"]) for it in dead_letters]
-    assert {reason: reasons.count(reason) for reason in set(reasons)} == {
-        k: v for k, v in wanted.items() if k != "sent"
-    }
+    reasons = Counter(str(it.headers["x-otp-reason"]) for it in dead_letters)
+    assert is_as_wanted(reasons, {k: v for k, v in wanted.items() if k != "sent"})
     ids = [it.headers["x-otp-job-id"] for it in dead_letters if it.headers["x-otp-reason"] != "malformed"]
     sent = [mail.recipient for mail in stage.relay.accepted]
     assert len(set(sent)) == len(sent) == 600
-    assert len(set(ids)) == len(ids) == 300
-    health = await worker.health()
-    assert health["stats"] | {"startTime": 0, "lastProcessedAt": 0} == {
-        "processedJobs": 600, "failedJobs": 400, "retriedJobs": 300, "startTime": 0, "lastProcessedAt": 0
-    }  # fmt: skip
+    assert len(set(ids)) == 300
+    assert len(ids) <= 300 + copies()
+    stats = (await worker.health())["stats"]
+    assert stats.keys() == {"processedJobs", "failedJobs", "retriedJobs", "startTime", "lastProcessedAt"}
+    for name, count in {"processedJobs": 600, "failedJobs": 400, "retriedJobs": 300}.items():
+        assert count <= stats[name] <= count + copies(), name
 
 
 async def test_the_high_lane_overtakes_a_backlog(stage: Stage) -> None:
