@@ -47,9 +47,9 @@ def env(stage: Stage, redis: RedisServer) -> dict[str, str]:
     return {**names(stage), "REDIS_URL": url(redis), "RECIPIENT_LIMIT": "2/1h", "SUPERSEDE": "latest"}
 
 
-async def start(stage: Stage, redis: RedisServer) -> Worker:
+async def start(stage: Stage, redis: RedisServer, **changes: str) -> Worker:
     """Start a worker on this Redis, with limits, and wait until it has a connection to it."""
-    worker = await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest")
+    worker = await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest", **changes)
 
     async def shares() -> bool:
         return (await worker.health())["tables"]["connected"]
@@ -139,7 +139,7 @@ async def test_a_forgotten_recipient_has_the_whole_limit_again(stage: Stage, red
 
 async def test_entries_under_an_old_secret_key_are_deleted_too(stage: Stage, redis: RedisServer) -> None:
     old, new = "an old key of 24 letters", "a new key of 24 letters."
-    await stage.run(REDIS_URL=url(redis), RECIPIENT_LIMIT="2/1h", SUPERSEDE="latest", SECRET_KEY=old)
+    await start(stage, redis, SECRET_KEY=old)
     await stage.rabbit.publish(job(ADDRESS))
     await stage.relay.wait_accepted(1)
     changed = env(stage, redis) | {"SECRET_KEY": f"{new},{old}"}

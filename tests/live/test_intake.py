@@ -128,6 +128,11 @@ async def test_an_idempotency_key_sends_the_code_once_and_belongs_to_one_body_an
     tokens.write_text(f'[tokens.shop]\nrole = "producer"\ntenant = "shop"\ntoken = "sha256:{digest_of(SHOP).hex()}"\n')
     more = {"HTTP_TOKENS_FILE": str(tokens), "REDIS_URL": redis.url}
     first, second = await run(stage, **more), await run(stage, **more)
+
+    async def share() -> bool:
+        return all([(await it.health())["tables"]["connected"] for it in (first, second)])
+
+    await until(share, "both at Redis")
     answers = [await post(it, job(), Idempotency_Key='"8e03978e-40d5"') for it in (first, second, first, second)]
     answers += await asyncio.gather(*(post(it, job(), Idempotency_Key="8e03978e-40d5") for it in (first, second)))
     assert len({it.job_id for it in answers}) == 1

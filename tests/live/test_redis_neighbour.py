@@ -131,6 +131,11 @@ async def test_values_of_another_program_in_redis_break_no_command(
 ) -> None:
     limits = {"SUPERSEDE": "latest", "RECIPIENT_LIMIT": "1/10m", "REDIS_URL": redis.url, "SMTP_RATE_PER_SECOND": "500"}
     worker = await stage.run(**limits)
+
+    async def shares() -> bool:
+        return (await worker.health())["tables"]["connected"]
+
+    await until(shares, "a connection to Redis")
     for number in range(3):
         await stage.rabbit.publish(job(jobId=str(number)))
     await stage.rabbit.wait_depth(2, f"{stage.rabbit.prefix}.dead")
