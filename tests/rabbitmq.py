@@ -53,13 +53,16 @@ _EXPRESSIONS = {
 """What a command of rabbitmqctl with this number of arguments calls in the node."""
 T = TypeVar("T")
 _FIRST_PORT = 10_000 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw10")[2:]) % 11)
-_PORTS = itertools.cycle(random.sample(range(_FIRST_PORT, _FIRST_PORT + 2_000), 2_000))
+_MANAGEMENT_PORTS = {15671, 15672}
+"""The default ports of the management API, which some tests expect not to respond."""
+_OWN_PORTS = sorted({*range(_FIRST_PORT, _FIRST_PORT + 2_000)} - _MANAGEMENT_PORTS)
+_PORTS = itertools.cycle(random.sample(_OWN_PORTS, len(_OWN_PORTS)))
 
 
 def free_port() -> int:
     """Return a port that is not in use and that no outgoing connection gets.
 
-    Linux uses ports from 32768 on for outgoing connections. Each test process has its own 2,000 ports below.
+    Linux uses ports from 32768 on for outgoing connections. Each test process has its own ports below.
     """
     for port in _PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):
