@@ -123,7 +123,8 @@ class Metadata(BaseModel):
     def without_excess(self) -> Self | None:
         """Return the same metadata with at most `MAX_VALUES` values in it; `None` if it has no more."""
         given = self.__pydantic_extra__ or {}
-        of_any_form = {name: it for name in ("request", "tenant") if (it := getattr(self, name)) is not None}
+        # the tenant first: without it, the default tenant would send the job
+        of_any_form = {name: it for name in ("tenant", "request") if (it := getattr(self, name)) is not None}
         known, left = _fitting(of_any_form, MAX_VALUES)
         extra, _ = _fitting(given, left)
         if len(known) == len(of_any_form) and len(extra) == len(given):

@@ -31,6 +31,7 @@ from redis_server import RedisServer
 from worker import CODE, Worker
 
 from otp_stream.core.http_token import digest_of
+from otp_stream.core.metadata import MAX_VALUES
 
 ROOT = Path(__file__).parents[2]
 SHOP = "7a0e95d3c1b8f264"
@@ -178,6 +179,10 @@ async def test_a_token_sends_for_its_tenant_only(stage: Stage, tmp_path: Path) -
     assert (await post(worker, job(), token=SHOP)).status == 202
     await stage.relay.wait_accepted(1)
     assert b"no-reply@shop.example" in stage.relay.accepted[0].content
+    full = job(email="other@example.com", metadata={"request": {"x": [1000] * (MAX_VALUES - 5)}})
+    assert (await post(worker, full, token=SHOP)).status == 202
+    await stage.relay.wait_accepted(2)
+    assert b"no-reply@shop.example" in stage.relay.accepted[1].content
     assert (await post(worker, job(metadata={"tenant": "shop"}), token=SHOP)).status == 202
     for tenant in ("default", "", "other", ["shop"]):
         assert (await post(worker, job(metadata={"tenant": tenant}), token=SHOP)).status == 403

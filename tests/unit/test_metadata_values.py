@@ -42,6 +42,12 @@ def test_a_request_with_too_many_values_keeps_what_the_e_mails_show() -> None:
     assert (job.metadata.request, job.metadata.tenant) == (REQUEST, None)
 
 
+@pytest.mark.parametrize("number", range(MAX_VALUES - 7, MAX_VALUES + 1))
+def test_a_request_of_any_size_costs_no_job_its_tenant(number: int) -> None:
+    job = OtpJob.from_bytes(body({"request": {"x": [1000] * number}, "tenant": "shop-17"}))
+    assert job.metadata.tenant == "shop-17"
+
+
 @pytest.mark.parametrize("fields", [{}, {"timestamp": "1672531200000"}], ids=["as documented", "leniently"])
 @pytest.mark.parametrize("name", ["cls", "self", "_fields_set", "key"])
 def test_of_very_many_keys_the_first_are_kept(name: str, fields: dict[str, Any]) -> None:
