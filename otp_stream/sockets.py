@@ -5,14 +5,18 @@ import ipaddress
 import socket
 from asyncio.staggered import staggered_race
 from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future
 from functools import partial
 from itertools import zip_longest
+
+from .tasks import start_thread
 
 _DELAY_S = 0.25
 """RFC 8305 §5: how long to wait for one address before the next one is tried in parallel."""
 _MAX_FAILED = 100
 """Maximum number of stored addresses, because the addresses of a name change."""
 _Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+_Found = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, _Address]]
 
 
 class Addresses:
@@ -55,7 +59,7 @@ async def connect(host: str, port: int, *, last: Collection[object] = ()) -> soc
     """
     if _is_address(host):
         return await _open(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await _lookups.find(host, port)
     by_family: dict[socket.AddressFamily, list[_Address]] = {}
     for family, _, _, _, address in found:
         by_family.setdefault(family, []).append(address)
@@ -72,6 +76,33 @@ async def connect(host: str, port: int, *, last: Collection[object] = ()) -> soc
     if connected is None:
         raise next((error for error in errors if isinstance(error, OSError)), OSError(f"no address of {host} answers"))
     return connected
+
+
+class _Lookups:
+    """Looks up names, each in its own thread, and once for all that wait for it.
+
+    The event loop has few threads for this (uvloop two): a tenant's name whose DNS servers do not respond, which takes
+    the resolver half a minute, would block the lookups of all other names.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, int], Future[_Found]] = {}
+
+    async def find(self, host: str, port: int) -> _Found:
+        """Return the addresses. Raises `OSError`. A lookup whose caller is cancelled continues for the next one."""
+        key = host, port
+        lookup = self._running.get(key)
+        if lookup is None or lookup.done():
+            lookup = start_thread(partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM), "name lookup")
+            self._running[key] = lookup
+        try:
+            return await asyncio.wrap_future(lookup)
+        finally:
+            if lookup.done() and self._running.get(key) is lookup:
+                del self._running[key]
+
+
+_lookups = _Lookups()
 
 
 def _is_address(host: str) -> bool:

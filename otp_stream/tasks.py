@@ -47,6 +47,11 @@ class Turns:
 
 async def in_thread(work: Callable[[], T], name: str) -> T:
     """Run `work` in a thread that, unlike one of `asyncio.to_thread`, does not delay the end of the process."""
+    return await asyncio.wrap_future(start_thread(work, name))
+
+
+def start_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Start such a thread, and return its result, which can be awaited more than once and cannot be cancelled."""
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()
 
@@ -57,7 +62,7 @@ async def in_thread(work: Callable[[], T], name: str) -> T:
             done.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
-    return await asyncio.wrap_future(done)
+    return done
 
 
 def is_cancelled() -> bool:

@@ -1,6 +1,5 @@
 """Host names with several addresses, some of which do not respond."""
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -25,8 +24,5 @@ def swallowing() -> Iterator[Address]:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: Address) -> None:
-    async def getaddrinfo(*_: object, **__: object) -> list[object]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
-
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(type(loop), "getaddrinfo", getaddrinfo)
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]

@@ -1,8 +1,11 @@
 import asyncio
 import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import uvloop
@@ -70,3 +73,33 @@ async def test_addresses_that_failed_go_last_and_the_latest_failure_at_the_end(m
         for last, expected in (((), first), ((first,), second), ((third, first, second), third)):
             with await connect("three.example", 25, last=last) as sock:
                 assert sock.getpeername() == expected
+
+
+async def test_names_whose_servers_do_not_respond_delay_no_other_lookup(monkeypatch: pytest.MonkeyPatch):
+    responds, asked = threading.Event(), Counter[str]()
+    find = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **more: Any) -> Any:
+        asked[host] += 1
+        if host.endswith(".example"):
+            responds.wait(20)
+        return find("localhost", *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    names = [f"relay-{number}.example" for number in range(40)]
+    async with answering() as (_, port):
+        waiting = [asyncio.create_task(connect(name, port)) for name in (*names, *names)]
+        try:
+            async with asyncio.timeout(5):
+                while len(asked) < len(names):  # noqa: ASYNC110 - threads count
+                    await asyncio.sleep(0.01)
+                (await connect("localhost", port)).close()
+            for it in waiting[:40]:
+                it.cancel()
+            await asyncio.wait(waiting[:40])
+        finally:
+            responds.set()
+        for it in await asyncio.gather(*waiting[40:]):
+            it.close()
+        (await connect(names[0], port)).close()
+    assert asked == Counter([*names, names[0], "localhost"])
