@@ -375,6 +375,30 @@ async def test_previews_show_a_tenants_mails_and_are_built_again_when_it_changes
     assert (await previews.make("de", "otp", "de")).sender == "new@example.com"
 
 
+async def test_visitors_choose_neither_how_many_previews_are_kept_nor_how_many_are_made_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    composer = Composer(identity(), KEY, {f"shop-{number}": SHOP for number in range(10)})
+    making = list[Any]()
+    most = 0
+
+    async def counted(asked: Any) -> Any:
+        nonlocal most
+        making.append(asked)
+        most = max(most, len(making))
+        await asyncio.sleep(0)
+        making.remove(asked)
+        return composer.compose(asked)
+
+    monkeypatch.setattr(composer, "compose_isolated", counted)
+    monkeypatch.setattr("otp_stream.mail.preview._MOST_MADE", 8)
+    previews = Previews(composer)
+    for language in ("en", "de"):
+        await asyncio.gather(*(previews.make(tenant, "otp", language) for tenant in composer.tenants))
+        assert sum(map(len, previews._made.values())) <= 8
+    assert most == 1
+
+
 async def test_a_process_that_cannot_start_does_not_change_the_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refused(*_: Any, **__: Any) -> Any:
         raise OSError("no more processes")
