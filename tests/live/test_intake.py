@@ -77,7 +77,12 @@ async def test_without_a_token_setting_there_is_no_intake_and_a_session_is_no_to
     assert (await post(worker, job())).status == 404
     await worker.stop()
     worker = await run(stage, HTTP_TOKEN=SHOP)
-    for headers in ({"token": None}, {"token": SHOP}, {"token": None, "Cookie": "otp_session=x"}):
+    for headers in (
+        {"token": None},
+        {"token": SHOP},
+        {"token": None, "Cookie": "otp_session=x"},
+        {"token": None, "Authorization": "Basic ÿ"},
+    ):
         answer = await post(worker, job(), **headers)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Bearer realm="otp-stream"')
         assert answer.headers.get_content_type() == "application/problem+json"
