@@ -93,8 +93,11 @@ class _Lookups:
         key = host, port
         lookup = self._running.get(key)
         if lookup is None or lookup.done():
-            lookup = start_thread(partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM), "name lookup")
-            self._running[key] = lookup
+            look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            try:
+                self._running[key] = lookup = start_thread(look_up, "name lookup")
+            except RuntimeError:  # the system permits no more threads
+                raise OSError(f"no thread to look up {host}") from None
         try:
             return await asyncio.wrap_future(lookup)
         finally:

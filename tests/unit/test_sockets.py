@@ -103,3 +103,15 @@ async def test_names_whose_servers_do_not_respond_delay_no_other_lookup(monkeypa
             it.close()
         (await connect(names[0], port)).close()
     assert asked == Counter([*names, names[0], "localhost"])
+
+
+async def test_without_a_thread_a_name_cannot_be_looked_up_now(monkeypatch: pytest.MonkeyPatch):
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(OSError, match=r"no thread to look up relay\.example"):
+        await connect("relay.example", 25)
+    monkeypatch.undo()
+    async with answering() as (_, port):
+        (await connect("localhost", port)).close()
