@@ -61,7 +61,7 @@ _LONGEST_NAME = 128
 _NAME_BYTES = 140
 """Upper bound for a header's name and the bytes around its value."""
 
-_TEXTS = ("correlation_id", "reply_to", "message_id", "type", "app_id")
+_TEXTS = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "type", "app_id")
 """Properties that a producer may set to any text."""
 
 Headers = dict[str, Any]
@@ -172,10 +172,10 @@ def finished(
     """
     if is_stub or (sign_with is not None and ERASED in message.headers):
         keys = NO_KEYS
+    if keys and code:
+        _drop(message, code)  # first, because a sealed body has two of the properties in its header, in plain text
     content = at_rest(Content(message.body, message.content_type, message.content_encoding), keys)
     message.body, message.content_type, message.content_encoding = content
-    if keys and code:
-        _drop(message, code)
     if sign_with is not None:
         sign(message.headers, message.body, sign_with)
     return message

@@ -1,10 +1,12 @@
 """How the broker package seals what it publishes and opens what it receives."""
 
 import json
+from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aio_pika import Message
 from deliveries import Deliveries, MadeIds, Publishing
 from faststream import BaseMiddleware
 from in_memory import Start
@@ -91,6 +93,15 @@ def test_headers_and_properties_with_the_code_are_not_published_again() -> None:
         assert copy.headers == kept
         assert copy.message_id == (None if keys else f"m-{CODE}")
         assert copy.correlation_id == "c-1"
+
+
+@pytest.mark.parametrize("name", ["content_type", "content_encoding"])
+def test_a_property_with_the_code_is_in_no_sealed_body(name: str) -> None:
+    body = json.dumps({"email": "ada@example.com", "otp": CODE, "note": CODE}).encode()
+    copy = outgoing.finished(Message(body, headers={}, **{name: f"x/{CODE}"}), KEYS, None, CODE)
+    header = urlsafe_b64decode(copy.body.partition(b".")[0] + b"==")
+    assert CODE.encode() not in header
+    assert CODE not in f"{copy.content_type} {copy.content_encoding}"
 
 
 @pytest.mark.parametrize(
