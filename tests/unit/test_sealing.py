@@ -61,7 +61,7 @@ def token_of(header: dict[str, Any], plaintext: bytes = CODE.encode(), kind: str
 @given(code=st.text("abcXYZ0189-äß", min_size=4, max_size=64), job_id=st.none() | st.text("abc -_/09é", max_size=200))
 def test_a_code_opens_for_the_job_for_which_it_was_sealed(kind: str, code: str, job_id: str | None) -> None:
     token = seal_code(KEYS[kind], code, EMAIL, job_id)
-    assert code not in token
+    assert len(code) < 8 or code not in token  # a shorter one may be in its random characters
     assert open_code(ALL, token, EMAIL, job_id) == code
 
 
