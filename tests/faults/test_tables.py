@@ -375,9 +375,10 @@ async def test_a_suspended_worker_leaves_its_jobs_to_the_other(stage: Stage, red
     await sees(one, "otp_claims", 40)
     one.signal(signal.SIGSTOP)
     try:
+        # before the second worker, which may have the jobs before it is ready, and would not be without a relay
+        await stage.relay.start()
         two = worker(stage, redis, **CLOSED)
         await two.start()
-        await stage.relay.start()
         await stage.relay.wait_accepted(40, 40)  # the broker first, then the lease must give the first one up
     finally:
         one.signal(signal.SIGCONT)
@@ -472,8 +473,9 @@ def _on_host(stage: Stage, name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("ahead_s", [3600, -60], ids=["ahead", "behind"])
 async def test_the_clock_of_one_worker_is_wrong(stage: Stage, redis: RedisServer, ahead_s: int) -> None:
-    right = worker(stage, redis, SUPERSEDE="latest")
-    witness = worker(stage, redis, SUPERSEDE="latest", **_on_host(stage, "witness"))
+    # the older codes fill both, so that RabbitMQ gives the first newer one to the third worker
+    changes = {"SUPERSEDE": "latest", "PREFETCH_COUNT": "10"}
+    right, witness = worker(stage, redis, **changes), worker(stage, redis, **changes, **_on_host(stage, "witness"))
     await asyncio.gather(right.start(), witness.start())
     await asyncio.gather(shares(right), shares(witness))
     await stage.relay.stop()
