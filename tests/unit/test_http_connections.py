@@ -91,7 +91,10 @@ async def _end(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def test_beyond_the_limit_the_oldest_idle_connection_is_closed(port: int) -> None:
+async def test_beyond_the_limit_the_oldest_idle_connection_is_closed(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connections, "HEADER_S", 60)
     first, second, third = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
     await asyncio.wait_for(_end(first[0]), 5)
     for reader, writer in (second, third):
