@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -173,12 +174,16 @@ async def test_a_symbolic_link_may_be_moved_to_another_folder(
 async def test_a_file_that_is_being_written_is_read_again(
     secrets: RotatedSecrets, logs: list[EventDict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rotated_secrets, "SETTLE_S", 0.05)
+    in_thread = rotated_secrets.in_thread
+
+    async def written_after_the_first_read(*read: Any) -> Any:
+        found = await in_thread(*read)
+        (tmp_path / "SMTP_PASS").write_text("n8Vq2x")
+        return found
+
     (tmp_path / "SMTP_PASS").write_text("n8V")
-    refreshing = asyncio.create_task(secrets.refresh())
-    await asyncio.sleep(0.01)
-    (tmp_path / "SMTP_PASS").write_text("n8Vq2x")
-    await refreshing
+    monkeypatch.setattr(rotated_secrets, "in_thread", written_after_the_first_read)
+    await secrets.refresh()
     assert secrets.settings.smtp_pass == SecretStr(FIRST["SMTP_PASS"])
     await secrets.refresh()
     assert value(secrets.settings, "SMTP_PASS") == "n8Vq2x"
