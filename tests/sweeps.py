@@ -17,7 +17,8 @@ from otp_stream.dead_letters import DeadLetterQueue
 from otp_stream.dead_letters.sweep import Action, Sweep
 
 KEY, MINUTE, DAY = b"k" * 32, 60_000, 86_400_000
-CODE = "493817"
+CODE = "4938170625"
+"""So long that no time in milliseconds has its digits by chance."""
 
 
 class Queue:
