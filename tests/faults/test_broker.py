@@ -374,6 +374,7 @@ async def test_the_broker_drops_the_consumers_without_a_cancel(
     await ledger.publish(JOBS)
     ledger.fault_ended()
     await ledger.balance()
+    await worker.wait_log("the broker does not know our consumer", times=len(lanes))  # not all at the same moment
     assert worker.log.count("the broker does not know our consumer") == len(lanes)
     assert "RabbitMQ is away" not in worker.log
     row = ledger.row(f"broker drops the consumers, {'some' if held else 'no'} jobs in flight")
