@@ -196,6 +196,8 @@ async def test_an_unreachable_broker_is_shown_without_flicker(stage: Stage, chro
                 text(chromium, "#lanes tbody td").removeprefix("Waiting: ") == "\N{EN DASH}"
             )  # an old value is not shown as current
             assert not chromium.find_element(By.ID, "no-answer").is_displayed()
+        # a change is announced only after the first update
+        await until(lambda: asyncio.to_thread(chromium.execute_script, "return announced !== null"), "an update")
         proxy.refuse = False
         await wait_for_heading(chromium, "Codes are going out")
         assert chromium.find_element(By.ID, "announcement").get_attribute("textContent") == "Codes are going out"
