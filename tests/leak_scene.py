@@ -188,8 +188,11 @@ def _command_lines(worker: Worker) -> list[bytes]:
     found, left = [], [worker.process.pid]
     while left:
         process = Path("/proc", str(left.pop()))
-        found.append((process / "cmdline").read_bytes() + (process / "comm").read_bytes())
-        left += [int(it) for task in (process / "task").iterdir() for it in (task / "children").read_text().split()]
+        with suppress(FileNotFoundError, ProcessLookupError):  # a process that composes mails may end
+            found.append((process / "cmdline").read_bytes() + (process / "comm").read_bytes())
+            for task in (process / "task").iterdir():
+                with suppress(FileNotFoundError, ProcessLookupError):  # a thread that reads a file ends within a moment
+                    left += [int(it) for it in (task / "children").read_text().split()]
     return found
 
 
