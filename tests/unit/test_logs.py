@@ -317,7 +317,9 @@ def test_audit_lines_are_kept_while_others_are_dropped(out: Stream) -> None:
         asyncio.run(flood())
         assert DROPPED.count > before
         structlog.get_logger("flood").info("the last one")
-        found = read_all(reader, b"dropped")
+        found = read_all(reader, b'"number":299')
+        if b"dropped" not in found:  # in the middle, if the thread was late
+            found += read_all(reader, b"dropped")
     configure(out)  # a pipe that is closed must not stay in use
     assert re.findall(rb'"number":(\d+)', found) == [b"%d" % number for number in range(300)]
     os.close(reader)
