@@ -104,8 +104,9 @@ class Worker:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Its log lines in JSON."""
-        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        """Its log lines in JSON, without a last one that it is writing, or that a kill has cut."""
+        complete = self.log.rpartition("\n")[0]
+        return [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
 
     async def wait_ready(self, timeout: float = 30) -> None:  # noqa: ASYNC109
         async def is_ready() -> bool:
