@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from deliveries import NoTelemetry
+from deliveries import NoTelemetry, searched
 from faststream import AckPolicy, BaseMiddleware, Depends
 from faststream.exceptions import SetupError
 from faststream.message import StreamMessage
@@ -83,7 +83,7 @@ async def test_a_middleware_that_fails_costs_no_job_and_quotes_no_code(start_str
     assert dead_letter.headers["x-otp-reason"] == "crashed"
     assert dead_letter.headers["x-otp-error"] == "internal error: LookupError"
     assert json.loads(dead_letter.body) == JOB
-    assert "123456" not in str(dead_letter.headers) + str(logs)
+    assert "123456" not in searched(dead_letter.headers) + str(logs)
 
 
 async def test_a_middleware_that_fails_after_the_job_was_sent_changes_nothing(start_stream: Start) -> None:
@@ -192,4 +192,4 @@ async def test_a_codec_that_returns_no_job_dead_letters_the_message(start_stream
     (dead_letter,) = stream.dead
     assert dead_letter.headers["x-otp-reason"] == "malformed"
     assert "email" in dead_letter.headers["x-otp-error"]
-    assert "123456" not in str(dead_letter.headers)
+    assert "123456" not in searched(dead_letter.headers)

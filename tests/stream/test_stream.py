@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from deliveries import searched
 from in_memory import SECRET_KEY, Start, Stream
 from smtp_relay import Act
 
@@ -194,7 +195,7 @@ async def test_no_header_of_a_dead_letter_holds_code_or_address(stream: Stream) 
     stream.relay.then("rcpt", "550 5.1.1 user@example.com has no code 123456")
     await stream.publish(JOB, headers={"tracestate": "code=123456"}, message_id="123456")
     (dead_letter,) = stream.dead
-    assert "123456" not in str(dead_letter.headers)
+    assert "123456" not in searched(dead_letter.headers)
     assert "user@example.com" not in str(dead_letter.headers)
 
 
@@ -219,7 +220,7 @@ async def test_a_malformed_message_is_dead_lettered_unchanged(stream: Stream, bo
     assert dead_letter.body == body
     assert dead_letter.headers["x-otp-reason"] == "malformed"
     assert dead_letter.headers["x-otp-error"].startswith(f"{field}: ")
-    assert "123456" not in str(dead_letter.headers)
+    assert "123456" not in searched(dead_letter.headers)
     assert stream.outcomes == ["malformed"]
     assert stream.recipients == []
 

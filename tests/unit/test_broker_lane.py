@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from aio_pika.exceptions import DeliveryError
-from deliveries import BODY, Deliveries, MadeIds, NoTelemetry, Publishing
+from deliveries import BODY, Deliveries, MadeIds, NoTelemetry, Publishing, searched
 from faststream.rabbit.publisher import RabbitPublisher
 from pamqp import commands
 from structlog.testing import capture_logs
@@ -395,7 +395,7 @@ async def test_a_job_that_crashes_is_dead_lettered_and_neither_log_nor_header_qu
     assert dead_letter.headers["x-otp-error"] == "internal error: ValueError"
     assert scene.deliveries.acked == [1]
     assert [(job_id, dead.reason) for job_id, dead in scene.telemetry.settled] == [("j-1", "crashed")]
-    shown = str(logs) + str(dead_letter.headers) + str(scene.published_events())
+    shown = str(logs) + searched(dead_letter.headers) + str(scene.published_events())
     assert "job crashed" in shown
     assert "123456" not in shown
     assert "user@" not in shown
@@ -445,7 +445,7 @@ async def test_the_message_id_of_what_is_no_job_is_shown_nowhere(message_id: str
     await scene.bring(b"no job", message_id=message_id)
     ((_, job_id, _),) = scene.refused
     assert job_id
-    assert message_id not in job_id + str(scene.publish.tries[0].headers) + str(scene.published_events())
+    assert message_id not in job_id + searched(scene.publish.tries[0].headers) + str(scene.published_events())
 
 
 async def test_an_id_that_contains_the_code_is_replaced() -> None:
@@ -453,7 +453,7 @@ async def test_an_id_that_contains_the_code_is_replaced() -> None:
     body = json.dumps({"email": "user@example.com", "otp": "123456", "jobId": "login-123456"}).encode()
     await scene.bring(body)
     assert "123456" not in scene.jobs[0].id
-    assert "123456" not in str(scene.publish.tries[0].headers) + str(scene.published_events())
+    assert "123456" not in searched(scene.publish.tries[0].headers) + str(scene.published_events())
 
 
 @pytest.mark.parametrize(("lane", "suspicious"), [("jobs", False), ("due", True)])
@@ -498,7 +498,7 @@ async def test_a_retry_whose_headers_do_not_verify_is_a_producers_job(changes: d
         assert (job.id, job.uncertain, job.replay) == ("j-1", None, None)
     assert scene.consumer.state.unverified == 1
     assert [line["log_level"] for line in logs if "not signed" in line["event"]] == ["warning"]
-    assert "123456" not in f"{logs}{published.headers}"
+    assert "123456" not in f"{logs}{searched(published.headers)}"
     # what we publish in its place is signed
     assert verified(published.headers, published.body, [KEY]) is not None
 
