@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +31,7 @@ from pamqp.body import ContentBody
 INSTALLED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 SERVER = Path(os.environ.get("OTP_TEST_RABBITMQ_SERVER", INSTALLED))
 """The program itself, because the wrapper in PATH changes user and folder. rabbitmqctl is in the same folder."""
+_CONNECT_S = 20
 _START_S = 120
 _AWAY_S = 2
 """Time limit for a queue, because RabbitMQ 4 takes over a minute to answer for a classic queue whose node is down."""
@@ -191,7 +194,14 @@ class Node:
     def _evaluate(self, expression: str) -> str:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
         command = ["erl_call", "-r", "-sname", self.name, "-e"]  # a new name, because the last may still be connected
-        done = subprocess.run(command, env=env, check=True, capture_output=True, input=f"{expression}.\n", text=True)
+        call = partial(subprocess.run, command, env=env, check=False, capture_output=True, text=True)
+        ends = time.monotonic() + _CONNECT_S
+        while True:
+            done = call(input=f"{expression}.\n")
+            # the new name is random, so another call may have it, and a busy node may be slow to connect
+            if not re.search(r"can't create C node|\bconnect\b", done.stderr) or time.monotonic() > ends:
+                break
+            time.sleep(0.1)
         assert done.stdout.startswith("{ok, "), f"{expression}: {done.stdout} {done.stderr}"
         return done.stdout.removeprefix("{ok, ").removesuffix("}")
 
