@@ -94,7 +94,9 @@ class Stage:
         return worker
 
 
-class _Scheduling(LoadScopeScheduling):
+class Scheduling(LoadScopeScheduling):
+    """Runs a file in `SHARED` in one process, short tests in groups, and all others one by one."""
+
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file.startswith(("tests/unit", "tests/stream")):
@@ -110,6 +112,8 @@ class _Scheduling(LoadScopeScheduling):
             return super().remove_node(node)
         unit, test = unfinished
         unit[test] = True
+        # without the units that are done now: a process that is assigned one gets no test, and waits for ever
+        self.assigned_work[node] = {scope: it for scope, it in self.assigned_work[node].items() if not all(it.values())}
         super().remove_node(node)
         return test
 
@@ -148,7 +152,7 @@ def pytest_runtest_teardown() -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Assign tests one by one, except that all tests of a file in `SHARED` run in the same process."""
-    return _Scheduling(config, log)
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
