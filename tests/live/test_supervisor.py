@@ -38,7 +38,7 @@ def workers_of(command: Worker) -> list[int]:
 
 @pytest.fixture
 async def command(stage: Stage) -> AsyncIterator[Worker]:
-    """Start a command with two workers that take two jobs each, and wait until both consume."""
+    """Start a command with two workers that take one job each, and one of a tenant's queue. Wait until both consume."""
     tenants = file_of(stage)
     tenants.write_text("[tenants.acme]\n")
     command = stage.worker(TENANTS_FILE=str(tenants), PREFETCH_COUNT="2")
@@ -139,7 +139,7 @@ async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its
 ) -> None:
     stage.relay.always("body", Act(delay_s=60))
     await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(4)))
-    await stage.relay.wait(lambda: stage.relay.contents == 4, "mails that are being sent by both workers")
+    await stage.relay.wait(lambda: stage.relay.contents > 2, "mails that are being sent by both workers")
     assert command.process is not None
     for pid in (*workers_of(command), command.process.pid):  # systemd sends the first one to all of them
         os.kill(pid, signal.SIGTERM)
@@ -172,7 +172,7 @@ async def test_a_second_ctrl_c_does_not_end_workers_before_their_jobs(stage: Sta
     signalled = asyncio.Event()
     stage.relay.always("body", Act(until=signalled))
     await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(4)))
-    await stage.relay.wait(lambda: stage.relay.held == 4, "mails that are being sent by both workers")
+    await stage.relay.wait(lambda: stage.relay.held > 2, "mails that are being sent by both workers")
     assert command.process is not None
     for _ in range(2):
         for pid in (*workers_of(command), command.process.pid):  # a terminal sends it to all of them

@@ -168,10 +168,13 @@ def collector(protocol: str) -> Connect:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in values.items():
                 patch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
-            exporter = open_span_exporter()
-            with capture_logs() as logs:
-                await asyncio.to_thread(exporter.export, [span])
-            exporter.shutdown()
+            for _ in range(5):
+                exporter = open_span_exporter()
+                with capture_logs() as logs:
+                    await asyncio.to_thread(exporter.export, [span])
+                exporter.shutdown()
+                if logs[0]["error"] != "DEADLINE_EXCEEDED":  # as on a busy machine
+                    break
         return str(logs[0]["error"])
 
     return connect
