@@ -92,17 +92,14 @@ class _Lookups:
         """Return the addresses. Raises `OSError`. A lookup whose caller is cancelled continues for the next one."""
         key = host, port
         lookup = self._running.get(key)
-        if lookup is None or lookup.done():
+        if lookup is None:
             look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
             try:
-                self._running[key] = lookup = start_thread(look_up, "name lookup")
+                lookup = self._running[key] = start_thread(look_up, "name lookup")
             except RuntimeError:  # the system permits no more threads
                 raise OSError(f"no thread to look up {host}") from None
-        try:
-            return await asyncio.wrap_future(lookup)
-        finally:
-            if lookup.done() and self._running.get(key) is lookup:
-                del self._running[key]
+            lookup.add_done_callback(lambda _: self._running.pop(key))
+        return await asyncio.wrap_future(lookup)
 
 
 _lookups = _Lookups()

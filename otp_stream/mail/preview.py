@@ -31,7 +31,7 @@ class Preview(NamedTuple):
 
 
 _MOST_MADE = 500
-"""Previews that are kept, of 18 KB each: 1,000 tenants have 39,000 with the built-in templates alone."""
+"""Maximum number of stored previews, of 18 KB each: 1,000 tenants have 39,000 with the built-in templates alone."""
 _Made = WeakKeyDictionary[TenantComposer, dict[tuple[str, str], Preview | str]]
 """Each preview, or why it failed, by template and language. A tenant that has changed gets new ones."""
 
@@ -84,13 +84,15 @@ class Previews:
             raise ComposeError(f"there is no template named {name}; known: {', '.join(languages)}")
         if language and not any(language in it for it in languages.values()):
             raise ComposeError(f"no template is in {language}; choose one of the languages")
-        async with self._making:
-            shown = self._made.get(composer, {}).get((name, language))
-            if shown is None:
-                shown = await self._make(tenant, name, language)
-                if sum(map(len, self._made.values())) >= _MOST_MADE:
-                    self._made.clear()
-                self._made.setdefault(composer, {})[name, language] = shown
+        shown = self._made.get(composer, {}).get((name, language))
+        if shown is None:
+            async with self._making:
+                shown = self._made.get(composer, {}).get((name, language))  # another visitor may have asked for it
+                if shown is None:
+                    shown = await self._make(tenant, name, language)
+                    if sum(map(len, self._made.values())) >= _MOST_MADE:
+                        self._made.clear()
+                    self._made.setdefault(composer, {})[name, language] = shown
         if isinstance(shown, str):
             raise ComposeError(shown)
         return shown
