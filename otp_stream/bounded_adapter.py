@@ -42,7 +42,8 @@ class BoundedAdapter(HTTPAdapter):
 
 def _pools(limit: int, within_s: float) -> dict[str, Any]:
     """Return the classes from which urllib3 creates pools, these their connections, and these their responses."""
-    response = partial(_response, limit=limit, within_s=within_s)
+    # from Python 3.14 on, a partial in a class is a method
+    response = staticmethod(partial(_response, limit=limit, within_s=within_s))
     bases = {"http": (HTTPConnectionPool, HTTPConnection), "https": (HTTPSConnectionPool, HTTPSConnection)}
     return {
         scheme: type(

@@ -10,7 +10,7 @@ from otp_stream.core.check_result import CheckResult, Report
 
 def check_file_permissions(files: Iterable[Path], report: Report) -> None:
     """Report files with secrets that others can read, and those that others can change."""
-    files = sorted(set(files))
+    files = sorted(set(files), key=str)
     if readable := [it for it in files if _others(it, S_IROTH)]:
         text = f"every user of this machine can read secrets in {_names(readable)}"
         fix = f"chmod o= {_names(readable, ' ')} (not needed in a container, where no one else is)"

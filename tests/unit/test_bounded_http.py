@@ -42,8 +42,10 @@ def test_an_answer_that_comes_slowly_is_not_waited_for(head: bytes, piece: bytes
 
 
 def test_an_answer_that_never_begins_is_not_read() -> None:
-    with server(b"", CONTINUE * 1_000) as (url, _), pytest.raises(ValueError, match="it is too long"):
+    ends = pytest.raises((ValueError, requests.ConnectionError))  # Python 3.14 itself ends it after 100 responses
+    with server(b"", CONTINUE * 1_000) as (url, _), ends as raised:
         post(url)
+    assert "it is too long" in str(raised.value) or "more than 100 interim responses" in str(raised.value)
 
 
 def test_a_redirect_is_not_followed() -> None:
