@@ -229,8 +229,8 @@ async def _blocked(it: Fault) -> None:
     await it.relay.wait(lambda: it.relay.contents == 1, "a mail on the wire", WAIT_S)
     try:
         await asyncio.to_thread(it.node.control, "set_vm_memory_high_watermark", "0.000001")
-        taken.set()  # what the worker then publishes is the event of it
         await it.run("rabbitmq-diagnostics alarms")
+        taken.set()  # what the worker then publishes is the event of it: before the alarm, no one would notice that
         await it.run("otp-stream check", code=1)
         await it.shows()
         await it.arrive("ada@example.com")
