@@ -16,6 +16,7 @@ from uuid import uuid4
 from zlib import crc32
 
 import pytest
+import settings_sources  # noqa: F401 - loads settings in less time
 from event_loop import EventLoop
 from hypothesis import settings as hypothesis_settings
 from in_memory import Start, Stream, starter

@@ -36,6 +36,7 @@ for module in (
     "faststream.__main__",
     "otp_stream.app",
     "otp_stream.cli.main",
+    "settings_sources",
     "uvicorn.lifespan.on",
     "uvicorn.protocols.http.auto",
     "uvicorn.protocols.websockets.auto",
