@@ -4,8 +4,10 @@ aiormq takes three awaits for each of a delivery's three frames, decodes all the
 longer than composing the e-mail. It still reads all other frames.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, SupportsIndex, cast
 
@@ -19,7 +21,7 @@ from otp_stream.core.otp_job import MAX_BODY_BYTES
 from otp_stream.core.sealed_body import is_sealed
 
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD, Acks
-from .message import Delivered
+from .message import LARGEST_HEADER, Delivered
 from .transport import MAX_FRAME, FrameReader, Streams, connect
 
 _DELIVER = b"\x00\x3c\x00\x3c"
@@ -34,45 +36,60 @@ _MAX_SEALED = _MAX_BODY * 4 // 3 + 16 * 1024
 """The same for a sealed body."""
 _MAX_BODIES = 16 * 1024 * 1024
 """Bytes of all bodies in memory that are too large for a job."""
-
+_SMALL_HEADER = 512
+"""Bytes of a content header that is always kept as it is."""
+_READ_HEADER = 20
+"""Bytes of memory for each byte of a content header, as it was received and read, if it has the shortest entries."""
+_MAX_HEADERS = 8 * 1024 * 1024
+"""Bytes of memory for all other content headers. Of those for which there is no more room, only the headers that a
+worker needs are kept: there may be a thousand unacked messages in all lanes, which come again after a restart."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class LargeBodies:
-    """Limits the memory for bodies that are too large for a job and kept only for their dead letters."""
+class MemoryLimit:
+    """Limits the memory for one kind of large parts of messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.bytes = 0
 
     def reserve(self, size: int) -> object | None:
-        """Return a reservation, which ends when it is garbage-collected, or `None` if the body cannot be kept."""
-        if size > _MAX_SEALED or self.bytes + size > _MAX_BODIES:
-            return None
-        return _Reservation(self, size)
+        """Return a reservation, which ends when it is garbage-collected, or `None` if there is no room."""
+        return None if self.bytes + size > self.most else _Reservation(self, size)
 
 
 class _Reservation:
-    __slots__ = ("_bodies", "_size")
+    __slots__ = ("_limit", "_size")
 
-    def __init__(self, bodies: LargeBodies, size: int) -> None:
-        self._bodies, self._size = bodies, size
-        bodies.bytes += size
+    def __init__(self, limit: MemoryLimit, size: int) -> None:
+        self._limit, self._size = limit, size
+        limit.bytes += size
 
     def __del__(self) -> None:
         # not an explicit release, because a message can end in many ways, for example with its connection
-        self._bodies.bytes -= self._size
+        self._limit.bytes -= self._size
+
+
+@dataclass(frozen=True, slots=True)
+class LargeParts:
+    """The limits of a connection. `bodies`: those too large for a job, which are kept only for their dead letters."""
+
+    bodies: MemoryLimit = field(default_factory=lambda: MemoryLimit(_MAX_BODIES))
+    headers: MemoryLimit = field(default_factory=lambda: MemoryLimit(_MAX_HEADERS))
 
 
 class DeliveryAssembler:
     """Assembles the deliveries of one channel from their frames and passes them to `receive`."""
 
     def __init__(
-        self, channel: Channel, acks: Acks, receive: Callable[[Delivered], object], large: LargeBodies | None = None
+        self, channel: Channel, acks: Acks, receive: Callable[[Delivered], object], large: LargeParts | None = None
     ) -> None:
         self._channel, self._acks, self._receive = channel, acks, receive
-        self._large = large or LargeBodies()
-        self._reservation: object | None = None
+        self._large = large or LargeParts()
+        self._reserved: object | None = None
+        self._unread = False
+        """Whether there is no memory to read all headers of the message that is being received."""
         self._dropped = 0
         """Size of the body that is being received, if it is too large to keep."""
         self._method: bytes | None = None
@@ -95,9 +112,14 @@ class DeliveryAssembler:
             self._missing = size = _SIZE.unpack_from(payload, 4)[0]
             self._parts = []
             self._dropped = 0
+            self._reserved = None
+            self._unread = False
+            if _SMALL_HEADER < len(payload) <= LARGEST_HEADER:
+                reserved = self._large.headers.reserve(len(payload) * _READ_HEADER)
+                self._reserved, self._unread = reserved, reserved is None
             if size > _MAX_JOB:
-                self._reservation = self._large.reserve(size)
-                self._dropped = 0 if self._reservation else size
+                reserved = None if size > _MAX_SEALED else self._large.bodies.reserve(size)
+                self._reserved, self._dropped = (self._reserved, reserved), 0 if reserved else size
         else:
             if not self._dropped:
                 self._parts.append(payload)
@@ -110,14 +132,16 @@ class DeliveryAssembler:
         method, header, parts = self._method, self._header, self._parts
         self._method = self._header = None
         self._parts = []
-        reservation, self._reservation = self._reservation, None
+        reserved, self._reserved = self._reserved, None
         if method is None or header is None:
             return
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(body) > _MAX_BODY and not is_sealed(body):
-            self._dropped, body, reservation = len(body), b"", None
+            self._dropped, body = len(body), b""
         try:
-            self._receive(Delivered(self._channel, self._acks, method, header, body, self._dropped, reservation))
+            self._receive(
+                Delivered(self._channel, self._acks, method, header, body, self._dropped, reserved, unread=self._unread)
+            )
         except Exception as error:  # noqa: BLE001 - an error in one message must not close the connection
             _log.error("delivery not received", error=type(error).__name__)
 
@@ -203,7 +227,7 @@ class ConsumingConnection(RobustConnection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.large = LargeBodies()
+        self.large = LargeParts()
         self._factory = _StreamFactory()
         self.kwargs["transport_factory"] = self._factory
 
@@ -227,7 +251,8 @@ class PlainConsumingConnection(Connection):
 
     async def take(self, receive: Callable[[Delivered], object]) -> Channel:
         """Open a channel whose deliveries are passed to `receive`."""
-        return await _take(self, self._factory.deliveries, receive)
+        # one that reads dead letters keeps all their headers, for a replay; its window is small
+        return await _take(self, self._factory.deliveries, receive, LargeParts(headers=MemoryLimit(sys.maxsize)))
 
     @property
     def received(self) -> int:
@@ -239,7 +264,7 @@ async def _take(
     connection: Connection,
     deliveries: DeliveryReader | None,
     receive: Callable[[Delivered], object],
-    large: LargeBodies | None = None,
+    large: LargeParts | None = None,
 ) -> Channel:
     transport = connection.transport and connection.transport.connection
     if transport is None or deliveries is None:

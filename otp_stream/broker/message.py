@@ -25,9 +25,13 @@ LARGEST_HEADER = 16 * 1024
 """Bytes of the largest content header whose table is read: it has room for a full `baggage` (8 KiB), the broker's
 headers and ours. pamqp's time grows with the square of the size: 10 ms for 16 KiB, hundreds for 120 KiB."""
 _EMPTY = bytes(4)
-_KEPT = (b"x-otp-", b"x-delivery-count")
-"""Prefixes of the headers that are read even from a larger table: a worker's own, and the broker's count."""
+_OURS = b"x-otp-"
+_KEPT = {b"x-delivery-count", b"traceparent", b"tracestate"}
+"""The headers that are read even from a larger table, with a worker's own: the broker's count and the trace."""
 _MAX_KEPT = 4 * 1024
+_MOST_KEPT = 40
+_MAX_REDUCED = 8 * 1024
+"""Bytes of a content header with a table of `_MAX_KEPT`: each of its other properties has 256 at most."""
 _MAX_ENTRIES = 2_000
 _SIZES = {b"V": 0, **dict.fromkeys((b"t", b"b", b"B"), 1), **dict.fromkeys((b"s", b"u", b"U"), 2),
           **dict.fromkeys((b"I", b"i", b"f"), 4), b"D": 5, **dict.fromkeys((b"l", b"L", b"d", b"T"), 8)}  # fmt: skip
@@ -39,12 +43,13 @@ class Delivered:
 
     `method` is the payload of its `basic.deliver`, `header` that of its content header, which is decoded when one of
     its properties is read. `dropped` is the size of a body that was too large to keep (`body` is empty then), else 0.
-    `reservation` is kept as long as the message exists. `opened`: whether the body was sealed.
+    `reservation` is kept as long as the message exists. `opened`: whether the body was sealed. `unread`: whether its
+    table of headers must not be read.
     """
 
     __slots__ = (
         "_acks", "_header", "_known", "_method", "_reservation", "_tag",
-        "body", "channel", "dropped", "headers", "opened", "redelivered",
+        "body", "channel", "dropped", "headers", "headers_unread", "opened", "redelivered",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +61,8 @@ class Delivered:
         body: bytes,
         dropped: int = 0,
         reservation: object = None,
+        *,
+        unread: bool = False,
     ) -> None:
         self._acks = acks
         self._method = method
@@ -64,7 +71,9 @@ class Delivered:
         self._reservation = reservation
         self.dropped = dropped
         self.opened = False
-        self._header = header
+        self.headers_unread = unread or len(header) > LARGEST_HEADER
+        """Whether `header` and `headers` have only ours and those in `_KEPT`."""
+        self._header = header = _reduced(header) if self.headers_unread else header
         self._known: Basic.Properties | None = None
         self.body = body
         self.channel = channel
@@ -100,16 +109,11 @@ class Delivered:
         """The payload of its content header."""
         return self._header
 
-    @property
-    def headers_unread(self) -> bool:
-        """Whether its table of headers is too large to be read, so that `headers` has only those in `_KEPT`."""
-        return len(self._header) > LARGEST_HEADER
-
     def _properties(self) -> Basic.Properties:
         if self._known is None:
             header = ContentHeader()
             try:
-                header.unmarshal(_without_headers(self._header) if self.headers_unread else self._header)
+                header.unmarshal(self._header)
             except Exception:  # noqa: BLE001 - after any error in the properties, the body is still read
                 header = ContentHeader()
             self._known = header.properties
@@ -155,20 +159,30 @@ def _table_at(header: bytes) -> int:
     return at
 
 
+def _reduced(header: bytes) -> bytes:
+    """Return a content header whose table has only ours and those in `_KEPT`; an invalid one without properties."""
+    try:
+        return (_without_headers(header) if header[12] & _HAS_HEADERS else header)[:_MAX_REDUCED]
+    except IndexError:
+        return header[:12] + bytes(2)
+
+
 def _without_headers(header: bytes) -> bytes:
-    """Return a content header with only those headers in its table that are in `_KEPT`."""
     at = _table_at(header)
     end = at + 4 + int.from_bytes(header[at : at + 4], "big")
     table = b""
+    kept = 0
     name = at + 4
     for _ in range(_MAX_ENTRIES):
-        if name >= end:
+        if name >= end or kept >= _MOST_KEPT:
             break
         kind = name + 1 + header[name]
         size = _SIZES.get(header[kind : kind + 1])
         after = kind + 1 + (4 + int.from_bytes(header[kind + 1 : kind + 5], "big") if size is None else size)
-        if header.startswith(_KEPT, name + 1, kind) and after - name <= _MAX_KEPT - len(table):
+        is_kept = header.startswith(_OURS, name + 1, kind) or header[name + 1 : kind] in _KEPT
+        if is_kept and after - name <= _MAX_KEPT - len(table):
             table += header[name:after]
+            kept += 1
         name = after
     return header[:at] + len(table).to_bytes(4, "big") + table + header[end:]
 

@@ -5,10 +5,10 @@ from typing import TypeGuard
 
 from .masking import contains_secret
 
-TRACE = ("traceparent", "tracestate", "baggage")
-"""Names of the headers."""
+TRACE = ("traceparent", "tracestate")
+"""Names of the headers. `baggage` is not used, and so it is treated as any other header."""
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_TRACE_LIMITS = {"tracestate": 512, "baggage": 8192}
+_TRACE_STATE_LIMIT = 512
 """Maximum number of characters, which is what W3C requires to be propagated."""
 
 
@@ -18,7 +18,7 @@ def is_trace(value: object, name: str) -> TypeGuard[str]:
         return False
     if name == "traceparent":
         return _TRACE_PARENT.fullmatch(value) is not None
-    return value.isascii() and len(value) <= _TRACE_LIMITS[name]
+    return value.isascii() and len(value) <= _TRACE_STATE_LIMIT
 
 
 def is_harmless_trace(value: object, name: str, address: str, code: str) -> TypeGuard[str]:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import struct
+import tracemalloc
 import warnings
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +21,7 @@ from pydantic_core import to_json
 from yarl import URL
 
 from otp_stream.broker import frames
-from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeBodies
+from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeParts
 from otp_stream.broker.events import event
 from otp_stream.broker.frames import Acks
 from otp_stream.broker.job_message import Reader
@@ -230,7 +231,7 @@ def test_a_body_that_sealing_made_larger_is_kept() -> None:
 
 
 def test_large_bodies_are_limited_together_and_make_room_when_they_are_gone() -> None:
-    large = LargeBodies()
+    large = LargeParts()
     came: list[Delivered] = []
     channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
 
@@ -246,9 +247,53 @@ def test_large_bodies_are_limited_together_and_make_room_when_they_are_gone() ->
 
     asyncio.run(feed())
     assert [it.dropped > 0 for it in came] == [False] * 15 + [True] * 4
-    assert large.bytes == 15 * 1024 * 1024
+    assert large.bodies.bytes == 15 * 1024 * 1024
     came.clear()
-    assert large.bytes == 0
+    assert large.bodies.bytes == 0
+
+
+TINY = {f"{it:x}": True for it in range(1_400)}
+"""Headers that take the most memory for their size."""
+
+
+def test_headers_are_limited_together_and_those_for_which_there_is_no_room_are_reduced_to_the_needed_ones() -> None:
+    large = LargeParts()
+    needed = {"x-otp-attempt": 2, "x-delivery-count": 1, "traceparent": "00-1", "tracestate": "a=1"}
+    came: list[Delivered] = []
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+
+    async def feed() -> None:
+        deliveries = DeliveryReader()
+        deliveries.deliver(channel, DeliveryAssembler(channel, cast("Acks", None), came.append, large))
+        for tag in range(1, 301):
+            deliveries.feed_data(delivery(7, tag, b"{}", TINY | needed, 100_000))
+        deliveries.feed_data(delivery(7, 301, b"{}", {"n": 1}, 100_000))
+
+    try:
+        asyncio.run(feed())
+        assert tracemalloc.get_traced_memory()[0] - before < 10 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    read_all = [not it.headers_unread for it in came]
+    assert read_all == [*sorted(read_all[:-1], reverse=True), True]
+    assert 20 < read_all.count(True) < 100
+    assert (came[0].headers, came[-2].headers) == (TINY | needed, needed)
+    assert len(came[-2].header) < 200
+    assert came[-2].message_id == "id-300"
+    came.clear()
+    assert large.headers.bytes == 0
+
+
+@pytest.mark.parametrize("flags", [0x20, 0xE0, 0x00])
+def test_of_a_content_header_that_is_too_large_little_is_kept_whatever_is_in_it(flags: int) -> None:
+    payload = struct.pack(">HHQBB", 60, 0, 2, flags, 0) + bytes(4) + b"x" * 100_000
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False))
+    for it in (payload, payload[:14] + b"\xff" * 17_000):
+        came = Delivered(channel, cast("Acks", None), deliveries.deliver(1), it, b"{}")
+        assert (came.body, came.headers) == (b"{}", {})
+        assert len(came.header) <= 8 * 1024
 
 
 def test_a_connection_that_only_delivers_is_known_to_be_alive() -> None:
