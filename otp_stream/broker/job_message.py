@@ -151,13 +151,14 @@ class JobMessage:
         """Drop a trace context that no tracer wrote or that contains the address or the code: it goes into spans.
 
         The secrets of a malformed body (`request` is `None`) are not known, so only a valid `traceparent` is kept then.
+        `baggage` is always dropped: it has no use here, and to search 8 KiB for secrets takes 13 ms.
         """
         headers = self.raw.headers
-        for name in TRACE if headers else ():
+        for name in (*TRACE, "baggage") if headers else ():
             if name not in headers:
                 continue
             value = headers[name]
-            kept = (
+            kept = name in TRACE and (
                 name == "traceparent" and is_trace(value, name)
                 if request is None
                 else is_harmless_trace(value, name, request.email, request.otp)

@@ -6,7 +6,7 @@ from typing import TypeGuard
 from .masking import contains_secret
 
 TRACE = ("traceparent", "tracestate")
-"""Names of the headers. `baggage` is not used, and so it is treated as any other header."""
+"""Names of the headers that are used."""
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_STATE_LIMIT = 512
 """Maximum number of characters, which is what W3C requires to be propagated."""
