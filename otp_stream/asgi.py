@@ -204,8 +204,8 @@ class SecureApp:
     """Names of this worker that others could also have."""
     _turns: Turns = field(default_factory=Turns)
     """Otherwise, what clients pipeline on many connections would be handled in one iteration of the event loop."""
-    _probe_turns: Turns = field(default_factory=Turns)
-    """Separate, so that no probe waits behind the requests for pages."""
+    _separate_turns: Mapping[str, Turns] = field(default_factory=lambda: {path: Turns() for path in _ANY_HOST})
+    """Those of each probe, which waits neither behind the requests for pages nor behind those of the other probe."""
     _untrusted_proxy: _UntrustedProxy = field(default_factory=_UntrustedProxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -220,9 +220,8 @@ class SecureApp:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        is_probe = scope["path"] in _ANY_HOST
-        await (self._probe_turns if is_probe else self._turns).next()
-        known = scope["type"] == "websocket" or is_probe
+        await self._separate_turns.get(scope["path"], self._turns).next()
+        known = scope["type"] == "websocket" or scope["path"] in _ANY_HOST
         headers = Headers(scope=scope)
         self._untrusted_proxy.check(scope, headers)
         known = known or is_own_host(headers.get("host", ""), self.hosts)

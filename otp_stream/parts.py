@@ -17,7 +17,7 @@ from .broker import OtpBroker
 from .configs import tenant_identities, tenant_limits
 from .core.probe import Probed
 from .core.retention import SweepState
-from .core.state import Phase, TenantState, WorkerState
+from .core.state import BrokerState, Phase, RelayState, TenantState, WorkerState
 from .core.tables_state import WorkerSeen
 from .delivery import Delivery
 from .embedded import EmbeddedBroker
@@ -104,20 +104,21 @@ class Parts:
 
     def state(self) -> WorkerState:
         """Return the current state of the whole worker."""
-        consumes = self.settings.worker
+        sweeps = self.sweeper.state if self.sweeper is not None else None
+        if not self.settings.worker:
+            return WorkerState(self.phase, None, (), sweeps=sweeps)
+        broker, relays = self.broker.state(), self.relay.state()
         return WorkerState(
-            phase=self.phase,
-            broker=self.broker.state() if consumes else None,
-            relays=self.relay.state() if consumes else (),
-            tables=self.tables.state() if consumes else None,
-            tenants=self._tenants() if consumes and self.tenants.watched else (),
-            sweeps=self.sweeper.state if self.sweeper is not None else None,
+            self.phase,
+            broker,
+            relays,
+            self.tables.state(),
+            tenants=self._tenants(broker, relays) if self.tenants.watched else (),
+            sweeps=sweeps,
         )
 
-    def _tenants(self) -> tuple[TenantState, ...]:
-        return tenant_states(
-            self.tenants.current, self.observer.tenants(), self.relay.state(), self.relay.states(), self.broker.state()
-        )
+    def _tenants(self, broker: BrokerState, relays: tuple[RelayState, ...]) -> tuple[TenantState, ...]:
+        return tenant_states(self.tenants.current, self.observer.tenants(), relays, self.relay.states(), broker)
 
     @property
     def phase(self) -> Phase:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +20,14 @@ from otp_stream.core.state import WorkerState
 from otp_stream.core.stats import Stats
 from otp_stream.core.tables_state import TablesState
 
+from .cached import Cached
+
+_STATE_LIFETIME_S = 0.25
+"""How long a state is used. With that of a response, a probe notices a change within a second.
+
+A state has every lane of every tenant: with a thousand tenants, it takes milliseconds to make.
+"""
+_ALIVE = json_response({"status": "alive"})
 _FRESH_MS = 2_000
 """How old the broker's figures may be before they are requested again."""
 _REFRESH_TIMEOUT_S = 3.0
@@ -40,19 +50,31 @@ class HealthView:
         self._metrics = metrics
         self._version = version
         self._refreshing: asyncio.Task[None] | None = None
+        self._recent: tuple[float, WorkerState] | None = None
+        """The last state, and when it was made."""
+        self._responses = Cached(self._respond)
 
     async def alive(self, _: Request) -> Response:
         """Answer as long as the event loop runs."""
-        return json_response({"status": "alive"})
+        return _ALIVE
 
     async def ready(self, _: Request) -> Response:
         """Answer 503 where no codes are going out."""
+        return await self._responses.get("ready")
+
+    async def health(self, _: Request) -> Response:
+        """Answer with checks and statistics, with 503 where no codes are going out."""
+        return await self._responses.get("health")
+
+    async def _respond(self, name: Literal["ready", "health"]) -> Response:
+        return await (self._ready() if name == "ready" else self._health())
+
+    async def _ready(self) -> Response:
         found = checks(await self.fresh_state(_REFRESH_TIMEOUT_S), self._stats(), clock.now_ms())
         status = worst(found)
         return json_response({"status": status, "checks": _checks(found)}, _http_status(status))
 
-    async def health(self, _: Request) -> Response:
-        """Answer with checks and statistics, with 503 where no codes are going out."""
+    async def _health(self) -> Response:
         state, stats, now_ms = await self.fresh_state(_REFRESH_TIMEOUT_S), self._stats(), clock.now_ms()
         found = checks(state, stats, now_ms)
         status = worst(found)
@@ -92,16 +114,26 @@ class HealthView:
 
     async def fresh_state(self, timeout_s: float) -> WorkerState:
         """Return the state with the broker's figures of the last seconds, or older ones after `timeout_s`."""
-        broker = self._state().broker
-        if broker is not None and broker.connected and clock.now_ms() - (broker.reported_ms or 0) > _FRESH_MS:
-            if self._refreshing is None or self._refreshing.done():
-                self._refreshing = asyncio.create_task(self._refresh_broker())
-            await asyncio.wait({self._refreshing}, timeout=timeout_s)
-        return self._state()
+        state = self._recent_state()
+        broker = state.broker
+        if broker is None or not broker.connected or clock.now_ms() - (broker.reported_ms or 0) <= _FRESH_MS:
+            return state
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh_broker())
+        await asyncio.wait({self._refreshing}, timeout=timeout_s)
+        return self._recent_state()
+
+    def _recent_state(self) -> WorkerState:
+        """Return the state of the last moment, or make it. Requests that waited for the same figures share it."""
+        if self._recent is None or time.monotonic() - self._recent[0] >= _STATE_LIFETIME_S:
+            state = self._state()
+            self._recent = time.monotonic(), state
+        return self._recent[1]
 
     async def _refresh_broker(self) -> None:
         with contextlib.suppress(TimeoutError):  # the figures become stale, which the health check reports
             await asyncio.wait_for(self._refresh(), _REFRESH_TIMEOUT_S)
+        self._recent = None
 
 
 def _checks(found: tuple[Check, ...]) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from otp_stream.asgi import SecureApp
+from otp_stream import clock
+from otp_stream.asgi import SecureApp, get_route
+from otp_stream.core.state import BrokerState, Phase, RelayState, WorkerState
+from otp_stream.core.stats import Stats
 from otp_stream.telemetry import metrics
 from otp_stream.telemetry.metrics import Metrics
-from otp_stream.web import cached, dashboard, dead_letters, pages
+from otp_stream.web import cached, dashboard, dead_letters, health, pages
 from otp_stream.web.cached import Cached
 from otp_stream.web.dead_letters import DeadLettersView
+from otp_stream.web.health import HealthView
 
 ROUTES = sys.modules["otp_stream.web.routes"]  # the package has a function of this name
 
@@ -116,6 +121,80 @@ def test_an_unknown_version_of_the_metrics_gets_a_known_one(version: str) -> Non
         body, content_type = Metrics().render(f"{kind};version={version}")
         assert b"python_info" in body
         assert "version=1.0.0" in content_type or "version=0.0.4" in content_type
+
+
+class Broker:
+    """A worker's state with a broker whose figures are requested; it counts what it costs."""
+
+    def __init__(self, age_ms: int = 0) -> None:
+        self.states, self.refreshes = 0, 0
+        self.phase: Phase = "consuming"
+        self._age_ms = age_ms
+
+    def state(self) -> WorkerState:
+        self.states += 1
+        broker = BrokerState("amqp://h", connected=True, reported_ms=clock.now_ms() - self._age_ms)
+        return WorkerState(self.phase, broker, (RelayState("relay:25"),))
+
+    async def refresh(self) -> None:
+        self.refreshes += 1
+        await asyncio.sleep(0.01)
+        self._age_ms = 0
+
+    def view(self) -> HealthView:
+        return HealthView(self.state, lambda: Stats(0), self.refresh, lambda _: (b"", ""), "1")
+
+
+def secured(view: HealthView) -> SecureApp:
+    routes = {"/livez": view.alive, "/readyz": view.ready, "/health": view.health}
+    apps = {path: get_route(it) for path, it in routes.items()}
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await apps[scope["path"]](scope, receive, send)
+
+    return SecureApp(route, ())
+
+
+@pytest.mark.parametrize("age_ms", [0, 60_000])
+async def test_the_state_is_made_once_for_many_probes(monkeypatch: pytest.MonkeyPatch, age_ms: int) -> None:
+    monkeypatch.setattr(cached, "LIFETIME_S", 60)
+    monkeypatch.setattr(health, "_STATE_LIFETIME_S", 60)
+    broker = Broker(age_ms)
+    view = broker.view()
+    to = secured(view)
+    stale = [view.fresh_state(1.0) for _ in range(20)]
+    requests = [fetch("GET", path, to=to) for path in ("/readyz", "/health") * 50]
+    found = await asyncio.gather(*requests, *stale)
+    assert {it[0] for it in found[:100]} == {200}
+    assert broker.refreshes == (1 if age_ms else 0)
+    assert broker.states == 1 + broker.refreshes
+
+
+async def test_a_probe_notices_a_change_within_a_second() -> None:
+    broker = Broker()
+    to = secured(broker.view())
+    paths = ("/readyz", "/health")
+    assert [(await fetch("GET", it, to=to))[0] for it in paths] == [200, 200]
+    broker.phase, changed = "stopping", time.monotonic()
+    for path in paths:
+        while (await fetch("GET", path, to=to))[0] == 200:
+            assert time.monotonic() - changed < 1.0
+            await asyncio.sleep(0.01)
+
+
+async def test_a_liveness_probe_reads_no_state_and_waits_behind_no_readiness_probe() -> None:
+    began: list[str] = []
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        began.append(scope["path"])
+        await Response()(scope, receive, send)
+
+    to = SecureApp(respond, ())
+    await asyncio.gather(*(fetch("GET", path, to=to) for path in (*["/readyz"] * 20, "/livez")))
+    assert began.index("/livez") < 3
+    broker = Broker()
+    assert (await fetch("GET", "/livez", to=secured(broker.view())))[0] == 200
+    assert broker.states == 0
 
 
 async def test_a_value_is_made_once_for_those_who_wait_and_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rabbitmq import free_port
+from tenants import tenants_toml
 
 from otp_stream import parts as module
 from otp_stream.app import assemble
@@ -76,6 +78,30 @@ def test_parts_that_are_not_started_have_connected_to_nothing(worker: bool, phas
     state = make(worker=worker).state()
     assert state.phase == phase
     assert (state.broker is None, state.tables is None, state.relays == ()) == (not worker,) * 3
+
+
+def test_the_state_of_many_tenants_reads_that_of_the_broker_and_of_the_relays_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text(tenants_toml({f"shop-{number}": {"brand_name": f"Shop {number}"} for number in range(3)}))
+    parts = make(tenants_file=file)
+    assert not parts.problems
+    read: list[str] = []
+    for name, part in (("broker", parts.broker), ("relays", parts.relay)):
+        _record_state(monkeypatch, name, part, read)
+    assert parts.state().broker is not None
+    assert sorted(read) == ["broker", "relays"]
+
+
+def _record_state(monkeypatch: pytest.MonkeyPatch, name: str, part: Any, read: list[str]) -> None:
+    state: Callable[[], Any] = part.state
+
+    def recorded() -> Any:
+        read.append(name)
+        return state()
+
+    monkeypatch.setattr(part, "state", recorded)
 
 
 def test_a_worker_that_was_asked_to_stop_is_stopping_until_its_grace_time_is_over() -> None:
