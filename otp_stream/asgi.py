@@ -64,10 +64,17 @@ _TOO_SLOW = text("the request did not arrive in time\n", 408, {"connection": "cl
 _CROSS_SITE = text("this form is from another site: open the page of this worker, and send its form\n", 403)
 _TOO_LARGE = text("too large\n", 413)
 _INCOMPLETE = text("the request is incomplete\n", 400)
+_LONG_QUERY = text("the query is too long: at most 2048 bytes\n", 414, {"connection": "close"})
+_MANY_HEADERS = text("too many headers: at most 100\n", 431, {"connection": "close"})
 _BUSY = text("too many viewers: try again later\n", 503, {"retry-after": "5"})
+MAX_HEADERS = 100
+"""Headers of a request, of which browsers and proxies send about thirty. Each costs the event loop microseconds."""
+_MAX_QUERY = 2048
+"""Bytes of a query: twice the longest of our pages, which has names of a tenant and a template, percent-encoded."""
 _FORM_LIMIT = 10_000
 _FORM_TIMEOUT_S = 10.0
 _ANY_HOST = ("/livez", "/readyz")
+_INTAKE = "/v1/"
 _NOT_PUBLIC = (".internal", ".lan", ".local", ".localhost", ".svc", ".home.arpa")
 
 
@@ -204,8 +211,8 @@ class SecureApp:
     """Names of this worker that others could also have."""
     _turns: Turns = field(default_factory=Turns)
     """Otherwise, what clients pipeline on many connections would be handled in one iteration of the event loop."""
-    _separate_turns: Mapping[str, Turns] = field(default_factory=lambda: {path: Turns() for path in _ANY_HOST})
-    """Those of each probe, which waits neither behind the requests for pages nor behind those of the other probe."""
+    _separate_turns: Mapping[str, Turns] = field(default_factory=lambda: {it: Turns() for it in (*_ANY_HOST, _INTAKE)})
+    """Those of each probe, and of the intake: they wait neither behind requests for pages nor behind each other's."""
     _untrusted_proxy: _UntrustedProxy = field(default_factory=_UntrustedProxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -220,7 +227,10 @@ class SecureApp:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        await self._separate_turns.get(scope["path"], self._turns).next()
+        if refusal := _costly(scope):
+            await refusal(scope, receive, send_secured)  # at once, because its headers would fill the memory
+            return
+        await self._turns_of(scope["path"]).next()
         known = scope["type"] == "websocket" or scope["path"] in _ANY_HOST
         headers = Headers(scope=scope)
         self._untrusted_proxy.check(scope, headers)
@@ -230,6 +240,16 @@ class SecureApp:
             # a proxy that uses the other one would take the rest of the body for a request of another client
             app = _TWO_LENGTHS
         await app(scope, receive, send_secured)
+
+    def _turns_of(self, path: str) -> Turns:
+        return self._separate_turns.get(_INTAKE if path.startswith(_INTAKE) else path, self._turns)
+
+
+def _costly(scope: Scope) -> Response | None:
+    """Return the refusal of a request that would keep the event loop busy for milliseconds; else `None`."""
+    if len(scope["headers"]) > MAX_HEADERS:
+        return _MANY_HEADERS
+    return _LONG_QUERY if len(scope.get("query_string", b"")) > _MAX_QUERY else None
 
 
 def _name(host: str) -> str:

@@ -7,11 +7,14 @@ import binascii
 import hmac
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 TOLERANCE_S = 300
 """How much a timestamp may differ from our clock, as Standard Webhooks and Zitadel's own library have it."""
+MAX_SIGNATURES = 16
+"""Signatures in a header. A server sends one for each of its keys; each is decoded and compared with each of ours."""
 _PREFIX = "whsec_"
 _SHORTEST = 16
 """Minimum bytes of a secret of Standard Webhooks."""
@@ -30,40 +33,60 @@ def webhook_keys(text: str) -> list[bytes]:
     return keys
 
 
-def verify_webhook(headers: Mapping[str, str], body: bytes, keys: Sequence[bytes], now_s: float) -> None:
-    """Verify a request as Standard Webhooks says: https://www.standardwebhooks.com.
+@dataclass(frozen=True, slots=True)
+class HookSignature:
+    """What the headers of a request say about its signature."""
+
+    prefix: str
+    """What is signed before the body."""
+    timestamp: str
+    given: Sequence[bytes]
+    """Signatures, of which one must be ours: a server sends one for each of its keys."""
+
+    def verify(self, body: bytes, keys: Sequence[bytes], now_s: float) -> None:
+        """Verify a body with these keys at this time. Raises `SignatureError`."""
+        signed = self.prefix.encode() + body
+        expected = [hmac.digest(key, signed, sha256) for key in keys]
+        matches = [hmac.compare_digest(ours, theirs) for theirs in self.given for ours in expected]
+        if not any(matches):
+            raise SignatureError("the signature is not made with a secret that is set here, or the body was changed")
+        _check_time(self.timestamp, now_s)
+
+
+def read_webhook(headers: Mapping[str, str]) -> HookSignature:
+    """Read a signature as Standard Webhooks says: https://www.standardwebhooks.com.
 
     Raises `SignatureError`.
     """
     webhook_id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     # Supabase Auth with several secrets writes `, ` between their signatures, where Standard Webhooks has a space
-    parts = [it.rstrip(",").partition(",") for it in headers.get("webhook-signature", "").split()]
-    given = [signature for version, _, signature in parts if version == "v1"]
+    parts = headers.get("webhook-signature", "").split(maxsplit=MAX_SIGNATURES)
+    pairs = [it.rstrip(",").partition(",") for it in parts]
+    given = [signature for version, _, signature in pairs if version == "v1"]
     if not webhook_id or not timestamp or not given:
         raise SignatureError("webhook-id, webhook-timestamp and webhook-signature: are required")
-    _verify(f"{webhook_id}.{timestamp}.".encode() + body, keys, map(_from_base64, given))
-    _check_time(timestamp, now_s)
+    _check_number(len(parts), "webhook-signature")
+    return HookSignature(f"{webhook_id}.{timestamp}.", timestamp, tuple(map(_from_base64, given)))
 
 
-def verify_zitadel(headers: Mapping[str, str], body: bytes, keys: Sequence[bytes], now_s: float) -> None:
-    """Verify the header `ZITADEL-Signature: t=seconds,v1=hex,…`.
+def read_zitadel(headers: Mapping[str, str]) -> HookSignature:
+    """Read the header `ZITADEL-Signature: t=seconds,v1=hex,…`.
 
     Raises `SignatureError`.
     """
-    parts = [it.partition("=") for it in headers.get("zitadel-signature", "").split(",")]
-    timestamp = next((value for name, _, value in parts if name.strip() == "t"), "")
-    given = [value for name, _, value in parts if name.strip() == "v1"]
+    parts = headers.get("zitadel-signature", "").split(",", MAX_SIGNATURES + 1)
+    pairs = [it.partition("=") for it in parts]
+    timestamp = next((value for name, _, value in pairs if name.strip() == "t"), "")
+    given = [value for name, _, value in pairs if name.strip() == "v1"]
     if not timestamp or not given:
         raise SignatureError("zitadel-signature: is required, with t and v1")
-    _verify(f"{timestamp}.".encode() + body, keys, map(_from_hex, given))
-    _check_time(timestamp, now_s)
+    _check_number(len(parts) - 1, "zitadel-signature")
+    return HookSignature(f"{timestamp}.", timestamp, tuple(map(_from_hex, given)))
 
 
-def _verify(signed: bytes, keys: Sequence[bytes], given: Iterable[bytes]) -> None:
-    expected = [hmac.digest(key, signed, sha256) for key in keys]
-    matches = [hmac.compare_digest(ours, theirs) for theirs in given for ours in expected]
-    if not any(matches):
-        raise SignatureError("the signature is not made with a secret that is set here, or the body was changed")
+def _check_number(signatures: int, header: str) -> None:
+    if signatures > MAX_SIGNATURES:
+        raise SignatureError(f"{header}: has more than {MAX_SIGNATURES} signatures")
 
 
 def _check_time(timestamp: str, now_s: float) -> None:

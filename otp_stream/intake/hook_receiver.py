@@ -49,7 +49,7 @@ class HookReceiver:
     def find(self, name: str) -> Hook | None:
         """Return a hook that is on: its key is set, or there are tokens, with which it authenticates itself."""
         hook = HOOKS.get(name)
-        if hook is None or not (self.producers.tokens() if hook.verify is None else name in self.keys()):
+        if hook is None or not (self.producers.tokens() if hook.read_signature is None else name in self.keys()):
             return None
         return hook
 
@@ -59,11 +59,7 @@ class HookReceiver:
         The id of each job is made from the body: servers repeat it unchanged, some with another `webhook-id`.
         """
         try:
-            if hook.verify is None:
-                producer, body = self.producers.by_token(request), await read_body(request)
-            else:
-                body = await read_body(request)
-                producer = self._verified(hook, request, body)
+            producer, body = await self._authenticated(hook, request)
             check_phase()
             fields = _jobs(hook, body)
             key = f"{hook.name}:{sha256(body).hexdigest()}"
@@ -72,15 +68,19 @@ class HookReceiver:
             raise HookFailedError(hook, problem) from None
         return json_response({})
 
-    def _verified(self, hook: Hook, request: Request, body: bytes) -> Producer:
-        assert hook.verify is not None  # noqa: S101 - the caller has checked it
+    async def _authenticated(self, hook: Hook, request: Request) -> tuple[Producer, bytes]:
+        """Return the producer and the body, which is not read if its headers show that it must be refused."""
+        if hook.read_signature is None:
+            return self.producers.by_token(request), await read_body(request)
         try:
-            hook.verify(request.headers, body, self.keys()[hook.name], time.time())
+            signature = hook.read_signature(request.headers)
+            body = await read_body(request)
+            signature.verify(body, self.keys()[hook.name], time.time())
         except SignatureError as error:
             raise self.producers.refused(request, str(error)) from None
         name = f"hook {hook.name}"  # no token may have a name with a space
         self.producers.count(name)
-        return Producer(name)
+        return Producer(name), body
 
     async def _submit(self, fields: Fields, producer: Producer, key: str) -> None:
         # a person waits for each of these codes

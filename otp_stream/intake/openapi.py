@@ -27,6 +27,11 @@ _REFUSALS = {
     429: "Too many requests with this token.",
     503: "RabbitMQ has not confirmed the job, or the worker is stopping or not connected. Send the request again.",
 }
+_TEXT_REFUSALS = {
+    "414": "The query has more than 2,048 bytes.",
+    "431": "The request has more than 100 headers.",
+}
+"""Those of the whole server, in plain text."""
 _FOR_HOOKS: Mapping[str, tuple[str, list[dict[str, list[str]]]]] = {
     "supabase": ("The send-email hook of Supabase Auth", [{"webhookSignature": []}]),
     "zitadel": ("The HTTP provider of Zitadel", [{"zitadelSignature": []}]),
@@ -200,6 +205,7 @@ def _post_hook(name: str) -> dict[str, Any]:
                 "description": "RabbitMQ has confirmed every job of the hook.",
                 "content": {"application/json": {"schema": {"type": "object"}}},
             },
+            **_refusals(),
             "default": {
                 "description": "An error in the format that the server reads.",
                 "content": {
@@ -214,7 +220,8 @@ def _post_hook(name: str) -> dict[str, Any]:
 def _refusals(*statuses: int) -> dict[str, Any]:
     content = {CONTENT_TYPE: {"schema": {"$ref": f"{_SCHEMAS}Problem"}}}
     later = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    return {
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    own = {
         str(status): {
             "description": _REFUSALS[status],
             **({"headers": later} if status in {429, 503} else {}),
@@ -222,3 +229,5 @@ def _refusals(*statuses: int) -> dict[str, Any]:
         }
         for status in statuses
     }
+    whole = {status: {"description": about, "content": text} for status, about in _TEXT_REFUSALS.items()}
+    return dict(sorted({**own, **whole}.items()))

@@ -28,6 +28,8 @@ _STATE_LIFETIME_S = 0.25
 A state has every lane of every tenant: with a thousand tenants, it takes milliseconds to make.
 """
 _ALIVE = json_response({"status": "alive"})
+_MAX_ACCEPT = 1_000
+"""Characters of `Accept` that are parsed; Prometheus sends 300."""
 _FRESH_MS = 2_000
 """How old the broker's figures may be before they are requested again."""
 _REFRESH_TIMEOUT_S = 3.0
@@ -104,7 +106,7 @@ class HealthView:
 
     async def metrics(self, request: Request) -> Response:
         """Answer in the format that the `Accept` header requests."""
-        body, content_type = self._metrics(request.headers.get("accept", ""))
+        body, content_type = self._metrics(request.headers.get("accept", "")[:_MAX_ACCEPT])
         return Response(body, media_type=content_type)
 
     async def dead_letters(self) -> int | None:

@@ -160,3 +160,24 @@ async def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(pat
     status, headers, body = await fetch("POST", path, b"token=x", **lengths)
     assert (status, headers["connection"]) == (400, "close")
     assert body == b"Content-Length with Transfer-Encoding: send one of them\n"
+
+
+@pytest.mark.parametrize("path", ["/templates", "/livez", "/v1/jobs", "/unknown"])
+async def test_a_long_query_and_many_headers_are_refused_before_they_are_read(path: str) -> None:
+    read: list[str] = []
+
+    async def respond(request: Request) -> Response:
+        read.append(str(request.query_params))
+        return Response()
+
+    to = SecureApp(get_route(respond), ())
+    many = {f"x-{number}": "" for number in range(99)}  # with the host: 100
+    # the longest that our page of templates makes
+    query = f"?tenant={'%F0%9F%90%99' * 64}&name={'a' * 64}&language=en-{'a' * 32}"
+    assert (await fetch("GET", path + query, to=to, **many))[0] == 200
+    assert len(read) == 1
+    for refused, more in ((414, {}), (431, many | {"x-99": ""})):
+        status, headers, _ = await fetch("GET", f"{path}?{'a' * (2049 if refused == 414 else 1)}", to=to, **more)
+        assert (status, headers["connection"]) == (refused, "close")
+        assert headers.items() >= SECURE.items()
+    assert len(read) == 1

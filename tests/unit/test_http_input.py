@@ -175,6 +175,43 @@ async def test_a_websocket_is_refused(port: int) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("line", [b"a:\r\n", b"a:\n", b"Cookie: a=b\r\n"])
+async def test_a_head_of_many_lines_is_refused_before_all_of_it_is_parsed(
+    port: int, sizes: list[int], line: bytes
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST + b"GET / HTTP/1.1\r\nHost: x\r\n" + line * (16_000 // len(line)))
+    assert await _status(reader) == b"200"
+    assert await asyncio.wait_for(reader.readexactly(5), 5) == b"alive"
+    assert await _status(reader) == b"431"
+    assert await asyncio.wait_for(reader.read(), 5) == b"too many headers: at most 100\n"
+    assert sum(sizes) <= 3 * 1024
+    writer.close()
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_a_trailer_of_many_lines_ends_the_connection_before_all_of_it_is_parsed(
+    port: int, sizes: list[int]
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(CHUNKED.replace(b"/ ", b"/count ") + b"1\r\na\r\n0\r\n" + b"a:\r\n" * 4_000)
+    with suppress(ConnectionResetError):
+        assert b"200 OK" not in await asyncio.wait_for(reader.read(), 5)
+    assert sum(sizes) <= 3 * 1024
+    writer.close()
+
+
+@pytest.mark.usefixtures("one_part")
+async def test_a_head_of_100_lines_is_read(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    long = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"x-%d: %s\r\n" % (it, 50 * b"a") for it in range(99))
+    writer.write((long + b"\r\n") * 2)
+    for _ in range(2):
+        assert await _status(reader) == b"200"
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"alive"
+    writer.close()
+
+
 async def test_a_connection_with_too_much_that_waits_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_input, "_MOST_WAITING", -1)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -20,12 +20,20 @@ from hook_payloads import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otp_stream.core.hook_signatures import SignatureError, verify_webhook, verify_zitadel, webhook_keys
+from otp_stream.core.hook_signatures import SignatureError, read_webhook, read_zitadel, webhook_keys
 from otp_stream.core.otp_job import OtpJob
 from otp_stream.intake.hooks import HOOKS, NoCodeError
 from otp_stream.mail.template_data import ACTIONS
 
 NOW = 1_796_000_000
+
+
+def verify_webhook(headers: dict[str, str], body: bytes, keys: list[bytes], now_s: float) -> None:
+    read_webhook(headers).verify(body, keys, now_s)
+
+
+def verify_zitadel(headers: dict[str, str], body: bytes, keys: list[bytes], now_s: float) -> None:
+    read_zitadel(headers).verify(body, keys, now_s)
 
 
 def changed(given_payload: dict[str, Any], /, **changes: Any) -> dict[str, Any]:
@@ -228,6 +236,20 @@ def test_zitadels_signature_is_verified_as_its_library_does() -> None:
     for it in wrong:
         with pytest.raises(SignatureError):
             verify_zitadel(it, body, keys, NOW)
+
+
+def test_a_header_has_at_most_16_signatures() -> None:
+    body = encoded(SUPABASE)
+    headers, keys = supabase_headers(body, NOW), webhook_keys(SUPABASE_SECRET)
+    ours = headers["webhook-signature"]
+    verify_webhook(headers | {"webhook-signature": "v1,YQ== " * 15 + ours}, body, keys, NOW)
+    with pytest.raises(SignatureError, match="webhook-signature: has more than 16 signatures"):
+        read_webhook(headers | {"webhook-signature": f"{ours} " * 17})
+    body, headers = encoded(ZITADEL), zitadel_headers(encoded(ZITADEL), NOW)
+    ours = headers["zitadel-signature"]
+    verify_zitadel({"zitadel-signature": ours + ",v1=00" * 15}, body, [ZITADEL_KEY.encode()], NOW)
+    with pytest.raises(SignatureError, match="zitadel-signature: has more than 16 signatures"):
+        read_zitadel({"zitadel-signature": ours + ",v1=00" * 16})
 
 
 @pytest.mark.parametrize(

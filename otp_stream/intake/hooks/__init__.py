@@ -1,10 +1,10 @@
 """Hooks of authentication servers: each is one function from its payload to jobs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from otp_stream.core.hook_signatures import verify_webhook, verify_zitadel
+from otp_stream.core.hook_signatures import HookSignature, read_webhook, read_zitadel
 
 from .kratos import kratos_jobs
 from .logto import logto_jobs
@@ -12,8 +12,8 @@ from .payload import Fields, NoCodeError
 from .supabase import supabase_jobs
 from .zitadel import zitadel_jobs
 
-Verify = Callable[[Mapping[str, str], bytes, Sequence[bytes], float], None]
-"""Verifies headers and body with these keys at this time, in seconds. Raises `SignatureError`."""
+ReadSignature = Callable[[Mapping[str, str]], HookSignature]
+"""Reads the headers of a request. Raises `SignatureError`."""
 
 
 def _http_error(status: int, detail: str) -> dict[str, Any]:
@@ -28,8 +28,8 @@ class Hook:
     name: str
     jobs: Callable[[object], list[Fields]]
     """Returns the jobs in a decoded payload. Raises `NoCodeError`."""
-    verify: Verify | None = None
-    """How its signature is verified; `None`: it sends a token."""
+    read_signature: ReadSignature | None = None
+    """Reads its signature; `None`: it sends a token."""
     error: Callable[[int, str], dict[str, Any]] | None = None
     """Returns the body of an error response; `None`: `application/problem+json`."""
 
@@ -37,8 +37,8 @@ class Hook:
 HOOKS: Mapping[str, Hook] = {
     it.name: it
     for it in (
-        Hook("supabase", supabase_jobs, verify_webhook, _http_error),
-        Hook("zitadel", zitadel_jobs, verify_zitadel),
+        Hook("supabase", supabase_jobs, read_webhook, _http_error),
+        Hook("zitadel", zitadel_jobs, read_zitadel),
         Hook("kratos", kratos_jobs),
         Hook("logto", logto_jobs),
     )
