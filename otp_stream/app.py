@@ -33,6 +33,7 @@ from .mail.preview import Previews
 from .parts import Parts, Stopping, worker_name
 from .relay import RelayConfig, Sharing, SmtpRelay
 from .relay_groups import RelayGroups
+from .request_body import Bodies
 from .settings import (
     RotatedSecrets,
     Settings,
@@ -157,9 +158,10 @@ def build(settings: Settings, problems: Sequence[str]) -> OtpStream:
     _subscribe(parts.broker, parts.delivery)
     parts.observer.metrics.expose(parts.state, now_ms)
     app = OtpStream(parts)
-    for path, route in routes(_sources(parts, app)).items():
+    bodies = Bodies()
+    for path, route in routes(_sources(parts, app, bodies)).items():
         app.mount(path, route)
-    intake = _intake(parts)
+    intake = _intake(parts, bodies)
     for path, route in document_routes(intake, partial(openapi, __version__)).items():
         app.mount(path, route)
     app.mount_below(PREFIX, intake_route(intake))
@@ -198,7 +200,7 @@ def asyncapi(app: OtpStream) -> dict[str, Any]:
     return document(app.schema.to_specification().to_jsonable(), app.parts.broker.topology, __version__)
 
 
-def _sources(parts: Parts, app: OtpStream) -> Sources:
+def _sources(parts: Parts, app: OtpStream, bodies: Bodies) -> Sources:
     settings = parts.settings
     return Sources(
         state=parts.state,
@@ -214,6 +216,7 @@ def _sources(parts: Parts, app: OtpStream) -> Sources:
         metrics=parts.observer.metrics.render,
         document=partial(asyncapi, app),
         on_stop=app.on_shutdown,
+        bodies=bodies,
         public_keys=lambda: parts.secrets.settings.sealing.public(),  # noqa: PLW0108 - the settings are replaced
         name=worker_name(),
         version=__version__,
@@ -221,7 +224,7 @@ def _sources(parts: Parts, app: OtpStream) -> Sources:
     )
 
 
-def _intake(parts: Parts) -> Intake:
+def _intake(parts: Parts, bodies: Bodies) -> Intake:
     settings, tenants = parts.settings, parts.tenants
     return Intake(
         tokens=lambda: parts.tokens.producers(parts.secrets.settings),
@@ -235,6 +238,7 @@ def _intake(parts: Parts) -> Intake:
         tenant_problem=tenants.problem,
         keys=lambda: parts.secrets.settings.sealing,
         telemetry=parts.observer,
+        bodies=bodies,
     )
 
 

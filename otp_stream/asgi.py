@@ -1,6 +1,5 @@
 """HTTP routes on Starlette, with headers that prevent browsers from loading anything from other sites."""
 
-import asyncio
 import ipaddress
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping
@@ -16,6 +15,7 @@ from starlette.routing import request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .core.audit import printable
+from .request_body import Bodies, BodyTooLargeError, TooManyBodiesError
 from .tasks import Turns
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -62,6 +62,9 @@ _MISDIRECTED = text("unknown host name: add it to HTTP_HOSTS\n", 421)
 _TWO_LENGTHS = text("Content-Length with Transfer-Encoding: send one of them\n", 400, {"connection": "close"})
 _TOO_SLOW = text("the request did not arrive in time\n", 408, {"connection": "close"})
 _CROSS_SITE = text("this form is from another site: open the page of this worker, and send its form\n", 403)
+_TOO_MANY_BODIES = text(
+    "too many requests wait for their bodies: try again\n", 503, {"retry-after": "1", "connection": "close"}
+)
 _TOO_LARGE = text("too large\n", 413)
 _INCOMPLETE = text("the request is incomplete\n", 400)
 _LONG_QUERY = text("the query is too long: at most 2048 bytes\n", 414, {"connection": "close"})
@@ -114,20 +117,24 @@ def stream_route(
     return _route(stream, "GET")
 
 
-def form_route(submit: Callable[[Request, Fields], Awaitable[Response]]) -> ASGIApp:
+def form_route(submit: Callable[[Request, Fields], Awaitable[Response]], bodies: Bodies) -> ASGIApp:
     """Return an ASGI route for a form, sent by POST. A browser may send it from our own pages only."""
 
     async def receive_form(request: Request) -> Response:
         if _is_cross_site(request.headers):
             return _CROSS_SITE
         try:
-            async with asyncio.timeout(_FORM_TIMEOUT_S):
-                fields = await _read_form(request)
+            body = await bodies.read(request, most_bytes=_FORM_LIMIT, timeout_s=_FORM_TIMEOUT_S)
         except TimeoutError:
             return _TOO_SLOW
+        except TooManyBodiesError:
+            return _TOO_MANY_BODIES
+        except BodyTooLargeError:
+            return _TOO_LARGE
         except ClientDisconnect:
             # an incomplete form could select more than was requested, such as every relay instead of one
             return _INCOMPLETE
+        fields = _fields(body)
         return _TOO_LARGE if fields is None else await submit(request, fields)
 
     return _route(receive_form, "POST")
@@ -166,14 +173,8 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _read_form(request: Request) -> Fields | None:
-    """Return the fields, or `None` if they are too large. Raises `ClientDisconnect`."""
-    body = b""
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > _FORM_LIMIT:
-                return None
+def _fields(body: bytes) -> Fields | None:
+    """Return the fields, or `None` if they are too many."""
     try:
         # empty fields are kept, because `domain=` selects dead letters without a recipient, not those of every domain
         return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=20))

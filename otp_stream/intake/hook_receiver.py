@@ -14,6 +14,7 @@ from otp_stream.asgi import json_response
 from otp_stream.core.hook_signatures import SignatureError
 from otp_stream.core.lenient import loads, read_integer
 from otp_stream.core.sealing_keys import NO_KEYS
+from otp_stream.request_body import Bodies
 
 from .hooks import HOOKS, Fields, Hook, NoCodeError
 from .problem import ProblemError
@@ -44,6 +45,7 @@ class HookReceiver:
 
     producers: Producers
     submitter: Submitter
+    bodies: Bodies
     keys: Callable[[], Mapping[str, Sequence[bytes]]]
 
     def find(self, name: str) -> Hook | None:
@@ -71,10 +73,10 @@ class HookReceiver:
     async def _authenticated(self, hook: Hook, request: Request) -> tuple[Producer, bytes]:
         """Return the producer and the body, which is not read if its headers show that it must be refused."""
         if hook.read_signature is None:
-            return self.producers.by_token(request), await read_body(request)
+            return self.producers.by_token(request), await read_body(request, self.bodies, is_known=True)
         try:
             signature = hook.read_signature(request.headers)
-            body = await read_body(request)
+            body = await read_body(request, self.bodies, is_known=False)
             signature.verify(body, self.keys()[hook.name], time.time())
         except SignatureError as error:
             raise self.producers.refused(request, str(error)) from None

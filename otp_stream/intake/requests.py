@@ -1,12 +1,11 @@
 """What the intake reads of a request."""
 
-import asyncio
 import re
-from contextlib import aclosing
 
 from starlette.requests import ClientDisconnect, Request
 
 from otp_stream.core.otp_job import MAX_BODY_BYTES
+from otp_stream.request_body import Bodies, BodyTooLargeError, TooManyBodiesError
 
 from .problem import ProblemError
 
@@ -17,8 +16,11 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 """A string of RFC 8941."""
 
 
-async def read_body(request: Request) -> bytes:
-    """Return a JSON body. Raises `ProblemError` for another content type, a body that is too large or too slow."""
+async def read_body(request: Request, bodies: Bodies, *, is_known: bool) -> bytes:
+    """Return a JSON body. Raises `ProblemError` for another content type, a body that is too large or too slow.
+
+    `is_known` is whether the request has a valid token. Few of those without one may wait for their bodies at once.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise ProblemError(415, "content-type: must be application/json", {"accept": "application/json"})
@@ -28,22 +30,16 @@ async def read_body(request: Request) -> bytes:
     if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise _too_large()
     try:
-        async with asyncio.timeout(BODY_S):
-            return await _read(request)
+        return await bodies.read(request, most_bytes=MAX_BODY_BYTES, timeout_s=BODY_S, is_known=is_known)
+    except BodyTooLargeError:
+        raise _too_large() from None
     except TimeoutError:
         raise ProblemError(408, "the body did not arrive in time", {"connection": "close"}) from None
+    except TooManyBodiesError:
+        headers = {"retry-after": "1", "connection": "close"}
+        raise ProblemError(503, "too many requests wait for their bodies; send the request again", headers) from None
     except ClientDisconnect:
         raise ProblemError(400, "the body is incomplete") from None
-
-
-async def _read(request: Request) -> bytes:
-    body = bytearray()
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise _too_large()
-    return bytes(body)
 
 
 def _too_large() -> ProblemError:

@@ -20,6 +20,7 @@ from otp_stream.core.http_token import HttpToken
 from otp_stream.core.request_rate import RequestRate
 from otp_stream.core.sealing_keys import SealingKeys
 from otp_stream.core.state import Phase
+from otp_stream.request_body import Bodies
 from otp_stream.telemetry_errors import SafeSpan, observe
 
 from .hook_receiver import HookFailedError, HookReceiver
@@ -73,6 +74,7 @@ class Intake:
     keys: Callable[[], SealingKeys]
     """Returns the keys that open sealed codes now."""
     telemetry: RequestTelemetry
+    bodies: Bodies
 
     def is_on(self) -> bool:
         """Return whether there is a token, or a key of a hook."""
@@ -118,7 +120,7 @@ class _Api:
         self._submitter = Submitter(
             intake.publish, intake.ranked_values, intake.statuses, intake.hash_keys, intake.tenant_problem
         )
-        self._hooks = HookReceiver(self._producers, self._submitter, intake.hook_keys)
+        self._hooks = HookReceiver(self._producers, self._submitter, intake.bodies, intake.hook_keys)
 
     async def respond(self, request: Request) -> Response:
         """Return the response to any request, and record it."""
@@ -177,7 +179,8 @@ class _Api:
         producer = self._producers.by_token(request)
         self._check_phase()
         key = idempotency_key(request)
-        job = read_job(await read_body(request), self._intake.keys())
+        body = await read_body(request, self._intake.bodies, is_known=True)
+        job = read_job(body, self._intake.keys())
         job_id = await self._submitter.submit(job, producer, key, _trace_context(request))
         content: dict[str, object] = {"jobId": job_id, "state": "queued"}
         if job.lenient:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from otp_stream.asgi import form_route, get_route, json_response, stream_route
 from otp_stream.core.http_token import HttpToken
 from otp_stream.core.state import WorkerState
+from otp_stream.request_body import Bodies
 
 from .access import Access
 from .dashboard import Dashboard, Tables, Telemetry
@@ -45,6 +46,7 @@ class Sources:
     document: Callable[[], dict[str, Any]]
     on_stop: Callable[[Callable[[], Awaitable[None]]], object]
     """Has a function called when the worker stops."""
+    bodies: Bodies
     public_keys: Callable[[], dict[str, Any]]
     """Returns the public keys with which producers seal codes, as a JWK Set."""
     name: str
@@ -85,7 +87,7 @@ def routes(sources: Sources) -> dict[str, ASGIApp]:
     forms = {"/replay": dead.replay, "/login": dead.log_in, "/logout": dead.log_out, "/probe": probe.submit}
     return {
         **{path: get_route(view) for path, view in views.items()},
-        **{path: form_route(submit) for path, submit in forms.items()},
+        **{path: form_route(submit, sources.bodies) for path, submit in forms.items()},
         "/live": stream_route(stream.events, "text/event-stream", has_room=lambda: stream.viewers < MAX_VIEWERS),
     }
 

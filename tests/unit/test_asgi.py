@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from otp_stream import asgi
 from otp_stream.asgi import Fields, form_route, is_own_host, stream_route
+from otp_stream.request_body import Bodies
 
 SCOPE = {"type": "http", "method": "GET", "headers": []}
 
@@ -103,7 +104,7 @@ async def test_a_form_that_never_arrives_times_out(monkeypatch: pytest.MonkeyPat
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    await form_route(submit)(SCOPE | {"method": "POST"}, reader.receive, send)
+    await form_route(submit, Bodies())(SCOPE | {"method": "POST"}, reader.receive, send)
     assert sent[0]["status"] == 408
 
 
@@ -121,7 +122,7 @@ async def test_an_incomplete_form_is_not_submitted() -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    await form_route(submit)(SCOPE | {"method": "POST"}, receive, send)
+    await form_route(submit, Bodies())(SCOPE | {"method": "POST"}, receive, send)
     assert sent[0]["status"] == 400
 
 

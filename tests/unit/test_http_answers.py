@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from otp_stream import asgi
 from otp_stream.asgi import POLICY, Fields, SecureApp, form_route, get_route
+from otp_stream.request_body import Bodies
 from otp_stream.web import stream
 
 SECURE = {
@@ -119,7 +120,7 @@ async def test_a_form_of_another_site_is_refused_before_it_is_read(headers: dict
         read.append(fields)
         return Response()
 
-    to = SecureApp(form_route(submit), ())
+    to = SecureApp(form_route(submit, Bodies()), ())
     status, _, body = await fetch("POST", "/login", b"token=guess", to=to, **headers)
     assert (status, read) == ((403, []) if refused else (200, [{"token": "guess"}]))
     assert (b"from another site" in body) is refused

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from otp_stream import http_connections
 from otp_stream.asgi import Fields, form_route, get_route, stream_route
 from otp_stream.http_connections import connection_limit, limit_connections
+from otp_stream.request_body import Bodies
 
 
 async def _respond(request: Request) -> Response:
@@ -33,7 +34,7 @@ async def _submit(request: Request, _: Fields) -> Response:
     return await _respond(request)
 
 
-_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=lambda: True), "/form": form_route(_submit)}
+_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=lambda: True), "/form": form_route(_submit, Bodies())}
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:

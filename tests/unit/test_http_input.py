@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from otp_stream import http_input
 from otp_stream.asgi import Fields, form_route, get_route, text
 from otp_stream.http_input import limit_input
+from otp_stream.request_body import Bodies
 
 _NOT_FOUND = text("not found", 404)
 
@@ -43,7 +44,7 @@ async def _submit(_: Request, fields: Fields) -> Response:
 
 _ROUTES = {
     "/": get_route(_respond),
-    "/form": form_route(_submit),
+    "/form": form_route(_submit, Bodies()),
     "/count": request_response(_count),
     "/late": get_route(_pause),
 }
