@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,11 +21,6 @@ from otp_stream.core.tables_state import TablesState
 
 from .cached import Cached
 
-_STATE_LIFETIME_S = 0.25
-"""How long a state is used. With that of a response, a probe notices a change within a second.
-
-A state has every lane of every tenant: with a thousand tenants, it takes milliseconds to make.
-"""
 _ALIVE = json_response({"status": "alive"})
 _MAX_ACCEPT = 1_000
 """Characters of `Accept` that are parsed; Prometheus sends 300."""
@@ -52,9 +46,8 @@ class HealthView:
         self._metrics = metrics
         self._version = version
         self._refreshing: asyncio.Task[None] | None = None
-        self._recent: tuple[float, WorkerState] | None = None
-        """The last state, and when it was made."""
         self._responses = Cached(self._respond)
+        """Shared: with a thousand tenants, a state takes milliseconds to make."""
 
     async def alive(self, _: Request) -> Response:
         """Answer as long as the event loop runs."""
@@ -116,26 +109,18 @@ class HealthView:
 
     async def fresh_state(self, timeout_s: float) -> WorkerState:
         """Return the state with the broker's figures of the last seconds, or older ones after `timeout_s`."""
-        state = self._recent_state()
+        state = self._state()
         broker = state.broker
         if broker is None or not broker.connected or clock.now_ms() - (broker.reported_ms or 0) <= _FRESH_MS:
             return state
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh_broker())
         await asyncio.wait({self._refreshing}, timeout=timeout_s)
-        return self._recent_state()
-
-    def _recent_state(self) -> WorkerState:
-        """Return the state of the last moment, or make it. Requests that waited for the same figures share it."""
-        if self._recent is None or time.monotonic() - self._recent[0] >= _STATE_LIFETIME_S:
-            state = self._state()
-            self._recent = time.monotonic(), state
-        return self._recent[1]
+        return self._state()
 
     async def _refresh_broker(self) -> None:
         with contextlib.suppress(TimeoutError):  # the figures become stale, which the health check reports
             await asyncio.wait_for(self._refresh(), _REFRESH_TIMEOUT_S)
-        self._recent = None
 
 
 def _checks(found: tuple[Check, ...]) -> list[dict[str, str]]:
