@@ -14,6 +14,7 @@ from rich.table import Table
 from otp_stream.settings import Settings, Tenant, Tenants, load, read_tenants
 from otp_stream.settings.tenants import FILE_KEYS, KEYS, RELAY_KEYS
 from otp_stream.settings.tenants_schema import schema
+from otp_stream.urls import without_secrets
 
 from . import output
 from .check import CheckReport, show_report, write_report
@@ -136,4 +137,6 @@ def _shown(key: str, value: object) -> str | int | float | None:
         return None
     if isinstance(value, SecretStr) or key in _ADDRESSES or key in FILE_KEYS.values():
         return "***"
+    if key == "smtp_oauth_token_url":
+        return without_secrets(str(value))  # its query may contain a key
     return value if isinstance(value, int | float) else str(value)

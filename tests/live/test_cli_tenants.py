@@ -69,6 +69,20 @@ def test_show_says_where_each_value_is_from_and_masks_secrets(tmp_path: Path, en
     assert shown["smtp_auth"] == {"value": "login", "from": "default"}  # SMTP_AUTH=none is about another relay
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_show_hides_the_query_of_the_url_of_a_token_server(
+    tmp_path: Path, env: dict[str, str], options: tuple[str, ...]
+) -> None:
+    own = """smtp_auth = "oauth2"\nsmtp_oauth_token_url = "https://login.example/token?key=hunter2-own"
+smtp_oauth_client_id = "c"\nsmtp_oauth_client_secret = "hunter2-own"\nsmtp_oauth_scope = "s"\n"""
+    content = TWO.format(port=1).replace('smtp_pass_file = "pass"\n', own)
+    (tmp_path / "tenants.toml").write_text(content)
+    ran = here(tmp_path, "tenants", "show", "shop-18", *options, **env)
+    assert ran.code == 0, ran.out
+    assert "https://login.example/token" in ran.out
+    assert "hunter2" not in ran.out
+
+
 def test_show_reports_the_origin_of_a_tenants_brand(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "tenants.toml").write_text("[tenants.a]\n[tenants.b]\nbrand_name = 'B'\nsubject_time = true\n")
     env |= {"BRAND_NAME": "Acme", "BRAND_FOOTER": "Acme Ltd\\nLondon"}
