@@ -1,5 +1,6 @@
 """HTTP routes on Starlette, with headers that prevent browsers from loading anything from other sites."""
 
+import asyncio
 import ipaddress
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .core.audit import printable
 from .request_body import Bodies, BodyTooLargeError, TooManyBodiesError
-from .tasks import Turns
+from .tasks import Turns, is_cancelled
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -69,6 +70,7 @@ _TOO_LARGE = text("too large\n", 413)
 _INCOMPLETE = text("the request is incomplete\n", 400)
 _LONG_QUERY = text("the query is too long: at most 2048 bytes\n", 414, {"connection": "close"})
 _MANY_HEADERS = text("too many headers: at most 100\n", 431, {"connection": "close"})
+_STOPPING = text("this worker is stopping\n", 503, {"retry-after": "1", "connection": "close"})
 _BUSY = text("too many viewers: try again later\n", 503, {"retry-after": "5"})
 MAX_HEADERS = 100
 """Headers of a request, of which browsers and proxies send about thirty. Each costs the event loop microseconds."""
@@ -101,7 +103,10 @@ def get_route(view: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
 
 
 def stream_route(
-    make_chunks: Callable[[Request], AsyncGenerator[bytes]], content_type: str, *, has_room: Callable[[], bool]
+    make_chunks: Callable[[Request], AsyncGenerator[bytes]],
+    content_type: str,
+    *,
+    has_room: Callable[[Request], Awaitable[bool]],
 ) -> ASGIApp:
     """Return an ASGI route that sends chunks until there are no more or the client disconnects.
 
@@ -112,7 +117,7 @@ def stream_route(
     async def stream(request: Request) -> Response:
         # without x-accel-buffering, nginx buffers the response until it is complete
         headers = {"content-type": content_type, "x-accel-buffering": "no"}
-        return _Stream(make_chunks(request), headers) if has_room() else _BUSY
+        return _Stream(make_chunks(request), headers) if await has_room(request) else _BUSY
 
     return _route(stream, "GET")
 
@@ -221,7 +226,11 @@ class SecureApp:
         # behind a proxy that serves us below a path (--root-path), uvicorn prepends that path to each path
         scope = {**scope, "path": scope["path"].removeprefix(scope.get("root_path", ""))}
 
+        has_begun = False
+
         async def send_secured(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if "headers" in message:
                 present = {name for name, _ in message["headers"]}
                 added = [header for header in _DEFAULT_HEADERS if header[0] not in present]
@@ -240,7 +249,14 @@ class SecureApp:
         if "transfer-encoding" in headers and "content-length" in headers:
             # a proxy that uses the other one would take the rest of the body for a request of another client
             app = _TWO_LENGTHS
-        await app(scope, receive, send_secured)
+        try:
+            await app(scope, receive, send_secured)
+        except asyncio.CancelledError:
+            if not is_cancelled():
+                raise
+            # uvicorn cancels requests when the worker stops, and would log a traceback for each
+            if not has_begun:
+                await _STOPPING(scope, receive, send_secured)
 
     def _turns_of(self, path: str) -> Turns:
         return self._separate_turns.get(_INTAKE if path.startswith(_INTAKE) else path, self._turns)

@@ -22,7 +22,7 @@ from .health import HealthView
 from .pages import ASSETS, asyncapi_page
 from .probe import Probe, ProbeView
 from .session import Flags, Sessions
-from .stream import MAX_VIEWERS, EventStream
+from .stream import EventStream
 from .templates import Previews, TemplatesView
 
 
@@ -88,7 +88,7 @@ def routes(sources: Sources) -> dict[str, ASGIApp]:
     return {
         **{path: get_route(view) for path, view in views.items()},
         **{path: form_route(submit, sources.bodies) for path, submit in forms.items()},
-        "/live": stream_route(stream.events, "text/event-stream", has_room=lambda: stream.viewers < MAX_VIEWERS),
+        "/live": stream_route(stream.events, "text/event-stream", has_room=stream.has_room),
     }
 
 

@@ -16,6 +16,8 @@ _LIFETIME_S = 600.0
 """A browser reconnects automatically; a connection that a proxy keeps open without a browser ends."""
 MAX_VIEWERS = 40
 """Streams at once; each costs a connection and about two kilobytes a second."""
+RESERVED_FOR_USERS = 8
+"""Of these, those that only users get, where there are tokens: visitors cannot keep users out."""
 
 
 class Snapshot(NamedTuple):
@@ -35,6 +37,12 @@ class EventStream:
     may_see_jobs: Callable[[Request], Awaitable[bool]]
     is_stopping: Callable[[], bool]
     viewers: int = 0
+
+    async def has_room(self, request: Request) -> bool:
+        """Return whether there is room for one more stream: the last ones are for users."""
+        if self.viewers < MAX_VIEWERS - RESERVED_FOR_USERS:
+            return True
+        return await self.may_see_jobs(request) and self.viewers < MAX_VIEWERS
 
     async def events(self, request: Request) -> AsyncGenerator[bytes]:
         """Yield events until the worker stops: the first has all parts, the others those that have changed."""

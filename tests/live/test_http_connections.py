@@ -5,6 +5,7 @@ import contextlib
 import resource
 import socket
 
+from api import TOKEN
 from conftest import Stage
 from worker import Worker, job
 
@@ -65,3 +66,20 @@ async def test_probes_are_answered_while_clients_pipeline_requests_and_read_noth
     finally:
         for sock in socks:
             sock.close()
+
+
+async def test_requests_that_are_open_when_the_worker_stops_get_503_and_leave_no_traceback(stage: Stage) -> None:
+    worker = await stage.run(INTAKE_TOKEN=TOKEN)
+    begun = [f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n" for path in ("/login", "/v1/jobs")]
+    heads = [f"{it}Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\r\n" for it in begun]
+    opened = [await asyncio.open_connection("127.0.0.1", worker.port) for _ in heads]
+    for head, (_, writer) in zip(heads, opened, strict=True):
+        writer.write(head.encode())
+        await writer.drain()
+    assert (await worker.get("/livez"))[0] == 200  # it has read them
+    await worker.stop()
+    for reader, writer in opened:
+        assert b" 503 " in await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
+    assert "Traceback" not in worker.log
+    assert "Exception in ASGI" not in worker.log

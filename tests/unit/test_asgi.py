@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from otp_stream import asgi
-from otp_stream.asgi import Fields, form_route, is_own_host, stream_route
+from otp_stream.asgi import Fields, SecureApp, form_route, is_own_host, stream_route
 from otp_stream.request_body import Bodies
 
 SCOPE = {"type": "http", "method": "GET", "headers": []}
@@ -42,14 +42,20 @@ class Reader:
         self.reads.set()
         self.gone = asyncio.Event()
         self.received: list[bytes] = []
+        self.waits = False
 
     async def receive(self) -> MutableMapping[str, Any]:
+        self.waits = True
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         await self.reads.wait()
         self.received.append(message.get("body", b""))
+
+
+async def _has_room(_: Request) -> bool:
+    return True
 
 
 async def soon(condition: Any) -> None:
@@ -60,7 +66,7 @@ async def soon(condition: Any) -> None:
 
 async def test_a_client_that_reads_slowly_counts_until_its_connection_ends() -> None:
     numbers, reader = Numbers(), Reader()
-    route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
+    route = stream_route(numbers.stream, "text/plain", has_room=_has_room)
     response = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
     await soon(lambda: len(reader.received) > 5)
     reader.reads.clear()
@@ -76,7 +82,7 @@ async def test_a_client_that_reads_slowly_counts_until_its_connection_ends() -> 
 
 async def test_a_disconnected_client_no_longer_counts_though_it_read_nothing() -> None:
     numbers, reader = Numbers(), Reader()
-    route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
+    route = stream_route(numbers.stream, "text/plain", has_room=_has_room)
     response = asyncio.create_task(route(SCOPE, reader.receive, reader.send))
     await soon(lambda: numbers.viewers == 1)
     reader.reads.clear()
@@ -88,7 +94,7 @@ async def test_a_disconnected_client_no_longer_counts_though_it_read_nothing() -
 
 async def test_an_error_in_the_source_of_a_stream_is_raised() -> None:
     numbers, reader = Numbers(TimeoutError("ours")), Reader()
-    route = stream_route(numbers.stream, "text/plain", has_room=lambda: True)
+    route = stream_route(numbers.stream, "text/plain", has_room=_has_room)
     with pytest.raises(TimeoutError, match="ours"):
         await asyncio.wait_for(route(SCOPE, reader.receive, reader.send), 10)
     assert numbers.viewers == 0
@@ -106,6 +112,41 @@ async def test_a_form_that_never_arrives_times_out(monkeypatch: pytest.MonkeyPat
 
     await form_route(submit, Bodies())(SCOPE | {"method": "POST"}, reader.receive, send)
     assert sent[0]["status"] == 408
+
+
+async def test_a_request_that_is_cancelled_because_the_worker_stops_gets_503_and_logs_no_traceback() -> None:
+    async def submit(_: Request, __: Fields) -> Response:
+        raise AssertionError
+
+    reader, sent = Reader(), list[MutableMapping[str, Any]]()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    secured = SecureApp(form_route(submit, Bodies()), ())
+    scope = SCOPE | {"method": "POST", "path": "/login"}
+    request = asyncio.create_task(secured(scope, reader.receive, send))
+    await soon(lambda: reader.waits)
+    request.cancel()
+    await asyncio.wait_for(request, 10)  # raises nothing, of which uvicorn would log a traceback
+    assert (sent[0]["status"], sent[1]["body"]) == (503, b"this worker is stopping\n")
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_a_stream_that_is_cancelled_ends_without_a_second_response() -> None:
+    numbers, reader = Numbers(), Reader()
+    secured = SecureApp(stream_route(numbers.stream, "text/plain", has_room=_has_room), ())
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    request = asyncio.create_task(secured(SCOPE | {"path": "/live"}, reader.receive, send))
+    await soon(lambda: len(sent) > 3)
+    request.cancel()
+    await asyncio.wait_for(request, 10)
+    assert [it["type"] for it in sent].count("http.response.start") == 1
+    assert numbers.viewers == 0
 
 
 async def test_an_incomplete_form_is_not_submitted() -> None:

@@ -37,3 +37,16 @@ async def test_a_viewer_whose_token_is_removed_sees_no_more_jobs(monkeypatch: py
     async with aclosing(_shown(EventStream(_snapshot, may_see_jobs, lambda: next(stopping)))) as events:
         shown = [it async for it in events]
     assert shown == ["jobs", "as before", "log in", "as before", "as before"]
+
+
+@pytest.mark.parametrize(
+    ("viewers", "is_user", "room"),
+    [(31, False, True), (32, False, False), (32, True, True), (39, True, True), (40, True, False)],
+)
+async def test_the_last_places_are_for_users(viewers: int, *, is_user: bool, room: bool) -> None:
+    async def may_see_jobs(_: Request) -> bool:
+        await asyncio.sleep(0)
+        return is_user
+
+    it = EventStream(_snapshot, may_see_jobs, lambda: False, viewers)
+    assert await it.has_room(REQUEST) is room

@@ -34,7 +34,11 @@ async def _submit(request: Request, _: Fields) -> Response:
     return await _respond(request)
 
 
-_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=lambda: True), "/form": form_route(_submit, Bodies())}
+async def _has_room(_: Request) -> bool:
+    return True
+
+
+_ROUTES = {"/live": stream_route(_ticks, "text/plain", has_room=_has_room), "/form": form_route(_submit, Bodies())}
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
