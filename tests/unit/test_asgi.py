@@ -133,6 +133,16 @@ async def test_a_request_that_is_cancelled_because_the_worker_stops_gets_503_and
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
+async def test_a_lost_connection_of_the_application_is_not_taken_for_the_stop_of_the_worker() -> None:
+    async def lost(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    reader = Reader()
+    with pytest.raises(asyncio.CancelledError):
+        await SecureApp(lost, ())(SCOPE | {"path": "/livez"}, reader.receive, reader.send)
+    assert reader.received == []
+
+
 async def test_a_stream_that_is_cancelled_ends_without_a_second_response() -> None:
     numbers, reader = Numbers(), Reader()
     secured = SecureApp(stream_route(numbers.stream, "text/plain", has_room=_has_room), ())

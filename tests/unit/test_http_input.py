@@ -202,6 +202,17 @@ async def test_a_trailer_of_many_lines_ends_the_connection_before_all_of_it_is_p
     writer.close()
 
 
+async def test_another_parser_than_h11_gets_what_arrives() -> None:
+    parsed: list[bytes] = []
+
+    class Parser:
+        """As uvicorn's with httptools, which parses a head line by line and takes microseconds."""
+
+    queue = http_input._InputQueue(lambda _, data: parsed.append(data))
+    queue.add(Parser(), b"a:\n" * 300)
+    assert parsed == [b"a:\n" * 300]
+
+
 @pytest.mark.usefixtures("one_part")
 async def test_a_head_of_100_lines_is_read(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
