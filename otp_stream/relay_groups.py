@@ -86,6 +86,11 @@ class RelayGroups:
             name: (groups[it.group].relay if it.group else self._default, _sender(it.settings))
             for name, it in tenants.listed.items()
         }
+        senders: dict[SmtpRelay, set[str | None]] = {self._default: {None}}
+        for relay, sender in self._of_tenant.values():
+            senders.setdefault(relay, set()).add(sender)
+        for relay, its in senders.items():
+            relay.use_senders(its)
         for group in known.values():
             self._retire(group.relay)
         self.recheck()  # mails of tenants that have left a group which stays

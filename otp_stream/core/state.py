@@ -83,7 +83,7 @@ class RelayState:
     switches: Mapping[str, int] = field(default_factory=dict[str, int])
     """Mails that left it for a faster relay, by the step that was slow (`SWITCH_STEPS`)."""
     suspended: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Why it refuses the sender of a tenant, for each tenant that is suspended there; its other mail is sent."""
+    """Why it refuses or limits the sender of a tenant, for each tenant suspended there; its other mail is sent."""
     credentials: CredentialsState = CredentialsState()
 
 

@@ -1,7 +1,7 @@
 """Decides from the outcomes of mails whether a relay takes mail, and whose. Single recipients that fail are ignored."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from otp_stream.core.outcome import Accepted, Outcome, Route, TimedOut, Unavaila
 from .circuit_breaker import CircuitBreaker
 from .failed_recipients import FailedRecipients
 from .pending_send import PendingSend
+from .sender_limits import ThrottledSenders, may_limit_sender
 from .senders import Senders
 from .slowness import Slowness
 
@@ -37,8 +38,9 @@ class Verdict(NamedTuple):
 class Availability:
     """Whether the relay called `name` takes mail: its circuit breaker, whether it replies, and whose mail fails there.
 
-    `shared`: whether tenants with different senders use it, so that the refusal of a sender suspends one tenant only.
-    Times are milliseconds since 1970.
+    `shared`: whether tenants with different senders use it, so that the refusal of a sender suspends one tenant only,
+    and so does a limit on its mails. `sender` is the address of mails that name none. Times are milliseconds since
+    1970.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Availability:
         slowness: Slowness | None = None,
         *,
         shared: bool = False,
+        sender: str = "",
         scheme: str = "smtp",
     ) -> None:
         self.name = name
@@ -60,7 +63,9 @@ class Availability:
         self.breaker = CircuitBreaker(now_ms, fraction)
         self.recipients = FailedRecipients()
         self.senders = Senders(fraction)
-        self._shared = shared
+        self._shared = self._has_several_senders = shared
+        self._sender = sender
+        self._throttled = ThrottledSenders()
         self._probe: PendingSend | None = None
         """The latest probe of the relay; `None` if it had no reply in time."""
         self._probe_at = 0.0
@@ -68,6 +73,10 @@ class Availability:
         self.owed = 0
         """How many mails and new connections wait for replies."""
         self._replied_at = 0.0
+
+    def use_senders(self, senders: Collection[str | None]) -> None:
+        """Note the addresses that mails are sent from, as `SmtpRelay.use_senders` does."""
+        self._has_several_senders = self._shared and len({it or self._sender for it in senders}) > 1
 
     @property
     def takes_mail(self) -> bool:
@@ -124,7 +133,7 @@ class Availability:
         pending.probe = pending.probe and self.breaker.state != "closed"
         if self.slowness is not None and not isinstance(outcome, Unavailable | Uncertain):
             self.slowness.mail_ended(pending, monotonic())
-        if self._shared and isinstance(outcome, Unavailable) and outcome.reason == "sender_refused" and outcome.reply:
+        if self._shared and isinstance(outcome, Unavailable) and self._is_about_sender(pending, outcome, now_ms):
             return self._sender_refused(pending, outcome, now_ms)
         verdict = self._of_relay(pending, outcome, now_ms)
         if self.senders and self.senders.mail_ended(pending, outcome, now_ms):
@@ -217,6 +226,17 @@ class Availability:
         """Open the circuit breaker, because the probe got no reply in time. Returns whether it has changed."""
         return self.breaker.open("unreachable", "no reply in time", now_ms, probe=True)
 
+    def _is_about_sender(self, pending: PendingSend, outcome: Unavailable, now_ms: int) -> bool:
+        """Return whether the relay refuses, or throttles, the sender of a mail, and may take the mail of others."""
+        reply = outcome.reply
+        if reply is None or outcome.reason != "throttled":
+            return reply is not None and outcome.reason == "sender_refused"
+        sender = pending.mail.sender or self._sender
+        throttles_all = self.breaker.state != "closed" and self.breaker.reason == "throttled"
+        if throttles_all or not (self._has_several_senders and may_limit_sender(reply, sender)):
+            return False
+        return not self._throttled.are_several(sender, now_ms)
+
     def _sender_refused(self, pending: PendingSend, outcome: Unavailable, now_ms: int) -> Verdict:
         """Suspend the tenant of a mail. The relay itself replies, and may take all other mail."""
         changed = pending.probe and self.breaker.close(now_ms)
@@ -226,7 +246,7 @@ class Availability:
             return Verdict(at_recipient(outcome), changed)
         error = scrub(outcome.error, *pending.mail.secrets)
         at_mail = outcome.reply is not None and outcome.reply.stage == "mail"
-        suspended = self.senders.refused(pending, error, now_ms, at_mail=at_mail)
+        suspended = self.senders.refused(pending, error, now_ms, at_mail=at_mail, reason=outcome.reason)
         return Verdict(outcome, changed, sender_changed=suspended)
 
     @property

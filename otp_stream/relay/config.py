@@ -88,7 +88,7 @@ class RelayConfig:
     group: str = ""
     """The group of relays that it belongs to, so that two groups with the same host have different names."""
     shared: bool = False
-    """Whether tenants with different senders use it, so that the refusal of a sender is about one tenant."""
+    """Whether tenants with different senders use it, so that a refusal or a limit of a sender is about one tenant."""
     limits: RelayLimits = RelayLimits()
     mechanism: str | None = None
     """The SASL mechanism to insist on; `None`: the best one that the relay offers."""

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -78,6 +78,7 @@ class SmtpRelay:
                 fraction,
                 Slowness() if fallbacks else None,
                 shared=it.shared,
+                sender=it.sender,
                 scheme="smtps" if it.tls == "implicit" else "smtp",
             )
             for it in configs
@@ -148,6 +149,14 @@ class SmtpRelay:
             Probed(upstream.state(), sent, upstream.probe_in_ms(), upstream.availability.senders.state)
             for upstream, sent in probed
         ]
+
+    def use_senders(self, senders: Collection[str | None]) -> None:
+        """Note the addresses that mails are sent from, in the form that SMTP sends; `None` is the configured one.
+
+        A relay that throttles the only one throttles all mail. Otherwise it may throttle the mail of one tenant.
+        """
+        for upstream in self._upstreams:
+            upstream.availability.use_senders(senders)
 
     def retry_logins(self) -> None:
         """Try refused logins again at once, because their secrets are other ones now."""

@@ -1,9 +1,9 @@
-"""The tenants whose sender a relay refuses, while it takes the mail of others."""
+"""The tenants whose sender a relay refuses or throttles, while it takes the mail of others."""
 
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from otp_stream.core.outcome import Accepted, Outcome, Unavailable, Uncertain
+from otp_stream.core.outcome import Accepted, Outcome, Unavailable, UnavailableReason, Uncertain
 from otp_stream.core.state import CircuitBreakerState
 
 from .circuit_breaker import CircuitBreaker
@@ -70,7 +70,15 @@ class Senders:
             return False
         return sender.recipients.is_at_fault(pending.mail.recipient)
 
-    def refused(self, pending: PendingSend, error: str, now_ms: int, *, at_mail: bool) -> bool:
+    def refused(
+        self,
+        pending: PendingSend,
+        error: str,
+        now_ms: int,
+        *,
+        at_mail: bool,
+        reason: UnavailableReason = "sender_refused",
+    ) -> bool:
         """Suspend the tenant of a mail, which was refused at MAIL or later. Returns whether it has changed."""
         tenant = pending.mail.tenant
         sender = self._known.get(tenant)
@@ -79,7 +87,7 @@ class Senders:
         was_probe = sender.probe is pending
         recipients = sender.recipients
         may_be_sender = recipients.failed(pending.mail.recipient, now_ms) or at_mail
-        if not sender.breaker.open("sender_refused", error, now_ms, probe=was_probe):
+        if not sender.breaker.open(reason, error, now_ms, probe=was_probe):
             return False
         if not may_be_sender:
             # the next mail decides, which is for another domain if one waits

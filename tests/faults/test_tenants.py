@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from time import monotonic
 
 import pytest
 from conftest import LONG, Stage
@@ -102,6 +103,62 @@ async def test_the_shared_relay_refuses_the_sender_of_one_tenant(stage: Stage) -
     stage.relay.always("mail", None, by=REFUSED)
     await stage.relay.wait_accepted(OTHERS + TROUBLE, 90)
     check(row, [it.recipient for it in stage.relay.accepted if it.sender == REFUSED], TROUBLE)
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize(
+    ("step", "reply"),
+    [
+        ("mail", "450 4.7.1 Sender rate limit exceeded, try again later"),
+        ("rcpt", f"450 4.7.1 <{REFUSED}>: Sender address rejected: Policy rejection: Message quota exceeded"),
+        ("body", f"451 4.3.2 sender {REFUSED} thread limit exceeded"),
+    ],
+)
+async def test_the_shared_relay_limits_the_rate_of_one_sender(stage: Stage, step: str, reply: str) -> None:
+    """Five mails a second of the tenant that floods. The limit neither slows nor stops the relay for the others."""
+    limit = _SenderLimit(stage.relay, step, reply, per_s=5)
+    worker = await run(stage, {"sender_email": REFUSED})
+    await stage.rabbit.publish(*(job_of("trouble", number) for number in range(TROUBLE)))
+    await stage.relay.wait(lambda: limit.refusals > 0, "refused mails")
+    row = await others(stage, f"the shared relay limits its sender at {step.upper()}")
+    assert limit.refusals < limit.attempts
+    before = limit.accepted
+    await stage.relay.wait(lambda: limit.accepted >= before + 10, "mails that the limit lets through", 60)
+    assert "circuit breaker open" not in worker.log
+    assert "relay throttles" not in worker.log
+    assert "relay refuses the tenant's sender: its jobs wait" in worker.log
+    limit.per_s = TROUBLE
+    await stage.relay.wait_accepted(OTHERS + TROUBLE, 60)
+    check(row, [it.recipient for it in stage.relay.accepted if it.sender == REFUSED], TROUBLE)
+
+
+class _SenderLimit:
+    """Lets `per_s` mails of one sender pass a step of the relay in each second."""
+
+    def __init__(self, relay: ScriptedRelay, step: str, reply: str, per_s: int) -> None:
+        self.per_s = per_s
+        self.attempts = self.accepted = 0
+        self._step, self._reply = step, reply
+        self._second = self._in_second = 0
+        self._usual = relay.act
+        relay.act = self._act
+
+    @property
+    def refusals(self) -> int:
+        """How many mails did not pass."""
+        return self.attempts - self.accepted
+
+    def _act(self, step: str, recipient: str | None, sender: str | None = None) -> Act:
+        if step != self._step or sender != REFUSED:
+            return self._usual(step, recipient, sender)
+        if self._second != (second := int(monotonic())):
+            self._second, self._in_second = second, 0
+        self.attempts += 1
+        self._in_second += 1
+        if self._in_second > self.per_s:
+            return Act(self._reply)
+        self.accepted += 1
+        return Act()
 
 
 @pytest.mark.waits

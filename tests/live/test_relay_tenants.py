@@ -17,6 +17,7 @@ from otp_stream.relay.circuit_breaker import Pauses
 A, B = "bounces@shop-a.example", "bounces@shop-b.example"
 NOT_OWNED = f"553 5.7.1 <{A}>: Sender address rejected: not owned by user mailer"
 NO_REASON = "550 5.7.1 not here"
+LIMITED = "450 4.7.1 Sender rate limit exceeded, try again later"
 
 
 class Shop:
@@ -64,11 +65,11 @@ class Shop:
         outcomes = await asyncio.gather(*(self.send(tenant, f"u{at}@example.com") for at in range(count)))
         assert {type(outcome) for outcome in outcomes} == {Accepted}
 
-    async def refused(self, tenant: str, to: str = "user@example.com") -> None:
-        """Send a mail whose sender is refused."""
+    async def refused(self, tenant: str, to: str = "user@example.com", reason: str = "sender_refused") -> None:
+        """Send a mail whose sender is refused, or limited."""
         outcome = await self.send(tenant, to)
         assert isinstance(outcome, Unavailable)
-        assert outcome.reason == "sender_refused"
+        assert outcome.reason == reason
 
     @property
     def refusals(self) -> int:
@@ -155,6 +156,119 @@ async def test_a_refused_sender_delays_its_own_tenant_only(relay: ScriptedRelay,
         await asyncio.gather(*waiting)
         assert (shop.suspended(), shop.changes) == ([], [])
         assert sum(mail.sender == A for mail in relay.accepted) == 21
+
+
+@pytest.mark.parametrize(
+    ("step", "reply"),
+    [
+        ("mail", LIMITED),
+        ("mail", "450 4.7.1 Too many messages, try again later"),
+        ("mail", f"451 4.7.1 {A} has exceeded its hourly limit"),
+        ("rcpt", f"450 4.7.1 <{A}>: Sender address rejected: Policy rejection: Message quota exceeded"),
+        ("rcpt", "550 Domain shop-a.example has exceeded the max emails per hour (150/150 (100%)) allowed"),
+        ("body", f"451 4.3.2 sender {A} thread limit exceeded"),
+        ("body", f"550 5.7.1 {A} daily sending quota exceeded"),
+    ],
+)
+async def test_a_limit_on_one_sender_delays_its_own_tenant_only(relay: ScriptedRelay, step: str, reply: str):
+    async with Shop(relay, pool_size=2) as shop:
+        await shop.accepted("b", 50)
+        await shop.accepted("a")
+        relay.always(step, reply, by=A)
+        await shop.refused("a", reason="throttled")
+        waiting = [shop.deliver("a", f"w{at}@example.com") for at in range(20)]
+        await shop.accepted("b", 50)
+        assert shop.suspended() == ["a"]
+        assert shop.smtp.state()[0].suspended["a"].startswith(reply[:3])
+        assert shop.smtp.state()[0].waiting == 20
+        refusals = shop.refusals
+        for pause_ms in (2_000, 4_000):
+            shop.ahead_ms += pause_ms
+            refusals += 1
+            await relay.wait(lambda refusals=refusals: shop.refusals == refusals, "probe")
+            await shop.accepted("b", 20)
+            assert shop.refusals == refusals
+        # neither the circuit breaker nor the rate of the relay has changed
+        state = shop.smtp.state()[0]
+        assert (shop.changes, state.slowed, state.rate) == ([], False, None)
+        relay.always(step, None, by=A)
+        shop.ahead_ms += 8_000
+        await asyncio.gather(*waiting)
+        assert (shop.suspended(), shop.changes) == ([], [])
+        assert sum(mail.sender == A for mail in relay.accepted) == 21
+
+
+async def test_a_sender_whose_limit_is_a_rate_gets_what_the_relay_lets_through(relay: ScriptedRelay):
+    async with Shop(relay, pool_size=4) as shop:
+        waiting = [shop.deliver("a", f"w{at}@example.com") for at in range(60)]
+        for accepted in range(10, 70, 10):
+            relay.then("mail", *[Act()] * 10, by=A)
+            relay.always("mail", LIMITED, by=A)
+            shop.ahead_ms += 2_000
+            await relay.wait(lambda count=accepted: sum(it.sender == A for it in relay.accepted) >= count, "mails of a")
+            await shop.accepted("b", 10)
+        await asyncio.gather(*waiting)
+        assert (shop.changes, shop.smtp.state()[0].slowed) == ([], False)
+
+
+async def test_if_a_second_sender_is_throttled_the_relay_throttles(relay: ScriptedRelay):
+    relay.always("mail", LIMITED)
+    async with Shop(relay) as shop:
+        await shop.refused("a", reason="throttled")
+        assert shop.changes == []
+        await shop.refused("b", reason="throttled")
+        assert [(it.circuit_breaker, it.reason) for it in shop.changes] == [("open", "throttled")]
+        # the probe gets the same reply, and the next pause is longer: 4 s
+        probe = shop.send("b")
+        shop.ahead_ms += 2_000
+        assert isinstance(await probe, Unavailable)
+        assert [it.circuit_breaker for it in shop.changes] == ["open", "half_open", "open"]
+        relay.always("mail", None)
+        shop.ahead_ms += 3_900
+        last = [shop.deliver(tenant) for tenant in "ab"]
+        await relay.wait(lambda: shop.smtp.state()[0].waiting == 2, "two waiting mails")
+        assert shop.smtp.state()[0].circuit_breaker == "open"
+        shop.ahead_ms += 100
+        await asyncio.gather(*last)
+        assert (shop.suspended(), shop.changes[-1].circuit_breaker) == ([], "closed")
+
+
+async def test_a_limit_of_another_sender_a_while_ago_is_not_one_of_the_relay(relay: ScriptedRelay):
+    relay.always("mail", LIMITED)
+    async with Shop(relay) as shop:
+        await shop.refused("a", reason="throttled")
+        shop.ahead_ms += 5_000
+        await shop.refused("b", reason="throttled")
+        assert (shop.suspended(), shop.changes) == (["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    ("step", "reply"),
+    [
+        ("mail", "421 4.7.0 relay.example Error: too many messages"),
+        ("mail", "450 4.7.1 Error: too much mail from 192.0.2.1"),
+        ("mail", "450 4.7.0 Too many connections, slow down"),
+        ("mail", "451 4.3.2 rate limit exceeded"),
+        ("mail", "452 4.3.1 Insufficient system storage"),
+        ("body", "454 Throttling failure: Maximum sending rate exceeded."),
+    ],
+)
+async def test_a_limit_that_names_no_sender_is_about_the_relay(relay: ScriptedRelay, step: str, reply: str):
+    relay.then(step, reply, by=A)
+    async with Shop(relay) as shop:
+        assert isinstance(await shop.send("a"), Unavailable)
+        assert [it.circuit_breaker for it in shop.changes] == ["open"]
+        assert shop.suspended() == []
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_where_all_mail_has_one_sender_its_limit_is_one_of_the_relay(relay: ScriptedRelay, *, shared: bool):
+    relay.always("mail", LIMITED, by=A)
+    async with Shop(relay, shared=shared) as shop:
+        shop.smtp.use_senders({A})
+        await shop.refused("a", reason="throttled")
+        assert [it.reason for it in shop.changes] == ["throttled"]
+        assert shop.suspended() == []
 
 
 async def test_a_tenant_that_waits_occupies_no_connection(relay: ScriptedRelay):
@@ -511,7 +625,7 @@ async def test_two_groups_with_the_same_host_have_different_names(relay: Scripte
 
 
 FAULTS: dict[str, tuple[str | Act, ...]] = {
-    "mail": (NOT_OWNED, NO_REASON, "450 4.7.1 sender later", "421 4.3.2 bye", CLOSE, RESET),
+    "mail": (NOT_OWNED, LIMITED, NO_REASON, "450 4.7.1 sender later", "421 4.3.2 bye", CLOSE, RESET),
     "rcpt": (NOT_OWNED, "550 5.1.1 no", "450 4.2.0 later", "421 4.3.2 bye", RESET),
     "body": (NOT_OWNED, "451 4.3.0 later", "421 4.3.2 bye", Act("", then="close", keep=True), CLOSE, RESET),
 }

@@ -250,3 +250,53 @@ def test_mails_of_a_tenant_that_every_relay_refuses_are_no_backlog(mail: MakeMai
     assert not it.choice.has_backlog
     it.queue.push(mail("b"))
     assert it.choice.waits()
+
+
+def throttle(text: str = "450 4.7.1 rate limit", stage: Stage = "mail") -> Unavailable:
+    return Unavailable("throttled", text, Reply(450, "4.7.1", text, stage))
+
+
+def shared(*senders: str) -> Availability:
+    relay = Availability("mx:25", 0, lambda: 0.0, shared=True, sender="own@example.com")
+    if senders:
+        relay.use_senders({*senders})
+    return relay
+
+
+def test_a_throttled_tenant_is_suspended_for_the_pauses_of_a_throttle(mail: MakeMail):
+    relay = shared()
+    assert relay.judge(mail("a"), throttle(), 0).sender_changed
+    assert (relay.breaker.state, relay.senders.suspended) == ("closed", {"a"})
+    relay.half_open(1_999)
+    assert not relay.senders.due
+    relay.half_open(2_000)
+    assert relay.senders.due == {"a"}
+
+
+def test_a_throttled_probe_of_a_relay_that_was_away_shows_that_it_takes_mail(mail: MakeMail):
+    relay = shared()
+    relay.breaker.open("unreachable", "down", 0)
+    relay.half_open(1_000)
+    probe = mail("a")
+    probe.probe = True
+    relay.started(probe)
+    assert relay.judge(probe, throttle(), 1_000).changed
+    assert (relay.breaker.state, relay.senders.suspended) == ("closed", {"a"})
+
+
+@pytest.mark.parametrize(
+    ("senders", "one"),
+    [(("own@example.com",), True), (("own@example.com", "a@example.com"), False), ((), True)],
+)
+def test_a_limit_on_the_only_sender_is_about_all_mail(mail: MakeMail, senders: tuple[str, ...], *, one: bool):
+    relay = Availability("mx:25", 0, lambda: 0.0, shared=True, sender="own@example.com")
+    relay.use_senders({None, *senders})
+    assert relay.judge(mail("a"), throttle(), 0).changed == one
+    assert (relay.breaker.state == "open", not relay.senders.suspended) == (one, one)
+
+
+def test_tenants_with_the_same_sender_are_no_two_senders(mail: MakeMail):
+    relay = shared("own@example.com", "c@example.com")
+    for tenant in "ab":
+        assert relay.judge(mail(tenant), throttle(), 0).sender_changed
+    assert (relay.breaker.state, relay.senders.suspended) == ("closed", {"a", "b"})
