@@ -64,8 +64,10 @@ class CircuitBreaker:
         """Whether one more job may pass."""
         return self.state == "closed" or (self.state == "half_open" and not self.probing)
 
-    def open(self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False) -> bool:
-        """Open, for a reason that the state shows.
+    def open(
+        self, reason: UnavailableReason, error: str, now_ms: int, *, probe: bool = False, longest_ms: int = 60_000
+    ) -> bool:
+        """Open, for a reason that the state shows, for `longest_ms` at most until the next probe.
 
         The failure of a job that was already in flight is ignored while the circuit breaker is not closed: only the
         probe counts.
@@ -73,7 +75,7 @@ class CircuitBreaker:
         if self.state == "open" or (self.state == "half_open" and self.probing and not probe):
             return False
         self.reason, self.error, self.probing = reason, error, False
-        self.probe_ms = now_ms + self._pauses.next_ms(reason)
+        self.probe_ms = now_ms + min(self._pauses.next_ms(reason), longest_ms)
         self._set("open", now_ms)
         return True
 

@@ -13,6 +13,8 @@ from .pending_send import PendingSend
 _NONE: frozenset[str] = frozenset()
 _RECHECK_MS = 1_000
 """Pause between probes that are refused for domains whose mail often fails, after false alarms."""
+_LIMITED_MS, _REFUSED_MS = 10_000, 60_000
+"""Longest pause between probes: a limit ends by itself, a refusal by an operator."""
 
 
 class _Sender:
@@ -87,7 +89,8 @@ class Senders:
         was_probe = sender.probe is pending
         recipients = sender.recipients
         may_be_sender = recipients.failed(pending.mail.recipient, now_ms) or at_mail
-        if not sender.breaker.open(reason, error, now_ms, probe=was_probe):
+        longest_ms = _LIMITED_MS if reason == "throttled" else _REFUSED_MS
+        if not sender.breaker.open(reason, error, now_ms, probe=was_probe, longest_ms=longest_ms):
             return False
         if not may_be_sender:
             # the next mail decides, which is for another domain if one waits

@@ -263,14 +263,17 @@ def shared(*senders: str) -> Availability:
     return relay
 
 
-def test_a_throttled_tenant_is_suspended_for_the_pauses_of_a_throttle(mail: MakeMail):
-    relay = shared()
-    assert relay.judge(mail("a"), throttle(), 0).sender_changed
-    assert (relay.breaker.state, relay.senders.suspended) == ("closed", {"a"})
-    relay.half_open(1_999)
-    assert not relay.senders.due
-    relay.half_open(2_000)
-    assert relay.senders.due == {"a"}
+def test_the_limit_of_a_sender_is_probed_every_ten_seconds_at_least(mail: MakeMail):
+    relay, now, probe = shared(), 0, mail("a")
+    for pause_ms in (2_000, 4_000, 8_000, 10_000, 10_000):
+        assert relay.judge(probe, throttle(), now).sender_changed
+        assert (relay.breaker.state, relay.senders.suspended) == ("closed", {"a"})
+        now += pause_ms
+        relay.half_open(now - 1)
+        assert not relay.senders.due
+        relay.half_open(now)
+        assert relay.senders.due == {"a"}
+        relay.started(probe := mail("a"))
 
 
 def test_a_throttled_probe_of_a_relay_that_was_away_shows_that_it_takes_mail(mail: MakeMail):
