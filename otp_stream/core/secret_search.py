@@ -8,6 +8,7 @@ from binascii import a2b_base64
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property, lru_cache
+from itertools import compress
 from typing import NamedTuple
 from unicodedata import decimal, normalize
 
@@ -27,6 +28,7 @@ _NO_BASE64 = re.compile(r"[^A-Za-z0-9+/_-]+")
 _NO_HEX = re.compile(r"[^A-Fa-f0-9]+")
 _BASE64, _HEX = 6, 4
 """Bits of each character."""
+_NO_ALNUM = {at: None for at in range(128) if not chr(at).isalnum()}
 _TO_STANDARD = str.maketrans("-_", "+/")
 SPACED = re.compile(r"(?:\d[\s.\-]{0,2}){4,64}")
 
@@ -135,7 +137,9 @@ def _fold_compact_one(char: str) -> str:
 
 
 def _compact(text: str) -> str:
-    return text if text.isalnum() else "".join(filter(str.isalnum, text))
+    if text.isascii():
+        return text.translate(_NO_ALNUM)
+    return "".join(filter(str.isalnum, text))
 
 
 class Reading:
@@ -169,7 +173,7 @@ class Reading:
 
     @cached_property
     def _kept(self) -> list[int]:
-        return [at for at, char in enumerate(self.folded) if char.isalnum()]
+        return [*compress(range(len(self.folded)), map(str.isalnum, self.folded))]
 
     @cached_property
     def _sources(self) -> list[int] | None:
@@ -226,37 +230,42 @@ class Searched:
 
 
 def _unescaped(reading: Reading, escaped: re.Pattern[str]) -> Reading:
-    parts: list[str] = []
-    starts: list[int] = []
-    sources: list[tuple[int, int, int]] = []
-    """For each part: its begin and end in the source, and its length here."""
-    at = size = 0
-
-    def add(part: str, start: int, end: int) -> None:
-        nonlocal size
-        if part:
-            parts.append(part)
-            starts.append(size)
-            sources.append((start, end, len(part)))
-            size += len(part)
-
-    for match in escaped.finditer(reading.text):
-        add(reading.text[at : match.start()], at, match.start())
-        at = match.end()
-        add(decode_escape(match[0]), match.start(), at)
-    add(reading.text[at:], at, len(reading.text))
+    # most texts contain no secret, so where each character is from is found only for a match
+    sources = cache(lambda: _sources(reading.text, escaped))
 
     def place(first: int, last: int) -> tuple[int, int]:
         return reading.place(_source(first)[0], _source(last - 1)[1])
 
     def _source(index: int) -> tuple[int, int]:
+        starts, ranges = sources()
         part = bisect_right(starts, index) - 1
-        start, end, length = sources[part]
+        start, end, length = ranges[part]
         if length == end - start:  # not an escape
             return start + index - starts[part], start + index - starts[part] + 1
         return start, end
 
-    return Reading("".join(parts), place)
+    return Reading(escaped.sub(lambda it: decode_escape(it[0]), reading.text), place)
+
+
+def _sources(text: str, escaped: re.Pattern[str]) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Return where each part of the unescaped text begins, and its begin and end in `text` with its own length."""
+    starts: list[int] = []
+    ranges: list[tuple[int, int, int]] = []
+    at = size = 0
+    for start, end, length in [
+        *((*it.span(), len(decode_escape(it[0]))) for it in escaped.finditer(text)),
+        (len(text), len(text), 0),
+    ]:
+        if start > at:
+            starts.append(size)
+            ranges.append((at, start, start - at))
+            size += start - at
+        if length:
+            starts.append(size)
+            ranges.append((start, end, length))
+            size += length
+        at = end
+    return starts, ranges
 
 
 def _decoded(text: str, others: re.Pattern[str], bits: int) -> Iterator[Reading]:
