@@ -6,6 +6,8 @@ Answer = tuple[int, str]
 # RFC 5321 §4.5.3.1.5 allows 512 octets a line. Some relays exceed it.
 MAX_LINE = 4096
 MAX_REPLY = 65_536
+_MAX_LINES = 1_000
+"""Lines of a reply. Replies to EHLO have about 20, and each line takes time, also an empty one."""
 
 
 class GarbageError(Exception):
@@ -70,4 +72,6 @@ class ReplyParser:
         self._size += size
         if self._size > MAX_REPLY:
             raise GarbageError(f"a reply is longer than {MAX_REPLY} bytes")
+        if len(self._lines) >= _MAX_LINES:
+            raise GarbageError(f"a reply has more than {_MAX_LINES} lines")
         self._lines.append(text)

@@ -68,6 +68,7 @@ def test_half_a_reply_is_pending():
         b"250 " + b"x" * MAX_LINE + b"\r\n",
         b"2" * (MAX_LINE + 1),
         b"250-" + b"x" * 4000 + b"\r\n" + (b"250-" + b"x" * 4000 + b"\r\n") * 20,
+        b"250-\r\n" * 1_001,
     ],
 )
 def test_bytes_that_are_no_reply_are_refused(garbage: bytes):
