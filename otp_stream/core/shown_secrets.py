@@ -7,7 +7,8 @@ from .masking import SEARCH_LIMIT, SHOWN, scrub
 
 _KEPT = 16
 """An access token lives for about an hour, and a password is changed less often: older ones are of no use."""
-_LONG_WORD = re.compile(rf"\S{{{SHOWN},}}")
+# begins only where a word begins: the time is linear, whatever a server sends
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{SHOWN},}}")
 
 
 class ShownSecrets:

@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterable, Sequence
 
 from otp_stream.core.greylisting import asks_for_later, names_unknown_sender
-from otp_stream.core.masking import SEARCH_LIMIT, SHOWN, scrub
+from otp_stream.core.masking import SHOWN, scrub
 from otp_stream.core.outcome import Accepted, Deferred, Outcome, Rejected, Reply, Stage, Unavailable, UnavailableReason
 from otp_stream.core.shown_secrets import without_long_words
+from otp_stream.core.wording import CLASSIFIED, Wording
 
 from . import reply_words as words
 from .parser import Answer
+from .reply_text import beginning, has_other_address, without_addresses, without_domain
 
 _ENHANCED = re.compile(r"#?([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
-_AT_THE_END = re.compile(r"\(#([245]\.\d{1,3}\.\d{1,3})\)\s*\Z")
+_AT_THE_END = re.compile(r"\(#([245]\.\d{1,3}\.\d{1,3})\)\Z")
 """As qmail writes it."""
-# Begins only where a word begins: the time is linear, whatever a relay sends.
-_ADDRESS = re.compile(r"(?<![^\s<>\"'(),;:\[\]@])[^\s<>\"'(),;:\[\]@]+@[^\s<>\"'(),;:\[\]]+")
 _SENDER, _LOGIN = "SENDER_EMAIL", "SMTP_USER"
 """The settings with our addresses, which replace them, so that a reader sees whom a reply is about."""
 
@@ -49,9 +49,10 @@ _AUTHENTICITY_STATUS = frozenset({"7.20", "7.21", "7.22", "7.23", "7.24", "7.26"
 """RFC 7372: failures of DKIM and SPF."""
 _OF_A_MAIL: frozenset[Stage] = frozenset({"rcpt", "data", "body"})
 """The stages that a recipient and a message belong to."""
-_OF_ANOTHER_SERVER = re.compile(
-    r"(?i)\b(?:said|says|replied|responded|was):? ?[\"'<]?[245]\d\d\b|(?:remote|destination) (?:mail )?(?:server|host"
-    r"|mx)\b.{0,80}: ?[245]\d\d\b|^(?:(?!\bsender\b)[\s\S])*\b(?:callout\b|verification failed for <?\*\*\*)"
+_OF_ANOTHER_SERVER = Wording(
+    r"\b(?:said|says|replied|responded|was):? ?[\"'<]?[245]\d\d\b",
+    r"(?:remote|destination) (?:mail )?(?:server|host|mx)\b.{0,80}: ?[245]\d\d\b",
+    r"^(?:(?!\bsender\b)[\s\S])*\b(?:callout\b|verification failed for <?\*\*\*)",
 )
 """A server that the relay asked about the recipient. The owner of a domain chooses its words."""
 _ABOUT_THE_MESSAGE = re.compile(r"[45]\.(?:3\.4|6\.\d+|2\.3)")
@@ -75,40 +76,20 @@ def to_reply(
     too long to be shown as a whole, or has another address, which may be a part of one.
     """
     code, text = answer
-    text = without_long_words(text, of_login)
-    enhanced = _ENHANCED.match(text) or _AT_THE_END.search(text)
+    enhanced = _ENHANCED.match(text) or _AT_THE_END.search(text.rstrip()[-12:])
     status = enhanced[1] if enhanced else None
     if status is not None and int(status[0]) != code // 100:
         status = None
-    if status is not None:
-        # each line of a reply repeats the status
-        text = "\n".join([line.removeprefix("#").removeprefix(status) for line in text.split("\n")])
-    text = _without_domain(text, secrets) if code >= 400 else text
+    text = without_long_words(beginning(text, status), of_login)
+    text = without_domain(text, secrets) if code >= 400 else text
     is_long = len(text) > SHOWN
     if "@" not in text:
-        text = scrub(text, *of_login, *(secrets if is_long else ()), limit=SEARCH_LIMIT)
+        text = scrub(text, *of_login, *(secrets if is_long else ()), limit=CLASSIFIED)
         return Reply(code, status, text, stage)
     ours = {name.lower(): shown for name, shown in ((login, _LOGIN), (sender, _SENDER)) if name}
-    hidden = secrets if is_long or _has_other_address(text, (*ours, *secrets)) else ()
-    text = scrub(text, *of_login, *hidden, limit=SEARCH_LIMIT)
-    return Reply(code, status, _ADDRESS.sub(lambda it: ours.get(_bare(it[0]), "***"), text), stage)
-
-
-def _without_domain(text: str, secrets: Sequence[str]) -> str:
-    """Hide the recipient's domain: its words, such as `throttled.example`, are not the relay's."""
-    domain = next((it.rpartition("@")[2] for it in secrets if "@" in it), "")
-    if not domain or domain.lower() not in text.lower():
-        return text
-    return re.sub(rf"(?<![@\w.-]){re.escape(domain)}(?![\w-])", "…", text, flags=re.IGNORECASE)
-
-
-def _bare(address: str) -> str:
-    return address.rstrip(".!?").lower().removeprefix("from=")  # as in "from=otp@example.com."
-
-
-def _has_other_address(text: str, known: Iterable[str]) -> bool:
-    """Return whether what looks like an address is another one, or part of a secret that the relay has changed."""
-    return not {_bare(it) for it in _ADDRESS.findall(text)} <= {name.lower() for name in known}
+    hidden = secrets if is_long or has_other_address(text, (*ours, *secrets)) else ()
+    text = scrub(text, *of_login, *hidden, limit=CLASSIFIED)
+    return Reply(code, status, without_addresses(text, ours), stage)
 
 
 def classify(reply: Reply) -> Outcome | None:

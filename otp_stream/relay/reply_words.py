@@ -5,12 +5,7 @@ Postfix, QQ, Rackspace, SendGrid, SMTP2GO, SparkPost, Yahoo, Yandex and Zoho. Ad
 the sender's own by `SENDER_EMAIL`, the login's by `SMTP_USER`.
 """
 
-import re
-
-
-def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
-
+from otp_stream.core.wording import Wording
 
 _FEW = r"(?:[\w'-]+ ){0,4}"
 _MAILS = r"(?:e-?mails?|mails?|messages?|recipients?)"
@@ -25,12 +20,12 @@ _OURS = r"(?:SENDER_EMAIL|SMTP_USER)"
 _WHOSE = rf"[<(\"']*(?:\*\*\*|{_OURS}|[\w.-]+\.[a-z]{{2,}})[>)\"':]*"
 """A masked address or a domain."""
 
-STARTTLS = _any(
+STARTTLS = Wording(
     r"starttls (?:command )?(?:is )?(?:required|needed|first)", r"(?:must|need to|please) (?:\w+ ){0,3}starttls"
 )
 """The relay wants TLS first."""
 
-LOGIN = _any(
+LOGIN = Wording(
     rf"\b(?:auth(?:enticat(?:ion|e))?|{_LOG_IN}) {_REQUIRED}",
     rf"(?:must|have to|need to|please) (?:first )?(?:be )?(?:authenticate|{_LOG_IN}\b{_NO_PAGE})",
     rf"\b{_LOG_IN}\b.{{0,40}}\b(?:to|before) (?:you )?(?:can )?(?:send|relay|submit)",
@@ -44,9 +39,9 @@ LOGIN = _any(
     r"(?:not|un)[ -]?(?:yet |been )?(?:authenticated|logged[ -]in)",
 )
 """The relay wants a login."""
-LOGIN_FAILED = _any(r"auth", r"log-?[io]n", r"password|credential", r"2-step|account")
+LOGIN_FAILED = Wording(r"auth", r"log-?[io]n", r"password|credential", r"2-step|account")
 """Required beside the status of a failed login, which some relays use for mail that breaks a policy."""
-NO_LOGIN = _any(
+NO_LOGIN = Wording(
     r"\b(?:spf|dkim|dmarc)\b",
     r"RESOLVER\.",
     r"unauthenticated (?:e-?mails?|messages?|mails?)|(?:mail|message) is (?:un|not )authenticated",
@@ -56,10 +51,10 @@ NO_LOGIN = _any(
 """About another authentication: of the message's domain, or of a sender to a closed group."""
 
 _PASSES = r"(?:pass|fail|polic|authenticat|align|check|verification|valid)"
-AUTHENTICITY = _any(rf"\b(?:spf|dkim|dmarc)\b.{{0,60}}{_PASSES}", rf"{_PASSES}\w*\b.{{0,60}}\b(?:spf|dkim|dmarc)\b")
+AUTHENTICITY = Wording(rf"\b(?:spf|dkim|dmarc)\b.{{0,60}}{_PASSES}", rf"{_PASSES}\w*\b.{{0,60}}\b(?:spf|dkim|dmarc)\b")
 """A later server does not trust the message's domain. The servers of other recipients may not check that."""
 
-OUR_DOMAIN = _any(
+OUR_DOMAIN = Wording(
     rf"domain (?:{_WHOSE} )?(?:is )?not allowed to send\b(?!.{{0,60}}(?:limit|too many))(?! {_FEW}to\b)",
     rf"(?:sender|sending|from) domain (?:{_WHOSE} )?(?:is |has )?(?:not (?:been |yet )*verified|unverified)",
     r"sending (?:is |has been )?(?:paus|disabl|suspend)",
@@ -68,33 +63,35 @@ OUR_DOMAIN = _any(
 )
 """Our domain or address is refused, even if the reply also mentions SPF, DKIM or a mailbox."""
 
-THEIRS = _any(
+THEIRS = Wording(
     r"recipient's\b", rf"\b(?:to|for|by) (?:this|that|the) {_FEW}(?:recipient|mailbox|group|user|person|list)\b"
 )
 """With these words it is about the recipient after all."""
-TLS = _any(r"\btls\b|encrypt|starttls")
-MAILBOX = _any(r"\*\*\*|mail-?box|recipient")
+TLS = Wording(r"\btls\b", r"encrypt|starttls")
+MAILBOX = Wording(r"\*\*\*|mail-?box|recipient")
 
 _OUT = r"(?:send|sent|out-?going|out-?bound|submi|smtp|relay)"
-_BOX = r"(?<!your )(?:mail-?box|in-?box)"
+_BOX = r"(?:mail-?box(?<!your mailbox)(?<!your mail-box)|in-?box(?<!your inbox)(?<!your in-box))"
 _NO_OTHER = rf"(?!.*\b(?:{_OUT}|(?:you|your|account|client|host|ip|policy)\b|(?:recipient )?address rejected))"
 """With these words, a limit is not the recipient's."""
 
-RECIPIENTS_OWN = _any(
+_ACCEPTS = rf"(?:(?!{_OURS})\w+ ){{0,3}}(?:requires?|accepts?|allows?)\b"
+
+RECIPIENTS_OWN = Wording(
     r"gr[ae]y-?list",
     r"RESOLVER\.",
     r"receiving (?:too )?(?:e-?mails?|mail|messages|much|many)",
-    r"(?:you are |you're )?(?:trying|tried) to (?:reach|contact|e-?mail|send)",
+    r"(?:trying|tried) to (?:reach|contact|e-?mail|send)",
     rf"recipient(?:'s)? (?:{_WHOSE} )?"
     r"(?:has|have|is|are|was|mailbox|inbox|account|quota|over|does|did|will|can|only|requires?|accepts?|allows?)\b",
     r"recipient's |recipient thread limit",
-    rf"(?:{_BOX}|\bgroup|\b(?:the|this|mailing) list|(?<!from )\b(?:this|that|destination) address|\*\*\*[>)\"':]*) "
-    rf"(?:(?!{_OURS})\w+ ){{0,3}}(?:requires?|accepts?|allows?)\b",
+    rf"(?:{_BOX}|\*\*\*[>)\"':]*) {_ACCEPTS}",
+    rf"\b(?:group|(?:the|this|mailing) list|(?<!from )(?:this|that|destination) address) {_ACCEPTS}",
     r"\buser (?:only |does not |doesn't )(?:accepts?|allows?)\b",
     rf"{_BOX}\b:? (?!.{{0,100}}{_OUT})(?:(?!{_OURS})\w+ ){{0,6}}(?:limit|quota|{_MAILS} (?:per|an?|each|every) )",
     rf"^[^\w*]*\*\*\*{_NO_OTHER}.*(?:limit|quota|rate\b|too many|more than|{_MAILS} (?:per|an?|each|every) )",
     rf"^{_NO_OTHER}.*more than\b[^,.;:]{{0,40}} (?:to|for) [<(\"']*\*\*\*",
-    r"\bsieve\b|\bvacation (?:script|rule|filter)",
+    r"\b(?:sieve\b|vacation (?:script|rule|filter))",
     r"(?:user|recipient|mail-?box|personal)(?:'s|-defined)? (?:filter|rule|script)",
     # of the message's content
     r"\bcontain(?:s|ing) (?:\w+ ){0,3}(?:url|uri|link)s?\b",
@@ -124,14 +121,14 @@ RECIPIENTS_OWN = _any(
 )
 """About this recipient, whatever else the text contains."""
 
-SENDER_QUOTA = _any(
+SENDER_QUOTA = Wording(
     r"submission ?quota",
     rf"(?:out-?going|out-?bound|send(?:ing)?|sender(?:'s)?|submission|relay(?:ing)?|smtp) {_FEW}"
     rf"(?:{_LIMIT}|limited|frequency|credits?|rate(?! of))\b",
     rf"(?:limits?|quota|number|rate)s? (?:on|of|for|to) {_FEW}{_FEW}(?:out-?going|out-?bound|sent|sending|submitted)\b",
     rf"{_MAILS}(?: sent| allowed| you (?:can|may) send)? (?:per|an|a|each|every|in (?:the last|the past|one|an?)"
     rf"|within|this|today|for (?:the|this)) ?(?:\d+ )?{_TIME}",
-    rf"\b(?:per[ -])?{_PERIOD} {_FEW}{_LIMIT}\b",
+    rf"\b{_PERIOD} {_FEW}{_LIMIT}\b",
     rf"{_LIMIT}\b.{{0,40}}\b(?:per|this|last|past|each|every|an) (?:\d+ ?)?{_TIME}",
     rf"{_LIMIT}\b.{{0,30}}\b(?:for )?today\b",
     rf"{_LIMIT} (?:for|of) (?:the |this |your )?sender\b",
@@ -149,7 +146,7 @@ SENDER_QUOTA = _any(
 )
 """A quota or rate of the mail that we send, with any code."""
 
-RELAYED = _any(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b", r"STOREDRV\.Submission\.Exception:\w*Quota")
+RELAYED = Wording(r"\brelay(?:ing)? (?:sending )?(?:limit|quota|rate)\b", r"STOREDRV\.Submission\.Exception:\w*Quota")
 """A quota of ours, even with the status of a mailbox, as Google Workspace's relay and Exchange Online reply."""
 
 _REFUSED = (
@@ -160,7 +157,7 @@ _REFUSED = (
     r"|regist|confirm|validat|configur)"
     r"|does(?: not|n't) (?:\w+ ){0,2}(?:own|match|exist|resolve))"
 )
-SENDER = _any(
+SENDER = Wording(
     r"sender(?:'s)? (?:e-?mail |address |domain |identity |ip |host |access )*"
     rf"(?:{_WHOSE} )?(?:is |was |has been )?{_REFUSED}",
     r"sender (?:verify|verification|callout|address verification)",
@@ -168,7 +165,7 @@ SENDER = _any(
     r"verify (?:the )?sender|verif(?:y|ication) (?:failed )?(?:for )?<?SENDER_EMAIL",
     r"not verified.{0,400}SENDER_EMAIL|^(?!.*\*\*\*).*e-?mail address is not verified",
     r"SENDER_EMAIL[>)\"':]* (?:is |was )?not (?:allowed|authori[sz]ed|verified|permitted|owned|active)",
-    rf"(?:mail )?from'?(?::| e-?mail| header)? address {_FEW}(?:{_WHOSE} )?(?:is|does|must|should|not|should be)\b",
+    rf"from'?(?::| e-?mail| header)? address {_FEW}(?:{_WHOSE} )?(?:is|does|must|should|not|should be)\b",
     r"mail from (?:\w+ )?(?:must|should|does|is not)",
     r"verified sender|from (?:this|that) header address",
     r"sender mismatch|(?:address|sender) does(?: not|n't) belong to your",
@@ -199,7 +196,8 @@ SENDER = _any(
     r"client host\b.{0,80}(?:reject|block|deni|refus)",
     r"(?:helo|ehlo)\b.{0,40}(?:reject|invalid|refus|deni|not )",
     r"(?:invalid|bad) (?:helo|ehlo)",
-    r"reverse[ -](?:dns|host ?name|lookup|mapping|name|record|ip)|\brdns\b|\bPTR\b",
+    r"reverse[ -](?:dns|host ?name|lookup|mapping|name|record|ip)",
+    r"\b(?:rdns|PTR)\b",
     r"(?:cannot|can't|could not|unable to) (?:find|resolve) (?:your|client)",
     r"your (?:host|server|ip)\b.{0,40}\b(?:dns|host ?name)\b",
     r"\bip (?:address )?(?:\[?[\d.:a-f]+\]? )?(?:is |has been |was )?(?:temporarily )?"
@@ -209,31 +207,32 @@ SENDER = _any(
     rf"(?:your access|access from (?:this|your) (?:ip|host|server|network)(?: address)?) (?:\w+ ){{0,6}}{_REFUSED}",
     r"messages? from \[[\da-f.:]+\] (?:weren't|were not|was not) sent|network is on our block ?list",
     r"connections? will not be accepted from",
-    r"\bip(?: |-)?address is black ?listed|\bis in an? (?:\w+ )?(?:rbl|dnsbl)\b|in the \w+ dnsbl",
-    r"blocked - see \S*(?:dnsbl|ipcheck)|client \[[\da-f.:]+\] blocked|\bip reputation policy|ip name lookup failed",
+    r"\b(?:ip(?: |-)?address is black ?listed|ip reputation policy|is in an? (?:\w+ )?(?:rbl|dnsbl)\b)",
+    r"in the \w+ dnsbl|blocked - see \S*(?:dnsbl|ipcheck)|client \[[\da-f.:]+\] blocked|ip name lookup failed",
     r"(?:block|ban|rejection|refusal|listing) of your (?:ip|host|server|domain|account|address)",
     r"your access to submit messages\b.{0,60}rejected",
     r"access denied.{0,40}(?:bad outbound|banned|traffic not accepted)",
 )
 """Our sender address, account or host is refused, with any code."""
 
-OUR_ADDRESS = _any(
+OUR_ADDRESS = Wording(
     r"^\W*(?:(?:the|your|user|account|mail-?box|address|domain|e-?mail|mail|from|sender|unknown|invalid|bad)\W+)*"
     rf"{_OURS}",
     rf"(?:unknown|no such|invalid|bad) \w+\W{{1,3}}{_OURS}|{_LIMIT}\W{{1,3}}{_OURS}",
 )
 """Our address is what the reply is about, not only the origin of the mail."""
-OF_OTHERS = _any(
-    THEIRS.pattern,
+OF_OTHERS = Wording(
+    *THEIRS.patterns,
     r"gr[ae]y-?list",
     r"\b(?:this|that|the) (?:recipient|mail-?box|group|user|person|list)\b",
-    r"\b(?:user|recipient|addressee)'s\b|(?:my|his|her|their) (?:contacts|address book)",
+    r"\b(?:user|recipient|addressee)'s\b",
+    r"(?:my|his|her|their) (?:contacts|address book)",
     r"(?:allowed|accepted|approved|safe)[ -]senders?(?: |-)list",
 )
 """A recipient refuses, or the relay asks for the mail later, although the reply names our address."""
-BLOCKED = _any(r"block|bann|suspend|disabl|\block|den(?:y|ied)|reject|refus")
+BLOCKED = Wording(r"block|bann|suspend|disabl|den(?:y|ied)|reject|refus", r"\block")
 """A refusal, not only a request to retry later."""
-RECIPIENT = _any(
+RECIPIENT = Wording(
     r"mail-?box|in-?box|mail ?drop",
     r"over (?:its |their |his |her |the |disk |storage |allowed )*quota",
     r"(?:disk|storage)\b",
@@ -243,16 +242,17 @@ RECIPIENT = _any(
 )
 """A full, closed or unknown mailbox, unless our account is named."""
 
-CLOSED = _any(
-    r"queue file|\bqq (?:write|temporary|trouble|read|crashed|out of memory|timeout)|unable to exec qq",
+CLOSED = Wording(
+    r"queue file|unable to exec qq",
+    r"\bqq (?:write|temporary|trouble|read|crashed|out of memory|timeout)",
     r"temporary system resource error",
     r"(?:temporary|internal) (?:service|system|server) (?:failure|error|problem)",
 )
 """A temporary failure of the relay itself."""
-FULL = _any(r"insufficient (?:system |disk )+(?:storage|space|resources)")
+FULL = Wording(r"insufficient (?:system |disk )+(?:storage|space|resources)")
 """With 452 (RFC 5321 §4.2.3): the relay's storage. A full mailbox is 552."""
 
-LIMITED = _any(
+LIMITED = Wording(
     r"throttl",
     r"rate[ -]?limit",
     r"(?:sending|submission|message|connection|mail) rate",
@@ -267,33 +267,33 @@ LIMITED = _any(
 )
 """A limit that names no owner. Greylisting has other words, and so has a mailbox."""
 
-SESSION = _any(r"\b(?:per|this|one|single|each|current) (?:smtp )?(?:connection|session)\b")
+SESSION = Wording(r"\b(?:per|this|one|single|each|current) (?:smtp )?(?:connection|session)\b")
 """The limit of one session."""
-ERRORS = _any(
+ERRORS = Wording(
     r"too many (?:smtp |protocol )?(?:errors|bad|invalid|unknown|unrecogni[sz]ed|failed|rejected|refused|syntax)"
 )
 """With 421: the same limit."""
 
-OUT_OF_STEP = _any(
+OUT_OF_STEP = Wording(
     r"pipelin(?:ed|ing)\b",
     r"(?:smtp|protocol) synchroni[sz]ation",
     r"(?:bad|wrong|invalid|out of|improper) (?:command )?sequence\b(?! of (?!commands))",
 )
 """With 4xx or 5xx: a command at the wrong time. Exim and Postfix do not always reply 503 to that."""
 
-QUOTA = _any(r"\bquotas?\b", r"\b(?:message |mail |e-?mail )?(?:rate|limits?|limited)\b", r"exceed")
+QUOTA = Wording(r"\b(?:quotas?|rate|limits?|limited)\b", r"exceed")
 """Sufficient with a status X.7.X, which is about policy, not about a mailbox."""
-CONTENT = _any(
-    r"spam|unsolicited|virus|malware|phish|content|attachment|\bscore\b|\bsize\b|too (?:large|big)|\bhops?\b"
-    r"|\blines?\b|\blength\b|\bmime\b|\bheaders?\b|complexity"
+CONTENT = Wording(
+    r"spam|unsolicited|virus|malware|phish|content|attachment|too (?:large|big)|complexity",
+    r"\b(?:score|size|hops?|lines?|length|mime|headers?)\b",
 )
-SIZE = _any(r"\bsize\b|too (?:large|big)|bytes\b")
-MESSAGE_SIZE = _any(r"\bmessage(?:'s)? size\b|\b(?:mail|message) (?:is )?too (?:large|big|long)\b")
+SIZE = Wording(r"\bsize\b", r"too (?:large|big)|bytes\b")
+MESSAGE_SIZE = Wording(r"\b(?:message(?:'s)? size|(?:mail|message) (?:is )?too (?:large|big|long))\b")
 """At MAIL, with any 5xx."""
-TOO_BIG = _any(
+TOO_BIG = Wording(
     r"^$|^(?!.*\b(?:mail-?box|account|hourly|daily|monthly|today|per (?:hour|day)))"
     r".*(?:storage allocation|\bsize\b|\b(?:large|long|big)(?:g?er)?\b|\blength\b|\bbytes\b|\d ?[kmg]i?b\b"
     r"|fixed (?:limit|maximum))"
 )
 """At MAIL, with 552: about this message. A mailbox would be our own, and the code alone means storage (RFC 5321)."""
-ENCODING = _any(r"smtputf8|8bitmime|\bbody\b|utf-?8|non-ascii|international")
+ENCODING = Wording(r"smtputf8|8bitmime|utf-?8|non-ascii|international", r"\bbody\b")
