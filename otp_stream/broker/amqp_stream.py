@@ -15,6 +15,7 @@ import structlog
 from aio_pika import Connection, RobustConnection
 from aiormq import Channel
 from aiormq.connection import TransportFactory
+from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
 from otp_stream.core.otp_job import MAX_BODY_BYTES
@@ -23,6 +24,7 @@ from otp_stream.core.sealed_body import is_sealed
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD, Acks
 from .message import LARGEST_HEADER, Delivered
 from .transport import MAX_FRAME, FrameReader, Streams, connect
+from .unacked_limit import UnackedLimit
 
 _DELIVER = b"\x00\x3c\x00\x3c"
 _SIZE = Struct(">Q")
@@ -95,10 +97,14 @@ class DeliveryAssembler:
         self._method: bytes | None = None
         self._header: bytes | None = None
         self._missing = 0
-        self._parts: list[bytes] = []
+        self._body: bytes | bytearray = b""
+        self.limit = UnackedLimit(acks)
 
     def take(self, kind: int, payload: bytes) -> bool:
-        """Process a frame. Returns `False` if it belongs to no delivery."""
+        """Process a frame. Returns `False` if it belongs to no delivery.
+
+        Raises `AMQPConnectionError` for what would take memory without end.
+        """
         if kind == METHOD:
             if payload[:4] != _DELIVER:
                 return False
@@ -110,7 +116,7 @@ class DeliveryAssembler:
         if kind == HEADER:
             self._header = payload
             self._missing = size = _SIZE.unpack_from(payload, 4)[0]
-            self._parts = []
+            self._body = b""
             self._dropped = 0
             self._reserved = None
             self._unread = False
@@ -121,23 +127,35 @@ class DeliveryAssembler:
                 reserved = None if size > _MAX_SEALED else self._large.bodies.reserve(size)
                 self._reserved, self._dropped = (self._reserved, reserved), 0 if reserved else size
         else:
-            if not self._dropped:
-                self._parts.append(payload)
-            self._missing -= len(payload)
+            self._add(payload)
         if self._missing <= 0:
             self._deliver()
         return True
 
+    def _add(self, payload: bytes) -> None:
+        """Add a part of the body. A list of parts would take many times their size if each of them is short."""
+        self._missing -= len(payload)
+        if not payload or self._missing < 0:
+            raise AMQPConnectionError("a body that is not as long as its header says; is it RabbitMQ?")
+        if self._dropped:
+            return
+        if not self._body:
+            self._body = payload  # almost always all of it
+            return
+        if isinstance(self._body, bytes):
+            self._body = bytearray(self._body)
+        self._body += payload
+
     def _deliver(self) -> None:
-        method, header, parts = self._method, self._header, self._parts
+        method, header, body = self._method, self._header, bytes(self._body)
         self._method = self._header = None
-        self._parts = []
+        self._body = b""
         reserved, self._reserved = self._reserved, None
         if method is None or header is None:
             return
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.limit.add()
         if len(body) > _MAX_BODY and not is_sealed(body):
-            self._dropped, body = len(body), b""
+            self._dropped, body, reserved = len(body), b"", None
         try:
             self._receive(
                 Delivered(self._channel, self._acks, method, header, body, self._dropped, reserved, unread=self._unread)
@@ -162,8 +180,14 @@ class DeliveryReader(FrameReader):
         """Pass the deliveries of a channel to `assembler` from now on."""
         self._assemblers[channel.number] = assembler
 
+    def expect(self, channel: Channel, prefetch: int) -> None:
+        """Limit the deliveries of a channel that is about to consume with this prefetch count."""
+        self._assemblers[channel.number].limit.expect(prefetch)
+
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         """Receive bytes from the connection."""
+        if self.exception() is not None:
+            return
         if self._invalid:
             super().feed_data(data)
             return
@@ -171,7 +195,12 @@ class DeliveryReader(FrameReader):
         self.received += len(new)
         whole = self._rest + new if self._rest else new
         passed: list[bytes] = []
-        at = self._split(whole, passed)
+        try:
+            at = self._split(whole, passed)
+        except AMQPConnectionError as error:
+            self._rest = b""
+            self.set_exception(error)  # aiormq, which reads from here, closes the connection
+            return
         self._rest = b"" if self._invalid else whole[at:]
         if at and not passed:
             # aiormq closes a connection from which it receives nothing, and the broker sends no heartbeats while it
@@ -236,9 +265,12 @@ class ConsumingConnection(RobustConnection):
         """The reader of the current connection."""
         return self._factory.deliveries
 
-    async def take(self, receive: Callable[[Delivered], object]) -> Channel:
-        """Open a channel whose deliveries are passed to `receive`."""
-        return await _take(self, self.deliveries, receive, self.large)
+    async def take(self, receive: Callable[[Delivered], object], prefetch: int) -> Channel:
+        """Open a channel whose deliveries are passed to `receive`, for a consumer with this prefetch count."""
+        channel = await _take(self, self.deliveries, receive, self.large)
+        if self.deliveries is not None:
+            self.deliveries.expect(channel, prefetch)
+        return channel
 
 
 class PlainConsumingConnection(Connection):
@@ -253,6 +285,11 @@ class PlainConsumingConnection(Connection):
         """Open a channel whose deliveries are passed to `receive`."""
         # one that reads dead letters keeps all their headers, for a replay; its window is small
         return await _take(self, self._factory.deliveries, receive, LargeParts(headers=MemoryLimit(sys.maxsize)))
+
+    def expect(self, channel: Channel, prefetch: int) -> None:
+        """Limit the deliveries of a channel that is about to consume with this prefetch count."""
+        if self._factory.deliveries is not None:
+            self._factory.deliveries.expect(channel, prefetch)
 
     @property
     def received(self) -> int:

@@ -107,7 +107,7 @@ class AuditCollector:
     async def _receive(self, connection: ConsumingConnection | None) -> None:
         if connection is None:
             return
-        channel = await connection.take(self._handle)
+        channel = await connection.take(self._handle, _PREFETCH)
         try:
             await channel.basic_qos(prefetch_count=_PREFETCH)
             while not channel.is_closed:

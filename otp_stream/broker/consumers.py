@@ -19,6 +19,7 @@ from .amqp_stream import ConsumingConnection, DeliveryAssembler, DeliveryReader
 from .frames import Acks
 from .lane import LaneConsumer
 from .topology_admin import BROKER_ERRORS, quietly
+from .unacked_limit import UnackedLimit
 
 _CANCEL_TIMEOUT_S = 3.0
 _START_TIMEOUT_S = 10.0
@@ -34,7 +35,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 @dataclass(slots=True)
 class _Consumer:
     channel: Channel
-    acks: Acks
+    limit: UnackedLimit
     tag: str | None = None
 
     @property
@@ -214,11 +215,12 @@ class Consumers:
             await quietly(consumer.channel.close(), _CANCEL_TIMEOUT_S)
         if consumer is None or consumer.channel.is_closed:
             channel = cast("Channel", await transport.channel(publisher_confirms=False))
-            acks = Acks(channel)
-            consumer = self._consumers[lane.queue] = _Consumer(channel, acks)
-            deliveries.deliver(channel, DeliveryAssembler(channel, acks, lane.dispatch, connection.large))
+            assembler = DeliveryAssembler(channel, Acks(channel), lane.dispatch, connection.large)
+            consumer = self._consumers[lane.queue] = _Consumer(channel, assembler.limit)
+            deliveries.deliver(channel, assembler)
         # else only the consumer is lost, and the channel is kept: earlier deliveries can be acknowledged only over it
         await consumer.channel.basic_qos(prefetch_count=lane.prefetch)  # applies to the next consumer
+        consumer.limit.expect(lane.prefetch)
         answer = await consumer.channel.basic_consume(lane.queue, _ignore)
         consumer.tag = answer.consumer_tag
 

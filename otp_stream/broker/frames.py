@@ -83,6 +83,11 @@ class Acks:
         self._pending: list[int] = []
         self._scheduled = False
 
+    @property
+    def settled(self) -> int:
+        """Settled deliveries, without those whose acknowledgement is not sent yet."""
+        return self._floor + len(self._above)
+
     def ack(self, tag: int) -> None:
         """Acknowledge a delivery."""
         self._pending.append(tag)

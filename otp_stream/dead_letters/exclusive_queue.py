@@ -80,6 +80,7 @@ class ExclusiveQueue:
         The consumer is cancelled before any ack, after which RabbitMQ would send another message.
         """
         await self.channel.basic_qos(prefetch_count=size)
+        self.connection.expect(self.channel, size)
         consumer = await self.channel.basic_consume(self.name, _ignore)
         batch: deque[Delivered] = deque()
         received = -1

@@ -1,12 +1,20 @@
 """Someone who reads and publishes every message of the broker, and a producer who sets every property."""
 
+import asyncio
+import contextlib
+import itertools
 import time
+from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import urlsplit
 
 import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from amqp_proxy import AmqpProxy, Way
 from conftest import Stage
 from rabbitmq import until
+from smtp_relay import Act
 from worker import Worker, job
 
 
@@ -85,3 +93,67 @@ async def test_a_job_with_a_reply_address_gets_no_reply(stage: Stage, worker: Wo
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+class _Flood(AmqpProxy):
+    """Continues the next delivery without end, once it is `armed`."""
+
+    armed: Literal["empty parts", "deliveries"] | None = None
+    left: asyncio.Event
+    """Set when the worker has closed the connection."""
+    _frames: tuple[bytes, ...] = ()
+
+    async def _write(self, way: Way, writer: asyncio.StreamWriter, frame: bytes) -> None:
+        await super()._write(way, writer, frame)
+        if self.armed is None or way == "to broker":
+            return
+        is_method, is_delivery = frame[0] == 1, int.from_bytes(frame[7:11], "big") == 0x3C003C
+        if is_method:
+            self._frames = (frame,) if is_delivery else ()
+        elif self._frames:
+            self._frames += (frame,)
+        if len(self._frames) == (2 if self.armed == "empty parts" else 3):
+            more = self._empty_parts() if self.armed == "empty parts" else self._deliveries()
+            self.armed = None
+            with contextlib.suppress(OSError):
+                while not writer.transport.is_closing():
+                    writer.write(next(more))
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            self.left.set()
+
+    def _empty_parts(self) -> Iterator[bytes]:
+        return itertools.repeat((b"\x03" + self._frames[0][1:3] + b"\0\0\0\0\xce") * 1_000)
+
+    def _deliveries(self) -> Iterator[bytes]:
+        method, header, body = self._frames
+        at = 12 + method[11]  # the tag, behind that of the consumer
+        first = int.from_bytes(method[at : at + 8], "big")
+        for tag in itertools.count(first + 1):
+            numbered = body.replace(b"00000000", b"%08d" % tag)
+            yield method[:at] + tag.to_bytes(8, "big") + method[at + 8 :] + header + numbered
+
+
+@pytest.mark.parametrize("armed", ["empty parts", "deliveries"])
+async def test_a_server_that_sends_without_end_is_left_and_memory_stays(
+    stage: Stage, armed: Literal["empty parts", "deliveries"]
+) -> None:
+    parts = urlsplit(stage.url)
+    proxy = _Flood(str(parts.hostname), parts.port or 5672)
+    proxy.left = asyncio.Event()
+    await proxy.start()
+    try:
+        url = f"amqp://{parts.username}:{parts.password}@127.0.0.1:{proxy.port}{parts.path}"
+        worker = await stage.run(url=url, PREFETCH_COUNT="20")
+        stage.relay.always("mail", Act("", then="hang"))  # no job ends, so none makes room
+        proxy.armed = armed
+        await stage.rabbit.publish(job(jobId="00000000"))
+        await asyncio.wait_for(proxy.left.wait(), 30)
+        await until(lambda: _logged(worker, "is it RabbitMQ?"), "a reason in the log")
+        assert await worker.metric('otp_ledger_unacked{lane="jobs"}') <= 3 * 20
+    finally:
+        await proxy.stop()
+
+
+async def _logged(worker: Worker, text: str) -> bool:
+    return text in worker.log

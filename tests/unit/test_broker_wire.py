@@ -409,3 +409,77 @@ def test_a_connection_that_was_never_open_leaves_no_warning_after_its_event_loop
         asyncio.set_event_loop(None)
         gc.collect()
     assert [str(it.message) for it in found if "never awaited" in str(it.message)] == []
+
+
+def taken(prefetch: int) -> tuple[DeliveryReader, DeliveryAssembler, Acks, list[Delivered]]:
+    """Return the reader of a connection whose channel 7 is about to consume, and what is delivered there."""
+    outgoing: asyncio.Queue[Any] = asyncio.Queue()
+    connection = SimpleNamespace(write_queue=outgoing)
+    channel = cast("Channel", SimpleNamespace(number=7, is_closed=False, connection=connection))
+    came: list[Delivered] = []
+    acks = Acks(channel)
+    assembler = DeliveryAssembler(channel, acks, came.append)
+    reader = DeliveryReader()
+    reader.deliver(channel, assembler)
+    assembler.limit.expect(prefetch)
+    return reader, assembler, acks, came
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [[b""] * 3, [b"12", b""], [b"123456"], [b"1234", b"56"], [b"12345678" * 20]],
+    ids=["empty", "an empty part", "too long", "too long in parts", "far too long"],
+)
+async def test_a_body_that_is_not_as_long_as_its_header_says_ends_the_connection(bodies: list[bytes]) -> None:
+    reader, _, _, came = taken(5)
+    stream = delivery(7, 1, b"12345", None, 2).partition(frame.marshal(body.ContentBody(b"12"), 7))[0]
+    reader.feed_data(stream)
+    for it in bodies:
+        reader.feed_data(frame.marshal(body.ContentBody(it), 7))
+    assert not came
+    with pytest.raises(AMQPConnectionError, match="a body that is not as long as its header says"):
+        await reader.readexactly(1)
+    reader.feed_data(delivery(7, 2, b"12345", None, 2))
+    assert not came
+
+
+async def test_a_body_in_short_parts_takes_no_memory_for_each_of_them() -> None:
+    reader, _, _, came = taken(5)
+    content = b"ab" * 50_000
+    stream = delivery(7, 1, content, None, 2)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for piece in cut(stream[:-100], [10_000]):
+            reader.feed_data(piece)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    reader.feed_data(stream[-100:])
+    assert [it.body for it in came] == [content]
+    assert held < 3 * len(content)
+
+
+async def test_more_unacked_messages_than_were_asked_for_end_the_connection() -> None:
+    reader, assembler, acks, came = taken(5)
+    tags = iter(range(1, 1_000))
+
+    def feed(count: int) -> None:
+        for _ in range(count):
+            reader.feed_data(delivery(7, next(tags), b"{}", None, 100))
+
+    for _ in range(10):  # what is acknowledged makes room
+        feed(5)
+        for it in came[-5:]:
+            it.ack_now()
+        await asyncio.sleep(0)
+    feed(5)
+    assembler.limit.expect(20)  # a resize, after which those in flight do not count
+    feed(20)
+    assert reader.exception() is None
+    assert len(came) == 75
+    acks.settled_otherwise(came[-1].delivery_tag)
+    feed(200)
+    assert len(came) < 75 + 20 + 10
+    with pytest.raises(AMQPConnectionError, match="more unacked messages than the prefetch count allows"):
+        await reader.readexactly(1)

@@ -9,6 +9,7 @@ import pytest
 from otp_stream.broker import consumers
 from otp_stream.broker.amqp_stream import DeliveryReader
 from otp_stream.broker.consumers import Consumers
+from otp_stream.broker.unacked_limit import UnackedLimit
 from otp_stream.clock import now_ms
 
 
@@ -114,7 +115,8 @@ async def test_jobs_in_flight_of_a_consumer_that_the_broker_cancelled_are_requeu
     it, before, after = Consumers(cast("Any", None), lambda: None, lambda _: None), Channel(), Channel()
     before.consumers.clear()
     tag = None if ended_by_us else "tag"
-    it._consumers["q"] = cast("Any", consumers._Consumer(cast("Any", before), cast("Any", None), tag))
+    acks = cast("Any", SimpleNamespace(settled=0))
+    it._consumers["q"] = cast("Any", consumers._Consumer(cast("Any", before), UnackedLimit(acks), tag))
 
     async def channel(**_: Any) -> Channel:
         return after
