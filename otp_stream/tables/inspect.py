@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Self
 
 from redis.exceptions import ResponseError
@@ -18,11 +17,15 @@ from otp_stream.core.rate import slope
 
 from .keys import FORGET_FLAG
 from .redis_client import RedisClient
+from .redis_script import COUNT_LIMIT, shown
 from .redis_session import LEASE_S
 from .sliding_window import SLICES, slice_ms
 
 TOP = 10
 """Maximum number of throttled keys to report."""
+NAMED = 100
+"""Maximum number of relays, limits or answers to report, because another program may write any number of keys."""
+_SLICE_DIGITS = 15
 
 _SCAN_COUNT = 1000
 _JOB_STATES = {b"s": "sent", b"c": "claimed", b"r": "seen"}
@@ -116,7 +119,7 @@ def read_tables(
         sizes=sizes,
         answers=_counts(_hash(client, f"{prefix}stats")),
         throttled=_throttled(client, prefix),
-        schedules=tuple(_schedule(client, prefix, relay, ceiling, now_ms) for relay in sorted(set(relays))),
+        schedules=tuple(_schedule(client, prefix, relay, ceiling, now_ms) for relay in sorted(set(relays))[:NAMED]),
     )
 
 
@@ -183,7 +186,8 @@ def _sizes(
                 relays.append(rest)
             elif kind == "limit":
                 window = ":".join(rest.split(":")[:2])
-                sizes[named.get(window) or _unset(window)] += 1
+                name = named.get(window) or _unset(window)
+                sizes[name if name in sizes or len(sizes) < NAMED else "other limits"] += 1
         values: list[bytes | None] = client.execute("MGET", *jobs) if jobs else []
         sizes.update(_JOB_STATES[value[:1]] for value in values if value and value[:1] in _JOB_STATES)
     return dict(sizes)
@@ -192,7 +196,8 @@ def _sizes(
 def _unset(window: str) -> str:
     """Return a name for a limit of unknown count, which is not set here, but was set before or by another worker."""
     name, _, slice_ = window.partition(":")
-    return f"{name} ?/{span(int(slice_) * SLICES)}" if slice_.isdigit() else name
+    is_slice = slice_.isdecimal() and len(slice_) <= _SLICE_DIGITS
+    return shown(f"{name} ?/{span(int(slice_) * SLICES)}" if is_slice else name)
 
 
 def _scan(client: RedisClient, start: str, end: str, progress: Progress) -> Iterator[list[str]]:
@@ -226,10 +231,10 @@ def _schedule(client: RedisClient, prefix: str, relay: str, ceiling: float | Non
     ahead_s = max((_number(found, "next") or 0) / 1e6 - now_ms / 1e3, 0.0)
     since_ms, base = _number(found, "since"), _number(found, "base")
     if since_ms is None or base is None:
-        return Schedule(relay, ahead_s, ceiling, None)
+        return Schedule(shown(relay), ahead_s, ceiling, None)
     throttled_s = max(now_ms - since_ms, 0.0) / 1e3
     rate = min(ceiling, base + slope(ceiling) * throttled_s) if ceiling else None
-    return Schedule(relay, ahead_s, rate, throttled_s)
+    return Schedule(shown(relay), ahead_s, rate, throttled_s)
 
 
 def _hash(client: RedisClient, key: str) -> dict[str, str]:
@@ -242,8 +247,8 @@ def _pairs(found: list[bytes]) -> dict[str, str]:
 
 
 def _counts(found: Mapping[str, str]) -> dict[str, int]:
-    counts = {name: _number(found, name) for name in sorted(found)}
-    return {name: int(count) for name, count in counts.items() if count is not None}
+    counts = {name: _number(found, name) for name in sorted(found)[:NAMED]}
+    return {shown(name): int(count) for name, count in counts.items() if count is not None and count >= 0}
 
 
 def _number(found: Mapping[str, str], name: str) -> float | None:
@@ -251,4 +256,4 @@ def _number(found: Mapping[str, str], name: str) -> float | None:
         number = float(found[name])
     except (KeyError, ValueError):
         return None
-    return number if isfinite(number) else None
+    return number if abs(number) <= COUNT_LIMIT else None  # neither does a worker write what is not a number

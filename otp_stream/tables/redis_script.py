@@ -4,8 +4,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any, cast
 
 from otp_stream.core.admission import Limit, SentBefore, Superseded, Throttled
+from otp_stream.core.masking import scrub
 from otp_stream.core.rate import Grant
 from otp_stream.core.tables_state import WorkerSeen
 
@@ -15,7 +17,11 @@ from .redis_connection import Argument
 from .redis_pipeline import Operation
 from .sliding_window import slice_ms
 
-_TEXT_LIMIT = 200
+TEXT_LIMIT = 200
+"""Characters of a text in Redis that are shown or logged: another program may have written it."""
+COUNT_LIMIT = 10**16
+"""Maximum of a number in Redis. A larger one is no worker's: times are in microseconds since 1970."""
+_BROKERS_SHOWN = 5
 _LATEST_MS = 253_402_300_799_999
 """The end of the year 9999, which is the last one of Python's calendar."""
 
@@ -80,7 +86,7 @@ def read_grant(reply: bytes, slots: int) -> Grant:
 def read_throttled(reply: bytes) -> dict[str, int]:
     """Parse how often each limit and hashed key was throttled."""
     pairs = [pair.rpartition("=") for pair in reply.decode(errors="replace").removeprefix("ok:").split(",")]
-    return {who.replace(":", " ", 1): int(times) for who, _, times in pairs if times.isdecimal()}
+    return {shown(who).replace(":", " ", 1): _number(times) for who, _, times in pairs if times.isdecimal()}
 
 
 def encode_worker(worker: WorkerSeen) -> str:
@@ -100,15 +106,32 @@ def _read_worker(about: str, silent_ms: int) -> WorkerSeen | None:
     """Parse a worker; `None` if an incompatible version or another program wrote it."""
     try:
         facts = json.loads(about)
-        texts = (str(facts[it])[:_TEXT_LIMIT] for it in ("name", "version", "phase", "circuit_breaker"))
-        name, version, phase, breaker = (text.encode(errors="replace").decode() for text in texts)
+        name, version, phase, breaker = (
+            shown(str(facts[it])) for it in ("name", "version", "phase", "circuit_breaker")
+        )
         ahead_ms = facts.get("clock_ahead_ms")
-        counts = int(facts["held"]), int(facts["sent_last_minute"]), silent_ms
-        return WorkerSeen(name, version, phase, breaker, *counts, None if ahead_ms is None else int(ahead_ms))
+        counts = _number(facts["held"]), _number(facts["sent_last_minute"]), _number(silent_ms)
+        return WorkerSeen(name, version, phase, breaker, *counts, None if ahead_ms is None else _number(ahead_ms))
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 
 
 def read_brokers(reply: bytes) -> list[str]:
     """Parse the descriptions of other deployments' RabbitMQ in a reply."""
-    return json.loads(reply.removeprefix(b"ok:").decode(errors="replace"))
+    found = json.loads(reply.removeprefix(b"ok:").decode(errors="replace"))
+    if not isinstance(found, list):
+        raise TypeError("it is not of the script")
+    return [shown(str(it)) for it in cast("list[object]", found)[:_BROKERS_SHOWN]]
+
+
+def shown(text: str) -> str:
+    """Return the beginning of a text of any program, on one line of printable characters."""
+    return scrub(text, limit=TEXT_LIMIT)
+
+
+def _number(value: Any) -> int:
+    """Return a number. Raises `ValueError`, `TypeError` or `OverflowError` for what no worker writes."""
+    number = int(value)
+    if abs(number) > COUNT_LIMIT:
+        raise ValueError("it is not of a worker")
+    return number

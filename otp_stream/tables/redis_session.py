@@ -30,7 +30,7 @@ _RENEW_S = 0.5
 _FIRST_ANSWER_S = 1.0
 """How long the first jobs wait for an answer of Redis."""
 _POLL_OTHERS_S = 0.1
-_BROKERS_SHOWN = 5
+_WARN_EVERY_S = 3_600.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -79,6 +79,7 @@ class RedisSession:
         self._renewing = asyncio.Lock()
         self._first_answer_due = monotonic() + _FIRST_ANSWER_S
         self._logged_error: str | None = None
+        self._warn_from = float("-inf")
         self._describe: Callable[[], WorkerSeen] | None = None
         self.pipeline = RedisPipeline(
             self.config.url,
@@ -245,13 +246,15 @@ class RedisSession:
         reply = await self.pipeline.request("others", int(LEASE_S * 1000), self.config.names)
         with self.pipeline.reading():
             brokers = read_brokers(reply)
-        if brokers:
+        # not at each reconnect: whoever can write these texts can also end the connection, again and again
+        if brokers and monotonic() >= self._warn_from:
+            self._warn_from = monotonic() + _WARN_EVERY_S
             _log.warning(
                 "Another deployment with the same queue name and RABBITMQ_PREFIX uses this Redis database, and shares "
                 "no state with this one. If both use the same RabbitMQ, set REDIS_NAMESPACE to the same value for all "
                 "workers; otherwise, give each its own RABBITMQ_PREFIX or Redis database",
                 ours=self.config.broker,
-                others=brokers[:_BROKERS_SHOWN],
+                others=brokers,
             )
 
     async def _wait_for_others(self) -> None:

@@ -59,7 +59,9 @@ class RedisTables:
 
     async def most_throttled(self, count: int) -> dict[str, int]:
         """Return the keys that exceeded a limit most often, as limit and hashed key."""
-        return read_throttled(await self._pipeline.request("top", count))
+        reply = await self._pipeline.request("top", count)
+        with self._pipeline.reading():
+            return read_throttled(reply)
 
     async def set_flag(self, name: str, ttl_ms: int) -> None:
         """Set a flag for all workers."""

@@ -40,6 +40,8 @@
 local P, me = ARGV[1], ARGV[2]
 local SLICES, DAY = 100, 86400000
 local TOLERANCE = 5000 -- how much the clocks of workers and this server may differ, as in core/job.py
+local TEXT, FACTS = 500, 4000 -- bytes of a name, and of the facts about a worker, in a reply
+local NAMED, WORKERS = 6, 1000 -- deployments and workers in a reply
 local KEEP = 60000 -- how much longer than its code is valid a job stays here, as in tables/keys.py
 local now_us, at = nil, 5
 local limits = {}
@@ -297,21 +299,25 @@ local function beat()
   return (lived and 'ok:' or 'late:') .. redis.call('ZCARD', P .. 'workers') .. ':' .. time_ms
 end
 
+-- A reply is one word, and short, whatever another program wrote.
+local function one_word(text, size)
+  return (string.gsub(string.sub(text, 1, size), '%s', '_'))
+end
+
 local function others()
   local since, names, found = now_ms() - tonumber(next_arg()), next_arg(), {}
-  for _, prefix in ipairs(redis.call('ZRANGEBYSCORE', names .. 'deployments', '(' .. whole(since), '+inf')) do
-    -- a reply is one word
-    if prefix ~= P then found[#found + 1] = string.gsub(redis.call('HGET', names .. 'brokers', prefix) or '?', '%s', '_') end
+  local prefixes = redis.call('ZRANGEBYSCORE', names .. 'deployments', '(' .. whole(since), '+inf', 'LIMIT', 0, NAMED)
+  for _, prefix in ipairs(prefixes) do
+    if prefix ~= P then found[#found + 1] = one_word(redis.call('HGET', names .. 'brokers', prefix) or '?', TEXT) end
   end
   return 'ok:' .. (#found == 0 and '[]' or cjson.encode(found))
 end
 
 local function seen()
-  local found, reply, now = redis.call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), {}, now_ms()
+  local found, reply, now = redis.call('ZRANGE', P .. 'workers', 0, WORKERS - 1, 'WITHSCORES'), {}, now_ms()
   for i = 1, #found, 2 do
     local about = redis.pcall('GET', P .. 'worker:' .. found[i])
-    -- a reply is one word: it must not contain a space, whatever another version wrote
-    if type(about) == 'string' then reply[#reply + 1] = { math.max(now - tonumber(found[i + 1]), 0), (string.gsub(about, '%s', '_')) } end
+    if type(about) == 'string' then reply[#reply + 1] = { math.max(now - tonumber(found[i + 1]), 0), one_word(about, FACTS) } end
   end
   return 'ok:' .. (#reply == 0 and '[]' or cjson.encode(reply))
 end
@@ -351,7 +357,7 @@ end
 
 local function top()
   local found, reply = redis.call('ZREVRANGE', P .. 'throttled', 0, tonumber(next_arg()) - 1, 'WITHSCORES'), {}
-  for i = 1, #found, 2 do reply[#reply + 1] = string.gsub(found[i], '%s', '_') .. '=' .. found[i + 1] end
+  for i = 1, #found, 2 do reply[#reply + 1] = one_word(found[i], TEXT) .. '=' .. found[i + 1] end
   return 'ok:' .. table.concat(reply, ',')
 end
 

@@ -273,3 +273,70 @@ async def test_replies_that_the_script_does_not_give_crash_no_job(stage: Stage, 
         await until(ended, "the end of all jobs")
     assert (await worker.health())["outcomes"] == {"sent": sent}
     assert "error" not in {line["level"] for line in worker.lines}
+
+
+_HOSTILE = r"'\27[2J forged ' .. string.rep('B', 600000)"
+_FORGE = f"""
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  if key:sub(-11) == 'deployments' then
+    for i = 1, 6 do  -- less than the limit of a reply, 4 MiB
+      redis.call('ZADD', key, '9e15', '{{evil' .. i .. '}}:')
+      redis.call('HSET', key:sub(1, -12) .. 'brokers', '{{evil' .. i .. '}}:', {_HOSTILE})
+    end
+    return 1
+  end
+end
+return 0
+"""
+_FORGE_TABLES = f"""
+local prefix = redis.call('KEYS', '*:workers')[1]:sub(1, -8)
+for i = 1, 300 do
+  local rate = prefix .. 'rate:' .. i .. '\\27' .. string.rep('r', 900)
+  redis.call('HSET', rate, 'next', '1e300', 'since', '-1e300', 'base', 1)
+  redis.call('SET', prefix .. 'limit:' .. i .. string.rep('l', 900) .. ':' .. string.rep('9', 5000) .. ':x', 1)
+  redis.call('HSET', prefix .. 'stats', i .. '\\27' .. string.rep('s', 900), i)
+end
+redis.call('HSET', prefix .. 'stats', 'admitted', '1e300', 'duplicate', '-5', 'throttled_total', '5')
+redis.call('ZADD', prefix .. 'throttled', '1e300', 'recipient:huge', '9e14', 'recipient:' .. {_HOSTILE})
+return 1
+"""
+
+
+async def test_forged_texts_of_other_deployments_are_logged_once_and_only_their_beginnings(
+    stage: Stage, redis: RedisServer
+) -> None:
+    worker = await stage.run(REDIS_URL=redis.url)
+
+    async def forged() -> bool:
+        return await asyncio.to_thread(redis.command, "EVAL", _FORGE, "0") == ":1"
+
+    await until(forged, "the name of the deployment in Redis")
+    for times in range(1, 4):
+        await asyncio.to_thread(redis.command, "CLIENT", "KILL", "TYPE", "normal")
+
+        async def reconnected(times: int = times) -> bool:
+            return worker.log.count("Redis answers again") == times
+
+        await until(reconnected, "a reconnect")
+    (warning,) = [line for line in worker.lines if line["event"].startswith("Another deployment")]
+    assert len(warning["others"]) == 5
+    assert all(it.isprintable() and len(it) <= 200 for it in warning["others"])
+
+
+async def test_what_another_program_wrote_fills_no_screen(stage: Stage, redis: RedisServer) -> None:
+    limits = {"REDIS_URL": redis.url, "SMTP_RATE_PER_SECOND": "500"}
+    worker = await stage.run(**limits)
+
+    async def forged() -> bool:
+        if not (await worker.health())["tables"]["connected"]:
+            return False
+        return await asyncio.to_thread(redis.command, "EVAL", _FORGE_TABLES, "0") == ":1"
+
+    await until(forged, "a connection to Redis")
+    for words in (["tables"], ["tables", "--json"]):
+        ran = await asyncio.to_thread(here, stage.folder, *words, **names(stage), **limits)
+        assert ran.code == 0, ran.out
+        assert "\x1b" not in ran.out
+        assert max(map(len, ran.out.splitlines())) < 500
+        assert len(ran.out) < 150_000
+        assert "00000000" not in ran.out.replace("900000000000000", "")
