@@ -78,6 +78,10 @@ class Slow:
                 self.deliveries.put_nowait(dead_letter())
         return self.received_parts
 
+    def expect(self, channel: object, prefetch: int) -> None:
+        assert channel is self
+        assert prefetch > 0
+
 
 async def test_a_queue_is_read_until_no_byte_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exclusive_queue, "_QUIET_S", 0.01)
