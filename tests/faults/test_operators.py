@@ -284,7 +284,7 @@ async def test_jobs_wait_for_longer_than_the_consumer_timeout(
         # closes the channel
         if kind == "classic" and stage.rabbit.version >= (4, 3):
             ends = time.monotonic() + 3 * CONSUMER_TIMEOUT_S
-            await until(lambda: _in_flight_at(worker, ends), "jobs in flight for longer than the timeout")
+            await until(lambda: _in_flight_at(worker, ends), "jobs in flight for longer than the timeout", 60)
             assert await worker.metric('otp_ledger_received_total{lane="jobs"}') == JOBS
             assert "consuming again" not in worker.log
         else:
