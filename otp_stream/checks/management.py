@@ -8,7 +8,7 @@ from urllib.parse import quote
 from aio_pika.abc import AbstractConnection
 
 from otp_stream.broker.management_api import ManagementApi, ManagementError, member_count, queue_path, readable
-from otp_stream.broker.topology import Bound
+from otp_stream.broker.topology import Bound, Depth
 
 from .policy_patterns import matched_names
 
@@ -53,6 +53,17 @@ class ManagementQueries:
         # statistics have no date, but the count of the queue process's reductions differs in each set
         with readable(self.api):
             return QueueStatistics(row.get("messages"), row.get("consumers") or 0, row.get("reductions"))
+
+    async def depth(self, queue: str) -> Depth | None:
+        """Return the ready messages and consumers of a queue, or `None` if it does not exist.
+
+        Raises `ManagementError` also while there are no statistics, as in the first seconds of a queue.
+        """
+        row: _Row | None = await self.api.fetch(queue_path(queue), missing_ok=True)
+        if row is None:
+            return None
+        with readable(self.api):
+            return Depth(messages=int(row["messages_ready"]), consumers=int(row["consumers"]))
 
     async def exchange_bindings(self, *exchanges: str) -> set[Bound]:
         """Return the bindings of queues to these exchanges."""

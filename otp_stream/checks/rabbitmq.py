@@ -13,6 +13,7 @@ from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import ChannelAccessRefused
 
 from otp_stream.broker.declares import QueueAwayError
+from otp_stream.broker.management_api import ManagementApi
 from otp_stream.broker.queue_inspect import InspectedQueue, inspect_exchange, inspect_queue
 from otp_stream.broker.topology import Depth, Topology
 from otp_stream.connection_errors import broker_text, user, virtual_host
@@ -21,7 +22,8 @@ from otp_stream.core.retention import Retention
 from otp_stream.tasks import lost_connection_as_error
 
 from .connect_check import check_connection, version
-from .management import ManagementStatus
+from .depth_reader import DepthReader
+from .management import ManagementQueries, ManagementStatus
 from .permissions import for_jobs_exchange, listed, missing_permissions, needed_permissions
 from .policies import cluster_risks, policy_results, queue_risks
 from .roles import roles_of
@@ -33,6 +35,18 @@ _DEPLOYMENTS, _DESCRIPTORS = 3, 3
 """Number of deployments for which descriptors should be free; descriptors per queue (1,024 are enough for 335)."""
 _START_WORKER = "start a worker with WORKER=true"
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Names of queues and exchanges, by what is known of them."""
+
+    good: list[str] = field(default_factory=list[str])
+    undeclarable: list[str] = field(default_factory=list[str])
+    """Those that exist, and that the user may not declare."""
+    hidden: list[str] = field(default_factory=list[str])
+    """Those of which RabbitMQ does not report whether they exist, because the user has no permission for them."""
+    missing: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,46 +102,47 @@ class RabbitmqCheck:
     async def queues(self, connection: AbstractConnection, status: ManagementStatus) -> None:
         """Report on every queue, every exchange, and the policies."""
         expected = {self.topology.jobs: {}, self.topology.high: {}, **self.topology.arguments}
-        missing: list[str] = []
-        good: list[str] = []
-        unknown: list[str] = []
+        depths = DepthReader(self.topology, connection, ManagementQueries(ManagementApi.of_broker(self.url)))
+        found = _Found()
         for name, arguments in expected.items():
             try:
                 with lost_connection_as_error():
                     queue = await inspect_queue(connection, name, arguments)
             except ChannelAccessRefused:
-                unknown.append(name)
-                await self._depth(connection, name)
+                with lost_connection_as_error():
+                    await self._undeclarable(name, depths, found)
                 continue
             except (AMQPError, QueueAwayError) as error:
                 self.report(_not_inspected(name, error))
                 continue
             if queue is None:
-                missing.append(name)
+                found.missing.append(name)
             elif name in {self.topology.jobs, self.topology.high}:
                 self._producers_queue(name, queue, status, version(connection))
             else:
-                self._own_queue(name, queue, arguments, good)
+                self._own_queue(name, queue, arguments, found.good)
         exchanges = {it.name: it.type.value for it in self.topology.exchanges}
         for name, kind in exchanges.items():
             with lost_connection_as_error():
-                await self._exchange(connection, name, kind, missing, good, unknown)
-        self._report_existing(good, unknown, missing)
+                await self._exchange(connection, name, kind, found)
+        self._report_found(found)
         for result in policy_results(status, self.topology, virtual_host(self.url), self.retention):
             self.report(result)
         self._report_size(len(expected) + 1, status)  # the audit queue, without which a worker works
 
-    def _report_existing(self, good: list[str], unknown: list[str], missing: list[str]) -> None:
-        if good:
-            self.report(CheckResult("ok", f"exist with the right properties: {self._listed(good)}"))
-        if unknown:
-            text = f"exist, but {user(self.url)} may not declare them, so that their properties were not checked: "
-            fix = "run this command as the user of a worker or a deployer"
-            self.report(CheckResult("note", text + self._listed(unknown), fix))
-        if missing:
-            self.report(
-                CheckResult("note", f"missing, and declared at a worker's first start: {self._listed(missing)}")
-            )
+    def _report_found(self, found: "_Found") -> None:
+        name, fix = user(self.url), "run this command as the user of a worker or a deployer"
+        if found.good:
+            self.report(CheckResult("ok", f"exist with the right properties: {self._listed(found.good)}"))
+        if found.undeclarable:
+            text = f"exist, but {name} may not declare them, so that their properties were not checked: "
+            self.report(CheckResult("note", text + self._listed(found.undeclarable), fix))
+        if found.hidden:
+            text = f"not checked, because RabbitMQ does not report to {name} whether they exist: "
+            self.report(CheckResult("note", text + self._listed(found.hidden), fix))
+        if found.missing:
+            text = f"missing, and declared at a worker's first start: {self._listed(found.missing)}"
+            self.report(CheckResult("note", text))
 
     def _report_size(self, queues: int, status: ManagementStatus) -> None:
         """Report the number of queues with these settings, and whether RabbitMQ has file descriptors for more."""
@@ -167,11 +182,17 @@ class RabbitmqCheck:
         else:
             self.report(CheckResult("ok", text))
 
-    async def _depth(self, connection: AbstractConnection, name: str) -> None:
+    async def _undeclarable(self, name: str, depths: DepthReader, found: "_Found") -> None:
         """Report on the messages of a queue that the user may not declare."""
-        depth = await self.topology.depth(connection, name)
-        if depth is None:  # it was deleted a moment ago
+        try:
+            depth = await depths.read(name)
+        except ChannelAccessRefused:
+            found.hidden.append(name)
             return
+        if depth is None:
+            found.missing.append(name)
+            return
+        found.undeclarable.append(name)
         if name in {self.topology.jobs, self.topology.high}:
             self._jobs_waiting(name, "queue", depth)
         else:
@@ -199,19 +220,11 @@ class RabbitmqCheck:
             text = f"{name}: {_counted(queue.messages, 'retry', 'retries')} due, no worker consumes them"
             self.report(CheckResult("warning", text, _START_WORKER))
 
-    async def _exchange(
-        self,
-        connection: AbstractConnection,
-        name: str,
-        kind: str,
-        missing: list[str],
-        good: list[str],
-        unknown: list[str],
-    ) -> None:
+    async def _exchange(self, connection: AbstractConnection, name: str, kind: str, found: "_Found") -> None:
         try:
             difference = await inspect_exchange(connection, name, kind)
         except ChannelAccessRefused:
-            unknown.append(name)
+            await self._undeclarable_exchange(connection, name, found)
             return
         except AMQPError as error:
             self.report(_not_inspected(name, error))
@@ -222,7 +235,15 @@ class RabbitmqCheck:
             text = f"exchange {name} has the wrong properties: {difference}"
             self.report(CheckResult("problem", text, _redeclare(command)))
         else:
-            (missing if difference is None else good).append(name)
+            (found.missing if difference is None else found.good).append(name)
+
+    async def _undeclarable_exchange(self, connection: AbstractConnection, name: str, found: "_Found") -> None:
+        try:
+            exists = await self.topology.has_exchange(connection, name)
+        except ChannelAccessRefused:
+            found.hidden.append(name)
+        else:
+            (found.undeclarable if exists else found.missing).append(name)
 
     def _grant_command(self) -> str:
         return roles_of(self.topology)["worker"].grant_command(virtual_host(self.url), user(self.url))

@@ -1,7 +1,7 @@
 """Compares the broker's queues, exchanges and bindings with the topology, and exports the topology as definitions."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aio_pika.abc import AbstractConnection
@@ -11,6 +11,9 @@ from faststream.rabbit import RabbitExchange
 from otp_stream.broker.declares import QueueAwayError
 from otp_stream.broker.queue_inspect import inspect_exchange, inspect_queue
 from otp_stream.broker.topology import Bound, Depth, Topology
+
+from .depth_reader import DepthReader
+from .management import ManagementQueries
 
 State = Literal["exists", "missing", "differs", "unavailable", "unknown"]
 """`differs`: exists with other properties. `unavailable`: its node is down. `unknown`: could not be checked, such as a
@@ -69,19 +72,24 @@ class TopologyDrift:
 
 
 async def inspect_topology(
-    topology: Topology, connection: AbstractConnection, bound: Collection[Bound] | None
+    topology: Topology,
+    connection: AbstractConnection,
+    bound: Collection[Bound] | None,
+    management: ManagementQueries | None = None,
 ) -> TopologyDrift:
     """Compare the broker with the topology without changes.
 
-    `bound` are the existing bindings of our exchanges, or `None` if they are unknown.
+    `bound` are the existing bindings of our exchanges, or `None` if they are unknown. `management` reports the depths
+    of queues for which the user has no permission.
     """
     drift = TopologyDrift()
+    depths = DepthReader(topology, connection, management)
     for exchange in topology.exchanges:
         drift.exchanges.append(await _exchange(connection, exchange))
     for name in (topology.high, topology.jobs):
-        drift.queues.append(await _queue(topology, connection, name, None))
+        drift.queues.append(await _queue(depths, name, None))
     for name, arguments in (topology.arguments | topology.tenant_queues).items():
-        drift.queues.append(await _queue(topology, connection, name, arguments))
+        drift.queues.append(await _queue(depths, name, arguments))
     for it in (*topology.retry_bindings, *topology.job_bindings):
         state: State = "unknown" if bound is None else "exists" if it in bound else "missing"
         drift.bindings.append(Binding(*it, state))
@@ -132,17 +140,15 @@ async def _exchange(connection: AbstractConnection, exchange: RabbitExchange) ->
     return Exchange(name, kind, "exists")
 
 
-async def _queue(
-    topology: Topology, connection: AbstractConnection, name: str, expected: Mapping[str, Any] | None
-) -> Queue:
+async def _queue(depths: DepthReader, name: str, expected: Mapping[str, Any] | None) -> Queue:
     """Inspect a queue. `expected` are its arguments, or `None` for a producers' queue, which may have any."""
     usual = "classic" if expected is None else "quorum"
     try:
-        found = await inspect_queue(connection, name, expected or {})
+        found = await inspect_queue(depths.connection, name, expected or {})
     except QueueAwayError as error:
         return Queue(name, usual, expected or {}, "unavailable", problem=f"{name} is unavailable: {error}")
     except ChannelAccessRefused:
-        return Queue(name, usual, expected or {}, "unknown", await topology.depth(connection, name))
+        return await _undeclarable(depths, Queue(name, usual, expected or {}, "unknown"))
     if found is None:
         return Queue(name, usual, expected or {}, "missing")
     depth = Depth(found.messages, found.consumers)
@@ -151,6 +157,15 @@ async def _queue(
         problem = _differs(name, "; ".join(differences))
         return Queue(name, found.kind, found.arguments, "differs", depth, problem)
     return Queue(name, found.kind, found.arguments, "exists", depth)
+
+
+async def _undeclarable(depths: DepthReader, queue: Queue) -> Queue:
+    """Return a queue that the user may not declare with its depth, if RabbitMQ reports that."""
+    try:
+        depth = await depths.read(queue.name)
+    except ChannelAccessRefused:
+        return queue
+    return replace(queue, state="missing") if depth is None else replace(queue, depth=depth)
 
 
 def _differs(name: str, how: str) -> str:

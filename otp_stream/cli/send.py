@@ -15,9 +15,10 @@ from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 from aio_pika.abc import AbstractConnection
+from aiormq.exceptions import ChannelAccessRefused
 
 from otp_stream.client import CONNECTION_ERRORS, ClientError, JobEvent, NoWorkerError
-from otp_stream.connection_errors import no_connection
+from otp_stream.connection_errors import no_connection, user
 from otp_stream.core.otp_job import MalformedError, Priority
 from otp_stream.core.sealing_keys import SealingKeys
 from otp_stream.settings import Settings
@@ -161,6 +162,9 @@ async def _queue_state(settings: Settings, queue: str) -> str:
 
     try:
         waiting, consumers = await amqp.connected(settings, inspect)
+    except ChannelAccessRefused:  # since 4.2.6 and 4.3, a passive declare takes a permission for the queue
+        name = user(settings.amqp_url)
+        return f"no event, and RabbitMQ does not report the state of the queue to {name}; run otp-stream check"
     except CONNECTION_ERRORS as error:
         return f"{settings.masked_rabbitmq_url} {no_connection(error, settings.amqp_url)}"
     if not consumers:

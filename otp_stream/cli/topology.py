@@ -259,7 +259,7 @@ async def _inspect(
         old += await find_old_tenant_queues(topology, management)
     except ManagementError as error:
         return await inspect_topology(topology, connection, None), [], str(error)
-    return await inspect_topology(topology, connection, bound), old, None
+    return await inspect_topology(topology, connection, bound, management), old, None
 
 
 def _producers_queues(settings: Settings, topology: Topology) -> dict[str, dict[str, Any]]:

@@ -41,17 +41,30 @@ Tracer = spawn(fun() ->
   ets:new(otp_checks, [named_table, public]),
   (fun Loop() ->
     receive
+      {trace, Pid, call, {_, _, [Resource, User, _]}} -> put({any, Pid}, {element(2, User), element(4, Resource), any});
       {trace, Pid, call, {_, _, [User, Resource, Action, _]}} ->
         put(Pid, {element(2, User), element(4, Resource), Action});
-      {trace, Pid, return_from, _, Result} -> ets:insert(otp_checks, {get(Pid), Result})
+      {trace, Pid, return_from, {_, _, 3}, _} -> erase({any, Pid});
+      {trace, Pid, exception_from, {_, _, 3}, _} -> ets:insert(otp_checks, {erase({any, Pid}), false});
+      {trace, Pid, How, {_, _, 4}, _} ->
+        case get({any, Pid}) of
+          undefined -> ets:insert(otp_checks, {get(Pid), How =:= return_from});
+          _ -> ok
+        end
     end,
     Loop()
   end)()
 end),
-erlang:trace_pattern({rabbit_auth_backend_internal, check_resource_access, 4}, [{'_', [], [{return_trace}]}], []),
+[erlang:trace_pattern({rabbit_channel, Function, Arity}, [{'_', [], [{exception_trace}]}], [local])
+ || {Function, Arity} <- [{check_resource_access, 4}, {check_any_resource_access_permitted, 3}]],
 erlang:trace(all, true, [call, {tracer, Tracer}])
 """
-"""Records each permission that RabbitMQ checks, and whether it is granted."""
+"""Records each permission that RabbitMQ checks, and whether it is granted.
+
+For a passive declare, RabbitMQ checks nothing before 4.2.6. Since then, it tries one permission after another until one
+is granted. These single checks are not recorded, because none of them is needed; if all are refused, that is recorded
+as the action `any`. A channel remembers what was granted, so what is traced is its own function, not that of the users.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,8 @@ class Deployment:
         rows = 'io_lib:format("~s ~s ~s ~s~n", [U, A, N, R]) || {{U, N, A}, R} <- ets:tab2list(otp_checks)'
         self.node.control("eval", f'file:write_file("{file}", [{rows}]).')
         found = (line.split(" ") for line in file.read_text().splitlines())
-        return [Checked(user, action, name, result == "true") for user, action, name, result in found]
+        # the default exchange has no name, and this one in permissions
+        return [Checked(user, action, name or "amq.default", result == "true") for user, action, name, result in found]
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +267,10 @@ async def test_an_operator_and_a_deployer_can_check_everything_but_what_others_a
     deployment: Deployment, stage: Stage
 ) -> None:
     worker = await stage.run()
+    hides = stage.rabbit.version >= (4, 3)
+    """Whether RabbitMQ answers a passive declare only to a user with a permission for the queue."""
+    if hides:  # the management API reports what the operator sees, some seconds late
+        await until(lambda: _has_statistics(deployment), "statistics of all queues")
     for role in ("operator", "deployer"):
         checked = await deployment.run(role, "check", "--json", **worker.env)
         results = [it for it in json.loads(checked.out)["results"] if it["about"] == "RabbitMQ"]
@@ -266,6 +284,42 @@ async def test_an_operator_and_a_deployer_can_check_everything_but_what_others_a
         states = {it["name"]: (it["state"], it["ready"]) for it in json.loads(shown.out)["queues"]}
         assert shown.code == 0
         assert set(states.values()) == {("unknown" if unknown else "exists", 0)}
+    refused = {it.name for it in deployment.checked() if (it.user, it.action) == (f"{PREFIX}-operator", "any")}
+    assert (QUEUE in refused, f"{PREFIX}.dead" in refused) == (hides, False)
+
+
+async def _has_statistics(deployment: Deployment) -> bool:
+    _, found = await asyncio.to_thread(deployment.ask, "operator", f"queues/{deployment.name}")
+    consumers = {it["name"]: it["consumers"] for it in found if "messages_ready" in it}
+    return len(consumers) == len(found) and consumers[QUEUE] == 1
+
+
+async def test_without_the_management_api_an_operator_can_check_what_rabbitmq_reports_to_it(
+    deployment: Deployment, stage: Stage
+) -> None:
+    worker = await stage.run()
+    tags = f'rabbit_auth_backend_internal:set_tags(<<"{PREFIX}-operator">>, [], <<"tests">>).'
+    deployment.node.control("eval", tags)
+    hides = stage.rabbit.version >= (4, 3)
+    checked = await deployment.run("operator", "check", "--json", **worker.env)
+    results = [it for it in json.loads(checked.out)["results"] if it["about"] == "RabbitMQ"]
+    assert [it for it in results if it["level"] in {"problem", "warning"}] == []
+    hidden = [it["text"] for it in results if "does not report to otp-operator whether they exist" in it["text"]]
+    assert len(hidden) == hides
+    for name in (QUEUE, f"{PREFIX}.retry.due", f"{PREFIX}.retry.1", f"{PREFIX}.retry,") if hides else ():
+        assert name in hidden[0]
+    unchecked = next(it["text"] for it in results if "their properties were not checked" in it["text"])
+    assert f"{PREFIX}.dead" in unchecked
+    assert f"{PREFIX}.jobs" in unchecked
+    assert (QUEUE in unchecked) != hides
+    shown = await deployment.run("operator", "topology", "show", "--json", **worker.env)
+    states = {it["name"]: (it["state"], it["ready"]) for it in json.loads(shown.out)["queues"]}
+    assert shown.code == 0
+    assert (states[QUEUE], states[f"{PREFIX}.dead"]) == (("unknown", None if hides else 0), ("unknown", 0))
+    await worker.stop()
+    sent = await deployment.run("operator", "send", "user@example.com", "--wait", "0.5")
+    state = "does not report the state of the queue to otp-operator" if hides else "no worker consumes this queue"
+    assert state in sent.out
 
 
 async def test_an_operator_cannot_have_jobs_copied_redirected_or_deleted(deployment: Deployment, stage: Stage) -> None:
