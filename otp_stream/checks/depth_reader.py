@@ -1,5 +1,6 @@
 """Reads the depth of a queue, also for a user without any permission for it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from aio_pika.abc import AbstractConnection
@@ -22,7 +23,8 @@ class DepthReader:
     topology: Topology
     connection: AbstractConnection
     management: ManagementQueries | None
-    """`None` if the API cannot be used. After its first error it is not asked again: it may take seconds to fail."""
+    """`None` if the API cannot be used. If it does not answer the first request, which may take seconds, it is not
+    asked again."""
     _is_verified: bool = False
 
     async def read(self, queue: str) -> Depth | None:
@@ -33,16 +35,17 @@ class DepthReader:
         try:
             return await self.topology.depth(self.connection, queue)
         except ChannelAccessRefused:
-            if self.management is None:
-                raise
-            try:
-                return await self._reported(self.management, queue)
-            except ManagementError:
-                self.management = None
+            if management := await self._verified():
+                with suppress(ManagementError):  # it has no statistics of a new queue
+                    return await management.depth(queue)
             raise
 
-    async def _reported(self, management: ManagementQueries, queue: str) -> Depth | None:
-        if not self._is_verified:
-            await management.verify(self.connection)
-            self._is_verified = True
-        return await management.depth(queue)
+    async def _verified(self) -> ManagementQueries | None:
+        if self.management is not None and not self._is_verified:
+            try:
+                await self.management.verify(self.connection)
+            except ManagementError:
+                self.management = None
+            else:
+                self._is_verified = True
+        return self.management
