@@ -13,12 +13,14 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from fcntl import LOCK_EX, LOCK_NB, flock
+from functools import cache, partial
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, TypeVar
 
 import aio_pika
@@ -55,11 +57,32 @@ _EXPRESSIONS = {
 }
 """What a command of rabbitmqctl with this number of arguments calls in the node."""
 T = TypeVar("T")
-_FIRST_PORT = 10_000 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw10")[2:]) % 11)
+_BLOCKS = [range(first, first + 1_000) for first in range(10_000, 32_000, 1_000)]
 _MANAGEMENT_PORTS = {15671, 15672}
 """The default ports of the management API, which some tests expect not to respond."""
-_OWN_PORTS = sorted({*range(_FIRST_PORT, _FIRST_PORT + 2_000)} - _MANAGEMENT_PORTS)
-_PORTS = itertools.cycle(random.sample(_OWN_PORTS, len(_OWN_PORTS)))
+
+
+@cache
+def _own_ports() -> Iterator[int]:
+    """Return the ports of this process, for ever: those of a block that no other test process has.
+
+    Each process locks its block until it ends, so that another run of the tests on this machine does not get the port
+    of a server that a test stops and starts again. If all blocks are locked, some processes share one.
+    """
+    number = os.getpid() % len(_BLOCKS)
+    for it in range(len(_BLOCKS)):
+        with contextlib.suppress(OSError):  # another user's file cannot be opened
+            # never closed, which would end the lock
+            lock = os.open(f"{gettempdir()}/otp-stream-ports-{it}.lock", os.O_CREAT | os.O_RDWR)
+            try:
+                flock(lock, LOCK_EX | LOCK_NB)
+            except OSError:
+                os.close(lock)
+            else:
+                number = it
+                break
+    own = sorted({*_BLOCKS[number]} - _MANAGEMENT_PORTS)
+    return itertools.cycle(random.sample(own, len(own)))
 
 
 def free_port() -> int:
@@ -67,7 +90,7 @@ def free_port() -> int:
 
     Linux uses ports from 32768 on for outgoing connections. Each test process has its own ports below.
     """
-    for port in _PORTS:
+    for port in _own_ports():
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
