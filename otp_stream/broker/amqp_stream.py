@@ -7,7 +7,6 @@ longer than composing the e-mail. It still reads all other frames.
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, SupportsIndex, cast
 
@@ -22,6 +21,7 @@ from otp_stream.core.otp_job import MAX_BODY_BYTES
 from otp_stream.core.sealed_body import is_sealed
 
 from .frames import BODY, END, HEAD, HEADER, HEARTBEAT, METHOD, Acks
+from .memory_limit import LargeParts, MemoryLimit
 from .message import LARGEST_HEADER, Delivered
 from .transport import MAX_FRAME, FrameReader, Streams, connect
 from .unacked_limit import UnackedLimit
@@ -36,49 +36,12 @@ _MAX_BODY = 1024 * 1024
 """Bytes of a body that is kept. Of a larger one, only the size is kept: producers can publish bodies of 128 MiB."""
 _MAX_SEALED = _MAX_BODY * 4 // 3 + 16 * 1024
 """The same for a sealed body."""
-_MAX_BODIES = 16 * 1024 * 1024
-"""Bytes of all bodies in memory that are too large for a job."""
 _SMALL_HEADER = 512
 """Bytes of a content header that is always kept as it is."""
 _READ_HEADER = 20
 """Bytes of memory for each byte of a content header, as it was received and read, if it has the shortest entries."""
-_MAX_HEADERS = 8 * 1024 * 1024
-"""Bytes of memory for all other content headers. Of those for which there is no more room, only the headers that a
-worker needs are kept: there may be a thousand unacked messages in all lanes, which come again after a restart."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class MemoryLimit:
-    """Limits the memory for one kind of large parts of messages."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.bytes = 0
-
-    def reserve(self, size: int) -> object | None:
-        """Return a reservation, which ends when it is garbage-collected, or `None` if there is no room."""
-        return None if self.bytes + size > self.most else _Reservation(self, size)
-
-
-class _Reservation:
-    __slots__ = ("_limit", "_size")
-
-    def __init__(self, limit: MemoryLimit, size: int) -> None:
-        self._limit, self._size = limit, size
-        limit.bytes += size
-
-    def __del__(self) -> None:
-        # not an explicit release, because a message can end in many ways, for example with its connection
-        self._limit.bytes -= self._size
-
-
-@dataclass(frozen=True, slots=True)
-class LargeParts:
-    """The limits of a connection. `bodies`: those too large for a job, which are kept only for their dead letters."""
-
-    bodies: MemoryLimit = field(default_factory=lambda: MemoryLimit(_MAX_BODIES))
-    headers: MemoryLimit = field(default_factory=lambda: MemoryLimit(_MAX_HEADERS))
 
 
 class DeliveryAssembler:

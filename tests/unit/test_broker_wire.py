@@ -21,10 +21,11 @@ from pydantic_core import to_json
 from yarl import URL
 
 from otp_stream.broker import frames
-from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader, LargeParts
+from otp_stream.broker.amqp_stream import DeliveryAssembler, DeliveryReader
 from otp_stream.broker.events import event
 from otp_stream.broker.frames import Acks
 from otp_stream.broker.job_message import Reader
+from otp_stream.broker.memory_limit import LargeParts
 from otp_stream.broker.message import LARGEST_HEADER, Delivered
 from otp_stream.broker.transport import FrameReader, patch_pamqp
 from otp_stream.core.decision import Ack, Dead, Final, Park, Retry
