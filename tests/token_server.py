@@ -34,6 +34,8 @@ class TokenServer:
     """Of each request."""
     quotes_body: bool = False
     """Whether a refusal quotes the request's body."""
+    quotes_path: bool = False
+    """Whether a refusal quotes the request's path, with its query."""
     revoked: set[str] = field(default_factory=set)
     delay_s: float = 0
     _ends: dict[str, float] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class TokenServer:
             self._refusal(form) if (path, kind) == ("/oauth2/token", "application/x-www-form-urlencoded") else "path"
         )
         if error:
-            quoted = body if self.quotes_body else form
+            quoted = path if self.quotes_path else body if self.quotes_body else form
             return 400, json.dumps({"error": error, "error_description": f"AADSTS7000: {quoted}"}).encode()
         token = f"token-{len(self._ends) + 1}"
         self._ends[token] = monotonic() + self.life_s

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 from otp_stream.bounded_http import bound
 from otp_stream.core.masking import scrub
@@ -26,6 +26,8 @@ _REQUEST_S = 10.0
 """For the connection, and for each part of the answer."""
 _TOTAL_S = 20.0
 _LONGEST_S = 1e9
+_SHORTEST_KEY = 8
+"""Characters of a value in the query of the token server's URL that may be a key; others are such as `v=2`."""
 _CHECK_URL = "check SMTP_OAUTH_TOKEN_URL"
 _CHECK_PROXY = "check HTTPS_PROXY and NO_PROXY"
 _FIXES = {
@@ -112,7 +114,8 @@ class TokenServer:
         if self._config.refresh_token != before.refresh_token:
             self._refresh_token = self._config.refresh_token
         secrets = (self._config.client_secret, self._config.refresh_token, self._refresh_token)
-        self._shown.add(*secrets)
+        query = parse_qsl(urlsplit(self._config.token_url or "").query)
+        self._shown.add(*(value for _, value in query if len(value) >= _SHORTEST_KEY), *secrets)
 
     def _read(self, answer: Mapping[str, Any]) -> Token:
         try:

@@ -167,7 +167,9 @@ async def test_a_password_of_netrc_is_not_sent_to_the_token_server(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "key").write_text(server.service_account())
     changes = {"token_url": None, "key_file": tmp_path / "key"} if by_key else {}
-    monkeypatch.setattr(token_server, "urlsplit", lambda _: type("Https", (), {"scheme": "https", "hostname": "h"}))
+    monkeypatch.setattr(
+        token_server, "urlsplit", lambda _: type("Https", (), {"scheme": "https", "hostname": "h", "query": ""})
+    )
     async with relay_of(server) as relay:
         assert isinstance(await outcome_of(server, relay, **changes), Accepted)
     assert "authorization" not in {name.lower() for headers in server.headers for name in headers}
@@ -215,3 +217,13 @@ async def test_an_assertion_or_a_secret_that_a_token_server_quotes_is_not_shown(
             assert isinstance(outcome, Unavailable)
             assert "AADSTS7000" in outcome.error
             assert not [it for it in ("eyJ", "s3cret", "of%2Bthe") if it in outcome.error], outcome.error
+
+
+async def test_a_key_in_the_query_of_the_url_is_not_shown_if_a_token_server_quotes_it(server: TokenServer) -> None:
+    server.quotes_path = True
+    async with relay_of(server) as relay:
+        outcome = await outcome_of(server, relay, token_url=f"{server.url}?api-version=2&key=c29tZSBrZXk%3D", scope="x")
+        assert isinstance(outcome, Unavailable)
+        assert "AADSTS7000" in outcome.error
+        assert "api-version=2" in outcome.error
+        assert not [it for it in ("c29tZSBrZXk", "29tZSBr") if it in outcome.error], outcome.error
