@@ -152,7 +152,8 @@ async def _move(stage: Stage, source: Node, new: Node) -> None:
     assert not ledger.lost
     assert not ledger.duplicated
     assert not ledger.ended_twice
-    assert ledger.reasons == {"rejected": len(range(7, len(ledger.published), 50))}
+    # on a slow machine, more are published than the relay knows
+    assert ledger.reasons == {"rejected": len(range(7, min(len(ledger.published), MOST_JOBS), 50))}
     assert await new_worker.metric("otp_unverified_retries_total") == 0
     assert await new_worker.metric('otp_ledger_received_total{lane="due"}') > 0
 

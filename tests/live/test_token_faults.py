@@ -123,18 +123,23 @@ async def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
 async def test_a_server_is_not_asked_again_while_it_answers_slowly_and_its_thread_ends(
     server: TokenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_server, "_TOTAL_S", 0.5)
+    monkeypatch.setattr(token_server, "_TOTAL_S", 2.0)
     async with raw_server(HEAD + b"\r\n" + b" " * 60_000, drips=True) as url:
         source = token_server.TokenServer(lambda: OAuthConfig(USER, url, scope=SCOPE, **CLIENT))
-        with pytest.raises(TokenError, match=r"does not answer within 0\.5 s"):
-            await source.fetch()
-        with pytest.raises(TokenError, match="still answers an earlier request"):
-            await source.fetch()
+        first = asyncio.create_task(source.fetch())
 
-        async def ended() -> bool:
+        async def is_asked() -> bool:
+            return source._asks.locked()
+
+        async def has_ended() -> bool:
             return not [it for it in threading.enumerate() if it.name == "access token"]
 
-        await until(ended, "end of the thread")
+        await until(is_asked, "a request")
+        with pytest.raises(TokenError, match="still answers an earlier request"):
+            await source.fetch()
+        with pytest.raises(TokenError, match="does not answer within 2 s"):
+            await first
+        await until(has_ended, "end of the thread")
 
 
 @pytest.mark.parametrize("replaced", [{"a": 1}, ["x"], 123, True, "", "unknown-to-the-server"])
