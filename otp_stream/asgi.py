@@ -68,18 +68,19 @@ _TOO_MANY_BODIES = text(
 )
 _TOO_LARGE = text("too large\n", 413)
 _INCOMPLETE = text("the request is incomplete\n", 400)
-_LONG_QUERY = text("the query is too long: at most 2048 bytes\n", 414, {"connection": "close"})
-_MANY_HEADERS = text("too many headers: at most 100\n", 431, {"connection": "close"})
 _STOPPING = text("this worker is stopping\n", 503, {"retry-after": "1", "connection": "close"})
 _BUSY = text("too many viewers: try again later\n", 503, {"retry-after": "5"})
 MAX_HEADERS = 100
 """Headers of a request, of which browsers and proxies send about thirty. Each costs the event loop microseconds."""
 _MAX_QUERY = 2048
 """Bytes of a query: twice the longest of our pages, which has names of a tenant and a template, percent-encoded."""
+TOO_MANY_HEADERS = f"too many headers: at most {MAX_HEADERS}\n"
+_MANY_HEADERS = text(TOO_MANY_HEADERS, 431, {"connection": "close"})
+_LONG_QUERY = text(f"the query is too long: at most {_MAX_QUERY} bytes\n", 414, {"connection": "close"})
 _FORM_LIMIT = 10_000
 _FORM_TIMEOUT_S = 10.0
 _ANY_HOST = ("/livez", "/readyz")
-_INTAKE = "/v1/"
+INTAKE_PREFIX = "/v1/"
 _NOT_PUBLIC = (".internal", ".lan", ".local", ".localhost", ".svc", ".home.arpa")
 
 
@@ -217,7 +218,9 @@ class SecureApp:
     """Names of this worker that others could also have."""
     _turns: Turns = field(default_factory=Turns)
     """Otherwise, what clients pipeline on many connections would be handled in one iteration of the event loop."""
-    _separate_turns: Mapping[str, Turns] = field(default_factory=lambda: {it: Turns() for it in (*_ANY_HOST, _INTAKE)})
+    _separate_turns: Mapping[str, Turns] = field(
+        default_factory=lambda: {it: Turns() for it in (*_ANY_HOST, INTAKE_PREFIX)}
+    )
     """Those of each probe, and of the intake: they wait neither behind requests for pages nor behind each other's."""
     _untrusted_proxy: _UntrustedProxy = field(default_factory=_UntrustedProxy)
 
@@ -259,7 +262,7 @@ class SecureApp:
                 await _STOPPING(scope, receive, send_secured)
 
     def _turns_of(self, path: str) -> Turns:
-        return self._separate_turns.get(_INTAKE if path.startswith(_INTAKE) else path, self._turns)
+        return self._separate_turns.get(INTAKE_PREFIX if path.startswith(INTAKE_PREFIX) else path, self._turns)
 
 
 def _costly(scope: Scope) -> Response | None:

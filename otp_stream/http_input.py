@@ -16,7 +16,7 @@ import h11
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from .asgi import MAX_HEADERS
+from .asgi import MAX_HEADERS, TOO_MANY_HEADERS
 
 PARSE_S = 0.002
 """How long one iteration of the event loop parses, in seconds. What arrives after that waits for the next one."""
@@ -27,9 +27,9 @@ _MOST_WAITING = 131_072
 """A connection that sends more while more bytes of it wait is closed: no client needs to before it has a response."""
 
 _REFUSAL = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\ncontent-length: 30\r\n"
-    b"connection: close\r\n\r\ntoo many headers: at most 100\n"
-)
+    "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\n"
+    f"content-length: {len(TOO_MANY_HEADERS)}\r\nconnection: close\r\n\r\n{TOO_MANY_HEADERS}"
+).encode()
 """As from `asgi`, for a head that is not complete."""
 
 _Receive = Callable[[Any, bytes], None]

@@ -130,7 +130,7 @@ class RabbitmqCheck:
             self.report(result)
         self._report_size(len(expected) + 1, status)  # the audit queue, without which a worker works
 
-    def _report_found(self, found: "_Found") -> None:
+    def _report_found(self, found: _Found) -> None:
         name, fix = user(self.url), "run this command as the user of a worker or a deployer"
         if found.good:
             self.report(CheckResult("ok", f"exist with the right properties: {self._listed(found.good)}"))
@@ -182,7 +182,7 @@ class RabbitmqCheck:
         else:
             self.report(CheckResult("ok", text))
 
-    async def _undeclarable(self, name: str, depths: DepthReader, found: "_Found") -> None:
+    async def _undeclarable(self, name: str, depths: DepthReader, found: _Found) -> None:
         """Report on the messages of a queue that the user may not declare."""
         try:
             depth = await depths.read(name)
@@ -220,7 +220,7 @@ class RabbitmqCheck:
             text = f"{name}: {_counted(queue.messages, 'retry', 'retries')} due, no worker consumes them"
             self.report(CheckResult("warning", text, _START_WORKER))
 
-    async def _exchange(self, connection: AbstractConnection, name: str, kind: str, found: "_Found") -> None:
+    async def _exchange(self, connection: AbstractConnection, name: str, kind: str, found: _Found) -> None:
         try:
             difference = await inspect_exchange(connection, name, kind)
         except ChannelAccessRefused:
@@ -237,7 +237,7 @@ class RabbitmqCheck:
         else:
             (found.missing if difference is None else found.good).append(name)
 
-    async def _undeclarable_exchange(self, connection: AbstractConnection, name: str, found: "_Found") -> None:
+    async def _undeclarable_exchange(self, connection: AbstractConnection, name: str, found: _Found) -> None:
         try:
             exists = await self.topology.has_exchange(connection, name)
         except ChannelAccessRefused:

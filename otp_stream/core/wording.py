@@ -4,7 +4,7 @@ import re
 
 CLASSIFIED = 1_024
 """Characters of a reply that are searched for wordings and kept: two lines of 512 octets (RFC 5321 §4.5.3.1.5). The
-decisive words of known replies are within 400. Some relays write their policy before them, in a line of its own."""
+decisive words of known replies are within 400. Some relays write their policy before them, in a separate line."""
 _WORD = r"\b"
 
 

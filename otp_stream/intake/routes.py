@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from otp_stream.asgi import NOT_FOUND, get_route, json_response
+from otp_stream.asgi import INTAKE_PREFIX, NOT_FOUND, get_route, json_response
 from otp_stream.core.http_request import HttpRequest, known_method
 from otp_stream.core.http_token import HttpToken
 from otp_stream.core.request_rate import RequestRate
@@ -30,7 +30,7 @@ from .producers import JOBS, Producers
 from .requests import idempotency_key, read_body
 from .submitter import Publish, RankedValues, Statuses, Submitter, read_job
 
-PREFIX = "/v1/"
+PREFIX = INTAKE_PREFIX
 _HOOKS = "/v1/hooks/"
 _TRACE = ("traceparent", "tracestate")
 _NOT_CONSUMING = "this process has WORKER=false, so it is not connected to RabbitMQ; send jobs to a worker"

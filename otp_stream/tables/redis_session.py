@@ -246,7 +246,7 @@ class RedisSession:
         reply = await self.pipeline.request("others", int(LEASE_S * 1000), self.config.names)
         with self.pipeline.reading():
             brokers = read_brokers(reply)
-        # not at each reconnect: whoever can write these texts can also end the connection, again and again
+        # not at each reconnect: anyone who can write these texts can also end the connection, again and again
         if brokers and monotonic() >= self._warn_from:
             self._warn_from = monotonic() + _WARN_EVERY_S
             _log.warning(

@@ -20,7 +20,7 @@ LIMITS = {"most_bytes": 100, "timeout_s": 30.0}
 
 
 class Client:
-    """A client whose body arrives when it is told to send it."""
+    """A client whose body arrives when the test has it sent."""
 
     def __init__(self, host: str = "192.0.2.7") -> None:
         self.asked = asyncio.Event()
