@@ -195,7 +195,9 @@ class OtpBroker(RabbitBroker):
         self._tracker.update(connected=True)
         _log.info("consuming", broker=self._tracker.state.url, queues=[lane.queue for lane in self.lanes])
         self._tasks = [
-            asyncio.create_task(forever(self._repair_topology, "topology")),
+            asyncio.create_task(
+                forever(partial(self._topology_repair.run, self._apply_topology, self._tracker.failed), "topology")
+            ),
             asyncio.create_task(forever(self._publish_events, "events")),
             asyncio.create_task(forever(partial(self._audit.run, lambda: self._consuming), "audit")),
         ]
@@ -285,8 +287,9 @@ class OtpBroker(RabbitBroker):
             await quietly(consuming.close(), _CANCEL_TIMEOUT_S)
         self._tracker.closed()
 
-    async def _repair_topology(self) -> None:
-        await self._topology_repair.run(partial(self._admin.apply, self.lanes), self._tracker.failed)
+    async def _apply_topology(self) -> None:
+        await self._admin.apply(self.lanes)
+        self._consumers.doubt(self.lanes)
 
     async def _publish_events(self) -> None:
         channel = await self.config.channel_manager.get_channel(_EVENTS)

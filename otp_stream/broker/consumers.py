@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 from typing import cast
 
@@ -26,6 +27,7 @@ _START_TIMEOUT_S = 10.0
 _CHECK_S = 0.25
 _TRY_AGAIN_S = 1.0
 _UNSEEN_S = 5.0
+_DOUBT_S = 3.0
 _SHORTEST_TIMEOUT_MS = 2_000
 """RabbitMQ advises against a consumer timeout of less than a minute."""
 
@@ -68,6 +70,8 @@ class Consumers:
         """Since when a consumer seems lost, and its lane's number of deliveries at that time."""
         self._restarted: dict[str, int] = {}
         """Each lane's number of deliveries when its consumer was last restarted."""
+        self._doubted: dict[str, float] = {}
+        """When to start the consumers again that may be lost."""
 
     async def start(self, lanes: Iterable[LaneConsumer]) -> None:
         """Consume from every available queue. Raises the broker's error if it refuses a consumer."""
@@ -100,6 +104,15 @@ class Consumers:
                 await self._end(consumer, idle=False)
                 with suppress(*BROKER_ERRORS):  # a lost consumer is restarted
                     await self.consume(lane)
+
+    def doubt(self, lanes: Iterable[LaneConsumer]) -> None:
+        """Start the consumers of quorum queues again soon, after the topology was applied.
+
+        If that declared a queue that was deleted a moment before, RabbitMQ 3.10 sends no cancel: it still counts the
+        consumer, and keeps messages for it that it never delivers.
+        """
+        at = monotonic() + _DOUBT_S  # another worker may still declare queues
+        self._doubted |= {lane.queue: at for lane in lanes if lane.counts_returns}
 
     async def flush(self) -> None:
         """Return once the broker has received every acknowledgement."""
@@ -154,7 +167,21 @@ class Consumers:
         active = True
         while True:
             await asyncio.sleep(_CHECK_S if active else _TRY_AGAIN_S)
+            if self._doubted.get(lane.queue, inf) <= monotonic() and not lane.unacked:
+                await self._start_again(lane)
             active = self.is_active(lane.queue) or await self._try_to_consume(lane)
+
+    async def _start_again(self, lane: LaneConsumer) -> None:
+        """Start the consumer of an idle lane again over a new channel: over the same one it gets nothing."""
+        del self._doubted[lane.queue]
+        consumer = self._consumers.get(lane.queue)
+        if consumer is None or not consumer.is_active:
+            return
+        await self._end(consumer, idle=False)
+        if not lane.unacked:  # else a job has arrived meanwhile, so the consumer was not lost
+            await quietly(consumer.channel.close(), _CANCEL_TIMEOUT_S)
+        with suppress(*BROKER_ERRORS):  # it is tried again
+            await self._consume(lane)
 
     def is_active(self, queue: str) -> bool:
         """Return whether there is a consumer on a queue."""

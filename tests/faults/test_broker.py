@@ -13,6 +13,9 @@ from rabbitmq import Node, until
 from smtp_relay import Act
 from worker import Worker, job
 
+from otp_stream.broker.topology import Topology
+from otp_stream.core.backoff import Backoff
+
 JOBS = 100
 
 
@@ -301,6 +304,24 @@ async def test_wait_and_dead_queues_are_missing_when_they_are_wanted(stage: Stag
     await ledger.balance()
     row = ledger.row("wait and dead-letter queues deleted while mails are being sent")
     assert (row.lost, row.duplicated, ledger.reasons) == (0, 0, {"rejected": JOBS // 10})
+
+
+async def test_a_queue_is_declared_again_while_it_is_being_deleted(stage: Stage, ledger: Ledger) -> None:
+    due = f"{stage.rabbit.prefix}.retry.due"
+    arguments = Topology(stage.rabbit.queue, stage.rabbit.prefix, Backoff(1000, 1000, 1)).arguments[due]
+    worker = await begin(stage, stage.url, HEARTBEAT_INTERVAL_MS="60000")
+    # 3.10 sends no cancel for its consumer, so only the cancel of another lane's shows that queues were deleted
+    await stage.rabbit.channel.queue_delete(due)
+    await stage.rabbit.channel.declare_queue(due, durable=True, arguments=arguments)
+    await stage.rabbit.channel.queue_delete(f"{stage.rabbit.queue}.high")
+    await worker.wait_log("consuming again")
+    ledger.fault_ended()
+    for number in range(JOBS):
+        stage.relay.then("rcpt", "451 4.3.0 later", to=f"job{number}@example.com")
+    await ledger.publish(JOBS)
+    await ledger.balance(30)
+    row = ledger.row("queue of due retries deleted and declared again, and another queue deleted")
+    assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
 
 
 @pytest.mark.waits
