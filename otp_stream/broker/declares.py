@@ -15,6 +15,9 @@ ANSWER_S = 2.0
 """Time limit of a declare: RabbitMQ 4 takes 70 seconds to answer for a classic queue whose node is down (3.10 answers
 at once), and `/readyz` waits for three seconds."""
 
+PATIENT_S = 8.0
+"""The same for a command: a slow broker must not be reported as a node that is down."""
+
 
 class TopologyError(Exception):
     """The broker refuses a declare; the text names the queue and the fix."""
@@ -25,10 +28,10 @@ class QueueAwayError(TopologyError):
 
 
 @asynccontextmanager
-async def answer_about(queue: str, connection: AbstractConnection) -> AsyncGenerator[None]:
+async def answer_about(queue: str, connection: AbstractConnection, timeout_s: float = ANSWER_S) -> AsyncGenerator[None]:
     """Limit the time for a declare. Raises `QueueAwayError` if RabbitMQ answers other requests, but not this one."""
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(timeout_s):
             yield
     except TimeoutError:
         # on a dead connection this hangs, for which the caller has a time limit

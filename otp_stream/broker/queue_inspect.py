@@ -17,7 +17,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from otp_stream.connection_errors import broker_text
 
-from .declares import QueueAwayError, answer_about, is_missing
+from .declares import ANSWER_S, PATIENT_S, QueueAwayError, answer_about, is_missing
 from .topology import Topology
 
 _GUARD = "x-queue-leader-locator"
@@ -74,14 +74,14 @@ async def temporary_channel(connection: AbstractConnection) -> AsyncGenerator[Ab
 
 
 async def inspect_queue(
-    connection: AbstractConnection, name: str, expected: Mapping[str, Any]
+    connection: AbstractConnection, name: str, expected: Mapping[str, Any], *, timeout_s: float = PATIENT_S
 ) -> InspectedQueue | None:
     """Return a queue's properties, or `None` if it does not exist. If it has the `expected` arguments, that is faster.
 
     Raises `QueueAwayError`, and AMQP errors such as a missing permission.
     """
     try:
-        async with temporary_channel(connection) as channel, answer_about(name, connection):
+        async with temporary_channel(connection) as channel, answer_about(name, connection, timeout_s):
             declared = (await channel.declare_queue(name, passive=True)).declaration_result
     except ChannelNotFoundEntity as error:
         if is_missing(error):
@@ -129,7 +129,7 @@ async def _is_cluster(topology: Topology, connection: AbstractConnection, url: s
 async def is_quorum(connection: AbstractConnection, name: str) -> bool:
     """Return whether a producers' queue is a quorum queue, which counts every requeue of a message."""
     try:
-        found = await inspect_queue(connection, name, {})
+        found = await inspect_queue(connection, name, {}, timeout_s=ANSWER_S)
     except (QueueAwayError, ChannelNotFoundEntity):  # only a classic queue is unavailable with its node
         return False
     return found is not None and found.kind == "quorum"

@@ -1,5 +1,6 @@
 """`otp-stream check`, with real faults."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,6 +19,7 @@ import dns.asyncresolver
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed
+from amqp_proxy import amqp_proxy
 from certificates import Authority
 from cli import here, otp_stream
 from conftest import Stage, set_stage
@@ -28,6 +30,7 @@ from smtp_relay import ScriptedRelay
 from worker import job, settings
 
 from otp_stream.broker import queue_inspect
+from otp_stream.broker.declares import ANSWER_S
 from otp_stream.cli.check import CheckReport, run_checks
 from otp_stream.cli.check_systems import make_request
 from otp_stream.core.sealing_keys import new_jwk
@@ -96,6 +99,17 @@ async def nothing_exists(stage: Stage) -> bool:
             await channel.get_exchange(f"{stage.rabbit.prefix}.{name}", ensure=True)
             existing.append(name)
     return not existing
+
+
+async def test_a_slow_broker_is_not_reported_as_a_node_that_is_down(stage: Stage) -> None:
+    await stage.rabbit.declare()
+    async with amqp_proxy(stage.url) as (proxy, url), await aio_pika.connect(url) as connection:
+        hold = proxy.hold("to broker", (50, 10))  # queue.declare
+        inspecting = asyncio.create_task(queue_inspect.inspect_queue(connection, stage.rabbit.queue, {}))
+        await hold.reached.wait()
+        await asyncio.sleep(ANSWER_S + 0.5)  # longer than a worker waits
+        proxy.release()
+        assert await inspecting is not None
 
 
 async def test_with_a_healthy_worker_there_is_no_problem_and_dead_letters_are_reported(
