@@ -95,7 +95,8 @@ def install(package: str) -> None:
     if done.returncode:
         subprocess.run(["dpkg", "--configure", "-a"], check=True, **quiet)  # one that was interrupted
         subprocess.run([apt, "update", "-q"], check=True, **quiet)
-        subprocess.run(wanted, check=True, **quiet)
+        if subprocess.run(wanted, check=False, **quiet).returncode:
+            sys.exit(f"the live tests need {package}, and apt-get cannot install it (its reason is above): install it")
 
 
 def unpack(wanted: relays.Unpacked) -> None:
