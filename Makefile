@@ -25,7 +25,7 @@ PYTEST := $(GROUND) $(BIN)/python -m pytest -n $(JOBS)
 # Hundreds of processes start in a run: without compiled files each of them compiles the package again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run dev test coverage faults fuzz pictures gallery translations bench mutants audit docs sbom dist release check check-types check-tests fmt generate lock clean
+.PHONY: help run dev test coverage faults fuzz pictures gallery translations bench mutants audit docs sbom dist release check lint check-tests fmt generate lock clean
 
 ifdef DEBIAN
 $(or $(MAKECMDGOALS),help):
@@ -103,11 +103,11 @@ release: $(DEV_READY)  ## Check and build a release, with its notes, and say wha
 	@$(BIN)/python tools/release.py --notes
 
 check: $(DEV_READY)  ## Lint, types, import rules, and the tests that need no server, in a minute
+	@$(MAKE) --no-print-directory -j2 --output-sync lint check-tests
+
+lint: $(DEV_READY)  ## Lint, types and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory -j2 --output-sync check-types check-tests
-
-check-types: $(DEV_READY)
 	@$(BIN)/lint-imports
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 

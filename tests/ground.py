@@ -15,11 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent))
+import patience
 import relays
 from rabbitmq import SERVER, Node, speaks_amqp, use_one_core
 
@@ -56,6 +58,9 @@ def main(command: list[str]) -> int:
     for package in relays.UNPACKED:
         unpack(package)
     install_from_npm()
+    if (factor := patience.measure()) > 1:
+        sys.stderr.write(f"time limits are {factor} times as long, because this machine is slow\n")
+        command = with_longer_limit(command, factor)
     if url := os.environ.get("OTP_TEST_RABBITMQ_URL"):
         if reachable(url):
             return run(command, url)
@@ -75,6 +80,15 @@ def main(command: list[str]) -> int:
         return run(command, node.url)
     finally:
         node.remove()
+
+
+def with_longer_limit(command: list[str], factor: float) -> list[str]:
+    """Return a command of pytest with a longer time limit for each test, unless it has one."""
+    if "pytest" not in command:
+        return command
+    options = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    at = command.index("pytest") + 1  # a later option takes precedence
+    return [*command[:at], "-o", f"faulthandler_timeout={options['faulthandler_timeout'] * factor}", *command[at:]]
 
 
 def reachable(url: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from aio_pika import Message
 from aio_pika.exceptions import AMQPError
 from conftest import Stage
+from patience import deadline
 from rabbitmq import Rabbit
 from smtp_relay import Received, ScriptedRelay
 from worker import CODE
@@ -77,7 +78,7 @@ class Ledger:
 
         While a wait queue dead-letters a message, its depth is 0 for some milliseconds, so everything is read twice.
         """
-        ends = time.monotonic() + timeout
+        ends = deadline(timeout)
         idle_reads = 0
         while idle_reads < 2 and time.monotonic() < ends:
             await self.read_dead_letters()

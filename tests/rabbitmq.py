@@ -29,6 +29,7 @@ from aio_pika.exceptions import AMQPError, ChannelClosed
 from aiormq.abc import ChannelFrame
 from pamqp import commands, frame
 from pamqp.body import ContentBody
+from patience import deadline, limit
 
 INSTALLED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 SERVER = Path(os.environ.get("OTP_TEST_RABBITMQ_SERVER", INSTALLED))
@@ -113,10 +114,10 @@ async def until(condition: Callable[[], Awaitable[T]], what: str, timeout: float
 
     The pauses grow from 10 ms to 100 ms: a worker that answers fifty times a second has little time for its jobs.
     """
-    ends = time.monotonic() + timeout
+    ends = deadline(timeout)
     pause_s = 0.01
     while not (value := await condition()):
-        assert time.monotonic() < ends, f"no {what} within {timeout} s"
+        assert time.monotonic() < ends, f"no {what} within {limit(timeout)} s"
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.1)
     return value
@@ -177,7 +178,7 @@ class Node:
             self.process = subprocess.Popen(
                 [self.server], env=env, stdout=out, stderr=out, cwd=here, start_new_session=True
             )
-        ends = time.monotonic() + _START_S
+        ends = deadline(_START_S)
         while not speaks_amqp(self.port):
             assert self.process.poll() is None, (self.folder / "out").read_text()
             assert time.monotonic() < ends, f"no RabbitMQ within {_START_S} s: {(self.folder / 'out').read_text()}"
@@ -218,7 +219,7 @@ class Node:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
         command = ["erl_call", "-r", "-sname", self.name, "-e"]  # a new name, because the last may still be connected
         call = partial(subprocess.run, command, env=env, check=False, capture_output=True, text=True)
-        ends = time.monotonic() + _CONNECT_S
+        ends = deadline(_CONNECT_S)
         while True:
             done = call(input=f"{expression}.\n")
             # the new name is random, so another call may have it, and a busy node may be slow to connect

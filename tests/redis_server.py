@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from patience import deadline
 from rabbitmq import free_port
 
 SERVER = "redis-server"
@@ -36,7 +37,7 @@ class RedisServer:
         command = [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         with (self.folder / "out").open("ab") as out:
             self.process = subprocess.Popen([*command, *self.settings], stdout=out, stderr=out)
-        ends = time.monotonic() + _START_S
+        ends = deadline(_START_S)
         while not self.answers():
             assert self.process.poll() is None, (self.folder / "out").read_text()
             assert time.monotonic() < ends, f"no Redis within {_START_S} s"

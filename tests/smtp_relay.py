@@ -26,6 +26,7 @@ from itertools import cycle
 from typing import Literal, Self
 
 from event_loop import rounds
+from patience import deadline, limit
 from rabbitmq import free_port
 
 from otp_stream.core.mail import Mail
@@ -226,10 +227,11 @@ class ScriptedRelay:
 
     async def wait(self, condition: Callable[[], bool], what: str, timeout: float = 20) -> None:  # noqa: ASYNC109
         """Wait for a condition, with a deadline."""
-        ends = time.monotonic() + timeout
+        ends = deadline(timeout)
         while not condition():
             if time.monotonic() > ends:
-                raise AssertionError(f"no {what} within {timeout} s; {len(self.accepted)} accepted, {self.log[-20:]}")
+                late = f"no {what} within {limit(timeout)} s"
+                raise AssertionError(f"{late}; {len(self.accepted)} accepted, {self.log[-20:]}")
             await asyncio.sleep(0.005)
 
     async def __aenter__(self) -> Self:

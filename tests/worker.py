@@ -14,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from patience import limit
 from processes import SCRIPTS, Process, start
 from rabbitmq import free_port, until
 from smtp_relay import ScriptedRelay
@@ -164,9 +165,9 @@ class Worker:
         """Wait for its end. Returns its exit code, negative for a signal."""
         assert self.process is not None
         try:
-            return await asyncio.wait_for(self.process.wait(), timeout)
+            return await asyncio.wait_for(self.process.wait(), limit(timeout))
         except TimeoutError:
-            raise AssertionError(f"it has not ended within {timeout} s\n{self.log[-_TAIL:]}") from None
+            raise AssertionError(f"it has not ended within {limit(timeout)} s\n{self.log[-_TAIL:]}") from None
 
     async def stop(self) -> int:
         """End it as an operator does, by SIGTERM. Returns its exit code."""

@@ -18,6 +18,7 @@ from amqp_proxy import amqp_proxy
 from browser import resize
 from cli import here
 from conftest import Stage
+from patience import deadline, limit
 from rabbitmq import until
 from redis_server import RedisServer
 from selenium import webdriver
@@ -440,9 +441,9 @@ def text(browser: webdriver.Chrome, selector: str) -> str:
 
 
 def wait(condition: Any, what: str, timeout: float = 40) -> None:
-    ends = time.monotonic() + timeout
+    ends = deadline(timeout)
     while not condition():
-        assert time.monotonic() < ends, f"no {what} within {timeout} s"
+        assert time.monotonic() < ends, f"no {what} within {limit(timeout)} s"
         time.sleep(0.05)
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from conftest import Stage
 from ledger import Ledger
+from patience import deadline
 from rabbitmq import until
 from smtp_relay import Act, ScriptedRelay
 from stalls import Stalls, stalls
@@ -54,7 +55,7 @@ async def test_jobs_move_to_the_next_relay_and_back(
     assert status == 200  # degraded, and codes go out
     await stage.relay.start()
     ledger.fault_ended()
-    ends = time.monotonic() + 30
+    ends = deadline(30)
     while "circuit breaker closed" not in worker.log:  # a job is the probe
         assert time.monotonic() < ends
         await ledger.publish(1)
@@ -122,7 +123,7 @@ async def test_a_copy_goes_where_its_original_may_be(stage: Stage, second: Scrip
     await second.wait_accepted(1)
     # the first is back long before the copy is due, and takes everything else
     await stage.relay.start()
-    ends = time.monotonic() + 30
+    ends = deadline(30)
     while not stage.relay.accepted:
         assert time.monotonic() < ends
         await ledger.publish(1)

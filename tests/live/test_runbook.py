@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from ground import FAKETIME
+from patience import deadline
 from rabbitmq import until
 from redis_server import RedisServer
 from runbook import PREFIX, QUEUE, ROOT, WAIT_S, Fault, Ground, alerts, fault, sections
@@ -148,7 +149,7 @@ async def _slow(it: Fault) -> None:
         found = await it.run(figures)
         assert re.search(r'^otp_relay_switches_total\{.*step="rcpt"\} [1-9]', found, re.MULTILINE)
         it.relay.always("rcpt", None)
-        published, ends = 0, time.monotonic() + 2 * WAIT_S
+        published, ends = 0, deadline(2 * WAIT_S)
         while "relay is not slow any more" not in it.worker.log:
             await it.publish(*(f"v{number}@example.com" for number in range(published, published + 20)))
             published += 20
