@@ -58,9 +58,7 @@ def main(command: list[str]) -> int:
     for package in relays.UNPACKED:
         unpack(package)
     install_from_npm()
-    if (factor := patience.measure()) > 1:
-        sys.stderr.write(f"time limits are {factor} times as long, because this machine is slow\n")
-        command = with_longer_limit(command, factor)
+    command = with_longer_limit(command, patience.measure())
     if url := os.environ.get("OTP_TEST_RABBITMQ_URL"):
         if reachable(url):
             return run(command, url)
@@ -84,6 +82,7 @@ def main(command: list[str]) -> int:
 
 def with_longer_limit(command: list[str], factor: float) -> list[str]:
     """Return a command of pytest with a longer time limit for each test, unless it has one."""
+    sys.stderr.write(f"time limits of tests are {factor} times as long on this machine\n")
     if "pytest" not in command:
         return command
     options = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
