@@ -20,10 +20,13 @@ def client_context(
 ) -> ssl.SSLContext:
     """Return a context that verifies the server, for TLS 1.2 and newer. Raises `OSError`, also as `ssl.SSLError`.
 
+    It offers no Diffie-Hellman without elliptic curves in TLS 1.2.
     The version does not depend on the configuration of OpenSSL, which may allow older ones for other programs.
     """
     context = ssl.create_default_context(cafile=cafile, capath=capath, cadata=cadata)
     context.minimum_version = max(context.minimum_version, OLDEST)
+    # in TLS 1.2 the server chooses the size of a Diffie-Hellman group: 10,000 bits take the client 1.8 s
+    context.set_ciphers(":".join(it["name"] for it in context.get_ciphers() if not it["kea"].startswith("kx-dhe")))
     return without_common_name(context)
 
 
