@@ -13,6 +13,8 @@ from .tasks import start_thread
 
 _DELAY_S = 0.25
 """RFC 8305 §5: how long to wait for one address before the next one is tried in parallel."""
+_MOST_ADDRESSES = 16
+"""Addresses that are tried for one connection: a DNS server may return thousands. Those that fail go last next time."""
 _MAX_FAILED = 100
 """Maximum number of stored addresses, because the addresses of a name change."""
 _Address = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
@@ -71,7 +73,7 @@ async def connect(host: str, port: int, *, last: Collection[object] = ()) -> soc
     ]
     order = {address: at for at, address in enumerate(last, 1)}
     in_turn.sort(key=lambda it: order.get(it[1], 0))
-    tries: list[Callable[[], Awaitable[socket.socket]]] = [partial(_open, *it) for it in in_turn]
+    tries: list[Callable[[], Awaitable[socket.socket]]] = [partial(_open, *it) for it in in_turn[:_MOST_ADDRESSES]]
     connected, _, errors = await staggered_race(tries, _DELAY_S)
     if connected is None:
         raise next((error for error in errors if isinstance(error, OSError)), OSError(f"no address of {host} answers"))

@@ -50,6 +50,22 @@ async def test_the_first_error_is_raised_where_every_address_refuses(monkeypatch
             await connect("two.example", 25)
 
 
+async def test_a_name_with_thousands_of_addresses_is_tried_at_some_of_them(monkeypatch: pytest.MonkeyPatch):
+    tried: list[object] = []
+
+    async def refuse(_: object, address: object) -> socket.socket:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("otp_stream.sockets._open", refuse)
+    addresses = [("127.0.0.1", port) for port in range(1, 4001)]
+    resolve_to(monkeypatch, *addresses)
+    for last in ((), addresses[:16]):
+        with pytest.raises(ConnectionRefusedError):
+            await connect("many.example", 25, last=last)
+    assert tried == addresses[:32]
+
+
 async def test_a_connect_that_is_cancelled_leaves_no_socket(monkeypatch: pytest.MonkeyPatch):
     with swallowing() as dead:
         resolve_to(monkeypatch, dead, dead)
