@@ -181,8 +181,8 @@ class Consumers:
         if not lane.unacked:  # else a job has arrived meanwhile, so the consumer was not lost
             await quietly(consumer.channel.close(), _CANCEL_TIMEOUT_S)
         with suppress(*BROKER_ERRORS):  # it is tried again
-            if await self._consume(lane):
-                _log.info("consuming again", queue=lane.queue)
+            await self._consume(lane)
+            _log.debug("idle consumer started again", queue=lane.queue)
 
     def is_active(self, queue: str) -> bool:
         """Return whether there is a consumer on a queue."""
