@@ -163,8 +163,12 @@ def tenant_limits(settings: Settings, tenants: Tenants) -> dict[str, TenantLimit
     """Return the limits of each tenant, by its name, and of the default one; empty without tenants."""
     if not tenants.listed:
         return {}
+    # a tenant whose jobs are many must not use up what others may send to one person or domain
+    own: set[LimitName] = {"recipient", "domain"}
     of_tenants = {
-        name: TenantLimits(frozenset(it.settings.limits), frozenset(filter(it.limit_is_own, get_args(LimitName))))
+        name: TenantLimits(
+            frozenset(it.settings.limits), frozenset(own.union(filter(it.limit_is_own, get_args(LimitName))))
+        )
         for name, it in tenants.listed.items()
     }
     return {"": TenantLimits(frozenset(settings.limits)), **of_tenants}

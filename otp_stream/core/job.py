@@ -92,8 +92,17 @@ class Job:
 
     @property
     def identity(self) -> int:
-        """A hash of id, recipient and code: equal for copies of one job within this process."""
-        return hash((self.id, self.request.email, self.request.otp))
+        """A hash that is equal for copies of one job within this process."""
+        return hash(self.identity_text(self.id))
+
+    def identity_text(self, job_id: str) -> str:
+        """Return a text that is equal for copies of one job. `job_id` is its id, or another one in its place.
+
+        It contains the recipient and the code, because a producer may use one id for several jobs, and the tenant,
+        because others may use the same id.
+        """
+        text = f"{job_id}\0{self.request.email}\0{self.request.otp}"
+        return f"{text}\0{self.tenant}" if self.tenant else text
 
     @property
     def requested_ms(self) -> int:

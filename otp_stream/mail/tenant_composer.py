@@ -45,7 +45,7 @@ class TenantComposer:
     def _token(self, job: Job) -> str:
         # a copy that is sent after a crash has the same token; another code with the same job id does not, because a
         # mailbox could drop it as a copy
-        return keyed_hash(f"{job.id}\0{job.request.email}\0{job.request.otp}", self._hash_key)
+        return keyed_hash(job.identity_text(job.id), self._hash_key)
 
 
 class IsolatedComposer:

@@ -30,7 +30,7 @@ class JobKeys(NamedTuple):
     """Everything the tables need to know about a job. Times are milliseconds since 1970."""
 
     key: str
-    """Keyed hash of the job's id, recipient and code, because a producer may use one id for several jobs."""
+    """Keyed hash of `Job.identity_text`."""
     id_key: str
     """Hash of the id alone, which earlier versions used as the key."""
     made_ms: int
@@ -101,7 +101,7 @@ class KeyBuilder:
         return keys._replace(limits=tuple(others))
 
     def _hashed(self, job: Job, job_id: str, hash_key: bytes) -> HashedKeys:
-        key = _digest(f"{job_id}\0{job.request.email}\0{job.request.otp}", hash_key, size=12)
+        key = _digest(job.identity_text(job_id), hash_key, size=12)
         if not self.limits and not self.supersede:
             return HashedKeys(key)
         recipient = hash_address(job.request.email, hash_key)

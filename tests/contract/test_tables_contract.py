@@ -108,12 +108,19 @@ def job(
     otp: str = "123456",
     at: int = NOW,
     given_id: bool = False,
+    of_tenant: str = "",
     **more: Any,
 ) -> Job:
     body = {"email": email, "otp": otp, "timestamp": at, "metadata": more}
     request = OtpJob.model_validate(body | ({"jobId": job_id} if given_id else {}))
     return Job.from_request(
-        request, job_id=job_id, lane="jobs", first_seen_ms=max(at, NOW), attempts_made=0, default_expiry_minutes=15
+        request,
+        job_id=job_id,
+        lane="jobs",
+        first_seen_ms=max(at, NOW),
+        attempts_made=0,
+        default_expiry_minutes=15,
+        tenant=of_tenant,
     )
 
 
@@ -282,11 +289,18 @@ async def test_many_purposes_of_one_recipient_make_no_call_slow(backend: Backend
 
 # the same job is the same id, recipient and code
 
-OTHERS = [{"otp": "654321"}, {"email": "other@example.com"}, {"otp": "654321", "email": "other@example.com"}]
+OTHERS = [
+    {"otp": "654321"},
+    {"email": "other@example.com"},
+    {"otp": "654321", "email": "other@example.com"},
+    {"of_tenant": "shop"},
+]
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both"])
-async def test_an_id_with_another_recipient_or_code_is_another_job(backend: Backend, other: dict[str, str]) -> None:
+@pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both", "tenant"])
+async def test_an_id_with_another_recipient_code_or_tenant_is_another_job(
+    backend: Backend, other: dict[str, str]
+) -> None:
     tables = await backend.tables()
     await send(tables, job(given_id=True))
     await send(tables, job(given_id=True, **other))
@@ -295,7 +309,7 @@ async def test_an_id_with_another_recipient_or_code_is_another_job(backend: Back
     assert await tables.admit(job(given_id=True, **other), NOW + HOUR) == SentBefore()
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both"])
+@pytest.mark.parametrize("other", OTHERS, ids=["code", "recipient", "both", "tenant"])
 async def test_an_id_that_is_in_flight_does_not_hold_up_another_job_with_it(
     backend: Backend, other: dict[str, str]
 ) -> None:
