@@ -64,7 +64,7 @@ _NAME_BYTES = 140
 _SEARCHED = 1024
 """Maximum characters of a producer's headers that are searched for a code: 8,000 would take 17 ms."""
 
-_TEXTS = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "type", "app_id")
+TEXTS = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id", "type", "app_id")
 """Properties that a producer may set to any text."""
 
 Headers = dict[str, Any]
@@ -120,7 +120,7 @@ def dead_letter(
 
 
 def erased(raw: RawMessage, body: bytes, headers: Mapping[str, Any]) -> Message:
-    """Return a dead letter without its code: a new body, and of the headers only ours and the trace.
+    """Return a message without its code: a new body, and of the headers only ours and the trace.
 
     A producer may have written the code to any other header or property.
     """
@@ -193,7 +193,7 @@ def _drop(message: Message, code: str) -> None:
             del message.headers[name]
         else:
             left -= len(text)
-    for name in _TEXTS:
+    for name in TEXTS:
         if contains_secret(str(getattr(message, name) or ""), "", code, partial=True):
             setattr(message, name, None)
 
@@ -246,9 +246,7 @@ def _encodable(headers: Headers) -> Headers:
 
 def _stub(raw: RawMessage, size: int, reason: str, error: str, headers: Headers) -> Message:
     stub = {"reason": reason, "error": f"{error}; the body was not kept", "originalSize": size}
-    message = _copy(raw, json.dumps(stub).encode(), headers)
-    message.content_type, message.content_encoding = "application/json", None
-    return message
+    return erased(raw, json.dumps(stub).encode(), headers)
 
 
 def _copy(raw: RawMessage, body: bytes, headers: Headers) -> Message:

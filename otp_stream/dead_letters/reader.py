@@ -23,6 +23,7 @@ from otp_stream.broker.headers import (
     verified,
 )
 from otp_stream.broker.message import Delivered, open_message
+from otp_stream.broker.outgoing import TEXTS
 from otp_stream.clock import now_ms
 from otp_stream.core.address import person_key
 from otp_stream.core.dead_letter import DeadLetter
@@ -83,10 +84,15 @@ class StoredDeadLetter:
         return "" if self.request is None else self.request.otp
 
     def concerns(self, address: str) -> bool:
-        """Return whether it is for this recipient; if it is no valid job, whether the address is anywhere in it."""
+        """Return whether it is for this recipient; if it is no valid job, whether the address is anywhere in it.
+
+        That includes headers and properties, which a producer may set to any text.
+        """
         if self.request is not None:
             return person_key(self.request.email) == person_key(address)
-        return mentions_address(self.message.body.decode(errors="replace"), address)
+        message = self.message
+        texts = [message.body.decode(errors="replace"), str(message.headers), *(getattr(message, it) for it in TEXTS)]
+        return any(mentions_address(it, address) for it in texts if it)
 
     @property
     def since_ms(self) -> int | None:

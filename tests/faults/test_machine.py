@@ -92,14 +92,14 @@ async def test_bodies_too_large_to_keep_do_not_fill_its_memory(stage: Stage, led
     status = Path(f"/proc/{worker.process.pid}/status")
     large = b"x" * LARGE
     before = _peak(status)
-    await stage.rabbit.publish(*[large] * 4, *[b"y" * 1024 * 1024] * 4, headers={"a": 1})
+    await stage.rabbit.publish(*[large] * 4, *[b"y" * 1024 * 1024] * 4)
     await ledger.publish(1)
     await stage.relay.wait_accepted(1)
     dead_letters = await stage.rabbit.dead(8, timeout=40)
     assert sorted(len(it.body) for it in dead_letters)[4:] == [1024 * 1024] * 4
     stubs = [json.loads(it.body) for it in dead_letters if len(it.body) < 1024]
     assert [it["originalSize"] for it in stubs] == [LARGE] * 4
-    assert {(it.headers["x-otp-reason"], it.headers["a"]) for it in dead_letters} == {("malformed", 1)}
+    assert {it.headers["x-otp-reason"] for it in dead_letters} == {"malformed"}
     assert _peak(status) - before < LARGE * 2
     await stage.rabbit.wait_depth(0)
 
