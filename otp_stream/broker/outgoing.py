@@ -15,7 +15,7 @@ from otp_stream.core.body_at_rest import at_rest
 from otp_stream.core.decision import Dead
 from otp_stream.core.erasure import without_code
 from otp_stream.core.job import Job, Replay
-from otp_stream.core.lenient import loads
+from otp_stream.core.lenient_json import loads
 from otp_stream.core.masking import contains_secret
 from otp_stream.core.otp_job import MAX_BODY_BYTES, too_large
 from otp_stream.core.sealed_body import Content

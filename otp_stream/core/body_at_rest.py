@@ -5,7 +5,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from .code import read_code
-from .lenient import loads
+from .lenient_json import loads
 from .masking import contains_secret
 from .otp_job import KeyMissingError, OtpJob
 from .sealed_body import Content, is_sealed, open_body, seal_body

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from .dead_letter import is_outline, outline
 from .json_types import count_values, is_object
-from .lenient import loads, read_integer
+from .lenient_json import loads, read_integer
 from .masking import contains_secret
 from .metadata import Metadata
 from .otp_job import OtpJob

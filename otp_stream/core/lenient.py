@@ -1,14 +1,13 @@
 """Reads jobs whose optional fields are not as documented, so that their codes are sent all the same."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from .json_types import is_list, is_object
+from .lenient_json import BOM, loads, read_integer
 
 MAX_RETRY_COUNT = 1_000
 MAX_EXPIRY_MINUTES = 525_600
@@ -40,27 +39,11 @@ _UNITS = (
     _Unit(range(10**18, 10**19), "nanoseconds", 1 / 1_000_000),
 )
 
-BOM = b"\xef\xbb\xbf"
-_BAD_ESCAPE = re.compile(
-    r"\\(?:(?![\"\\/bfnrtu])|u(?:(?![0-9a-fA-F]{4})|[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F][0-9a-fA-F]{2}))"
-)
-"""An escape that JSON does not know, or half a surrogate pair, in a text without escaped backslashes."""
-_BACKSLASH = "\ud800"
-"""A temporary replacement of an escaped backslash: no decoded text has it."""
-_MAX_DEPTH = 200
-"""Levels of nesting that are read, as many as pydantic reads. The stack limits Python's own parser."""
-_TEXT = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\\?\Z))', re.DOTALL)
-_STEPS = [(it in b"[{") - (it in b"]}") for it in range(256)]
-"""For each byte, how it changes the depth of nesting."""
-_DEEP = re.compile(rb"\x01+")
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0")
 _NO_OBJECT = {
     b'"': "is a text: encode the job once, as a JSON object",
     b"[": "is a list: publish one message for each job, a JSON object",
 }
-_MAX_DIGITS = 300
-"""A whole number with more digits is read as infinite, like a float of that size."""
 _MAX_TEXTS = 20
 """Values that are read from a list or an object where one text is expected."""
 
@@ -71,40 +54,6 @@ class Lenience(NamedTuple):
     field: str
     what: str
     """`coerced`, `ignored`, or the unit of a timestamp that is not in milliseconds."""
-
-
-def loads(body: bytes, parse_int: Callable[[str], Any] = int) -> Any:
-    """Read JSON with common mistakes. Raises `ValueError` for other mistakes.
-
-    Invalid characters become U+FFFD: a lone surrogate, an unknown escape, or bytes that are not UTF-8. Strings may
-    contain raw line breaks and other control characters. Values that are nested too deep are read as null.
-    """
-    return json.loads(_shallow(_repaired(body)), parse_int=parse_int, strict=False)
-
-
-def _repaired(body: bytes) -> str:
-    text = body.removeprefix(BOM).decode(errors="replace")
-    # without a callback for each escape: 64 KiB of them would take 18 ms instead of 3
-    text = _BAD_ESCAPE.sub("\N{REPLACEMENT CHARACTER}", text.replace(r"\\", _BACKSLASH))
-    return text.replace(_BACKSLASH, r"\\")
-
-
-def _shallow(text: str) -> str:
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
-        return text
-    # each step goes over the whole text in C: many short lists would take ten times as long in a loop
-    parts: list[str] = _TEXT.split(text)
-    parts[1::2] = map(" ".__mul__, map(len, parts[1::2]))  # brackets in strings do not nest
-    bare = "".join(parts).encode("ascii", "replace")
-    depths = list(accumulate(map(_STEPS.__getitem__, bare)))
-    if max(depths) <= _MAX_DEPTH or depths[-1] > _MAX_DEPTH:
-        return text
-    deep = bytes([depth > _MAX_DEPTH for depth in depths])
-    parts, at = [], 0
-    for found in _DEEP.finditer(deep):
-        parts += text[at : found.start()], "null"
-        at = found.end() + 1  # after the closing bracket
-    return "".join(parts) + text[at:]
 
 
 def has_two_names(body: bytes) -> bool:
@@ -139,7 +88,11 @@ def read_leniently(body: bytes) -> LenientJob:
 
     Raises `ValueError`, `TypeError` or `RecursionError` if the body is no JSON object.
     """
-    fields: Any = loads(body, read_integer)
+    return with_valid_fields(loads(body, read_integer))
+
+
+def with_valid_fields(fields: Any) -> LenientJob:
+    """Coerce or ignore invalid optional fields of a parsed job. Raises `TypeError` if it is no object."""
     if not is_object(fields):
         raise TypeError("a job is a JSON object")
     found: list[Lenience] = []
@@ -170,11 +123,6 @@ def _coerced(
         what = "ignored" if good is None else (unit and unit.name) or "coerced"
         found.append(Lenience(place + name, what))
     return coerced
-
-
-def read_integer(digits: str) -> int | float:
-    """Return a whole number, infinite if it has very many digits."""
-    return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
 def _number(value: object) -> int | float | None:

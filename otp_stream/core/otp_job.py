@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
-from pydantic_core import from_json
 
 from . import sealed_code
 from .address import ADDRESS_PATTERN, is_address, trimmed, wire_address
@@ -14,7 +13,6 @@ from .code import CODE_PATTERN, CODE_RULE, check_code, read_code
 from .json_types import is_object
 from .jwe import JweError
 from .lenient import (
-    BOM,
     MAX_JOB_ID,
     MAX_RETRY_COUNT,
     MILLISECONDS,
@@ -22,7 +20,9 @@ from .lenient import (
     has_two_names,
     read_leniently,
     unreadable,
+    with_valid_fields,
 )
+from .lenient_json import BOM, parsed, read_integer, repaired
 from .masking import contains_secret
 from .metadata import EMPTY_IS_ABSENT, MAX_VALUES, REQUEST_EXAMPLE, Metadata
 from .sealed_body import START as SEALED_START
@@ -33,8 +33,9 @@ from .sealing_keys import NO_KEYS, NoKeyError, SealingKeys
 Priority = Literal["low", "normal", "high"]
 MAX_BODY_BYTES = 64 * 1024
 _MAY_HAVE_MANY_VALUES = 4 * 1024
-"""Bytes of a body from which on its values are counted."""
+"""Bytes of a body from which on its values are counted, and parsed once only, even if fields are invalid."""
 
+_INVALID_JSON = "body: Invalid JSON:"
 _FIXES = {
     "missing": "is required",
     "string_type": "must be a string, in quotes",
@@ -163,16 +164,18 @@ class OtpJob(BaseModel):
 
     @classmethod
     def _from_json(cls, body: bytes, keys: SealingKeys, *, strict: bool) -> "OtpJob":
-        if sealed_code.MARK in body and (codes := _sealed_fields(body)) is not None:
-            return cls._from_sealed(codes, body, keys, strict=strict)
+        if len(body) > _MAY_HAVE_MANY_VALUES or sealed_code.MARK in body:
+            try:
+                fields = parsed(body)
+            except ValueError as error:
+                return cls._from_invalid(error, body, keys, strict=strict)
+            if is_object(fields):
+                return cls._from_fields(fields, body, keys, strict=strict)
         try:
             # not model_validate_json, which is slower because of its other arguments
             job = cls.__pydantic_validator__.validate_json(body.removeprefix(BOM))
         except ValidationError as error:
-            if not strict and unreadable(body) is None:
-                return cls._from_other_bytes(body, keys, error)
-            # from None: the chained error would carry the input, and with it the code
-            raise MalformedError(_explain(error, body)) from None
+            return cls._from_invalid(error, body, keys, strict=strict)
         return job if strict or _is_documented(job, body) else cls._from_other_bytes(body, keys)
 
     @classmethod
@@ -184,48 +187,51 @@ class OtpJob(BaseModel):
         return job
 
     @classmethod
-    def _from_sealed(cls, codes: Codes, body: bytes, keys: SealingKeys, *, strict: bool) -> "OtpJob":
+    def _from_fields(cls, fields: dict[str, Any], body: bytes, keys: SealingKeys, *, strict: bool) -> "OtpJob":
+        codes = Codes.of(fields)
         try:
             job = cls.__pydantic_validator__.validate_python(codes.fields)
         except ValidationError as error:
-            if not strict:
-                return cls._from_other_bytes(body, keys, error)
-            raise MalformedError(_explain(error, body)) from None
+            return cls._from_invalid(error, body, keys, fields, strict=strict)
         if strict or (codes.ignored is None and _is_documented(job, body)):
             return _opened(job, codes.token, keys)
-        return cls._from_other_bytes(body, keys)
+        return cls._from_other_bytes(body, keys, given=fields)
 
     @classmethod
-    def _from_other_bytes(cls, body: bytes, keys: SealingKeys, error: ValidationError | None = None) -> "OtpJob":
+    def _from_invalid(
+        cls, error: ValueError, body: bytes, keys: SealingKeys, fields: dict[str, Any] | None = None, *, strict: bool
+    ) -> "OtpJob":
+        why = _explain(error, body)
+        if strict or unreadable(body) is not None:
+            # from None: the chained error would carry the input, and with it the code
+            raise MalformedError(why) from None
+        return cls._from_other_bytes(body, keys, why, fields)
+
+    @classmethod
+    def _from_other_bytes(
+        cls, body: bytes, keys: SealingKeys, why: str = "body: cannot be read", given: object = None
+    ) -> "OtpJob":
+        """Read a job that is not as documented, from `given` fields if they were parsed before.
+
+        `why` is the text of the error if it cannot be read at all.
+        """
         try:
-            fields, found, original_metadata = read_leniently(body)
+            fields, found, original_metadata = with_valid_fields(given or repaired(body, read_integer))
             codes = Codes.of(fields)
             job = cls.model_validate(codes.fields)
         except ValidationError as still:
             raise MalformedError(_explain(still, body)) from None
         except (ValueError, TypeError, RecursionError):
-            raise MalformedError(_explain(error, body) if error else "body: cannot be read") from None
+            raise MalformedError(why) from None
         if codes.ignored is not None:
             found.append(Lenience(codes.ignored, "ignored"))
-        if error and error.errors(include_input=False, include_url=False)[0]["type"] == "json_invalid":
+        if why.startswith(_INVALID_JSON):
             found.insert(0, Lenience("body", "coerced"))
         # not setattr: the model is frozen
         vars(job)["lenient"] = tuple(found)
         if (extra := job.metadata.__pydantic_extra__) is not None:
             extra.update(original_metadata)
         return _opened(job, codes.token, keys)
-
-
-def _sealed_fields(body: bytes) -> Codes | None:
-    """Return the fields of a body with a sealed code; `None` for others, and if the lenient parser is needed."""
-    try:
-        fields: Any = from_json(body.removeprefix(BOM))
-    except ValueError:
-        return None
-    if not is_object(fields):
-        return None
-    codes = Codes.of(fields)
-    return None if codes.token is None and codes.ignored is None else codes
 
 
 def _is_documented(job: OtpJob, body: bytes) -> bool:
@@ -272,9 +278,11 @@ def too_large(size: int) -> MalformedError:
     return MalformedError(f"body: {size} bytes; the maximum is {MAX_BODY_BYTES}")
 
 
-def _explain(error: ValidationError, body: bytes) -> str:
+def _explain(error: ValueError, body: bytes) -> str:
     if why := unreadable(body):
         return f"body: {why}"
+    if not isinstance(error, ValidationError):
+        return f"{_INVALID_JSON} {error}"
     found = error.errors(include_input=False, include_url=False, include_context=False)[:8]
     return "; ".join(
         f"{_place(item['loc'])}: {_FIXES.get(item['type']) or item['msg'].removeprefix('Value error, ')}"

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from otp_stream.asgi import json_response
 from otp_stream.core.hook_signatures import SignatureError
-from otp_stream.core.lenient import loads, read_integer
+from otp_stream.core.lenient_json import loads, read_integer
 from otp_stream.core.sealing_keys import NO_KEYS
 from otp_stream.request_body import Bodies
 

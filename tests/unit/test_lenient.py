@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from otp_stream.core.lenient import BOM, loads, read_leniently, unreadable
+from otp_stream.core.lenient import read_leniently, unreadable
+from otp_stream.core.lenient_json import BOM, loads
 
 OBJECT = b'{"a": '
 
