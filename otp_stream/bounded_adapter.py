@@ -1,12 +1,15 @@
 """An adapter for requests that limits the size and time of HTTP responses, from the first byte on.
 
 http.client skips any number of `100 Continue`, reads headers of megabytes, and limits only the time between two bytes.
+OpenSSL reads TLS records without data, such as session tickets, for as long as they come.
 """
 
 import io
 import socket
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPResponse
+from threading import Timer
 from time import monotonic
 from typing import Any, cast
 
@@ -74,6 +77,9 @@ class _Incoming(io.RawIOBase):
         self._sock, self._left, self._ends = sock, limit, ends
         self._source = cast("io.RawIOBase", sock.makefile("rb", buffering=0))
         self._wait_s = sock.gettimeout()
+        self._timer = Timer(ends - monotonic(), _shut_down, (sock,))
+        self._timer.daemon = True
+        self._timer.start()
 
     def readable(self) -> bool:
         return True
@@ -84,6 +90,8 @@ class _Incoming(io.RawIOBase):
             raise TimeoutError("it is slow")
         self._sock.settimeout(left_s if self._wait_s is None else min(left_s, self._wait_s))
         read = self._source.readinto(buffer)
+        if not read and monotonic() >= self._ends:
+            raise TimeoutError("it is slow")  # the timer has ended it, not the server
         self._left -= read or 0
         if self._left < 0:
             raise ValueError("it is too long")
@@ -91,5 +99,12 @@ class _Incoming(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
+            self._timer.cancel()
             self._source.close()
         super().close()
+
+
+def _shut_down(sock: socket.socket) -> None:
+    """End a read of OpenSSL in another thread."""
+    with suppress(OSError):  # `SSLSocket.shutdown` would have that thread continue without TLS
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)

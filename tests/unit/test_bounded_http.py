@@ -1,10 +1,14 @@
 """Answers of servers that send too much, too slowly, or to another place."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import requests
+from certificates import Authority
 from http_answers import HEAD, server
+from patience import limit
+from ticket_relay import TicketRelay
 
 from otp_stream.bounded_http import bound
 
@@ -61,3 +65,21 @@ def test_no_password_of_netrc_replaces_the_header(tmp_path: Path, monkeypatch: p
     with server(HEAD + b"content-length: 0\r\n\r\n") as (url, asked):
         post(url)
         assert b"authorization: Bearer configured" in asked[0]
+
+
+def test_tls_records_without_data_are_not_read_for_longer(tmp_path: Path) -> None:
+    authority, errors = Authority(tmp_path), list[Exception]()
+
+    def ask(url: str) -> None:
+        with bound(requests.Session(), 1_000, 0.5) as session:
+            try:
+                session.post(url, timeout=10, verify=str(authority.ca_file))
+            except requests.RequestException as error:
+                errors.append(error)
+
+    with TicketRelay(authority) as server_of_tickets:
+        asking = threading.Thread(target=ask, args=(f"https://localhost:{server_of_tickets.port}",), daemon=True)
+        asking.start()
+        asking.join(limit(5))
+        assert not asking.is_alive()
+    assert isinstance(errors[0], requests.ConnectionError | requests.Timeout)
