@@ -12,6 +12,7 @@ from otp_stream.core.outcome import Accepted, Outcome, Route, TimedOut, Unavaila
 from .circuit_breaker import CircuitBreaker
 from .failed_recipients import FailedRecipients
 from .pending_send import PendingSend
+from .protocol import RelayUnavailableError, TlsFloodError
 from .sender_limits import ThrottledSenders, may_limit_sender
 from .senders import Senders
 from .slowness import Slowness
@@ -225,6 +226,13 @@ class Availability:
     def probe_too_slow(self, now_ms: int) -> bool:
         """Open the circuit breaker, because the probe got no reply in time. Returns whether it has changed."""
         return self.breaker.open("unreachable", "no reply in time", now_ms, probe=True)
+
+    def connection_lost(self, error: RelayUnavailableError, now_ms: int) -> bool:
+        """Open the circuit breaker if the relay sends TLS without data, perhaps on an idle connection.
+
+        Returns whether it has changed.
+        """
+        return isinstance(error, TlsFloodError) and self.breaker.open(error.reason, scrub(str(error)), now_ms)
 
     def _is_about_sender(self, pending: PendingSend, outcome: Unavailable, now_ms: int) -> bool:
         """Return whether the relay refuses, or throttles, the sender of a mail, and may take the mail of others."""

@@ -14,7 +14,7 @@ import idna
 from otp_stream.core.outcome import Stage
 from otp_stream.core.shown_secrets import ShownSecrets
 from otp_stream.core.state import CredentialsState
-from otp_stream.sockets import Addresses, certificate_name
+from otp_stream.sockets import SMALL_BUFFER, Addresses, certificate_name
 from otp_stream.tls import tls_failure
 from otp_stream.urls import is_loopback
 
@@ -24,8 +24,9 @@ from .envelope import Extensions
 from .login import Login, TokenRefusedError
 from .oauth import AccessTokens, access_tokens
 from .parser import Answer
-from .protocol import UNREQUESTED, RelayUnavailableError, SmtpProtocol
+from .protocol import UNREQUESTED, RelayUnavailableError, SmtpProtocol, TlsFloodError
 from .reply import handshake_reason, to_reply
+from .tls_overhead import TlsOverhead
 
 P = TypeVar("P", bound=SmtpProtocol)
 _CERTIFICATE_ALERT = re.compile("ALERT_(.*CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE)")
@@ -42,7 +43,9 @@ class Handshake:
         self._tokens = tokens or (access_tokens(config.oauth, self._oauth) if config.oauth is not None else None)
         self._shown = ShownSecrets()
         self._login = Login(config, self._tokens, self._shown)
-        self._addresses = Addresses()
+        self._addresses = Addresses(SMALL_BUFFER)
+        self.unready: set[SmtpProtocol] = set()
+        """Connections before the end of the login."""
         self._certificate_end: str | None = None
         """When the relay's certificate expires, as OpenSSL writes it."""
 
@@ -92,11 +95,12 @@ class Handshake:
             await self._tokens.close()
 
     async def _open(self, make: Callable[[], P]) -> tuple[P, Extensions]:
-        protocol = await self._connect(make)
+        protocol, sock = await self._connect(make)
         protocol.shown = self._shown
+        self.unready.add(protocol)
         address = protocol.transport.get_extra_info("peername")
         try:
-            offers = await self._greet(protocol)
+            offers = await self._greet(protocol, sock)
             self._addresses.succeeded(address)
             certificate: dict[str, str] | None = protocol.transport.get_extra_info("peercert")
             self._certificate_end = certificate.get("notAfter") if certificate else None
@@ -107,6 +111,8 @@ class Handshake:
             protocol.transport.abort()
             await asyncio.sleep(0)  # the event loop closes the socket in its next iteration
             raise
+        finally:
+            self.unready.discard(protocol)
 
     async def _prepare(self) -> None:
         config = self._config
@@ -120,7 +126,7 @@ class Handshake:
         if self._tokens is not None:
             self._shown.add(await self._tokens.get())  # before the connection, which would wait for it
 
-    async def _connect(self, make: Callable[[], P]) -> P:
+    async def _connect(self, make: Callable[[], P]) -> tuple[P, socket.socket]:
         config = self._config
         context = self._context if config.tls == "implicit" else None
         loop = asyncio.get_running_loop()
@@ -138,13 +144,16 @@ class Handshake:
                 except BaseException:
                     self._addresses.failed(address)  # TLS failed or timed out
                     raise
-        return protocol
+        return protocol, sock
 
-    async def _greet(self, protocol: SmtpProtocol) -> Extensions:
+    async def _greet(self, protocol: SmtpProtocol, sock: socket.socket) -> Extensions:
+        if self._config.tls == "implicit":
+            protocol.tls_overhead = TlsOverhead(sock)
         await self._ask(protocol, b"", "greeting", 220)
         offers = await self._ehlo(protocol)
         if self._config.tls == "starttls":
             await self._start_tls(protocol, offers)
+            protocol.tls_overhead = TlsOverhead(sock)
             offers = await self._ehlo(protocol)
         if self._config.logs_in:
             ask = partial(self._ask, protocol, stage="auth")
@@ -157,6 +166,8 @@ class Handshake:
         try:
             answer = await protocol.execute(command, self._config.limits.handshake_s)
         except RelayUnavailableError as error:
+            if isinstance(error, TlsFloodError):
+                raise  # no hint is needed
             if (
                 protocol.lost is not None
                 and stage in {"greeting", "ehlo"}

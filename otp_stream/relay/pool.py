@@ -39,7 +39,7 @@ class Pool:
     @property
     def alive(self) -> bool:
         """Whether `check_timeouts` has anything to check."""
-        return bool(self.open or self._quitting)
+        return bool(self.open or self._quitting or self._opening)
 
     @property
     def opening(self) -> int:
@@ -129,8 +129,10 @@ class Pool:
             self.idle.remove(connection)
 
     def check_timeouts(self) -> None:
-        """Abort overdue connections, and close those that are idle for too long or too old."""
+        """Abort connections that are overdue or send TLS without data; close those idle for too long or too old."""
         now = monotonic()
+        for connection in [*self._handshake.unready, *self.open, *self._quitting]:
+            connection.check_tls(now, self._config.name)
         for connection in [*self.open, *self._quitting]:
             connection.check_timeouts(now)
         for connection in list(self.idle):

@@ -11,6 +11,7 @@ from otp_stream.core.outcome import UnavailableReason
 from otp_stream.core.shown_secrets import ShownSecrets
 
 from .parser import Answer, GarbageError, ReplyParser
+from .tls_overhead import TlsOverhead
 
 SESSION_ENDS = 421
 
@@ -30,6 +31,14 @@ class RelayUnavailableError(Exception):
         self.reason: UnavailableReason = reason
 
 
+class TlsFloodError(RelayUnavailableError):
+    """The relay sends TLS without data, which takes the time of all mail."""
+
+    def __init__(self, relay: str) -> None:
+        text = f"{relay} sends TLS records without data (session tickets, for example); ask its operator"
+        super().__init__("tls_failed", text)
+
+
 class SmtpProtocol(asyncio.Protocol):
     """During the handshake `execute` returns each reply; afterwards `reply_received` is called for each one."""
 
@@ -41,6 +50,8 @@ class SmtpProtocol(asyncio.Protocol):
         """What logins have shown to the relay, on this connection and on others."""
         self.lost: RelayUnavailableError | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tls_overhead: TlsOverhead | None = None
+        """`None` without TLS."""
         self._answers: deque[Answer] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -60,6 +71,8 @@ class SmtpProtocol(asyncio.Protocol):
         except GarbageError as error:
             # replies before it count: after a 250, the mail must not be sent again
             garbage, answers = error, error.before
+        if self.tls_overhead is not None:
+            self.tls_overhead.replied(len(data), len(answers))
         self.replies_received(answers, more=garbage is not None or self.parser.pending)
         if garbage is not None:
             self.abort(RelayUnavailableError("unreachable", str(garbage)))
@@ -113,6 +126,11 @@ class SmtpProtocol(asyncio.Protocol):
         if self._answers:
             return self._answers.popleft()
         raise self.lost or RelayUnavailableError("unreachable", "the connection was lost")
+
+    def check_tls(self, now: float, relay: str) -> None:
+        """Abort if `relay` sends TLS without data. `now` is the monotonic clock."""
+        if self.tls_overhead is not None and self.tls_overhead.is_excessive(now):
+            self.abort(TlsFloodError(relay))
 
     def quiet(self) -> bool:
         """Whether no unexpected bytes have arrived."""

@@ -152,12 +152,13 @@ class Upstream:
 
     def _connection_changed(self, connection: Connection) -> None:
         self.availability.replied()
-        events = connection.events
-        connection.events = []
+        events, connection.events = connection.events, []
         for pending, event in events:
             self._mail_changed(connection, pending, event)
         if connection.lost is not None:
             self.pool.forget(connection)
+            if self.availability.connection_lost(connection.lost, self._now_ms()):
+                self.breaker_changed()
             self._changed(self)
         elif connection.free:
             self._use(connection)
@@ -248,8 +249,7 @@ class Upstream:
         before = connection.current
         while pending := self._take(before):
             pending.probe = self.breaker.state == "half_open"
-            refusal = connection.start(pending)
-            if refusal is None:
+            if (refusal := connection.start(pending)) is None:
                 self.availability.started(pending)
                 if before is None:
                     self._count(pending, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from otp_stream.core.shown_secrets import ShownSecrets
-from otp_stream.sockets import Addresses
+from otp_stream.sockets import SMALL_BUFFER, Addresses
 from otp_stream.tasks import cancel_and_wait, is_cancelled
 from otp_stream.telemetry_errors import observe
 from otp_stream.urls import secrets_of
@@ -89,7 +89,7 @@ class RedisPipeline:
         self._limits, self._limits_arguments = encode(limits), len(limits)
         self._on_connected, self._on_lost, self._observe = on_connected, on_lost, observe
         self._sha = b""
-        self._addresses = Addresses()
+        self._addresses = Addresses(SMALL_BUFFER)
         self._failure: asyncio.Future[str] | None = None
         """Resolves to the error when the open connection is lost."""
         self._queue: deque[tuple[Operation, asyncio.Future[bytes] | None]] = deque()

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 from addresses import resolve_to, swallowing
 
-from otp_stream.sockets import connect
+from otp_stream.sockets import SMALL_BUFFER, Addresses, connect
 
 
 @asynccontextmanager
@@ -53,7 +53,7 @@ async def test_the_first_error_is_raised_where_every_address_refuses(monkeypatch
 async def test_a_name_with_thousands_of_addresses_is_tried_at_some_of_them(monkeypatch: pytest.MonkeyPatch):
     tried: list[object] = []
 
-    async def refuse(_: object, address: object) -> socket.socket:
+    async def refuse(_: object, address: object, __: object) -> socket.socket:
         tried.append(address)
         raise ConnectionRefusedError
 
@@ -131,3 +131,11 @@ async def test_without_a_thread_a_name_cannot_be_looked_up_now(monkeypatch: pyte
     monkeypatch.undo()
     async with answering() as (_, port):
         (await connect("localhost", port)).close()
+
+
+async def test_the_receive_buffer_can_be_kept_small():
+    async with answering() as (host, port):
+        for name in (host, "localhost"):
+            with await Addresses(SMALL_BUFFER).connect(name, port) as small, await connect(name, port) as usual:
+                sizes = [it.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for it in (small, usual)]
+                assert sizes[0] <= 2 * SMALL_BUFFER < sizes[1]
