@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import yaml
 from conftest import Stage, set_stage
+from patience import limit
 from processes import start
 from rabbitmq import Node, until, with_management
 from smtp_relay import ScriptedRelay
@@ -210,7 +211,7 @@ class Fault:
                 process = await asyncio.create_subprocess_shell(
                     line, cwd=self.folder, env=everything, stdin=source, stdout=out, stderr=out
                 )
-        ended_with = await asyncio.wait_for(process.wait(), _COMMANDS_S)
+        ended_with = await asyncio.wait_for(process.wait(), limit(_COMMANDS_S))
         text = output.read_text()
         assert ended_with == code, f"{line}: ended with {ended_with}\n{text}"
         return text

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from ground import FAKETIME
-from patience import deadline
+from patience import deadline, limit
 from rabbitmq import until
 from redis_server import RedisServer
 from runbook import PREFIX, QUEUE, ROOT, WAIT_S, Fault, Ground, alerts, fault, sections
@@ -475,7 +475,7 @@ def followed(request: pytest.FixtureRequest, ground: Ground) -> Iterator[dict[st
     async def follow(title: str) -> None:
         async with turn:
             try:
-                async with asyncio.timeout(_LIMIT_S), fault(ground, title) as it:
+                async with asyncio.timeout(limit(_LIMIT_S)), fault(ground, title) as it:
                     await PLAYS[title](it)
             except Exception as error:  # noqa: BLE001 - the test of this section raises it
                 ends[title].set_exception(error)
