@@ -23,7 +23,7 @@ from .incoming import IncomingJob, Shared
 from .job_message import SIGNED, JobMessage
 from .message import RawMessage, open_message
 from .queue_age import QueueAge
-from .settle import acknowledge_now, requeue
+from .settle import GIVE_BACK_S, acknowledge_now, requeue
 from .topology import Depth
 
 RENEW_AT = 3
@@ -263,9 +263,18 @@ class LaneConsumer:
         while self._unacked and not give_up():
             await asyncio.wait(list(self._unacked), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
             await self._give_back()
+        ends = monotonic() + GIVE_BACK_S
+        # cancelled before its confirm, a retry, dead letter or move would be in a queue as well as its job
+        while (copying := self._copying()) and monotonic() < ends:
+            await asyncio.wait(copying, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
         await cancel_and_wait(*self._unacked)
         await self._give_back()
         return self._ended["returned"]
+
+    def _copying(self) -> list[asyncio.Future[Any]]:
+        """Return the jobs of which a copy is on its way to the broker."""
+        is_copying = self._shared.settler.is_copying
+        return [it for it, message in self._unacked.items() if not isinstance(it, asyncio.Task) or is_copying(message)]
 
     def stop(self) -> None:
         """From now on, requeue the messages of jobs that are cancelled."""

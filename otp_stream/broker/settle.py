@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, assert_never
 
@@ -61,6 +61,11 @@ class Settler:
     """Returns the keys that seal codes now."""
     retention: Retention = field(default_factory=Retention)
     """How long dead letters and their codes are kept."""
+    _copied: set[int] = field(default_factory=set[int], init=False)
+
+    def is_copying(self, message: JobMessage) -> bool:
+        """Return whether a copy of the message is on its way to the broker, which has not confirmed it yet."""
+        return id(message) in self._copied
 
     async def settle(self, message: JobMessage, settlement: Final, *, job_id: str, job: Job | None) -> bool:
         """Settle a message. Returns `False` if the broker will redeliver it."""
@@ -91,7 +96,8 @@ class Settler:
         copy = outgoing.moved(message, job)
         self._finish(message, copy, job)
         try:
-            await publish(copy, exchange="", routing_key=queue)
+            with self._copying(message):
+                await publish(copy, exchange="", routing_key=queue)
         except (TimeoutError, *REFUSALS) as error:
             return error_text(error)
         await acknowledge(message)
@@ -149,6 +155,14 @@ class Settler:
         key, code = self.key if signs else None, job.request.otp if job else ""
         outgoing.finished(copy, self.keys(), key, code, is_stub=bool(message.dropped))
 
+    @contextlib.contextmanager
+    def _copying(self, message: JobMessage) -> Generator[None]:
+        self._copied.add(id(message))
+        try:
+            yield
+        finally:
+            self._copied.discard(id(message))
+
     async def _confirmed(
         self, message: JobMessage, copy: Message, *, exchange: str, routing_key: str, insists: bool = True
     ) -> bool:
@@ -159,7 +173,8 @@ class Settler:
         tries = 0
         while message.alive:
             try:
-                await self.publish(copy, exchange=exchange, routing_key=routing_key, new_channel=tries > 0)
+                with self._copying(message):
+                    await self.publish(copy, exchange=exchange, routing_key=routing_key, new_channel=tries > 0)
             except (TimeoutError, *REFUSALS) as error:
                 if isinstance(error, DeliveryError) and not insists:
                     raise

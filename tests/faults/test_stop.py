@@ -5,11 +5,13 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from amqp_proxy import ACK, amqp_proxy
 from conftest import Stage
 from ledger import Ledger
+from patience import limit
 from rabbitmq import until
 from smtp_relay import Act
-from worker import Worker
+from worker import Worker, job
 
 JOBS = 60
 CONNECTIONS = 5
@@ -114,3 +116,34 @@ async def test_what_waits_goes_back_while_mails_are_still_on_the_wire(stage: Sta
     await ledger.balance()
     row = ledger.row(f"SIGTERM with a slow relay, {kind} queue: waiting jobs requeued at once")
     assert (row.lost, row.duplicated, ledger.reasons.total()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["a retry", "a move to the tenant's queue"])
+async def test_stopped_at_once_before_the_confirm_of_a_copy(stage: Stage, *, moved: bool) -> None:
+    tenants = stage.folder / "tenants.toml"
+    tenants.write_text("[tenants.acme]\n")
+    if moved:
+        stage.relay.always("body", Act(until=asyncio.Event()))
+        changes = {"TENANTS_FILE": str(tenants), "PREFETCH_COUNT": "4"}
+    else:
+        stage.relay.always("rcpt", Act("451 4.3.0 later"))
+        changes = {"BASE_DELAY_MS": "600000", "MAX_DELAY_MS": "600000"}
+    async with amqp_proxy(stage.url) as (proxy, url):
+        worker = await begin(stage, RABBITMQ_URL=url, **changes)
+        hold = proxy.hold("to worker", ACK)
+        jobs = 8 if moved else 1
+        await stage.rabbit.publish(*(job(f"user{number}@example.com") for number in range(jobs)))
+        await asyncio.wait_for(hold.reached.wait(), limit(20))
+        worker.signal()
+        await worker.wait_log("stopping: consumers are cancelled")
+        worker.signal()
+        await worker.wait_log('"event":"stopping at once"')
+        await asyncio.sleep(0.5)  # the broker confirms that late
+        proxy.release()
+        assert await worker.stopped() in {0, -signal.SIGTERM}
+
+    async def returned() -> bool:
+        return sum((await stage.rabbit.depths()).values()) >= jobs
+
+    await until(returned, "every job in a queue")
+    assert sum((await stage.rabbit.depths()).values()) == jobs

@@ -151,7 +151,8 @@ async def test_a_second_sigterm_to_the_parent_process_ends_the_grace_time_of_its
     assert command.log.count('"event":"stopped"') == 2
 
     async def returned() -> bool:
-        return sum((await stage.rabbit.depths()).values()) == 4  # some of them in the queue of their tenant
+        # some of them in the queue of their tenant, and copies too if RabbitMQ answers late
+        return sum((await stage.rabbit.depths()).values()) >= 4
 
     await until(returned, "the jobs, in their queues")
 
