@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from otp_stream import clock
 from otp_stream.asgi import Fields, client_of, redirect
-from otp_stream.core.audit import new_id
+from otp_stream.core.audit import Result, new_id
 from otp_stream.core.dead_letter import DeadLetter, DeadLettersInUseError, Group, filter_by, grouped
 from otp_stream.core.dead_letter_filter import DeadLetterFilter
 from otp_stream.core.decision import REASONS
@@ -163,13 +162,16 @@ class DeadLettersView:
     async def replay(self, request: Request, fields: Fields) -> Response:
         """Start a replay of one group."""
         conditions = [f"{name}={fields[name]}" for name in _FIELDS if name in fields]
-        user = await self.access.operator(request, fields, self.page, "dead.replay", " ".join(conditions))
-        if isinstance(user, Response):
-            return user
+        which, mistake = DeadLetterFilter(), ""
         try:
             which = DeadLetterFilter.parse(conditions, clock.now_ms())
         except ValueError as error:
-            return await refuse(request, self.page, str(error), 400)
+            mistake = str(error)
+        user = await self.access.operator(request, fields, self.page, "dead.replay", self._target(which))
+        if isinstance(user, Response):
+            return user
+        if mistake:
+            return await refuse(request, self.page, mistake, 400)
         if not which:
             return await refuse(request, self.page, "reason: is required", 400)
         if self._running is not None:
@@ -226,28 +228,38 @@ class DeadLettersView:
         dead_letters, not_read = self._fetched
         return len(dead_letters) + not_read
 
+    def _target(self, which: DeadLetterFilter) -> str:
+        """Return the text of a filter for audit lines, where a typed value that no dead letter has may be a secret."""
+        return str(which) if any(map(which.matches, self._fetched[0])) else which.outline
+
     async def _replay(self, which: DeadLetterFilter, request: Request, user: User, *, fresh: bool) -> None:
         by = f"{user.name}@{client_of(request)}"
-        record = partial(audit, request, user, "dead.replay", target=str(which))
-        details: dict[str, Any] = {"fresh": fresh or None, "id": new_id()}
+
+        def record(result: Result, count: int | None = None, *, found: bool = False, **details: Any) -> None:
+            target = str(which) if found or count else self._target(which)
+            audit(request, user, "dead.replay", result, target=target, count=count, details=common | details)
+
+        common: dict[str, Any] = {"fresh": fresh or None, "id": new_id()}
 
         def note(done: int, _: int) -> None:
             self._done = done
             if self._running and not self.access.sessions.is_valid(user.token):
                 self._running.cancel()  # as when the worker stops
 
-        record("started", details=details)  # a worker that is killed writes no other line
         try:
+            await self._fetch()  # for the target
+            record("started")  # a worker that is killed writes no other line
             summary = await self.dead_letters.replay(which, by=by, fresh=fresh, rate=_RATE, progress=note)
             self._report = ReplayReport(clock.now_ms(), by, _summary_text(summary, which))
-            record("done", count=summary.replayed, details={**details, "expired": summary.expired or None})
+            expired = summary.expired or None
+            record("done", summary.replayed, found=bool(expired), expired=expired)
         except asyncio.CancelledError:
-            record("interrupted", count=self._done, details=details)
+            record("interrupted", self._done)
             raise
         except Exception as error:  # noqa: BLE001 - the page shows the error
             text = str(error) or type(error).__name__
             self._report = ReplayReport(clock.now_ms(), by, f"{text} ({which})", failed=True)
-            record("failed", count=self._done, details={**details, "error": text})
+            record("failed", self._done, error=text)
         finally:
             self._done, self._running, self._outdated = None, None, True
 

@@ -32,6 +32,16 @@ async def visitor(stage: Stage) -> Visitor:
     return Visitor(worker)
 
 
+async def replayed(visitor: Visitor) -> dict[str, Any]:
+    """Return the audit line of the end of a replay."""
+
+    async def logged() -> dict[str, Any] | None:
+        replays = (it for it in visitor.worker.lines if it.get("action") == "dead.replay")
+        return next((it for it in replays if it["result"] == "done"), None)
+
+    return await until(logged, "the record of its end")
+
+
 GROUP = {"reason": "rejected", "code": "550", "domain": "example.com"}
 
 
@@ -87,11 +97,7 @@ async def test_a_logged_in_user_replays_a_group(visitor: Visitor, stage: Stage) 
     assert "with an expired code stayed" in visitor.get("/dead")
     await stage.relay.wait_accepted(20)
 
-    async def logged() -> dict[str, Any] | None:
-        replays = (it for it in visitor.worker.lines if it.get("action") == "dead.replay")
-        return next((it for it in replays if it["result"] == "done"), None)
-
-    line = await until(logged, "the record of its end")
+    line = await replayed(visitor)
     assert (line["by"], line["source"], line["count"], line["expired"]) == ("token", "127.0.0.1", 20, 2)
     visitor.ask("/logout", key=visitor.key())
     assert "Send again" not in visitor.get("/dead")
@@ -103,6 +109,19 @@ async def test_a_script_sends_the_token(visitor: Visitor, stage: Stage) -> None:
     assert visitor.ask("/replay", bearer, reason="gone")[0] == 400
     assert visitor.ask("/replay", bearer, **GROUP)[0] == 303
     await stage.relay.wait_accepted(20)
+    assert (await replayed(visitor))["target"] == "reason rejected, code 550, domain example.com"
+
+
+async def test_what_a_user_typed_and_no_dead_letter_has_is_not_logged(visitor: Visitor) -> None:
+    """It may be a code in the wrong field."""
+    assert visitor.ask("/replay", domain=CODE)[0] == 403
+    assert visitor.ask("/replay", domain="example.com", reason=CODE)[0] == 403
+    assert visitor.ask("/replay", {"Authorization": f"Bearer {TOKEN}"}, domain=CODE)[0] == 303
+    line = await replayed(visitor)
+    assert (line["count"], line["target"]) == (0, "domain …")
+    results = {it["result"] for it in visitor.worker.lines if it.get("action") == "dead.replay"}
+    assert results == {"refused", "started", "done"}
+    assert CODE not in visitor.worker.log
 
 
 async def test_a_forged_session_is_refused(visitor: Visitor) -> None:
