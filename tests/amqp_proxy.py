@@ -20,6 +20,7 @@ PUBLISH: Method = (60, 40)
 CONSUME: Method = (60, 20)
 CLOSE: Method = (10, 50)
 CONSUMING: Method = (60, 21)
+CANCELLED: Method = (60, 31)
 DELIVER: Method = (60, 60)
 ACK: Method = (60, 80)
 """An acknowledgement if the worker sends it, a publisher confirm if the broker sends it."""

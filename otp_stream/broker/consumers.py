@@ -23,6 +23,8 @@ from .topology_admin import BROKER_ERRORS, quietly
 from .unacked_limit import UnackedLimit
 
 _CANCEL_TIMEOUT_S = 3.0
+_UNANSWERED_S = 60.0
+"""Longer than two heartbeats, after which a connection that does not answer is lost."""
 _START_TIMEOUT_S = 10.0
 _CHECK_S = 0.25
 _TRY_AGAIN_S = 1.0
@@ -72,6 +74,8 @@ class Consumers:
         """Each lane's number of deliveries when its consumer was last restarted."""
         self._doubted: dict[str, float] = {}
         """When to start the consumers again that may be lost."""
+        self._cancels: set[asyncio.Task[None]] = set()
+        """Requests to cancel a consumer that RabbitMQ has not answered."""
 
     async def start(self, lanes: Iterable[LaneConsumer]) -> None:
         """Consume from every available queue. Raises the broker's error if it refuses a consumer."""
@@ -87,7 +91,7 @@ class Consumers:
     async def stop(self) -> None:
         """Cancel the consumers; delivered jobs stay in flight."""
         active = [it for it in self._consumers.values() if it.is_active]
-        await asyncio.gather(*(quietly(it.channel.basic_cancel(str(it.tag)), _CANCEL_TIMEOUT_S) for it in active))
+        await asyncio.gather(*(self._cancel(it.channel, it.tag) for it in active))
 
     async def cancel(self, lane: LaneConsumer) -> None:
         """Cancel the consumer of one lane."""
@@ -160,8 +164,17 @@ class Consumers:
     async def _end(self, consumer: _Consumer, *, idle: bool) -> None:
         tag, consumer.tag = consumer.tag, None
         # jobs in flight can be acknowledged only over their own channel
-        ending = consumer.channel.close() if idle else consumer.channel.basic_cancel(str(tag))
-        await quietly(ending, _CANCEL_TIMEOUT_S)
+        await (quietly(consumer.channel.close(), _CANCEL_TIMEOUT_S) if idle else self._cancel(consumer.channel, tag))
+
+    async def _cancel(self, channel: Channel, tag: str | None) -> None:
+        """Cancel a consumer. If RabbitMQ takes too long, do not wait for it, but leave the request as it is.
+
+        aiormq closes the channel of a request that is given up, and the jobs in flight could not be acknowledged.
+        """
+        cancel = asyncio.create_task(quietly(channel.basic_cancel(str(tag)), _UNANSWERED_S))
+        self._cancels.add(cancel)
+        cancel.add_done_callback(self._cancels.discard)
+        await asyncio.wait({cancel}, timeout=_CANCEL_TIMEOUT_S)
 
     async def _keep(self, lane: LaneConsumer) -> None:
         active = True

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from amqp_proxy import ACK, amqp_proxy
+from amqp_proxy import ACK, CANCELLED, amqp_proxy
 from conftest import Stage
 from ledger import Ledger
 from patience import limit
@@ -147,3 +147,23 @@ async def test_stopped_at_once_before_the_confirm_of_a_copy(stage: Stage, *, mov
 
     await until(returned, "every job in a queue")
     assert sum((await stage.rabbit.depths()).values()) == jobs
+
+
+async def test_stopped_while_the_broker_is_slow(stage: Stage, ledger: Ledger) -> None:
+    go_ahead = asyncio.Event()
+    stage.relay.always("body", Act(until=go_ahead))
+    async with amqp_proxy(stage.url) as (proxy, url):
+        worker = await begin(stage, RABBITMQ_URL=url)
+        await ledger.publish(JOBS)
+        await sending(stage, worker)
+        proxy.hold("to worker", CANCELLED)
+        worker.signal()
+        await worker.wait_log("stopping: consumers are cancelled")
+        stage.relay.always("body", None)
+        go_ahead.set()
+        await stage.relay.wait_accepted(CONNECTIONS - 1)
+        proxy.release()
+        assert await worker.stopped() in {0, -signal.SIGTERM}
+    await take_over(stage, ledger)
+    row = ledger.row("SIGTERM while RabbitMQ is slow")
+    assert (row.lost, row.duplicated) == (0, 0)
