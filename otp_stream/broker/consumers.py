@@ -24,7 +24,7 @@ from .unacked_limit import UnackedLimit
 
 _CANCEL_TIMEOUT_S = 3.0
 _UNANSWERED_S = 60.0
-"""Longer than two heartbeats, after which a connection that does not answer is lost."""
+"""Time limit for the answer to a request that nothing waits for any longer."""
 _START_TIMEOUT_S = 10.0
 _CHECK_S = 0.25
 _TRY_AGAIN_S = 1.0

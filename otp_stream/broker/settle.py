@@ -62,6 +62,7 @@ class Settler:
     retention: Retention = field(default_factory=Retention)
     """How long dead letters and their codes are kept."""
     _copied: set[int] = field(default_factory=set[int], init=False)
+    """The `id` of each message of which a copy is on its way."""
 
     def is_copying(self, message: JobMessage) -> bool:
         """Return whether a copy of the message is on its way to the broker, which has not confirmed it yet."""
