@@ -115,7 +115,7 @@ def show_report(report: CheckReport) -> None:
         out.print(subject, style="bold", markup=False)
         for it in results:
             out.print(f"  {it.level:<8} ", style=_STYLES[it.level], end="")
-            out.print(it.text, markup=False, soft_wrap=True)
+            out.print(output.plain(it.text), soft_wrap=True)
             if it.fix and it.level != "ok":
                 out.print(f"           {it.fix}", style="cyan", markup=False, soft_wrap=True)
     problems, warnings = (

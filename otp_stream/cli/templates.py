@@ -139,7 +139,8 @@ def lint(
             place = f"tenant {of}: {it.file}" if of else it.file
             place = f"{place}:{it.line}" if it.line else place
             style = "red" if it.level == "error" else "yellow"
-            output.results().print(f"{place}: {it.level}: {it.text}", style=style, markup=False, soft_wrap=True)
+            text = output.plain(f"{place}: {it.level}: {it.text}")  # names of files may contain anything
+            output.results().print(text, style=style, soft_wrap=True)
         output.results().print(f"errors: {errors}, warnings: {len(found) - errors}")
     if errors:
         raise typer.Exit(1)

@@ -106,6 +106,17 @@ def test_a_preview_that_fails_names_the_fix(
     assert (ran.code, message in ran.out) == (code, True), ran.out
 
 
+@pytest.mark.parametrize("command", ["lint", "list"])
+def test_names_of_files_cannot_control_the_terminal(tmp_path: Path, own: dict[str, str], command: str) -> None:
+    for name in ("\x1b[2Jx/body.txt", "otp/\x1b]0;title\x07.txt", "otp/\x1b[31m.html", "invite/\x1b[8m/body.txt"):
+        path = Path(own["TEMPLATES_DIR"], name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{{ wrong }}")
+    ran = here(tmp_path, "templates", command, **own)
+    assert ran.code in {0, 1}
+    assert not {it for it in ran.out if not it.isprintable()} - {"\n"}
+
+
 def test_lint_exits_with_1_for_errors_only(tmp_path: Path, own: dict[str, str]) -> None:
     assert here(tmp_path, "templates", "lint").out == "errors: 0, warnings: 0\n"
     ran = here(tmp_path, "templates", "lint", **own)
