@@ -14,7 +14,9 @@ from otp_stream.settings.secret_files import secret_names
 
 CHART = ROOT / "deploy/helm/otp-stream"
 RELEASE = "otp-stream-production"
-SECRETS = set(secret_names()) - {"smtp_user"}
+SECRETS = set(secret_names()) - {"smtp_user"} | {
+    f"otel_exporter_otlp_{it}headers" for it in ("", "logs_", "metrics_", "traces_")
+}
 OPTIONAL = {"NetworkPolicy", "PodMonitor", "ScaledObject"}
 
 
