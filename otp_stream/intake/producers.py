@@ -12,12 +12,15 @@ from otp_stream.asgi import client_of, is_forwarded
 from otp_stream.audit_log import write_audit
 from otp_stream.core.audit import AuditRecord
 from otp_stream.core.http_token import HttpToken, find_token
+from otp_stream.core.line_limit import LineLimit
 from otp_stream.core.request_rate import RequestRate
 from otp_stream.guess_limit import GuessLimit
 
 from .problem import ProblemError
 
 JOBS = "/v1/jobs"
+_REFUSALS = 100
+"""Audit lines about wrong tokens and signatures in a minute."""
 _CHALLENGE = {"www-authenticate": 'Bearer realm="otp-stream"'}
 
 
@@ -40,7 +43,9 @@ class Producers:
     tokens: Callable[[], Sequence[HttpToken]]
     rate: RequestRate
     _refusals: GuessLimit = field(default_factory=GuessLimit)
-    """Limits the audit lines about wrong tokens."""
+    """Limits the audit lines about wrong tokens of each client."""
+    _lines: LineLimit = field(default_factory=lambda: LineLimit(_REFUSALS))
+    """Limits those of all clients."""
 
     def by_token(self, request: Request) -> Producer:
         """Return the producer whose token is in `Authorization`, as `Bearer`, or as the password of `Basic`.
@@ -71,7 +76,9 @@ class Producers:
         if not sent or self._refusals.is_blocked(client):
             return
         self._refusals.record(client)
-        about = {"forwarded": True} if is_forwarded(request) else {}
+        if not self._lines.admits(time.monotonic()):
+            return
+        about = {"forwarded": is_forwarded(request) or None, "left_out": self._lines.take_left_out() or None}
         write_audit(AuditRecord("token.refused", "refused", "-", client, target=_path_of(request), details=about))
 
 

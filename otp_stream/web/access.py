@@ -2,8 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -11,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from otp_stream.asgi import Fields, client_of, text
 from otp_stream.core.audit import Action
 from otp_stream.core.http_token import HttpToken
+from otp_stream.core.line_limit import LineLimit
 from otp_stream.guess_limit import WINDOW_S, GuessLimit
 
 from .audit import audit
@@ -26,6 +29,9 @@ _FAILED_LOGIN_DELAY_S = 0.5
 _BROWSER_HEADERS = {"origin", "sec-fetch-site"}
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._@+-]")
 _MAX_NAME = 64
+_REFUSALS = 100
+"""Audit lines about refused requests in a minute, of users and of others. A client may have thousands of addresses, and
+the lines about what operators do must not be dropped."""
 
 Page = Callable[[Request, str, int], Awaitable[Response]]
 """Makes a page that shows why a form was refused, with this status."""
@@ -41,6 +47,8 @@ class Access:
     """Limits the log-ins with each token, because every worker, or Redis, remembers closed sessions for hours."""
     _anonymous: GuessLimit = field(default_factory=GuessLimit)
     """Limits the records of requests without any token, which cost a client nothing."""
+    _refusals: LineLimit = field(default_factory=lambda: LineLimit(_REFUSALS))
+    _user_refusals: LineLimit = field(default_factory=lambda: LineLimit(_REFUSALS))
 
     @property
     def can_log_in(self) -> bool:
@@ -60,14 +68,8 @@ class Access:
             if token := self.sessions.holder(sent):
                 return User(_name(token, request), token, "program" if is_program(request) else "proxy")
             self.guesses.record(client_of(request))
-            audit(
-                request,
-                None,
-                "token.refused",
-                "refused",
-                target=str(request.scope.get("path", "")),
-                details=self._blocked(request),
-            )
+            target = str(request.scope.get("path", ""))
+            self._record(request, None, "token.refused", target=target, details=self._blocked(request))
         return await self.sessions.user(request)
 
     async def log_in(self, request: Request, token: str) -> str | Response | None:
@@ -83,7 +85,7 @@ class Access:
             audit(request, User(found.name, found, "session"), "session.log_in")
             return cookie
         self.guesses.record(client_of(request))
-        audit(request, None, "session.log_in", "refused", details=self._blocked(request))
+        self._record(request, None, "session.log_in", details=self._blocked(request))
         await asyncio.sleep(_FAILED_LOGIN_DELAY_S)
         return None
 
@@ -122,7 +124,21 @@ class Access:
             if _bearer(request) is not None or self._anonymous.is_blocked(client):  # a wrong token is recorded already
                 return
             self._anonymous.record(client)
-        audit(request, user, action, "refused", target=target, details={"error": reason})
+        self._record(request, user, action, target=target, details={"error": reason})
+
+    def _record(
+        self,
+        request: Request,
+        user: User | None,
+        action: Action,
+        *,
+        target: str | None = None,
+        details: Mapping[str, Any],
+    ) -> None:
+        limit = self._user_refusals if user else self._refusals
+        if limit.admits(time.monotonic()):
+            details = {**details, "left_out": limit.take_left_out() or None}
+            audit(request, user, action, "refused", target=target, details=details)
 
     def form_key(self, request: Request, user: User | None) -> str:
         """Return the CSRF token of the forms of a page; empty without a user."""

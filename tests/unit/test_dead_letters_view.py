@@ -21,9 +21,9 @@ from otp_stream.web.session import Sessions
 TOKEN = "correct-horse-battery"
 
 
-def request(**headers: str) -> Request:
+def request(client: str = "192.0.2.7", **headers: str) -> Request:
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "path": "/dead", "headers": encoded, "client": ("192.0.2.7", 1)})
+    return Request({"type": "http", "path": "/dead", "headers": encoded, "client": (client, 1)})
 
 
 LOGGED_IN = request(authorization=f"Bearer {TOKEN}")
@@ -261,6 +261,21 @@ async def test_a_queue_in_use_is_no_alarm(clock: Clock) -> None:
     assert "Another user or command is reading" in html
     assert 'title="j-1"' in html
     assert "The queue cannot be read" not in html
+
+
+async def test_who_looks_is_recorded_once_for_each_reading(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    queue = Queue(dead_letter("one"))
+    view = opened(queue)
+    for number in range(30):
+        for _ in range(2):
+            await view.page(request(f"2001:db8::{number:x}", authorization=f"Bearer {TOKEN}"))
+    clock.now_s += 31
+    await page(view)
+    await page(view)
+    lines = [it for it in capsys.readouterr().out.splitlines() if "action=dead.list" in it]
+    assert queue.fetches == 2
+    assert len(lines) == 21
+    assert "left_out=20" in lines[-1]
 
 
 async def test_without_a_count_they_are_read_again_every_few_seconds(

@@ -330,6 +330,28 @@ async def test_requests_without_a_token_cannot_flood_the_log(capsys: pytest.Capt
     assert not it.is_blocked(request())  # nor lock out anyone
 
 
+async def test_clients_with_thousands_of_addresses_cannot_flood_the_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "_FAILED_LOGIN_DELAY_S", 0)
+    clock = [1000.0]
+    monkeypatch.setattr(access_module.time, "monotonic", lambda: clock[0])
+    it = access(*BOTH)
+    for number in range(300):
+        client = f"2001:db8:0:{number:x}::1"
+        await it.operator(request(client), {}, no_page, "dead.replay")
+        await it.user(request(client, authorization="Bearer guess"))
+        await it.log_in(request(client), "guess")
+    assert len(lines(capsys)) == 100
+    for number in range(300):  # a viewer leaves no more lines, but its own are not lost among those of others
+        viewer = request(f"2001:db8:1:{number:x}::1", authorization=f"Bearer {VIEWER}")
+        await it.operator(viewer, {}, no_page, "dead.replay")
+    assert [line["by"] for line in lines(capsys)] == ["vic"] * 100
+    clock[0] += 61
+    await it.operator(request("192.0.2.9"), {}, no_page, "dead.replay")
+    assert lines(capsys)[0]["left_out"] == "800"
+
+
 async def test_an_address_from_a_header_is_marked_and_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     it = access(TOKEN)
     forged = "192.0.2.1\x1b[2K action=x" + "y" * 500
