@@ -29,8 +29,8 @@ _FRESH_S = 30.0
 """How long they are shown before they are read again: each time RabbitMQ delivers and requeues all of them."""
 _STALE_FRESH_S = 3.0
 """The same if RabbitMQ counts another number of them."""
-_LOOKS = 20
-"""Audit lines about users who have seen them before they are read again. A client may have thousands of addresses."""
+_MOST_RECORDED = 20
+"""Most audit lines about viewers between two fetches. A client may have thousands of addresses."""
 _TIMEOUT_S = 2.0
 _REPORT_S = 600.0
 """How long the page reports the last replay."""
@@ -98,9 +98,9 @@ class DeadLettersView:
     _error: str | None = None
     """Why the queue cannot be read."""
     _in_use: bool = False
-    _looks: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    """Users, and their addresses, who have seen the fetched ones."""
-    _looks_left_out: int = 0
+    _recorded: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """Users, and their addresses, with an audit line since the last fetch."""
+    _unrecorded: int = 0
     _report: ReplayReport | None = None
     _done: int | None = None
     """Dead letters that the current replay has sent."""
@@ -160,15 +160,15 @@ class DeadLettersView:
 
     def _record_look(self, request: Request, user: User) -> None:
         """Record who has seen the dead letters: once until they are read again, however often the page is loaded."""
-        look = user.name, client_of(request)
-        if look in self._looks:
+        viewer = user.name, client_of(request)
+        if viewer in self._recorded:
             return
-        if len(self._looks) == _LOOKS:
-            self._looks_left_out += 1
+        if len(self._recorded) == _MOST_RECORDED:
+            self._unrecorded += 1
             return
-        self._looks.add(look)
+        self._recorded.add(viewer)
         dead_letters, not_read = self._fetched
-        left_out, self._looks_left_out = self._looks_left_out, 0
+        left_out, self._unrecorded = self._unrecorded, 0
         details = {"not_read": not_read or None, "error": self._error, "left_out": left_out or None}
         result = "failed" if self._error or self._in_use else "done"
         audit(request, user, "dead.list", result, count=len(dead_letters), details=details)
@@ -227,7 +227,7 @@ class DeadLettersView:
                 if succeeded and now - self._fetched_at < _FRESH_S and await self.count() == self._fetched_count:
                     return
             self._outdated, self._error, self._in_use = False, None, False
-            self._looks.clear()
+            self._recorded.clear()
             try:
                 self._fetched = await self.dead_letters.fetch(limit=_LIMIT, timeout_s=_TIMEOUT_S)
                 self._groups = grouped(self._fetched[0], clock.now_ms())
